@@ -1,0 +1,57 @@
+use std::collections::BTreeMap;
+
+use crate::Sequence;
+
+/// Positions of the members of each group, groups by id, in an order that depends on the members' values alone.
+///
+/// Floating-point sums depend on their order. Because this order does not depend on the order of the input, neither
+/// does any bit of the result: ranks may gather the same sequences in whatever order they sit on the machines.
+pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usize>> {
+    let mut groups: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (index, sequence) in sequences.iter().enumerate() {
+        groups.entry(sequence.group).or_default().push(index);
+    }
+    for members in groups.values_mut() {
+        members.sort_by(|&a, &b| {
+            let (a, b) = (&sequences[a], &sequences[b]);
+            (a.new_logprob_sum.total_cmp(&b.new_logprob_sum))
+                .then(a.old_logprob_sum.total_cmp(&b.old_logprob_sum))
+                .then(a.label.total_cmp(&b.label))
+                .then(a.tokens.cmp(&b.tokens))
+        });
+    }
+    groups
+}
+
+/// Each value minus the mean of all; exactly 0 everywhere when the values are equal.
+///
+/// The mean is taken of the distances to the first value: a plain mean of equal values may differ from them in the
+/// last bit, and the learner skips the backward of sequences whose gradient is exactly 0.
+pub(crate) fn centred(values: &[f64]) -> Vec<f64> {
+    let Some(&pivot) = values.first() else { return Vec::new() };
+    let mean = values.iter().map(|value| value - pivot).sum::<f64>() / values.len() as f64;
+    values.iter().map(|value| (value - pivot) - mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn equal_values_have_no_deviation(value in -1e6..1e6f64, n in 1usize..20) {
+            prop_assert!(centred(&vec![value; n]).iter().all(|&deviation| deviation == 0.0));
+        }
+
+        #[test]
+        fn deviations_sum_to_zero_and_keep_distances(values in prop::collection::vec(-1e3..1e3f64, 1..20)) {
+            let deviations = centred(&values);
+            prop_assert!(deviations.iter().sum::<f64>().abs() < 1e-9);
+            for (value, deviation) in values.iter().zip(&deviations) {
+                prop_assert!(((value - values[0]) - (deviation - deviations[0])).abs() < 1e-9);
+            }
+        }
+    }
+}

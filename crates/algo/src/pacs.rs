@@ -1,0 +1,236 @@
+use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator, group::members_by_group, weights::weights};
+
+/// What the objective needs to know of one answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sequence {
+    /// The group it belongs to; members of a group may sit anywhere in the slice.
+    pub group: u64,
+    /// The verifiable outcome, in `[0, 1]`.
+    pub label: f64,
+    /// Sum of the answer tokens' log-probs under the policy being trained (nats).
+    pub new_logprob_sum: f64,
+    /// Sum of the answer tokens' log-probs under the reference policy (nats).
+    pub old_logprob_sum: f64,
+    /// How many tokens the sums run over, above 0.
+    pub tokens: u32,
+}
+
+/// The objective at one mini-batch. Vectors are in the order of the sequences.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PacsStep {
+    /// Mean of the sequence losses; the divisor is the number of sequences, whatever their weights.
+    pub loss: f64,
+    /// Reward proxy of each sequence.
+    pub reward_proxy: Vec<f64>,
+    /// Score: the logit of the modelled probability that the answer is correct.
+    pub score: Vec<f64>,
+    /// Weight of the sequence's label.
+    pub weight: Vec<f64>,
+    /// Weighted cross entropy of each sequence.
+    pub sequence_loss: Vec<f64>,
+    /// Derivative of the loss by the score.
+    pub dloss_dscore: Vec<f64>,
+    /// Derivative of the loss by the proxy, through the scores of the whole group.
+    pub dloss_dproxy: Vec<f64>,
+    /// Derivative of the loss by the new log-prob of every answer token of the sequence: one number a sequence, since
+    /// the tokens enter through their sum only. Exactly 0 where the sequence needs no backward pass.
+    pub dloss_dlogprob: Vec<f64>,
+}
+
+/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10).
+///
+/// Pass every sequence of the mini-batch at once: all members of a group, and all groups that share the divisor.
+/// No bit of the result depends on the order of the sequences. A group split over two calls is not detected: the
+/// halves are scored as two groups.
+///
+/// # Errors
+///
+/// Refuses what would give a meaningless or non-finite step; see [`ObjectiveError`].
+pub fn pacs(config: &PacsConfig, sequences: &[Sequence]) -> Result<PacsStep, ObjectiveError> {
+    check(config, sequences)?;
+    let mut step = PacsStep::zeroed(sequences.len());
+    let mut loss_sum = 0.0;
+    for (group, members) in members_by_group(sequences) {
+        if members.len() < config.score.min_group_size() {
+            return Err(ObjectiveError::GroupTooSmall { group, size: members.len(), estimator: config.score });
+        }
+        loss_sum += step.evaluate_group(config, sequences, &members);
+    }
+    step.loss = loss_sum / sequences.len() as f64;
+    step.check_finite(sequences)?;
+    Ok(step)
+}
+
+fn check(config: &PacsConfig, sequences: &[Sequence]) -> Result<(), ObjectiveError> {
+    let beta = config.beta;
+    if !(beta.is_finite() && beta > 0.0) {
+        return Err(ObjectiveError::Beta { beta });
+    }
+    if sequences.is_empty() {
+        return Err(ObjectiveError::NoSequences);
+    }
+    sequences.iter().enumerate().try_for_each(|(index, sequence)| check_sequence(index, sequence))
+}
+
+fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveError> {
+    let &Sequence { group, label, new_logprob_sum: new, old_logprob_sum: old, tokens } = sequence;
+    if tokens == 0 {
+        return Err(ObjectiveError::EmptyAnswer { index, group });
+    }
+    if !(0.0..=1.0).contains(&label) {
+        return Err(ObjectiveError::Label { index, group, label });
+    }
+    if !(new.is_finite() && old.is_finite()) {
+        return Err(ObjectiveError::LogprobSum { index, group, new, old });
+    }
+    Ok(())
+}
+
+impl PacsStep {
+    fn zeroed(n: usize) -> Self {
+        let zeros = || vec![0.0; n];
+        Self {
+            loss: 0.0,
+            reward_proxy: zeros(),
+            score: zeros(),
+            weight: zeros(),
+            sequence_loss: zeros(),
+            dloss_dscore: zeros(),
+            dloss_dproxy: zeros(),
+            dloss_dlogprob: zeros(),
+        }
+    }
+
+    /// Fills in the entries of one group and returns the sum of its sequence losses.
+    fn evaluate_group(&mut self, config: &PacsConfig, sequences: &[Sequence], members: &[usize]) -> f64 {
+        let divisor = sequences.len() as f64;
+        let proxies: Vec<f64> = members.iter().map(|&i| reward_proxy(config, &sequences[i])).collect();
+        let labels: Vec<f64> = members.iter().map(|&i| sequences[i].label).collect();
+        let scores = estimator::scores(config.score, &proxies);
+        let weights = weights(config.label_weights, &labels);
+        let losses: Vec<f64> = (0..members.len()).map(|m| weights[m] * cross_entropy(scores[m], labels[m])).collect();
+        let dscores: Vec<f64> =
+            (0..members.len()).map(|m| weights[m] * cross_entropy_slope(scores[m], labels[m]) / divisor).collect();
+        let dproxies = estimator::backward(config.score, &proxies, &dscores);
+        for (m, &i) in members.iter().enumerate() {
+            self.reward_proxy[i] = proxies[m];
+            self.score[i] = scores[m];
+            self.weight[i] = weights[m];
+            self.sequence_loss[i] = losses[m];
+            self.dloss_dscore[i] = dscores[m];
+            self.dloss_dproxy[i] = dproxies[m];
+            self.dloss_dlogprob[i] = dproxies[m] * proxy_slope(config, &sequences[i]);
+        }
+        losses.iter().sum()
+    }
+
+    fn check_finite(&self, sequences: &[Sequence]) -> Result<(), ObjectiveError> {
+        let finite = |i: usize| {
+            [self.score[i], self.sequence_loss[i], self.dloss_dproxy[i], self.dloss_dlogprob[i]]
+                .iter()
+                .all(|value| value.is_finite())
+        };
+        let overflow = |index: usize| ObjectiveError::Overflow { index, group: sequences[index].group };
+        match (0..sequences.len()).find(|&i| !finite(i)) {
+            Some(index) => Err(overflow(index)),
+            None if self.loss.is_finite() => Ok(()),
+            None => Err(overflow(0)),
+        }
+    }
+}
+
+fn reward_proxy(config: &PacsConfig, sequence: &Sequence) -> f64 {
+    match config.reward_method {
+        RewardMethod::LogRatio => config.beta * (sequence.new_logprob_sum - sequence.old_logprob_sum),
+        RewardMethod::MeanLogprob => config.beta * sequence.new_logprob_sum / f64::from(sequence.tokens),
+    }
+}
+
+/// Derivative of the proxy by the new log-prob of any one answer token.
+fn proxy_slope(config: &PacsConfig, sequence: &Sequence) -> f64 {
+    match config.reward_method {
+        RewardMethod::LogRatio => config.beta,
+        RewardMethod::MeanLogprob => config.beta / f64::from(sequence.tokens),
+    }
+}
+
+/// Cross entropy of a label with the probability whose logit is `score`, in a form that does not overflow.
+fn cross_entropy(score: f64, label: f64) -> f64 {
+    score.max(0.0) - score * label + (-score.abs()).exp().ln_1p()
+}
+
+/// `sigmoid(score) - label`, in a form that keeps the small difference of a confident, correct score.
+fn cross_entropy_slope(score: f64, label: f64) -> f64 {
+    (1.0 - label) * sigmoid(score) - label * sigmoid(-score)
+}
+
+fn sigmoid(x: f64) -> f64 {
+    let decay = (-x.abs()).exp();
+    if x >= 0.0 { 1.0 / (1.0 + decay) } else { decay / (1.0 + decay) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LabelWeights, ScoreEstimator};
+
+    const CONFIG: PacsConfig = PacsConfig {
+        beta: 1.0,
+        score: ScoreEstimator::Rloo,
+        reward_method: RewardMethod::LogRatio,
+        label_weights: LabelWeights::Question,
+    };
+    const SEQUENCE: Sequence =
+        Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2 };
+
+    #[test]
+    fn unusable_input_is_refused_by_name() {
+        let with = |change: fn(&mut Sequence)| {
+            let mut other = SEQUENCE;
+            change(&mut other);
+            pacs(&CONFIG, &[SEQUENCE, other]).unwrap_err()
+        };
+        assert_eq!(with(|s| s.tokens = 0), ObjectiveError::EmptyAnswer { index: 1, group: 7 });
+        for label in [-0.1, 1.1] {
+            let other = Sequence { label, ..SEQUENCE };
+            let refused = pacs(&CONFIG, &[other, SEQUENCE]).unwrap_err();
+            assert_eq!(refused, ObjectiveError::Label { index: 0, group: 7, label });
+        }
+        assert!(matches!(with(|s| s.label = f64::NAN), ObjectiveError::Label { index: 1, .. }));
+        assert!(matches!(with(|s| s.new_logprob_sum = f64::NAN), ObjectiveError::LogprobSum { index: 1, .. }));
+        assert!(matches!(with(|s| s.old_logprob_sum = f64::NEG_INFINITY), ObjectiveError::LogprobSum { .. }));
+        let huge = |s: &mut Sequence| (s.new_logprob_sum, s.old_logprob_sum) = (-1e308, 1e308);
+        assert!(matches!(with(huge), ObjectiveError::Overflow { group: 7, .. }));
+        assert_eq!(pacs(&CONFIG, &[]), Err(ObjectiveError::NoSequences));
+        for beta in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let refused = pacs(&PacsConfig { beta, ..CONFIG }, &[SEQUENCE; 2]);
+            assert!(matches!(refused, Err(ObjectiveError::Beta { .. })), "beta {beta}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_of_one_needs_the_naive_score() {
+        for estimator in [ScoreEstimator::Rloo, ScoreEstimator::Grpo, ScoreEstimator::DrGrpo] {
+            let lonely = Sequence { group: 9, ..SEQUENCE };
+            let refused = pacs(&PacsConfig { score: estimator, ..CONFIG }, &[SEQUENCE, lonely, SEQUENCE]);
+            assert_eq!(refused, Err(ObjectiveError::GroupTooSmall { group: 9, size: 1, estimator }));
+        }
+        let step = pacs(&PacsConfig { score: ScoreEstimator::Naive, ..CONFIG }, &[SEQUENCE]).unwrap();
+        assert_eq!(step.score, [1.0]);
+    }
+
+    #[test]
+    fn messages_say_what_to_do() {
+        let error = ObjectiveError::GroupTooSmall { group: 9, size: 1, estimator: ScoreEstimator::Rloo };
+        assert_eq!(error.to_string(), "group 9 has 1 sequences; the Rloo score needs 2");
+    }
+
+    #[test]
+    fn slope_of_a_saturated_score_is_not_lost() {
+        assert_eq!(cross_entropy_slope(800.0, 1.0), 0.0);
+        assert!((cross_entropy_slope(50.0, 1.0) + (-50f64).exp()).abs() < 1e-30);
+        assert!((cross_entropy_slope(-50.0, 0.0) - (-50f64).exp()).abs() < 1e-30);
+        assert_eq!(cross_entropy(-1000.0, 1.0), 1000.0);
+        assert_eq!(cross_entropy_slope(-1000.0, 1.0), -1.0);
+    }
+}

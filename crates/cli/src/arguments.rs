@@ -1,0 +1,192 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Trains language models with PACS on problems whose answers can be checked.
+#[derive(Debug, Parser)]
+#[command(name = "pacs", version, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  pacs job init my-job.toml             write a commented job spec
+  pacs job check my-job.toml            say what it would do
+  pacs run my-job.toml                  train on this machine
+  pacs status                           look at the run on this machine")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a job: coordinator here, its workers as processes of this machine.
+    Run(Run),
+    /// Grades answers for a coordinator.
+    Verifier(Verifier),
+    /// Shows what a run does and what it waits for.
+    Status(Status),
+    /// Asks a run to write a checkpoint and end.
+    Stop(Stop),
+    /// Writes and checks job specs.
+    #[command(after_help = "Examples:\n  pacs job init my-job.toml\n  pacs job check my-job.toml")]
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Checks a job spec and prints the plan that it resolves to.
+    Check(Check),
+    /// Writes a job spec with every key, its meaning and its default.
+    Init(Init),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs run deploy/jobs/demo.toml
+  pacs run job.toml --model models/qwen3-0.6b --dataset problems.jsonl --steps 100
+  pacs run job.toml --run-dir runs/second-try --seed 2
+
+Ctrl-C writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
+Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
+pub(crate) struct Run {
+    /// The job spec.
+    pub(crate) job: PathBuf,
+    /// Folder of the run: checkpoints, metrics, samples, logs. Default: runs/<name of the job>. A folder that holds a
+    /// run of this job goes on.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Where the coordinator listens.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
+    pub(crate) listen: SocketAddr,
+    /// The `pacs-worker` program. Default: beside this program, else on PATH.
+    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+    pub(crate) worker_binary: Option<PathBuf>,
+    /// Train this model, with its own chat template, instead of the spec's.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Train on this file (.jsonl or .parquet with `question` and `answer`) instead of the spec's problems. Without
+    /// --eval-dataset its last rows, a tenth and at most 200, are held out for evaluation.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dataset: Option<PathBuf>,
+    /// Evaluate with this file instead of the spec's held-out problems.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eval_dataset: Option<PathBuf>,
+    /// Make so many training steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// Let answers have so many tokens.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<u32>,
+    /// Seed of data order and sampling noise.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    pub(crate) log_format: LogFormat,
+    /// Print progress as JSON, one object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One readable line an event.
+    Human,
+    /// One JSON object an event.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`pacs run` starts verifiers by itself; this is for verifiers on other machines.
+
+Example:
+  pacs verifier --coordinator 10.0.0.5:7700 --name verifier-3 --threads 8")]
+pub(crate) struct Verifier {
+    /// Coordinator, host:port.
+    #[arg(long, value_name = "HOST:PORT", env = "PACS_COORDINATOR")]
+    pub(crate) coordinator: String,
+    /// Stable name of this process slot; a second process of the same name replaces the first.
+    #[arg(long, env = "PACS_WORKER_NAME")]
+    pub(crate) name: String,
+    /// Answers that are graded at once; 0: one a core.
+    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Seconds to wait for the coordinator to appear.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) join_timeout: u64,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs status                           the run on this machine
+  pacs status 10.0.0.5:7700             the run of that coordinator
+  pacs status runs/demo --json          the run in that folder, for scripts")]
+pub(crate) struct Status {
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs stop                             the run on this machine
+  pacs stop runs/demo                   the run in that folder")]
+pub(crate) struct Stop {
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  pacs job check deploy/jobs/demo.toml
+
+Model and data are looked at when they are there; a spec can be checked without them.")]
+pub(crate) struct Check {
+    /// The job spec.
+    pub(crate) job: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pacs job init my-job.toml\n  pacs job init > my-job.toml")]
+pub(crate) struct Init {
+    /// File to write, which must not exist. Default: standard output.
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.clone().render_help().to_string();
+            assert!(help.contains("Example"), "`{}` has no example", command.get_name());
+            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(check);
+        }
+        check(&Arguments::command());
+    }
+}

@@ -1,0 +1,60 @@
+//! Numbers for people.
+
+use std::time::Duration;
+
+/// `1 234 567`.
+pub(crate) fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// [`duration`] of a number of seconds that may be anything.
+pub(crate) fn seconds(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// `12.5 %`.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// `one thing` or `3 things`.
+pub(crate) fn plural(count: u64, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{} {many}", self::count(count)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_groups_of_three() {
+        let shown: Vec<String> = [0, 999, 1000, 134_515_008].map(count).into();
+        assert_eq!(shown, ["0", "999", "1 000", "134 515 008"]);
+    }
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        let shown: Vec<String> = [0.44, 9.4, 9.6, 59.4, 185.0, 7620.0, f64::NAN].map(seconds).into();
+        assert_eq!(shown, ["0.4 s", "9.4 s", "10 s", "59 s", "3 min 05 s", "2 h 07 min", "0.0 s"]);
+    }
+}

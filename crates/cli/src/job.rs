@@ -1,0 +1,41 @@
+//! `pacs job check` and `pacs job init`.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+
+use pacs_runtime::Exit;
+
+use crate::arguments::{Check, Init};
+use crate::failure::Failure;
+use crate::output;
+use crate::plan::Plan;
+
+pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
+    let spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+    let plan = Plan::of(&spec);
+    if arguments.json {
+        output::line(format_args!("{:#}", plan.json()));
+    } else {
+        output::text(&plan);
+    }
+    match plan.problem() {
+        None => Ok(Exit::Done),
+        Some(problem) => Err(Failure::config(anyhow::anyhow!("{problem}")).doing("use what the job names")),
+    }
+}
+
+pub(crate) fn init(arguments: &Init) -> Result<Exit, Failure> {
+    let text = pacs_spec::init_template();
+    let Some(path) = &arguments.file else {
+        output::text(text);
+        return Ok(Exit::Done);
+    };
+    let created = OpenOptions::new().write(true).create_new(true).open(path);
+    created.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| {
+        let exists = error.kind() == ErrorKind::AlreadyExists;
+        let failure = Failure::config(error).doing(format!("write job spec `{}`", path.display()));
+        if exists { failure.hint("name a file that does not exist yet") } else { failure }
+    })?;
+    output::line(format_args!("wrote {0}; edit it, then: pacs job check {0}", path.display()));
+    Ok(Exit::Done)
+}

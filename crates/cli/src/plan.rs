@@ -1,0 +1,287 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use pacs_data::LoadReport;
+use pacs_spec::{JobSpec, SourceSpec};
+use serde_json::{Value, json};
+
+use crate::format::{count, plural};
+use crate::model_folder::{self, ModelFolder};
+
+/// What a job spec amounts to.
+pub(crate) struct Plan<'a> {
+    spec: &'a JobSpec,
+    model: Found<ModelFolder>,
+    data: Found<LoadReport>,
+}
+
+/// What was found where the spec points.
+enum Found<T> {
+    /// It is there and can be used.
+    Usable(T),
+    /// It is not there (yet), or could not be looked at without something else that is not.
+    Absent,
+    /// It is there and cannot be used.
+    Broken(String),
+}
+
+/// Where a job runs when the command line does not say.
+pub(crate) fn default_run_dir(spec: &JobSpec) -> PathBuf {
+    Path::new("runs").join(&spec.name)
+}
+
+impl<'a> Plan<'a> {
+    /// Looks at the model and the data as far as they are there.
+    pub(crate) fn of(spec: &'a JobSpec) -> Self {
+        let model = match spec.model.path.exists() {
+            true => Found::from(model_folder::inspect(&spec.model.path).map_err(|error| format!("{error:#}"))),
+            false => Found::Absent,
+        };
+        let files = [Some(&spec.data.train), spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on())];
+        let files_there =
+            files.into_iter().flatten().filter_map(|source| source.path.as_ref()).all(|path| path.exists());
+        // Counting what is left after filtering takes the model's tokenizer.
+        let data = match &model {
+            Found::Usable(_) if files_there => {
+                Found::from(pacs_data::load(spec).map(|problems| problems.report).map_err(|error| error.to_string()))
+            }
+            _ => Found::Absent,
+        };
+        Self { spec, model, data }
+    }
+
+    /// What is there and cannot be used.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match (&self.model, &self.data) {
+            (Found::Broken(problem), _) => Some(format!("read model `{}`: {problem}", self.spec.model.path.display())),
+            (_, Found::Broken(problem)) => Some(problem.clone()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let spec = self.spec;
+        let source = |report: &pacs_data::SourceReport| {
+            json!({
+                "rows": report.rows,
+                "kept": report.kept,
+                "overlong": report.overlong,
+                "unreadable_answers": report.unreadable_answers,
+                "duplicates": report.duplicates,
+                "longest_prompt_tokens": report.longest_prompt_tokens,
+            })
+        };
+        json!({
+            "job": spec.name,
+            "run_dir": default_run_dir(spec),
+            "model": {
+                "path": spec.model.path,
+                "found": matches!(self.model, Found::Usable(_)),
+                "parameters": self.model.usable().map(|model| model.parameters),
+                "architecture": self.model.usable().map(|model| model.kind.as_str()),
+            },
+            "data": self.data.usable().map(|report| json!({
+                "train": source(&report.train),
+                "evaluation": report.evaluation.as_ref().map(source),
+                "overlap": report.overlap,
+            })),
+            "steps": spec.batch.steps,
+            "sequences_per_step": self.sequences_per_step(),
+            "updates_per_step": spec.batch.mini_batches,
+            "updates": self.updates(),
+            "most_answer_tokens_per_step": self.answer_tokens_per_step(),
+            "most_sequence_tokens": self.sequence_tokens(),
+            "evaluations": self.evaluations(),
+            "workers": {
+                "rollouts": spec.resources.rollouts,
+                "learners": spec.resources.learners,
+                "verifiers": spec.resources.verifiers,
+            },
+            "problem": self.problem(),
+        })
+    }
+
+    fn sequences_per_step(&self) -> u64 {
+        u64::from(self.spec.batch.prompts_per_step) * u64::from(self.spec.rollout.samples_per_prompt)
+    }
+
+    fn updates(&self) -> u64 {
+        self.spec.batch.steps * u64::from(self.spec.batch.mini_batches)
+    }
+
+    fn answer_tokens_per_step(&self) -> u64 {
+        self.sequences_per_step() * u64::from(self.spec.rollout.max_new_tokens)
+    }
+
+    fn sequence_tokens(&self) -> u64 {
+        self.spec.data.max_prompt_tokens as u64 + u64::from(self.spec.rollout.max_new_tokens)
+    }
+
+    /// How often the policy is measured.
+    fn evaluations(&self) -> u64 {
+        let (plan, steps) = (&self.spec.evaluation, self.spec.batch.steps);
+        let during = (steps - 1).checked_div(plan.every_steps).unwrap_or(0);
+        during + u64::from(plan.before) + u64::from(plan.after)
+    }
+
+    fn model_line(&self) -> String {
+        let path = self.spec.model.path.display();
+        match &self.model {
+            Found::Usable(model) => format!("{path} ({}, {} parameters)", model.kind, count(model.parameters)),
+            Found::Absent => format!("{path} (not there)"),
+            Found::Broken(_) => format!("{path} (cannot be used)"),
+        }
+    }
+
+    fn data_lines(&self, source: &SourceSpec, report: Option<&pacs_data::SourceReport>) -> String {
+        let origin = match (&source.path, &source.generator) {
+            (Some(path), _) => path.display().to_string(),
+            (None, Some(generator)) => {
+                let task = format!("{:?}", generator.task).to_lowercase();
+                format!("{task} of {} to {}", generator.low, generator.high)
+            }
+            (None, None) => unreachable!("a valid spec has a path or a generator"),
+        };
+        match (report, &self.data) {
+            (Some(report), _) => {
+                format!("{origin}: {report}; prompts of up to {} tokens", report.longest_prompt_tokens)
+            }
+            (None, Found::Broken(_)) => format!("{origin} (cannot be used)"),
+            (None, _) => format!("{origin} (not looked at: model or data is not there)"),
+        }
+    }
+}
+
+impl<T> Found<T> {
+    fn usable(&self) -> Option<&T> {
+        match self {
+            Self::Usable(value) => Some(value),
+            Self::Absent | Self::Broken(_) => None,
+        }
+    }
+}
+
+impl<T> From<Result<T, String>> for Found<T> {
+    fn from(result: Result<T, String>) -> Self {
+        match result {
+            Ok(value) => Self::Usable(value),
+            Err(problem) => Self::Broken(problem),
+        }
+    }
+}
+
+impl fmt::Display for Plan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spec = self.spec;
+        let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
+        let report = self.data.usable();
+        writeln!(f, "job         {} (seed {})", spec.name, spec.seed)?;
+        writeln!(f, "model       {}", self.model_line())?;
+        writeln!(f, "training    {}", self.data_lines(&spec.data.train, report.map(|report| &report.train)))?;
+        match spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
+            Some(source) => {
+                let lines = self.data_lines(source, report.and_then(|report| report.evaluation.as_ref()));
+                let times = plural(self.evaluations(), "evaluation", "evaluations");
+                writeln!(f, "evaluation  {lines}; {times}, {} a problem", sample_count(spec))?;
+            }
+            None => writeln!(f, "evaluation  none")?,
+        }
+        if let Some(overlap) = report.map(|report| report.overlap).filter(|overlap| *overlap > 0) {
+            writeln!(f, "            {overlap} evaluation problems are also trained on")?;
+        }
+        let updates = plural(u64::from(batch.mini_batches), "optimizer update", "optimizer updates");
+        writeln!(
+            f,
+            "step        {} prompts x {} samples = {} sequences, {updates}",
+            count(u64::from(batch.prompts_per_step)),
+            rollout.samples_per_prompt,
+            count(self.sequences_per_step()),
+        )?;
+        writeln!(f, "run         {} steps, {} updates", count(batch.steps), count(self.updates()))?;
+        writeln!(
+            f,
+            "tokens      at most {} answer tokens a step, {} tokens a sequence",
+            count(self.answer_tokens_per_step()),
+            count(self.sequence_tokens()),
+        )?;
+        let workers = [
+            plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
+            plural(u64::from(resources.learners), "learner", "learners"),
+            plural(u64::from(resources.verifiers), "verifier", "verifiers"),
+        ];
+        let device = format!("{:?}", resources.device).to_lowercase();
+        writeln!(f, "workers     {} ({device})", workers.join(", "))?;
+        writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
+        if let Some(report) = report {
+            writeln!(f, "prompt      {:?}", report.train.example_prompt)?;
+        }
+        Ok(())
+    }
+}
+
+fn sample_count(spec: &JobSpec) -> String {
+    plural(u64::from(spec.evaluation.samples_per_problem), "sample", "samples")
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+    fn demo() -> JobSpec {
+        let path = Path::new(REPOSITORY).join("deploy/jobs/demo.toml");
+        pacs_spec::read(&path).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    #[test]
+    fn a_plan_without_model_says_what_is_known() {
+        let mut spec = demo();
+        spec.model.path = "models/not-there".into();
+        let plan = Plan::of(&spec);
+        assert_eq!(plan.problem(), None);
+        expect![[r#"
+            job         demo (seed 1)
+            model       models/not-there (not there)
+            training    addition of 10 to 99 (not looked at: model or data is not there)
+            evaluation  addition of 10 to 99 (not looked at: model or data is not there); 2 evaluations, 1 sample a problem
+            step        8 prompts x 8 samples = 64 sequences, 1 optimizer update
+            run         40 steps, 40 updates
+            tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
+            workers     1 rollout worker, 1 learner, 1 verifier (cpu)
+            run folder  runs/demo
+        "#]].assert_eq(&plan.to_string());
+        assert_eq!(plan.json()["sequences_per_step"], 64);
+    }
+
+    #[test]
+    fn a_plan_with_model_counts_parameters_and_problems() {
+        let mut spec = demo();
+        spec.model.path = Path::new(REPOSITORY).join("tests/golden/models/qwen2-tied");
+        let plan = Plan::of(&spec);
+        let text = plan.to_string().replace(REPOSITORY, "…");
+        expect![[r#"
+            job         demo (seed 1)
+            model       …/tests/golden/models/qwen2-tied (qwen2, 154 432 parameters)
+            training    addition of 10 to 99: 7900 of 7900 rows used; prompts of up to 39 tokens
+            evaluation  addition of 10 to 99: 200 of 200 rows used; prompts of up to 39 tokens; 2 evaluations, 1 sample a problem
+            step        8 prompts x 8 samples = 64 sequences, 1 optimizer update
+            run         40 steps, 40 updates
+            tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
+            workers     1 rollout worker, 1 learner, 1 verifier (cpu)
+            run folder  runs/demo
+            prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+        "#]].assert_eq(&text);
+        assert_eq!(plan.json()["data"]["train"]["kept"], 7900);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_a_problem() {
+        let mut spec = demo();
+        spec.model.path = REPOSITORY.into();
+        let problem = Plan::of(&spec).problem().expect("the repository is no model");
+        assert!(problem.starts_with("read model `") && problem.contains("config.json"), "{problem}");
+    }
+}

@@ -1,0 +1,331 @@
+//! `pacs run`: a whole job on this machine.
+//!
+//! The coordinator lives in this process; the workers are processes of their own, which [`supervisor`] starts, starts
+//! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
+
+mod console;
+mod logs;
+mod overrides;
+mod restarts;
+mod supervisor;
+mod workers;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
+use pacs_protocol::v1::StopRunRequest;
+use pacs_runtime::{Exit, Shutdown};
+use pacs_spec::JobSpec;
+use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::timeout;
+
+use self::console::{BeforeAfter, Console, finish_lines};
+use self::supervisor::{GivenUp, Supervisor, WorkerNews};
+use crate::arguments::Run;
+use crate::failure::Failure;
+use crate::format::{count, plural};
+use crate::model_folder::{self, ModelFolder};
+use crate::target::{self, CALL_DEADLINE};
+
+/// How long workers may still take to leave when the coordinator, which waits for them itself, has ended.
+const LEAVE_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the coordinator may take to save and end when a worker cannot be had any more.
+const LAST_SAVE: Duration = Duration::from_secs(30);
+
+/// How long the worker that made a run fail may take to end.
+const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
+
+pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
+    let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+    overrides::apply(&mut spec, arguments)?;
+    let model = inspect_model(&spec.model.path)?;
+    let job = Job { run_dir: overrides::run_dir(&spec, arguments), model, arguments };
+    let worker = match spec.resources.rollouts + spec.resources.learners {
+        0 => PathBuf::new(),
+        _ => workers::find_worker(arguments.worker_binary.as_deref())?,
+    };
+    let logs = job.run_dir.join("logs");
+    fs::create_dir_all(&logs)
+        .with_context(|| format!("create folder `{}`", logs.display()))
+        .map_err(Failure::config)?;
+    logs::init(&logs.join("coordinator.log"), arguments.log_format).map_err(Failure::config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .map_err(Failure::bug)?;
+    let result = runtime.block_on(job.run(spec, &worker, &logs));
+    runtime.shutdown_background();
+    result
+}
+
+fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
+    model_folder::inspect(path).map_err(|error| {
+        let failure = Failure::config(error).doing(format!("read model `{}`", path.display()));
+        let hint = "give a Hugging Face folder with --model DIR; `pacs-worker import` makes one of a GGUF file, and \
+                    `cargo xtask demo` fetches the demo's";
+        if path.exists() { failure } else { failure.hint(hint) }
+    })
+}
+
+/// What does not change while the job runs.
+struct Job<'a> {
+    arguments: &'a Run,
+    run_dir: PathBuf,
+    model: ModelFolder,
+}
+
+/// What can happen while a run goes on.
+enum Occurrence {
+    /// The coordinator says something.
+    Progress(Progress),
+    /// A worker process died.
+    Worker(WorkerNews),
+    /// The operator wants the run to stop.
+    Stop,
+    /// The operator does not want to wait for that.
+    Hurry,
+    /// The coordinator is done.
+    End(RunEnd),
+}
+
+/// How following a run ends.
+enum Outcome {
+    /// The coordinator is done.
+    Ended(RunEnd),
+    /// The operator would not wait.
+    Hurried,
+    /// A worker cannot be had any more.
+    Lost(GivenUp),
+}
+
+impl Job<'_> {
+    async fn run(&self, spec: JobSpec, worker: &Path, logs: &Path) -> Result<Exit, Failure> {
+        let shutdown = Shutdown::new();
+        shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
+        let mut console = Console::new(self.arguments.json);
+        let options =
+            CoordinatorOptions { spec: spec.clone(), run_dir: self.run_dir.clone(), listen: self.arguments.listen };
+        let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
+        let (address, events) = (workers::local(coordinator.address()), coordinator.events());
+        self.announce(&console, &spec, address);
+        let mut supervisor = Supervisor::start(workers::commands(&spec, worker, address)?, logs);
+        let mut end = pin!(coordinator.wait());
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown).await {
+            Outcome::Ended(RunEnd::Failed { reason }) => {
+                // The worker that failed says more than the coordinator can.
+                let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
+                supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                Err(failed_run(&reason, cause, logs))
+            }
+            Outcome::Ended(end) => {
+                supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                Ok(self.conclude(&console, &end))
+            }
+            Outcome::Hurried => {
+                supervisor.finish(Duration::ZERO, &shutdown).await;
+                console.say("end", "ended at once; the same command goes on from the last checkpoint", json!({}));
+                Ok(Exit::Again)
+            }
+            Outcome::Lost(worker) => {
+                if worker.exit != Exit::Config && stop(address).await {
+                    // Best effort: otherwise the steps since the last checkpoint are lost.
+                    let _ = timeout(LAST_SAVE, end).await;
+                }
+                supervisor.finish(Duration::ZERO, &shutdown).await;
+                Err(lost_worker(&worker))
+            }
+        }
+    }
+
+    /// Says what is run, and where to look.
+    fn announce(&self, console: &Console, spec: &JobSpec, address: SocketAddr) {
+        let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
+        let workers = [
+            plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
+            plural(u64::from(resources.learners), "learner", "learners"),
+            plural(u64::from(resources.verifiers), "verifier", "verifiers"),
+        ];
+        let job = format!(
+            "{}: {} steps of {} prompts x {} samples, answers of up to {} tokens",
+            spec.name, batch.steps, batch.prompts_per_step, rollout.samples_per_prompt, rollout.max_new_tokens
+        );
+        let parameters = count(self.model.parameters);
+        let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
+        let run_dir = self.run_dir.display().to_string();
+        let fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps});
+        let lines = [
+            ("job", job),
+            ("model", model),
+            ("workers", format!("{}; their logs are in {run_dir}/logs", workers.join(", "))),
+            ("run folder", run_dir),
+            ("coordinator", format!("{address} (from another terminal: pacs status {address})")),
+        ];
+        console.block("start", &lines, &fields);
+    }
+
+    fn conclude(&self, console: &Console, end: &RunEnd) -> Exit {
+        match end {
+            RunEnd::Finished { step, checkpoint, model } => {
+                let measured = BeforeAfter::read(&self.run_dir);
+                let commands = overrides::commands(self.arguments, &program());
+                let lines = finish_lines(*step, &shown(model), &self.run_dir, &commands, measured);
+                let fields = json!({"step": step, "model": model, "checkpoint": checkpoint,
+                                    "before": measured.map(|m| m.before), "after": measured.map(|m| m.after)});
+                console.block("end", &lines, &fields);
+                Exit::Done
+            }
+            RunEnd::Stopped { step, checkpoint } => {
+                let saved = match checkpoint {
+                    Some(path) => format!("saved in {}", shown(path).display()),
+                    None => "nothing to save".to_owned(),
+                };
+                let text = format!("stopped after {step} steps, {saved}; run the same command to go on");
+                console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
+                Exit::Again
+            }
+            RunEnd::Failed { reason } => unreachable!("failures are reported as such: {reason}"),
+        }
+    }
+}
+
+/// Follows the run until it ends, the operator has enough, or a worker cannot be had any more.
+async fn watch(
+    console: &mut Console,
+    mut end: Pin<&mut impl Future<Output = RunEnd>>,
+    mut events: broadcast::Receiver<Progress>,
+    supervisor: &mut Supervisor,
+    address: SocketAddr,
+    shutdown: &Shutdown,
+) -> Outcome {
+    let mut stopping = false;
+    loop {
+        let occurrence = tokio::select! {
+            // In this order, so that the last lines of a run are printed before its end.
+            biased;
+            () = shutdown.hurried() => Occurrence::Hurry,
+            () = shutdown.requested(), if !stopping => Occurrence::Stop,
+            progress = next(&mut events) => Occurrence::Progress(progress),
+            news = supervisor.news() => Occurrence::Worker(news),
+            end = end.as_mut() => Occurrence::End(end),
+        };
+        match occurrence {
+            Occurrence::Progress(progress) => console.progress(&progress),
+            Occurrence::Worker(news) => {
+                console.worker(&news);
+                if let WorkerNews::GivenUp(worker) = news {
+                    return Outcome::Lost(worker);
+                }
+            }
+            Occurrence::Stop => {
+                stopping = true;
+                let text = "stopping: what is in work is finished and saved (a second Ctrl-C ends at once)";
+                console.say("stopping", text, json!({}));
+                stop(address).await;
+            }
+            Occurrence::Hurry => return Outcome::Hurried,
+            Occurrence::End(end) => {
+                while let Ok(progress) = events.try_recv() {
+                    console.progress(&progress);
+                }
+                return Outcome::Ended(end);
+            }
+        }
+    }
+}
+
+/// The next thing that the coordinator says; what a slow terminal has missed is left out.
+async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
+    loop {
+        match events.recv().await {
+            Ok(progress) => return progress,
+            Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were too many for the terminal"),
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// Asks the coordinator to save and end, as any operator would; whether it has heard.
+async fn stop(address: SocketAddr) -> bool {
+    let asked = async {
+        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
+        client.stop_run(StopRunRequest {}).await.map_err(|status| status.message().to_owned())
+    };
+    match timeout(CALL_DEADLINE, asked).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::error!("the coordinator does not take the request to stop: {error}");
+            false
+        }
+        Err(_) => {
+            tracing::error!("the coordinator does not answer the request to stop");
+            false
+        }
+    }
+}
+
+async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
+    loop {
+        if let WorkerNews::GivenUp(worker) = supervisor.news().await {
+            return worker;
+        }
+    }
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let listening = match &error {
+        StartError::Listen { address, .. } => Some(*address),
+        _ => None,
+    };
+    let failure = match &error {
+        StartError::Busy { .. } | StartError::Listen { .. } => Failure::again(error),
+        StartError::File { .. }
+        | StartError::SpecChanged { .. }
+        | StartError::NoValidCheckpoint { .. }
+        | StartError::Checkpoint(_)
+        | StartError::Data(_) => Failure::config(error),
+    };
+    let failure = failure.doing("start the coordinator");
+    match listening {
+        Some(address) => failure.hint(format!(
+            "`pacs status {address}` says whether a run is going on there; --listen HOST:PORT chooses another port"
+        )),
+        None => failure,
+    }
+}
+
+fn lost_worker(worker: &GivenUp) -> Failure {
+    let GivenUp { name, how, exit, log, tail } = worker;
+    let lines: String = tail.iter().map(|line| format!("\n  | {line}")).collect();
+    let error = anyhow!("worker {name} {how}; the end of its log `{}`:{lines}", log.display());
+    Failure::with_exit(*exit, error).doing("keep the workers running")
+}
+
+fn failed_run(reason: &str, cause: Option<GivenUp>, logs: &Path) -> Failure {
+    match cause {
+        Some(worker) => lost_worker(&worker).doing(format!("finish the run ({reason})")),
+        None => {
+            let hint = format!("the logs in {} say more", logs.display());
+            Failure::bug(anyhow!("{reason}")).doing("finish the run").hint(hint)
+        }
+    }
+}
+
+/// This program as the user calls it.
+fn program() -> String {
+    let called = std::env::args_os().next().unwrap_or_else(|| "pacs".into());
+    shown(Path::new(&called)).display().to_string()
+}
+
+/// A path as the user would write it: relative when it is below the working directory.
+fn shown(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    here.ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()
+}

@@ -1,0 +1,29 @@
+//! Log lines of the coordinator's process: all of them to a file, errors to the terminal as well.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
+
+use crate::arguments::LogFormat;
+
+/// Sends log events to `file` (`PACS_LOG` filters them, default `info`) and errors to standard error.
+pub(crate) fn init(file: &Path, format: LogFormat) -> Result<()> {
+    let output = File::options().create(true).append(true).open(file);
+    let output = Arc::new(output.with_context(|| format!("open log `{}`", file.display()))?);
+    let filter = EnvFilter::try_from_env("PACS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let to_file = fmt::layer().with_writer(output).with_ansi(false).with_target(false);
+    let to_terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time();
+    let layers = match format {
+        LogFormat::Human => [to_file.with_filter(filter).boxed(), to_terminal.with_filter(LevelFilter::ERROR).boxed()],
+        LogFormat::Json => {
+            [to_file.json().with_filter(filter).boxed(), to_terminal.json().with_filter(LevelFilter::ERROR).boxed()]
+        }
+    };
+    registry().with(Vec::from(layers)).try_init().context("start logging")
+}

@@ -1,0 +1,168 @@
+//! What the command line changes in a job spec.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use pacs_spec::{JobSpec, SourceSpec};
+
+use super::console::Commands;
+use crate::arguments::Run;
+use crate::failure::Failure;
+use crate::plan::default_run_dir;
+
+/// Held-out rows of a `--dataset` without `--eval-dataset`: one of so many, and no more than this.
+const HOLD_OUT_ONE_OF: usize = 10;
+const HOLD_OUT_AT_MOST: usize = 200;
+
+/// Applies the options of `pacs run` and checks the spec again.
+pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> {
+    if let Some(model) = &arguments.model {
+        spec.model.path.clone_from(model);
+        // A template in the spec is written for the spec's model.
+        spec.model.chat_template = None;
+    }
+    if let Some(dataset) = &arguments.dataset {
+        spec.data.train = file(dataset);
+        if arguments.eval_dataset.is_none() && spec.evaluation.is_on() {
+            hold_out(spec, dataset)?;
+        }
+    }
+    if let Some(dataset) = &arguments.eval_dataset {
+        spec.data.evaluation = Some(file(dataset));
+    }
+    spec.batch.steps = arguments.steps.unwrap_or(spec.batch.steps);
+    spec.seed = arguments.seed.unwrap_or(spec.seed);
+    spec.rollout.max_new_tokens = arguments.max_new_tokens.unwrap_or(spec.rollout.max_new_tokens);
+    let origin = format!("{} with the options of the command line", arguments.job.display());
+    spec.validate(Path::new(&origin)).map_err(|errors| Failure::config(errors).doing("read the job"))
+}
+
+/// The run folder: what the command line says, else one that tells apart what the command line has changed.
+pub(crate) fn run_dir(spec: &JobSpec, arguments: &Run) -> PathBuf {
+    if let Some(run_dir) = &arguments.run_dir {
+        return run_dir.clone();
+    }
+    let mut name = default_run_dir(spec).into_os_string();
+    let model = arguments.model.as_deref().and_then(Path::file_name);
+    let dataset = arguments.dataset.as_deref().and_then(Path::file_stem);
+    for part in [model, dataset].into_iter().flatten() {
+        name.push("-");
+        name.push(part);
+    }
+    name.into()
+}
+
+/// The command that was called, and what it consists of; `program` is this program's name.
+pub(crate) fn commands(arguments: &Run, program: &str) -> Commands {
+    let job = arguments.job.display().to_string();
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let options = [
+        ("--run-dir", path(&arguments.run_dir)),
+        ("--model", path(&arguments.model)),
+        ("--dataset", path(&arguments.dataset)),
+        ("--eval-dataset", path(&arguments.eval_dataset)),
+        ("--max-new-tokens", arguments.max_new_tokens.map(|tokens| tokens.to_string())),
+        ("--seed", arguments.seed.map(|seed| seed.to_string())),
+    ];
+    let mut same = format!("{program} run {job}");
+    for (option, value) in options {
+        if let Some(value) = value {
+            same.push_str(&format!(" {option} {value}"));
+        }
+    }
+    Commands { program: program.to_owned(), job, same }
+}
+
+fn file(path: &Path) -> SourceSpec {
+    SourceSpec { path: Some(path.to_owned()), ..SourceSpec::default() }
+}
+
+/// Takes the last rows of `dataset` away from training, to evaluate with them.
+fn hold_out(spec: &mut JobSpec, dataset: &Path) -> Result<(), Failure> {
+    let rows = pacs_data::count_rows(dataset).map_err(Failure::config)?;
+    if rows < 2 {
+        let error = anyhow!("it has {rows} rows, which leaves none for training");
+        let doing = format!("hold out rows of `{}`", dataset.display());
+        return Err(Failure::config(error).doing(doing).hint("give held-out problems with --eval-dataset FILE"));
+    }
+    let held_out = (rows / HOLD_OUT_ONE_OF).clamp(1, HOLD_OUT_AT_MOST);
+    spec.data.train.limit = Some(rows - held_out);
+    spec.data.evaluation = Some(SourceSpec { skip: Some(rows - held_out), ..file(dataset) });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn demo() -> JobSpec {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/jobs/demo.toml");
+        pacs_spec::read(&path).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn arguments(options: &[&str]) -> Run {
+        let line = ["pacs", "run", "job.toml"].iter().chain(options);
+        match Arguments::parse_from(line).command {
+            Command::Run(run) => run,
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    fn applied(options: &[&str]) -> Result<JobSpec, Failure> {
+        let mut spec = demo();
+        apply(&mut spec, &arguments(options)).map(|()| spec)
+    }
+
+    fn window(source: &SourceSpec) -> (usize, Option<usize>) {
+        (source.skip.unwrap_or(0), source.limit)
+    }
+
+    #[test]
+    fn the_last_rows_of_a_dataset_are_held_out() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("rows.jsonl");
+        let option = path.display().to_string();
+        for (rows, train) in [(2, 1), (25, 23), (1000, 900), (5000, 4800)] {
+            std::fs::write(&path, "{}\n".repeat(rows)).expect("written");
+            let spec = applied(&["--dataset", &option]).expect("enough rows");
+            let evaluation = spec.data.evaluation.as_ref().expect("held-out rows");
+            assert_eq!((window(&spec.data.train), window(evaluation)), ((0, Some(train)), (train, None)), "{rows}");
+        }
+        std::fs::write(&path, "{}\n").expect("written");
+        let failure = applied(&["--dataset", &option]).expect_err("one row is too few").to_string();
+        assert!(failure.contains("hint: give held-out problems with --eval-dataset"), "{failure}");
+    }
+
+    #[test]
+    fn a_dataset_with_its_own_evaluation_is_used_whole() {
+        let spec = applied(&["--dataset", "a.jsonl", "--eval-dataset", "b.parquet"]).expect("valid");
+        assert_eq!(window(&spec.data.train), (0, None));
+        assert_eq!(spec.data.evaluation.and_then(|source| source.path), Some("b.parquet".into()));
+    }
+
+    #[test]
+    fn another_model_brings_its_own_template() {
+        assert!(demo().model.chat_template.is_some());
+        let spec = applied(&["--model", "m", "--steps", "3", "--seed", "5"]).expect("valid");
+        assert_eq!((spec.model.path, spec.model.chat_template), ("m".into(), None));
+        assert_eq!((spec.batch.steps, spec.seed), (3, 5));
+        assert_eq!(applied(&["--steps", "0"]).expect_err("no steps").exit.code(), 78);
+    }
+
+    #[test]
+    fn the_same_command_keeps_what_decides_the_run() {
+        let same = commands(&arguments(&["--steps", "5", "--seed", "3", "--model", "m", "--json"]), "pacs").same;
+        assert_eq!(same, "pacs run job.toml --model m --seed 3");
+    }
+
+    #[test]
+    fn folders_tell_runs_apart() {
+        let folder = |options: &[&str]| run_dir(&demo(), &arguments(options)).display().to_string();
+        assert_eq!(folder(&[]), "runs/demo");
+        assert_eq!(folder(&["--model", "models/tiny/", "--dataset", "x/gsm8k.jsonl"]), "runs/demo-tiny-gsm8k");
+        assert_eq!(folder(&["--run-dir", "/r", "--dataset", "x.jsonl"]), "/r");
+    }
+}

@@ -1,0 +1,114 @@
+//! Whether a worker that has ended is started again.
+
+use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use pacs_runtime::{Backoff, Exit};
+
+/// So many restarts within [`WINDOW`] are tried; a worker that needs more will not get well by itself.
+const MOST_RESTARTS: usize = 5;
+const WINDOW: Duration = Duration::from_secs(600);
+
+/// A worker that lived this long was well: its next restart waits as little as the first.
+const WELL: Duration = Duration::from_secs(60);
+
+/// The restarts of one worker. Time is the time since its supervision began.
+#[derive(Debug)]
+pub(crate) struct Restarts {
+    recent: VecDeque<Duration>,
+    backoff: Backoff,
+}
+
+/// What follows the end of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Start it again after a wait.
+    Restart(Duration),
+    /// Leave it: this is how the run ends.
+    GiveUp(Exit),
+}
+
+impl Restarts {
+    pub(crate) fn new() -> Self {
+        Self { recent: VecDeque::new(), backoff: fresh_backoff() }
+    }
+
+    /// Decides what follows when the worker ends with `status` at `now`, having lived for `lived`.
+    pub(crate) fn after(&mut self, status: ExitStatus, now: Duration, lived: Duration) -> Next {
+        let code = status.code();
+        if code == Some(i32::from(Exit::Config.code())) {
+            return Next::GiveUp(Exit::Config);
+        }
+        while self.recent.front().is_some_and(|restart| now.saturating_sub(*restart) > WINDOW) {
+            self.recent.pop_front();
+        }
+        if self.recent.len() >= MOST_RESTARTS {
+            let bug = code.is_some_and(|code| code != i32::from(Exit::Again.code()));
+            return Next::GiveUp(if bug { Exit::Bug } else { Exit::Again });
+        }
+        if lived >= WELL {
+            self.backoff = fresh_backoff();
+        }
+        self.recent.push_back(now);
+        Next::Restart(self.backoff.wait())
+    }
+}
+
+fn fresh_backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
+}
+
+/// How a process ended, for people.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(9)) => "was killed (signal 9; the system does that when memory runs out)".to_owned(),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: i32) -> ExitStatus {
+        ExitStatus::from_raw(code << 8)
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_final() {
+        assert_eq!(Restarts::new().after(exit(78), at(0), at(0)), Next::GiveUp(Exit::Config));
+    }
+
+    #[test]
+    fn restarts_back_off_and_run_out() {
+        let mut restarts = Restarts::new();
+        let waits: Vec<Next> = (0..5).map(|n| restarts.after(exit(70), at(n), at(1))).collect();
+        assert_eq!(waits[0], Next::Restart(Duration::from_millis(500)));
+        assert_eq!(waits[4], Next::Restart(Duration::from_secs(8)));
+        assert_eq!(restarts.after(exit(70), at(30), at(1)), Next::GiveUp(Exit::Bug));
+        assert_eq!(restarts.after(ExitStatus::from_raw(9), at(30), at(1)), Next::GiveUp(Exit::Again));
+    }
+
+    #[test]
+    fn a_worker_that_lived_starts_over() {
+        let mut restarts = Restarts::new();
+        for n in 0..20 {
+            let next = restarts.after(ExitStatus::from_raw(9), at(n * 200), at(199));
+            assert_eq!(next, Next::Restart(Duration::from_millis(500)), "restart {n}");
+        }
+    }
+
+    #[test]
+    fn ends_are_described() {
+        assert_eq!(describe(exit(70)), "ended with exit code 70");
+        assert_eq!(describe(ExitStatus::from_raw(15)), "was killed by signal 15");
+    }
+}

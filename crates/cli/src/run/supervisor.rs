@@ -1,0 +1,211 @@
+//! Worker processes of this machine: started, started again when they die, and ended with the run.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use pacs_runtime::{Exit, Shutdown};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::restarts::{Next, Restarts, describe};
+
+/// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
+const DISMISSAL: Duration = Duration::from_secs(20);
+
+/// How long workers may take to leave after SIGTERM.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// How much of a log is looked at for the lines that explain a failure.
+const TAIL_BYTES: u64 = 8192;
+const TAIL_LINES: usize = 8;
+
+/// How to start one worker.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerCommand {
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+}
+
+/// What happened to a worker process.
+#[derive(Debug)]
+pub(crate) enum WorkerNews {
+    /// It died and is started again.
+    Restarting { name: String, how: String, wait: Duration },
+    /// It died and is not started again.
+    GivenUp(GivenUp),
+}
+
+/// A worker without which the run cannot go on.
+#[derive(Debug)]
+pub(crate) struct GivenUp {
+    pub(crate) name: String,
+    pub(crate) how: String,
+    pub(crate) exit: Exit,
+    pub(crate) log: PathBuf,
+    /// The last lines that it wrote.
+    pub(crate) tail: Vec<String>,
+}
+
+/// What all supervised workers are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Run,
+    /// The run is over: the coordinator dismisses them, nobody is started again.
+    Leave,
+    Terminate,
+    Kill,
+}
+
+/// All worker processes of a run. Dropping it kills them.
+pub(crate) struct Supervisor {
+    order: watch::Sender<Order>,
+    news: mpsc::Receiver<WorkerNews>,
+    tasks: JoinSet<()>,
+}
+
+impl Supervisor {
+    /// Starts the workers; their output goes to `<name>.log` in the folder `logs`.
+    pub(crate) fn start(commands: Vec<WorkerCommand>, logs: &Path) -> Self {
+        let (order, _) = watch::channel(Order::Run);
+        // Bounded by what one worker can say before the run loop reads it; a full channel only delays a restart.
+        let (sender, news) = mpsc::channel(64);
+        let mut tasks = JoinSet::new();
+        for command in commands {
+            let log = logs.join(format!("{}.log", command.name));
+            tasks.spawn(supervise(command, log, order.subscribe(), sender.clone()));
+        }
+        Self { order, news, tasks }
+    }
+
+    /// Waits for the next thing that happens to a worker.
+    pub(crate) async fn news(&mut self) -> WorkerNews {
+        match self.news.recv().await {
+            Some(news) => news,
+            // All workers have ended and none was given up: nothing will ever happen.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits at most `grace` for the workers to leave, as the coordinator told them to, or until the operator hurries;
+    /// then they are ended.
+    pub(crate) async fn finish(mut self, grace: Duration, shutdown: &Shutdown) {
+        for (order, patience) in [(Order::Leave, grace), (Order::Terminate, TERM_GRACE), (Order::Kill, TERM_GRACE)] {
+            self.order.send_replace(order);
+            let all_gone = async { while self.tasks.join_next().await.is_some() {} };
+            tokio::select! {
+                () = all_gone => return,
+                () = sleep(patience) => {}
+                () = shutdown.hurried(), if order == Order::Leave => {}
+            }
+        }
+    }
+}
+
+async fn supervise(
+    command: WorkerCommand,
+    log: PathBuf,
+    mut order: watch::Receiver<Order>,
+    news: mpsc::Sender<WorkerNews>,
+) {
+    let began = Instant::now();
+    let mut restarts = Restarts::new();
+    loop {
+        let started = Instant::now();
+        let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let ended = match spawn(&command, &log) {
+            Ok(mut child) => watch_child(&mut child, &mut order).await,
+            Err(error) => Err(error),
+        };
+        if *order.borrow() != Order::Run {
+            return;
+        }
+        let (how, next) = match ended {
+            Ok(status) if status.success() && changed_within(&mut order, DISMISSAL).await => return,
+            Ok(status) => (describe(status), restarts.after(status, began.elapsed(), started.elapsed())),
+            Err(error) => {
+                (format!("cannot be started with `{}`: {error}", command.program.display()), Next::GiveUp(Exit::Config))
+            }
+        };
+        let name = command.name.clone();
+        let (message, wait) = match next {
+            Next::Restart(wait) => (WorkerNews::Restarting { name, how, wait }, Some(wait)),
+            Next::GiveUp(exit) => {
+                let tail = tail(&log, log_start).unwrap_or_default();
+                (WorkerNews::GivenUp(GivenUp { name, how, exit, log: log.clone(), tail }), None)
+            }
+        };
+        // The receiver is gone when the run is over; the order says so too.
+        let _ = news.send(message).await;
+        match wait {
+            Some(wait) if !changed_within(&mut order, wait).await => {}
+            _ => return,
+        }
+    }
+}
+
+fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
+    let output = File::options().create(true).append(true).open(log)?;
+    Command::new(&command.program)
+        .args(&command.arguments)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A group of its own: Ctrl-C on the terminal reaches `pacs` only, which then ends the workers in order.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// Waits for the process to end, passing on orders to end it.
+async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> io::Result<ExitStatus> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            changed = order.changed() => if changed.is_err() { return child.wait().await },
+        }
+        match *order.borrow_and_update() {
+            Order::Run | Order::Leave => {}
+            Order::Terminate => signal(child, Signal::SIGTERM),
+            Order::Kill => signal(child, Signal::SIGKILL),
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // It may have ended by itself in this moment.
+        let _ = killpg(Pid::from_raw(pid), signal);
+    }
+}
+
+/// Whether the order stops being [`Order::Run`] within `wait`.
+async fn changed_within(order: &mut watch::Receiver<Order>, wait: Duration) -> bool {
+    tokio::select! {
+        _ = order.wait_for(|order| *order != Order::Run) => true,
+        () = sleep(wait) => false,
+    }
+}
+
+/// The last lines that were written to `log` behind `start`.
+fn tail(log: &Path, start: u64) -> io::Result<Vec<String>> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(TAIL_BYTES).max(start.min(length));
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    Ok(lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+use tokio::time::timeout;
+
+use super::*;
+
+/// A worker that runs this shell script.
+fn script(name: &str, script: &str) -> WorkerCommand {
+    WorkerCommand { name: name.into(), program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+}
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn next(supervisor: &mut Supervisor) -> WorkerNews {
+    timeout(DEADLINE, supervisor.news()).await.expect("news before the deadline")
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+#[test]
+fn a_dead_worker_is_started_again() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let marker = dir.path().join("second");
+    let second =
+        format!("if [ -e {m} ]; then echo again; exec sleep 60; fi; touch {m}; kill -9 $$", m = marker.display());
+    runtime().block_on(async {
+        let mut supervisor = Supervisor::start(vec![script("w", &second)], dir.path());
+        match next(&mut supervisor).await {
+            WorkerNews::Restarting { name, how, .. } => assert!(name == "w" && how.contains("signal 9"), "{how}"),
+            other => panic!("{other:?}"),
+        }
+        let log = dir.path().join("w.log");
+        let again = async {
+            while !fs::read_to_string(&log).is_ok_and(|text| text.contains("again")) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, again).await.expect("the second process writes");
+        let ending = Instant::now();
+        supervisor.finish(Duration::from_millis(50), &Shutdown::new()).await;
+        assert!(ending.elapsed() < TERM_GRACE, "SIGTERM ends it");
+    });
+}
+
+#[test]
+fn a_wrong_configuration_is_given_up_with_the_last_lines() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    fs::write(dir.path().join("w.log"), "from an earlier run\n").expect("written");
+    runtime().block_on(async {
+        let commands = vec![script("w", "echo starting; echo 'error: failed to read the model' >&2; exit 78")];
+        let mut supervisor = Supervisor::start(commands, dir.path());
+        let WorkerNews::GivenUp(given_up) = next(&mut supervisor).await else { panic!("must be given up") };
+        assert_eq!(given_up.exit, Exit::Config);
+        assert_eq!(given_up.how, "ended with exit code 78");
+        assert_eq!(given_up.tail, ["starting", "error: failed to read the model"]);
+        supervisor.finish(DEADLINE, &Shutdown::new()).await;
+    });
+}
+
+#[test]
+fn a_program_that_is_not_there_is_given_up() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    runtime().block_on(async {
+        let command = WorkerCommand { program: "/no/such/program".into(), ..script("w", "") };
+        let mut supervisor = Supervisor::start(vec![command], dir.path());
+        let WorkerNews::GivenUp(given_up) = next(&mut supervisor).await else { panic!("must be given up") };
+        assert!(given_up.how.contains("/no/such/program"), "{}", given_up.how);
+        supervisor.finish(DEADLINE, &Shutdown::new()).await;
+    });
+}
+
+#[test]
+fn workers_that_ignore_sigterm_are_killed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let ready = dir.path().join("ready");
+    let stubborn = format!("trap '' TERM; touch {}; while :; do sleep 0.1; done", ready.display());
+    runtime().block_on(async {
+        let supervisor = Supervisor::start(vec![script("w", &stubborn)], dir.path());
+        let started = async {
+            while !ready.exists() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, started).await.expect("it starts");
+        timeout(DEADLINE, supervisor.finish(Duration::ZERO, &Shutdown::new())).await.expect("it is killed");
+    });
+}
+
+#[test]
+fn dismissed_workers_are_not_started_again() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    runtime().block_on(async {
+        let supervisor = Supervisor::start(vec![script("w", "echo once")], dir.path());
+        sleep(Duration::from_millis(200)).await;
+        timeout(DEADLINE, supervisor.finish(DEADLINE, &Shutdown::new())).await.expect("nothing is left to wait for");
+        assert_eq!(fs::read_to_string(dir.path().join("w.log")).expect("the log"), "once\n");
+    });
+}
+
+#[test]
+fn a_hurry_cuts_the_wait_short() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    runtime().block_on(async {
+        let supervisor = Supervisor::start(vec![script("w", "exec sleep 60")], dir.path());
+        let shutdown = Shutdown::new();
+        shutdown.request();
+        shutdown.request();
+        timeout(DEADLINE, supervisor.finish(Duration::from_secs(60), &shutdown)).await.expect("it is ended at once");
+    });
+}

@@ -1,0 +1,117 @@
+//! The worker processes that a job wants on this machine.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use pacs_spec::{DeviceKind, JobSpec};
+
+use super::supervisor::WorkerCommand;
+use crate::failure::Failure;
+
+const WORKER_PROGRAM: &str = "pacs-worker";
+
+/// The commands of all workers of `spec`, which dial the coordinator at `address`.
+pub(crate) fn commands(spec: &JobSpec, worker: &Path, address: SocketAddr) -> Result<Vec<WorkerCommand>, Failure> {
+    let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
+    let address = local(address).to_string();
+    let resources = &spec.resources;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut commands = Vec::new();
+    let mut add = |role: &str, count: u32, program: &Path, extra: &[String]| {
+        for index in 0..count {
+            let name = format!("{role}-{index}");
+            let fixed = [role, "--coordinator", &address, "--name", &name].map(str::to_owned);
+            let arguments = fixed.into_iter().chain(extra.iter().cloned()).collect();
+            commands.push(WorkerCommand { name, program: program.to_owned(), arguments });
+        }
+    };
+    add("verifier", resources.verifiers, &this, &[]);
+    add("rollout", resources.rollouts, worker, &compute(spec, cores, resources.rollouts));
+    add("learner", resources.learners, worker, &compute(spec, cores, resources.learners));
+    Ok(commands)
+}
+
+/// Device and threads of one of `processes` that compute at the same time. Rollouts and learners take turns, so each
+/// role may have all cores.
+fn compute(spec: &JobSpec, cores: usize, processes: u32) -> [String; 4] {
+    let threads = match spec.resources.threads {
+        0 => (cores / processes.max(1) as usize).max(1),
+        threads => threads as usize,
+    };
+    let device = match spec.resources.device {
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Cuda => "cuda",
+    };
+    ["--threads", &threads.to_string(), "--device", device].map(str::to_owned)
+}
+
+/// Where processes of this machine reach a coordinator that listens on `address`.
+pub(crate) fn local(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address }
+}
+
+/// The `pacs-worker` program: `given`, else beside this program, else on PATH.
+pub(crate) fn find_worker(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let this = std::env::current_exe().ok();
+    let beside = this.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    find_in(given, beside.into_iter().chain::<Vec<PathBuf>>(on_path)).ok_or_else(|| {
+        let looked = match given {
+            Some(path) => anyhow!("there is no file `{}`", path.display()),
+            None => anyhow!("it is neither beside this program nor on PATH"),
+        };
+        let hint = "build it (`cargo build --release -p pacs-worker`) or say where it is with --worker-binary PATH";
+        Failure::config(looked).doing(format!("find the program `{WORKER_PROGRAM}`")).hint(hint)
+    })
+}
+
+fn find_in(given: Option<&Path>, folders: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    match given {
+        Some(path) => Some(path.to_owned()).filter(|path| path.is_file()),
+        None => folders.map(|folder| folder.join(WORKER_PROGRAM)).find(|path| path.is_file()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_all_its_workers() {
+        let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                    resources = { rollouts = 2, learners = 1, verifiers = 1, threads = 3 }";
+        let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
+        let address = "0.0.0.0:7700".parse().expect("an address");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), address).expect("found");
+        let names: Vec<&str> = commands.iter().map(|command| command.name.as_str()).collect();
+        assert_eq!(names, ["verifier-0", "rollout-0", "rollout-1", "learner-0"]);
+        assert_eq!(commands[0].arguments.join(" "), "verifier --coordinator 127.0.0.1:7700 --name verifier-0");
+        assert_eq!(commands[2].program, Path::new("/bin/pacs-worker"));
+        assert_eq!(
+            commands[2].arguments.join(" "),
+            "rollout --coordinator 127.0.0.1:7700 --name rollout-1 --threads 3 --device cpu"
+        );
+    }
+
+    #[test]
+    fn cores_are_shared_within_a_role() {
+        let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'";
+        let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
+        assert_eq!(compute(&spec, 8, 3)[1], "2");
+        assert_eq!(compute(&spec, 2, 4)[1], "1");
+        assert_eq!(compute(&spec, 2, 0)[1], "2");
+    }
+
+    #[test]
+    fn the_worker_program_is_looked_for_in_order() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folders = || [dir.path().join("a"), dir.path().to_owned()].into_iter();
+        assert_eq!(find_in(None, folders()), None);
+        let program = dir.path().join(WORKER_PROGRAM);
+        std::fs::write(&program, "").expect("written");
+        assert_eq!(find_in(None, folders()), Some(program.clone()));
+        assert_eq!(find_in(Some(&program), folders()), Some(program));
+        assert_eq!(find_in(Some(Path::new("/no/such")), folders()), None);
+    }
+}

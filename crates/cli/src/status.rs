@@ -1,0 +1,307 @@
+//! `pacs status` and `pacs stop`.
+
+use std::fmt::Write;
+use std::future::Future;
+
+use anyhow::{Context, anyhow};
+use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, StopRunRequest, WorkerStatus};
+use pacs_runtime::Exit;
+use serde_json::{Value, json};
+use tonic::{Response, Status as CallStatus};
+
+use crate::arguments::{Status, Stop};
+use crate::failure::Failure;
+use crate::format::{count, percent, plural, seconds};
+use crate::output;
+use crate::target::{self, CALL_DEADLINE};
+
+pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
+    let address = target::address(arguments.target.as_deref())?;
+    let status = block_on(async {
+        let mut client = target::connect(&address).await?;
+        in_time(client.get_status(GetStatusRequest {})).await.map_err(|failure| failure.doing("get the status"))
+    })?;
+    if arguments.json {
+        output::line(format_args!("{:#}", as_json(&status)));
+    } else {
+        output::text(as_text(&status));
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
+    let address = target::address(arguments.target.as_deref())?;
+    block_on(async {
+        let mut client = target::connect(&address).await?;
+        in_time(client.stop_run(StopRunRequest {})).await.map_err(|failure| failure.doing("stop the run"))
+    })?;
+    output::line(format_args!(
+        "the run at {address} writes a checkpoint and ends; `pacs run` with the same job goes on from there"
+    ));
+    Ok(Exit::Done)
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .map_err(Failure::bug)?;
+    runtime.block_on(work)
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Failure::again(anyhow!("{}", status.message()))),
+        Err(_) => Err(Failure::again(anyhow!("no answer within {} s", CALL_DEADLINE.as_secs()))),
+    }
+}
+
+fn as_text(status: &GetStatusResponse) -> String {
+    let mut text = String::new();
+    let left = status.remaining_seconds.map(|left| format!(", {} left", seconds(left))).unwrap_or_default();
+    let lines = [
+        ("job", format!("{} in {}, up for {}", status.job, status.run_dir, seconds(status.uptime_seconds))),
+        ("phase", format!("{} for {}", status.phase, seconds(status.phase_seconds))),
+        ("step", format!("{} of {}{left}", count(status.step), count(status.total_steps))),
+        ("weights", format!("version {}, learner generation {}", status.weight_version, status.generation)),
+        ("waiting", status.waiting_for.clone()),
+    ];
+    for (name, line) in lines {
+        line_of(&mut text, name, &line);
+    }
+    if let Some(queues) = status.queues {
+        let groups = format!(
+            "groups: {} waiting, {} generating, {} of {} complete; samples: {} waiting, {} verifying",
+            queues.groups_waiting,
+            queues.groups_generating,
+            queues.groups_complete,
+            queues.groups_wanted,
+            queues.samples_waiting,
+            queues.samples_verifying,
+        );
+        line_of(&mut text, "queues", &groups);
+    }
+    let metrics = metrics_line(status);
+    if !metrics.is_empty() {
+        line_of(&mut text, "last step", &metrics);
+    }
+    let counted: Vec<String> = sorted(&status.counters)
+        .into_iter()
+        .filter(|(_, value)| **value > 0)
+        .map(|(name, value)| format!("{} {}", name.replace('_', " "), count(*value)))
+        .collect();
+    if !counted.is_empty() {
+        line_of(&mut text, "counts", &counted.join(", "));
+    }
+    workers_table(&mut text, status);
+    text
+}
+
+fn line_of(text: &mut String, name: &str, line: &str) {
+    let _ = writeln!(text, "{name:<10}{line}");
+}
+
+/// The metrics that say how the training goes; `--json` has them all.
+fn metrics_line(status: &GetStatusResponse) -> String {
+    let shown = [
+        ("reward_mean", "reward", (|value| format!("{value:.3}")) as fn(f64) -> String),
+        ("pass_rate", "pass rate", percent),
+        ("mixed_share", "mixed groups", percent),
+        ("entropy", "entropy", |value| format!("{value:.2}")),
+        ("answer_tokens_mean", "answer tokens", |value| format!("{value:.1}")),
+        ("tokens_per_second", "tokens/s", |value| format!("{value:.0}")),
+    ];
+    let parts = shown.into_iter().filter_map(|(name, label, format)| {
+        status.metrics.get(name).map(|value| format!("{label} {}", format(*value)))
+    });
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+fn workers_table(text: &mut String, status: &GetStatusResponse) {
+    if status.workers.is_empty() {
+        let wanted = plural(u64::from(status.learners_wanted), "learner is", "learners are");
+        let _ = writeln!(text, "\nno worker is registered; {wanted} wanted");
+        return;
+    }
+    let mut rows = vec![["worker", "role", "where", "heard", "leases", "does"].map(str::to_owned).to_vec()];
+    rows.extend(status.workers.iter().map(worker_row));
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    text.push('\n');
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+}
+
+fn worker_row(worker: &WorkerStatus) -> Vec<String> {
+    let role = match worker.rank {
+        Some(rank) => format!("{} rank {rank}", role_name(worker)),
+        None => role_name(worker).to_owned(),
+    };
+    vec![
+        worker.name.clone(),
+        role,
+        format!("{}:{}", worker.host, worker.pid),
+        format!("{} ago", seconds(worker.seconds_since_heartbeat)),
+        worker.leases.to_string(),
+        worker.activity.clone(),
+    ]
+}
+
+fn role_name(worker: &WorkerStatus) -> &'static str {
+    match worker.role() {
+        Role::Rollout => "rollout",
+        Role::Learner => "learner",
+        Role::Verifier => "verifier",
+        Role::Unspecified => "unknown",
+    }
+}
+
+fn as_json(status: &GetStatusResponse) -> Value {
+    let queues = status.queues.unwrap_or_default();
+    let workers: Vec<Value> = status.workers.iter().map(worker_json).collect();
+    json!({
+        "job": status.job,
+        "run_dir": status.run_dir,
+        "phase": status.phase,
+        "phase_seconds": status.phase_seconds,
+        "step": status.step,
+        "total_steps": status.total_steps,
+        "weight_version": status.weight_version,
+        "generation": status.generation,
+        "learners_wanted": status.learners_wanted,
+        "waiting_for": status.waiting_for,
+        "queues": {
+            "groups_waiting": queues.groups_waiting,
+            "groups_generating": queues.groups_generating,
+            "groups_complete": queues.groups_complete,
+            "groups_wanted": queues.groups_wanted,
+            "samples_waiting": queues.samples_waiting,
+            "samples_verifying": queues.samples_verifying,
+        },
+        "workers": workers,
+        "metrics": sorted(&status.metrics).into_iter().map(|(name, value)| (name.clone(), json!(value)))
+            .collect::<serde_json::Map<_, _>>(),
+        "counters": sorted(&status.counters).into_iter().map(|(name, value)| (name.clone(), json!(value)))
+            .collect::<serde_json::Map<_, _>>(),
+        "uptime_seconds": status.uptime_seconds,
+        "remaining_seconds": status.remaining_seconds,
+    })
+}
+
+fn worker_json(worker: &WorkerStatus) -> Value {
+    json!({
+        "id": worker.worker_id,
+        "name": worker.name,
+        "role": role_name(worker),
+        "host": worker.host,
+        "pid": worker.pid,
+        "activity": worker.activity,
+        "seconds_since_heartbeat": worker.seconds_since_heartbeat,
+        "leases": worker.leases,
+        "rank": worker.rank,
+    })
+}
+
+fn sorted<T>(map: &std::collections::HashMap<String, T>) -> Vec<(&String, &T)> {
+    let mut entries: Vec<_> = map.iter().collect();
+    entries.sort_by_key(|(name, _)| *name);
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use pacs_protocol::v1::QueueDepths;
+
+    use super::*;
+
+    fn worker(role: Role, name: &str, rank: Option<u32>) -> WorkerStatus {
+        WorkerStatus {
+            worker_id: 3,
+            name: name.into(),
+            role: role.into(),
+            host: "node-1".into(),
+            pid: 4711,
+            activity: "waits for work".into(),
+            seconds_since_heartbeat: 0.42,
+            leases: 2,
+            rank,
+        }
+    }
+
+    fn running() -> GetStatusResponse {
+        GetStatusResponse {
+            job: "demo".into(),
+            run_dir: "/runs/demo".into(),
+            phase: "sampling".into(),
+            phase_seconds: 2.5,
+            step: 12,
+            total_steps: 40,
+            weight_version: 12,
+            generation: 1,
+            learners_wanted: 1,
+            workers: vec![worker(Role::Rollout, "rollout-0", None), worker(Role::Learner, "learner-0", Some(0))],
+            queues: Some(QueueDepths { groups_generating: 8, groups_wanted: 8, ..QueueDepths::default() }),
+            waiting_for: "step 13 waits for 1 rollout worker: 8 of 8 groups open".into(),
+            metrics: [("reward_mean".to_owned(), 0.25), ("entropy".to_owned(), 1.5)].into(),
+            uptime_seconds: 75.0,
+            remaining_seconds: Some(130.0),
+            counters: [("dropped_groups".to_owned(), 0), ("lapsed_leases".to_owned(), 1)].into(),
+        }
+    }
+
+    #[test]
+    fn the_text_says_what_the_run_does() {
+        expect![[r#"
+            job       demo in /runs/demo, up for 1 min 15 s
+            phase     sampling for 2.5 s
+            step      12 of 40, 2 min 10 s left
+            weights   version 12, learner generation 1
+            waiting   step 13 waits for 1 rollout worker: 8 of 8 groups open
+            queues    groups: 0 waiting, 8 generating, 0 of 8 complete; samples: 0 waiting, 0 verifying
+            last step reward 0.250, entropy 1.50
+            counts    lapsed leases 1
+
+            worker     role            where        heard      leases  does
+            rollout-0  rollout         node-1:4711  0.4 s ago  2       waits for work
+            learner-0  learner rank 0  node-1:4711  0.4 s ago  2       waits for work
+        "#]]
+        .assert_eq(&as_text(&running()));
+    }
+
+    #[test]
+    fn a_run_without_workers_says_so() {
+        let status = GetStatusResponse {
+            job: "demo".into(),
+            phase: "assembling".into(),
+            waiting_for: "waits for learners: 1 wanted, 0 registered, 0 ready, for 1.5 s".into(),
+            learners_wanted: 1,
+            total_steps: 40,
+            ..GetStatusResponse::default()
+        };
+        expect![[r#"
+            job       demo in , up for 0.0 s
+            phase     assembling for 0.0 s
+            step      0 of 40
+            weights   version 0, learner generation 0
+            waiting   waits for learners: 1 wanted, 0 registered, 0 ready, for 1.5 s
+
+            no worker is registered; 1 learner is wanted
+        "#]]
+        .assert_eq(&as_text(&status));
+    }
+
+    #[test]
+    fn the_json_has_every_field() {
+        let json = as_json(&running());
+        assert_eq!(json["workers"][1]["rank"], 0);
+        assert_eq!(json["workers"][0]["rank"], Value::Null);
+        assert_eq!((&json["queues"]["groups_wanted"], &json["counters"]["lapsed_leases"]), (&json!(8), &json!(1)));
+        assert_eq!(json["metrics"]["reward_mean"], 0.25);
+    }
+}

@@ -1,0 +1,91 @@
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::ErrorKind;
+
+/// Ends a communicator from any thread: a blocked operation returns within milliseconds, later ones fail at once, and
+/// the closed sockets let the neighbours fail too.
+#[derive(Clone, Debug, Default)]
+pub struct AbortHandle(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    end: Option<End>,
+    /// Sockets to shut down at the end, so that nobody keeps waiting on them.
+    sockets: Vec<Arc<TcpStream>>,
+}
+
+/// How the communicator ended; the first cause stays.
+#[derive(Clone, Debug)]
+enum End {
+    Aborted { reason: String },
+    Failed { first: String },
+    Dropped,
+}
+
+impl AbortHandle {
+    /// A handle that is not in use yet; pass it to [`crate::HostCollective::connect_abortable`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the communicator. Does nothing when it has ended already.
+    pub fn abort(&self, reason: impl Into<String>) {
+        self.end(End::Aborted { reason: reason.into() });
+    }
+
+    /// Whether the communicator has ended, for whatever reason.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// Records the first error and closes the sockets.
+    pub(crate) fn fail(&self, first: String) {
+        self.end(End::Failed { first });
+    }
+
+    /// Closes the sockets although handles may outlive the communicator.
+    pub(crate) fn close(&self) {
+        self.end(End::Dropped);
+    }
+
+    /// Takes the sockets under control; they are closed at once if the end came earlier.
+    pub(crate) fn watch(&self, sockets: [&Arc<TcpStream>; 2]) {
+        let mut state = self.state();
+        state.sockets.extend(sockets.map(Arc::clone));
+        if state.end.is_some() {
+            state.close_sockets();
+        }
+    }
+
+    /// Why an operation cannot go on, if the communicator has ended.
+    pub(crate) fn reason(&self) -> Option<ErrorKind> {
+        self.state().end.clone().map(|end| match end {
+            End::Aborted { reason } => ErrorKind::Aborted { reason },
+            End::Failed { first } => ErrorKind::Ended { first },
+            End::Dropped => ErrorKind::Ended { first: "it was dropped".to_owned() },
+        })
+    }
+
+    fn end(&self, end: End) {
+        let mut state = self.state();
+        state.end.get_or_insert(end);
+        state.close_sockets();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in this file panics halfway through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn close_sockets(&mut self) {
+        for socket in self.sockets.drain(..) {
+            // It fails on a socket that the peer has closed, which is what is wanted.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}

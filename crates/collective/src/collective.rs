@@ -1,0 +1,42 @@
+use crate::CollectiveError;
+
+/// Operations that every rank of a generation calls together, in the same order and with matching sizes.
+///
+/// Every operation has a deadline. The first error ends the communicator: later operations fail at once, and the
+/// other ranks fail as soon as they wait for this one. What an operation that failed leaves in its buffer is undefined.
+pub trait Collective: Send {
+    /// This rank, `0..world_size`.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are; at least one.
+    fn world_size(&self) -> usize;
+
+    /// Replaces `data` by its sum over all ranks. The order of the additions depends on sizes alone, and every rank
+    /// ends with the same bits.
+    ///
+    /// # Errors
+    ///
+    /// When a rank is lost or late, calls something else, or the communicator was aborted.
+    fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Returns what each rank passed, by rank. Lengths may differ.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`].
+    fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError>;
+
+    /// Replaces `data` by what rank `root` holds. The length is the same on every rank.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`], and when there is no rank `root`.
+    fn broadcast(&mut self, root: usize, data: &mut [u8]) -> Result<(), CollectiveError>;
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`].
+    fn barrier(&mut self) -> Result<(), CollectiveError>;
+}

@@ -1,0 +1,148 @@
+use std::time::{Duration, Instant};
+
+use super::group::GroupConfig;
+use super::join::join;
+use super::link::{Call, FREE_LENGTH_LIMIT};
+use super::listener::HostListener;
+use super::ring::Ring;
+use crate::error::Fault;
+use crate::{AbortHandle, Collective, CollectiveError, ErrorKind, Operation};
+
+/// The TCP communicator of one rank in one generation. Dropping it ends it for the other ranks.
+#[derive(Debug)]
+pub struct HostCollective {
+    rank: usize,
+    world_size: usize,
+    timeout: Duration,
+    /// Absent in a world of one, where every operation is the identity.
+    ring: Option<Ring>,
+    abort: AbortHandle,
+    calls: u64,
+}
+
+impl HostCollective {
+    /// Joins a generation: returns when every rank of it has.
+    ///
+    /// A peer that cannot be reached yet, or that has not left the generation before, is tried again until the
+    /// timeout. A connection that comes from another job or generation is refused, and told why.
+    ///
+    /// # Errors
+    ///
+    /// When a rank does not join in time, or refuses this one.
+    pub fn connect(listener: &HostListener, group: GroupConfig) -> Result<Self, CollectiveError> {
+        Self::connect_abortable(listener, group, AbortHandle::new())
+    }
+
+    /// As [`HostCollective::connect`], under a handle that another thread holds already, so that waiting for the other
+    /// ranks can be aborted, too. A handle serves one communicator.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostCollective::connect`], and when the handle was aborted.
+    pub fn connect_abortable(
+        listener: &HostListener,
+        group: GroupConfig,
+        abort: AbortHandle,
+    ) -> Result<Self, CollectiveError> {
+        let (rank, world_size, timeout) = (group.rank, group.world_size(), group.timeout);
+        let mut communicator = Self { rank, world_size, timeout, ring: None, abort, calls: 0 };
+        let deadline = Instant::now() + timeout;
+        if let Err(fault) = communicator.enter(listener, &group, deadline) {
+            return Err(communicator.fail(Operation::Connect, fault));
+        }
+        tracing::debug!(rank, world_size, generation = %group.generation, "joined the ring");
+        Ok(communicator)
+    }
+
+    /// A handle with which any thread can end the communicator.
+    #[must_use]
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+
+    fn enter(&mut self, listener: &HostListener, group: &GroupConfig, deadline: Instant) -> Result<(), Fault> {
+        group.check().map_err(Fault::own)?;
+        if let Some(kind) = self.abort.reason() {
+            return Err(Fault::own(kind));
+        }
+        if self.world_size == 1 {
+            return Ok(());
+        }
+        let link = join(listener, group, &self.abort, deadline)?;
+        self.abort.watch([&link.next, &link.previous]);
+        let ring = self.ring.insert(Ring { link, rank: self.rank, world_size: self.world_size });
+        let call = Call { operation: Operation::Connect, sequence: 0, elements: 0, deadline, timeout: self.timeout };
+        ring.barrier(&call)
+    }
+
+    fn call(
+        &mut self,
+        operation: Operation,
+        elements: usize,
+        run: impl FnOnce(&Ring, &Call) -> Result<(), Fault>,
+    ) -> Result<(), CollectiveError> {
+        self.calls += 1;
+        let timeout = self.timeout;
+        let call = Call { operation, sequence: self.calls, elements, deadline: Instant::now() + timeout, timeout };
+        let result = match (self.abort.reason(), &self.ring) {
+            (Some(kind), _) => Err(Fault::own(kind)),
+            (None, Some(ring)) => run(ring, &call),
+            (None, None) => Ok(()),
+        };
+        result.map_err(|fault| self.fail(operation, fault))
+    }
+
+    /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
+    fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
+        let Fault { peer, kind } = match self.abort.reason() {
+            Some(kind) => Fault::own(kind),
+            None => fault,
+        };
+        let error = CollectiveError { operation, rank: self.rank, peer, kind };
+        self.abort.fail(error.to_string());
+        error
+    }
+}
+
+impl Collective for HostCollective {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.call(Operation::AllReduceSum, data.len(), |ring, call| ring.all_reduce_sum(call, data))
+    }
+
+    fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
+        if size_of_val(mine) > FREE_LENGTH_LIMIT {
+            let kind = ErrorKind::Invalid(format!("{} numbers are too many to gather", mine.len()));
+            return Err(self.fail(Operation::AllGather, Fault::own(kind)));
+        }
+        let mut blocks = vec![Vec::new(); self.world_size];
+        blocks[self.rank] = mine.to_vec();
+        self.call(Operation::AllGather, 0, |ring, call| ring.all_gather(call, &mut blocks))?;
+        Ok(blocks)
+    }
+
+    fn broadcast(&mut self, root: usize, data: &mut [u8]) -> Result<(), CollectiveError> {
+        if root >= self.world_size {
+            let kind = ErrorKind::Invalid(format!("there is no rank {root} among {}", self.world_size));
+            return Err(self.fail(Operation::Broadcast, Fault::own(kind)));
+        }
+        self.call(Operation::Broadcast, data.len(), |ring, call| ring.broadcast(call, root, data))
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.call(Operation::Barrier, 0, Ring::barrier)
+    }
+}
+
+impl Drop for HostCollective {
+    fn drop(&mut self) {
+        self.abort.close();
+    }
+}

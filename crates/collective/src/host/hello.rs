@@ -1,0 +1,163 @@
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+use nix::poll::PollFlags;
+use pacs_types::Generation;
+
+use super::group::GroupConfig;
+use super::wait::{Limit, wait};
+
+/// First bytes of a greeting: names the protocol and its version.
+const MAGIC: [u8; 8] = *b"pacsrng1";
+/// Longest text in a greeting or its answer, in bytes.
+const TEXT_LIMIT: usize = 4096;
+
+/// What a rank says of itself when it dials its successor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    pub(crate) job: String,
+    pub(crate) generation: Generation,
+    pub(crate) rank: usize,
+    pub(crate) world_size: usize,
+}
+
+/// What the successor answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Welcome,
+    /// The dialling rank is ahead: it may ask again.
+    NotYet(String),
+    /// The dialling rank will never be let in.
+    Refused(String),
+}
+
+impl Hello {
+    pub(crate) fn of(group: &GroupConfig) -> Self {
+        let GroupConfig { job, generation, rank, addresses, timeout: _ } = group;
+        Self { job: job.clone(), generation: *generation, rank: *rank, world_size: addresses.len() }
+    }
+
+    pub(crate) fn send(&self, stream: &TcpStream, limit: Limit<'_>) -> io::Result<()> {
+        let mut bytes = MAGIC.to_vec();
+        for number in [self.generation.0, self.rank as u64, self.world_size as u64] {
+            bytes.extend(number.to_le_bytes());
+        }
+        push_text(&mut bytes, &self.job);
+        write_all(stream, &bytes, limit)
+    }
+
+    pub(crate) fn receive(stream: &TcpStream, limit: Limit<'_>) -> io::Result<Self> {
+        let mut magic = [0; 8];
+        read_exact(stream, &mut magic, limit)?;
+        if magic != MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not the greeting of a rank"));
+        }
+        let number = || -> io::Result<u64> {
+            let mut bytes = [0; 8];
+            read_exact(stream, &mut bytes, limit)?;
+            Ok(u64::from_le_bytes(bytes))
+        };
+        let (generation, rank, world_size) = (Generation(number()?), number()?, number()?);
+        let job = read_text(stream, limit)?;
+        let small = |value: u64| usize::try_from(value).map_err(io::Error::other);
+        Ok(Self { job, generation, rank: small(rank)?, world_size: small(world_size)? })
+    }
+
+    /// How the rank that belongs to `group` answers this greeting.
+    pub(crate) fn judge(&self, group: &GroupConfig) -> Answer {
+        let ours = Self { rank: group.previous(), ..Self::of(group) };
+        if self == &ours {
+            return Answer::Welcome;
+        }
+        let reason = format!("rank {} expects {ours}, not {self}", group.rank);
+        // A peer that is ahead knows that this rank will follow; a peer that is behind has missed something.
+        if self.job == ours.job && self.generation > ours.generation {
+            Answer::NotYet(reason)
+        } else {
+            Answer::Refused(reason)
+        }
+    }
+}
+
+impl std::fmt::Display for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { job, generation, rank, world_size } = self;
+        write!(f, "rank {rank} of {world_size} of {generation} of job `{job}`")
+    }
+}
+
+impl Answer {
+    pub(crate) fn send(&self, stream: &TcpStream, limit: Limit<'_>) -> io::Result<()> {
+        let (code, text) = match self {
+            Self::Welcome => (0, ""),
+            Self::NotYet(reason) => (1, reason.as_str()),
+            Self::Refused(reason) => (2, reason.as_str()),
+        };
+        let mut bytes = vec![code];
+        push_text(&mut bytes, text);
+        write_all(stream, &bytes, limit)
+    }
+
+    pub(crate) fn receive(stream: &TcpStream, limit: Limit<'_>) -> io::Result<Self> {
+        let mut code = [0];
+        read_exact(stream, &mut code, limit)?;
+        let text = read_text(stream, limit)?;
+        match code[0] {
+            0 => Ok(Self::Welcome),
+            1 => Ok(Self::NotYet(text)),
+            2 => Ok(Self::Refused(text)),
+            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("answer code {other}"))),
+        }
+    }
+}
+
+fn push_text(bytes: &mut Vec<u8>, text: &str) {
+    let text = &text.as_bytes()[..text.len().min(TEXT_LIMIT)];
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text);
+}
+
+fn read_text(stream: &TcpStream, limit: Limit<'_>) -> io::Result<String> {
+    let mut length = [0; 8];
+    read_exact(stream, &mut length, limit)?;
+    let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+    if length > TEXT_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a text of {length} bytes")));
+    }
+    let mut text = vec![0; length];
+    read_exact(stream, &mut text, limit)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn write_all(mut stream: &TcpStream, mut bytes: &[u8], limit: Limit<'_>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) => wait_out(error, stream, PollFlags::POLLOUT, limit)?,
+        }
+    }
+    Ok(())
+}
+
+fn read_exact(mut stream: &TcpStream, mut bytes: &mut [u8], limit: Limit<'_>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.read(bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => bytes = &mut bytes[read..],
+            Err(error) => wait_out(error, stream, PollFlags::POLLIN, limit)?,
+        }
+    }
+    Ok(())
+}
+
+/// Waits when that is all that the error asks for.
+fn wait_out(error: io::Error, stream: &TcpStream, flags: PollFlags, limit: Limit<'_>) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        io::ErrorKind::WouldBlock if !limit.is_over() => wait(&[(stream.as_fd(), flags)], limit.deadline),
+        io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+        _ => Err(error),
+    }
+}

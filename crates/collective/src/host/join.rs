@@ -1,0 +1,189 @@
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::group::GroupConfig;
+use super::hello::{Answer, Hello};
+use super::link::Link;
+use super::listener::HostListener;
+use super::wait::{Limit, wait};
+use crate::error::Fault;
+use crate::{AbortHandle, ErrorKind};
+
+/// How long one attempt to reach an address may take; then the name is resolved anew.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to greet. A rank greets at once: who does not is none, and others may be in line.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds of the pause between two attempts; it doubles.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
+
+/// Connects this rank with its two neighbours.
+pub(crate) fn join(
+    listener: &HostListener,
+    group: &GroupConfig,
+    abort: &AbortHandle,
+    deadline: Instant,
+) -> Result<Link, Fault> {
+    let given_up = AtomicBool::new(false);
+    let join = Join { listener, group, abort, deadline, given_up: &given_up };
+    // Both at once: the successor welcomes this rank only when its own turn to accept has come, all around the ring.
+    let (next, previous) = thread::scope(|scope| {
+        let dialling = scope.spawn(|| join.dial());
+        let previous = join.accept();
+        (dialling.join().expect("dialling does not panic"), previous)
+    });
+    match (next?, previous?) {
+        (Some(next), Some(previous)) => Ok(Link::new(group, next, previous)),
+        _ => Err(Fault::own(abort.reason().expect("without a fault, only the abort handle stops either half"))),
+    }
+}
+
+/// The work of joining. A half returns `None` when it was told to stop.
+struct Join<'a> {
+    listener: &'a HostListener,
+    group: &'a GroupConfig,
+    abort: &'a AbortHandle,
+    deadline: Instant,
+    /// Set by the half that fails, for the other.
+    given_up: &'a AtomicBool,
+}
+
+/// Why an attempt to dial failed.
+enum Attempt {
+    Again(String),
+    Refused(String),
+}
+
+impl From<io::Error> for Attempt {
+    fn from(error: io::Error) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+impl Join<'_> {
+    fn dial(&self) -> Result<Option<Arc<TcpStream>>, Fault> {
+        let next = self.group.next();
+        let stopped = || self.stopped();
+        let limit = Limit { deadline: self.deadline, stopped: &stopped };
+        let (mut pause, mut problem) = (PAUSE.0, String::new());
+        loop {
+            let latest = match self.try_dial(limit) {
+                Ok(stream) => return Ok(Some(Arc::new(stream))),
+                Err(_) if self.stopped() => return Ok(None),
+                Err(Attempt::Refused(reason)) => return Err(self.give_up(next, ErrorKind::Refused { reason })),
+                Err(Attempt::Again(problem)) => problem,
+            };
+            // An attempt that the deadline cut short explains less than the one before.
+            if problem.is_empty() || !limit.is_over() {
+                problem = latest;
+            }
+            if limit.is_over() {
+                let address = &self.group.addresses[next];
+                return Err(self.timed_out(next, format!("the peer at `{address}` ({problem})")));
+            }
+            tracing::debug!(peer = next, problem, "peer rank not reached yet");
+            limit.within(pause).pause().map_err(|error| self.give_up(next, ErrorKind::Io(error)))?;
+            pause = (2 * pause).min(PAUSE.1);
+        }
+    }
+
+    fn try_dial(&self, limit: Limit<'_>) -> Result<TcpStream, Attempt> {
+        let stream = connect(&self.group.addresses[self.group.next()], limit)?;
+        prepare(&stream)?;
+        Hello::of(self.group).send(&stream, limit)?;
+        match Answer::receive(&stream, limit)? {
+            Answer::Welcome => Ok(stream),
+            Answer::NotYet(reason) => Err(Attempt::Again(reason)),
+            Answer::Refused(reason) => Err(Attempt::Refused(reason)),
+        }
+    }
+
+    fn accept(&self) -> Result<Option<Arc<TcpStream>>, Fault> {
+        let previous = self.group.previous();
+        let mut problem = "nobody dialled".to_owned();
+        while !self.stopped() {
+            if Instant::now() >= self.deadline {
+                return Err(self.timed_out(previous, format!("the peer to dial in ({problem})")));
+            }
+            match self.listener.accept() {
+                Ok((stream, from)) => match self.welcome(&stream) {
+                    Ok(()) => return Ok(Some(Arc::new(stream))),
+                    Err(reason) => {
+                        let news = format!("last refused: {reason}");
+                        // A peer that is ahead asks again and again.
+                        if problem != news {
+                            tracing::warn!(%from, %reason, "connection refused");
+                            problem = news;
+                        }
+                    }
+                },
+                Err(error) => {
+                    // Besides an empty line, these are faults of a connection that is gone, or a passing shortage.
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        problem = error.to_string();
+                    }
+                    wait(&[(self.listener.as_fd(), PollFlags::POLLIN)], self.deadline)
+                        .map_err(|error| self.give_up(previous, ErrorKind::Io(error)))?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets a connection in, or says why not.
+    fn welcome(&self, stream: &TcpStream) -> Result<(), String> {
+        let stopped = || self.stopped();
+        let limit = Limit { deadline: self.deadline, stopped: &stopped }.within(GREETING_TIMEOUT);
+        let greet = || -> io::Result<Answer> {
+            prepare(stream)?;
+            let answer = Hello::receive(stream, limit)?.judge(self.group);
+            answer.send(stream, limit)?;
+            Ok(answer)
+        };
+        match greet() {
+            Ok(Answer::Welcome) => Ok(()),
+            Ok(Answer::NotYet(reason) | Answer::Refused(reason)) => Err(reason),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed) || self.abort.has_ended()
+    }
+
+    fn give_up(&self, peer: usize, kind: ErrorKind) -> Fault {
+        self.given_up.store(true, Ordering::Relaxed);
+        Fault::with(peer, kind)
+    }
+
+    /// The other half has the same deadline and is not told: of two, the dialling half has the better explanation.
+    fn timed_out(&self, peer: usize, waiting_for: String) -> Fault {
+        Fault::with(peer, ErrorKind::TimedOut { timeout: self.group.timeout, waiting_for })
+    }
+}
+
+fn connect(address: &str, limit: Limit<'_>) -> io::Result<TcpStream> {
+    let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for resolved in address.to_socket_addrs()? {
+        let left = limit.within(ATTEMPT_TIMEOUT).deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(&resolved, left) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => problem = error,
+        }
+    }
+    Err(problem)
+}
+
+/// Buffer sizes stay as they are: the kernel grows them with the traffic, unless somebody sets them.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)
+}

@@ -1,0 +1,14 @@
+//! The TCP backend: rank `r` sends to `r + 1` and receives from `r - 1`, and everything goes around the ring.
+
+mod communicator;
+mod group;
+mod hello;
+mod join;
+mod link;
+mod listener;
+mod ring;
+mod wait;
+
+pub use communicator::HostCollective;
+pub use group::GroupConfig;
+pub use listener::HostListener;

@@ -1,0 +1,23 @@
+//! Collective operations among the learner ranks of one generation.
+//!
+//! [`Collective`] is what the learner sees; [`HostCollective`] implements it as a TCP ring between CPUs. A
+//! communicator lives for one generation: the first error ends it on every rank, and the ranks that remain connect
+//! anew under the next generation. There is no discovery, no retry of an operation, and no authentication here: the
+//! coordinator hands out the addresses, and the network between learner ranks is trusted.
+//!
+//! Start with [`HostCollective::connect`].
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
+
+mod abort;
+mod collective;
+mod error;
+mod host;
+
+pub use abort::AbortHandle;
+pub use collective::Collective;
+pub use error::{CollectiveError, ErrorKind, ListenError, Operation};
+pub use host::{GroupConfig, HostCollective, HostListener};
+
+#[cfg(target_endian = "big")]
+compile_error!("numbers travel as they lie in memory, and every rank expects them little-endian");

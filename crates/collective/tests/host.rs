@@ -1,0 +1,372 @@
+//! The TCP ring among threads: results, and what happens when a rank is lost.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pacs_collective::{
+    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
+};
+use pacs_types::Generation;
+use proptest::prelude::*;
+
+/// Long enough that only a hang reaches it.
+const PATIENT: Duration = Duration::from_secs(60);
+/// What "at once" may take on a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+const SIZES: [usize; 5] = [0, 1, 7, 1000, 1_000_003];
+
+#[test]
+fn all_reduce_equals_the_plain_sum() {
+    for world_size in 1..=5 {
+        // Whole numbers this small add up without rounding, in any order.
+        let value = |rank: usize, i: usize| ((i * 31 + rank * 17) % 1013) as f32 - 500.0;
+        run(world_size, |mut ring| {
+            for size in SIZES {
+                let mut data: Vec<f32> = (0..size).map(|i| value(ring.rank(), i)).collect();
+                ring.all_reduce_sum(&mut data).unwrap();
+                let sum = |i| (0..world_size).map(|rank| value(rank, i)).sum::<f32>();
+                let wrong = (0..size).find(|&i| data[i] != sum(i));
+                assert_eq!(wrong, None, "{size} numbers over {world_size} ranks");
+            }
+        });
+    }
+}
+
+#[test]
+fn all_gather_takes_different_lengths() {
+    let block = |rank: usize| (0..rank * 40_000).map(|i| i as f64 / 3.0 - rank as f64).collect::<Vec<f64>>();
+    for world_size in 1..=5 {
+        run(world_size, |mut ring| {
+            for shift in 0..world_size {
+                let gathered = ring.all_gather_f64(&block((ring.rank() + shift) % world_size)).unwrap();
+                let expected: Vec<_> = (0..world_size).map(|rank| block((rank + shift) % world_size)).collect();
+                assert!(gathered == expected, "{world_size} ranks, shift {shift}");
+            }
+        });
+    }
+}
+
+#[test]
+fn broadcast_reaches_every_rank_from_every_root() {
+    for world_size in 1..=4 {
+        run(world_size, |mut ring| {
+            for (root, size) in (0..world_size).flat_map(|root| SIZES.map(|size| (root, size))) {
+                let sent: Vec<u8> = (0..size).map(|i| (i * 7 + root) as u8).collect();
+                let mut data = if ring.rank() == root { sent.clone() } else { vec![0xee; size] };
+                ring.broadcast(root, &mut data).unwrap();
+                assert!(data == sent, "{size} bytes from {root} of {world_size}");
+            }
+        });
+    }
+}
+
+#[test]
+fn barrier_waits_for_every_rank() {
+    let arrived = AtomicUsize::new(0);
+    run(4, |mut ring| {
+        for round in 1..=50 {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            ring.barrier().unwrap();
+            assert!(arrived.load(Ordering::SeqCst) >= 4 * round);
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn every_rank_ends_with_the_same_bits(
+        world_size in 2usize..6,
+        size in 0usize..5000,
+        scale in -20i32..20,
+        salt in any::<u32>(),
+    ) {
+        let value = |rank: usize, i: usize| {
+            let noise = pacs_types::mix(u64::from(salt) ^ ((rank as u64) << 32) ^ i as u64);
+            (noise as f64 / u64::MAX as f64 - 0.5) as f32 * 2f32.powi(scale)
+        };
+        let input = |rank| (0..size).map(|i| value(rank, i)).collect::<Vec<f32>>();
+        let reduce = || run(world_size, |mut ring| {
+            let mut data = input(ring.rank());
+            ring.all_reduce_sum(&mut data).unwrap();
+            data.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        });
+        let results = reduce();
+        prop_assert!(results.iter().all(|result| *result == results[0]));
+        prop_assert_eq!(&reduce()[0], &results[0], "another run gives the same bits");
+        for (i, &bits) in results[0].iter().enumerate() {
+            let exact: f64 = (0..world_size).map(|rank| f64::from(value(rank, i))).sum();
+            let error = (f64::from(f32::from_bits(bits)) - exact).abs();
+            prop_assert!(error <= 1e-6 * 2f64.powi(scale), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_lost_rank_fails_the_others_at_once() {
+    let started = Instant::now();
+    let (died, deaths) = mpsc::channel();
+    let deaths = Mutex::new(deaths);
+    run(4, |mut ring| {
+        let mut data = vec![1.0; 1_000_003];
+        if ring.rank() == 2 {
+            ring.all_reduce_sum(&mut data).unwrap();
+            drop(ring);
+            died.send(()).unwrap();
+            return;
+        }
+        ring.all_reduce_sum(&mut data).unwrap();
+        if ring.rank() == 0 {
+            // This rank is sure to notice a death that lies before its call.
+            deaths.lock().unwrap().recv().unwrap();
+        }
+        let error = ring.all_reduce_sum(&mut data).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::PeerClosed), "{error}");
+        assert_eq!((error.operation, error.rank), (Operation::AllReduceSum, ring.rank()));
+        let neighbours = [(ring.rank() + 1) % 4, (ring.rank() + 3) % 4];
+        assert!(neighbours.map(Some).contains(&error.peer), "{error}");
+        let later = ring.barrier().unwrap_err();
+        assert!(matches!(&later.kind, ErrorKind::Ended { first } if *first == error.to_string()), "{later}");
+    });
+    assert!(started.elapsed() < PROMPT);
+}
+
+#[test]
+fn a_silent_rank_fails_the_others_at_the_deadline() {
+    let timeout = Duration::from_millis(400);
+    let (done, all_done) = mpsc::channel();
+    let all_done = Mutex::new(all_done);
+    run_with(3, timeout, |mut ring| {
+        if ring.rank() == 1 {
+            // Alive, but elsewhere until the others have given up.
+            let all_done = all_done.lock().unwrap();
+            for _ in 0..2 {
+                all_done.recv_timeout(PROMPT).unwrap();
+            }
+            return;
+        }
+        let started = Instant::now();
+        let error = ring.all_reduce_sum(&mut vec![1.0; 3_000_000]).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::TimedOut { .. } | ErrorKind::PeerClosed), "{error}");
+        assert!(started.elapsed() >= timeout / 2 && started.elapsed() < PROMPT, "{:?}", started.elapsed());
+        done.send(()).unwrap();
+    });
+}
+
+#[test]
+fn an_abort_ends_a_blocked_operation() {
+    let (handles, handle) = mpsc::channel::<AbortHandle>();
+    let aborting = thread::spawn(move || {
+        let handle = handle.recv().unwrap();
+        assert!(!handle.has_ended());
+        let at = Instant::now();
+        handle.abort("generation 8 began");
+        handle.abort("a second reason changes nothing");
+        at
+    });
+    let (done, all_done) = mpsc::channel();
+    let all_done = Mutex::new(all_done);
+    run(3, |mut ring| {
+        let rank = ring.rank();
+        if rank == 0 {
+            // Never takes part: the others hang until the abort reaches them.
+            let all_done = all_done.lock().unwrap();
+            for _ in 0..2 {
+                all_done.recv_timeout(PROMPT).unwrap();
+            }
+            return;
+        }
+        if rank == 1 {
+            handles.send(ring.abort_handle()).unwrap();
+        }
+        let error = ring.all_reduce_sum(&mut vec![1.0; 3_000_000]).unwrap_err();
+        match error.kind {
+            ErrorKind::Aborted { reason } if rank == 1 => assert_eq!(reason, "generation 8 began"),
+            ErrorKind::PeerClosed if rank == 2 => {}
+            other => panic!("rank {rank}: {other}"),
+        }
+        done.send(()).unwrap();
+    });
+    assert!(aborting.join().unwrap().elapsed() < PROMPT);
+}
+
+#[test]
+fn an_abort_ends_waiting_for_the_others() {
+    let listener = listener();
+    let nobody = self::listener();
+    let group = group(&[&listener, &nobody], 0, 1, PATIENT);
+    let abort = AbortHandle::new();
+    let started = Instant::now();
+    let error = thread::scope(|scope| {
+        let connecting = scope.spawn(|| HostCollective::connect_abortable(&listener, group, abort.clone()));
+        abort.abort("not needed any more");
+        connecting.join().unwrap().unwrap_err()
+    });
+    assert!(matches!(error.kind, ErrorKind::Aborted { .. }), "{error}");
+    assert_eq!(error.operation, Operation::Connect);
+    assert!(started.elapsed() < PROMPT);
+}
+
+#[test]
+fn a_rank_that_never_comes_is_named() {
+    let listener = listener();
+    // An address of its own, so that no other test takes the port once it is free.
+    let gone = HostListener::bind("127.0.0.2:0").unwrap();
+    let timeout = Duration::from_millis(300);
+    let group = group(&[&listener, &gone], 0, 1, timeout);
+    drop(gone);
+    let started = Instant::now();
+    let error = HostCollective::connect(&listener, group.clone()).unwrap_err();
+    assert!(started.elapsed() >= timeout, "a peer that does not listen yet is tried until the deadline");
+    assert_eq!((error.peer, error.rank), (Some(1), 0));
+    let named = format!("waiting for the peer at `{}` (Connection refused", group.addresses[1]);
+    assert!(error.to_string().contains(&named), "{error}");
+}
+
+#[test]
+fn a_peer_of_another_generation_is_refused_by_name() {
+    let listeners = [listener(), listener()];
+    let group = |rank, generation| group(&[&listeners[0], &listeners[1]], rank, generation, PATIENT);
+    thread::scope(|scope| {
+        let current = scope.spawn(|| HostCollective::connect(&listeners[0], group(0, 5)));
+        let stale = HostCollective::connect(&listeners[1], group(1, 4)).unwrap_err();
+        assert!(matches!(stale.kind, ErrorKind::Refused { .. }), "{stale}");
+        assert!(stale.to_string().contains("of gen-5 of job `a`, not rank 1 of 2 of gen-4"), "{stale}");
+        // The refusal did not end the other rank's wait.
+        let rejoined = HostCollective::connect(&listeners[1], group(1, 5)).unwrap();
+        assert_eq!((rejoined.rank(), current.join().unwrap().unwrap().rank()), (1, 0));
+    });
+}
+
+#[test]
+fn a_peer_that_is_ahead_waits_for_the_others() {
+    let listeners = [listener(), listener()];
+    let group = |rank, generation| group(&[&listeners[0], &listeners[1]], rank, generation, PATIENT);
+    thread::scope(|scope| {
+        let ahead = scope.spawn(|| HostCollective::connect(&listeners[1], group(1, 6)));
+        let behind = HostCollective::connect(&listeners[0], group(0, 5)).unwrap_err();
+        assert!(matches!(behind.kind, ErrorKind::Refused { .. }), "{behind}");
+        HostCollective::connect(&listeners[0], group(0, 6)).unwrap();
+        // It may find the other rank gone by now; what matters is that it was let in.
+        if let Err(error) = ahead.join().unwrap() {
+            assert!(matches!(error.kind, ErrorKind::PeerClosed), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_peer_of_another_job_is_refused_by_name() {
+    let [waiting, stranger, nobody] = [listener(), listener(), listener()];
+    let group = group(&[&waiting, &nobody], 0, 1, PATIENT);
+    let strange = GroupConfig { job: "b".to_owned(), ..self::group(&[&waiting, &stranger], 1, 1, PATIENT) };
+    let abort = AbortHandle::new();
+    thread::scope(|scope| {
+        let connecting = scope.spawn(|| HostCollective::connect_abortable(&waiting, group, abort.clone()));
+        let error = HostCollective::connect(&stranger, strange).unwrap_err();
+        assert!(error.to_string().contains("of job `a`, not rank 1 of 2 of gen-1 of job `b`"), "{error}");
+        assert!(!abort.has_ended(), "the refusal did not end the other rank's wait");
+        abort.abort("the test is over");
+        assert!(matches!(connecting.join().unwrap().unwrap_err().kind, ErrorKind::Aborted { .. }));
+    });
+}
+
+#[test]
+fn what_is_no_rank_does_not_disturb() {
+    let listeners = [listener(), listener()];
+    let mut scanner = TcpStream::connect(listeners[0].address()).unwrap();
+    scanner.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let silent = TcpStream::connect(listeners[0].address()).unwrap();
+    let started = Instant::now();
+    let ranks = connect(&listeners, 1, PATIENT);
+    assert!(ranks.iter().all(Result::is_ok), "{ranks:?}");
+    assert!(started.elapsed() < PROMPT);
+    drop(silent);
+}
+
+#[test]
+fn listeners_serve_one_generation_after_another() {
+    let listeners = [listener(), listener(), listener()];
+    for generation in 1..20 {
+        for rank in connect(&listeners, generation, PATIENT) {
+            // Leaves without a word: the next generation must not mind.
+            drop(rank.unwrap());
+        }
+    }
+}
+
+#[test]
+fn ranks_that_are_out_of_step_notice() {
+    let errors = run(2, |mut ring| match ring.rank() {
+        0 => ring.barrier().unwrap_err(),
+        _ => ring.all_reduce_sum(&mut [0.0; 10]).unwrap_err(),
+    });
+    assert_out_of_step(&errors, "barrier of 0 elements");
+    let errors = run(2, |mut ring| ring.all_reduce_sum(&mut vec![0.0; 10 + ring.rank()]).unwrap_err());
+    assert_out_of_step(&errors, "all_reduce_sum of 11 elements");
+}
+
+fn assert_out_of_step(errors: &[CollectiveError], named: &str) {
+    // The slower one may see nothing but the connection that the faster one closed.
+    let out_of_step: Vec<_> = errors.iter().filter(|error| matches!(error.kind, ErrorKind::OutOfStep { .. })).collect();
+    assert!(!out_of_step.is_empty(), "{errors:?}");
+    assert!(out_of_step.iter().all(|error| error.to_string().contains(named)), "{errors:?}");
+}
+
+#[test]
+fn impossible_requests_are_refused() {
+    let listener = listener();
+    let lonely = group(&[&listener], 0, 1, PATIENT);
+    let misplaced = GroupConfig { rank: 1, ..lonely.clone() };
+    let error = HostCollective::connect(&listener, misplaced).unwrap_err();
+    assert_eq!(error.to_string(), "connect on rank 1: rank 1 has no address in a group of 1");
+    let mut ring: Box<dyn Collective> = Box::new(HostCollective::connect(&listener, lonely).unwrap());
+    assert_eq!(ring.all_gather_f64(&[1.5]).unwrap(), [[1.5]]);
+    assert!(matches!(ring.broadcast(1, &mut []).unwrap_err().kind, ErrorKind::Invalid(_)));
+    assert!(matches!(ring.barrier().unwrap_err().kind, ErrorKind::Ended { .. }), "in a world of one, too");
+}
+
+/// Runs `body` as every rank of a ring and returns what the ranks return, by rank.
+fn run<T: Send>(world_size: usize, body: impl Fn(HostCollective) -> T + Sync) -> Vec<T> {
+    run_with(world_size, PATIENT, body)
+}
+
+fn run_with<T: Send>(world_size: usize, timeout: Duration, body: impl Fn(HostCollective) -> T + Sync) -> Vec<T> {
+    let listeners: Vec<HostListener> = (0..world_size).map(|_| listener()).collect();
+    let ranks = connect(&listeners, 1, timeout);
+    let body = &body;
+    thread::scope(|scope| {
+        let threads: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || body(rank.unwrap()))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn connect(
+    listeners: &[HostListener],
+    generation: u64,
+    timeout: Duration,
+) -> Vec<Result<HostCollective, CollectiveError>> {
+    let all: Vec<&HostListener> = listeners.iter().collect();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..listeners.len())
+            .map(|rank| {
+                let group = group(&all, rank, generation, timeout);
+                scope.spawn(move || HostCollective::connect(&listeners[rank], group))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn listener() -> HostListener {
+    HostListener::bind("127.0.0.1:0").unwrap()
+}
+
+fn group(listeners: &[&HostListener], rank: usize, generation: u64, timeout: Duration) -> GroupConfig {
+    let addresses = listeners.iter().map(|listener| listener.address().to_string()).collect();
+    GroupConfig { job: "a".to_owned(), generation: Generation(generation), rank, addresses, timeout }
+}

@@ -1,0 +1,358 @@
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pacs_data::Problems;
+use pacs_machine::{EvaluationPlan, Machine, Options, Snapshot};
+use pacs_spec::JobSpec;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+
+use crate::driver::{Driver, Parts, Shared};
+use crate::progress::{Progress, RunEnd};
+use crate::records::{
+    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
+};
+use crate::{StartError, services};
+
+/// Events that a slow watcher may be behind; older ones are dropped for it.
+const PROGRESS_QUEUE: usize = 1024;
+/// Changes of these, and of what is below them, make a job another job.
+const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
+/// Ids that one coordinator may give out before they meet those of the next one in the same folder.
+const IDS_OF_A_START: u64 = 1_000_000_000_000;
+/// Likewise for generations.
+const GENERATIONS_OF_A_START: u64 = 1000;
+
+/// How to run a coordinator.
+#[derive(Clone, Debug)]
+pub struct CoordinatorOptions {
+    /// The job.
+    pub spec: JobSpec,
+    /// Folder of the run; made when it is not there.
+    pub run_dir: PathBuf,
+    /// Where to listen; port 0 takes any free one.
+    pub listen: SocketAddr,
+}
+
+/// How patient a coordinator is. The default suits real runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Time between two heartbeats of a worker.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a worker is given up.
+    pub heartbeat_timeout: Duration,
+    /// Time between two looks at the clock.
+    pub tick: Duration,
+    /// How long workers are waited for after the end.
+    pub goodbye: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(1),
+            heartbeat_timeout: Duration::from_secs(10),
+            tick: Duration::from_millis(200),
+            goodbye: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A run in progress. Dropping it ends the service without a goodbye.
+#[derive(Debug)]
+pub struct Coordinator {
+    shared: Shared,
+    address: SocketAddr,
+    first_events: Mutex<Option<broadcast::Receiver<Progress>>>,
+    progress: broadcast::Sender<Progress>,
+    end: watch::Receiver<Option<RunEnd>>,
+    timing: Timing,
+    /// Dropped with the coordinator, and the server ends.
+    _serving: oneshot::Sender<()>,
+    ticker: JoinHandle<()>,
+    _lock: RunLock,
+}
+
+impl Coordinator {
+    /// Takes the run folder, loads the problems, resumes from the newest checkpoint if there is one, and serves.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(options: CoordinatorOptions) -> Result<Self, StartError> {
+        Self::start_with(options, Timing::default()).await
+    }
+
+    /// Like [`start`](Self::start), with another patience.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(options: CoordinatorOptions, timing: Timing) -> Result<Self, StartError> {
+        let CoordinatorOptions { spec, run_dir, listen } = options;
+        std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
+        // Workers get this path, and their working directory may be another one.
+        let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
+        let lock = RunLock::take(&run_dir)?;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|error| StartError::Listen { address: listen, error })?;
+        let address = listener.local_addr().map_err(|error| StartError::Listen { address: listen, error })?;
+
+        let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
+        let opened = {
+            let (spec, run_dir, progress) = (spec.clone(), run_dir.clone(), progress.clone());
+            // Reads checkpoints and data files: seconds to minutes.
+            tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
+        };
+        let driver = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        announce(&spec, &run_dir, address)?;
+
+        let end = driver.end.subscribe();
+        let shared = Shared::new(driver);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (serving, dropped) = oneshot::channel::<()>();
+        let router = services::router(&shared);
+        // Ends when the coordinator is dropped, after the calls that wait.
+        tokio::spawn(async move {
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
+                tracing::error!("the server ended: {error}");
+            }
+        });
+        let ticker = tokio::spawn(tick(shared.clone(), timing.tick));
+        tracing::info!(%address, run_dir = %run_dir.display(), "serving");
+        let first_events = Mutex::new(Some(first_events));
+        Ok(Self { shared, address, first_events, progress, end, timing, _serving: serving, ticker, _lock: lock })
+    }
+
+    /// Where the services are.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What happens from now on; the first caller also gets what has happened since the start.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Progress> {
+        let first = self.first_events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.progress.subscribe())
+    }
+
+    /// Asks the run to save and end at the next safe point.
+    pub fn request_stop(&self) {
+        self.shared.lock().request_stop();
+    }
+
+    /// Waits for the end of the run, dismisses the workers, and closes the records.
+    pub async fn wait(self) -> RunEnd {
+        let mut ended = self.end.clone();
+        let end = match ended.wait_for(Option::is_some).await {
+            Ok(end) => end.clone(),
+            Err(_) => None,
+        };
+        self.dismiss_workers().await;
+        let archive = self.shared.lock().archive.take();
+        if let Some(mut archive) = archive
+            && tokio::task::spawn_blocking(move || archive.close()).await.is_err()
+        {
+            tracing::warn!("the archive was not closed");
+        }
+        end.unwrap_or_else(|| RunEnd::Failed { reason: "the coordinator's state is gone".to_owned() })
+    }
+
+    /// Serves until every worker has heard that the run is over and left, but not for ever.
+    async fn dismiss_workers(&self) {
+        let gone = self.shared.poll(u32::try_from(self.timing.goodbye.as_millis()).unwrap_or(u32::MAX), |driver| {
+            Ok(driver.has_no_workers().then_some(()))
+        });
+        if !matches!(gone.await, Ok(Some(()))) {
+            tracing::info!("some workers have not said goodbye");
+        }
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.ticker.abort();
+    }
+}
+
+async fn tick(shared: Shared, every: Duration) {
+    let mut ticker = tokio::time::interval(every);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticker.tick().await;
+        shared.lock().tick();
+    }
+}
+
+/// Opens the run folder and makes the driver of the run that is found there.
+fn open(
+    spec: JobSpec,
+    run_dir: PathBuf,
+    timing: Timing,
+    progress: broadcast::Sender<Progress>,
+) -> Result<Driver, StartError> {
+    let checkpoints = Checkpoints::open(&run_dir)?;
+    let resumed = resume(&checkpoints, &spec)?;
+    let problems = pacs_data::load(&spec)?;
+    let mut notes = vec![problems.report.to_string()];
+    if let Some(manifest) = &resumed {
+        notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
+    }
+
+    let last_step = resumed.as_ref().map(|manifest| manifest.step);
+    let metrics = Lines::new(run_dir.join("metrics.jsonl"));
+    let evaluations = Lines::new(run_dir.join("evaluations.jsonl"));
+    for (lines, name) in [(&metrics, "metrics.jsonl"), (&evaluations, "evaluations.jsonl")] {
+        lines.truncate(last_step).map_err(StartError::file("truncate", &run_dir.join(name)))?;
+    }
+    let evaluated = evaluations.steps().map_err(StartError::file("read", &run_dir.join("evaluations.jsonl")))?;
+    let archive = match spec.logging.samples {
+        true => Some(Archive::open(&run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
+        false => None,
+    };
+    if let Some(archive) = &archive {
+        archive.truncate(last_step);
+    }
+    let starts = starts_so_far(&run_dir);
+    let options = machine_options(&spec, &problems, timing, resumed, evaluated.into_iter().collect(), starts);
+    let started = Instant::now();
+    let driver = Driver::new(Parts {
+        machine: Machine::new(options, started.elapsed()),
+        spec,
+        run_dir,
+        heartbeat_interval: timing.heartbeat_interval,
+        problems,
+        checkpoints,
+        metrics,
+        evaluations,
+        archive,
+        progress,
+        started,
+    });
+    notes.into_iter().for_each(|text| driver.note(text));
+    Ok(driver)
+}
+
+/// The checkpoint to go on from, if there is one.
+fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
+    let (newest, damages) = checkpoints.newest_valid()?;
+    for damage in &damages {
+        tracing::error!("a checkpoint was put aside: {damage}");
+    }
+    let Some(manifest) = newest else {
+        if damages.is_empty() {
+            return Ok(None);
+        }
+        let damages = damages.iter().map(ToString::to_string).collect();
+        return Err(StartError::NoValidCheckpoint { folder: checkpoints.folder().to_owned(), damages });
+    };
+    let checkpoint = checkpoints.path(manifest.step);
+    let old = pacs_spec::parse(&manifest.spec, &checkpoint.join("manifest.json")).map_err(|errors| {
+        StartError::SpecChanged { checkpoint: checkpoint.clone(), changes: vec![errors.to_string()] }
+    })?;
+    let (fixed, free): (Vec<_>, Vec<_>) =
+        pacs_spec::differences(&old, spec).into_iter().partition(|difference| is_fixed(&difference.path));
+    if !fixed.is_empty() {
+        let changes = fixed.iter().map(ToString::to_string).collect();
+        return Err(StartError::SpecChanged { checkpoint, changes });
+    }
+    for difference in free {
+        tracing::info!("the job spec has changed: {difference}");
+    }
+    Ok(Some(manifest))
+}
+
+fn is_fixed(path: &str) -> bool {
+    FIXED.iter().any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+fn machine_options(
+    spec: &JobSpec,
+    problems: &Problems,
+    timing: Timing,
+    resumed: Option<Manifest>,
+    evaluated: BTreeSet<u64>,
+    starts: u64,
+) -> Options {
+    let (start, exported) =
+        resumed.map_or((Snapshot::default(), false), |manifest| (manifest.snapshot, manifest.model));
+    let verification = Duration::from_secs_f64(spec.verifier.timeout_seconds.min(1e6));
+    Options {
+        learners: spec.resources.learners,
+        samples_per_prompt: spec.rollout.samples_per_prompt,
+        prompts_per_step: spec.batch.prompts_per_step,
+        total_steps: spec.batch.steps,
+        evaluation: EvaluationPlan {
+            problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
+            samples_per_problem: spec.evaluation.samples_per_problem,
+            every_steps: spec.evaluation.every_steps,
+            before: spec.evaluation.before,
+            after: spec.evaluation.after,
+        },
+        checkpoint_every_steps: spec.checkpoint.every_steps,
+        max_attempts: spec.verifier.max_attempts,
+        max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),
+        max_lost_generations: 10,
+        heartbeat_timeout: timing.heartbeat_timeout,
+        // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
+        rollout_lease_timeout: Duration::from_secs(3600),
+        verifier_lease_timeout: Duration::from_secs(60) + 10 * verification,
+        ids_above: starts * IDS_OF_A_START,
+        generations_above: starts * GENERATIONS_OF_A_START,
+        start,
+        exported,
+        evaluated,
+    }
+}
+
+/// Writes down the job and where it is served.
+fn announce(spec: &JobSpec, run_dir: &Path, address: SocketAddr) -> Result<(), StartError> {
+    let path = run_dir.join("job.toml");
+    write_atomically(&path, |file| file.write_all(spec.resolved_toml().as_bytes()))
+        .map_err(StartError::file("write", &path))?;
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let record = CoordinatorRecord {
+        address: reachable(address).to_string(),
+        host,
+        pid: std::process::id(),
+        job: spec.name.clone(),
+        starts: starts_so_far(run_dir) + 1,
+    };
+    record.write(run_dir)
+}
+
+/// An address that can be dialled, for one that stands for all of the machine's.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(address) if address.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        SocketAddr::V6(address) if address.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_paths_are_whole_names() {
+        for (path, fixed) in [
+            ("name", true),
+            ("model.path", true),
+            ("objective.beta", true),
+            ("rollout.samples_per_prompt", true),
+            ("rollout.temperature", false),
+            ("batch.steps", false),
+            ("optimizer.learning_rate", false),
+            ("names", false),
+            ("resources.learners", false),
+        ] {
+            assert_eq!(is_fixed(path), fixed, "{path}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What the driver does for each effect.
+
+use std::time::{Duration, Instant};
+
+use pacs_machine::{Effect, End, Event, Snapshot};
+use pacs_types::{GroupId, Purpose};
+
+use super::summary::{RoundNumbers, unix_time};
+use super::{Batch, Driver, RECENT_STEPS};
+use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
+use crate::records::{ArchivedSample, Manifest, Round};
+
+/// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
+const WAITING_FIRST: Duration = Duration::from_secs(10);
+const WAITING_AGAIN: Duration = Duration::from_secs(60);
+
+impl Driver {
+    pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
+        let changed = !effects.is_empty();
+        for effect in effects {
+            self.apply_one(effect);
+        }
+        if changed {
+            self.notify();
+        }
+    }
+
+    fn apply_one(&mut self, effect: Effect) {
+        match effect {
+            Effect::Phase(name) => {
+                tracing::debug!(phase = name, "phase");
+                self.clock.enter(name, Instant::now());
+                self.told_waiting = None;
+            }
+            Effect::DropGroup(group) => {
+                tracing::warn!(%group, "a group was dropped: its verifications failed or timed out");
+                self.store.drop_group(group);
+            }
+            Effect::Abandoned => self.store.clear(),
+            Effect::Train { step, groups, ranks } => self.form_batch(step, groups, ranks),
+            Effect::StepDone { step } => self.step_done(step),
+            Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
+            Effect::CreateCheckpoint { step } => self.create_checkpoint(step),
+            Effect::CommitCheckpoint { snapshot, model } => self.commit_checkpoint(snapshot, model),
+            Effect::Rewound { step } => self.rewound(step),
+            Effect::GenerationFormed { generation, names } => {
+                tracing::info!(%generation, learners = names.join(" "), "generation formed");
+                self.learner_names = names;
+            }
+            Effect::Prepared { step } => {
+                let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
+                self.tell_progress(Progress::Prepared { step, total_steps, learners });
+            }
+            Effect::WorkerLost { name, role, why } => {
+                tracing::warn!(worker = name, %role, "worker lost: it {why}");
+                self.tell_progress(Progress::WorkerLost { name, why });
+            }
+            Effect::Note(text) => {
+                tracing::warn!("{text}");
+                self.tell_progress(Progress::Note { text });
+            }
+            Effect::Ended(end) => self.finish(&end),
+            // Answers are taken off the list before it gets here.
+            Effect::Reply(_) | Effect::Refuse(_) => {}
+        }
+    }
+
+    fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, ranks: u32) {
+        self.saved.clear();
+        self.trained = None;
+        let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
+        let mini_batches = self.spec.batch.mini_batches;
+        self.batch = Some(Batch::new(step, groups, ranks, mini_batches, &self.store, prompt_tokens));
+    }
+
+    fn step_done(&mut self, step: u64) {
+        let Some(batch) = self.batch.take() else { return };
+        let numbers = RoundNumbers::new(&batch.groups, 1, &self.store);
+        let trained = self.trained.take().unwrap_or_default();
+        let now = Instant::now();
+        let (sampling, training) = (self.clock.take("sampling", now), self.clock.take("training", now));
+        let seconds = StepSeconds {
+            sampling_seconds: sampling,
+            verifying_seconds: self.clock.verifying_tail(),
+            training_seconds: training,
+            total_seconds: sampling + training,
+        };
+        if self.recent_steps.len() == RECENT_STEPS {
+            self.recent_steps.pop_front();
+        }
+        self.recent_steps.push_back(seconds.total_seconds);
+        let summary = StepSummary {
+            step,
+            total_steps: self.spec.batch.steps,
+            version: step - 1,
+            time: unix_time(),
+            reward_mean: numbers.reward_mean,
+            pass_rate: numbers.pass_rate,
+            mixed_share: numbers.mixed_share,
+            entropy: numbers.entropy,
+            answer_tokens_mean: numbers.answer_tokens_mean(),
+            truncated_share: numbers.truncated_share,
+            unparsable_share: numbers.unparsable_share,
+            generated_tokens: numbers.tokens,
+            tokens_per_second: numbers.tokens as f64 / seconds.total_seconds.max(f64::MIN_POSITIVE),
+            skipped_updates: trained.skipped_updates,
+            seconds,
+            metrics: trained.metrics.into_iter().collect(),
+            remaining_seconds: self.remaining_seconds(step).unwrap_or(0.0),
+        };
+        if let Err(error) = self.metrics.append(&summary.numbers()) {
+            tracing::warn!("metrics.jsonl was not written: {error}");
+        }
+        self.archive_round(step, Purpose::Train, &batch.groups);
+        self.newest_step = Some(summary.clone());
+        self.tell_progress(Progress::Step(Box::new(summary)));
+    }
+
+    /// Time to the end of the job, as far as the newest steps tell.
+    pub(crate) fn remaining_seconds(&self, step: u64) -> Option<f64> {
+        if self.recent_steps.is_empty() {
+            return None;
+        }
+        let mean = self.recent_steps.iter().sum::<f64>() / self.recent_steps.len() as f64;
+        Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
+    }
+
+    fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
+        let k = self.spec.evaluation.samples_per_problem;
+        let numbers = RoundNumbers::new(&groups, k, &self.store);
+        let summary = EvaluationSummary {
+            step,
+            time: unix_time(),
+            pass_at_1: numbers.pass_rate,
+            k,
+            pass_at_k: (k > 1).then_some(numbers.pass_at_k),
+            problems: numbers.groups,
+            excluded,
+            samples: numbers.samples,
+            answer_tokens_mean: numbers.answer_tokens_mean(),
+            truncated_share: numbers.truncated_share,
+            unparsable_share: numbers.unparsable_share,
+            seconds: self.clock.take("evaluating", Instant::now()),
+        };
+        if let Err(error) = self.evaluations.append(&summary) {
+            tracing::warn!("evaluations.jsonl was not written: {error}");
+        }
+        self.archive_round(step, Purpose::Evaluate, &groups);
+        self.tell_progress(Progress::Evaluated(summary));
+    }
+
+    /// Moves the groups out of the store, to the archive if there is one.
+    fn archive_round(&mut self, step: u64, purpose: Purpose, groups: &[GroupId]) {
+        let mut samples = Vec::new();
+        for group in groups {
+            let judged = self.store.take(*group);
+            if self.archive.is_none() {
+                continue;
+            }
+            let problem = self.problem(*group);
+            samples.extend(judged.into_iter().map(|(index, sample, verdict)| ArchivedSample {
+                group: *group,
+                index,
+                question: problem.question.clone(),
+                gold: problem.answer.clone(),
+                sample,
+                verdict,
+            }));
+        }
+        // Nothing is in flight between rounds: what is left belongs to groups that were dropped.
+        self.store.clear();
+        if let Some(archive) = &self.archive {
+            archive.write(Round { step, purpose, samples });
+        }
+    }
+
+    fn create_checkpoint(&mut self, step: u64) {
+        self.saved.clear();
+        if let Err(error) = self.checkpoints.create(step) {
+            self.tell(Event::CheckpointFailed { step, reason: error.to_string() });
+        }
+    }
+
+    fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool) {
+        let manifest = Manifest::new(snapshot, model, &self.spec, std::mem::take(&mut self.saved));
+        let (checkpoints, keep) = (self.checkpoints.clone(), self.spec.checkpoint.keep as usize);
+        let records = [self.metrics.clone(), self.evaluations.clone()];
+        let Some(shared) = self.shared.clone() else { return };
+        // Syncing gigabytes takes a while; ends with an event to the machine, which waits for it.
+        tokio::task::spawn_blocking(move || {
+            // A checkpoint never outlives the records of the steps before it.
+            if let Some(error) = records.iter().find_map(|lines| lines.sync().err()) {
+                tracing::warn!("records were not synced: {error}");
+            }
+            let committed = checkpoints.commit(&manifest, keep);
+            let Some(shared) = shared.upgrade() else { return };
+            let mut driver = shared.lock();
+            match committed {
+                Ok(path) => {
+                    let now = Instant::now();
+                    let seconds = driver.clock.take("saving", now) + driver.clock.take("committing", now);
+                    driver.tell_progress(Progress::Saved { step: manifest.step, path, seconds });
+                    driver.tell(Event::CheckpointCommitted { step: manifest.step });
+                }
+                Err(error) => {
+                    driver.tell(Event::CheckpointFailed { step: manifest.step, reason: error.to_string() });
+                }
+            }
+        });
+    }
+
+    fn rewound(&mut self, step: u64) {
+        self.store.clear();
+        self.batch = None;
+        self.weights = None;
+        self.trained = None;
+        self.saved.clear();
+        self.clock.clear();
+        for lines in [&self.metrics, &self.evaluations] {
+            if let Err(error) = lines.truncate(Some(step)) {
+                tracing::warn!("records of undone steps were not removed: {error}");
+            }
+        }
+        if let Some(archive) = &self.archive {
+            archive.truncate(Some(step));
+        }
+        self.note(format!("the learners' state is lost; the run goes on from step {step}"));
+    }
+
+    pub(crate) fn finish(&mut self, end: &End) {
+        let step = self.machine.position().step;
+        let checkpoint = self.checkpoints.path(step);
+        let end = match end {
+            End::Finished => RunEnd::Finished { step, model: checkpoint.join("model"), checkpoint },
+            End::Stopped => RunEnd::Stopped { step, checkpoint: checkpoint.exists().then_some(checkpoint) },
+            End::Failed { reason } => RunEnd::Failed { reason: reason.clone() },
+        };
+        tracing::info!(?end, "the run is over");
+        self.end.send_replace(Some(end));
+    }
+
+    /// Lets time pass.
+    pub(crate) fn tick(&mut self) {
+        self.tell(Event::Tick);
+        let status = self.machine.status(self.now());
+        let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
+        if status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN && self.machine.ended().is_none() {
+            self.told_waiting = Some(Instant::now());
+            self.tell_progress(Progress::Waiting { sentence: status.waiting_for });
+        }
+        self.notify();
+    }
+}

@@ -1,0 +1,162 @@
+use std::collections::BTreeSet;
+
+use pacs_protocol::v1;
+use pacs_types::{GroupId, SampleId};
+
+use super::Store;
+
+/// The batch of a step: who computes what.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) step: u64,
+    pub(crate) groups: Vec<GroupId>,
+    index: Vec<v1::SequenceIndex>,
+}
+
+impl Batch {
+    /// Shares the groups' sequences among `ranks`, so that each mini-batch costs every rank about the same.
+    pub(crate) fn new(
+        step: u64,
+        groups: Vec<GroupId>,
+        ranks: u32,
+        mini_batches: u32,
+        store: &Store,
+        prompt_tokens: impl Fn(GroupId) -> usize,
+    ) -> Self {
+        let mut index = Vec::new();
+        for mini_batch in 0..mini_batches {
+            let members: Vec<GroupId> = (0u64..)
+                .zip(&groups)
+                .filter(|(i, _)| i * u64::from(mini_batches) / groups.len() as u64 == u64::from(mini_batch))
+                .map(|(_, group)| *group)
+                .collect();
+            index.extend(share(&members, ranks, mini_batch, store, &prompt_tokens));
+        }
+        Self { step, groups, index }
+    }
+
+    /// The task of one rank.
+    pub(crate) fn task<'p>(&self, rank: u32, store: &Store, prompt: impl Fn(GroupId) -> &'p [u32]) -> v1::TrainTask {
+        let mine: Vec<_> = (0u32..).zip(&self.index).filter(|(_, entry)| entry.rank == rank).collect();
+        let groups: BTreeSet<GroupId> = mine.iter().map(|(_, entry)| GroupId(entry.group_id)).collect();
+        let prompts = groups
+            .into_iter()
+            .map(|group| v1::GroupPrompt { group_id: group.0, tokens: prompt(group).to_vec() })
+            .collect();
+        let sequences = mine
+            .into_iter()
+            .filter_map(|(position, entry)| {
+                let sample = store.sample(SampleId { group: GroupId(entry.group_id), index: entry.sample_index })?;
+                let (tokens, rollout_logprobs) = (sample.tokens.clone(), sample.logprobs.clone());
+                Some(v1::SequenceData { position, tokens, rollout_logprobs })
+            })
+            .collect();
+        v1::TrainTask { step: self.step, index: self.index.clone(), prompts, sequences }
+    }
+}
+
+/// The index entries of one mini-batch. Groups stay together while there is one for every rank.
+fn share(
+    groups: &[GroupId],
+    ranks: u32,
+    mini_batch: u32,
+    store: &Store,
+    prompt_tokens: &impl Fn(GroupId) -> usize,
+) -> Vec<v1::SequenceIndex> {
+    let by_group = groups.len() >= ranks as usize;
+    let mut entries = Vec::new();
+    let mut unit_of_entry = Vec::new();
+    let mut costs: Vec<u64> = Vec::new();
+    for group in groups {
+        let prompt = prompt_tokens(*group) as u64;
+        for (position, (sample_index, sample, verdict)) in store.group(*group).into_iter().enumerate() {
+            if position == 0 || !by_group {
+                costs.push(0);
+            }
+            let unit = costs.len() - 1;
+            costs[unit] += prompt + sample.tokens.len() as u64;
+            unit_of_entry.push(unit);
+            entries.push(v1::SequenceIndex {
+                group_id: group.0,
+                sample_index,
+                mini_batch,
+                rank: 0,
+                label: verdict.label,
+                reward: verdict.reward,
+                answer_tokens: u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX),
+            });
+        }
+    }
+    let rank_of_unit = pacs_algo::balance(&costs, ranks as usize);
+    for (entry, unit) in entries.iter_mut().zip(unit_of_entry) {
+        entry.rank = u32::try_from(rank_of_unit[unit]).unwrap_or(u32::MAX);
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pacs_types::{FinishReason, Outcome, Sample, Verdict, WeightVersion};
+
+    fn store(groups: u64, samples: u32) -> Store {
+        let mut store = Store::default();
+        for group in 0..groups {
+            for index in 0..samples {
+                let tokens = vec![index; 1 + (group * 5 + u64::from(index) * 3) as usize % 7];
+                let id = SampleId { group: GroupId(group), index };
+                let sample = Sample {
+                    logprobs: vec![-0.5; tokens.len()],
+                    tokens,
+                    entropy_sum: 0.0,
+                    text: String::new(),
+                    finish: FinishReason::Stop,
+                    version: WeightVersion(0),
+                };
+                store.put_sample(id, sample);
+                let verdict = Verdict {
+                    outcome: Outcome::Correct,
+                    label: 1.0,
+                    reward: 2.0,
+                    extracted: None,
+                    rule: String::new(),
+                };
+                store.put_verdict(id, verdict);
+            }
+        }
+        store
+    }
+
+    #[test]
+    fn every_sequence_has_one_rank_and_groups_stay_together() {
+        for (groups, ranks, mini_batches) in [(8u64, 2u32, 2u32), (6, 3, 1), (4, 3, 2), (1, 4, 1), (3, 1, 3)] {
+            let store = store(groups, 4);
+            let ids = (0..groups).map(GroupId).collect();
+            let batch = Batch::new(5, ids, ranks, mini_batches, &store, |_| 3);
+            assert_eq!(batch.index.len() as u64, 4 * groups);
+            assert!(batch.index.is_sorted_by_key(|entry| (entry.mini_batch, entry.group_id, entry.sample_index)));
+            let per_mini_batch = groups / u64::from(mini_batches);
+            for entry in &batch.index {
+                assert_eq!(u64::from(entry.mini_batch), entry.group_id / per_mini_batch);
+                let together = batch.index.iter().filter(|other| other.group_id == entry.group_id);
+                if per_mini_batch >= u64::from(ranks) {
+                    assert!(together.map(|other| other.rank).all(|rank| rank == entry.rank));
+                }
+            }
+            let prompt = [1, 2, 3];
+            let tasks: Vec<_> = (0..ranks).map(|rank| batch.task(rank, &store, |_| &prompt)).collect();
+            let mut positions: Vec<u32> =
+                tasks.iter().flat_map(|task| task.sequences.iter().map(|data| data.position)).collect();
+            positions.sort_unstable();
+            assert!(positions.into_iter().eq(0..4 * groups as u32), "every sequence goes to one rank");
+            for task in &tasks {
+                assert_eq!(task.index, batch.index, "every rank has the whole index");
+                for data in &task.sequences {
+                    let entry = &task.index[data.position as usize];
+                    assert_eq!(data.tokens.len(), entry.answer_tokens as usize);
+                    assert!(task.prompts.iter().any(|prompt| prompt.group_id == entry.group_id));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Where the time goes, by phase.
+#[derive(Debug)]
+pub(crate) struct PhaseClock {
+    phase: &'static str,
+    since: Instant,
+    seconds: BTreeMap<&'static str, f64>,
+    last_sample: Option<Instant>,
+    /// When the newest sampling phase ended.
+    sampled: Option<Instant>,
+}
+
+impl PhaseClock {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { phase: "assembling", since: now, seconds: BTreeMap::new(), last_sample: None, sampled: None }
+    }
+
+    pub(crate) fn enter(&mut self, phase: &'static str, now: Instant) {
+        self.settle(now);
+        if self.phase == "sampling" {
+            self.sampled = Some(now);
+        }
+        self.phase = phase;
+        if phase == "sampling" {
+            self.last_sample = None;
+        }
+    }
+
+    pub(crate) fn sample_arrived(&mut self, now: Instant) {
+        self.last_sample = Some(now);
+    }
+
+    /// Seconds in a phase since they were taken last.
+    pub(crate) fn take(&mut self, phase: &'static str, now: Instant) -> f64 {
+        self.settle(now);
+        self.seconds.remove(phase).unwrap_or(0.0)
+    }
+
+    /// Seconds between the last sample and the end of the newest sampling phase.
+    pub(crate) fn verifying_tail(&self) -> f64 {
+        match (self.last_sample, self.sampled) {
+            (Some(sample), Some(end)) => end.saturating_duration_since(sample).as_secs_f64(),
+            _ => 0.0,
+        }
+    }
+
+    /// Forgets all but the present phase.
+    pub(crate) fn clear(&mut self) {
+        self.seconds.clear();
+    }
+
+    fn settle(&mut self, now: Instant) {
+        *self.seconds.entry(self.phase).or_default() += now.saturating_duration_since(self.since).as_secs_f64();
+        self.since = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn time_goes_to_the_phase_that_it_was_spent_in() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut clock = PhaseClock::new(start);
+        clock.enter("sampling", at(1));
+        clock.sample_arrived(at(4));
+        clock.enter("training", at(6));
+        assert_eq!(clock.take("training", at(9)), 3.0);
+        assert_eq!(clock.take("training", at(10)), 1.0);
+        assert_eq!(clock.take("sampling", at(10)), 5.0);
+        assert_eq!(clock.take("evaluating", at(10)), 0.0);
+        assert_eq!(clock.verifying_tail(), 2.0);
+    }
+}

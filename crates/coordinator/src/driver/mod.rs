@@ -1,0 +1,264 @@
+//! Carries out the machine's effects, and keeps the payloads that the machine only counts.
+
+mod apply;
+mod batch;
+mod clock;
+mod status;
+mod store;
+mod summary;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pacs_data::{Problem, Problems};
+use pacs_machine::{Effect, Event, Machine, Refusal, RefusalKind, Reply, evaluation_problem};
+use pacs_protocol::v1;
+use pacs_spec::JobSpec;
+use pacs_types::GroupId;
+use tokio::sync::{broadcast, watch};
+use tonic::Status;
+
+pub(crate) use self::batch::Batch;
+pub(crate) use self::clock::PhaseClock;
+pub(crate) use self::store::Store;
+use crate::progress::{Progress, RunEnd, StepSummary};
+use crate::records::{Archive, Checkpoints, Lines, RankFile};
+
+/// Longest time that a call may wait for work, whatever it asks for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Steps whose duration the estimate of the remaining time is made of.
+const RECENT_STEPS: usize = 10;
+
+/// The driver, for those who share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    driver: Arc<Mutex<Driver>>,
+    /// Counts changes that a waiting call may be interested in.
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Shared {
+    pub(crate) fn new(mut driver: Driver) -> Self {
+        let changed = Arc::new(watch::Sender::new(0));
+        driver.changed = Some(Arc::clone(&changed));
+        let shared = Self { driver: Arc::new(Mutex::new(driver)), changed };
+        shared.lock().shared = Some(shared.downgrade());
+        shared
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Driver> {
+        // A panic in one call must not take the run down; the machine changes only by completed steps.
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries again after every change, until there is something or `wait_ms` have passed.
+    pub(crate) async fn poll<T>(
+        &self,
+        wait_ms: u32,
+        mut attempt: impl FnMut(&mut Driver) -> Result<Option<T>, Status>,
+    ) -> Result<Option<T>, Status> {
+        let wait = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_WAIT);
+        let deadline = tokio::time::Instant::now() + wait;
+        let mut changed = self.changed.subscribe();
+        loop {
+            // Before the attempt, so that a change during it is not missed.
+            changed.borrow_and_update();
+            if let Some(found) = attempt(&mut self.lock())? {
+                return Ok(Some(found));
+            }
+            if !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn downgrade(&self) -> WeakShared {
+        WeakShared { driver: Arc::downgrade(&self.driver), changed: Arc::downgrade(&self.changed) }
+    }
+}
+
+/// The driver, for what must not keep it alive.
+#[derive(Clone, Debug)]
+struct WeakShared {
+    driver: std::sync::Weak<Mutex<Driver>>,
+    changed: std::sync::Weak<watch::Sender<u64>>,
+}
+
+impl WeakShared {
+    fn upgrade(&self) -> Option<Shared> {
+        Some(Shared { driver: self.driver.upgrade()?, changed: self.changed.upgrade()? })
+    }
+}
+
+/// The machine with everything that it decides about.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) machine: Machine,
+    pub(crate) spec: JobSpec,
+    pub(crate) job_toml: String,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) problems: Problems,
+    pub(crate) started: Instant,
+
+    /// Samples and verdicts of the groups of the round and of the batch in training.
+    pub(crate) store: Store,
+    /// The batch in training.
+    pub(crate) batch: Option<Batch>,
+    /// Newest weights of the generation.
+    pub(crate) weights: Option<v1::WeightsRef>,
+    /// What rank 0 reported of the step.
+    pub(crate) trained: Option<v1::TrainResult>,
+    /// What ranks reported of the checkpoint being written.
+    pub(crate) saved: BTreeMap<u32, Vec<RankFile>>,
+    pub(crate) learner_names: Vec<String>,
+
+    pub(crate) clock: PhaseClock,
+    pub(crate) recent_steps: VecDeque<f64>,
+    pub(crate) newest_step: Option<StepSummary>,
+    /// The wait that watchers were told of last, and when.
+    pub(crate) told_waiting: Option<Instant>,
+
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) metrics: Lines,
+    pub(crate) evaluations: Lines,
+    pub(crate) archive: Option<Archive>,
+
+    pub(crate) progress: broadcast::Sender<Progress>,
+    pub(crate) end: watch::Sender<Option<RunEnd>>,
+    pub(crate) changed: Option<Arc<watch::Sender<u64>>>,
+    shared: Option<WeakShared>,
+}
+
+/// What a new driver is made of.
+pub(crate) struct Parts {
+    pub(crate) machine: Machine,
+    pub(crate) spec: JobSpec,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) problems: Problems,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) metrics: Lines,
+    pub(crate) evaluations: Lines,
+    pub(crate) archive: Option<Archive>,
+    pub(crate) progress: broadcast::Sender<Progress>,
+    pub(crate) started: Instant,
+}
+
+impl Driver {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let mut driver = Self {
+            machine: parts.machine,
+            job_toml: parts.spec.resolved_toml(),
+            spec: parts.spec,
+            run_dir: parts.run_dir,
+            heartbeat_interval: parts.heartbeat_interval,
+            problems: parts.problems,
+            started: parts.started,
+            store: Store::default(),
+            batch: None,
+            weights: None,
+            trained: None,
+            saved: BTreeMap::new(),
+            learner_names: Vec::new(),
+            clock: PhaseClock::new(Instant::now()),
+            recent_steps: VecDeque::with_capacity(RECENT_STEPS),
+            newest_step: None,
+            told_waiting: None,
+            checkpoints: parts.checkpoints,
+            metrics: parts.metrics,
+            evaluations: parts.evaluations,
+            archive: parts.archive,
+            progress: parts.progress,
+            end: watch::Sender::new(None),
+            changed: None,
+            shared: None,
+        };
+        // A job that is complete already ends where it starts.
+        if let Some(end) = driver.machine.ended().cloned() {
+            driver.finish(&end);
+        }
+        driver
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Gives the machine an event; returns its answer and the effects that are still to be applied.
+    pub(crate) fn ask(&mut self, event: Event) -> Result<(Reply, Vec<Effect>), Status> {
+        let now = self.now();
+        let mut effects = self.machine.step(now, event);
+        let has_answer = matches!(effects.first(), Some(Effect::Reply(_) | Effect::Refuse(_)));
+        let answer = has_answer.then(|| effects.remove(0));
+        match answer {
+            Some(Effect::Refuse(refusal)) => {
+                self.apply(effects);
+                Err(status(&refusal))
+            }
+            Some(Effect::Reply(reply)) => Ok((reply, effects)),
+            _ => Ok((Reply::Done, effects)),
+        }
+    }
+
+    /// Gives the machine an event and applies the effects.
+    pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Status> {
+        let (reply, effects) = self.ask(event)?;
+        self.apply(effects);
+        Ok(reply)
+    }
+
+    /// Gives the machine an event that nobody waits for an answer to.
+    pub(crate) fn tell(&mut self, event: Event) {
+        if let Err(refusal) = self.call(event) {
+            tracing::debug!(%refusal, "an event was refused");
+        }
+    }
+
+    /// Asks the run to save and end at the next safe point.
+    pub(crate) fn request_stop(&mut self) {
+        tracing::info!("stop requested");
+        self.tell(Event::StopRequested);
+    }
+
+    pub(crate) fn has_no_workers(&self) -> bool {
+        self.machine.is_alone()
+    }
+
+    /// The problem that a group is about.
+    pub(crate) fn problem(&self, group: GroupId) -> &Problem {
+        match evaluation_problem(group) {
+            Some(index) => &self.problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
+            None => self.problems.train_at(group.0),
+        }
+    }
+
+    /// Wakes the calls that wait.
+    pub(crate) fn notify(&self) {
+        if let Some(changed) = &self.changed {
+            changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    pub(crate) fn tell_progress(&self, progress: Progress) {
+        // Nobody may be watching.
+        let _ = self.progress.send(progress);
+    }
+
+    pub(crate) fn note(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::info!("{text}");
+        self.tell_progress(Progress::Note { text });
+    }
+}
+
+fn status(refusal: &Refusal) -> Status {
+    let message = refusal.to_string();
+    match refusal.kind() {
+        RefusalKind::NotFound => Status::not_found(message),
+        RefusalKind::Stale => Status::failed_precondition(message),
+        RefusalKind::Invalid => Status::invalid_argument(message),
+    }
+}

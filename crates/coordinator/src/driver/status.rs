@@ -1,0 +1,55 @@
+use pacs_machine::WorkerStatus;
+use pacs_protocol::v1;
+
+use super::Driver;
+
+impl Driver {
+    pub(crate) fn status(&self) -> v1::GetStatusResponse {
+        let status = self.machine.status(self.now());
+        let queues = status.queues;
+        let metrics = self.newest_step.as_ref().map(|step| step.numbers()).unwrap_or_default();
+        v1::GetStatusResponse {
+            job: self.spec.name.clone(),
+            run_dir: self.run_dir.display().to_string(),
+            phase: status.phase.to_owned(),
+            phase_seconds: status.phase_age.as_secs_f64(),
+            step: status.step,
+            total_steps: self.spec.batch.steps,
+            weight_version: status.weights.map_or(status.step, |version| version.0),
+            generation: status.generation.0,
+            learners_wanted: self.spec.resources.learners,
+            workers: status.workers.into_iter().map(worker).collect(),
+            queues: Some(v1::QueueDepths {
+                groups_waiting: narrow(queues.groups_waiting),
+                groups_generating: narrow(queues.groups_generating),
+                samples_waiting: narrow(queues.samples_waiting),
+                samples_verifying: narrow(queues.samples_verifying),
+                groups_complete: narrow(queues.groups_complete),
+                groups_wanted: narrow(queues.groups_wanted),
+            }),
+            waiting_for: status.waiting_for,
+            metrics: metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            remaining_seconds: self.remaining_seconds(status.step),
+            counters: status.counters.into_iter().collect(),
+        }
+    }
+}
+
+fn worker(worker: WorkerStatus) -> v1::WorkerStatus {
+    v1::WorkerStatus {
+        worker_id: worker.id.0,
+        name: worker.name,
+        role: v1::Role::from(worker.role).into(),
+        host: worker.host,
+        pid: worker.pid,
+        activity: worker.activity,
+        seconds_since_heartbeat: worker.silent.as_secs_f64(),
+        leases: narrow(worker.leases),
+        rank: worker.rank,
+    }
+}
+
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,357 @@
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use pacs_machine::Snapshot;
+use pacs_spec::JobSpec;
+use serde::{Deserialize, Serialize};
+
+use super::atomic::{sync_folder, write_atomically};
+
+/// Format of the manifest.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+
+/// What a checkpoint is: written last, so that a folder without it is none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) format: u32,
+    /// Version of the program that wrote it.
+    pub(crate) version: String,
+    /// Training steps done.
+    pub(crate) step: u64,
+    /// Where the job stands.
+    pub(crate) snapshot: Snapshot,
+    /// The folder holds the exported model.
+    pub(crate) model: bool,
+    /// The resolved job spec, as TOML: JSON readers round floating-point numbers.
+    pub(crate) spec: String,
+    /// What each rank wrote.
+    pub(crate) files: BTreeMap<u32, Vec<RankFile>>,
+}
+
+impl Manifest {
+    pub(crate) fn new(snapshot: Snapshot, model: bool, spec: &JobSpec, files: BTreeMap<u32, Vec<RankFile>>) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: FORMAT, version, step: snapshot.step, snapshot, model, spec: spec.resolved_toml(), files }
+    }
+}
+
+/// A file that a rank wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RankFile {
+    /// Relative to the checkpoint's folder.
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    pub(crate) crc32: u32,
+}
+
+/// A checkpoint that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refuses.
+    #[error("{action} `{}`: {error}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// What is there is not what was written.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl CheckpointError {
+    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::File { action, path, error }
+    }
+
+    fn damaged(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), problem: problem.into() }
+    }
+}
+
+/// The checkpoints of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    pub(crate) fn open(run_dir: &Path) -> Result<Self, CheckpointError> {
+        let folder = run_dir.join("checkpoints");
+        fs::create_dir_all(&folder).map_err(CheckpointError::file("create folder", &folder))?;
+        Ok(Self { folder })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Folder of the committed checkpoint of a step.
+    pub(crate) fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:06}"))
+    }
+
+    /// Folder that ranks write into.
+    pub(crate) fn unfinished(&self, step: u64) -> PathBuf {
+        self.folder.join(format!(".unfinished-{step:06}"))
+    }
+
+    /// Makes an empty folder for the ranks' files.
+    pub(crate) fn create(&self, step: u64) -> Result<(), CheckpointError> {
+        let path = self.unfinished(step);
+        self.remove(&path)?;
+        fs::create_dir(&path).map_err(CheckpointError::file("create folder", &path))
+    }
+
+    /// Makes what the ranks have written a checkpoint, and removes all but the newest `keep`.
+    pub(crate) fn commit(&self, manifest: &Manifest, keep: usize) -> Result<PathBuf, CheckpointError> {
+        let unfinished = self.unfinished(manifest.step);
+        for file in manifest.files.values().flatten() {
+            let path = inside(&unfinished, &file.path)?;
+            let open = File::open(&path).map_err(CheckpointError::file("open", &path))?;
+            let bytes = open.metadata().map_err(CheckpointError::file("read size of", &path))?.len();
+            if bytes != file.bytes {
+                let problem = format!("has {bytes} bytes, its rank reported {}", file.bytes);
+                return Err(CheckpointError::damaged(&path, problem));
+            }
+            open.sync_all().map_err(CheckpointError::file("sync", &path))?;
+            let folder = path.parent().unwrap_or(&unfinished);
+            sync_folder(folder).map_err(CheckpointError::file("sync folder", folder))?;
+        }
+        let text = serde_json::to_string_pretty(manifest).expect("a manifest is JSON");
+        let path = unfinished.join(MANIFEST);
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))
+            .map_err(CheckpointError::file("write", &path))?;
+
+        let committed = self.path(manifest.step);
+        // The same step again, now with the exported model. Readers skip names that start with a dot.
+        let replaced = self.folder.join(format!(".replaced-{:06}", manifest.step));
+        self.remove(&replaced)?;
+        if committed.exists() {
+            fs::rename(&committed, &replaced).map_err(CheckpointError::file("rename", &committed))?;
+        }
+        fs::rename(&unfinished, &committed).map_err(CheckpointError::file("rename", &unfinished))?;
+        sync_folder(&self.folder).map_err(CheckpointError::file("sync folder", &self.folder))?;
+        self.remove(&replaced)?;
+        self.prune(manifest.step, keep)?;
+        Ok(committed)
+    }
+
+    fn prune(&self, newest: u64, keep: usize) -> Result<(), CheckpointError> {
+        let mut steps = self.steps()?;
+        steps.retain(|step| *step <= newest);
+        for step in steps.iter().rev().skip(keep.max(1)) {
+            self.remove(&self.path(*step))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CheckpointError::File { action: "remove folder", path: path.to_owned(), error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Steps of the committed checkpoints, ascending.
+    pub(crate) fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let mut steps = Vec::new();
+        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+        for entry in entries {
+            let entry = entry.map_err(CheckpointError::file("list folder", &self.folder))?;
+            let name = entry.file_name();
+            steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The newest checkpoint that is whole, and what is wrong with newer ones. Those are put aside under another
+    /// name, so that they neither come up again nor count among those that are kept.
+    pub(crate) fn newest_valid(&self) -> Result<(Option<Manifest>, Vec<CheckpointError>), CheckpointError> {
+        self.restore_interrupted_replacement()?;
+        let mut damages = Vec::new();
+        for step in self.steps()?.into_iter().rev() {
+            match self.read(step) {
+                Ok(manifest) => {
+                    self.put_aside(step)?;
+                    return Ok((Some(manifest), damages));
+                }
+                Err(damage) => damages.push(damage),
+            }
+        }
+        Ok((None, damages))
+    }
+
+    /// A commit that was interrupted between its two renames has left the old folder under its dotted name.
+    fn restore_interrupted_replacement(&self) -> Result<(), CheckpointError> {
+        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+        for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            let Some(step) = name.strip_prefix(".replaced-").and_then(|step| step.parse::<u64>().ok()) else {
+                continue;
+            };
+            let (replaced, committed) = (self.folder.join(&name), self.path(step));
+            if !committed.exists() {
+                fs::rename(&replaced, &committed).map_err(CheckpointError::file("rename", &replaced))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_aside(&self, newest_valid: u64) -> Result<(), CheckpointError> {
+        for step in self.steps()?.into_iter().filter(|step| *step > newest_valid) {
+            let path = self.path(step);
+            let aside = self.folder.join(format!("damaged-{step:06}"));
+            self.remove(&aside)?;
+            fs::rename(&path, &aside).map_err(CheckpointError::file("rename", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Reads a manifest and checks every file against it.
+    fn read(&self, step: u64) -> Result<Manifest, CheckpointError> {
+        let folder = self.path(step);
+        let path = folder.join(MANIFEST);
+        let text = fs::read_to_string(&path).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+        if manifest.format != FORMAT || manifest.step != step {
+            let problem = format!("says format {} and step {}", manifest.format, manifest.step);
+            return Err(CheckpointError::damaged(&path, problem));
+        }
+        for file in manifest.files.values().flatten() {
+            let path = inside(&folder, &file.path)?;
+            let (bytes, crc32) = checksum(&path).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+            if (bytes, crc32) != (file.bytes, file.crc32) {
+                let problem = format!(
+                    "has {bytes} bytes with CRC-32 {crc32:08x}, the manifest says {} bytes with {:08x}",
+                    file.bytes, file.crc32
+                );
+                return Err(CheckpointError::damaged(&path, problem));
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+/// A path that a rank reported, as long as it stays in the folder.
+fn inside(folder: &Path, relative: &str) -> Result<PathBuf, CheckpointError> {
+    let is_inside = Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
+    if relative.is_empty() || !is_inside {
+        let problem = format!("lists file `{relative}`, which is not a relative path");
+        return Err(CheckpointError::damaged(folder, problem));
+    }
+    Ok(folder.join(relative))
+}
+
+fn checksum(path: &Path) -> io::Result<(u64, u32)> {
+    let mut file = File::open(path)?;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((bytes, hasher.finalize())),
+            read => {
+                hasher.update(&buffer[..read]);
+                bytes += read as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> JobSpec {
+        let text = "name = 'test'\n[model]\npath = 'm'\n[data.train]\npath = 'x.jsonl'\n[evaluation]\nbefore = false\n\
+                    after = false\nevery_steps = 0\n";
+        pacs_spec::parse(text, Path::new("test")).unwrap()
+    }
+
+    fn save(checkpoints: &Checkpoints, step: u64, keep: usize, model: bool) -> PathBuf {
+        checkpoints.create(step).unwrap();
+        fs::create_dir(checkpoints.unfinished(step).join("sub")).unwrap();
+        let content = format!("state of {step}");
+        fs::write(checkpoints.unfinished(step).join("sub/rank-0"), &content).unwrap();
+        let crc32 = crc32fast::hash(content.as_bytes());
+        let file = RankFile { path: "sub/rank-0".into(), bytes: content.len() as u64, crc32 };
+        let snapshot = Snapshot { step, cursor: 10 * step, ..Snapshot::default() };
+        let manifest = Manifest::new(snapshot, model, &spec(), BTreeMap::from([(0, vec![file])]));
+        checkpoints.commit(&manifest, keep).unwrap()
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        assert!(checkpoints.newest_valid().unwrap().0.is_none());
+        (1..=4).for_each(|step| drop(save(&checkpoints, step, 2, false)));
+        assert_eq!(checkpoints.steps().unwrap(), [3, 4]);
+        save(&checkpoints, 4, 2, true);
+        assert_eq!(checkpoints.steps().unwrap(), [3, 4]);
+        let (newest, damages) = checkpoints.newest_valid().unwrap();
+        let newest = newest.unwrap();
+        assert!(damages.is_empty());
+        assert_eq!((newest.step, newest.snapshot.cursor, newest.model), (4, 40, true));
+        assert_eq!(newest.spec, spec().resolved_toml());
+    }
+
+    #[test]
+    fn damage_is_found_and_the_one_before_is_used() {
+        type Damage = fn(&Path);
+        let damages: [(&str, Damage); 4] = [
+            ("CRC-32", |folder| fs::write(folder.join("sub/rank-0"), "state of 9").unwrap()),
+            ("bytes", |folder| fs::write(folder.join("sub/rank-0"), "").unwrap()),
+            ("sub/rank-0", |folder| fs::remove_file(folder.join("sub/rank-0")).unwrap()),
+            ("manifest", |folder| fs::write(folder.join(MANIFEST), "{").unwrap()),
+        ];
+        for (named, damage) in damages {
+            let folder = tempfile::tempdir().unwrap();
+            let checkpoints = Checkpoints::open(folder.path()).unwrap();
+            save(&checkpoints, 1, 2, false);
+            damage(&save(&checkpoints, 2, 2, false));
+            let (newest, damages) = checkpoints.newest_valid().unwrap();
+            assert_eq!(newest.unwrap().step, 1);
+            assert!(damages.len() == 1 && damages[0].to_string().contains(named), "{damages:?}");
+            assert_eq!(checkpoints.steps().unwrap(), [1], "the damaged one is put aside");
+        }
+    }
+
+    #[test]
+    fn a_commit_refuses_what_is_not_there_or_not_inside() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        for path in ["gone", "../outside", "/etc/hostname", ""] {
+            checkpoints.create(1).unwrap();
+            let file = RankFile { path: path.into(), bytes: 1, crc32: 0 };
+            let manifest = Manifest::new(Snapshot::default(), false, &spec(), BTreeMap::from([(0, vec![file])]));
+            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, 1).is_err(), "{path}");
+        }
+        assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
+    }
+
+    #[test]
+    fn an_interrupted_replacement_is_restored() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        let path = save(&checkpoints, 7, 1, false);
+        fs::rename(path, checkpoints.folder().join(".replaced-000007")).unwrap();
+        assert_eq!(checkpoints.newest_valid().unwrap().0.unwrap().step, 7);
+    }
+}

@@ -1,0 +1,26 @@
+//! Everything that a run writes down.
+//!
+//! ```text
+//! run folder
+//! ├── lock                        held by the one coordinator that works here
+//! ├── coordinator.json            where it listens
+//! ├── job.toml                    the resolved job spec
+//! ├── metrics.jsonl               one line a step
+//! ├── evaluations.jsonl           one line an evaluation
+//! ├── samples/step-000012.parquet, eval-000000.parquet
+//! └── checkpoints/step-000040/    manifest.json, the ranks' files, model/ in the last one
+//! ```
+
+mod archive;
+mod atomic;
+mod checkpoint;
+mod identity;
+mod lines;
+
+pub(crate) use archive::{Archive, ArchivedSample, Round};
+pub(crate) use atomic::write_atomically;
+pub use checkpoint::CheckpointError;
+pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile};
+pub use identity::CoordinatorRecord;
+pub(crate) use identity::{RunLock, starts_so_far};
+pub(crate) use lines::Lines;

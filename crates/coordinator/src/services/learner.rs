@@ -1,0 +1,116 @@
+use pacs_machine::{Event, Membership, Reply, TaskKind, TaskOrder, TaskResult};
+use pacs_protocol::v1;
+use pacs_protocol::v1::complete_task_request::Result as WireResult;
+use pacs_protocol::v1::learner_service_server::LearnerService;
+use pacs_protocol::v1::next_task_response::Task as WireTask;
+use pacs_types::{Generation, WeightVersion, WorkerId};
+use tonic::{Request, Response, Status};
+
+use super::{Services, required, wrong_answer};
+use crate::driver::Driver;
+use crate::records::RankFile;
+
+#[tonic::async_trait]
+impl LearnerService for Services {
+    async fn join_generation(
+        &self,
+        request: Request<v1::JoinGenerationRequest>,
+    ) -> Result<Response<v1::JoinGenerationResponse>, Status> {
+        let v1::JoinGenerationRequest { worker_id, wait_ms } = request.into_inner();
+        let event = Event::JoinGeneration { worker: WorkerId(worker_id) };
+        let attempt = |driver: &mut Driver| {
+            let Reply::Joined(membership) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            Ok(membership.map(|membership| group(driver, membership)))
+        };
+        let group = self.0.poll(wait_ms, attempt).await?;
+        Ok(Response::new(v1::JoinGenerationResponse { group }))
+    }
+
+    async fn next_task(&self, request: Request<v1::NextTaskRequest>) -> Result<Response<v1::NextTaskResponse>, Status> {
+        let v1::NextTaskRequest { worker_id, generation, wait_ms } = request.into_inner();
+        let event = Event::NextTask { worker: WorkerId(worker_id), generation: Generation(generation) };
+        let attempt = |driver: &mut Driver| {
+            let Reply::Task(order) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            order.map(|order| task(driver, order)).transpose()
+        };
+        let task = self.0.poll(wait_ms, attempt).await?;
+        Ok(Response::new(task.unwrap_or(v1::NextTaskResponse { task_id: 0, task: None })))
+    }
+
+    async fn complete_task(
+        &self,
+        request: Request<v1::CompleteTaskRequest>,
+    ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        let v1::CompleteTaskRequest { worker_id, generation, task_id, result } = request.into_inner();
+        let wire = required("result", result)?;
+        let result = read(&wire);
+        let worker = WorkerId(worker_id);
+        let mut driver = self.0.lock();
+        let rank = driver.machine.rank(worker);
+        let event = Event::CompleteTask { worker, generation: Generation(generation), task: task_id, result };
+        let (reply, effects) = driver.ask(event)?;
+        // Kept before the effects are applied: this may be the report that completes the task.
+        if let (Reply::Accepted { fresh: true }, Some(rank)) = (reply, rank) {
+            keep(&mut driver, rank, wire);
+        }
+        driver.apply(effects);
+        Ok(Response::new(v1::CompleteTaskResponse {}))
+    }
+}
+
+fn group(driver: &Driver, membership: Membership) -> v1::LearnerGroup {
+    let Membership { generation, rank, addresses, checkpoint, step } = membership;
+    let checkpoint = checkpoint.map(|step| driver.checkpoints.path(step).display().to_string()).unwrap_or_default();
+    let world_size = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    v1::LearnerGroup { generation: generation.0, rank, world_size, addresses, checkpoint, step }
+}
+
+fn task(driver: &Driver, order: TaskOrder) -> Result<v1::NextTaskResponse, Status> {
+    let task = match order.kind {
+        TaskKind::Prepare => WireTask::Prepare(v1::PrepareTask {}),
+        TaskKind::Regroup { reason } => WireTask::Regroup(v1::RegroupTask { reason }),
+        TaskKind::Save { step, model } => WireTask::Save(v1::SaveTask {
+            directory: driver.checkpoints.unfinished(step).display().to_string(),
+            step,
+            training_state: true,
+            model,
+        }),
+        TaskKind::Train { step } => {
+            let batch = driver.batch.as_ref().filter(|batch| batch.step == step);
+            let batch = batch.ok_or_else(|| Status::internal(format!("the batch of step {step} is gone")))?;
+            let prompt = |group: pacs_types::GroupId| driver.problems.train_at(group.0).prompt_tokens.as_slice();
+            WireTask::Train(batch.task(order.rank, &driver.store, prompt))
+        }
+    };
+    Ok(v1::NextTaskResponse { task_id: order.task, task: Some(task) })
+}
+
+fn read(wire: &WireResult) -> TaskResult {
+    let version = |weights: &Option<v1::WeightsRef>| weights.as_ref().map(|weights| WeightVersion(weights.version));
+    match wire {
+        WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights) },
+        WireResult::Trained(result) => {
+            TaskResult::Trained { weights: version(&result.weights), skipped_updates: result.skipped_updates }
+        }
+        WireResult::Saved(_) => TaskResult::Saved,
+        WireResult::Failed(failure) => {
+            TaskResult::Failed { message: failure.message.clone(), permanent: failure.permanent }
+        }
+    }
+}
+
+/// Keeps what the machine does not: weights, metrics, files.
+fn keep(driver: &mut Driver, rank: u32, wire: WireResult) {
+    match wire {
+        WireResult::Prepared(result) if rank == 0 => driver.weights = result.weights,
+        WireResult::Trained(result) if rank == 0 => {
+            driver.weights.clone_from(&result.weights);
+            driver.trained = Some(result);
+        }
+        WireResult::Saved(result) => {
+            let file = |file: v1::SavedFile| RankFile { path: file.path, bytes: file.bytes, crc32: file.crc32 };
+            driver.saved.insert(rank, result.files.into_iter().map(file).collect());
+        }
+        WireResult::Prepared(_) | WireResult::Trained(_) | WireResult::Failed(_) => {}
+    }
+}

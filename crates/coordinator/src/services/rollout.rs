@@ -1,0 +1,69 @@
+use pacs_machine::{Event, GroupGrant, Reply};
+use pacs_protocol::v1;
+use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
+use tonic::{Request, Response, Status};
+
+use super::{Services, required, wrong_answer};
+use crate::driver::Driver;
+
+#[tonic::async_trait]
+impl RolloutService for Services {
+    async fn lease_groups(
+        &self,
+        request: Request<v1::LeaseGroupsRequest>,
+    ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
+        let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms } = request.into_inner();
+        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples };
+        let attempt = |driver: &mut Driver| {
+            let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
+            Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
+        };
+        let groups = self.0.poll(wait_ms, attempt).await?.unwrap_or_default();
+        Ok(Response::new(v1::LeaseGroupsResponse { groups }))
+    }
+
+    async fn submit_sample(
+        &self,
+        request: Request<v1::SubmitSampleRequest>,
+    ) -> Result<Response<v1::SubmitSampleResponse>, Status> {
+        let v1::SubmitSampleRequest { worker_id, lease_id, group_id, sample_index, sample } = request.into_inner();
+        let sample: Sample = required("sample", sample)?.try_into()?;
+        let id = SampleId { group: GroupId(group_id), index: sample_index };
+        let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
+        let mut driver = self.0.lock();
+        let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
+        if driver.call(event)? == (Reply::Accepted { fresh: true }) {
+            driver.store.put_sample(id, sample);
+            driver.clock.sample_arrived(std::time::Instant::now());
+            driver.notify();
+        }
+        Ok(Response::new(v1::SubmitSampleResponse {}))
+    }
+}
+
+fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
+    let spec = &driver.spec;
+    let (temperature, stream) = match grant.purpose {
+        Purpose::Train => (spec.rollout.temperature, 0),
+        Purpose::Evaluate => (spec.evaluation.temperature.unwrap_or(spec.rollout.temperature), 1 + grant.policy_step),
+    };
+    v1::GroupLease {
+        lease_id: grant.lease.0,
+        group_id: grant.group.0,
+        purpose: v1::Purpose::from(grant.purpose).into(),
+        prompt_tokens: driver.problem(grant.group).prompt_tokens.clone(),
+        sample_indices: grant.samples,
+        sampling: Some(v1::SamplingOptions {
+            temperature: temperature as f32,
+            top_p: spec.rollout.top_p as f32,
+            top_k: spec.rollout.top_k,
+            max_new_tokens: spec.rollout.max_new_tokens,
+            stop: spec.rollout.stop.clone(),
+            seed: spec.seed,
+            stream,
+        }),
+        weights: driver.weights.clone(),
+    }
+}

@@ -1,0 +1,60 @@
+use pacs_machine::{Directive, Event, Reply};
+use pacs_protocol::v1;
+use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_types::{Role, WorkerId};
+use tonic::{Request, Response, Status};
+
+use super::{Services, wrong_answer};
+
+#[tonic::async_trait]
+impl WorkerService for Services {
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterResponse>, Status> {
+        let request = request.into_inner();
+        let role: Role = request.role().try_into()?;
+        if request.name.is_empty() {
+            return Err(Status::invalid_argument("field `name` is empty"));
+        }
+        let ours = env!("CARGO_PKG_VERSION");
+        if request.version != ours {
+            let theirs = request.version;
+            return Err(Status::failed_precondition(format!(
+                "worker program has version {theirs}, the coordinator {ours}; install the same on all machines"
+            )));
+        }
+        let mut driver = self.0.lock();
+        let (name, host, pid) = (request.name, request.host, request.pid);
+        tracing::info!(%role, name, host, pid, "worker registered");
+        let event = Event::Register { role, name, host, pid, collective_address: request.collective_address };
+        let Reply::Registered(worker) = driver.call(event)? else { return Err(wrong_answer()) };
+        Ok(Response::new(v1::RegisterResponse {
+            worker_id: worker.0,
+            job_spec: driver.job_toml.clone(),
+            run_dir: driver.run_dir.display().to_string(),
+            heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        let v1::HeartbeatRequest { worker_id, activity } = request.into_inner();
+        let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
+        let Reply::Directive(directive) = self.0.lock().call(event)? else { return Err(wrong_answer()) };
+        let directive = match directive {
+            Directive::Continue => v1::Directive::Continue,
+            Directive::Leave => v1::Directive::Leave,
+            Directive::Register => v1::Directive::Register,
+        };
+        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into() }))
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        let v1::LeaveRequest { worker_id, error } = request.into_inner();
+        let error = Some(error).filter(|error| !error.is_empty());
+        let mut driver = self.0.lock();
+        driver.call(Event::Leave { worker: WorkerId(worker_id), error })?;
+        driver.notify();
+        Ok(Response::new(v1::LeaveResponse {}))
+    }
+}

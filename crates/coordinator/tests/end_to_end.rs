@@ -1,0 +1,204 @@
+//! A whole run in one process, with workers that pretend.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
+use pacs_protocol::v1;
+use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use support::{Fleet, Job, end_of, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
+    let job = Job::new();
+    let coordinator = job.start(3, "").await.unwrap();
+    let record = CoordinatorRecord::read(&job.run_dir()).unwrap();
+    assert_eq!((record.address, record.starts), (coordinator.address().to_string(), 1));
+
+    let mut events = coordinator.events();
+    let fleet = Fleet::start(coordinator.address(), Some(7));
+    until(&mut events, |event| matches!(event, Progress::Evaluated(evaluation) if evaluation.step == 0)).await;
+    until(&mut events, |event| matches!(event, Progress::Step(step) if step.step == 1)).await;
+    let mut operator = OperatorServiceClient::connect(format!("http://{}", coordinator.address())).await.unwrap();
+    let status = operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.job.as_str(), status.total_steps, status.learners_wanted), ("test", 3, 2));
+    assert!(status.step >= 1 && status.metrics["loss"] == 0.5, "{status:?}");
+    assert!(!status.waiting_for.is_empty() && status.counters["failed_verdicts"] > 0, "{status:?}");
+    let ranks: Vec<_> = status.workers.iter().filter_map(|worker| worker.rank).collect();
+    assert_eq!(ranks, [0, 1]);
+
+    let end = end_of(coordinator).await;
+    let seen = std::sync::Arc::clone(&fleet.seen);
+    fleet.join().await;
+    let RunEnd::Finished { step: 3, checkpoint, model } = end else { panic!("{end:?}") };
+    assert!(checkpoint.ends_with("checkpoints/step-000003") && model.join("config.json").is_file());
+    check_batches(&seen.lock().unwrap());
+    assert_eq!(job.steps_in("metrics.jsonl"), [1, 2, 3]);
+    assert_eq!(job.steps_in("evaluations.jsonl"), [0, 3]);
+    check_archive(&job);
+}
+
+fn check_batches(seen: &support::Seen) {
+    assert!(seen.failed_verdicts > 0);
+    let mut groups = BTreeSet::new();
+    for (step, index) in &seen.trained {
+        assert_eq!(index.len(), 8, "4 groups of 2 samples");
+        for entry in index {
+            // A failed verification would show as 0.5, a sample that was counted as wrong as 0.
+            let expected = if entry.sample_index == 0 { 1.0 } else { 0.0 };
+            assert_eq!(entry.label, expected, "step {step}: {entry:?}");
+            groups.insert(entry.group_id);
+        }
+        let mut positions: Vec<u32> = seen.sequences[step].iter().map(|data| data.position).collect();
+        positions.sort_unstable();
+        assert!(positions.into_iter().eq(0..8), "every sequence is computed by one rank");
+    }
+    assert_eq!(seen.trained.len(), 3);
+    assert_eq!(groups.len(), 12, "no group is trained on twice");
+    for (purpose, version, stream) in &seen.streams {
+        let expected = if *purpose == v1::Purpose::Evaluate { 1 + version } else { 0 };
+        assert_eq!(*stream, expected);
+    }
+}
+
+fn check_archive(job: &Job) {
+    let rows = |name: &str| -> Vec<serde_json::Value> {
+        let file = File::open(job.run_dir().join("samples").join(name)).unwrap();
+        let reader = SerializedFileReader::new(file).unwrap();
+        let rows = reader.get_row_iter(None).unwrap();
+        rows.map(|row| {
+            let row = row.unwrap();
+            row.get_column_iter()
+                .map(|(name, field)| (name.clone(), json(field)))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        })
+        .collect()
+    };
+    for step in 1..=3 {
+        let rows = rows(&format!("step-{step:06}.parquet"));
+        assert_eq!(rows.len(), 8);
+        for row in rows {
+            assert_eq!((&row["step"], &row["version"]), (&step.into(), &serde_json::Value::from(step - 1)));
+            assert_eq!(row["token_ids"].as_array().unwrap().len() as u64, row["tokens"].as_u64().unwrap());
+            assert!(row["question"].as_str().unwrap().starts_with("train: "));
+        }
+    }
+    let evaluated = rows("eval-000003.parquet");
+    assert_eq!(evaluated.len(), 6);
+    assert!(evaluated.iter().all(|row| row["purpose"] == "evaluate"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_run_goes_on_and_a_damaged_checkpoint_falls_back() {
+    let job = Job::new();
+    let coordinator = job.start(50, "").await.unwrap();
+    let mut events = coordinator.events();
+    let fleet = Fleet::start(coordinator.address(), None);
+    until(&mut events, |event| matches!(event, Progress::Step(step) if step.step == 3)).await;
+    coordinator.request_stop();
+    let end = end_of(coordinator).await;
+    fleet.join().await;
+    let RunEnd::Stopped { step: stopped, checkpoint: Some(checkpoint) } = end else { panic!("{end:?}") };
+    assert!(stopped >= 3 && checkpoint.join("manifest.json").is_file());
+    assert_eq!(job.steps_in("metrics.jsonl"), (1..=stopped).collect::<Vec<_>>());
+
+    let refused = job.start(50, "[objective]\nbeta = 2.0").await.unwrap_err();
+    assert!(
+        matches!(&refused, StartError::SpecChanged { changes, .. } if changes == &["objective.beta: was 1.0, is 2.0"]),
+        "{refused}"
+    );
+
+    let total = stopped + 2;
+    // The one before is the newest even step: it is kept.
+    let before = if stopped % 2 == 0 { stopped - 2 } else { stopped - 1 };
+    std::fs::write(checkpoint.join("rank-1.bin"), "something else").unwrap();
+    let coordinator = job.start(total, "[optimizer]\nlearning_rate = 1e-5").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    let end = end_of(coordinator).await;
+    let seen = std::sync::Arc::clone(&fleet.seen);
+    fleet.join().await;
+    assert!(matches!(end, RunEnd::Finished { step, .. } if step == total), "{end:?}");
+    assert_eq!(job.steps_in("metrics.jsonl"), (1..=total).collect::<Vec<_>>());
+    assert_eq!(job.steps_in("evaluations.jsonl"), [0, total]);
+    {
+        let seen = seen.lock().unwrap();
+        let (from, step) = &seen.started_from[0];
+        assert_eq!((*step, from.ends_with(&format!("step-{before:06}"))), (before, true), "{from}");
+        // Prompts go on where that checkpoint was: 4 a step.
+        let first = seen.trained[&(before + 1)].iter().map(|entry| entry.group_id).min();
+        assert_eq!(first, Some(4 * before));
+    }
+
+    let coordinator = job.start(total, "").await.unwrap();
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { .. }), "a complete job ends where it starts");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_learner_undoes_what_was_not_saved() {
+    let job = Job::new();
+    let coordinator = job.start(9, "").await.unwrap();
+    let mut events = coordinator.events();
+    let mut fleet = Fleet::start(coordinator.address(), None);
+    until(&mut events, |event| matches!(event, Progress::Saved { step: 2, .. })).await;
+    fleet.replace_learner(coordinator.address()).await;
+    until(&mut events, |event| matches!(event, Progress::WorkerLost { name, .. } if name == "learner-1")).await;
+    let end = end_of(coordinator).await;
+    let seen = std::sync::Arc::clone(&fleet.seen);
+    fleet.join().await;
+    assert!(matches!(end, RunEnd::Finished { step: 9, .. }), "{end:?}");
+    assert_eq!(job.steps_in("metrics.jsonl"), (1..=9).collect::<Vec<_>>());
+    assert_eq!(job.steps_in("evaluations.jsonl"), [0, 9]);
+    let seen = seen.lock().unwrap();
+    let [(first, 0), (checkpoint, step)] = seen.started_from.as_slice() else { panic!("{:?}", seen.started_from) };
+    assert!(first.is_empty() && *step >= 2 && checkpoint.ends_with(&format!("step-{step:06}")), "{checkpoint}");
+    for (step, index) in &seen.trained {
+        let groups: BTreeSet<u64> = index.iter().map(|entry| entry.group_id).collect();
+        assert!(groups.into_iter().eq(4 * (step - 1)..4 * step), "step {step} has the prompts of its place");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_or_port_in_use_is_one_clear_error() {
+    let (job, other) = (Job::new(), Job::new());
+    let coordinator = job.start(1, "").await.unwrap();
+    let busy = job.start(1, "").await.unwrap_err();
+    assert!(matches!(busy, StartError::Busy { .. }), "{busy}");
+    let taken = other.start_at(1, "", coordinator.address()).await.unwrap_err();
+    assert!(matches!(taken, StartError::Listen { .. }), "{taken}");
+    coordinator.request_stop();
+    assert_eq!(end_of(coordinator).await, RunEnd::Stopped { step: 0, checkpoint: None });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_damaged_checkpoints_are_no_fresh_start() {
+    let job = Job::new();
+    let coordinator = job.start(1, "").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    let RunEnd::Finished { checkpoint, .. } = end_of(coordinator).await else { panic!("it finishes") };
+    fleet.join().await;
+    std::fs::remove_file(checkpoint.join("rank-0.bin")).unwrap();
+    let refused = job.start(1, "").await.unwrap_err();
+    assert!(
+        matches!(&refused, StartError::NoValidCheckpoint { damages, .. } if damages[0].contains("rank-0.bin")),
+        "{refused}"
+    );
+}
+
+fn json(field: &Field) -> serde_json::Value {
+    match field {
+        Field::Int(value) => (*value).into(),
+        Field::Long(value) => (*value).into(),
+        Field::Float(value) => (*value).into(),
+        Field::Double(value) => (*value).into(),
+        Field::Str(value) => value.as_str().into(),
+        Field::Null => serde_json::Value::Null,
+        Field::ListInternal(list) => list.elements().iter().map(json).collect(),
+        other => panic!("column of {other:?}"),
+    }
+}

@@ -1,0 +1,363 @@
+//! Workers that do no work: they speak the wire protocol and make up what they hand in.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, Timing};
+use pacs_protocol::v1;
+use pacs_protocol::v1::complete_task_request::Result as TaskResult;
+use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
+use pacs_protocol::v1::next_task_response::Task;
+use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
+use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
+use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+/// No test may take longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_MS: u32 = 200;
+
+pub(crate) struct Job {
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Job {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let problems = |name: &str, count: u32| {
+            let lines: Vec<String> = (0..count)
+                .map(|i| format!("{{\"question\": \"{name}: what is {i} + 1?\", \"answer\": \"{}\"}}", i + 1))
+                .collect();
+            std::fs::write(folder.path().join(format!("{name}.jsonl")), lines.join("\n")).unwrap();
+        };
+        problems("train", 10);
+        problems("evaluation", 3);
+        Self { folder }
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub(crate) fn spec(&self, steps: u64, changes: &str) -> pacs_spec::JobSpec {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+        let (model, folder) = (model.display(), self.folder.path().display());
+        let text = format!(
+            "name = 'test'\n[model]\npath = '{model}'\n[data.train]\npath = '{folder}/train.jsonl'\n\
+             [data.evaluation]\npath = '{folder}/evaluation.jsonl'\n[rollout]\nsamples_per_prompt = 2\n\
+             max_new_tokens = 16\n[batch]\nsteps = {steps}\nprompts_per_step = 4\nmini_batches = 2\n\
+             [evaluation]\nevery_steps = 0\nsamples_per_problem = 2\n[checkpoint]\nevery_steps = 2\n\
+             [resources]\nrollouts = 2\nlearners = 2\nverifiers = 1\n{changes}"
+        );
+        pacs_spec::parse(&text, Path::new("test")).unwrap()
+    }
+
+    pub(crate) async fn start(&self, steps: u64, changes: &str) -> Result<Coordinator, StartError> {
+        let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        self.start_at(steps, changes, listen).await
+    }
+
+    pub(crate) async fn start_at(
+        &self,
+        steps: u64,
+        changes: &str,
+        listen: SocketAddr,
+    ) -> Result<Coordinator, StartError> {
+        let options = CoordinatorOptions { spec: self.spec(steps, changes), run_dir: self.run_dir(), listen };
+        let timing = Timing {
+            heartbeat_interval: Duration::from_millis(50),
+            heartbeat_timeout: Duration::from_secs(2),
+            tick: Duration::from_millis(50),
+            goodbye: Duration::from_secs(3),
+        };
+        Coordinator::start_with(options, timing).await
+    }
+
+    pub(crate) fn steps_in(&self, file: &str) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.run_dir().join(file)).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+            .collect()
+    }
+}
+
+/// What the fake workers have seen.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Train tasks of rank 0 by step.
+    pub(crate) trained: BTreeMap<u64, Vec<v1::SequenceIndex>>,
+    /// Sequences of all ranks by step.
+    pub(crate) sequences: BTreeMap<u64, Vec<v1::SequenceData>>,
+    pub(crate) started_from: Vec<(String, u64)>,
+    pub(crate) streams: Vec<(v1::Purpose, u64, u64)>,
+    pub(crate) failed_verdicts: u32,
+}
+
+pub(crate) type Shared = Arc<Mutex<Seen>>;
+
+pub(crate) struct Fleet {
+    pub(crate) seen: Shared,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Fleet {
+    /// Two rollout workers (the second dies silently after `dies_after` samples), a verifier that fails every third
+    /// verification, and two learners.
+    pub(crate) fn start(address: SocketAddr, dies_after: Option<usize>) -> Self {
+        let seen = Shared::default();
+        let mut tasks = Vec::new();
+        for (slot, dies_after) in [(0, None), (1, dies_after)] {
+            tasks.push(tokio::spawn(rollout(address, slot, dies_after, Arc::clone(&seen))));
+        }
+        tasks.push(tokio::spawn(verifier(address, Arc::clone(&seen))));
+        for slot in 0..2 {
+            tasks.push(tokio::spawn(learner(address, slot, Arc::clone(&seen))));
+        }
+        Self { seen, tasks }
+    }
+
+    /// Kills the second learner without a goodbye, and starts another process in its slot.
+    pub(crate) async fn replace_learner(&mut self, address: SocketAddr) {
+        let killed = self.tasks.pop().unwrap();
+        killed.abort();
+        assert!(killed.await.unwrap_err().is_cancelled());
+        self.tasks.push(tokio::spawn(learner(address, 1, Arc::clone(&self.seen))));
+    }
+
+    /// Waits until all have left; a panic of one is a panic here.
+    pub(crate) async fn join(self) {
+        for task in self.tasks {
+            tokio::time::timeout(PATIENCE, task).await.expect("workers leave when told").expect("workers do not panic");
+        }
+    }
+}
+
+pub(crate) async fn end_of(coordinator: Coordinator) -> RunEnd {
+    tokio::time::timeout(PATIENCE, coordinator.wait()).await.expect("the run ends")
+}
+
+pub(crate) async fn until(
+    events: &mut tokio::sync::broadcast::Receiver<Progress>,
+    mut found: impl FnMut(&Progress) -> bool,
+) {
+    let mut seen = Vec::new();
+    let search = async {
+        loop {
+            let event = events.recv().await.expect("the run goes on");
+            if found(&event) {
+                return;
+            }
+            seen.push(event);
+        }
+    };
+    if tokio::time::timeout(PATIENCE, search).await.is_err() {
+        panic!("it does not happen; what does: {seen:#?}");
+    }
+}
+
+/// A registered worker whose heartbeats go on until it is dropped.
+struct Member {
+    id: u64,
+    channel: Channel,
+    left: tokio::sync::watch::Receiver<bool>,
+    beats: JoinHandle<()>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.beats.abort();
+    }
+}
+
+async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let mut client = WorkerServiceClient::new(channel.clone());
+    let request = v1::RegisterRequest {
+        role: role.into(),
+        collective_address: format!("{name}:7000"),
+        name,
+        host: "here".into(),
+        pid: 1,
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let registered = client.register(request).await.unwrap().into_inner();
+    assert!(registered.job_spec.contains("name = \"test\""));
+    let id = registered.worker_id;
+    let (leave, left) = tokio::sync::watch::channel(false);
+    let beats = tokio::spawn(async move {
+        loop {
+            let beat = v1::HeartbeatRequest { worker_id: id, activity: "pretends".into() };
+            if let Ok(reply) = client.heartbeat(beat).await
+                && reply.into_inner().directive() == v1::Directive::Leave
+            {
+                leave.send_replace(true);
+                let _ = client.leave(v1::LeaveRequest { worker_id: id, error: String::new() }).await;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(u64::from(registered.heartbeat_interval_ms))).await;
+        }
+    });
+    Member { id, channel, left, beats }
+}
+
+impl Member {
+    fn dismissed(&self) -> bool {
+        *self.left.borrow()
+    }
+}
+
+async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen: Shared) {
+    let member = join(address, v1::Role::Rollout, format!("rollout-{slot}")).await;
+    let mut client = RolloutServiceClient::new(member.channel.clone());
+    let mut handed_in = 0;
+    while !member.dismissed() {
+        let request = v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS };
+        let Ok(leases) = client.lease_groups(request).await else { continue };
+        for lease in leases.into_inner().groups {
+            let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
+            seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
+            assert!(!lease.prompt_tokens.is_empty());
+            for index in lease.sample_indices {
+                if dies_after == Some(handed_in) {
+                    return;
+                }
+                let length = 1 + (lease.group_id + u64::from(index)) as usize % 5;
+                let sample = v1::Sample {
+                    tokens: vec![7; length],
+                    logprobs: vec![-0.5; length],
+                    entropy_sum: 0.25 * length as f64,
+                    // Sample 0 of a group is right.
+                    text: if index == 0 { "right".into() } else { "wrong".into() },
+                    finish: v1::FinishReason::Stop.into(),
+                    version: weights.version,
+                };
+                let request = v1::SubmitSampleRequest {
+                    worker_id: member.id,
+                    lease_id: lease.lease_id,
+                    group_id: lease.group_id,
+                    sample_index: index,
+                    sample: Some(sample),
+                };
+                // Refused when the run was stopped meanwhile.
+                let _ = client.submit_sample(request).await;
+                handed_in += 1;
+            }
+        }
+    }
+}
+
+async fn verifier(address: SocketAddr, seen: Shared) {
+    let member = join(address, v1::Role::Verifier, "verifier-0".into()).await;
+    let mut client = VerifierServiceClient::new(member.channel.clone());
+    let mut count = 0;
+    while !member.dismissed() {
+        let request = v1::LeaseSamplesRequest { worker_id: member.id, max_samples: 2, wait_ms: WAIT_MS };
+        let Ok(tasks) = client.lease_samples(request).await else { continue };
+        let mut verdicts = Vec::new();
+        for task in tasks.into_inner().tasks {
+            count += 1;
+            let (outcome, label) = match task.response.as_str() {
+                _ if count % 3 == 0 => {
+                    seen.lock().unwrap().failed_verdicts += 1;
+                    // A label that nobody may ever see.
+                    (v1::Outcome::Failed, 0.5)
+                }
+                "right" => (v1::Outcome::Correct, 1.0),
+                "wrong" => (v1::Outcome::Wrong, 0.0),
+                other => panic!("response `{other}`"),
+            };
+            assert!(task.gold.parse::<u32>().is_ok(), "gold `{}`", task.gold);
+            let verdict = v1::Verdict {
+                outcome: outcome.into(),
+                label,
+                reward: label,
+                extracted: Some(task.gold),
+                rule: "test".into(),
+            };
+            let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
+            verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict) });
+        }
+        if !verdicts.is_empty() {
+            let request = v1::SubmitVerdictsRequest { worker_id: member.id, verdicts };
+            let _ = client.submit_verdicts(request).await;
+        }
+    }
+}
+
+async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
+    let member = join(address, v1::Role::Learner, format!("learner-{slot}")).await;
+    let mut client = LearnerServiceClient::new(member.channel.clone());
+    while !member.dismissed() {
+        let request = v1::JoinGenerationRequest { worker_id: member.id, wait_ms: WAIT_MS };
+        let Ok(reply) = client.join_generation(request).await else { continue };
+        let Some(group) = reply.into_inner().group else { continue };
+        assert_eq!((group.world_size, group.addresses.len()), (2, 2));
+        if group.rank == 0 {
+            seen.lock().unwrap().started_from.push((group.checkpoint.clone(), group.step));
+        }
+        work(&member, &mut client, &group, &seen).await;
+    }
+}
+
+async fn work(member: &Member, client: &mut LearnerServiceClient<Channel>, group: &v1::LearnerGroup, seen: &Shared) {
+    let generation = group.generation;
+    let weights = |version| {
+        (group.rank == 0).then(|| v1::WeightsRef {
+            version,
+            generation,
+            path: "/dev/null".into(),
+            ..Default::default()
+        })
+    };
+    while !member.dismissed() {
+        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
+        let Ok(reply) = client.next_task(request).await else { continue };
+        let v1::NextTaskResponse { task_id, task } = reply.into_inner();
+        let result = match task {
+            None => continue,
+            Some(Task::Regroup(_)) => return,
+            Some(Task::Prepare(_)) => TaskResult::Prepared(v1::PrepareResult { weights: weights(group.step) }),
+            Some(Task::Train(train)) => {
+                let step = train.step;
+                note_training(train, group.rank, seen);
+                let metrics = [("loss".to_owned(), 0.5)].into();
+                TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
+            }
+            Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
+        };
+        let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
+        let _ = client.complete_task(request).await;
+    }
+}
+
+fn note_training(train: v1::TrainTask, rank: u32, seen: &Shared) {
+    for data in &train.sequences {
+        let entry = &train.index[data.position as usize];
+        assert_eq!((entry.rank, entry.answer_tokens as usize), (rank, data.tokens.len()));
+        assert!(train.prompts.iter().any(|prompt| prompt.group_id == entry.group_id && !prompt.tokens.is_empty()));
+    }
+    let mut seen = seen.lock().unwrap();
+    seen.sequences.entry(train.step).or_default().extend(train.sequences);
+    if rank == 0 {
+        seen.trained.insert(train.step, train.index);
+    }
+}
+
+fn save_files(save: &v1::SaveTask, rank: u32) -> v1::SaveResult {
+    let directory = Path::new(&save.directory);
+    let mut names = vec![format!("rank-{rank}.bin")];
+    if save.model && rank == 0 {
+        std::fs::create_dir(directory.join("model")).unwrap();
+        names.push("model/config.json".into());
+    }
+    let write = |path: String| {
+        let content = format!("{path} at step {}", save.step);
+        std::fs::write(directory.join(&path), &content).unwrap();
+        v1::SavedFile { path, bytes: content.len() as u64, crc32: crc32fast::hash(content.as_bytes()) }
+    };
+    v1::SaveResult { files: names.into_iter().map(write).collect() }
+}

@@ -1,0 +1,50 @@
+use std::path::PathBuf;
+
+use pacs_text::{TemplateError, TokenizerError};
+
+use crate::SourceReport;
+
+/// Problems that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file cannot be read.
+    #[error("read data file `{}`: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is no Parquet file that can be used.
+    #[error("read data file `{}`: {message}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// One row of the file is not a problem.
+    #[error("read data file `{}`:{row}: {message}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Line of a JSONL file, row of a Parquet file, from 1.
+        row: usize,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The model's tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Nothing is left to train on or to evaluate with.
+    #[error("no problem is left in `{part}`: {report}")]
+    Empty {
+        /// `data.train` or `data.evaluation`.
+        part: &'static str,
+        /// Where the rows went.
+        report: Box<SourceReport>,
+    },
+}

@@ -1,0 +1,21 @@
+//! Problems to train on and to evaluate with: read from files or generated, turned into prompts, counted, and put into
+//! an order that can be resumed.
+//!
+//! [`load`] does all of it and says in a [`LoadReport`] what it left out; [`Problems::train_at`] is the data cursor.
+//! Nothing here samples or grades. Questions are never shortened: a prompt that is too long is left out and counted.
+#![forbid(unsafe_code)]
+
+mod error;
+mod load;
+mod order;
+mod problem;
+mod prompt;
+mod report;
+mod source;
+
+pub use error::DataError;
+pub use load::{GoldCheck, load, load_with};
+pub use order::TrainOrder;
+pub use problem::{Problem, Problems};
+pub use report::{LoadReport, SourceReport};
+pub use source::count_rows;

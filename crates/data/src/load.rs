@@ -1,0 +1,119 @@
+use std::collections::HashSet;
+
+use pacs_spec::{JobSpec, SourceSpec};
+
+use crate::prompt::Prompter;
+use crate::source::{Row, rows};
+use crate::{DataError, LoadReport, Problem, Problems, SourceReport, TrainOrder};
+
+/// Says whether the verifier can read a reference answer, and if not, why.
+pub type GoldCheck = fn(&str) -> Result<(), String>;
+
+/// Loads the problems of a job.
+///
+/// # Errors
+/// [`DataError`]: a file, row, tokenizer or template that cannot be used, or nothing left to train on.
+pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
+    load_with(spec, |answer| pacs_verify::check_gold(answer).map_err(|error| error.to_string()))
+}
+
+/// Loads the problems of a job, asking `check` which reference answers can be read.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
+    let prompter = Prompter::new(spec)?;
+    let mut train = Loaded::default();
+    train.load(&spec.data.train, &prompter, spec, check)?;
+    train.refuse_empty("data.train")?;
+
+    let mut report = LoadReport { train: train.report, ..LoadReport::default() };
+    let mut evaluation = Vec::new();
+    if let Some(source) = spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
+        let mut loaded = Loaded::default();
+        loaded.load(source, &prompter, spec, check)?;
+        loaded.refuse_empty("data.evaluation")?;
+        report.overlap = loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
+        report.evaluation = Some(loaded.report);
+        evaluation = loaded.problems;
+    }
+    let order = TrainOrder::new(spec.seed, train.problems.len(), spec.data.shuffle);
+    Ok(Problems { train: train.problems, evaluation, report, order })
+}
+
+#[derive(Default)]
+struct Loaded {
+    problems: Vec<Problem>,
+    /// Normalised questions.
+    seen: HashSet<String>,
+    report: SourceReport,
+}
+
+impl Loaded {
+    fn load(
+        &mut self,
+        source: &SourceSpec,
+        prompter: &Prompter<'_>,
+        spec: &JobSpec,
+        check: GoldCheck,
+    ) -> Result<(), DataError> {
+        rows(source, &mut |row| self.take(row, prompter, spec.data.max_prompt_tokens, check))
+    }
+
+    fn take(
+        &mut self,
+        row: Row,
+        prompter: &Prompter<'_>,
+        max_prompt_tokens: usize,
+        check: GoldCheck,
+    ) -> Result<(), DataError> {
+        self.report.rows += 1;
+        if let Err(reason) = check(&row.answer) {
+            self.report.unreadable_answers += 1;
+            self.report.first_unreadable.get_or_insert_with(|| format!("{}: {reason}", row.place));
+            return Ok(());
+        }
+        let prompt = prompter.prompt(&row.question)?;
+        if prompt.tokens.len() > max_prompt_tokens {
+            self.report.overlong += 1;
+            return Ok(());
+        }
+        if self.problems.is_empty() {
+            self.report.example_prompt = prompt.text;
+        }
+        self.report.kept += 1;
+        self.report.duplicates += usize::from(!self.seen.insert(normalised(&row.question)));
+        self.report.longest_prompt_tokens = self.report.longest_prompt_tokens.max(prompt.tokens.len());
+        self.problems.push(Problem { question: row.question, answer: row.answer, prompt_tokens: prompt.tokens });
+        Ok(())
+    }
+
+    fn refuse_empty(&self, part: &'static str) -> Result<(), DataError> {
+        if !self.problems.is_empty() {
+            return Ok(());
+        }
+        Err(DataError::Empty { part, report: Box::new(self.report.clone()) })
+    }
+}
+
+/// A question without what does not change its meaning: case, white space, and punctuation that is not mathematics.
+/// Operators stay, for `3 + 4` and `3 - 4` are two questions.
+fn normalised(question: &str) -> String {
+    let mut text = String::with_capacity(question.len());
+    let mut gap = false;
+    for c in question.chars().flat_map(char::to_lowercase) {
+        if c.is_alphanumeric() || "+-*/^=<>()%!".contains(c) {
+            if gap && !text.is_empty() {
+                text.push(' ');
+            }
+            gap = false;
+            text.push(c);
+        } else {
+            gap = true;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use std::sync::Mutex;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// The endless order in which training problems are drawn.
+///
+/// The cursor counts draws from the start of the job. Epoch `cursor / len` has a permutation of its own, made from
+/// (seed, epoch) alone by ChaCha8 and a Fisher-Yates shuffle that is written out here, so that the order stays the
+/// same on every machine and with every version of every library. Without shuffling each epoch is in source order.
+#[derive(Debug)]
+pub struct TrainOrder {
+    seed: u64,
+    len: usize,
+    shuffle: bool,
+    /// The permutation of the epoch that was asked for last: draws come in order, so one is enough.
+    cached: Mutex<Option<(u64, Vec<u32>)>>,
+}
+
+impl TrainOrder {
+    /// The order of `len` problems, at least one.
+    ///
+    /// # Panics
+    /// When `len` is zero or beyond 32 bits.
+    #[must_use]
+    pub fn new(seed: u64, len: usize, shuffle: bool) -> Self {
+        assert!(len > 0 && u32::try_from(len).is_ok(), "an order needs 1 to 2^32 - 1 problems, got {len}");
+        Self { seed, len, shuffle, cached: Mutex::new(None) }
+    }
+
+    /// Index of the problem that is drawn at `cursor`.
+    ///
+    /// # Panics
+    /// Never: no holder of the lock panics.
+    #[must_use]
+    pub fn index_at(&self, cursor: u64) -> usize {
+        let len = self.len as u64;
+        let (epoch, position) = (cursor / len, (cursor % len) as usize);
+        if !self.shuffle {
+            return position;
+        }
+        let mut cached = self.cached.lock().expect("no holder of this lock panics");
+        if cached.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            *cached = None;
+        }
+        let (_, permutation) =
+            cached.get_or_insert_with(|| (epoch, permutation(Stream::Epoch, self.seed, epoch, self.len)));
+        permutation[position] as usize
+    }
+}
+
+/// What a permutation is for: equal seeds of different streams have nothing to do with each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stream {
+    /// The order of one epoch.
+    Epoch = 1,
+    /// The split and order of generated problems.
+    Generator = 2,
+}
+
+/// A random order of `0..len`, a function of its arguments.
+pub(crate) fn permutation(stream: Stream, seed: u64, number: u64, len: usize) -> Vec<u32> {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&number.to_le_bytes());
+    key[16] = stream as u8;
+    let mut random = ChaCha8Rng::from_seed(key);
+    let mut order: Vec<u32> = (0..u32::try_from(len).expect("lengths are checked where they come in")).collect();
+    for last in (1..len).rev() {
+        // The high half of the product is uniform over 0..=last, up to 2^-32 for any length that memory holds.
+        let chosen = (u128::from(random.next_u64()) * (last as u128 + 1)) >> 64;
+        order.swap(last, chosen as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(order: &TrainOrder, cursors: std::ops::Range<u64>) -> Vec<usize> {
+        cursors.map(|cursor| order.index_at(cursor)).collect()
+    }
+
+    #[test]
+    fn every_epoch_draws_every_problem_once() {
+        let order = TrainOrder::new(7, 100, true);
+        let mut epochs: Vec<Vec<usize>> = (0..3).map(|epoch| drawn(&order, epoch * 100..(epoch + 1) * 100)).collect();
+        assert_ne!(epochs[0], epochs[1]);
+        assert_ne!(epochs[1], epochs[2]);
+        for epoch in &mut epochs {
+            assert_ne!(*epoch, (0..100).collect::<Vec<_>>());
+            epoch.sort_unstable();
+            assert_eq!(*epoch, (0..100).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_resumed_order_goes_on_where_it_was() {
+        let all = drawn(&TrainOrder::new(7, 30, true), 0..200);
+        for start in [0, 1, 29, 30, 31, 150] {
+            let resumed = TrainOrder::new(7, 30, true);
+            assert_eq!(drawn(&resumed, start..200), all[start as usize..]);
+        }
+        assert_eq!(TrainOrder::new(7, 30, true).index_at(199), all[199], "a jump equals walking there");
+        assert_ne!(drawn(&TrainOrder::new(8, 30, true), 0..200), all, "another seed is another order");
+    }
+
+    #[test]
+    fn without_shuffling_the_source_order_repeats() {
+        assert_eq!(drawn(&TrainOrder::new(7, 3, false), 1..8), [1, 2, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn the_order_never_changes_between_versions() {
+        // A resumed job depends on these values.
+        assert_eq!(permutation(Stream::Epoch, 1, 0, 8), [1, 7, 4, 5, 0, 6, 2, 3]);
+        assert_eq!(permutation(Stream::Generator, 1, 0, 8), [7, 4, 5, 3, 2, 0, 1, 6]);
+    }
+}

@@ -1,0 +1,63 @@
+use std::fmt;
+
+/// What was read and what was left out, of everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// The problems to train on.
+    pub train: SourceReport,
+    /// The held-out problems; absent when the job does not evaluate.
+    pub evaluation: Option<SourceReport>,
+    /// Evaluation problems whose question is also trained on.
+    pub overlap: usize,
+}
+
+/// What was read and what was left out, of one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceReport {
+    /// Rows read, after `skip` and `limit`.
+    pub rows: usize,
+    /// Problems that are used.
+    pub kept: usize,
+    /// Rows left out because their prompt has too many tokens.
+    pub overlong: usize,
+    /// Rows left out because the verifier cannot read their reference answer.
+    pub unreadable_answers: usize,
+    /// Where the first of them is, and what is wrong with it.
+    pub first_unreadable: Option<String>,
+    /// Problems whose question stood in the source before. They are used.
+    pub duplicates: usize,
+    /// Tokens of the longest prompt that is used.
+    pub longest_prompt_tokens: usize,
+    /// Text of the first prompt that is used, as the model sees it.
+    pub example_prompt: String,
+}
+
+impl fmt::Display for SourceReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} rows used", self.kept, self.rows)?;
+        let left_out = [(self.overlong, "overlong"), (self.unreadable_answers, "with an unreadable answer")];
+        for (count, what) in left_out.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {what} left out")?;
+        }
+        if let Some(first) = &self.first_unreadable {
+            write!(f, " (first: {first})")?;
+        }
+        if self.duplicates > 0 {
+            write!(f, ", {} repeated", self.duplicates)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "training: {}", self.train)?;
+        if let Some(evaluation) = &self.evaluation {
+            write!(f, "; evaluation: {evaluation}")?;
+        }
+        if self.overlap > 0 {
+            write!(f, "; {} evaluation problems are also trained on", self.overlap)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! A rank's share of a batch, and how it is cut into passes that fit the token budget.
+
+use std::collections::HashMap;
+
+use pacs_protocol::v1;
+
+/// One sequence of the batch, as every rank knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IndexEntry {
+    /// Group it belongs to.
+    pub group: u64,
+    /// Optimizer update it takes part in, from 0, never falling along the index.
+    pub mini_batch: usize,
+    /// Rank that computes it.
+    pub rank: usize,
+    /// Verifiable outcome, 0 to 1.
+    pub label: f64,
+    /// Tokens of the answer.
+    pub answer_tokens: u32,
+}
+
+/// Tokens of one sequence that this rank computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequenceTokens {
+    /// Position in the index.
+    pub position: usize,
+    /// Answer tokens, not empty.
+    pub tokens: Vec<u32>,
+    /// The rollout engine's log-prob of each (nats).
+    pub rollout_logprobs: Vec<f32>,
+}
+
+/// All that one rank needs for a training step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainBatch {
+    /// The step being made; the first of a job is 1.
+    pub step: u64,
+    /// Every sequence of the batch.
+    pub index: Vec<IndexEntry>,
+    /// Prompts of the groups that this rank holds sequences of.
+    pub prompts: HashMap<u64, Vec<u32>>,
+    /// This rank's sequences, in the order of the index.
+    pub sequences: Vec<SequenceTokens>,
+}
+
+/// A batch that contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("batch of step {step}: {problem}")]
+pub struct BatchError {
+    /// The step.
+    pub step: u64,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl TrainBatch {
+    /// Checks and takes over a task from the wire, for `rank`.
+    ///
+    /// # Errors
+    /// When index, prompts and sequences do not fit together.
+    pub fn from_wire(task: v1::TrainTask, rank: usize) -> Result<Self, BatchError> {
+        let step = task.step;
+        let fail = |problem: String| Err(BatchError { step, problem });
+        let index: Vec<IndexEntry> = task
+            .index
+            .iter()
+            .map(|entry| IndexEntry {
+                group: entry.group_id,
+                mini_batch: entry.mini_batch as usize,
+                rank: entry.rank as usize,
+                label: entry.label,
+                answer_tokens: entry.answer_tokens,
+            })
+            .collect();
+        if index.is_empty() {
+            return fail("it has no sequences".into());
+        }
+        if !index.is_sorted_by_key(|entry| entry.mini_batch) {
+            return fail("its index is not in mini-batch order".into());
+        }
+        let prompts: HashMap<u64, Vec<u32>> =
+            task.prompts.into_iter().map(|prompt| (prompt.group_id, prompt.tokens)).collect();
+        let mut sequences: Vec<SequenceTokens> = task
+            .sequences
+            .into_iter()
+            .map(|sequence| SequenceTokens {
+                position: sequence.position as usize,
+                tokens: sequence.tokens,
+                rollout_logprobs: sequence.rollout_logprobs,
+            })
+            .collect();
+        sequences.sort_by_key(|sequence| sequence.position);
+        let expected = index.iter().enumerate().filter(|(_, entry)| entry.rank == rank).map(|(position, _)| position);
+        if !sequences.iter().map(|sequence| sequence.position).eq(expected) {
+            return fail(format!("the sequences are not those of rank {rank}"));
+        }
+        for sequence in &sequences {
+            let entry = &index[sequence.position];
+            let tokens = sequence.tokens.len();
+            if tokens == 0 || tokens != entry.answer_tokens as usize || tokens != sequence.rollout_logprobs.len() {
+                return fail(format!("sequence {} has {tokens} tokens, which does not fit", sequence.position));
+            }
+            if prompts.get(&entry.group).is_none_or(Vec::is_empty) {
+                return fail(format!("group {} has no prompt", entry.group));
+            }
+        }
+        Ok(Self { step, index, prompts, sequences })
+    }
+
+    /// How many optimizer updates the batch makes.
+    #[must_use]
+    pub fn mini_batches(&self) -> usize {
+        self.index.last().map_or(0, |entry| entry.mini_batch + 1)
+    }
+
+    /// Cuts `sequences` (places in [`Self::sequences`]) into passes of at most `tokens` tokens.
+    ///
+    /// A group's prompt stands once a pass with its answers behind it; a group that does not fit is continued in the
+    /// next pass, which is exact because only scalars couple its members.
+    pub(crate) fn passes(&self, sequences: &[usize], tokens: usize) -> Vec<Pass> {
+        let mut passes: Vec<Pass> = Vec::new();
+        for &place in sequences {
+            let sequence = &self.sequences[place];
+            let group = self.index[sequence.position].group;
+            let (prompt, answer) = (self.prompts[&group].len(), sequence.tokens.len());
+            let pass = match passes.last_mut() {
+                Some(pass) => {
+                    let cost = if pass.holds(group) { answer } else { prompt + answer };
+                    if pass.tokens + cost <= tokens { pass } else { push_empty(&mut passes) }
+                }
+                None => push_empty(&mut passes),
+            };
+            if !pass.holds(group) {
+                pass.rows.push(Row { group, answers: Vec::new() });
+                pass.tokens += prompt;
+            }
+            pass.rows.last_mut().expect("the group's row is the last").answers.push(place);
+            pass.tokens += answer;
+        }
+        passes
+    }
+}
+
+fn push_empty(passes: &mut Vec<Pass>) -> &mut Pass {
+    passes.push(Pass::default());
+    passes.last_mut().expect("one was just pushed")
+}
+
+/// Sequences that go through the model together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pass {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) tokens: usize,
+}
+
+/// A prompt with answers behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) group: u64,
+    /// Places in [`TrainBatch::sequences`].
+    pub(crate) answers: Vec<usize>,
+}
+
+impl Pass {
+    fn holds(&self, group: u64) -> bool {
+        self.rows.last().is_some_and(|row| row.group == group)
+    }
+
+    /// Places of all sequences, in pass order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
+        self.rows.iter().flat_map(|row| row.answers.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(answers: &[(u64, usize)]) -> TrainBatch {
+        let entry = |&(group, tokens): &(u64, usize)| IndexEntry {
+            group,
+            mini_batch: 0,
+            rank: 0,
+            label: 0.0,
+            answer_tokens: tokens as u32,
+        };
+        let sequence = |(position, &(_, tokens)): (usize, &(u64, usize))| SequenceTokens {
+            position,
+            tokens: vec![1; tokens],
+            rollout_logprobs: vec![-1.0; tokens],
+        };
+        TrainBatch {
+            step: 1,
+            index: answers.iter().map(entry).collect(),
+            prompts: answers.iter().map(|(group, _)| (*group, vec![7; 10])).collect(),
+            sequences: answers.iter().enumerate().map(sequence).collect(),
+        }
+    }
+
+    #[test]
+    fn a_prompt_stands_once_a_pass_and_groups_may_be_split() {
+        let batch = batch(&[(1, 5), (1, 5), (1, 5), (2, 5)]);
+        let passes = batch.passes(&[0, 1, 2, 3], 20);
+        let shape: Vec<Vec<(u64, Vec<usize>)>> =
+            passes.iter().map(|p| p.rows.iter().map(|r| (r.group, r.answers.clone())).collect()).collect();
+        assert_eq!(shape, [vec![(1, vec![0, 1])], vec![(1, vec![2])], vec![(2, vec![3])]]);
+        assert_eq!(passes.iter().map(|p| p.tokens).collect::<Vec<_>>(), [20, 15, 15]);
+        assert_eq!(batch.passes(&[0, 1, 2, 3], 1000).len(), 1);
+    }
+
+    #[test]
+    fn a_sequence_longer_than_the_budget_goes_alone() {
+        let batch = batch(&[(1, 50), (2, 5)]);
+        assert_eq!(batch.passes(&[0, 1], 20).len(), 2);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let task = || v1::TrainTask {
+            step: 3,
+            index: vec![v1::SequenceIndex { group_id: 1, answer_tokens: 2, ..Default::default() }],
+            prompts: vec![v1::GroupPrompt { group_id: 1, tokens: vec![4] }],
+            sequences: vec![v1::SequenceData { position: 0, tokens: vec![5, 6], rollout_logprobs: vec![-1.0, -2.0] }],
+        };
+        assert!(TrainBatch::from_wire(task(), 0).is_ok());
+        assert!(TrainBatch::from_wire(task(), 1).is_err(), "another rank's sequence");
+        let broken: [fn(&mut v1::TrainTask); 4] = [
+            |task| task.index.clear(),
+            |task| task.prompts.clear(),
+            |task| task.sequences[0].rollout_logprobs.truncate(1),
+            |task| task.index[0].answer_tokens = 3,
+        ];
+        for change in broken {
+            let mut task = task();
+            change(&mut task);
+            assert!(TrainBatch::from_wire(task, 0).is_err());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The learner worker: owns the weights, computes the gradient of the objective, publishes every new version.
+//!
+//! [`run`] is the service; [`Trainer`] is training itself, over any [`pacs_collective::Collective`]. The objective is a
+//! pure function in `pacs-algo`; what happens here is: forward every sequence, exchange one scalar a sequence, evaluate
+//! the objective on every rank, backward each sequence with its own coefficient.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod checkpoint;
+mod gradient;
+mod metrics;
+mod optimizer;
+mod publish;
+mod service;
+mod settings;
+mod thread;
+mod trainer;
+
+pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
+pub use checkpoint::CheckpointError;
+pub use service::{LearnerError, LearnerOptions, run};
+pub use settings::TrainerSettings;
+pub use trainer::{StepReport, TrainError, Trainer};

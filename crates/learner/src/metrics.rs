@@ -1,0 +1,110 @@
+//! Sums behind the metrics of a step: each rank adds up its own, one exchange adds the ranks.
+
+use std::collections::BTreeMap;
+
+macro_rules! sums {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// What a rank adds up over the passes of a step.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub(crate) struct Sums {
+            $($(#[$doc])* pub(crate) $name: f64,)+
+        }
+
+        impl Sums {
+            pub(crate) fn to_vec(&self) -> Vec<f64> {
+                vec![$(self.$name),+]
+            }
+
+            pub(crate) fn add(&mut self, other: &[f64]) {
+                let mut values = other.iter();
+                $(self.$name += values.next().copied().unwrap_or(0.0);)+
+            }
+        }
+    };
+}
+
+sums! {
+    /// Tokens that went through the model with a gradient, prompts included.
+    trained_tokens,
+    /// Sequences whose gradient was computed.
+    trained_sequences,
+    /// Answer tokens that were scored.
+    scored_tokens,
+    /// Their entropies (nats).
+    entropy,
+    /// Answer tokens compared with the rollout engine's log-probs, scored with the weights that generated them.
+    compared_tokens,
+    /// Absolute differences of those log-probs (nats).
+    mismatch,
+}
+
+/// The largest log-prob difference is a maximum, not a sum; it travels beside them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepMetrics {
+    pub(crate) sums: Sums,
+    pub(crate) mismatch_max: f64,
+    pub(crate) losses: Vec<f64>,
+    pub(crate) grad_norms: Vec<f64>,
+    pub(crate) clipped: u32,
+    pub(crate) updates: u32,
+    pub(crate) skipped: u32,
+    pub(crate) learning_rate: f64,
+    /// Scores and labels of mini-batches whose scores are not zero by construction.
+    pub(crate) scores: Vec<f64>,
+    pub(crate) positive: Vec<bool>,
+    pub(crate) log_ratios: Vec<f64>,
+    pub(crate) seconds: BTreeMap<&'static str, f64>,
+}
+
+impl StepMetrics {
+    pub(crate) fn add_seconds(&mut self, phase: &'static str, since: std::time::Instant) {
+        *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
+    }
+
+    /// Compares a pass's log-probs with the rollout engine's.
+    pub(crate) fn compare(&mut self, learner: &[f32], rollout: &[f32]) {
+        for (a, b) in learner.iter().zip(rollout) {
+            let difference = f64::from((a - b).abs());
+            self.sums.mismatch += difference;
+            self.mismatch_max = self.mismatch_max.max(difference);
+        }
+        self.sums.compared_tokens += learner.len() as f64;
+    }
+
+    /// The metrics by name, as `docs/METRICS.md` lists them.
+    pub(crate) fn named(&self) -> BTreeMap<String, f64> {
+        let mut named = BTreeMap::new();
+        let mut put = |name: &str, value: f64| {
+            if value.is_finite() {
+                named.insert(name.to_owned(), value);
+            }
+        };
+        put("loss", mean(&self.losses));
+        put("grad_norm", mean(&self.grad_norms));
+        put("clipped_share", f64::from(self.clipped) / f64::from(self.updates));
+        put("learning_rate", self.learning_rate);
+        put("skipped_updates", f64::from(self.skipped));
+        put("score_abs_mean", mean_abs(&self.scores));
+        put("log_ratio_abs_mean", mean_abs(&self.log_ratios));
+        if let Some(auc) = pacs_algo::auc(&self.scores, &self.positive) {
+            put("score_auc", auc);
+        }
+        put("learner_entropy", self.sums.entropy / self.sums.scored_tokens);
+        put("logprob_mismatch_mean", self.sums.mismatch / self.sums.compared_tokens);
+        put("logprob_mismatch_max", self.mismatch_max);
+        put("trained_sequences", self.sums.trained_sequences);
+        put("trained_tokens", self.sums.trained_tokens);
+        for (phase, seconds) in &self.seconds {
+            put(&format!("seconds_{phase}"), *seconds);
+        }
+        named
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn mean_abs(values: &[f64]) -> f64 {
+    values.iter().map(|value| value.abs()).sum::<f64>() / values.len() as f64
+}

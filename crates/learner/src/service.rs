@@ -1,0 +1,285 @@
+//! The worker: membership, generations, tasks. The trainer has a thread of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pacs_collective::{AbortHandle, HostListener};
+use pacs_protocol::v1::complete_task_request::Result as TaskResult;
+use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
+use pacs_protocol::v1::next_task_response::Task;
+use pacs_protocol::v1::weight_service_server::WeightServiceServer;
+use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
+use pacs_runtime::{Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
+use pacs_spec::JobSpec;
+use pacs_torch::tch::Device;
+use pacs_types::Role;
+use tokio::net::TcpListener;
+use tonic::transport::Channel;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Status};
+
+use crate::publish::Publisher;
+use crate::thread::{Done, Job, LearnerThread, ThreadSetup};
+
+/// How long one call waits for a generation or a task.
+const CALL_WAIT: Duration = Duration::from_secs(5);
+/// How long a call may take beyond its own waiting time (a batch of long answers is a large message).
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the coordinator may fail to answer before the registration is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to run a learner rank.
+#[derive(Clone, Debug)]
+pub struct LearnerOptions {
+    /// Coordinator, host:port.
+    pub coordinator: String,
+    /// Stable name of the process slot, for example `learner-0`; ranks are given in the order of names.
+    pub name: String,
+    /// Address that other ranks and rollout workers reach this process at; ports are chosen freely.
+    pub bind: String,
+    /// Compute on CUDA instead of the CPU.
+    pub cuda: bool,
+    /// Threads of libtorch; 0 for one a core.
+    pub threads: usize,
+    /// How long to wait for the coordinator to appear.
+    pub join_timeout: Duration,
+}
+
+/// Why a learner ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnerError {
+    /// It could not become a member of the run.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The job spec, the device or an address cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// Something that nobody foresaw.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl LearnerError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Join(_) => Exit::Again,
+            Self::Config(_) => Exit::Config,
+            Self::Bug(_) => Exit::Bug,
+        }
+    }
+}
+
+/// Works until the coordinator says that the job is over, or shutdown is requested.
+///
+/// # Errors
+/// See [`LearnerError`].
+pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, LearnerError> {
+    let device =
+        pacs_torch::init(options.cuda, options.threads).map_err(|error| LearnerError::Config(error.to_string()))?;
+    let listener = HostListener::bind(&format!("{}:0", options.bind))
+        .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
+    let listener = Arc::new(listener);
+    let publisher = Arc::new(start_publisher(&options).await?);
+    let identity = WorkerIdentity {
+        role: Role::Learner,
+        name: options.name.clone(),
+        collective_address: listener.address().to_string(),
+    };
+    loop {
+        let membership = Membership::join(&options.coordinator, &identity, options.join_timeout).await?;
+        tracing::info!(worker = %membership.worker, "joined");
+        let work = serve(device, &listener, &publisher, &membership);
+        match membership.run_until_ended(&shutdown, work).await {
+            Ended::Work(Err(ServeError::Fatal(error))) => {
+                membership.leave(Some(error.to_string())).await;
+                return Err(error);
+            }
+            Ended::Work(Err(ServeError::Rejoin(reason))) => {
+                tracing::warn!(reason, "joining again");
+                membership.leave(Some(reason)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ended::Work(Ok(never)) => match never {},
+            Ended::Lost => tracing::warn!("registration lost, joining again"),
+            Ended::Dismissed | Ended::Shutdown => {
+                membership.leave(None).await;
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}
+
+/// Starts the weight service, which lives as long as the process.
+async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerError> {
+    let config = |problem: String| LearnerError::Config(problem);
+    let socket = TcpListener::bind((options.bind.as_str(), 0))
+        .await
+        .map_err(|error| config(format!("listen on {}: {error}", options.bind)))?;
+    let address = socket.local_addr().map_err(|error| config(error.to_string()))?.to_string();
+    let slot = format!("{} {}", options.coordinator, options.name);
+    let publisher = Publisher::new(&slot, address)
+        .map_err(|error| config(format!("create the folder for published weights: {error}")))?;
+    let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(async move {
+        if let Err(error) = server.serve_with_incoming(TcpIncoming::from(socket)).await {
+            // Rollout workers on this machine go on from shared memory; others report what they miss.
+            tracing::error!(%error, "the weight service ended");
+        }
+    });
+    Ok(publisher)
+}
+
+/// Why serving under one registration stopped.
+enum ServeError {
+    /// The worker cannot go on at all.
+    Fatal(LearnerError),
+    /// This registration cannot go on: another one starts afresh.
+    Rejoin(String),
+}
+
+enum Never {}
+
+async fn serve(
+    device: Device,
+    listener: &Arc<HostListener>,
+    publisher: &Arc<Publisher>,
+    membership: &Membership,
+) -> Result<Never, ServeError> {
+    let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
+    let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+    let (listener, publisher) = (Arc::clone(listener), Arc::clone(publisher));
+    let thread = LearnerThread::start(ThreadSetup { spec, device, listener, publisher });
+    let client = LearnerServiceClient::new(membership.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let mut rank = Rank { client, worker: membership.worker.0, thread, membership };
+    rank.run().await
+}
+
+struct Rank<'a> {
+    client: LearnerServiceClient<Channel>,
+    worker: u64,
+    thread: LearnerThread,
+    membership: &'a Membership,
+}
+
+impl Rank<'_> {
+    async fn run(&mut self) -> Result<Never, ServeError> {
+        loop {
+            let group = self.next_generation().await?;
+            let generation = group.generation;
+            tracing::info!(generation, rank = group.rank, world_size = group.world_size, "learner group formed");
+            self.activity("connecting to the other ranks");
+            match self.job(Job::Join(group)).await? {
+                Done::Joined(abort) => {
+                    // Whatever ends this scope early unblocks the thread.
+                    let _abort = AbortOnDrop(abort);
+                    self.serve_generation(generation).await?;
+                }
+                Done::Task(TaskResult::Failed(failure)) => return Err(ServeError::Rejoin(failure.message)),
+                Done::Task(_) => return Err(bug("joining gave the result of a task")),
+            }
+        }
+    }
+
+    async fn next_generation(&mut self) -> Result<v1::LearnerGroup, ServeError> {
+        self.activity("waiting for the learner group");
+        loop {
+            let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: CALL_WAIT.as_millis() as u32 };
+            let client = self.client.clone();
+            let reply = patiently(async || client.clone().join_generation(request).await).await?;
+            // No group means "not yet": the waiting happens at the coordinator.
+            if let Some(group) = reply.group {
+                return Ok(group);
+            }
+        }
+    }
+
+    /// Works on tasks until the generation is over.
+    async fn serve_generation(&mut self, generation: u64) -> Result<(), ServeError> {
+        loop {
+            let request =
+                v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: CALL_WAIT.as_millis() as u32 };
+            let client = self.client.clone();
+            let next = patiently(async || client.clone().next_task(request).await).await?;
+            let job = match next.task {
+                None => continue,
+                Some(Task::Regroup(regroup)) => {
+                    tracing::warn!(generation, reason = regroup.reason, "the learner group is dissolved");
+                    return Ok(());
+                }
+                Some(Task::Prepare(_)) => {
+                    self.activity("loading the model");
+                    Job::Prepare
+                }
+                Some(Task::Train(task)) => {
+                    self.activity(&format!("training step {}", task.step));
+                    Job::Train(task)
+                }
+                Some(Task::Save(task)) => {
+                    self.activity(&format!("saving step {}", task.step));
+                    Job::Save(task)
+                }
+            };
+            let Done::Task(result) = self.job(job).await? else { return Err(bug("a task formed a communicator")) };
+            if let TaskResult::Failed(failure) = &result {
+                tracing::error!(generation, failure.permanent, "task failed: {}", failure.message);
+            }
+            self.activity("waiting for samples");
+            let request = v1::CompleteTaskRequest {
+                worker_id: self.worker,
+                generation,
+                task_id: next.task_id,
+                result: Some(result),
+            };
+            let client = self.client.clone();
+            patiently(async || client.clone().complete_task(request.clone()).await).await?;
+        }
+    }
+
+    async fn job(&self, job: Job) -> Result<Done, ServeError> {
+        self.thread.run(job).await.ok_or_else(|| bug("the training thread ended without a word"))
+    }
+
+    fn activity(&self, activity: &str) {
+        self.membership.activity.set(activity);
+    }
+}
+
+fn bug(problem: &str) -> ServeError {
+    ServeError::Fatal(LearnerError::Bug(problem.to_owned()))
+}
+
+/// Makes a call, again and again while the coordinator cannot be reached, for as long as [`PATIENCE`] lasts.
+async fn patiently<T>(call: impl AsyncFn() -> Result<tonic::Response<T>, Status>) -> Result<T, ServeError> {
+    let started = std::time::Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let problem = match tokio::time::timeout(CALL_WAIT + CALL_DEADLINE, call()).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => match status.code() {
+                Code::NotFound => return Err(ServeError::Rejoin("the coordinator does not know this worker".into())),
+                Code::FailedPrecondition | Code::InvalidArgument => {
+                    return Err(ServeError::Rejoin(status.message().to_owned()));
+                }
+                _ => status.message().to_owned(),
+            },
+            Err(_) => format!("no answer within {} s", (CALL_WAIT + CALL_DEADLINE).as_secs()),
+        };
+        if started.elapsed() > PATIENCE {
+            return Err(ServeError::Rejoin(format!("the coordinator does not answer: {problem}")));
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort("the registration or the generation ended");
+    }
+}

@@ -1,0 +1,38 @@
+use pacs_algo::PacsConfig;
+use pacs_spec::{JobSpec, OptimizerSpec};
+
+/// What the job spec says about training, as the trainer needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerSettings {
+    /// The objective.
+    pub objective: PacsConfig,
+    /// Training steps between resets of the reference policy.
+    pub reference_reset_steps: u64,
+    /// Clear the moments at a reset.
+    pub reset_optimizer: bool,
+    /// AdamW.
+    pub optimizer: OptimizerSpec,
+    /// Temperature that samples are drawn at and log-probs are taken at.
+    pub temperature: f64,
+    /// Most tokens of one forward and backward.
+    pub micro_batch_tokens: usize,
+}
+
+impl From<&JobSpec> for TrainerSettings {
+    fn from(spec: &JobSpec) -> Self {
+        let objective = &spec.objective;
+        Self {
+            objective: PacsConfig {
+                beta: objective.beta,
+                score: objective.score,
+                reward_method: objective.reward_method,
+                label_weights: objective.label_weights,
+            },
+            reference_reset_steps: objective.reference_reset_steps,
+            reset_optimizer: objective.reset_optimizer,
+            optimizer: spec.optimizer.clone(),
+            temperature: spec.rollout.temperature,
+            micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
+        }
+    }
+}

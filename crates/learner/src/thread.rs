@@ -1,0 +1,199 @@
+//! The thread that owns the trainer, its tensors and the communicator.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc as sync;
+use std::time::{Duration, Instant};
+
+use pacs_collective::{AbortHandle, Collective, GroupConfig, HostCollective, HostListener};
+use pacs_protocol::v1;
+use pacs_protocol::v1::complete_task_request::Result as TaskResult;
+use pacs_spec::{JobSpec, Precision};
+use pacs_torch::multiplies_bf16;
+use pacs_torch::tch::{Device, Kind};
+use pacs_types::Generation;
+use tokio::sync::oneshot;
+
+use crate::batch::TrainBatch;
+use crate::publish::Publisher;
+use crate::settings::TrainerSettings;
+use crate::trainer::{TrainError, Trainer};
+
+/// How long the ranks of a new generation wait for each other, and how long one exchange may take: the slowest rank's
+/// lag behind the fastest, with room.
+const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What the thread needs to know for the life of a registration.
+#[derive(Debug)]
+pub(crate) struct ThreadSetup {
+    pub(crate) spec: JobSpec,
+    pub(crate) device: Device,
+    pub(crate) listener: Arc<HostListener>,
+    pub(crate) publisher: Arc<Publisher>,
+}
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Form the communicator of a generation.
+    Join(v1::LearnerGroup),
+    /// Do a task.
+    Prepare,
+    Train(v1::TrainTask),
+    Save(v1::SaveTask),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The communicator is formed; aborting it makes a blocked job fail.
+    Joined(AbortHandle),
+    /// Result of a task, for the coordinator.
+    Task(TaskResult),
+}
+
+/// Handle of the thread; dropping it ends the thread after its job.
+#[derive(Clone, Debug)]
+pub(crate) struct LearnerThread {
+    jobs: sync::SyncSender<(Job, oneshot::Sender<Done>)>,
+}
+
+impl LearnerThread {
+    pub(crate) fn start(setup: ThreadSetup) -> Self {
+        // One job at a time is all that the service ever has.
+        let (jobs, inbox) = sync::sync_channel::<(Job, oneshot::Sender<Done>)>(1);
+        std::thread::spawn(move || {
+            let mut state = State { setup, group: None, collective: None, trainer: None };
+            while let Ok((job, reply)) = inbox.recv() {
+                // A caller that is gone lost its registration; the job's effects are fenced by generation.
+                let _ = reply.send(state.run(job));
+            }
+        });
+        Self { jobs }
+    }
+
+    /// Does a job; `None` when the thread is gone.
+    pub(crate) async fn run(&self, job: Job) -> Option<Done> {
+        let (reply, done) = oneshot::channel();
+        self.jobs.try_send((job, reply)).ok()?;
+        done.await.ok()
+    }
+}
+
+struct State {
+    setup: ThreadSetup,
+    group: Option<v1::LearnerGroup>,
+    collective: Option<HostCollective>,
+    trainer: Option<Trainer>,
+}
+
+impl State {
+    fn run(&mut self, job: Job) -> Done {
+        let result = match job {
+            Job::Join(group) => match self.join(group) {
+                Ok(abort) => return Done::Joined(abort),
+                Err(failure) => Err(failure),
+            },
+            Job::Prepare => self.prepare().map(TaskResult::Prepared),
+            Job::Train(task) => self.train(task).map(TaskResult::Trained),
+            Job::Save(task) => self.save(&task).map(TaskResult::Saved),
+        };
+        Done::Task(result.unwrap_or_else(TaskResult::Failed))
+    }
+
+    fn join(&mut self, group: v1::LearnerGroup) -> Result<AbortHandle, v1::TaskFailure> {
+        // The old communicator goes first, so that its neighbours notice.
+        self.collective = None;
+        let config = GroupConfig {
+            job: self.setup.spec.name.clone(),
+            generation: Generation(group.generation),
+            rank: group.rank as usize,
+            addresses: group.addresses.clone(),
+            timeout: COLLECTIVE_TIMEOUT,
+        };
+        let collective = HostCollective::connect(&self.setup.listener, config).map_err(transient)?;
+        let abort = collective.abort_handle();
+        self.collective = Some(collective);
+        self.group = Some(group);
+        Ok(abort)
+    }
+
+    fn prepare(&mut self) -> Result<v1::PrepareResult, v1::TaskFailure> {
+        let Some(group) = self.group.clone() else { return Err(transient("prepare came before a generation")) };
+        // Its buffers go before new ones are made.
+        self.trainer = None;
+        let spec = &self.setup.spec;
+        let kind = match spec.model.precision {
+            Precision::Float32 => Kind::Float,
+            Precision::Bfloat16 => Kind::BFloat16,
+            Precision::Auto if multiplies_bf16(self.setup.device) => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
+        };
+        let settings = TrainerSettings::from(spec);
+        let mut trainer =
+            Trainer::load(&spec.model.path, settings, kind, self.setup.device).map_err(|error| fail(&error))?;
+        if !group.checkpoint.is_empty() {
+            trainer.restore(Path::new(&group.checkpoint)).map_err(permanent)?;
+        }
+        let weights = self.publish(&trainer)?;
+        tracing::info!(step = trainer.step, kind = ?kind, "ready to train");
+        self.trainer = Some(trainer);
+        Ok(v1::PrepareResult { weights })
+    }
+
+    /// Rank 0 publishes; the others have the same weights.
+    fn publish(&self, trainer: &Trainer) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
+        let Some(group) = &self.group else { return Ok(None) };
+        if group.rank != 0 {
+            return Ok(None);
+        }
+        let publisher = &self.setup.publisher;
+        publisher.publish(trainer.parameters(), group.generation, trainer.step).map(Some).map_err(transient)
+    }
+
+    fn train(&mut self, task: v1::TrainTask) -> Result<v1::TrainResult, v1::TaskFailure> {
+        let rank = self.group.as_ref().map_or(0, |group| group.rank as usize);
+        let batch = TrainBatch::from_wire(task, rank).map_err(permanent)?;
+        let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
+            return Err(transient("a training step came before the weights were prepared"));
+        };
+        let started = Instant::now();
+        let report = trainer.train(&batch, collective as &mut dyn Collective).map_err(|error| fail(&error))?;
+        let trained = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let weights = self.publish(self.trainer.as_ref().expect("it has just trained"))?;
+        let mut metrics: std::collections::HashMap<String, f64> = report.metrics.into_iter().collect();
+        metrics.insert("seconds_update".into(), trained);
+        metrics.insert("seconds_publish".into(), started.elapsed().as_secs_f64());
+        Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
+    }
+
+    fn save(&self, task: &v1::SaveTask) -> Result<v1::SaveResult, v1::TaskFailure> {
+        let Some(trainer) = &self.trainer else {
+            return Err(transient("a save came before the weights were prepared"));
+        };
+        // Replicated state: one rank's is everybody's.
+        if self.group.as_ref().is_some_and(|group| group.rank != 0) {
+            return Ok(v1::SaveResult { files: Vec::new() });
+        }
+        let model = task.model.then_some(self.setup.spec.model.path.as_path());
+        let files = trainer.save(Path::new(&task.directory), task.training_state, model).map_err(transient)?;
+        Ok(v1::SaveResult { files })
+    }
+}
+
+fn transient(error: impl std::fmt::Display) -> v1::TaskFailure {
+    v1::TaskFailure { message: error.to_string(), permanent: false }
+}
+
+fn permanent(error: impl std::fmt::Display) -> v1::TaskFailure {
+    v1::TaskFailure { message: error.to_string(), permanent: true }
+}
+
+/// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.
+fn fail(error: &TrainError) -> v1::TaskFailure {
+    match error {
+        TrainError::Collective(_) => transient(error),
+        TrainError::Objective(_) | TrainError::Model(_) | TrainError::View(_) => permanent(error),
+    }
+}

@@ -1,0 +1,206 @@
+use pacs_types::{Generation, GroupId, LeaseId, Purpose, Role, SampleId, WorkerId};
+
+use crate::{Refusal, Snapshot};
+
+/// What the driver has to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Answer the caller of the event. At most one of `Reply` and `Refuse` is returned, and it comes first.
+    Reply(Reply),
+    /// Turn the caller of the event away.
+    Refuse(Refusal),
+    /// The phase has changed; its name.
+    Phase(&'static str),
+    /// Forget the prompts, samples and verdicts of a group that was dropped.
+    DropGroup(GroupId),
+    /// Forget all groups of the round.
+    Abandoned,
+    /// Form the tasks of this batch; the groups are complete, in order of id.
+    Train {
+        /// The step being made.
+        step: u64,
+        /// Its groups.
+        groups: Vec<GroupId>,
+        /// Ranks to share them among.
+        ranks: u32,
+    },
+    /// All ranks have made the step; archive the batch and forget its groups.
+    StepDone {
+        /// Training steps done.
+        step: u64,
+    },
+    /// An evaluation round is complete; archive it and forget its groups.
+    Evaluated {
+        /// Training steps that the policy has seen.
+        step: u64,
+        /// The measured groups, in order of id.
+        groups: Vec<GroupId>,
+        /// Problems left out because no verdict could be had.
+        excluded: u32,
+    },
+    /// Make an empty folder for the ranks' files. Done before the next effect; a failure is an event.
+    CreateCheckpoint {
+        /// Training steps done.
+        step: u64,
+    },
+    /// Make the folder a checkpoint (manifest, sync, rename), then report an event.
+    CommitCheckpoint {
+        /// Where the job stands.
+        snapshot: Snapshot,
+        /// The folder holds the exported model.
+        model: bool,
+    },
+    /// Everything after this point is undone: forget all groups and truncate the records.
+    Rewound {
+        /// The step that the job stands at.
+        step: u64,
+    },
+    /// A generation of learners begins.
+    GenerationFormed {
+        /// Its number.
+        generation: Generation,
+        /// Names by rank.
+        names: Vec<String>,
+    },
+    /// All ranks have loaded their state.
+    Prepared {
+        /// Training steps that it has seen.
+        step: u64,
+    },
+    /// A worker is gone.
+    WorkerLost {
+        /// Its slot.
+        name: String,
+        /// What it did.
+        role: Role,
+        /// How it went.
+        why: String,
+    },
+    /// Something that the operator should read.
+    Note(String),
+    /// The run is over.
+    Ended(End),
+}
+
+/// Answer to the caller of an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// To `Register`.
+    Registered(WorkerId),
+    /// To `Heartbeat`.
+    Directive(Directive),
+    /// To `LeaseGroups`; empty: ask again.
+    Groups(Vec<GroupGrant>),
+    /// To `LeaseSamples`; empty: ask again.
+    Samples(Vec<SampleGrant>),
+    /// To `SubmitSample`, `SubmitVerdict` and `CompleteTask`: taken. Keep what came with it when `fresh`.
+    Accepted {
+        /// False for a repeat, and for a verdict that says nothing about its sample.
+        fresh: bool,
+    },
+    /// To `JoinGeneration`; none: ask again.
+    Joined(Option<Membership>),
+    /// To `NextTask`; none: ask again.
+    Task(Option<TaskOrder>),
+    /// To `Leave` and the rest.
+    Done,
+}
+
+/// What a worker should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directive {
+    /// Go on.
+    Continue,
+    /// The run is over, or another process took the slot.
+    Leave,
+    /// Unknown: register again.
+    Register,
+}
+
+/// A group on loan to a rollout worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupGrant {
+    /// The loan.
+    pub lease: LeaseId,
+    /// The group.
+    pub group: GroupId,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Training steps that the policy has seen.
+    pub policy_step: u64,
+    /// Samples that are still missing.
+    pub samples: Vec<u32>,
+}
+
+/// A sample on loan to a verifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleGrant {
+    /// The loan.
+    pub lease: LeaseId,
+    /// The sample.
+    pub sample: SampleId,
+}
+
+/// A place in a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The generation.
+    pub generation: Generation,
+    /// The worker's rank.
+    pub rank: u32,
+    /// Collective addresses by rank.
+    pub addresses: Vec<String>,
+    /// Step of the checkpoint to start from; none: the model of the job spec.
+    pub checkpoint: Option<u64>,
+    /// Training steps that the starting state has seen.
+    pub step: u64,
+}
+
+/// A task for one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskOrder {
+    /// Its number, never 0.
+    pub task: u64,
+    /// The rank that it is for (0 for a `Regroup`, which has none).
+    pub rank: u32,
+    /// What to do.
+    pub kind: TaskKind,
+}
+
+/// What a rank has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskKind {
+    /// Load the starting state and publish its weights.
+    Prepare,
+    /// Make a training step of the batch that was formed last.
+    Train {
+        /// The step being made.
+        step: u64,
+    },
+    /// Write the training state.
+    Save {
+        /// Training steps done.
+        step: u64,
+        /// Export the model too.
+        model: bool,
+    },
+    /// The generation is over; join the next.
+    Regroup {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How a run ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps are made, and the model is exported.
+    Finished,
+    /// The operator stopped it; the newest checkpoint is where it stands.
+    Stopped,
+    /// It cannot go on.
+    Failed {
+        /// One sentence for the operator.
+        reason: String,
+    },
+}

@@ -1,0 +1,107 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Counts since the start of the job, by name.
+pub type Counters = BTreeMap<String, u64>;
+
+/// What a run is to do; fixed while the machine lives.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Learner ranks of a generation, at least 1.
+    pub learners: u32,
+    /// Samples of a training group, at least 1.
+    pub samples_per_prompt: u32,
+    /// Groups of a training step, at least 1.
+    pub prompts_per_step: u32,
+    /// Training steps of the whole job.
+    pub total_steps: u64,
+    /// When and on how much the policy is measured.
+    pub evaluation: EvaluationPlan,
+    /// Steps between checkpoints; 0: only at the end and on a stop.
+    pub checkpoint_every_steps: u64,
+    /// Verifications of one sample that may fail before its group is dropped, at least 1.
+    pub max_attempts: u32,
+    /// Optimizer updates that may be skipped before the run fails.
+    pub max_skipped_updates: u64,
+    /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
+    pub max_lost_generations: u32,
+    /// Silence after which a worker is given up.
+    pub heartbeat_timeout: Duration,
+    /// Time without a finished sample after which a group's lease lapses although its worker lives.
+    pub rollout_lease_timeout: Duration,
+    /// Time without a verdict after which a sample's lease lapses although its worker lives.
+    pub verifier_lease_timeout: Duration,
+    /// Worker, lease and task ids are greater than this: those of an earlier process are never mistaken for new ones.
+    pub ids_above: u64,
+    /// Generations are greater than this, for the same reason.
+    pub generations_above: u64,
+    /// Where the job stands when the machine starts.
+    pub start: Snapshot,
+    /// Whether `start` is a committed checkpoint that holds the exported model too.
+    pub exported: bool,
+    /// Steps whose evaluation is on record already.
+    pub evaluated: BTreeSet<u64>,
+}
+
+/// When and on how much the policy is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EvaluationPlan {
+    /// Held-out problems; 0 turns evaluation off.
+    pub problems: u32,
+    /// Samples of each.
+    pub samples_per_problem: u32,
+    /// Steps between evaluations; 0 turns those during training off.
+    pub every_steps: u64,
+    /// Measure before the first step.
+    pub before: bool,
+    /// Measure after the last step.
+    pub after: bool,
+}
+
+impl EvaluationPlan {
+    /// Whether the policy is measured when `step` of `total` steps are done.
+    #[must_use]
+    pub fn is_due(&self, step: u64, total: u64) -> bool {
+        if self.problems == 0 || self.samples_per_problem == 0 {
+            return false;
+        }
+        match step {
+            0 => self.before,
+            _ if step >= total => self.after,
+            _ => self.every_steps > 0 && step.is_multiple_of(self.every_steps),
+        }
+    }
+}
+
+/// Where a job stands between two steps: all that a resumed machine has to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Training steps done.
+    pub step: u64,
+    /// Prompts drawn; also the id of the next training group.
+    pub cursor: u64,
+    /// Optimizer updates that were skipped.
+    pub skipped_updates: u64,
+    /// Steps in a row in which hardly any answer was right and no group was mixed.
+    pub collapsed_steps: u64,
+    /// Counts since the start of the job.
+    pub counters: Counters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_are_due_before_during_and_after() {
+        let plan = EvaluationPlan { problems: 4, samples_per_problem: 1, every_steps: 2, before: true, after: true };
+        let due = |plan: &EvaluationPlan| -> Vec<u64> { (0..=5).filter(|step| plan.is_due(*step, 5)).collect() };
+        assert_eq!(due(&plan), [0, 2, 4, 5]);
+        assert_eq!(due(&EvaluationPlan { before: false, ..plan }), [2, 4, 5]);
+        assert_eq!(due(&EvaluationPlan { every_steps: 0, ..plan }), [0, 5]);
+        assert_eq!(due(&EvaluationPlan { after: false, ..plan }), [0, 2, 4]);
+        assert_eq!(due(&EvaluationPlan { problems: 0, ..plan }), Vec::<u64>::new());
+    }
+}

@@ -1,0 +1,226 @@
+use std::time::Duration;
+
+use pacs_types::{Generation, Purpose, Role, WeightVersion, WorkerId};
+
+use crate::machine::Machine;
+use crate::phase::{Phase, Task};
+use crate::round::{Round, evaluation_problem};
+use crate::{Counters, End, TaskKind};
+
+/// What an operator sees of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Name of the phase.
+    pub phase: &'static str,
+    /// Time since it began.
+    pub phase_age: Duration,
+    /// Training steps done.
+    pub step: u64,
+    /// Newest weights that rank 0 has published.
+    pub weights: Option<WeightVersion>,
+    /// Newest generation.
+    pub generation: Generation,
+    /// Members, in order of role and name.
+    pub workers: Vec<WorkerStatus>,
+    /// What waits where.
+    pub queues: QueueDepths,
+    /// One sentence: what the run waits for.
+    pub waiting_for: String,
+    /// Counts since the start of the job.
+    pub counters: Counters,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerStatus {
+    /// Its registration.
+    pub id: WorkerId,
+    /// Its slot.
+    pub name: String,
+    /// What it does.
+    pub role: Role,
+    /// Where it runs.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// What it said it does.
+    pub activity: String,
+    /// Time since its last sign of life.
+    pub silent: Duration,
+    /// Leases that it holds.
+    pub leases: usize,
+    /// Learners: rank in the current generation.
+    pub rank: Option<u32>,
+}
+
+/// Lengths of the queues of a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepths {
+    /// Groups that wait for a rollout worker.
+    pub groups_waiting: usize,
+    /// Groups on lease to rollout workers.
+    pub groups_generating: usize,
+    /// Samples that wait for a verifier.
+    pub samples_waiting: usize,
+    /// Samples on lease to verifiers.
+    pub samples_verifying: usize,
+    /// Groups whose samples all have verdicts.
+    pub groups_complete: usize,
+    /// Groups that the round needs.
+    pub groups_wanted: usize,
+}
+
+impl Machine {
+    /// What an operator sees at `now`.
+    #[must_use]
+    pub fn status(&self, now: Duration) -> Status {
+        let round = match &self.phase {
+            Phase::Sampling(round) => Some(round),
+            _ => None,
+        };
+        let mut workers: Vec<_> = self
+            .workers
+            .iter()
+            .map(|(id, worker)| WorkerStatus {
+                id: *id,
+                name: worker.name.clone(),
+                role: worker.role,
+                host: worker.host.clone(),
+                pid: worker.pid,
+                activity: worker.activity.clone(),
+                silent: now.saturating_sub(worker.heard),
+                leases: round.map_or(0, |round| round.loans_of(*id)),
+                rank: self.team.as_ref().and_then(|team| team.rank(*id)),
+            })
+            .collect();
+        workers.sort_by(|a, b| (a.role, a.name.len(), &a.name).cmp(&(b.role, b.name.len(), &b.name)));
+        Status {
+            phase: self.phase.name(),
+            phase_age: now.saturating_sub(self.phase_since),
+            step: self.position.step,
+            weights: self.weights,
+            generation: self.newest_generation,
+            workers,
+            queues: round.map(Round::depths).unwrap_or_default(),
+            waiting_for: self.waiting_for(now),
+            counters: self.position.counters.clone(),
+        }
+    }
+
+    /// One sentence: what the run waits for, which role, since when.
+    fn waiting_for(&self, now: Duration) -> String {
+        let age = seconds(now.saturating_sub(self.phase_since));
+        match &self.phase {
+            Phase::Assembling => {
+                let joining = self.workers.values().filter(|worker| worker.joining).count();
+                let (wanted, there) = (self.options.learners, self.count_role(Role::Learner));
+                let after = match self.regroup_reason.as_str() {
+                    "" => String::new(),
+                    reason => format!(", after {reason}"),
+                };
+                format!("waits for learners: {wanted} wanted, {there} registered, {joining} ready, for {age}{after}")
+            }
+            Phase::Preparing(task) => {
+                format!("waits for {} to load their state, for {age}", self.open_ranks(task))
+            }
+            Phase::Sampling(round) => self.waiting_for_round(round, now),
+            Phase::Training(task) => {
+                let TaskKind::Train { step } = task.kind else { unreachable!("a training phase holds a train task") };
+                format!("step {step} waits for {} to train, for {age}", self.open_ranks(task))
+            }
+            Phase::Saving(task) => {
+                format!(
+                    "waits for {} to write the checkpoint of step {}, for {age}",
+                    self.open_ranks(task),
+                    self.position.step
+                )
+            }
+            Phase::Committing { step, .. } => {
+                format!("waits for the disk to take the checkpoint of step {step}, for {age}")
+            }
+            Phase::Ended(End::Finished) => "waits for nothing: the run is finished".to_owned(),
+            Phase::Ended(End::Stopped) => "waits for nothing: the run was stopped".to_owned(),
+            Phase::Ended(End::Failed { reason }) => format!("waits for nothing: the run failed: {reason}"),
+        }
+    }
+
+    fn open_ranks(&self, task: &Task) -> String {
+        let ranks = self.team.as_ref().map(|team| team.ranks.as_slice()).unwrap_or_default();
+        let open: Vec<String> = (0u32..)
+            .zip(ranks)
+            .filter(|(rank, _)| !task.done.contains(rank))
+            .map(|(_, worker)| self.worker_name(*worker))
+            .collect();
+        match open.as_slice() {
+            [] => "the learners".to_owned(),
+            [one] => format!("learner {one}"),
+            [first, ..] => format!("{} of {} learners ({first} …)", open.len(), ranks.len()),
+        }
+    }
+
+    fn waiting_for_round(&self, round: &Round, now: Duration) -> String {
+        let what = match round.purpose {
+            Purpose::Train => format!("step {}", self.position.step + 1),
+            Purpose::Evaluate => format!("the evaluation at step {}", self.position.step),
+        };
+        let depths = round.depths();
+        let open = depths.groups_wanted - depths.groups_complete;
+        let oldest = match round.oldest_open() {
+            None => String::new(),
+            Some((id, drawn, holder)) => {
+                let name =
+                    evaluation_problem(id).map_or_else(|| id.to_string(), |problem| format!("problem {problem}"));
+                let holder = holder.map_or_else(|| "nobody".to_owned(), |worker| self.worker_name(worker));
+                format!("; oldest: {name} for {}, held by {holder}", seconds(now.saturating_sub(drawn)))
+            }
+        };
+        let generating = depths.groups_waiting + depths.groups_generating > 0;
+        let role = if generating { Role::Rollout } else { Role::Verifier };
+        let there = self.count_role(role);
+        let whom = match there {
+            0 => format!("a {role} worker, but none is registered"),
+            1 => format!("1 {role} worker"),
+            _ => format!("{there} {role} workers"),
+        };
+        format!("{what} waits for {whom}: {open} of {} groups open{oldest}", depths.groups_wanted)
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::verbs::testing::*;
+
+    #[test]
+    fn the_sentence_names_role_age_and_oldest_group() {
+        let mut run = Run::new(options());
+        run.pass(Duration::from_millis(1500));
+        let sentence = |run: &Run| run.machine.status(run.now).waiting_for;
+        assert_eq!(sentence(&run), "waits for learners: 1 wanted, 0 registered, 0 ready, for 1.5 s");
+
+        let run = Run::preparing(options());
+        assert_eq!(sentence(&run), "waits for learner learner-0 to load their state, for 0.0 s");
+
+        let mut run = Run::sampling(options());
+        run.now += Duration::from_millis(2500);
+        let expected = "step 1 waits for 1 rollout worker: 2 of 2 groups open; oldest: g0 for 2.5 s, held by nobody";
+        assert_eq!(sentence(&run), expected);
+        run.groups(run.rollout, 100);
+        assert!(sentence(&run).ends_with("held by rollout-0"));
+        run.generate_all();
+        assert!(sentence(&run).starts_with("step 1 waits for 1 rollout worker"), "{}", sentence(&run));
+    }
+
+    #[test]
+    fn the_sentence_turns_to_the_verifiers() {
+        let mut run = Run::sampling(options());
+        run.generate_all();
+        let sentence = run.machine.status(run.now).waiting_for;
+        assert!(sentence.starts_with("step 1 waits for 1 verifier worker: 2 of 2 groups open"), "{sentence}");
+    }
+}

@@ -1,0 +1,105 @@
+use crate::lose::counter;
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::{Effect, Reply, TaskKind};
+
+impl Machine {
+    pub(crate) fn checkpoint_committed(&mut self, step: u64) {
+        self.reply(Reply::Done);
+        let Phase::Committing { step: committing, model } = self.phase else { return };
+        if step != committing {
+            return;
+        }
+        self.restart = self.position.clone();
+        self.restart_is_checkpoint = true;
+        self.exported = model;
+        self.advance();
+    }
+
+    /// A checkpoint on the way may fail, one at the end may not.
+    pub(crate) fn checkpoint_failed(&mut self, step: u64, reason: &str) {
+        self.reply(Reply::Done);
+        let model = match &self.phase {
+            Phase::Committing { step: committing, model } if *committing == step => *model,
+            Phase::Saving(task) => match task.kind {
+                TaskKind::Save { step: saving, model } if saving == step => model,
+                _ => return,
+            },
+            _ => return,
+        };
+        self.count(counter::FAILED_CHECKPOINTS, 1);
+        if model || self.stop_requested {
+            return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
+        }
+        let note = format!("the checkpoint of step {step} could not be saved, the run goes on without it: {reason}");
+        self.effects.push(Effect::Note(note));
+        // The learners were lost while it was committed, and what they had is not durable now.
+        if self.team.is_none() {
+            self.rewind();
+        }
+        self.advance();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Effect, End, Event, Options};
+
+    fn saving() -> Run {
+        let mut run = Run::sampling(Options { total_steps: 3, checkpoint_every_steps: 2, ..options() });
+        run.full_step();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        run
+    }
+
+    #[test]
+    fn a_lost_learner_goes_back_to_the_committed_step() {
+        let mut run = saving();
+        let effects = run.save();
+        let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
+        assert_eq!((snapshot.step, snapshot.cursor), (2, 4));
+        run.step(Event::CheckpointCommitted { step: 2 });
+        run.generate_all();
+        let worker = run.learners[0];
+        let effects = run.step(Event::Leave { worker, error: None });
+        assert!(effects.contains(&Effect::Rewound { step: 2 }));
+        assert_eq!(run.machine.position().cursor, 4);
+    }
+
+    #[test]
+    fn learners_lost_during_the_commit_do_not_undo_it() {
+        let mut run = saving();
+        run.save();
+        let worker = run.learners[0];
+        run.step(Event::Leave { worker, error: None });
+        run.step(Event::CheckpointCommitted { step: 2 });
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step), ("assembling", 2));
+    }
+
+    #[test]
+    fn a_failed_checkpoint_on_the_way_is_noted_but_the_last_one_must_hold() {
+        let mut run = saving();
+        run.save();
+        let effects = run.step(Event::CheckpointFailed { step: 2, reason: "disk full".into() });
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Note(note) if note.contains("disk full"))));
+        run.full_step();
+        run.save();
+        let effects = run.step(Event::CheckpointFailed { step: 3, reason: "disk full".into() });
+        assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
+    }
+
+    #[test]
+    fn the_last_checkpoint_exports_the_model() {
+        let mut run = saving();
+        run.save();
+        run.step(Event::CheckpointCommitted { step: 2 });
+        run.full_step();
+        let effects = run.save();
+        assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { model: true, .. })), "{effects:?}");
+        let effects = run.step(Event::CheckpointCommitted { step: 3 });
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Finished)));
+    }
+}

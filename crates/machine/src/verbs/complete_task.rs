@@ -1,0 +1,173 @@
+use pacs_types::{Generation, Role, WeightVersion, WorkerId};
+
+use crate::machine::Machine;
+use crate::phase::{Phase, Task};
+use crate::{Effect, Refusal, Reply, TaskKind, TaskResult};
+
+impl Machine {
+    /// Notes a rank's report; when all ranks have reported, the run goes on.
+    pub(crate) fn complete_task(&mut self, worker: WorkerId, generation: Generation, task: u64, result: TaskResult) {
+        let rank = match self.rank_in(worker, generation) {
+            Ok(rank) => rank,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        let newest_id = self.newest_id;
+        let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
+            if task == 0 || task > newest_id {
+                return self.refuse(Refusal::UnknownTask { task });
+            }
+            return self.reply(Reply::Accepted { fresh: false });
+        };
+        if let TaskResult::Failed { message, permanent } = result {
+            self.reply(Reply::Accepted { fresh: true });
+            return self.task_failed(worker, &message, permanent);
+        }
+        if current.done.contains(&rank) {
+            return self.reply(Reply::Accepted { fresh: false });
+        }
+        if let Err(problem) = check(current, rank, &result) {
+            return self.refuse(Refusal::BadResult { task, problem });
+        }
+        current.done.insert(rank);
+        if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
+            current.skipped_updates = *skipped_updates;
+        }
+        let is_done = current.done.len() == self.options.learners as usize;
+        self.reply(Reply::Accepted { fresh: true });
+        if is_done {
+            self.task_done();
+        }
+    }
+
+    fn rank_in(&self, worker: WorkerId, generation: Generation) -> Result<u32, Refusal> {
+        self.member(worker, Role::Learner)?;
+        let stale = Refusal::StaleGeneration { asked: generation, current: self.newest_generation };
+        let team = self.team.as_ref().filter(|team| team.generation == generation).ok_or(stale.clone())?;
+        team.rank(worker).ok_or(stale)
+    }
+
+    fn task_failed(&mut self, worker: WorkerId, message: &str, permanent: bool) {
+        let name = self.worker_name(worker);
+        if permanent {
+            return self.fail(format!("{name} failed for good: {message}"));
+        }
+        self.lose_generation(&format!("{name} failed: {message}"));
+    }
+
+    fn task_done(&mut self) {
+        match &self.phase {
+            Phase::Preparing(_) => {
+                let step = self.position.step;
+                self.weights = Some(WeightVersion(step));
+                self.effects.push(Effect::Prepared { step });
+                self.advance();
+            }
+            Phase::Training(task) => {
+                let skipped = u64::from(task.skipped_updates);
+                self.step_done(skipped);
+            }
+            Phase::Saving(task) => {
+                let TaskKind::Save { step, model } = task.kind else { unreachable!("a save phase holds a save task") };
+                self.enter(Phase::Committing { step, model });
+                self.effects.push(Effect::CommitCheckpoint { snapshot: self.position.clone(), model });
+            }
+            _ => unreachable!("only these phases have tasks"),
+        }
+    }
+
+    fn step_done(&mut self, skipped: u64) {
+        self.position.step += 1;
+        self.position.skipped_updates += skipped;
+        self.lost_generations = 0;
+        let step = self.position.step;
+        self.weights = Some(WeightVersion(step));
+        self.effects.push(Effect::StepDone { step });
+        if self.position.skipped_updates > self.options.max_skipped_updates {
+            return self.fail(format!(
+                "{} optimizer updates were skipped because their gradient was not finite, more than the {} that \
+                 optimizer.max_skipped_updates allows; a smaller learning rate may help",
+                self.position.skipped_updates, self.options.max_skipped_updates
+            ));
+        }
+        self.advance();
+    }
+}
+
+/// Whether a result fits its task.
+fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
+    match (&task.kind, result) {
+        (TaskKind::Prepare, TaskResult::Prepared { weights })
+        | (TaskKind::Train { .. }, TaskResult::Trained { weights, .. })
+            if rank == 0 && weights.is_none() =>
+        {
+            Err("rank 0 must name the weights that it published".to_owned())
+        }
+        (TaskKind::Train { step }, TaskResult::Trained { weights: Some(version), .. }) if version.0 != *step => {
+            Err(format!("the weights after step {step} must have version v{step}, not {version}"))
+        }
+        (TaskKind::Prepare, TaskResult::Prepared { .. })
+        | (TaskKind::Train { .. }, TaskResult::Trained { .. })
+        | (TaskKind::Save { .. }, TaskResult::Saved) => Ok(()),
+        (kind, result) => Err(format!("{result:?} does not answer {kind:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Effect, End, Event, Options, Refusal, TaskResult};
+    use pacs_types::{Generation, Outcome, WeightVersion};
+
+    #[test]
+    fn all_ranks_must_report() {
+        let mut run = Run::preparing(Options { learners: 2, ..options() });
+        let task = run.task_of(0);
+        let report = |run: &mut Run, rank: usize, weights| {
+            let worker = run.learners[rank];
+            run.step(Event::CompleteTask {
+                worker,
+                generation: Generation(1),
+                task,
+                result: TaskResult::Prepared { weights },
+            })
+        };
+        let refused = report(&mut run, 0, None);
+        assert!(matches!(refused[..], [Effect::Refuse(Refusal::BadResult { .. })]), "{refused:?}");
+        assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).len(), 1);
+        assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).len(), 1, "a repeat changes nothing");
+        assert!(report(&mut run, 1, None).contains(&Effect::Prepared { step: 0 }));
+    }
+
+    #[test]
+    fn failures_regroup_or_end_the_run() {
+        for (permanent, phase) in [(false, "assembling"), (true, "failed")] {
+            let mut run = Run::preparing(options());
+            let (worker, task) = (run.learners[0], run.task_of(0));
+            let result = TaskResult::Failed { message: "bad file".into(), permanent };
+            run.step(Event::CompleteTask { worker, generation: Generation(1), task, result });
+            assert_eq!(run.machine.status(run.now).phase, phase);
+        }
+    }
+
+    #[test]
+    fn too_many_skipped_updates_end_the_run() {
+        let mut run = Run::sampling(Options { max_skipped_updates: 3, ..options() });
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        let effects = run.train_skipping(4);
+        assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
+    }
+
+    #[test]
+    fn generations_lost_in_a_row_end_the_run() {
+        let mut run = Run::preparing(Options { max_lost_generations: 3, ..options() });
+        for lost in 1..=3 {
+            let worker = run.learners[0];
+            let (task, generation) = (run.task_of(0), Generation(lost));
+            let result = TaskResult::Failed { message: "peer gone".into(), permanent: false };
+            run.step(Event::CompleteTask { worker, generation, task, result });
+            run.step(Event::JoinGeneration { worker });
+        }
+        assert_eq!(run.machine.status(run.now).phase, "failed");
+    }
+}

@@ -1,0 +1,69 @@
+use pacs_types::WorkerId;
+
+use crate::Reply;
+use crate::machine::Machine;
+use crate::phase::Phase;
+
+/// Generations that may be lost in a row before a learner that leaves while it prepares ends the run.
+const FAILED_PREPARATIONS: u32 = 3;
+
+impl Machine {
+    pub(crate) fn leave(&mut self, worker: WorkerId, error: Option<String>) {
+        self.reply(Reply::Done);
+        let Some(member) = self.workers.get(&worker) else { return };
+        if self.is_ended() {
+            self.workers.remove(&worker);
+            return;
+        }
+        let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
+        match error {
+            None => self.lose_worker(worker, "left"),
+            // Once may be a peer's fault. Again and again, it cannot load its state, and never will.
+            Some(error)
+                if is_rank
+                    && matches!(self.phase, Phase::Preparing(_))
+                    && self.lost_generations + 1 >= FAILED_PREPARATIONS =>
+            {
+                let reason = format!("{} could not prepare: {error}", member.name);
+                self.team = None;
+                self.lose_worker(worker, &format!("left because of an error: {error}"));
+                self.fail(reason);
+            }
+            Some(error) => self.lose_worker(worker, &format!("left because of an error: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Effect, End, Event};
+    use pacs_types::Role;
+
+    #[test]
+    fn a_learner_that_never_can_prepare_ends_the_run() {
+        let mut run = Run::preparing(options());
+        for attempt in 1..=3 {
+            assert_eq!(run.machine.status(run.now).phase, "preparing");
+            let worker = run.learners[0];
+            let effects = run.step(Event::Leave { worker, error: Some("no such file".into()) });
+            let reason = effects.iter().find_map(|effect| match effect {
+                Effect::Ended(End::Failed { reason }) => Some(reason.as_str()),
+                _ => None,
+            });
+            let expected = (attempt == 3).then_some("learner-0 could not prepare: no such file");
+            assert_eq!(reason, expected, "attempt {attempt}");
+            run.learners[0] = run.register(Role::Learner, "learner-0").0;
+            run.step(Event::JoinGeneration { worker: run.learners[0] });
+        }
+    }
+
+    #[test]
+    fn a_learner_that_leaves_later_ends_its_generation_only() {
+        let mut run = Run::sampling(options());
+        let worker = run.learners[0];
+        let effects = run.step(Event::Leave { worker, error: Some("out of memory".into()) });
+        assert!(effects.contains(&Effect::Rewound { step: 0 }), "{effects:?}");
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+    }
+}

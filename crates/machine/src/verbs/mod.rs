@@ -1,0 +1,16 @@
+//! One file per kind of event.
+
+mod checkpoint;
+mod complete_task;
+mod heartbeat;
+mod join_generation;
+mod lease_groups;
+mod lease_samples;
+mod leave;
+mod next_task;
+mod register;
+mod stop;
+mod submit_sample;
+mod submit_verdict;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,64 @@
+use pacs_types::{LeaseId, Role, SampleId, WeightVersion, WorkerId};
+
+use crate::lose::counter;
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::round::Taken;
+use crate::{Refusal, Reply};
+
+impl Machine {
+    pub(crate) fn submit_sample(&mut self, worker: WorkerId, lease: LeaseId, sample: SampleId, version: WeightVersion) {
+        if let Err(refusal) = self.member(worker, Role::Rollout) {
+            return self.refuse(refusal);
+        }
+        let now = self.now;
+        let taken = match &mut self.phase {
+            Phase::Sampling(round) if version != round.version => {
+                let wanted = round.version;
+                if round.revoke_group(lease, worker) {
+                    self.count(counter::LAPSED_LEASES, 1);
+                    return self.refuse(Refusal::WrongVersion { sample, found: version, wanted });
+                }
+                Taken::Stale
+            }
+            Phase::Sampling(round) => round.take_sample(lease, worker, sample, now),
+            _ => Taken::Stale,
+        };
+        match taken {
+            Taken::Fresh => self.reply(Reply::Accepted { fresh: true }),
+            Taken::Repeat => self.reply(Reply::Accepted { fresh: false }),
+            Taken::Stale | Taken::Again | Taken::GiveUp => {
+                self.count(counter::STALE_SUBMISSIONS, 1);
+                self.refuse(Refusal::StaleLease { lease, sample });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Event, Refusal, Reply};
+    use pacs_types::{SampleId, WeightVersion};
+
+    #[test]
+    fn samples_count_once_and_only_from_the_right_weights() {
+        let mut run = Run::sampling(options());
+        let grant = run.groups(run.rollout, 100).remove(0);
+        let worker = run.rollout;
+        let submit = |index, version| Event::SubmitSample {
+            worker,
+            lease: grant.lease,
+            sample: SampleId { group: grant.group, index },
+            version: WeightVersion(version),
+        };
+        assert_eq!(run.call(submit(0, 0)), Ok(Reply::Accepted { fresh: true }));
+        assert_eq!(run.call(submit(0, 0)), Ok(Reply::Accepted { fresh: false }));
+        let refusal = run.call(submit(1, 7)).unwrap_err();
+        assert!(matches!(refusal, Refusal::WrongVersion { .. }), "{refusal}");
+        let refusal = run.call(submit(1, 0)).unwrap_err();
+        assert!(matches!(refusal, Refusal::StaleLease { .. }), "the lease was revoked: {refusal}");
+        let again = run.groups(worker, 100).remove(0);
+        assert_eq!((again.group, again.samples), (grant.group, vec![1]));
+    }
+}

@@ -1,0 +1,115 @@
+use pacs_types::{LeaseId, Outcome, Role, SampleId, WorkerId};
+
+use crate::lose::counter;
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::round::Taken;
+use crate::{Refusal, Reply};
+
+impl Machine {
+    pub(crate) fn submit_verdict(
+        &mut self,
+        worker: WorkerId,
+        lease: LeaseId,
+        sample: SampleId,
+        outcome: Outcome,
+        label: f64,
+    ) {
+        if let Err(refusal) = self.member(worker, Role::Verifier) {
+            return self.refuse(refusal);
+        }
+        let (now, attempts) = (self.now, self.options.max_attempts);
+        let taken = match &mut self.phase {
+            Phase::Sampling(round) => round.take_verdict(lease, worker, sample, (outcome, label), attempts, now),
+            _ => Taken::Stale,
+        };
+        match taken {
+            Taken::Fresh => self.reply(Reply::Accepted { fresh: true }),
+            Taken::Repeat => self.reply(Reply::Accepted { fresh: false }),
+            Taken::Again | Taken::GiveUp => {
+                self.reply(Reply::Accepted { fresh: false });
+                self.count(counter::FAILED_VERDICTS, 1);
+            }
+            Taken::Stale => {
+                self.refuse(Refusal::StaleLease { lease, sample });
+                self.count(counter::STALE_SUBMISSIONS, 1);
+            }
+        }
+        if taken == Taken::GiveUp {
+            self.drop_group(sample.group);
+        }
+        self.finish_round_if_complete();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Effect, End, EvaluationPlan, Options};
+    use pacs_types::{GroupId, Outcome};
+
+    #[test]
+    fn a_group_without_a_verdict_is_replaced_by_the_next_prompt() {
+        let mut run = Run::sampling(Options { max_attempts: 2, ..options() });
+        run.generate_all();
+        let dropped = run.verify_all(|sample| match sample.group {
+            GroupId(0) => Outcome::Failed,
+            _ => Outcome::Correct,
+        });
+        assert!(dropped.contains(&Effect::DropGroup(GroupId(0))), "{dropped:?}");
+        run.generate_all();
+        let effects = run.verify_all(|_| Outcome::Wrong);
+        let groups = vec![GroupId(1), GroupId(2)];
+        assert!(effects.contains(&Effect::Train { step: 1, groups, ranks: 1 }), "{effects:?}");
+        assert_eq!(run.machine.status(run.now).counters["dropped_groups"], 1);
+    }
+
+    #[test]
+    fn an_evaluation_leaves_such_a_group_out() {
+        let plan = EvaluationPlan { problems: 3, samples_per_problem: 1, every_steps: 0, before: true, after: false };
+        let mut run = Run::sampling(Options { max_attempts: 1, evaluation: plan, ..options() });
+        run.generate_all();
+        let effects = run.verify_all(|sample| match crate::evaluation_problem(sample.group) {
+            Some(1) => Outcome::TimedOut,
+            _ => Outcome::Correct,
+        });
+        let evaluated = effects.iter().find_map(|effect| match effect {
+            Effect::Evaluated { step: 0, groups, excluded } => Some((groups.len(), *excluded)),
+            _ => None,
+        });
+        assert_eq!(evaluated, Some((2, 1)), "{effects:?}");
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+    }
+
+    #[test]
+    fn a_broken_verifier_ends_the_run_with_a_sentence() {
+        let mut run = Run::sampling(Options { max_attempts: 1, ..options() });
+        for _ in 0..20 {
+            run.generate_all();
+            let effects = run.verify_all(|_| Outcome::Failed);
+            let failed = effects.iter().find_map(|effect| match effect {
+                Effect::Ended(End::Failed { reason }) => Some(reason.clone()),
+                _ => None,
+            });
+            if let Some(reason) = failed {
+                assert!(reason.contains("verif"), "{reason}");
+                return;
+            }
+        }
+        panic!("the run went on");
+    }
+
+    #[test]
+    fn ten_steps_without_a_right_answer_end_the_run() {
+        let mut run = Run::sampling(Options { total_steps: 20, ..options() });
+        for step in 1..=10 {
+            run.generate_all();
+            let effects = run.verify_all(|_| Outcome::Unparsable);
+            let failed = effects.iter().any(|effect| matches!(effect, Effect::Ended(End::Failed { .. })));
+            assert_eq!(failed, step == 10, "step {step}: {effects:?}");
+            if !failed {
+                run.train();
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A machine with one worker of each role, for the tests of the verbs.
+
+use std::time::Duration;
+
+use pacs_types::{Generation, Outcome, Role, SampleId, WeightVersion, WorkerId};
+
+use crate::{
+    Effect, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, Snapshot, TaskKind,
+    TaskOrder, TaskResult,
+};
+
+pub(crate) struct Run {
+    pub(crate) machine: Machine,
+    pub(crate) now: Duration,
+    pub(crate) rollout: WorkerId,
+    pub(crate) verifier: WorkerId,
+    pub(crate) learners: Vec<WorkerId>,
+}
+
+pub(crate) fn options() -> Options {
+    Options {
+        learners: 1,
+        samples_per_prompt: 2,
+        prompts_per_step: 2,
+        total_steps: 3,
+        evaluation: EvaluationPlan::default(),
+        checkpoint_every_steps: 0,
+        max_attempts: 3,
+        max_skipped_updates: 10,
+        max_lost_generations: 5,
+        heartbeat_timeout: Duration::from_secs(10),
+        rollout_lease_timeout: Duration::from_secs(60),
+        verifier_lease_timeout: Duration::from_secs(60),
+        ids_above: 0,
+        generations_above: 0,
+        start: Snapshot::default(),
+        exported: false,
+        evaluated: Default::default(),
+    }
+}
+
+impl Run {
+    /// Nobody is there.
+    pub(crate) fn new(options: Options) -> Self {
+        let now = Duration::from_secs(1000);
+        let machine = Machine::new(options, now);
+        let nobody = WorkerId(0);
+        Self { machine, now, rollout: nobody, verifier: nobody, learners: Vec::new() }
+    }
+
+    /// Everybody is there, and the learners have a task to prepare.
+    pub(crate) fn preparing(options: Options) -> Self {
+        let learners = options.learners;
+        let mut run = Self::new(options);
+        run.rollout = run.register(Role::Rollout, "rollout-0").0;
+        run.verifier = run.register(Role::Verifier, "verifier-0").0;
+        for rank in 0..learners {
+            let worker = run.register(Role::Learner, &format!("learner-{rank}")).0;
+            run.learners.push(worker);
+            run.step(Event::JoinGeneration { worker });
+        }
+        run
+    }
+
+    /// The first round has begun.
+    pub(crate) fn sampling(options: Options) -> Self {
+        let mut run = Self::preparing(options);
+        run.prepare();
+        run
+    }
+
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+        self.machine.step(self.now, event)
+    }
+
+    pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Refusal> {
+        match self.step(event).into_iter().next() {
+            Some(Effect::Reply(reply)) => Ok(reply),
+            Some(Effect::Refuse(refusal)) => Err(refusal),
+            other => panic!("no answer first, but {other:?}"),
+        }
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.step(Event::Tick);
+    }
+
+    pub(crate) fn everybody_beats(&mut self) {
+        for worker in [self.rollout, self.verifier].into_iter().chain(self.learners.clone()) {
+            self.call(Event::Heartbeat { worker, activity: String::new() }).unwrap();
+        }
+    }
+
+    pub(crate) fn register(&mut self, role: Role, name: &str) -> (WorkerId, Vec<Effect>) {
+        let effects = self.step(Event::Register {
+            role,
+            name: name.to_owned(),
+            host: "host".to_owned(),
+            pid: 1,
+            collective_address: format!("{name}:1"),
+        });
+        let Some(Effect::Reply(Reply::Registered(worker))) = effects.first() else { panic!("{effects:?}") };
+        (*worker, effects)
+    }
+
+    pub(crate) fn groups(&mut self, worker: WorkerId, free_samples: u32) -> Vec<GroupGrant> {
+        match self.call(Event::LeaseGroups { worker, free_samples }) {
+            Ok(Reply::Groups(groups)) => groups,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn samples(&mut self) -> Vec<SampleGrant> {
+        let worker = self.verifier;
+        match self.call(Event::LeaseSamples { worker, max_samples: 1000 }) {
+            Ok(Reply::Samples(samples)) => samples,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Generates every group that waits.
+    pub(crate) fn generate_all(&mut self) {
+        let version = WeightVersion(self.machine.position().step);
+        for grant in self.groups(self.rollout, 10_000) {
+            for index in grant.samples {
+                let sample = SampleId { group: grant.group, index };
+                let (worker, lease) = (self.rollout, grant.lease);
+                self.call(Event::SubmitSample { worker, lease, sample, version }).unwrap();
+            }
+        }
+    }
+
+    /// Judges every sample that waits, until none does.
+    pub(crate) fn verify_all(&mut self, outcome: impl Fn(SampleId) -> Outcome) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        loop {
+            let grants = self.samples();
+            if grants.is_empty() {
+                return effects;
+            }
+            for SampleGrant { lease, sample } in grants {
+                let outcome = outcome(sample);
+                let label = f64::from(u8::from(outcome == Outcome::Correct));
+                let worker = self.verifier;
+                effects.extend(self.step(Event::SubmitVerdict { worker, lease, sample, outcome, label }));
+            }
+        }
+    }
+
+    pub(crate) fn task_of(&mut self, rank: usize) -> u64 {
+        let (worker, generation) = (self.learners[rank], self.machine.status(self.now).generation);
+        match self.call(Event::NextTask { worker, generation }) {
+            Ok(Reply::Task(Some(TaskOrder { task, .. }))) => task,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn complete(&mut self, skipped_updates: u32) -> Vec<Effect> {
+        let generation: Generation = self.machine.status(self.now).generation;
+        let mut effects = Vec::new();
+        for worker in self.learners.clone() {
+            let Ok(Reply::Task(Some(order))) = self.call(Event::NextTask { worker, generation }) else { panic!() };
+            let version = |step| Some(WeightVersion(step));
+            let result = match order.kind {
+                TaskKind::Prepare => TaskResult::Prepared { weights: version(self.machine.position().step) },
+                TaskKind::Train { step } => TaskResult::Trained { weights: version(step), skipped_updates },
+                TaskKind::Save { .. } => TaskResult::Saved,
+                TaskKind::Regroup { .. } => panic!("regroup"),
+            };
+            effects.extend(self.step(Event::CompleteTask { worker, generation, task: order.task, result }));
+        }
+        effects
+    }
+
+    pub(crate) fn prepare(&mut self) -> Vec<Effect> {
+        self.complete(0)
+    }
+
+    pub(crate) fn train(&mut self) -> Vec<Effect> {
+        self.complete(0)
+    }
+
+    pub(crate) fn train_skipping(&mut self, skipped_updates: u32) -> Vec<Effect> {
+        self.complete(skipped_updates)
+    }
+
+    pub(crate) fn save(&mut self) -> Vec<Effect> {
+        self.complete(0)
+    }
+
+    /// Generates, judges and trains.
+    pub(crate) fn full_step(&mut self) {
+        self.generate_all();
+        self.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
+        self.train();
+    }
+}

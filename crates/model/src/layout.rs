@@ -1,0 +1,200 @@
+use std::collections::HashMap;
+
+use crate::ModelConfig;
+
+/// Leaves start at multiples of this many elements, so that vector loads and network chunks stay aligned.
+const ALIGNMENT: usize = 64;
+
+/// One parameter under its Hugging Face name, and its place in the flat buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Hugging Face name.
+    pub name: String,
+    /// Shape as checkpoints store it.
+    pub shape: Vec<i64>,
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Weight decay is customary for it: a matrix, not a norm or a bias.
+    pub decay: bool,
+}
+
+impl ParameterSpec {
+    /// Number of elements.
+    #[must_use]
+    pub fn numel(&self) -> usize {
+        numel(&self.shape)
+    }
+}
+
+/// Parameters that are multiplied together, contiguous in the flat buffer: one leaf of the autograd graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafSpec {
+    /// Fused shape, for example `[(N + 2K) H, D]` of query, key and value projections.
+    pub shape: Vec<i64>,
+    /// First element in the flat buffer.
+    pub offset: usize,
+}
+
+impl LeafSpec {
+    /// Number of elements.
+    #[must_use]
+    pub fn numel(&self) -> usize {
+        numel(&self.shape)
+    }
+}
+
+/// Where every parameter lies in the flat buffer, in the order in which the forward uses them.
+#[derive(Clone, Debug)]
+pub struct ParameterLayout {
+    parameters: Vec<ParameterSpec>,
+    leaves: Vec<LeafSpec>,
+    /// Parameter name to (index of the parameter, index of its leaf).
+    by_name: HashMap<String, (usize, usize)>,
+    total: usize,
+    head: &'static str,
+}
+
+impl ParameterLayout {
+    /// The layout of a model.
+    #[must_use]
+    pub fn new(config: &ModelConfig) -> Self {
+        let head = if config.tie_embeddings { EMBEDDING } else { LM_HEAD };
+        let mut layout = Self { parameters: Vec::new(), leaves: Vec::new(), by_name: HashMap::new(), total: 0, head };
+        let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
+        layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
+        for index in 0..config.layers {
+            let name = |suffix: &str| layer_parameter(index, suffix);
+            let single = |suffix: &str, shape: &[i64]| [(name(suffix), shape.to_vec())];
+            let qkv = [("q", n * h), ("k", k * h), ("v", k * h)];
+            let attention = |part: &str, suffix: &str| name(&format!("self_attn.{part}_proj.{suffix}"));
+            layout.push(&single("input_layernorm.weight", &[d]));
+            layout.push(&qkv.map(|(part, rows)| (attention(part, "weight"), vec![rows, d])));
+            if config.qkv_bias {
+                layout.push(&qkv.map(|(part, rows)| (attention(part, "bias"), vec![rows])));
+            }
+            if config.qk_norm {
+                layout.push(&single("self_attn.q_norm.weight", &[h]));
+                layout.push(&single("self_attn.k_norm.weight", &[h]));
+            }
+            layout.push(&single("self_attn.o_proj.weight", &[d, n * h]));
+            layout.push(&single("post_attention_layernorm.weight", &[d]));
+            layout.push(&["gate", "up"].map(|part| (name(&format!("mlp.{part}_proj.weight")), vec![config.ffn, d])));
+            layout.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+        }
+        layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
+        if !config.tie_embeddings {
+            layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]);
+        }
+        layout
+    }
+
+    /// Every parameter, by offset.
+    #[must_use]
+    pub fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    /// Every leaf, by offset; each parameter lies in exactly one.
+    #[must_use]
+    pub fn leaves(&self) -> &[LeafSpec] {
+        &self.leaves
+    }
+
+    /// Elements of the flat buffer, padding included; a multiple of 64.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// The parameter with a Hugging Face name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&ParameterSpec> {
+        self.by_name.get(name).map(|&(parameter, _)| &self.parameters[parameter])
+    }
+
+    /// The parameter that the LM head multiplies with: the embedding when tied. The head's gradient belongs here.
+    #[must_use]
+    pub fn head(&self) -> &ParameterSpec {
+        self.find(self.head).expect("every layout has its head")
+    }
+
+    /// Index of the leaf that a parameter lies in.
+    pub(crate) fn leaf_of(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).map(|&(_, leaf)| leaf)
+    }
+
+    /// Appends one leaf; its parts are stacked along their first dimension.
+    fn push(&mut self, parts: &[(String, Vec<i64>)]) {
+        let leaf_offset = self.total;
+        let leaf = self.leaves.len();
+        let mut offset = leaf_offset;
+        for (name, shape) in parts {
+            self.by_name.insert(name.clone(), (self.parameters.len(), leaf));
+            let spec = ParameterSpec { name: name.clone(), shape: shape.clone(), offset, decay: shape.len() > 1 };
+            offset += spec.numel();
+            self.parameters.push(spec);
+        }
+        let mut shape = parts[0].1.clone();
+        shape[0] = parts.iter().map(|(_, shape)| shape[0]).sum();
+        self.leaves.push(LeafSpec { shape, offset: leaf_offset });
+        self.total = offset.next_multiple_of(ALIGNMENT);
+    }
+}
+
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const FINAL_NORM: &str = "model.norm.weight";
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
+
+pub(crate) fn layer_parameter(layer: usize, suffix: &str) -> String {
+    format!("model.layers.{layer}.{suffix}")
+}
+
+fn numel(shape: &[i64]) -> usize {
+    let elements: i64 = shape.iter().product();
+    usize::try_from(elements).expect("configured sizes are positive")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn golden(name: &str) -> ModelConfig {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name);
+        ModelConfig::read(&dir).unwrap()
+    }
+
+    #[test]
+    fn every_parameter_lies_in_exactly_one_leaf() {
+        for name in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+            let layout = ParameterLayout::new(&golden(name));
+            let mut end = 0;
+            for leaf in layout.leaves() {
+                assert!(leaf.offset >= end && leaf.offset % ALIGNMENT == 0);
+                end = leaf.offset + leaf.numel();
+                let inside = |spec: &&ParameterSpec| spec.offset >= leaf.offset && spec.offset < end;
+                let covered: usize = layout.parameters().iter().filter(inside).map(ParameterSpec::numel).sum();
+                assert_eq!(covered, leaf.numel());
+            }
+            assert_eq!(layout.total(), end.next_multiple_of(ALIGNMENT));
+            assert!(layout.parameters().is_sorted_by_key(|spec| spec.offset));
+        }
+    }
+
+    #[test]
+    fn counts_of_the_fixtures() {
+        let counts = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"].map(|name| golden(name).parameter_count());
+        assert_eq!(counts, [154_432, 238_816, 181_888, 187_840]);
+    }
+
+    #[test]
+    fn projections_are_fused_and_stay_visible() {
+        let layout = ParameterLayout::new(&golden("qwen3"));
+        let [q, k, v] = ["q", "k", "v"]
+            .map(|part| layout.find(&layer_parameter(1, &format!("self_attn.{part}_proj.weight"))).unwrap());
+        assert_eq!((q.offset + q.numel(), k.offset + k.numel()), (k.offset, v.offset));
+        let leaf = &layout.leaves()[layout.leaf_of(&q.name).unwrap()];
+        assert_eq!((leaf.offset, &leaf.shape[..]), (q.offset, &[(4 + 2 * 2) * 32, 64][..]));
+        assert_eq!(layout.head().name, EMBEDDING);
+    }
+}

@@ -1,0 +1,91 @@
+use std::path::Path;
+
+use pacs_torch::tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::Checkpoint;
+use crate::layout::{EMBEDDING, LM_HEAD};
+use crate::{ModelConfig, ModelError, ParameterLayout};
+
+/// All parameters of a model in one flat buffer.
+#[derive(Debug)]
+pub struct Parameters {
+    /// Where each parameter lies.
+    pub layout: ParameterLayout,
+    /// `[layout.total()]`; the padding between leaves is zero.
+    pub flat: Tensor,
+}
+
+impl Parameters {
+    /// Parameters that are all zero.
+    #[must_use]
+    pub fn zeros(config: &ModelConfig, kind: Kind, device: Device) -> Self {
+        let layout = ParameterLayout::new(config);
+        let flat = Tensor::zeros([layout.total() as i64], (kind, device));
+        Self { layout, flat }
+    }
+
+    /// Reads the safetensors files of a Hugging Face folder, converting to `kind`.
+    ///
+    /// Every parameter must be there with the configured shape, and nothing else. Two leftovers of published
+    /// checkpoints are passed over: the `inv_freq` buffers of old Llama files, and the LM head of a tied model when it
+    /// equals the embedding.
+    ///
+    /// # Errors
+    /// When a file is missing, corrupt or truncated, or its tensors are not those of the architecture.
+    pub fn load(dir: &Path, config: &ModelConfig, kind: Kind, device: Device) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        let layout = ParameterLayout::new(config);
+        check_tensors(&checkpoint, &layout)?;
+        let flat = Tensor::f_zeros([layout.total() as i64], (kind, device))?;
+        let parameters = Self { layout, flat };
+        for spec in parameters.layout.parameters() {
+            let (_, tensor) = checkpoint.read(&spec.name)?;
+            parameters.view(&spec.name).f_copy_(&tensor)?;
+        }
+        if config.tie_embeddings && checkpoint.contains(LM_HEAD) {
+            let (file, head) = checkpoint.read(LM_HEAD)?;
+            let (_, embedding) = checkpoint.read(EMBEDDING)?;
+            if head.size() != embedding.size() || !head.f_equal(&embedding)? {
+                let reason = "differs from the embedding although config.json ties them";
+                return Err(ModelError::Unexpected { file: file.to_owned(), tensor: LM_HEAD.to_owned(), reason });
+            }
+        }
+        Ok(parameters)
+    }
+
+    /// The parameter with a Hugging Face name; shares storage with [`Parameters::flat`].
+    ///
+    /// # Panics
+    /// When the architecture has no such parameter ([`ParameterLayout::find`] tells).
+    pub fn view(&self, name: &str) -> Tensor {
+        let spec = self.layout.find(name).unwrap_or_else(|| panic!("the model has no parameter `{name}`"));
+        slice(&self.flat, spec.offset, &spec.shape)
+    }
+}
+
+/// A shaped view into the flat buffer.
+pub(crate) fn slice(flat: &Tensor, offset: usize, shape: &[i64]) -> Tensor {
+    flat.narrow(0, offset as i64, shape.iter().product()).view(shape)
+}
+
+fn check_tensors(checkpoint: &Checkpoint, layout: &ParameterLayout) -> Result<(), ModelError> {
+    let names = layout.parameters().iter().map(|spec| &spec.name);
+    let missing: Vec<_> = names.filter(|name| !checkpoint.contains(name)).cloned().collect();
+    if !missing.is_empty() {
+        return Err(ModelError::Missing { place: checkpoint.place().to_owned(), tensors: missing });
+    }
+    for (name, file, shape) in checkpoint.tensors() {
+        let Some(spec) = layout.find(name) else {
+            if name == LM_HEAD || name.ends_with(".rotary_emb.inv_freq") {
+                continue;
+            }
+            let reason = "the architecture does not have";
+            return Err(ModelError::Unexpected { file: file.to_owned(), tensor: name.to_owned(), reason });
+        };
+        if spec.shape != shape {
+            let (expected, found) = (spec.shape.clone(), shape.to_vec());
+            return Err(ModelError::WrongShape { file: file.to_owned(), tensor: name.to_owned(), expected, found });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+// Legend: `T` tokens, `H` head.
+
+use std::f64::consts::TAU;
+
+use pacs_torch::tch::{Device, Kind, Tensor};
+
+use crate::{ModelConfig, RopeScaling};
+
+/// Rotary position embedding of the rotate-half kind: element `i` of a head turns together with element `i + H / 2`.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    /// Angle per position, `[H / 2]` float32.
+    frequencies: Tensor,
+}
+
+/// Cosines and sines of one forward pass, `[T, 1, H]` in the kind of the model.
+pub(crate) struct Rotation {
+    cos: Tensor,
+    /// Sines, negated in the first half: so a rotation is `x cos + roll(x) sin`, without taking `x` apart.
+    signed_sin: Tensor,
+    half: i64,
+}
+
+impl Rope {
+    pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
+        let frequencies: Vec<f32> = frequencies(config).into_iter().map(|value| value as f32).collect();
+        Self { frequencies: Tensor::from_slice(&frequencies).to_device(device) }
+    }
+
+    /// Angles in float32 whatever the kind of the model: bfloat16 cannot tell position 257 from 256.
+    ///
+    /// Computed anew in each forward, which costs less than gathering from a table at every length that matters.
+    pub(crate) fn at(&self, positions: &Tensor, kind: Kind) -> Rotation {
+        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
+        let (cos, sin) = (angles.cos(), angles.sin());
+        Rotation {
+            cos: Tensor::cat(&[&cos, &cos], -1).to_kind(kind).unsqueeze(1),
+            signed_sin: Tensor::cat(&[&-&sin, &sin], -1).to_kind(kind).unsqueeze(1),
+            half: self.frequencies.size()[0],
+        }
+    }
+}
+
+impl Rotation {
+    /// Turns every head of `x`: `[T, heads, H]`.
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+        (x * &self.cos).addcmul(&x.roll([self.half], [-1]), &self.signed_sin)
+    }
+}
+
+fn frequencies(config: &ModelConfig) -> Vec<f64> {
+    let base = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
+    match config.rope_scaling {
+        RopeScaling::None => base.collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => base
+            .map(|frequency| {
+                // Waves that fit into the original context this many times.
+                let turns = original_max_positions * frequency / TAU;
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                frequency * (kept + (1.0 - kept) / factor)
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn llama3_scaling_has_three_branches() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama3");
+        let mut config = ModelConfig::read(&dir).unwrap();
+        let scaled = frequencies(&config);
+        config.rope_scaling = RopeScaling::None;
+        let plain = frequencies(&config);
+        let ratios: Vec<f64> = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect();
+        assert_eq!(ratios.first().copied(), Some(1.0));
+        assert!((ratios.last().unwrap() - 8.0).abs() < 1e-9);
+        assert!(ratios.iter().any(|&ratio| ratio > 1.01 && ratio < 7.99), "{ratios:?}");
+    }
+
+    #[test]
+    fn rotation_depends_on_distance_alone() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
+        let config = ModelConfig::read(&dir).unwrap();
+        let rope = Rope::new(&config, Device::Cpu);
+        let x = Tensor::randn([1, 2, config.head_dim], (Kind::Float, Device::Cpu));
+        let dot = |a: i64, b: i64| {
+            let turned = rope.at(&Tensor::from_slice(&[a, b]), Kind::Float).apply(&x.expand([2, -1, -1], false));
+            f64::try_from((turned.get(0) * turned.get(1)).sum(Kind::Float)).unwrap()
+        };
+        assert!((dot(3, 10) - dot(103, 110)).abs() < 1e-3);
+        assert!((dot(3, 10) - dot(3, 11)).abs() > 1e-3);
+    }
+}

@@ -1,0 +1,179 @@
+//! Reading and writing model folders: what is refused, and that what was written reads back.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pacs_model::{ModelConfig, Parameters};
+use pacs_torch::tch::{Device, Kind, Tensor};
+use serde_json::Value;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
+}
+
+fn copy(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+fn load(dir: &Path) -> Result<Parameters, String> {
+    let config = ModelConfig::read(dir).map_err(|error| error.to_string())?;
+    Parameters::load(dir, &config, Kind::Float, Device::Cpu).map_err(|error| error.to_string())
+}
+
+fn edit_tensors(path: &Path, edit: impl FnOnce(&mut Vec<(String, Tensor)>)) {
+    let mut tensors = Tensor::read_safetensors(path).unwrap();
+    edit(&mut tensors);
+    Tensor::write_safetensors(&tensors, path).unwrap();
+}
+
+fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+#[test]
+fn missing_unexpected_and_misshapen_tensors() {
+    let norm = "model.layers.1.input_layernorm.weight";
+    type Edit = fn(&mut Vec<(String, Tensor)>);
+    let cases: [(Edit, &str); 4] = [
+        (|tensors| tensors.retain(|(name, _)| !name.contains("layers.1.input")), "lacks tensor"),
+        (
+            |tensors| tensors.push(("model.extra".to_owned(), Tensor::ones([3], (Kind::Float, Device::Cpu)))),
+            "`model.extra`",
+        ),
+        (
+            |tensors| {
+                for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("layers.1.input")) {
+                    *tensor = Tensor::ones([63], (Kind::Float, Device::Cpu));
+                }
+            },
+            "has shape [63], config.json asks for [64]",
+        ),
+        (
+            |tensors| {
+                for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("layers.1.input")) {
+                    let _ = tensor.get(5).fill_(f64::NAN);
+                }
+            },
+            "not finite",
+        ),
+    ];
+    for (edit, expected) in cases {
+        let dir = copy("llama3");
+        edit_tensors(&dir.path().join("model.safetensors"), edit);
+        let error = load(dir.path()).unwrap_err();
+        assert!(error.contains(expected) && error.contains("model.safetensors"), "{error}");
+        assert!(error.contains(norm) || error.contains("model.extra"), "{error}");
+    }
+}
+
+#[test]
+fn truncated_and_corrupt_files() {
+    let dir = copy("llama3");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(whole[..8].try_into().unwrap())).unwrap();
+    let garbage = vec![0xa5; 4096];
+    let mut overlapping = whole.clone();
+    let text = String::from_utf8(whole[8..8 + header].to_vec()).unwrap();
+    overlapping[8..8 + header].copy_from_slice(text.replacen("\"shape\":[64]", "\"shape\":[65]", 1).as_bytes());
+    let cases: [(&[u8], &str); 7] = [
+        (&whole[..whole.len() - 100], "is truncated: tensor `"),
+        (&whole[..header / 2], "ends within the safetensors header"),
+        (&whole[..3], "shorter than a safetensors header"),
+        (&[], "shorter than a safetensors header"),
+        (&garbage, "not the size of a safetensors header"),
+        (&[&whole[..], b"x"].concat(), "goes on after its last tensor"),
+        (&overlapping, "do not fit together"),
+    ];
+    for (content, expected) in cases {
+        fs::write(&path, content).unwrap();
+        let error = load(dir.path()).unwrap_err();
+        assert!(error.contains(expected) && error.contains("model.safetensors"), "{error}");
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(load(dir.path()).unwrap_err().contains("no weights"));
+}
+
+#[test]
+fn index_must_fit_its_shards() {
+    let norm = "model.norm.weight";
+    for (shard, expected) in [
+        ("../model-00002-of-00002.safetensors", "outside the model folder"),
+        ("/etc/passwd", "outside the model folder"),
+        ("..", "outside the model folder"),
+        ("model-00009.safetensors", "open `"),
+        ("model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors` lacks tensor `model.norm.weight`"),
+    ] {
+        let dir = copy("qwen2-untied");
+        edit_json(&dir.path().join("model.safetensors.index.json"), |index| index["weight_map"][norm] = shard.into());
+        let error = load(dir.path()).unwrap_err();
+        assert!(error.contains(expected), "{shard}: {error}");
+    }
+    let dir = copy("qwen2-untied");
+    edit_json(&dir.path().join("model.safetensors.index.json"), |index| {
+        index["weight_map"].as_object_mut().unwrap().remove(norm);
+    });
+    let error = load(dir.path()).unwrap_err();
+    assert!(error.contains("`model.norm.weight`, which the index does not place there"), "{error}");
+}
+
+#[test]
+fn leftovers_of_published_checkpoints() {
+    let dir = copy("qwen2-tied");
+    let path = dir.path().join("model.safetensors");
+    let embedding = load(dir.path()).unwrap().view("model.embed_tokens.weight");
+    let add = |name: &str, tensor: &Tensor| {
+        let entry = (name.to_owned(), tensor.copy());
+        edit_tensors(&path, |tensors| {
+            tensors.retain(|(other, _)| other != name);
+            tensors.push(entry);
+        });
+    };
+    add("lm_head.weight", &embedding);
+    add("model.layers.0.self_attn.rotary_emb.inv_freq", &embedding.get(0));
+    load(dir.path()).unwrap();
+    add("lm_head.weight", &(embedding + 1.0));
+    assert!(load(dir.path()).unwrap_err().contains("differs from the embedding"));
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    for (name, kind) in [("qwen2-untied", Kind::Float), ("qwen2-tied", Kind::Float), ("llama3", Kind::BFloat16)] {
+        let source = golden(name);
+        let parameters = load(&source).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let dir = out.path().join("new/model");
+        parameters.save_hf(&source, &dir, kind).unwrap();
+        // Writing over it is fine, too.
+        parameters.save_hf(&source, &dir, kind).unwrap();
+        let again = load(&dir).unwrap();
+        let rounded = parameters.flat.to_kind(kind).to_kind(Kind::Float);
+        assert_eq!(again.flat, rounded);
+        assert_eq!(ModelConfig::read(&dir).unwrap(), ModelConfig::read(&source).unwrap());
+        let config: Value = serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+        let key = if name == "qwen2-untied" { "dtype" } else { "torch_dtype" };
+        assert_eq!(config[key], if kind == Kind::Float { "float32" } else { "bfloat16" });
+        let mut files: Vec<_> =
+            fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        let mut expected = vec![
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ];
+        if name == "qwen2-untied" {
+            expected.insert(0, "chat_template.jinja");
+        }
+        assert_eq!(files, expected);
+    }
+}

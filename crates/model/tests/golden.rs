@@ -1,0 +1,238 @@
+//! Parity with the reference implementation on the checkpoints of `tests/golden/models`.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use pacs_model::attention::{Packed, PackedRow, packed_positions};
+use pacs_model::logprob::{answer_logprobs, head_backward};
+use pacs_model::{Model, ModelConfig, Parameters, score};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+
+const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
+/// Logits and log-probabilities; see the fixtures' README.
+const TOLERANCE: f64 = 1e-4;
+
+struct Golden {
+    dir: PathBuf,
+    config: ModelConfig,
+    parameters: Parameters,
+    expected: HashMap<String, Tensor>,
+    lengths: Vec<i64>,
+}
+
+impl Golden {
+    fn load(name: &str) -> Self {
+        // Tests run side by side and the models are tiny: more threads would only wait for each other.
+        pacs_torch::tch::set_num_threads(1);
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name);
+        let config = ModelConfig::read(&dir).unwrap();
+        let parameters = Parameters::load(&dir, &config, Kind::Float, Device::Cpu).unwrap();
+        let expected: HashMap<_, _> =
+            Tensor::read_safetensors(dir.join("expected.safetensors")).unwrap().into_iter().collect();
+        let lengths = Vec::try_from(&expected["lengths"]).unwrap();
+        Self { dir, config, parameters, expected, lengths }
+    }
+
+    fn model(&self, requires_grad: bool) -> Model {
+        Model::new(&self.config, &self.parameters, requires_grad)
+    }
+
+    fn tokens(&self, sequence: usize) -> Tensor {
+        self.expected["input_ids"].get(sequence as i64).narrow(0, 0, self.lengths[sequence])
+    }
+
+    fn expected(&self, name: &str, sequence: usize) -> Tensor {
+        self.expected[name].get(sequence as i64).narrow(0, 0, self.lengths[sequence])
+    }
+}
+
+fn hidden(model: &Model, tokens: &Tensor) -> Tensor {
+    let rows = [PackedRow { prompt_len: tokens.numel(), answer_lens: Vec::new() }];
+    model.hidden(tokens, &Tensor::from_slice(&packed_positions(&rows)), &mut Packed::new(&rows, model))
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    f64::try_from((a - b).abs().max()).unwrap()
+}
+
+/// Rows that predict and the tokens predicted, of one sequence.
+fn targets(tokens: &Tensor) -> Vec<(i64, i64)> {
+    let tokens: Vec<i64> = tokens.try_into().unwrap();
+    tokens.iter().enumerate().skip(1).map(|(t, &token)| (t as i64 - 1, token)).collect()
+}
+
+#[test]
+fn logits_logprobs_and_entropies() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let model = golden.model(false);
+        for sequence in 0..3 {
+            let tokens = golden.tokens(sequence);
+            let hidden = no_grad(|| hidden(&model, &tokens));
+            let logits = difference(&model.logits(&hidden), &golden.expected("logits", sequence));
+            let (logprobs, _) = answer_logprobs(&model, &hidden, &targets(&tokens), 1.0, 32);
+            let count = golden.lengths[sequence] - 1;
+            let logprobs = difference(&logprobs, &golden.expected("logprobs", sequence).narrow(0, 1, count));
+            let every: Vec<(i64, i64)> = (0..=count).map(|row| (row, 0)).collect();
+            let (_, entropies) = answer_logprobs(&model, &hidden, &every, 1.0, 7);
+            let entropies = difference(&entropies, &golden.expected("entropies", sequence));
+            println!("{name} {sequence}: logits {logits:.1e}, logprobs {logprobs:.1e}, entropies {entropies:.1e}");
+            assert!(logits < TOLERANCE && logprobs < TOLERANCE && entropies < TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let model = golden.model(false);
+        for sequence in 0..3 {
+            let mut tokens = golden.tokens(sequence);
+            let prompt = tokens.numel();
+            for _ in 0..32 {
+                let hidden = no_grad(|| hidden(&model, &tokens));
+                let next = model.logits(&hidden.narrow(0, tokens.numel() as i64 - 1, 1)).argmax(-1, false);
+                tokens = Tensor::cat(&[tokens, next], 0);
+            }
+            let generated = tokens.narrow(0, prompt as i64, 32);
+            assert_eq!(generated, golden.expected["greedy_ids"].get(sequence as i64), "{name} {sequence}");
+        }
+    }
+}
+
+/// The gradient of the mean negative log-likelihood over all three sequences, by Hugging Face name.
+fn expected_gradients(golden: &Golden) -> HashMap<String, Tensor> {
+    Tensor::read_safetensors(golden.dir.join("expected_grads.safetensors")).unwrap().into_iter().collect()
+}
+
+/// Gradients of the leaves in one flat buffer.
+fn flat_gradient(golden: &Golden, model: &Model) -> Parameters {
+    let gradient = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
+    for leaf in model.leaves() {
+        let grad = leaf.tensor.grad();
+        if grad.defined() {
+            let mut target = gradient.flat.narrow(0, leaf.offset as i64, leaf.numel as i64);
+            target.copy_(&grad.flatten(0, -1));
+        }
+    }
+    gradient
+}
+
+fn assert_gradients(golden: &Golden, gradient: &Parameters) {
+    let expected = expected_gradients(golden);
+    assert_eq!(expected.len(), gradient.layout.parameters().len());
+    for (name, expected) in expected {
+        let scale = f64::try_from(expected.abs().max()).unwrap();
+        let found = difference(&gradient.view(&name), &expected);
+        assert!(found <= 1e-5 + 1e-4 * scale, "{name}: {found:.1e} of {scale:.1e}");
+    }
+}
+
+#[test]
+fn gradients_through_autograd() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let model = golden.model(true);
+        let sums: Vec<Tensor> = (0..3)
+            .map(|sequence| {
+                let tokens = golden.tokens(sequence);
+                answer_logprobs(&model, &hidden(&model, &tokens), &targets(&tokens), 1.0, 16).0.sum(Kind::Float)
+            })
+            .collect();
+        let nll = Tensor::stack(&sums, 0).sum(Kind::Float) / -121.0;
+        assert!(difference(&nll.view([1]), &golden.expected["nll"]) < TOLERANCE);
+        nll.backward();
+        assert_gradients(&golden, &flat_gradient(&golden, &model));
+    }
+}
+
+#[test]
+fn gradients_through_the_fused_head() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let mut model = golden.model(true);
+        let total = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
+        for sequence in 0..3 {
+            let tokens = golden.tokens(sequence);
+            let (rows, targets): (Vec<i64>, Vec<i64>) = targets(&tokens).into_iter().unzip();
+            let selected = hidden(&model, &tokens).index_select(0, &Tensor::from_slice(&rows));
+            let coefficients = vec![-1.0 / 121.0; targets.len()];
+            let head = head_backward(&model, &selected, &targets, &coefficients, 1.0, 16);
+            (selected * head.dhidden).sum(Kind::Float).backward();
+            let _ = total.flat.shallow_clone().g_add_(&flat_gradient(&golden, &model).flat);
+            let _ = total.view(&model.layout().head().name).g_add_(&head.dweight);
+            model.zero_grad();
+            assert!(model.leaves().iter().all(|leaf| !leaf.tensor.grad().defined()));
+        }
+        assert_gradients(&golden, &total);
+    }
+}
+
+#[test]
+fn packed_rows_equal_each_answer_alone() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let model = golden.model(false);
+        let rows = [
+            PackedRow { prompt_len: 9, answer_lens: vec![5, 1, 7, 5] },
+            PackedRow { prompt_len: 6, answer_lens: vec![40] },
+            PackedRow { prompt_len: 9, answer_lens: vec![3, 0, 50] },
+            PackedRow { prompt_len: 4, answer_lens: vec![] },
+        ];
+        let count: usize = rows.iter().map(PackedRow::tokens).sum();
+        let tokens: Vec<i64> = (0..count as i64).map(|i| (i * 37 + 11) % 300).collect();
+        let tokens = Tensor::from_slice(&tokens);
+        let packed = no_grad(|| {
+            model.hidden(&tokens, &Tensor::from_slice(&packed_positions(&rows)), &mut Packed::new(&rows, &model))
+        });
+        let mut start = 0;
+        for row in &rows {
+            let (prompt_len, mut answer_start) = (row.prompt_len as i64, start + row.prompt_len as i64);
+            let prompt = tokens.narrow(0, start, prompt_len);
+            for &len in row.answer_lens.iter().chain(&[0]) {
+                let answer = tokens.narrow(0, answer_start.min(count as i64 - len as i64), len as i64);
+                let alone = no_grad(|| hidden(&model, &Tensor::cat(&[&prompt, &answer], 0)));
+                let parts = [packed.narrow(0, start, prompt_len), packed.narrow(0, answer_start, len as i64)];
+                assert!(difference(&alone, &Tensor::cat(&parts, 0)) < 1e-5, "{name}");
+                answer_start += len as i64;
+            }
+            start += row.tokens() as i64;
+        }
+    }
+}
+
+#[test]
+fn scores_equal_the_reference() {
+    let golden = Golden::load("llama3");
+    let model = golden.model(false);
+    let sequence: Vec<u32> =
+        Vec::<i64>::try_from(golden.tokens(2)).unwrap().into_iter().map(|token| token as u32).collect();
+    let expected: Vec<f32> = golden.expected("logprobs", 2).try_into().unwrap();
+    let item = |prompt: usize, end: usize| (sequence[..prompt].to_vec(), sequence[prompt..end].to_vec());
+    let spans = [(5, 20), (5, 90), (5, 5), (40, 90), (1, 90)];
+    for budget in [1, 150, 10_000] {
+        let scores = score(&model, spans.iter().map(|&(a, b)| item(a, b)).collect(), 1.0, budget).unwrap();
+        for (scores, (start, end)) in scores.iter().zip(spans) {
+            assert_eq!(scores.len(), end - start);
+            assert!(scores.iter().zip(&expected[start..end]).all(|(a, b)| (a - b).abs() < 1e-4));
+        }
+    }
+    let error = |prompt: &[u32], tokens: &[u32]| {
+        score(&model, vec![item(1, 2), (prompt.to_vec(), tokens.to_vec())], 1.0, 100).unwrap_err().to_string()
+    };
+    assert_eq!(error(&[], &[1]), "item 1 has an empty prompt; put the begin-of-text token there");
+    assert_eq!(error(&[1], &[384]), "item 1 holds token 384; the model's vocabulary ends at 383");
+}
+
+#[test]
+fn updates_of_the_flat_buffer_are_seen() {
+    let golden = Golden::load("qwen2-tied");
+    let model = golden.model(true);
+    let tokens = golden.tokens(0);
+    let before = hidden(&model, &tokens);
+    let _ = no_grad(|| golden.parameters.view("model.norm.weight").g_mul_scalar_(2.0));
+    assert!(difference(&hidden(&model, &tokens), &(before * 2.0)) < TOLERANCE);
+}

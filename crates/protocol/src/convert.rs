@@ -1,0 +1,170 @@
+use pacs_types::{FinishReason, Outcome, Purpose, Role, Sample, Verdict, WeightVersion};
+
+use crate::v1;
+
+/// A message that is well-formed protobuf but makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("field `{field}`: {problem}")]
+pub struct WireError {
+    /// The field, as named in the `.proto` file.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl WireError {
+    fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+
+    fn unspecified(field: &'static str) -> Self {
+        Self::new(field, "is not specified")
+    }
+}
+
+impl From<WireError> for tonic::Status {
+    fn from(error: WireError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+macro_rules! enums {
+    ($wire:ident, $domain:ident, $field:literal, $($variant:ident),+) => {
+        impl From<$domain> for v1::$wire {
+            fn from(value: $domain) -> Self {
+                match value {
+                    $($domain::$variant => Self::$variant),+
+                }
+            }
+        }
+
+        impl TryFrom<v1::$wire> for $domain {
+            type Error = WireError;
+
+            fn try_from(value: v1::$wire) -> Result<Self, WireError> {
+                match value {
+                    v1::$wire::Unspecified => Err(WireError::unspecified($field)),
+                    $(v1::$wire::$variant => Ok(Self::$variant)),+
+                }
+            }
+        }
+    };
+}
+
+enums!(FinishReason, FinishReason, "finish", Stop, Length);
+enums!(Outcome, Outcome, "outcome", Correct, Wrong, Unparsable, Failed, TimedOut);
+enums!(Purpose, Purpose, "purpose", Train, Evaluate);
+enums!(Role, Role, "role", Rollout, Learner, Verifier);
+
+impl From<Sample> for v1::Sample {
+    fn from(sample: Sample) -> Self {
+        Self {
+            tokens: sample.tokens,
+            logprobs: sample.logprobs,
+            entropy_sum: sample.entropy_sum,
+            text: sample.text,
+            finish: v1::FinishReason::from(sample.finish).into(),
+            version: sample.version.0,
+        }
+    }
+}
+
+impl TryFrom<v1::Sample> for Sample {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Sample) -> Result<Self, WireError> {
+        let finish = wire.finish().try_into()?;
+        if wire.tokens.is_empty() {
+            return Err(WireError::new("tokens", "is empty"));
+        }
+        if wire.tokens.len() != wire.logprobs.len() {
+            let problem = format!("has {} values for {} tokens", wire.logprobs.len(), wire.tokens.len());
+            return Err(WireError::new("logprobs", problem));
+        }
+        if let Some(bad) = wire.logprobs.iter().find(|value| !value.is_finite()) {
+            return Err(WireError::new("logprobs", format!("holds {bad}")));
+        }
+        if !wire.entropy_sum.is_finite() {
+            return Err(WireError::new("entropy_sum", format!("is {}", wire.entropy_sum)));
+        }
+        Ok(Self {
+            tokens: wire.tokens,
+            logprobs: wire.logprobs,
+            entropy_sum: wire.entropy_sum,
+            text: wire.text,
+            finish,
+            version: WeightVersion(wire.version),
+        })
+    }
+}
+
+impl From<Verdict> for v1::Verdict {
+    fn from(verdict: Verdict) -> Self {
+        Self {
+            outcome: v1::Outcome::from(verdict.outcome).into(),
+            label: verdict.label,
+            reward: verdict.reward,
+            extracted: verdict.extracted,
+            rule: verdict.rule,
+        }
+    }
+}
+
+impl TryFrom<v1::Verdict> for Verdict {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Verdict) -> Result<Self, WireError> {
+        let outcome = wire.outcome().try_into()?;
+        if !(0.0..=1.0).contains(&wire.label) {
+            return Err(WireError::new("label", format!("is {}, expected 0 to 1", wire.label)));
+        }
+        if !wire.reward.is_finite() {
+            return Err(WireError::new("reward", format!("is {}", wire.reward)));
+        }
+        Ok(Self { outcome, label: wire.label, reward: wire.reward, extracted: wire.extracted, rule: wire.rule })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Sample {
+        Sample {
+            tokens: vec![5, 7],
+            logprobs: vec![-0.5, -1.0],
+            entropy_sum: 2.5,
+            text: "42".into(),
+            finish: FinishReason::Stop,
+            version: WeightVersion(3),
+        }
+    }
+
+    #[test]
+    fn sample_survives_the_wire() {
+        assert_eq!(Sample::try_from(v1::Sample::from(sample())), Ok(sample()));
+    }
+
+    #[test]
+    fn senseless_samples_are_refused_by_field() {
+        let refused = |change: fn(&mut v1::Sample)| {
+            let mut wire = v1::Sample::from(sample());
+            change(&mut wire);
+            Sample::try_from(wire).expect_err("must be refused").field
+        };
+        assert_eq!(refused(|s| s.finish = 0), "finish");
+        assert_eq!(refused(|s| s.tokens.clear()), "tokens");
+        assert_eq!(refused(|s| s.logprobs.truncate(1)), "logprobs");
+        assert_eq!(refused(|s| s.logprobs[0] = f32::NAN), "logprobs");
+        assert_eq!(refused(|s| s.entropy_sum = f64::INFINITY), "entropy_sum");
+    }
+
+    #[test]
+    fn labels_outside_zero_to_one_are_refused() {
+        let verdict =
+            Verdict { outcome: Outcome::Correct, label: 1.0, reward: 1.0, extracted: None, rule: "number".into() };
+        assert_eq!(Verdict::try_from(v1::Verdict::from(verdict.clone())), Ok(verdict.clone()));
+        let wire = v1::Verdict { label: 1.5, ..verdict.into() };
+        assert_eq!(Verdict::try_from(wire).expect_err("must be refused").field, "label");
+    }
+}

@@ -1,0 +1,343 @@
+//! The worker: membership, leases in, samples out. The engine has a thread of its own.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
+use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
+use pacs_runtime::{Activity, Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
+use pacs_spec::JobSpec;
+use pacs_types::{GroupId, NoiseKey, Role, SampleId};
+use tokio::sync::{mpsc, watch};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::thread::{Command, EngineThread, Output, Setup};
+use crate::weights;
+use crate::{Finished, GroupJob, SamplingOptions};
+
+/// How long one lease call waits for work.
+const LEASE_WAIT: Duration = Duration::from_secs(5);
+/// How long any call may take beyond its own waiting time.
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
+const SUBMIT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to run a rollout worker.
+#[derive(Clone, Debug)]
+pub struct RolloutOptions {
+    /// Coordinator, host:port.
+    pub coordinator: String,
+    /// Stable name of the process slot, for example `rollout-0`.
+    pub name: String,
+    /// Compute on CUDA instead of the CPU.
+    pub cuda: bool,
+    /// Threads of libtorch; 0 for one a core.
+    pub threads: usize,
+    /// How long to wait for the coordinator to appear.
+    pub join_timeout: Duration,
+}
+
+/// Why a rollout worker ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// It could not become a member of the run.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The job spec or what it names cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// Generation failed.
+    #[error("{0}")]
+    Engine(String),
+}
+
+impl RolloutError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Join(_) => Exit::Again,
+            Self::Config(_) => Exit::Config,
+            Self::Engine(_) => Exit::Bug,
+        }
+    }
+}
+
+/// Works until the coordinator says that the job is over, or shutdown is requested.
+///
+/// A lost registration (a restarted coordinator, a network cut) is followed by a new one; the work in hand is dropped,
+/// as the coordinator gives it to somebody else.
+///
+/// # Errors
+/// See [`RolloutError`].
+pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, RolloutError> {
+    let identity =
+        WorkerIdentity { role: Role::Rollout, name: options.name.clone(), collective_address: String::new() };
+    loop {
+        let membership = Membership::join(&options.coordinator, &identity, options.join_timeout).await?;
+        tracing::info!(worker = %membership.worker, "joined");
+        let ended = membership.run_until_ended(&shutdown, serve(&options, &membership)).await;
+        match ended {
+            Ended::Work(Ok(never)) => match never {},
+            Ended::Work(Err(ServeError::Fatal(error))) => {
+                membership.leave(Some(error.to_string())).await;
+                return Err(error);
+            }
+            Ended::Work(Err(ServeError::Rejoin(reason))) => {
+                tracing::warn!(reason, "joining again");
+                membership.leave(Some(reason)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ended::Lost => tracing::warn!("registration lost, joining again"),
+            Ended::Dismissed | Ended::Shutdown => {
+                membership.leave(None).await;
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}
+
+/// Why serving under one registration stopped.
+enum ServeError {
+    /// The worker cannot go on at all.
+    Fatal(RolloutError),
+    /// This registration cannot go on: another one starts afresh.
+    Rejoin(String),
+}
+
+enum Never {}
+
+async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Never, ServeError> {
+    let config = |problem: String| ServeError::Fatal(RolloutError::Config(problem));
+    let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+    let setup = Setup::read(&spec, options.cuda, options.threads).map_err(|error| config(error.to_string()))?;
+    let scratch = Scratch::create().map_err(|error| config(format!("create scratch folder: {error}")))?;
+    let rows = setup.limits.rows;
+    let (thread, outputs) = EngineThread::start(setup);
+    let (in_flight_sender, in_flight) = watch::channel(0usize);
+    let client = RolloutServiceClient::new(membership.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (leases_sender, leases) = mpsc::channel(rows.max(1));
+    let leasing = Leasing {
+        client: client.clone(),
+        worker: membership.worker.0,
+        rows,
+        in_flight: in_flight_sender.clone(),
+        changed: in_flight,
+        leases: leases_sender,
+        commands: thread.commands.clone(),
+        scratch: scratch.path.clone(),
+        activity: membership.activity.clone(),
+    };
+    let submitting = Submitting {
+        client,
+        worker: membership.worker.0,
+        in_flight: in_flight_sender,
+        leases,
+        held: HashMap::new(),
+        commands: thread.commands.clone(),
+        activity: membership.activity.clone(),
+    };
+    tokio::select! {
+        result = leasing.run() => result,
+        result = submitting.run(outputs) => result,
+    }
+}
+
+/// What a lease is about; the engine's ticket is the lease number.
+#[derive(Debug)]
+struct Held {
+    lease: u64,
+    group: u64,
+    samples_left: usize,
+}
+
+/// Asks for groups whenever there is room.
+struct Leasing {
+    client: RolloutServiceClient<Channel>,
+    worker: u64,
+    rows: usize,
+    /// Samples on lease that were not handed in yet.
+    in_flight: watch::Sender<usize>,
+    changed: watch::Receiver<usize>,
+    /// Full when the submitting side has not taken note of the leases yet: waits.
+    leases: mpsc::Sender<Held>,
+    commands: std::sync::mpsc::Sender<Command>,
+    scratch: PathBuf,
+    activity: Activity,
+}
+
+impl Leasing {
+    async fn run(mut self) -> Result<Never, ServeError> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let rows = self.rows;
+            let in_flight = *self
+                .changed
+                .wait_for(|in_flight| *in_flight < rows)
+                .await
+                .map_err(|_| ServeError::Rejoin("the submitting side ended".into()))?;
+            if in_flight == 0 {
+                self.activity.set("waiting for groups");
+            }
+            let request = v1::LeaseGroupsRequest {
+                worker_id: self.worker,
+                free_samples: (rows - in_flight) as u32,
+                wait_ms: LEASE_WAIT.as_millis() as u32,
+            };
+            let reply = tokio::time::timeout(LEASE_WAIT + CALL_DEADLINE, self.client.lease_groups(request)).await;
+            match reply {
+                Ok(Ok(reply)) => {
+                    backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                    for lease in reply.into_inner().groups {
+                        self.start(lease).await?;
+                    }
+                }
+                Ok(Err(status)) if status.code() == Code::NotFound => {
+                    return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
+                }
+                Ok(Err(_)) | Err(_) => tokio::time::sleep(backoff.wait()).await,
+            }
+        }
+    }
+
+    async fn start(&mut self, lease: v1::GroupLease) -> Result<(), ServeError> {
+        let bad = |problem: &str| ServeError::Rejoin(format!("lease {} is malformed: {problem}", lease.lease_id));
+        let sampling = lease.sampling.clone().ok_or_else(|| bad("no sampling options"))?;
+        let reference = lease.weights.clone().ok_or_else(|| bad("no weights"))?;
+        let path = weights::ensure_local(&reference, &self.scratch)
+            .await
+            .map_err(|error| ServeError::Rejoin(error.to_string()))?;
+        let key = |index: u32| {
+            let sample = SampleId { group: GroupId(lease.group_id), index };
+            (index, NoiseKey::new(sampling.seed, sampling.stream, sample))
+        };
+        let job = GroupJob {
+            ticket: lease.lease_id,
+            prompt: lease.prompt_tokens,
+            samples: lease.sample_indices.iter().copied().map(key).collect(),
+            options: SamplingOptions {
+                temperature: f64::from(sampling.temperature),
+                top_p: f64::from(sampling.top_p),
+                top_k: sampling.top_k,
+                max_new_tokens: sampling.max_new_tokens,
+                stop: sampling.stop,
+            },
+        };
+        let samples = job.samples.len();
+        self.in_flight.send_modify(|in_flight| *in_flight += samples);
+        let held = Held { lease: lease.lease_id, group: lease.group_id, samples_left: samples };
+        let gone = |_| ServeError::Rejoin("the submitting side ended".into());
+        self.leases.send(held).await.map_err(gone)?;
+        self.commands
+            .send(Command::Generate { job, weights: Arc::new((reference, path)) })
+            .map_err(|_| ServeError::Rejoin("the engine ended".into()))
+    }
+}
+
+/// Hands finished samples in.
+struct Submitting {
+    client: RolloutServiceClient<Channel>,
+    worker: u64,
+    in_flight: watch::Sender<usize>,
+    leases: mpsc::Receiver<Held>,
+    held: HashMap<u64, Held>,
+    commands: std::sync::mpsc::Sender<Command>,
+    activity: Activity,
+}
+
+impl Submitting {
+    async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Never, ServeError> {
+        while let Some(output) = outputs.recv().await {
+            // Leases are announced before their samples can be finished.
+            while let Ok(lease) = self.leases.try_recv() {
+                self.held.insert(lease.lease, lease);
+            }
+            match output {
+                Output::Finished(finished) => self.submit(finished).await?,
+                Output::Weights(problem) => return Err(ServeError::Rejoin(problem)),
+                Output::Failed(problem) => return Err(ServeError::Fatal(RolloutError::Engine(problem))),
+            }
+            self.activity.set(format!("generating {} samples", *self.in_flight.borrow()));
+        }
+        Err(ServeError::Fatal(RolloutError::Engine("the engine ended without a word".into())))
+    }
+
+    async fn submit(&mut self, finished: Finished) -> Result<(), ServeError> {
+        let Some(held) = self.held.get_mut(&finished.ticket) else { return Ok(()) };
+        held.samples_left -= 1;
+        let (lease, group, last) = (held.lease, held.group, held.samples_left == 0);
+        let request = v1::SubmitSampleRequest {
+            worker_id: self.worker,
+            lease_id: lease,
+            group_id: group,
+            sample_index: finished.index,
+            sample: Some(finished.sample.into()),
+        };
+        let accepted = self.deliver(request).await?;
+        let settled = if accepted {
+            1
+        } else {
+            // The lease lapsed: nobody wants the rest of the group.
+            let _ = self.commands.send(Command::Cancel { ticket: lease });
+            1 + self.held[&finished.ticket].samples_left
+        };
+        if last || !accepted {
+            self.held.remove(&finished.ticket);
+        }
+        self.in_flight.send_modify(|in_flight| *in_flight -= settled);
+        Ok(())
+    }
+
+    /// True when the sample was taken, false when its lease is no longer good.
+    async fn deliver(&mut self, request: v1::SubmitSampleRequest) -> Result<bool, ServeError> {
+        let started = std::time::Instant::now();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let reply = tokio::time::timeout(CALL_DEADLINE, self.client.submit_sample(request.clone())).await;
+            let problem = match reply {
+                Ok(Ok(_)) => return Ok(true),
+                Ok(Err(status)) if status.code() == Code::FailedPrecondition => return Ok(false),
+                Ok(Err(status)) if status.code() == Code::NotFound => {
+                    return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
+                }
+                Ok(Err(status)) if status.code() == Code::InvalidArgument => {
+                    return Err(ServeError::Fatal(RolloutError::Engine(format!(
+                        "the coordinator refused a sample: {}",
+                        status.message()
+                    ))));
+                }
+                Ok(Err(status)) => status.message().to_owned(),
+                Err(_) => format!("no answer within {} s", CALL_DEADLINE.as_secs()),
+            };
+            if started.elapsed() > SUBMIT_PATIENCE {
+                return Err(ServeError::Rejoin(format!("samples cannot be handed in: {problem}")));
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+}
+
+/// A folder for fetched weights, removed with the registration.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn create() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("pacs-rollout-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Best effort: what is left is a file in the temporary folder.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}

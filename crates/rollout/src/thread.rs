@@ -1,0 +1,154 @@
+//! The thread that owns the engine and its tensors.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc as sync;
+
+use pacs_model::{ModelConfig, Parameters};
+use pacs_protocol::v1;
+use pacs_spec::JobSpec;
+use pacs_text::Tokenizer;
+use pacs_torch::tch::{Device, Kind};
+use pacs_types::WeightVersion;
+use tokio::sync::mpsc;
+
+use crate::weights;
+use crate::{Engine, EngineLimits, Finished, GroupJob};
+
+/// Prompt tokens of one prefill pass.
+const PREFILL_TOKENS: usize = 8192;
+/// Share of the host's memory that the cache may grow to.
+const CACHE_SHARE: f64 = 0.4;
+/// Finished samples that wait to be handed in; a full channel makes generation wait.
+const FINISHED_QUEUE: usize = 4096;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Generate a group with these weights (reference and local file).
+    Generate { job: GroupJob, weights: Arc<(v1::WeightsRef, PathBuf)> },
+    /// Forget a group.
+    Cancel { ticket: u64 },
+}
+
+/// What the thread tells.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// A sample is complete.
+    Finished(Finished),
+    /// Weights could not be loaded.
+    Weights(String),
+    /// The engine failed and is gone.
+    Failed(String),
+}
+
+/// What the engine is built from.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) limits: EngineLimits,
+    config: ModelConfig,
+    tokenizer: Arc<Tokenizer>,
+    device: Device,
+}
+
+impl Setup {
+    /// Reads the model's configuration and tokenizer and prepares libtorch.
+    pub(crate) fn read(spec: &JobSpec, cuda: bool, threads: usize) -> anyhow::Result<Self> {
+        let device = pacs_torch::init(cuda, threads)?;
+        let config = ModelConfig::read(&spec.model.path)?;
+        let tokenizer = Arc::new(Tokenizer::read(&spec.model.path)?);
+        let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
+        let budget = (host_memory_bytes() as f64 * CACHE_SHARE) as usize;
+        let wanted = spec.rollout.max_concurrent_samples as usize;
+        // Sized for float32, the larger kind; at least one sample always runs.
+        let rows = wanted.min(Engine::rows_within(&config, Kind::Float, longest, budget)).max(1);
+        if rows < wanted {
+            tracing::warn!(wanted, rows, "memory holds fewer samples at once than rollout.max_concurrent_samples");
+        }
+        let limits = EngineLimits { rows, prefill_tokens: PREFILL_TOKENS };
+        Ok(Self { limits, config, tokenizer, device })
+    }
+}
+
+fn host_memory_bytes() -> u64 {
+    let kilobytes = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    kilobytes.map_or(4 << 30, |kilobytes| kilobytes * 1024)
+}
+
+/// Handle of the thread; dropping every command sender ends it.
+#[derive(Debug)]
+pub(crate) struct EngineThread {
+    pub(crate) commands: sync::Sender<Command>,
+}
+
+impl EngineThread {
+    /// Starts the thread. Commands are bounded by the samples on lease, outputs by [`FINISHED_QUEUE`].
+    pub(crate) fn start(setup: Setup) -> (Self, mpsc::Receiver<Output>) {
+        let (commands, inbox) = sync::channel();
+        let (outbox, outputs) = mpsc::channel(FINISHED_QUEUE);
+        std::thread::spawn(move || {
+            if let Err(error) = generate(&setup, &inbox, &outbox) {
+                // Nobody listens any more when the registration has ended meanwhile.
+                let _ = outbox.blocking_send(error);
+            }
+        });
+        (Self { commands }, outputs)
+    }
+}
+
+/// Serves commands until their senders are gone.
+fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sender<Output>) -> Result<(), Output> {
+    let mut engine: Option<Engine> = None;
+    let mut loaded: Option<(u64, u64)> = None;
+    loop {
+        let idle = engine.as_ref().is_none_or(Engine::is_idle);
+        let next = if idle { inbox.recv().ok() } else { None };
+        if idle && next.is_none() {
+            return Ok(());
+        }
+        for command in next.into_iter().chain(inbox.try_iter()) {
+            match command {
+                Command::Generate { job, weights } => {
+                    let (reference, path) = &*weights;
+                    let wanted = (reference.generation, reference.version);
+                    if loaded != Some(wanted) {
+                        load(setup, &mut engine, reference, path).map_err(Output::Weights)?;
+                        loaded = Some(wanted);
+                    }
+                    let engine = engine.as_mut().expect("loading weights makes an engine");
+                    engine.submit(job).map_err(|error| Output::Failed(error.to_string()))?;
+                }
+                Command::Cancel { ticket } => {
+                    if let Some(engine) = &mut engine {
+                        engine.cancel(ticket).map_err(|error| Output::Failed(error.to_string()))?;
+                    }
+                }
+            }
+        }
+        if let Some(engine) = &mut engine {
+            for finished in engine.step().map_err(|error| Output::Failed(error.to_string()))? {
+                if outbox.blocking_send(Output::Finished(finished)).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn load(
+    setup: &Setup,
+    engine: &mut Option<Engine>,
+    reference: &v1::WeightsRef,
+    path: &std::path::Path,
+) -> Result<(), String> {
+    let kind = weights::kind(reference).ok_or_else(|| format!("weights of unknown kind `{}`", reference.kind))?;
+    let version = WeightVersion(reference.version);
+    let engine = engine.get_or_insert_with(|| {
+        let parameters = Parameters::zeros(&setup.config, kind, setup.device);
+        Engine::new(setup.config.clone(), parameters, version, Arc::clone(&setup.tokenizer), setup.limits)
+    });
+    weights::load(reference, path, engine.parameters_mut(version)).map_err(|error| error.to_string())
+}

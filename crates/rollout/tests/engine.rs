@@ -1,0 +1,175 @@
+//! Generation against the reference models, and its independence of what else is in the batch.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pacs_model::{Model, ModelConfig, Parameters, score};
+use pacs_rollout::{Engine, EngineLimits, Finished, GroupJob, SamplingOptions};
+use pacs_text::Tokenizer;
+use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, WeightVersion};
+
+const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
+}
+
+fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
+    let folder = golden(name);
+    let mut config = ModelConfig::read(&folder).expect("golden model");
+    if !end_tokens {
+        config.end_tokens.clear();
+    }
+    let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).expect("golden model");
+    let tokenizer = Arc::new(Tokenizer::read(&folder).expect("golden tokenizer"));
+    Engine::new(config, parameters, WeightVersion(7), tokenizer, EngineLimits { rows, prefill_tokens: 64 })
+}
+
+fn options(max_new_tokens: u32) -> SamplingOptions {
+    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, max_new_tokens, stop: Vec::new() }
+}
+
+fn job(ticket: u64, prompt: &[u32], samples: u32, options: SamplingOptions) -> GroupJob {
+    let key = |index| (index, NoiseKey::new(1, 0, SampleId { group: GroupId(ticket), index }));
+    GroupJob { ticket, prompt: prompt.to_vec(), samples: (0..samples).map(key).collect(), options }
+}
+
+fn run(engine: &mut Engine) -> Vec<Finished> {
+    let mut finished = Vec::new();
+    while !engine.is_idle() {
+        finished.extend(engine.step().expect("generates"));
+    }
+    finished.sort_by_key(|f| (f.ticket, f.index));
+    finished
+}
+
+fn expected(name: &str, tensor: &str) -> Tensor {
+    let tensors = Tensor::read_safetensors(golden(name).join("expected.safetensors")).expect("golden outputs");
+    tensors.into_iter().find(|(found, _)| found == tensor).expect("in every golden file").1
+}
+
+/// The golden sequences, without padding.
+fn sequences(name: &str) -> Vec<Vec<u32>> {
+    let (ids, lengths) = (expected(name, "input_ids"), expected(name, "lengths"));
+    (0..3)
+        .map(|row| {
+            let ids = Vec::<i64>::try_from(ids.get(row).narrow(0, 0, lengths.int64_value(&[row]))).expect("ids");
+            ids.into_iter().map(|id| id as u32).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_most_probable_tokens_are_the_reference_models() {
+    for name in MODELS {
+        let greedy = expected(name, "greedy_ids");
+        let mut engine = engine(name, 8, false);
+        for (ticket, prompt) in sequences(name).iter().enumerate() {
+            engine.submit(job(ticket as u64, prompt, 2, SamplingOptions { top_k: 1, ..options(32) })).expect("fits");
+        }
+        for finished in run(&mut engine) {
+            let wanted = Vec::<i64>::try_from(greedy.get(finished.ticket as i64)).expect("ids");
+            let got: Vec<i64> = finished.sample.tokens.iter().map(|token| i64::from(*token)).collect();
+            assert_eq!(got, wanted, "{name}, sequence {}", finished.ticket);
+        }
+    }
+}
+
+#[test]
+fn logprobs_equal_those_of_a_plain_forward() {
+    for name in MODELS {
+        let prompts = sequences(name);
+        let mut engine = engine(name, 5, true);
+        let sampling = SamplingOptions { temperature: 0.8, ..options(40) };
+        for (ticket, prompt) in prompts.iter().enumerate() {
+            engine.submit(job(ticket as u64, prompt, 4, sampling.clone())).expect("fits");
+        }
+        let finished = run(&mut engine);
+        assert_eq!(finished.len(), 12);
+        let config = ModelConfig::read(&golden(name)).expect("golden model");
+        let parameters = Parameters::load(&golden(name), &config, Kind::Float, Device::Cpu).expect("golden model");
+        let model = Model::new(&config, &parameters, false);
+        let items = finished.iter().map(|f| (prompts[f.ticket as usize].clone(), f.sample.tokens.clone())).collect();
+        let scored = score(&model, items, 0.8, 1000).expect("scores");
+        for (finished, scored) in finished.iter().zip(scored) {
+            for (ours, plain) in finished.sample.logprobs.iter().zip(scored) {
+                assert!((ours - plain).abs() < 1e-4, "{name}: {ours} while generating, {plain} in a plain forward");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sample_does_not_depend_on_its_company() {
+    let name = "qwen3";
+    let prompts = sequences(name);
+    let sampling = options(48);
+    let alone: Vec<Finished> = (0..3u64)
+        .flat_map(|ticket| {
+            let mut engine = engine(name, 16, true);
+            engine.submit(job(ticket, &prompts[ticket as usize], 6, sampling.clone())).expect("fits");
+            run(&mut engine)
+        })
+        .collect();
+    // Fewer rows than samples, so that groups are split and rows change places.
+    for rows in [1, 5, 18] {
+        let mut engine = engine(name, rows, true);
+        for ticket in [2, 0, 1] {
+            engine.submit(job(ticket, &prompts[ticket as usize], 6, sampling.clone())).expect("fits");
+        }
+        for (together, alone) in run(&mut engine).iter().zip(&alone) {
+            assert_eq!(together.sample.tokens, alone.sample.tokens, "{rows} rows, group {}", alone.ticket);
+        }
+    }
+}
+
+#[test]
+fn samples_end_at_end_tokens_stop_strings_and_the_limit() {
+    let name = "llama3";
+    let end_tokens = ModelConfig::read(&golden(name)).expect("golden model").end_tokens;
+    let prompt = &sequences(name)[0];
+    let mut first = engine(name, 64, true);
+    first.submit(job(1, prompt, 64, options(30))).expect("fits");
+    let finished = run(&mut first);
+    for f in &finished {
+        let ended = end_tokens.contains(f.sample.tokens.last().expect("never empty"));
+        assert_eq!(f.sample.finish, if ended { FinishReason::Stop } else { FinishReason::Length });
+        assert!(ended || f.sample.tokens.len() == 30);
+        assert_eq!(f.sample.tokens.len(), f.sample.logprobs.len());
+        assert_eq!(f.sample.version, WeightVersion(7));
+    }
+    // A stop string taken from a text that is known to come.
+    let text = &finished[0].sample.text;
+    let stop: String = text.chars().skip(2).take(2).collect();
+    let mut second = engine(name, 64, true);
+    second.submit(job(1, prompt, 64, SamplingOptions { stop: vec![stop.clone()], ..options(30) })).expect("fits");
+    let stopped = &run(&mut second)[0].sample;
+    assert_eq!(stopped.finish, FinishReason::Stop);
+    assert!(!stopped.text.contains(&stop) && text.starts_with(&stopped.text), "{:?}", stopped.text);
+}
+
+#[test]
+fn a_cancelled_group_never_finishes() {
+    let prompts = sequences("qwen3");
+    let mut engine = engine("qwen3", 6, false);
+    for ticket in 0..3 {
+        engine.submit(job(ticket, &prompts[ticket as usize], 3, options(20))).expect("fits");
+    }
+    engine.step().expect("generates");
+    engine.cancel(0).expect("running");
+    engine.cancel(2).expect("waiting");
+    let finished = run(&mut engine);
+    assert_eq!(finished.iter().map(|f| (f.ticket, f.index)).collect::<Vec<_>>(), [(1, 0), (1, 1), (1, 2)]);
+    assert_eq!(engine.free_samples(), 6);
+}
+
+#[test]
+fn groups_that_cannot_be_generated_are_refused() {
+    let mut engine = engine("qwen3", 4, true);
+    assert!(engine.submit(job(1, &[], 1, options(5))).is_err(), "no prompt");
+    assert!(engine.submit(job(1, &[1_000_000], 1, options(5))).is_err(), "unknown token");
+    assert!(engine.submit(job(1, &[1], 1, options(0))).is_err(), "no tokens wanted");
+    assert!(engine.submit(job(1, &[1], 1, options(1_000_000))).is_err(), "beyond the model's positions");
+    assert!(engine.submit(job(1, &[1], 1, SamplingOptions { temperature: 0.0, ..options(5) })).is_err());
+}

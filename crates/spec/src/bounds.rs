@@ -1,0 +1,240 @@
+//! The bounds that the doc comments of the types state, checked one by one.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use pacs_algo::ScoreEstimator;
+
+use crate::*;
+
+/// A broken bound, and the other values that take part in it.
+pub(crate) struct Broken {
+    pub(crate) problem: Problem,
+    also: &'static [&'static str],
+}
+
+impl Broken {
+    /// Paths of all values that the bound is about.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.problem.path.as_str()).chain(self.also.iter().copied())
+    }
+}
+
+/// Everything in `spec` that is out of bounds.
+pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
+    let mut check = Check::default();
+    check.top(spec);
+    check.data(spec);
+    check.rollout(spec);
+    check.objective(&spec.objective, &spec.rollout);
+    check.optimizer(&spec.optimizer);
+    check.batch(spec);
+    check.services(spec);
+    check.found
+}
+
+/// Largest number of steps or updates.
+const MOST_STEPS: u64 = 1_000_000_000;
+
+/// Largest integer that TOML can hold.
+const MOST_SEED: u64 = i64::MAX.unsigned_abs();
+
+#[derive(Default)]
+struct Check {
+    found: Vec<Broken>,
+}
+
+impl Check {
+    fn top(&mut self, spec: &JobSpec) {
+        let name = &spec.name;
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        self.text(
+            "name",
+            name,
+            plain && (1..=64).contains(&name.len()),
+            "expected 1 to 64 letters, digits, `-` and `_`",
+        );
+        self.range("seed", spec.seed, 0..=MOST_SEED);
+        let path = spec.model.path.display().to_string();
+        self.text("model.path", &path, !path.is_empty(), "expected the path of a folder");
+    }
+
+    fn data(&mut self, spec: &JobSpec) {
+        let data = &spec.data;
+        self.range("data.max_prompt_tokens", data.max_prompt_tokens, 1..=1_000_000);
+        self.source("data.train", &data.train);
+        if let Some(evaluation) = &data.evaluation {
+            self.source("data.evaluation", evaluation);
+            self.disjoint(&data.train, evaluation);
+        } else if spec.evaluation.is_on() {
+            let message = "is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name \
+                           held-out problems or turn all three off";
+            self.fail(Problem::new("data.evaluation", message), &["evaluation"]);
+        }
+    }
+
+    fn source(&mut self, path: &str, source: &SourceSpec) {
+        let at = |key: &str| format!("{path}.{key}");
+        match (&source.path, &source.generator) {
+            (Some(_), Some(_)) => self.fail(Problem::new(path, "has both `path` and `generator`; expected one"), &[]),
+            (None, None) => self.fail(Problem::new(path, "has neither `path` nor `generator`; expected one"), &[]),
+            (Some(file), None) => {
+                let known = file.extension().is_some_and(|extension| extension == "jsonl" || extension == "parquet");
+                let shown = file.display().to_string();
+                self.text(&at("path"), &shown, known, "expected a `.jsonl` or `.parquet` file");
+            }
+            (None, Some(generator)) => self.generator(&at("generator"), generator),
+        }
+        for (key, value, default) in
+            [("question_field", &source.question_field, "question"), ("answer_field", &source.answer_field, "answer")]
+        {
+            self.text(&at(key), value, !value.is_empty(), "expected the name of a field");
+            let meaningless = source.generator.is_some() && value != default && !value.is_empty();
+            self.text(&at(key), value, !meaningless, "applies to files only, not to a generator");
+        }
+        if let Some(limit) = source.limit {
+            self.that(limit > 0, &at("limit"), limit, "expected 1 or more", &[]);
+        }
+    }
+
+    fn generator(&mut self, path: &str, generator: &GeneratorSpec) {
+        let GeneratorSpec { low, high, held_out, .. } = *generator;
+        let at = |key: &str| format!("{path}.{key}");
+        self.range(&at("seed"), generator.seed, 0..=MOST_SEED);
+        let most = low.saturating_add(999).min(9999);
+        if !(low..=most).contains(&high) {
+            let message = format!("expected `low` ({low}) to {most}: at most 1000 operands, none above 9999");
+            return self.that(false, &at("high"), high, message, &[]);
+        }
+        let pairs = generator.pairs();
+        self.that(held_out < pairs, &at("held_out"), held_out, format!("expected fewer than the {pairs} pairs"), &[]);
+        let empty = generator.part == GeneratorPart::HeldOut && held_out == 0;
+        self.that(!empty, &at("held_out"), held_out, "expected 1 or more, for `part` asks for the held-out pairs", &[]);
+    }
+
+    /// Two generators of the same task must split the same pairs, else problems that are trained on are evaluated with.
+    fn disjoint(&mut self, train: &SourceSpec, evaluation: &SourceSpec) {
+        let (Some(train), Some(evaluation)) = (&train.generator, &evaluation.generator) else { return };
+        let apart = train.high < evaluation.low || evaluation.high < train.low;
+        if train.task != evaluation.task || apart {
+            return;
+        }
+        let split = |g: &GeneratorSpec| (g.low, g.high, g.held_out, g.seed);
+        let message = if split(train) != split(evaluation) {
+            "expected the `low`, `high`, `held_out` and `seed` of `data.train.generator`, so that no problem is in both"
+        } else if train.part == evaluation.part {
+            "gives the very problems that are trained on; expected the other `part` (`held_out` here, `train` there)"
+        } else {
+            return;
+        };
+        self.fail(Problem::new("data.evaluation.generator", message), &["data.train.generator"]);
+    }
+
+    fn rollout(&mut self, spec: &JobSpec) {
+        let rollout = &spec.rollout;
+        self.range("rollout.samples_per_prompt", rollout.samples_per_prompt, 1..=1024);
+        self.range("rollout.max_new_tokens", rollout.max_new_tokens, 1..=1_000_000);
+        self.range("rollout.temperature", rollout.temperature, 0.01..=10.0);
+        self.above_zero("rollout.top_p", rollout.top_p, 1.0);
+        self.range("rollout.top_k", rollout.top_k, 0..=1_000_000);
+        let stop = format!("{:?}", rollout.stop);
+        self.that(rollout.stop.len() <= 64, "rollout.stop", &stop, "expected at most 64 strings", &[]);
+        let empty = rollout.stop.iter().any(String::is_empty);
+        self.that(!empty, "rollout.stop", &stop, "expected no empty string", &[]);
+
+        let room = rollout.max_concurrent_samples;
+        self.range("rollout.max_concurrent_samples", room, 1..=65536);
+        let per_problem = if spec.evaluation.is_on() { spec.evaluation.samples_per_problem } else { 1 };
+        let group = rollout.samples_per_prompt.max(per_problem);
+        let message = format!("expected {group} or more: a worker takes a group of samples as a whole");
+        let also = &["rollout.samples_per_prompt", "evaluation"];
+        self.that(room >= group, "rollout.max_concurrent_samples", room, message, also);
+    }
+
+    fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
+        self.above_zero("objective.beta", objective.beta, 1000.0);
+        self.range("objective.reference_reset_steps", objective.reference_reset_steps, 1..=MOST_STEPS);
+        let compares = objective.score != ScoreEstimator::Naive;
+        let message = "expected 2 or more: this `objective.score` compares the samples of a prompt with each other";
+        let n = rollout.samples_per_prompt;
+        self.that(!(compares && n == 1), "rollout.samples_per_prompt", n, message, &["objective.score"]);
+    }
+
+    fn optimizer(&mut self, optimizer: &OptimizerSpec) {
+        self.above_zero("optimizer.learning_rate", optimizer.learning_rate, 1.0);
+        for (path, value) in [("optimizer.beta1", optimizer.beta1), ("optimizer.beta2", optimizer.beta2)] {
+            self.that((0.0..1.0).contains(&value), path, value, "expected 0 to below 1", &[]);
+        }
+        self.above_zero("optimizer.epsilon", optimizer.epsilon, 1.0);
+        self.range("optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
+        self.range("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e6);
+        self.range("optimizer.warmup_updates", optimizer.warmup_updates, 0..=MOST_STEPS);
+        self.range("optimizer.max_skipped_updates", optimizer.max_skipped_updates, 0..=1_000_000);
+    }
+
+    fn batch(&mut self, spec: &JobSpec) {
+        let batch = &spec.batch;
+        self.range("batch.steps", batch.steps, 1..=MOST_STEPS);
+        self.range("batch.prompts_per_step", batch.prompts_per_step, 1..=1_000_000);
+        self.range("batch.micro_batch_tokens", batch.micro_batch_tokens, 1..=100_000_000);
+        let (prompts, parts) = (batch.prompts_per_step, batch.mini_batches);
+        let divides = parts > 0 && prompts.is_multiple_of(parts);
+        let message = format!("expected a divisor of `batch.prompts_per_step` ({prompts})");
+        self.that(divides, "batch.mini_batches", parts, message, &["batch.prompts_per_step"]);
+
+        let learners = spec.resources.learners;
+        self.range("resources.learners", learners, 1..=1024);
+        if divides {
+            let sequences = u64::from(prompts / parts) * u64::from(spec.rollout.samples_per_prompt);
+            let message = format!("expected no more than the {sequences} sequences of a mini-batch");
+            let also = &["batch.prompts_per_step", "batch.mini_batches", "rollout.samples_per_prompt"];
+            self.that(u64::from(learners) <= sequences, "resources.learners", learners, message, also);
+        }
+    }
+
+    fn services(&mut self, spec: &JobSpec) {
+        self.above_zero("verifier.timeout_seconds", spec.verifier.timeout_seconds, 3600.0);
+        self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
+        self.range("evaluation.every_steps", spec.evaluation.every_steps, 0..=MOST_STEPS);
+        self.range("evaluation.samples_per_problem", spec.evaluation.samples_per_problem, 1..=1024);
+        if let Some(temperature) = spec.evaluation.temperature {
+            self.range("evaluation.temperature", temperature, 0.01..=10.0);
+        }
+        self.range("checkpoint.every_steps", spec.checkpoint.every_steps, 0..=MOST_STEPS);
+        self.range("checkpoint.keep", spec.checkpoint.keep, 1..=10_000);
+        self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
+        self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
+        self.range("resources.threads", spec.resources.threads, 0..=4096);
+    }
+
+    fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, bounds: RangeInclusive<T>) {
+        let message = format!("expected {} to {}", bounds.start(), bounds.end());
+        // `contains` is false for a float that is no number.
+        self.that(bounds.contains(&value), path, value, message, &[]);
+    }
+
+    fn above_zero(&mut self, path: &str, value: f64, most: f64) {
+        self.that(value > 0.0 && value <= most, path, value, format!("expected above 0, at most {most}"), &[]);
+    }
+
+    fn text(&mut self, path: &str, value: &str, holds: bool, message: &str) {
+        self.that(holds, path, format!("{value:?}"), message, &[]);
+    }
+
+    fn that(
+        &mut self,
+        holds: bool,
+        path: &str,
+        value: impl Display,
+        message: impl Into<String>,
+        also: &'static [&'static str],
+    ) {
+        if !holds {
+            self.fail(Problem::new(path, message).with_value(value), also);
+        }
+    }
+
+    fn fail(&mut self, problem: Problem, also: &'static [&'static str]) {
+        self.found.push(Broken { problem, also });
+    }
+}

@@ -1,0 +1,22 @@
+//! The job spec: what a job may say, and the only door through which it comes in.
+//!
+//! [`parse`] and [`read`] turn TOML into a [`JobSpec`] whose every value is within its documented bounds, or report
+//! all problems at once ([`SpecErrors`]). Nothing here looks at the model, the data or any other file: whether the
+//! things that a spec names exist is for those to say who open them. Start with [`JobSpec`]: the doc comment of a
+//! field is its meaning, default and range.
+#![forbid(unsafe_code)]
+
+mod bounds;
+mod difference;
+mod errors;
+mod fields;
+mod init;
+mod lines;
+mod parse;
+mod types;
+
+pub use difference::{Difference, differences};
+pub use errors::{Problem, SpecErrors};
+pub use init::init_template;
+pub use parse::{parse, read};
+pub use types::*;

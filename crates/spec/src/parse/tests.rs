@@ -1,0 +1,238 @@
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const MINIMAL: &str = "
+name = 'job'
+model.path = 'm'
+data.train.path = 'train.jsonl'
+data.evaluation.path = 'test.parquet'
+";
+
+fn parsed(text: &str) -> Result<JobSpec, SpecErrors> {
+    parse(text, Path::new("job.toml"))
+}
+
+fn refused(text: &str, expected: Expect) {
+    let errors = parsed(text).expect_err("the spec is wrong");
+    expected.assert_eq(&errors.to_string());
+}
+
+#[test]
+fn a_minimal_spec_has_the_defaults() {
+    let spec = parsed(MINIMAL).expect("valid");
+    assert_eq!((spec.seed, spec.batch.steps, spec.rollout.samples_per_prompt), (1, 300, 8));
+    assert_eq!(spec.data.prompt_suffix, crate::PAPER_SUFFIX);
+}
+
+#[test]
+fn the_resolved_text_reads_back() {
+    let text = format!(
+        "{MINIMAL}model.template_variables = {{ enable_thinking = false }}\nmodel.chat_template = \"a\\nb\"\n\
+         optimizer.learning_rate = 1e-5\nseed = 9223372036854775807\ndata.train.limit = 7"
+    );
+    let spec = parsed(&text).expect("valid");
+    assert_eq!(parsed(&spec.resolved_toml()).expect("resolved specs are valid"), spec);
+}
+
+#[test]
+fn all_problems_come_together_with_lines() {
+    refused(
+        "name = 'has spaces'
+sed = 3
+[model]
+path = 'm'
+precision = 'float16'
+[data]
+max_prompt_tokens = 0
+[data.train]
+path = 'train.csv'
+generator = { task = 'addition', low = 5, high = 2, colour = 1 }
+[batch]
+prompts_per_step = 10
+mini_batchs = 3
+mini_batches = 4
+learning_rate = 1e-5
+steps = 'many'
+[rollout]
+samples_per_prompt = 1
+stop = ['x', 3]
+temperature = nan
+top_p = 0.0
+[optimizer]
+max_skipped_updates = -1
+[objective]
+score = 'best'
+",
+        expect![[r#"
+            16 problems in job spec `job.toml`
+              line 1: name = "has spaces": expected 1 to 64 letters, digits, `-` and `_`
+              line 2: sed: unknown key; did you mean `seed`?
+              line 5: model.precision = "float16": expected one of `auto`, `float32`, `bfloat16`
+              line 6: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off
+              line 7: data.max_prompt_tokens = 0: expected 1 to 1000000
+              line 8: data.train: has both `path` and `generator`; expected one
+              line 10: data.train.generator.colour: unknown key
+              line 13: batch.mini_batchs: unknown key; did you mean `mini_batches`?
+              line 14: batch.mini_batches = 4: expected a divisor of `batch.prompts_per_step` (10)
+              line 15: batch.learning_rate: unknown key; `learning_rate` belongs to `[optimizer]`
+              line 16: batch.steps = "many": expected a whole number, 0 or more
+              line 19: rollout.stop = ["x", 3]: expected a string
+              line 20: rollout.temperature = NaN: expected 0.01 to 10
+              line 21: rollout.top_p = 0: expected above 0, at most 1
+              line 23: optimizer.max_skipped_updates = -1: expected a whole number, 0 or more
+              line 25: objective.score = "best": expected one of `rloo`, `grpo`, `dr_grpo`, `naive`"#]],
+    );
+}
+
+#[test]
+fn what_is_missing_is_named_once() {
+    refused(
+        "[data]\nshuffle = true",
+        expect![[r#"
+        4 problems in job spec `job.toml`
+          line 1: data.train: is required
+          line 1: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off
+          name: is required
+          model: is required"#]],
+    );
+    refused(
+        "name = 3\nmodel = 'm'\ndata.train = 'x'\n[evaluation]\nbefore = false",
+        expect![[r#"
+        4 problems in job spec `job.toml`
+          line 1: name = 3: expected a string
+          line 2: model = "m": expected a table
+          line 3: data.train = "x": expected a table
+          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+    );
+    refused(
+        "name = 'a'\nmodel.path = 'm'\n[data.train.generator]\nlow = 1",
+        expect![[r#"
+        2 problems in job spec `job.toml`
+          line 3: data.train.generator.task: is required
+          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+    );
+}
+
+#[test]
+fn text_that_is_no_toml_is_refused_by_line() {
+    refused(
+        "name = 'a'\n[batch\nsteps = = 3\n",
+        expect![[r#"
+        3 problems in job spec `job.toml`
+          line 2: unclosed table, expected `]`
+          line 3: extra `=`, expected nothing
+          line 3: unexpected key or value, expected newline, `#`"#]],
+    );
+    refused(
+        "name = 'a'\nname = 'b'\n",
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 2: duplicate key"#]],
+    );
+    refused(
+        "seed = 9223372036854775808",
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 1: u64 value was too large"#]],
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let errors = read(Path::new("no/such/job.toml")).expect_err("there is no such file");
+    assert!(errors.to_string().starts_with("1 problem in job spec `no/such/job.toml`\n  cannot read the file: "));
+}
+
+#[test]
+fn combinations_that_cannot_work_are_refused() {
+    let with = |lines: &str| format!("{MINIMAL}{lines}");
+    refused(
+        &with("batch.prompts_per_step = 10\nbatch.mini_batches = 0"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 7: batch.mini_batches = 0: expected a divisor of `batch.prompts_per_step` (10)"#]],
+    );
+    refused(
+        &with("rollout.samples_per_prompt = 1"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.samples_per_prompt = 1: expected 2 or more: this `objective.score` compares the samples of a prompt with each other"#]],
+    );
+    assert!(parsed(&with("rollout.samples_per_prompt = 1\nobjective.score = 'naive'")).is_ok());
+    refused(
+        &with("rollout.max_concurrent_samples = 4"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.max_concurrent_samples = 4: expected 8 or more: a worker takes a group of samples as a whole"#]],
+    );
+    refused(
+        &with("batch.prompts_per_step = 2\nbatch.mini_batches = 2\nresources.learners = 9"),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 8: resources.learners = 9: expected no more than the 8 sequences of a mini-batch"#]],
+    );
+    refused(
+        &with("data.train.generator = { task = 'addition' }"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 4: data.train: has both `path` and `generator`; expected one"#]],
+    );
+}
+
+#[test]
+fn evaluation_needs_problems() {
+    let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\n";
+    refused(
+        text,
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+    );
+    let off = format!("{text}evaluation = {{ before = false, after = false, every_steps = 0 }}");
+    assert!(parsed(&off).is_ok());
+}
+
+#[test]
+fn generators_that_overlap_are_refused() {
+    let sources = |train: &str, evaluation: &str| {
+        format!(
+            "name = 'a'\nmodel.path = 'm'\ndata.train.generator = {{ task = 'addition', {train} }}\n\
+             data.evaluation.generator = {{ task = 'addition', {evaluation} }}"
+        )
+    };
+    assert!(parsed(&sources("seed = 3", "seed = 3, part = 'held_out'")).is_ok());
+    assert!(parsed(&sources("low = 1, high = 99", "low = 100, high = 200")).is_ok());
+    refused(
+        &sources("seed = 3", "seed = 4, part = 'held_out'"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 4: data.evaluation.generator: expected the `low`, `high`, `held_out` and `seed` of `data.train.generator`, so that no problem is in both"#]],
+    );
+    refused(
+        &sources("seed = 3", "seed = 3"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 4: data.evaluation.generator: gives the very problems that are trained on; expected the other `part` (`held_out` here, `train` there)"#]],
+    );
+    refused(
+        &sources("low = 0, high = 1000", "low = 1, high = 1, held_out = 1, part = 'held_out'"),
+        expect![[r#"
+        3 problems in job spec `job.toml`
+          line 3: data.train.generator.high = 1000: expected `low` (0) to 999: at most 1000 operands, none above 9999
+          line 4: data.evaluation.generator.held_out = 1: expected fewer than the 1 pairs
+          line 4: data.evaluation.generator: expected the `low`, `high`, `held_out` and `seed` of `data.train.generator`, so that no problem is in both"#]],
+    );
+}
+
+#[test]
+fn changed_fields_are_checked_again() {
+    let mut spec = parsed(MINIMAL).expect("valid");
+    assert_eq!(spec.validate(Path::new("x")), Ok(()));
+    spec.batch.steps = 0;
+    let errors = spec.validate(Path::new("the command line")).expect_err("0 steps");
+    expect![[r#"
+        1 problem in job spec `the command line`
+          batch.steps = 0: expected 1 to 1000000000"#]]
+    .assert_eq(&errors.to_string());
+}

@@ -1,0 +1,498 @@
+//! The job spec as types: the doc comment of a field is its meaning, default and range.
+
+use std::path::PathBuf;
+
+use pacs_algo::{LabelWeights, RewardMethod, ScoreEstimator};
+use serde::{Deserialize, Serialize};
+
+/// A training job: everything that decides what is trained, on what, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Name of the job: letters, digits, `-` and `_`, at most 64. Required.
+    pub name: String,
+    /// Seed of data order and sampling noise. Default 1, at most 2^63 - 1 (the largest integer of TOML).
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// The model that is trained. Required.
+    pub model: ModelSpec,
+    /// Problems to train on and to evaluate with. Required.
+    pub data: DataSpec,
+    /// How answers are sampled.
+    #[serde(default)]
+    pub rollout: RolloutSpec,
+    /// What is optimised.
+    #[serde(default)]
+    pub objective: ObjectiveSpec,
+    /// How it is optimised.
+    #[serde(default)]
+    pub optimizer: OptimizerSpec,
+    /// How much goes into a step.
+    #[serde(default)]
+    pub batch: BatchSpec,
+    /// How answers are graded.
+    #[serde(default)]
+    pub verifier: VerifierSpec,
+    /// When and how the policy is measured on held-out problems.
+    #[serde(default)]
+    pub evaluation: EvaluationSpec,
+    /// When state is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointSpec,
+    /// What is written down.
+    #[serde(default)]
+    pub logging: LoggingSpec,
+    /// How many workers, on what.
+    #[serde(default)]
+    pub resources: ResourcesSpec,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// The model that is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Hugging Face folder (config.json, *.safetensors, tokenizer.json). Relative to the working directory. Required.
+    pub path: PathBuf,
+    /// Kind that forward and backward compute in. Default `auto`: bfloat16 where the hardware multiplies it, else float32.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Variables passed to the chat template, for example `enable_thinking = false`. Default none.
+    #[serde(default)]
+    pub template_variables: toml::Table,
+    /// Chat template (Jinja text) that takes the place of the model folder's. Default: the model folder's.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+}
+
+/// Kind that a model computes in. Master weights and moments are float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bfloat16 where the hardware multiplies it, else float32.
+    #[default]
+    Auto,
+    /// 32-bit floating point.
+    Float32,
+    /// Brain floating point, 16 bits.
+    Bfloat16,
+}
+
+/// Problems to train on and to evaluate with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSpec {
+    /// Problems to train on. Required.
+    pub train: SourceSpec,
+    /// Held-out problems; required when evaluation is on.
+    #[serde(default)]
+    pub evaluation: Option<SourceSpec>,
+    /// Text behind every question. Default: the paper's, ` Please reason step by step, and put your final answer
+    /// within \boxed{}.`
+    #[serde(default = "paper_suffix")]
+    pub prompt_suffix: String,
+    /// System message; default none (the chat template may bring its own).
+    #[serde(default)]
+    pub system: Option<String>,
+    /// Prompts with more tokens are left out and counted. Default 1024, 1 to 1,000,000.
+    #[serde(default = "max_prompt_tokens")]
+    pub max_prompt_tokens: usize,
+    /// Shuffle the training problems anew each epoch. Default true.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+/// The suffix of the paper's prompts.
+pub const PAPER_SUFFIX: &str = " Please reason step by step, and put your final answer within \\boxed{}.";
+
+fn paper_suffix() -> String {
+    PAPER_SUFFIX.to_owned()
+}
+
+fn max_prompt_tokens() -> usize {
+    1024
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One set of problems: exactly one of `path` and `generator`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceSpec {
+    /// A `.jsonl` or `.parquet` file.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// A built-in generator of problems.
+    #[serde(default)]
+    pub generator: Option<GeneratorSpec>,
+    /// Field that holds the question. Default `question`. Files only.
+    #[serde(default = "question")]
+    pub question_field: String,
+    /// Field that holds the reference answer. Default `answer`. Files only.
+    #[serde(default = "answer")]
+    pub answer_field: String,
+    /// Leave out the first so many problems. Default: none.
+    #[serde(default)]
+    pub skip: Option<usize>,
+    /// Take only the first so many problems (behind those skipped), at least 1. Default: all.
+    #[serde(default)]
+    pub limit: Option<usize>,
+}
+
+impl Default for SourceSpec {
+    fn default() -> Self {
+        Self {
+            path: None,
+            generator: None,
+            question_field: question(),
+            answer_field: answer(),
+            skip: None,
+            limit: None,
+        }
+    }
+}
+
+fn question() -> String {
+    "question".to_owned()
+}
+
+fn answer() -> String {
+    "answer".to_owned()
+}
+
+/// Generated arithmetic problems, `What is 37 + 58?`; every pair of operands stands once, and the held-out pairs are
+/// never among those trained on (same `low`, `high`, `held_out`, `seed` on both sides).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GeneratorSpec {
+    /// The operation. Required.
+    pub task: GeneratorTask,
+    /// Smallest operand. Default 10.
+    #[serde(default = "low")]
+    pub low: u32,
+    /// Largest operand. Default 99; at least `low`, at most 9999 and at most `low` + 999.
+    #[serde(default = "high")]
+    pub high: u32,
+    /// How many pairs are held out. Default 200; fewer than there are pairs.
+    #[serde(default = "held_out")]
+    pub held_out: usize,
+    /// Which part this source gives: `train` (default) or `held_out`.
+    #[serde(default)]
+    pub part: GeneratorPart,
+    /// Seed of the split. Default 0, at most 2^63 - 1.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn low() -> u32 {
+    10
+}
+
+fn high() -> u32 {
+    99
+}
+
+fn held_out() -> usize {
+    200
+}
+
+impl GeneratorSpec {
+    /// How many ordered pairs of operands there are.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        let operands = (self.high.saturating_sub(self.low) + 1) as usize;
+        operands * operands
+    }
+}
+
+/// Operation of generated problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorTask {
+    /// `a + b`.
+    Addition,
+    /// `a - b`.
+    Subtraction,
+    /// `a * b`.
+    Multiplication,
+}
+
+/// Part of the generated pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorPart {
+    /// All pairs that are not held out.
+    #[default]
+    Train,
+    /// The held-out pairs.
+    HeldOut,
+}
+
+/// How answers are sampled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RolloutSpec {
+    /// Samples per prompt, `n`. Default 8, 1 to 1024 (scores other than `naive` need 2).
+    pub samples_per_prompt: u32,
+    /// Most tokens of an answer. Default 8192, 1 to 1,000,000.
+    pub max_new_tokens: u32,
+    /// Sampling temperature. Default 1.0, 0.01 to 10.
+    pub temperature: f64,
+    /// Nucleus: smallest set of tokens with this probability. Default 1.0 (off), above 0, at most 1.
+    pub top_p: f64,
+    /// Only the k most probable tokens. Default 0 (off), at most 1,000,000.
+    pub top_k: u32,
+    /// Strings that end an answer, besides the model's end tokens; at most 64, none empty. Default none.
+    pub stop: Vec<String>,
+    /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
+    pub max_concurrent_samples: u32,
+}
+
+impl Default for RolloutSpec {
+    fn default() -> Self {
+        Self {
+            samples_per_prompt: 8,
+            max_new_tokens: 8192,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            stop: Vec::new(),
+            max_concurrent_samples: 256,
+        }
+    }
+}
+
+/// What is optimised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObjectiveSpec {
+    /// The objective. Default `pacs`.
+    pub kind: ObjectiveKind,
+    /// Scale of the reward proxy. Default 1.0, above 0, at most 1,000.
+    pub beta: f64,
+    /// How a group's proxies become scores. Default `rloo`.
+    pub score: ScoreEstimator,
+    /// What the proxy is. Default `log_ratio`, the paper's.
+    pub reward_method: RewardMethod,
+    /// Weights of the labels. Default `question`, the paper's.
+    pub label_weights: LabelWeights,
+    /// Training steps between resets of the reference policy to the current one, at least 1. Default 1, as the
+    /// reference code does.
+    pub reference_reset_steps: u64,
+    /// Clear the optimizer's moments at every reference reset. Default false.
+    pub reset_optimizer: bool,
+}
+
+impl Default for ObjectiveSpec {
+    fn default() -> Self {
+        Self {
+            kind: ObjectiveKind::Pacs,
+            beta: 1.0,
+            score: ScoreEstimator::Rloo,
+            reward_method: RewardMethod::LogRatio,
+            label_weights: LabelWeights::Question,
+            reference_reset_steps: 1,
+            reset_optimizer: false,
+        }
+    }
+}
+
+/// Training objective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveKind {
+    /// Implicit actor critic coupling through supervised learning.
+    Pacs,
+}
+
+/// How the objective is optimised: AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerSpec {
+    /// Learning rate. Default 1e-6, above 0, at most 1.
+    pub learning_rate: f64,
+    /// Decay of the first moment. Default 0.9, 0 to below 1.
+    pub beta1: f64,
+    /// Decay of the second moment. Default 0.999, 0 to below 1.
+    pub beta2: f64,
+    /// Added to the root of the second moment. Default 1e-8, above 0, at most 1.
+    pub epsilon: f64,
+    /// Decoupled weight decay. Default 0.01, 0 to 1.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 turns clipping off, as in the reference code. Default 1.0, 0 to 1e6.
+    pub max_grad_norm: f64,
+    /// Optimizer updates over which the learning rate rises from 0. Default 0, at most 1,000,000,000.
+    pub warmup_updates: u64,
+    /// Updates with a non-finite gradient that are skipped before the run stops. Default 10, at most 1,000,000.
+    pub max_skipped_updates: u32,
+}
+
+impl Default for OptimizerSpec {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-6,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+            warmup_updates: 0,
+            max_skipped_updates: 10,
+        }
+    }
+}
+
+/// How much goes into a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BatchSpec {
+    /// Training steps. Default 300, 1 to 1,000,000,000.
+    pub steps: u64,
+    /// Prompts of a step. Default 1024, 1 to 1,000,000.
+    pub prompts_per_step: u32,
+    /// Optimizer updates of a step; divides `prompts_per_step`. Default 4, at least 1.
+    pub mini_batches: u32,
+    /// Most tokens that one forward and backward computes at once (a longer sequence goes alone). Default 16384, 1 to
+    /// 100,000,000.
+    pub micro_batch_tokens: u32,
+}
+
+impl Default for BatchSpec {
+    fn default() -> Self {
+        Self { steps: 300, prompts_per_step: 1024, mini_batches: 4, micro_batch_tokens: 16384 }
+    }
+}
+
+/// How answers are graded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifierSpec {
+    /// The verifier. Default `math`.
+    pub kind: VerifierKind,
+    /// Where the answer may stand. Default `lenient`.
+    pub extraction: Extraction,
+    /// Seconds that one verification may take. Default 10, above 0, at most 3600.
+    pub timeout_seconds: f64,
+    /// Tries of a verification that failed or timed out; then the group is dropped and replaced. Default 3, 1 to 100.
+    pub max_attempts: u32,
+}
+
+impl Default for VerifierSpec {
+    fn default() -> Self {
+        Self { kind: VerifierKind::Math, extraction: Extraction::Lenient, timeout_seconds: 10.0, max_attempts: 3 }
+    }
+}
+
+/// Kind of verifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifierKind {
+    /// Mathematical answers.
+    Math,
+}
+
+/// Where in a response the final answer may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extraction {
+    /// A box, a final-answer phrase, or else the last expression of the text.
+    Lenient,
+    /// A box or a final-answer phrase.
+    Strict,
+    /// A box, or else the last number; a plain number either way. For arithmetic, where repeating the question's
+    /// expression would equal the answer.
+    Number,
+}
+
+/// When and how the policy is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvaluationSpec {
+    /// Steps between evaluations; 0 turns those during training off. Default 20, at most 1,000,000,000.
+    pub every_steps: u64,
+    /// Measure before the first step. Default true.
+    pub before: bool,
+    /// Measure after the last step. Default true.
+    pub after: bool,
+    /// Samples per problem. Default 1, 1 to 1024.
+    pub samples_per_problem: u32,
+    /// Temperature. Default: that of `rollout`; 0.01 to 10.
+    pub temperature: Option<f64>,
+}
+
+impl Default for EvaluationSpec {
+    fn default() -> Self {
+        Self { every_steps: 20, before: true, after: true, samples_per_problem: 1, temperature: None }
+    }
+}
+
+impl EvaluationSpec {
+    /// Whether there is any evaluation at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.before || self.after || self.every_steps > 0
+    }
+}
+
+/// When state is saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointSpec {
+    /// Steps between checkpoints; 0: only at the end and on a stop. Default 20, at most 1,000,000,000.
+    pub every_steps: u64,
+    /// Newest checkpoints that are kept. Default 2, 1 to 10,000.
+    pub keep: u32,
+}
+
+impl Default for CheckpointSpec {
+    fn default() -> Self {
+        Self { every_steps: 20, keep: 2 }
+    }
+}
+
+/// What is written down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoggingSpec {
+    /// Write all samples with their verdicts to `samples/` in the run folder (Parquet). Default true.
+    pub samples: bool,
+}
+
+impl Default for LoggingSpec {
+    fn default() -> Self {
+        Self { samples: true }
+    }
+}
+
+/// How many workers, on what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourcesSpec {
+    /// Rollout workers that `pacs run` starts. Default 1, 0 to 1024 (0: others bring them).
+    pub rollouts: u32,
+    /// Learner ranks. Default 1, 1 to 1024; no more than a mini-batch has sequences.
+    pub learners: u32,
+    /// Verifier workers that `pacs run` starts. Default 1, 0 to 1024.
+    pub verifiers: u32,
+    /// Threads of one rollout or learner process; 0: all cores, shared fairly among learner ranks. Default 0,
+    /// at most 4096.
+    pub threads: u32,
+    /// Where tensors live. Default `cpu`.
+    pub device: DeviceKind,
+}
+
+impl Default for ResourcesSpec {
+    fn default() -> Self {
+        Self { rollouts: 1, learners: 1, verifiers: 1, threads: 0, device: DeviceKind::Cpu }
+    }
+}
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}

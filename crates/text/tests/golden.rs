@@ -1,0 +1,72 @@
+//! Tokenizer and chat template against what the reference implementation makes of the same model folders.
+
+use std::path::{Path, PathBuf};
+
+use pacs_text::{ChatTemplate, Message, Tokenizer};
+use serde_json::{Map, Value};
+
+const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
+}
+
+fn cases(model: &str, file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder(model).join(file)).expect("the golden files are in the repository");
+    let cases: Vec<Value> = serde_json::from_str(&text).expect("the golden files are JSON");
+    assert!(!cases.is_empty());
+    cases
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).expect("a list of token ids")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+#[test]
+fn tokens_equal_the_reference() {
+    for model in MODELS {
+        let tokenizer = Tokenizer::read(&folder(model)).expect("a tokenizer");
+        for case in cases(model, "tokenizer_cases.json") {
+            let input = text(&case["text"]);
+            let plain = ids(&case["ids"]);
+            assert_eq!(tokenizer.encode(input, false).expect("encoded"), plain, "{model}: {input:?}");
+            let special = ids(&case["ids_with_special"]);
+            assert_eq!(tokenizer.encode(input, true).expect("encoded"), special, "{model}: {input:?}");
+            assert_eq!(tokenizer.decode(&plain, false).expect("decoded"), text(&case["decoded"]), "{model}");
+            let skipped = tokenizer.decode(&plain, true).expect("decoded");
+            assert_eq!(skipped, text(&case["decoded_skip_special"]), "{model}: {input:?}");
+        }
+    }
+}
+
+#[test]
+fn chats_equal_the_reference() {
+    for model in MODELS {
+        let tokenizer = Tokenizer::read(&folder(model)).expect("a tokenizer");
+        let template = ChatTemplate::read(&folder(model)).expect("a chat template");
+        for case in cases(model, "chat_cases.json") {
+            let messages = case["messages"].as_array().expect("messages").iter().map(|message| Message {
+                role: text(&message["role"]).to_owned(),
+                content: text(&message["content"]).to_owned(),
+            });
+            let messages: Vec<Message> = messages.collect();
+            let mut variables: Map<String, Value> = case["template_vars"].as_object().expect("an object").clone();
+            let generate = variables.remove("add_generation_prompt").and_then(|v| v.as_bool()).unwrap_or(false);
+            let rendered = template.render(&messages, generate, &variables).expect("rendered");
+            assert_eq!(rendered, text(&case["text"]), "{model}: {}", case["name"]);
+            assert_eq!(tokenizer.encode(&rendered, false).expect("encoded"), ids(&case["ids"]), "{model}");
+        }
+    }
+}
+
+#[test]
+fn ids_beyond_the_tokenizer_give_no_text() {
+    let tokenizer = Tokenizer::read(&folder("qwen2-untied")).expect("a tokenizer");
+    let mut ids = tokenizer.encode("12", false).expect("encoded");
+    ids.push(410);
+    assert_eq!(tokenizer.decode(&ids, true).expect("decoded"), "12");
+}

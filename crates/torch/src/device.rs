@@ -1,0 +1,87 @@
+use std::ffi::CString;
+
+use tch::Device;
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The CUDA half of libtorch is not there or does not load.
+    #[error(
+        "cannot load libtorch_cuda.so: {0}; put torch/lib and nvidia/*/lib of a CUDA torch 2.11 on LD_LIBRARY_PATH"
+    )]
+    NoCudaLibrary(String),
+    /// The library is there, a usable GPU is not.
+    #[error("libtorch sees no usable CUDA device; check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES")]
+    NoDevice,
+}
+
+/// Prepares libtorch for this process and returns the device to compute on.
+///
+/// Must come before any other libtorch call: a question for CUDA before its library is loaded caches "no CUDA" for good.
+/// `threads` 0 means one per core.
+///
+/// # Errors
+/// When `cuda` is asked for and cannot be had.
+pub fn init(cuda: bool, threads: usize) -> Result<Device, DeviceError> {
+    if cuda {
+        load_cuda()?;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores } else { threads };
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    // One stream of work a process: a second pool would only take cores from the first.
+    tch::set_num_interop_threads(1);
+    if !cuda {
+        return Ok(Device::Cpu);
+    }
+    if tch::Cuda::is_available() { Ok(Device::Cuda(0)) } else { Err(DeviceError::NoDevice) }
+}
+
+/// Makes large host buffers cheap to take and give back; call it first thing in `main`, before any thread is started.
+///
+/// Every pass of a model takes and frees hundreds of megabytes. By default each large block is mapped anew and its pages
+/// are faulted in one by one; kept in the heap, and backed by huge pages, they cost a fifth less of the whole step.
+pub fn prepare_allocator() {
+    const KEEP_BYTES: libc::c_int = 1 << 30;
+    // The most that glibc accepts.
+    const MAP_THRESHOLD_BYTES: libc::c_int = 32 << 20;
+    // SAFETY: no other thread runs yet, so nobody reads the environment or allocates meanwhile.
+    unsafe {
+        #[cfg(target_env = "gnu")]
+        {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_THRESHOLD_BYTES);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES);
+        }
+        if std::env::var_os("THP_MEM_ALLOC_ENABLE").is_none() {
+            std::env::set_var("THP_MEM_ALLOC_ENABLE", "1");
+        }
+    }
+}
+
+fn load_cuda() -> Result<(), DeviceError> {
+    let name = CString::new("libtorch_cuda.so").expect("no zero byte in the name");
+    // SAFETY: dlopen and dlerror are called with valid strings; the library stays loaded for the life of the process.
+    let problem = unsafe {
+        if !libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
+            return Ok(());
+        }
+        let message = libc::dlerror();
+        if message.is_null() {
+            "unknown reason".to_owned()
+        } else {
+            std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned()
+        }
+    };
+    Err(DeviceError::NoCudaLibrary(problem))
+}
+
+/// Whether `device` multiplies bfloat16 in hardware, so that computing in it is faster than in float32.
+#[must_use]
+pub fn multiplies_bf16(device: Device) -> bool {
+    match device {
+        Device::Cuda(_) => true,
+        #[cfg(target_arch = "x86_64")]
+        Device::Cpu => std::arch::is_x86_feature_detected!("avx512bf16"),
+        _ => false,
+    }
+}

@@ -1,0 +1,98 @@
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+/// Why a tensor cannot be seen as a slice.
+#[derive(Debug, thiserror::Error)]
+#[error("a {device:?} tensor of kind {kind:?}{layout} cannot be viewed as contiguous {wanted} in host memory")]
+pub struct ViewError {
+    device: Device,
+    kind: Kind,
+    layout: &'static str,
+    wanted: &'static str,
+}
+
+fn check(tensor: &Tensor, kind: Option<Kind>, wanted: &'static str) -> Result<(), ViewError> {
+    let contiguous = tensor.is_contiguous();
+    if tensor.device() == Device::Cpu && contiguous && kind.is_none_or(|kind| kind == tensor.kind()) {
+        return Ok(());
+    }
+    let layout = if contiguous { "" } else { " (not contiguous)" };
+    Err(ViewError { device: tensor.device(), kind: tensor.kind(), layout, wanted })
+}
+
+macro_rules! views {
+    ($(#[$doc:meta])* $name:ident, $element:ty, $kind:expr, $wanted:literal, ref) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// When the tensor is not contiguous in host memory or has another kind.
+        pub fn $name(tensor: &Tensor) -> Result<&[$element], ViewError> {
+            check(tensor, $kind, $wanted)?;
+            let elements = tensor.numel() * tensor.kind().elt_size_in_bytes() / size_of::<$element>();
+            if elements == 0 {
+                return Ok(&[]);
+            }
+            // SAFETY: the storage is contiguous host memory of that many elements and lives as long as the tensor.
+            Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<$element>(), elements) })
+        }
+    };
+    ($(#[$doc:meta])* $name:ident, $element:ty, $kind:expr, $wanted:literal, mut) => {
+        $(#[$doc])*
+        ///
+        /// Other tensors may share the storage: the caller must not use them while the slice lives.
+        ///
+        /// # Errors
+        /// When the tensor is not contiguous in host memory or has another kind.
+        pub fn $name(tensor: &mut Tensor) -> Result<&mut [$element], ViewError> {
+            check(tensor, $kind, $wanted)?;
+            let elements = tensor.numel() * tensor.kind().elt_size_in_bytes() / size_of::<$element>();
+            if elements == 0 {
+                return Ok(&mut []);
+            }
+            // SAFETY: as for the shared view; `&mut` keeps this handle from being used meanwhile, and tensors are
+            // owned by the one thread of their device, so no other handle is used either.
+            Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<$element>(), elements) })
+        }
+    };
+}
+
+views!(
+    /// The raw bytes of a tensor.
+    bytes, u8, None, "bytes", ref
+);
+views!(
+    /// The raw bytes of a tensor, to be written.
+    bytes_mut, u8, None, "bytes", mut
+);
+views!(
+    /// The elements of a float32 tensor.
+    f32_ref, f32, Some(Kind::Float), "float32", ref
+);
+views!(
+    /// The elements of a float32 tensor, to be written.
+    f32_mut, f32, Some(Kind::Float), "float32", mut
+);
+views!(
+    /// The elements of a bfloat16 tensor, to be written.
+    bf16_mut, bf16, Some(Kind::BFloat16), "bfloat16", mut
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_read_and_write_the_storage() {
+        let mut tensor = Tensor::from_slice(&[1.0f32, 2.0]);
+        f32_mut(&mut tensor).expect("host float32")[1] = 5.0;
+        assert_eq!(f32_ref(&tensor).expect("host float32"), [1.0, 5.0]);
+        assert_eq!(bytes(&tensor).expect("host").len(), 8);
+    }
+
+    #[test]
+    fn wrong_kind_and_layout_are_refused() {
+        let tensor = Tensor::from_slice(&[1i64, 2, 3, 4]).view([2, 2]);
+        assert!(f32_ref(&tensor).is_err());
+        assert!(bytes(&tensor.transpose(0, 1)).is_err());
+    }
+}

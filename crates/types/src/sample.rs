@@ -1,0 +1,91 @@
+use serde::{Deserialize, Serialize};
+
+use crate::WeightVersion;
+
+/// What a group is sampled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// The samples are trained on.
+    Train,
+    /// The samples only measure the policy.
+    Evaluate,
+}
+
+/// Why a sample ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// An end token or a stop string was generated; the end token is part of the sample.
+    Stop,
+    /// The limit of new tokens was reached.
+    Length,
+}
+
+/// One generated answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Generated tokens, the end token included, never empty.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each token under the temperature-scaled policy, as the rollout engine computed it (nats).
+    pub logprobs: Vec<f32>,
+    /// Sum over the tokens of the entropy of the distribution that each was drawn from (nats).
+    pub entropy_sum: f64,
+    /// The answer as text, without special tokens: what the verifier reads.
+    pub text: String,
+    /// Why generation ended.
+    pub finish: FinishReason,
+    /// The weights that generated it.
+    pub version: WeightVersion,
+}
+
+/// How a verification ended. Only the first three say something about the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The answer equals the reference.
+    Correct,
+    /// The answer was read and differs from the reference.
+    Wrong,
+    /// No answer could be found or read in the sample: a wrong answer, counted apart.
+    Unparsable,
+    /// The verifier itself failed (an unreadable reference answer, a crash): says nothing about the sample.
+    Failed,
+    /// The verifier ran out of time: says nothing about the sample.
+    TimedOut,
+}
+
+impl Outcome {
+    /// Whether the outcome says something about the answer, so that it may be trained on.
+    #[must_use]
+    pub fn is_conclusive(self) -> bool {
+        matches!(self, Self::Correct | Self::Wrong | Self::Unparsable)
+    }
+
+    /// Lower-case name, as in JSON output and the archive.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Correct => "correct",
+            Self::Wrong => "wrong",
+            Self::Unparsable => "unparsable",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// What a verifier says of one sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// How the verification ended.
+    pub outcome: Outcome,
+    /// The verifiable outcome that PACS trains on, in `[0, 1]`; meaningful when the outcome is conclusive.
+    pub label: f64,
+    /// The reward that is reported (and that reward-based objectives train on).
+    pub reward: f64,
+    /// The answer that was found in the sample, as written there.
+    pub extracted: Option<String>,
+    /// The rule that decided, or what went wrong.
+    pub rule: String,
+}

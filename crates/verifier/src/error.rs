@@ -1,0 +1,23 @@
+use pacs_runtime::JoinError;
+use pacs_spec::SpecErrors;
+
+/// Why a verifier worker gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifierError {
+    /// It could not join the run, or not join it again after its registration was lost.
+    #[error("join the run: {0}")]
+    Join(#[from] JoinError),
+    /// The coordinator sent a job spec that this program does not understand.
+    #[error("read the job spec that the coordinator sent: {0}")]
+    Spec(#[from] SpecErrors),
+    /// The coordinator refused a call for a reason that trying again cannot cure.
+    #[error("call {call} of the coordinator: {code:?}: {message}")]
+    Refused {
+        /// Name of the call.
+        call: &'static str,
+        /// Status code of the refusal.
+        code: tonic::Code,
+        /// What the coordinator said.
+        message: String,
+    },
+}

@@ -1,0 +1,21 @@
+//! Grades mathematical answers: finds the final answer in a response, reads it, and compares it with the reference.
+//!
+//! Start at [`grade`]. The path of a response is the order of the modules:
+//!
+//! 1. `extract` finds the text of the answer (a box, a final-answer phrase, or the last expression);
+//! 2. `parse` reads that text, LaTeX or plain, into an [`Answer`](answer::Answer) tree;
+//! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, then numerically.
+//!
+//! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
+//! equal. Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
+//! same pair of strings has the same verdict on every machine.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod compare;
+mod extract;
+mod grade;
+mod limits;
+mod parse;
+
+pub use grade::{GoldError, Mode, check_gold, grade};

@@ -1,0 +1,129 @@
+//! What words and LaTeX commands mean.
+
+use super::lexer::{Group, Relation, Token};
+use crate::answer::{Constant, Function};
+
+/// Units that are short enough to be mistaken for a product of variables; longer words are never products.
+const SHORT_UNITS: [&str; 37] = [
+    "cm", "mm", "km", "dm", "nm", "kg", "mg", "lb", "lbs", "oz", "ft", "yd", "mi", "hr", "hrs", "min", "mins", "sec",
+    "secs", "am", "pm", "mph", "kph", "kmh", "sq", "cu", "deg", "th", "st", "nd", "rd", "usd", "eur", "gal", "ml",
+    "pts", "rad",
+];
+
+/// Short words that are answers, not products.
+const SHORT_WORDS: [&str; 16] =
+    ["no", "yes", "odd", "red", "the", "is", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne"];
+
+/// Letters in a row without a backslash; `None` when they are variables that stand side by side.
+pub(super) fn bare_word(word: &str) -> Option<Token> {
+    let lower = word.to_ascii_lowercase();
+    match lower.as_str() {
+        "and" | "or" => return Some(Token::Separator),
+        "pi" => return Some(Token::Constant(Constant::Pi)),
+        "infinity" | "infty" | "inf" | "oo" => return Some(Token::Constant(Constant::Infinity)),
+        "percent" | "percentage" | "pct" => return Some(Token::Percent),
+        "sqrt" => return Some(Token::Sqrt),
+        "frac" => return Some(Token::Fraction),
+        _ => {}
+    }
+    if let Some(function) = function(&lower) {
+        return Some(Token::Function(function));
+    }
+    let is_word = word.len() >= 4 || SHORT_UNITS.contains(&lower.as_str()) || SHORT_WORDS.contains(&lower.as_str());
+    (word.len() >= 2 && is_word).then(|| Token::Text(word.to_owned()))
+}
+
+fn function(name: &str) -> Option<Function> {
+    Some(match name {
+        "sin" => Function::Sin,
+        "cos" => Function::Cos,
+        "tan" | "tg" => Function::Tan,
+        "cot" | "ctg" => Function::Cot,
+        "sec" => Function::Sec,
+        "csc" | "cosec" => Function::Csc,
+        "arcsin" | "asin" => Function::Arcsin,
+        "arccos" | "acos" => Function::Arccos,
+        "arctan" | "atan" | "arctg" => Function::Arctan,
+        "sinh" => Function::Sinh,
+        "cosh" => Function::Cosh,
+        "tanh" => Function::Tanh,
+        "ln" => Function::Ln,
+        "log" | "lg" => Function::Log,
+        "exp" => Function::Exp,
+        "abs" => Function::Abs,
+        "floor" => Function::Floor,
+        "ceil" => Function::Ceil,
+        "binom" => Function::Binomial,
+        _ => return None,
+    })
+}
+
+/// What a LaTeX command means.
+pub(super) enum Command {
+    /// Layout only.
+    Skip,
+    /// One token.
+    Token(Token),
+    /// Its argument is words.
+    Words,
+    /// Its argument is letters in some font.
+    Font,
+    /// `\begin` and `\end`.
+    Begin,
+    End,
+}
+
+pub(super) fn command(name: &str) -> Command {
+    use Token::{Close, Constant as C, Open, Relation as R};
+    Command::Token(match name {
+        "left" | "right" | "big" | "Big" | "bigg" | "Bigg" | "bigl" | "bigr" | "Bigl" | "Bigr" | "biggl" | "biggr"
+        | "displaystyle" | "textstyle" | "scriptstyle" | "limits" | "nolimits" | "quad" | "qquad" | "boxed"
+        | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label" => {
+            return Command::Skip;
+        }
+        "text" | "textbf" | "textit" | "textrm" | "textnormal" | "mbox" | "hbox" | "textsf" | "texttt" | "emph" => {
+            return Command::Words;
+        }
+        "mathrm" | "mathbf" | "mathit" | "mathcal" | "mathbb" | "mathsf" | "mathfrak" | "boldsymbol" | "bm" | "bf"
+        | "rm" | "operatorname" => return Command::Font,
+        "begin" => return Command::Begin,
+        "end" => return Command::End,
+        "frac" | "dfrac" | "tfrac" | "cfrac" => Token::Fraction,
+        "sqrt" => Token::Sqrt,
+        "binom" | "dbinom" | "tbinom" => Token::Function(Function::Binomial),
+        "pi" => C(Constant::Pi),
+        "infty" => C(Constant::Infinity),
+        "cdot" | "times" | "ast" | "cdotp" => Token::Times,
+        "div" => Token::Over,
+        "pm" => Token::PlusMinus,
+        "mp" => Token::MinusPlus,
+        "circ" | "degree" => Token::Degree,
+        "prime" => Token::Prime,
+        "cup" | "bigcup" => Token::Union,
+        "colon" => Token::Ratio,
+        "lvert" | "rvert" | "vert" | "mid" => Token::Bar,
+        "lfloor" => Open(Group::Floor),
+        "rfloor" => Close(Group::Floor),
+        "lceil" => Open(Group::Ceil),
+        "rceil" => Close(Group::Ceil),
+        "lbrace" => Open(Group::Set),
+        "rbrace" => Close(Group::Set),
+        "lbrack" => Open(Group::Square),
+        "rbrack" => Close(Group::Square),
+        "langle" => Open(Group::Round),
+        "rangle" => Close(Group::Round),
+        "le" | "leq" | "leqslant" => R(Relation::LessOrEqual),
+        "ge" | "geq" | "geqslant" => R(Relation::GreaterOrEqual),
+        "lt" => R(Relation::Less),
+        "gt" => R(Relation::Greater),
+        "ne" | "neq" => R(Relation::NotEqual),
+        "approx" | "simeq" | "sim" | "approxeq" => R(Relation::About),
+        "in" => R(Relation::In),
+        "equiv" | "coloneqq" => R(Relation::Equal),
+        "land" | "lor" => Token::Separator,
+        _ => match function(name) {
+            Some(function) => Token::Function(function),
+            None => Token::Symbol(name.to_owned()),
+        },
+    })
+}

@@ -1,0 +1,68 @@
+//! `pacs-worker`: the programs that need libtorch (rollout and learner workers, model tools).
+#![forbid(unsafe_code)]
+
+mod import;
+mod role;
+mod score;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pacs_runtime::{Exit, LogFormat, init_logging};
+
+/// Rollout and learner workers of the PACS trainer, and tools for models.
+///
+/// Operators rarely start workers by hand: `pacs run` does it on one machine.
+#[derive(Debug, Parser)]
+#[command(name = "pacs-worker", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Write log lines as JSON.
+    #[arg(long, global = true)]
+    log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Generates samples for a coordinator.
+    Rollout(role::Arguments),
+    /// Computes gradients for a coordinator, as one learner rank.
+    Learner(role::LearnerArguments),
+    /// Turns a GGUF file of the llama family into a Hugging Face folder.
+    Import(import::Arguments),
+    /// Writes the log-prob of every token of given answers.
+    Score(score::Arguments),
+}
+
+fn main() -> ExitCode {
+    pacs_torch::prepare_allocator();
+    let arguments = Arguments::parse();
+    init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
+    let result = match arguments.command {
+        Command::Rollout(arguments) => role::rollout(arguments),
+        Command::Learner(arguments) => role::learner(arguments),
+        Command::Import(arguments) => import::run(&arguments),
+        Command::Score(arguments) => score::run(&arguments),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(Failure { error, exit }) => {
+            eprintln!("error: failed to {error:#}");
+            exit.into()
+        }
+    }
+}
+
+/// An error and the exit code that fits.
+#[derive(Debug)]
+struct Failure {
+    error: anyhow::Error,
+    exit: Exit,
+}
+
+impl Failure {
+    fn config(error: anyhow::Error) -> Self {
+        Self { error, exit: Exit::Config }
+    }
+}

@@ -1,0 +1,102 @@
+//! `pacs-worker score`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use pacs_model::{Model, ModelConfig, Parameters, score};
+use pacs_runtime::Exit;
+use pacs_torch::tch::{Device, Kind};
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// What to score.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  echo '{\"id\":\"a\",\"prompt_tokens\":[1,2,3],\"tokens\":[4,5]}' | pacs-worker score --model models/m --input -"
+)]
+pub(crate) struct Arguments {
+    /// Hugging Face folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// JSON lines {"id", "prompt_tokens", "tokens"}; `-` is standard input.
+    #[arg(long)]
+    input: PathBuf,
+    /// Divides the logits.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
+    /// Compute in bfloat16 instead of float32.
+    #[arg(long)]
+    bfloat16: bool,
+    /// Threads of libtorch; 0: one a core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Most tokens that go through the model at once.
+    #[arg(long, default_value_t = 16384)]
+    batch_tokens: usize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    id: serde_json::Value,
+    prompt_tokens: Vec<u32>,
+    tokens: Vec<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Scored {
+    id: serde_json::Value,
+    logprobs: Vec<f32>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    write_scores(arguments).map_err(Failure::config)?;
+    Ok(Exit::Done)
+}
+
+fn write_scores(arguments: &Arguments) -> anyhow::Result<()> {
+    let device: Device = pacs_torch::init(false, arguments.threads)?;
+    let model = || format!("load model `{}`", arguments.model.display());
+    let config = ModelConfig::read(&arguments.model).with_context(model)?;
+    let requests = read_requests(arguments)?;
+    let kind = if arguments.bfloat16 { Kind::BFloat16 } else { Kind::Float };
+    let parameters = Parameters::load(&arguments.model, &config, kind, device).with_context(model)?;
+    let model = Model::new(&config, &parameters, false);
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let (ids, items): (Vec<_>, Vec<_>) =
+        requests.into_iter().map(|request| (request.id, (request.prompt_tokens, request.tokens))).unzip();
+    let scored = score(&model, items, arguments.temperature, arguments.batch_tokens)
+        .with_context(|| format!("score `{}`", arguments.input.display()))?;
+    for (id, logprobs) in ids.into_iter().zip(scored) {
+        serde_json::to_writer(&mut out, &Scored { id, logprobs }).context("write to standard output")?;
+        writeln!(out).context("write to standard output")?;
+    }
+    out.flush().context("write to standard output")
+}
+
+fn read_requests(arguments: &Arguments) -> anyhow::Result<Vec<Request>> {
+    let name = arguments.input.display().to_string();
+    let reader: Box<dyn BufRead> = if name == "-" {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        Box::new(BufReader::new(File::open(&arguments.input).with_context(|| format!("read `{name}`"))?))
+    };
+    let mut requests = Vec::new();
+    for (number, line) in reader.lines().enumerate() {
+        let number = number + 1;
+        let line = line.with_context(|| format!("read `{name}` line {number}"))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let request: Request = serde_json::from_str(&line).with_context(|| format!("read `{name}` line {number}"))?;
+        if request.prompt_tokens.is_empty() || request.tokens.is_empty() {
+            bail!("read `{name}` line {number}: prompt_tokens and tokens must not be empty");
+        }
+        requests.push(request);
+    }
+    Ok(requests)
+}

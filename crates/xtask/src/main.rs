@@ -1,0 +1,48 @@
+//! Tasks of this repository: `cargo xtask setup | demo | test`.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod process;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the PACS trainer's repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Gets libtorch from the package registry and links it below `target/`.
+    Setup,
+    /// Sets up, builds, fetches the demo's model, and trains it.
+    Demo(demo::Arguments),
+    /// Sets up and runs every check: format, lints, all tests.
+    Test,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup => setup::libtorch(),
+        Task::Demo(arguments) => match demo::run(&arguments) {
+            // The trainer has said what is wrong; its exit code goes on.
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
+        Task::Test => test::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: failed to {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

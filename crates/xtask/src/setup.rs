@@ -1,0 +1,131 @@
+//! Getting libtorch and packages from the Python package registry.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::process::{cache, check, command, target};
+
+/// The version that `tch` is made for.
+const TORCH_VERSION: &str = "2.11.0";
+
+/// Takes the CPU half of libtorch out of the wheels of `torch`, which bring it together with its CUDA half.
+///
+/// The CPU library itself refers to two small CUDA libraries (run time and profiling interface), so they come along; the
+/// folders keep their relative places, so that its own run path finds them.
+const UNPACK: &str = r#"
+import os, sys, zipfile
+out = sys.argv[1]
+unwanted = ("cuda", "python", "nvshmem", "libtorch.so")
+for wheel in sys.argv[2:]:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            base = os.path.basename(name)
+            header = name.startswith("torch/include/")
+            library = name.startswith("torch/lib/lib") and ".so" in base and not any(word in base for word in unwanted)
+            runtime = name.startswith("nvidia/") and (base.startswith("libcudart.so") or base.startswith("libcupti.so"))
+            if header or library or runtime:
+                archive.extract(name, out)
+"#;
+
+/// Takes one file out of a wheel.
+const UNPACK_ONE: &str = r#"
+import shutil, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as archive, archive.open(sys.argv[2]) as source, open(sys.argv[3], "wb") as target:
+    shutil.copyfileobj(source, target)
+"#;
+
+/// Makes sure that libtorch is there: the user's (`LIBTORCH`), or one in the cache that `target/libtorch` points to.
+pub(crate) fn libtorch() -> Result<()> {
+    if let Some(path) = std::env::var_os("LIBTORCH").map(PathBuf::from) {
+        // Cargo's own setting arrives here too, when this program is run through cargo.
+        if path != crate::process::root().join("target/libtorch/torch") {
+            println!("using libtorch at {}", path.display());
+            return Ok(());
+        }
+    }
+    let home = cache()?.join(format!("libtorch-{TORCH_VERSION}"));
+    if !home.join("complete").exists() {
+        println!("fetching libtorch {TORCH_VERSION} (545 MB, once per user) into {}", home.display());
+        fetch_libtorch(&home).context("set up libtorch")?;
+    }
+    link(&home).context("link libtorch below target/")
+}
+
+fn fetch_libtorch(home: &Path) -> Result<()> {
+    let parent = home.parent().expect("the cache folder has a parent");
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    let work = Scratch::new(parent)?;
+    let downloads = work.0.join("downloads");
+    let packages =
+        [format!("torch=={TORCH_VERSION}"), "nvidia-cuda-runtime==13.0.*".into(), "nvidia-cuda-cupti==13.0.*".into()];
+    let wheels = download(&packages, &downloads)?;
+    let unpacked = work.0.join("libtorch");
+    check("unpack libtorch", command("python3").args(["-c", UNPACK]).arg(&unpacked).args(&wheels))?;
+    // Only the linker asks for libtorch.so, and the real one would pull the CUDA libraries in.
+    let empty = work.0.join("empty.c");
+    fs::write(&empty, "").context("write an empty C file")?;
+    let output = unpacked.join("torch/lib/libtorch.so");
+    let soname = "-Wl,-soname,libtorch.so";
+    check("make an empty libtorch.so", command("gcc").args(["-shared", soname, "-o"]).arg(output).arg(&empty))?;
+    fs::write(unpacked.join("complete"), TORCH_VERSION).context("mark libtorch as complete")?;
+    if home.exists() {
+        fs::remove_dir_all(home).with_context(|| format!("remove the unfinished {}", home.display()))?;
+    }
+    fs::rename(&unpacked, home).with_context(|| format!("move libtorch to {}", home.display()))
+}
+
+/// Downloads wheels without their dependencies and returns their paths.
+pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut pip = command("python3");
+    // Any Python may run this; the wheels are those of the version that the libraries were tested from.
+    pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
+        .args(["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", "--dest"])
+        .arg(folder)
+        .args(packages);
+    check("download packages with pip", &mut pip)?;
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut wheels = Vec::new();
+    for entry in entries {
+        wheels.push(entry.context("list the downloads")?.path());
+    }
+    Ok(wheels)
+}
+
+/// Writes one file of a wheel to `target`.
+pub(crate) fn unpack_one(wheel: &Path, name: &str, target: &Path) -> Result<()> {
+    let mut python = command("python3");
+    python.args(["-c", UNPACK_ONE]).arg(wheel).arg(name).arg(target);
+    check(&format!("take {name} out of {}", wheel.display()), &mut python)
+}
+
+fn link(home: &Path) -> Result<()> {
+    let link = target().join("libtorch");
+    fs::create_dir_all(target()).context("create the target folder")?;
+    if fs::read_link(&link).is_ok_and(|existing| existing == home) {
+        return Ok(());
+    }
+    if link.symlink_metadata().is_ok() {
+        fs::remove_file(&link).with_context(|| format!("remove the old {}", link.display()))?;
+    }
+    std::os::unix::fs::symlink(home, &link).with_context(|| format!("create {}", link.display()))
+}
+
+/// A folder that is removed in the end.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(parent: &Path) -> Result<Self> {
+        let path = parent.join(format!("unfinished-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Best effort: a leftover is a folder in the cache.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

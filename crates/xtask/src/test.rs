@@ -1,0 +1,16 @@
+//! `cargo xtask test`: every check there is.
+
+use anyhow::Result;
+
+use crate::process::{cargo, check};
+use crate::setup;
+
+pub(crate) fn run() -> Result<()> {
+    setup::libtorch()?;
+    check("pass the format check (run `cargo fmt --all`)", &mut cargo(&["fmt", "--all", "--check"]))?;
+    // The process-level tests start the real programs.
+    check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    check("pass the lints", &mut cargo(&lints))?;
+    check("pass the tests", &mut cargo(&["test", "--release", "--workspace"]))
+}

@@ -1,0 +1,289 @@
+//! Helpers of the process-level tests: a job on a tiny model, run by the real programs.
+//!
+//! The programs must be built before (`cargo xtask test` does it); a test that misses them says so.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
+const RUN_DEADLINE: Duration = Duration::from_secs(300);
+
+/// The root of the repository.
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_owned()
+}
+
+/// A program of this workspace, built in the profile that the test was built in.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("find the test program")?;
+    let folder = test.ancestors().nth(2).context("the test program lies in <profile>/deps")?;
+    let program = folder.join(name);
+    if !program.exists() {
+        bail!("{} is not built; run `cargo build --release --workspace --bins` first", program.display());
+    }
+    Ok(program)
+}
+
+/// A job in a folder of its own that is removed in the end.
+#[derive(Debug)]
+pub struct Job {
+    folder: tempfile::TempDir,
+    spec: toml::Table,
+}
+
+impl Job {
+    /// A short job on a tiny random model whose samples hit the reference answers now and then.
+    ///
+    /// # Errors
+    /// When its files cannot be written.
+    pub fn tiny() -> Result<Self> {
+        let folder = tempfile::tempdir().context("create a temporary folder")?;
+        let job = Self { spec: Self::tiny_spec(folder.path())?, folder };
+        job.write_problems(|i| format!(r#"{{"question": "Question {i}?", "answer": "{}"}}"#, i % 10))?;
+        Ok(job)
+    }
+
+    fn tiny_spec(folder: &Path) -> Result<toml::Table> {
+        let problems = folder.join("problems.jsonl");
+        let text = format!(
+            r#"
+            name = "tiny"
+            [model]
+            path = "{model}"
+            precision = "float32"
+            [data]
+            prompt_suffix = ""
+            [data.train]
+            path = "{problems}"
+            [data.evaluation]
+            path = "{problems}"
+            limit = 10
+            [rollout]
+            samples_per_prompt = 8
+            max_new_tokens = 12
+            temperature = 3.0
+            [optimizer]
+            learning_rate = 2e-5
+            [batch]
+            steps = 3
+            prompts_per_step = 8
+            mini_batches = 2
+            [verifier]
+            extraction = "number"
+            [evaluation]
+            every_steps = 0
+            [checkpoint]
+            every_steps = 2
+            [resources]
+            threads = 1
+            "#,
+            model = root().join("tests/golden/models/qwen2-tied").display(),
+            problems = problems.display(),
+        );
+        toml::from_str(&text).context("parse the tiny job")
+    }
+
+    /// Writes forty problems, one line each.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_problems(&self, line: impl Fn(usize) -> String) -> Result<()> {
+        let lines: Vec<String> = (0..40).map(line).collect();
+        fs::write(self.path("problems.jsonl"), lines.join("\n")).context("write the problems")
+    }
+
+    /// Sets a key of the spec, `section.key`.
+    ///
+    /// # Panics
+    /// When the section does not exist.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        let (section, key) = key.split_once('.').expect("section.key");
+        let section = self.spec.get_mut(section).and_then(toml::Value::as_table_mut).expect("a section of the job");
+        section.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// A path in the job's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A path in the run folder.
+    #[must_use]
+    pub fn run_path(&self, name: &str) -> PathBuf {
+        self.path("run").join(name)
+    }
+
+    /// Starts `pacs run` on the job.
+    ///
+    /// # Errors
+    /// When the program is not built or cannot be started.
+    pub fn start(&self) -> Result<Run> {
+        self.start_with(&[])
+    }
+
+    /// Starts `pacs run` with more options.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(&self, options: &[&str]) -> Result<Run> {
+        let spec = self.path("job.toml");
+        fs::write(&spec, toml::to_string(&self.spec)?).context("write the job spec")?;
+        let output = fs::File::create(self.path("stdout")).context("create stdout")?;
+        let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
+        let mut command = Command::new(program("pacs")?);
+        command.arg("run").arg(spec).arg("--run-dir").arg(self.path("run"));
+        if !options.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
+        let child = command.spawn().context("start pacs run")?;
+        Ok(Run { child, folder: self.folder.path().to_owned() })
+    }
+
+    /// Lines of a file of JSON objects in the run folder.
+    ///
+    /// # Errors
+    /// When it is missing or not JSON.
+    pub fn json_lines(&self, name: &str) -> Result<Vec<serde_json::Value>> {
+        let text = fs::read_to_string(self.run_path(name)).with_context(|| format!("read {name}"))?;
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("read {name}"))).collect()
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Fails, with all that the run said, unless it ended with `code`.
+    #[track_caller]
+    pub fn expect_code(&self, code: i32) {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+    }
+}
+
+/// A `pacs run` in progress; killed when it is dropped.
+#[derive(Debug)]
+pub struct Run {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Run {
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When the run takes longer than any run should.
+    pub fn wait(mut self) -> Result<Ended> {
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().context("wait for pacs run")? {
+                break status;
+            }
+            if started.elapsed() > RUN_DEADLINE {
+                bail!("the run takes longer than {} s; it said:\n{}", RUN_DEADLINE.as_secs(), self.read("stdout"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        Ok(Ended { code: status.code(), stdout: self.read("stdout"), stderr: self.read("stderr") })
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.join(name)).unwrap_or_default()
+    }
+
+    /// Sends a signal to `pacs run` itself.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).context("a pid")?);
+        nix::sys::signal::kill(pid, signal).context("signal pacs run")
+    }
+
+    /// The run's status, as `pacs status --json` prints it; `None` while there is none yet.
+    ///
+    /// # Errors
+    /// When the program cannot be run or prints no JSON.
+    pub fn status(&self) -> Result<Option<serde_json::Value>> {
+        if !self.folder.join("run/coordinator.json").exists() {
+            return Ok(None);
+        }
+        let output = Command::new(program("pacs")?)
+            .arg("status")
+            .arg(self.folder.join("run"))
+            .arg("--json")
+            .output()
+            .context("run pacs status")?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&output.stdout).context("read the status")?))
+    }
+
+    /// Asks for the status until `found` says so.
+    ///
+    /// # Errors
+    /// When the run ends or takes too long before that.
+    pub fn wait_until(&mut self, what: &str, found: impl Fn(&serde_json::Value) -> bool) -> Result<serde_json::Value> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.status()?
+                && found(&status)
+            {
+                return Ok(status);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the run ended ({status}) before {what}:\n{}\n{}", self.read("stdout"), self.read("stderr"));
+            }
+            if started.elapsed() > RUN_DEADLINE {
+                bail!("no {what} within {} s:\n{}", RUN_DEADLINE.as_secs(), self.read("stdout"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills the worker process of a name, as a power failure would.
+    ///
+    /// # Errors
+    /// When the run has no such worker.
+    pub fn kill_worker(&mut self, name: &str) -> Result<()> {
+        let has = |status: &serde_json::Value| worker_pid(status, name).is_some();
+        let status = self.wait_until(&format!("worker {name}"), has)?;
+        let pid = worker_pid(&status, name).context("the worker was there")?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).context("kill it")
+    }
+}
+
+fn worker_pid(status: &serde_json::Value, name: &str) -> Option<i32> {
+    let workers = status["workers"].as_array()?;
+    let worker = workers.iter().find(|worker| worker["name"] == name)?;
+    i32::try_from(worker["pid"].as_i64()?).ok()
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // The workers notice that their coordinator is gone and end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,86 @@
+//! Whatever is wrong gives one clear error, and an exit code that says whether trying again can help.
+
+use std::fs;
+use std::net::TcpListener;
+
+use anyhow::{Context, Result};
+use pacs_tests::{Ended, Job, root};
+
+/// The error on standard error, once, and not among the progress.
+fn assert_one_error(ended: &Ended, code: i32, parts: &[&str]) {
+    ended.expect_code(code);
+    assert_eq!(ended.stderr.matches("error:").count(), 1, "{}", ended.stderr);
+    for part in parts {
+        assert!(ended.stderr.contains(part), "`{part}` is not in: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_wrong_model_path() -> Result<()> {
+    let job = Job::tiny()?.with("model.path", "no/such/model");
+    assert_one_error(&job.start()?.wait()?, 78, &["no/such/model"]);
+    Ok(())
+}
+
+#[test]
+fn an_unknown_key() -> Result<()> {
+    let job = Job::tiny()?.with("rollout.temprature", 1.0);
+    assert_one_error(&job.start()?.wait()?, 78, &["rollout.temprature", "temperature"]);
+    Ok(())
+}
+
+#[test]
+fn several_wrong_values_are_reported_together() -> Result<()> {
+    let job = Job::tiny()?.with("rollout.temperature", -1.0).with("batch.mini_batches", 3);
+    assert_one_error(&job.start()?.wait()?, 78, &["rollout.temperature", "batch.mini_batches"]);
+    Ok(())
+}
+
+#[test]
+fn a_bad_row_of_problems() -> Result<()> {
+    let job = Job::tiny()?;
+    job.write_problems(|i| {
+        if i == 16 { r#"{"question": "torn"#.into() } else { format!(r#"{{"question": "{i}", "answer": "1"}}"#) }
+    })?;
+    assert_one_error(&job.start()?.wait()?, 78, &["problems.jsonl", "17"]);
+    Ok(())
+}
+
+#[test]
+fn a_corrupt_model_file() -> Result<()> {
+    let job = Job::tiny()?;
+    let model = job.path("model");
+    fs::create_dir(&model)?;
+    for entry in fs::read_dir(root().join("tests/golden/models/qwen2-tied"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), model.join(entry.file_name()))?;
+    }
+    let weights = model.join("model.safetensors");
+    let bytes = fs::read(&weights)?;
+    fs::write(&weights, &bytes[..bytes.len() - 1000])?;
+    let job = job.with("model.path", model.to_str().context("a readable path")?);
+    assert_one_error(&job.start()?.wait()?, 78, &["model.safetensors"]);
+    Ok(())
+}
+
+#[test]
+fn a_port_in_use() -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let job = Job::tiny()?;
+    let ended = job.start_with(&["--listen", &address])?.wait()?;
+    assert_ne!(ended.code, Some(0));
+    assert_one_error(&ended, ended.code.context("it ends by itself")?, &[&address, "in use"]);
+    Ok(())
+}
+
+#[test]
+fn two_runs_in_one_folder() -> Result<()> {
+    let job = Job::tiny()?.with("batch.steps", 20);
+    let mut first = job.start()?;
+    first.wait_until("a phase", |status| status["phase"].is_string())?;
+    let second = job.start()?.wait()?;
+    assert_ne!(second.code, Some(0));
+    assert_eq!(second.stderr.matches("error:").count(), 1, "{}", second.stderr);
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! Whole runs by the real programs on a tiny model.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use pacs_tests::Job;
+use serde_json::Value;
+
+fn steps(metrics: &[Value]) -> Vec<u64> {
+    metrics.iter().filter_map(|line| line["step"].as_u64()).collect()
+}
+
+#[test]
+fn a_run_trains_evaluates_archives_and_exports() -> Result<()> {
+    let job = Job::tiny()?;
+    let ended = job.start()?.wait()?;
+    ended.expect_code(0);
+    let metrics = job.json_lines("metrics.jsonl")?;
+    assert_eq!(steps(&metrics), [1, 2, 3]);
+    for line in &metrics {
+        let mismatch = line["logprob_mismatch_max"].as_f64().context("a mismatch in every step")?;
+        assert!(mismatch < 1e-4, "rollout and learner differ by {mismatch} in float32: {line}");
+        assert!(line["entropy"].as_f64().is_some_and(|entropy| entropy > 0.0), "{line}");
+    }
+    let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
+    assert!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
+    let evaluations = job.json_lines("evaluations.jsonl")?;
+    assert_eq!(steps(&evaluations), [0, 3]);
+    for file in ["samples/step-000001.parquet", "samples/step-000003.parquet", "samples/eval-000000.parquet"] {
+        assert!(job.run_path(file).exists(), "{file} is missing");
+    }
+    let model = job.run_path("checkpoints/step-000003/model");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(model.join(file).exists(), "the exported model has no {file}");
+    }
+    assert!(ended.stdout.contains("pass@1"), "{}", ended.stdout);
+    Ok(())
+}
+
+#[test]
+fn more_learners_give_the_same_model() -> Result<()> {
+    let export = |learners: i64| -> Result<Vec<f32>> {
+        let job = Job::tiny()?.with("batch.steps", 5).with("evaluation.before", false).with("evaluation.after", false);
+        let job = job.with("resources.learners", learners);
+        job.start()?.wait()?.expect_code(0);
+        let file = fs::read(job.run_path("checkpoints/step-000005/model/model.safetensors"))?;
+        // Eight bytes of header length, the header, then float32 values.
+        let header = u64::from_le_bytes(file[..8].try_into()?) as usize;
+        let (values, _) = file[8 + header..].as_chunks::<4>();
+        Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    };
+    let one = export(1)?;
+    for learners in [2, 3] {
+        let several = export(learners)?;
+        assert_eq!(one.len(), several.len());
+        let difference = one.iter().zip(&several).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference < 1e-5, "weights of {learners} learners differ by {difference}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_run_saves_and_goes_on() -> Result<()> {
+    let job = Job::tiny()?.with("batch.steps", 6);
+    let mut run = job.start()?;
+    run.wait_until("step 1", |status| status["step"].as_u64() >= Some(1))?;
+    run.signal(Signal::SIGINT)?;
+    let ended = run.wait()?;
+    ended.expect_code(75);
+    let done = steps(&job.json_lines("metrics.jsonl")?);
+    let last = *done.last().context("a step was done")?;
+    assert!((1..6).contains(&last), "steps {done:?}");
+    assert!(job.run_path(&format!("checkpoints/step-{last:06}")).exists(), "no checkpoint of step {last}");
+    job.start()?.wait()?.expect_code(0);
+    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), [1, 2, 3, 4, 5, 6]);
+    Ok(())
+}
+
+fn survives_the_loss_of(worker: &str) -> Result<()> {
+    let job = Job::tiny()?.with("batch.steps", 4);
+    let mut run = job.start()?;
+    run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
+    run.kill_worker(worker)?;
+    run.wait()?.expect_code(0);
+    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), [1, 2, 3, 4]);
+    Ok(())
+}
+
+#[test]
+fn a_killed_rollout_worker_is_replaced() -> Result<()> {
+    survives_the_loss_of("rollout-0")
+}
+
+#[test]
+fn a_killed_verifier_is_replaced() -> Result<()> {
+    survives_the_loss_of("verifier-0")
+}
+
+#[test]
+fn a_killed_learner_is_replaced() -> Result<()> {
+    survives_the_loss_of("learner-0")
+}
+
+#[test]
+fn the_status_names_roles_queues_and_what_is_waited_for() -> Result<()> {
+    let job = Job::tiny()?;
+    let mut run = job.start()?;
+    let status = run.wait_until("step 1", |status| status["step"].as_u64() >= Some(1))?;
+    let names: Vec<&str> =
+        status["workers"].as_array().context("workers")?.iter().filter_map(|worker| worker["name"].as_str()).collect();
+    for name in ["rollout-0", "verifier-0", "learner-0"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert!(status["queues"].is_object() && status["phase"].is_string() && status["metrics"].is_object(), "{status}");
+    run.wait()?.expect_code(0);
+    Ok(())
+}
