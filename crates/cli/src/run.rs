@@ -111,6 +111,8 @@ impl Job<'_> {
         let shutdown = Shutdown::new();
         shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
         let mut console = Console::new(self.arguments.json);
+        let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
+        console.say("loading", &text, json!({}));
         let options =
             CoordinatorOptions { spec: spec.clone(), run_dir: self.run_dir.clone(), listen: self.arguments.listen };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
@@ -154,8 +156,12 @@ impl Job<'_> {
             plural(u64::from(resources.verifiers), "verifier", "verifiers"),
         ];
         let job = format!(
-            "{}: {} steps of {} prompts x {} samples, answers of up to {} tokens",
-            spec.name, batch.steps, batch.prompts_per_step, rollout.samples_per_prompt, rollout.max_new_tokens
+            "{}: {} of {} prompts x {} samples, answers of up to {} tokens",
+            spec.name,
+            plural(batch.steps, "step", "steps"),
+            batch.prompts_per_step,
+            rollout.samples_per_prompt,
+            rollout.max_new_tokens
         );
         let parameters = count(self.model.parameters);
         let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
@@ -187,7 +193,8 @@ impl Job<'_> {
                     Some(path) => format!("saved in {}", shown(path).display()),
                     None => "nothing to save".to_owned(),
                 };
-                let text = format!("stopped after {step} steps, {saved}; run the same command to go on");
+                let text =
+                    format!("stopped after {}, {saved}; run the same command to go on", plural(*step, "step", "steps"));
                 console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
                 Exit::Again
             }

@@ -39,6 +39,19 @@ pub enum DataError {
     /// The chat template cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The longest answer takes all positions of the model.
+    #[error(
+        "`rollout.max_new_tokens` = {max_new_tokens} leaves no room for a prompt: model `{}` has {positions} positions",
+        model.display()
+    )]
+    NoRoom {
+        /// The model folder.
+        model: PathBuf,
+        /// `max_position_embeddings` of its config.json.
+        positions: u64,
+        /// `rollout.max_new_tokens` of the spec.
+        max_new_tokens: u64,
+    },
     /// Nothing is left to train on or to evaluate with.
     #[error("no problem is left in `{part}`: {report}")]
     Empty {

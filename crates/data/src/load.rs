@@ -24,14 +24,14 @@ pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
 pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
     let prompter = Prompter::new(spec)?;
     let mut train = Loaded::default();
-    train.load(&spec.data.train, &prompter, spec, check)?;
+    train.load(&spec.data.train, &prompter, check)?;
     train.refuse_empty("data.train")?;
 
     let mut report = LoadReport { train: train.report, ..LoadReport::default() };
     let mut evaluation = Vec::new();
     if let Some(source) = spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
         let mut loaded = Loaded::default();
-        loaded.load(source, &prompter, spec, check)?;
+        loaded.load(source, &prompter, check)?;
         loaded.refuse_empty("data.evaluation")?;
         report.overlap = loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
         report.evaluation = Some(loaded.report);
@@ -50,23 +50,11 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn load(
-        &mut self,
-        source: &SourceSpec,
-        prompter: &Prompter<'_>,
-        spec: &JobSpec,
-        check: GoldCheck,
-    ) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row, prompter, spec.data.max_prompt_tokens, check))
+    fn load(&mut self, source: &SourceSpec, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
+        rows(source, &mut |row| self.take(row, prompter, check))
     }
 
-    fn take(
-        &mut self,
-        row: Row,
-        prompter: &Prompter<'_>,
-        max_prompt_tokens: usize,
-        check: GoldCheck,
-    ) -> Result<(), DataError> {
+    fn take(&mut self, row: Row, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
         self.report.rows += 1;
         if let Err(reason) = check(&row.answer) {
             self.report.unreadable_answers += 1;
@@ -74,7 +62,7 @@ impl Loaded {
             return Ok(());
         }
         let prompt = prompter.prompt(&row.question)?;
-        if prompt.tokens.len() > max_prompt_tokens {
+        if prompt.tokens.len() > prompter.max_tokens() {
             self.report.overlong += 1;
             return Ok(());
         }

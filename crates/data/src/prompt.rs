@@ -12,6 +12,7 @@ pub(crate) struct Prompter<'a> {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     variables: Map<String, Value>,
+    max_tokens: usize,
 }
 
 pub(crate) struct Prompt {
@@ -30,7 +31,13 @@ impl<'a> Prompter<'a> {
             Ok(Value::Object(variables)) => variables,
             other => unreachable!("a TOML table became {other:?}"),
         };
-        Ok(Self { spec, tokenizer, template, variables })
+        let max_tokens = max_prompt_tokens(spec)?;
+        Ok(Self { spec, tokenizer, template, variables, max_tokens })
+    }
+
+    /// Most tokens that a prompt may have: what the spec says, and no more than leaves room for the answer.
+    pub(crate) fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     pub(crate) fn prompt(&self, question: &str) -> Result<Prompt, DataError> {
@@ -40,5 +47,19 @@ impl<'a> Prompter<'a> {
         let text = self.template.render(&messages, true, &self.variables)?;
         let tokens = self.tokenizer.encode(&text, self.template.is_plain())?;
         Ok(Prompt { text, tokens })
+    }
+}
+
+/// The limit of the spec, or of the model's positions less the longest answer.
+fn max_prompt_tokens(spec: &JobSpec) -> Result<usize, DataError> {
+    // A folder without a readable number is refused by those who load the model; here it only sets no limit.
+    let config = std::fs::read(spec.model.path.join("config.json")).ok();
+    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let positions = config.and_then(|config| config.get("max_position_embeddings")?.as_u64());
+    let Some(positions) = positions else { return Ok(spec.data.max_prompt_tokens) };
+    let max_new_tokens = u64::from(spec.rollout.max_new_tokens);
+    match positions.checked_sub(max_new_tokens).and_then(|room| usize::try_from(room).ok()) {
+        None | Some(0) => Err(DataError::NoRoom { model: spec.model.path.clone(), positions, max_new_tokens }),
+        Some(room) => Ok(room.min(spec.data.max_prompt_tokens)),
     }
 }

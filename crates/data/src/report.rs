@@ -18,7 +18,7 @@ pub struct SourceReport {
     pub rows: usize,
     /// Problems that are used.
     pub kept: usize,
-    /// Rows left out because their prompt has too many tokens.
+    /// Rows left out because their prompt has more tokens than the spec allows or than leave room for an answer.
     pub overlong: usize,
     /// Rows left out because the verifier cannot read their reference answer.
     pub unreadable_answers: usize,

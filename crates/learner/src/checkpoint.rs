@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pacs_protocol::v1;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{ViewError, bytes};
+use pacs_torch::{ViewError, bytes, dithered_bf16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::trainer::{Trainer, duplicate};
@@ -120,9 +120,12 @@ impl Trainer {
         let (master, moment1, moment2) = (take("master")?, take("moment1")?, take("moment2")?);
         let reference = take("reference").ok();
         no_grad(|| {
-            self.parameters.flat.copy_(&master);
-            if let Some(held) = &mut self.optimizer.master {
-                held.copy_(&master);
+            match &mut self.optimizer.master {
+                Some(held) => {
+                    held.copy_(&master);
+                    self.parameters.flat.copy_(&dithered_bf16(&master));
+                }
+                None => self.parameters.flat.copy_(&master),
             }
             self.optimizer.moment1.copy_(&moment1);
             self.optimizer.moment2.copy_(&moment2);

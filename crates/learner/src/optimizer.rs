@@ -3,7 +3,7 @@
 use pacs_model::Parameters;
 use pacs_spec::OptimizerSpec;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{AdamW, Decay, ViewError, adamw, bf16_mut, f32_mut, f32_ref, sum_of_squares};
+use pacs_torch::{AdamW, Decay, ViewError, adamw, bf16_mut, dithered_bf16, f32_mut, f32_ref, sum_of_squares};
 
 /// Master weights and moments, each a flat float32 buffer in the layout of the parameters.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Optimizer {
         let master = self.master.as_mut().unwrap_or(&mut parameters.flat);
         let _ = master.g_mul_scalar_(1.0 - learning_rate * spec.weight_decay).g_sub_(&change);
         if let Some(master) = &self.master {
-            parameters.flat.copy_(master);
+            parameters.flat.copy_(&dithered_bf16(master));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From logits to tokens. `B` rows, `V` vocabulary.
 
 use pacs_torch::tch::{Kind, TchError, Tensor};
+use pacs_torch::{DrawOptions, can_draw, draw};
 
 /// What one row of the batch wants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,6 +14,12 @@ pub(crate) struct RowSampling {
     pub(crate) top_k: u32,
     /// Uniform number in `[0, 1)` that picks the token.
     pub(crate) uniform: f64,
+}
+
+impl RowSampling {
+    fn filters(&self) -> bool {
+        self.top_k != 0 || self.top_p < 1.0
+    }
 }
 
 /// The tokens of one decode step.
@@ -30,6 +37,22 @@ pub(crate) struct Sampled {
 ///
 /// `logits`: `[B, V]`, any float kind, on any device.
 pub(crate) fn sample(logits: &Tensor, rows: &[RowSampling]) -> Result<Sampled, TchError> {
+    let filters = rows.iter().any(RowSampling::filters);
+    if !filters && can_draw(logits) {
+        let options: Vec<DrawOptions> =
+            rows.iter().map(|row| DrawOptions { temperature: row.temperature, uniform: row.uniform }).collect();
+        let drawn = draw(logits, &options).expect("such logits can be drawn from");
+        return Ok(Sampled {
+            tokens: drawn.iter().map(|drawn| drawn.token as i64).collect(),
+            logprobs: drawn.iter().map(|drawn| drawn.logprob).collect(),
+            entropies: drawn.iter().map(|drawn| drawn.entropy).collect(),
+        });
+    }
+    sample_by_tensors(logits, rows)
+}
+
+/// The same by tensor operations: for every device, and with top-k and top-p.
+fn sample_by_tensors(logits: &Tensor, rows: &[RowSampling]) -> Result<Sampled, TchError> {
     let (_b, vocabulary) = logits.size2()?;
     let device = logits.device();
     let column = |values: Vec<f64>| Tensor::from_slice(&values).to_kind(Kind::Float).to_device(device).unsqueeze(-1);
@@ -69,7 +92,7 @@ fn last_possible(chosen: &Tensor, cumulative: &Tensor, vocabulary: i64) -> Resul
 /// `probabilities`: `[B, V]` float32. Top-k comes first, then the nucleus of what is left, renormalised; the most
 /// probable token always stays.
 fn keep(probabilities: &Tensor, rows: &[RowSampling]) -> Result<Option<Tensor>, TchError> {
-    if rows.iter().all(|row| row.top_k == 0 && row.top_p >= 1.0) {
+    if !rows.iter().any(RowSampling::filters) {
         return Ok(None);
     }
     let (_b, vocabulary) = probabilities.size2()?;
@@ -139,6 +162,17 @@ mod tests {
         assert!(chi_squared(&logits, options(1.0, 1.0, 2), &top2, 40_000) < 23.5);
         let nucleus = [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0, 0.0];
         assert!(chi_squared(&logits, options(1.0, 0.8, 0), &nucleus, 40_000) < 23.5);
+    }
+
+    #[test]
+    fn both_ways_of_sampling_agree() {
+        let logits = Tensor::randn([40, 1000], (Kind::Float, Device::Cpu)) * 3.0;
+        let rows: Vec<RowSampling> = uniforms(40).map(row).collect();
+        let (fused, plain) =
+            (sample(&logits, &rows).expect("samples"), sample_by_tensors(&logits, &rows).expect("samples"));
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        assert_eq!(fused.tokens, plain.tokens);
+        assert!(close(&fused.logprobs, &plain.logprobs) && close(&fused.entropies, &plain.entropies));
     }
 
     #[test]

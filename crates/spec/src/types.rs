@@ -94,7 +94,8 @@ pub struct DataSpec {
     /// System message; default none (the chat template may bring its own).
     #[serde(default)]
     pub system: Option<String>,
-    /// Prompts with more tokens are left out and counted. Default 1024, 1 to 1,000,000.
+    /// Prompts with more tokens are left out and counted, and so are those that leave the model no room for
+    /// `rollout.max_new_tokens`. Default 1024, 1 to 1,000,000.
     #[serde(default = "max_prompt_tokens")]
     pub max_prompt_tokens: usize,
     /// Shuffle the training problems anew each epoch. Default true.

@@ -5,6 +5,8 @@
 
 use half::bf16;
 
+use crate::dither::to_bf16;
+
 /// Hyper-parameters of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -63,7 +65,7 @@ impl AdamW {
 }
 
 /// Updates `weights`, `moment1` and `moment2` in place from `grads`, all of one length; writes the new weights to
-/// `compute` as well when the model computes in bfloat16.
+/// `compute` as well when the model computes in bfloat16, rounded as [`dithered_bf16`](crate::dithered_bf16) does.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -89,8 +91,8 @@ pub fn adamw(
     };
     std::thread::scope(|scope| {
         let parts = weights.chunks_mut(chunk).zip(moment1.chunks_mut(chunk)).zip(moment2.chunks_mut(chunk));
-        for (((w, m), v), (g, c)) in parts.zip(grads.chunks(chunk).zip(compute.drain(..))) {
-            scope.spawn(move || update_chunk(factors, w, m, v, g, c));
+        for (part, (((w, m), v), (g, c))) in parts.zip(grads.chunks(chunk).zip(compute.drain(..))).enumerate() {
+            scope.spawn(move || update_chunk(factors, w, m, v, g, c.map(|c| (c, part * chunk))));
         }
     });
 }
@@ -126,7 +128,10 @@ fn squares_chunk(values: &[f32]) -> f64 {
     values.chunks(1024).map(block_sum).sum()
 }
 
-fn update_chunk(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Option<&mut [bf16]>) {
+/// Where the new compute weights go, and the index of the first one in the whole buffer.
+type Compute<'a> = Option<(&'a mut [bf16], usize)>;
+
+fn update_chunk(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
     #[cfg(target_arch = "x86_64")]
     {
         if std::arch::is_x86_feature_detected!("avx512f") {
@@ -143,19 +148,19 @@ fn update_chunk(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f3
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn update_avx512(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Option<&mut [bf16]>) {
+fn update_avx512(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
     update_plain(f, w, m, v, g, c);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn update_avx2(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Option<&mut [bf16]>) {
+fn update_avx2(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
     update_plain(f, w, m, v, g, c);
 }
 
 /// The update itself; compiled once per instruction set, with identical results (no fused multiply-add is used).
 #[inline(always)]
-fn update_plain(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Option<&mut [bf16]>) {
+fn update_plain(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
     let (n1, n2) = (1.0 - f.beta1, 1.0 - f.beta2);
     for (((w, m), v), g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
         let g = *g * f.grad_scale;
@@ -164,19 +169,11 @@ fn update_plain(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f3
         let denominator = v.sqrt() * f.root_correction + f.epsilon;
         *w = *w * f.keep - f.step_size * (*m / denominator);
     }
-    if let Some(c) = c {
-        for (c, w) in c.iter_mut().zip(w.iter()) {
-            *c = round_to_bf16(*w);
+    if let Some((c, first)) = c {
+        for (offset, (c, w)) in c.iter_mut().zip(w.iter()).enumerate() {
+            *c = to_bf16(*w, first + offset);
         }
     }
-}
-
-/// Round to nearest even; weights are finite, so NaN needs no care beyond staying NaN.
-#[inline(always)]
-fn round_to_bf16(value: f32) -> bf16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    bf16::from_bits(if value.is_nan() { 0x7fc0 } else { (rounded >> 16) as u16 })
 }
 
 #[cfg(test)]
@@ -213,9 +210,9 @@ mod tests {
             adamw(&options, Decay::All, &mut weights, &mut m, &mut v, &grads, Some(&mut compute));
         }
         let expected = Vec::<f32>::try_from(&parameter).expect("float32");
-        for ((ours, theirs), compute) in weights.iter().zip(&expected).zip(&compute) {
+        for (index, ((ours, theirs), compute)) in weights.iter().zip(&expected).zip(&compute).enumerate() {
             assert!((ours - theirs).abs() < 2e-6, "{ours} against {theirs}");
-            assert_eq!(*compute, bf16::from_f32(*ours));
+            assert_eq!(*compute, to_bf16(*ours, index));
         }
     }
 

@@ -1,12 +1,16 @@
-//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, and the fused optimizer kernel.
+//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, and the fused kernels of the CPU path.
 //!
 //! This crate and `pacs-collective` are the only ones that may hold `unsafe`. Everything here has a safe signature.
 
 mod adamw;
 mod device;
+mod dither;
+mod draw;
 mod view;
 
 pub use adamw::{AdamW, Decay, adamw, sum_of_squares};
 pub use device::{DeviceError, init, multiplies_bf16, prepare_allocator};
+pub use dither::dithered_bf16;
+pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use tch;
-pub use view::{ViewError, bf16_mut, bytes, bytes_mut, f32_mut, f32_ref};
+pub use view::{ViewError, bf16_mut, bf16_ref, bytes, bytes_mut, f32_mut, f32_ref};

@@ -73,6 +73,10 @@ views!(
     f32_mut, f32, Some(Kind::Float), "float32", mut
 );
 views!(
+    /// The elements of a bfloat16 tensor.
+    bf16_ref, bf16, Some(Kind::BFloat16), "bfloat16", ref
+);
+views!(
     /// The elements of a bfloat16 tensor, to be written.
     bf16_mut, bf16, Some(Kind::BFloat16), "bfloat16", mut
 );

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::shown;
 use super::supervisor::{GivenUp, WorkerNews};
-use crate::format::{count, duration, percent, seconds};
+use crate::format::{count, duration, percent, plural, seconds};
 use crate::output;
 
 /// Steps between repetitions of the column heads.
@@ -76,7 +76,7 @@ impl Console {
         let text = match progress {
             Progress::Waiting { sentence } => format!("… {sentence}"),
             Progress::Prepared { step, learners, .. } => {
-                format!("ready after {step} steps: {} loaded the model", learners.join(", "))
+                format!("ready after {}: {} loaded the model", steps(*step), learners.join(", "))
             }
             Progress::Evaluated(evaluation) => evaluation_line(evaluation),
             Progress::Step(step) => return self.step_lines(step),
@@ -123,13 +123,17 @@ fn evaluation_line(evaluation: &EvaluationSummary) -> String {
         excluded => format!(", {excluded} left out for lack of a verdict"),
     };
     format!(
-        "evaluation after {} steps: pass@1 {}{} on {} held-out problems{excluded} ({})",
-        evaluation.step,
+        "evaluation after {}: pass@1 {}{} on {} held-out problems{excluded} ({})",
+        steps(evaluation.step),
         percent(evaluation.pass_at_1),
         at_k.unwrap_or_default(),
         count(evaluation.problems),
         seconds(evaluation.seconds),
     )
+}
+
+fn steps(count: u64) -> String {
+    plural(count, "step", "steps")
 }
 
 fn progress_json(progress: &Progress) -> Value {
@@ -201,7 +205,7 @@ pub(crate) fn finish_lines(
     measured: Option<BeforeAfter>,
 ) -> Vec<(&'static str, String)> {
     let Commands { program, job, same } = command;
-    let mut lines = vec![("done", format!("{step} steps"))];
+    let mut lines = vec![("done", steps(step))];
     if let Some(BeforeAfter { before, after, problems }) = measured {
         let (before, after, problems) = (percent(before), percent(after), count(problems));
         lines.push(("pass@1", format!("{before} before, {after} after, on {problems} held-out problems")));

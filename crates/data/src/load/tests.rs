@@ -15,7 +15,10 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/mod
 fn job(dir: &Path, lines: &str) -> JobSpec {
     let lines = lines.replace("{dir}", &dir.display().to_string());
     let text = format!("name = 'test'\nmodel.path = '{MODEL}'\n{lines}\n");
-    pacs_spec::parse(&text, Path::new("test.toml")).unwrap_or_else(|errors| panic!("{errors}"))
+    let mut spec = pacs_spec::parse(&text, Path::new("test.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+    // The golden model has 512 positions.
+    spec.rollout.max_new_tokens = 100;
+    spec
 }
 
 fn readable(answer: &str) -> Result<(), String> {
@@ -96,6 +99,22 @@ fn what_is_left_out_is_counted() {
     let shown = report.to_string();
     assert!(shown.contains("t.jsonl:7: no number"), "{shown}");
     assert!(shown.ends_with("; 1 evaluation problems are also trained on"), "{shown}");
+}
+
+#[test]
+fn prompts_leave_room_for_the_answer() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let row = |words: usize| format!("{}\n", serde_json::json!({"question": "x ".repeat(words), "answer": 1}));
+    fs::write(dir.path().join("t.jsonl"), row(10) + &row(200)).expect("written");
+    let mut spec = job(dir.path(), &format!("data.train.path = '{{dir}}/t.jsonl'\n{OFF}"));
+    let kept = |spec: &JobSpec| load_with(spec, readable).map(|problems| problems.train.len());
+    spec.rollout.max_new_tokens = 300;
+    assert_eq!(kept(&spec).expect("loads"), 1, "212 tokens are left");
+    spec.rollout.max_new_tokens = 1;
+    assert_eq!(kept(&spec).expect("loads"), 2, "511 tokens are left");
+    spec.rollout.max_new_tokens = 512;
+    let error = kept(&spec).expect_err("no token is left").to_string();
+    assert!(error.contains("= 512 leaves no room for a prompt") && error.contains("512 positions"), "{error}");
 }
 
 #[test]
@@ -190,6 +209,6 @@ fn shared_data_sets_load() {
     let problems = load(&job(Path::new("."), &lines)).expect("loads");
     println!("{}", problems.report);
     assert_eq!(problems.report.train.rows, 7473);
-    assert!(problems.report.train.kept > 7000, "{}", problems.report);
+    assert_eq!(problems.report.train.kept + problems.report.train.overlong, 7473);
     assert_eq!((problems.report.train.duplicates, problems.report.train.unreadable_answers), (0, 0));
 }
