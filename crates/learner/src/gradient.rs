@@ -6,6 +6,7 @@ use pacs_model::Model;
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{DEFAULT_CHUNK, answer_logprobs, head_backward};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{ViewError, accumulate};
 
 use crate::batch::{Pass, TrainBatch};
 
@@ -118,23 +119,22 @@ impl OpenPass<'_> {
         coefficients: &[f32],
         temperature: f64,
         gradients: &Tensor,
-    ) -> TokenScores {
+    ) -> Result<TokenScores, ViewError> {
         let head = head_backward(model, &self.hidden, &self.tensors.targets, coefficients, temperature, DEFAULT_CHUNK);
         // A scalar whose derivative by the hidden states is exactly what the head hands down.
         (&self.hidden * &head.dhidden).sum(self.hidden.kind()).backward();
-        no_grad(|| {
-            for leaf in model.leaves() {
-                let grad = leaf.tensor.grad();
-                if grad.defined() {
-                    let mut sum = gradients.narrow(0, leaf.offset as i64, leaf.numel as i64);
-                    let _ = sum.g_add_(&grad.view([-1]).to_kind(Kind::Float));
-                }
+        let add = |offset: usize, gradient: &Tensor| {
+            let mut sum = gradients.narrow(0, offset as i64, gradient.numel() as i64);
+            accumulate(&mut sum, gradient)
+        };
+        for leaf in model.leaves() {
+            let gradient = leaf.tensor.grad();
+            if gradient.defined() {
+                add(leaf.offset, &gradient.contiguous())?;
             }
-            let weight = model.layout().head().offset;
-            let mut sum = gradients.narrow(0, weight as i64, head.dweight.numel() as i64);
-            let _ = sum.g_add_(&head.dweight.view([-1]).to_kind(Kind::Float));
-        });
+        }
+        add(model.layout().head().offset, &head.dweight)?;
         model.zero_grad();
-        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
+        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
     }
 }

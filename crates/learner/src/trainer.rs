@@ -171,7 +171,7 @@ impl Trainer {
         let outcome = if known {
             let zeros = vec![Sums::default(); members.len()];
             let outcome = self.objective(batch, &members, &zeros)?;
-            self.backward(batch, &members, &mine, &outcome, on_policy, metrics);
+            self.backward(batch, &members, &mine, &outcome, on_policy, metrics)?;
             outcome
         } else {
             self.two_phases(batch, &members, &mine, old, collective, metrics)?
@@ -218,7 +218,7 @@ impl Trainer {
             let outcome = self.exchange(batch, members, &scored, collective, metrics)?;
             let coefficients = coefficients(only, batch, members, &outcome);
             if coefficients.iter().any(|c| *c != 0.0) {
-                let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients);
+                let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients)?;
                 count_trained(&passes[0], &scores, metrics);
             }
             return Ok(outcome);
@@ -227,7 +227,7 @@ impl Trainer {
             note(pass, &pass.score(&self.model, temperature));
         }
         let outcome = self.exchange(batch, members, &scored, collective, metrics)?;
-        self.backward(batch, members, mine, &outcome, false, metrics);
+        self.backward(batch, members, mine, &outcome, false, metrics)?;
         Ok(outcome)
     }
 
@@ -282,7 +282,7 @@ impl Trainer {
         outcome: &PacsStep,
         on_policy: bool,
         metrics: &mut StepMetrics,
-    ) {
+    ) -> Result<(), TrainError> {
         let temperature = self.settings.temperature;
         let device = self.parameters.flat.device();
         let first = members[0];
@@ -292,7 +292,7 @@ impl Trainer {
             let tensors = PassTensors::new(batch, &pass, device);
             let coefficients = coefficients(&tensors, batch, members, outcome);
             let open = tensors.open(&self.model);
-            let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients);
+            let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients)?;
             count_trained(&pass, &scores, metrics);
             if on_policy {
                 compare_pass(batch, &tensors, &scores, metrics);
@@ -305,6 +305,7 @@ impl Trainer {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
         }
+        Ok(())
     }
 
     /// Clips, checks and applies the gradient; every rank holds the same one, so every rank decides the same.

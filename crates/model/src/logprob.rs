@@ -2,7 +2,8 @@
 //! that `[positions, vocabulary]` never exists as a whole.
 // Legend: `T` tokens, `M` scored positions, `C` positions of one chunk, `D` width, `V` vocabulary.
 
-use pacs_torch::tch::{Kind, Tensor, no_grad};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{accumulate, target_gradient};
 
 use crate::Model;
 
@@ -106,6 +107,48 @@ fn backward_chunk(
     mut dhidden: Tensor,
     gradient: &mut HeadGradient,
 ) {
+    let dlogits = if model.device() == Device::Cpu && model.kind() != Kind::Double {
+        dlogits_in_place(model, hidden, tokens, coefficients, temperature, gradient)
+    } else {
+        dlogits_by_tensors(model, hidden, tokens, coefficients, temperature, gradient)
+    };
+    if coefficients.iter().all(|&coefficient| coefficient == 0.0) {
+        return;
+    }
+    dhidden.copy_(&dlogits.matmul(model.head_weight()));
+    let products = dlogits.tr().matmul(hidden);
+    if gradient.dweight.defined() {
+        accumulate(&mut gradient.dweight, &products).expect("both were just made");
+    } else {
+        gradient.dweight = products.to_kind(softmax_kind(model));
+    }
+}
+
+/// Gradient of the logits `[C, V]`, written over them, row by row in the cache.
+fn dlogits_in_place(
+    model: &Model,
+    hidden: &Tensor,
+    tokens: &[i64],
+    coefficients: &[f32],
+    temperature: f64,
+    gradient: &mut HeadGradient,
+) -> Tensor {
+    let mut logits = model.logits(hidden);
+    let scores = target_gradient(&mut logits, tokens, coefficients, temperature).expect("logits are contiguous");
+    gradient.logprobs.extend(scores.iter().map(|score| score.logprob));
+    gradient.entropies.extend(scores.iter().map(|score| score.entropy));
+    logits
+}
+
+/// The same by tensor operations, for every device and kind.
+fn dlogits_by_tensors(
+    model: &Model,
+    hidden: &Tensor,
+    tokens: &[i64],
+    coefficients: &[f32],
+    temperature: f64,
+    gradient: &mut HeadGradient,
+) -> Tensor {
     let device = model.device();
     let tokens = Tensor::from_slice(tokens).to_device(device).unsqueeze(1);
     let all = log_softmax(model, hidden, temperature);
@@ -113,29 +156,12 @@ fn backward_chunk(
     let mut probabilities = all.exp();
     gradient.entropies.extend(to_vec(&entropy(&all, &probabilities)));
     drop(all);
-    if coefficients.iter().all(|&coefficient| coefficient == 0.0) {
-        return;
-    }
     let scale =
         Tensor::from_slice(coefficients).to_device(device).to_kind(probabilities.kind()).unsqueeze(1) / temperature;
     // d logprob / d logits = (one-hot - softmax) / temperature.
     let _ = probabilities.g_mul_(&-&scale);
     let _ = probabilities.scatter_add_(1, &tokens, &scale);
-    let dlogits = probabilities.to_kind(model.kind());
-    dhidden.copy_(&dlogits.matmul(model.head_weight()));
-    accumulate(&mut gradient.dweight, &dlogits.tr(), hidden, softmax_kind(model));
-}
-
-/// Adds `dlogits hidden` to the gradient: `dlogits` `[V, C]`, `hidden` `[C, D]`.
-fn accumulate(dweight: &mut Tensor, dlogits: &Tensor, hidden: &Tensor, kind: Kind) {
-    if !dweight.defined() {
-        *dweight = dlogits.matmul(hidden).to_kind(kind);
-    } else if dlogits.kind() == kind {
-        let _ = dweight.addmm_(dlogits, hidden);
-    } else {
-        // Products in the kind of the model, their sum in float32.
-        let _ = dweight.g_add_(&dlogits.matmul(hidden));
-    }
+    probabilities.to_kind(model.kind())
 }
 
 /// `[C, V]` float32 from hidden rows `[C, D]`.

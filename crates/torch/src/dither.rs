@@ -23,7 +23,6 @@ pub(crate) fn to_bf16(value: f32, index: usize) -> bf16 {
 /// The bfloat16 weights that belong to flat float32 master weights, on any device.
 ///
 /// `master`: `[n]` float32, finite. Returns `[n]` bfloat16.
-#[must_use]
 pub fn dithered_bf16(master: &Tensor) -> Tensor {
     let (n, device) = (master.size()[0], master.device());
     // 64-bit integers hold the product of two 32-bit ones; only its low 32 bits count.

@@ -2,9 +2,9 @@
 //!
 //! Tensor operations would write and read `[rows, vocabulary]` eight times over; a row of float32 fits into the cache.
 
-use half::bf16;
 use tch::{Device, Kind, Tensor};
 
+use crate::softmax::{BLOCK, bf16_to_f32, exponentials, maximum, rows_per_thread};
 use crate::view::{ViewError, bf16_ref, f32_ref};
 
 /// What one row of logits is drawn with.
@@ -70,8 +70,7 @@ fn draw_rows<T: Sync>(
         })
         .collect()
     };
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    let rows = options.len().div_ceil(threads).max(4);
+    let rows = rows_per_thread(options.len());
     std::thread::scope(|scope| {
         let mut parts = logits.chunks(rows * vocabulary).zip(options.chunks(rows));
         let Some((first_logits, first_options)) = parts.next() else { return Vec::new() };
@@ -83,13 +82,6 @@ fn draw_rows<T: Sync>(
         drawn
     })
 }
-
-fn bf16_to_f32(x: bf16) -> f32 {
-    f32::from_bits(u32::from(x.to_bits()) << 16)
-}
-
-/// Elements whose sum is kept, so that a draw searches one block only.
-const BLOCK: usize = 1024;
 
 /// `row` holds scaled logits and is overwritten.
 fn draw_row(row: &mut [f32], uniform: f64) -> Drawn {
@@ -132,116 +124,9 @@ fn find(row: &[f32], blocks: &[f64], mut target: f64) -> usize {
     row.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
 }
 
-macro_rules! for_each_instruction_set {
-    ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) -> $result:ty) => {
-        fn $name($($argument: $kind),*) -> $result {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f")]
-                fn avx512($($argument: $kind),*) -> $result {
-                    $plain($($argument),*)
-                }
-
-                #[target_feature(enable = "avx2")]
-                fn avx2($($argument: $kind),*) -> $result {
-                    $plain($($argument),*)
-                }
-
-                if std::arch::is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the processor has the instructions.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has the instructions.
-                    return unsafe { avx2($($argument),*) };
-                }
-            }
-            $plain($($argument),*)
-        }
-    };
-}
-
-for_each_instruction_set!(maximum, maximum_plain, (row: &[f32]) -> f32);
-for_each_instruction_set!(exponentials, exponentials_plain, (block: &mut [f32], max: f32) -> (f32, f32));
-
-/// Sums run in this many lanes, in one order on every instruction set.
-const LANES: usize = 16;
-
-#[inline(always)]
-fn maximum_plain(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = row.as_chunks::<LANES>();
-    for values in whole {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = if *value > *lane { *value } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, value| max.max(*value))
-}
-
-/// Replaces each `x` by `exp(x - max)`; returns their sum, and the sum of each times its `x - max`.
-#[inline(always)]
-fn exponentials_plain(block: &mut [f32], max: f32) -> (f32, f32) {
-    let mut sums = [0.0f32; LANES];
-    let mut weighted = [0.0f32; LANES];
-    let (whole, rest) = block.as_chunks_mut::<LANES>();
-    for values in whole {
-        for ((value, sum), weighted) in values.iter_mut().zip(&mut sums).zip(&mut weighted) {
-            let x = (*value - max).max(LOWEST);
-            let weight = exponential(x);
-            *sum += weight;
-            *weighted += weight * x;
-            *value = weight;
-        }
-    }
-    let (mut sum, mut with_logits) = (sums.iter().sum::<f32>(), weighted.iter().sum::<f32>());
-    for value in rest {
-        let x = (*value - max).max(LOWEST);
-        let weight = exponential(x);
-        sum += weight;
-        with_logits += weight * x;
-        *value = weight;
-    }
-    (sum, with_logits)
-}
-
-/// Below this the exponential is zero here: together the tokens beneath weigh less than rounding.
-const LOWEST: f32 = -80.0;
-
-/// `exp(x)` for `x` in `[LOWEST, 0]`, to about two units in the last place: `2^n` times a polynomial in the rest.
-#[inline(always)]
-fn exponential(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to an integer.
-    const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
-    // Taylor coefficients to the seventh power: the remainder at |r| = ln(2)/2 is 5e-9.
-    let mut polynomial = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        polynomial = polynomial * r + coefficient;
-    }
-    // The low bits of the rounded sum are the integer itself; no conversion keeps this in vector registers.
-    let power = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
-    if x > LOWEST { polynomial * power } else { 0.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_exponential_is_exact_to_float32() {
-        for i in 0..=80_000 {
-            let x = -f64::from(i) / 1000.0 + 1e-4;
-            let x = (x.min(0.0)) as f32;
-            let (ours, exact) = (f64::from(exponential(x)), f64::from(x).exp());
-            assert!(x <= LOWEST || (ours / exact - 1.0).abs() < 3e-7, "exp({x}) = {ours}, not {exact}");
-        }
-        assert_eq!(exponential(-1e3_f32.max(LOWEST)), 0.0);
-    }
 
     #[test]
     fn statistics_equal_those_of_libtorch() {

@@ -29,9 +29,9 @@ pub(crate) struct Arguments {
     /// A Hugging Face folder of the Qwen2, Qwen2.5, Qwen3 or Llama 3 architecture.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where the run is kept.
-    #[arg(long, default_value = "runs/demo")]
-    run_dir: PathBuf,
+    /// Where the run is kept [default: runs/demo, with the names of the model and data set when they are given]
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
     /// Anything else for `pacs run`.
     #[arg(last = true)]
     run_options: Vec<String>,
@@ -46,8 +46,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         fetch_model()?;
     }
     let mut trainer = command(target().join("release/pacs"));
-    trainer.args(["run", JOB, "--run-dir"]).arg(absolute(&arguments.run_dir)?);
-    for (option, path) in [("--dataset", &arguments.dataset), ("--model", &arguments.model)] {
+    trainer.args(["run", JOB]);
+    let paths = [("--run-dir", &arguments.run_dir), ("--dataset", &arguments.dataset), ("--model", &arguments.model)];
+    for (option, path) in paths {
         if let Some(path) = path {
             trainer.arg(option).arg(absolute(path)?);
         }

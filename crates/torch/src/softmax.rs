@@ -1,0 +1,260 @@
+//! Softmax over rows of logits in host memory, and its backward in place.
+//!
+//! The vocabulary-wide tensors of a training pass are the largest it has; tensor operations would make half a dozen
+//! float32 copies of them. Here a row of float32 lives in the cache, and the logits become their gradient in place.
+
+use half::bf16;
+use tch::{Kind, Tensor};
+
+use crate::view::{ViewError, bf16_mut, f32_mut};
+
+/// What a row of logits says of its target token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TargetScore {
+    /// Log-probability of the target (nats).
+    pub logprob: f32,
+    /// Entropy of the distribution (nats).
+    pub entropy: f32,
+}
+
+/// Scores the target of every row, and replaces the logits by the gradient of a loss that depends on the targets'
+/// log-probabilities: `coefficient * (one-hot - softmax) / temperature`.
+///
+/// `logits`: `[C, V]` float32 or bfloat16, contiguous in host memory; `targets` and `coefficients` (d loss / d logprob):
+/// `C` each.
+///
+/// # Errors
+/// When the logits cannot be viewed.
+///
+/// # Panics
+/// When the lengths differ or a target lies outside the vocabulary.
+pub fn target_gradient(
+    logits: &mut Tensor,
+    targets: &[i64],
+    coefficients: &[f32],
+    temperature: f64,
+) -> Result<Vec<TargetScore>, ViewError> {
+    let sizes = logits.size();
+    let fits = sizes.len() == 2 && sizes[0] as usize == targets.len() && targets.len() == coefficients.len();
+    assert!(fits, "logits {sizes:?} for {} targets and {} coefficients", targets.len(), coefficients.len());
+    let rows = Rows { vocabulary: sizes[1] as usize, targets, coefficients, inverse: (1.0 / temperature) as f32 };
+    match logits.kind() {
+        Kind::BFloat16 => Ok(rows.run(bf16_mut(logits)?, bf16_to_f32, bf16::from_f32)),
+        _ => Ok(rows.run(f32_mut(logits)?, |x| x, |x| x)),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    vocabulary: usize,
+    targets: &'a [i64],
+    coefficients: &'a [f32],
+    inverse: f32,
+}
+
+impl Rows<'_> {
+    fn run<T: Copy + Send>(
+        self,
+        logits: &mut [T],
+        read: impl Fn(T) -> f32 + Copy + Send,
+        write: impl Fn(f32) -> T + Copy + Send,
+    ) -> Vec<TargetScore> {
+        let rows = rows_per_thread(self.targets.len());
+        std::thread::scope(|scope| {
+            let parts = self.targets.chunks(rows).zip(self.coefficients.chunks(rows));
+            let threads: Vec<_> = logits
+                .chunks_mut(rows * self.vocabulary)
+                .zip(parts)
+                .map(|(logits, (targets, coefficients))| {
+                    scope.spawn(move || Rows { targets, coefficients, ..self }.run_part(logits, read, write))
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("targets lie in the vocabulary")).collect()
+        })
+    }
+
+    fn run_part<T: Copy>(
+        self,
+        logits: &mut [T],
+        read: impl Fn(T) -> f32 + Copy,
+        write: impl Fn(f32) -> T + Copy,
+    ) -> Vec<TargetScore> {
+        let mut scratch = vec![0.0; self.vocabulary];
+        let rows = logits.chunks_exact_mut(self.vocabulary).zip(self.targets.iter().zip(self.coefficients));
+        rows.map(|(row, (target, coefficient))| {
+            let target = usize::try_from(*target).expect("a target is an index");
+            for (scaled, logit) in scratch.iter_mut().zip(row.iter()) {
+                *scaled = read(*logit) * self.inverse;
+            }
+            let target_logit = scratch[target];
+            let max = maximum(&scratch);
+            let (mut total, mut weighted) = (0.0, 0.0);
+            for block in scratch.chunks_mut(BLOCK) {
+                let (sum, with_logits) = exponentials(block, max);
+                total += f64::from(sum);
+                weighted += f64::from(with_logits);
+            }
+            let slope = coefficient * self.inverse;
+            let scale = -slope / total as f32;
+            for (logit, weight) in row.iter_mut().zip(&scratch) {
+                *logit = write(weight * scale);
+            }
+            row[target] = write(scratch[target] * scale + slope);
+            TargetScore {
+                logprob: (f64::from(target_logit - max) - total.ln()) as f32,
+                entropy: (total.ln() - weighted / total) as f32,
+            }
+        })
+        .collect()
+    }
+}
+
+/// One part per libtorch thread, but none so small that starting a thread costs more than it saves.
+pub(crate) fn rows_per_thread(rows: usize) -> usize {
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+    rows.div_ceil(threads).max(4)
+}
+
+#[inline(always)]
+pub(crate) fn bf16_to_f32(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// Elements whose sum is kept, in float32 before it goes into a float64 total.
+pub(crate) const BLOCK: usize = 1024;
+
+macro_rules! for_each_instruction_set {
+    ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) -> $result:ty) => {
+        pub(crate) fn $name($($argument: $kind),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($argument: $kind),*) -> $result {
+                    $plain($($argument),*)
+                }
+
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $kind),*) -> $result {
+                    $plain($($argument),*)
+                }
+
+                if std::arch::is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the processor has the instructions.
+                    return unsafe { avx512($($argument),*) };
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has the instructions.
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            $plain($($argument),*)
+        }
+    };
+}
+
+for_each_instruction_set!(maximum, maximum_plain, (row: &[f32]) -> f32);
+for_each_instruction_set!(exponentials, exponentials_plain, (block: &mut [f32], max: f32) -> (f32, f32));
+
+/// Sums run in this many lanes, in one order on every instruction set.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn maximum_plain(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, value| max.max(*value))
+}
+
+/// Replaces each `x` by `exp(x - max)`; returns their sum, and the sum of each times its `x - max`.
+#[inline(always)]
+fn exponentials_plain(block: &mut [f32], max: f32) -> (f32, f32) {
+    let mut sums = [0.0f32; LANES];
+    let mut weighted = [0.0f32; LANES];
+    let (whole, rest) = block.as_chunks_mut::<LANES>();
+    for values in whole {
+        for ((value, sum), weighted) in values.iter_mut().zip(&mut sums).zip(&mut weighted) {
+            let x = (*value - max).max(LOWEST);
+            let weight = exponential(x);
+            *sum += weight;
+            *weighted += weight * x;
+            *value = weight;
+        }
+    }
+    let (mut sum, mut with_logits) = (sums.iter().sum::<f32>(), weighted.iter().sum::<f32>());
+    for value in rest {
+        let x = (*value - max).max(LOWEST);
+        let weight = exponential(x);
+        sum += weight;
+        with_logits += weight * x;
+        *value = weight;
+    }
+    (sum, with_logits)
+}
+
+/// Below this the exponential is zero here: together the tokens beneath weigh less than rounding.
+const LOWEST: f32 = -80.0;
+
+/// `exp(x)` for `x` in `[LOWEST, 0]`, to about two units in the last place: `2^n` times a polynomial in the rest.
+#[inline(always)]
+fn exponential(x: f32) -> f32 {
+    // Adding and subtracting 1.5 * 2^23 rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    // Taylor coefficients to the seventh power: the remainder at |r| = ln(2)/2 is 5e-9.
+    let mut polynomial = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        polynomial = polynomial * r + coefficient;
+    }
+    // The low bits of the rounded sum are the integer itself; no conversion keeps this in vector registers.
+    let power = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    if x > LOWEST { polynomial * power } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn the_exponential_is_exact_to_float32() {
+        for i in 0..=80_000 {
+            let x = -f64::from(i) / 1000.0 + 1e-4;
+            let x = (x.min(0.0)) as f32;
+            let (ours, exact) = (f64::from(exponential(x)), f64::from(x).exp());
+            assert!(x <= LOWEST || (ours / exact - 1.0).abs() < 3e-7, "exp({x}) = {ours}, not {exact}");
+        }
+        assert_eq!(exponential(-1e3_f32.max(LOWEST)), 0.0);
+    }
+
+    #[test]
+    fn scores_and_gradients_equal_those_of_autograd() {
+        tch::manual_seed(5);
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 4e-3)] {
+            let logits = (Tensor::randn([9, 3_001], (Kind::Float, Device::Cpu)) * 5.0).to_kind(kind);
+            let targets: Vec<i64> = (0..9).map(|row| row * 300).collect();
+            let coefficients: Vec<f32> = (0..9).map(|row| row as f32 / 4.0 - 1.0).collect();
+            let exact = logits.to_kind(Kind::Double).set_requires_grad(true);
+            let logprobs = (&exact / 0.7).log_softmax(-1, Kind::Double);
+            let chosen = logprobs.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1);
+            (&chosen * Tensor::from_slice(&coefficients)).sum(Kind::Double).backward();
+            let entropies = -(&logprobs * logprobs.exp()).sum_dim_intlist(-1, false, Kind::Double);
+            let mut gradient = logits.copy();
+            let scores = target_gradient(&mut gradient, &targets, &coefficients, 0.7).expect("host");
+            for (row, score) in scores.iter().enumerate() {
+                assert!((f64::from(score.logprob) - chosen.double_value(&[row as i64])).abs() < 1e-5);
+                assert!((f64::from(score.entropy) - entropies.double_value(&[row as i64])).abs() < 1e-4);
+            }
+            let difference = (gradient.to_kind(Kind::Double) - exact.grad()).abs().max().double_value(&[]);
+            assert!(difference < tolerance, "{kind:?}: gradients differ by {difference}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Invariants of the repository itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use pacs_tests::root;
+
+/// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
+const LAYERS: [&[&str]; 5] = [
+    &["types", "algo", "text"],
+    &["verify", "protocol", "torch", "collective", "machine", "spec"],
+    &["runtime", "data", "model"],
+    &["coordinator", "rollout", "learner", "verifier"],
+    &["cli", "worker", "xtask"],
+];
+
+/// The only crates that may hold `unsafe`.
+const UNSAFE_CRATES: [&str; 2] = ["torch", "collective"];
+
+/// Most lines of a source file; past that it holds more than one thing.
+const MOST_LINES: usize = 700;
+
+fn crates() -> Result<BTreeMap<String, PathBuf>> {
+    let mut crates = BTreeMap::new();
+    for entry in fs::read_dir(root().join("crates"))? {
+        let path = entry?.path();
+        let name = path.file_name().context("a folder has a name")?.to_string_lossy().into_owned();
+        crates.insert(name, path);
+    }
+    Ok(crates)
+}
+
+/// Crates of this workspace that a crate depends on, outside its tests.
+fn dependencies(folder: &Path) -> Result<BTreeSet<String>> {
+    let manifest: toml::Table = toml::from_str(&fs::read_to_string(folder.join("Cargo.toml"))?)?;
+    let tables = ["dependencies", "build-dependencies"].into_iter().filter_map(|table| manifest.get(table)?.as_table());
+    let names = tables.flat_map(|table| table.keys());
+    Ok(names.filter_map(|name| name.strip_prefix("pacs-")).map(str::to_owned).collect())
+}
+
+fn layer(name: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&name))
+}
+
+#[test]
+fn dependencies_point_down() -> Result<()> {
+    for (name, folder) in crates()? {
+        let own = layer(&name).with_context(|| format!("crate {name} has no layer"))?;
+        for dependency in dependencies(&folder)? {
+            let below = layer(&dependency).with_context(|| format!("{name} depends on unknown {dependency}"))?;
+            assert!(below < own, "{name} depends on {dependency}, which is not below it");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_control_plane_never_links_libtorch() -> Result<()> {
+    let crates = crates()?;
+    let mut reached = BTreeSet::new();
+    let mut open = vec!["cli".to_owned()];
+    while let Some(name) = open.pop() {
+        if reached.insert(name.clone()) {
+            open.extend(dependencies(&crates[&name])?);
+        }
+    }
+    for libtorch in ["torch", "model", "rollout", "learner", "collective"] {
+        assert!(!reached.contains(libtorch), "`pacs` depends on {libtorch}");
+    }
+    Ok(())
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn unsafe_code_is_forbidden_outside_its_crates() -> Result<()> {
+    for (name, folder) in crates()? {
+        if UNSAFE_CRATES.contains(&name.as_str()) {
+            continue;
+        }
+        let roots = ["lib.rs", "main.rs"].map(|file| folder.join("src").join(file));
+        for root in roots.iter().filter(|root| root.exists()) {
+            let forbidden = fs::read_to_string(root)?.contains("#![forbid(unsafe_code)]");
+            assert!(forbidden, "{} does not forbid unsafe code", root.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn files_hold_one_thing() -> Result<()> {
+    let mut found = Vec::new();
+    for folder in crates()?.values() {
+        sources(&folder.join("src"), &mut found)?;
+    }
+    assert!(found.len() > 100, "the sources were not found");
+    for path in found {
+        let lines = fs::read_to_string(&path)?.lines().count();
+        assert!(lines <= MOST_LINES, "{} has {lines} lines", path.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_architecture_names_every_crate() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md"))?;
+    for name in crates()?.keys() {
+        assert!(text.contains(&format!("`{name}`")), "docs/ARCHITECTURE.md does not say what `{name}` is");
+    }
+    Ok(())
+}
