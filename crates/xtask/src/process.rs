@@ -26,12 +26,18 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(base.join("pacs"))
 }
 
+/// The libtorch that the user has chosen; cargo's own setting arrives in the same variable.
+pub(crate) fn user_libtorch() -> Option<PathBuf> {
+    let path = std::env::var_os("LIBTORCH").map(PathBuf::from)?;
+    (path != root().join("target/libtorch/torch")).then_some(path)
+}
+
 /// A command that runs in the root, and finds the libtorch of the user's choice.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
-    if let Some(libtorch) = std::env::var_os("LIBTORCH") {
-        let mut path = PathBuf::from(libtorch).join("lib").into_os_string();
+    if let Some(libtorch) = user_libtorch() {
+        let mut path = libtorch.join("lib").into_os_string();
         if let Some(existing) = std::env::var_os("LD_LIBRARY_PATH") {
             path.push(":");
             path.push(existing);

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::process::{cache, check, command, target};
+use crate::process::{cache, check, command, target, user_libtorch};
 
 /// The version that `tch` is made for.
 const TORCH_VERSION: &str = "2.11.0";
+
+/// Tags of the wheels that run on an x86-64 Linux of the last years; pip takes each of them literally.
+const PLATFORMS: [&str; 4] =
+    ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"];
 
 /// Takes the CPU half of libtorch out of the wheels of `torch`, which bring it together with its CUDA half.
 ///
@@ -38,12 +42,9 @@ with zipfile.ZipFile(sys.argv[1]) as archive, archive.open(sys.argv[2]) as sourc
 
 /// Makes sure that libtorch is there: the user's (`LIBTORCH`), or one in the cache that `target/libtorch` points to.
 pub(crate) fn libtorch() -> Result<()> {
-    if let Some(path) = std::env::var_os("LIBTORCH").map(PathBuf::from) {
-        // Cargo's own setting arrives here too, when this program is run through cargo.
-        if path != crate::process::root().join("target/libtorch/torch") {
-            println!("using libtorch at {}", path.display());
-            return Ok(());
-        }
+    if let Some(path) = user_libtorch() {
+        println!("using libtorch at {}", path.display());
+        return Ok(());
     }
     let home = cache()?.join(format!("libtorch-{TORCH_VERSION}"));
     if !home.join("complete").exists() {
@@ -81,7 +82,9 @@ pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf
     let mut pip = command("python3");
     // Any Python may run this; the wheels are those of the version that the libraries were tested from.
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
-        .args(["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", "--dest"])
+        .args(["--python-version", "3.11"])
+        .args(PLATFORMS.iter().flat_map(|platform| ["--platform", platform]))
+        .arg("--dest")
         .arg(folder)
         .args(packages);
     check("download packages with pip", &mut pip)?;
