@@ -224,9 +224,16 @@ mod autograd {
 
 #[test]
 fn a_restored_trainer_goes_on_bit_for_bit() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        restores_bit_for_bit(kind);
+    }
+}
+
+fn restores_bit_for_bit(kind: Kind) {
     let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
+    let load = || Trainer::load(&golden("qwen3"), long.clone(), kind, Device::Cpu).expect("golden model");
     let mut collective = alone();
-    let mut whole = trainer("qwen3", long.clone());
+    let mut whole = load();
     let folder = tempfile::tempdir().expect("a temporary folder");
     for step in 1..=STEPS {
         whole.train(&whole_batch(step, 2), &mut collective).expect("trains");
@@ -235,12 +242,12 @@ fn a_restored_trainer_goes_on_bit_for_bit() {
             assert_eq!(files.len(), 1);
         }
     }
-    let mut resumed = trainer("qwen3", long);
+    let mut resumed = load();
     resumed.restore(folder.path()).expect("restores");
     for step in 4..=STEPS {
         resumed.train(&whole_batch(step, 2), &mut collective).expect("trains");
     }
-    assert!(whole.parameters().flat.equal(&resumed.parameters().flat), "the resumed weights differ");
+    assert!(whole.parameters().flat.equal(&resumed.parameters().flat), "the resumed {kind:?} weights differ");
 }
 
 #[test]
