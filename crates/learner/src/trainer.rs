@@ -183,11 +183,23 @@ impl Trainer {
         }
         metrics.losses.push(outcome.loss);
         let started = Instant::now();
-        collective.all_reduce_sum(f32_mut(&mut self.gradients)?)?;
+        self.all_reduce(collective)?;
         metrics.add_seconds("all_reduce", started);
         let started = Instant::now();
         self.apply(metrics)?;
         metrics.add_seconds("optimizer", started);
+        Ok(())
+    }
+
+    /// Adds up the gradients of all ranks, on every rank.
+    fn all_reduce(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
+        if self.gradients.device() == Device::Cpu {
+            collective.all_reduce_sum(f32_mut(&mut self.gradients)?)?;
+        } else if collective.world_size() > 1 {
+            let mut host = self.gradients.to_device(Device::Cpu);
+            collective.all_reduce_sum(f32_mut(&mut host)?)?;
+            self.gradients.copy_(&host);
+        }
         Ok(())
     }
 
