@@ -2,11 +2,10 @@
 //!
 //! `T` packed tokens, `M` answer tokens of the pass, `D` width.
 
-use pacs_model::Model;
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
-use pacs_model::logprob::{DEFAULT_CHUNK, answer_logprobs, head_backward};
+use pacs_model::logprob::{DEFAULT_CHUNK, Targets, answer_logprobs, head_backward};
+use pacs_model::{Keep, Model, Trace};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{ViewError, accumulate};
 
 use crate::batch::{Pass, TrainBatch};
 
@@ -73,14 +72,12 @@ impl PassTensors {
         }
     }
 
-    fn predicting(&self, model: &Model) -> Tensor {
-        let mut attention = Packed::new(&self.rows, model);
-        model.hidden(&self.tokens, &self.positions, &mut attention).index_select(0, &self.predictors)
-    }
-
     /// Log-probs and entropies of the answer tokens, without gradient.
     pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
-        no_grad(|| self.score_hidden(model, &self.predicting(model), temperature))
+        no_grad(|| {
+            let hidden = model.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, model));
+            self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature)
+        })
     }
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
@@ -90,9 +87,10 @@ impl PassTensors {
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
 
-    /// Runs the trunk with its graph kept, for a backward whose coefficients are not known yet.
-    pub(crate) fn open<'a>(&'a self, model: &Model) -> OpenPass<'a> {
-        OpenPass { tensors: self, hidden: self.predicting(model) }
+    /// Runs the trunk for a backward whose coefficients are not known yet.
+    pub(crate) fn open<'a>(&'a self, model: &Model, keep: Keep) -> OpenPass<'a> {
+        let attention = Packed::new(&self.rows, model);
+        OpenPass { tensors: self, trace: model.forward(&self.tokens, &self.positions, attention, keep) }
     }
 }
 
@@ -100,14 +98,18 @@ impl PassTensors {
 #[derive(Debug)]
 pub(crate) struct OpenPass<'a> {
     tensors: &'a PassTensors,
-    /// `[M, D]`, with its graph.
-    hidden: Tensor,
+    trace: Trace,
 }
 
 impl OpenPass<'_> {
+    /// Hidden states that predict the answer tokens, `[M, D]`.
+    fn predicting(&self) -> Tensor {
+        self.trace.hidden().index_select(0, &self.tensors.predictors)
+    }
+
     /// Log-probs and entropies of the answer tokens.
     pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
-        no_grad(|| self.tensors.score_hidden(model, &self.hidden.detach(), temperature))
+        no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature))
     }
 
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
@@ -115,26 +117,19 @@ impl OpenPass<'_> {
     /// `coefficients`: derivative of the loss by each answer token's log-prob, in the order of the targets.
     pub(crate) fn backward(
         self,
-        model: &mut Model,
+        model: &Model,
         coefficients: &[f32],
         temperature: f64,
         gradients: &Tensor,
-    ) -> Result<TokenScores, ViewError> {
-        let head = head_backward(model, &self.hidden, &self.tensors.targets, coefficients, temperature, DEFAULT_CHUNK);
-        // A scalar whose derivative by the hidden states is exactly what the head hands down.
-        (&self.hidden * &head.dhidden).sum(self.hidden.kind()).backward();
-        let add = |offset: usize, gradient: &Tensor| {
-            let mut sum = gradients.narrow(0, offset as i64, gradient.numel() as i64);
-            accumulate(&mut sum, gradient)
-        };
-        for leaf in model.leaves() {
-            let gradient = leaf.tensor.grad();
-            if gradient.defined() {
-                add(leaf.offset, &gradient.contiguous())?;
-            }
-        }
-        add(model.layout().head().offset, &head.dweight)?;
-        model.zero_grad();
-        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
+    ) -> TokenScores {
+        let targets = Targets { tokens: &self.tensors.targets, coefficients, temperature };
+        let head = head_backward(model, &self.predicting(), targets, DEFAULT_CHUNK, gradients);
+        // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
+        let hidden = self.trace.hidden();
+        let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
+        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &head.by_hidden.to_kind(gradients.kind()));
+        let by_hidden = by_hidden.to_kind(hidden.kind());
+        model.backward(self.trace, &by_hidden, gradients);
+        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
     }
 }

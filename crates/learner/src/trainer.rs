@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use pacs_algo::{ObjectiveError, PacsStep, RewardMethod, Sequence, pacs, warmup};
 use pacs_collective::{Collective, CollectiveError};
-use pacs_model::{Model, ModelConfig, ModelError, Parameters};
+use pacs_model::{Keep, Model, ModelConfig, ModelError, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, f32_mut};
 
@@ -77,8 +77,8 @@ impl Trainer {
     }
 
     fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
-        let model = Model::new(&config, &parameters, true);
-        let gradients = Tensor::zeros(parameters.flat.size(), (Kind::Float, parameters.flat.device()));
+        let model = Model::new(&config, &parameters);
+        let gradients = model.zero_gradients();
         let optimizer = Optimizer::new(&parameters);
         Self { settings, config, parameters, optimizer, reference: None, step: 0, model, gradients }
     }
@@ -135,7 +135,7 @@ impl Trainer {
             .collect();
         let started = Instant::now();
         let current = reset.then_some(&self.model);
-        let held = self.reference.as_ref().map(|parameters| Model::new(&self.config, parameters, false));
+        let held = self.reference.as_ref().map(|parameters| Model::new(&self.config, parameters));
         let reference = current.or(held.as_ref()).unwrap_or(&self.model);
         for pass in batch.passes(&needed, self.settings.micro_batch_tokens) {
             let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
@@ -225,12 +225,12 @@ impl Trainer {
         let tensors: Vec<PassTensors> =
             passes.iter().map(|pass| PassTensors::new(batch, pass, self.parameters.flat.device())).collect();
         if let [only] = &tensors[..] {
-            let open = only.open(&self.model);
+            let open = only.open(&self.model, Keep::All);
             note(only, &open.score(&self.model, temperature));
             let outcome = self.exchange(batch, members, &scored, collective, metrics)?;
             let coefficients = coefficients(only, batch, members, &outcome);
             if coefficients.iter().any(|c| *c != 0.0) {
-                let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients)?;
+                let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
                 count_trained(&passes[0], &scores, metrics);
             }
             return Ok(outcome);
@@ -303,8 +303,8 @@ impl Trainer {
         for pass in batch.passes(&trained, self.settings.micro_batch_tokens) {
             let tensors = PassTensors::new(batch, &pass, device);
             let coefficients = coefficients(&tensors, batch, members, outcome);
-            let open = tensors.open(&self.model);
-            let scores = open.backward(&mut self.model, &coefficients, temperature, &self.gradients)?;
+            let open = tensors.open(&self.model, Keep::All);
+            let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
             count_trained(&pass, &scores, metrics);
             if on_policy {
                 compare_pass(batch, &tensors, &scores, metrics);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{Device, Kind, Tensor, with_grad};
 
 use crate::Model;
 
@@ -102,6 +102,13 @@ impl Packed {
 
 impl Attention for Packed {
     fn attend(&mut self, _layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        self.all(q, k, v)
+    }
+}
+
+impl Packed {
+    /// Attends; every layer in the same way.
+    fn all(&self, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
         let tokens = q.size()[0];
         let queries: Vec<i64> = self.blocks.iter().map(|block| block.shape.batch * block.shape.queries).collect();
         let keys: Vec<i64> = self.blocks.iter().map(|block| block.shape.batch * block.shape.keys).collect();
@@ -113,6 +120,35 @@ impl Attention for Packed {
         let outputs: Vec<Tensor> = parts.map(|((block, q), (k, v))| block.attend(&q, &k, &v, dims)).collect();
         let output = if outputs.len() == 1 { outputs[0].shallow_clone() } else { Tensor::cat(&outputs, 0) };
         self.restore.apply(output).view([tokens, self.heads * self.head_dim])
+    }
+}
+
+/// The attention of one layer, with the part of the autograd graph that its backward needs.
+#[derive(Debug)]
+pub(crate) struct AttentionTrace {
+    /// Leaves of the graph: rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`.
+    inputs: [Tensor; 3],
+    /// `[T, N H]`, with its graph.
+    output: Tensor,
+}
+
+impl AttentionTrace {
+    pub(crate) fn new(packed: &Packed, (q, k, v): (Tensor, Tensor, Tensor)) -> Self {
+        let inputs = [q, k, v].map(|x| x.detach().set_requires_grad(true));
+        let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
+        let output = with_grad(|| packed.all(q, k, v));
+        Self { inputs, output }
+    }
+
+    pub(crate) fn output(&self) -> Tensor {
+        self.output.detach()
+    }
+
+    /// Gradients by queries, keys and values, from that by the output.
+    pub(crate) fn backward(self, gradient: &Tensor) -> [Tensor; 3] {
+        // A scalar whose derivative by the output is the gradient.
+        with_grad(|| (&self.output * gradient).sum(gradient.kind())).backward();
+        self.inputs.map(|input| input.grad())
     }
 }
 

@@ -26,7 +26,7 @@ impl ParameterSpec {
     }
 }
 
-/// Parameters that are multiplied together, contiguous in the flat buffer: one leaf of the autograd graph.
+/// Parameters that are multiplied together, contiguous in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeafSpec {
     /// Fused shape, for example `[(N + 2K) H, D]` of query, key and value projections.

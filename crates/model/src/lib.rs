@@ -1,8 +1,8 @@
 //! The language model: Hugging Face folders in and out, forward and backward on libtorch.
 //!
 //! Llama 3, Qwen2, Qwen2.5, Qwen3 and their relatives (SmolLM2): one [`Model`] whose differences are data in
-//! [`ModelConfig`]. All parameters live in one flat buffer ([`Parameters`]); the model's leaves are views of it, so
-//! that an optimizer, a collective or a weight transfer works on plain memory.
+//! [`ModelConfig`]. All parameters live in one flat buffer ([`Parameters`]), and so do all gradients, so that an
+//! optimizer, a collective or a weight transfer works on plain memory.
 //!
 //! Not here: tokenizers and chat templates, the KV cache of generation (it implements [`Attention`] for itself), the
 //! objective, the optimizer. The model does not know whether it is one of many ranks.
@@ -17,9 +17,11 @@ mod checkpoint;
 mod config;
 mod error;
 pub mod import;
+mod layer;
 mod layout;
 pub mod logprob;
 mod model;
+mod ops;
 mod parameters;
 mod rope;
 mod save;
@@ -29,6 +31,6 @@ pub use attention::Attention;
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use layout::{LeafSpec, ParameterLayout, ParameterSpec};
-pub use model::{Leaf, Model};
+pub use model::{Keep, Model, Trace};
 pub use parameters::Parameters;
 pub use score::{ScoreError, score};

@@ -2,10 +2,11 @@
 //! that `[positions, vocabulary]` never exists as a whole.
 // Legend: `T` tokens, `M` scored positions, `C` positions of one chunk, `D` width, `V` vocabulary.
 
-use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{accumulate, target_gradient};
+use pacs_torch::tch::{Kind, Tensor, no_grad};
+use pacs_torch::{accumulate, has_kernels, target_gradient};
 
 use crate::Model;
+use crate::layer::gradient_kind;
 
 /// Positions per chunk that keep a vocabulary of 150,000 below a gigabyte.
 pub const DEFAULT_CHUNK: usize = 512;
@@ -14,9 +15,6 @@ pub const DEFAULT_CHUNK: usize = 512;
 ///
 /// `hidden`: `[T, D]`; `rows`: for each scored position the row of `hidden` that predicts, and the token. Log-softmax
 /// of `logits / temperature` in float32. Returns two tensors `[M]` float32 (float64 for a float64 model), in nats.
-///
-/// Autograd sees through both, at the price of keeping the distributions; scoring runs it within
-/// [`no_grad`], training uses [`head_backward`].
 ///
 /// # Panics
 /// When a row lies outside `hidden` or a token outside the vocabulary.
@@ -27,13 +25,13 @@ pub fn answer_logprobs(
     temperature: f64,
     chunk: usize,
 ) -> (Tensor, Tensor) {
-    let kind = softmax_kind(model);
+    let kind = gradient_kind(model.kind());
     let (mut logprobs, mut entropies) = (Vec::new(), Vec::new());
     for rows in rows.chunks(chunk.max(1)) {
         let (index, tokens): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
         let index = Tensor::from_slice(&index).to_device(model.device());
         let tokens = Tensor::from_slice(&tokens).to_device(model.device());
-        let all = log_softmax(model, &hidden.index_select(0, &index), temperature);
+        let all = log_softmax(model, &model.logits(&hidden.index_select(0, &index)), temperature);
         logprobs.push(all.gather(1, &tokens.unsqueeze(1), false).squeeze_dim(1));
         entropies.push(entropy(&all, &all.exp()));
     }
@@ -44,6 +42,17 @@ pub fn answer_logprobs(
     (Tensor::cat(&logprobs, 0), Tensor::cat(&entropies, 0))
 }
 
+/// The tokens that a loss depends on through their log-probabilities, one a row of hidden states.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// Index in the vocabulary.
+    pub tokens: &'a [i64],
+    /// Derivative of the loss by the token's log-probability. The loss may come from elsewhere.
+    pub coefficients: &'a [f32],
+    /// Divides the logits.
+    pub temperature: f64,
+}
+
 /// What [`head_backward`] computes.
 #[derive(Debug)]
 pub struct HeadGradient {
@@ -51,18 +60,15 @@ pub struct HeadGradient {
     pub logprobs: Vec<f32>,
     /// Entropy of each distribution (nats).
     pub entropies: Vec<f32>,
-    /// Gradient with respect to the hidden rows, `[M, D]` in the kind of the model. Goes on through the trunk as
-    /// `(hidden * dhidden).sum().backward()`.
-    pub dhidden: Tensor,
-    /// Gradient of the head's matrix, `[V, D]` float32 (float64 for a float64 model), to be added at
-    /// [`ParameterLayout::head`](crate::ParameterLayout::head); autograd does not see it, tied or not.
-    pub dweight: Tensor,
+    /// Gradient by the hidden rows, `[M, D]` in the kind of the model.
+    pub by_hidden: Tensor,
 }
 
 /// Forward and backward of the LM head for a loss that depends on the log-probabilities of chosen tokens.
 ///
-/// `hidden`: `[M, D]`, the rows that predict; `tokens` and `coefficients` (d loss / d logprob): `M` each. The loss may
-/// come from elsewhere: only its coefficients are needed. Chunks whose coefficients are all zero skip their backward.
+/// `hidden`: `[M, D]`, the rows that predict; `targets`: `M` of them; `chunk`: positions whose logits exist at once.
+/// The gradient of the head's matrix is added to `gradients`, as [`Model::zero_gradients`] makes it. Chunks whose
+/// coefficients are all zero skip their backward.
 ///
 /// # Panics
 /// When the lengths differ or a token lies outside the vocabulary.
@@ -70,105 +76,75 @@ pub struct HeadGradient {
 pub fn head_backward(
     model: &Model,
     hidden: &Tensor,
-    tokens: &[i64],
-    coefficients: &[f32],
-    temperature: f64,
+    targets: Targets<'_>,
     chunk: usize,
+    gradients: &Tensor,
 ) -> HeadGradient {
     let (m, _d) = hidden.size2().expect("hidden is a matrix");
-    assert!(tokens.len() == m as usize && coefficients.len() == tokens.len(), "{m} rows need as many tokens");
+    let fits = targets.tokens.len() == m as usize && targets.coefficients.len() == targets.tokens.len();
+    assert!(fits, "{m} rows need as many tokens");
     no_grad(|| {
-        let hidden = hidden.detach();
-        let mut gradient = HeadGradient {
-            logprobs: Vec::with_capacity(tokens.len()),
-            entropies: Vec::with_capacity(tokens.len()),
-            dhidden: hidden.zeros_like(),
-            dweight: Tensor::default(),
-        };
         let chunk = chunk.max(1);
-        for (i, (tokens, coefficients)) in tokens.chunks(chunk).zip(coefficients.chunks(chunk)).enumerate() {
+        let mut gradient = HeadGradient {
+            logprobs: Vec::with_capacity(targets.tokens.len()),
+            entropies: Vec::with_capacity(targets.tokens.len()),
+            by_hidden: hidden.zeros_like(),
+        };
+        let mut by_weight = model.head_slot(gradients);
+        let parts = targets.tokens.chunks(chunk).zip(targets.coefficients.chunks(chunk));
+        for (i, (tokens, coefficients)) in parts.enumerate() {
             let narrow = |x: &Tensor| x.narrow(0, (i * chunk) as i64, tokens.len() as i64);
-            let dhidden = narrow(&gradient.dhidden);
-            backward_chunk(model, &narrow(&hidden), tokens, coefficients, temperature, dhidden, &mut gradient);
-        }
-        if !gradient.dweight.defined() {
-            gradient.dweight = model.head_weight().zeros_like().to_kind(softmax_kind(model));
+            let hidden = narrow(hidden);
+            let part = Targets { tokens, coefficients, ..targets };
+            let by_logits = part.by_logits(model, &hidden, &mut gradient);
+            if coefficients.iter().any(|&coefficient| coefficient != 0.0) {
+                narrow(&gradient.by_hidden).copy_(&by_logits.matmul(model.head_weight()));
+                let product = by_logits.tr().matmul(&hidden);
+                accumulate(&mut by_weight, &product).expect("both are contiguous");
+            }
         }
         gradient
     })
 }
 
-fn backward_chunk(
-    model: &Model,
-    hidden: &Tensor,
-    tokens: &[i64],
-    coefficients: &[f32],
-    temperature: f64,
-    mut dhidden: Tensor,
-    gradient: &mut HeadGradient,
-) {
-    let dlogits = if model.device() == Device::Cpu && model.kind() != Kind::Double {
-        dlogits_in_place(model, hidden, tokens, coefficients, temperature, gradient)
-    } else {
-        dlogits_by_tensors(model, hidden, tokens, coefficients, temperature, gradient)
-    };
-    if coefficients.iter().all(|&coefficient| coefficient == 0.0) {
-        return;
+impl Targets<'_> {
+    /// Gradient by the logits of one chunk, `[C, V]`; notes log-probabilities and entropies.
+    fn by_logits(self, model: &Model, hidden: &Tensor, gradient: &mut HeadGradient) -> Tensor {
+        let mut logits = model.logits(hidden);
+        if !has_kernels(&logits) {
+            return self.by_tensors(model, &logits, gradient);
+        }
+        // Written over the logits, row by row in the cache.
+        let scores = target_gradient(&mut logits, self.tokens, self.coefficients, self.temperature)
+            .expect("logits are contiguous");
+        gradient.logprobs.extend(scores.iter().map(|score| score.logprob));
+        gradient.entropies.extend(scores.iter().map(|score| score.entropy));
+        logits
     }
-    dhidden.copy_(&dlogits.matmul(model.head_weight()));
-    let products = dlogits.tr().matmul(hidden);
-    if gradient.dweight.defined() {
-        accumulate(&mut gradient.dweight, &products).expect("both were just made");
-    } else {
-        gradient.dweight = products.to_kind(softmax_kind(model));
+
+    /// The same by tensor operations, for every device and kind.
+    fn by_tensors(self, model: &Model, logits: &Tensor, gradient: &mut HeadGradient) -> Tensor {
+        let device = model.device();
+        let tokens = Tensor::from_slice(self.tokens).to_device(device).unsqueeze(1);
+        let all = log_softmax(model, logits, self.temperature);
+        gradient.logprobs.extend(to_vec(&all.gather(1, &tokens, false).squeeze_dim(1)));
+        let mut probabilities = all.exp();
+        gradient.entropies.extend(to_vec(&entropy(&all, &probabilities)));
+        drop(all);
+        let scale = Tensor::from_slice(self.coefficients).to_device(device).to_kind(probabilities.kind());
+        let scale = scale.unsqueeze(1) / self.temperature;
+        // d logprob / d logits = (one-hot - softmax) / temperature.
+        let _ = probabilities.g_mul_(&-&scale);
+        let _ = probabilities.scatter_add_(1, &tokens, &scale);
+        probabilities.to_kind(model.kind())
     }
 }
 
-/// Gradient of the logits `[C, V]`, written over them, row by row in the cache.
-fn dlogits_in_place(
-    model: &Model,
-    hidden: &Tensor,
-    tokens: &[i64],
-    coefficients: &[f32],
-    temperature: f64,
-    gradient: &mut HeadGradient,
-) -> Tensor {
-    let mut logits = model.logits(hidden);
-    let scores = target_gradient(&mut logits, tokens, coefficients, temperature).expect("logits are contiguous");
-    gradient.logprobs.extend(scores.iter().map(|score| score.logprob));
-    gradient.entropies.extend(scores.iter().map(|score| score.entropy));
-    logits
-}
-
-/// The same by tensor operations, for every device and kind.
-fn dlogits_by_tensors(
-    model: &Model,
-    hidden: &Tensor,
-    tokens: &[i64],
-    coefficients: &[f32],
-    temperature: f64,
-    gradient: &mut HeadGradient,
-) -> Tensor {
-    let device = model.device();
-    let tokens = Tensor::from_slice(tokens).to_device(device).unsqueeze(1);
-    let all = log_softmax(model, hidden, temperature);
-    gradient.logprobs.extend(to_vec(&all.gather(1, &tokens, false).squeeze_dim(1)));
-    let mut probabilities = all.exp();
-    gradient.entropies.extend(to_vec(&entropy(&all, &probabilities)));
-    drop(all);
-    let scale =
-        Tensor::from_slice(coefficients).to_device(device).to_kind(probabilities.kind()).unsqueeze(1) / temperature;
-    // d logprob / d logits = (one-hot - softmax) / temperature.
-    let _ = probabilities.g_mul_(&-&scale);
-    let _ = probabilities.scatter_add_(1, &tokens, &scale);
-    probabilities.to_kind(model.kind())
-}
-
-/// `[C, V]` float32 from hidden rows `[C, D]`.
-fn log_softmax(model: &Model, hidden: &Tensor, temperature: f64) -> Tensor {
-    let kind = softmax_kind(model);
+/// `[C, V]` float32 from logits `[C, V]`.
+fn log_softmax(model: &Model, logits: &Tensor, temperature: f64) -> Tensor {
+    let kind = gradient_kind(model.kind());
     // Float32 before anything is summed: bfloat16 loses the tail that ratios depend on.
-    let logits = model.logits(hidden).to_kind(kind);
+    let logits = logits.to_kind(kind);
     if temperature == 1.0 {
         return logits.log_softmax(-1, kind);
     }
@@ -178,10 +154,6 @@ fn log_softmax(model: &Model, hidden: &Tensor, temperature: f64) -> Tensor {
 /// Row-wise `-sum p log p`, as a dot product, which needs no third `[C, V]`.
 fn entropy(logprobs: &Tensor, probabilities: &Tensor) -> Tensor {
     -probabilities.unsqueeze(1).bmm(&logprobs.unsqueeze(2)).flatten(0, -1)
-}
-
-fn softmax_kind(model: &Model) -> Kind {
-    if model.kind() == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 fn to_vec(x: &Tensor) -> Vec<f32> {

@@ -1,68 +1,98 @@
-// Legend: `T` tokens, `D` width, `N` query heads, `K` key and value heads, `H` head, `V` vocabulary.
+// Legend: `T` tokens, `M` scored positions, `D` width, `V` vocabulary.
 
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
-use crate::attention::Attention;
-use crate::layout::{EMBEDDING, FINAL_NORM, layer_parameter};
+use crate::attention::{Attention, Packed};
+use crate::layer::{Activations, Layer, Stream, gradient_kind};
+use crate::layout::{EMBEDDING, FINAL_NORM};
+use crate::ops::rms_norm_backward;
 use crate::parameters::slice;
 use crate::rope::{Rope, Rotation};
-use crate::{LeafSpec, ModelConfig, ParameterLayout, Parameters};
+use crate::{ModelConfig, ParameterLayout, Parameters};
 
 /// A causal language model over views of a flat parameter buffer.
 ///
 /// Works on packed tokens without a batch dimension; which token sees which is the [`Attention`]'s business. An
 /// in-place update of [`Parameters::flat`] is seen by the next forward.
+///
+/// Its backward goes layer by layer and is written by hand: autograd is used within attention alone. So what is kept
+/// of a layer's forward, and when its gradients are complete, is decided here and not by a graph.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
     layout: ParameterLayout,
     flat: Tensor,
-    requires_grad: bool,
-    weights: Weights,
+    embedding: Weight,
+    layers: Vec<Layer>,
+    norm: Weight,
+    head: Weight,
     rope: Rope,
 }
 
-/// One leaf of the autograd graph: a contiguous piece of the flat buffer.
+/// A view of the parameters, and its place among them.
 #[derive(Debug)]
-pub struct Leaf {
-    /// First element in the flat buffer.
-    pub offset: usize,
-    /// Number of elements.
-    pub numel: usize,
-    /// The leaf variable; its `.grad()` is undefined until a backward has reached it.
-    pub tensor: Tensor,
+pub(crate) struct Weight {
+    pub(crate) tensor: Tensor,
+    offset: usize,
+}
+
+impl Weight {
+    /// Where its gradient goes: a part of a flat buffer in the layout of the parameters.
+    pub(crate) fn slot(&self, gradients: &Tensor) -> Tensor {
+        slice(gradients, self.offset, &self.tensor.size())
+    }
+}
+
+/// What is kept of the layers of a forward for its backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The activations of every layer.
+    All,
+    /// The activations of the last so many layers; of the others only their input, from which the backward computes
+    /// the layer again.
+    Last(usize),
+}
+
+/// A forward that waits for its backward.
+#[derive(Debug)]
+pub struct Trace {
+    tokens: Tensor,
+    rotation: Rotation,
+    attention: Packed,
+    layers: Vec<Kept>,
+    /// Residual stream in front of the final norm, `[T, D]`.
+    last: Tensor,
+    hidden: Tensor,
+}
+
+impl Trace {
+    /// Hidden state after the final norm, `[T, D]` in the kind of the model.
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
 }
 
 #[derive(Debug)]
-struct Weights {
-    leaves: Vec<Tensor>,
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    head: Tensor,
-}
-
-#[derive(Debug)]
-struct Layer {
-    input_norm: Tensor,
-    qkv: Tensor,
-    qkv_bias: Option<Tensor>,
-    qk_norm: Option<(Tensor, Tensor)>,
-    o: Tensor,
-    post_norm: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+enum Kept {
+    Input(Tensor),
+    Activations(Box<Activations>),
 }
 
 impl Model {
-    /// A model over `parameters`, sharing their storage; with `requires_grad` its leaves collect gradients.
+    /// A model over `parameters`, sharing their storage.
     #[must_use]
-    pub fn new(config: &ModelConfig, parameters: &Parameters, requires_grad: bool) -> Self {
+    pub fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         let layout = parameters.layout.clone();
         let flat = parameters.flat.shallow_clone();
-        let weights = Weights::new(config, &layout, &flat, requires_grad);
+        let find = |name: &str| {
+            let leaf = &layout.leaves()[layout.leaf_of(name)?];
+            Some(Weight { tensor: slice(&flat, leaf.offset, &leaf.shape), offset: leaf.offset })
+        };
+        let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");
+        let (embedding, norm, head) = (get(EMBEDDING), get(FINAL_NORM), get(&layout.head().name));
+        let layers = (0..config.layers).map(|index| Layer::new(config, index, find)).collect();
         let rope = Rope::new(config, flat.device());
-        Self { config: config.clone(), layout, flat, requires_grad, weights, rope }
+        Self { config: config.clone(), layout, flat, embedding, layers, norm, head, rope }
     }
 
     /// What the model was built from.
@@ -89,26 +119,20 @@ impl Model {
         self.flat.device()
     }
 
-    /// The leaves by offset; every parameter lies in exactly one.
-    #[must_use]
-    pub fn leaves(&self) -> Vec<Leaf> {
-        let leaf = |(spec, tensor): (&LeafSpec, &Tensor)| Leaf {
-            offset: spec.offset,
-            numel: spec.numel(),
-            tensor: tensor.shallow_clone(),
-        };
-        self.layout.leaves().iter().zip(&self.weights.leaves).map(leaf).collect()
-    }
-
-    /// Forgets all gradients, by starting over with fresh leaves: the next backward stores its gradients instead of
-    /// adding to zeros. Leaves handed out before keep the old gradients.
-    pub fn zero_grad(&mut self) {
-        self.weights = Weights::new(&self.config, &self.layout, &self.flat, self.requires_grad);
+    /// A flat buffer of zeros for [`Model::backward`]: float32 (float64 for a float64 model), in the layout of the
+    /// parameters.
+    pub fn zero_gradients(&self) -> Tensor {
+        Tensor::zeros(self.flat.size(), (gradient_kind(self.kind()), self.device()))
     }
 
     /// The matrix of the LM head, `[V, D]`: the embedding when tied.
     pub fn head_weight(&self) -> &Tensor {
-        &self.weights.head
+        &self.head.tensor
+    }
+
+    /// Where the gradient of [`Model::head_weight`] goes, in a flat buffer as [`Model::zero_gradients`] makes it.
+    pub(crate) fn head_slot(&self, gradients: &Tensor) -> Tensor {
+        self.head.slot(gradients)
     }
 
     /// Hidden state after the final norm.
@@ -118,79 +142,78 @@ impl Model {
     /// # Panics
     /// When libtorch refuses: a token outside the vocabulary, an attention made for other lengths, no memory.
     pub fn hidden(&self, tokens: &Tensor, positions: &Tensor, attention: &mut dyn Attention) -> Tensor {
-        let rotation = self.rope.at(positions, self.kind());
-        let mut x = Tensor::embedding(&self.weights.embedding, tokens, -1, false, false);
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            let (q, k, v) = self.queries_keys_values(layer, &x, &rotation);
-            let attended = attention.attend(index, q, k, v);
-            let residual = x + attended.linear(&layer.o, None::<&Tensor>);
-            x = &residual + self.feed_forward(layer, &residual);
+        let rotation = self.rope.at(positions);
+        let mut stream = self.embed(tokens);
+        for layer in &self.layers {
+            stream = layer.forward(stream, &rotation, attention);
         }
-        self.norm(&x, &self.weights.norm)
+        stream.normed(&self.norm, self.config.rms_eps).1
     }
 
     /// Scores of every next token.
     ///
     /// `hidden`: `[M, D]`, rows of [`Model::hidden`]. Returns `[M, V]` in the kind of the model.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(&self.weights.head, None::<&Tensor>)
+        hidden.linear(&self.head.tensor, None::<&Tensor>)
     }
 
-    /// Rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`.
-    fn queries_keys_values(&self, layer: &Layer, x: &Tensor, rotation: &Rotation) -> (Tensor, Tensor, Tensor) {
-        let (n, k, h) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
-        let tokens = x.size()[0];
-        let normed = self.norm(x, &layer.input_norm);
-        let qkv = normed.linear(&layer.qkv, layer.qkv_bias.as_ref()).view([tokens, n + 2 * k, h]);
-        let Some((q_norm, k_norm)) = &layer.qk_norm else {
-            let [qk, v] = split(&qkv, [n + k, k]);
-            let [q, k] = split(&rotation.apply(&qk), [n, k]);
-            return (q, k, v);
+    /// A forward of packed rows that can be followed by a backward.
+    ///
+    /// `tokens` and `positions`: `[T]` int64, the rows that `attention` was made for.
+    ///
+    /// # Panics
+    /// As [`Model::hidden`].
+    #[must_use]
+    pub fn forward(&self, tokens: &Tensor, positions: &Tensor, attention: Packed, keep: Keep) -> Trace {
+        let rotation = self.rope.at(positions);
+        let mut attention = attention;
+        let mut stream = self.embed(tokens);
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let recomputed = match keep {
+            Keep::All => 0,
+            Keep::Last(kept) => self.layers.len().saturating_sub(kept),
         };
-        let [q, k, v] = split(&qkv, [n, k, k]);
-        (rotation.apply(&self.norm(&q, q_norm)), rotation.apply(&self.norm(&k, k_norm)), v)
-    }
-
-    fn feed_forward(&self, layer: &Layer, x: &Tensor) -> Tensor {
-        let gate_up = self.norm(x, &layer.post_norm).linear(&layer.gate_up, None::<&Tensor>);
-        let [gate, up] = split(&gate_up, [self.config.ffn; 2]);
-        (gate.silu() * up).linear(&layer.down, None::<&Tensor>)
-    }
-
-    /// Root-mean-square norm over the last dimension; libtorch computes its statistics in float32.
-    fn norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
-        x.rms_norm(weight.size(), Some(weight), self.config.rms_eps)
-    }
-}
-
-impl Weights {
-    fn new(config: &ModelConfig, layout: &ParameterLayout, flat: &Tensor, requires_grad: bool) -> Self {
-        let leaf = |spec: &LeafSpec| slice(flat, spec.offset, &spec.shape).detach().set_requires_grad(requires_grad);
-        let leaves: Vec<Tensor> = layout.leaves().iter().map(leaf).collect();
-        let find = |name: &str| layout.leaf_of(name).map(|index| leaves[index].shallow_clone());
-        let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");
-        let layer = |index: usize| {
-            let get = |suffix: &str| get(&layer_parameter(index, suffix));
-            let find = |suffix: &str| find(&layer_parameter(index, suffix));
-            // A fused leaf is found by its first part.
-            Layer {
-                input_norm: get("input_layernorm.weight"),
-                qkv: get("self_attn.q_proj.weight"),
-                qkv_bias: find("self_attn.q_proj.bias"),
-                qk_norm: find("self_attn.q_norm.weight").zip(find("self_attn.k_norm.weight")),
-                o: get("self_attn.o_proj.weight"),
-                post_norm: get("post_attention_layernorm.weight"),
-                gate_up: get("mlp.gate_proj.weight"),
-                down: get("mlp.down_proj.weight"),
+        for (index, layer) in self.layers.iter().enumerate() {
+            if index < recomputed {
+                let input = stream.summed();
+                layers.push(Kept::Input(input.shallow_clone()));
+                stream = layer.forward(Stream { residual: input, pending: None }, &rotation, &mut attention);
+            } else {
+                let (next, activations) = layer.forward_traced(stream, &rotation, &attention);
+                layers.push(Kept::Activations(Box::new(activations)));
+                stream = next;
             }
-        };
-        let layers = (0..config.layers).map(layer).collect();
-        let (embedding, norm, head) = (get(EMBEDDING), get(FINAL_NORM), get(&layout.head().name));
-        Self { leaves, embedding, layers, norm, head }
+        }
+        let (last, hidden) = stream.normed(&self.norm, self.config.rms_eps);
+        Trace { tokens: tokens.shallow_clone(), rotation, attention, layers, last, hidden }
     }
-}
 
-/// Takes `x` apart along its second dimension; one operation, so that backward is one concatenation.
-fn split<const PARTS: usize>(x: &Tensor, sizes: [i64; PARTS]) -> [Tensor; PARTS] {
-    x.split_with_sizes(sizes, 1).try_into().expect("as many parts as sizes")
+    /// Adds the gradients of all parameters but the LM head to `gradients`.
+    ///
+    /// `hidden_gradient`: `[T, D]`, by [`Trace::hidden`]; `gradients`: as [`Model::zero_gradients`] makes it. The
+    /// head's own gradient comes from [`head_backward`](crate::logprob::head_backward).
+    pub fn backward(&self, trace: Trace, hidden_gradient: &Tensor, gradients: &Tensor) {
+        no_grad(|| {
+            let Trace { tokens, rotation, attention, layers, last, hidden: _ } = trace;
+            let (weight, epsilon) = (&self.norm.tensor, self.config.rms_eps);
+            let slot = &mut self.norm.slot(gradients);
+            let mut gradient = rms_norm_backward(&last, weight, epsilon, hidden_gradient, None, slot);
+            drop(last);
+            for (layer, kept) in self.layers.iter().zip(layers).rev() {
+                let activations = match kept {
+                    Kept::Activations(activations) => *activations,
+                    Kept::Input(residual) => {
+                        layer.forward_traced(Stream { residual, pending: None }, &rotation, &attention).1
+                    }
+                };
+                gradient = layer.backward(activations, &gradient, &rotation, gradients);
+            }
+            let _ = self.embedding.slot(gradients).index_add_(0, &tokens, &gradient.to_kind(gradients.kind()));
+        });
+    }
+
+    fn embed(&self, tokens: &Tensor) -> Stream {
+        let residual = Tensor::embedding(&self.embedding.tensor, tokens, -1, false, false);
+        Stream { residual, pending: None }
+    }
 }

@@ -4,6 +4,7 @@ use std::f64::consts::TAU;
 
 use pacs_torch::tch::{Device, Kind, Tensor};
 
+use crate::ops::rotate;
 use crate::{ModelConfig, RopeScaling};
 
 /// Rotary position embedding of the rotate-half kind: element `i` of a head turns together with element `i + H / 2`.
@@ -13,12 +14,11 @@ pub(crate) struct Rope {
     frequencies: Tensor,
 }
 
-/// Cosines and sines of one forward pass, `[T, 1, H]` in the kind of the model.
+/// Cosines and sines of one forward pass, `[T, H / 2]` float32.
+#[derive(Debug)]
 pub(crate) struct Rotation {
     cos: Tensor,
-    /// Sines, negated in the first half: so a rotation is `x cos + roll(x) sin`, without taking `x` apart.
-    signed_sin: Tensor,
-    half: i64,
+    sin: Tensor,
 }
 
 impl Rope {
@@ -30,21 +30,21 @@ impl Rope {
     /// Angles in float32 whatever the kind of the model: bfloat16 cannot tell position 257 from 256.
     ///
     /// Computed anew in each forward, which costs less than gathering from a table at every length that matters.
-    pub(crate) fn at(&self, positions: &Tensor, kind: Kind) -> Rotation {
+    pub(crate) fn at(&self, positions: &Tensor) -> Rotation {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
-        let (cos, sin) = (angles.cos(), angles.sin());
-        Rotation {
-            cos: Tensor::cat(&[&cos, &cos], -1).to_kind(kind).unsqueeze(1),
-            signed_sin: Tensor::cat(&[&-&sin, &sin], -1).to_kind(kind).unsqueeze(1),
-            half: self.frequencies.size()[0],
-        }
+        Rotation { cos: angles.cos(), sin: angles.sin() }
     }
 }
 
 impl Rotation {
-    /// Turns every head of `x`: `[T, heads, H]`.
-    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
-        (x * &self.cos).addcmul(&x.roll([self.half], [-1]), &self.signed_sin)
+    /// Turns every head of `x`, `[T, heads, H]`; takes it over.
+    pub(crate) fn apply(&self, x: Tensor) -> Tensor {
+        rotate(x, &self.cos, &self.sin, false)
+    }
+
+    /// Turns every head back, which is the backward of [`Rotation::apply`].
+    pub(crate) fn undo(&self, x: Tensor) -> Tensor {
+        rotate(x, &self.cos, &self.sin, true)
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
         let rope = Rope::new(&config, Device::Cpu);
         let x = Tensor::randn([1, 2, config.head_dim], (Kind::Float, Device::Cpu));
         let dot = |a: i64, b: i64| {
-            let turned = rope.at(&Tensor::from_slice(&[a, b]), Kind::Float).apply(&x.expand([2, -1, -1], false));
+            let turned = rope.at(&Tensor::from_slice(&[a, b])).apply(x.expand([2, -1, -1], false).copy());
             f64::try_from((turned.get(0) * turned.get(1)).sum(Kind::Float)).unwrap()
         };
         assert!((dot(3, 10) - dot(103, 110)).abs() < 1e-3);

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
-use pacs_model::logprob::{answer_logprobs, head_backward};
-use pacs_model::{Model, ModelConfig, Parameters, score};
+use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
+use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
@@ -34,8 +34,8 @@ impl Golden {
         Self { dir, config, parameters, expected, lengths }
     }
 
-    fn model(&self, requires_grad: bool) -> Model {
-        Model::new(&self.config, &self.parameters, requires_grad)
+    fn model(&self) -> Model {
+        Model::new(&self.config, &self.parameters)
     }
 
     fn tokens(&self, sequence: usize) -> Tensor {
@@ -67,7 +67,7 @@ fn targets(tokens: &Tensor) -> Vec<(i64, i64)> {
 fn logits_logprobs_and_entropies() {
     for name in MODELS {
         let golden = Golden::load(name);
-        let model = golden.model(false);
+        let model = golden.model();
         for sequence in 0..3 {
             let tokens = golden.tokens(sequence);
             let hidden = no_grad(|| hidden(&model, &tokens));
@@ -88,7 +88,7 @@ fn logits_logprobs_and_entropies() {
 fn greedy_tokens() {
     for name in MODELS {
         let golden = Golden::load(name);
-        let model = golden.model(false);
+        let model = golden.model();
         for sequence in 0..3 {
             let mut tokens = golden.tokens(sequence);
             let prompt = tokens.numel();
@@ -108,19 +108,6 @@ fn expected_gradients(golden: &Golden) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(golden.dir.join("expected_grads.safetensors")).unwrap().into_iter().collect()
 }
 
-/// Gradients of the leaves in one flat buffer.
-fn flat_gradient(golden: &Golden, model: &Model) -> Parameters {
-    let gradient = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
-    for leaf in model.leaves() {
-        let grad = leaf.tensor.grad();
-        if grad.defined() {
-            let mut target = gradient.flat.narrow(0, leaf.offset as i64, leaf.numel as i64);
-            target.copy_(&grad.flatten(0, -1));
-        }
-    }
-    gradient
-}
-
 fn assert_gradients(golden: &Golden, gradient: &Parameters) {
     let expected = expected_gradients(golden);
     assert_eq!(expected.len(), gradient.layout.parameters().len());
@@ -132,42 +119,27 @@ fn assert_gradients(golden: &Golden, gradient: &Parameters) {
 }
 
 #[test]
-fn gradients_through_autograd() {
+fn gradients_equal_the_reference() {
     for name in MODELS {
-        let golden = Golden::load(name);
-        let model = golden.model(true);
-        let sums: Vec<Tensor> = (0..3)
-            .map(|sequence| {
+        for keep in [Keep::All, Keep::Last(0), Keep::Last(1)] {
+            let golden = Golden::load(name);
+            let model = golden.model();
+            let total = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
+            for sequence in 0..3 {
                 let tokens = golden.tokens(sequence);
-                answer_logprobs(&model, &hidden(&model, &tokens), &targets(&tokens), 1.0, 16).0.sum(Kind::Float)
-            })
-            .collect();
-        let nll = Tensor::stack(&sums, 0).sum(Kind::Float) / -121.0;
-        assert!(difference(&nll.view([1]), &golden.expected["nll"]) < TOLERANCE);
-        nll.backward();
-        assert_gradients(&golden, &flat_gradient(&golden, &model));
-    }
-}
-
-#[test]
-fn gradients_through_the_fused_head() {
-    for name in MODELS {
-        let golden = Golden::load(name);
-        let mut model = golden.model(true);
-        let total = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
-        for sequence in 0..3 {
-            let tokens = golden.tokens(sequence);
-            let (rows, targets): (Vec<i64>, Vec<i64>) = targets(&tokens).into_iter().unzip();
-            let selected = hidden(&model, &tokens).index_select(0, &Tensor::from_slice(&rows));
-            let coefficients = vec![-1.0 / 121.0; targets.len()];
-            let head = head_backward(&model, &selected, &targets, &coefficients, 1.0, 16);
-            (selected * head.dhidden).sum(Kind::Float).backward();
-            let _ = total.flat.shallow_clone().g_add_(&flat_gradient(&golden, &model).flat);
-            let _ = total.view(&model.layout().head().name).g_add_(&head.dweight);
-            model.zero_grad();
-            assert!(model.leaves().iter().all(|leaf| !leaf.tensor.grad().defined()));
+                let rows = [PackedRow { prompt_len: tokens.numel(), answer_lens: Vec::new() }];
+                let positions = Tensor::from_slice(&packed_positions(&rows));
+                let trace = model.forward(&tokens, &positions, Packed::new(&rows, &model), keep);
+                let (rows, targets): (Vec<i64>, Vec<i64>) = targets(&tokens).into_iter().unzip();
+                let rows = Tensor::from_slice(&rows);
+                let coefficients = vec![-1.0 / 121.0; targets.len()];
+                let targets = Targets { tokens: &targets, coefficients: &coefficients, temperature: 1.0 };
+                let head = head_backward(&model, &trace.hidden().index_select(0, &rows), targets, 16, &total.flat);
+                let by_hidden = trace.hidden().zeros_like().index_add(0, &rows, &head.by_hidden);
+                model.backward(trace, &by_hidden, &total.flat);
+            }
+            assert_gradients(&golden, &total);
         }
-        assert_gradients(&golden, &total);
     }
 }
 
@@ -175,7 +147,7 @@ fn gradients_through_the_fused_head() {
 fn packed_rows_equal_each_answer_alone() {
     for name in MODELS {
         let golden = Golden::load(name);
-        let model = golden.model(false);
+        let model = golden.model();
         let rows = [
             PackedRow { prompt_len: 9, answer_lens: vec![5, 1, 7, 5] },
             PackedRow { prompt_len: 6, answer_lens: vec![40] },
@@ -207,7 +179,7 @@ fn packed_rows_equal_each_answer_alone() {
 #[test]
 fn scores_equal_the_reference() {
     let golden = Golden::load("llama3");
-    let model = golden.model(false);
+    let model = golden.model();
     let sequence: Vec<u32> =
         Vec::<i64>::try_from(golden.tokens(2)).unwrap().into_iter().map(|token| token as u32).collect();
     let expected: Vec<f32> = golden.expected("logprobs", 2).try_into().unwrap();
@@ -230,7 +202,7 @@ fn scores_equal_the_reference() {
 #[test]
 fn updates_of_the_flat_buffer_are_seen() {
     let golden = Golden::load("qwen2-tied");
-    let model = golden.model(true);
+    let model = golden.model();
     let tokens = golden.tokens(0);
     let before = hidden(&model, &tokens);
     let _ = no_grad(|| golden.parameters.view("model.norm.weight").g_mul_scalar_(2.0));

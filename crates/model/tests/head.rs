@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use pacs_model::logprob::{answer_logprobs, head_backward};
+use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Model, ModelConfig, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn model(kind: Kind) -> Model {
     pacs_torch::tch::set_num_threads(1);
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-untied");
     let config = ModelConfig::read(&dir).unwrap();
-    Model::new(&config, &Parameters::load(&dir, &config, kind, Device::Cpu).unwrap(), true)
+    Model::new(&config, &Parameters::load(&dir, &config, kind, Device::Cpu).unwrap())
 }
 
 #[derive(Clone, Debug)]
@@ -45,21 +45,33 @@ fn check(kind: Kind, case: &Case, tolerance: f64) {
     let Case { seed, tokens, coefficients, temperature, chunk } = case;
     pacs_torch::tch::manual_seed(*seed);
     let hidden = Tensor::randn([tokens.len() as i64, 96], (Kind::Double, Device::Cpu)).to_kind(kind);
-    let fused = head_backward(&model, &hidden, tokens, coefficients, *temperature, *chunk);
+    let gradients = model.zero_gradients();
+    let targets = Targets { tokens, coefficients, temperature: *temperature };
+    let fused = head_backward(&model, &hidden, targets, *chunk, &gradients);
 
-    let hidden = hidden.set_requires_grad(true);
-    let rows: Vec<(i64, i64)> = tokens.iter().enumerate().map(|(row, &token)| (row as i64, token)).collect();
-    let (logprobs, entropies) = answer_logprobs(&model, &hidden, &rows, *temperature, 1000);
-    (&logprobs * Tensor::from_slice(coefficients)).sum(logprobs.kind()).backward();
+    let (hidden, weight) = (hidden.set_requires_grad(true), model.head_weight().copy().set_requires_grad(true));
+    let all = (hidden.matmul(&weight.tr()).to_kind(Kind::Double) / *temperature).log_softmax(-1, Kind::Double);
+    let logprobs = all.gather(1, &Tensor::from_slice(tokens).unsqueeze(1), false).squeeze_dim(1);
+    let entropies = -(&all * all.exp()).sum_dim_intlist(-1, false, Kind::Double);
+    (&logprobs * Tensor::from_slice(coefficients)).sum(Kind::Double).backward();
+    let (scored, scored_entropies) = {
+        let rows: Vec<(i64, i64)> = tokens.iter().enumerate().map(|(row, &token)| (row as i64, token)).collect();
+        answer_logprobs(&model, &hidden.detach(), &rows, *temperature, 1000)
+    };
+    let head = model.layout().head();
+    let slot = gradients.narrow(0, head.offset as i64, head.numel() as i64).view(&head.shape[..]);
     let found = [
+        difference(&scored, &logprobs.detach()),
+        difference(&scored_entropies, &entropies.detach()),
         difference(&Tensor::from_slice(&fused.logprobs), &logprobs.detach()),
         difference(&Tensor::from_slice(&fused.entropies), &entropies.detach()),
-        difference(&fused.dhidden, &hidden.grad()),
-        difference(&fused.dweight, &model.head_weight().grad()),
+        difference(&fused.by_hidden, &hidden.grad()),
+        difference(&slot, &weight.grad()),
     ];
     assert!(found.iter().all(|&difference| difference < tolerance), "{found:?} in {kind:?}");
-    let expected_kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-    assert_eq!((fused.dhidden.kind(), fused.dweight.kind()), (kind, expected_kind));
+    let rest = gradients.abs().sum(Kind::Double) - slot.abs().sum(Kind::Double);
+    assert!(rest.double_value(&[]).abs() < 1e-9 * slot.numel() as f64, "gradients outside the head");
+    assert_eq!(fused.by_hidden.kind(), kind);
 }
 
 proptest! {
@@ -78,10 +90,14 @@ proptest! {
 fn nothing_to_learn_is_a_zero_gradient() {
     let model = model(Kind::Float);
     let hidden = Tensor::randn([3, 96], (Kind::Float, Device::Cpu));
-    let fused = head_backward(&model, &hidden, &[1, 2, 3], &[0.0; 3], 1.0, 2);
+    let gradients = model.zero_gradients();
+    let run = |hidden: &Tensor, tokens: &[i64]| {
+        let targets = Targets { tokens, coefficients: &vec![0.0; tokens.len()], temperature: 1.0 };
+        head_backward(&model, hidden, targets, 2, &gradients)
+    };
+    let fused = run(&hidden, &[1, 2, 3]);
     assert_eq!(fused.logprobs.len(), 3);
-    assert_eq!(fused.dweight, Tensor::zeros([416, 96], (Kind::Float, Device::Cpu)));
-    assert_eq!(fused.dhidden, Tensor::zeros([3, 96], (Kind::Float, Device::Cpu)));
-    let empty = head_backward(&model, &hidden.narrow(0, 0, 0), &[], &[], 1.0, 2);
-    assert_eq!((empty.logprobs.len(), empty.dweight.size()), (0, vec![416, 96]));
+    assert_eq!(fused.by_hidden, Tensor::zeros([3, 96], (Kind::Float, Device::Cpu)));
+    assert_eq!(run(&hidden.narrow(0, 0, 0), &[]).logprobs.len(), 0);
+    assert!(gradients.equal(&model.zero_gradients()));
 }

@@ -203,7 +203,7 @@ fn smollm2() {
     assert_eq!(report.parameters, 134_515_008);
     let config = ModelConfig::read(dir.path()).unwrap();
     let parameters = Parameters::load(dir.path(), &config, Kind::Float, Device::Cpu).unwrap();
-    let model = Model::new(&config, &parameters, false);
+    let model = Model::new(&config, &parameters);
     // "The capital of France is", then " Paris" and ".".
     let mut tokens = vec![504i64, 3575, 282, 4649, 314];
     for _ in 0..2 {

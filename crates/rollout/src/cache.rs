@@ -6,6 +6,7 @@
 
 use pacs_model::{Attention, ModelConfig};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
+use pacs_torch::{attend_cached, has_kernels};
 
 /// Rows grow in steps of this many tokens, so that a step rarely has to move the cache.
 const GROWTH_TOKENS: i64 = 64;
@@ -67,6 +68,16 @@ impl KvCache {
     pub(crate) fn decode(&mut self) -> Result<Decode<'_>, TchError> {
         let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
         self.reserve(longest)?;
+        let masked = if has_kernels(&self.data) { None } else { Some(self.mask(longest)?) };
+        let held = self.lengths.iter().map(|length| *length as usize).collect();
+        for length in &mut self.lengths {
+            *length += 1;
+        }
+        Ok(Decode { data: &self.data, held, masked })
+    }
+
+    /// What tensor operations need to attend to rows of different lengths, up to `longest` with the new token.
+    fn mask(&self, longest: i64) -> Result<Masked, TchError> {
         let (device, kind) = (self.data.device(), self.data.kind());
         let capacity = self.data.size()[3];
         let slots: Vec<i64> = self.lengths.iter().enumerate().map(|(row, len)| row as i64 * capacity + len).collect();
@@ -74,15 +85,8 @@ impl KvCache {
         let positions = Tensor::f_arange(longest, (Kind::Int64, device))?.unsqueeze(0);
         let hidden = positions.f_gt_tensor(&lengths)?;
         let mask = Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
-        for length in &mut self.lengths {
-            *length += 1;
-        }
-        Ok(Decode {
-            data: &self.data,
-            slots: Tensor::from_slice(&slots).to_device(device),
-            mask: mask.unsqueeze(1).unsqueeze(1),
-            longest,
-        })
+        let slots = Tensor::from_slice(&slots).to_device(device);
+        Ok(Masked { slots, mask: mask.unsqueeze(1).unsqueeze(1), longest })
     }
 
     /// Removes a row; the last running row takes its place.
@@ -141,6 +145,14 @@ impl Attention for Prefill<'_> {
 #[derive(Debug)]
 pub(crate) struct Decode<'a> {
     data: &'a Tensor,
+    /// Tokens that each row held before.
+    held: Vec<usize>,
+    /// For devices without a kernel.
+    masked: Option<Masked>,
+}
+
+#[derive(Debug)]
+struct Masked {
     /// Where the new token of each row goes, in a flat view of rows and tokens.
     slots: Tensor,
     /// `[B, 1, 1, longest]`: minus infinity where a row has no token.
@@ -150,18 +162,52 @@ pub(crate) struct Decode<'a> {
 
 impl Attention for Decode<'_> {
     fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        let layer = self.data.select(0, layer as i64);
+        let (mut keys, mut values) = (layer.select(0, 0), layer.select(0, 1));
+        match &self.masked {
+            Some(masked) => masked.attend(&q, &k, &v, &keys, &values),
+            None => attend_cached((&q, &k, &v), &mut keys, &mut values, &self.held).expect("the cache is contiguous"),
+        }
+    }
+}
+
+impl Masked {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, keys: &Tensor, values: &Tensor) -> Tensor {
         let (batch, heads, head_dim) = q.size3().expect("queries are [B, N, H]");
         let key_heads = k.size()[1];
-        let layer = self.data.select(0, layer as i64);
-        let hold = |which: i64, new: &Tensor| {
-            let rows = layer.select(0, which);
+        let hold = |rows: &Tensor, new: &Tensor| {
             let _ = rows.view([-1, key_heads, head_dim]).index_copy_(0, &self.slots, new);
             rows.narrow(0, 0, batch).narrow(1, 0, self.longest).transpose(1, 2)
         };
-        let (keys, values) = (hold(0, &k), hold(1, &v));
+        let (keys, values) = (hold(keys, k), hold(values, v));
         // The query heads of one key head become rows of one query, so that its keys are read once.
         let q = q.view([batch, key_heads, heads / key_heads, head_dim]);
         Tensor::scaled_dot_product_attention(&q, &keys, &values, Some(&self.mask), 0.0, false, None, false)
             .reshape([batch, heads * head_dim])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pacs_torch::tch::no_grad;
+    use std::path::Path;
+
+    #[test]
+    fn the_kernel_and_the_mask_agree() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
+        let config = ModelConfig::read(&folder).expect("golden model");
+        let mut cache = KvCache::new(&config, 3, Kind::Float, Device::Cpu);
+        drop(cache.prefill(&[(5, 1), (63, 2)]).expect("there is room"));
+        let (kv, h) = (config.kv_heads, config.head_dim);
+        let _ = no_grad(|| cache.data.normal_(0.0, 1.0));
+        let masked = cache.mask(64).expect("host");
+        let random = |heads: i64| Tensor::randn([3, heads, h], (Kind::Float, Device::Cpu));
+        let (q, k, v) = (random(config.heads), random(kv), random(kv));
+        let (keys, values) = (cache.data.select(0, 1).select(0, 0).copy(), cache.data.select(0, 1).select(0, 1).copy());
+        let expected = masked.attend(&q, &k, &v, &keys, &values);
+        let found = cache.decode().expect("there is room").attend(1, q, k, v);
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-5);
+        assert!(cache.data.select(0, 1).select(0, 0).equal(&keys), "the new keys are elsewhere");
     }
 }

@@ -118,7 +118,7 @@ impl Engine {
         limits: EngineLimits,
     ) -> Self {
         let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
-        let model = Model::new(&config, &parameters, false);
+        let model = Model::new(&config, &parameters);
         let cache = KvCache::new(&config, limits.rows, kind, device);
         let (waiting, rows) = (VecDeque::new(), Vec::new());
         Self { model, parameters, tokenizer, config, limits, device, version, cache, waiting, rows }

@@ -89,7 +89,7 @@ fn logprobs_equal_those_of_a_plain_forward() {
         assert_eq!(finished.len(), 12);
         let config = ModelConfig::read(&golden(name)).expect("golden model");
         let parameters = Parameters::load(&golden(name), &config, Kind::Float, Device::Cpu).expect("golden model");
-        let model = Model::new(&config, &parameters, false);
+        let model = Model::new(&config, &parameters);
         let items = finished.iter().map(|f| (prompts[f.ticket as usize].clone(), f.sample.tokens.clone())).collect();
         let scored = score(&model, items, 0.8, 1000).expect("scores");
         for (finished, scored) in finished.iter().zip(scored) {

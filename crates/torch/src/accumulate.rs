@@ -3,8 +3,12 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::softmax::bf16_to_f32;
+use crate::element::{Element, for_each_instruction_set};
+use crate::parallel;
 use crate::view::{ViewError, bf16_ref, f32_mut};
+
+/// Fewest elements that are worth a thread.
+const SMALLEST_PART: usize = 1 << 15;
 
 /// Adds `values` to `sum`, element by element.
 ///
@@ -25,24 +29,17 @@ pub fn accumulate(sum: &mut Tensor, values: &Tensor) -> Result<(), ViewError> {
         return Ok(());
     }
     let (sum, values) = (f32_mut(sum)?, bf16_ref(values)?);
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    let chunk = sum.len().div_ceil(threads).max(1 << 16);
-    if sum.len() <= chunk {
-        // Starting a thread would cost more than the addition.
-        add(sum, values);
-        return Ok(());
-    }
-    std::thread::scope(|scope| {
-        for (sum, values) in sum.chunks_mut(chunk).zip(values.chunks(chunk)) {
-            scope.spawn(move || add(sum, values));
-        }
-    });
+    let part = parallel::part_length(sum.len(), SMALLEST_PART);
+    parallel::map(sum.chunks_mut(part).zip(values.chunks(part)).collect(), |(sum, values)| add(sum, values));
     Ok(())
 }
 
-fn add(sum: &mut [f32], values: &[bf16]) {
+for_each_instruction_set!(add = add_plain(sum: &mut [f32], values: &[bf16]));
+
+#[inline(always)]
+fn add_plain(sum: &mut [f32], values: &[bf16]) {
     for (sum, value) in sum.iter_mut().zip(values) {
-        *sum += bf16_to_f32(*value);
+        *sum += value.read();
     }
 }
 

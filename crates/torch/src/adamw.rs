@@ -6,6 +6,11 @@
 use half::bf16;
 
 use crate::dither::to_bf16;
+use crate::element::for_each_instruction_set;
+use crate::parallel;
+
+/// Fewest elements that are worth a thread.
+const SMALLEST_PART: usize = 1 << 15;
 
 /// Hyper-parameters of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,36 +86,26 @@ pub fn adamw(
     let length = weights.len();
     assert!(moment1.len() == length && moment2.len() == length && grads.len() == length, "buffers differ in length");
     let factors = options.factors(decay);
-    let chunk = chunk_length(length);
-    let mut compute = match compute {
+    let chunk = parallel::part_length(length, SMALLEST_PART);
+    let compute = match compute {
         Some(buffer) => {
             assert_eq!(buffer.len(), length, "buffers differ in length");
             buffer.chunks_mut(chunk).map(Some).collect::<Vec<_>>()
         }
         None => (0..length.div_ceil(chunk)).map(|_| None).collect(),
     };
-    std::thread::scope(|scope| {
-        let parts = weights.chunks_mut(chunk).zip(moment1.chunks_mut(chunk)).zip(moment2.chunks_mut(chunk));
-        for (part, (((w, m), v), (g, c))) in parts.zip(grads.chunks(chunk).zip(compute.drain(..))).enumerate() {
-            scope.spawn(move || update_chunk(factors, w, m, v, g, c.map(|c| (c, part * chunk))));
-        }
+    let moments = moment1.chunks_mut(chunk).zip(moment2.chunks_mut(chunk));
+    let parts = weights.chunks_mut(chunk).zip(moments).zip(grads.chunks(chunk).zip(compute)).enumerate().collect();
+    parallel::map(parts, |(part, ((weights, (moment1, moment2)), (grads, compute)))| {
+        update_chunk(factors, weights, moment1, moment2, grads, compute.map(|compute| (compute, part * chunk)));
     });
 }
 
 /// Sum of the squares, in float64.
 #[must_use]
 pub fn sum_of_squares(values: &[f32]) -> f64 {
-    std::thread::scope(|scope| {
-        let parts: Vec<_> =
-            values.chunks(chunk_length(values.len())).map(|part| scope.spawn(move || squares_chunk(part))).collect();
-        parts.into_iter().map(|part| part.join().expect("summing does not panic")).sum()
-    })
-}
-
-/// One chunk per libtorch thread.
-fn chunk_length(length: usize) -> usize {
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    length.div_ceil(threads).max(4096)
+    let chunk = parallel::part_length(values.len(), SMALLEST_PART);
+    parallel::map(values.chunks(chunk).collect(), squares_chunk).iter().sum()
 }
 
 fn squares_chunk(values: &[f32]) -> f64 {
@@ -131,32 +126,9 @@ fn squares_chunk(values: &[f32]) -> f64 {
 /// Where the new compute weights go, and the index of the first one in the whole buffer.
 type Compute<'a> = Option<(&'a mut [bf16], usize)>;
 
-fn update_chunk(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has the instructions.
-            return unsafe { update_avx512(f, w, m, v, g, c) };
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has the instructions.
-            return unsafe { update_avx2(f, w, m, v, g, c) };
-        }
-    }
-    update_plain(f, w, m, v, g, c);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn update_avx512(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
-    update_plain(f, w, m, v, g, c);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn update_avx2(f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>) {
-    update_plain(f, w, m, v, g, c);
-}
+for_each_instruction_set!(update_chunk = update_plain(
+    f: Factors, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Compute<'_>,
+));
 
 /// The update itself; compiled once per instruction set, with identical results (no fused multiply-add is used).
 #[inline(always)]

@@ -2,10 +2,12 @@
 //!
 //! Tensor operations would write and read `[rows, vocabulary]` eight times over; a row of float32 fits into the cache.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-use crate::softmax::{BLOCK, bf16_to_f32, exponentials, maximum, rows_per_thread};
-use crate::view::{ViewError, bf16_ref, f32_ref};
+use crate::element::{Element, by_kind, has_kernels};
+use crate::parallel;
+use crate::softmax::{BLOCK, SMALLEST_PART, exponentials, maximum};
+use crate::view::ViewError;
 
 /// What one row of logits is drawn with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,7 +32,7 @@ pub struct Drawn {
 /// Whether [`draw`] can read these logits.
 #[must_use]
 pub fn can_draw(logits: &Tensor) -> bool {
-    logits.device() == Device::Cpu && logits.is_contiguous() && matches!(logits.kind(), Kind::Float | Kind::BFloat16)
+    has_kernels(logits) && logits.is_contiguous()
 }
 
 /// Draws one token a row by inverting the cumulative distribution.
@@ -46,41 +48,26 @@ pub fn draw(logits: &Tensor, options: &[DrawOptions]) -> Result<Vec<Drawn>, View
     let sizes = logits.size();
     assert!(sizes.len() == 2 && sizes[0] as usize == options.len(), "logits {sizes:?} for {} rows", options.len());
     let vocabulary = sizes[1] as usize;
-    match logits.kind() {
-        Kind::BFloat16 => Ok(draw_rows(bf16_ref(logits)?, vocabulary, options, |x| bf16_to_f32(*x))),
-        _ => Ok(draw_rows(f32_ref(logits)?, vocabulary, options, |x| *x)),
-    }
+    by_kind!(logits, draw_rows(logits, vocabulary, options))
 }
 
-fn draw_rows<T: Sync>(
-    logits: &[T],
-    vocabulary: usize,
-    options: &[DrawOptions],
-    read: impl Fn(&T) -> f32 + Copy + Send,
-) -> Vec<Drawn> {
-    let draw_part = move |logits: &[T], options: &[DrawOptions]| -> Vec<Drawn> {
-        let mut scratch = vec![0.0; vocabulary];
-        let rows = logits.chunks_exact(vocabulary).zip(options);
-        rows.map(|(row, options)| {
-            let inverse = (1.0 / options.temperature) as f32;
-            for (scaled, logit) in scratch.iter_mut().zip(row) {
-                *scaled = read(logit) * inverse;
-            }
-            draw_row(&mut scratch, options.uniform)
-        })
-        .collect()
-    };
-    let rows = rows_per_thread(options.len());
-    std::thread::scope(|scope| {
-        let mut parts = logits.chunks(rows * vocabulary).zip(options.chunks(rows));
-        let Some((first_logits, first_options)) = parts.next() else { return Vec::new() };
-        let others: Vec<_> = parts.map(|(logits, options)| scope.spawn(move || draw_part(logits, options))).collect();
-        let mut drawn = draw_part(first_logits, first_options);
-        for part in others {
-            drawn.extend(part.join().expect("drawing does not panic"));
+fn draw_rows<T: Element>(logits: &Tensor, vocabulary: usize, options: &[DrawOptions]) -> Result<Vec<Drawn>, ViewError> {
+    let part = parallel::part_length(options.len(), SMALLEST_PART);
+    let parts = T::slice(logits)?.chunks(part * vocabulary).zip(options.chunks(part)).collect();
+    Ok(parallel::map(parts, |(logits, options)| draw_part(logits, vocabulary, options)).concat())
+}
+
+fn draw_part<T: Element>(logits: &[T], vocabulary: usize, options: &[DrawOptions]) -> Vec<Drawn> {
+    let mut scratch = vec![0.0; vocabulary];
+    let rows = logits.chunks_exact(vocabulary).zip(options);
+    rows.map(|(row, options)| {
+        let inverse = (1.0 / options.temperature) as f32;
+        for (scaled, logit) in scratch.iter_mut().zip(row) {
+            *scaled = logit.read() * inverse;
         }
-        drawn
+        draw_row(&mut scratch, options.uniform)
     })
+    .collect()
 }
 
 /// `row` holds scaled logits and is overwritten.
@@ -127,6 +114,7 @@ fn find(row: &[f32], blocks: &[f64], mut target: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::{Device, Kind};
 
     #[test]
     fn statistics_equal_those_of_libtorch() {

@@ -4,17 +4,30 @@
 
 mod accumulate;
 mod adamw;
+mod cached;
 mod device;
 mod dither;
 mod draw;
+mod element;
+mod gate;
+mod norm;
+mod parallel;
+mod rotary;
 mod softmax;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use accumulate::accumulate;
 pub use adamw::{AdamW, Decay, adamw, sum_of_squares};
+pub use cached::attend_cached;
 pub use device::{DeviceError, init, multiplies_bf16, prepare_allocator};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
+pub use element::has_kernels;
+pub use gate::{silu_gate, silu_gate_backward};
+pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};
+pub use rotary::rotate;
 pub use softmax::{TargetScore, target_gradient};
 pub use tch;
 pub use view::{ViewError, bf16_mut, bf16_ref, bytes, bytes_mut, f32_mut, f32_ref};

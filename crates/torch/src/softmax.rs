@@ -3,10 +3,11 @@
 //! The vocabulary-wide tensors of a training pass are the largest it has; tensor operations would make half a dozen
 //! float32 copies of them. Here a row of float32 lives in the cache, and the logits become their gradient in place.
 
-use half::bf16;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::view::{ViewError, bf16_mut, f32_mut};
+use crate::element::{Element, by_kind, for_each_instruction_set};
+use crate::parallel;
+use crate::view::ViewError;
 
 /// What a row of logits says of its target token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,54 +38,36 @@ pub fn target_gradient(
     let sizes = logits.size();
     let fits = sizes.len() == 2 && sizes[0] as usize == targets.len() && targets.len() == coefficients.len();
     assert!(fits, "logits {sizes:?} for {} targets and {} coefficients", targets.len(), coefficients.len());
-    let rows = Rows { vocabulary: sizes[1] as usize, targets, coefficients, inverse: (1.0 / temperature) as f32 };
-    match logits.kind() {
-        Kind::BFloat16 => Ok(rows.run(bf16_mut(logits)?, bf16_to_f32, bf16::from_f32)),
-        _ => Ok(rows.run(f32_mut(logits)?, |x| x, |x| x)),
-    }
+    let rows = Targets { vocabulary: sizes[1] as usize, targets, coefficients, inverse: (1.0 / temperature) as f32 };
+    by_kind!(logits, run(rows, logits))
 }
 
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+struct Targets<'a> {
     vocabulary: usize,
     targets: &'a [i64],
     coefficients: &'a [f32],
     inverse: f32,
 }
 
-impl Rows<'_> {
-    fn run<T: Copy + Send>(
-        self,
-        logits: &mut [T],
-        read: impl Fn(T) -> f32 + Copy + Send,
-        write: impl Fn(f32) -> T + Copy + Send,
-    ) -> Vec<TargetScore> {
-        let rows = rows_per_thread(self.targets.len());
-        std::thread::scope(|scope| {
-            let parts = self.targets.chunks(rows).zip(self.coefficients.chunks(rows));
-            let threads: Vec<_> = logits
-                .chunks_mut(rows * self.vocabulary)
-                .zip(parts)
-                .map(|(logits, (targets, coefficients))| {
-                    scope.spawn(move || Rows { targets, coefficients, ..self }.run_part(logits, read, write))
-                })
-                .collect();
-            threads.into_iter().flat_map(|thread| thread.join().expect("targets lie in the vocabulary")).collect()
-        })
-    }
+fn run<T: Element>(rows: Targets<'_>, logits: &mut Tensor) -> Result<Vec<TargetScore>, ViewError> {
+    let part = parallel::part_length(rows.targets.len(), SMALLEST_PART);
+    let targets = rows.targets.chunks(part).zip(rows.coefficients.chunks(part));
+    let parts = T::slice_mut(logits)?.chunks_mut(part * rows.vocabulary).zip(targets).collect();
+    let scores = parallel::map(parts, |(logits, (targets, coefficients))| {
+        Targets { targets, coefficients, ..rows }.run_part(logits)
+    });
+    Ok(scores.concat())
+}
 
-    fn run_part<T: Copy>(
-        self,
-        logits: &mut [T],
-        read: impl Fn(T) -> f32 + Copy,
-        write: impl Fn(f32) -> T + Copy,
-    ) -> Vec<TargetScore> {
+impl Targets<'_> {
+    fn run_part<T: Element>(self, logits: &mut [T]) -> Vec<TargetScore> {
         let mut scratch = vec![0.0; self.vocabulary];
         let rows = logits.chunks_exact_mut(self.vocabulary).zip(self.targets.iter().zip(self.coefficients));
         rows.map(|(row, (target, coefficient))| {
             let target = usize::try_from(*target).expect("a target is an index");
             for (scaled, logit) in scratch.iter_mut().zip(row.iter()) {
-                *scaled = read(*logit) * self.inverse;
+                *scaled = logit.read() * self.inverse;
             }
             let target_logit = scratch[target];
             let max = maximum(&scratch);
@@ -97,9 +80,9 @@ impl Rows<'_> {
             let slope = coefficient * self.inverse;
             let scale = -slope / total as f32;
             for (logit, weight) in row.iter_mut().zip(&scratch) {
-                *logit = write(weight * scale);
+                *logit = T::write(weight * scale);
             }
-            row[target] = write(scratch[target] * scale + slope);
+            row[target] = T::write(scratch[target] * scale + slope);
             TargetScore {
                 logprob: (f64::from(target_logit - max) - total.ln()) as f32,
                 entropy: (total.ln() - weighted / total) as f32,
@@ -109,51 +92,14 @@ impl Rows<'_> {
     }
 }
 
-/// One part per libtorch thread, but none so small that starting a thread costs more than it saves.
-pub(crate) fn rows_per_thread(rows: usize) -> usize {
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    rows.div_ceil(threads).max(4)
-}
-
-#[inline(always)]
-pub(crate) fn bf16_to_f32(x: bf16) -> f32 {
-    f32::from_bits(u32::from(x.to_bits()) << 16)
-}
+/// Fewest rows of logits that are worth a thread.
+pub(crate) const SMALLEST_PART: usize = 2;
 
 /// Elements whose sum is kept, in float32 before it goes into a float64 total.
 pub(crate) const BLOCK: usize = 1024;
 
-macro_rules! for_each_instruction_set {
-    ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) -> $result:ty) => {
-        pub(crate) fn $name($($argument: $kind),*) -> $result {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f")]
-                fn avx512($($argument: $kind),*) -> $result {
-                    $plain($($argument),*)
-                }
-
-                #[target_feature(enable = "avx2")]
-                fn avx2($($argument: $kind),*) -> $result {
-                    $plain($($argument),*)
-                }
-
-                if std::arch::is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the processor has the instructions.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has the instructions.
-                    return unsafe { avx2($($argument),*) };
-                }
-            }
-            $plain($($argument),*)
-        }
-    };
-}
-
-for_each_instruction_set!(maximum, maximum_plain, (row: &[f32]) -> f32);
-for_each_instruction_set!(exponentials, exponentials_plain, (block: &mut [f32], max: f32) -> (f32, f32));
+for_each_instruction_set!(pub(crate) maximum = maximum_plain(row: &[f32]) -> f32);
+for_each_instruction_set!(pub(crate) exponentials = exponentials_plain(block: &mut [f32], max: f32) -> (f32, f32));
 
 /// Sums run in this many lanes, in one order on every instruction set.
 const LANES: usize = 16;
@@ -197,11 +143,11 @@ fn exponentials_plain(block: &mut [f32], max: f32) -> (f32, f32) {
 }
 
 /// Below this the exponential is zero here: together the tokens beneath weigh less than rounding.
-const LOWEST: f32 = -80.0;
+pub(crate) const LOWEST: f32 = -80.0;
 
 /// `exp(x)` for `x` in `[LOWEST, 0]`, to about two units in the last place: `2^n` times a polynomial in the rest.
 #[inline(always)]
-fn exponential(x: f32) -> f32 {
+pub(crate) fn exponential(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to an integer.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -222,7 +168,7 @@ fn exponential(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     #[test]
     fn the_exponential_is_exact_to_float32() {

@@ -1,6 +1,8 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
+use crate::element::{Element, has_kernels};
+
 /// Why a tensor cannot be seen as a slice.
 #[derive(Debug, thiserror::Error)]
 #[error("a {device:?} tensor of kind {kind:?}{layout} cannot be viewed as contiguous {wanted} in host memory")]
@@ -81,6 +83,44 @@ views!(
     bf16_mut, bf16, Some(Kind::BFloat16), "bfloat16", mut
 );
 
+/// Distance between the tokens of a `[T, heads, H]` tensor of elements `T`, each of which is contiguous.
+fn token_stride<T: Element>(tensor: &Tensor) -> Result<usize, ViewError> {
+    let (sizes, strides) = (tensor.size(), tensor.stride());
+    let fits = has_kernels(tensor) && tensor.kind().elt_size_in_bytes() == size_of::<T>();
+    match (&sizes[..], &strides[..]) {
+        (&[_, heads, width], &[token, head, 1]) if fits && (head == width || heads == 1) && token >= heads * width => {
+            Ok(token as usize)
+        }
+        _ => Err(ViewError { device: tensor.device(), kind: tensor.kind(), layout: LAYOUT, wanted: "tokens" }),
+    }
+}
+
+const LAYOUT: &str = " with such strides";
+
+/// The tokens of a `[T, heads, H]` tensor, which may lie apart, as one slice each.
+///
+/// # Errors
+/// When a token is not contiguous in host memory or the kind is another.
+pub(crate) fn rows_ref<T: Element>(tensor: &Tensor) -> Result<Vec<&[T]>, ViewError> {
+    let stride = token_stride::<T>(tensor)?;
+    let (tokens, width) = (tensor.size()[0] as usize, (tensor.size()[1] * tensor.size()[2]) as usize);
+    let first = tensor.data_ptr().cast::<T>().cast_const();
+    // SAFETY: by size and stride each token is that many elements of the storage, which lives as long as the tensor.
+    Ok((0..tokens).map(|token| unsafe { std::slice::from_raw_parts(first.add(token * stride), width) }).collect())
+}
+
+/// The same, to be written; other tensors that share the storage must not be used meanwhile.
+///
+/// # Errors
+/// As [`rows_ref`].
+pub(crate) fn rows_mut<T: Element>(tensor: &mut Tensor) -> Result<Vec<&mut [T]>, ViewError> {
+    let stride = token_stride::<T>(tensor)?;
+    let (tokens, width) = (tensor.size()[0] as usize, (tensor.size()[1] * tensor.size()[2]) as usize);
+    let first = tensor.data_ptr().cast::<T>();
+    // SAFETY: as above; the stride is no less than the width, so the slices do not overlap.
+    Ok((0..tokens).map(|token| unsafe { std::slice::from_raw_parts_mut(first.add(token * stride), width) }).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +138,17 @@ mod tests {
         let tensor = Tensor::from_slice(&[1i64, 2, 3, 4]).view([2, 2]);
         assert!(f32_ref(&tensor).is_err());
         assert!(bytes(&tensor.transpose(0, 1)).is_err());
+    }
+
+    #[test]
+    fn tokens_may_lie_apart_but_not_be_split() {
+        let mut tensor = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([2, 3, 4]);
+        let mut heads = tensor.narrow(1, 1, 2);
+        assert_eq!(rows_ref::<f32>(&heads).expect("tokens")[1][..3], [16.0, 17.0, 18.0]);
+        rows_mut::<f32>(&mut heads).expect("tokens")[0][0] = -1.0;
+        assert_eq!(f32_ref(&tensor).expect("host")[4], -1.0);
+        assert!(rows_ref::<f32>(&tensor.narrow(2, 0, 2)).is_err());
+        assert!(rows_ref::<bf16>(&tensor).is_err());
+        assert!(rows_mut::<f32>(&mut tensor.transpose_(0, 1)).is_err());
     }
 }

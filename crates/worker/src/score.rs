@@ -65,7 +65,7 @@ fn write_scores(arguments: &Arguments) -> anyhow::Result<()> {
     let requests = read_requests(arguments)?;
     let kind = if arguments.bfloat16 { Kind::BFloat16 } else { Kind::Float };
     let parameters = Parameters::load(&arguments.model, &config, kind, device).with_context(model)?;
-    let model = Model::new(&config, &parameters, false);
+    let model = Model::new(&config, &parameters);
     let mut out = BufWriter::new(std::io::stdout().lock());
     let (ids, items): (Vec<_>, Vec<_>) =
         requests.into_iter().map(|request| (request.id, (request.prompt_tokens, request.tokens))).unzip();

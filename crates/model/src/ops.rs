@@ -1,0 +1,151 @@
+//! The small operations of a layer and their backward: fused kernels in host memory, tensor operations elsewhere.
+// Legend: `T` tokens, `D` width, `F` width of the feed-forward block, `H` head.
+
+use pacs_torch::tch::{Kind, Tensor};
+use pacs_torch::{ViewError, accumulate, has_kernels};
+
+/// States why a kernel cannot refuse its tensors: they were made here.
+fn fused<T>(result: Result<T, ViewError>) -> T {
+    result.expect("the tensors of a layer are contiguous and of one kind")
+}
+
+/// Root-mean-square norm over the last dimension, with statistics in float32 at least.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    if has_kernels(x) {
+        return fused(pacs_torch::rms_norm(&x.contiguous(), weight, epsilon));
+    }
+    x.rms_norm(weight.size(), Some(weight), epsilon)
+}
+
+/// `x + y` and its norm.
+pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Tensor) {
+    if has_kernels(x) {
+        return fused(pacs_torch::add_rms_norm(x, y, weight, epsilon));
+    }
+    let sum = x + y;
+    let normed = rms_norm(&sum, weight, epsilon);
+    (sum, normed)
+}
+
+/// Backward of [`rms_norm`]: adds to `weight_gradient` (`[D]`), returns the gradient by `x` plus `past`, the gradient
+/// that flows past the norm.
+pub(crate) fn rms_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    epsilon: f64,
+    gradient: &Tensor,
+    past: Option<&Tensor>,
+    weight_gradient: &mut Tensor,
+) -> Tensor {
+    if has_kernels(x) {
+        let (x, gradient) = (x.contiguous(), gradient.contiguous());
+        return fused(pacs_torch::rms_norm_backward(&x, weight, epsilon, &gradient, past, weight_gradient));
+    }
+    let kind = wide(x.kind());
+    let (wide_x, slope) = (x.to_kind(kind), gradient.to_kind(kind));
+    let scale = (wide_x.square().mean_dim(-1, true, kind) + epsilon).rsqrt();
+    let unit = &wide_x * &scale;
+    let by_weight = (&slope * &unit).flatten(0, -2).sum_dim_intlist(0, false, kind);
+    fused(accumulate(weight_gradient, &by_weight));
+    let slope = slope * weight.to_kind(kind);
+    let along = (&slope * &unit).mean_dim(-1, true, kind);
+    let by_x = ((slope - unit * along) * scale).to_kind(x.kind());
+    past.map_or_else(|| by_x.shallow_clone(), |past| &by_x + past)
+}
+
+/// `silu(gate) * up` of `[T, 2 F]`, gates first. Returns `[T, F]`.
+pub(crate) fn silu_gate(gate_up: &Tensor) -> Tensor {
+    if has_kernels(gate_up) {
+        return fused(pacs_torch::silu_gate(gate_up));
+    }
+    let [gate, up] = halves(gate_up);
+    gate.silu() * up
+}
+
+/// Backward of [`silu_gate`]: the gradient by `gate_up`, which it takes over, and the activation once more.
+pub(crate) fn silu_gate_backward(mut gate_up: Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
+    if has_kernels(&gate_up) {
+        let activation = fused(pacs_torch::silu_gate_backward(&mut gate_up, gradient));
+        return (gate_up, activation);
+    }
+    let kind = wide(gate_up.kind());
+    let [gate, up] = halves(&gate_up).map(|half| half.to_kind(kind));
+    let slope = gradient.to_kind(kind);
+    let sigmoid = gate.sigmoid();
+    let silu = &gate * &sigmoid;
+    let by_gate = &slope * &up * (&sigmoid + &silu * (1.0 - &sigmoid));
+    let by_up = &slope * &silu;
+    let narrow = |x: Tensor| x.to_kind(gradient.kind());
+    (narrow(Tensor::cat(&[by_gate, by_up], -1)), narrow(silu * up))
+}
+
+/// Turns heads `[T, heads, H]` by angles whose `cos` and `sin` are `[T, H / 2]` float32; the result may be `x` itself.
+pub(crate) fn rotate(mut x: Tensor, cos: &Tensor, sin: &Tensor, backwards: bool) -> Tensor {
+    if has_kernels(&x) {
+        fused(pacs_torch::rotate(&mut x, cos, sin, backwards));
+        return x;
+    }
+    let (cos, sin) = (cos.to_kind(wide(x.kind())).unsqueeze(1), sin.to_kind(wide(x.kind())).unsqueeze(1));
+    let sin = if backwards { -sin } else { sin };
+    let parts = x.chunk(2, -1);
+    let turned = [&parts[0] * &cos - &parts[1] * &sin, &parts[1] * &cos + &parts[0] * &sin];
+    Tensor::cat(&turned, -1).to_kind(x.kind())
+}
+
+/// Kind that sums are taken in.
+fn wide(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+fn halves(x: &Tensor) -> [Tensor; 2] {
+    x.chunk(2, -1).try_into().expect("two halves")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pacs_torch::tch::Device;
+
+    fn random(size: &[i64], seed: i64) -> Tensor {
+        pacs_torch::tch::manual_seed(seed);
+        Tensor::randn(size, (Kind::Double, Device::Cpu))
+    }
+
+    fn assert_close(fused: &Tensor, plain: &Tensor) {
+        let difference = (fused.to_kind(Kind::Double) - plain).abs().max().double_value(&[]);
+        assert!(difference < 1e-5, "{difference}");
+    }
+
+    /// Float64 goes through tensor operations as a device without kernels does, float32 through the kernels.
+    #[test]
+    fn both_ways_of_every_operation_agree() {
+        let narrow = |x: &Tensor| x.to_kind(Kind::Float);
+        let (x, y, weight) = (random(&[7, 12], 1), random(&[7, 12], 2), random(&[12], 3));
+        let (sum, normed) = add_rms_norm(&x, &y, &weight, 1e-5);
+        let (fused_sum, fused_normed) = add_rms_norm(&narrow(&x), &narrow(&y), &narrow(&weight), 1e-5);
+        assert_close(&fused_sum, &sum);
+        assert_close(&fused_normed, &normed);
+
+        let mut sums =
+            [Tensor::zeros([12], (Kind::Double, Device::Cpu)), Tensor::zeros([12], (Kind::Float, Device::Cpu))];
+        let [plain_sum, fused_sum] = &mut sums;
+        let plain = rms_norm_backward(&x, &weight, 1e-5, &y, Some(&sum), plain_sum);
+        let fused = rms_norm_backward(&narrow(&x), &narrow(&weight), 1e-5, &narrow(&y), Some(&narrow(&sum)), fused_sum);
+        assert_close(&fused, &plain);
+        assert_close(&sums[1], &sums[0]);
+
+        let gradient = random(&[7, 6], 4);
+        assert_close(&silu_gate(&narrow(&x)), &silu_gate(&x));
+        let plain = silu_gate_backward(x.copy(), &gradient);
+        let fused = silu_gate_backward(narrow(&x), &narrow(&gradient));
+        assert_close(&fused.0, &plain.0);
+        assert_close(&fused.1, &plain.1);
+
+        let (heads, angles) = (random(&[7, 3, 4], 5), random(&[7, 2], 6));
+        let (cos, sin) = (narrow(&angles.cos()), narrow(&angles.sin()));
+        for backwards in [false, true] {
+            let fused = rotate(narrow(&heads), &cos, &sin, backwards);
+            assert_close(&fused, &rotate(heads.shallow_clone(), &cos, &sin, backwards));
+        }
+    }
+}
