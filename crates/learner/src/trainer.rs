@@ -76,7 +76,9 @@ impl Trainer {
         Ok(Self::new(config, parameters, settings))
     }
 
-    fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
+    /// A trainer at step 0 of a model in memory.
+    #[must_use]
+    pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
         let model = Model::new(&config, &parameters);
         let gradients = model.zero_gradients();
         let optimizer = Optimizer::new(&parameters);

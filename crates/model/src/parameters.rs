@@ -24,6 +24,26 @@ impl Parameters {
         Self { layout, flat }
     }
 
+    /// Parameters of an untrained model: norms are 1, biases 0, matrices normal with a deviation of 0.02, and those that
+    /// write into the residual stream smaller by the root of twice the number of layers (Radford et al. 2019).
+    #[must_use]
+    pub fn random(config: &ModelConfig, kind: Kind, device: Device, seed: i64) -> Self {
+        const DEVIATION: f64 = 0.02;
+        let parameters = Self::zeros(config, kind, device);
+        pacs_torch::tch::manual_seed(seed);
+        for spec in parameters.layout.parameters() {
+            let mut view = parameters.view(&spec.name);
+            let writes_residual = spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
+            let smaller = if writes_residual { (2.0 * config.layers as f64).sqrt() } else { 1.0 };
+            if spec.decay {
+                let _ = view.normal_(0.0, DEVIATION / smaller);
+            } else if spec.name.ends_with("norm.weight") {
+                let _ = view.fill_(1.0);
+            }
+        }
+        parameters
+    }
+
     /// Reads the safetensors files of a Hugging Face folder, converting to `kind`.
     ///
     /// Every parameter must be there with the configured shape, and nothing else. Two leftovers of published

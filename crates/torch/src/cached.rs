@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
+use crate::dot::dot;
 use crate::element::{Element, by_kind, for_each_instruction_set};
-use crate::norm::dot;
 use crate::parallel;
 use crate::softmax::{exponentials, maximum};
 use crate::view::{ViewError, rows_ref};
@@ -82,9 +82,21 @@ fn run<T: Element>(
 
 for_each_instruction_set!(attend_row = attend_plain<T>(row: Row<'_, T>, shape: Shape));
 
+/// Loops over the common head widths are unrolled.
 #[inline(always)]
 fn attend_plain<T: Element>(row: Row<'_, T>, shape: Shape) {
-    let Shape { kv_heads, group, head_dim, .. } = shape;
+    match shape.head_dim {
+        64 => attend_sized::<T, 64>(row, shape),
+        128 => attend_sized::<T, 128>(row, shape),
+        _ => attend_sized::<T, 0>(row, shape),
+    }
+}
+
+/// `WIDTH` is the width of a head, or 0 for any.
+#[inline(always)]
+fn attend_sized<T: Element, const WIDTH: usize>(row: Row<'_, T>, shape: Shape) {
+    let Shape { kv_heads, group, .. } = shape;
+    let head_dim = if WIDTH == 0 { shape.head_dim } else { WIDTH };
     let stride = kv_heads * head_dim;
     let new = row.length * stride..(row.length + 1) * stride;
     row.keys[new.clone()].copy_from_slice(row.k);

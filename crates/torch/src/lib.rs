@@ -7,6 +7,7 @@ mod adamw;
 mod cached;
 mod device;
 mod dither;
+mod dot;
 mod draw;
 mod element;
 mod gate;

@@ -4,6 +4,7 @@
 
 use tch::Tensor;
 
+use crate::dot::dot;
 use crate::element::{Element, by_kind, for_each_instruction_set};
 use crate::parallel;
 use crate::view::{ViewError, f32_mut};
@@ -187,22 +188,6 @@ fn backward_plain<T: Element>(
 #[inline(always)]
 fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
     1.0 / (dot(row, row) / row.len() as f32 + epsilon).sqrt()
-}
-
-/// Sums run in this many lanes, in one order on every instruction set.
-const LANES: usize = 16;
-
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    lanes.iter().sum::<f32>() + rest
 }
 
 fn widened<T: Element>(tensor: &Tensor) -> Result<Vec<f32>, ViewError> {

@@ -1,6 +1,7 @@
 //! `pacs-worker`: the programs that need libtorch (rollout and learner workers, model tools).
 #![forbid(unsafe_code)]
 
+mod bench;
 mod import;
 mod role;
 mod score;
@@ -29,6 +30,9 @@ enum Command {
     Rollout(role::Arguments),
     /// Computes gradients for a coordinator, as one learner rank.
     Learner(role::LearnerArguments),
+    /// Measures training and generation on this machine; prints JSON lines.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
     /// Writes the log-prob of every token of given answers.
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Rollout(arguments) => role::rollout(arguments),
         Command::Learner(arguments) => role::learner(arguments),
+        Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
     };

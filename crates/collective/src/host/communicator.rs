@@ -21,6 +21,19 @@ pub struct HostCollective {
 }
 
 impl HostCollective {
+    /// A world of one, which needs no network.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self {
+            rank: 0,
+            world_size: 1,
+            timeout: Duration::from_hours(1),
+            ring: None,
+            abort: AbortHandle::new(),
+            calls: 0,
+        }
+    }
+
     /// Joins a generation: returns when every rank of it has.
     ///
     /// A peer that cannot be reached yet, or that has not left the generation before, is tried again until the

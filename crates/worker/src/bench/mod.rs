@@ -1,0 +1,43 @@
+//! `pacs-worker bench`: measurements that print one JSON object a line.
+
+mod rollout;
+mod shape;
+mod train;
+
+use clap::Subcommand;
+use pacs_runtime::Exit;
+
+use crate::Failure;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Training steps on made-up groups: forward, backward, clipping, AdamW.
+    Train(train::Arguments),
+    /// Generation of made-up groups through the engine: prefill, decode, sampling, log-probs.
+    Rollout(rollout::Arguments),
+}
+
+pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
+    let result = match command {
+        Command::Train(arguments) => train::run(arguments),
+        Command::Rollout(arguments) => rollout::run(arguments),
+    };
+    result.map_err(Failure::config)?;
+    Ok(Exit::Done)
+}
+
+/// Prints one measurement.
+fn print(line: &serde_json::Value) {
+    println!("{line}");
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}

@@ -1,0 +1,121 @@
+//! `pacs-worker bench train`.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use pacs_collective::HostCollective;
+use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
+use pacs_spec::JobSpec;
+use serde_json::json;
+
+use super::{median, print, shape};
+
+/// The work of a step: groups of samples with prompts and answers of random tokens, half of the labels 1.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pacs-worker bench train --model models/smollm2-135m-instruct\n  \
+                  pacs-worker bench train --model Qwen2.5-1.5B --random-weights --device cuda --groups 8 --samples 8 \\\n      \
+                  --prompt-tokens 128 --answer-tokens 256 --micro-batch-tokens 16384")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    shape: shape::Arguments,
+    /// Groups of a step.
+    #[arg(long, default_value_t = 8)]
+    groups: usize,
+    /// Samples of a group, an even number.
+    #[arg(long, default_value_t = 8)]
+    samples: usize,
+    /// Tokens of a prompt.
+    #[arg(long, default_value_t = 26)]
+    prompt_tokens: usize,
+    /// Tokens of an answer, on average: their lengths are spread evenly from half of this to half as much again.
+    #[arg(long, default_value_t = 16)]
+    answer_tokens: usize,
+    /// Most tokens of one forward and backward.
+    #[arg(long, default_value_t = 16384)]
+    micro_batch_tokens: usize,
+    /// Steps that are measured, behind one that is not.
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.samples < 2 || !arguments.samples.is_multiple_of(2) || arguments.groups == 0 {
+        bail!("measure {} groups of {}: samples must be even, and both above 0", arguments.groups, arguments.samples);
+    }
+    if arguments.prompt_tokens == 0 || arguments.answer_tokens < 2 || arguments.steps == 0 {
+        bail!("measure: prompts need 1 token, answers 2, and there must be a step");
+    }
+    let subject = arguments.shape.subject()?;
+    let described = subject.describe();
+    let vocabulary = subject.config.vocab_size as u32;
+    let settings = settings(arguments)?;
+    let mut trainer = Trainer::new(subject.config, subject.parameters, settings);
+    let mut collective = HostCollective::alone();
+    let mut seconds = Vec::new();
+    for step in 1..=arguments.steps + 1 {
+        let batch = batch(arguments, vocabulary, step);
+        let started = Instant::now();
+        let report = trainer.train(&batch, &mut collective).context("train")?;
+        let elapsed = started.elapsed().as_secs_f64();
+        if step == 1 {
+            continue;
+        }
+        seconds.push(elapsed);
+        print(&json!({"bench": "train", "step": step - 1, "seconds": elapsed, "metrics": report.metrics}));
+    }
+    let lengths = answer_lengths(arguments);
+    let answers: usize = lengths.iter().sum();
+    let unshared = answers + lengths.len() * arguments.prompt_tokens;
+    let computed = answers + arguments.groups * arguments.prompt_tokens - lengths.len();
+    let median = median(&seconds);
+    print(&json!({
+        "bench": "train", "model": described, "seconds": median,
+        "sequence_tokens": unshared, "sequence_tokens_per_second": unshared as f64 / median,
+        "computed_tokens": computed, "computed_tokens_per_second": computed as f64 / median,
+        "work": {"groups": arguments.groups, "samples": arguments.samples, "prompt_tokens": arguments.prompt_tokens,
+                 "answer_lengths": lengths},
+    }));
+    Ok(())
+}
+
+/// Defaults of a job, but for the size of a pass.
+///
+/// The paths are never read.
+fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
+    let text = "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
+                before = false\nafter = false\n";
+    let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
+    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::from(&spec) })
+}
+
+fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
+    let (count, mean) = (arguments.groups * arguments.samples, arguments.answer_tokens);
+    // Multiplying by an odd constant shuffles the steps of the spread.
+    (0..count).map(|i| (mean / 2 + (i * 7919 % count) * mean / count.max(1)).max(1)).collect()
+}
+
+fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
+    let token =
+        |a: u64, b: usize| (pacs_types::mix(step ^ (a << 20) ^ (b as u64) << 40) % u64::from(vocabulary)) as u32;
+    let lengths = answer_lengths(arguments);
+    let group = |position: usize| (position / arguments.samples) as u64;
+    let index = lengths.iter().enumerate().map(|(position, length)| IndexEntry {
+        group: group(position),
+        mini_batch: 0,
+        rank: 0,
+        label: (position % 2) as f64,
+        answer_tokens: *length as u32,
+    });
+    let sequences = lengths.iter().enumerate().map(|(position, length)| SequenceTokens {
+        position,
+        tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
+        rollout_logprobs: vec![0.0; *length],
+    });
+    let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
+        .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))
+        .collect();
+    TrainBatch { step, index: index.collect(), prompts, sequences: sequences.collect() }
+}
