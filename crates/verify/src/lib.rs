@@ -13,9 +13,10 @@
 
 mod answer;
 mod compare;
+mod exact;
 mod extract;
 mod grade;
 mod limits;
 mod parse;
 
-pub use grade::{GoldError, Mode, check_gold, grade};
+pub use grade::{GoldError, MAX_GRADE_STEPS, Mode, check_gold, grade, grade_counted};
