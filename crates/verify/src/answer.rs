@@ -240,9 +240,7 @@ impl Expr {
             Self::Sum(items) => Self::Sum(items.iter().map(change).collect()),
             Self::Product(items) => Self::Product(items.iter().map(change).collect()),
             Self::Call(function, items) => Self::Call(*function, items.iter().map(change).collect()),
-            Self::Matrix(rows) => {
-                Self::Matrix(rows.iter().map(|row| row.iter().map(&mut *change).collect()).collect())
-            }
+            Self::Matrix(rows) => Self::Matrix(rows.iter().map(|row| row.iter().map(&mut *change).collect()).collect()),
         }
     }
 

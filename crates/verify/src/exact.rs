@@ -128,13 +128,14 @@ fn call(function: Function, arguments: &[BigRational], budget: &mut Budget) -> O
             Some(BigRational::from_integer(factorial))
         }
         (Function::Binomial, [n, k]) if n.is_integer() && k.is_integer() => {
-            let (n, k) = (n.numer().to_u32().filter(|n| *n <= 2000)?, k.numer().to_u32()?);
+            let (n, k) = (n.numer().to_u64()?, k.numer().to_u64()?);
             if k > n {
                 return Some(BigRational::zero());
             }
-            let k = k.min(n - k);
-            budget.spend(k as usize * (k as usize / 16 + 2))?;
-            let binomial = (0..k).fold(BigInt::one(), |product, i| product * (n - i) / (i + 1));
+            // Each factor adds at most its own bits, of which whole words are touched in every turn.
+            let k = usize::try_from(k.min(n - k)).ok().filter(|k| *k <= 2000)?;
+            budget.spend(2 * k * (k * (64 - n.leading_zeros() as usize) / 128 + 1))?;
+            let binomial = (0..k as u64).fold(BigInt::one(), |product, i| product * (n - i) / (i + 1));
             Some(BigRational::from_integer(binomial))
         }
         (Function::Max, [first, rest @ ..]) => Some(rest.iter().fold(first, Ord::max).clone()),
@@ -183,7 +184,9 @@ mod tests {
     use crate::parse::{Commas, parse};
 
     fn value(text: &str) -> Option<String> {
-        let Ok(Answer::Scalar(expr)) = parse(text, Commas::Thousands, &mut Budget::new()) else { panic!("{text} is no scalar") };
+        let Ok(Answer::Scalar(expr)) = parse(text, Commas::Thousands, &mut Budget::new()) else {
+            panic!("{text} is no scalar")
+        };
         exact(&expr, &mut Budget::new()).map(|value| value.to_string())
     }
 

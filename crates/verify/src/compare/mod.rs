@@ -119,10 +119,10 @@ pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
         (Set(gold) | List(gold), Set(found) | List(found)) => {
             Judgement::new(in_any_order(gold, found, budget), Rule::Set)
         }
-        (Set(items) | List(items), Scalar(_)) => {
+        (Set(items) | List(items), Scalar(_)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
             Judgement::new(in_any_order(items, std::slice::from_ref(found), budget), Rule::Set)
         }
-        (Scalar(_), Set(items) | List(items)) => {
+        (Scalar(_), Set(items) | List(items)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
             Judgement::new(in_any_order(std::slice::from_ref(gold), items, budget), Rule::Set)
         }
         (Set(items) | List(items), single) if items.len() == 1 => compare(&items[0], single, budget),
@@ -142,7 +142,8 @@ pub(crate) fn text_key(text: &str) -> String {
 
 /// Tuples, points and intervals.
 fn sequences(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
-    let (Answer::Sequence { open, close, items }, Answer::Sequence { open: o, close: c, items: others }) = (gold, found)
+    let (Answer::Sequence { open, close, items }, Answer::Sequence { open: o, close: c, items: others }) =
+        (gold, found)
     else {
         return Judgement::new(false, Rule::Kind);
     };

@@ -29,7 +29,8 @@ pub(super) struct Region(Vec<Interval>);
 const TOUCHING: f64 = 1e-9;
 
 fn order(a: f64, b: f64) -> Ordering {
-    if (a - b).abs() <= TOUCHING * a.abs().max(b.abs()).max(1.0) || a == b { Ordering::Equal } else { a.total_cmp(&b) }
+    let is_close = a.is_finite() && b.is_finite() && (a - b).abs() <= TOUCHING * a.abs().max(b.abs()).max(1.0);
+    if is_close { Ordering::Equal } else { a.total_cmp(&b) }
 }
 
 impl End {
@@ -243,7 +244,8 @@ mod tests {
 
     fn same(a: &str, b: &str) -> bool {
         let read = |text: &str| {
-            let answer = parse(text, Commas::Lists, &mut Budget::new()).unwrap_or_else(|error| panic!("{text} {error}"));
+            let answer =
+                parse(text, Commas::Lists, &mut Budget::new()).unwrap_or_else(|error| panic!("{text} {error}"));
             Region::new(&answer, &mut Budget::new()).unwrap_or_else(|| panic!("{text} is no set of numbers"))
         };
         read(a).same(&read(b), &mut Budget::new())

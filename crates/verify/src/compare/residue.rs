@@ -9,7 +9,7 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive, Zero};
 
-use crate::answer::{Constant, Expr};
+use crate::answer::{Constant, Expr, Function};
 use crate::exact::exact;
 use crate::limits::Budget;
 
@@ -59,6 +59,7 @@ fn residue(expr: &Expr, point: u64, budget: &mut Budget) -> Option<u64> {
             budget.spend(16)?;
             Some(power(base, modulo(exponent.numer(), PRIME - 1)?))
         }
+        Expr::Call(Function::Factorial, arguments) => factorial(&exact(&arguments[0], budget)?, budget),
         Expr::Call(..) => of_rational(&exact(expr, budget)?, budget),
         Expr::Constant(Constant::Infinity) | Expr::PlusMinus(_) | Expr::MinusPlus(_) | Expr::Matrix(_) => None,
     }
@@ -67,6 +68,13 @@ fn residue(expr: &Expr, point: u64, budget: &mut Budget) -> Option<u64> {
 /// A value for a variable or constant, the same in every process.
 fn value_of(name: &str, point: u64) -> u64 {
     name.bytes().fold(pacs_types::mix(point ^ 0x5eed), |hash, byte| pacs_types::mix(hash ^ u64::from(byte))) % PRIME
+}
+
+/// Factorials are soon too large to be written out, but not too long to be multiplied out.
+fn factorial(n: &BigRational, budget: &mut Budget) -> Option<u64> {
+    let n = n.is_integer().then(|| n.numer().to_u64()).flatten().filter(|n| *n <= 10_000)?;
+    budget.spend(usize::try_from(n).ok()?)?;
+    Some((1..=n).fold(1, times))
 }
 
 fn of_rational(value: &BigRational, budget: &mut Budget) -> Option<u64> {

@@ -41,6 +41,10 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
             return second;
         }
     }
+    // `120m`: a letter behind what is otherwise a number is its unit, when the reference has no letters.
+    if let Some(plain) = without_unit(found).filter(|_| !gold.has_symbols()) {
+        return decide(gold, &plain, budget);
+    }
     // `1/(N+1)` and `1/(n+1)`: the same, unless one of them uses both letters.
     if differ_in_case_only(gold, found) {
         let second = decide(&gold.lower_case(), &found.lower_case(), budget);
@@ -49,6 +53,14 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
         }
     }
     judgement
+}
+
+/// A number without the letter of a unit behind it.
+fn without_unit(expr: &Expr) -> Option<Expr> {
+    let Expr::Product(factors) = expr else { return None };
+    let [number @ .., Expr::Symbol(unit)] = &factors[..] else { return None };
+    let is_unit = matches!(unit.as_str(), "m" | "s" | "g" | "h" | "l" | "L" | "N" | "J" | "W" | "V");
+    (is_unit && !number.is_empty() && !number.iter().any(Expr::has_symbols)).then(|| Expr::product(number.to_vec()))
 }
 
 fn natural_logs(expr: &Expr) -> Expr {
@@ -221,9 +233,8 @@ pub(super) fn constant_ratio(gold: (&Expr, &Expr), found: (&Expr, &Expr), budget
     let mut ratio: Option<Value> = None;
     let mut agreeing = 0;
     for probe in Probe::all(false) {
-        let mut difference = |(left, right): (&Expr, &Expr)| {
-            value(left, probe, budget)?.minus(value(right, probe, budget)?)
-        };
+        let mut difference =
+            |(left, right): (&Expr, &Expr)| value(left, probe, budget)?.minus(value(right, probe, budget)?);
         let (Some(a), Some(b)) = (difference(gold), difference(found)) else { continue };
         if !a.is_nonzero() || !b.is_nonzero() {
             continue;
@@ -258,5 +269,7 @@ pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &E
     let [a, b, c] = &sides[..] else { return false };
     let doubled = Expr::Product(vec![Expr::integer(2), b.clone()]);
     let outer = Expr::Sum(vec![a.clone(), c.clone()]);
-    decide(&outer, &doubled, budget).equal && decide(a, b, budget).rule != Rule::Undecided && !decide(a, b, budget).equal
+    decide(&outer, &doubled, budget).equal
+        && decide(a, b, budget).rule != Rule::Undecided
+        && !decide(a, b, budget).equal
 }

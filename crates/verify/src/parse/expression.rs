@@ -62,10 +62,7 @@ impl Parser<'_> {
         if self.eat(token) { Ok(()) } else { Err(ParseError::Syntax(problem)) }
     }
 
-    pub(super) fn nested<T>(
-        &mut self,
-        read: impl FnOnce(&mut Self) -> Result<T, ParseError>,
-    ) -> Result<T, ParseError> {
+    pub(super) fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, ParseError>) -> Result<T, ParseError> {
         self.budget.step().ok_or(ParseError::TooComplex)?;
         self.depth += 1;
         if self.depth > MAX_DEPTH {

@@ -301,8 +301,8 @@ impl Lexer<'_> {
         let before = self.rest;
         let content = self.braced();
         let words = content.trim();
-        let is_number = words.starts_with(|c: char| c.is_ascii_digit())
-            && words.chars().all(|c| "0123456789.,{}".contains(c));
+        let is_number = words.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            && words.chars().all(|c| "0123456789.,{}-+/".contains(c));
         let has_math = ["\\frac", "\\dfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed", "$"]
             .iter()
             .any(|math| words.contains(math));

@@ -38,7 +38,11 @@ fn value(expr: &Expr, budget: &mut Budget) -> Result<Value, ParseError> {
         Expr::Matrix(rows) => {
             let columns = rows[0].len();
             let fits = rows.len() <= MAX_ORDER && columns <= MAX_ORDER && rows.iter().all(|row| row.len() == columns);
-            if fits { Ok(Value::Matrix(rows.clone())) } else { Err(ParseError::Syntax("a matrix that is no rectangle")) }
+            if fits {
+                Ok(Value::Matrix(rows.clone()))
+            } else {
+                Err(ParseError::Syntax("a matrix that is no rectangle"))
+            }
         }
         Expr::Sum(terms) => fold(terms, add, budget),
         Expr::Product(factors) => fold(factors, multiply, budget),
@@ -127,7 +131,8 @@ fn power(rows: Rows, exponent: &Expr, budget: &mut Budget) -> Result<Value, Pars
         let transposed = (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].clone()).collect());
         return Ok(Value::Matrix(transposed.collect()));
     }
-    let whole = exact(exponent, budget).filter(|value| value.is_integer()).and_then(|value| value.numer().try_into().ok());
+    let whole =
+        exact(exponent, budget).filter(|value| value.is_integer()).and_then(|value| value.numer().try_into().ok());
     match whole {
         Some(-1) => inverse(&rows, budget).map(Value::Matrix),
         Some(times @ 1..=MAX_POWER) => {
@@ -161,8 +166,7 @@ fn cofactor(rows: &Rows, row: usize, column: usize, budget: &mut Budget) -> Resu
     let without = |cells: &Vec<Expr>| {
         cells.iter().enumerate().filter(|(at, _)| *at != column).map(|(_, cell)| cell.clone()).collect::<Vec<_>>()
     };
-    let minor: Rows =
-        rows.iter().enumerate().filter(|(at, _)| *at != row).map(|(_, cells)| without(cells)).collect();
+    let minor: Rows = rows.iter().enumerate().filter(|(at, _)| *at != row).map(|(_, cells)| without(cells)).collect();
     let minor = determinant(&minor, budget)?;
     Ok(if (row + column) % 2 == 0 { minor } else { minor.negative() })
 }

@@ -85,8 +85,8 @@ pub(super) fn command(name: &str) -> Command {
     Command::Token(match name {
         "left" | "right" | "big" | "Big" | "bigg" | "Bigg" | "bigl" | "bigr" | "Bigl" | "Bigr" | "biggl" | "biggr"
         | "displaystyle" | "textstyle" | "scriptstyle" | "limits" | "nolimits" | "quad" | "qquad" | "boxed"
-        | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label" | "phantom"
-        | "middle" | "Large" | "large" | "hfill" | "hline" | "strut" | "mathclose" | "mathopen" => {
+        | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label"
+        | "phantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut" | "mathclose" | "mathopen" => {
             return Command::Skip;
         }
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "mbox" | "hbox" | "textsf" | "texttt" | "emph" => {
