@@ -5,7 +5,7 @@ use pacs_types::{Outcome, Verdict};
 use crate::answer::{Answer, Constant, Expr};
 use crate::compare::{Judgement, Rule, compare, text_key};
 use crate::extract;
-use crate::limits::{Budget, MAX_ANSWER_BYTES, MAX_GOLD_BYTES, MAX_STEPS};
+use crate::limits::{Budget, MAX_ANSWER_BYTES, MAX_GOLD_BYTES, MAX_RESPONSE_BYTES, MAX_STEPS};
 use crate::parse::{Commas, ParseError, parse};
 
 /// Where the final answer of a response may stand.
@@ -78,6 +78,8 @@ fn grade_within(response: &str, gold: &str, mode: Mode, budgets: &mut [Budget; 3
         Ok(gold) => gold,
         Err(error) => return verdict(Outcome::Failed, None, &error.to_string()),
     };
+    // Extraction looks at every byte a few times.
+    let _ = for_response.spend(response.len().min(MAX_RESPONSE_BYTES) / 64);
     let candidates = extract::candidates(response, mode);
     let Some(first) = candidates.iter().find(|candidate| !candidate.trim().is_empty()) else {
         return verdict(Outcome::Unparsable, None, "no_answer");

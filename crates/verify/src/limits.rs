@@ -26,7 +26,7 @@ pub(crate) const MAX_ORDER: usize = 8;
 
 /// Steps of reading one side or of one comparison. A step is roughly what the cheapest of them costs: looking at a
 /// token, visiting a node, multiplying two machine words.
-pub(crate) const MAX_STEPS: u32 = 100_000;
+pub(crate) const MAX_STEPS: u32 = 30_000;
 
 /// Counts down the work of reading or of comparing.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! `\boxed{…}` and `\fbox{…}`.
 
+use crate::limits::MAX_ANSWER_BYTES;
+
 /// The last box, together with boxes right before it that form one enumeration.
 pub(super) struct Boxes {
     pub(super) content: String,
@@ -83,8 +85,10 @@ fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
         return Some(Found { start, end: at + close + 1, content: &argument[1..close] });
     }
     // A box that lacks its brace ends with the formula; where the text ends first, it was cut off.
-    let ends = ["$", "\\)", "\\]", "\n"];
-    let close = ends.iter().filter_map(|end| argument.find(end)).min()?;
+    let ends = ["$", "\\)", "\\]"];
+    let line = argument.lines().next().unwrap_or_default();
+    let close =
+        ends.iter().filter_map(|end| line.find(end)).min().or((line.len() < argument.len()).then_some(line.len()))?;
     Some(Found { start, end: at + close, content: &argument[1..close] })
 }
 
@@ -92,7 +96,7 @@ fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
 fn closing(argument: &str, has_escapes: bool) -> Option<usize> {
     let mut depth = 0i32;
     let mut escaped = false;
-    argument.bytes().position(|byte| {
+    argument.bytes().take(4 * MAX_ANSWER_BYTES).position(|byte| {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = has_escapes,

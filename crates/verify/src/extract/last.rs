@@ -15,14 +15,10 @@ pub(super) struct Expression {
 
 /// The last expressions, last first.
 pub(crate) fn last_expressions(text: &str) -> Vec<String> {
-    let mut found = formulas(text);
-    // What is within a formula is not also a number of the text.
-    let formulas = found.len();
-    for number in numbers(text) {
-        if !found[..formulas].iter().any(|formula| formula.start <= number.start && number.end <= formula.end) {
-            found.push(number);
-        }
-    }
+    let text = tail(text);
+    let segments = segments(text);
+    let mut found = numbers_between(text, &segments);
+    found.extend(formulas(text, segments));
     // Of a row of formulas (`$1$, $2$ and $3$`) the last one alone comes second.
     found.sort_by_key(|expression| (expression.end, expression.content.len()));
     found.into_iter().rev().take(MAX_CANDIDATES).map(|expression| expression.content).collect()
@@ -30,40 +26,49 @@ pub(crate) fn last_expressions(text: &str) -> Vec<String> {
 
 /// The formulas that `text` starts with.
 pub(super) fn leading_formulas(text: &str) -> Option<String> {
-    formulas(text).into_iter().rfind(|formula| formula.start == 0).map(|formula| formula.content)
+    formulas(text, segments(text)).into_iter().rfind(|formula| formula.start == 0).map(|formula| formula.content)
 }
 
 /// What a sentence that announces an answer says: its first formula or number, whichever ends later; after an equals
 /// sign the last number.
 pub(super) fn announced(sentence: &str) -> Option<String> {
-    let formulas = formulas(sentence);
+    let sentence = tail(sentence);
+    let segments = segments(sentence);
+    let numbers = numbers_between(sentence, &segments);
+    let formulas = formulas(sentence, segments);
     let first_formula = formulas.iter().rev().min_by_key(|formula| formula.start);
-    let mut numbers = numbers(sentence);
-    numbers.retain(|number| !formulas.iter().any(|formula| formula.start <= number.start && number.end <= formula.end));
     let behind_equals = sentence.rfind('=').and_then(|at| numbers.iter().find(|number| number.end > at));
     let number = behind_equals.or(numbers.first());
     let latest = first_formula.into_iter().chain(number).max_by_key(|expression| expression.end);
     latest.map(|expression| expression.content.clone())
 }
 
-/// Every formula, and every row of formulas up to each of its members: `$1$`, then `$1$, $2$`, and so on.
-fn formulas(text: &str) -> Vec<Expression> {
-    let mut found: Vec<Expression> = Vec::new();
-    let mut row: Option<Expression> = None;
-    for segment in segments(text) {
-        row = match row {
-            Some(row) if is_row(&text[row.end..segment.start]) && row.content.len() < MAX_ANSWER_BYTES => {
-                let content = format!("{}, {}", row.content, segment.content);
-                Some(Expression { start: row.start, end: segment.end, content })
-            }
-            _ => None,
-        };
-        found.push(segment.clone());
-        match &row {
-            Some(row) => found.push(row.clone()),
-            None => row = Some(segment),
-        }
+/// The end of a text, in which its last expression stands.
+fn tail(text: &str) -> &str {
+    const BYTES: usize = 8 << 10;
+    let mut start = text.len().saturating_sub(BYTES);
+    while !text.is_char_boundary(start) {
+        start += 1;
     }
+    &text[start..]
+}
+
+/// Every formula, and every row of formulas (`$1$, $2$ and $3$`) as one list.
+fn formulas(text: &str, segments: Vec<Expression>) -> Vec<Expression> {
+    let mut found: Vec<Expression> = Vec::with_capacity(segments.len());
+    let mut row: Option<Expression> = None;
+    for segment in segments {
+        match &mut row {
+            Some(row) if is_row(&text[row.end..segment.start]) && row.content.len() < MAX_ANSWER_BYTES => {
+                row.content.push_str(", ");
+                row.content.push_str(&segment.content);
+                row.end = segment.end;
+            }
+            _ => found.extend(row.replace(segment.clone())),
+        }
+        found.push(segment);
+    }
+    found.extend(row);
     found
 }
 
@@ -76,60 +81,69 @@ fn is_row(between: &str) -> bool {
 
 /// `$…$`, `$$…$$`, `\(…\)` and `\[…\]`, in order.
 fn segments(text: &str) -> Vec<Expression> {
+    const MARKS: [(&str, &str); 4] = [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")];
     let mut segments = Vec::new();
+    // Up to where the closing mark of each kind is known to be missing, so that no part is searched twice.
+    let mut barren = [0; MARKS.len()];
     let mut at = 0;
     while let Some(offset) = text[at..].find(['$', '\\']) {
         let start = at + offset;
         let rest = &text[start..];
-        let opening = ["$$", "$", "\\(", "\\["].into_iter().find(|mark| rest.starts_with(mark));
-        let Some(open) = opening else {
+        let Some(kind) = MARKS.iter().position(|(open, _)| rest.starts_with(open)) else {
             // A command, or an escaped character such as `\$`.
             at = start + 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
             continue;
         };
-        let close = match open {
-            "\\(" => "\\)",
-            "\\[" => "\\]",
-            same => same,
-        };
+        let (open, close) = MARKS[kind];
         let inside = start + open.len();
+        at = inside;
+        if inside < barren[kind] {
+            continue;
+        }
         match closing(&text[inside..], close) {
-            Some(length) => {
-                let end = inside + length + close.len();
+            Ok(length) => {
+                at = inside + length + close.len();
                 let content = text[inside..inside + length].trim();
                 if !content.is_empty() {
-                    segments.push(Expression { start, end, content: content.to_owned() });
+                    segments.push(Expression { start, end: at, content: content.to_owned() });
                 }
-                at = end;
             }
-            None => at = inside,
+            Err(searched) => barren[kind] = inside + searched,
         }
     }
     segments
 }
 
-/// Where `close` stands, escaped characters skipped; math does not go on over an empty line, nor without end.
-fn closing(text: &str, close: &str) -> Option<usize> {
+/// Where `close` stands, escaped characters skipped; math does not go on over an empty line, nor without end. An error
+/// says how far was searched.
+fn closing(text: &str, close: &str) -> Result<usize, usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len().min(MAX_ANSWER_BYTES) {
-        if text.is_char_boundary(at) && text[at..].starts_with(close) {
-            return Some(at);
+        if bytes[at..].starts_with(close.as_bytes()) {
+            return Ok(at);
         }
         if bytes[at..].starts_with(b"\n\n") {
-            return None;
+            break;
         }
         at += if bytes[at] == b'\\' { 2 } else { 1 };
     }
-    None
+    Err(at)
+}
+
+/// The numbers outside of formulas.
+fn numbers_between(text: &str, segments: &[Expression]) -> Vec<Expression> {
+    let ends = std::iter::once(0).chain(segments.iter().map(|segment| segment.end));
+    let starts = segments.iter().map(|segment| segment.start).chain(std::iter::once(text.len()));
+    ends.zip(starts).flat_map(|(from, to)| numbers(text, from, to)).collect()
 }
 
 /// Numbers in plain text with the arithmetic around them (`63 + 11 = 74`, `2\sqrt{3}`).
-fn numbers(text: &str) -> Vec<Expression> {
+fn numbers(text: &str, from: usize, to: usize) -> Vec<Expression> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
+    let mut at = from;
+    while at < to {
         if !starts_number(text, at) {
             at += 1;
             continue;
@@ -248,10 +262,11 @@ fn arithmetic_end(text: &str, start: usize) -> Option<usize> {
     (!attached || is_unit).then_some(start + last.len())
 }
 
-/// The length of the brace group at the start of a text.
+/// The length of the brace group at the start of a text, if it is as short as those outside of formulas are.
 fn braced(text: &str) -> Option<usize> {
+    const BYTES: usize = 256;
     let mut depth = 0i32;
-    let close = text.bytes().take(MAX_ANSWER_BYTES).position(|byte| {
+    let close = text.bytes().take(BYTES).position(|byte| {
         depth += i32::from(byte == b'{') - i32::from(byte == b'}');
         depth == 0
     });

@@ -332,7 +332,11 @@ impl Lexer<'_> {
             (None, _) => {}
             (Some('R'), None) if is_blackboard => self.out.push(Token::Reals),
             (Some(one), None) if one.is_alphabetic() => {
-                let behind_number = matches!(self.out.last(), Some(Token::Number(_)));
+                let behind_number = match &self.out[..] {
+                    [.., Token::Number(_)] => true,
+                    [.., unit, Token::Times | Token::Over] => matches!(unit, Token::Text(_)),
+                    _ => false,
+                };
                 let is_unit = behind_number && !matches!(one, 'e' | 'i' | 'd') && !is_blackboard;
                 self.out.push(if is_unit { Token::Text(one.to_string()) } else { letter(one) });
             }

@@ -110,6 +110,15 @@ impl Literal {
         (self.decimals.is_none() && self.exponent == 0 && !self.whole.is_empty()).then_some(self.whole.as_str())
     }
 
+    /// Steps of turning the digits into a number, which grow with the square of their count.
+    pub(super) fn steps(&self) -> usize {
+        let digits = self.whole.len()
+            + self.decimals.as_ref().map_or(0, String::len)
+            + self.repeating.len()
+            + self.exponent.unsigned_abs() as usize;
+        (digits / 16).pow(2) / 4
+    }
+
     /// The value.
     pub(super) fn number(&self) -> Result<Number, ParseError> {
         let fraction = self.decimals.as_deref().unwrap_or("");

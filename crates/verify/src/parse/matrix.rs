@@ -192,6 +192,6 @@ fn inverse(rows: &Rows, budget: &mut Budget) -> Result<Rows, ParseError> {
 /// A cell as a number, where it is one; otherwise the cells of long products would grow without end.
 fn simplified(cell: Expr, budget: &mut Budget) -> Result<Expr, ParseError> {
     let cell = exact(&cell, budget).map_or(cell, |value| Expr::Number(Number::exact(value)));
-    budget.spend(cell.size()).ok_or(ParseError::TooComplex)?;
+    budget.spend(4 * cell.size()).ok_or(ParseError::TooComplex)?;
     Ok(cell)
 }

@@ -12,7 +12,10 @@ impl Parser<'_> {
         let Some(token) = self.peek().cloned() else { return Err(ParseError::Syntax("a missing operand")) };
         self.at += 1;
         match token {
-            Token::Number(literal) => literal.number().map(Expr::Number),
+            Token::Number(literal) => {
+                self.budget.spend(literal.steps()).ok_or(ParseError::TooComplex)?;
+                literal.number().map(Expr::Number)
+            }
             Token::Constant(Constant::Euler) if self.peek() == Some(&Token::Underscore) => self.symbol("e".to_owned()),
             Token::Constant(Constant::Imaginary) if self.peek() == Some(&Token::Underscore) => {
                 self.symbol("i".to_owned())
@@ -227,7 +230,7 @@ impl Parser<'_> {
         }
         let mut terms = Vec::new();
         for value in from..=to {
-            self.budget.spend(term.size()).ok_or(ParseError::TooComplex)?;
+            self.budget.spend(2 * term.size()).ok_or(ParseError::TooComplex)?;
             terms.push(term.replaced(&index, &Expr::integer(value)));
         }
         Ok(if series == Series::Sum { Expr::sum(terms) } else { Expr::product(terms) })
