@@ -2,10 +2,10 @@
 
 use pacs_types::{Outcome, Verdict};
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Constant, Expr};
 use crate::compare::{Judgement, Rule, compare, text_key};
 use crate::extract;
-use crate::limits::{Budget, MAX_ANSWER_BYTES, MAX_GOLD_BYTES};
+use crate::limits::{Budget, MAX_ANSWER_BYTES, MAX_GOLD_BYTES, MAX_RESPONSE_BYTES, MAX_STEPS};
 use crate::parse::{Commas, ParseError, parse};
 
 /// Where the final answer of a response may stand.
@@ -19,6 +19,9 @@ pub enum Mode {
     /// is no answer to `What is 56 + 40?`, which the other two cannot tell.
     Number,
 }
+
+/// Most steps of one grading: reading either side and comparing them have a budget each.
+pub const MAX_GRADE_STEPS: u32 = 3 * MAX_STEPS;
 
 /// Why a reference answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +50,7 @@ pub enum GoldError {
 /// # Errors
 /// See [`GoldError`].
 pub fn check_gold(gold: &str) -> Result<(), GoldError> {
-    Reading::gold(gold).map(|_| ())
+    Reading::gold(gold, &mut Budget::new()).map(|_| ())
 }
 
 /// Grades a response against the reference answer.
@@ -57,10 +60,26 @@ pub fn check_gold(gold: &str) -> Result<(), GoldError> {
 /// policy should find that way out.
 #[must_use]
 pub fn grade(response: &str, gold: &str, mode: Mode) -> Verdict {
-    let gold = match Reading::gold(gold) {
+    grade_counted(response, gold, mode).0
+}
+
+/// Grades as [`grade`] does, and says how many steps it took: at most [`MAX_GRADE_STEPS`], whatever the strings are.
+#[must_use]
+pub fn grade_counted(response: &str, gold: &str, mode: Mode) -> (Verdict, u32) {
+    // A budget each, so that no response can use up what the reference needs to be read.
+    let mut budgets = [Budget::new(), Budget::new(), Budget::new()];
+    let verdict = grade_within(response, gold, mode, &mut budgets);
+    (verdict, budgets.iter().map(Budget::taken).sum())
+}
+
+fn grade_within(response: &str, gold: &str, mode: Mode, budgets: &mut [Budget; 3]) -> Verdict {
+    let [for_gold, for_response, for_comparison] = budgets;
+    let gold = match Reading::gold(gold, for_gold) {
         Ok(gold) => gold,
         Err(error) => return verdict(Outcome::Failed, None, &error.to_string()),
     };
+    // Extraction looks at every byte a few times.
+    let _ = for_response.spend(response.len().min(MAX_RESPONSE_BYTES) / 64);
     let candidates = extract::candidates(response, mode);
     let Some(first) = candidates.iter().find(|candidate| !candidate.trim().is_empty()) else {
         return verdict(Outcome::Unparsable, None, "no_answer");
@@ -71,16 +90,18 @@ pub fn grade(response: &str, gold: &str, mode: Mode) -> Verdict {
     if mode == Mode::Number && !extract::is_number(first) {
         return verdict(Outcome::Unparsable, Some(first.clone()), "not_a_number");
     }
-    let Some(found) = candidates.iter().find_map(|candidate| Reading::new(candidate).ok()) else {
+    let Some(found) = candidates.iter().find_map(|candidate| Reading::new(candidate, for_response).ok()) else {
         // Unreadable, but letter for letter the reference.
         let same = source_key(first) == gold.key;
         let outcome = if same { Outcome::Correct } else { Outcome::Unparsable };
         return verdict(outcome, Some(first.clone()), if same { "text" } else { "unreadable" });
     };
-    let mut budget = Budget::new();
-    let judgement = gold.judge(&found, &mut budget);
-    if !judgement.equal && budget.is_spent() {
+    let judgement = gold.judge(&found, for_comparison);
+    if !judgement.equal && for_comparison.is_spent() {
         return verdict(Outcome::Unparsable, Some(found.source), "too_complex");
+    }
+    if judgement.rule == Rule::Undecided {
+        return verdict(Outcome::Unparsable, Some(found.source), judgement.rule.name());
     }
     let outcome = if judgement.equal { Outcome::Correct } else { Outcome::Wrong };
     verdict(outcome, Some(found.source), judgement.rule.name())
@@ -98,16 +119,24 @@ struct Reading {
     answer: Answer,
     /// With every comma as a separator; `None` when that makes no difference.
     as_list: Option<Answer>,
+    /// With the comma as a decimal point, where that makes the answer a decimal number.
+    as_decimal: Option<Answer>,
 }
 
 impl Reading {
-    fn new(source: &str) -> Result<Self, ParseError> {
-        let answer = parse(source, Commas::Thousands)?;
-        let as_list = parse(source, Commas::Lists).ok().filter(|other| *other != answer);
-        Ok(Self { source: source.to_owned(), key: source_key(source), answer, as_list })
+    fn new(source: &str, budget: &mut Budget) -> Result<Self, ParseError> {
+        let answer = parse(source, Commas::Thousands, budget)?;
+        let has_commas = source.contains(',');
+        let other = |commas, budget: &mut Budget| {
+            let read = || parse(source, commas, budget).ok();
+            has_commas.then(read).flatten().filter(|other| *other != answer)
+        };
+        let as_list = other(Commas::Lists, budget);
+        let as_decimal = other(Commas::Decimal, budget).filter(Answer::is_decimal);
+        Ok(Self { source: source.to_owned(), key: source_key(source), answer, as_list, as_decimal })
     }
 
-    fn gold(gold: &str) -> Result<Self, GoldError> {
+    fn gold(gold: &str, budget: &mut Budget) -> Result<Self, GoldError> {
         if gold.trim().is_empty() {
             return Err(GoldError::Empty);
         }
@@ -115,7 +144,7 @@ impl Reading {
             return Err(GoldError::TooLong { bytes: gold.len() });
         }
         let answer = extract::gold(gold);
-        match Self::new(&answer) {
+        match Self::new(&answer, budget) {
             Ok(reading) => Ok(reading),
             Err(ParseError::TooLong) => Err(GoldError::TooLong { bytes: answer.len() }),
             Err(problem) => Err(GoldError::Unreadable { answer, problem: problem.to_string() }),
@@ -134,27 +163,45 @@ impl Reading {
             let equal = self.word_key().is_some_and(|gold| found.word_key() == Some(gold));
             return Judgement { equal, rule: Rule::Text };
         }
-        match (&self.as_list, &found.as_list) {
-            (None, None) => judgement,
-            (gold, found_list) => {
-                let gold = gold.as_ref().unwrap_or(&self.answer);
-                let found = found_list.as_ref().unwrap_or(&found.answer);
-                let second = compare(gold, found, budget);
-                if second.equal { second } else { judgement }
+        if self.as_list.is_some() || found.as_list.is_some() {
+            let gold_list = self.as_list.as_ref().unwrap_or(&self.answer);
+            let found_list = found.as_list.as_ref().unwrap_or(&found.answer);
+            let as_lists = compare(gold_list, found_list, budget);
+            if as_lists.equal {
+                return as_lists;
             }
         }
+        // `2,74` is a decimal number when the other side is one.
+        let as_decimal = match (&self.as_decimal, &found.as_decimal) {
+            (None, Some(found)) if self.answer.is_decimal() => compare(&self.answer, found, budget),
+            (Some(gold), None) if found.answer.is_decimal() => compare(gold, &found.answer, budget),
+            _ => judgement,
+        };
+        if as_decimal.equal { as_decimal } else { judgement }
     }
 
     /// The answer as a word: `\text{(B)}` and `B` are the same choice, `odd` and `\text{odd}` the same word.
     fn word_key(&self) -> Option<String> {
         match &self.answer {
             Answer::Text(text) => Some(text_key(text)),
+            Answer::Scalar(expr) if letters(expr).is_some() => letters(expr).map(|word| text_key(&word)),
             _ => {
                 let plain = self.source.trim_matches(|c: char| !c.is_alphanumeric());
                 let is_word = !plain.is_empty() && plain.chars().all(|c| c.is_alphabetic() || c.is_whitespace());
                 is_word.then(|| text_key(plain))
             }
         }
+    }
+}
+
+/// The letters of a product of variables, which is what a short word is read as.
+fn letters(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Symbol(name) if name.chars().all(char::is_alphabetic) => Some(name.clone()),
+        Expr::Constant(Constant::Euler) => Some("e".to_owned()),
+        Expr::Constant(Constant::Imaginary) => Some("i".to_owned()),
+        Expr::Product(factors) => factors.iter().map(letters).collect(),
+        _ => None,
     }
 }
 

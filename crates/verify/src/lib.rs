@@ -4,18 +4,20 @@
 //!
 //! 1. `extract` finds the text of the answer (a box, a final-answer phrase, or the last expression);
 //! 2. `parse` reads that text, LaTeX or plain, into an [`Answer`](answer::Answer) tree;
-//! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, then numerically.
+//! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, modulo a prime, then in
+//!    numbers with error bounds.
 //!
 //! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
 //! equal. Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
-//! same pair of strings has the same verdict on every machine.
+//! same pair of strings has the same verdict on every machine. The conventions are in `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;
 mod compare;
+mod exact;
 mod extract;
 mod grade;
 mod limits;
 mod parse;
 
-pub use grade::{GoldError, Mode, check_gold, grade};
+pub use grade::{GoldError, MAX_GRADE_STEPS, Mode, check_gold, grade, grade_counted};

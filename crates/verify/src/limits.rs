@@ -18,18 +18,25 @@ pub(crate) const MAX_BITS: u64 = 16 << 10;
 /// Members of a list, set or matrix row that are matched.
 pub(crate) const MAX_ITEMS: usize = 128;
 
-/// Expression nodes that one comparison may visit.
-const MAX_STEPS: u32 = 200_000;
+/// Terms of a sum or product that is written out (`\sum_{k=1}^{10}`).
+pub(crate) const MAX_TERMS: i64 = 128;
 
-/// Counts down the work of one comparison.
+/// Rows and columns of a matrix that is calculated with.
+pub(crate) const MAX_ORDER: usize = 8;
+
+/// Steps of reading one side or of one comparison. A step is roughly what the cheapest of them costs: looking at a
+/// token, visiting a node, multiplying two machine words.
+pub(crate) const MAX_STEPS: u32 = 30_000;
+
+/// Counts down the work of reading or of comparing.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    steps: u32,
+    left: u32,
 }
 
 impl Budget {
     pub(crate) fn new() -> Self {
-        Self { steps: MAX_STEPS }
+        Self { left: MAX_STEPS }
     }
 
     /// Pays for one node; `None` when nothing is left.
@@ -37,18 +44,19 @@ impl Budget {
         self.spend(1)
     }
 
-    /// Pays for exact arithmetic, which is the dearer the more bits a number has.
-    pub(crate) fn bits(&mut self, bits: u64) -> Option<()> {
-        self.spend(u32::try_from(bits / 32).ok()?)
-    }
-
-    fn spend(&mut self, steps: u32) -> Option<()> {
-        let left = self.steps.checked_sub(steps);
-        self.steps = left.unwrap_or(0);
+    /// Pays for several steps at once, all or nothing left.
+    pub(crate) fn spend(&mut self, steps: usize) -> Option<()> {
+        let left = u32::try_from(steps).ok().and_then(|steps| self.left.checked_sub(steps));
+        self.left = left.unwrap_or(0);
         left.map(|_| ())
     }
 
     pub(crate) fn is_spent(&self) -> bool {
-        self.steps == 0
+        self.left == 0
+    }
+
+    /// Steps taken so far.
+    pub(crate) fn taken(&self) -> u32 {
+        MAX_STEPS - self.left
     }
 }

@@ -1,6 +1,7 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | bench`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod process;
 mod setup;
@@ -26,6 +27,9 @@ enum Task {
     Demo(demo::Arguments),
     /// Sets up and runs every check: format, lints, all tests.
     Test,
+    /// Measures one part by itself and prints JSON lines.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Task::Test => test::run(),
+        Task::Bench(bench) => bench::run(&bench),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

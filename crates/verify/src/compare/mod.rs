@@ -1,11 +1,16 @@
 //! Decides whether two answers mean the same.
 
-mod exact;
+mod double;
 mod numeric;
+mod region;
+mod relation;
+mod residue;
 mod scalar;
 
-use crate::answer::{Answer, Bracket, Constant, Expr, Order};
+use crate::answer::{Answer, Bracket, Expr};
 use crate::limits::Budget;
+
+use region::Region;
 
 /// What was decided, and by which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,20 +22,36 @@ pub(crate) struct Judgement {
 /// The rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
+    /// Exact whole numbers.
     Integer,
+    /// Exact fractions.
     Rational,
+    /// A decimal literal and another value at six decimals.
+    Rounded,
+    /// Digits with a base.
+    Base,
+    /// Trees that are the same.
+    Identical,
+    /// Rational functions modulo a prime.
+    Residues,
+    /// Exact values at whole numbers for the variables.
+    WholeNumbers,
+    /// Complex values with error bounds.
     Numeric,
-    Symbolic,
     Percent,
     Text,
     Sequence,
     Set,
+    /// Sets of real numbers.
+    Region,
     Union,
     Matrix,
     Equation,
     Inequality,
     /// The answers are of different kinds.
     Kind,
+    /// Neither equality nor difference could be shown.
+    Undecided,
 }
 
 impl Rule {
@@ -39,17 +60,23 @@ impl Rule {
         match self {
             Self::Integer => "integer",
             Self::Rational => "rational",
+            Self::Rounded => "rounded",
+            Self::Base => "base",
+            Self::Identical => "identical",
+            Self::Residues => "residues",
+            Self::WholeNumbers => "whole_numbers",
             Self::Numeric => "numeric",
-            Self::Symbolic => "symbolic",
             Self::Percent => "percent",
             Self::Text => "text",
             Self::Sequence => "sequence",
             Self::Set => "set",
+            Self::Region => "region",
             Self::Union => "union",
             Self::Matrix => "matrix",
             Self::Equation => "equation",
             Self::Inequality => "inequality",
             Self::Kind => "kind",
+            Self::Undecided => "undecided",
         }
     }
 }
@@ -59,47 +86,98 @@ impl Judgement {
         Self { equal, rule }
     }
 
+    fn undecided() -> Self {
+        Self::new(false, Rule::Undecided)
+    }
+
     fn with(self, rule: Rule) -> Self {
-        Self { rule, ..self }
+        if self.rule == Rule::Undecided { self } else { Self { rule, ..self } }
     }
 }
 
 /// Compares a reference with what was found. The nesting of answers is bounded by the parser, the work by `budget`.
 pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
-    use Answer::{Equation, Inequality, List, Matrix, Scalar, Sequence, Set, Text, Union};
+    use Answer::{Equation, Inequality, List, Matrix, Opaque, Scalar, Sequence, Set, Text};
     if budget.step().is_none() {
-        return Judgement::new(false, Rule::Kind);
+        return Judgement::undecided();
     }
     match (gold, found) {
         (Scalar(gold), Scalar(found)) => scalar::compare(gold, found, budget),
         (Text(gold), Text(found)) => Judgement::new(text_key(gold) == text_key(found), Rule::Text),
-        (Equation(..), _) | (_, Equation(..)) => equations(gold, found, budget),
-        (Inequality(..), _) | (_, Inequality(..)) => inequalities(gold, found, budget),
-        (Sequence { open, close, items }, Sequence { open: o, close: c, items: others }) => {
-            // `[1, 2]` and `(1, 2)` are different intervals, but with other lengths only two ways to write a tuple.
-            let same_kind = (open == o && close == c) || items.len() != 2;
-            Judgement::new(same_kind && in_order(items, others, budget), Rule::Sequence)
+        (Opaque(gold), Opaque(found)) => Judgement::new(gold == found, Rule::Identical),
+        (Equation(..), _) | (_, Equation(..)) => relation::equations(gold, found, budget),
+        (Inequality(..), _) | (_, Inequality(..)) => relation::inequalities(gold, found, budget),
+        (Sequence { .. }, Sequence { .. }) => sequences(gold, found, budget),
+        // A pair in set braces or none keeps its order as long as the reference has one …
+        (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others) | Set(others)) => {
+            Judgement::new(in_order(items, others, budget), Rule::Sequence)
         }
-        (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others))
-        | (List(others), Sequence { open: Bracket::Round, close: Bracket::Round, items }) => {
-            let is_gold = matches!(gold, Sequence { .. });
-            let equal = if is_gold { in_order(items, others, budget) } else { in_order(others, items, budget) };
-            Judgement::new(equal, Rule::Sequence)
+        // … and has none when the reference has none.
+        (List(items) | Set(items), Sequence { open: Bracket::Round, close: Bracket::Round, items: others }) => {
+            Judgement::new(in_any_order(items, others, budget), Rule::Set)
         }
         (Set(gold) | List(gold), Set(found) | List(found)) => {
             Judgement::new(in_any_order(gold, found, budget), Rule::Set)
         }
+        (Set(items) | List(items), Scalar(_)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
+            Judgement::new(in_any_order(items, std::slice::from_ref(found), budget), Rule::Set)
+        }
+        (Scalar(_), Set(items) | List(items)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
+            Judgement::new(in_any_order(std::slice::from_ref(gold), items, budget), Rule::Set)
+        }
         (Set(items) | List(items), single) if items.len() == 1 => compare(&items[0], single, budget),
         (single, Set(items) | List(items)) if items.len() == 1 => compare(single, &items[0], budget),
-        (Union(gold), Union(found)) => Judgement::new(in_any_order(gold, found, budget), Rule::Union),
         (Matrix(gold), Matrix(found)) => Judgement::new(matrices(gold, found, budget), Rule::Matrix),
-        _ => Judgement::new(false, Rule::Kind),
+        (Matrix(rows), Sequence { items, .. }) => Judgement::new(is_vector(rows, items, true, budget), Rule::Matrix),
+        (Sequence { items, .. }, Matrix(rows)) => Judgement::new(is_vector(rows, items, false, budget), Rule::Matrix),
+        _ => regions(gold, found, budget),
     }
 }
 
 /// What is left of words when case, spaces and marks do not count.
 pub(crate) fn text_key(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    let key: String = text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    if key == "dne" { "doesnotexist".to_owned() } else { key }
+}
+
+/// Tuples, points and intervals.
+fn sequences(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
+    let (Answer::Sequence { open, close, items }, Answer::Sequence { open: o, close: c, items: others }) =
+        (gold, found)
+    else {
+        return Judgement::new(false, Rule::Kind);
+    };
+    if open == o && close == c {
+        return Judgement::new(in_order(items, others, budget), Rule::Sequence);
+    }
+    // With other brackets it is another interval, unless it cannot be one or the bracket is at infinity.
+    match (Region::new(gold, budget), Region::new(found, budget)) {
+        (Some(gold), Some(found)) => Judgement::new(gold.same(&found, budget), Rule::Region),
+        _ => {
+            let may_be_interval = items.len() == 2 && !items.iter().all(is_number);
+            Judgement::new(!may_be_interval && in_order(items, others, budget), Rule::Sequence)
+        }
+    }
+}
+
+fn is_number(answer: &Answer) -> bool {
+    matches!(answer, Answer::Scalar(expr) if !expr.has_symbols())
+}
+
+/// Sets of real numbers, or pieces that are none and must match one by one.
+fn regions(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
+    if let (Some(gold), Some(found)) = (Region::new(gold, budget), Region::new(found, budget)) {
+        return Judgement::new(gold.same(&found, budget), Rule::Region);
+    }
+    match (gold, found) {
+        (Answer::Union(gold), Answer::Union(found)) | (Answer::Intersection(gold), Answer::Intersection(found)) => {
+            Judgement::new(in_any_order(gold, found, budget), Rule::Union)
+        }
+        (Answer::Difference(gold, without), Answer::Difference(found, other)) => {
+            Judgement::new(compare(gold, found, budget).equal && compare(without, other, budget).equal, Rule::Union)
+        }
+        _ => Judgement::new(false, Rule::Kind),
+    }
 }
 
 fn in_order(gold: &[Answer], found: &[Answer], budget: &mut Budget) -> bool {
@@ -125,91 +203,14 @@ fn matrices(gold: &[Vec<Expr>], found: &[Vec<Expr>], budget: &mut Budget) -> boo
         })
 }
 
-fn equations(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
-    let equal = match (gold, found) {
-        (Answer::Equation(gl, gr), Answer::Equation(fl, fr)) => {
-            let same = |a: &Answer, b: &Answer, budget: &mut Budget| compare(a, b, budget).equal;
-            (same(gl, fl, budget) && same(gr, fr, budget))
-                || (heads_agree(gl, fl) && same(gr, fr, budget))
-                || proportional([gl, gr], [fl, fr], budget)
-        }
-        // `x = 5` for `5`, and the other way round; but `2x + z = 1` is not the number 1.
-        (Answer::Equation(left, right), found) if left.is_name() => return compare(right, found, budget),
-        (gold, Answer::Equation(left, right)) => {
-            if left.is_name() || is_closed(left) {
-                return compare(gold, right, budget);
-            }
-            if right.is_name() {
-                return compare(gold, left, budget);
-            }
-            false
-        }
-        _ => false,
-    };
-    Judgement::new(equal, Rule::Equation)
-}
-
-/// Whether the left side is a calculation, of which the right side is the result (or something nobody can read).
-fn is_closed(left: &Answer) -> bool {
-    match left {
-        Answer::Opaque => true,
-        Answer::Scalar(expr) => expr.symbols().is_empty(),
-        Answer::Matrix(_) => true,
-        _ => false,
-    }
-}
-
-/// Whether two left sides are applications of the same function: `f(x)` and `f(n)`.
-fn heads_agree(gold: &Answer, found: &Answer) -> bool {
-    let head = |side: &Answer| match side {
-        Answer::Scalar(Expr::Product(factors)) if factors.len() == 2 => match (&factors[0], &factors[1]) {
-            (Expr::Symbol(head), Expr::Symbol(_)) => Some(head.clone()),
-            _ => None,
-        },
-        _ => None,
-    };
-    head(gold).is_some_and(|gold| head(found) == Some(gold))
-}
-
-fn proportional(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -> bool {
-    let scalars = |[left, right]: [&Answer; 2]| match (left, right) {
-        (Answer::Scalar(left), Answer::Scalar(right)) => Some((left.clone(), right.clone())),
-        _ => None,
-    };
-    let (Some(gold), Some(found)) = (scalars(gold), scalars(found)) else { return false };
-    scalar::constant_ratio((&gold.0, &gold.1), (&found.0, &found.1), budget).is_some()
-}
-
-fn inequalities(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
-    let equal = match (gold, found) {
-        (Answer::Inequality(op, gl, gr), Answer::Inequality(other, fl, fr)) => {
-            let ratio = scalar::constant_ratio((gl, gr), (fl, fr), budget);
-            let points_the_same_way = |ratio: numeric::Value| ratio.is_real() && ratio.re > 0.0;
-            op == other && ratio.is_some_and(|ratio| *op == Order::NotEqual || points_the_same_way(ratio))
-        }
-        _ => match (as_interval(gold), as_interval(found)) {
-            (Some(gold), Some(found)) => return compare(&gold, &found, budget),
+/// Whether a matrix of one column or row holds the coordinates of a tuple.
+fn is_vector(rows: &[Vec<Expr>], items: &[Answer], matrix_is_gold: bool, budget: &mut Budget) -> bool {
+    let cells: Vec<&Expr> = rows.iter().flatten().collect();
+    (rows.len() == 1 || rows.iter().all(|row| row.len() == 1))
+        && cells.len() == items.len()
+        && cells.into_iter().zip(items).all(|(cell, item)| match item {
+            Answer::Scalar(item) if matrix_is_gold => scalar::compare(cell, item, budget).equal,
+            Answer::Scalar(item) => scalar::compare(item, cell, budget).equal,
             _ => false,
-        },
-    };
-    Judgement::new(equal, Rule::Inequality)
-}
-
-/// `x < 3` as `(-∞, 3)`; an interval stays what it is.
-fn as_interval(answer: &Answer) -> Option<Answer> {
-    let Answer::Inequality(order, left, right) = answer else {
-        return matches!(answer, Answer::Sequence { .. }).then(|| answer.clone());
-    };
-    let bracket = match order {
-        Order::Less => Bracket::Round,
-        Order::LessOrEqual => Bracket::Square,
-        Order::NotEqual => return None,
-    };
-    let infinity = Expr::Constant(Constant::Infinity);
-    let (low, high, open, close) = match (left, right) {
-        (Expr::Symbol(_), bound) => (Expr::Negative(Box::new(infinity)), bound.clone(), Bracket::Round, bracket),
-        (bound, Expr::Symbol(_)) => (bound.clone(), infinity, bracket, Bracket::Round),
-        _ => return None,
-    };
-    Some(Answer::Sequence { open, close, items: vec![Answer::Scalar(low), Answer::Scalar(high)] })
+        })
 }

@@ -1,23 +1,26 @@
-//! Equality of expressions.
+//! Equality of expressions, by the first of these ways that can decide:
+//!
+//! 1. exact rational values;
+//! 2. for a decimal literal, agreement with the other value at six decimals;
+//! 3. residues of rational functions modulo a prime;
+//! 4. whole numbers for the variables, where factorials or signs `(-1)^n` ask for them;
+//! 5. complex values with error bounds.
 
 use num_rational::BigRational;
-use num_traits::{Signed, ToPrimitive};
+use num_traits::Signed;
 
-use super::exact::exact;
-use super::numeric::{Probe, Value, value};
-use super::{Judgement, Rule};
-use crate::answer::{Expr, Number};
+use super::numeric::{Agreement, Probe, Value, value};
+use super::{Judgement, Rule, residue};
+use crate::answer::{Constant, Expr, Function, Number};
+use crate::exact::{exact, exact_at};
 use crate::limits::Budget;
-
-/// Decimals from which on a literal counts as a rounded value: `0.666667` stands for 2/3, `0.67` does not.
-const ROUNDED_DECIMALS: u32 = 6;
 
 pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     match (gold, found) {
         // A percentage may be written without its sign, or as a fraction of one.
         (Expr::Percent(gold), Expr::Percent(found)) => compare(gold, found, budget).with(Rule::Percent),
         (Expr::Percent(inner), plain) | (plain, Expr::Percent(inner)) => {
-            let as_written = compare(inner, plain, budget);
+            let as_written = plain_compare(inner, plain, budget);
             let judgement = if as_written.equal { as_written } else { plain_compare(gold, found, budget) };
             judgement.with(Rule::Percent)
         }
@@ -26,97 +29,247 @@ pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgeme
 }
 
 fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
-    match (exact(gold, budget), exact(found, budget)) {
-        (Some(a), Some(b)) => {
-            let rule = if a.is_integer() && b.is_integer() { Rule::Integer } else { Rule::Rational };
-            Judgement { equal: a == b || is_rounded(gold, found, &a, &b), rule }
-        }
-        (a, b) => {
-            let has_variables = !gold.symbols().is_empty() || !found.symbols().is_empty();
-            let rule = if has_variables { Rule::Symbolic } else { Rule::Numeric };
-            let equal = gold == found || numerically(gold, found, has_variables, budget);
-            let rounded = !equal && !has_variables && rounds_to((gold, &a), (found, &b), budget);
-            Judgement { equal: equal || rounded, rule }
-        }
+    let judgement = decide(gold, found, budget);
+    if judgement.equal {
+        return judgement;
     }
-}
-
-fn numerically(gold: &Expr, found: &Expr, has_variables: bool, budget: &mut Budget) -> bool {
-    let probes = if has_variables { &Probe::ALL[..] } else { &Probe::ALL[..1] };
-    let mut agreeing = 0;
-    for probe in probes {
-        match (value(gold, *probe, budget), value(found, *probe, budget)) {
-            (Some(a), Some(b)) => match a.agrees(b) {
-                Some(true) => agreeing += 1,
-                Some(false) => return false,
-                None => {}
-            },
-            (None, None) => {}
-            // A point at which only one of them has a value says that they differ.
-            _ => return false,
+    // A logarithm without a base is decimal in some books and natural in others; both sides are read alike.
+    let is_bare_log = |node: &Expr| matches!(node, Expr::Call(Function::Log, arguments) if arguments.len() == 1);
+    if gold.any(is_bare_log) || found.any(is_bare_log) {
+        let second = decide(&natural_logs(gold), &natural_logs(found), budget);
+        if second.equal {
+            return second;
         }
     }
-    agreeing * 2 > probes.len() || (has_variables && agreeing >= 2)
+    // `120m`: a letter behind what is otherwise a number is its unit, when the reference has no letters.
+    if let Some(plain) = without_unit(found).filter(|_| !gold.has_symbols()) {
+        return decide(gold, &plain, budget);
+    }
+    // `1/(N+1)` and `1/(n+1)`: the same, unless one of them uses both letters.
+    if differ_in_case_only(gold, found) {
+        let second = decide(&gold.lower_case(), &found.lower_case(), budget);
+        if second.equal {
+            return second;
+        }
+    }
+    judgement
 }
 
-/// The decimal literal that an expression is, sign apart.
-fn literal(expr: &Expr) -> Option<&Number> {
-    match expr {
-        Expr::Number(number) => Some(number),
-        Expr::Negative(inner) => literal(inner),
-        _ => None,
+/// A number without the letter of a unit behind it.
+fn without_unit(expr: &Expr) -> Option<Expr> {
+    let Expr::Product(factors) = expr else { return None };
+    let [number @ .., Expr::Symbol(unit)] = &factors[..] else { return None };
+    let is_unit = matches!(unit.as_str(), "m" | "s" | "g" | "h" | "l" | "L" | "N" | "J" | "W" | "V");
+    (is_unit && !number.is_empty() && !number.iter().any(Expr::has_symbols)).then(|| Expr::product(number.to_vec()))
+}
+
+fn natural_logs(expr: &Expr) -> Expr {
+    match expr.map(&mut natural_logs) {
+        Expr::Call(Function::Log, arguments) if arguments.len() == 1 => Expr::Call(Function::Ln, arguments),
+        other => other,
     }
 }
 
-/// Half a unit in the last place of a literal with many decimals.
-fn half_unit(expr: &Expr) -> Option<BigRational> {
-    let decimals = literal(expr)?.decimals.filter(|decimals| *decimals >= ROUNDED_DECIMALS)?;
-    Some(BigRational::new(1.into(), num_bigint::BigInt::from(10).pow(decimals) * 2))
-}
-
-/// Whether one of two rationals is a decimal with many places to which the other, not a decimal itself, rounds.
-fn is_rounded(gold: &Expr, found: &Expr, a: &BigRational, b: &BigRational) -> bool {
-    let is_decimal = |expr: &Expr| literal(expr).is_some_and(|number| number.decimals.is_some());
-    if is_decimal(gold) && is_decimal(found) {
-        return false;
-    }
-    [gold, found].into_iter().filter_map(half_unit).any(|half| (a - b).abs() <= half)
-}
-
-fn rounds_to(
-    (gold, a): (&Expr, &Option<BigRational>),
-    (found, b): (&Expr, &Option<BigRational>),
-    budget: &mut Budget,
-) -> bool {
-    let half = match (a, b) {
-        (Some(_), None) => half_unit(gold),
-        (None, Some(_)) => half_unit(found),
-        _ => None,
+fn differ_in_case_only(gold: &Expr, found: &Expr) -> bool {
+    let names = |expr: &Expr| {
+        let mut names: Vec<String> = expr.symbols().into_iter().map(str::to_owned).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     };
-    let Some(half) = half.and_then(|half| half.to_f64()) else { return false };
-    let probe = Probe::ALL[0];
-    match (value(gold, probe, budget), value(found, probe, budget)) {
-        (Some(a), Some(b)) => (a.re - b.re).abs() <= half && a.is_real() && b.is_real(),
+    let lower = |names: &[String]| {
+        let mut names: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let (gold, found) = (names(gold), names(found));
+    let (gold_lower, found_lower) = (lower(&gold), lower(&found));
+    gold != found && gold_lower == found_lower && gold_lower.len() == gold.len() && found_lower.len() == found.len()
+}
+
+fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
+    let values = (exact(gold, budget), exact(found, budget));
+    if let (Some(a), Some(b)) = &values {
+        let rule = if a.is_integer() && b.is_integer() { Rule::Integer } else { Rule::Rational };
+        if a != b && rounds_to((gold, a), (found, b)) {
+            return Judgement::new(true, Rule::Rounded);
+        }
+        return Judgement::new(a == b, rule);
+    }
+    if is_infinite(gold) || is_infinite(found) {
+        return Judgement::new(gold == found, Rule::Identical);
+    }
+    if let Some(equal) = same_digits(gold, found) {
+        return Judgement::new(equal, Rule::Base);
+    }
+    if gold == found {
+        return Judgement::new(true, Rule::Identical);
+    }
+    match (&values, decimal(gold), decimal(found)) {
+        ((Some(literal), None), Some(_), _) if !found.has_symbols() => return rounded(found, literal, budget),
+        ((None, Some(literal)), _, Some(_)) if !gold.has_symbols() => return rounded(gold, literal, budget),
+        _ => {}
+    }
+    if let Some(equal) = residue::equal(gold, found, budget) {
+        return Judgement::new(equal, Rule::Residues);
+    }
+    if means_whole_numbers(gold) || means_whole_numbers(found) {
+        return at_whole_numbers(gold, found, budget);
+    }
+    at_points(gold, found, Probe::all(false), budget)
+}
+
+fn is_infinite(expr: &Expr) -> bool {
+    match expr {
+        Expr::Constant(Constant::Infinity) => true,
+        Expr::Negative(inner) => is_infinite(inner),
         _ => false,
     }
 }
 
-/// The factor by which `found` is `gold` at every probe: 1 for equal, −1 for opposite, `None` when there is none.
+/// Numbers with a base: the digits and the base must be the same, and a side without a base is in the other's.
+fn same_digits(gold: &Expr, found: &Expr) -> Option<bool> {
+    let digits = |expr: &Expr| match expr {
+        Expr::Symbol(name) => {
+            let (digits, base) = name.split_once('_')?;
+            let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            (are_digits(digits) && are_digits(base)).then(|| (digits.to_owned(), Some(base.to_owned())))
+        }
+        Expr::Number(number) if number.value.is_integer() => Some((number.value.to_string(), None)),
+        _ => None,
+    };
+    let (gold, found) = (digits(gold)?, digits(found)?);
+    let same_base = gold.1.is_none() || found.1.is_none() || gold.1 == found.1;
+    Some(gold.0 == found.0 && same_base)
+}
+
+/// The decimal literal that an expression is, sign and percent sign apart.
+fn decimal(expr: &Expr) -> Option<&Number> {
+    match expr {
+        Expr::Number(number) => Some(number).filter(|number| number.is_decimal),
+        Expr::Negative(inner) | Expr::Percent(inner) => decimal(inner),
+        _ => None,
+    }
+}
+
+/// Decimals to which a literal must agree with another value.
+const DECIMALS: u32 = 6;
+
+fn unit() -> BigRational {
+    BigRational::new(1.into(), num_bigint::BigInt::from(10).pow(DECIMALS))
+}
+
+/// Whether one of two values is a decimal literal and they are the same at six decimals.
+fn rounds_to((gold, a): (&Expr, &BigRational), (found, b): (&Expr, &BigRational)) -> bool {
+    if decimal(gold).is_none() && decimal(found).is_none() {
+        return false;
+    }
+    let half: BigRational = BigRational::new(1.into(), 2.into());
+    let at_decimals = |value: &BigRational| (value / unit() + &half).floor();
+    let size = a.abs().max(b.abs());
+    // Small numbers have their digits further behind.
+    (a - b).abs() <= size / BigRational::from_integer(1000.into()) && at_decimals(a) == at_decimals(b)
+}
+
+/// Whether an irrational value rounds to a decimal literal.
+fn rounded(expr: &Expr, literal: &BigRational, budget: &mut Budget) -> Judgement {
+    let Some(value) = value(expr, Probe::NONE, budget) else { return Judgement::undecided() };
+    let half_unit = 0.5e-6_f64;
+    let near_enough = half_unit.min(value.magnitude() / 1000.0);
+    // The literal may have more digits than count.
+    let half: BigRational = BigRational::new(1.into(), 2.into());
+    let literal = (literal / unit() + half).floor() * unit();
+    Judgement::new(value.is_within(near_enough, &literal), Rule::Rounded)
+}
+
+/// Whether an expression is meant for whole numbers only.
+fn means_whole_numbers(expr: &Expr) -> bool {
+    expr.any(|node| match node {
+        Expr::Call(Function::Factorial | Function::Binomial | Function::Gcd | Function::Lcm, arguments) => {
+            arguments.iter().any(Expr::has_symbols)
+        }
+        Expr::Power(base, exponent) => {
+            exponent.has_symbols() && matches!(&**base, Expr::Negative(base) if !base.has_symbols())
+        }
+        _ => false,
+    })
+}
+
+fn at_whole_numbers(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
+    let mut agreeing = 0;
+    for probe in Probe::all(true) {
+        let variables = |name: &str| probe.whole_value(name);
+        match (exact_at(gold, &variables, budget), exact_at(found, &variables, budget)) {
+            (Some(a), Some(b)) if a == b => agreeing += 1,
+            (Some(_), Some(_)) => return Judgement::new(false, Rule::WholeNumbers),
+            _ => return at_points(gold, found, Probe::all(true), budget),
+        }
+    }
+    if agreeing > 1 { Judgement::new(true, Rule::WholeNumbers) } else { Judgement::undecided() }
+}
+
+fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, budget: &mut Budget) -> Judgement {
+    let has_variables = gold.has_symbols() || found.has_symbols();
+    let mut agreeing = 0;
+    for probe in probes {
+        if let (Some(a), Some(b)) = (value(gold, probe, budget), value(found, probe, budget)) {
+            match a.agreement(b) {
+                Agreement::Same => agreeing += 1,
+                Agreement::Different => return Judgement::new(false, Rule::Numeric),
+                Agreement::Unknown => {}
+            }
+        }
+        if !has_variables {
+            break;
+        }
+    }
+    let enough = if has_variables { 2 } else { 1 };
+    if agreeing >= enough { Judgement::new(true, Rule::Numeric) } else { Judgement::undecided() }
+}
+
+/// The factor by which one difference of two sides is the other at every probe; `None` when there is none.
 pub(super) fn constant_ratio(gold: (&Expr, &Expr), found: (&Expr, &Expr), budget: &mut Budget) -> Option<Value> {
     let mut ratio: Option<Value> = None;
     let mut agreeing = 0;
-    for probe in Probe::ALL {
-        let mut difference = |(left, right): (&Expr, &Expr)| {
-            let difference = value(left, probe, budget)?.minus(value(right, probe, budget)?)?;
-            (difference.magnitude() > 1e3 * difference.error).then_some(difference)
-        };
+    for probe in Probe::all(false) {
+        let mut difference =
+            |(left, right): (&Expr, &Expr)| value(left, probe, budget)?.minus(value(right, probe, budget)?);
         let (Some(a), Some(b)) = (difference(gold), difference(found)) else { continue };
+        if !a.is_nonzero() || !b.is_nonzero() {
+            continue;
+        }
         let here = b.times(a.inverted()?)?;
         match ratio {
-            Some(before) if before.agrees(here) != Some(true) => return None,
+            Some(before) if before.agreement(here) != Agreement::Same => return None,
             _ => ratio = Some(here),
         }
         agreeing += 1;
     }
-    ratio.filter(|_| agreeing >= 2)
+    ratio.filter(|_| agreeing >= 3)
+}
+
+/// Whether `left = right` holds where `name` is put for a variable, and for no other value of it: as long as the
+/// equation is linear in that variable, one solution is all there is.
+pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &Expr), budget: &mut Budget) -> bool {
+    if by.any(|node| node == variable) || !left.any(|node| node == variable) && !right.any(|node| node == variable) {
+        return false;
+    }
+    let at = |replacement: &Expr| (left.replaced(variable, replacement), right.replaced(variable, replacement));
+    let (solved_left, solved_right) = at(by);
+    if !decide(&solved_left, &solved_right, budget).equal {
+        return false;
+    }
+    // Linear: the differences of the sides at three equally spaced values have no second difference, but a first one.
+    let sides: Vec<Expr> = [2, 5, 8]
+        .map(|value| at(&Expr::integer(value)))
+        .into_iter()
+        .map(|(left, right)| Expr::Sum(vec![left, right.negative()]))
+        .collect();
+    let [a, b, c] = &sides[..] else { return false };
+    let doubled = Expr::Product(vec![Expr::integer(2), b.clone()]);
+    let outer = Expr::Sum(vec![a.clone(), c.clone()]);
+    decide(&outer, &doubled, budget).equal
+        && decide(a, b, budget).rule != Rule::Undecided
+        && !decide(a, b, budget).equal
 }

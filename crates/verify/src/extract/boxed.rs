@@ -1,5 +1,7 @@
 //! `\boxed{…}` and `\fbox{…}`.
 
+use crate::limits::MAX_ANSWER_BYTES;
+
 /// The last box, together with boxes right before it that form one enumeration.
 pub(super) struct Boxes {
     pub(super) content: String,
@@ -22,6 +24,12 @@ pub(super) fn last_boxes(text: &str) -> Option<Boxes> {
     }
     let contents: Vec<&str> = boxes[first..].iter().map(|found| found.content.trim()).collect();
     Some(Boxes { content: contents.join(", "), end: last.end })
+}
+
+/// The content of a box that is never closed, for references that lost their end.
+pub(super) fn open_box(text: &str) -> Option<&str> {
+    let (start, command) = starts(text).last()?;
+    text[start + command.len()..].trim_start().strip_prefix('{')
 }
 
 /// The text before a box that the end of the response cut off, else all of it.
@@ -72,26 +80,43 @@ fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
         let is_bare = behind.len() > argument.len() && length > 0;
         return is_bare.then(|| Found { start, end: at + length, content: &argument[..length] });
     }
+    // A closing brace that a stray backslash escaped closes nevertheless, when none does otherwise.
+    if let Some(close) = closing(argument, true).or_else(|| closing(argument, false)) {
+        return Some(Found { start, end: at + close + 1, content: &argument[1..close] });
+    }
+    // A box that lacks its brace ends with the formula; where the text ends first, it was cut off.
+    let ends = ["$", "\\)", "\\]"];
+    let line = argument.lines().next().unwrap_or_default();
+    let close =
+        ends.iter().filter_map(|end| line.find(end)).min().or((line.len() < argument.len()).then_some(line.len()))?;
+    Some(Found { start, end: at + close, content: &argument[1..close] })
+}
+
+/// Where the brace that opens a text is closed.
+fn closing(argument: &str, has_escapes: bool) -> Option<usize> {
     let mut depth = 0i32;
     let mut escaped = false;
-    for (offset, byte) in argument.bytes().enumerate() {
+    argument.bytes().take(4 * MAX_ANSWER_BYTES).position(|byte| {
         match byte {
             _ if escaped => escaped = false,
-            b'\\' => escaped = true,
+            b'\\' => escaped = has_escapes,
             b'{' => depth += 1,
             b'}' => depth -= 1,
             _ => {}
         }
-        if depth == 0 {
-            return Some(Found { start, end: at + offset + 1, content: &argument[1..offset] });
-        }
-    }
-    None
+        depth == 0
+    })
 }
 
 /// Whether the text between two boxes does no more than join them.
 fn only_joins(between: &str) -> bool {
     let mut rest = between.to_owned();
+    // `\boxed{…}, y_2 = \boxed{…}`: the name of the next answer does not part them.
+    if let Some(name) = rest.trim_end().strip_suffix('=') {
+        let name = name.trim_end();
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_{}'".contains(c);
+        rest.truncate(name.trim_end_matches(is_name).len());
+    }
     if rest.len() > 64 || !rest.contains([',', ';', '+']) && !rest.contains("and") && !rest.contains("or") {
         return false;
     }

@@ -37,6 +37,9 @@ pub(crate) fn gold(text: &str) -> String {
     if let Some(found) = boxed::last_boxes(text) {
         return found.content;
     }
+    if let Some(content) = boxed::open_box(text) {
+        return content.to_owned();
+    }
     match phrase::last_phrase(text).and_then(|phrase| phrase.candidates.into_iter().next()) {
         Some(answer) => answer,
         None => text.trim().to_owned(),

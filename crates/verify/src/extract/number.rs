@@ -1,5 +1,7 @@
 //! Plain numbers: digits with a sign, thousands separators and a decimal point, and no arithmetic left to do.
 
+use crate::limits::MAX_ANSWER_BYTES;
+
 /// The last plain number of a text.
 pub(super) fn last_number(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
@@ -17,12 +19,16 @@ pub(super) fn last_number(text: &str) -> Option<String> {
 
 /// Whether the byte before `start` belongs to the number `start..end`.
 fn continues_backwards(bytes: &[u8], start: usize, end: usize) -> bool {
-    let digit_before_that = start >= 2 && bytes[start - 2].is_ascii_digit();
-    let digits_so_far = bytes[start..end].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let so_far = &bytes[start..end];
     match bytes[start - 1] {
+        // Longer than any number that is read.
+        _ if so_far.len() > MAX_ANSWER_BYTES => false,
         b'0'..=b'9' => true,
-        b'.' => !bytes[start..end].contains(&b'.') && !bytes[start..end].contains(&b','),
-        b',' => digit_before_that && digits_so_far == 3,
+        b'.' => !so_far.contains(&b'.') && !so_far.contains(&b','),
+        b',' => {
+            let digits = so_far.iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
+            start >= 2 && bytes[start - 2].is_ascii_digit() && digits == 3
+        }
         _ => false,
     }
 }

@@ -1,6 +1,6 @@
 //! "The answer is …" and its relatives.
 
-use super::last::{last_expressions, leading_math};
+use super::last::{announced, last_expressions, leading_formulas};
 
 /// A phrase that announces the answer.
 pub(super) struct Phrase {
@@ -47,12 +47,13 @@ fn read(sentence: &str) -> Vec<String> {
         return Vec::new();
     }
     let mut candidates = Vec::new();
-    candidates.extend(leading_math(start));
+    candidates.extend(leading_formulas(start));
     // A few words may be the answer; a whole clause only holds it.
     let words = start.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic) && word.len() > 1).count();
     if candidates.is_empty() && words <= 2 {
         candidates.push(start.to_owned());
     }
+    candidates.extend(announced(start));
     candidates.extend(last_expressions(start));
     if candidates.is_empty() {
         candidates.push(start.to_owned());

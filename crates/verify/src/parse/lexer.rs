@@ -1,17 +1,9 @@
 //! Characters to tokens.
 
 use super::ParseError;
+use super::literal::{Commas, Literal, literal};
 use super::words::{Command, bare_word, command};
 use crate::answer::{Constant, Function};
-
-/// What a comma between digits and exactly three more digits is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Commas {
-    /// A thousands separator, outside of brackets.
-    Thousands,
-    /// A separator of list members.
-    Lists,
-}
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
@@ -21,6 +13,12 @@ pub(super) enum Token {
     Constant(Constant),
     Function(Function),
     Fraction,
+    /// `{a \over b}`.
+    FractionBar,
+    /// `{n \choose k}`.
+    Choose,
+    /// `\sum` or `\prod`.
+    Series(Series),
     Sqrt,
     Plus,
     Minus,
@@ -41,21 +39,29 @@ pub(super) enum Token {
     Separator,
     Relation(Relation),
     Union,
+    Intersection,
+    Difference,
+    EmptySet,
+    Reals,
     BeginMatrix,
+    BeginDeterminant,
     EndMatrix,
     NextCell,
     NextRow,
 }
 
-/// Digits as written.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Literal {
-    pub(super) whole: String,
-    /// Digits after the point; `None` without a point.
-    pub(super) decimals: Option<String>,
-    /// Digits under an overline.
-    pub(super) repeating: String,
-    pub(super) exponent: i32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Series {
+    Sum,
+    Product,
+}
+
+/// What an environment between `\begin` and `\end` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Environment {
+    Matrix,
+    /// Lines of a system or derivation.
+    Lines,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +84,11 @@ pub(super) enum Relation {
     GreaterOrEqual,
     About,
     In,
+    Implies,
 }
 
 pub(super) fn tokens(text: &str, commas: Commas) -> Result<Vec<Token>, ParseError> {
-    let mut lexer = Lexer { rest: text, out: Vec::new(), depth: 0, matrices: 0, commas };
+    let mut lexer = Lexer { rest: text, out: Vec::new(), depth: 0, environments: Vec::new(), commas };
     while let Some(next) = lexer.rest.chars().next() {
         lexer.token(next)?;
     }
@@ -93,7 +100,7 @@ struct Lexer<'a> {
     out: Vec<Token>,
     /// Open round, square and set brackets.
     depth: usize,
-    matrices: usize,
+    environments: Vec<Environment>,
     commas: Commas,
 }
 
@@ -135,57 +142,11 @@ impl Lexer<'_> {
     }
 
     fn number(&mut self) {
-        let mut literal = Literal { whole: self.take_while(|c| c.is_ascii_digit()), ..Literal::default() };
-        if (1..=3).contains(&literal.whole.len()) {
-            while let Some((group, bytes)) = self.thousands() {
-                literal.whole.push_str(&group);
-                self.skip(bytes);
-            }
-        }
-        let is_point = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit()) || rest.starts_with("\\overline");
-        if self.rest.strip_prefix('.').is_some_and(is_point) {
-            self.skip(1);
-            literal.decimals = Some(self.take_while(|c| c.is_ascii_digit()));
-            if self.rest.starts_with("\\overline{") {
-                let inside = &self.rest["\\overline{".len()..];
-                let digits = inside.find('}').map_or("", |end| &inside[..end]);
-                if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-                    literal.repeating = digits.to_owned();
-                    self.skip("\\overline{}".len() + digits.len());
-                }
-            }
-        }
-        literal.exponent = self.exponent();
+        // Within brackets a comma separates coordinates.
+        let in_brackets = self.commas == Commas::Thousands && self.depth > 0;
+        let commas = if in_brackets { Commas::Lists } else { self.commas };
+        let literal = literal(&mut self.rest, commas);
         self.out.push(Token::Number(literal));
-    }
-
-    /// The three digits of a thousands group, and the bytes they and their separator take.
-    fn thousands(&self) -> Option<(String, usize)> {
-        let (separator, plain) = [("{,}", false), (",\\!", false), ("\\,", false), (",", true)]
-            .into_iter()
-            .find(|(separator, _)| self.rest.starts_with(separator))?;
-        if plain && (self.commas == Commas::Lists || self.depth > 0) {
-            return None;
-        }
-        let behind = &self.rest[separator.len()..];
-        let digits = if separator == ",\\!" { behind.trim_start_matches(' ') } else { behind };
-        let count = digits.bytes().take_while(u8::is_ascii_digit).count();
-        (count == 3).then(|| (digits[..3].to_owned(), self.rest.len() - digits.len() + 3))
-    }
-
-    /// The power of ten of `1.5e-3`; 0 when there is none.
-    fn exponent(&mut self) -> i32 {
-        let Some(behind) = self.rest.strip_prefix(['e', 'E']) else { return 0 };
-        let digits = behind.strip_prefix(['-', '+']).unwrap_or(behind);
-        let count = digits.bytes().take_while(u8::is_ascii_digit).count();
-        let ends = !digits[count..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.');
-        if !(1..=4).contains(&count) || !ends {
-            return 0;
-        }
-        let length = behind.len() - digits.len() + count;
-        let value = behind[..length].parse().unwrap_or(0);
-        self.skip(1 + length);
-        value
     }
 
     fn letters(&mut self) {
@@ -206,7 +167,7 @@ impl Lexer<'_> {
         }
         match command(&name) {
             Command::Skip => {
-                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label") {
+                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label" | "phantom") {
                     self.braced();
                 }
                 if matches!(name.as_str(), "left" | "right") && self.rest.trim_start().starts_with('.') {
@@ -215,7 +176,7 @@ impl Lexer<'_> {
             }
             Command::Token(token) => self.push(token)?,
             Command::Words => self.words(),
-            Command::Font => self.font(),
+            Command::Font => self.font(name == "mathbb"),
             Command::Begin => self.begin(),
             Command::End => self.end(),
         }
@@ -230,11 +191,15 @@ impl Lexer<'_> {
             '%' => self.push(Token::Percent),
             '|' => self.push(Token::Bar),
             '\\' => {
-                if self.rest.starts_with('[') && self.matrices > 0 {
-                    let end = self.rest.find(']').map_or(0, |end| end + 1);
-                    self.skip(end);
+                let Some(environment) = self.environments.last() else { return Ok(()) };
+                let row = if *environment == Environment::Matrix { Token::NextRow } else { Token::Separator };
+                // The extra space of `\\[2pt]`; a matrix row may start with a bracket of its own.
+                if let Some((space, behind)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
+                    && space.ends_with(|c: char| c.is_ascii_alphabetic())
+                {
+                    self.rest = behind;
                 }
-                if self.matrices > 0 { self.push(Token::NextRow) } else { Ok(()) }
+                self.push(row)
             }
             // Spacing, `\$`, math delimiters, and a backslash that something cut short.
             _ => Ok(()),
@@ -271,7 +236,7 @@ impl Lexer<'_> {
             '°' => self.push(Token::Degree),
             '|' => self.push(Token::Bar),
             ',' | ';' => self.push(Token::Separator),
-            '&' if self.matrices > 0 => self.push(Token::NextCell),
+            '&' if self.environments.last() == Some(&Environment::Matrix) => self.push(Token::NextCell),
             '<' => relation(self, Relation::Less, Relation::LessOrEqual),
             '>' => relation(self, Relation::Greater, Relation::GreaterOrEqual),
             '=' if self.take_prefix("=") => self.push(Token::Relation(Relation::Equal)),
@@ -282,21 +247,18 @@ impl Lexer<'_> {
             '≈' => self.push(Token::Relation(Relation::About)),
             '∈' => self.push(Token::Relation(Relation::In)),
             '∪' => self.push(Token::Union),
+            '∩' => self.push(Token::Intersection),
+            '∖' => self.push(Token::Difference),
+            '∅' => self.push(Token::EmptySet),
+            'ℝ' => self.push(Token::Reals),
             '√' => self.push(Token::Sqrt),
             '∞' => self.push(Token::Constant(Constant::Infinity)),
             'π' => self.push(Token::Constant(Constant::Pi)),
-            '²' | '³' => {
-                let digit = if next == '²' { "2" } else { "3" };
-                self.out.push(Token::Caret);
-                self.push(Token::Number(Literal { whole: digit.to_owned(), ..Literal::default() }))
-            }
-            '½' | '¼' | '¾' => {
-                let (above, below) =
-                    if next == '½' { ("1", "2") } else { (if next == '¼' { "1" } else { "3" }, "4") };
+            _ if superscript(next).is_some() => self.superscripts(next),
+            _ if vulgar_fraction(next).is_some() => {
+                let (above, below) = vulgar_fraction(next).unwrap_or_default();
                 self.out.push(Token::Fraction);
-                for whole in [above, below] {
-                    self.out.push(Token::Number(Literal { whole: whole.to_owned(), ..Literal::default() }));
-                }
+                self.out.extend([above, below].map(|digits| Token::Number(Literal::of_digits(digits))));
                 Ok(())
             }
             _ if next.is_alphabetic() => self.push(Token::Symbol(next.to_string())),
@@ -339,56 +301,123 @@ impl Lexer<'_> {
         let before = self.rest;
         let content = self.braced();
         let words = content.trim();
-        if words.starts_with(|c: char| c.is_ascii_digit()) && words.chars().all(|c| "0123456789.,{}".contains(c)) {
-            // A number in a text font: its brace group is read like any other.
+        let is_number = words.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            && words.chars().all(|c| "0123456789.,{}-+/".contains(c));
+        let has_math = ["\\frac", "\\dfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed", "$"]
+            .iter()
+            .any(|math| words.contains(math));
+        if is_number || has_math {
+            // A formula in a text font: its brace group is read like any other.
             self.rest = before;
             return;
         }
         let known = match words.to_ascii_lowercase().as_str() {
             "" => return,
-            "and" | "or" | ", and" | ", or" | "," => Some(Token::Separator),
+            "and" | "or" | ", and" | ", or" | "," | ";" => Some(Token::Separator),
             "%" | "\\%" | "percent" => Some(Token::Percent),
+            "if" | "for" | "when" if self.environments.last() == Some(&Environment::Lines) => Some(Token::Separator),
             _ => None,
         };
-        self.out.push(known.unwrap_or_else(|| Token::Text(words.to_owned())));
+        let text = || words.replace('\\', "").trim_matches(|c: char| c == '~' || c == ',').trim().to_owned();
+        self.out.push(known.unwrap_or_else(|| Token::Text(text())));
     }
 
-    /// `\mathrm{…}`: one letter is a variable, several are a function or a unit.
-    fn font(&mut self) {
+    /// `\mathrm{…}`: one letter is a variable (behind a number a unit), several are a function or words.
+    fn font(&mut self, is_blackboard: bool) {
         let before = self.rest;
         let content = self.braced();
         let name = content.trim().trim_matches(|c: char| c == '~' || c == '\\' || c == ',').trim();
         let mut letters = name.chars();
         match (letters.next(), letters.next()) {
             (None, _) => {}
-            (Some(one), None) => self.out.push(letter(one)),
+            (Some('R'), None) if is_blackboard => self.out.push(Token::Reals),
+            (Some(one), None) if one.is_alphabetic() => {
+                let behind_number = match &self.out[..] {
+                    [.., Token::Number(_)] => true,
+                    [.., unit, Token::Times | Token::Over] => matches!(unit, Token::Text(_)),
+                    _ => false,
+                };
+                let is_unit = behind_number && !matches!(one, 'e' | 'i' | 'd') && !is_blackboard;
+                self.out.push(if is_unit { Token::Text(one.to_string()) } else { letter(one) });
+            }
             _ if name.bytes().all(|b| b.is_ascii_alphabetic()) => {
                 self.out.push(bare_word(name).unwrap_or_else(|| Token::Text(name.to_owned())));
+            }
+            _ if name.chars().all(|c| c.is_alphabetic() || " ~()".contains(c)) => {
+                self.out.push(Token::Text(name.replace('~', " ")));
             }
             // A formula in another font: its brace group is read like any other.
             _ => self.rest = before,
         }
     }
 
+    /// Superscript digits in a row are one exponent.
+    fn superscripts(&mut self, first: char) -> Result<(), ParseError> {
+        let mut digits = String::from(superscript(first).unwrap_or_default());
+        while let Some(digit) = self.rest.chars().next().and_then(superscript) {
+            digits.push_str(digit);
+            self.skip(self.rest.chars().next().map_or(0, char::len_utf8));
+        }
+        self.out.push(Token::Caret);
+        self.push(Token::Number(Literal::of_digits(&digits)))
+    }
+
     fn begin(&mut self) {
         let name = self.braced();
-        if !(name.contains("matrix") || name.contains("array")) {
-            return;
-        }
         if name.contains("array") {
+            // The columns.
             self.braced();
         }
-        self.matrices += 1;
-        self.out.push(Token::BeginMatrix);
+        match environment(&name) {
+            Some(Environment::Matrix) => {
+                self.environments.push(Environment::Matrix);
+                let is_determinant = name.eq_ignore_ascii_case("vmatrix");
+                self.out.push(if is_determinant { Token::BeginDeterminant } else { Token::BeginMatrix });
+            }
+            Some(Environment::Lines) => self.environments.push(Environment::Lines),
+            None => {}
+        }
     }
 
     fn end(&mut self) {
         let name = self.braced();
-        if self.matrices > 0 && (name.contains("matrix") || name.contains("array")) {
-            self.matrices -= 1;
+        if environment(&name).is_some() && self.environments.pop() == Some(Environment::Matrix) {
             self.out.push(Token::EndMatrix);
         }
     }
+}
+
+fn environment(name: &str) -> Option<Environment> {
+    if name.contains("matrix") || name.contains("array") {
+        return Some(Environment::Matrix);
+    }
+    ["cases", "align", "gather", "split"].iter().any(|lines| name.contains(lines)).then_some(Environment::Lines)
+}
+
+fn superscript(c: char) -> Option<&'static str> {
+    let digits = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().position(|digit| digit == c).map(|at| digits[at])
+}
+
+fn vulgar_fraction(c: char) -> Option<(&'static str, &'static str)> {
+    Some(match c {
+        '½' => ("1", "2"),
+        '⅓' => ("1", "3"),
+        '⅔' => ("2", "3"),
+        '¼' => ("1", "4"),
+        '¾' => ("3", "4"),
+        '⅕' => ("1", "5"),
+        '⅖' => ("2", "5"),
+        '⅗' => ("3", "5"),
+        '⅘' => ("4", "5"),
+        '⅙' => ("1", "6"),
+        '⅚' => ("5", "6"),
+        '⅛' => ("1", "8"),
+        '⅜' => ("3", "8"),
+        '⅝' => ("5", "8"),
+        '⅞' => ("7", "8"),
+        _ => return None,
+    })
 }
 
 fn letter(letter: char) -> Token {

@@ -1,15 +1,18 @@
-//! Text to [`Answer`]: `lexer` makes tokens (its word lists are in `words`), `structure` splits lists, relations and
-//! brackets, `scalar` reads expressions.
+//! Text to [`Answer`]: `lexer` makes tokens (numbers are in `literal`, word lists in `words`), `structure` splits lists,
+//! relations, sets and brackets, `expression` and `operand` read expressions, `matrix` calculates with matrices.
 
+mod expression;
 mod lexer;
-mod scalar;
+mod literal;
+mod matrix;
+mod operand;
 mod structure;
 mod words;
 
 use crate::answer::Answer;
-use crate::limits::MAX_ANSWER_BYTES;
+use crate::limits::{Budget, MAX_ANSWER_BYTES};
 
-pub(crate) use lexer::Commas;
+pub(crate) use literal::Commas;
 
 /// Why a text could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,17 +23,20 @@ pub(crate) enum ParseError {
     TooLong,
     #[error("is nested too deeply")]
     TooDeep,
+    #[error("takes too many steps to read")]
+    TooComplex,
     #[error("has {0}")]
     Syntax(&'static str),
 }
 
 /// Reads one answer.
-pub(crate) fn parse(text: &str, commas: Commas) -> Result<Answer, ParseError> {
+pub(crate) fn parse(text: &str, commas: Commas, budget: &mut Budget) -> Result<Answer, ParseError> {
     if text.len() > MAX_ANSWER_BYTES {
         return Err(ParseError::TooLong);
     }
+    budget.spend(text.len()).ok_or(ParseError::TooComplex)?;
     let tokens = lexer::tokens(&single_escapes(text), commas)?;
-    structure::answer(&tokens, 0)
+    structure::answer(&tokens, 0, budget)
 }
 
 /// Undoes doubled backslashes (`\\frac`), which data sets that were escaped twice have throughout.

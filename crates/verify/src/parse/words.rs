@@ -1,6 +1,6 @@
 //! What words and LaTeX commands mean.
 
-use super::lexer::{Group, Relation, Token};
+use super::lexer::{Group, Relation, Series, Token};
 use crate::answer::{Constant, Function};
 
 /// Units that are short enough to be mistaken for a product of variables; longer words are never products.
@@ -24,9 +24,11 @@ pub(super) fn bare_word(word: &str) -> Option<Token> {
         "percent" | "percentage" | "pct" => return Some(Token::Percent),
         "sqrt" => return Some(Token::Sqrt),
         "frac" => return Some(Token::Fraction),
+        "emptyset" => return Some(Token::EmptySet),
         _ => {}
     }
-    if let Some(function) = function(&lower) {
+    // Without a backslash `min` is minutes.
+    if let Some(function) = function(&lower).filter(|_| lower != "min") {
         return Some(Token::Function(function));
     }
     let is_word = word.len() >= 4 || SHORT_UNITS.contains(&lower.as_str()) || SHORT_WORDS.contains(&lower.as_str());
@@ -48,7 +50,12 @@ fn function(name: &str) -> Option<Function> {
         "cosh" => Function::Cosh,
         "tanh" => Function::Tanh,
         "ln" => Function::Ln,
-        "log" | "lg" => Function::Log,
+        "log" => Function::Log,
+        "gcd" => Function::Gcd,
+        "lcm" => Function::Lcm,
+        "max" => Function::Max,
+        "min" => Function::Min,
+        "det" => Function::Determinant,
         "exp" => Function::Exp,
         "abs" => Function::Abs,
         "floor" => Function::Floor,
@@ -78,7 +85,8 @@ pub(super) fn command(name: &str) -> Command {
     Command::Token(match name {
         "left" | "right" | "big" | "Big" | "bigg" | "Bigg" | "bigl" | "bigr" | "Bigl" | "Bigr" | "biggl" | "biggr"
         | "displaystyle" | "textstyle" | "scriptstyle" | "limits" | "nolimits" | "quad" | "qquad" | "boxed"
-        | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label" => {
+        | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label"
+        | "phantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut" | "mathclose" | "mathopen" => {
             return Command::Skip;
         }
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "mbox" | "hbox" | "textsf" | "texttt" | "emph" => {
@@ -89,6 +97,14 @@ pub(super) fn command(name: &str) -> Command {
         "begin" => return Command::Begin,
         "end" => return Command::End,
         "frac" | "dfrac" | "tfrac" | "cfrac" => Token::Fraction,
+        "over" => Token::FractionBar,
+        "choose" => Token::Choose,
+        "sum" => Token::Series(Series::Sum),
+        "prod" => Token::Series(Series::Product),
+        "cap" | "bigcap" => Token::Intersection,
+        "setminus" | "smallsetminus" | "backslash" => Token::Difference,
+        "emptyset" | "varnothing" => Token::EmptySet,
+        "R" | "reals" | "Reals" => Token::Reals,
         "sqrt" => Token::Sqrt,
         "binom" | "dbinom" | "tbinom" => Token::Function(Function::Binomial),
         "pi" => C(Constant::Pi),
@@ -119,6 +135,7 @@ pub(super) fn command(name: &str) -> Command {
         "ne" | "neq" => R(Relation::NotEqual),
         "approx" | "simeq" | "sim" | "approxeq" => R(Relation::About),
         "in" => R(Relation::In),
+        "Rightarrow" | "implies" | "Longrightarrow" | "iff" | "Leftrightarrow" => R(Relation::Implies),
         "equiv" | "coloneqq" => R(Relation::Equal),
         "land" | "lor" => Token::Separator,
         _ => match function(name) {

@@ -1,0 +1,333 @@
+//! Tokens to expressions: recursive descent with a bounded depth. Operators and marks are here, operands in `operand`.
+//!
+//! ```text
+//! ratio  := sum ((':' | '\over') sum)*
+//! sum    := ['+' '-' '±'] term (('+' | '-' | '±') term)*
+//! term   := factor (('*' | '/' | nothing) factor)*
+//! factor := sign* operand mark*
+//! ```
+
+use num_rational::BigRational;
+use num_traits::Zero;
+
+use super::ParseError;
+use super::lexer::{Group, Token};
+use super::literal::{Literal, integer};
+use crate::answer::{Constant, Expr, Function, Number};
+use crate::limits::{Budget, MAX_DEPTH};
+
+/// Reads an expression that takes up all tokens.
+pub(super) fn expression(tokens: &[Token], budget: &mut Budget) -> Result<Expr, ParseError> {
+    if tokens.is_empty() {
+        return Err(ParseError::Empty);
+    }
+    budget.spend(tokens.len()).ok_or(ParseError::TooComplex)?;
+    let mut parser = Parser { tokens: tokens.to_vec(), at: 0, depth: 0, bars: 0, angles: 0, budget };
+    let expr = parser.ratio()?;
+    match parser.peek() {
+        None => Ok(expr),
+        Some(_) => Err(ParseError::Syntax("something left over behind an expression")),
+    }
+}
+
+pub(super) struct Parser<'a> {
+    /// Owned, because `\frac12` takes a number token apart.
+    pub(super) tokens: Vec<Token>,
+    pub(super) at: usize,
+    depth: usize,
+    /// Open absolute-value bars.
+    pub(super) bars: usize,
+    /// Enclosing trigonometric functions, in which a degree sign is an angle.
+    pub(super) angles: usize,
+    pub(super) budget: &'a mut Budget,
+}
+
+impl Parser<'_> {
+    pub(super) fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    /// The tokens that are left.
+    pub(super) fn rest(&self) -> &[Token] {
+        &self.tokens[self.at..]
+    }
+
+    pub(super) fn eat(&mut self, token: &Token) -> bool {
+        let found = self.peek() == Some(token);
+        self.at += usize::from(found);
+        found
+    }
+
+    pub(super) fn expect(&mut self, token: &Token, problem: &'static str) -> Result<(), ParseError> {
+        if self.eat(token) { Ok(()) } else { Err(ParseError::Syntax(problem)) }
+    }
+
+    pub(super) fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, ParseError>) -> Result<T, ParseError> {
+        self.budget.step().ok_or(ParseError::TooComplex)?;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(ParseError::TooDeep);
+        }
+        let result = read(self);
+        self.depth -= 1;
+        result
+    }
+
+    pub(super) fn ratio(&mut self) -> Result<Expr, ParseError> {
+        let mut parts = vec![self.nested(Self::sum)?];
+        loop {
+            if self.eat(&Token::Ratio) || self.eat(&Token::FractionBar) {
+                parts.push(self.nested(Self::sum)?.inverse());
+            } else if self.eat(&Token::Choose) {
+                let chosen = self.nested(Self::sum)?;
+                parts = vec![Expr::Call(Function::Binomial, vec![Expr::product(parts), chosen])];
+            } else {
+                return Ok(Expr::product(parts));
+            }
+        }
+    }
+
+    fn sum(&mut self) -> Result<Expr, ParseError> {
+        let mut terms = Vec::new();
+        loop {
+            let term = match self.peek() {
+                Some(Token::PlusMinus) => {
+                    self.at += 1;
+                    Expr::PlusMinus(Box::new(self.term()?))
+                }
+                Some(Token::MinusPlus) => {
+                    self.at += 1;
+                    Expr::MinusPlus(Box::new(self.term()?))
+                }
+                Some(Token::Plus | Token::Minus) => self.term()?,
+                _ if terms.is_empty() => self.term()?,
+                _ => return Ok(Expr::sum(terms)),
+            };
+            terms.push(term);
+        }
+    }
+
+    pub(super) fn term(&mut self) -> Result<Expr, ParseError> {
+        let negative = self.sign();
+        let mut factors = Vec::new();
+        let mut divide = false;
+        loop {
+            let (factor, literal) = self.factor()?;
+            let factor = match factor {
+                Expr::Number(whole) if literal && !divide && factors.is_empty() => Expr::Number(self.mixed(whole)?),
+                other => other,
+            };
+            factors.push(if divide { factor.inverse() } else { factor });
+            divide = match self.peek() {
+                Some(Token::Times) => {
+                    self.at += 1;
+                    false
+                }
+                Some(Token::Over) => {
+                    self.at += 1;
+                    true
+                }
+                Some(Token::Number(_)) if literal => return Err(ParseError::Syntax("two numbers side by side")),
+                Some(next) if self.starts_operand(next) => false,
+                _ => break,
+            };
+        }
+        let product = Expr::product(factors);
+        Ok(if negative { product.negative() } else { product })
+    }
+
+    /// Whether an odd number of minus signs stands here.
+    pub(super) fn sign(&mut self) -> bool {
+        let mut negative = false;
+        loop {
+            if self.eat(&Token::Minus) {
+                negative = !negative;
+            } else if !self.eat(&Token::Plus) {
+                return negative;
+            }
+        }
+    }
+
+    pub(super) fn starts_operand(&self, token: &Token) -> bool {
+        match token {
+            Token::Bar => self.bars == 0,
+            Token::Open(group) => *group != Group::Set,
+            Token::Number(_) | Token::Symbol(_) | Token::Constant(_) | Token::Function(_) => true,
+            Token::Fraction | Token::Sqrt | Token::Series(_) | Token::BeginMatrix | Token::BeginDeterminant => true,
+            _ => false,
+        }
+    }
+
+    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers behind it.
+    ///
+    /// Looks at the tokens and takes them only when they fit: reading them to find out would double the work at every
+    /// level of a nested fraction.
+    fn mixed(&mut self, whole: Number) -> Result<Number, ParseError> {
+        let rest = self.rest();
+        let parts = match rest {
+            [Token::Number(top), Token::Over, Token::Number(bottom), ..] => {
+                Some((top.plain_digits(), bottom.plain_digits(), 3))
+            }
+            // `\frac58`
+            [Token::Fraction, Token::Number(both), ..] if both.whole.len() == 2 => {
+                both.plain_digits().map(|both| (Some(&both[..1]), Some(&both[1..]), 2))
+            }
+            [Token::Fraction, rest @ ..] => braced_digits(rest).and_then(|(top, used)| {
+                braced_digits(&rest[used..]).map(|(bottom, more)| (Some(top), Some(bottom), 1 + used + more))
+            }),
+            _ => None,
+        };
+        let Some((Some(top), Some(bottom), used)) = parts.filter(|_| !whole.is_decimal) else {
+            return Ok(whole);
+        };
+        let (top, bottom) = (integer(top)?, integer(bottom)?);
+        if top.is_zero() || top >= bottom {
+            return Ok(whole);
+        }
+        self.at += used;
+        Ok(Number::exact(whole.value + BigRational::new(top, bottom)))
+    }
+
+    /// An operand with its powers, factorials, per cents and units; true for a plain number.
+    pub(super) fn factor(&mut self) -> Result<(Expr, bool), ParseError> {
+        if self.sign() {
+            let (inner, _) = self.nested(Self::factor)?;
+            return Ok((inner.negative(), false));
+        }
+        let operand = self.nested(Self::operand)?;
+        let literal = matches!(operand, Expr::Number(_));
+        self.marks(operand, literal)
+    }
+
+    fn marks(&mut self, mut expr: Expr, mut literal: bool) -> Result<(Expr, bool), ParseError> {
+        /// More marks than anybody writes; nested nodes, so they are bounded like depth.
+        const MAX_MARKS: usize = 8;
+        for _ in 0..MAX_MARKS {
+            let Some(next) = self.peek() else { return Ok((expr, literal)) };
+            match next {
+                Token::Bang => expr = Expr::Call(Function::Factorial, vec![expr]),
+                Token::Percent => expr = Expr::Percent(Box::new(expr)),
+                Token::Degree => expr = self.degrees(expr),
+                Token::Text(_) => {
+                    self.units();
+                    continue;
+                }
+                Token::Over if matches!(self.tokens.get(self.at + 1), Some(Token::Text(_))) => {}
+                Token::Caret => {
+                    self.at += 1;
+                    expr = self.power(expr)?;
+                    literal = false;
+                    continue;
+                }
+                Token::Underscore if literal => {
+                    self.at += 1;
+                    expr = self.based(&expr)?;
+                    continue;
+                }
+                _ => return Ok((expr, literal)),
+            }
+            self.at += 1;
+            literal = literal && matches!(expr, Expr::Number(_));
+        }
+        Err(ParseError::TooDeep)
+    }
+
+    /// Digits with a base: `1011_2`. Base ten is a plain number.
+    fn based(&mut self, digits: &Expr) -> Result<Expr, ParseError> {
+        let base = self.subscript()?;
+        let base = base.trim_start_matches('0');
+        let Expr::Number(number) = digits else { return Err(ParseError::Syntax("a base of no number")) };
+        if base == "10" || base == "ten" {
+            return Ok(digits.clone());
+        }
+        Ok(Expr::Symbol(format!("{}_{base}", number.value)))
+    }
+
+    /// Skips units with their exponents: `cm^2`, `miles / hour`, `N \cdot m^{-2}`.
+    fn units(&mut self) {
+        while matches!(self.peek(), Some(Token::Text(_))) {
+            self.at += 1;
+            let exponent = match self.rest() {
+                [Token::Caret, Token::Number(_), ..] => 2,
+                [Token::Caret, Token::Minus, Token::Number(_), ..] => 3,
+                [Token::Caret, Token::Open(Group::Brace), Token::Number(_), Token::Close(Group::Brace), ..] => 4,
+                [
+                    Token::Caret,
+                    Token::Open(Group::Brace),
+                    Token::Minus,
+                    Token::Number(_),
+                    Token::Close(Group::Brace),
+                    ..,
+                ] => 5,
+                _ => 0,
+            };
+            self.at += exponent;
+            if matches!(self.rest(), [Token::Over | Token::Times, Token::Text(_), ..]) {
+                self.at += 1;
+            }
+        }
+    }
+
+    fn degrees(&self, expr: Expr) -> Expr {
+        if self.angles == 0 {
+            return expr;
+        }
+        Expr::product(vec![expr, Expr::Constant(Constant::Pi), Expr::integer(180).inverse()])
+    }
+
+    fn power(&mut self, base: Expr) -> Result<Expr, ParseError> {
+        let inside = match self.rest() {
+            [Token::Open(Group::Brace), inside, Token::Close(Group::Brace), ..] => Some((inside, 3)),
+            [inside, ..] => Some((inside, 1)),
+            [] => None,
+        };
+        match inside {
+            Some((Token::Degree, used)) => {
+                self.at += used;
+                return Ok(self.degrees(base));
+            }
+            Some((Token::Prime, used)) => {
+                self.at += used;
+                return primed(base);
+            }
+            // `400^{\text{th}}`
+            Some((Token::Text(word), used)) if ["th", "st", "nd", "rd"].contains(&word.as_str()) => {
+                self.at += used;
+                return Ok(base);
+            }
+            _ => {}
+        }
+        let exponent = self.exponent()?;
+        Ok(Expr::Power(Box::new(base), Box::new(exponent)))
+    }
+
+    /// A brace group, or a signed operand that may have an exponent of its own.
+    pub(super) fn exponent(&mut self) -> Result<Expr, ParseError> {
+        let negative = self.sign();
+        let operand = self.nested(Self::operand)?;
+        let exponent = if self.eat(&Token::Caret) { self.nested(|parser| parser.power(operand))? } else { operand };
+        Ok(if negative { exponent.negative() } else { exponent })
+    }
+}
+
+/// A digit, or a whole number in braces, and the number of tokens it takes.
+fn braced_digits(tokens: &[Token]) -> Option<(&str, usize)> {
+    match tokens {
+        [Token::Open(Group::Brace), Token::Number(number), Token::Close(Group::Brace), ..] => {
+            number.plain_digits().map(|digits| (digits, 3))
+        }
+        [Token::Number(number), ..] => digit(number).map(|digits| (digits, 1)),
+        _ => None,
+    }
+}
+
+fn digit(literal: &Literal) -> Option<&str> {
+    literal.plain_digits().filter(|digits| digits.len() == 1)
+}
+
+fn primed(base: Expr) -> Result<Expr, ParseError> {
+    match base {
+        Expr::Symbol(name) => Ok(Expr::Symbol(format!("{name}'"))),
+        _ => Err(ParseError::Syntax("a prime behind something that has no name")),
+    }
+}

@@ -1,0 +1,156 @@
+//! Numbers as they are written: digits, separators, a decimal point, a power of ten.
+
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::{One, Zero};
+
+use super::ParseError;
+use crate::answer::Number;
+use crate::limits::MAX_BITS;
+
+/// What a comma between digits is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Commas {
+    /// A thousands separator, where exactly three digits follow and no bracket is open; else it separates.
+    Thousands,
+    /// A separator of list members.
+    Lists,
+    /// A decimal point.
+    Decimal,
+}
+
+/// Digits as written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Literal {
+    pub(super) whole: String,
+    /// Digits after the point; `None` without a point.
+    pub(super) decimals: Option<String>,
+    /// Digits under an overline.
+    pub(super) repeating: String,
+    pub(super) exponent: i32,
+}
+
+/// Takes a literal off the front of `rest`, which starts with a digit or a point and a digit.
+pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
+    let mut literal = Literal { whole: digits(rest).to_owned(), ..Literal::default() };
+    // The first group has one to three digits and no leading zero.
+    if (1..=3).contains(&literal.whole.len()) && !literal.whole.starts_with('0') {
+        while let Some((group, bytes)) = thousands(rest, commas) {
+            literal.whole.push_str(group);
+            *rest = &rest[bytes..];
+        }
+    }
+    let is_point = |behind: &str| behind.starts_with(|c: char| c.is_ascii_digit()) || behind.starts_with("\\overline");
+    let points: &[&str] = if commas == Commas::Decimal { &[".", "{,}", ","] } else { &[".", "{,}"] };
+    if let Some(behind) = points.iter().find_map(|point| rest.strip_prefix(point)).filter(|behind| is_point(behind)) {
+        *rest = behind;
+        literal.decimals = Some(digits(rest).to_owned());
+        literal.repeating = overlined(rest).to_owned();
+    }
+    literal.exponent = exponent(rest);
+    literal
+}
+
+fn digits<'a>(rest: &mut &'a str) -> &'a str {
+    let count = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, behind) = rest.split_at(count);
+    *rest = behind;
+    digits
+}
+
+/// The three digits of a thousands group, and the bytes they and their separator take.
+fn thousands<'a>(rest: &'a str, commas: Commas) -> Option<(&'a str, usize)> {
+    let separators = ["{,}\\!", "{,}", ",\\!", "\\,", "\\ ", "'", "~", " ", ","];
+    let separator = separators.into_iter().find(|separator| rest.starts_with(separator))?;
+    if separator == "," && commas != Commas::Thousands {
+        return None;
+    }
+    let behind = &rest[separator.len()..];
+    let group = if separator.ends_with("\\!") { behind.trim_start_matches(' ') } else { behind };
+    let count = group.bytes().take_while(u8::is_ascii_digit).count();
+    // `2 100/300` is a mixed number.
+    let is_mixed = separator == " " && group[count..].trim_start().starts_with('/');
+    (count == 3 && !is_mixed).then(|| (&group[..3], rest.len() - group.len() + 3))
+}
+
+/// The digits of `\overline{…}`.
+fn overlined<'a>(rest: &mut &'a str) -> &'a str {
+    let Some((inside, behind)) = rest.strip_prefix("\\overline{").and_then(|inside| inside.split_once('}')) else {
+        return "";
+    };
+    if inside.is_empty() || !inside.bytes().all(|b| b.is_ascii_digit()) {
+        return "";
+    }
+    *rest = behind;
+    inside
+}
+
+/// The power of ten of `1.5e-3`; 0 when there is none.
+fn exponent(rest: &mut &str) -> i32 {
+    let Some(behind) = rest.strip_prefix(['e', 'E']) else { return 0 };
+    let digits = behind.strip_prefix(['-', '+']).unwrap_or(behind);
+    let count = digits.bytes().take_while(u8::is_ascii_digit).count();
+    let ends = !digits[count..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.');
+    if !(1..=4).contains(&count) || !ends {
+        return 0;
+    }
+    let length = behind.len() - digits.len() + count;
+    let value = behind[..length].parse().unwrap_or(0);
+    *rest = &behind[length..];
+    value
+}
+
+impl Literal {
+    pub(super) fn of_digits(digits: &str) -> Self {
+        Self { whole: digits.to_owned(), ..Self::default() }
+    }
+
+    /// The digits of a plain whole number.
+    pub(super) fn plain_digits(&self) -> Option<&str> {
+        (self.decimals.is_none() && self.exponent == 0 && !self.whole.is_empty()).then_some(self.whole.as_str())
+    }
+
+    /// Steps of turning the digits into a number, which grow with the square of their count.
+    pub(super) fn steps(&self) -> usize {
+        let digits = self.whole.len()
+            + self.decimals.as_ref().map_or(0, String::len)
+            + self.repeating.len()
+            + self.exponent.unsigned_abs() as usize;
+        (digits / 16).pow(2) / 4
+    }
+
+    /// The value.
+    pub(super) fn number(&self) -> Result<Number, ParseError> {
+        let fraction = self.decimals.as_deref().unwrap_or("");
+        let digits: String = [self.whole.as_str(), fraction].concat();
+        let whole = if digits.is_empty() { BigInt::zero() } else { integer(&digits)? };
+        let mut value = BigRational::from_integer(whole);
+        if !fraction.is_empty() {
+            value /= ten_to(length(fraction)?);
+        }
+        if !self.repeating.is_empty() {
+            let period = (ten_to(length(&self.repeating)?) - BigInt::one()) * ten_to(length(fraction)?);
+            value += BigRational::new(integer(&self.repeating)?, period);
+        }
+        if u64::from(self.exponent.unsigned_abs()) * 4 > MAX_BITS {
+            return Err(ParseError::Syntax("a number that is too large"));
+        }
+        if self.exponent != 0 {
+            let scale = ten_to(self.exponent.unsigned_abs());
+            value = if self.exponent < 0 { value / scale } else { value * scale };
+        }
+        Ok(Number { value, is_decimal: self.decimals.is_some() && self.repeating.is_empty() })
+    }
+}
+
+fn length(digits: &str) -> Result<u32, ParseError> {
+    u32::try_from(digits.len()).map_err(|_| ParseError::TooLong)
+}
+
+fn ten_to(power: u32) -> BigInt {
+    BigInt::from(10).pow(power)
+}
+
+pub(super) fn integer(digits: &str) -> Result<BigInt, ParseError> {
+    digits.parse().map_err(|_| ParseError::Syntax("a number of no digits"))
+}
