@@ -370,7 +370,9 @@ fn unary(function: Function, x: Value) -> Option<Value> {
                 return None;
             }
             let other = rest.root();
-            let slope = other.high.max((error + EPSILON).sqrt());
+            // At the very ends of the domain only an inexact argument is off.
+            let is_end = error == 0.0 && rest == Double::ZERO;
+            let slope = if is_end { 1.0 } else { other.high.max((error + EPSILON).sqrt()) };
             let error = 2.0 * (error + 4.0 * EPSILON) / slope;
             let angle = if function == Function::Arcsin { t.angle(other) } else { other.angle(t) };
             Value::real(angle, error)
