@@ -7,6 +7,7 @@ use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Model, ModelConfig, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 fn model(kind: Kind) -> Model {
     pacs_torch::tch::set_num_threads(1);
@@ -75,7 +76,7 @@ fn check(kind: Kind, case: &Case, tolerance: f64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn equals_autograd(case in cases()) {
