@@ -48,7 +48,7 @@ fn same_curve(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -> b
         || is_solved_form(found, gold, budget)
 }
 
-fn scalars<'a>([left, right]: [&'a Answer; 2]) -> Option<(&'a Expr, &'a Expr)> {
+fn scalars([left, right]: [&Answer; 2]) -> Option<(&Expr, &Expr)> {
     match (left, right) {
         (Answer::Scalar(left), Answer::Scalar(right)) => Some((left, right)),
         _ => None,

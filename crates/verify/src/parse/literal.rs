@@ -59,7 +59,7 @@ fn digits<'a>(rest: &mut &'a str) -> &'a str {
 }
 
 /// The three digits of a thousands group, and the bytes they and their separator take.
-fn thousands<'a>(rest: &'a str, commas: Commas) -> Option<(&'a str, usize)> {
+fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
     let separators = ["{,}\\!", "{,}", ",\\!", "\\,", "\\ ", "'", "~", " ", ","];
     let separator = separators.into_iter().find(|separator| rest.starts_with(separator))?;
     if separator == "," && commas != Commas::Thousands {

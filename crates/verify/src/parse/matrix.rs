@@ -168,7 +168,7 @@ fn cofactor(rows: &Rows, row: usize, column: usize, budget: &mut Budget) -> Resu
     };
     let minor: Rows = rows.iter().enumerate().filter(|(at, _)| *at != row).map(|(_, cells)| without(cells)).collect();
     let minor = determinant(&minor, budget)?;
-    Ok(if (row + column) % 2 == 0 { minor } else { minor.negative() })
+    Ok(if (row + column).is_multiple_of(2) { minor } else { minor.negative() })
 }
 
 fn inverse(rows: &Rows, budget: &mut Budget) -> Result<Rows, ParseError> {

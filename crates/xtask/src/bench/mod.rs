@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements of single parts.
 
+mod beside;
 mod verify;
 
 use anyhow::Result;
@@ -10,10 +11,16 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Grades mathematical answers, beside the Python package math-verify on the same pairs.
     Verify(verify::Arguments),
+    /// Makes training steps, beside hand-written PyTorch on the same work.
+    Train(beside::Arguments),
+    /// Generates samples, beside Hugging Face transformers on the same work.
+    Rollout(beside::Arguments),
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Verify(arguments) => verify::run(arguments),
+        Bench::Train(arguments) => beside::run("train", arguments),
+        Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }
