@@ -32,6 +32,9 @@ pub enum Objective {
 pub struct Needs {
     /// Old log-probs of each token.
     pub old: bool,
+    /// The old policy is the reference, which lives for as many steps as it is set to. Otherwise it is the policy at the
+    /// start of the step.
+    pub old_is_reference: bool,
     /// Log-probs of the rollout engine.
     pub rollout: bool,
     /// Log-probs under a frozen reference policy.
@@ -106,6 +109,7 @@ impl Objective {
                 let log_ratio = config.reward_method == RewardMethod::LogRatio;
                 Needs {
                     old: log_ratio,
+                    old_is_reference: true,
                     rollout: false,
                     reference: false,
                     values: false,
@@ -117,6 +121,7 @@ impl Objective {
             }
             Self::Policy(config) => Needs {
                 old: true,
+                old_is_reference: false,
                 rollout: config.importance.is_some(),
                 reference: config.kl.is_some(),
                 values: config.advantage.uses_values(),
@@ -250,6 +255,15 @@ impl Objective {
                 config.sequence(normaliser, index, info, advantages, tokens)
             }
             _ => unreachable!("the state is that of another objective"),
+        }
+    }
+
+    /// Whether an answer has no gradient whatever its log-probs are: then it needs no forward, and these are its metrics.
+    #[must_use]
+    pub fn inert(&self, info: &SequenceInfo, advantages: &TokenAdvantages) -> Option<ObjectiveMetrics> {
+        match self {
+            Self::Pacs(_) => None,
+            Self::Policy(config) => config.inert(info, advantages),
         }
     }
 

@@ -120,6 +120,26 @@ proptest! {
     }
 
     #[test]
+    fn inert_answers_have_no_gradient(batch in batch(), objective in objective()) {
+        let answers = batch.answers();
+        let infos: Vec<SequenceInfo> = answers.iter().map(|answer| answer.info).collect();
+        let summaries: Vec<StepSummary> =
+            answers.iter().enumerate().map(|(i, a)| objective.summary(i, &a.info, &a.tokens).unwrap()).collect();
+        let baseline = objective.baseline(&infos, &summaries).unwrap();
+        let step = objective.evaluate(&answers).unwrap();
+        for (i, answer) in answers.iter().enumerate() {
+            let advantages = objective.advantages(&baseline, i, &answer.info, &answer.tokens).unwrap();
+            if objective.inert(&answer.info, &advantages).is_some() {
+                prop_assert!(step.sequences[i].dloss_dlogprob.iter().all(|coefficient| *coefficient == 0.0));
+                prop_assert_eq!((step.sequences[i].loss, step.sequences[i].dloss_dentropy), (0.0, 0.0));
+            } else if let Objective::Policy(config) = objective {
+                let pulled = config.kl.is_some() || config.entropy > 0.0 || config.value.is_some();
+                prop_assert!(pulled || advantages.advantages.iter().any(|advantage| *advantage != 0.0));
+            }
+        }
+    }
+
+    #[test]
     fn missing_numbers_are_refused_and_unread_ones_are_not_needed(mut batch in batch(), objective in objective()) {
         let Needs { old, rollout, reference, values, entropy, .. } = objective.needs();
         // Of an answer that is masked nothing is read.

@@ -153,13 +153,14 @@ impl Check {
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
         let kind = objective.kind;
+        let served = || ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Ppo);
         if kind == ObjectiveKind::Ppo {
-            let message = "needs a value model, which learners do not train; expected one of the others";
+            let message = format!("needs a value model, which learners do not train; expected {}", quoted(served()));
             self.that(false, "objective.kind", "\"ppo\"", message, &[]);
         }
-        for (key, value, users) in objective.ignored() {
-            let message = format!("`{}` has no use for it; only {} does", kind.name(), users.join(", "));
-            let message = if users.len() > 1 { message.replace("does", "do") } else { message };
+        for (key, value) in objective.ignored() {
+            let users = quoted(served().filter(|kind| kind.uses(&key)));
+            let message = format!("`{}` would ignore it; it is for {users}", kind.name());
             self.that(false, &format!("objective.{key}"), value, message, &["objective.kind"]);
         }
         self.objective_values(objective);
@@ -168,9 +169,11 @@ impl Check {
         let n = rollout.samples_per_prompt;
         let (compares, what, also): (bool, _, &'static [&'static str]) = match objective.objective(1) {
             Objective::Pacs(config) => {
-                (config.score.min_group_size() > 1, "this `objective.score`", &["objective.score"])
+                (config.score.min_group_size() > 1, "this `objective.score`".to_owned(), &["objective.score"])
             }
-            Objective::Policy(config) => (config.advantage.compares_group(), kind.name(), &["objective.kind"]),
+            Objective::Policy(config) => {
+                (config.advantage.compares_group(), quoted([kind].into_iter()), &["objective.kind"])
+            }
         };
         let message = format!("expected 2 or more: {what} compares the samples of a prompt with each other");
         self.that(!(compares && n == 1), "rollout.samples_per_prompt", n, message, also);
@@ -304,4 +307,9 @@ impl Check {
     fn fail(&mut self, problem: Problem, also: &'static [&'static str]) {
         self.found.push(Broken { problem, also });
     }
+}
+
+/// Names of kinds for a sentence.
+fn quoted(kinds: impl Iterator<Item = ObjectiveKind>) -> String {
+    kinds.map(|kind| format!("`{}`", kind.name())).collect::<Vec<_>>().join(", ")
 }

@@ -143,6 +143,11 @@ impl ObjectiveKind {
         }
     }
 
+    /// Whether the kind has a use for a setting.
+    pub(crate) fn uses(self, key: &str) -> bool {
+        table(&self.defaults()).contains_key(key)
+    }
+
     /// The published settings of all kinds but PACS; `length` is the constant that some aggregations divide by.
     fn policy(self, length: f64) -> Option<PolicyConfig> {
         Some(match self {
@@ -215,15 +220,10 @@ impl ObjectiveSpec {
         changed.map(|(key, value)| format!("{key} = {value}")).collect()
     }
 
-    /// Settings that are there although the kind has no use for them: key, value, and the kinds that do use it.
-    pub(crate) fn ignored(&self) -> Vec<(String, String, Vec<&'static str>)> {
-        let defaults = table(&self.kind.defaults());
-        let users = |key: &str| {
-            let uses = |kind: &ObjectiveKind| table(&kind.defaults()).contains_key(key);
-            ObjectiveKind::ALL.into_iter().filter(uses).map(ObjectiveKind::name).collect()
-        };
-        let ignored = table(self).into_iter().filter(|(key, _)| !defaults.contains_key(key));
-        ignored.map(|(key, value)| (key.clone(), value.to_string(), users(&key))).collect()
+    /// Settings that are there although the kind has no use for them: key and value.
+    pub(crate) fn ignored(&self) -> Vec<(String, String)> {
+        let ignored = table(self).into_iter().filter(|(key, _)| !self.kind.uses(key));
+        ignored.map(|(key, value)| (key, value.to_string())).collect()
     }
 
     /// The objective itself. `max_new_tokens` is the constant length that some aggregations divide by.

@@ -49,6 +49,19 @@ impl PolicyConfig {
         outcome.finite(index, info.group)
     }
 
+    /// Metrics of an answer that has no gradient whatever its log-probs are.
+    pub(crate) fn inert(&self, info: &SequenceInfo, targets: &TokenAdvantages) -> Option<ObjectiveMetrics> {
+        let mut metrics = ObjectiveMetrics::default();
+        if !self.counts(info) {
+            metrics.masked += 1.0;
+            return Some(metrics);
+        }
+        let alone = self.kl.is_none() && self.entropy == 0.0 && self.value.is_none();
+        let nothing = alone && targets.advantages.iter().all(|advantage| *advantage == 0.0);
+        metrics.add_advantages(&targets.advantages);
+        nothing.then_some(metrics)
+    }
+
     fn add_policy_loss(
         &self,
         normaliser: &Normaliser,
