@@ -32,8 +32,7 @@ pub use objectives::*;
 pub use pass_at_k::pass_at_k;
 pub use policy::{
     AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
-    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig,
+    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, group_advantages,
 };
-pub use policy::{discounted_returns, gae, group_advantages, remax_advantages};
 pub use schedule::warmup;
 pub use sequence::{Answer, SequenceInfo, TokenData};

@@ -4,7 +4,7 @@ use crate::metrics::ObjectiveMetrics;
 use crate::objectives::pacs::{PacsStep, Sequence, pacs};
 use crate::sequence::{Placed, check_infos};
 use crate::{
-    Answer, KlPlace, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
+    Answer, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
     StepSummary, TokenAdvantages, TokenData,
 };
 
@@ -296,13 +296,6 @@ impl Objective {
         }
         step.metrics = metrics.named().into_iter().collect();
         Ok(step)
-    }
-
-    /// Whether a KL penalty compares the old policy with the reference, so that old and reference log-probs of every
-    /// answer are needed at the start of a step.
-    #[must_use]
-    pub fn penalises_reward(&self) -> bool {
-        matches!(self, Self::Policy(config) if config.kl_at(KlPlace::Reward).is_some())
     }
 }
 

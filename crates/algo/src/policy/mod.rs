@@ -14,4 +14,3 @@ pub use advantage::{StepBaseline, StepSummary, TokenAdvantages, group_advantages
 pub use config::*;
 pub use normaliser::Normaliser;
 pub(crate) use normaliser::mean;
-pub use returns::{discounted_returns, gae, remax_advantages};
