@@ -11,6 +11,9 @@ pub struct PacsConfig {
     pub reward_method: RewardMethod,
     /// Weights of the labels.
     pub label_weights: LabelWeights,
+    /// Add the first term of the paper's gradient (eq. 5): every answer becomes less likely in proportion to its own
+    /// cross entropy. The reference code leaves it out.
+    pub actor_term: bool,
 }
 
 /// How a group's reward proxies become scores (paper eq. 6, 9, 10).

@@ -14,6 +14,16 @@ pub enum ObjectiveError {
         /// The value that was configured.
         beta: f64,
     },
+    /// A setting is out of its bounds.
+    #[error("{name} is {value}; expected {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// The value that was configured.
+        value: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// An answer has no tokens, so it has neither a log-probability nor a gradient.
     #[error("sequence {index} of group {group} has no answer tokens; leave it out")]
     EmptyAnswer {
@@ -32,6 +42,24 @@ pub enum ObjectiveError {
         /// The label that was given.
         label: f64,
     },
+    /// A reward is infinite or not a number.
+    #[error("sequence {index} of group {group} has reward {reward}; it must be finite")]
+    Reward {
+        /// Position of the sequence.
+        index: usize,
+        /// Its group.
+        group: u64,
+        /// The reward that was given.
+        reward: f64,
+    },
+    /// ReMax compares with the greedy answer, and its reward is missing or not finite.
+    #[error("sequence {index} of group {group} has no finite reward of the greedy answer to its prompt")]
+    GreedyReward {
+        /// Position of the sequence.
+        index: usize,
+        /// Its group.
+        group: u64,
+    },
     /// A sum of log-probabilities is infinite or not a number.
     #[error("sequence {index} of group {group} has log-prob sums {new} (new) and {old} (old); both must be finite")]
     LogprobSum {
@@ -44,6 +72,34 @@ pub enum ObjectiveError {
         /// Sum under the reference policy.
         old: f64,
     },
+    /// Numbers of tokens that the objective reads are missing, or are not one a token.
+    #[error("sequence {index} of group {group} has {values} {what} for {tokens} tokens")]
+    Tokens {
+        /// Position of the sequence.
+        index: usize,
+        /// Its group.
+        group: u64,
+        /// Which numbers.
+        what: &'static str,
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// How many numbers were given.
+        values: usize,
+    },
+    /// A number of a token is infinite or not a number.
+    #[error("sequence {index} of group {group}: the {what} hold {value} at token {token}; all must be finite")]
+    NotFinite {
+        /// Position of the sequence.
+        index: usize,
+        /// Its group.
+        group: u64,
+        /// Which numbers.
+        what: &'static str,
+        /// The token.
+        token: usize,
+        /// The number.
+        value: f64,
+    },
     /// The estimator compares a sample with the others of its group, and there are too few.
     #[error("group {group} has {size} sequences; the {estimator:?} score needs {}", estimator.min_group_size())]
     GroupTooSmall {
@@ -54,8 +110,19 @@ pub enum ObjectiveError {
         /// The configured estimator.
         estimator: ScoreEstimator,
     },
+    /// The objective compares a sample with the others of its group, and there are none.
+    #[error("group {group} has one sequence; this objective compares the samples of a prompt, which takes 2 or more")]
+    LonelySample {
+        /// The group.
+        group: u64,
+    },
+    /// Advantages are divided by their deviation over all tokens, and one token has none.
+    #[error("advantages are divided by their deviation over all tokens, which takes 2 tokens that count or more")]
+    TooFewTokens,
     /// The inputs are finite but so large that the arithmetic overflowed.
-    #[error("the objective overflowed at sequence {index} of group {group}; beta or the log-prob sums are too large")]
+    #[error(
+        "the objective overflowed at sequence {index} of group {group}: a log-ratio, a reward or a setting is too large"
+    )]
     Overflow {
         /// Position of the first sequence that overflowed.
         index: usize,

@@ -1,7 +1,7 @@
 use crate::{ScoreEstimator, group::centred};
 
 /// Added to the deviation before dividing by it.
-const STD_EPSILON: f64 = 1e-6;
+pub(crate) const STD_EPSILON: f64 = 1e-6;
 
 /// Scores of one group from its reward proxies.
 pub(crate) fn scores(estimator: ScoreEstimator, proxies: &[f64]) -> Vec<f64> {

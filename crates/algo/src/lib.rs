@@ -1,7 +1,7 @@
 //! Objectives and the small arithmetic around them, as pure functions on slices: no tensors, no autograd, no I/O.
 //!
-//! The learner reduces each sequence to a few scalars, calls an objective with the scalars of the whole mini-batch,
-//! and seeds its backward pass with the derivatives that come back. Start with [`pacs`].
+//! Start with [`Objective`]: log-probs, verdicts and settings in, the loss and the coefficient of every token out. The
+//! learner multiplies the coefficients into its backward pass.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
@@ -11,15 +11,28 @@ mod config;
 mod error;
 mod estimator;
 mod group;
-mod pacs;
+mod kl;
+mod metrics;
+mod objective;
+mod objectives;
 mod pass_at_k;
+mod policy;
 mod schedule;
+mod sequence;
 mod weights;
 
 pub use auc::auc;
 pub use balance::balance;
 pub use config::{LabelWeights, PacsConfig, RewardMethod, ScoreEstimator};
 pub use error::ObjectiveError;
-pub use pacs::{PacsStep, Sequence, pacs};
+pub use kl::KlKind;
+pub use metrics::ObjectiveMetrics;
+pub use objective::{LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
+pub use objectives::*;
 pub use pass_at_k::pass_at_k;
+pub use policy::{
+    AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
+    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, group_advantages,
+};
 pub use schedule::warmup;
+pub use sequence::{Answer, SequenceInfo, TokenData};

@@ -138,6 +138,7 @@ fn config(value: &Value) -> PacsConfig {
             other => panic!("reward method {other}"),
         },
         label_weights: serde_json::from_value(value["weight_mode"].clone()).unwrap(),
+        actor_term: false,
     }
 }
 

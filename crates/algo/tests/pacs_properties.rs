@@ -61,6 +61,7 @@ proptest! {
             score: ScoreEstimator::Rloo,
             reward_method: RewardMethod::LogRatio,
             label_weights: LabelWeights::None,
+            actor_term: false,
         };
         let sequences: Vec<Sequence> = sequences
             .into_iter()
@@ -125,7 +126,7 @@ fn config() -> impl Strategy<Value = PacsConfig> {
         LabelWeights::OnlyNegative,
     ]);
     (0.1..3.0f64, score, reward_method, label_weights).prop_map(|(beta, score, reward_method, label_weights)| {
-        PacsConfig { beta, score, reward_method, label_weights }
+        PacsConfig { beta, score, reward_method, label_weights, actor_term: false }
     })
 }
 

@@ -85,6 +85,7 @@ impl<'a> Plan<'a> {
                 "evaluation": report.evaluation.as_ref().map(source),
                 "overlap": report.overlap,
             })),
+            "objective": spec.objective.filled(),
             "steps": spec.batch.steps,
             "sequences_per_step": self.sequences_per_step(),
             "updates_per_step": spec.batch.mini_batches,
@@ -189,6 +190,7 @@ impl fmt::Display for Plan<'_> {
         if let Some(overlap) = report.map(|report| report.overlap).filter(|overlap| *overlap > 0) {
             writeln!(f, "            {overlap} evaluation problems are also trained on")?;
         }
+        writeln!(f, "objective   {}", objective(spec))?;
         let updates = plural(u64::from(batch.mini_batches), "optimizer update", "optimizer updates");
         writeln!(
             f,
@@ -219,6 +221,12 @@ impl fmt::Display for Plan<'_> {
     }
 }
 
+/// The objective, and what of it is not as published.
+fn objective(spec: &JobSpec) -> String {
+    let (name, changed) = (spec.objective.kind.name(), spec.objective.changed());
+    if changed.is_empty() { name.to_owned() } else { format!("{name}, {}", changed.join(", ")) }
+}
+
 fn sample_count(spec: &JobSpec) -> String {
     plural(u64::from(spec.evaluation.samples_per_problem), "sample", "samples")
 }
@@ -226,6 +234,7 @@ fn sample_count(spec: &JobSpec) -> String {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use pacs_spec::{ObjectiveKind, ObjectiveSpec};
 
     use super::*;
 
@@ -247,6 +256,7 @@ mod tests {
             model       models/not-there (not there)
             training    addition of 10 to 99 (not looked at: model or data is not there)
             evaluation  addition of 10 to 99 (not looked at: model or data is not there); 2 evaluations, 1 sample a problem
+            objective   pacs
             step        8 prompts x 8 samples = 64 sequences, 1 optimizer update
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
@@ -254,6 +264,7 @@ mod tests {
             run folder  runs/demo
         "#]].assert_eq(&plan.to_string());
         assert_eq!(plan.json()["sequences_per_step"], 64);
+        assert_eq!(plan.json()["objective"]["score"], "rloo");
     }
 
     #[test]
@@ -267,6 +278,7 @@ mod tests {
             model       …/tests/golden/models/qwen2-tied (qwen2, 154 432 parameters)
             training    addition of 10 to 99: 7900 of 7900 rows used; prompts of up to 39 tokens
             evaluation  addition of 10 to 99: 200 of 200 rows used; prompts of up to 39 tokens; 2 evaluations, 1 sample a problem
+            objective   pacs
             step        8 prompts x 8 samples = 64 sequences, 1 optimizer update
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
@@ -275,6 +287,13 @@ mod tests {
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
         "#]].assert_eq(&text);
         assert_eq!(plan.json()["data"]["train"]["kept"], 7900);
+    }
+
+    #[test]
+    fn what_is_not_as_published_is_shown() {
+        let mut spec = demo();
+        spec.objective = ObjectiveSpec { kind: ObjectiveKind::Grpo, clip_high: Some(0.28), ..Default::default() };
+        assert_eq!(objective(&spec), "grpo, clip_high = 0.28");
     }
 
     #[test]

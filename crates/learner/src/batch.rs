@@ -1,6 +1,7 @@
 //! A rank's share of a batch, and how it is cut into passes that fit the token budget.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use pacs_protocol::v1;
 
@@ -15,8 +16,12 @@ pub struct IndexEntry {
     pub rank: usize,
     /// Verifiable outcome, 0 to 1.
     pub label: f64,
+    /// Reward, finite.
+    pub reward: f64,
     /// Tokens of the answer.
     pub answer_tokens: u32,
+    /// It ended at the length limit.
+    pub truncated: bool,
 }
 
 /// Tokens of one sequence that this rank computes.
@@ -69,7 +74,9 @@ impl TrainBatch {
                 mini_batch: entry.mini_batch as usize,
                 rank: entry.rank as usize,
                 label: entry.label,
+                reward: entry.reward,
                 answer_tokens: entry.answer_tokens,
+                truncated: entry.truncated,
             })
             .collect();
         if index.is_empty() {
@@ -111,6 +118,12 @@ impl TrainBatch {
     #[must_use]
     pub fn mini_batches(&self) -> usize {
         self.index.last().map_or(0, |entry| entry.mini_batch + 1)
+    }
+
+    /// Positions of the members of a mini-batch, which are consecutive.
+    pub(crate) fn members(&self, mini_batch: usize) -> Range<usize> {
+        let start = self.index.partition_point(|entry| entry.mini_batch < mini_batch);
+        start..self.index.partition_point(|entry| entry.mini_batch <= mini_batch)
     }
 
     /// Cuts `sequences` (places in [`Self::sequences`]) into passes of at most `tokens` tokens.
@@ -182,7 +195,9 @@ mod tests {
             mini_batch: 0,
             rank: 0,
             label: 0.0,
+            reward: 0.0,
             answer_tokens: tokens as u32,
+            truncated: false,
         };
         let sequence = |(position, &(_, tokens)): (usize, &(u64, usize))| SequenceTokens {
             position,

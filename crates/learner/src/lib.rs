@@ -1,14 +1,15 @@
 //! The learner worker: owns the weights, computes the gradient of the objective, publishes every new version.
 //!
 //! [`run`] is the service; [`Trainer`] is training itself, over any [`pacs_collective::Collective`]. The objective is a
-//! pure function in `pacs-algo`; what happens here is: forward every sequence, exchange one scalar a sequence, evaluate
-//! the objective on every rank, backward each sequence with its own coefficient.
+//! pure function in `pacs-algo`; what happens here is: forward every sequence, exchange the few numbers a sequence that
+//! the objective asks for, evaluate it on every rank, backward each sequence with its own coefficients.
 #![forbid(unsafe_code)]
 
 mod batch;
 mod checkpoint;
 mod gradient;
 mod metrics;
+mod objective;
 mod optimizer;
 mod publish;
 mod service;

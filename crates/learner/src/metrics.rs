@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pacs_algo::ObjectiveMetrics;
+
 macro_rules! sums {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// What a rank adds up over the passes of a step.
@@ -24,6 +26,8 @@ macro_rules! sums {
 }
 
 sums! {
+    /// Shares of the losses of the step's updates.
+    loss,
     /// Tokens that went through the model with a gradient, prompts included.
     trained_tokens,
     /// Sequences whose gradient was computed.
@@ -43,7 +47,7 @@ sums! {
 pub(crate) struct StepMetrics {
     pub(crate) sums: Sums,
     pub(crate) mismatch_max: f64,
-    pub(crate) losses: Vec<f64>,
+    pub(crate) objective: ObjectiveMetrics,
     pub(crate) grad_norms: Vec<f64>,
     pub(crate) clipped: u32,
     pub(crate) updates: u32,
@@ -79,7 +83,7 @@ impl StepMetrics {
                 named.insert(name.to_owned(), value);
             }
         };
-        put("loss", mean(&self.losses));
+        put("loss", self.sums.loss / f64::from(self.updates));
         put("grad_norm", mean(&self.grad_norms));
         put("clipped_share", f64::from(self.clipped) / f64::from(self.updates));
         put("learning_rate", self.learning_rate);
@@ -94,6 +98,9 @@ impl StepMetrics {
         put("logprob_mismatch_max", self.mismatch_max);
         put("trained_sequences", self.sums.trained_sequences);
         put("trained_tokens", self.sums.trained_tokens);
+        for (name, value) in self.objective.named() {
+            put(name, value);
+        }
         for (phase, seconds) in &self.seconds {
             put(&format!("seconds_{phase}"), *seconds);
         }

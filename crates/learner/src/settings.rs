@@ -1,12 +1,12 @@
-use pacs_algo::PacsConfig;
+use pacs_algo::Objective;
 use pacs_spec::{JobSpec, OptimizerSpec};
 
 /// What the job spec says about training, as the trainer needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
     /// The objective.
-    pub objective: PacsConfig,
-    /// Training steps between resets of the reference policy.
+    pub objective: Objective,
+    /// Training steps between resets of the reference policy; 0: it stays what it was at the first step.
     pub reference_reset_steps: u64,
     /// Clear the moments at a reset.
     pub reset_optimizer: bool,
@@ -20,16 +20,11 @@ pub struct TrainerSettings {
 
 impl From<&JobSpec> for TrainerSettings {
     fn from(spec: &JobSpec) -> Self {
-        let objective = &spec.objective;
+        let objective = spec.objective.filled();
         Self {
-            objective: PacsConfig {
-                beta: objective.beta,
-                score: objective.score,
-                reward_method: objective.reward_method,
-                label_weights: objective.label_weights,
-            },
-            reference_reset_steps: objective.reference_reset_steps,
-            reset_optimizer: objective.reset_optimizer,
+            objective: objective.objective(spec.rollout.max_new_tokens),
+            reference_reset_steps: objective.reference_reset_steps.unwrap_or(0),
+            reset_optimizer: objective.reset_optimizer.unwrap_or(false),
             optimizer: spec.optimizer.clone(),
             temperature: spec.rollout.temperature,
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,

@@ -1,10 +1,11 @@
 //! The training step: the two-phase exact update.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use pacs_algo::{ObjectiveError, PacsStep, RewardMethod, Sequence, pacs, warmup};
+use pacs_algo::{ObjectiveError, ObjectiveMetrics, warmup};
 use pacs_collective::{Collective, CollectiveError};
 use pacs_model::{Keep, Model, ModelConfig, ModelError, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
@@ -13,6 +14,7 @@ use pacs_torch::{ViewError, f32_mut};
 use crate::batch::{Pass, TrainBatch};
 use crate::gradient::{PassTensors, TokenScores};
 use crate::metrics::StepMetrics;
+use crate::objective::{StepObjective, UpdateObjective};
 use crate::optimizer::{Optimizer, norm};
 use crate::settings::TrainerSettings;
 
@@ -58,13 +60,6 @@ pub struct Trainer {
     gradients: Tensor,
 }
 
-/// One sequence's log-prob sums under the two policies (nats, float64).
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    new: f64,
-    old: f64,
-}
-
 impl Trainer {
     /// A trainer at step 0 of the model in `folder`.
     ///
@@ -102,55 +97,78 @@ impl Trainer {
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         let mut metrics = StepMetrics::default();
-        let reset = (batch.step - 1).is_multiple_of(self.settings.reference_reset_steps);
-        if reset {
-            self.reset_reference();
-        }
-        let old = self.old_logprobs(batch, reset, &mut metrics);
+        let mut objective = StepObjective::new(self.settings.objective, batch)?;
+        let needs = objective.needs();
+        let reset = self.reset_reference(batch.step);
+        // Nothing was updated yet: in the first mini-batch old and new policy are one, and every log-ratio is zero.
+        let starts_on_policy = reset || !needs.old_is_reference;
+        self.score_before_updates(batch, starts_on_policy, &mut objective, &mut metrics);
+        objective.settle(collective)?;
         for mini_batch in 0..batch.mini_batches() {
-            // Nothing was updated since the reset: old and new policy are one, and every log-ratio is zero.
-            let on_policy = reset && mini_batch == 0;
-            self.update(batch, mini_batch, on_policy, &old, collective, &mut metrics)?;
+            let on_policy = starts_on_policy && mini_batch == 0;
+            self.update(batch, mini_batch, on_policy, &objective, collective, &mut metrics)?;
         }
         self.step = batch.step;
         exchange_metrics(&mut metrics, collective)?;
         Ok(StepReport { metrics: metrics.named(), skipped_updates: metrics.skipped })
     }
 
-    fn reset_reference(&mut self) {
-        if self.settings.reference_reset_steps > 1 {
+    /// Makes the current policy the reference where that is due before step `step`, and says whether it was.
+    fn reset_reference(&mut self, step: u64) -> bool {
+        let needs = self.settings.objective.needs();
+        let due = match self.settings.reference_reset_steps {
+            0 => self.reference.is_none(),
+            steps => (step - 1).is_multiple_of(steps),
+        };
+        if due && (needs.reference || self.settings.reference_reset_steps > 1) {
             self.reference = Some(duplicate(&self.parameters));
         }
-        if self.settings.reset_optimizer && self.step > 0 {
+        if due && self.settings.reset_optimizer && self.step > 0 {
             self.optimizer.reset();
         }
+        due
     }
 
-    /// Sum of the old log-probs of this rank's sequences, for the mini-batches that need them; `NAN` elsewhere.
-    fn old_logprobs(&mut self, batch: &TrainBatch, reset: bool, metrics: &mut StepMetrics) -> Vec<f64> {
-        let mut sums = vec![f64::NAN; batch.sequences.len()];
-        if self.settings.objective.reward_method == RewardMethod::MeanLogprob {
-            return sums;
-        }
-        let needed: Vec<usize> = (0..batch.sequences.len())
-            .filter(|place| !(reset && batch.index[batch.sequences[*place].position].mini_batch == 0))
-            .collect();
-        let started = Instant::now();
-        let current = reset.then_some(&self.model);
+    /// Log-probs under the old and the reference policy of those of this rank's answers that need them.
+    fn score_before_updates(
+        &self,
+        batch: &TrainBatch,
+        starts_on_policy: bool,
+        objective: &mut StepObjective<'_>,
+        metrics: &mut StepMetrics,
+    ) {
+        let (needs, started) = (objective.needs(), Instant::now());
         let held = self.reference.as_ref().map(|parameters| Model::new(&self.config, parameters));
-        let reference = current.or(held.as_ref()).unwrap_or(&self.model);
-        for pass in batch.passes(&needed, self.settings.micro_batch_tokens) {
-            let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
-            let scores = tensors.score(reference, self.settings.temperature);
-            for (place, range) in spans(&tensors) {
-                sums[place] = sum(&scores.logprobs[range.clone()]);
-                if reset {
-                    metrics.compare(&scores.logprobs[range], &batch.sequences[place].rollout_logprobs);
+        let places = 0..batch.sequences.len();
+        if needs.old {
+            let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
+            let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries;
+            let needed: Vec<usize> =
+                places.clone().filter(|place| !own_forward(*place) && !objective.is_inert(*place)).collect();
+            let old = if starts_on_policy { &self.model } else { held.as_ref().unwrap_or(&self.model) };
+            self.score(old, batch, &needed, |place, logprobs| {
+                objective.set_old(place, logprobs);
+                if starts_on_policy && !first(place) {
+                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
                 }
-            }
+            });
+        }
+        if let Some(reference) = held.filter(|_| needs.reference) {
+            let needed: Vec<usize> = places.collect();
+            self.score(&reference, batch, &needed, |place, logprobs| objective.set_reference(place, logprobs));
         }
         metrics.add_seconds("old_logprobs", started);
-        sums
+    }
+
+    /// Calls `note` with the log-probs of each of the answers at `places` under `model`.
+    fn score(&self, model: &Model, batch: &TrainBatch, places: &[usize], mut note: impl FnMut(usize, &[f32])) {
+        for pass in batch.passes(places, self.settings.micro_batch_tokens) {
+            let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
+            let scores = tensors.score(model, self.settings.temperature);
+            for (place, range) in spans(&tensors) {
+                note(place, &scores.logprobs[range]);
+            }
+        }
     }
 
     fn update(
@@ -158,32 +176,26 @@ impl Trainer {
         batch: &TrainBatch,
         mini_batch: usize,
         on_policy: bool,
-        old: &[f64],
+        objective: &StepObjective<'_>,
         collective: &mut dyn Collective,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
-        let members: Vec<usize> =
-            (0..batch.index.len()).filter(|position| batch.index[*position].mini_batch == mini_batch).collect();
-        let mine: Vec<usize> = (0..batch.sequences.len())
-            .filter(|place| batch.index[batch.sequences[*place].position].mini_batch == mini_batch)
-            .collect();
+        let members = batch.members(mini_batch);
+        let mine: Vec<usize> =
+            (0..batch.sequences.len()).filter(|place| members.contains(&batch.sequences[*place].position)).collect();
         let started = Instant::now();
         let _ = self.gradients.zero_();
-        let known = on_policy && self.settings.objective.reward_method == RewardMethod::LogRatio;
-        let outcome = if known {
-            let zeros = vec![Sums::default(); members.len()];
-            let outcome = self.objective(batch, &members, &zeros)?;
-            self.backward(batch, &members, &mine, &outcome, on_policy, metrics)?;
-            outcome
+        if on_policy && objective.needs().known_on_policy {
+            let update = objective.on_policy(members)?;
+            let mut coefficients = Coefficients::new();
+            for &place in &mine {
+                coefficients.insert(place, update.coefficients(place, None, metrics)?);
+            }
+            self.backward(batch, &mine, &coefficients, on_policy, metrics)?;
         } else {
-            self.two_phases(batch, &members, &mine, old, collective, metrics)?
-        };
-        metrics.add_seconds("gradient", started);
-        if !known {
-            metrics.scores.extend(&outcome.score);
-            metrics.positive.extend(members.iter().map(|position| batch.index[*position].label > 0.5));
+            self.two_phases(batch, members, &mine, on_policy, objective, collective, metrics)?;
         }
-        metrics.losses.push(outcome.loss);
+        metrics.add_seconds("gradient", started);
         let started = Instant::now();
         self.all_reduce(collective)?;
         metrics.add_seconds("all_reduce", started);
@@ -205,121 +217,96 @@ impl Trainer {
         Ok(())
     }
 
-    /// Scores first, then the objective over all ranks, then the backward; a single pass keeps its graph in between.
+    /// Scores first, then the objective, then the backward. A pass keeps its graph in between, unless the objective takes
+    /// the scores of other passes or ranks too and there are several.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one update")]
     fn two_phases(
         &mut self,
         batch: &TrainBatch,
-        members: &[usize],
+        members: Range<usize>,
         mine: &[usize],
-        old: &[f64],
+        on_policy: bool,
+        objective: &StepObjective<'_>,
         collective: &mut dyn Collective,
         metrics: &mut StepMetrics,
-    ) -> Result<PacsStep, TrainError> {
+    ) -> Result<(), TrainError> {
         let temperature = self.settings.temperature;
-        let passes = batch.passes(mine, self.settings.micro_batch_tokens);
-        let mut scored: Vec<f64> = Vec::with_capacity(3 * mine.len());
-        let mut note = |tensors: &PassTensors, scores: &TokenScores| {
-            for (place, range) in spans(tensors) {
-                let old = if old[place].is_nan() { 0.0 } else { old[place] };
-                scored.extend([batch.sequences[place].position as f64, sum(&scores.logprobs[range]), old]);
-            }
+        let (inert, live): (Vec<usize>, Vec<usize>) = mine.iter().partition(|place| objective.is_inert(**place));
+        inert.iter().for_each(|place| objective.skip(*place, metrics));
+        let passes = batch.passes(&live, self.settings.micro_batch_tokens);
+        let couples = objective.needs().sums;
+        if couples && passes.len() != 1 {
+            let mut scored = Vec::with_capacity(live.len());
+            self.score(&self.model, batch, &live, |place, logprobs| scored.push((place, logprobs.to_vec())));
+            let update = objective.gathered(members, &scored, collective, metrics)?;
+            let coefficients = coefficients(&update, &scored, metrics)?;
+            return self.backward(batch, &live, &coefficients, false, metrics);
+        }
+        let mut update = match couples {
+            true => None,
+            false => Some(objective.gathered(members.clone(), &[], collective, metrics)?),
         };
-        let tensors: Vec<PassTensors> =
-            passes.iter().map(|pass| PassTensors::new(batch, pass, self.parameters.flat.device())).collect();
-        if let [only] = &tensors[..] {
-            let open = only.open(&self.model, Keep::All);
-            note(only, &open.score(&self.model, temperature));
-            let outcome = self.exchange(batch, members, &scored, collective, metrics)?;
-            let coefficients = coefficients(only, batch, members, &outcome);
-            if coefficients.iter().any(|c| *c != 0.0) {
+        for pass in &passes {
+            let tensors = PassTensors::new(batch, pass, self.parameters.flat.device());
+            let open = tensors.open(&self.model, Keep::All);
+            let scores = open.score(&self.model, temperature);
+            let scored: Vec<(usize, Vec<f32>)> =
+                spans(&tensors).map(|(place, range)| (place, scores.logprobs[range].to_vec())).collect();
+            if on_policy {
+                compare_pass(batch, &tensors, &scores, metrics);
+            }
+            let update = match &mut update {
+                Some(update) => update,
+                None => update.insert(objective.gathered(members.clone(), &scored, collective, metrics)?),
+            };
+            let coefficients = in_order(&tensors, &coefficients(update, &scored, metrics)?);
+            if coefficients.iter().any(|coefficient| *coefficient != 0.0) {
                 let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
-                count_trained(&passes[0], &scores, metrics);
-            }
-            return Ok(outcome);
-        }
-        for pass in &tensors {
-            note(pass, &pass.score(&self.model, temperature));
-        }
-        let outcome = self.exchange(batch, members, &scored, collective, metrics)?;
-        self.backward(batch, members, mine, &outcome, false, metrics)?;
-        Ok(outcome)
-    }
-
-    /// Gathers the scalars of all ranks and evaluates the objective on them.
-    fn exchange(
-        &self,
-        batch: &TrainBatch,
-        members: &[usize],
-        scored: &[f64],
-        collective: &mut dyn Collective,
-        metrics: &mut StepMetrics,
-    ) -> Result<PacsStep, TrainError> {
-        let first = members[0];
-        let mut sums = vec![Sums::default(); members.len()];
-        for rank in collective.all_gather_f64(scored)? {
-            for entry in rank.chunks_exact(3) {
-                // Positions are small integers, exact in a float64; the members of a mini-batch are consecutive.
-                sums[entry[0] as usize - first] = Sums { new: entry[1], old: entry[2] };
+                count_trained(pass, &scores, metrics);
             }
         }
-        if self.settings.objective.reward_method == RewardMethod::LogRatio {
-            metrics.log_ratios.extend(sums.iter().map(|sums| sums.new - sums.old));
+        if on_policy && live.is_empty() {
+            self.compare_one(batch, mine, metrics);
         }
-        self.objective(batch, members, &sums)
+        Ok(())
     }
 
-    fn objective(&self, batch: &TrainBatch, members: &[usize], sums: &[Sums]) -> Result<PacsStep, TrainError> {
-        let sequences: Vec<Sequence> = members
-            .iter()
-            .zip(sums)
-            .map(|(position, sums)| {
-                let entry = &batch.index[*position];
-                Sequence {
-                    group: entry.group,
-                    label: entry.label,
-                    new_logprob_sum: sums.new,
-                    old_logprob_sum: sums.old,
-                    tokens: entry.answer_tokens,
-                }
-            })
-            .collect();
-        Ok(pacs(&self.settings.objective, &sequences)?)
-    }
-
-    /// Adds up the gradient of this rank's sequences. Those without a coefficient have none and are left out; when that
-    /// leaves nothing, one sequence is still scored so that the comparison with the rollout engine never goes dark.
+    /// Adds up the gradient of this rank's sequences. Those without a coefficient have none and are left out.
     fn backward(
         &mut self,
         batch: &TrainBatch,
-        members: &[usize],
         mine: &[usize],
-        outcome: &PacsStep,
+        coefficients: &Coefficients,
         on_policy: bool,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
         let temperature = self.settings.temperature;
         let device = self.parameters.flat.device();
-        let first = members[0];
-        let has_gradient = |place: &usize| outcome.dloss_dlogprob[batch.sequences[*place].position - first] != 0.0;
+        let has_gradient = |place: &usize| coefficients[place].iter().any(|coefficient| *coefficient != 0.0);
         let trained: Vec<usize> = mine.iter().copied().filter(has_gradient).collect();
         for pass in batch.passes(&trained, self.settings.micro_batch_tokens) {
             let tensors = PassTensors::new(batch, &pass, device);
-            let coefficients = coefficients(&tensors, batch, members, outcome);
             let open = tensors.open(&self.model, Keep::All);
+            let coefficients = in_order(&tensors, coefficients);
             let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
             count_trained(&pass, &scores, metrics);
             if on_policy {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
         }
-        if on_policy && trained.is_empty() && !mine.is_empty() {
-            for pass in batch.passes(&mine[..1], self.settings.micro_batch_tokens) {
-                let tensors = PassTensors::new(batch, &pass, device);
-                let scores = tensors.score(&self.model, temperature);
-                compare_pass(batch, &tensors, &scores, metrics);
-            }
+        if on_policy && trained.is_empty() {
+            self.compare_one(batch, mine, metrics);
         }
         Ok(())
+    }
+
+    /// Scores the first of the sequences at `places`, so that the comparison with the rollout engine never goes dark.
+    fn compare_one(&self, batch: &TrainBatch, places: &[usize], metrics: &mut StepMetrics) {
+        for pass in batch.passes(&places[..places.len().min(1)], self.settings.micro_batch_tokens) {
+            let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
+            let scores = tensors.score(&self.model, self.settings.temperature);
+            compare_pass(batch, &tensors, &scores, metrics);
+        }
     }
 
     /// Clips, checks and applies the gradient; every rank holds the same one, so every rank decides the same.
@@ -347,11 +334,21 @@ pub(crate) fn duplicate(parameters: &Parameters) -> Parameters {
     Parameters { layout: parameters.layout.clone(), flat: parameters.flat.copy() }
 }
 
+/// Coefficients of the answer tokens of sequences, by place.
+type Coefficients = HashMap<usize, Vec<f32>>;
+
+fn coefficients(
+    update: &UpdateObjective<'_>,
+    scored: &[(usize, Vec<f32>)],
+    metrics: &mut StepMetrics,
+) -> Result<Coefficients, ObjectiveError> {
+    let of = |(place, new): &(usize, Vec<f32>)| Ok((*place, update.coefficients(*place, Some(new), metrics)?));
+    scored.iter().map(of).collect()
+}
+
 /// Coefficient of every answer token of a pass.
-fn coefficients(tensors: &PassTensors, batch: &TrainBatch, members: &[usize], outcome: &PacsStep) -> Vec<f32> {
-    let first = members[0];
-    let of = |place: usize| outcome.dloss_dlogprob[batch.sequences[place].position - first] as f32;
-    tensors.spans.iter().flat_map(|&(place, tokens)| std::iter::repeat_n(of(place), tokens)).collect()
+fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> Vec<f32> {
+    tensors.spans.iter().flat_map(|(place, _)| coefficients[place].iter().copied()).collect()
 }
 
 /// Each sequence's place with its range among the pass's answer tokens.
@@ -383,9 +380,14 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
 fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) -> Result<(), CollectiveError> {
     let mut mine = metrics.sums.to_vec();
     mine.push(metrics.mismatch_max);
+    let ours = mine.len();
+    mine.extend(metrics.objective.to_vec());
     metrics.sums = crate::metrics::Sums::default();
+    metrics.objective = ObjectiveMetrics::default();
     for rank in collective.all_gather_f64(&mine)? {
-        let Some((maximum, sums)) = rank.split_last() else { continue };
+        let (sums, objective) = rank.split_at(ours.min(rank.len()));
+        metrics.objective.merge(&ObjectiveMetrics::from_slice(objective));
+        let Some((maximum, sums)) = sums.split_last() else { continue };
         metrics.sums.add(sums);
         metrics.mismatch_max = metrics.mismatch_max.max(*maximum);
     }

@@ -1,11 +1,15 @@
 //! The update is exact: it does not depend on ranks, passes, or where a group's members sit, and equals autograd.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pacs_algo::{LabelWeights, PacsConfig, RewardMethod, ScoreEstimator, balance};
+use pacs_algo::{
+    AdvantageEstimator, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty, KlPlace,
+    LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, balance, dapo, dr_grpo, grpo,
+    gspo, reinforce_pp, reinforce_pp_baseline, rloo,
+};
 use pacs_collective::{GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_spec::OptimizerSpec;
@@ -20,14 +24,17 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
 }
 
+const PACS: PacsConfig = PacsConfig {
+    beta: 1.0,
+    score: ScoreEstimator::Rloo,
+    reward_method: RewardMethod::LogRatio,
+    label_weights: LabelWeights::Question,
+    actor_term: false,
+};
+
 fn settings() -> TrainerSettings {
     TrainerSettings {
-        objective: PacsConfig {
-            beta: 1.0,
-            score: ScoreEstimator::Rloo,
-            reward_method: RewardMethod::LogRatio,
-            label_weights: LabelWeights::Question,
-        },
+        objective: Objective::Pacs(PACS),
         reference_reset_steps: 1,
         reset_optimizer: false,
         // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
@@ -56,14 +63,16 @@ fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
             sequences.push(SequenceTokens {
                 position: index.len(),
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
-                rollout_logprobs: vec![-1.0; length as usize],
+                rollout_logprobs: vec![-5.7; length as usize],
             });
             index.push(IndexEntry {
                 group,
                 mini_batch: group as usize * mini_batches / GROUPS as usize,
                 rank: 0,
                 label,
+                reward: label,
                 answer_tokens: length as u32,
+                truncated: length > 10,
             });
         }
     }
@@ -105,23 +114,36 @@ fn group_of(ranks: usize) -> Vec<(usize, Connect)> {
 
 /// Weights after [`STEPS`] steps on `ranks` ranks; checks that all ranks end with the same bits.
 fn train(model: &str, ranks: usize, mini_batches: usize, settings: &TrainerSettings) -> Tensor {
+    train_and_report(model, ranks, mini_batches, settings).0
+}
+
+/// The same with the metrics of the last step.
+fn train_and_report(
+    model: &str,
+    ranks: usize,
+    mini_batches: usize,
+    settings: &TrainerSettings,
+) -> (Tensor, BTreeMap<String, f64>) {
     let run = |(rank, connect): (usize, Connect)| {
         let mut collective = connect();
         let mut trainer = trainer(model, settings.clone());
+        let mut metrics = BTreeMap::new();
         for step in 1..=STEPS {
             let batch = share(whole_batch(step, mini_batches), rank, ranks);
-            trainer.train(&batch, &mut collective).expect("trains");
+            metrics = trainer.train(&batch, &mut collective).expect("trains").metrics;
         }
-        trainer.parameters().flat.copy()
+        metrics.retain(|name, _| !name.starts_with("seconds_"));
+        (trainer.parameters().flat.copy(), metrics)
     };
-    let weights: Vec<Tensor> = std::thread::scope(|scope| {
+    let ranks: Vec<(Tensor, BTreeMap<String, f64>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = group_of(ranks).into_iter().map(|rank| scope.spawn(move || run(rank))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     });
-    for other in &weights[1..] {
-        assert!(weights[0].equal(other), "the ranks hold different weights");
+    for (weights, metrics) in &ranks[1..] {
+        assert!(ranks[0].0.equal(weights), "the ranks hold different weights");
+        assert_eq!(&ranks[0].1, metrics, "the ranks report different metrics");
     }
-    weights[0].shallow_clone()
+    ranks.into_iter().next().expect("there is a rank")
 }
 
 fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
@@ -159,6 +181,77 @@ fn a_reference_that_lives_for_several_steps_counts() {
     assert!((&short - &reference).abs().max().double_value(&[]) > 1e-6, "the reset period changes nothing");
 }
 
+/// Every objective with settings that bring out what couples its answers, and a metric that shows that they do.
+fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
+    let clip = Clip { low: 0.02, high: 0.02, dual: Some(1.5) };
+    let kl = |place| Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place });
+    let importance =
+        Some(ImportanceWeights { level: ImportanceLevel::Token, mode: ImportanceMode::Truncate, cap: 1.2 });
+    let discounted = AdvantageEstimator::ReinforcePp { gamma: 0.9 };
+    vec![
+        ("grpo", PolicyConfig { clip, ..grpo() }, "ratio_clipped_share"),
+        ("dr_grpo", dr_grpo(12.0), "advantage_std"),
+        ("dapo", PolicyConfig { clip, ..dapo() }, "masked_sequences"),
+        ("gspo", PolicyConfig { clip: Clip { low: 0.003, high: 0.004, dual: None }, ..gspo() }, "ratio_clipped_share"),
+        ("rloo", rloo(), "policy_kl_k3"),
+        ("reinforce_pp", PolicyConfig { advantage: discounted, ..reinforce_pp() }, "advantage_mean"),
+        ("reinforce_pp_baseline", reinforce_pp_baseline(), "advantage_std"),
+        ("grpo with weights", PolicyConfig { importance, ..grpo() }, "importance_cut_share"),
+        ("grpo with a penalty", PolicyConfig { kl: kl(KlPlace::Loss), ..grpo() }, "reference_kl"),
+        ("reinforce_pp with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..reinforce_pp() }, "reference_kl"),
+        ("rloo with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..rloo() }, "reference_kl"),
+    ]
+}
+
+/// Moves far enough in a step for ratios to be clipped. With this epsilon AdamW is gradient descent, which does not
+/// blow up rounding in a gradient that is almost zero.
+fn far(objective: PolicyConfig) -> TrainerSettings {
+    TrainerSettings {
+        objective: Objective::Policy(objective),
+        reference_reset_steps: 0,
+        optimizer: OptimizerSpec { learning_rate: 0.05, epsilon: 1.0, weight_decay: 0.0, ..OptimizerSpec::default() },
+        ..settings()
+    }
+}
+
+#[test]
+fn every_objective_is_exact_under_ranks_and_passes() {
+    for (name, objective, telling) in objectives() {
+        let settings = far(objective);
+        let (reference, metrics) = train_and_report("qwen3", 1, 3, &settings);
+        assert!(metrics[telling] != 0.0, "{name}: nothing shows in {telling}");
+        assert!(
+            (&reference - &trainer("qwen3", settings.clone()).parameters().flat).abs().max().double_value(&[]) > 1e-3
+        );
+        let small = TrainerSettings { micro_batch_tokens: 30, ..settings.clone() };
+        for (ranks, settings) in [(3, &settings), (2, &small)] {
+            let (weights, seen) = train_and_report("qwen3", ranks, 3, settings);
+            assert_close(&weights, &reference, 2e-6, &format!("{name}, {ranks} ranks"));
+            for (metric, value) in metrics.iter().filter(|(metric, _)| of_objective(metric)) {
+                let close = (seen[metric] - value).abs() <= 1e-4 * (1.0 + value.abs());
+                assert!(close, "{name}, {ranks} ranks: {metric} is {}, not {value}", seen[metric]);
+            }
+        }
+    }
+}
+
+/// Metrics of the objective itself. The others say which answers had a forward, which depends on the passes.
+fn of_objective(metric: &str) -> bool {
+    let prefixes = ["loss", "grad_norm", "ratio_", "policy_kl", "advantage_", "masked_", "importance_", "reference_kl"];
+    prefixes.iter().any(|prefix| metric.starts_with(prefix))
+}
+
+#[test]
+fn a_penalty_holds_the_policy_near_its_reference() {
+    let kl = KlPenalty { coefficient: 5.0, kind: KlKind::K2, place: KlPlace::Loss };
+    let [free, held] = [None, Some(kl)].map(|kl| {
+        let settings = far(PolicyConfig { kl, ..grpo() });
+        let weights = train("qwen3", 1, 2, &settings);
+        (weights - &trainer("qwen3", settings).parameters().flat).norm().double_value(&[])
+    });
+    assert!(held < 0.9 * free, "moved {held} with a penalty, {free} without");
+}
+
 #[test]
 fn the_first_update_equals_plain_sequences() {
     let batch = whole_batch(1, 1);
@@ -172,7 +265,27 @@ fn the_first_update_equals_plain_sequences() {
     assert!((report.metrics["loss"] - std::f64::consts::LN_2).abs() < 1e-9, "on policy every score is zero");
 }
 
-/// The same loss written out with autograd, one sequence at a time, nothing shared and nothing packed.
+#[test]
+fn coefficients_of_tokens_equal_those_of_plain_sequences() {
+    let gamma = 0.8;
+    let objective = PolicyConfig { advantage: AdvantageEstimator::ReinforcePp { gamma }, ..reinforce_pp() };
+    let weights = ImportanceWeights { level: ImportanceLevel::Token, mode: ImportanceMode::Truncate, cap: 1000.0 };
+    let batch = whole_batch(1, 1);
+    // With the weights the coefficients take a forward, without them they are known before it.
+    for importance in [None, Some(weights)] {
+        let mut ours = trainer("qwen2-tied", far(PolicyConfig { importance, ..objective }));
+        ours.settings_mut().optimizer.max_grad_norm = 0.0;
+        let report = ours.train(&batch, &mut alone()).expect("trains");
+        let reference = trainer("qwen2-tied", settings());
+        let (folder, parameters) = (golden("qwen2-tied"), reference.parameters());
+        let norm =
+            plain::reinforce_norm(&folder, parameters, &batch, settings().temperature, gamma, importance.is_some());
+        let seen = report.metrics["grad_norm"];
+        assert!((seen / norm - 1.0).abs() < 1e-4, "gradient norm {seen}, plain sequences say {norm}");
+    }
+}
+
+/// The same losses written out, one sequence at a time, nothing shared and nothing packed.
 mod plain {
     use super::*;
     use pacs_model::attention::{Packed, PackedRow, packed_positions};
@@ -204,17 +317,53 @@ mod plain {
         let gradients = model.zero_gradients();
         for (sequence, coefficient) in batch.sequences.iter().zip(coefficients) {
             let prompt = &batch.prompts[&batch.index[sequence.position].group];
-            add_gradient(&model, prompt, &sequence.tokens, coefficient as f32, temperature, &gradients);
+            let coefficients = vec![coefficient as f32; sequence.tokens.len()];
+            add_gradient(&model, prompt, &sequence.tokens, &coefficients, temperature, &gradients);
         }
         gradients.square().sum(Kind::Double).sqrt().double_value(&[])
     }
 
-    /// Adds the gradient of one answer's log-prob, times `coefficient`.
+    /// Norm of the gradient of the mean over all tokens of minus whitened discounted return times log-prob, each
+    /// weighted by how much likelier the learner finds it than the rollout engine if `weighted`.
+    pub(super) fn reinforce_norm(
+        folder: &Path,
+        parameters: &Parameters,
+        batch: &TrainBatch,
+        temperature: f64,
+        gamma: f64,
+        weighted: bool,
+    ) -> f64 {
+        let config = ModelConfig::read(folder).expect("golden model");
+        let model = Model::new(&config, parameters);
+        let mut returns = Vec::new();
+        for entry in &batch.index {
+            returns.extend((0..entry.answer_tokens).rev().map(|to_go| entry.reward * gamma.powi(to_go as i32)));
+        }
+        let returns = Tensor::from_slice(&returns);
+        let advantages = (&returns - returns.mean(Kind::Double)) / returns.std(true);
+        let mut advantages = Vec::<f64>::try_from(advantages).expect("a vector").into_iter();
+        let tokens = advantages.len() as f64;
+        let gradients = model.zero_gradients();
+        for sequence in &batch.sequences {
+            let prompt = &batch.prompts[&batch.index[sequence.position].group];
+            let items = vec![(prompt.clone(), sequence.tokens.clone())];
+            let logprobs = pacs_model::score(&model, items, temperature, 1).expect("known tokens").remove(0);
+            let weights = logprobs.iter().zip(&sequence.rollout_logprobs).map(|(ours, theirs)| (ours - theirs).exp());
+            let coefficients: Vec<f32> = weights
+                .zip(&mut advantages)
+                .map(|(weight, advantage)| -(advantage / tokens) as f32 * if weighted { weight } else { 1.0 })
+                .collect();
+            add_gradient(&model, prompt, &sequence.tokens, &coefficients, temperature, &gradients);
+        }
+        gradients.square().sum(Kind::Double).sqrt().double_value(&[])
+    }
+
+    /// Adds the gradient of the log-probs of one answer's tokens, times `coefficients`.
     fn add_gradient(
         model: &Model,
         prompt: &[u32],
         answer: &[u32],
-        coefficient: f32,
+        coefficients: &[f32],
         temperature: f64,
         gradients: &Tensor,
     ) {
@@ -223,8 +372,7 @@ mod plain {
         let positions = Tensor::from_slice(&packed_positions(&rows));
         let trace = model.forward(&Tensor::from_slice(&tokens), &positions, Packed::new(&rows, model), Keep::All);
         let (start, length) = (prompt.len() as i64 - 1, answer.len() as i64);
-        let coefficients = vec![coefficient; answer.len()];
-        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients: &coefficients, temperature };
+        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients, temperature };
         let head = head_backward(model, &trace.hidden().narrow(0, start, length), targets, 7, gradients);
         let by_hidden = trace.hidden().zeros_like();
         by_hidden.narrow(0, start, length).copy_(&head.by_hidden);
@@ -234,13 +382,15 @@ mod plain {
 
 #[test]
 fn a_restored_trainer_goes_on_bit_for_bit() {
-    for kind in [Kind::Float, Kind::BFloat16] {
-        restores_bit_for_bit(kind);
+    let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
+    let kl = Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place: KlPlace::Loss });
+    let penalised = far(PolicyConfig { kl, ..grpo() });
+    for (kind, settings) in [(Kind::Float, &long), (Kind::BFloat16, &long), (Kind::Float, &penalised)] {
+        restores_bit_for_bit(kind, settings);
     }
 }
 
-fn restores_bit_for_bit(kind: Kind) {
-    let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
+fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
     let load = || Trainer::load(&golden("qwen3"), long.clone(), kind, Device::Cpu).expect("golden model");
     let mut collective = alone();
     let mut whole = load();
@@ -277,7 +427,7 @@ fn a_gradient_that_is_not_finite_is_skipped_and_counted() {
     let mut trainer = trainer("qwen3", settings());
     let before = trainer.parameters().flat.copy();
     // A huge scale overflows the float32 gradient.
-    trainer.settings_mut().objective.beta = 1e45;
+    trainer.settings_mut().objective = Objective::Pacs(PacsConfig { beta: 1e45, ..PACS });
     let report = trainer.train(&whole_batch(1, 1), &mut alone()).expect("trains");
     assert_eq!(report.skipped_updates, 1);
     assert!(trainer.parameters().flat.equal(&before), "a skipped update changed the weights");

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use pacs_algo::ScoreEstimator;
+use pacs_algo::{Objective, RewardMethod};
 
 use crate::*;
 
@@ -152,12 +152,82 @@ impl Check {
     }
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
-        self.above_zero("objective.beta", objective.beta, 1000.0);
-        self.range("objective.reference_reset_steps", objective.reference_reset_steps, 1..=MOST_STEPS);
-        let compares = objective.score != ScoreEstimator::Naive;
-        let message = "expected 2 or more: this `objective.score` compares the samples of a prompt with each other";
+        let kind = objective.kind;
+        let served = || ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Ppo);
+        if kind == ObjectiveKind::Ppo {
+            let message = format!("needs a value model, which learners do not train; expected {}", quoted(served()));
+            self.that(false, "objective.kind", "\"ppo\"", message, &[]);
+        }
+        for (key, value) in objective.ignored() {
+            let users = quoted(served().filter(|kind| kind.uses(&key)));
+            let message = format!("`{}` would ignore it; it is for {users}", kind.name());
+            self.that(false, &format!("objective.{key}"), value, message, &["objective.kind"]);
+        }
+        self.objective_values(objective);
+        self.without_effect(objective);
+
         let n = rollout.samples_per_prompt;
-        self.that(!(compares && n == 1), "rollout.samples_per_prompt", n, message, &["objective.score"]);
+        let (compares, what, also): (bool, _, &'static [&'static str]) = match objective.objective(1) {
+            Objective::Pacs(config) => {
+                (config.score.min_group_size() > 1, "this `objective.score`".to_owned(), &["objective.score"])
+            }
+            Objective::Policy(config) => {
+                (config.advantage.compares_group(), quoted([kind].into_iter()), &["objective.kind"])
+            }
+        };
+        let message = format!("expected 2 or more: {what} compares the samples of a prompt with each other");
+        self.that(!(compares && n == 1), "rollout.samples_per_prompt", n, message, also);
+    }
+
+    fn objective_values(&mut self, objective: &ObjectiveSpec) {
+        let at = |key: &str| format!("objective.{key}");
+        if let Some(beta) = objective.beta {
+            self.above_zero(&at("beta"), beta, 1000.0);
+        }
+        if let Some(steps) = objective.reference_reset_steps {
+            let least = u64::from(objective.kind == ObjectiveKind::Pacs);
+            self.range(&at("reference_reset_steps"), steps, least..=MOST_STEPS);
+        }
+        for (key, value, bounds) in [
+            ("clip_low", objective.clip_low, 0.0..=1.0),
+            ("clip_high", objective.clip_high, 0.0..=1000.0),
+            ("kl_coefficient", objective.kl_coefficient, 0.0..=10.0),
+            ("importance_cap", objective.importance_cap, 1.0..=1000.0),
+        ] {
+            if let Some(value) = value {
+                self.range(&at(key), value, bounds);
+            }
+        }
+        if let Some(gamma) = objective.gamma {
+            self.above_zero(&at("gamma"), gamma, 1.0);
+        }
+        if let Some(dual) = objective.dual_clip {
+            let holds = dual == 0.0 || (dual > 1.0 && dual <= 1000.0);
+            self.that(holds, &at("dual_clip"), dual, "expected above 1, at most 1000, or 0 for no bound", &[]);
+        }
+    }
+
+    /// Settings away from their default that another setting leaves without effect.
+    fn without_effect(&mut self, objective: &ObjectiveSpec) {
+        let (set, defaults) = (objective.filled(), objective.kind.defaults());
+        let no_kl = set.kl_coefficient == Some(0.0);
+        let no_weights = set.importance == Some(ImportanceKind::Off);
+        let no_reference = set.reward_method == Some(RewardMethod::MeanLogprob) && set.reset_optimizer == Some(false);
+        let kl = "has no effect while `objective.kl_coefficient` is 0";
+        let weights = "has no effect while `objective.importance` is \"off\"";
+        let reference = "has no effect: `objective.reward_method` = \"mean_logprob\" compares with no reference";
+        for (key, changed, message) in [
+            ("kl_kind", no_kl && set.kl_kind != defaults.kl_kind, kl),
+            ("kl_place", no_kl && set.kl_place != defaults.kl_place, kl),
+            ("reference_reset_steps", no_kl && set.reference_reset_steps != defaults.reference_reset_steps, kl),
+            ("reference_reset_steps", no_reference && set.reference_reset_steps != Some(1), reference),
+            ("importance_level", no_weights && set.importance_level != defaults.importance_level, weights),
+            ("importance_cap", no_weights && set.importance_cap != defaults.importance_cap, weights),
+        ] {
+            if changed {
+                self.fail(Problem::new(format!("objective.{key}"), message), &["objective.kind"]);
+            }
+        }
     }
 
     fn optimizer(&mut self, optimizer: &OptimizerSpec) {
@@ -237,4 +307,9 @@ impl Check {
     fn fail(&mut self, problem: Problem, also: &'static [&'static str]) {
         self.found.push(Broken { problem, also });
     }
+}
+
+/// Names of kinds for a sentence.
+fn quoted(kinds: impl Iterator<Item = ObjectiveKind>) -> String {
+    kinds.map(|kind| format!("`{}`", kind.name())).collect::<Vec<_>>().join(", ")
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Visitor};
 
+use crate::ObjectiveSpec;
 use crate::types::*;
 
 /// Names of the keys of the table at `path`; `None` where the spec has no table of fixed keys.

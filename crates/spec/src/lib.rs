@@ -12,11 +12,13 @@ mod errors;
 mod fields;
 mod init;
 mod lines;
+mod objective;
 mod parse;
 mod types;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
 pub use init::init_template;
+pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};
 pub use parse::{parse, read};
 pub use types::*;

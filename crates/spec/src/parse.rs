@@ -43,7 +43,7 @@ pub fn parse(text: &str, origin: &Path) -> Result<JobSpec, SpecErrors> {
         problems.extend(broken);
     }
     match spec {
-        Some(spec) if problems.is_empty() => Ok(spec),
+        Some(spec) if problems.is_empty() => Ok(JobSpec { objective: spec.objective.filled(), ..spec }),
         _ => {
             let lines = Lines::new(text, document.get_ref());
             problems.iter_mut().for_each(|problem| problem.line = lines.of(&problem.path));

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use pacs_algo::{LabelWeights, RewardMethod, ScoreEstimator};
 use serde::{Deserialize, Serialize};
+
+use crate::ObjectiveSpec;
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -233,7 +234,7 @@ pub enum GeneratorPart {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RolloutSpec {
-    /// Samples per prompt, `n`. Default 8, 1 to 1024 (scores other than `naive` need 2).
+    /// Samples per prompt, `n`. Default 8, 1 to 1024 (objectives that compare the samples of a prompt need 2).
     pub samples_per_prompt: u32,
     /// Most tokens of an answer. Default 8192, 1 to 1,000,000.
     pub max_new_tokens: u32,
@@ -261,49 +262,6 @@ impl Default for RolloutSpec {
             max_concurrent_samples: 256,
         }
     }
-}
-
-/// What is optimised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ObjectiveSpec {
-    /// The objective. Default `pacs`.
-    pub kind: ObjectiveKind,
-    /// Scale of the reward proxy. Default 1.0, above 0, at most 1,000.
-    pub beta: f64,
-    /// How a group's proxies become scores. Default `rloo`.
-    pub score: ScoreEstimator,
-    /// What the proxy is. Default `log_ratio`, the paper's.
-    pub reward_method: RewardMethod,
-    /// Weights of the labels. Default `question`, the paper's.
-    pub label_weights: LabelWeights,
-    /// Training steps between resets of the reference policy to the current one, at least 1. Default 1, as the
-    /// reference code does.
-    pub reference_reset_steps: u64,
-    /// Clear the optimizer's moments at every reference reset. Default false.
-    pub reset_optimizer: bool,
-}
-
-impl Default for ObjectiveSpec {
-    fn default() -> Self {
-        Self {
-            kind: ObjectiveKind::Pacs,
-            beta: 1.0,
-            score: ScoreEstimator::Rloo,
-            reward_method: RewardMethod::LogRatio,
-            label_weights: LabelWeights::Question,
-            reference_reset_steps: 1,
-            reset_optimizer: false,
-        }
-    }
-}
-
-/// Training objective.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveKind {
-    /// Implicit actor critic coupling through supervised learning.
-    Pacs,
 }
 
 /// How the objective is optimised: AdamW.

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use pacs_protocol::v1;
-use pacs_types::{GroupId, SampleId};
+use pacs_types::{FinishReason, GroupId, SampleId};
 
 use super::Store;
 
@@ -84,6 +84,7 @@ fn share(
                 label: verdict.label,
                 reward: verdict.reward,
                 answer_tokens: u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX),
+                truncated: sample.finish == FinishReason::Length,
             });
         }
     }
@@ -97,7 +98,7 @@ fn share(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{FinishReason, Outcome, Sample, Verdict, WeightVersion};
+    use pacs_types::{Outcome, Sample, Verdict, WeightVersion};
 
     fn store(groups: u64, samples: u32) -> Store {
         let mut store = Store::default();

@@ -181,6 +181,60 @@ fn combinations_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn settings_that_an_objective_would_ignore_are_refused() {
+    let with = |lines: &str| format!("{MINIMAL}{lines}");
+    refused(
+        &with("[objective]\nkind = 'grpo'\nbeta = 2.0\nclip_low = 1.5\ngamma = 0.9\ndual_clip = 0.5"),
+        expect![[r#"
+            4 problems in job spec `job.toml`
+              line 8: objective.beta = 2.0: `grpo` would ignore it; it is for `pacs`
+              line 9: objective.clip_low = 1.5: expected 0 to 1
+              line 10: objective.gamma = 0.9: `grpo` would ignore it; it is for `reinforce_pp`
+              line 11: objective.dual_clip = 0.5: expected above 1, at most 1000, or 0 for no bound"#]],
+    );
+    refused(
+        &with("objective.clip_high = 0.28"),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+    );
+    refused(
+        &with("[objective]\nkind = 'gspo'\nkl_kind = 'k2'\nreference_reset_steps = 5\nimportance_cap = 3"),
+        expect![[r#"
+            3 problems in job spec `job.toml`
+              line 8: objective.kl_kind: has no effect while `objective.kl_coefficient` is 0
+              line 9: objective.reference_reset_steps: has no effect while `objective.kl_coefficient` is 0
+              line 10: objective.importance_cap: has no effect while `objective.importance` is "off""#]],
+    );
+    refused(
+        &with("[objective]\nreward_method = 'mean_logprob'\nreference_reset_steps = 5"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 8: objective.reference_reset_steps: has no effect: `objective.reward_method` = "mean_logprob" compares with no reference"#]],
+    );
+    refused(
+        &with("objective.kind = 'ppo'"),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 6: objective.kind = "ppo": needs a value model, which learners do not train; expected `pacs`, `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+    );
+    refused(
+        &with("objective.kind = 'rloo'\nrollout.samples_per_prompt = 1"),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 7: rollout.samples_per_prompt = 1: expected 2 or more: `rloo` compares the samples of a prompt with each other"#]],
+    );
+    assert!(parsed(&with("objective.kind = 'reinforce_pp'\nrollout.samples_per_prompt = 1")).is_ok());
+}
+
+#[test]
+fn defaults_are_those_of_the_kind() {
+    let spec = parsed(&format!("{MINIMAL}objective.kind = 'dapo'")).expect("valid");
+    let objective = spec.objective;
+    assert_eq!((objective.clip_high, objective.mask_truncated, objective.beta), (Some(0.28), Some(true), None));
+}
+
+#[test]
 fn evaluation_needs_problems() {
     let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\n";
     refused(

@@ -107,7 +107,9 @@ fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
         mini_batch: 0,
         rank: 0,
         label: (position % 2) as f64,
+        reward: (position % 2) as f64,
         answer_tokens: *length as u32,
+        truncated: false,
     });
     let sequences = lengths.iter().enumerate().map(|(position, length)| SequenceTokens {
         position,

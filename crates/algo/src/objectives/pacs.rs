@@ -1,4 +1,6 @@
-use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator, group::members_by_group, weights::weights};
+use crate::group::members_by_group;
+use crate::weights::weights;
+use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator};
 
 /// What the objective needs to know of one answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +34,10 @@ pub struct PacsStep {
     pub dloss_dscore: Vec<f64>,
     /// Derivative of the loss by the proxy, through the scores of the whole group.
     pub dloss_dproxy: Vec<f64>,
-    /// Derivative of the loss by the new log-prob of every answer token of the sequence: one number a sequence, since
-    /// the tokens enter through their sum only. Exactly 0 where the sequence needs no backward pass.
+    /// Coefficient of every answer token of the sequence in the backward: one number a sequence, since the tokens enter
+    /// through their sum only. It is the derivative of the loss by the new log-prob, and with the actor term also the
+    /// sequence's loss times that of the log-probability of having been sampled. Exactly 0 where the sequence needs no
+    /// backward pass.
     pub dloss_dlogprob: Vec<f64>,
 }
 
@@ -120,6 +124,9 @@ impl PacsStep {
             self.dloss_dscore[i] = dscores[m];
             self.dloss_dproxy[i] = dproxies[m];
             self.dloss_dlogprob[i] = dproxies[m] * proxy_slope(config, &sequences[i]);
+            if config.actor_term {
+                self.dloss_dlogprob[i] += losses[m] / divisor;
+            }
         }
         losses.iter().sum()
     }
@@ -179,6 +186,7 @@ mod tests {
         score: ScoreEstimator::Rloo,
         reward_method: RewardMethod::LogRatio,
         label_weights: LabelWeights::Question,
+        actor_term: false,
     };
     const SEQUENCE: Sequence =
         Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2 };
@@ -217,6 +225,18 @@ mod tests {
         }
         let step = pacs(&PacsConfig { score: ScoreEstimator::Naive, ..CONFIG }, &[SEQUENCE]).unwrap();
         assert_eq!(step.score, [1.0]);
+    }
+
+    #[test]
+    fn the_actor_term_is_the_loss_of_the_sequence() {
+        let wrong = Sequence { label: 0.0, ..SEQUENCE };
+        let (plain, with) = (CONFIG, PacsConfig { actor_term: true, ..CONFIG });
+        let [plain, with] = [plain, with].map(|config| pacs(&config, &[SEQUENCE, wrong]).unwrap());
+        for i in 0..2 {
+            let added = with.dloss_dlogprob[i] - plain.dloss_dlogprob[i];
+            assert!((added - plain.sequence_loss[i] / 2.0).abs() < 1e-15 && added > 0.0, "{added}");
+        }
+        assert_eq!(with.loss, plain.loss);
     }
 
     #[test]

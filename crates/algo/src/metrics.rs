@@ -1,0 +1,130 @@
+use crate::policy::mean;
+
+macro_rules! fields {
+    (sums { $($(#[$sum_doc:meta])* $sum:ident,)+ } maxima { $($(#[$max_doc:meta])* $max:ident,)+ }) => {
+        /// What an objective says about itself: numbers that add up (or are maxima) over sequences, updates and ranks.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct ObjectiveMetrics {
+            $($(#[$sum_doc])* pub(crate) $sum: f64,)+
+            $($(#[$max_doc])* pub(crate) $max: f64,)+
+        }
+
+        impl ObjectiveMetrics {
+            /// Takes those of other sequences in.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$sum += other.$sum;)+
+                $(self.$max = self.$max.max(other.$max);)+
+            }
+
+            /// All numbers, in the order that [`Self::from_slice`] expects.
+            #[must_use]
+            pub fn to_vec(&self) -> Vec<f64> {
+                vec![$(self.$sum,)+ $(self.$max,)+]
+            }
+
+            /// The metrics whose numbers these are; missing ones count as 0.
+            #[must_use]
+            pub fn from_slice(numbers: &[f64]) -> Self {
+                let mut numbers = numbers.iter().copied();
+                Self {
+                    $($sum: numbers.next().unwrap_or(0.0),)+
+                    $($max: numbers.next().unwrap_or(0.0),)+
+                }
+            }
+        }
+    };
+}
+
+fields! {
+    sums {
+        /// Tokens with a ratio.
+        tokens,
+        ratios,
+        /// Their logarithms (nats).
+        log_ratios,
+        /// `ratio - 1 - log ratio`.
+        excesses,
+        /// Tokens whose clipped ratio decided.
+        clipped,
+        /// Tokens whose dual clip decided.
+        dual_clipped,
+        /// Sequences that were masked out.
+        masked,
+        advantage_tokens,
+        advantages,
+        advantage_squares,
+        importance_tokens,
+        importance,
+        importance_squares,
+        /// Tokens whose weight the cap changed.
+        importance_cut,
+        reference_tokens,
+        /// Estimates of the divergence from the reference (nats).
+        reference_kl,
+        value_tokens,
+        /// Tokens whose clipped value decided.
+        value_clipped,
+    }
+    maxima {
+        ratio_max,
+        advantage_max,
+        importance_max,
+    }
+}
+
+impl ObjectiveMetrics {
+    /// Adds the log-ratios of the tokens of one answer.
+    pub(crate) fn add_ratios(&mut self, log_ratios: &[f64]) {
+        for &x in log_ratios {
+            self.ratios += x.exp();
+            self.log_ratios += x;
+            self.excesses += x.exp_m1() - x;
+            self.ratio_max = self.ratio_max.max(x.exp());
+        }
+        self.tokens += log_ratios.len() as f64;
+    }
+
+    /// The metrics by name, as `docs/METRICS.md` lists them; those that nothing was added to are left out.
+    #[must_use]
+    pub fn named(&self) -> Vec<(&'static str, f64)> {
+        let mut named = Vec::new();
+        if self.tokens > 0.0 {
+            named.extend([
+                ("ratio_mean", mean(self.ratios, self.tokens)),
+                ("ratio_max", self.ratio_max),
+                ("policy_kl_k1", mean(-self.log_ratios, self.tokens)),
+                ("policy_kl_k3", mean(self.excesses, self.tokens)),
+            ]);
+        }
+        if self.advantage_tokens > 0.0 {
+            let mean_advantage = mean(self.advantages, self.advantage_tokens);
+            let variance = mean(self.advantage_squares, self.advantage_tokens) - mean_advantage * mean_advantage;
+            named.extend([
+                ("ratio_clipped_share", mean(self.clipped, self.tokens)),
+                ("ratio_dual_clipped_share", mean(self.dual_clipped, self.tokens)),
+                ("advantage_mean", mean_advantage),
+                ("advantage_std", variance.max(0.0).sqrt()),
+                ("advantage_abs_max", self.advantage_max),
+                ("masked_sequences", self.masked),
+            ]);
+        }
+        if self.importance_tokens > 0.0 {
+            named.extend([
+                ("importance_mean", mean(self.importance, self.importance_tokens)),
+                ("importance_max", self.importance_max),
+                ("importance_cut_share", mean(self.importance_cut, self.importance_tokens)),
+            ]);
+        }
+        if self.importance_squares > 0.0 {
+            let effective = self.importance * self.importance / self.importance_squares;
+            named.push(("importance_effective_share", effective / self.importance_tokens));
+        }
+        if self.reference_tokens > 0.0 {
+            named.push(("reference_kl", mean(self.reference_kl, self.reference_tokens)));
+        }
+        if self.value_tokens > 0.0 {
+            named.push(("value_clipped_share", mean(self.value_clipped, self.value_tokens)));
+        }
+        named
+    }
+}

@@ -1,0 +1,187 @@
+use std::collections::BTreeMap;
+
+use super::returns::{discounted_returns, gae, remax_advantages};
+use super::whitening::{Moments, Whitening};
+use super::{AdvantageEstimator, KlPlace};
+use crate::sequence::Placed;
+use crate::{ObjectiveError, PolicyConfig, ScoreEstimator, SequenceInfo, TokenData, estimator};
+
+/// What the advantages of other answers need to know of one: three numbers a sequence, gathered once a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepSummary {
+    /// Sum of its token rewards, a KL penalty included.
+    pub reward: f64,
+    /// Mean of its advantages before whitening.
+    pub mean: f64,
+    /// Sum of their squared distances from that mean.
+    pub squares: f64,
+}
+
+/// What all answers of a step have to do with each other's advantages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepBaseline {
+    /// Advantage of each sequence before whitening, where it is one number a sequence.
+    centred: Vec<f64>,
+    whitening: Option<Whitening>,
+}
+
+/// Advantages of the tokens of one answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenAdvantages {
+    /// One a token.
+    pub advantages: Vec<f64>,
+    /// What a value model should have said, one a token; empty without one.
+    pub returns: Vec<f64>,
+}
+
+impl PolicyConfig {
+    /// Whether summaries depend on numbers that only one rank has, so that they must be gathered. Without that, every
+    /// rank computes them from what it knows of every answer.
+    #[must_use]
+    pub fn exchanges_summaries(&self) -> bool {
+        self.kl_at(KlPlace::Reward).is_some() || self.advantage.uses_values()
+    }
+
+    /// Summary of one answer at the start of a step; `tokens.new` is not read.
+    ///
+    /// # Errors
+    /// When numbers that the advantages are made of are missing or not finite.
+    pub fn summary(
+        &self,
+        index: usize,
+        info: &SequenceInfo,
+        tokens: &TokenData<'_>,
+    ) -> Result<StepSummary, ObjectiveError> {
+        let rewards = self.token_rewards(Placed::new(index, info, tokens))?;
+        let raw = self.own_advantages(Placed::new(index, info, tokens), &rewards)?;
+        let moments = Moments::of(&raw.advantages);
+        Ok(StepSummary { reward: rewards.iter().sum(), mean: moments.mean, squares: moments.squares })
+    }
+
+    /// What the advantages of a step share, from all its answers in the same order on every rank.
+    ///
+    /// # Errors
+    /// When the config is out of bounds, an answer is unusable, a group has nothing to compare with, or fewer than two
+    /// tokens are to be whitened.
+    pub fn baseline(&self, infos: &[SequenceInfo], summaries: &[StepSummary]) -> Result<StepBaseline, ObjectiveError> {
+        assert_eq!(infos.len(), summaries.len(), "every answer has a summary");
+        let centred = if self.advantage.compares_group() { self.centred(infos, summaries)? } else { Vec::new() };
+        let counted = (0..infos.len()).filter(|&i| self.counts(&infos[i]));
+        let moments = counted.map(|i| {
+            let count = f64::from(infos[i].tokens);
+            match centred.get(i) {
+                Some(&mean) => Moments { count, mean, squares: 0.0 },
+                None => Moments { count, mean: summaries[i].mean, squares: summaries[i].squares },
+            }
+        });
+        let moments: Vec<Moments> = moments.collect();
+        // Where nothing counts there is nothing to whiten either.
+        let whitens = self.advantage.whitens() && !moments.is_empty();
+        let whitening = whitens.then(|| Whitening::new(&moments)).transpose()?;
+        Ok(StepBaseline { centred, whitening })
+    }
+
+    /// Advantages of one answer's tokens.
+    ///
+    /// # Errors
+    /// As [`Self::summary`]; when an advantage overflows.
+    pub fn advantages(
+        &self,
+        baseline: &StepBaseline,
+        index: usize,
+        info: &SequenceInfo,
+        tokens: &TokenData<'_>,
+    ) -> Result<TokenAdvantages, ObjectiveError> {
+        let mut own = match baseline.centred.get(index) {
+            Some(&advantage) => {
+                TokenAdvantages { advantages: vec![advantage; info.tokens as usize], returns: Vec::new() }
+            }
+            None => {
+                let placed = Placed::new(index, info, tokens);
+                self.own_advantages(placed, &self.token_rewards(placed)?)?
+            }
+        };
+        if let Some(whitening) = &baseline.whitening {
+            whitening.apply(&mut own.advantages);
+        }
+        match own.advantages.iter().all(|advantage| advantage.is_finite()) {
+            true => Ok(own),
+            false => Err(ObjectiveError::Overflow { index, group: info.group }),
+        }
+    }
+
+    /// Advantages of all sequences within their groups. Rewards are compared in the order of their size, so no bit
+    /// depends on the order of the sequences.
+    fn centred(&self, infos: &[SequenceInfo], summaries: &[StepSummary]) -> Result<Vec<f64>, ObjectiveError> {
+        let mut groups: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for (index, info) in infos.iter().enumerate() {
+            groups.entry(info.group).or_default().push(index);
+        }
+        let mut centred = vec![0.0; infos.len()];
+        for (group, mut members) in groups {
+            if members.len() < 2 {
+                return Err(ObjectiveError::LonelySample { group });
+            }
+            members.sort_by(|&a, &b| summaries[a].reward.total_cmp(&summaries[b].reward));
+            let rewards: Vec<f64> = members.iter().map(|&i| summaries[i].reward).collect();
+            for (i, advantage) in members.into_iter().zip(group_advantages(self.advantage, &rewards)) {
+                centred[i] = advantage;
+            }
+        }
+        Ok(centred)
+    }
+
+    /// The reward sits on the last token; a KL penalty in the reward on every one.
+    fn token_rewards(&self, answer: Placed<'_>) -> Result<Vec<f64>, ObjectiveError> {
+        let mut rewards = vec![0.0; answer.info.tokens as usize];
+        if let Some(last) = rewards.last_mut() {
+            *last = answer.info.reward;
+        }
+        if let Some(kl) = self.kl_at(KlPlace::Reward) {
+            let (old, reference) = (answer.old_logprobs()?, answer.reference_logprobs()?);
+            for (reward, (old, reference)) in rewards.iter_mut().zip(old.iter().zip(reference)) {
+                *reward -= kl.coefficient * kl.kind.value(old - reference);
+            }
+        }
+        Ok(rewards)
+    }
+
+    /// Advantages before whitening of those estimators that look at one answer alone; none for the others.
+    fn own_advantages(&self, answer: Placed<'_>, rewards: &[f64]) -> Result<TokenAdvantages, ObjectiveError> {
+        let advantages = match self.advantage {
+            AdvantageEstimator::ReinforcePp { gamma } => discounted_returns(rewards, gamma),
+            AdvantageEstimator::Remax => {
+                let (index, group) = (answer.index, answer.info.group);
+                let greedy = answer.info.greedy_reward.filter(|reward| reward.is_finite());
+                remax_advantages(rewards, greedy.ok_or(ObjectiveError::GreedyReward { index, group })?)
+            }
+            AdvantageEstimator::Gae { gamma, lambda } => gae(rewards, answer.values()?, gamma, lambda),
+            _ => return Ok(TokenAdvantages::default()),
+        };
+        let returns = match self.advantage {
+            AdvantageEstimator::Gae { .. } => {
+                answer.values()?.iter().zip(&advantages).map(|(value, advantage)| value + advantage).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(TokenAdvantages { advantages, returns })
+    }
+}
+
+/// Advantages of the samples of one group from their rewards, before whitening; the rewards themselves for estimators
+/// that do not compare within a group. For a group of one, published code takes 0 for its mean and 1 for its deviation.
+#[must_use]
+pub fn group_advantages(estimator: AdvantageEstimator, rewards: &[f64]) -> Vec<f64> {
+    match (estimator, rewards) {
+        (AdvantageEstimator::Grpo, [only]) => vec![only / (1.0 + estimator::STD_EPSILON)],
+        (_, [only]) => vec![*only],
+        (AdvantageEstimator::Grpo, _) => estimator::scores(ScoreEstimator::Grpo, rewards),
+        (AdvantageEstimator::Rloo, _) => estimator::scores(ScoreEstimator::Rloo, rewards),
+        (AdvantageEstimator::DrGrpo | AdvantageEstimator::ReinforcePpBaseline, _) => {
+            estimator::scores(ScoreEstimator::DrGrpo, rewards)
+        }
+        (AdvantageEstimator::ReinforcePp { .. } | AdvantageEstimator::Remax | AdvantageEstimator::Gae { .. }, _) => {
+            rewards.to_vec()
+        }
+    }
+}

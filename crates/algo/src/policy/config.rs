@@ -1,0 +1,242 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{KlKind, ObjectiveError};
+
+/// Settings of the clipped policy gradient, of which GRPO, PPO, RLOO, REINFORCE++ and their variants are special cases.
+/// The functions that are named after them ([`grpo`](crate::grpo), …) hold the published settings of each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PolicyConfig {
+    /// How rewards become advantages.
+    pub advantage: AdvantageEstimator,
+    /// What is compared between the new and the old policy.
+    pub ratio: RatioLevel,
+    /// How far the ratio may go.
+    pub clip: Clip,
+    /// How token losses become one number.
+    pub aggregation: Aggregation,
+    /// Leave the tokens of truncated answers out of the loss, its normaliser, and whitening. Their rewards still take
+    /// part in the baseline of their group.
+    pub mask_truncated: bool,
+    /// Penalty for leaving a reference policy.
+    pub kl: Option<KlPenalty>,
+    /// Correction for what separates the rollout engine's policy from the learner's.
+    pub importance: Option<ImportanceWeights>,
+    /// Weight of the mean entropy that is subtracted from the loss; 0 turns it off.
+    pub entropy: f64,
+    /// The value loss, for objectives with a value model.
+    pub value: Option<ValueConfig>,
+}
+
+/// How rewards become advantages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AdvantageEstimator {
+    /// Reward minus the group mean, over the group's deviation.
+    Grpo,
+    /// Reward minus the group mean.
+    DrGrpo,
+    /// Reward minus the mean of the others of the group.
+    Rloo,
+    /// Discounted return, whitened over all tokens of the step.
+    ReinforcePp {
+        /// Discount a token, above 0, at most 1.
+        gamma: f64,
+    },
+    /// Reward minus the group mean, whitened over all tokens of the step.
+    ReinforcePpBaseline,
+    /// Return minus the reward of the greedy answer.
+    Remax,
+    /// Generalised advantage estimation on a value model, whitened over all tokens of the step.
+    Gae {
+        /// Discount a token, above 0, at most 1.
+        gamma: f64,
+        /// Share of the estimate that looks one token further, 0 to 1.
+        lambda: f64,
+    },
+}
+
+impl AdvantageEstimator {
+    /// Whether it subtracts something that all samples of a prompt share: a single one then has nothing to be compared
+    /// with.
+    #[must_use]
+    pub fn compares_group(self) -> bool {
+        matches!(self, Self::Grpo | Self::DrGrpo | Self::Rloo | Self::ReinforcePpBaseline)
+    }
+
+    /// Whether advantages are whitened over all tokens of the step.
+    #[must_use]
+    pub fn whitens(self) -> bool {
+        matches!(self, Self::ReinforcePp { .. } | Self::ReinforcePpBaseline | Self::Gae { .. })
+    }
+
+    /// Whether it needs a value model.
+    #[must_use]
+    pub fn uses_values(self) -> bool {
+        matches!(self, Self::Gae { .. })
+    }
+}
+
+/// What is compared between the new and the old policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RatioLevel {
+    /// The probability of each token.
+    Token,
+    /// The geometric mean of the token ratios of an answer (GSPO).
+    Sequence,
+}
+
+/// How far the ratio of new to old probabilities may go before a token stops to pull.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clip {
+    /// The ratio is held above `1 - low`; 0 to 1.
+    pub low: f64,
+    /// The ratio is held below `1 + high`; 0 or more.
+    pub high: f64,
+    /// Bound of the loss of a negative advantage, in units of that advantage: above 1, or `None` for no bound.
+    pub dual: Option<f64>,
+}
+
+/// How the losses of tokens become one number. `N` sequences count, of which sequence `i` has `L_i` tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Aggregation {
+    /// Mean over all tokens.
+    TokenMean,
+    /// Mean over sequences of the mean over their tokens.
+    SeqMeanTokenMean,
+    /// Mean over sequences of the sum over their tokens.
+    SeqMeanTokenSum,
+    /// As above, divided by a constant length: the unbiased form of Dr.GRPO.
+    SeqMeanTokenSumNorm {
+        /// The constant, tokens, above 0.
+        length: f64,
+    },
+    /// Sum over all tokens divided by a constant length, not by `N`: what the PACS paper's scripts ran its baselines
+    /// with. The gradient grows with the number of sequences.
+    TokenSumNorm {
+        /// The constant, tokens, above 0.
+        length: f64,
+    },
+}
+
+/// Penalty for leaving a reference policy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KlPenalty {
+    /// Weight, 0 or more.
+    pub coefficient: f64,
+    /// The estimator.
+    pub kind: KlKind,
+    /// Where it enters.
+    pub place: KlPlace,
+}
+
+/// Where the penalty enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KlPlace {
+    /// Added to the loss: the new policy against the reference.
+    Loss,
+    /// Subtracted from the reward of each token: the old policy against the reference.
+    Reward,
+}
+
+/// Weights `p_old / p_rollout` on the policy loss. The rollout engine sampled from its own probabilities, which differ
+/// from those that the learner computes by rounding, by kernels, or by the age of its weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ImportanceWeights {
+    /// What is weighted.
+    pub level: ImportanceLevel,
+    /// What happens to weights that are too large.
+    pub mode: ImportanceMode,
+    /// The largest weight, at least 1.
+    pub cap: f64,
+}
+
+/// What is weighted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportanceLevel {
+    /// Each token by its own weight: low variance, a small bias.
+    Token,
+    /// All tokens of an answer by the product of theirs: unbiased before the cap, of a variance that grows with length.
+    Sequence,
+}
+
+/// What happens to weights that are too large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportanceMode {
+    /// Weights above the cap become the cap.
+    Truncate,
+    /// Weights above the cap or below its inverse become 0.
+    Mask,
+}
+
+/// The value loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValueConfig {
+    /// How far a value may move from the one at the start of the step, above 0.
+    pub clip: f64,
+    /// How token losses become one number.
+    pub aggregation: Aggregation,
+    /// Steps in which the value model is trained and the policy is not.
+    pub warmup_steps: u64,
+}
+
+impl PolicyConfig {
+    /// Whether step `step` (from 1) trains the policy; before, only the value model is trained.
+    #[must_use]
+    pub fn trains_policy(&self, step: u64) -> bool {
+        self.value.is_none_or(|value| step > value.warmup_steps)
+    }
+
+    /// Checks the bounds that the fields state.
+    ///
+    /// # Errors
+    /// [`ObjectiveError::Setting`] for the first that is broken.
+    pub fn check(&self) -> Result<(), ObjectiveError> {
+        let share = |name, value: f64| bound(name, value, (0.0..=1.0).contains(&value), "0 to 1");
+        let positive = |name, value: f64| bound(name, value, value > 0.0 && value.is_finite(), "above 0");
+        let not_negative = |name, value: f64| bound(name, value, value >= 0.0 && value.is_finite(), "0 or more");
+        match self.advantage {
+            AdvantageEstimator::ReinforcePp { gamma } => positive("gamma", gamma).and(share("gamma", gamma))?,
+            AdvantageEstimator::Gae { gamma, lambda } => {
+                positive("gamma", gamma).and(share("gamma", gamma)).and(share("lambda", lambda))?;
+            }
+            _ => {}
+        }
+        share("clip_low", self.clip.low).and(not_negative("clip_high", self.clip.high))?;
+        if let Some(dual) = self.clip.dual {
+            bound("dual_clip", dual, dual > 1.0 && dual.is_finite(), "above 1")?;
+        }
+        positive("the length of the aggregation", self.aggregation.length())?;
+        if let Some(kl) = self.kl {
+            not_negative("kl_coefficient", kl.coefficient)?;
+        }
+        if let Some(weights) = self.importance {
+            bound("importance_cap", weights.cap, weights.cap >= 1.0 && weights.cap.is_finite(), "1 or more")?;
+        }
+        not_negative("entropy", self.entropy)?;
+        if let Some(value) = self.value {
+            positive("value_clip", value.clip)
+                .and(positive("the length of the value aggregation", value.aggregation.length()))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn kl_at(&self, place: KlPlace) -> Option<KlPenalty> {
+        self.kl.filter(|kl| kl.place == place)
+    }
+}
+
+impl Aggregation {
+    fn length(self) -> f64 {
+        match self {
+            Self::SeqMeanTokenSumNorm { length } | Self::TokenSumNorm { length } => length,
+            Self::TokenMean | Self::SeqMeanTokenMean | Self::SeqMeanTokenSum => 1.0,
+        }
+    }
+}
+
+fn bound(name: &'static str, value: f64, holds: bool, expected: &'static str) -> Result<(), ObjectiveError> {
+    if holds { Ok(()) } else { Err(ObjectiveError::Setting { name, value, expected }) }
+}

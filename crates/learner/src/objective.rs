@@ -1,0 +1,226 @@
+//! From a batch and the log-probs of its answers to the coefficients of the backward.
+
+use std::ops::Range;
+
+use pacs_algo::{
+    LogprobSums, Needs, Objective, ObjectiveError, SequenceInfo, StepSummary, TokenAdvantages, TokenData, UpdateState,
+};
+use pacs_collective::{Collective, CollectiveError};
+
+use crate::batch::{IndexEntry, TrainBatch};
+use crate::metrics::StepMetrics;
+use crate::trainer::TrainError;
+
+/// The objective at one training step, as one rank sees it.
+#[derive(Debug)]
+pub(crate) struct StepObjective<'a> {
+    objective: Objective,
+    batch: &'a TrainBatch,
+    /// Every answer of the batch, by position.
+    infos: Vec<SequenceInfo>,
+    /// What is known of this rank's answers, by place.
+    own: Vec<Own>,
+}
+
+/// What is known of one of this rank's answers before its update.
+#[derive(Clone, Debug, Default)]
+struct Own {
+    /// `None` where the forward of the update is that of the old policy.
+    old: Option<Vec<f64>>,
+    reference: Option<Vec<f64>>,
+    advantages: TokenAdvantages,
+}
+
+impl<'a> StepObjective<'a> {
+    /// Advantages are there at once unless they take numbers that have to be gathered.
+    pub(crate) fn new(objective: Objective, batch: &'a TrainBatch) -> Result<Self, ObjectiveError> {
+        let infos: Vec<SequenceInfo> = batch.index.iter().map(info).collect();
+        let mut step = Self { objective, batch, infos, own: vec![Own::default(); batch.sequences.len()] };
+        if !step.needs().summaries {
+            let summary = |(position, info)| step.objective.summary(position, info, &TokenData::default());
+            let summaries: Vec<StepSummary> = step.infos.iter().enumerate().map(summary).collect::<Result<_, _>>()?;
+            step.set_advantages(&summaries)?;
+        }
+        Ok(step)
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        self.objective.needs()
+    }
+
+    /// Whether the answer at `place` has no gradient whatever its log-probs are.
+    pub(crate) fn is_inert(&self, place: usize) -> bool {
+        let info = &self.infos[self.batch.sequences[place].position];
+        self.objective.inert(info, &self.own[place].advantages).is_some()
+    }
+
+    /// Reports an answer that is left out because it is inert.
+    pub(crate) fn skip(&self, place: usize, metrics: &mut StepMetrics) {
+        let info = &self.infos[self.batch.sequences[place].position];
+        if let Some(inert) = self.objective.inert(info, &self.own[place].advantages) {
+            metrics.objective.merge(&inert);
+        }
+    }
+
+    /// Log-probs of the answer at `place` under the old policy.
+    pub(crate) fn set_old(&mut self, place: usize, logprobs: &[f32]) {
+        self.own[place].old = Some(float64(logprobs));
+    }
+
+    /// Log-probs of the answer at `place` under the reference policy.
+    pub(crate) fn set_reference(&mut self, place: usize, logprobs: &[f32]) {
+        self.own[place].reference = Some(float64(logprobs));
+    }
+
+    /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs must be set.
+    pub(crate) fn settle(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
+        if !self.needs().summaries {
+            return Ok(());
+        }
+        let mut mine = Vec::with_capacity(4 * self.own.len());
+        for place in 0..self.own.len() {
+            let position = self.batch.sequences[place].position;
+            let StepSummary { reward, mean, squares } =
+                self.with_tokens(place, &[], |tokens| self.objective.summary(position, &self.infos[position], tokens))?;
+            mine.extend([reward, mean, squares]);
+        }
+        let summaries = self.gather(0..self.infos.len(), &mine, collective)?;
+        let summaries: Vec<StepSummary> =
+            summaries.into_iter().map(|[reward, mean, squares]| StepSummary { reward, mean, squares }).collect();
+        Ok(self.set_advantages(&summaries)?)
+    }
+
+    fn set_advantages(&mut self, summaries: &[StepSummary]) -> Result<(), ObjectiveError> {
+        let baseline = self.objective.baseline(&self.infos, summaries)?;
+        for place in 0..self.own.len() {
+            let position = self.batch.sequences[place].position;
+            let info = &self.infos[position];
+            self.own[place].advantages =
+                self.with_tokens(place, &[], |tokens| self.objective.advantages(&baseline, position, info, tokens))?;
+        }
+        Ok(())
+    }
+
+    /// An update whose coefficients take no forward: every log-ratio is 0.
+    pub(crate) fn on_policy(&self, members: Range<usize>) -> Result<UpdateObjective<'_>, ObjectiveError> {
+        let sums = vec![LogprobSums::default(); members.len()];
+        self.update(members, &sums)
+    }
+
+    /// An update, with the sums of all its answers where the objective couples answers by their log-probs. `scored`
+    /// are this rank's answers in it, by place, with their log-probs; they are read only in that case.
+    pub(crate) fn gathered(
+        &self,
+        members: Range<usize>,
+        scored: &[(usize, Vec<f32>)],
+        collective: &mut dyn Collective,
+        metrics: &mut StepMetrics,
+    ) -> Result<UpdateObjective<'_>, TrainError> {
+        if !self.needs().sums {
+            return Ok(self.update(members, &[])?);
+        }
+        let mut mine = Vec::with_capacity(2 * scored.len());
+        for (place, new) in scored {
+            let position = self.batch.sequences[*place].position;
+            let info = &self.infos[position];
+            let sums = self.with_tokens(*place, &float64(new), |tokens| self.objective.sums(position, info, tokens))?;
+            mine.extend([sums.new, sums.old]);
+        }
+        let sums = self.gather(members.clone(), &mine, collective)?;
+        let sums: Vec<LogprobSums> = sums.into_iter().map(|[new, old]| LogprobSums { new, old }).collect();
+        let update = self.update(members.clone(), &sums)?;
+        if let UpdateState::Pacs(step) = &update.state {
+            if self.needs().old {
+                metrics.log_ratios.extend(sums.iter().map(|sums| sums.new - sums.old));
+            }
+            metrics.scores.extend(&step.score);
+            metrics.positive.extend(self.infos[members].iter().map(|info| info.label > 0.5));
+        }
+        Ok(update)
+    }
+
+    fn update(&self, members: Range<usize>, sums: &[LogprobSums]) -> Result<UpdateObjective<'_>, ObjectiveError> {
+        let state = self.objective.update(&self.infos[members.clone()], sums)?;
+        Ok(UpdateObjective { step: self, first: members.start, state })
+    }
+
+    /// Brings together `N` numbers a sequence of the sequences at `positions`. Every rank knows which rank computes
+    /// which sequence, so the numbers travel without names, in the order of the index.
+    fn gather<const N: usize>(
+        &self,
+        positions: Range<usize>,
+        mine: &[f64],
+        collective: &mut dyn Collective,
+    ) -> Result<Vec<[f64; N]>, CollectiveError> {
+        let ranks = collective.all_gather_f64(mine)?;
+        let mut of_rank: Vec<_> = ranks.iter().map(|numbers| numbers.chunks_exact(N)).collect();
+        let next = |position: usize| {
+            let mut numbers = [f64::NAN; N];
+            let rank = self.batch.index[position].rank;
+            if let Some(chunk) = of_rank.get_mut(rank).and_then(Iterator::next) {
+                numbers.copy_from_slice(chunk);
+            }
+            numbers
+        };
+        Ok(positions.map(next).collect())
+    }
+
+    /// Calls `f` with all numbers of the answer at `place`; `new` are its log-probs now, empty before the update.
+    fn with_tokens<T>(&self, place: usize, new: &[f64], f: impl FnOnce(&TokenData<'_>) -> T) -> T {
+        let own = &self.own[place];
+        let rollout = self.needs().rollout.then(|| float64(&self.batch.sequences[place].rollout_logprobs));
+        f(&TokenData {
+            new,
+            old: own.old.as_deref().unwrap_or(new),
+            rollout: rollout.as_deref(),
+            reference: own.reference.as_deref(),
+            ..TokenData::default()
+        })
+    }
+}
+
+/// The objective at one update.
+#[derive(Debug)]
+pub(crate) struct UpdateObjective<'a> {
+    step: &'a StepObjective<'a>,
+    /// Position of the mini-batch's first answer.
+    first: usize,
+    state: UpdateState,
+}
+
+impl UpdateObjective<'_> {
+    /// Coefficients of the answer at `place`, one a token; `new` are its log-probs, absent in an update that takes no
+    /// forward.
+    pub(crate) fn coefficients(
+        &self,
+        place: usize,
+        new: Option<&[f32]>,
+        metrics: &mut StepMetrics,
+    ) -> Result<Vec<f32>, ObjectiveError> {
+        let step = self.step;
+        let position = step.batch.sequences[place].position;
+        let (info, advantages) = (&step.infos[position], &step.own[place].advantages);
+        let new = new.map_or_else(|| vec![0.0; info.tokens as usize], float64);
+        let outcome = step.with_tokens(place, &new, |tokens| {
+            step.objective.sequence(&self.state, position - self.first, info, advantages, tokens)
+        })?;
+        metrics.sums.loss += outcome.loss;
+        metrics.objective.merge(&outcome.metrics);
+        Ok(outcome.dloss_dlogprob.iter().map(|coefficient| *coefficient as f32).collect())
+    }
+}
+
+fn info(entry: &IndexEntry) -> SequenceInfo {
+    SequenceInfo {
+        group: entry.group,
+        label: entry.label,
+        reward: entry.reward,
+        greedy_reward: None,
+        tokens: entry.answer_tokens,
+        truncated: entry.truncated,
+    }
+}
+
+fn float64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}

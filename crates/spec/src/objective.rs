@@ -1,0 +1,376 @@
+//! The objective of a job: one list of settings, of which every kind uses its own.
+
+use pacs_algo::{
+    AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty,
+    KlPlace, LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator,
+};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+/// What is optimised. A setting that the chosen kind has no use for is refused; what is not set gets the kind's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObjectiveSpec {
+    /// The objective. Default `pacs`.
+    pub kind: ObjectiveKind,
+
+    /// PACS: scale of the reward proxy. Default 1.0, above 0, at most 1,000.
+    pub beta: Option<f64>,
+    /// PACS: how a group's proxies become scores. Default `rloo`.
+    pub score: Option<ScoreEstimator>,
+    /// PACS: what the proxy is. Default `log_ratio`, the paper's.
+    pub reward_method: Option<RewardMethod>,
+    /// PACS: weights of the labels. Default `question`, the paper's.
+    pub label_weights: Option<LabelWeights>,
+    /// PACS: add the actor term of the paper's equation 5, which the reference code leaves out. Default false.
+    pub actor_term: Option<bool>,
+    /// PACS: clear the optimizer's moments at every reference reset. Default false.
+    pub reset_optimizer: Option<bool>,
+
+    /// Training steps between resets of the reference policy to the current one. PACS: default 1, as the reference code
+    /// does, at least 1. Others: the reference of the KL penalty; default 0 (never: it stays the model of the job).
+    pub reference_reset_steps: Option<u64>,
+
+    /// All but PACS: the probability ratio is held above 1 minus this. Default 0.2 (`gspo` 3e-4), 0 to 1.
+    pub clip_low: Option<f64>,
+    /// All but PACS: the probability ratio is held below 1 plus this. Default 0.2 (`dapo` 0.28, `gspo` 4e-4), 0 to 1,000.
+    pub clip_high: Option<f64>,
+    /// All but PACS: bound of the loss of a negative advantage, in units of that advantage; 0 turns it off. Default 3
+    /// (`dr_grpo`, `dapo` and `gspo` 0), above 1, at most 1,000.
+    pub dual_clip: Option<f64>,
+    /// All but PACS: how token losses become one number. Default by kind: `seq_mean_token_mean` for `grpo`, `gspo` and
+    /// `ppo`, `seq_mean_token_sum_norm` for `dr_grpo`, `seq_mean_token_sum` for `rloo`, `token_mean` for the others.
+    pub aggregation: Option<AggregationKind>,
+    /// All but PACS: leave truncated answers out of the loss. Default false (`dapo` true).
+    pub mask_truncated: Option<bool>,
+    /// `reinforce_pp`: discount of a reward for every token before it. Default 1.0, above 0, at most 1.
+    pub gamma: Option<f64>,
+    /// All but PACS: weight of a KL penalty against a frozen reference policy. Default 0 (off), at most 10.
+    pub kl_coefficient: Option<f64>,
+    /// All but PACS: estimator of that penalty. Default `k3`.
+    pub kl_kind: Option<KlKind>,
+    /// All but PACS: where the penalty enters, `loss` or `reward`. Default `loss`.
+    pub kl_place: Option<KlPlace>,
+    /// All but PACS: correction for the difference between the rollout engine's and the learner's log-probs. Default
+    /// `off`.
+    pub importance: Option<ImportanceKind>,
+    /// All but PACS: what is corrected, each `token` or each `sequence` as a whole. Default `token`.
+    pub importance_level: Option<ImportanceLevel>,
+    /// All but PACS: the largest weight of that correction. Default 2.0, 1 to 1,000.
+    pub importance_cap: Option<f64>,
+}
+
+/// Training objective; `docs/OBJECTIVES.md` has the formulas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveKind {
+    /// Implicit actor critic coupling through supervised learning.
+    #[default]
+    Pacs,
+    /// Group-relative policy optimisation.
+    Grpo,
+    /// GRPO without its two biases.
+    DrGrpo,
+    /// GRPO with a higher upper bound and token-level loss.
+    Dapo,
+    /// GRPO with one ratio an answer.
+    Gspo,
+    /// REINFORCE with a leave-one-out baseline.
+    Rloo,
+    /// REINFORCE with advantages whitened over the step.
+    ReinforcePp,
+    /// The same behind the group mean as baseline.
+    ReinforcePpBaseline,
+    /// Proximal policy optimisation: refused, for it needs a value model.
+    Ppo,
+}
+
+/// How token losses become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AggregationKind {
+    /// Mean over all tokens of the mini-batch.
+    TokenMean,
+    /// Mean over answers of the mean over their tokens.
+    SeqMeanTokenMean,
+    /// Mean over answers of the sum over their tokens.
+    SeqMeanTokenSum,
+    /// The same, divided by `rollout.max_new_tokens`.
+    SeqMeanTokenSumNorm,
+    /// Sum over all tokens, divided by `rollout.max_new_tokens`.
+    TokenSumNorm,
+}
+
+/// Correction for the difference between the rollout engine's and the learner's log-probs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportanceKind {
+    /// None.
+    Off,
+    /// Weights above the cap become the cap.
+    Truncate,
+    /// Weights above the cap or below its inverse become 0.
+    Mask,
+}
+
+impl ObjectiveKind {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::Pacs,
+        Self::Grpo,
+        Self::DrGrpo,
+        Self::Dapo,
+        Self::Gspo,
+        Self::Rloo,
+        Self::ReinforcePp,
+        Self::ReinforcePpBaseline,
+        Self::Ppo,
+    ];
+
+    /// The name in a spec.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pacs => "pacs",
+            Self::Grpo => "grpo",
+            Self::DrGrpo => "dr_grpo",
+            Self::Dapo => "dapo",
+            Self::Gspo => "gspo",
+            Self::Rloo => "rloo",
+            Self::ReinforcePp => "reinforce_pp",
+            Self::ReinforcePpBaseline => "reinforce_pp_baseline",
+            Self::Ppo => "ppo",
+        }
+    }
+
+    /// Whether the kind has a use for a setting.
+    pub(crate) fn uses(self, key: &str) -> bool {
+        table(&self.defaults()).contains_key(key)
+    }
+
+    /// The published settings of all kinds but PACS; `length` is the constant that some aggregations divide by.
+    fn policy(self, length: f64) -> Option<PolicyConfig> {
+        Some(match self {
+            Self::Pacs => return None,
+            Self::Grpo => pacs_algo::grpo(),
+            Self::DrGrpo => pacs_algo::dr_grpo(length),
+            Self::Dapo => pacs_algo::dapo(),
+            Self::Gspo => pacs_algo::gspo(),
+            Self::Rloo => pacs_algo::rloo(),
+            Self::ReinforcePp => pacs_algo::reinforce_pp(),
+            Self::ReinforcePpBaseline => pacs_algo::reinforce_pp_baseline(),
+            Self::Ppo => pacs_algo::ppo(),
+        })
+    }
+
+    /// Every setting that the kind has a use for, at its default.
+    #[must_use]
+    pub fn defaults(self) -> ObjectiveSpec {
+        let Some(policy) = self.policy(1.0) else {
+            return ObjectiveSpec {
+                kind: self,
+                beta: Some(1.0),
+                score: Some(ScoreEstimator::Rloo),
+                reward_method: Some(RewardMethod::LogRatio),
+                label_weights: Some(LabelWeights::Question),
+                actor_term: Some(false),
+                reset_optimizer: Some(false),
+                reference_reset_steps: Some(1),
+                ..ObjectiveSpec::default()
+            };
+        };
+        let gamma = match policy.advantage {
+            AdvantageEstimator::ReinforcePp { gamma } => Some(gamma),
+            _ => None,
+        };
+        ObjectiveSpec {
+            kind: self,
+            reference_reset_steps: Some(0),
+            clip_low: Some(policy.clip.low),
+            clip_high: Some(policy.clip.high),
+            dual_clip: Some(policy.clip.dual.unwrap_or(0.0)),
+            aggregation: Some(AggregationKind::from(policy.aggregation)),
+            mask_truncated: Some(policy.mask_truncated),
+            gamma,
+            kl_coefficient: Some(0.0),
+            kl_kind: Some(KlKind::K3),
+            kl_place: Some(KlPlace::Loss),
+            importance: Some(ImportanceKind::Off),
+            importance_level: Some(ImportanceLevel::Token),
+            importance_cap: Some(2.0),
+            ..ObjectiveSpec::default()
+        }
+    }
+}
+
+impl ObjectiveSpec {
+    /// The same with the kind's default for everything that is not set.
+    #[must_use]
+    pub fn filled(&self) -> Self {
+        let mut settings = table(&self.kind.defaults());
+        settings.extend(table(self));
+        settings.try_into().expect("the settings of both are those of a spec")
+    }
+
+    /// Settings that differ from the kind's defaults, as TOML.
+    #[must_use]
+    pub fn changed(&self) -> Vec<String> {
+        let defaults = table(&self.kind.defaults());
+        let changed = table(self).into_iter().filter(|(key, value)| defaults.get(key) != Some(value));
+        changed.map(|(key, value)| format!("{key} = {value}")).collect()
+    }
+
+    /// Settings that are there although the kind has no use for them: key and value.
+    pub(crate) fn ignored(&self) -> Vec<(String, String)> {
+        let ignored = table(self).into_iter().filter(|(key, _)| !self.kind.uses(key));
+        ignored.map(|(key, value)| (key, value.to_string())).collect()
+    }
+
+    /// The objective itself. `max_new_tokens` is the constant length that some aggregations divide by.
+    #[must_use]
+    pub fn objective(&self, max_new_tokens: u32) -> Objective {
+        let length = f64::from(max_new_tokens);
+        let Some(published) = self.kind.policy(length) else { return Objective::Pacs(self.pacs()) };
+        let advantage = match (published.advantage, self.gamma) {
+            (AdvantageEstimator::ReinforcePp { .. }, Some(gamma)) => AdvantageEstimator::ReinforcePp { gamma },
+            (other, _) => other,
+        };
+        let clip = Clip {
+            low: self.clip_low.unwrap_or(published.clip.low),
+            high: self.clip_high.unwrap_or(published.clip.high),
+            dual: self.dual_clip.map_or(published.clip.dual, |dual| (dual > 0.0).then_some(dual)),
+        };
+        Objective::Policy(PolicyConfig {
+            advantage,
+            clip,
+            aggregation: self.aggregation.map_or(published.aggregation, |kind| kind.with(length)),
+            mask_truncated: self.mask_truncated.unwrap_or(published.mask_truncated),
+            kl: self.kl(),
+            importance: self.importance_weights(),
+            ..published
+        })
+    }
+
+    fn pacs(&self) -> PacsConfig {
+        PacsConfig {
+            beta: self.beta.unwrap_or(1.0),
+            score: self.score.unwrap_or(ScoreEstimator::Rloo),
+            reward_method: self.reward_method.unwrap_or(RewardMethod::LogRatio),
+            label_weights: self.label_weights.unwrap_or(LabelWeights::Question),
+            actor_term: self.actor_term.unwrap_or(false),
+        }
+    }
+
+    fn kl(&self) -> Option<KlPenalty> {
+        let coefficient = self.kl_coefficient.filter(|coefficient| *coefficient > 0.0)?;
+        let (kind, place) = (self.kl_kind.unwrap_or(KlKind::K3), self.kl_place.unwrap_or(KlPlace::Loss));
+        Some(KlPenalty { coefficient, kind, place })
+    }
+
+    fn importance_weights(&self) -> Option<ImportanceWeights> {
+        let mode = match self.importance? {
+            ImportanceKind::Off => return None,
+            ImportanceKind::Truncate => ImportanceMode::Truncate,
+            ImportanceKind::Mask => ImportanceMode::Mask,
+        };
+        let (level, cap) =
+            (self.importance_level.unwrap_or(ImportanceLevel::Token), self.importance_cap.unwrap_or(2.0));
+        Some(ImportanceWeights { level, mode, cap })
+    }
+}
+
+impl AggregationKind {
+    fn with(self, length: f64) -> Aggregation {
+        match self {
+            Self::TokenMean => Aggregation::TokenMean,
+            Self::SeqMeanTokenMean => Aggregation::SeqMeanTokenMean,
+            Self::SeqMeanTokenSum => Aggregation::SeqMeanTokenSum,
+            Self::SeqMeanTokenSumNorm => Aggregation::SeqMeanTokenSumNorm { length },
+            Self::TokenSumNorm => Aggregation::TokenSumNorm { length },
+        }
+    }
+}
+
+impl From<Aggregation> for AggregationKind {
+    fn from(aggregation: Aggregation) -> Self {
+        match aggregation {
+            Aggregation::TokenMean => Self::TokenMean,
+            Aggregation::SeqMeanTokenMean => Self::SeqMeanTokenMean,
+            Aggregation::SeqMeanTokenSum => Self::SeqMeanTokenSum,
+            Aggregation::SeqMeanTokenSumNorm { .. } => Self::SeqMeanTokenSumNorm,
+            Aggregation::TokenSumNorm { .. } => Self::TokenSumNorm,
+        }
+    }
+}
+
+/// The settings that are there, by name.
+fn table(spec: &ObjectiveSpec) -> Table {
+    Table::try_from(spec).expect("an objective is a TOML table")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_a_spec() {
+        for kind in ObjectiveKind::ALL {
+            assert_eq!(toml::Value::try_from(kind).expect("a name").as_str(), Some(kind.name()));
+        }
+    }
+
+    #[test]
+    fn filling_in_keeps_what_is_set_and_changes_nothing() {
+        for kind in ObjectiveKind::ALL {
+            let plain = ObjectiveSpec { kind, ..ObjectiveSpec::default() };
+            assert_eq!(plain.filled(), kind.defaults());
+            assert_eq!(plain.filled().objective(64), plain.objective(64), "{}", kind.name());
+            assert_eq!(plain.filled().changed(), [""; 0]);
+            match (kind.policy(64.0), plain.objective(64)) {
+                (Some(published), Objective::Policy(config)) => assert_eq!(config, published),
+                (published, objective) => assert!(published.is_none() && matches!(objective, Objective::Pacs(_))),
+            }
+        }
+        let spec = ObjectiveSpec { kind: ObjectiveKind::Dapo, clip_high: Some(0.5), ..ObjectiveSpec::default() };
+        assert_eq!(spec.filled().changed(), ["clip_high = 0.5"]);
+        assert_eq!(spec.filled().clip_low, Some(0.2));
+    }
+
+    #[test]
+    fn every_setting_reaches_the_objective() {
+        let set = |kind: ObjectiveKind, text: &str| {
+            let table: Table = toml::from_str(text).expect("TOML");
+            let mut all = self::table(&kind.defaults());
+            all.extend(table);
+            let spec: ObjectiveSpec = all.try_into().expect("settings");
+            spec.objective(64)
+        };
+        let plain = |kind: ObjectiveKind| kind.defaults().objective(64);
+        for text in [
+            "beta = 2.0",
+            "score = 'naive'",
+            "reward_method = 'mean_logprob'",
+            "label_weights = 'none'",
+            "actor_term = true",
+        ] {
+            assert_ne!(set(ObjectiveKind::Pacs, text), plain(ObjectiveKind::Pacs), "{text}");
+        }
+        for text in [
+            "clip_low = 0.1",
+            "clip_high = 0.1",
+            "dual_clip = 0.0",
+            "aggregation = 'token_sum_norm'",
+            "mask_truncated = true",
+            "gamma = 0.9",
+            "kl_coefficient = 0.1",
+            "importance = 'mask'",
+        ] {
+            assert_ne!(set(ObjectiveKind::ReinforcePp, text), plain(ObjectiveKind::ReinforcePp), "{text}");
+        }
+        let penalised =
+            |text: &str| set(ObjectiveKind::Grpo, &format!("kl_coefficient = 0.1\nimportance = 'mask'\n{text}"));
+        for text in ["kl_kind = 'k1'", "kl_place = 'reward'", "importance_level = 'sequence'", "importance_cap = 3.0"] {
+            assert_ne!(penalised(text), penalised(""), "{text}");
+        }
+    }
+}
