@@ -14,7 +14,7 @@ mod report;
 mod source;
 
 pub use error::DataError;
-pub use load::{GoldCheck, load, load_with};
+pub use load::{GoldCheck, gold_check, load, load_with};
 pub use order::TrainOrder;
 pub use problem::{Problem, Problems};
 pub use report::{LoadReport, SourceReport};

@@ -14,9 +14,13 @@ mod init;
 mod lines;
 mod parse;
 mod types;
+mod verifier;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
 pub use init::init_template;
 pub use parse::{parse, read};
 pub use types::*;
+pub use verifier::{
+    Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, VerifierKind, VerifierSpec,
+};

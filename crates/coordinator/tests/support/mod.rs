@@ -221,7 +221,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
             let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
             seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
             assert!(!lease.prompt_tokens.is_empty());
-            for index in lease.sample_indices {
+            for v1::WantedSample { index, .. } in lease.samples {
                 if dies_after == Some(handed_in) {
                     return;
                 }
