@@ -78,7 +78,10 @@ enum State {
     },
     Unverified,
     Verifying,
-    Judged { under: LeaseId, label: f64 },
+    Judged {
+        under: LeaseId,
+        label: f64,
+    },
 }
 
 /// What became of something handed in.

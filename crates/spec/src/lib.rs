@@ -21,6 +21,4 @@ pub use errors::{Problem, SpecErrors};
 pub use init::init_template;
 pub use parse::{parse, read};
 pub use types::*;
-pub use verifier::{
-    Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, VerifierKind, VerifierSpec,
-};
+pub use verifier::{Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, VerifierKind, VerifierSpec};

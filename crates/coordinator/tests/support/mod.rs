@@ -278,8 +278,17 @@ async fn verifier(address: SocketAddr, seen: Shared) {
                 extracted: Some(task.gold),
                 rule: "test".into(),
             };
+            let verification = v1::Verification {
+                verifier: "label".into(),
+                outcome: outcome.into(),
+                reward: label,
+                elapsed_us: 100,
+                cached: false,
+            };
+            assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
             let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
-            verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict) });
+            let (verdict, verifications) = (Some(verdict), vec![verification]);
+            verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications });
         }
         if !verdicts.is_empty() {
             let request = v1::SubmitVerdictsRequest { worker_id: member.id, verdicts };

@@ -99,8 +99,7 @@ mod tests {
     #[test]
     fn an_evaluation_leaves_such_a_group_out() {
         let plan = EvaluationPlan { problems: 3, samples_per_problem: 1, every_steps: 0, before: true, after: false };
-        let mut run =
-            Run::sampling(Options { max_attempts: 1, max_replacements: 2, evaluation: plan, ..options() });
+        let mut run = Run::sampling(Options { max_attempts: 1, max_replacements: 2, evaluation: plan, ..options() });
         run.generate_all();
         let effects = run.verify_all(|sample| match crate::evaluation_problem(sample.group) {
             Some(1) => Outcome::TimedOut,

@@ -49,7 +49,8 @@ impl Check {
             let path = format!("reward.verifiers.{name}");
             let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
             if !plain || !(1..=32).contains(&name.len()) || name == VerifierSpec::LABEL {
-                let message = "expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`";
+                let message =
+                    "expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`";
                 self.fail(Problem::new(&path, message), &[]);
             }
             self.range(&format!("{path}.weight"), verifier.weight, -1000.0..=1000.0);
