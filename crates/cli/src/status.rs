@@ -317,6 +317,9 @@ mod tests {
             worker     role            where        heard      leases  does
             rollout-0  rollout         node-1:4711  0.4 s ago  2       waits for work
             learner-0  learner rank 0  node-1:4711  0.4 s ago  2       waits for work
+
+            verifier    gives  correct  wrong  unparsable  failed  timed out  cached  p50      p99
+            verifier-0  label  1 200    0      0           3       0          700     0.25 ms  12.50 ms
         "#]]
         .assert_eq(&as_text(&running()));
     }

@@ -61,7 +61,7 @@ struct Loaded {
 
 impl Loaded {
     fn load(&mut self, source: &SourceSpec, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row, prompter, check))
+        rows(source, &mut |row| self.take(row?, prompter, check))
     }
 
     fn take(&mut self, row: Row, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
@@ -96,7 +96,7 @@ impl Loaded {
 
 /// A question without what does not change its meaning: case, white space, and punctuation that is not mathematics.
 /// Operators stay, for `3 + 4` and `3 - 4` are two questions.
-fn normalised(question: &str) -> String {
+pub(crate) fn normalised(question: &str) -> String {
     let mut text = String::with_capacity(question.len());
     let mut gap = false;
     for c in question.chars().flat_map(char::to_lowercase) {

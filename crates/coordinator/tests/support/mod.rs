@@ -259,6 +259,7 @@ async fn verifier(address: SocketAddr, seen: Shared) {
         let Ok(tasks) = client.lease_samples(request).await else { continue };
         let mut verdicts = Vec::new();
         for task in tasks.into_inner().tasks {
+            assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
             count += 1;
             let (outcome, label) = match task.response.as_str() {
                 _ if count % 3 == 0 => {
@@ -285,7 +286,6 @@ async fn verifier(address: SocketAddr, seen: Shared) {
                 elapsed_us: 100,
                 cached: false,
             };
-            assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
             let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
             let (verdict, verifications) = (Some(verdict), vec![verification]);
             verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications });
