@@ -10,6 +10,7 @@ is no time limit in here, for the worker kills a verification that is late.
 import functools
 import json
 import logging
+import re
 import sys
 from importlib.metadata import version
 
@@ -19,6 +20,8 @@ from math_verify import parse, verify
 protocol, sys.stdout = sys.stdout, sys.stderr
 # It warns that its own time limits are off.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
+# An escaped dollar sign is money.
+DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 
 
 def say(message):
@@ -34,8 +37,7 @@ def read(text):
 @functools.lru_cache(maxsize=4096)
 def read_gold(gold):
     """A reference answer is a bare answer, unless it has delimiters; the samples of a group share it."""
-    delimited = any(mark in gold for mark in ("$", "\\boxed", "\\(", "\\["))
-    readings = read(gold if delimited else "\\boxed{" + gold + "}")
+    readings = read(gold if DELIMITED.search(gold) else "\\boxed{" + gold + "}")
     if not readings:
         raise ValueError(f"reference answer {gold!r} cannot be read")
     return readings

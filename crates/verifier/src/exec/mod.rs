@@ -20,7 +20,7 @@ use crate::judge::Answer;
 
 /// Waiting times between starts that fail.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A pool of children of one command, started when they are needed.
 pub(crate) struct Exec {
