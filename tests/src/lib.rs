@@ -165,7 +165,7 @@ impl Job {
         Ok(Run { child, folder: self.folder.path().to_owned() })
     }
 
-    /// A folder of the job's own for a verifier's script, and the command that runs it.
+    /// Writes a verifier for `kind = "exec"`, and gives its command.
     ///
     /// The script says hello, and then runs `each` for every request: `$id` is its number, `$task` the rest of its line,
     /// and `answer OUTCOME RULE` answers it.

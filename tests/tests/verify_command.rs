@@ -69,7 +69,7 @@ fn a_program_that_fails_gives_no_label() -> Result<()> {
     let job = Job::tiny()?;
     let each = r#"case "$task" in *boxed{1}*) echo garbage;; *boxed{2}*) sleep 1000;; *) answer correct script;; esac"#;
     let script = job.verifier_script(each)?;
-    let arguments = ["verify", "exec", "--input", "-", "--timeout", "1.5", "--", &script[0], &script[1]];
+    let arguments = ["verify", "exec", "--input", "-", "--timeout", "3", "--", &script[0], &script[1]];
     let output = pacs(&arguments, &rows(4))?;
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let verdicts = lines(&output)?;

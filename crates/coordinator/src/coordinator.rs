@@ -302,7 +302,7 @@ fn machine_options(
         heartbeat_timeout: timing.heartbeat_timeout,
         // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
         rollout_lease_timeout: Duration::from_secs(3600),
-        verifier_lease_timeout: Duration::from_secs(60) + 10 * verification,
+        verifier_lease_timeout: Duration::from_secs(120) + 10 * verification,
         ids_above: starts * IDS_OF_A_START,
         generations_above: starts * GENERATIONS_OF_A_START,
         start,

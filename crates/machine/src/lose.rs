@@ -102,8 +102,8 @@ impl Machine {
         if purpose == Purpose::Train && dropped > wanted.max(MIN_DROPPED_GROUPS) {
             return self.end(End::Failed {
                 reason: format!(
-                    "{dropped} groups of one step were dropped because verifications failed or timed out \
-                     {} times each; look at the verifiers' logs",
+                    "{dropped} groups of one step were dropped because no verdict could be had for one of their samples \
+                     (verifications failed or timed out, {} times for each sample); look at the verifiers' logs",
                     self.options.max_attempts
                 ),
             });

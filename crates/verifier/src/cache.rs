@@ -7,6 +7,9 @@ use pacs_types::Verdict;
 
 use crate::Task;
 
+/// Longest texts of a verdict that is remembered, in bytes: they bound the memory as the entries do.
+const MOST_TEXT: usize = 1024;
+
 /// Verdicts that one verifier gave, by its version and the task: at most so many.
 ///
 /// Two halves: what is asked for moves to the young one, and when that is full the old one is forgotten. So a verdict
@@ -47,9 +50,10 @@ impl Cache {
         Some(verdict)
     }
 
-    /// Remembers a verdict. One that says nothing about its sample is never remembered.
+    /// Remembers a verdict, unless it says nothing about its sample or too much.
     pub(crate) fn insert(&self, key: Key, verdict: &Verdict) {
-        if self.half > 0 && verdict.outcome.is_conclusive() {
+        let text = verdict.rule.len() + verdict.extracted.as_ref().map_or(0, String::len);
+        if self.half > 0 && verdict.outcome.is_conclusive() && text <= MOST_TEXT {
             self.put(&mut self.lock(), key, verdict.clone());
         }
     }
@@ -95,13 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_not_remembered() {
+    fn failures_and_long_texts_are_not_remembered() {
         let cache = Cache::new(10);
         for outcome in [Outcome::Failed, Outcome::TimedOut] {
             let key = cache.key("1", &task(outcome.name()));
             cache.insert(key, &verdict(outcome, ""));
             assert_eq!(cache.get(key), None);
         }
+        let key = cache.key("1", &task("long"));
+        cache.insert(key, &verdict(Outcome::Wrong, &"x".repeat(MOST_TEXT + 1)));
+        assert_eq!(cache.get(key), None);
     }
 
     #[test]

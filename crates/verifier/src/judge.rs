@@ -74,26 +74,27 @@ impl Judge {
         if let Some(verdict) = self.version().and_then(|version| self.cache.get(self.cache.key(&version, &task))) {
             return Judgement { verdict, elapsed: Duration::ZERO, cached: true };
         }
-        let judgement = match &self.by {
-            By::Math(math) => math.verify(Arc::clone(&task)).await,
+        let (judgement, version) = match &self.by {
+            By::Math(math) => (math.verify(Arc::clone(&task)).await, self.version()),
             By::Exec(exec) => self.heard(exec.verify(&task).await),
             By::Service(service) => self.heard(service.verify(&task).await),
         };
-        if let Some(version) = self.version() {
+        if let Some(version) = version {
             self.cache.insert(self.cache.key(&version, &task), &judgement.verdict);
         }
         judgement
     }
 
-    fn heard(&self, (answer, elapsed): (Result<Answer, Fault>, Duration)) -> Judgement {
-        let verdict = match answer {
-            Ok(Answer { verdict, version }) => {
-                *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
-                verdict
-            }
-            Err(fault) => fault.into(),
+    /// What a verifier of the user's own said, and the version that said it.
+    fn heard(&self, (answer, elapsed): (Result<Answer, Fault>, Duration)) -> (Judgement, Option<Arc<str>>) {
+        let (verdict, version) = match answer {
+            Ok(Answer { verdict, version }) => (verdict, Some(version)),
+            Err(fault) => (fault.into(), None),
         };
-        Judgement { verdict, elapsed, cached: false }
+        if version.is_some() {
+            (*self.version.lock().unwrap_or_else(PoisonError::into_inner)).clone_from(&version);
+        }
+        (Judgement { verdict, elapsed, cached: false }, version)
     }
 
     fn version(&self) -> Option<Arc<str>> {

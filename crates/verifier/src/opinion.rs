@@ -6,6 +6,9 @@ use crate::fault::Fault;
 /// Longest text of a verdict that is kept, in bytes: it is archived with every sample.
 const MOST_TEXT: usize = 4096;
 
+/// Largest reward, either way: sums of weighted rewards stay finite.
+const MOST_REWARD: f64 = 1e6;
+
 /// What a verifier of the user's own says, with what it may leave out.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Opinion {
@@ -32,8 +35,8 @@ impl Opinion {
             return garbage(format!("label is {label}, expected 0 to 1"));
         }
         let reward = reward.unwrap_or(label);
-        if !reward.is_finite() {
-            return garbage(format!("reward is {reward}"));
+        if !(-MOST_REWARD..=MOST_REWARD).contains(&reward) {
+            return garbage(format!("reward is {reward}, expected -{MOST_REWARD} to {MOST_REWARD}"));
         }
         let rule = shorten(rule.unwrap_or_else(|| by.to_owned()));
         Ok(Verdict { outcome, label, reward, extracted: extracted.map(shorten), rule })
@@ -74,7 +77,10 @@ mod tests {
         let fault = |opinion: Opinion| opinion.verdict("exec").expect_err("no verdict").to_string();
         assert!(fault(Opinion { label: Some(1.5), ..opinion(Outcome::Correct) }).contains("label is 1.5"));
         assert!(fault(Opinion { label: Some(f64::NAN), ..opinion(Outcome::Correct) }).contains("label is NaN"));
-        assert!(fault(Opinion { reward: Some(f64::INFINITY), ..opinion(Outcome::Wrong) }).contains("reward is inf"));
+        for reward in [f64::INFINITY, f64::NAN, -1e300] {
+            let rewarded = Opinion { reward: Some(reward), ..opinion(Outcome::Wrong) };
+            assert!(fault(rewarded).contains("expected -1000000 to 1000000"), "{reward}");
+        }
         let failed = Opinion { rule: Some("no such test".into()), label: Some(1.0), ..opinion(Outcome::Failed) };
         assert_eq!(fault(failed), "the verifier failed: no such test");
         assert_eq!(fault(opinion(Outcome::TimedOut)), "the verifier failed: timed_out");

@@ -13,7 +13,7 @@ pub(crate) struct Answer<'a> {
 
 /// The verdict of a sample: outcome, label and rule of the verifier that gives the label, with the reward of the spec.
 ///
-/// `rewards` holds weight and reward of each further verifier; `max_tokens` is the limit that overlong answers approach.
+/// `rewards` holds weight and reward of each further verifier; overlong answers approach `max_tokens`.
 pub(crate) fn combine(
     label: Verdict,
     rewards: impl IntoIterator<Item = (f64, f64)>,

@@ -5,7 +5,7 @@ use crate::phase::Phase;
 use crate::{Reply, SampleGrant};
 
 impl Machine {
-    /// Lends samples that wait for a verdict, oldest first: a fair share of them, so that slow verifiers share the work.
+    /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work.
     pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
