@@ -116,7 +116,7 @@ mod tests {
         for (bad, expected) in [
             ("{\"gold\": \"5\"}", "missing field `pred` (column 13)"),
             ("{\"gold\": [5], \"pred\": \"p\"}", "field `gold` is neither a text nor a number"),
-            ("{\"gold\": ", "EOF while parsing a value (column 9)"),
+            ("{\"gold\": ", "EOF while parsing a value (column 8)"),
             ("\u{1}", "expected value (column 1)"),
         ] {
             let rows = rows(&format!("{good}\n{bad}\n{good}"));
