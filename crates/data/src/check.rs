@@ -193,7 +193,7 @@ mod tests {
         let test = [r#"{"question": "Why?", "answer": "7"}"#, r#"{"question": "what is 1 + 1?", "answer": "2"}"#];
         std::fs::write(folder.path().join("train.jsonl"), train.join("\n")).expect("written");
         std::fs::write(folder.path().join("test.jsonl"), test.join("\n")).expect("written");
-        let found = check(&job(folder.path(), "data.max_prompt_tokens = 24"), true).expect("the files can be read");
+        let found = check(&job(folder.path(), "data.max_prompt_tokens = 92"), true).expect("the files can be read");
         let at = |file: &str, line: u32| format!("{}/{file}.jsonl:{line}: ", folder.path().display());
         let places = |findings: &Findings, expected: &[String]| {
             assert_eq!(findings.count, expected.len(), "{findings:?}");
@@ -211,7 +211,8 @@ mod tests {
         places(&found.overlap, &[at("test", 2) + "the question of"]);
         let prompts = found.train.prompts.expect("prompts were counted");
         assert!(prompts.shortest <= prompts.median && prompts.p99 == prompts.longest, "{prompts:?}");
-        assert_eq!((prompts.limit, prompts.overlong), (24, 0), "{prompts:?}");
+        // The chat template brings a system message.
+        assert_eq!((prompts.longest, prompts.limit, prompts.overlong), (93, 92, 1), "{prompts:?}");
         let evaluation = found.evaluation.expect("there are held-out problems");
         assert_eq!((evaluation.rows, evaluation.bad_rows.count, evaluation.duplicates.count), (2, 0, 0));
 
