@@ -5,7 +5,7 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
-    let files: Vec<PathBuf> = ["sample", "worker", "rollout", "verifier", "learner", "operator"]
+    let files: Vec<PathBuf> = ["sample", "worker", "rollout", "verifier", "custom_verifier", "learner", "operator"]
         .iter()
         .map(|name| root.join(format!("pacs/v1/{name}.proto")))
         .collect();

@@ -3,12 +3,16 @@
 //! The programs must be built before (`cargo xtask test` does it); a test that misses them says so.
 #![forbid(unsafe_code)]
 
+mod samples;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+pub use samples::Archived;
 
 /// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
 const RUN_DEADLINE: Duration = Duration::from_secs(300);
@@ -113,6 +117,15 @@ impl Job {
         self
     }
 
+    /// Without the extraction of the built-in verifier, which others do not have.
+    #[must_use]
+    pub fn without_extraction(mut self) -> Self {
+        if let Some(verifier) = self.spec.get_mut("verifier").and_then(toml::Value::as_table_mut) {
+            verifier.remove("extraction");
+        }
+        self
+    }
+
     /// A path in the job's folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
@@ -150,6 +163,28 @@ impl Job {
         command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().context("start pacs run")?;
         Ok(Run { child, folder: self.folder.path().to_owned() })
+    }
+
+    /// Writes a verifier for `kind = "exec"`, and gives its command.
+    ///
+    /// The script says hello, and then runs `each` for every request: `$id` is its number, `$task` the rest of its line,
+    /// and `answer OUTCOME RULE` answers it.
+    ///
+    /// # Errors
+    /// When the script cannot be written.
+    pub fn verifier_script(&self, each: &str) -> Result<Vec<String>> {
+        let path = self.path("verifier.sh");
+        let script = format!(
+            r#"answer() {{ echo "{{\"id\": $id, \"outcome\": \"$1\", \"rule\": \"$2\"}}"; }}
+echo '{{"pacs_verifier": 1, "version": "test"}}'
+while read -r line; do
+    id=${{line#*:}}; id=${{id%%,*}}; task=${{line#*,}}
+    {each}
+done
+"#
+        );
+        fs::write(&path, script).context("write the verifier")?;
+        Ok(vec!["sh".to_owned(), path.display().to_string()])
     }
 
     /// Lines of a file of JSON objects in the run folder.
@@ -209,6 +244,14 @@ impl Run {
 
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.folder.join(name)).unwrap_or_default()
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("wait for pacs run")?.is_some())
     }
 
     /// Sends a signal to `pacs run` itself.

@@ -11,7 +11,9 @@ Examples:
   pacs job init my-job.toml             write a commented job spec
   pacs job check my-job.toml            say what it would do
   pacs run my-job.toml                  train on this machine
-  pacs status                           look at the run on this machine")]
+  pacs status                           look at the run on this machine
+  pacs data check my-job.toml           look for rows that cannot be used
+  pacs verify math --input rows.jsonl   grade answers")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -27,12 +29,143 @@ pub(crate) enum Command {
     Status(Status),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
+    /// Grades the answers of a file, as a run would.
+    #[command(after_help = "\
+Examples:
+  pacs verify math --input rows.jsonl
+  pacs verify exec --input rows.jsonl -- python3 my_verifier.py
+  pacs verify grpc --input rows.jsonl --address 127.0.0.1:9000
+
+Each row of the input is a JSON object: `gold` is the reference answer, `pred` a whole response, `question` and `id`
+may be left out (the id is the line number then). Each row of the output, in the order of the input, is
+  {\"id\", \"outcome\", \"label\", \"reward\", \"extracted\", \"rule\", \"elapsed_us\"}
+with the outcome correct, wrong, unparsable, failed or timed_out. The last two say nothing about the answer: label and
+reward are null. A row that cannot be read ends the command with its line number and exit code 78.")]
+    Verify {
+        #[command(subcommand)]
+        command: VerifyCommand,
+    },
+    /// Looks at problems to train on and to evaluate with.
+    #[command(
+        after_help = "Examples:\n  pacs data check my-job.toml\n  pacs data check train.jsonl --evaluation test.jsonl"
+    )]
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
     /// Writes and checks job specs.
     #[command(after_help = "Examples:\n  pacs job init my-job.toml\n  pacs job check my-job.toml")]
     Job {
         #[command(subcommand)]
         command: JobCommand,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VerifyCommand {
+    /// With the built-in verifier of mathematical answers.
+    Math(VerifyMath),
+    /// With a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
+    Exec(VerifyExec),
+    /// With a service of your own, of proto/pacs/v1/custom_verifier.proto.
+    Grpc(VerifyGrpc),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyInput {
+    /// Rows to grade (JSON lines); `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// Seconds that one verification may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub(crate) timeout: f64,
+    /// Answers that are graded at once; 0: one a core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs verify math --input rows.jsonl > verdicts.jsonl
+  cat rows.jsonl | pacs verify math --input - --extraction strict")]
+pub(crate) struct VerifyMath {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
+    /// Where the answer may stand.
+    #[arg(long, value_enum, default_value_t = ExtractionMode::Lenient)]
+    pub(crate) extraction: ExtractionMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExtractionMode {
+    /// A box, a final-answer phrase, else the last expression.
+    Lenient,
+    /// A box or a final-answer phrase.
+    Strict,
+    /// A box, else the last number; a plain number either way.
+    Number,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs verify exec --input rows.jsonl -- python3 my_verifier.py
+  pacs verify exec --input rows.jsonl --threads 4 -- venv/bin/python deploy/verifiers/math_verify_exec.py")]
+pub(crate) struct VerifyExec {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pacs verify grpc --input rows.jsonl --address 127.0.0.1:9000 --threads 16")]
+pub(crate) struct VerifyGrpc {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
+    /// Where the service listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Names the rows that a run could not use, and those that it should not.
+    Check(DataCheck),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs data check my-job.toml
+  pacs data check train.jsonl --evaluation test.jsonl --model models/qwen3-0.6b
+  pacs data check train.parquet --question-field problem --answer-field solution --json
+
+Exit code 78 when rows cannot be read, the verifier cannot read their reference answer, or questions are both trained on
+and evaluated with; repeated questions and long prompts are reported, and no error.")]
+pub(crate) struct DataCheck {
+    /// A job spec (.toml), or a file of problems (.jsonl or .parquet).
+    pub(crate) target: PathBuf,
+    /// Held-out problems that must not be among them.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evaluation: Option<PathBuf>,
+    /// Count the prompts' tokens with this model. A job brings its own.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Field that holds the question. Default: question.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) question_field: Option<String>,
+    /// Field that holds the reference answer. Default: answer.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) answer_field: Option<String>,
+    /// The reference answers are for a verifier of your own: do not read them as mathematics.
+    #[arg(long)]
+    pub(crate) any_answer: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

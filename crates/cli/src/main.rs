@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod data;
 mod failure;
 mod format;
 mod job;
@@ -15,12 +16,13 @@ mod run;
 mod status;
 mod target;
 mod verifier;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, JobCommand};
+use crate::arguments::{Arguments, Command, DataCommand, JobCommand};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => status::stop(&arguments),
+        Command::Verify { command } => verify::run(&command),
+        Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
         Command::Job { command: JobCommand::Check(arguments) } => job::check(&arguments),
         Command::Job { command: JobCommand::Init(arguments) } => job::init(&arguments),
     };

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::future::Future;
 
 use anyhow::{Context, anyhow};
-use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, StopRunRequest, WorkerStatus};
+use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, StopRunRequest, VerifierStatus, WorkerStatus};
 use pacs_runtime::Exit;
 use serde_json::{Value, json};
 use tonic::{Response, Status as CallStatus};
@@ -96,6 +96,7 @@ fn as_text(status: &GetStatusResponse) -> String {
         line_of(&mut text, "counts", &counted.join(", "));
     }
     workers_table(&mut text, status);
+    verifiers_table(&mut text, status);
     text
 }
 
@@ -127,6 +128,11 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
     }
     let mut rows = vec![["worker", "role", "where", "heard", "leases", "does"].map(str::to_owned).to_vec()];
     rows.extend(status.workers.iter().map(worker_row));
+    table(text, &rows);
+}
+
+/// Rows of the same length, the first of them the heading.
+fn table(text: &mut String, rows: &[Vec<String>]) {
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
@@ -135,6 +141,26 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
+}
+
+/// What the verifier workers did; one that has left is still there.
+fn verifiers_table(text: &mut String, status: &GetStatusResponse) {
+    if status.verifiers.is_empty() {
+        return;
+    }
+    let heading =
+        ["verifier", "gives", "correct", "wrong", "unparsable", "failed", "timed out", "cached", "p50", "p99"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for verifier in &status.verifiers {
+        let mut row = vec![verifier.worker.clone(), verifier.verifier.clone()];
+        let outcomes = ["correct", "wrong", "unparsable", "failed", "timed_out"];
+        row.extend(outcomes.map(|outcome| count(verifier.outcomes.get(outcome).copied().unwrap_or(0))));
+        row.push(count(verifier.cache_hits));
+        let time = |time: Option<f64>| time.map_or("-".to_owned(), |seconds| format!("{:.2} ms", 1e3 * seconds));
+        row.extend([verifier.p50_seconds, verifier.p99_seconds].map(time));
+        rows.push(row);
+    }
+    table(text, &rows);
 }
 
 fn worker_row(worker: &WorkerStatus) -> Vec<String> {
@@ -188,6 +214,7 @@ fn as_json(status: &GetStatusResponse) -> Value {
             .collect::<serde_json::Map<_, _>>(),
         "counters": sorted(&status.counters).into_iter().map(|(name, value)| (name.clone(), json!(value)))
             .collect::<serde_json::Map<_, _>>(),
+        "verifiers": status.verifiers.iter().map(verifier_json).collect::<Vec<_>>(),
         "uptime_seconds": status.uptime_seconds,
         "remaining_seconds": status.remaining_seconds,
     })
@@ -204,6 +231,18 @@ fn worker_json(worker: &WorkerStatus) -> Value {
         "seconds_since_heartbeat": worker.seconds_since_heartbeat,
         "leases": worker.leases,
         "rank": worker.rank,
+    })
+}
+
+fn verifier_json(verifier: &VerifierStatus) -> Value {
+    json!({
+        "worker": verifier.worker,
+        "verifier": verifier.verifier,
+        "outcomes": sorted(&verifier.outcomes).into_iter().map(|(name, value)| (name.clone(), json!(value)))
+            .collect::<serde_json::Map<_, _>>(),
+        "cache_hits": verifier.cache_hits,
+        "p50_seconds": verifier.p50_seconds,
+        "p99_seconds": verifier.p99_seconds,
     })
 }
 
@@ -252,6 +291,14 @@ mod tests {
             uptime_seconds: 75.0,
             remaining_seconds: Some(130.0),
             counters: [("dropped_groups".to_owned(), 0), ("lapsed_leases".to_owned(), 1)].into(),
+            verifiers: vec![VerifierStatus {
+                worker: "verifier-0".into(),
+                verifier: "label".into(),
+                outcomes: [("correct".to_owned(), 1200), ("failed".to_owned(), 3)].into(),
+                cache_hits: 700,
+                p50_seconds: Some(0.000_25),
+                p99_seconds: Some(0.0125),
+            }],
         }
     }
 
@@ -270,6 +317,9 @@ mod tests {
             worker     role            where        heard      leases  does
             rollout-0  rollout         node-1:4711  0.4 s ago  2       waits for work
             learner-0  learner rank 0  node-1:4711  0.4 s ago  2       waits for work
+
+            verifier    gives  correct  wrong  unparsable  failed  timed out  cached  p50      p99
+            verifier-0  label  1 200    0      0           3       0          700     0.25 ms  12.50 ms
         "#]]
         .assert_eq(&as_text(&running()));
     }
@@ -303,5 +353,9 @@ mod tests {
         assert_eq!(json["workers"][0]["rank"], Value::Null);
         assert_eq!((&json["queues"]["groups_wanted"], &json["counters"]["lapsed_leases"]), (&json!(8), &json!(1)));
         assert_eq!(json["metrics"]["reward_mean"], 0.25);
+        assert_eq!(
+            (&json["verifiers"][0]["outcomes"]["failed"], &json["verifiers"][0]["cache_hits"]),
+            (&json!(3), &json!(700))
+        );
     }
 }

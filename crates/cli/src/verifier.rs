@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use pacs_runtime::{Exit, JoinError, LogFormat, Shutdown, init_logging};
+use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging};
 use pacs_verifier::{VerifierError, VerifierOptions};
 
 use crate::arguments::Verifier;
@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     let options = VerifierOptions {
         coordinator: arguments.coordinator.clone(),
         name: arguments.name.clone(),
-        threads: arguments.threads,
+        threads: threads(arguments.threads),
         join_timeout: Duration::from_secs(arguments.join_timeout),
     };
     // Grading has threads of its own; these carry heartbeats and calls.
@@ -33,12 +33,14 @@ pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     result
 }
 
+/// As many as were asked for; 0: one a core.
+pub(crate) fn threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 fn failure(error: VerifierError) -> Failure {
-    let exit = match &error {
-        VerifierError::Join(JoinError::Address { .. }) => Exit::Usage,
-        VerifierError::Join(JoinError::Unreachable { .. }) => Exit::Again,
-        VerifierError::Join(JoinError::Refused(_)) | VerifierError::Spec(_) => Exit::Config,
-        VerifierError::Refused { .. } => Exit::Bug,
-    };
-    Failure::with_exit(exit, error).doing("grade answers")
+    Failure::with_exit(error.exit(), error).doing("grade answers")
 }

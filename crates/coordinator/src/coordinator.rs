@@ -281,7 +281,7 @@ fn machine_options(
 ) -> Options {
     let (start, exported) =
         resumed.map_or((Snapshot::default(), false), |manifest| (manifest.snapshot, manifest.model));
-    let verification = Duration::from_secs_f64(spec.verifier.timeout_seconds.min(1e6));
+    let verification = verification_limit(spec);
     Options {
         learners: spec.resources.learners,
         samples_per_prompt: spec.rollout.samples_per_prompt,
@@ -296,18 +296,25 @@ fn machine_options(
         },
         checkpoint_every_steps: spec.checkpoint.every_steps,
         max_attempts: spec.verifier.max_attempts,
+        max_replacements: spec.verifier.max_replacements,
         max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),
         max_lost_generations: 10,
         heartbeat_timeout: timing.heartbeat_timeout,
         // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
         rollout_lease_timeout: Duration::from_secs(3600),
-        verifier_lease_timeout: Duration::from_secs(60) + 10 * verification,
+        verifier_lease_timeout: Duration::from_secs(120) + 10 * verification,
         ids_above: starts * IDS_OF_A_START,
         generations_above: starts * GENERATIONS_OF_A_START,
         start,
         exported,
         evaluated,
     }
+}
+
+/// How long the verification of one sample may take, by all its verifiers.
+fn verification_limit(spec: &JobSpec) -> Duration {
+    let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().timeout);
+    rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add)
 }
 
 /// Writes down the job and where it is served.

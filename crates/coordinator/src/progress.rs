@@ -74,6 +74,12 @@ pub struct StepSummary {
     pub truncated_share: f64,
     /// Share of answers in which no answer could be read.
     pub unparsable_share: f64,
+    /// Verifications of this step that failed or timed out; none of them is a verdict.
+    pub failed_verdicts: u64,
+    /// Samples of this step that were given up for others because no verdict could be had.
+    pub replaced_samples: u64,
+    /// Groups of this step that were given up for the next prompts.
+    pub dropped_groups: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
     /// Generated tokens a second of the whole step.
@@ -83,7 +89,7 @@ pub struct StepSummary {
     /// Where the time went.
     #[serde(flatten)]
     pub seconds: StepSeconds,
-    /// What the learner measured, by name.
+    /// What the learner and the verifiers measured, by name.
     #[serde(skip)]
     pub metrics: BTreeMap<String, f64>,
     /// Estimated time to the end of the job.
@@ -92,7 +98,7 @@ pub struct StepSummary {
 }
 
 impl StepSummary {
-    /// All numbers by name, as `metrics.jsonl` has them. A learner's metric never hides one of these fields.
+    /// All numbers by name, as `metrics.jsonl` has them. A worker's metric never hides one of these fields.
     #[must_use]
     pub fn numbers(&self) -> Map<String, Value> {
         let own = serde_json::to_value(self).expect("a summary is numbers with names");

@@ -29,6 +29,11 @@ async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
     assert_eq!((status.job.as_str(), status.total_steps, status.learners_wanted), ("test", 3, 2));
     assert!(status.step >= 1 && status.metrics["loss"] == 0.5, "{status:?}");
     assert!(!status.waiting_for.is_empty() && status.counters["failed_verdicts"] > 0, "{status:?}");
+    let [verifier] = &status.verifiers[..] else { panic!("one worker with one verifier: {:?}", status.verifiers) };
+    assert_eq!((verifier.worker.as_str(), verifier.verifier.as_str()), ("verifier-0", "label"));
+    assert!(verifier.outcomes["failed"] > 0 && verifier.outcomes["correct"] > 0, "{verifier:?}");
+    assert!(verifier.p50_seconds.is_some_and(|seconds| (9e-5..1.1e-4).contains(&seconds)), "{verifier:?}");
+    assert!(status.metrics["verifier_label_verdicts"] >= 8.0, "{:?}", status.metrics);
     let ranks: Vec<_> = status.workers.iter().filter_map(|worker| worker.rank).collect();
     assert_eq!(ranks, [0, 1]);
 

@@ -2,9 +2,11 @@
 //! an order that can be resumed.
 //!
 //! [`load`] does all of it and says in a [`LoadReport`] what it left out; [`Problems::train_at`] is the data cursor.
+//! [`check`] uses nothing and names all that is wrong, row by row.
 //! Nothing here samples or grades. Questions are never shortened: a prompt that is too long is left out and counted.
 #![forbid(unsafe_code)]
 
+mod check;
 mod error;
 mod load;
 mod order;
@@ -13,8 +15,9 @@ mod prompt;
 mod report;
 mod source;
 
+pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
 pub use error::DataError;
-pub use load::{GoldCheck, load, load_with};
+pub use load::{GoldCheck, gold_check, load, load_with};
 pub use order::TrainOrder;
 pub use problem::{Problem, Problems};
 pub use report::{LoadReport, SourceReport};

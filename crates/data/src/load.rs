@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use pacs_spec::{JobSpec, SourceSpec};
+use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 
 use crate::prompt::Prompter;
 use crate::source::{Row, rows};
@@ -14,7 +14,17 @@ pub type GoldCheck = fn(&str) -> Result<(), String>;
 /// # Errors
 /// [`DataError`]: a file, row, tokenizer or template that cannot be used, or nothing left to train on.
 pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
-    load_with(spec, |answer| pacs_verify::check_gold(answer).map_err(|error| error.to_string()))
+    load_with(spec, gold_check(spec.verifier.kind))
+}
+
+/// What the verifier of a kind says of a reference answer. Only the built-in one can be asked; what a verifier of the
+/// user's own can read is for it to say.
+#[must_use]
+pub fn gold_check(kind: VerifierKind) -> GoldCheck {
+    match kind {
+        VerifierKind::Math => |answer| pacs_verify::check_gold(answer).map_err(|error| error.to_string()),
+        VerifierKind::Exec | VerifierKind::Grpc => |_| Ok(()),
+    }
 }
 
 /// Loads the problems of a job, asking `check` which reference answers can be read.
@@ -51,7 +61,7 @@ struct Loaded {
 
 impl Loaded {
     fn load(&mut self, source: &SourceSpec, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row, prompter, check))
+        rows(source, &mut |row| self.take(row?, prompter, check))
     }
 
     fn take(&mut self, row: Row, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
@@ -86,7 +96,7 @@ impl Loaded {
 
 /// A question without what does not change its meaning: case, white space, and punctuation that is not mathematics.
 /// Operators stay, for `3 + 4` and `3 - 4` are two questions.
-fn normalised(question: &str) -> String {
+pub(crate) fn normalised(question: &str) -> String {
     let mut text = String::with_capacity(question.len());
     let mut gap = false;
     for c in question.chars().flat_map(char::to_lowercase) {

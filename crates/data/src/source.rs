@@ -18,8 +18,8 @@ pub(crate) struct Row {
     pub(crate) place: String,
 }
 
-/// What is done with each row.
-pub(crate) type Take<'a> = dyn FnMut(Row) -> Result<(), DataError> + 'a;
+/// What is done with each row, or with what is wrong with it; an error ends the reading.
+pub(crate) type Take<'a> = dyn FnMut(Result<Row, DataError>) -> Result<(), DataError> + 'a;
 
 /// Hands the rows of `source` to `take`, in order, without those that `skip` and `limit` leave out.
 pub(crate) fn rows(source: &SourceSpec, take: &mut Take<'_>) -> Result<(), DataError> {

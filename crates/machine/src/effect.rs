@@ -13,6 +13,8 @@ pub enum Effect {
     Phase(&'static str),
     /// Forget the prompts, samples and verdicts of a group that was dropped.
     DropGroup(GroupId),
+    /// Forget a sample that no verdict could be had for; another one takes its place.
+    ReplaceSample(SampleId),
     /// Forget all groups of the round.
     Abandoned,
     /// Form the tasks of this batch; the groups are complete, in order of id.
@@ -129,7 +131,16 @@ pub struct GroupGrant {
     /// Training steps that the policy has seen.
     pub policy_step: u64,
     /// Samples that are still missing.
-    pub samples: Vec<u32>,
+    pub samples: Vec<WantedSample>,
+}
+
+/// One sample that a rollout worker has to generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedSample {
+    /// Its position in the group.
+    pub index: u32,
+    /// How many samples were given up in this place because no verdict could be had; each has noise of its own.
+    pub attempt: u32,
 }
 
 /// A sample on loan to a verifier.

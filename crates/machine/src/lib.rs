@@ -22,7 +22,9 @@ mod status;
 mod verbs;
 mod worker;
 
-pub use effect::{Directive, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder};
+pub use effect::{
+    Directive, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
+};
 pub use event::{Event, TaskResult};
 pub use machine::Machine;
 pub use options::{Counters, EvaluationPlan, Options, Snapshot};

@@ -1,6 +1,6 @@
 //! What happens when workers are lost: their leases lapse, and a lost learner ends its generation.
 
-use pacs_types::{Purpose, Role, WorkerId};
+use pacs_types::{GroupId, Purpose, Role, SampleId, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
@@ -14,6 +14,7 @@ pub(crate) mod counter {
     pub(crate) const LOST_GENERATIONS: &str = "lost_generations";
     pub(crate) const FAILED_VERDICTS: &str = "failed_verdicts";
     pub(crate) const STALE_SUBMISSIONS: &str = "stale_submissions";
+    pub(crate) const REPLACED_SAMPLES: &str = "replaced_samples";
     pub(crate) const DROPPED_GROUPS: &str = "dropped_groups";
     pub(crate) const FAILED_CHECKPOINTS: &str = "failed_checkpoints";
 }
@@ -78,8 +79,21 @@ impl Machine {
         }
     }
 
+    /// Gives a sample up because no verdict could be had for it: another one takes its place, or its group is dropped.
+    ///
+    /// An evaluation has no replacements: they would measure the policy on the answers that are easy to verify.
+    pub(crate) fn give_up_sample(&mut self, sample: SampleId) {
+        let Phase::Sampling(round) = &mut self.phase else { return };
+        if round.purpose == Purpose::Evaluate || round.replaced(sample) >= self.options.max_replacements {
+            return self.drop_group(sample.group);
+        }
+        round.replace_sample(sample);
+        self.count(counter::REPLACED_SAMPLES, 1);
+        self.effects.push(Effect::ReplaceSample(sample));
+    }
+
     /// Gives a group up because no verdict could be had for one of its samples.
-    pub(crate) fn drop_group(&mut self, group: pacs_types::GroupId) {
+    fn drop_group(&mut self, group: GroupId) {
         let Phase::Sampling(round) = &mut self.phase else { return };
         round.drop_group(group);
         let (purpose, dropped, wanted) = (round.purpose, round.dropped, round.wanted);
@@ -88,8 +102,8 @@ impl Machine {
         if purpose == Purpose::Train && dropped > wanted.max(MIN_DROPPED_GROUPS) {
             return self.end(End::Failed {
                 reason: format!(
-                    "{dropped} groups of one step were dropped because verifications failed or timed out \
-                     {} times each; look at the verifiers' logs",
+                    "{dropped} groups of one step were dropped because no verdict could be had for one of their samples \
+                     (verifications failed or timed out, {} times for each sample); look at the verifiers' logs",
                     self.options.max_attempts
                 ),
             });

@@ -176,7 +176,9 @@ impl Machine {
         self.workers.values().filter(|worker| worker.role == role).count()
     }
 
-    pub(crate) fn worker_name(&self, worker: WorkerId) -> String {
+    /// Name of a worker's slot; of one that is not a member, its number.
+    #[must_use]
+    pub fn worker_name(&self, worker: WorkerId) -> String {
         self.workers.get(&worker).map_or_else(|| worker.to_string(), |member| member.name.clone())
     }
 }

@@ -21,8 +21,10 @@ pub struct Options {
     pub evaluation: EvaluationPlan,
     /// Steps between checkpoints; 0: only at the end and on a stop.
     pub checkpoint_every_steps: u64,
-    /// Verifications of one sample that may fail before its group is dropped, at least 1.
+    /// Verifications of one sample that may fail before it is given up, at least 1.
     pub max_attempts: u32,
+    /// Samples that may be given up in one place of a training group before the group is dropped.
+    pub max_replacements: u32,
     /// Optimizer updates that may be skipped before the run fails.
     pub max_skipped_updates: u64,
     /// Generations that may be lost in a row, without a finished training step between them, before the run fails.

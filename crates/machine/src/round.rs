@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use pacs_types::{GroupId, LeaseId, Outcome, Purpose, SampleId, WeightVersion, WorkerId};
 
-use crate::QueueDepths;
+use crate::{QueueDepths, WantedSample};
 
 /// Ids of evaluation groups start here, so that they never meet those of training groups, and so that the noise of an
 /// evaluation does not depend on how many prompts were trained on before it.
@@ -52,7 +52,6 @@ struct Loan<T> {
 struct Group {
     drawn: Duration,
     samples: Vec<Slot>,
-    missing: usize,
     unjudged: usize,
 }
 
@@ -60,20 +59,29 @@ struct Group {
 #[derive(Clone, Debug)]
 struct Slot {
     state: State,
+    /// Samples of this slot that were given up because no verdict could be had.
+    replaced: u32,
     /// The loan that the sample came under.
     generated_under: LeaseId,
-    /// Verifications that failed.
-    attempts: u32,
+    /// Verifications of this sample that failed.
+    failures: u32,
     /// The verifier that failed last, and when.
     failed_by: Option<(WorkerId, Duration)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
+    /// Waits for a rollout worker; its group is in `waiting`.
     Missing,
+    Generating {
+        under: LeaseId,
+    },
     Unverified,
     Verifying,
-    Judged { under: LeaseId, label: f64 },
+    Judged {
+        under: LeaseId,
+        label: f64,
+    },
 }
 
 /// What became of something handed in.
@@ -110,10 +118,10 @@ impl Round {
 
     /// Puts a new group of `samples` samples at the end of the queue.
     pub(crate) fn add(&mut self, id: GroupId, samples: u32, now: Duration) {
-        let slot = Slot { state: State::Missing, generated_under: LeaseId(0), attempts: 0, failed_by: None };
+        let slot =
+            Slot { state: State::Missing, replaced: 0, generated_under: LeaseId(0), failures: 0, failed_by: None };
         let samples = vec![slot; samples as usize];
-        let group = Group { drawn: now, missing: samples.len(), unjudged: samples.len(), samples };
-        self.groups.insert(id, group);
+        self.groups.insert(id, Group { drawn: now, unjudged: samples.len(), samples });
         self.waiting.push_back(id);
     }
 
@@ -141,7 +149,7 @@ impl Round {
 
     /// Missing samples of the group that would be lent next.
     pub(crate) fn next_group_size(&self) -> Option<usize> {
-        self.waiting.front().map(|id| self.groups[id].missing)
+        self.waiting.front().map(|id| self.groups[id].missing())
     }
 
     /// Lends the oldest waiting group: its id and the samples that are missing.
@@ -150,33 +158,33 @@ impl Round {
         lease: LeaseId,
         worker: WorkerId,
         now: Duration,
-    ) -> Option<(GroupId, Vec<u32>)> {
+    ) -> Option<(GroupId, Vec<WantedSample>)> {
         let item = self.waiting.pop_front()?;
-        let missing = (0u32..)
-            .zip(&self.groups[&item].samples)
-            .filter(|(_, slot)| slot.state == State::Missing)
-            .map(|(index, _)| index)
-            .collect();
+        let group = self.groups.get_mut(&item).expect("waiting groups are in the round");
+        let mut wanted = Vec::new();
+        for (index, slot) in (0u32..).zip(&mut group.samples).filter(|(_, slot)| slot.state == State::Missing) {
+            slot.state = State::Generating { under: lease };
+            wanted.push(WantedSample { index, attempt: slot.replaced });
+        }
         self.group_loans.insert(lease, Loan { worker, item, since: now });
-        Some((item, missing))
+        Some((item, wanted))
     }
 
     /// Takes a generated sample.
     pub(crate) fn take_sample(&mut self, lease: LeaseId, worker: WorkerId, id: SampleId, now: Duration) -> Taken {
         let Some(group) = self.groups.get_mut(&id.group) else { return Taken::Stale };
         let Some(slot) = group.samples.get_mut(id.index as usize) else { return Taken::Stale };
-        if slot.state != State::Missing {
+        if slot.state != (State::Generating { under: lease }) {
+            // Also when the sample was given up since: its replacement comes under another loan.
             return if slot.generated_under == lease { Taken::Repeat } else { Taken::Stale };
         }
-        let Some(loan) = self.group_loans.get_mut(&lease) else { return Taken::Stale };
-        if loan.worker != worker || loan.item != id.group {
+        let Some(loan) = self.group_loans.get_mut(&lease).filter(|loan| loan.worker == worker) else {
             return Taken::Stale;
-        }
+        };
         loan.since = now;
         slot.state = State::Unverified;
         slot.generated_under = lease;
-        group.missing -= 1;
-        if group.missing == 0 {
+        if !group.samples.iter().any(|slot| slot.state == State::Generating { under: lease }) {
             self.group_loans.remove(&lease);
         }
         self.unverified.push_back(id);
@@ -186,9 +194,31 @@ impl Round {
     /// Ends a group's loan; what is missing of it waits again, first in line.
     pub(crate) fn revoke_group(&mut self, lease: LeaseId, worker: WorkerId) -> bool {
         let Some(loan) = self.group_loans.get(&lease).filter(|loan| loan.worker == worker) else { return false };
-        self.waiting.push_front(loan.item);
+        let id = loan.item;
         self.group_loans.remove(&lease);
+        self.give_back(lease, id);
         true
+    }
+
+    /// Lets the samples of a group that are still open under a loan wait again, first in line.
+    fn give_back(&mut self, lease: LeaseId, id: GroupId) {
+        let group = self.groups.get_mut(&id).expect("lent groups are in the round");
+        for slot in group.samples.iter_mut().filter(|slot| slot.state == State::Generating { under: lease }) {
+            slot.state = State::Missing;
+        }
+        self.wait_first(id);
+    }
+
+    fn wait_first(&mut self, id: GroupId) {
+        // A group may be there already: with a sample that takes the place of another.
+        if !self.waiting.contains(&id) {
+            self.waiting.push_front(id);
+        }
+    }
+
+    /// Samples that wait for a verifier.
+    pub(crate) fn unverified(&self) -> usize {
+        self.unverified.len()
     }
 
     /// Lends up to `most` samples. One that `worker` failed is left to others for a while, if there are `others`.
@@ -239,9 +269,9 @@ impl Round {
         let slot = self.slot_mut(id);
         if !outcome.is_conclusive() {
             slot.state = State::Unverified;
-            slot.attempts += 1;
+            slot.failures += 1;
             slot.failed_by = Some((worker, now));
-            let give_up = slot.attempts >= max_attempts;
+            let give_up = slot.failures >= max_attempts;
             self.unverified.push_front(id);
             return if give_up { Taken::GiveUp } else { Taken::Again };
         }
@@ -265,6 +295,22 @@ impl Round {
     fn slot_mut(&mut self, id: SampleId) -> &mut Slot {
         let group = self.groups.get_mut(&id.group).expect("queued and lent samples belong to groups of the round");
         &mut group.samples[id.index as usize]
+    }
+
+    /// Samples that were given up in the place of this one.
+    pub(crate) fn replaced(&self, id: SampleId) -> u32 {
+        self.groups[&id.group].samples[id.index as usize].replaced
+    }
+
+    /// Gives up a sample that waits for a verifier: another one takes its place.
+    pub(crate) fn replace_sample(&mut self, id: SampleId) {
+        self.unverified.retain(|waiting| *waiting != id);
+        let slot = self.slot_mut(id);
+        slot.state = State::Missing;
+        slot.replaced += 1;
+        slot.failures = 0;
+        slot.failed_by = None;
+        self.wait_first(id.group);
     }
 
     /// Forgets a group and all that was lent of it.
@@ -298,8 +344,8 @@ impl Round {
         let groups: Vec<_> = self.group_loans.extract_if(.., |_, loan| group(loan.worker, loan.since)).collect();
         let samples: Vec<_> = self.sample_loans.extract_if(.., |_, loan| sample(loan.worker, loan.since)).collect();
         // Backwards, so that the oldest loan ends up first.
-        for (_, loan) in groups.iter().rev() {
-            self.waiting.push_front(loan.item);
+        for (lease, loan) in groups.iter().rev() {
+            self.give_back(*lease, loan.item);
         }
         for (_, loan) in samples.iter().rev() {
             self.slot_mut(loan.item).state = State::Unverified;
@@ -348,6 +394,12 @@ impl Round {
     }
 }
 
+impl Group {
+    fn missing(&self) -> usize {
+        self.samples.iter().filter(|slot| slot.state == State::Missing).count()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,6 +418,12 @@ mod tests {
         SampleId { group: GroupId(group), index }
     }
 
+    /// Lends the next group: its id and the samples that are wanted of it.
+    fn lend(round: &mut Round, lease: u64) -> Option<(u64, Vec<(u32, u32)>)> {
+        let (group, wanted) = round.lend_group(LeaseId(lease), ROLLOUT, NOW)?;
+        Some((group.0, wanted.into_iter().map(|sample| (sample.index, sample.attempt)).collect()))
+    }
+
     fn lend_one_sample(round: &mut Round, lease: u64, others: bool, now: Duration) -> Option<SampleId> {
         let lent = round.lend_samples(&mut || LeaseId(lease), GRADER, 1, others, now);
         lent.first().map(|(_, id)| *id)
@@ -374,12 +432,12 @@ mod tests {
     #[test]
     fn a_lapsed_group_waits_first_in_line_with_what_is_missing() {
         let mut round = round(2, 3);
-        assert_eq!(round.lend_group(LeaseId(1), ROLLOUT, NOW), Some((GroupId(0), vec![0, 1, 2])));
+        assert_eq!(lend(&mut round, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
         assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), NOW), Taken::Fresh);
         assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), NOW), Taken::Repeat);
         assert_eq!(round.revoke_worker(ROLLOUT), 1);
         assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), NOW), Taken::Stale);
-        assert_eq!(round.lend_group(LeaseId(2), ROLLOUT, NOW), Some((GroupId(0), vec![0, 2])));
+        assert_eq!(lend(&mut round, 2), Some((0, vec![(0, 0), (2, 0)])));
     }
 
     #[test]
@@ -409,6 +467,26 @@ mod tests {
     }
 
     #[test]
+    fn a_replacement_is_generated_beside_the_rest_of_its_group() {
+        let mut round = round(1, 3);
+        assert_eq!(lend(&mut round, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
+        assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), NOW), Taken::Fresh);
+        lend_one_sample(&mut round, 5, false, NOW);
+        let failed = (Outcome::Failed, 0.0);
+        assert_eq!(round.take_verdict(LeaseId(5), GRADER, sample(0, 1), failed, 1, NOW), Taken::GiveUp);
+        round.replace_sample(sample(0, 1));
+        assert_eq!(lend_one_sample(&mut round, 6, false, NOW), None, "it waits for a rollout worker");
+        assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), NOW), Taken::Repeat, "of the sample given up");
+        assert_eq!(lend(&mut round, 2), Some((0, vec![(1, 1)])), "the other two are on loan");
+        assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), NOW), Taken::Repeat);
+        assert_eq!(round.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), NOW), Taken::Fresh);
+        assert_eq!(round.take_sample(LeaseId(2), ROLLOUT, sample(0, 0), NOW), Taken::Stale, "lent under the first");
+        assert_eq!(round.revoke_worker(ROLLOUT), 2);
+        assert_eq!(lend(&mut round, 3), Some((0, vec![(0, 0), (1, 1)])));
+        assert_eq!(lend(&mut round, 4), None, "the group waits once");
+    }
+
+    #[test]
     fn verdicts_count_once() {
         let mut round = round(1, 2);
         round.lend_group(LeaseId(1), ROLLOUT, NOW);
@@ -431,6 +509,6 @@ mod tests {
         round.lend_group(LeaseId(1), ROLLOUT, NOW);
         round.lend_group(LeaseId(2), ROLLOUT, NOW + Duration::from_secs(5));
         assert_eq!(round.revoke_older(Some(NOW + Duration::from_secs(1)), None), 1);
-        assert_eq!(round.lend_group(LeaseId(3), ROLLOUT, NOW), Some((GroupId(0), vec![0])));
+        assert_eq!(lend(&mut round, 3), Some((0, vec![(0, 0)])));
     }
 }

@@ -10,7 +10,7 @@ use pacs_machine::{
     Directive, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Reply, SampleGrant, Snapshot,
     TaskKind, TaskOrder, TaskResult, evaluation_problem,
 };
-use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
+use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -35,7 +35,14 @@ fn runs_finish_and_never_break_an_invariant() {
         }
     }
     // Faults that never happen prove nothing.
-    for name in ["lapsed_leases", "lost_generations", "failed_verdicts", "dropped_groups", "stale_submissions"] {
+    for name in [
+        "lapsed_leases",
+        "lost_generations",
+        "failed_verdicts",
+        "replaced_samples",
+        "dropped_groups",
+        "stale_submissions",
+    ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:?}");
     }
 }
@@ -45,6 +52,10 @@ fn runs_finish_and_never_break_an_invariant() {
 struct Reference {
     generated: BTreeSet<SampleId>,
     judged: BTreeSet<SampleId>,
+    /// Samples that were given up, by place.
+    replaced: BTreeMap<SampleId, u32>,
+    /// What each loan asks for.
+    wanted: BTreeMap<(LeaseId, SampleId), u32>,
     /// Training groups by the step that they were trained in (0: dropped in the step being made).
     used: BTreeMap<GroupId, u64>,
     dropped: BTreeSet<GroupId>,
@@ -98,6 +109,7 @@ impl World {
             },
             checkpoint_every_steps: rng.random_range(0..=3),
             max_attempts: rng.random_range(1..=3),
+            max_replacements: rng.random_range(0..=2),
             max_skipped_updates: 1000,
             max_lost_generations: 1000,
             heartbeat_timeout: Duration::from_secs(3),
@@ -210,6 +222,7 @@ impl World {
         let reference = &mut self.reference;
         reference.generated.clear();
         reference.judged.clear();
+        reference.replaced.clear();
         reference.dropped.clear();
         reference.batch.clear();
         reference.version = None;
@@ -266,10 +279,11 @@ impl World {
     fn generate(&mut self, index: usize, worker: WorkerId) {
         let free_samples = self.rng.random_range(0..10);
         let reply = self.step(Event::LeaseGroups { worker, free_samples });
-        if let Some(Reply::Groups(groups)) = reply
-            && !self.fault(0.02)
-        {
-            self.actors[index].groups.extend(groups);
+        if let Some(Reply::Groups(groups)) = reply {
+            self.note_wanted(&groups);
+            if !self.fault(0.02) {
+                self.actors[index].groups.extend(groups);
+            }
         }
         for _ in 0..self.rng.random_range(0..4) {
             let held = &mut self.actors[index].groups;
@@ -281,7 +295,7 @@ impl World {
                 held.swap_remove(pick);
                 continue;
             };
-            let sample = SampleId { group: held[pick].group, index: sample };
+            let sample = SampleId { group: held[pick].group, index: sample.index };
             let (lease, mut version) = (held[pick].lease, WeightVersion(held[pick].policy_step));
             if self.fault(0.01) {
                 version = version.next();
@@ -350,13 +364,26 @@ impl World {
         answer
     }
 
+    fn note_wanted(&mut self, groups: &[GroupGrant]) {
+        for grant in groups {
+            assert!(!grant.samples.is_empty(), "{} was lent with nothing to do", grant.group);
+            for wanted in &grant.samples {
+                let sample = SampleId { group: grant.group, index: wanted.index };
+                assert!(!self.reference.generated.contains(&sample), "{sample} is there and was lent");
+                self.reference.wanted.insert((grant.lease, sample), wanted.attempt);
+            }
+        }
+    }
+
     fn note_accepted(&mut self, event: &Event, reply: &Reply) {
         if *reply != (Reply::Accepted { fresh: true }) {
             return;
         }
         match event {
-            Event::SubmitSample { sample, version, .. } => {
+            Event::SubmitSample { lease, sample, version, .. } => {
                 assert_eq!(version.0, self.machine.position().step, "a sample of other weights was accepted");
+                let (attempt, replaced) = (self.reference.wanted[&(*lease, *sample)], &self.reference.replaced);
+                assert_eq!(attempt, replaced.get(sample).copied().unwrap_or(0), "{sample} was given up before");
                 assert!(self.reference.generated.insert(*sample), "{sample} was accepted twice");
             }
             Event::SubmitVerdict { sample, outcome, .. } => {
@@ -405,6 +432,14 @@ impl World {
                 assert_eq!(groups.len() + excluded as usize, self.options.evaluation.problems as usize);
                 self.check_complete(&groups, self.options.evaluation.samples_per_problem);
                 assert!(self.options.evaluated.insert(step), "step {step} was measured twice");
+            }
+            Effect::ReplaceSample(sample) => {
+                assert!(evaluation_problem(sample.group).is_none(), "an evaluation measures the first samples");
+                assert!(self.reference.generated.remove(&sample), "{sample} was never generated");
+                assert!(!self.reference.judged.contains(&sample), "{sample} has a verdict");
+                let replaced = self.reference.replaced.entry(sample).or_default();
+                *replaced += 1;
+                assert!(*replaced <= self.options.max_replacements, "{sample} was replaced {replaced} times");
             }
             Effect::DropGroup(group) => {
                 self.reference.generated.retain(|sample| sample.group != group);

@@ -212,14 +212,14 @@ impl Leasing {
         let path = weights::ensure_local(&reference, &self.scratch)
             .await
             .map_err(|error| ServeError::Rejoin(error.to_string()))?;
-        let key = |index: u32| {
-            let sample = SampleId { group: GroupId(lease.group_id), index };
-            (index, NoiseKey::new(sampling.seed, sampling.stream, sample))
+        let key = |wanted: &v1::WantedSample| {
+            let sample = SampleId { group: GroupId(lease.group_id), index: wanted.index };
+            (wanted.index, NoiseKey::new(sampling.seed, sampling.stream, sample).attempt(wanted.attempt))
         };
         let job = GroupJob {
             ticket: lease.lease_id,
             prompt: lease.prompt_tokens,
-            samples: lease.sample_indices.iter().copied().map(key).collect(),
+            samples: lease.samples.iter().map(key).collect(),
             options: SamplingOptions {
                 temperature: f64::from(sampling.temperature),
                 top_p: f64::from(sampling.top_p),

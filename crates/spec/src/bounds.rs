@@ -1,5 +1,7 @@
 //! The bounds that the doc comments of the types state, checked one by one.
 
+mod verifier;
+
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -29,6 +31,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.objective(&spec.objective, &spec.rollout);
     check.optimizer(&spec.optimizer);
     check.batch(spec);
+    check.verifiers(spec);
     check.services(spec);
     check.found
 }
@@ -263,8 +266,6 @@ impl Check {
     }
 
     fn services(&mut self, spec: &JobSpec) {
-        self.above_zero("verifier.timeout_seconds", spec.verifier.timeout_seconds, 3600.0);
-        self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
         self.range("evaluation.every_steps", spec.evaluation.every_steps, 0..=MOST_STEPS);
         self.range("evaluation.samples_per_problem", spec.evaluation.samples_per_problem, 1..=1024);
         if let Some(temperature) = spec.evaluation.temperature {

@@ -4,12 +4,12 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, Visitor};
 
-use crate::ObjectiveSpec;
-use crate::types::*;
+use crate::*;
 
 /// Names of the keys of the table at `path`; `None` where the spec has no table of fixed keys.
 pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
     let fields = match path {
+        _ if is_reward_verifier(path) => fields_of::<RewardVerifierSpec>(),
         "" => fields_of::<JobSpec>(),
         "model" => fields_of::<ModelSpec>(),
         "data" => fields_of::<DataSpec>(),
@@ -20,6 +20,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         "optimizer" => fields_of::<OptimizerSpec>(),
         "batch" => fields_of::<BatchSpec>(),
         "verifier" => fields_of::<VerifierSpec>(),
+        "reward" => fields_of::<RewardSpec>(),
         "evaluation" => fields_of::<EvaluationSpec>(),
         "checkpoint" => fields_of::<CheckpointSpec>(),
         "logging" => fields_of::<LoggingSpec>(),
@@ -30,7 +31,8 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Every table path that [`fields_at`] knows.
-pub(crate) const TABLES: [&str; 16] = [
+/// Those of `reward.verifiers` have names of the job's own.
+pub(crate) const TABLES: [&str; 18] = [
     "",
     "model",
     "data",
@@ -43,6 +45,8 @@ pub(crate) const TABLES: [&str; 16] = [
     "optimizer",
     "batch",
     "verifier",
+    "reward",
+    "reward.verifiers.NAME",
     "evaluation",
     "checkpoint",
     "logging",
@@ -66,6 +70,10 @@ pub(crate) fn suggestion(path: &str, name: &str) -> Option<String> {
         "" => Some(format!("`{name}` belongs to the top of the file, above the first table")),
         table => Some(format!("`{name}` belongs to `[{table}]`")),
     }
+}
+
+fn is_reward_verifier(path: &str) -> bool {
+    path.strip_prefix("reward.verifiers.").is_some_and(|name| !name.contains('.'))
 }
 
 /// Field names of a struct, from its `Deserialize` implementation.
@@ -164,10 +172,11 @@ mod tests {
         }
         let mut found = Vec::new();
         tables("", &spec, &mut found);
-        found.retain(|path| path != "model.template_variables");
+        found.retain(|path| path != "model.template_variables" && path != "reward.verifiers");
         assert!(found.len() > 10);
         for path in found {
-            assert!(TABLES.contains(&path.as_str()), "{path} is not listed");
+            let listed = TABLES.contains(&path.as_str()) || is_reward_verifier(&path);
+            assert!(listed, "{path} is not listed");
         }
     }
 

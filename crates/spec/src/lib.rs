@@ -15,6 +15,7 @@ mod lines;
 mod objective;
 mod parse;
 mod types;
+mod verifier;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
@@ -22,3 +23,4 @@ pub use init::init_template;
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};
 pub use parse::{parse, read};
 pub use types::*;
+pub use verifier::{Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, VerifierKind, VerifierSpec};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectiveSpec;
+use crate::{ObjectiveSpec, RewardSpec, VerifierSpec};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct JobSpec {
     /// How answers are graded.
     #[serde(default)]
     pub verifier: VerifierSpec,
+    /// What the reward is made of.
+    #[serde(default)]
+    pub reward: RewardSpec,
     /// When and how the policy is measured on held-out problems.
     #[serde(default)]
     pub evaluation: EvaluationSpec,
@@ -320,47 +323,6 @@ impl Default for BatchSpec {
     fn default() -> Self {
         Self { steps: 300, prompts_per_step: 1024, mini_batches: 4, micro_batch_tokens: 16384 }
     }
-}
-
-/// How answers are graded.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct VerifierSpec {
-    /// The verifier. Default `math`.
-    pub kind: VerifierKind,
-    /// Where the answer may stand. Default `lenient`.
-    pub extraction: Extraction,
-    /// Seconds that one verification may take. Default 10, above 0, at most 3600.
-    pub timeout_seconds: f64,
-    /// Tries of a verification that failed or timed out; then the group is dropped and replaced. Default 3, 1 to 100.
-    pub max_attempts: u32,
-}
-
-impl Default for VerifierSpec {
-    fn default() -> Self {
-        Self { kind: VerifierKind::Math, extraction: Extraction::Lenient, timeout_seconds: 10.0, max_attempts: 3 }
-    }
-}
-
-/// Kind of verifier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VerifierKind {
-    /// Mathematical answers.
-    Math,
-}
-
-/// Where in a response the final answer may stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Extraction {
-    /// A box, a final-answer phrase, or else the last expression of the text.
-    Lenient,
-    /// A box or a final-answer phrase.
-    Strict,
-    /// A box, or else the last number; a plain number either way. For arithmetic, where repeating the question's
-    /// expression would equal the answer.
-    Number,
 }
 
 /// When and how the policy is measured.

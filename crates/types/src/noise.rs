@@ -29,6 +29,16 @@ impl NoiseKey {
         Self(key)
     }
 
+    /// The key of the sample that takes the place of `attempt` samples which were given up before; for 0, this key.
+    #[must_use]
+    pub fn attempt(self, attempt: u32) -> Self {
+        match attempt {
+            0 => self,
+            // Counted from the top: positions, which are mixed in the same way, never get there.
+            _ => Self(mix(self.0 ^ mix(!u64::from(attempt)))),
+        }
+    }
+
     /// The uniform number in `[0, 1)` that picks the token at `position` of the answer.
     #[must_use]
     pub fn uniform(self, position: u64) -> f64 {
@@ -55,8 +65,11 @@ mod tests {
             NoiseKey::new(1, 0, sample(4, 3)).uniform(0),
             NoiseKey::new(1, 0, sample(3, 5)).uniform(0),
             NoiseKey::new(1, 0, sample(3, 4)).uniform(1),
+            NoiseKey::new(1, 0, sample(3, 4)).attempt(1).uniform(0),
+            NoiseKey::new(1, 0, sample(3, 4)).attempt(2).uniform(0),
         ] {
             assert_ne!(reference, other);
         }
+        assert_eq!(NoiseKey::new(1, 0, sample(3, 4)).attempt(0).uniform(0), reference);
     }
 }

@@ -1,4 +1,4 @@
-use pacs_runtime::JoinError;
+use pacs_runtime::{Exit, JoinError};
 use pacs_spec::SpecErrors;
 
 /// Why a verifier worker gave up.
@@ -10,6 +10,14 @@ pub enum VerifierError {
     /// The coordinator sent a job spec that this program does not understand.
     #[error("read the job spec that the coordinator sent: {0}")]
     Spec(#[from] SpecErrors),
+    /// A verifier of the job cannot be used at all.
+    #[error("use the verifier at `{address}`: {problem}")]
+    Address {
+        /// As the spec has it.
+        address: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The coordinator refused a call for a reason that trying again cannot cure.
     #[error("call {call} of the coordinator: {code:?}: {message}")]
     Refused {
@@ -20,4 +28,17 @@ pub enum VerifierError {
         /// What the coordinator said.
         message: String,
     },
+}
+
+impl VerifierError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Join(JoinError::Address { .. }) => Exit::Usage,
+            Self::Join(JoinError::Unreachable { .. }) => Exit::Again,
+            Self::Join(JoinError::Refused(_)) | Self::Spec(_) | Self::Address { .. } => Exit::Config,
+            Self::Refused { .. } => Exit::Bug,
+        }
+    }
 }

@@ -1,162 +1,144 @@
-use std::any::Any;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pacs_protocol::v1;
-use pacs_spec::{Extraction, VerifierKind, VerifierSpec};
-use pacs_types::{Outcome, Verdict};
-use pacs_verify::Mode;
-use tokio::sync::Semaphore;
+use pacs_spec::{JobSpec, RewardSpec, VerifierSpec};
+use pacs_types::Verdict;
 
-/// Judges a response (first) by a reference answer (second).
-type Judge = dyn Fn(&str, &str) -> Verdict + Send + Sync;
+use crate::reward::{Answer, combine};
+use crate::{Judge, Judgement, Task, VerifierError};
 
-/// Runs verifications on a bounded number of threads, each with a time limit.
+/// All verifiers of a job.
 #[derive(Clone)]
-pub(crate) struct Grading {
-    judge: Arc<Judge>,
-    limit: Duration,
-    threads: Arc<Semaphore>,
+pub(crate) struct Grading(Arc<Inner>);
+
+struct Inner {
+    label: Judge,
+    rewards: Vec<Part>,
+    spec: RewardSpec,
+    max_new_tokens: u32,
+}
+
+/// A verifier whose reward is added.
+struct Part {
+    name: String,
+    weight: f64,
+    judge: Judge,
 }
 
 impl Grading {
-    /// The grading that a job spec asks for.
-    pub(crate) fn new(spec: &VerifierSpec, threads: usize) -> Self {
-        let judge: Arc<Judge> = match spec.kind {
-            VerifierKind::Math => {
-                let mode = match spec.extraction {
-                    Extraction::Lenient => Mode::Lenient,
-                    Extraction::Strict => Mode::Strict,
-                    Extraction::Number => Mode::Number,
-                };
-                Arc::new(move |response, gold| pacs_verify::grade(response, gold, mode))
-            }
+    /// The grading that a job spec asks for, with at most `concurrency` verifications of each verifier at once.
+    pub(crate) fn new(spec: &JobSpec, concurrency: usize) -> Result<Self, VerifierError> {
+        let cache_entries = spec.verifier.cache_entries as usize;
+        let judge = |judge| Judge::new(&judge, concurrency, cache_entries);
+        let part = |(name, verifier): (&String, &pacs_spec::RewardVerifierSpec)| {
+            Ok(Part { name: name.clone(), weight: verifier.weight, judge: judge(verifier.judge())? })
         };
-        // The spec bounds the seconds; what is beyond a `Duration` is no limit.
-        let limit = Duration::try_from_secs_f64(spec.timeout_seconds).unwrap_or(Duration::MAX);
-        Self { judge, limit, threads: Arc::new(Semaphore::new(threads)) }
+        Ok(Self(Arc::new(Inner {
+            label: judge(spec.verifier.judge())?,
+            rewards: spec.reward.verifiers.iter().map(part).collect::<Result<_, VerifierError>>()?,
+            spec: spec.reward.clone(),
+            max_new_tokens: spec.rollout.max_new_tokens,
+        })))
     }
 
-    /// Grades one task. Its time counts from when a thread is free.
-    ///
-    /// A verification that overruns keeps its thread until it ends: threads cannot be cancelled, and giving the permit
-    /// back would let a hostile sample pile them up.
+    /// Grades one sample. The first verifier that fails ends it: half a verdict is none.
     pub(crate) async fn grade(&self, task: v1::VerifyTask) -> v1::TaskVerdict {
-        let v1::VerifyTask { lease_id, group_id, sample_index, response, gold } = task;
-        let permit = Arc::clone(&self.threads).acquire_owned().await.expect("the semaphore is never closed");
-        let judge = Arc::clone(&self.judge);
-        let verification = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            judge(&response, &gold)
-        });
-        let verdict = match tokio::time::timeout(self.limit, verification).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(error)) => failure(Outcome::Failed, crash_text(error)),
-            Err(_) => failure(Outcome::TimedOut, format!("no verdict within {} s", self.limit.as_secs_f64())),
-        };
+        let v1::VerifyTask { lease_id, group_id, sample_index, response, gold, question, answer_tokens } = task;
+        let task = Arc::new(Task { question, response, gold });
+        let mut verifications = Vec::with_capacity(1 + self.0.rewards.len());
+        let verdict = self.verdict(&task, answer_tokens, &mut verifications).await;
         if !verdict.outcome.is_conclusive() {
             let sample = format_args!("g{group_id}.{sample_index}");
             tracing::warn!(%sample, outcome = verdict.outcome.name(), rule = verdict.rule, "verification failed");
         }
-        v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict.into()) }
+        v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict.into()), verifications }
+    }
+
+    async fn verdict(&self, task: &Arc<Task>, tokens: u32, done: &mut Vec<v1::Verification>) -> Verdict {
+        let label = self.0.label.verify(Arc::clone(task)).await;
+        done.push(measured(VerifierSpec::LABEL, &label));
+        if !label.verdict.outcome.is_conclusive() {
+            return label.verdict;
+        }
+        let mut rewards = Vec::with_capacity(self.0.rewards.len());
+        for Part { name, weight, judge } in &self.0.rewards {
+            let judgement = judge.verify(Arc::clone(task)).await;
+            done.push(measured(name, &judgement));
+            let verdict = judgement.verdict;
+            if !verdict.outcome.is_conclusive() {
+                return Verdict { rule: format!("{name}: {}", verdict.rule), ..verdict };
+            }
+            rewards.push((*weight, verdict.reward));
+        }
+        let answer = Answer { text: &task.response, tokens };
+        combine(label.verdict, rewards, answer, &self.0.spec, self.0.max_new_tokens)
     }
 }
 
-fn failure(outcome: Outcome, rule: String) -> Verdict {
-    Verdict { outcome, label: 0.0, reward: 0.0, extracted: None, rule }
-}
-
-fn crash_text(error: tokio::task::JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(panic) => format!("the verifier panicked: {}", panic_text(&*panic)),
-        Err(error) => format!("the verification was lost: {error}"),
+fn measured(verifier: &str, judgement: &Judgement) -> v1::Verification {
+    v1::Verification {
+        verifier: verifier.to_owned(),
+        outcome: v1::Outcome::from(judgement.verdict.outcome).into(),
+        reward: judgement.verdict.reward,
+        elapsed_us: u64::try_from(judgement.elapsed.as_micros()).unwrap_or(u64::MAX),
+        cached: judgement.cached,
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::path::Path;
 
     use super::*;
 
-    fn grading(
-        threads: usize,
-        limit: Duration,
-        judge: impl Fn(&str, &str) -> Verdict + Send + Sync + 'static,
-    ) -> Grading {
-        Grading { judge: Arc::new(judge), limit, threads: Arc::new(Semaphore::new(threads)) }
+    fn grading(more: &str) -> Grading {
+        let text = format!(
+            "name = 'test'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\n\
+             evaluation = {{ before = false, after = false, every_steps = 0 }}\nrollout.max_new_tokens = 100\n{more}"
+        );
+        Grading::new(&pacs_spec::parse(&text, Path::new("test")).unwrap(), 2).unwrap()
     }
 
     fn task(response: &str) -> v1::VerifyTask {
-        v1::VerifyTask { lease_id: 7, group_id: 3, sample_index: 1, response: response.into(), gold: "5".into() }
-    }
-
-    async fn verdict(grading: &Grading, response: &str) -> Verdict {
-        let graded = grading.grade(task(response)).await;
-        assert_eq!((graded.lease_id, graded.group_id, graded.sample_index), (7, 3, 1));
-        graded.verdict.expect("every task has a verdict").try_into().expect("well-formed")
-    }
-
-    #[tokio::test]
-    async fn the_spec_chooses_the_extraction() {
-        let outcome = async |extraction| {
-            let spec = VerifierSpec { extraction, ..VerifierSpec::default() };
-            verdict(&Grading::new(&spec, 1), "2 + 3 = 5").await.outcome
-        };
-        assert_eq!(outcome(Extraction::Lenient).await, Outcome::Correct);
-        assert_eq!(outcome(Extraction::Strict).await, Outcome::Unparsable);
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_a_failed_verification() {
-        let grading = grading(1, Duration::from_secs(60), |response, _| panic!("cannot read {response}"));
-        let first = verdict(&grading, "it").await;
-        assert_eq!(first.outcome, Outcome::Failed);
-        assert_eq!(first.rule, "the verifier panicked: cannot read it");
-        // The thread is free again.
-        assert_eq!(verdict(&grading, "that").await.outcome, Outcome::Failed);
-    }
-
-    #[tokio::test]
-    async fn an_overrun_is_reported_while_the_thread_goes_on() {
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        let held = std::sync::Mutex::new(held);
-        let grading = grading(1, Duration::from_millis(20), move |_, _| {
-            // Ends when the test drops its end.
-            let _ = held.lock().expect("one thread").recv();
-            failure(Outcome::Wrong, "late".into())
-        });
-        let late = verdict(&grading, "slow").await;
-        assert_eq!((late.outcome, late.label), (Outcome::TimedOut, 0.0));
-        assert_eq!(late.rule, "no verdict within 0.02 s");
-        assert_eq!(grading.threads.available_permits(), 0, "the thread still runs");
-        drop(release);
-        let again = tokio::time::timeout(Duration::from_secs(10), grading.threads.acquire()).await;
-        assert!(again.is_ok(), "the thread ends and gives its permit back");
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_more_threads_run_than_allowed() {
-        let running = Arc::new(AtomicUsize::new(0));
-        let most = Arc::new(AtomicUsize::new(0));
-        let (counter, peak) = (Arc::clone(&running), Arc::clone(&most));
-        let grading = grading(3, Duration::from_secs(60), move |_, _| {
-            peak.fetch_max(counter.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            std::thread::yield_now();
-            counter.fetch_sub(1, Ordering::SeqCst);
-            failure(Outcome::Wrong, "done".into())
-        });
-        let mut all = tokio::task::JoinSet::new();
-        for _ in 0..200 {
-            let grading = grading.clone();
-            all.spawn(async move { grading.grade(task("x")).await });
+        v1::VerifyTask {
+            lease_id: 7,
+            group_id: 3,
+            sample_index: 1,
+            response: response.into(),
+            gold: "5".into(),
+            question: "2 + 3?".into(),
+            answer_tokens: 95,
         }
-        assert_eq!(all.join_all().await.len(), 200);
-        assert!((1..=3).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    const STYLE: &str =
+        "[reward]\noverlong_tokens = 10\n[reward.verifiers.style]\nweight = 0.25\nextraction = 'strict'\n";
+
+    #[tokio::test]
+    async fn the_reward_has_all_parts_and_the_label_one() {
+        let grading = grading(STYLE);
+        let graded = grading.grade(task("\\boxed{5}")).await;
+        assert_eq!((graded.lease_id, graded.group_id, graded.sample_index), (7, 3, 1));
+        let verdict = graded.verdict.unwrap();
+        assert_eq!((verdict.outcome(), verdict.label, verdict.reward), (v1::Outcome::Correct, 1.0, 0.75));
+        let names: Vec<_> = graded.verifications.iter().map(|v| (v.verifier.as_str(), v.cached)).collect();
+        assert_eq!(names, [("label", false), ("style", false)]);
+        // The last expression is an answer for one of the two.
+        let verdict = grading.grade(task("2 + 3 = 5")).await.verdict.unwrap();
+        assert_eq!((verdict.label, verdict.reward), (1.0, 0.5));
+        let again = grading.grade(task("2 + 3 = 5")).await;
+        assert!(again.verifications.iter().all(|v| v.cached && v.elapsed_us == 0), "{again:?}");
+        assert_eq!(again.verdict.unwrap(), verdict);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_fails_fails_the_whole() {
+        let broken = "[reward.verifiers.broken]\nkind = 'exec'\ncommand = ['/no/such/program']\n";
+        let graded = grading(broken).grade(task("\\boxed{5}")).await;
+        let verdict = graded.verdict.unwrap();
+        assert_eq!((verdict.outcome(), verdict.label, verdict.reward), (v1::Outcome::Failed, 0.0, 0.0));
+        assert!(verdict.rule.starts_with("broken: start `/no/such/program`: "), "{}", verdict.rule);
+        let outcomes: Vec<_> = graded.verifications.iter().map(v1::Verification::outcome).collect();
+        assert_eq!(outcomes, [v1::Outcome::Correct, v1::Outcome::Failed]);
     }
 }

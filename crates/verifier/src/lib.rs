@@ -1,14 +1,28 @@
-//! The verifier worker: leases samples from the coordinator, grades them on threads of its own, hands in verdicts.
+//! The verifier worker: leases samples from the coordinator, has them judged, hands in verdicts.
 //!
-//! Start at [`run`]. `session` is the loop of one membership, `grading` runs a verification with its time limit, and
-//! `rpc` tries transient failures again. How answers are judged is not decided here but in `pacs-verify`.
+//! Start at [`run`]. `session` is the loop of one membership, `grading` asks all verifiers of the job about one sample,
+//! `reward` makes one verdict of what they say, and `rpc` tries transient failures again. A [`Judge`] is one verifier:
+//! `math` on threads of this process, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
+//!
+//! How mathematical answers are compared is not decided here but in `pacs-verify`. A verification that fails is a
+//! [`Fault`](fault::Fault) with a type, never a wrong answer.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
+mod cache;
 mod error;
+mod exec;
+mod fault;
 mod grading;
+mod grpc;
+mod judge;
+mod math;
+mod opinion;
+mod reward;
 mod rpc;
 mod session;
 mod worker;
 
 pub use error::VerifierError;
+pub use judge::{Judge, Judgement, Task};
 pub use worker::{VerifierOptions, run};

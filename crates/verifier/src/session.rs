@@ -1,9 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_runtime::{Activity, Membership};
 use pacs_types::WorkerId;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -16,9 +18,9 @@ const WAIT: Duration = Duration::from_secs(5);
 /// How long a call may take beyond what it is asked to wait.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Samples that are leased at once, for each thread: enough to hide a round trip, few enough that a dying worker
-/// takes little with it.
-const LEASED_PER_THREAD: usize = 8;
+/// Samples that a worker holds, for each verification that runs at once: enough to hide a round trip, few enough that
+/// a dying worker takes little with it.
+const HELD_PER_THREAD: usize = 8;
 
 /// The work of one membership.
 pub(crate) struct Session {
@@ -26,7 +28,8 @@ pub(crate) struct Session {
     worker: WorkerId,
     activity: Activity,
     grading: Grading,
-    max_samples: u32,
+    /// Most samples that are held at once.
+    capacity: usize,
 }
 
 impl Session {
@@ -34,50 +37,115 @@ impl Session {
         let client = VerifierServiceClient::new(membership.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let max_samples = u32::try_from(threads.saturating_mul(LEASED_PER_THREAD)).unwrap_or(u32::MAX);
-        Self { client, worker: membership.worker, activity: membership.activity.clone(), grading, max_samples }
+        let capacity = threads.saturating_mul(HELD_PER_THREAD).min(Semaphore::MAX_PERMITS);
+        Self { client, worker: membership.worker, activity: membership.activity.clone(), grading, capacity }
     }
 
     /// Leases, grades and hands in, until a call fails for good.
-    pub(crate) async fn work(&mut self) -> Failed {
+    ///
+    /// Leasing and handing in go on side by side: a slow verification holds back neither the verdicts of the others nor
+    /// new work.
+    pub(crate) async fn work(self) -> Failed {
+        let Self { client, worker, activity, grading, capacity } = self;
+        let room = Room { free: Arc::new(Semaphore::new(capacity)), capacity, activity };
+        // Full only while a call is tried again; then the samples wait, and keep their room.
+        let (verdicts, graded) = mpsc::channel(capacity);
+        let leasing = Leasing { client: client.clone(), worker, grading, room: room.clone(), verdicts };
+        let submitting = Submitting { client, worker, room, graded };
+        tokio::select! {
+            failed = leasing.run() => failed,
+            failed = submitting.run() => failed,
+        }
+    }
+}
+
+/// Room for samples, as much as is held at once.
+#[derive(Clone)]
+struct Room {
+    free: Arc<Semaphore>,
+    capacity: usize,
+    activity: Activity,
+}
+
+impl Room {
+    fn tell_activity(&self) {
+        match self.capacity - self.free.available_permits() {
+            0 => self.activity.set("idle"),
+            1 => self.activity.set("grading 1 sample"),
+            held => self.activity.set(format!("grading {held} samples")),
+        }
+    }
+}
+
+/// Asks for samples whenever half of the room is free, and has them graded.
+struct Leasing {
+    client: VerifierServiceClient<Channel>,
+    worker: WorkerId,
+    grading: Grading,
+    room: Room,
+    verdicts: mpsc::Sender<v1::TaskVerdict>,
+}
+
+impl Leasing {
+    async fn run(mut self) -> Failed {
+        // Bounded by the room. Dropped with this call, and what runs is given up: its leases are issued again.
+        let mut running = JoinSet::new();
         loop {
-            self.activity.set("idle");
+            self.wait_for_room().await;
             let tasks = match self.lease().await {
                 Ok(tasks) => tasks,
                 Err(failed) => return failed,
             };
-            if let Err(failed) = self.grade(tasks).await {
-                return failed;
+            for task in tasks {
+                let room = Arc::clone(&self.room.free).acquire_owned().await.expect("the semaphore is never closed");
+                let (grading, verdicts) = (self.grading.clone(), self.verdicts.clone());
+                running.spawn(async move {
+                    let verdict = grading.grade(task).await;
+                    // Nobody takes it when the session has ended.
+                    let _ = verdicts.send(verdict).await;
+                    drop(room);
+                });
             }
+            self.room.tell_activity();
+            while running.try_join_next().is_some() {}
         }
+    }
+
+    async fn wait_for_room(&self) {
+        let half = u32::try_from(self.room.capacity.div_ceil(2)).unwrap_or(u32::MAX);
+        // Given back at once: only this loop takes room.
+        drop(self.room.free.acquire_many(half).await.expect("the semaphore is never closed"));
     }
 
     async fn lease(&mut self) -> Result<Vec<v1::VerifyTask>, Failed> {
         let wait_ms = u32::try_from(WAIT.as_millis()).expect("a few seconds");
-        let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples: self.max_samples, wait_ms };
+        let max_samples = u32::try_from(self.room.free.available_permits()).unwrap_or(u32::MAX);
+        let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples, wait_ms };
         let response = call("LeaseSamples", WAIT + DEADLINE, async || self.client.lease_samples(request).await).await?;
         Ok(response.tasks)
     }
+}
 
-    /// Grades the tasks, and hands verdicts in as they come: a slow verification does not hold back the others.
-    async fn grade(&mut self, tasks: Vec<v1::VerifyTask>) -> Result<(), Failed> {
-        // Bounded by the size of a lease; the threads are bounded by `Grading`.
-        let mut running = JoinSet::new();
-        for task in tasks {
-            let grading = self.grading.clone();
-            running.spawn(async move { grading.grade(task).await });
+/// Hands verdicts in as they come.
+struct Submitting {
+    client: VerifierServiceClient<Channel>,
+    worker: WorkerId,
+    room: Room,
+    graded: mpsc::Receiver<v1::TaskVerdict>,
+}
+
+impl Submitting {
+    async fn run(mut self) -> Failed {
+        let mut verdicts = Vec::new();
+        loop {
+            self.room.tell_activity();
+            // Never closed: the leasing side holds a sender.
+            self.graded.recv_many(&mut verdicts, self.room.capacity).await;
+            let handed_in = self.submit(std::mem::take(&mut verdicts)).await;
+            if let Err(failed) = handed_in {
+                return failed;
+            }
         }
-        while !running.is_empty() {
-            let left = running.len();
-            self.activity.set(format!("grading {left} sample{}", if left == 1 { "" } else { "s" }));
-            let mut verdicts = Vec::new();
-            verdicts.extend(running.join_next().await);
-            verdicts.extend(std::iter::from_fn(|| running.try_join_next()));
-            let verdicts = verdicts.into_iter().map(|graded| graded.expect("grading neither panics nor is aborted"));
-            let verdicts = verdicts.collect();
-            self.submit(verdicts).await?;
-        }
-        Ok(())
     }
 
     async fn submit(&mut self, verdicts: Vec<v1::TaskVerdict>) -> Result<(), Failed> {

@@ -22,7 +22,7 @@ pub struct VerifierOptions {
     pub coordinator: String,
     /// Stable name of the process slot, for example `verifier-0`.
     pub name: String,
-    /// Verifications that run at once; 0 counts as 1.
+    /// Verifications of each verifier that run at once: threads, child processes or calls; 0 counts as 1.
     pub threads: usize,
     /// How long to look for the coordinator, at the start and again after the registration is lost.
     pub join_timeout: Duration,
@@ -35,13 +35,14 @@ pub struct VerifierOptions {
 pub async fn run(options: VerifierOptions, shutdown: Shutdown) -> Result<Exit, VerifierError> {
     let mut backoff = rejoin_backoff();
     let mut is_rejoin = false;
+    let mut kept = None;
     loop {
         let joined = tokio::select! {
             joined = join(&options, is_rejoin) => joined?,
             () = shutdown.requested() => return Ok(Exit::Done),
         };
         let since = Instant::now();
-        match serve(joined, &options, &shutdown).await? {
+        match serve(joined, &options, &shutdown, &mut kept).await? {
             Served::Over => return Ok(Exit::Done),
             Served::Lost => is_rejoin = true,
         }
@@ -97,17 +98,28 @@ enum Served {
     Lost,
 }
 
+/// The grading of a job spec: what it remembers and its child processes outlive a lost registration.
+struct Kept {
+    job_spec: String,
+    grading: Grading,
+}
+
 async fn serve(
     membership: Membership,
     options: &VerifierOptions,
     shutdown: &Shutdown,
+    kept: &mut Option<Kept>,
 ) -> Result<Served, VerifierError> {
     let threads = options.threads.max(1);
-    let grading = match pacs_spec::parse(&membership.job_spec, Path::new("the coordinator's job spec")) {
-        Ok(spec) => Grading::new(&spec.verifier, threads),
-        Err(error) => return fail(membership, error.into()).await,
+    let grading = match kept.take().filter(|kept| kept.job_spec == membership.job_spec) {
+        Some(kept) => kept.grading,
+        None => match new_grading(&membership.job_spec, threads) {
+            Ok(grading) => grading,
+            Err(error) => return fail(membership, error).await,
+        },
     };
-    let mut session = Session::new(&membership, grading, threads);
+    *kept = Some(Kept { job_spec: membership.job_spec.clone(), grading: grading.clone() });
+    let session = Session::new(&membership, grading, threads);
     let ended = membership.run_until_ended(shutdown, session.work()).await;
     match ended {
         Ended::Work(Failed::Refused(error)) => fail(membership, error).await,
@@ -121,6 +133,11 @@ async fn serve(
             Ok(Served::Over)
         }
     }
+}
+
+fn new_grading(job_spec: &str, threads: usize) -> Result<Grading, VerifierError> {
+    let spec = pacs_spec::parse(job_spec, Path::new("the coordinator's job spec"))?;
+    Grading::new(&spec, threads)
 }
 
 async fn fail(membership: Membership, error: VerifierError) -> Result<Served, VerifierError> {

@@ -143,7 +143,16 @@ impl VerifierService for Coordinator {
 
 fn task(index: u32, response: &str, gold: &str) -> v1::VerifyTask {
     let (lease_id, group_id) = (100 + u64::from(index), 7);
-    v1::VerifyTask { lease_id, group_id, sample_index: index, response: response.into(), gold: gold.into() }
+    let (response, gold) = (response.into(), gold.into());
+    v1::VerifyTask {
+        lease_id,
+        group_id,
+        sample_index: index,
+        response,
+        gold,
+        question: String::new(),
+        answer_tokens: 9,
+    }
 }
 
 fn options(coordinator: &str) -> VerifierOptions {

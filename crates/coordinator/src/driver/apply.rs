@@ -36,6 +36,10 @@ impl Driver {
                 tracing::warn!(%group, "a group was dropped: its verifications failed or timed out");
                 self.store.drop_group(group);
             }
+            Effect::ReplaceSample(sample) => {
+                tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                self.store.drop_sample(sample);
+            }
             Effect::Abandoned => self.store.clear(),
             Effect::Train { step, groups, ranks } => self.form_batch(step, groups, ranks),
             Effect::StepDone { step } => self.step_done(step),
@@ -89,6 +93,8 @@ impl Driver {
             self.recent_steps.pop_front();
         }
         self.recent_steps.push_back(seconds.total_seconds);
+        let counted = self.take_counted();
+        let count = |name: &str| counted.get(name).copied().unwrap_or(0);
         let summary = StepSummary {
             step,
             total_steps: self.spec.batch.steps,
@@ -101,11 +107,14 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
+            failed_verdicts: count("failed_verdicts"),
+            replaced_samples: count("replaced_samples"),
+            dropped_groups: count("dropped_groups"),
             generated_tokens: numbers.tokens,
             tokens_per_second: numbers.tokens as f64 / seconds.total_seconds.max(f64::MIN_POSITIVE),
             skipped_updates: trained.skipped_updates,
             seconds,
-            metrics: trained.metrics.into_iter().collect(),
+            metrics: trained.metrics.into_iter().chain(self.verifications.take_step()).collect(),
             remaining_seconds: self.remaining_seconds(step).unwrap_or(0.0),
         };
         if let Err(error) = self.metrics.append(&summary.numbers()) {
@@ -145,6 +154,9 @@ impl Driver {
         if let Err(error) = self.evaluations.append(&summary) {
             tracing::warn!("evaluations.jsonl was not written: {error}");
         }
+        // The metrics of the next step speak of its own verifications.
+        self.verifications.take_step();
+        self.take_counted();
         self.archive_round(step, Purpose::Evaluate, &groups);
         self.tell_progress(Progress::Evaluated(summary));
     }

@@ -6,6 +6,7 @@ mod clock;
 mod status;
 mod store;
 mod summary;
+mod verifications;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
-use pacs_machine::{Effect, Event, Machine, Refusal, RefusalKind, Reply, evaluation_problem};
+use pacs_machine::{Counters, Effect, Event, Machine, Refusal, RefusalKind, Reply, evaluation_problem};
 use pacs_protocol::v1;
 use pacs_spec::JobSpec;
 use pacs_types::GroupId;
@@ -23,6 +24,7 @@ use tonic::Status;
 pub(crate) use self::batch::Batch;
 pub(crate) use self::clock::PhaseClock;
 pub(crate) use self::store::Store;
+pub(crate) use self::verifications::{Verification, Verifications};
 use crate::progress::{Progress, RunEnd, StepSummary};
 use crate::records::{Archive, Checkpoints, Lines, RankFile};
 
@@ -114,6 +116,9 @@ pub(crate) struct Driver {
     /// What ranks reported of the checkpoint being written.
     pub(crate) saved: BTreeMap<u32, Vec<RankFile>>,
     pub(crate) learner_names: Vec<String>,
+    pub(crate) verifications: Verifications,
+    /// The machine's counts when the step began.
+    pub(crate) counted: Counters,
 
     pub(crate) clock: PhaseClock,
     pub(crate) recent_steps: VecDeque<f64>,
@@ -150,6 +155,7 @@ pub(crate) struct Parts {
 impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
         let mut driver = Self {
+            counted: parts.machine.position().counters.clone(),
             machine: parts.machine,
             job_toml: parts.spec.resolved_toml(),
             spec: parts.spec,
@@ -163,6 +169,7 @@ impl Driver {
             trained: None,
             saved: BTreeMap::new(),
             learner_names: Vec::new(),
+            verifications: Verifications::default(),
             clock: PhaseClock::new(Instant::now()),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
             newest_step: None,
@@ -225,6 +232,15 @@ impl Driver {
 
     pub(crate) fn has_no_workers(&self) -> bool {
         self.machine.is_alone()
+    }
+
+    /// How often each thing was counted since this was asked last.
+    pub(crate) fn take_counted(&mut self) -> Counters {
+        let counters = &self.machine.position().counters;
+        let before = |name: &String| self.counted.get(name).copied().unwrap_or(0);
+        let since = counters.iter().map(|(name, count)| (name.clone(), count.saturating_sub(before(name)))).collect();
+        self.counted = counters.clone();
+        since
     }
 
     /// The problem that a group is about.

@@ -32,6 +32,7 @@ impl Driver {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             remaining_seconds: self.remaining_seconds(status.step),
             counters: status.counters.into_iter().collect(),
+            verifiers: self.verifications.status(),
         }
     }
 }

@@ -47,6 +47,12 @@ impl Store {
         judged
     }
 
+    pub(crate) fn drop_sample(&mut self, id: SampleId) {
+        if let Some(group) = self.groups.get_mut(&id.group) {
+            group.remove(&id.index);
+        }
+    }
+
     pub(crate) fn drop_group(&mut self, group: GroupId) {
         self.groups.remove(&group);
     }

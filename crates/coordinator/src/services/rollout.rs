@@ -1,4 +1,4 @@
-use pacs_machine::{Event, GroupGrant, Reply};
+use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
@@ -54,7 +54,7 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
         group_id: grant.group.0,
         purpose: v1::Purpose::from(grant.purpose).into(),
         prompt_tokens: driver.problem(grant.group).prompt_tokens.clone(),
-        sample_indices: grant.samples,
+        samples: grant.samples.into_iter().map(wanted).collect(),
         sampling: Some(v1::SamplingOptions {
             temperature: temperature as f32,
             top_p: spec.rollout.top_p as f32,
@@ -66,4 +66,8 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
         }),
         weights: driver.weights.clone(),
     }
+}
+
+fn wanted(sample: WantedSample) -> v1::WantedSample {
+    v1::WantedSample { index: sample.index, attempt: sample.attempt }
 }

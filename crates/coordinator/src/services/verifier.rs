@@ -5,7 +5,7 @@ use pacs_types::{GroupId, LeaseId, SampleId, Verdict, WorkerId};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
-use crate::driver::Driver;
+use crate::driver::{Driver, Verification};
 
 #[tonic::async_trait]
 impl VerifierService for Services {
@@ -34,8 +34,8 @@ impl VerifierService for Services {
         let verdicts = verdicts.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let mut stale = 0;
         let mut driver = self.0.lock();
-        for (lease, sample, verdict) in verdicts {
-            match submit(&mut driver, worker, lease, sample, verdict) {
+        for handed_in in verdicts {
+            match submit(&mut driver, worker, handed_in) {
                 Ok(()) => {}
                 Err(status) if status.code() == Code::FailedPrecondition => stale += 1,
                 Err(status) => return Err(status),
@@ -46,23 +46,45 @@ impl VerifierService for Services {
     }
 }
 
-fn read(wire: v1::TaskVerdict) -> Result<(LeaseId, SampleId, Verdict), Status> {
-    let v1::TaskVerdict { lease_id, group_id, sample_index, verdict } = wire;
-    let sample = SampleId { group: GroupId(group_id), index: sample_index };
-    Ok((LeaseId(lease_id), sample, required("verdict", verdict)?.try_into()?))
-}
-
-fn submit(
-    driver: &mut Driver,
-    worker: WorkerId,
+/// A verdict as it was handed in.
+struct HandedIn {
     lease: LeaseId,
     sample: SampleId,
     verdict: Verdict,
-) -> Result<(), Status> {
+    verifications: Vec<Verification>,
+}
+
+fn read(wire: v1::TaskVerdict) -> Result<HandedIn, Status> {
+    let v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications } = wire;
+    Ok(HandedIn {
+        lease: LeaseId(lease_id),
+        sample: SampleId { group: GroupId(group_id), index: sample_index },
+        verdict: required("verdict", verdict)?.try_into()?,
+        verifications: verifications.into_iter().map(verification).collect::<Result<_, _>>()?,
+    })
+}
+
+fn verification(wire: v1::Verification) -> Result<Verification, Status> {
+    let outcome = wire.outcome().try_into()?;
+    let v1::Verification { verifier, reward, elapsed_us, cached, .. } = wire;
+    if !reward.is_finite() {
+        return Err(Status::invalid_argument(format!("field `verifications.reward`: is {reward}")));
+    }
+    Ok(Verification { verifier, outcome, reward, elapsed_us, cached })
+}
+
+fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<(), Status> {
+    let HandedIn { lease, sample, verdict, verifications } = handed_in;
     let (outcome, label) = (verdict.outcome, verdict.label);
     let (reply, effects) = driver.ask(Event::SubmitVerdict { worker, lease, sample, outcome, label })?;
+    let fresh = reply == (Reply::Accepted { fresh: true });
+    // A repeat was counted before.
+    if fresh || !outcome.is_conclusive() {
+        let name = driver.machine.worker_name(worker);
+        verifications.iter().for_each(|verification| driver.verifications.note(&name, verification));
+    }
     // Stored before the effects are applied: this may be the verdict that completes the batch.
-    if reply == (Reply::Accepted { fresh: true }) {
+    if fresh {
         driver.store.put_verdict(sample, verdict);
     } else if !outcome.is_conclusive() {
         tracing::warn!(%sample, outcome = outcome.name(), rule = verdict.rule, "a verification failed");
@@ -72,11 +94,15 @@ fn submit(
 }
 
 fn task(driver: &Driver, lease: LeaseId, sample: SampleId) -> v1::VerifyTask {
+    let problem = driver.problem(sample.group);
+    let answer = driver.store.sample(sample);
     v1::VerifyTask {
         lease_id: lease.0,
         group_id: sample.group.0,
         sample_index: sample.index,
-        response: driver.store.sample(sample).map(|sample| sample.text.clone()).unwrap_or_default(),
-        gold: driver.problem(sample.group).answer.clone(),
+        response: answer.map(|sample| sample.text.clone()).unwrap_or_default(),
+        gold: problem.answer.clone(),
+        question: problem.question.clone(),
+        answer_tokens: answer.map_or(0, |sample| u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX)),
     }
 }

@@ -221,7 +221,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
             let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
             seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
             assert!(!lease.prompt_tokens.is_empty());
-            for index in lease.sample_indices {
+            for v1::WantedSample { index, .. } in lease.samples {
                 if dies_after == Some(handed_in) {
                     return;
                 }
@@ -259,6 +259,7 @@ async fn verifier(address: SocketAddr, seen: Shared) {
         let Ok(tasks) = client.lease_samples(request).await else { continue };
         let mut verdicts = Vec::new();
         for task in tasks.into_inner().tasks {
+            assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
             count += 1;
             let (outcome, label) = match task.response.as_str() {
                 _ if count % 3 == 0 => {
@@ -278,8 +279,16 @@ async fn verifier(address: SocketAddr, seen: Shared) {
                 extracted: Some(task.gold),
                 rule: "test".into(),
             };
+            let verification = v1::Verification {
+                verifier: "label".into(),
+                outcome: outcome.into(),
+                reward: label,
+                elapsed_us: 100,
+                cached: false,
+            };
             let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
-            verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict) });
+            let (verdict, verifications) = (Some(verdict), vec![verification]);
+            verdicts.push(v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications });
         }
         if !verdicts.is_empty() {
             let request = v1::SubmitVerdictsRequest { worker_id: member.id, verdicts };

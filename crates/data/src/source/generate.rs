@@ -18,7 +18,7 @@ pub(super) fn rows(generator: &GeneratorSpec, window: Range<usize>, take: &mut T
     for (position, pair) in part.iter().enumerate().skip(window.start).take(window.len()) {
         let (a, b) = (generator.low + pair / operands, generator.low + pair % operands);
         let (question, answer) = problem(generator.task, i64::from(a), i64::from(b));
-        take(Row { question, answer, place: format!("generated problem {}", position + 1) })?;
+        take(Ok(Row { question, answer, place: format!("generated problem {}", position + 1) }))?;
     }
     Ok(())
 }
@@ -42,7 +42,7 @@ mod tests {
         let generator = GeneratorSpec { task: GeneratorTask::Addition, low: 10, high: 29, held_out: 50, part, seed };
         let mut questions = Vec::new();
         rows(&generator, 0..usize::MAX, &mut |row| {
-            questions.push(row.question);
+            questions.push(row?.question);
             Ok(())
         })
         .expect("taking cannot fail");

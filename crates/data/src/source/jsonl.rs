@@ -18,12 +18,8 @@ pub(super) fn rows(path: &Path, source: &SourceSpec, take: &mut Take<'_>) -> Res
             return Ok(false);
         }
         if here >= window.start {
-            let row = parse(path, source, number, line).map_err(|message| DataError::Row {
-                path: path.to_owned(),
-                row: number,
-                message,
-            })?;
-            take(row)?;
+            let row_error = |message| DataError::Row { path: path.to_owned(), row: number, message };
+            take(parse(path, source, number, line).map_err(row_error))?;
         }
         Ok(true)
     })

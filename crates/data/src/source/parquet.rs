@@ -26,7 +26,7 @@ pub(super) fn rows(path: &Path, source: &SourceSpec, take: &mut Take<'_>) -> Res
             cell(found.map_or(&Field::Null, |(_, field)| field))
         };
         let place = format!("{}:{number}", path.display());
-        take(row(source, value(&source.question_field), value(&source.answer_field), place).map_err(row_error)?)?;
+        take(row(source, value(&source.question_field), value(&source.answer_field), place).map_err(row_error))?;
     }
     Ok(())
 }

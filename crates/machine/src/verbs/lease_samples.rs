@@ -5,12 +5,12 @@ use crate::phase::Phase;
 use crate::{Reply, SampleGrant};
 
 impl Machine {
-    /// Lends samples that wait for a verdict, oldest first.
+    /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work.
     pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
         }
-        let others = self.count_role(Role::Verifier) > 1;
+        let verifiers = self.count_role(Role::Verifier);
         let (now, mut newest_id) = (self.now, self.newest_id);
         let mut grants = Vec::new();
         if let Phase::Sampling(round) = &mut self.phase {
@@ -18,10 +18,30 @@ impl Machine {
                 newest_id += 1;
                 LeaseId(newest_id)
             };
-            let lent = round.lend_samples(&mut leases, worker, max_samples as usize, others, now);
+            let most = round.unverified().div_ceil(verifiers).min(max_samples as usize);
+            let lent = round.lend_samples(&mut leases, worker, most, verifiers > 1, now);
             grants = lent.into_iter().map(|(lease, sample)| SampleGrant { lease, sample }).collect();
         }
         self.newest_id = newest_id;
         self.reply(Reply::Samples(grants));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use crate::{Event, Options, Reply};
+    use pacs_types::Role;
+
+    #[test]
+    fn verifiers_share_what_waits() {
+        let mut run = Run::sampling(Options { samples_per_prompt: 5, prompts_per_step: 2, ..options() });
+        let (second, _) = run.register(Role::Verifier, "verifier-1");
+        run.generate_all();
+        let mut lease = |worker, max_samples| match run.call(Event::LeaseSamples { worker, max_samples }) {
+            Ok(Reply::Samples(samples)) => samples.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([lease(second, 100), lease(second, 2), lease(second, 100)], [5, 2, 2]);
     }
 }

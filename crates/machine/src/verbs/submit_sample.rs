@@ -38,7 +38,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Event, Refusal, Reply};
+    use crate::{Event, Refusal, Reply, WantedSample};
     use pacs_types::{SampleId, WeightVersion};
 
     #[test]
@@ -59,6 +59,6 @@ mod tests {
         let refusal = run.call(submit(1, 0)).unwrap_err();
         assert!(matches!(refusal, Refusal::StaleLease { .. }), "the lease was revoked: {refusal}");
         let again = run.groups(worker, 100).remove(0);
-        assert_eq!((again.group, again.samples), (grant.group, vec![1]));
+        assert_eq!((again.group, again.samples), (grant.group, vec![WantedSample { index: 1, attempt: 0 }]));
     }
 }

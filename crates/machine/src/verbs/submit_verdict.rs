@@ -36,7 +36,7 @@ impl Machine {
             }
         }
         if taken == Taken::GiveUp {
-            self.drop_group(sample.group);
+            self.give_up_sample(sample);
         }
         self.finish_round_if_complete();
     }
@@ -45,8 +45,8 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, EvaluationPlan, Options};
-    use pacs_types::{GroupId, Outcome};
+    use crate::{Effect, End, EvaluationPlan, Options, WantedSample};
+    use pacs_types::{GroupId, Outcome, SampleId};
 
     #[test]
     fn a_group_without_a_verdict_is_replaced_by_the_next_prompt() {
@@ -65,9 +65,41 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_without_a_verdict_is_replaced_by_another_one() {
+        let mut run = Run::sampling(Options { max_attempts: 2, max_replacements: 1, ..options() });
+        run.generate_all();
+        let odd = SampleId { group: GroupId(0), index: 1 };
+        let effects = run.verify_all(|sample| if sample == odd { Outcome::TimedOut } else { Outcome::Correct });
+        assert_eq!(effects.iter().filter(|effect| **effect == Effect::ReplaceSample(odd)).count(), 1, "{effects:?}");
+        let grants = run.groups(run.rollout, 100);
+        let [grant] = &grants[..] else { panic!("one group has a sample missing: {grants:?}") };
+        assert_eq!((grant.group, &grant.samples[..]), (odd.group, &[WantedSample { index: 1, attempt: 1 }][..]));
+        run.hand_in(grants);
+        let effects = run.verify_all(|_| Outcome::Wrong);
+        let groups = vec![GroupId(0), GroupId(1)];
+        assert!(effects.contains(&Effect::Train { step: 1, groups, ranks: 1 }), "{effects:?}");
+        let counters = run.machine.status(run.now).counters;
+        assert_eq!((counters["replaced_samples"], counters["failed_verdicts"]), (1, 2));
+        assert!(!counters.contains_key("dropped_groups"));
+    }
+
+    #[test]
+    fn replacements_end() {
+        let mut run = Run::sampling(Options { max_attempts: 1, max_replacements: 2, ..options() });
+        for round in 0..3 {
+            run.generate_all();
+            let effects = run.verify_all(|sample| match sample.group {
+                GroupId(0) if sample.index == 0 => Outcome::Failed,
+                _ => Outcome::Correct,
+            });
+            assert_eq!(effects.contains(&Effect::DropGroup(GroupId(0))), round == 2, "{effects:?}");
+        }
+    }
+
+    #[test]
     fn an_evaluation_leaves_such_a_group_out() {
         let plan = EvaluationPlan { problems: 3, samples_per_problem: 1, every_steps: 0, before: true, after: false };
-        let mut run = Run::sampling(Options { max_attempts: 1, evaluation: plan, ..options() });
+        let mut run = Run::sampling(Options { max_attempts: 1, max_replacements: 2, evaluation: plan, ..options() });
         run.generate_all();
         let effects = run.verify_all(|sample| match crate::evaluation_problem(sample.group) {
             Some(1) => Outcome::TimedOut,

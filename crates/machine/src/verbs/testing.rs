@@ -26,6 +26,7 @@ pub(crate) fn options() -> Options {
         evaluation: EvaluationPlan::default(),
         checkpoint_every_steps: 0,
         max_attempts: 3,
+        max_replacements: 0,
         max_skipped_updates: 10,
         max_lost_generations: 5,
         heartbeat_timeout: Duration::from_secs(10),
@@ -121,10 +122,16 @@ impl Run {
 
     /// Generates every group that waits.
     pub(crate) fn generate_all(&mut self) {
+        let grants = self.groups(self.rollout, 10_000);
+        self.hand_in(grants);
+    }
+
+    /// Generates what was lent.
+    pub(crate) fn hand_in(&mut self, grants: Vec<GroupGrant>) {
         let version = WeightVersion(self.machine.position().step);
-        for grant in self.groups(self.rollout, 10_000) {
-            for index in grant.samples {
-                let sample = SampleId { group: grant.group, index };
+        for grant in grants {
+            for wanted in grant.samples {
+                let sample = SampleId { group: grant.group, index: wanted.index };
                 let (worker, lease) = (self.rollout, grant.lease);
                 self.call(Event::SubmitSample { worker, lease, sample, version }).unwrap();
             }

@@ -1,6 +1,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
+use crate::{JudgeKind, JudgeSpec};
 
 const MINIMAL: &str = "
 name = 'job'
@@ -289,4 +290,72 @@ fn changed_fields_are_checked_again() {
         1 problem in job spec `the command line`
           batch.steps = 0: expected 1 to 1000000000"#]]
     .assert_eq(&errors.to_string());
+}
+
+#[test]
+fn verifiers_and_rewards_are_checked_together() {
+    let text = format!(
+        "{MINIMAL}
+[verifier]
+kind = 'exec'
+extraction = 'strict'
+address = 'here'
+max_attempts = 0
+[reward]
+format_bonus = 0.5
+overlong_tokens = 9000
+[reward.verifiers.style]
+kind = 'grpc'
+comand = ['x']
+command = ['x']
+weight = nan
+[reward.verifiers.label]
+kind = 'grpc'
+address = 'nohost'
+[reward.verifiers.judge]
+kind = 'llm'
+"
+    );
+    refused(
+        &text,
+        expect![[r#"
+            13 problems in job spec `job.toml`
+              line 7: verifier.command = []: expected the program that verifies and its arguments, for kind `exec`
+              line 9: verifier.extraction: applies to kind `math` only, not to `exec`
+              line 10: verifier.address = "here": applies to kind `grpc` only, not to `exec`
+              line 11: verifier.max_attempts = 0: expected 1 to 100
+              line 12: reward.format_strings = []: expected what a well-formed response holds, for there is a `reward.format_bonus`
+              line 14: reward.overlong_tokens = 9000: expected 0 to `rollout.max_new_tokens` (8192)
+              line 15: reward.verifiers.style.address: is required for kind `grpc`: where the service listens, host:port
+              line 17: reward.verifiers.style.comand: unknown key; did you mean `command`?
+              line 18: reward.verifiers.style.command = ["x"]: applies to kind `exec` only, not to `grpc`
+              line 19: reward.verifiers.style.weight = NaN: expected -1000 to 1000
+              line 20: reward.verifiers.label: expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`
+              line 22: reward.verifiers.label.address = "nohost": expected host:port
+              line 24: reward.verifiers.judge.kind = "llm": expected one of `math`, `exec`, `grpc`"#]],
+    );
+}
+
+#[test]
+fn verifiers_of_ones_own_are_read() {
+    let text = format!(
+        "{MINIMAL}verifier = {{ kind = 'exec', command = ['python3', 'v.py'], timeout_seconds = 2.5 }}
+[reward]
+weight = 0.5
+format_bonus = 0.1
+format_strings = ['</think>', '\\boxed{{']
+[reward.verifiers.style]
+kind = 'grpc'
+address = 'node-3:9000'
+weight = -0.25
+"
+    );
+    let spec = parsed(&text).expect("valid");
+    assert_eq!(parsed(&spec.resolved_toml()).expect("resolved specs are valid"), spec);
+    let command = vec!["python3".to_owned(), "v.py".to_owned()];
+    let timeout = std::time::Duration::from_millis(2500);
+    assert_eq!(spec.verifier.judge(), JudgeSpec { by: JudgeKind::Exec(command), timeout });
+    let style = &spec.reward.verifiers["style"];
+    assert_eq!((style.weight, style.judge().by), (-0.25, JudgeKind::Grpc("node-3:9000".into())));
+    assert_eq!(spec.reward.format_strings, ["</think>", "\\boxed{"]);
 }

@@ -1,0 +1,185 @@
+//! `pacs verify`.
+
+mod rows;
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Write, stdout};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use pacs_runtime::{Exit, LogFormat, init_logging};
+use pacs_spec::{Extraction, JudgeKind, JudgeSpec};
+use pacs_types::Outcome;
+use pacs_verifier::{Judge, Judgement, Task};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use self::rows::Row;
+use crate::arguments::{ExtractionMode, VerifyCommand};
+use crate::failure::Failure;
+use crate::format::{count, seconds};
+use crate::output;
+use crate::verifier::threads;
+
+/// Rows that are read ahead, and rows that wait for those before them, for each verification at once.
+const AHEAD: usize = 64;
+
+/// Verdicts are written together up to this size.
+const WRITTEN_AT_ONCE: usize = 64 << 10;
+
+/// Longest time that a verification may be given.
+const MOST_SECONDS: f64 = 3600.0;
+
+pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
+    init_logging(LogFormat::Human);
+    let (input, by) = match command {
+        VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(extraction(math.extraction))),
+        VerifyCommand::Exec(exec) => (&exec.input, JudgeKind::Exec(exec.command.clone())),
+        VerifyCommand::Grpc(grpc) => (&grpc.input, JudgeKind::Grpc(grpc.address.clone())),
+    };
+    if !(input.timeout > 0.0 && input.timeout <= MOST_SECONDS) {
+        let error = anyhow!("--timeout {}: expected above 0, at most {MOST_SECONDS} seconds", input.timeout);
+        return Err(Failure::with_exit(Exit::Usage, error).doing("read the command line"));
+    }
+    let spec = JudgeSpec { by, timeout: Duration::from_secs_f64(input.timeout) };
+    let threads = threads(input.threads);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .map_err(Failure::bug)?;
+    let result = runtime.block_on(async {
+        // Every row is to be verified, so nothing is remembered.
+        let judge = Judge::new(&spec, threads, 0);
+        let judge = judge.map_err(|error| Failure::with_exit(error.exit(), error).doing("grade answers"))?;
+        grade(&input.input, Arc::new(judge), threads).await
+    });
+    // A verification that overruns, or a read of standard input, cannot be interrupted.
+    runtime.shutdown_background();
+    result
+}
+
+fn extraction(mode: ExtractionMode) -> Extraction {
+    match mode {
+        ExtractionMode::Lenient => Extraction::Lenient,
+        ExtractionMode::Strict => Extraction::Strict,
+        ExtractionMode::Number => Extraction::Number,
+    }
+}
+
+/// One line of the output.
+#[derive(Serialize)]
+struct Graded {
+    id: Value,
+    outcome: Outcome,
+    /// None when the outcome says nothing about the answer.
+    label: Option<f64>,
+    reward: Option<f64>,
+    extracted: Option<String>,
+    rule: String,
+    elapsed_us: u64,
+}
+
+impl Graded {
+    fn new(id: Value, judgement: Judgement) -> Self {
+        let Judgement { verdict, elapsed, .. } = judgement;
+        let known = |value| verdict.outcome.is_conclusive().then_some(value);
+        let (label, reward) = (known(verdict.label), known(verdict.reward));
+        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let (outcome, extracted, rule) = (verdict.outcome, verdict.extracted, verdict.rule);
+        Self { id, outcome, label, reward, extracted, rule, elapsed_us }
+    }
+}
+
+/// Grades as many rows at once as there are threads, and writes the verdicts in the order of the rows.
+async fn grade(input: &Path, judge: Arc<Judge>, threads: usize) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let most = threads.saturating_mul(AHEAD);
+    // A full queue makes the reading wait.
+    let (sender, mut rows) = mpsc::channel(most);
+    let path = input.to_owned();
+    // Ends with the input, at the first row that cannot be read, or when nobody takes the rows any more.
+    tokio::task::spawn_blocking(move || rows::read(&path, |row| sender.blocking_send(row).is_ok()));
+    let mut pending: VecDeque<JoinHandle<Graded>> = VecDeque::new();
+    let mut out = Output::default();
+    let mut ended = None;
+    loop {
+        tokio::select! {
+            biased;
+            Some(graded) = front(&mut pending) => {
+                let graded = graded.context("grade a row").map_err(Failure::bug)?;
+                pending.pop_front();
+                if !out.write(&graded, pending.is_empty())? {
+                    return Ok(Exit::Done);
+                }
+            }
+            row = rows.recv(), if ended.is_none() && pending.len() < most => match row {
+                Some(Ok(row)) => pending.push_back(tokio::spawn(one(Arc::clone(&judge), row))),
+                Some(Err(failure)) => ended = Some(Err(failure)),
+                None => ended = Some(Ok(Exit::Done)),
+            },
+            else => break,
+        }
+    }
+    out.summarise(started.elapsed());
+    ended.unwrap_or(Ok(Exit::Done))
+}
+
+/// Waits for the oldest; none when nothing is pending.
+async fn front(pending: &mut VecDeque<JoinHandle<Graded>>) -> Option<Result<Graded, tokio::task::JoinError>> {
+    Some(pending.front_mut()?.await)
+}
+
+async fn one(judge: Arc<Judge>, row: Row) -> Graded {
+    let Row { id, question, gold, pred } = row;
+    let task = Task { question, response: pred, gold };
+    Graded::new(id, judge.verify(Arc::new(task)).await)
+}
+
+/// Standard output, and what went there.
+#[derive(Default)]
+struct Output {
+    buffer: Vec<u8>,
+    /// In the order of `OUTCOMES`.
+    outcomes: [u64; 5],
+}
+
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Correct, Outcome::Wrong, Outcome::Unparsable, Outcome::Failed, Outcome::TimedOut];
+
+impl Output {
+    /// Adds a line; writes when there is enough, or nothing to wait for. False when nobody reads any more.
+    fn write(&mut self, graded: &Graded, is_last: bool) -> Result<bool, Failure> {
+        let known = OUTCOMES.iter().position(|outcome| *outcome == graded.outcome);
+        self.outcomes[known.expect("all outcomes are listed")] += 1;
+        serde_json::to_writer(&mut self.buffer, graded).context("write a verdict").map_err(Failure::bug)?;
+        self.buffer.push(b'\n');
+        if !is_last && self.buffer.len() < WRITTEN_AT_ONCE {
+            return Ok(true);
+        }
+        let mut out = stdout().lock();
+        let written = out.write_all(&self.buffer).and_then(|()| out.flush());
+        self.buffer.clear();
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::again(error).doing("write the verdicts")),
+        }
+    }
+
+    fn summarise(&self, elapsed: Duration) {
+        let rows: u64 = self.outcomes.iter().sum();
+        let rate = rows as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        let counts: Vec<String> = OUTCOMES
+            .iter()
+            .zip(self.outcomes)
+            .map(|(outcome, n)| format!("{} {}", count(n), outcome.name().replace('_', " ")))
+            .collect();
+        let (rows, took) = (count(rows), seconds(elapsed.as_secs_f64()));
+        output::error(format_args!("{rows} rows in {took} ({rate:.0} a second): {}", counts.join(", ")));
+    }
+}

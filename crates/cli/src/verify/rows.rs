@@ -1,0 +1,137 @@
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, stdin};
+use std::path::Path;
+
+use anyhow::anyhow;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// Longest row that is read, in bytes.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// One row of the input.
+#[derive(Debug, PartialEq)]
+pub(super) struct Row {
+    pub(super) id: Value,
+    pub(super) question: String,
+    pub(super) gold: String,
+    pub(super) pred: String,
+}
+
+/// The row as it is written. Files carry further columns for other uses, so unknown keys are let be.
+#[derive(Deserialize)]
+struct Written {
+    id: Option<Value>,
+    #[serde(default)]
+    question: String,
+    gold: Value,
+    pred: String,
+}
+
+/// Reads rows, from standard input for `-`, and gives them away until `give` says false; the last one may be what is
+/// wrong with the input.
+pub(super) fn read(input: &Path, give: impl FnMut(Result<Row, Failure>) -> bool) {
+    if input == Path::new("-") {
+        return read_lines(stdin().lock(), "standard input", give);
+    }
+    let name = format!("`{}`", input.display());
+    let mut give = give;
+    match File::open(input) {
+        Ok(file) => read_lines(BufReader::new(file), &name, give),
+        Err(error) => {
+            give(Err(Failure::config(error).doing(format!("read {name}"))));
+        }
+    }
+}
+
+fn read_lines(mut input: impl BufRead, name: &str, mut give: impl FnMut(Result<Row, Failure>) -> bool) {
+    let mut line = Vec::new();
+    for number in 1u64.. {
+        line.clear();
+        let bytes = match input.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) => return,
+            Ok(bytes) => bytes as u64,
+            Err(error) => {
+                give(Err(Failure::again(error).doing(format!("read {name}, line {number}"))));
+                return;
+            }
+        };
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        let too_long = bytes == MOST_BYTES && !line.ends_with(b"\n");
+        let row = if too_long { Err(format!("it has more than {MOST_BYTES} bytes")) } else { parse(text, number) };
+        let row = row.map_err(|problem| Failure::config(anyhow!(problem)).doing(format!("read {name}, line {number}")));
+        let is_last = row.is_err();
+        if !give(row) || is_last {
+            return;
+        }
+    }
+}
+
+fn parse(line: &[u8], number: u64) -> Result<Row, String> {
+    let Written { id, question, gold, pred } = serde_json::from_slice(line).map_err(|error| {
+        let text = error.to_string();
+        // The parser counts lines within the line that it was given.
+        let what = text.split(" at line ").next().unwrap_or(&text);
+        format!("{what} (column {})", error.column())
+    })?;
+    let gold = match gold {
+        Value::String(text) => text,
+        Value::Number(number) => number.to_string(),
+        _ => return Err("field `gold` is neither a text nor a number".to_owned()),
+    };
+    Ok(Row { id: id.unwrap_or_else(|| number.into()), question, gold, pred })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(text: &str) -> Vec<Result<Row, String>> {
+        let mut rows = Vec::new();
+        read_lines(text.as_bytes(), "`x`", |row| {
+            rows.push(row.map_err(|failure| failure.to_string()));
+            true
+        });
+        rows
+    }
+
+    #[test]
+    fn rows_have_ids_and_line_numbers() {
+        let text = "{\"id\": \"a\", \"gold\": 5, \"pred\": \"p\", \"more\": 1}\n\n{\"gold\": \"g\", \"pred\": \"\", \
+                    \"question\": \"q\"}";
+        let row = |id: Value, question: &str, gold: &str, pred: &str| {
+            Ok(Row { id, question: question.into(), gold: gold.into(), pred: pred.into() })
+        };
+        assert_eq!(rows(text), [row("a".into(), "", "5", "p"), row(3.into(), "q", "g", "")]);
+    }
+
+    #[test]
+    fn the_first_bad_row_is_named_and_the_last() {
+        let good = r#"{"gold": "5", "pred": "p"}"#;
+        for (bad, expected) in [
+            ("{\"gold\": \"5\"}", "missing field `pred` (column 13)"),
+            ("{\"gold\": [5], \"pred\": \"p\"}", "field `gold` is neither a text nor a number"),
+            ("{\"gold\": ", "EOF while parsing a value (column 8)"),
+            ("\u{1}", "expected value (column 1)"),
+        ] {
+            let rows = rows(&format!("{good}\n{bad}\n{good}"));
+            let [Ok(_), Err(problem)] = &rows[..] else { panic!("{rows:?}") };
+            assert_eq!(problem, &format!("error: failed to read `x`, line 2: {expected}"));
+        }
+    }
+
+    #[test]
+    fn reading_ends_when_nobody_takes_the_rows() {
+        let mut taken = 0;
+        read_lines("{\"gold\": 1, \"pred\": \"\"}\n".repeat(10).as_bytes(), "`x`", |_| {
+            taken += 1;
+            taken < 3
+        });
+        assert_eq!(taken, 3);
+    }
+}

@@ -1,0 +1,230 @@
+//! What is wrong with the rows of a job, each with its place.
+
+use std::collections::HashMap;
+
+use pacs_spec::{JobSpec, SourceSpec};
+
+use crate::load::normalised;
+use crate::prompt::Prompter;
+use crate::source::{Row, rows};
+use crate::{DataError, GoldCheck, gold_check};
+
+/// Findings of one kind that are shown; all are counted.
+const SHOWN: usize = 20;
+
+/// What is wrong with the rows of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataCheck {
+    /// The problems to train on.
+    pub train: SourceCheck,
+    /// The held-out problems, if the job has any.
+    pub evaluation: Option<SourceCheck>,
+    /// Held-out questions that are also trained on.
+    pub overlap: Findings,
+}
+
+/// What is wrong with the rows of one source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SourceCheck {
+    /// Rows, those that cannot be read included, after `skip` and `limit`.
+    pub rows: usize,
+    /// Rows that are no problem: not JSON, a field missing or empty.
+    pub bad_rows: Findings,
+    /// Rows whose reference answer the verifier cannot read.
+    pub unreadable_answers: Findings,
+    /// Questions that stood in the source before.
+    pub duplicates: Findings,
+    /// Lengths of the prompts; absent without a model folder, or without rows.
+    pub prompts: Option<PromptLengths>,
+}
+
+/// Findings of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// How many there are.
+    pub count: usize,
+    /// The first of them: where, and what.
+    pub first: Vec<String>,
+}
+
+/// Lengths of prompts, in tokens of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptLengths {
+    /// Of the shortest.
+    pub shortest: usize,
+    /// Half of them have no more.
+    pub median: usize,
+    /// 99 of 100 have no more.
+    pub p99: usize,
+    /// Of the longest.
+    pub longest: usize,
+    /// Most tokens that a prompt of the job may have.
+    pub limit: usize,
+    /// Prompts that have more, and are left out of a run.
+    pub overlong: usize,
+}
+
+/// Reads every row of a job's sources; `with_prompts` renders and counts them, which takes the model folder.
+///
+/// # Errors
+/// [`DataError`] when a file, the tokenizer or the template cannot be used. What is wrong with rows is no error.
+pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
+    let prompter = if with_prompts { Some(Prompter::new(spec)?) } else { None };
+    let gold = gold_check(spec.verifier.kind);
+    let mut train = Checking::new(prompter.as_ref(), gold);
+    train.read(&spec.data.train)?;
+    let mut overlap = Findings::default();
+    let mut evaluation = None;
+    if let Some(source) = &spec.data.evaluation {
+        let mut checking = Checking::new(prompter.as_ref(), gold);
+        checking.read(source)?;
+        for (question, place) in &checking.order {
+            if let Some(trained) = train.places.get(question) {
+                overlap.add(|| format!("{place}: the question of {trained}"));
+            }
+        }
+        evaluation = Some(checking.done());
+    }
+    Ok(DataCheck { train: train.done(), evaluation, overlap })
+}
+
+struct Checking<'a> {
+    prompter: Option<&'a Prompter<'a>>,
+    gold: GoldCheck,
+    found: SourceCheck,
+    /// Where each normalised question stands first.
+    places: HashMap<String, String>,
+    /// The same in the order of the source.
+    order: Vec<(String, String)>,
+    lengths: Vec<usize>,
+}
+
+impl<'a> Checking<'a> {
+    fn new(prompter: Option<&'a Prompter<'a>>, gold: GoldCheck) -> Self {
+        let (found, places) = (SourceCheck::default(), HashMap::new());
+        Self { prompter, gold, found, places, order: Vec::new(), lengths: Vec::new() }
+    }
+
+    fn read(&mut self, source: &SourceSpec) -> Result<(), DataError> {
+        rows(source, &mut |row| self.take(row))
+    }
+
+    fn take(&mut self, row: Result<Row, DataError>) -> Result<(), DataError> {
+        self.found.rows += 1;
+        let row = match row {
+            Ok(row) => row,
+            Err(DataError::Row { path, row, message }) => {
+                self.found.bad_rows.add(|| format!("{}:{row}: {message}", path.display()));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Err(reason) = (self.gold)(&row.answer) {
+            self.found.unreadable_answers.add(|| format!("{}: {reason}", row.place));
+        }
+        if let Some(prompter) = self.prompter {
+            self.lengths.push(prompter.prompt(&row.question)?.tokens.len());
+        }
+        let question = normalised(&row.question);
+        match self.places.get(&question) {
+            Some(first) => self.found.duplicates.add(|| format!("{}: the question of {first}", row.place)),
+            None => {
+                self.order.push((question.clone(), row.place.clone()));
+                self.places.insert(question, row.place);
+            }
+        }
+        Ok(())
+    }
+
+    fn done(mut self) -> SourceCheck {
+        self.lengths.sort_unstable();
+        let limit = self.prompter.map_or(usize::MAX, Prompter::max_tokens);
+        // The nearest rank: the smallest length that a share of all do not exceed.
+        let quantile = |percent: usize| self.lengths[(self.lengths.len() * percent).div_ceil(100).max(1) - 1];
+        self.found.prompts = (!self.lengths.is_empty()).then(|| PromptLengths {
+            shortest: quantile(0),
+            median: quantile(50),
+            p99: quantile(99),
+            longest: quantile(100),
+            limit,
+            overlong: self.lengths.iter().filter(|length| **length > limit).count(),
+        });
+        self.found
+    }
+}
+
+impl Findings {
+    fn add(&mut self, what: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < SHOWN {
+            self.first.push(what());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/qwen2-tied");
+
+    fn job(folder: &Path, more: &str) -> JobSpec {
+        let folder = folder.display();
+        let text = format!(
+            "name = 'test'\nmodel.path = '{MODEL}'\nrollout.max_new_tokens = 8\ndata.prompt_suffix = ''\n\
+             data.train.path = '{folder}/train.jsonl'\ndata.evaluation.path = '{folder}/test.jsonl'\n{more}"
+        );
+        pacs_spec::parse(&text, Path::new("test")).expect("a valid job")
+    }
+
+    #[test]
+    fn every_finding_has_its_place() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let train = [
+            r#"{"question": "What is 1 + 1?", "answer": "2"}"#,
+            r#"{"question": "torn"#,
+            r#"{"question": "What is  1 + 1", "answer": 2}"#,
+            "",
+            r#"{"question": "What is 1 - 1?", "answer": "(1, 2"}"#,
+            r#"{"question": "What is 3?", "reply": "3"}"#,
+        ];
+        let test = [r#"{"question": "Why?", "answer": "7"}"#, r#"{"question": "what is 1 + 1?", "answer": "2"}"#];
+        std::fs::write(folder.path().join("train.jsonl"), train.join("\n")).expect("written");
+        std::fs::write(folder.path().join("test.jsonl"), test.join("\n")).expect("written");
+        let found = check(&job(folder.path(), "data.max_prompt_tokens = 92"), true).expect("the files can be read");
+        let at = |file: &str, line: u32| format!("{}/{file}.jsonl:{line}: ", folder.path().display());
+        let places = |findings: &Findings, expected: &[String]| {
+            assert_eq!(findings.count, expected.len(), "{findings:?}");
+            for (finding, expected) in findings.first.iter().zip(expected) {
+                assert!(finding.starts_with(expected.as_str()), "{finding} is not at {expected}");
+            }
+        };
+        assert_eq!(found.train.rows, 5);
+        places(
+            &found.train.bad_rows,
+            &[at("train", 2) + "not a JSON object", at("train", 6) + "there is no field `answer`"],
+        );
+        places(&found.train.unreadable_answers, &[at("train", 5) + "reference answer `(1, 2` cannot be read"]);
+        places(&found.train.duplicates, &[at("train", 3) + "the question of"]);
+        places(&found.overlap, &[at("test", 2) + "the question of"]);
+        let prompts = found.train.prompts.expect("prompts were counted");
+        assert!(prompts.shortest <= prompts.median && prompts.p99 == prompts.longest, "{prompts:?}");
+        // The chat template brings a system message.
+        assert_eq!((prompts.longest, prompts.limit, prompts.overlong), (93, 92, 1), "{prompts:?}");
+        let evaluation = found.evaluation.expect("there are held-out problems");
+        assert_eq!((evaluation.rows, evaluation.bad_rows.count, evaluation.duplicates.count), (2, 0, 0));
+
+        let own = check(&job(folder.path(), "verifier = { kind = 'exec', command = ['v'] }"), false).expect("read");
+        assert_eq!(own.train.unreadable_answers.count, 0, "only the verifier of the job can say");
+        assert_eq!(own.train.prompts, None);
+    }
+
+    #[test]
+    fn many_findings_are_counted_and_some_shown() {
+        let mut findings = Findings::default();
+        (0..100).for_each(|i| findings.add(|| i.to_string()));
+        assert_eq!((findings.count, findings.first.len(), findings.first[0].as_str()), (100, SHOWN, "0"));
+    }
+}

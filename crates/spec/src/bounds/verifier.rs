@@ -1,0 +1,108 @@
+//! Bounds of `[verifier]` and `[reward]`.
+
+use super::Check;
+use crate::{Extraction, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
+
+/// Most reward verifiers of a job.
+const MOST_VERIFIERS: usize = 8;
+
+/// What describes one verifier, in whichever table.
+struct Described<'a> {
+    kind: VerifierKind,
+    extraction: Extraction,
+    command: &'a [String],
+    address: Option<&'a str>,
+    timeout_seconds: f64,
+}
+
+impl Check {
+    pub(super) fn verifiers(&mut self, spec: &JobSpec) {
+        let VerifierSpec { kind, extraction, ref command, ref address, timeout_seconds, .. } = spec.verifier;
+        let address = address.as_deref();
+        self.judge("verifier", &Described { kind, extraction, command, address, timeout_seconds });
+        self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
+        self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
+        self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
+        self.reward(&spec.reward, spec.rollout.max_new_tokens);
+    }
+
+    fn reward(&mut self, reward: &RewardSpec, max_new_tokens: u32) {
+        self.range("reward.weight", reward.weight, 0.0..=1000.0);
+        self.range("reward.format_bonus", reward.format_bonus, -1000.0..=1000.0);
+        let strings = &reward.format_strings;
+        let shown = format!("{strings:?}");
+        let path = "reward.format_strings";
+        self.that(strings.len() <= 64, path, &shown, "expected at most 64 strings", &[]);
+        self.that(!strings.iter().any(String::is_empty), path, &shown, "expected no empty string", &[]);
+        let named = reward.format_bonus == 0.0 || !strings.is_empty();
+        let message = "expected what a well-formed response holds, for there is a `reward.format_bonus`";
+        self.that(named, path, &shown, message, &["reward.format_bonus"]);
+        let message = format!("expected 0 to `rollout.max_new_tokens` ({max_new_tokens})");
+        let fits = reward.overlong_tokens <= max_new_tokens;
+        self.that(fits, "reward.overlong_tokens", reward.overlong_tokens, message, &["rollout.max_new_tokens"]);
+        self.range("reward.overlong_penalty", reward.overlong_penalty, 0.0..=1000.0);
+
+        let count = reward.verifiers.len();
+        let message = format!("expected at most {MOST_VERIFIERS} verifiers");
+        self.that(count <= MOST_VERIFIERS, "reward.verifiers", count, message, &[]);
+        for (name, verifier) in &reward.verifiers {
+            let path = format!("reward.verifiers.{name}");
+            let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+            if !plain || !(1..=32).contains(&name.len()) || name == VerifierSpec::LABEL {
+                let message =
+                    "expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`";
+                self.fail(Problem::new(&path, message), &[]);
+            }
+            self.range(&format!("{path}.weight"), verifier.weight, -1000.0..=1000.0);
+            let described = Described {
+                kind: verifier.kind,
+                extraction: verifier.extraction,
+                command: &verifier.command,
+                address: verifier.address.as_deref(),
+                timeout_seconds: verifier.timeout_seconds,
+            };
+            self.judge(&path, &described);
+        }
+    }
+
+    /// What every verifier has, and what only some kinds have.
+    fn judge(&mut self, path: &str, judge: &Described<'_>) {
+        let at = |key: &str| format!("{path}.{key}");
+        let is = |kind| judge.kind == kind;
+        self.above_zero(&at("timeout_seconds"), judge.timeout_seconds, 3600.0);
+        let given = judge.extraction != Extraction::Lenient;
+        if given && !is(VerifierKind::Math) {
+            let message = format!("applies to kind `math` only, not to `{}`", judge.kind.name());
+            self.fail(Problem::new(at("extraction"), message), &[]);
+        }
+        let not_exec = format!("applies to kind `exec` only, not to `{}`", judge.kind.name());
+        let message = match (is(VerifierKind::Exec), judge.command) {
+            (true, command) if command.first().is_none_or(String::is_empty) => {
+                Some("expected the program that verifies and its arguments, for kind `exec`")
+            }
+            (true, command) if command.len() > 256 => Some("expected at most 256 strings"),
+            (false, [_, ..]) => Some(not_exec.as_str()),
+            _ => None,
+        };
+        if let Some(message) = message {
+            let command = format!("{:?}", judge.command);
+            self.fail(Problem::new(at("command"), message).with_value(command), &[]);
+        }
+        match (is(VerifierKind::Grpc), judge.address) {
+            (true, None) => {
+                let message = "is required for kind `grpc`: where the service listens, host:port";
+                self.fail(Problem::new(at("address"), message), &[]);
+            }
+            (true, Some(address)) => self.text(&at("address"), address, is_address(address), "expected host:port"),
+            (false, None) => {}
+            (false, Some(address)) => {
+                let message = format!("applies to kind `grpc` only, not to `{}`", judge.kind.name());
+                self.text(&at("address"), address, false, &message);
+            }
+        }
+    }
+}
+
+fn is_address(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}

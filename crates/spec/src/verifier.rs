@@ -1,0 +1,199 @@
+//! `[verifier]` and `[reward]`: who says what a sample is worth.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How answers are graded. This verifier gives the label; `[reward]` says what the reward is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifierSpec {
+    /// The verifier. Default `math`.
+    pub kind: VerifierKind,
+    /// Where the answer may stand. Default `lenient`. `math` only.
+    pub extraction: Extraction,
+    /// Program and arguments of the child process, as it is started on the verifiers' machines; at most 256 strings.
+    /// Required for `exec`, nothing else has it.
+    pub command: Vec<String>,
+    /// Where the service listens, host:port. Required for `grpc`, nothing else has it.
+    pub address: Option<String>,
+    /// Seconds that one verification may take. Default 10, above 0, at most 3600.
+    pub timeout_seconds: f64,
+    /// Tries of a verification that failed or timed out, by different verifier workers where there are several. Then
+    /// the sample is given up. Default 3, 1 to 100.
+    pub max_attempts: u32,
+    /// Samples with new noise that may take the place of one that was given up, one after the other. Then the group is
+    /// dropped and the next prompt takes its place. Default 2, 0 (drop at once) to 100. Evaluations have none.
+    pub max_replacements: u32,
+    /// Verdicts that a verifier worker remembers, for each verifier. Default 100,000, 0 (a verifier that does not always
+    /// say the same of the same answer) to 100,000,000.
+    pub cache_entries: u32,
+}
+
+impl Default for VerifierSpec {
+    fn default() -> Self {
+        Self {
+            kind: VerifierKind::Math,
+            extraction: Extraction::Lenient,
+            command: Vec::new(),
+            address: None,
+            timeout_seconds: 10.0,
+            max_attempts: 3,
+            max_replacements: 2,
+            cache_entries: 100_000,
+        }
+    }
+}
+
+/// Kind of verifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifierKind {
+    /// Mathematical answers.
+    Math,
+    /// A program of one's own that reads and writes JSON lines.
+    Exec,
+    /// A service of one's own, of `proto/pacs/v1/custom_verifier.proto`.
+    Grpc,
+}
+
+impl VerifierKind {
+    /// Name as in the spec.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Math => "math",
+            Self::Exec => "exec",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// Where in a response the final answer may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extraction {
+    /// A box, a final-answer phrase, or else the last expression of the text.
+    Lenient,
+    /// A box or a final-answer phrase.
+    Strict,
+    /// A box, or else the last number; a plain number either way. For arithmetic, where repeating the question's
+    /// expression would equal the answer.
+    Number,
+}
+
+/// What the reward of a sample is made of: the weighted rewards of the verifiers, a bonus for the format, and a penalty
+/// for running into the limit. The label is that of `[verifier]` whatever the reward is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RewardSpec {
+    /// Weight of the reward of `[verifier]`. Default 1.0, 0 to 1000.
+    pub weight: f64,
+    /// Added for a response that holds all `format_strings`, each behind the one before. Default 0.0, -1000 to 1000.
+    pub format_bonus: f64,
+    /// What a well-formed response holds, for example `["</think>", "\\boxed{"]`; at most 64, none empty. Default none;
+    /// required with a `format_bonus`.
+    pub format_strings: Vec<String>,
+    /// Tokens before `rollout.max_new_tokens` over which an answer loses reward: nothing at their start, all of
+    /// `overlong_penalty` at the limit, in proportion between (DAPO's soft overlong punishment, arXiv 2503.14476).
+    /// Default 0 (off), at most `rollout.max_new_tokens`.
+    pub overlong_tokens: u32,
+    /// Reward that an answer at the limit loses. Default 1.0, 0 to 1000.
+    pub overlong_penalty: f64,
+    /// Further verifiers, whose rewards are added. Names are 1 to 32 letters, digits, `-` and `_`; at most 8.
+    pub verifiers: BTreeMap<String, RewardVerifierSpec>,
+}
+
+impl Default for RewardSpec {
+    fn default() -> Self {
+        Self {
+            weight: 1.0,
+            format_bonus: 0.0,
+            format_strings: Vec::new(),
+            overlong_tokens: 0,
+            overlong_penalty: 1.0,
+            verifiers: BTreeMap::new(),
+        }
+    }
+}
+
+/// A verifier whose reward is added; it has no say in the label. When it fails, the verification has failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RewardVerifierSpec {
+    /// Weight of its reward. Default 1.0, -1000 to 1000.
+    pub weight: f64,
+    /// As `verifier.kind`.
+    pub kind: VerifierKind,
+    /// As `verifier.extraction`.
+    pub extraction: Extraction,
+    /// As `verifier.command`.
+    pub command: Vec<String>,
+    /// As `verifier.address`.
+    pub address: Option<String>,
+    /// As `verifier.timeout_seconds`.
+    pub timeout_seconds: f64,
+}
+
+impl Default for RewardVerifierSpec {
+    fn default() -> Self {
+        let VerifierSpec { kind, extraction, command, address, timeout_seconds, .. } = VerifierSpec::default();
+        Self { weight: 1.0, kind, extraction, command, address, timeout_seconds }
+    }
+}
+
+/// One verifier, whichever table describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeSpec {
+    /// Who judges.
+    pub by: JudgeKind,
+    /// How long one verification may take.
+    pub timeout: Duration,
+}
+
+/// Who judges, with what only that kind of verifier has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JudgeKind {
+    /// The built-in verifier of mathematical answers.
+    Math(Extraction),
+    /// A child process: program and arguments.
+    Exec(Vec<String>),
+    /// A service, host:port.
+    Grpc(String),
+}
+
+impl VerifierSpec {
+    /// Name under which measurements speak of the verifier that gives the label.
+    pub const LABEL: &'static str = "label";
+
+    /// The verifier that gives the label.
+    #[must_use]
+    pub fn judge(&self) -> JudgeSpec {
+        judge(self.kind, self.extraction, &self.command, self.address.as_deref(), self.timeout_seconds)
+    }
+}
+
+impl RewardVerifierSpec {
+    /// The verifier itself.
+    #[must_use]
+    pub fn judge(&self) -> JudgeSpec {
+        judge(self.kind, self.extraction, &self.command, self.address.as_deref(), self.timeout_seconds)
+    }
+}
+
+fn judge(
+    kind: VerifierKind,
+    extraction: Extraction,
+    command: &[String],
+    address: Option<&str>,
+    timeout_seconds: f64,
+) -> JudgeSpec {
+    let by = match kind {
+        VerifierKind::Math => JudgeKind::Math(extraction),
+        VerifierKind::Exec => JudgeKind::Exec(command.to_vec()),
+        VerifierKind::Grpc => JudgeKind::Grpc(address.unwrap_or_default().to_owned()),
+    };
+    // The spec bounds the seconds.
+    JudgeSpec { by, timeout: Duration::try_from_secs_f64(timeout_seconds).unwrap_or(Duration::MAX) }
+}

@@ -1,0 +1,113 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pacs_spec::{Extraction, JudgeKind, JudgeSpec};
+use pacs_types::Verdict;
+
+use crate::VerifierError;
+use crate::cache::Cache;
+use crate::exec::Exec;
+use crate::fault::Fault;
+use crate::grpc::Service;
+use crate::math::Math;
+
+/// What is to be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The question as the data set has it; empty where it is not known.
+    pub question: String,
+    /// The whole answer, without special tokens.
+    pub response: String,
+    /// The reference answer.
+    pub gold: String,
+}
+
+/// What became of one task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// What the verifier says; a failure is an inconclusive verdict whose rule says what went wrong.
+    pub verdict: Verdict,
+    /// Time of the verification itself, without waiting for a thread, child or start; zero when it was remembered.
+    pub elapsed: Duration,
+    /// The verdict was remembered.
+    pub cached: bool,
+}
+
+/// One verifier, whatever it is: judges tasks one by one or many at once, and remembers what it said.
+pub struct Judge {
+    by: By,
+    cache: Cache,
+    /// The version that spoke last; unknown until a verifier of the user's own has said it.
+    version: Mutex<Option<Arc<str>>>,
+}
+
+enum By {
+    Math(Math),
+    Exec(Exec),
+    Service(Service),
+}
+
+impl Judge {
+    /// A judge that runs at most `concurrency` verifications at once (threads, children, calls; 0 counts as 1) and
+    /// remembers at most `cache_entries` verdicts. Nothing is started or called before the first task.
+    ///
+    /// Must be called within a runtime.
+    ///
+    /// # Errors
+    /// [`VerifierError::Address`] when a service's address is none.
+    pub fn new(spec: &JudgeSpec, concurrency: usize, cache_entries: usize) -> Result<Self, VerifierError> {
+        let (limit, concurrency) = (spec.timeout, concurrency.max(1));
+        let (by, version) = match &spec.by {
+            JudgeKind::Math(extraction) => {
+                (By::Math(Math::new(*extraction, limit, concurrency)), Some(math_version(*extraction)))
+            }
+            JudgeKind::Exec(command) => (By::Exec(Exec::new(command.clone(), limit, concurrency)), None),
+            JudgeKind::Grpc(address) => (By::Service(Service::new(address, limit, concurrency)?), None),
+        };
+        Ok(Self { by, cache: Cache::new(cache_entries), version: Mutex::new(version.map(Arc::from)) })
+    }
+
+    /// Judges one task. Never fails: what goes wrong is in the verdict.
+    ///
+    /// Dropping the future ends the verification; a child process that works on it is killed.
+    pub async fn verify(&self, task: Arc<Task>) -> Judgement {
+        if let Some(verdict) = self.version().and_then(|version| self.cache.get(self.cache.key(&version, &task))) {
+            return Judgement { verdict, elapsed: Duration::ZERO, cached: true };
+        }
+        let (judgement, version) = match &self.by {
+            By::Math(math) => (math.verify(Arc::clone(&task)).await, self.version()),
+            By::Exec(exec) => self.heard(exec.verify(&task).await),
+            By::Service(service) => self.heard(service.verify(&task).await),
+        };
+        if let Some(version) = version {
+            self.cache.insert(self.cache.key(&version, &task), &judgement.verdict);
+        }
+        judgement
+    }
+
+    /// What a verifier of the user's own said, and the version that said it.
+    fn heard(&self, (answer, elapsed): (Result<Answer, Fault>, Duration)) -> (Judgement, Option<Arc<str>>) {
+        let (verdict, version) = match answer {
+            Ok(Answer { verdict, version }) => (verdict, Some(version)),
+            Err(fault) => (fault.into(), None),
+        };
+        if version.is_some() {
+            (*self.version.lock().unwrap_or_else(PoisonError::into_inner)).clone_from(&version);
+        }
+        (Judgement { verdict, elapsed, cached: false }, version)
+    }
+
+    fn version(&self) -> Option<Arc<str>> {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The answer of a verifier of the user's own.
+pub(crate) struct Answer {
+    pub(crate) verdict: Verdict,
+    pub(crate) version: Arc<str>,
+}
+
+fn math_version(extraction: Extraction) -> String {
+    format!("math {} {extraction:?}", env!("CARGO_PKG_VERSION"))
+}
