@@ -224,7 +224,12 @@ async fn watch(
             end = end.as_mut() => Occurrence::End(end),
         };
         match occurrence {
-            Occurrence::Progress(progress) => console.progress(&progress),
+            Occurrence::Progress(progress) => {
+                if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
+                    supervisor.advanced();
+                }
+                console.progress(&progress);
+            }
             Occurrence::Worker(news) => {
                 console.worker(&news);
                 if let WorkerNews::GivenUp(worker) = news {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pacs_runtime::{Backoff, Exit};
 
-/// So many restarts within [`WINDOW`] are tried; a worker that needs more will not get well by itself.
+/// So many restarts within [`WINDOW`] are tried while the run does not advance; a worker that needs more will not get well
+/// by itself.
 const MOST_RESTARTS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(600);
 
@@ -33,6 +34,11 @@ pub(crate) enum Next {
 impl Restarts {
     pub(crate) fn new() -> Self {
         Self { recent: VecDeque::new(), backoff: fresh_backoff() }
+    }
+
+    /// Starts counting anew: the run has advanced, so the worker has done its part meanwhile.
+    pub(crate) fn forgive(&mut self) {
+        *self = Self::new();
     }
 
     /// Decides what follows when the worker ends with `status` at `now`, having lived for `lived`.
@@ -103,6 +109,18 @@ mod tests {
         for n in 0..20 {
             let next = restarts.after(ExitStatus::from_raw(9), at(n * 200), at(199));
             assert_eq!(next, Next::Restart(Duration::from_millis(500)), "restart {n}");
+        }
+    }
+
+    #[test]
+    fn restarts_are_forgiven_when_the_run_advances() {
+        let mut restarts = Restarts::new();
+        for n in 0..20 {
+            let next = restarts.after(ExitStatus::from_raw(9), at(n), at(1));
+            assert!(matches!(next, Next::Restart(_)), "restart {n}");
+            if n % 5 == 4 {
+                restarts.forgive();
+            }
         }
     }
 

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -69,6 +71,8 @@ pub(crate) struct Supervisor {
     order: watch::Sender<Order>,
     news: mpsc::Receiver<WorkerNews>,
     tasks: JoinSet<()>,
+    /// How often the run has advanced.
+    advances: Arc<AtomicU64>,
 }
 
 impl Supervisor {
@@ -78,11 +82,17 @@ impl Supervisor {
         // Bounded by what one worker can say before the run loop reads it; a full channel only delays a restart.
         let (sender, news) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
+        let advances = Arc::new(AtomicU64::new(0));
         for command in commands {
             let log = logs.join(format!("{}.log", command.name));
-            tasks.spawn(supervise(command, log, order.subscribe(), sender.clone()));
+            tasks.spawn(supervise(command, log, order.subscribe(), sender.clone(), Arc::clone(&advances)));
         }
-        Self { order, news, tasks }
+        Self { order, news, tasks, advances }
+    }
+
+    /// Notes that the run has made a step: workers that died before have not kept it from going on.
+    pub(crate) fn advanced(&self) {
+        self.advances.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits for the next thing that happens to a worker.
@@ -114,9 +124,11 @@ async fn supervise(
     log: PathBuf,
     mut order: watch::Receiver<Order>,
     news: mpsc::Sender<WorkerNews>,
+    advances: Arc<AtomicU64>,
 ) {
     let began = Instant::now();
     let mut restarts = Restarts::new();
+    let mut seen = 0;
     loop {
         let started = Instant::now();
         let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
@@ -126,6 +138,11 @@ async fn supervise(
         };
         if *order.borrow() != Order::Run {
             return;
+        }
+        let advanced = advances.load(Ordering::Relaxed);
+        if advanced > seen {
+            seen = advanced;
+            restarts.forgive();
         }
         let (how, next) = match ended {
             Ok(status) if status.success() && changed_within(&mut order, DISMISSAL).await => return,
