@@ -1,12 +1,13 @@
 //! `cargo xtask demo`: from a fresh clone to a trained model.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::process::{cache, cargo, check, command, root, status, target};
+use crate::process::{cache, cargo, check, command, root, target};
 use crate::setup::{self, Scratch};
 
 /// The demo's job.
@@ -37,8 +38,8 @@ pub(crate) struct Arguments {
     run_options: Vec<String>,
 }
 
-/// Returns the exit code of the trainer.
-pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
+/// Becomes the trainer, so that Ctrl-C and the exit code are its own; returns only when that fails.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::libtorch()?;
     println!("building (some minutes the first time)");
     check("build the trainer", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
@@ -54,10 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8> {
         }
     }
     trainer.args(&arguments.run_options);
-    let status = status(&mut trainer)?;
-    // Ended by a signal: as shells report it.
-    let code = status.code().unwrap_or(130);
-    Ok(u8::try_from(code).unwrap_or(1))
+    Err(trainer.exec()).context("start the trainer")
 }
 
 /// The trainer runs in the repository's root, the user may be elsewhere.

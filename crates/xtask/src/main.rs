@@ -35,11 +35,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::libtorch(),
-        Task::Demo(arguments) => match demo::run(&arguments) {
-            // The trainer has said what is wrong; its exit code goes on.
-            Ok(code) => return ExitCode::from(code),
-            Err(error) => Err(error),
-        },
+        Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),
         Task::Bench(bench) => bench::run(&bench),
     };
