@@ -1,7 +1,11 @@
+mod cluster;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use self::cluster::{Certs, Coordinator, Supervise, Verifier};
 
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
@@ -23,8 +27,14 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Runs a job: coordinator here, its workers as processes of this machine.
     Run(Run),
+    /// Runs the coordinator of a job whose workers are started on their own.
+    Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Runs a worker, and starts it again when it dies.
+    Supervise(Supervise),
+    /// Makes certificates for mutual TLS: an authority, and one for each role.
+    Certs(Certs),
     /// Shows what a run does and what it waits for.
     Status(Status),
     /// Asks a run to write a checkpoint and end.
@@ -195,6 +205,9 @@ pub(crate) struct Run {
     /// Where the coordinator listens.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
     pub(crate) listen: SocketAddr,
+    /// Folder with the certificates of all roles, as `pacs certs` writes it; needed to listen beyond this machine.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
     /// The `pacs-worker` program. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
@@ -231,30 +244,6 @@ pub(crate) enum LogFormat {
     Human,
     /// One JSON object an event.
     Json,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-`pacs run` starts verifiers by itself; this is for verifiers on other machines.
-
-Example:
-  pacs verifier --coordinator 10.0.0.5:7700 --name verifier-3 --threads 8")]
-pub(crate) struct Verifier {
-    /// Coordinator, host:port.
-    #[arg(long, value_name = "HOST:PORT", env = "PACS_COORDINATOR")]
-    pub(crate) coordinator: String,
-    /// Stable name of this process slot; a second process of the same name replaces the first.
-    #[arg(long, env = "PACS_WORKER_NAME")]
-    pub(crate) name: String,
-    /// Answers that are graded at once; 0: one a core.
-    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
-    pub(crate) threads: usize,
-    /// Seconds to wait for the coordinator to appear.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub(crate) join_timeout: u64,
-    /// Write log lines as JSON.
-    #[arg(long)]
-    pub(crate) log_json: bool,
 }
 
 #[derive(Debug, Args)]

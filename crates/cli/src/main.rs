@@ -5,6 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod attempts;
+mod certs;
+mod coordinator;
 mod data;
 mod failure;
 mod format;
@@ -14,6 +17,7 @@ mod output;
 mod plan;
 mod run;
 mod status;
+mod supervise;
 mod target;
 mod verifier;
 mod verify;
@@ -27,6 +31,9 @@ use crate::arguments::{Arguments, Command, DataCommand, JobCommand};
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Coordinator(arguments) => coordinator::run(&arguments),
+        Command::Supervise(arguments) => supervise::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => status::stop(&arguments),

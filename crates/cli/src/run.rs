@@ -6,7 +6,7 @@
 mod console;
 mod logs;
 mod overrides;
-mod restarts;
+pub(crate) mod restarts;
 mod supervisor;
 mod workers;
 
@@ -17,21 +17,22 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
-use pacs_protocol::v1::StopRunRequest;
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_runtime::launch;
+use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::timeout;
 
-use self::console::{BeforeAfter, Console, finish_lines};
+pub(crate) use self::console::Console;
+use self::console::{BeforeAfter, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};
 use crate::model_folder::{self, ModelFolder};
-use crate::target::{self, CALL_DEADLINE};
 
 /// How long workers may still take to leave when the coordinator, which waits for them itself, has ended.
 const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -66,7 +67,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     result
 }
 
-fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
+pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
     model_folder::inspect(path).map_err(|error| {
         let failure = Failure::config(error).doing(format!("read model `{}`", path.display()));
         let hint = "give a Hugging Face folder with --model DIR; `pacs-worker import` makes one of a GGUF file, and \
@@ -113,14 +114,18 @@ impl Job<'_> {
         let mut console = Console::new(self.arguments.json);
         let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
         console.say("loading", &text, json!({}));
-        let options =
-            CoordinatorOptions { spec: spec.clone(), run_dir: self.run_dir.clone(), listen: self.arguments.listen };
+        let options = CoordinatorOptions {
+            security: self.security()?,
+            ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), self.arguments.listen)
+        };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address);
-        let mut supervisor = Supervisor::start(workers::commands(&spec, worker, address)?, logs);
+        let commands = workers::commands(&spec, worker, address, self.arguments.tls_dir.as_deref())?;
+        let mut supervisor = Supervisor::start(commands, logs);
+        let stop = coordinator.stop_handle();
         let mut end = pin!(coordinator.wait());
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown).await {
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, &shutdown).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -137,7 +142,8 @@ impl Job<'_> {
                 Ok(Exit::Again)
             }
             Outcome::Lost(worker) => {
-                if worker.exit != Exit::Config && stop(address).await {
+                if worker.exit != Exit::Config {
+                    stop.request_stop();
                     // Best effort: otherwise the steps since the last checkpoint are lost.
                     let _ = timeout(LAST_SAVE, end).await;
                 }
@@ -145,6 +151,13 @@ impl Job<'_> {
                 Err(lost_worker(&worker))
             }
         }
+    }
+
+    /// Plain text within this machine, unless there are certificates.
+    fn security(&self) -> Result<Security, Failure> {
+        let Some(folder) = &self.arguments.tls_dir else { return Ok(Security::Plain) };
+        launch::security(folder, PeerRole::Coordinator)
+            .map_err(|error| Failure::config(error).doing("use the certificates"))
     }
 
     /// Says what is run, and where to look.
@@ -209,7 +222,7 @@ async fn watch(
     mut end: Pin<&mut impl Future<Output = RunEnd>>,
     mut events: broadcast::Receiver<Progress>,
     supervisor: &mut Supervisor,
-    address: SocketAddr,
+    stop: &StopHandle,
     shutdown: &Shutdown,
 ) -> Outcome {
     let mut stopping = false;
@@ -240,7 +253,7 @@ async fn watch(
                 stopping = true;
                 let text = "stopping: what is in work is finished and saved (a second Ctrl-C ends at once)";
                 console.say("stopping", text, json!({}));
-                stop(address).await;
+                stop.request_stop();
             }
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
@@ -254,31 +267,12 @@ async fn watch(
 }
 
 /// The next thing that the coordinator says; what a slow terminal has missed is left out.
-async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
+pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
     loop {
         match events.recv().await {
             Ok(progress) => return progress,
             Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were too many for the terminal"),
             Err(RecvError::Closed) => std::future::pending().await,
-        }
-    }
-}
-
-/// Asks the coordinator to save and end, as any operator would; whether it has heard.
-async fn stop(address: SocketAddr) -> bool {
-    let asked = async {
-        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
-        client.stop_run(StopRunRequest {}).await.map_err(|status| status.message().to_owned())
-    };
-    match timeout(CALL_DEADLINE, asked).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            tracing::error!("the coordinator does not take the request to stop: {error}");
-            false
-        }
-        Err(_) => {
-            tracing::error!("the coordinator does not answer the request to stop");
-            false
         }
     }
 }
@@ -291,14 +285,15 @@ async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
     }
 }
 
-fn start_failure(error: StartError) -> Failure {
+pub(crate) fn start_failure(error: StartError) -> Failure {
     let listening = match &error {
         StartError::Listen { address, .. } => Some(*address),
         _ => None,
     };
     let failure = match &error {
         StartError::Busy { .. } | StartError::Listen { .. } => Failure::again(error),
-        StartError::File { .. }
+        StartError::PlainText(_)
+        | StartError::File { .. }
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
         | StartError::Checkpoint(_)

@@ -15,7 +15,7 @@ mod progress;
 mod records;
 mod services;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, Timing};
+pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
 pub use error::StartError;
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 pub use records::{CheckpointError, CoordinatorRecord};

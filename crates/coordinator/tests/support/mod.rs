@@ -67,7 +67,7 @@ impl Job {
         changes: &str,
         listen: SocketAddr,
     ) -> Result<Coordinator, StartError> {
-        let options = CoordinatorOptions { spec: self.spec(steps, changes), run_dir: self.run_dir(), listen };
+        let options = CoordinatorOptions::local(self.spec(steps, changes), self.run_dir(), listen);
         let timing = Timing {
             heartbeat_interval: Duration::from_millis(50),
             heartbeat_timeout: Duration::from_secs(2),
