@@ -1,4 +1,5 @@
 mod cluster;
+mod launch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::cluster::{Certs, Coordinator, Supervise, Verifier};
+pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
@@ -27,6 +29,14 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Runs a job: coordinator here, its workers as processes of this machine.
     Run(Run),
+    /// Prints what a cluster needs to run a job.
+    #[command(
+        after_help = "Examples:\n  pacs launch slurm job.toml --nodes 4 | sbatch\n  pacs launch slurm job.toml --submit"
+    )]
+    Launch {
+        #[command(subcommand)]
+        command: LaunchCommand,
+    },
     /// Runs the coordinator of a job whose workers are started on their own.
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.

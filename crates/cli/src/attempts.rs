@@ -35,30 +35,29 @@ pub(crate) enum AttemptError {
     Fruitless { starts: usize, step: u64, path: std::path::PathBuf },
 }
 
-/// Notes this start, unless `limit` before it found what this one finds; 0: no limit.
-pub(crate) fn note(run_dir: &Path, limit: usize, launch: &str) -> Result<(), AttemptError> {
+/// Refuses to start when `limit` starts found what this one finds; 0: no limit.
+pub(crate) fn check(run_dir: &Path, limit: usize) -> Result<(), AttemptError> {
     let path = run_dir.join(FILE);
-    let failed = |action| {
-        let path = path.clone();
-        move |error| AttemptError::File { action, path, error }
-    };
-    fs::create_dir_all(run_dir).map_err(failed("create the folder of"))?;
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(failed("read")(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(AttemptError::File { action: "read", path, error }),
     };
     let step = newest_checkpoint(run_dir);
     let earlier: Vec<Attempt> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let starts = earlier.iter().rev().take_while(|attempt| attempt.step == step).count();
-    if limit > 0 && starts >= limit {
-        return Err(AttemptError::Fruitless { starts, step, path });
-    }
+    if limit > 0 && starts >= limit { Err(AttemptError::Fruitless { starts, step, path }) } else { Ok(()) }
+}
+
+/// Notes a start; only a coordinator that has the folder to itself may.
+pub(crate) fn note(run_dir: &Path, launch: &str) -> Result<(), AttemptError> {
+    let path = run_dir.join(FILE);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let attempt = Attempt { time, step, launch: launch.to_owned() };
+    let attempt = Attempt { time, step: newest_checkpoint(run_dir), launch: launch.to_owned() };
     let line = serde_json::to_string(&attempt).expect("numbers and a string are JSON");
-    let mut file = File::options().create(true).append(true).open(&path).map_err(failed("open"))?;
-    writeln!(file, "{line}").and_then(|()| file.sync_all()).map_err(failed("write"))
+    let file = File::options().create(true).append(true).open(&path);
+    let written = file.and_then(|mut file| writeln!(file, "{line}").and_then(|()| file.sync_all()));
+    written.map_err(|error| AttemptError::File { action: "write", path, error })
 }
 
 /// What the launcher calls this start.
@@ -87,7 +86,7 @@ mod tests {
     #[test]
     fn starts_without_a_new_checkpoint_run_out() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let start = || note(dir.path(), 3, "test");
+        let start = || check(dir.path(), 3).and_then(|()| note(dir.path(), "test"));
         (0..3).for_each(|_| start().expect("may start"));
         let error = start().expect_err("comes no further");
         assert!(matches!(error, AttemptError::Fruitless { starts: 3, step: 0, .. }), "{error}");
@@ -97,7 +96,7 @@ mod tests {
         fs::write(checkpoint.join("manifest.json"), "{}").expect("written");
         (0..3).for_each(|_| start().expect("may start"));
         assert!(matches!(start(), Err(AttemptError::Fruitless { step: 4, .. })));
-        assert!(note(dir.path(), 0, "test").is_ok(), "no limit");
+        assert!(check(dir.path(), 0).is_ok(), "no limit");
     }
 
     #[test]

@@ -3,18 +3,20 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StopHandle};
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
 use pacs_runtime::launch::Launch;
 use pacs_runtime::net::PeerRole;
 use pacs_runtime::{Exit, Health, LogFormat, Shutdown, init_logging};
 use pacs_spec::JobSpec;
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::arguments::Coordinator as Arguments;
 use crate::attempts::{self, AttemptError};
+use crate::ending::{self, Ending};
 use crate::failure::Failure;
 use crate::plan::default_run_dir;
 use crate::run::{Console, inspect_model, next, start_failure};
@@ -42,6 +44,9 @@ struct Run<'a> {
     run_dir: &'a Path,
 }
 
+/// Time between two looks at what gives no notice of its changes.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// Who wants the run to end, and how long it may take.
 struct Wishes {
     /// The process is to leave, within the grace.
@@ -60,9 +65,10 @@ impl Run<'_> {
         installed.context("install signal handlers").map_err(Failure::bug)?;
         let options = self.options(spec).await?;
         let health = self.health().await?;
-        attempts::note(self.run_dir, self.arguments.starts_without_progress, &launch_name())
-            .map_err(attempt_failure)?;
-        let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
+        attempts::check(self.run_dir, self.arguments.starts_without_progress).map_err(attempt_failure)?;
+        let Some(coordinator) = self.start(options, &wishes).await? else { return Ok(Exit::Again) };
+        attempts::note(self.run_dir, &launch_name()).map_err(attempt_failure)?;
+        ending::forget(self.run_dir);
         let mut console = Console::new(self.arguments.json);
         let address = coordinator.address();
         let fields = json!({"coordinator": address, "run_dir": self.run_dir});
@@ -75,7 +81,26 @@ impl Run<'_> {
         health.set_ready(true);
         let end = self.follow(coordinator, &mut console, &wishes, &health).await;
         health.set_ready(false);
+        ending::note(self.run_dir, wishes.why(end.as_ref()));
         conclude(&console, end)
+    }
+
+    /// Starts the coordinator, waiting for the run folder as long as it is to; `None` when asked to leave meanwhile.
+    async fn start(self, options: CoordinatorOptions, wishes: &Wishes) -> Result<Option<Coordinator>, Failure> {
+        let (began, patience) = (Instant::now(), Duration::from_secs(self.arguments.folder_timeout));
+        loop {
+            match Coordinator::start(options.clone()).await {
+                Ok(coordinator) => return Ok(Some(coordinator)),
+                Err(error @ StartError::Busy { .. }) if began.elapsed() < patience => {
+                    tracing::warn!("{error}; waiting")
+                }
+                Err(error) => return Err(start_failure(error)),
+            }
+            tokio::select! {
+                () = sleep(LOOK_AGAIN) => {}
+                () = asked(wishes) => return Ok(None),
+            }
+        }
     }
 
     async fn options(self, spec: JobSpec) -> Result<CoordinatorOptions, Failure> {
@@ -87,7 +112,8 @@ impl Run<'_> {
             true => nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
             false => listen.value.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned()),
         };
-        Ok(CoordinatorOptions { spec, run_dir: self.run_dir.to_owned(), listen: address, security, host })
+        let (run_dir, attempt) = (self.run_dir.to_owned(), self.arguments.attempt.clone());
+        Ok(CoordinatorOptions { spec, run_dir, listen: address, security, host, attempt })
     }
 
     async fn health(self) -> Result<Health, Failure> {
@@ -113,6 +139,8 @@ impl Run<'_> {
         health: &Health,
     ) -> Option<RunEnd> {
         let (mut events, stop) = (coordinator.events(), coordinator.stop_handle());
+        let workers = stop.clone();
+        let mut alone = pin!(self.alone(workers));
         let mut end = pin!(self.end(coordinator, wishes));
         let mut stopping = false;
         loop {
@@ -120,6 +148,10 @@ impl Run<'_> {
                 // In this order, so that the last lines of a run are printed before its end.
                 biased;
                 () = wishes.leave.leaving() => return None,
+                () = alone.as_mut() => {
+                    tracing::error!("no worker was there for {} s: leaving", self.arguments.alone_timeout);
+                    return None;
+                }
                 () = asked(wishes), if !stopping => {
                     stopping = true;
                     ask_to_stop(console, &stop);
@@ -140,6 +172,21 @@ impl Run<'_> {
         }
     }
 
+    /// Returns when there was no worker for too long, after there had been some.
+    async fn alone(self, run: StopHandle) {
+        let limit = Duration::from_secs(self.arguments.alone_timeout);
+        let mut seen = None;
+        loop {
+            sleep(LOOK_AGAIN).await;
+            if run.has_workers() {
+                seen = Some(Instant::now());
+            }
+            if !limit.is_zero() && seen.is_some_and(|seen| seen.elapsed() >= limit) {
+                return;
+            }
+        }
+    }
+
     /// The end of the run, with all workers dismissed.
     async fn end(self, coordinator: Coordinator, wishes: &Wishes) -> RunEnd {
         if self.arguments.linger && matches!(coordinator.ended().await, RunEnd::Finished { .. }) {
@@ -147,6 +194,20 @@ impl Run<'_> {
             wishes.leave.requested().await;
         }
         coordinator.wait().await
+    }
+}
+
+impl Wishes {
+    /// Why the run has ended, for whoever decides whether it is started again.
+    fn why(&self, end: Option<&RunEnd>) -> Ending {
+        match end {
+            Some(RunEnd::Finished { .. }) => Ending::Finished,
+            Some(RunEnd::Failed { .. }) => Ending::Failed,
+            _ if self.warned.is_requested() => Ending::Warned,
+            _ if self.leave.is_requested() => Ending::Terminated,
+            Some(RunEnd::Stopped { .. }) => Ending::Stopped,
+            None => Ending::Alone,
+        }
     }
 }
 

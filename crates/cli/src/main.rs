@@ -9,9 +9,11 @@ mod attempts;
 mod certs;
 mod coordinator;
 mod data;
+mod ending;
 mod failure;
 mod format;
 mod job;
+mod launch;
 mod model_folder;
 mod output;
 mod plan;
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, DataCommand, JobCommand};
+use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchCommand};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         Command::Coordinator(arguments) => coordinator::run(&arguments),
         Command::Supervise(arguments) => supervise::run(&arguments),
         Command::Certs(arguments) => certs::run(&arguments),
+        Command::Launch { command: LaunchCommand::Slurm(arguments) } => launch::slurm(&arguments),
+        Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => status::stop(&arguments),

@@ -23,17 +23,17 @@ pub(crate) fn run(arguments: &Supervise) -> Result<Exit, Failure> {
         .build()
         .context("start the runtime")
         .map_err(Failure::bug)?;
-    runtime.block_on(supervise(&arguments.command))
+    runtime.block_on(supervise(&arguments.command, arguments.crashes_only))
 }
 
-async fn supervise(command: &[String]) -> Result<Exit, Failure> {
+async fn supervise(command: &[String], crashes_only: bool) -> Result<Exit, Failure> {
     let mut signals = signals().context("install signal handlers").map_err(Failure::bug)?;
     let (began, mut restarts) = (Instant::now(), Restarts::new());
     loop {
         let started = Instant::now();
         let mut child = spawn(command)?;
         let (status, asked) = watch(&mut child, &mut signals).await?;
-        if let Some(exit) = final_exit(status, asked) {
+        if let Some(exit) = final_exit(status, asked, crashes_only) {
             return Ok(exit);
         }
         match restarts.after(status, began.elapsed(), started.elapsed()) {
@@ -54,11 +54,12 @@ async fn supervise(command: &[String]) -> Result<Exit, Failure> {
 }
 
 /// How this process ends with the worker, unless that is to be started again.
-fn final_exit(status: ExitStatus, asked_to_leave: bool) -> Option<Exit> {
+fn final_exit(status: ExitStatus, asked_to_leave: bool, crashes_only: bool) -> Option<Exit> {
     let known = [Exit::Done, Exit::Usage, Exit::Bug, Exit::Again, Exit::Config];
     let exit = status.code().and_then(|code| known.into_iter().find(|exit| i32::from(exit.code()) == code));
     match exit {
-        Some(Exit::Bug) | None => asked_to_leave.then_some(Exit::Again),
+        Some(Exit::Bug) if !crashes_only => asked_to_leave.then_some(Exit::Again),
+        None => asked_to_leave.then_some(Exit::Again),
         Some(exit) => Some(exit),
     }
 }
@@ -120,12 +121,13 @@ mod tests {
     fn only_deaths_are_followed_by_a_restart() {
         let exited = |code: i32| ExitStatus::from_raw(code << 8);
         for (code, exit) in [(0, Exit::Done), (2, Exit::Usage), (75, Exit::Again), (78, Exit::Config)] {
-            assert_eq!(final_exit(exited(code), false), Some(exit));
+            assert_eq!(final_exit(exited(code), false, false), Some(exit));
         }
-        assert_eq!(final_exit(exited(70), false), None);
-        assert_eq!(final_exit(exited(1), false), None);
-        assert_eq!(final_exit(ExitStatus::from_raw(9), false), None);
-        assert_eq!(final_exit(ExitStatus::from_raw(15), true), Some(Exit::Again));
+        assert_eq!(final_exit(exited(70), false, false), None);
+        assert_eq!(final_exit(exited(70), false, true), Some(Exit::Bug), "a run that cannot go on");
+        assert_eq!(final_exit(exited(101), false, true), None);
+        assert_eq!(final_exit(ExitStatus::from_raw(9), false, true), None);
+        assert_eq!(final_exit(ExitStatus::from_raw(15), true, false), Some(Exit::Again));
     }
 
     #[test]
@@ -134,13 +136,13 @@ mod tests {
         let script =
             format!("if [ -e {0} ]; then exit 75; fi; touch {0}; kill -9 $$", dir.path().join("second").display());
         let command = ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
-        let exit = run(&Supervise { command });
+        let exit = run(&Supervise { command, crashes_only: false });
         assert_eq!(exit.expect("the second one ends in order"), Exit::Again);
     }
 
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
-        let failure = run(&Supervise { command: vec!["/no/such/program".into()] }).expect_err("not there");
+        let failure = run(&Supervise { command: vec!["/no/such/program".into()], crashes_only: false }).expect_err("not there");
         assert_eq!(failure.exit, Exit::Config);
     }
 }

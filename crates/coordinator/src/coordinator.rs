@@ -42,13 +42,15 @@ pub struct CoordinatorOptions {
     pub security: Security,
     /// The host that others reach this one by, written into the run folder; `None`: the address listened on.
     pub host: Option<String>,
+    /// Which start of the job this is; workers of another one are refused. Empty: any.
+    pub attempt: String,
 }
 
 impl CoordinatorOptions {
     /// A coordinator that speaks plain text, within this machine.
     #[must_use]
     pub fn local(spec: JobSpec, run_dir: PathBuf, listen: SocketAddr) -> Self {
-        Self { spec, run_dir, listen, security: Security::Plain, host: None }
+        Self { spec, run_dir, listen, security: Security::Plain, host: None, attempt: String::new() }
     }
 }
 
@@ -105,7 +107,7 @@ impl Coordinator {
     /// # Errors
     /// See [`StartError`].
     pub async fn start_with(options: CoordinatorOptions, timing: Timing) -> Result<Self, StartError> {
-        let CoordinatorOptions { spec, run_dir, listen, security, host } = options;
+        let CoordinatorOptions { spec, run_dir, listen, security, host, attempt } = options;
         security.check_listen(listen)?;
         std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
         // Workers get this path, and their working directory may be another one.
@@ -128,7 +130,7 @@ impl Coordinator {
         let shared = Shared::new(driver);
         let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
-        let router = services::router(&shared);
+        let router = services::router(&shared, &attempt);
         // Ends when the coordinator is dropped, after the calls that wait.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
@@ -201,6 +203,12 @@ impl Coordinator {
 pub struct StopHandle(Shared);
 
 impl StopHandle {
+    /// Whether any worker is a member of the run.
+    #[must_use]
+    pub fn has_workers(&self) -> bool {
+        !self.0.lock().has_no_workers()
+    }
+
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
         self.0.lock().request_stop();

@@ -9,7 +9,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::net::{DialError, PeerRole, PlainText, Security, dial};
-use crate::{Backoff, Exit, Health, Shutdown};
+use crate::{Backoff, Exit, Health, Shutdown, launch};
 
 /// How long one heartbeat may take before it counts as missed.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
@@ -59,8 +59,10 @@ impl JoinError {
 /// How a worker reaches its coordinator.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// Where the coordinator listens, host:port.
+    /// Where the coordinator listens, host:port; or the absolute path of its run folder, which says where.
     pub coordinator: String,
+    /// Which start of the job this worker belongs to; empty: any.
+    pub attempt: String,
     /// How long to look for it, at the start and again after a registration is lost.
     pub join_timeout: Duration,
     /// How connections are protected, to the coordinator and between workers.
@@ -74,11 +76,11 @@ impl Link {
     #[must_use]
     pub fn local(coordinator: impl Into<String>, join_timeout: Duration) -> Self {
         let (security, health) = (Security::Plain, Health::default());
-        Self { coordinator: coordinator.into(), join_timeout, security, health }
+        Self { coordinator: coordinator.into(), attempt: String::new(), join_timeout, security, health }
     }
 }
 
-/// Connects to the coordinator at `address` (host:port), trying again with back-off until `deadline` has passed.
+/// Connects to the coordinator at `address` (see [`Link::coordinator`]), trying again with back-off until `deadline` has passed.
 ///
 /// # Errors
 /// [`JoinError::Address`] and [`JoinError::PlainText`] at once, [`JoinError::Unreachable`] when the deadline has passed.
@@ -86,7 +88,11 @@ pub async fn connect(address: &str, security: &Security, deadline: Duration) -> 
     let started = Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
-        let last = match dial(address, PeerRole::Coordinator, security).await {
+        let found = match launch::find(address) {
+            Ok(found) => dial(&found, PeerRole::Coordinator, security).await,
+            Err(error) => Err(DialError::Unreachable(error.to_string())),
+        };
+        let last = match found {
             Ok(channel) => return Ok(channel),
             Err(DialError::Address(address)) => return Err(JoinError::Address { address }),
             Err(DialError::PlainText(error)) => return Err(error.into()),
@@ -168,6 +174,7 @@ impl Membership {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             collective_address: identity.collective_address.clone(),
+            attempt: link.attempt.clone(),
         };
         let registered = register(&client, request, &link.coordinator, started, deadline).await?;
         let activity = Activity::new();
@@ -239,9 +246,7 @@ async fn register(
         let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request.clone())).await;
         let last = match call {
             Ok(Ok(registered)) => return Ok(registered.into_inner()),
-            Ok(Err(status)) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
-                status.message().to_owned()
-            }
+            Ok(Err(status)) if may_pass(status.code()) => status.message().to_owned(),
             Ok(Err(status)) => return Err(JoinError::Refused(status.message().to_owned())),
             Err(_) => format!("no answer to the registration within {} s", REGISTER_DEADLINE.as_secs()),
         };
@@ -250,6 +255,11 @@ async fn register(
         }
         tokio::time::sleep(backoff.wait()).await;
     }
+}
+
+/// A coordinator of another start of the job aborts the call: the right one may take its place.
+fn may_pass(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted)
 }
 
 /// What ended [`Membership::run_until_ended`].

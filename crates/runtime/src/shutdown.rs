@@ -8,6 +8,9 @@ use tokio::sync::watch;
 /// How long a process that is to leave may take for its goodbye.
 const GOODBYE: Duration = Duration::from_secs(6);
 
+/// Signals of one kind that come closer together than this are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
+
 /// A request to leave that every task of a process can wait for.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
@@ -64,8 +67,12 @@ impl Shutdown {
         let shutdown = self.clone();
         // Lives as long as the process; it owns nothing that must be released.
         tokio::spawn(async move {
+            let mut last: Option<Instant> = None;
             while signals.recv().await.is_some() {
-                shutdown.request();
+                // A launcher that signals a whole step reaches a worker twice, itself and through its supervisor.
+                if last.replace(Instant::now()).is_none_or(|last| last.elapsed() > SAME_SIGNAL) {
+                    shutdown.request();
+                }
             }
         });
         Ok(())

@@ -57,6 +57,17 @@ pub(crate) struct Coordinator {
     /// before it kills.
     #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
     pub(crate) grace: u64,
+    /// Seconds to wait while another coordinator works in the run folder: schedulers start a second one while the first
+    /// still lives.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) folder_timeout: u64,
+    /// Seconds without any worker, once there were some, after which the coordinator leaves with exit code 75: it may be on
+    /// the wrong side of a cut network. 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub(crate) alone_timeout: u64,
+    /// Which start of the job this is: workers of another one are refused. Launchers set it.
+    #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
+    pub(crate) attempt: String,
     /// Starts in a row that find no checkpoint newer than the one before found, after which the run is given up; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) starts_without_progress: usize,
@@ -79,6 +90,10 @@ Example:
 A worker that ends with exit code 0 (done), 2, 75 (the run has stopped) or 78 is not started again, nor is one that died six
 times within ten minutes. SIGTERM, SIGINT and SIGUSR1 are passed on. The exit code is the worker's.")]
 pub(crate) struct Supervise {
+    /// Start it again only when it crashed: was killed by a signal, or ended with an exit code that is none of ours. For
+    /// coordinators, which end with 70 when a run cannot go on.
+    #[arg(long)]
+    pub(crate) crashes_only: bool,
     /// The worker and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

@@ -6,6 +6,8 @@ mod rollout;
 mod verifier;
 mod worker;
 
+use std::sync::Arc;
+
 use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::learner_service_server::LearnerServiceServer;
 use pacs_protocol::v1::operator_service_server::OperatorServiceServer;
@@ -21,15 +23,16 @@ use tonic::transport::server::Router;
 
 use crate::driver::Shared;
 
-/// Implements the services.
+/// Implements the services: the run, and which start of the job it is.
 #[derive(Clone, Debug)]
-struct Services(Shared);
+struct Services(Shared, Arc<str>);
 
-/// All services of a run.
-pub(crate) fn router(shared: &Shared) -> Router {
+/// All services of a run; `attempt` is which start of the job it is, empty when that does not matter.
+pub(crate) fn router(shared: &Shared, attempt: &str) -> Router {
+    let attempt = Arc::<str>::from(attempt);
     macro_rules! service {
         ($server:ident, $name:literal, $allowed:expr) => {{
-            let server = $server::new(Services(shared.clone()))
+            let server = $server::new(Services(shared.clone(), Arc::clone(&attempt)))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
             InterceptedService::new(server, Guard::new($name, $allowed))

@@ -24,6 +24,13 @@ impl WorkerService for Services {
                 "worker program has version {theirs}, the coordinator {ours}; install the same on all machines"
             )));
         }
+        let (ours, theirs) = (&*self.1, &request.attempt);
+        if !ours.is_empty() && !theirs.is_empty() && ours != theirs {
+            tracing::warn!(worker = request.name, "a worker of another start of the job was refused: {theirs}");
+            return Err(Status::aborted(format!(
+                "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
+            )));
+        }
         let mut driver = self.0.lock();
         let (name, host, pid) = (request.name, request.host, request.pid);
         tracing::info!(%role, name, host, pid, "worker registered");

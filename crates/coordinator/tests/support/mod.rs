@@ -182,6 +182,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         name,
         host: "here".into(),
         pid: 1,
+        attempt: String::new(),
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let registered = client.register(request).await.unwrap().into_inner();

@@ -13,9 +13,10 @@ use crate::{Backoff, Exit, Health, Link};
 /// How a worker finds its run.
 #[derive(Clone, Debug, Args)]
 pub struct WorkerArguments {
-    /// Coordinator. Default: $PACS_COORDINATOR, else the first node of the Slurm job, or the leader that another launcher
+    /// Coordinator: its address, or the absolute path of its run folder on a shared file system, which says where it
+    /// listens. Default: $PACS_COORDINATOR, else the first node of the Slurm job, or the leader that another launcher
     /// names (MASTER_ADDR and the like), at port 7700.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT|DIR")]
     pub coordinator: Option<String>,
     /// Name of this process slot, the same after a restart; a second process of the same name replaces the first.
     /// Default: $PACS_WORKER_NAME, else the role and the launcher's index (SLURM_PROCID, JOB_COMPLETION_INDEX, RANK and
@@ -25,6 +26,9 @@ pub struct WorkerArguments {
     /// Seconds to look for the coordinator, at the start and again after a registration is lost.
     #[arg(long, value_name = "SECONDS", env = "PACS_JOIN_TIMEOUT", default_value_t = 300)]
     pub join_timeout: u64,
+    /// Which start of the job this worker is for: a coordinator of another start refuses it. Launchers set it.
+    #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
+    pub attempt: String,
     /// Where to answer health probes (grpc.health.v1, in plain text). Default: nowhere.
     #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
     pub health_listen: Option<String>,
@@ -116,7 +120,8 @@ impl WorkerArguments {
             health.serve(address).await.map_err(|error| PlaceError::Health { address: address.clone(), error })?;
         }
         let join_timeout = Duration::from_secs(self.join_timeout);
-        Ok(Placement { link: Link { coordinator, join_timeout, security, health }, name })
+        let attempt = self.attempt.clone();
+        Ok(Placement { link: Link { coordinator, attempt, join_timeout, security, health }, name })
     }
 
     /// The address that others reach this process at: what `flag` or the environment says, else the one that packets to
@@ -172,7 +177,8 @@ pub fn security(folder: &Path, role: PeerRole) -> Result<Security, TlsError> {
 }
 
 /// The address that packets to `target` leave from. Nothing is sent.
-async fn address_towards(target: &str) -> std::io::Result<String> {
+async fn address_towards(coordinator: &str) -> std::io::Result<String> {
+    let target = super::find(coordinator)?;
     let not_found = || std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     let target: SocketAddr = tokio::net::lookup_host(target).await?.next().ok_or_else(not_found)?;
     let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };

@@ -6,11 +6,13 @@
 
 mod arguments;
 mod hostlist;
+mod rendezvous;
 
 use std::fmt;
 
 pub use self::arguments::{PlaceError, Placement, SecurityArguments, WorkerArguments, security};
 pub use self::hostlist::hosts;
+pub use self::rendezvous::{RECORD_FILE, find};
 
 /// The port that a coordinator listens on when only its host is known.
 pub const DEFAULT_PORT: u16 = 7700;
@@ -107,7 +109,7 @@ impl<'a> Launch<'a> {
         Self { variable: Box::new(move |name| variable(name).filter(|value| !value.is_empty())) }
     }
 
-    /// The coordinator's address, host:port.
+    /// The coordinator's address, host:port or the path of its run folder.
     ///
     /// # Errors
     /// See [`LaunchError`].
