@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::cluster::{Certs, Coordinator, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, Supervise, Verifier};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Supervise(Supervise),
     /// Makes certificates for mutual TLS: an authority, and one for each role.
     Certs(Certs),
+    /// Looks whether this machine can do its part in a run, and says what to do where it cannot.
+    Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
     /// Asks a run to write a checkpoint and end.

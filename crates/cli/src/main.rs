@@ -9,6 +9,7 @@ mod attempts;
 mod certs;
 mod coordinator;
 mod data;
+mod doctor;
 mod ending;
 mod failure;
 mod format;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Launch { command: LaunchCommand::Slurm(arguments) } => launch::slurm(&arguments),
         Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => status::stop(&arguments),

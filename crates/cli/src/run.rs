@@ -29,6 +29,7 @@ use tokio::time::timeout;
 pub(crate) use self::console::Console;
 use self::console::{BeforeAfter, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
+pub(crate) use self::workers::find_worker;
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};

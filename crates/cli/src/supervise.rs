@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
-        let failure = run(&Supervise { command: vec!["/no/such/program".into()], crashes_only: false }).expect_err("not there");
+        let failure =
+            run(&Supervise { command: vec!["/no/such/program".into()], crashes_only: false }).expect_err("not there");
         assert_eq!(failure.exit, Exit::Config);
     }
 }

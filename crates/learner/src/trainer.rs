@@ -66,7 +66,7 @@ impl Trainer {
     /// # Errors
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
-        let config = ModelConfig::read(folder)?;
+        let config = ModelConfig::read(folder).map_err(ModelError::from)?;
         let parameters = Parameters::load(folder, &config, kind, device)?;
         Ok(Self::new(config, parameters, settings))
     }

@@ -117,3 +117,31 @@ pub(crate) struct Certs {
     #[arg(long)]
     pub(crate) if_missing: bool,
 }
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs doctor                                   this machine
+  pacs doctor job.toml --run-dir /shared/runs/demo --tls-dir certs --coordinator node-1:7700
+  srun --ntasks-per-node=1 pacs doctor job.toml --json
+
+Exit code 78 when a run would not work; what is only slow or risky is a warning.")]
+pub(crate) struct Doctor {
+    /// A job spec: sizes are compared with what its model needs.
+    pub(crate) job: Option<PathBuf>,
+    /// Folder of the run. Default: runs/<name of the job>, when there is a job.
+    #[arg(long, value_name = "DIR", env = "PACS_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Folder with certificates.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// Coordinator that has to be reached, host:port or the absolute path of its run folder.
+    #[arg(long, value_name = "HOST:PORT|DIR", env = "PACS_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    /// The `pacs-worker` program. Default: beside this program, else on PATH.
+    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+    pub(crate) worker_binary: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -271,9 +271,7 @@ fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined:
         let deaths = u8::from(*role == "learner");
         let supervised = match joined {
             false => format!("pacs supervise -- {command}"),
-            true => format!(
-                "bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'"
-            ),
+            true => format!("bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'"),
         };
         let options = format!("{share} --kill-on-bad-exit={deaths} --wait=0");
         put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {supervised} &"));
