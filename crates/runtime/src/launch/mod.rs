@@ -19,8 +19,11 @@ pub const DEFAULT_PORT: u16 = 7700;
 
 /// Looks up environment variables.
 pub struct Launch<'a> {
-    variable: Box<dyn Fn(&str) -> Option<String> + 'a>,
+    variable: Box<Lookup<'a>>,
 }
+
+/// Looks an environment variable up.
+type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 impl fmt::Debug for Launch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
