@@ -64,6 +64,8 @@ fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 position: index.len(),
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
                 rollout_logprobs: vec![-5.7; length as usize],
+                // Some as if a filter had cut something off.
+                sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
             });
             index.push(IndexEntry {
                 group,
@@ -348,7 +350,8 @@ mod plain {
             let prompt = &batch.prompts[&batch.index[sequence.position].group];
             let items = vec![(prompt.clone(), sequence.tokens.clone())];
             let logprobs = pacs_model::score(&model, items, temperature, 1).expect("known tokens").remove(0);
-            let weights = logprobs.iter().zip(&sequence.rollout_logprobs).map(|(ours, theirs)| (ours - theirs).exp());
+            let weights =
+                logprobs.iter().zip(sequence.behaviour_logprobs()).map(|(ours, theirs)| (ours - theirs).exp());
             let coefficients: Vec<f32> = weights
                 .zip(&mut advantages)
                 .map(|(weight, advantage)| -(advantage / tokens) as f32 * if weighted { weight } else { 1.0 })
