@@ -259,7 +259,7 @@ impl Submitting {
                 self.held.insert(lease.lease, lease);
             }
             match output {
-                Output::Finished(finished) => self.submit(finished).await?,
+                Output::Finished(finished) => self.submit(*finished).await?,
                 Output::Weights(problem) => return Err(ServeError::Rejoin(problem)),
                 Output::Failed(problem) => return Err(ServeError::Fatal(RolloutError::Engine(problem))),
             }
