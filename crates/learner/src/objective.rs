@@ -168,7 +168,7 @@ impl<'a> StepObjective<'a> {
     /// Calls `f` with all numbers of the answer at `place`; `new` are its log-probs now, empty before the update.
     fn with_tokens<T>(&self, place: usize, new: &[f64], f: impl FnOnce(&TokenData<'_>) -> T) -> T {
         let own = &self.own[place];
-        let rollout = self.needs().rollout.then(|| float64(&self.batch.sequences[place].rollout_logprobs));
+        let rollout = self.needs().rollout.then(|| float64(self.batch.sequences[place].behaviour_logprobs()));
         f(&TokenData {
             new,
             old: own.old.as_deref().unwrap_or(new),

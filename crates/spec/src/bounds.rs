@@ -140,6 +140,10 @@ impl Check {
         self.range("rollout.temperature", rollout.temperature, 0.01..=10.0);
         self.above_zero("rollout.top_p", rollout.top_p, 1.0);
         self.range("rollout.top_k", rollout.top_k, 0..=1_000_000);
+        self.that((0.0..1.0).contains(&rollout.min_p), "rollout.min_p", rollout.min_p, "expected 0 to below 1", &[]);
+        let greedy = rollout.top_k == 1 && rollout.min_p > 0.0;
+        let message = "has no effect while `rollout.top_k` is 1: one token is left";
+        self.that(!greedy, "rollout.min_p", rollout.min_p, message, &["rollout.top_k"]);
         let stop = format!("{:?}", rollout.stop);
         self.that(rollout.stop.len() <= 64, "rollout.stop", &stop, "expected at most 64 strings", &[]);
         let empty = rollout.stop.iter().any(String::is_empty);

@@ -249,6 +249,9 @@ pub struct RolloutSpec {
     pub top_p: f64,
     /// Only the k most probable tokens. Default 0 (off), at most 1,000,000.
     pub top_k: u32,
+    /// Only tokens with at least this share of the most probable token's probability. Default 0.0 (off), 0 to below 1;
+    /// refused where `top_k` = 1 leaves it without effect.
+    pub min_p: f64,
     /// Strings that end an answer, besides the model's end tokens; at most 64, none empty. Default none.
     pub stop: Vec<String>,
     /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
@@ -263,6 +266,7 @@ impl Default for RolloutSpec {
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             stop: Vec::new(),
             max_concurrent_samples: 256,
         }

@@ -70,6 +70,8 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 position: index.len(),
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
                 rollout_logprobs: vec![-5.7; length as usize],
+                // Some as if a filter had cut something off.
+                sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
             });
             index.push(IndexEntry {
                 group,

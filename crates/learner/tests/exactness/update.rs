@@ -246,7 +246,8 @@ mod plain {
             let prompt = &batch.prompts[&batch.index[sequence.position].group];
             let items = vec![(prompt.clone(), sequence.tokens.clone())];
             let logprobs = pacs_model::score(&model, items, temperature, 1).expect("known tokens").remove(0);
-            let weights = logprobs.iter().zip(&sequence.rollout_logprobs).map(|(ours, theirs)| (ours - theirs).exp());
+            let weights =
+                logprobs.iter().zip(sequence.behaviour_logprobs()).map(|(ours, theirs)| (ours - theirs).exp());
             let coefficients: Vec<f32> = weights
                 .zip(&mut advantages)
                 .map(|(weight, advantage)| -(advantage / tokens) as f32 * if weighted { weight } else { 1.0 })
