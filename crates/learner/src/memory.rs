@@ -67,10 +67,10 @@ impl Memory {
     pub(crate) fn report(&mut self, device: Device, metrics: &mut BTreeMap<String, f64>) {
         let peak = if device == Device::Cpu { peak_resident_bytes() } else { Self::used(device) };
         let used = peak.saturating_sub(self.before);
-        metrics.insert("memory_peak_bytes".to_owned(), peak as f64);
+        metrics.insert("memory_used_bytes".to_owned(), used as f64);
         let Some(largest) = self.largest else { return };
         let planned = largest.total();
-        metrics.insert("memory_planned_bytes".to_owned(), (self.before + planned) as f64);
+        metrics.insert("memory_planned_bytes".to_owned(), planned as f64);
         metrics.insert("memory_kept_layers".to_owned(), largest.kept_layers as f64);
         if used as f64 > TOLERANCE * planned as f64 && !self.warned {
             self.warned = true;

@@ -15,6 +15,9 @@ pub const WINDOWS: usize = 2;
 /// Share of a rank's memory that a plan leaves free: for the allocator's gaps, libraries, and what is not planned.
 pub const HEAD_ROOM: f64 = 0.08;
 
+/// Pages of libtorch and its libraries that a first training step touches, on a CPU (measured).
+const LIBRARIES: u64 = 96 << 20;
+
 /// What decides how much memory training takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingSetup {
@@ -80,7 +83,8 @@ pub struct MemoryPlan {
     pub optimizer: u64,
     /// What the forward keeps for the backward.
     pub activations: u64,
-    /// Logits and what is derived from them, or what a layer's backward works with: they are never there together.
+    /// Logits and what is derived from them, or what a layer's backward works with: they are never there together. On a
+    /// CPU also what libraries take for themselves.
     pub workspace: u64,
     /// Layers whose activations are kept; the others are computed again.
     pub kept_layers: usize,
@@ -123,7 +127,7 @@ impl TrainingSetup {
             gradients: held * 4,
             optimizer: own * (8 + master_bytes),
             activations: self.activations(pass, kept_layers),
-            workspace: self.head_workspace(pass).max(self.layer_workspace(pass)),
+            workspace: self.head_workspace(pass).max(self.layer_workspace(pass)) + self.overhead(pass, kept_layers),
             kept_layers,
             layers: config.layers,
         }
@@ -139,7 +143,7 @@ impl TrainingSetup {
         if all.total() <= usable {
             return all;
         }
-        let each = (self.layer(pass) - pass.tokens * self.config.hidden as u64 * self.weight_bytes).max(1);
+        let each = (self.plan(pass, 1).total() - none.total()).max(1);
         let kept = usable.saturating_sub(none.total()) / each;
         self.plan(pass, (kept as usize).min(self.config.layers.saturating_sub(1)))
     }
@@ -172,6 +176,12 @@ impl TrainingSetup {
         let fused =
             self.weight_bytes * (rows(pass.fused_rows) + pass.fused_rows[0] * queries) + 4 * count * pass.fused_rows[0];
         plain + fused + pass.tokens * queries * self.weight_bytes
+    }
+
+    /// What the process takes beside: in host memory the code of the libraries that are used, their scratch memory, and
+    /// gaps between activations of different sizes. A GPU's allocator has the head-room for that.
+    fn overhead(&self, pass: &PassShape, kept_layers: usize) -> u64 {
+        if self.has_kernels { LIBRARIES + self.activations(pass, kept_layers) / 16 } else { 0 }
     }
 
     /// Logits of a chunk, and the gradients by hidden states and head.
