@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use pacs_model::Parameters;
 use pacs_protocol::v1;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{ViewError, bytes, dithered_bf16};
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::optimizer::Optimizer;
 use crate::trainer::{Trainer, duplicate};
 
 /// File of the training state within a checkpoint.
@@ -84,6 +86,12 @@ impl Trainer {
         if let Some(reference) = &self.reference {
             tensors.push(("reference", host(&reference.flat)));
         }
+        if let Some(critic) = &self.critic {
+            let master = critic.optimizer.master.as_ref().unwrap_or(&critic.parameters.flat);
+            tensors.push(("critic_master", host(master)));
+            tensors.push(("critic_moment1", host(&critic.optimizer.moment1)));
+            tensors.push(("critic_moment2", host(&critic.optimizer.moment2)));
+        }
         let content = |problem: String| CheckpointError::Content { path: path.to_owned(), problem };
         let mut views = Vec::new();
         for (name, tensor) in &tensors {
@@ -91,12 +99,17 @@ impl Trainer {
             let view = TensorView::new(kind, vec![tensor.numel()], bytes(tensor)?);
             views.push((*name, view.map_err(|error| content(error.to_string()))?));
         }
-        let counts = [self.step, self.optimizer.updates, self.optimizer.total_updates];
-        let metadata: HashMap<String, String> = ["step", "updates", "total_updates"]
-            .map(String::from)
-            .into_iter()
-            .zip(counts.map(|n| n.to_string()))
-            .collect();
+        let mut counts = vec![
+            ("step", self.step),
+            ("updates", self.optimizer.updates),
+            ("total_updates", self.optimizer.total_updates),
+        ];
+        if let Some(critic) = &self.critic {
+            counts.push(("critic_updates", critic.optimizer.updates));
+            counts.push(("critic_total_updates", critic.optimizer.total_updates));
+        }
+        let metadata: HashMap<String, String> =
+            counts.into_iter().map(|(name, count)| (name.to_owned(), count.to_string())).collect();
         safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| content(error.to_string()))?;
         File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, error))
     }
@@ -108,39 +121,58 @@ impl Trainer {
     pub fn restore(&mut self, folder: &Path) -> Result<(), CheckpointError> {
         let path = folder.join(STATE_FILE);
         let content = |problem: String| CheckpointError::Content { path: path.clone(), problem };
-        let counts = read_counts(&path)?;
+        let counts = read_counts(&path, ["step", "updates", "total_updates"])?;
         let tensors = Tensor::read_safetensors(&path).map_err(|error| content(error.to_string()))?;
         let mut tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-        let expected = self.parameters.flat.size();
-        let mut take = |name: &str| match tensors.remove(name) {
+        let mut take = |name: &str, expected: &[i64]| match tensors.remove(name) {
             Some(tensor) if tensor.size() == expected => Ok(tensor),
             Some(tensor) => Err(content(format!("`{name}` has {:?} elements, the model {expected:?}", tensor.size()))),
             None => Err(content(format!("`{name}` is missing"))),
         };
-        let (master, moment1, moment2) = (take("master")?, take("moment1")?, take("moment2")?);
-        let reference = take("reference").ok();
-        no_grad(|| {
-            match &mut self.optimizer.master {
-                Some(held) => {
-                    held.copy_(&master);
-                    self.parameters.flat.copy_(&dithered_bf16(&master));
-                }
-                None => self.parameters.flat.copy_(&master),
+        let size = self.parameters.flat.size();
+        let held = [take("master", &size)?, take("moment1", &size)?, take("moment2", &size)?];
+        let reference = take("reference", &size).ok();
+        let critic = match &self.critic {
+            None => None,
+            Some(critic) => {
+                let size = critic.parameters.flat.size();
+                let names = ["critic_master", "critic_moment1", "critic_moment2"];
+                let [master, moment1, moment2] = names.map(|name| take(name, &size));
+                let counts = read_counts(&path, ["critic_updates", "critic_total_updates"])?;
+                Some(([master?, moment1?, moment2?], counts))
             }
-            self.optimizer.moment1.copy_(&moment1);
-            self.optimizer.moment2.copy_(&moment2);
-            self.reference = reference.map(|flat| {
-                let mut held = duplicate(&self.parameters);
-                held.flat.copy_(&flat);
-                held
-            });
+        };
+        put(&mut self.parameters, &mut self.optimizer, &held);
+        self.reference = reference.map(|flat| {
+            let mut held = duplicate(&self.parameters);
+            no_grad(|| held.flat.copy_(&flat));
+            held
         });
+        if let (Some(critic), Some((held, counts))) = (&mut self.critic, critic) {
+            put(&mut critic.parameters, &mut critic.optimizer, &held);
+            [critic.optimizer.updates, critic.optimizer.total_updates] = counts;
+        }
         [self.step, self.optimizer.updates, self.optimizer.total_updates] = counts;
         Ok(())
     }
 }
 
-fn read_counts(path: &Path) -> Result<[u64; 3], CheckpointError> {
+/// Puts master weights and moments in their places.
+fn put(parameters: &mut Parameters, optimizer: &mut Optimizer, [master, moment1, moment2]: &[Tensor; 3]) {
+    no_grad(|| {
+        match &mut optimizer.master {
+            Some(held) => {
+                held.copy_(master);
+                parameters.flat.copy_(&dithered_bf16(master));
+            }
+            None => parameters.flat.copy_(master),
+        }
+        optimizer.moment1.copy_(moment1);
+        optimizer.moment2.copy_(moment2);
+    });
+}
+
+fn read_counts<const N: usize>(path: &Path, names: [&str; N]) -> Result<[u64; N], CheckpointError> {
     let content = |problem: &str| CheckpointError::Content { path: path.to_owned(), problem: problem.to_owned() };
     let header = read_header(path).map_err(|error| file_error(path, error))?;
     let header: serde_json::Value =
@@ -149,7 +181,11 @@ fn read_counts(path: &Path) -> Result<[u64; 3], CheckpointError> {
         let text = header["__metadata__"][name].as_str().ok_or_else(|| content("the step counts are missing"))?;
         text.parse::<u64>().map_err(|_| content("a step count is not a number"))
     };
-    Ok([count("step")?, count("updates")?, count("total_updates")?])
+    let mut counts = [0; N];
+    for (value, name) in counts.iter_mut().zip(names) {
+        *value = count(name)?;
+    }
+    Ok(counts)
 }
 
 /// The JSON header of a safetensors file: eight bytes of length, then as many bytes.

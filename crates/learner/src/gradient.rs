@@ -4,10 +4,11 @@
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{DEFAULT_CHUNK, Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, Model, Trace};
+use pacs_model::{Keep, Model, Trace, values, values_backward};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
+use crate::sft::Text;
 
 /// A pass as tensors.
 ///
@@ -35,6 +36,28 @@ pub(crate) struct TokenScores {
     pub(crate) logprobs: Vec<f32>,
     /// Entropy of each distribution (nats).
     pub(crate) entropies: Vec<f32>,
+}
+
+/// Derivatives of a loss by what a pass says of its answer tokens, in the order of its targets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct TokenCoefficients {
+    /// By the log-prob of each.
+    pub(crate) by_logprob: Vec<f32>,
+    /// By the entropy of each distribution; empty where the loss has no entropy in it.
+    pub(crate) by_entropy: Vec<f32>,
+}
+
+impl TokenCoefficients {
+    /// Whether there is anything to go backward for.
+    pub(crate) fn any(&self) -> bool {
+        self.by_logprob.iter().chain(&self.by_entropy).any(|coefficient| *coefficient != 0.0)
+    }
+
+    /// Puts those of the next answer behind these.
+    pub(crate) fn append(&mut self, next: &Self) {
+        self.by_logprob.extend(&next.by_logprob);
+        self.by_entropy.extend(&next.by_entropy);
+    }
 }
 
 impl PassTensors {
@@ -72,6 +95,39 @@ impl PassTensors {
         }
     }
 
+    /// A pass of plain texts, each with something to learn: these tokens are the targets.
+    pub(crate) fn of_texts(texts: &[&Text], device: Device) -> Self {
+        let (mut tokens, mut positions, mut rows) = (Vec::<i64>::new(), Vec::new(), Vec::new());
+        let (mut predictors, mut targets, mut spans) = (Vec::<i64>::new(), Vec::<i64>::new(), Vec::new());
+        for (place, text) in texts.iter().enumerate() {
+            let start = tokens.len();
+            let learnt = (1..text.tokens.len()).filter(|at| text.learnt[*at]);
+            for at in learnt {
+                predictors.push((start + at - 1) as i64);
+                targets.push(i64::from(text.tokens[at]));
+            }
+            let inputs = &text.tokens[..text.tokens.len() - 1];
+            tokens.extend(inputs.iter().map(|token| i64::from(*token)));
+            positions.extend(0..inputs.len() as i64);
+            rows.push(PackedRow { prompt_len: inputs.len(), answer_lens: Vec::new() });
+            spans.push((place, text.targets()));
+        }
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        Self {
+            tokens: tensor(&tokens),
+            positions: tensor(&positions),
+            predictors: tensor(&predictors),
+            targets,
+            rows,
+            spans,
+        }
+    }
+
+    /// How many answer tokens there are.
+    pub(crate) fn targets(&self) -> usize {
+        self.targets.len()
+    }
+
     /// Log-probs and entropies of the answer tokens, without gradient.
     pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
         no_grad(|| {
@@ -85,6 +141,14 @@ impl PassTensors {
         let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, DEFAULT_CHUNK);
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
+    }
+
+    /// Estimates of a value model of the return before each answer token.
+    pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
+        no_grad(|| {
+            let hidden = critic.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, critic));
+            values(critic, &hidden.index_select(0, &self.predictors))
+        })
     }
 
     /// Runs the trunk for a backward whose coefficients are not known yet.
@@ -114,22 +178,45 @@ impl OpenPass<'_> {
 
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
     ///
-    /// `coefficients`: derivative of the loss by each answer token's log-prob, in the order of the targets.
+    /// `coefficients`: derivatives of the loss, in the order of the targets.
     pub(crate) fn backward(
         self,
         model: &Model,
-        coefficients: &[f32],
+        coefficients: &TokenCoefficients,
         temperature: f64,
         gradients: &Tensor,
     ) -> TokenScores {
-        let targets = Targets { tokens: &self.tensors.targets, coefficients, temperature };
+        let TokenCoefficients { by_logprob, by_entropy } = coefficients;
+        let targets = Targets {
+            tokens: &self.tensors.targets,
+            coefficients: by_logprob,
+            entropy_coefficients: by_entropy,
+            temperature,
+        };
         let head = head_backward(model, &self.predicting(), targets, DEFAULT_CHUNK, gradients);
+        self.trunk_backward(model, &head.by_hidden, gradients);
+        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
+    }
+
+    /// Estimates of a value model, whose trunk this pass has run through.
+    pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
+        values(critic, &self.predicting())
+    }
+
+    /// Adds the gradient of a value loss to `gradients`; `by_value`: its derivative by each value, in the order of the
+    /// targets.
+    pub(crate) fn values_backward(self, critic: &Model, by_value: &[f32], gradients: &Tensor) {
+        let by_hidden = values_backward(critic, &self.predicting(), by_value, gradients);
+        self.trunk_backward(critic, &by_hidden, gradients);
+    }
+
+    /// Adds the gradient of everything below the head; `by_predicting`: that by the rows that predict, `[M, D]`.
+    fn trunk_backward(self, model: &Model, by_predicting: &Tensor, gradients: &Tensor) {
         // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
         let hidden = self.trace.hidden();
         let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
-        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &head.by_hidden.to_kind(gradients.kind()));
+        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &by_predicting.to_kind(gradients.kind()));
         let by_hidden = by_hidden.to_kind(hidden.kind());
         model.backward(self.trace, &by_hidden, gradients);
-        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
     }
 }

@@ -28,6 +28,8 @@ macro_rules! sums {
 sums! {
     /// Shares of the losses of the step's updates.
     loss,
+    /// Shares of the losses of the value model.
+    value_loss,
     /// Tokens that went through the model with a gradient, prompts included.
     trained_tokens,
     /// Sequences whose gradient was computed.
@@ -50,6 +52,10 @@ pub(crate) struct StepMetrics {
     pub(crate) objective: ObjectiveMetrics,
     pub(crate) grad_norms: Vec<f64>,
     pub(crate) clipped: u32,
+    /// Norms of the value model's gradient.
+    pub(crate) value_grad_norms: Vec<f64>,
+    /// Updates of the value model.
+    pub(crate) value_updates: u32,
     pub(crate) updates: u32,
     pub(crate) skipped: u32,
     pub(crate) learning_rate: f64,
@@ -85,6 +91,8 @@ impl StepMetrics {
         };
         put("loss", self.sums.loss / f64::from(self.updates));
         put("grad_norm", mean(&self.grad_norms));
+        put("value_loss", self.sums.value_loss / f64::from(self.value_updates));
+        put("value_grad_norm", mean(&self.value_grad_norms));
         put("clipped_share", f64::from(self.clipped) / f64::from(self.updates));
         put("learning_rate", self.learning_rate);
         put("skipped_updates", f64::from(self.skipped));

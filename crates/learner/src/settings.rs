@@ -10,6 +10,8 @@ pub struct TrainerSettings {
     pub reference_reset_steps: u64,
     /// Clear the moments at a reset.
     pub reset_optimizer: bool,
+    /// Learning rate of the value model, for objectives that have one.
+    pub critic_learning_rate: f64,
     /// AdamW.
     pub optimizer: OptimizerSpec,
     /// Temperature that samples are drawn at and log-probs are taken at.
@@ -25,6 +27,7 @@ impl From<&JobSpec> for TrainerSettings {
             objective: objective.objective(spec.rollout.max_new_tokens),
             reference_reset_steps: objective.reference_reset_steps.unwrap_or(0),
             reset_optimizer: objective.reset_optimizer.unwrap_or(false),
+            critic_learning_rate: objective.critic_learning_rate.unwrap_or(spec.optimizer.learning_rate),
             optimizer: spec.optimizer.clone(),
             temperature: spec.rollout.temperature,
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,

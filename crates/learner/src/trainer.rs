@@ -12,9 +12,10 @@ use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, f32_mut};
 
 use crate::batch::{Pass, TrainBatch};
-use crate::gradient::{PassTensors, TokenScores};
+use crate::critic::Critic;
+use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
 use crate::metrics::StepMetrics;
-use crate::objective::{StepObjective, UpdateObjective};
+use crate::objective::{Scored, StepObjective, UpdateObjective};
 use crate::optimizer::{Optimizer, norm};
 use crate::settings::TrainerSettings;
 
@@ -53,6 +54,8 @@ pub struct Trainer {
     pub(crate) optimizer: Optimizer,
     /// The reference policy, when it lives longer than one step.
     pub(crate) reference: Option<Parameters>,
+    /// The value model, for objectives that have one.
+    pub(crate) critic: Option<Critic>,
     /// Steps done.
     pub(crate) step: u64,
     model: Model,
@@ -77,7 +80,8 @@ impl Trainer {
         let model = Model::new(&config, &parameters);
         let gradients = model.zero_gradients();
         let optimizer = Optimizer::new(&parameters);
-        Self { settings, config, parameters, optimizer, reference: None, step: 0, model, gradients }
+        let critic = settings.objective.needs().values.then(|| Critic::new(&config, &parameters));
+        Self { settings, config, parameters, optimizer, reference: None, critic, step: 0, model, gradients }
     }
 
     /// The weights.
@@ -142,9 +146,10 @@ impl Trainer {
         let places = 0..batch.sequences.len();
         if needs.old {
             let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
-            let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries;
-            let needed: Vec<usize> =
-                places.clone().filter(|place| !own_forward(*place) && !objective.is_inert(*place)).collect();
+            let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries_read_old;
+            // Before summaries are gathered it is not known which answers will have no advantage.
+            let inert = |place: usize| !needs.summaries && objective.is_inert(place);
+            let needed: Vec<usize> = places.clone().filter(|place| !own_forward(*place) && !inert(*place)).collect();
             let old = if starts_on_policy { &self.model } else { held.as_ref().unwrap_or(&self.model) };
             self.score(old, batch, &needed, |place, logprobs| {
                 objective.set_old(place, logprobs);
@@ -158,6 +163,11 @@ impl Trainer {
             self.score(&reference, batch, &needed, |place, logprobs| objective.set_reference(place, logprobs));
         }
         metrics.add_seconds("old_logprobs", started);
+        if let Some(critic) = &self.critic {
+            let started = Instant::now();
+            critic.values(batch, self.settings.micro_batch_tokens, |place, values| objective.set_values(place, values));
+            metrics.add_seconds("values", started);
+        }
     }
 
     /// Calls `note` with the log-probs of each of the answers at `places` under `model`.
@@ -183,13 +193,21 @@ impl Trainer {
         let members = batch.members(mini_batch);
         let mine: Vec<usize> =
             (0..batch.sequences.len()).filter(|place| members.contains(&batch.sequences[*place].position)).collect();
+        if let Some(critic) = &mut self.critic {
+            let (started, state) = (Instant::now(), objective.on_policy(members.clone())?);
+            critic.update(batch, &mine, &state, &self.settings, collective, metrics)?;
+            metrics.add_seconds("value_update", started);
+        }
+        if !objective.trains_policy() {
+            return Ok(());
+        }
         let started = Instant::now();
         let _ = self.gradients.zero_();
         if on_policy && objective.needs().known_on_policy {
             let update = objective.on_policy(members)?;
             let mut coefficients = Coefficients::new();
             for &place in &mine {
-                coefficients.insert(place, update.coefficients(place, None, metrics)?);
+                coefficients.insert(place, update.known(place, metrics)?);
             }
             self.backward(batch, &mine, &coefficients, on_policy, metrics)?;
         } else {
@@ -237,7 +255,9 @@ impl Trainer {
         let couples = objective.needs().sums;
         if couples && passes.len() != 1 {
             let mut scored = Vec::with_capacity(live.len());
-            self.score(&self.model, batch, &live, |place, logprobs| scored.push((place, logprobs.to_vec())));
+            self.score(&self.model, batch, &live, |place, logprobs| {
+                scored.push(Scored { place, logprobs: logprobs.to_vec(), entropies: Vec::new() });
+            });
             let update = objective.gathered(members, &scored, collective, metrics)?;
             let coefficients = coefficients(&update, &scored, metrics)?;
             return self.backward(batch, &live, &coefficients, false, metrics);
@@ -250,8 +270,13 @@ impl Trainer {
             let tensors = PassTensors::new(batch, pass, self.parameters.flat.device());
             let open = tensors.open(&self.model, Keep::All);
             let scores = open.score(&self.model, temperature);
-            let scored: Vec<(usize, Vec<f32>)> =
-                spans(&tensors).map(|(place, range)| (place, scores.logprobs[range].to_vec())).collect();
+            let scored: Vec<Scored> = spans(&tensors)
+                .map(|(place, range)| Scored {
+                    place,
+                    logprobs: scores.logprobs[range.clone()].to_vec(),
+                    entropies: scores.entropies[range].to_vec(),
+                })
+                .collect();
             if on_policy {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
@@ -260,7 +285,7 @@ impl Trainer {
                 None => update.insert(objective.gathered(members.clone(), &scored, collective, metrics)?),
             };
             let coefficients = in_order(&tensors, &coefficients(update, &scored, metrics)?);
-            if coefficients.iter().any(|coefficient| *coefficient != 0.0) {
+            if coefficients.any() {
                 let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
                 count_trained(pass, &scores, metrics);
             }
@@ -282,7 +307,7 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let temperature = self.settings.temperature;
         let device = self.parameters.flat.device();
-        let has_gradient = |place: &usize| coefficients[place].iter().any(|coefficient| *coefficient != 0.0);
+        let has_gradient = |place: &usize| coefficients[place].any();
         let trained: Vec<usize> = mine.iter().copied().filter(has_gradient).collect();
         for pass in batch.passes(&trained, self.settings.micro_batch_tokens) {
             let tensors = PassTensors::new(batch, &pass, device);
@@ -335,24 +360,26 @@ pub(crate) fn duplicate(parameters: &Parameters) -> Parameters {
 }
 
 /// Coefficients of the answer tokens of sequences, by place.
-type Coefficients = HashMap<usize, Vec<f32>>;
+type Coefficients = HashMap<usize, TokenCoefficients>;
 
 fn coefficients(
     update: &UpdateObjective<'_>,
-    scored: &[(usize, Vec<f32>)],
+    scored: &[Scored],
     metrics: &mut StepMetrics,
 ) -> Result<Coefficients, ObjectiveError> {
-    let of = |(place, new): &(usize, Vec<f32>)| Ok((*place, update.coefficients(*place, Some(new), metrics)?));
+    let of = |scored: &Scored| Ok((scored.place, update.coefficients(scored, metrics)?));
     scored.iter().map(of).collect()
 }
 
-/// Coefficient of every answer token of a pass.
-fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> Vec<f32> {
-    tensors.spans.iter().flat_map(|(place, _)| coefficients[place].iter().copied()).collect()
+/// Coefficients of every answer token of a pass.
+fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> TokenCoefficients {
+    let mut all = TokenCoefficients::default();
+    tensors.spans.iter().for_each(|(place, _)| all.append(&coefficients[place]));
+    all
 }
 
 /// Each sequence's place with its range among the pass's answer tokens.
-fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
+pub(crate) fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
     tensors.spans.iter().scan(0, |start, &(place, tokens)| {
         let range = *start..*start + tokens;
         *start = range.end;

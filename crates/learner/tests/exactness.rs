@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use pacs_algo::{
     AdvantageEstimator, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty, KlPlace,
-    LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, balance, dapo, dr_grpo, grpo,
-    gspo, reinforce_pp, reinforce_pp_baseline, rloo,
+    LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, ValueConfig, balance, dapo,
+    dr_grpo, grpo, gspo, ppo, reinforce_pp, reinforce_pp_baseline, rloo,
 };
 use pacs_collective::{GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
@@ -37,6 +37,7 @@ fn settings() -> TrainerSettings {
         objective: Objective::Pacs(PACS),
         reference_reset_steps: 1,
         reset_optimizer: false,
+        critic_learning_rate: 2e-5,
         // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
         // zero becomes a difference in proportion to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
@@ -188,6 +189,17 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
     let importance =
         Some(ImportanceWeights { level: ImportanceLevel::Token, mode: ImportanceMode::Truncate, cap: 1.2 });
     let discounted = AdvantageEstimator::ReinforcePp { gamma: 0.9 };
+    let estimated = AdvantageEstimator::Gae { gamma: 0.99, lambda: 0.9 };
+    let values = |clip| ppo().value.map(|value| ValueConfig { clip, ..value });
+    let everything = PolicyConfig {
+        advantage: estimated,
+        kl: kl(KlPlace::Reward),
+        importance,
+        entropy: 0.1,
+        mask_truncated: true,
+        value: values(0.5).map(|value| ValueConfig { warmup_steps: 2, ..value }),
+        ..ppo()
+    };
     vec![
         ("grpo", PolicyConfig { clip, ..grpo() }, "ratio_clipped_share"),
         ("dr_grpo", dr_grpo(12.0), "advantage_std"),
@@ -200,6 +212,9 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
         ("grpo with a penalty", PolicyConfig { kl: kl(KlPlace::Loss), ..grpo() }, "reference_kl"),
         ("reinforce_pp with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..reinforce_pp() }, "reference_kl"),
         ("rloo with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..rloo() }, "reference_kl"),
+        ("grpo with a bonus", PolicyConfig { entropy: 0.5, ..grpo() }, "policy_kl_k3"),
+        ("ppo", PolicyConfig { advantage: estimated, value: values(0.05), ..ppo() }, "value_clipped_share"),
+        ("ppo with everything", everything, "value_explained_variance"),
     ]
 }
 
@@ -209,6 +224,7 @@ fn far(objective: PolicyConfig) -> TrainerSettings {
     TrainerSettings {
         objective: Objective::Policy(objective),
         reference_reset_steps: 0,
+        critic_learning_rate: 0.05,
         optimizer: OptimizerSpec { learning_rate: 0.05, epsilon: 1.0, weight_decay: 0.0, ..OptimizerSpec::default() },
         ..settings()
     }
@@ -237,7 +253,18 @@ fn every_objective_is_exact_under_ranks_and_passes() {
 
 /// Metrics of the objective itself. The others say which answers had a forward, which depends on the passes.
 fn of_objective(metric: &str) -> bool {
-    let prefixes = ["loss", "grad_norm", "ratio_", "policy_kl", "advantage_", "masked_", "importance_", "reference_kl"];
+    let prefixes = [
+        "loss",
+        "grad_norm",
+        "ratio_",
+        "policy_kl",
+        "advantage_",
+        "masked_",
+        "importance_",
+        "reference_kl",
+        "value_",
+        "return_",
+    ];
     prefixes.iter().any(|prefix| metric.starts_with(prefix))
 }
 
@@ -372,7 +399,7 @@ mod plain {
         let positions = Tensor::from_slice(&packed_positions(&rows));
         let trace = model.forward(&Tensor::from_slice(&tokens), &positions, Packed::new(&rows, model), Keep::All);
         let (start, length) = (prompt.len() as i64 - 1, answer.len() as i64);
-        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients, temperature };
+        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients, entropy_coefficients: &[], temperature };
         let head = head_backward(model, &trace.hidden().narrow(0, start, length), targets, 7, gradients);
         let by_hidden = trace.hidden().zeros_like();
         by_hidden.narrow(0, start, length).copy_(&head.by_hidden);
@@ -385,7 +412,14 @@ fn a_restored_trainer_goes_on_bit_for_bit() {
     let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
     let kl = Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place: KlPlace::Loss });
     let penalised = far(PolicyConfig { kl, ..grpo() });
-    for (kind, settings) in [(Kind::Float, &long), (Kind::BFloat16, &long), (Kind::Float, &penalised)] {
+    let valued = far(ppo());
+    for (kind, settings) in [
+        (Kind::Float, &long),
+        (Kind::BFloat16, &long),
+        (Kind::Float, &penalised),
+        (Kind::Float, &valued),
+        (Kind::BFloat16, &valued),
+    ] {
         restores_bit_for_bit(kind, settings);
     }
 }

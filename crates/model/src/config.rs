@@ -64,8 +64,7 @@ impl ModelConfig {
     /// # Errors
     /// When a file is missing or malformed, or asks for an architecture or option that is not computed here.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("config.json");
-        let mut config = Self::from_json(&read(&path)?, &path)?;
+        let mut config = Self::read_file(&dir.join("config.json"))?;
         let generation = dir.join("generation_config.json");
         if generation.exists() {
             let raw: RawGeneration = parse(&read(&generation)?, &generation)?;
@@ -74,6 +73,14 @@ impl ModelConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Reads a file like `config.json` alone, whatever its name.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`].
+    pub fn read_file(path: &Path) -> Result<Self, ModelError> {
+        Self::from_json(&read(path)?, path)
     }
 
     /// Reads the text of a config.json; `path` is what errors name.

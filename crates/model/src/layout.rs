@@ -58,7 +58,23 @@ impl ParameterLayout {
     /// The layout of a model.
     #[must_use]
     pub fn new(config: &ModelConfig) -> Self {
-        let head = if config.tie_embeddings { EMBEDDING } else { LM_HEAD };
+        let mut layout = Self::trunk(config, if config.tie_embeddings { EMBEDDING } else { LM_HEAD });
+        if !config.tie_embeddings {
+            layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, config.hidden])]);
+        }
+        layout
+    }
+
+    /// The layout of a value model: the trunk of a model, and a head of one row, `value_head.weight` `[1, D]`.
+    #[must_use]
+    pub fn of_values(config: &ModelConfig) -> Self {
+        let mut layout = Self::trunk(config, VALUE_HEAD);
+        layout.push(&[(VALUE_HEAD.to_owned(), vec![1, config.hidden])]);
+        layout
+    }
+
+    /// Everything but a head of its own.
+    fn trunk(config: &ModelConfig, head: &'static str) -> Self {
         let mut layout = Self { parameters: Vec::new(), leaves: Vec::new(), by_name: HashMap::new(), total: 0, head };
         let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
         layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
@@ -82,9 +98,6 @@ impl ParameterLayout {
             layout.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
         }
         layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
-        if !config.tie_embeddings {
-            layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]);
-        }
         layout
     }
 
@@ -112,7 +125,8 @@ impl ParameterLayout {
         self.by_name.get(name).map(|&(parameter, _)| &self.parameters[parameter])
     }
 
-    /// The parameter that the LM head multiplies with: the embedding when tied. The head's gradient belongs here.
+    /// The parameter that the head multiplies with: the embedding when tied, the one row of a value model. The head's
+    /// gradient belongs here.
     #[must_use]
     pub fn head(&self) -> &ParameterSpec {
         self.find(self.head).expect("every layout has its head")
@@ -144,6 +158,7 @@ impl ParameterLayout {
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const FINAL_NORM: &str = "model.norm.weight";
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
+const VALUE_HEAD: &str = "value_head.weight";
 
 pub(crate) fn layer_parameter(layer: usize, suffix: &str) -> String {
     format!("model.layers.{layer}.{suffix}")

@@ -8,7 +8,7 @@
 //! objective, the optimizer. The model does not know whether it is one of many ranks.
 //!
 //! Start with [`ModelConfig::read`], [`Parameters::load`] and [`Model::new`]; [`attention::Packed`] for training and
-//! scoring, [`logprob`] for the vocabulary-wide end, [`import`] for GGUF files.
+//! scoring, [`logprob`] for the vocabulary-wide end, [`values`] for that of a value model, [`import`] for GGUF files.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
@@ -26,6 +26,7 @@ mod parameters;
 mod rope;
 mod save;
 mod score;
+mod value;
 
 pub use attention::Attention;
 pub use config::{ModelConfig, RopeScaling};
@@ -33,4 +34,6 @@ pub use error::ModelError;
 pub use layout::{LeafSpec, ParameterLayout, ParameterSpec};
 pub use model::{Keep, Model, Trace};
 pub use parameters::Parameters;
+pub use save::prepare_folder;
 pub use score::{ScoreError, score};
+pub use value::{values, values_backward};

@@ -156,13 +156,8 @@ impl Check {
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
         let kind = objective.kind;
-        let served = || ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Ppo);
-        if kind == ObjectiveKind::Ppo {
-            let message = format!("needs a value model, which learners do not train; expected {}", quoted(served()));
-            self.that(false, "objective.kind", "\"ppo\"", message, &[]);
-        }
         for (key, value) in objective.ignored() {
-            let users = quoted(served().filter(|kind| kind.uses(&key)));
+            let users = quoted(ObjectiveKind::ALL.into_iter().filter(|kind| kind.uses(&key)));
             let message = format!("`{}` would ignore it; it is for {users}", kind.name());
             self.that(false, &format!("objective.{key}"), value, message, &["objective.kind"]);
         }
@@ -196,13 +191,21 @@ impl Check {
             ("clip_high", objective.clip_high, 0.0..=1000.0),
             ("kl_coefficient", objective.kl_coefficient, 0.0..=10.0),
             ("importance_cap", objective.importance_cap, 1.0..=1000.0),
+            ("entropy_coefficient", objective.entropy_coefficient, 0.0..=10.0),
+            ("lambda", objective.lambda, 0.0..=1.0),
         ] {
             if let Some(value) = value {
                 self.range(&at(key), value, bounds);
             }
         }
-        if let Some(gamma) = objective.gamma {
-            self.above_zero(&at("gamma"), gamma, 1.0);
+        for (key, value, most) in [
+            ("gamma", objective.gamma, 1.0),
+            ("value_clip", objective.value_clip, 1000.0),
+            ("critic_learning_rate", objective.critic_learning_rate, 1.0),
+        ] {
+            if let Some(value) = value {
+                self.above_zero(&at(key), value, most);
+            }
         }
         if let Some(dual) = objective.dual_clip {
             let holds = dual == 0.0 || (dual > 1.0 && dual <= 1000.0);
@@ -262,6 +265,11 @@ impl Check {
             let message = format!("expected no more than the {sequences} sequences of a mini-batch");
             let also = &["batch.prompts_per_step", "batch.mini_batches", "rollout.samples_per_prompt"];
             self.that(u64::from(learners) <= sequences, "resources.learners", learners, message, also);
+        }
+        if let Some(warmup) = spec.objective.critic_warmup_steps {
+            let message =
+                format!("expected fewer than `batch.steps` ({}), else the policy is never trained", batch.steps);
+            self.that(warmup < batch.steps, "objective.critic_warmup_steps", warmup, message, &["batch.steps"]);
         }
     }
 
