@@ -13,6 +13,7 @@ use crate::objective::UpdateObjective;
 use crate::optimizer::{Optimizer, norm};
 use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, spans};
+use crate::work::Flops;
 
 /// One rank's value model: as large as the policy, with moments and a gradient of its own.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(crate) struct Critic {
     pub(crate) parameters: Parameters,
     pub(crate) optimizer: Optimizer,
     model: Model,
+    flops: Flops,
     /// Flat float32, in the layout of the parameters.
     gradients: Tensor,
 }
@@ -30,7 +32,7 @@ impl Critic {
         let parameters = Parameters::of_values(config, policy);
         let model = Model::new(config, &parameters);
         let (optimizer, gradients) = (Optimizer::new(&parameters), model.zero_gradients());
-        Self { parameters, optimizer, model, gradients }
+        Self { parameters, optimizer, model, flops: Flops::new(config, 1), gradients }
     }
 
     /// Calls `note` with the values of each of this rank's answers, `tokens` of them at once.
@@ -66,6 +68,7 @@ impl Critic {
                 by_value.extend(objective.by_values(place, &values[range], metrics)?);
             }
             open.values_backward(&self.model, &by_value, &self.gradients);
+            metrics.sums.flops += self.flops.of(tensors.work());
         }
         self.all_reduce(collective)?;
         let norm = norm(&self.gradients)?;

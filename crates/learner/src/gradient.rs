@@ -9,6 +9,7 @@ use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
 use crate::sft::Text;
+use crate::work::PassWork;
 
 /// A pass as tensors.
 ///
@@ -121,6 +122,13 @@ impl PassTensors {
             rows,
             spans,
         }
+    }
+
+    /// What a forward and backward of the pass computes.
+    pub(crate) fn work(&self) -> PassWork {
+        let mut work = PassWork { targets: self.targets.len() as f64, ..PassWork::default() };
+        self.rows.iter().for_each(|row| work.add_row(row.prompt_len, &row.answer_lens));
+        work
     }
 
     /// How many answer tokens there are.

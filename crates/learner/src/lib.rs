@@ -8,17 +8,20 @@
 
 mod batch;
 mod checkpoint;
+mod communication;
 mod critic;
 mod gradient;
 mod metrics;
 mod objective;
 mod optimizer;
+mod outcomes;
 mod publish;
 mod service;
 mod settings;
 mod sft;
 mod thread;
 mod trainer;
+mod work;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 pub use checkpoint::CheckpointError;

@@ -42,6 +42,10 @@ sums! {
     compared_tokens,
     /// Absolute differences of those log-probs (nats).
     mismatch,
+    /// Floating-point operations of the passes with a gradient.
+    flops,
+    /// Bytes that ranks handed to the communicator.
+    communicated_bytes,
 }
 
 /// The largest log-prob difference is a maximum, not a sum; it travels beside them.
@@ -49,6 +53,14 @@ sums! {
 pub(crate) struct StepMetrics {
     pub(crate) sums: Sums,
     pub(crate) mismatch_max: f64,
+    /// Likewise: the most memory that a rank's process has held (bytes); 0 where that is not known.
+    pub(crate) memory_peak: f64,
+    /// What the verdicts say, the same on every rank.
+    pub(crate) outcomes: BTreeMap<&'static str, f64>,
+    /// Time of the whole step on this rank.
+    pub(crate) step_seconds: f64,
+    /// What all ranks together could compute in a second, where that was configured.
+    pub(crate) peak_flops: Option<f64>,
     pub(crate) objective: ObjectiveMetrics,
     pub(crate) grad_norms: Vec<f64>,
     pub(crate) clipped: u32,
@@ -106,6 +118,18 @@ impl StepMetrics {
         put("logprob_mismatch_max", self.mismatch_max);
         put("trained_sequences", self.sums.trained_sequences);
         put("trained_tokens", self.sums.trained_tokens);
+        put("trained_tokens_per_second", self.sums.trained_tokens / self.step_seconds);
+        put("model_flops", self.sums.flops);
+        if let Some(peak) = self.peak_flops {
+            put("model_flops_utilisation", self.sums.flops / (peak * self.step_seconds));
+        }
+        put("communicated_bytes", self.sums.communicated_bytes);
+        if self.memory_peak > 0.0 {
+            put("memory_peak_bytes", self.memory_peak);
+        }
+        for (name, value) in &self.outcomes {
+            put(name, *value);
+        }
         for (name, value) in self.objective.named() {
             put(name, value);
         }

@@ -18,6 +18,8 @@ pub struct TrainerSettings {
     pub temperature: f64,
     /// Most tokens of one forward and backward.
     pub micro_batch_tokens: usize,
+    /// Floating-point operations a second that one rank's device is capable of, if utilisation is to be reported.
+    pub peak_flops: Option<f64>,
 }
 
 impl From<&JobSpec> for TrainerSettings {
@@ -31,6 +33,7 @@ impl From<&JobSpec> for TrainerSettings {
             optimizer: spec.optimizer.clone(),
             temperature: spec.rollout.temperature,
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
+            peak_flops: spec.resources.peak_flops,
         }
     }
 }

@@ -11,13 +11,16 @@ use pacs_model::{Keep, Model, ModelConfig, ModelError, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, f32_mut};
 
-use crate::batch::{Pass, TrainBatch};
+use crate::batch::TrainBatch;
+use crate::communication::Metered;
 use crate::critic::Critic;
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
 use crate::metrics::StepMetrics;
 use crate::objective::{Scored, StepObjective, UpdateObjective};
 use crate::optimizer::{Optimizer, norm};
+use crate::outcomes::outcomes;
 use crate::settings::TrainerSettings;
+use crate::work::{Flops, peak_memory};
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,7 @@ pub struct Trainer {
     /// Steps done.
     pub(crate) step: u64,
     model: Model,
+    flops: Flops,
     /// Flat float32, in the layout of the parameters.
     gradients: Tensor,
 }
@@ -69,7 +73,7 @@ impl Trainer {
     /// # Errors
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
-        let config = ModelConfig::read(folder)?;
+        let config = ModelConfig::read(folder).map_err(ModelError::from)?;
         let parameters = Parameters::load(folder, &config, kind, device)?;
         Ok(Self::new(config, parameters, settings))
     }
@@ -81,7 +85,8 @@ impl Trainer {
         let gradients = model.zero_gradients();
         let optimizer = Optimizer::new(&parameters);
         let critic = settings.objective.needs().values.then(|| Critic::new(&config, &parameters));
-        Self { settings, config, parameters, optimizer, reference: None, critic, step: 0, model, gradients }
+        let flops = Flops::new(&config, config.vocab_size);
+        Self { settings, config, parameters, optimizer, reference: None, critic, step: 0, model, flops, gradients }
     }
 
     /// The weights.
@@ -100,7 +105,10 @@ impl Trainer {
     /// # Errors
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
-        let mut metrics = StepMetrics::default();
+        let started = Instant::now();
+        let mut metered = Metered::new(collective);
+        let collective: &mut dyn Collective = &mut metered;
+        let mut metrics = StepMetrics { outcomes: outcomes(&batch.index), ..StepMetrics::default() };
         let mut objective = StepObjective::new(self.settings.objective, batch)?;
         let needs = objective.needs();
         let reset = self.reset_reference(batch.step);
@@ -113,7 +121,12 @@ impl Trainer {
             self.update(batch, mini_batch, on_policy, &objective, collective, &mut metrics)?;
         }
         self.step = batch.step;
-        exchange_metrics(&mut metrics, collective)?;
+        metrics.peak_flops = self.settings.peak_flops.map(|peak| peak * collective.world_size() as f64);
+        metrics.memory_peak = peak_memory().unwrap_or_default();
+        metrics.sums.communicated_bytes = metered.bytes;
+        metrics.seconds.insert("communication", metered.seconds);
+        exchange_metrics(&mut metrics, &mut metered)?;
+        metrics.step_seconds = started.elapsed().as_secs_f64();
         Ok(StepReport { metrics: metrics.named(), skipped_updates: metrics.skipped })
     }
 
@@ -287,7 +300,7 @@ impl Trainer {
             let coefficients = in_order(&tensors, &coefficients(update, &scored, metrics)?);
             if coefficients.any() {
                 let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
-                count_trained(pass, &scores, metrics);
+                self.count_trained(&tensors, &scores, metrics);
             }
         }
         if on_policy && live.is_empty() {
@@ -314,7 +327,7 @@ impl Trainer {
             let open = tensors.open(&self.model, Keep::All);
             let coefficients = in_order(&tensors, coefficients);
             let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
-            count_trained(&pass, &scores, metrics);
+            self.count_trained(&tensors, &scores, metrics);
             if on_policy {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
@@ -323,6 +336,16 @@ impl Trainer {
             self.compare_one(batch, mine, metrics);
         }
         Ok(())
+    }
+
+    fn count_trained(&self, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
+        let work = tensors.work();
+        metrics.sums.trained_sequences += tensors.spans.len() as f64;
+        // The last token of an answer is trained on and predicts nothing.
+        metrics.sums.trained_tokens += work.tokens + tensors.spans.len() as f64;
+        metrics.sums.flops += self.flops.of(work);
+        metrics.sums.scored_tokens += scores.entropies.len() as f64;
+        metrics.sums.entropy += sum(&scores.entropies);
     }
 
     /// Scores the first of the sequences at `places`, so that the comparison with the rollout engine never goes dark.
@@ -391,13 +414,6 @@ fn sum(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value)).sum()
 }
 
-fn count_trained(pass: &Pass, scores: &TokenScores, metrics: &mut StepMetrics) {
-    metrics.sums.trained_sequences += pass.places().count() as f64;
-    metrics.sums.trained_tokens += pass.tokens as f64;
-    metrics.sums.scored_tokens += scores.entropies.len() as f64;
-    metrics.sums.entropy += sum(&scores.entropies);
-}
-
 fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
     for (place, range) in spans(tensors) {
         metrics.compare(&scores.logprobs[range], &batch.sequences[place].rollout_logprobs);
@@ -406,7 +422,7 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
 
 fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) -> Result<(), CollectiveError> {
     let mut mine = metrics.sums.to_vec();
-    mine.push(metrics.mismatch_max);
+    mine.extend([metrics.mismatch_max, metrics.memory_peak]);
     let ours = mine.len();
     mine.extend(metrics.objective.to_vec());
     metrics.sums = crate::metrics::Sums::default();
@@ -414,9 +430,10 @@ fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) 
     for rank in collective.all_gather_f64(&mine)? {
         let (sums, objective) = rank.split_at(ours.min(rank.len()));
         metrics.objective.merge(&ObjectiveMetrics::from_slice(objective));
-        let Some((maximum, sums)) = sums.split_last() else { continue };
+        let Some((sums, [mismatch, memory])) = sums.split_last_chunk() else { continue };
         metrics.sums.add(sums);
-        metrics.mismatch_max = metrics.mismatch_max.max(*maximum);
+        metrics.mismatch_max = metrics.mismatch_max.max(*mismatch);
+        metrics.memory_peak = metrics.memory_peak.max(*memory);
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ fn settings() -> TrainerSettings {
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
         temperature: 0.9,
         micro_batch_tokens: 100_000,
+        peak_flops: None,
     }
 }
 
@@ -133,7 +134,7 @@ fn train_and_report(
             let batch = share(whole_batch(step, mini_batches), rank, ranks);
             metrics = trainer.train(&batch, &mut collective).expect("trains").metrics;
         }
-        metrics.retain(|name, _| !name.starts_with("seconds_"));
+        metrics.retain(|name, _| !name.starts_with("seconds_") && !name.ends_with("_per_second"));
         (trainer.parameters().flat.copy(), metrics)
     };
     let ranks: Vec<(Tensor, BTreeMap<String, f64>)> = std::thread::scope(|scope| {

@@ -284,6 +284,10 @@ impl Check {
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);
+        if let Some(peak) = spec.resources.peak_flops {
+            let holds = (1e6..=1e18).contains(&peak);
+            self.that(holds, "resources.peak_flops", format!("{peak:e}"), "expected 1e6 to 1e18", &[]);
+        }
     }
 
     fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, bounds: RangeInclusive<T>) {

@@ -400,11 +400,14 @@ pub struct ResourcesSpec {
     pub threads: u32,
     /// Where tensors live. Default `cpu`.
     pub device: DeviceKind,
+    /// Floating-point operations a second that one learner rank's device is capable of in the job's precision; with it
+    /// every step reports `model_flops_utilisation`. Default: none, 1e6 to 1e18.
+    pub peak_flops: Option<f64>,
 }
 
 impl Default for ResourcesSpec {
     fn default() -> Self {
-        Self { rollouts: 1, learners: 1, verifiers: 1, threads: 0, device: DeviceKind::Cpu }
+        Self { rollouts: 1, learners: 1, verifiers: 1, threads: 0, device: DeviceKind::Cpu, peak_flops: None }
     }
 }
 

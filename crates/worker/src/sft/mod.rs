@@ -81,6 +81,9 @@ pub(crate) struct Arguments {
     /// Most tokens that go through the model at once; a longer row goes alone.
     #[arg(long, default_value_t = 16384)]
     micro_batch_tokens: usize,
+    /// Jinja text that takes the place of the folder's chat template, as `model.chat_template` does in a job.
+    #[arg(long)]
+    chat_template: Option<PathBuf>,
     /// System message of rows that have none.
     #[arg(long)]
     system: Option<String>,
@@ -107,7 +110,7 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
     let (kind, device) = arguments.compute.start()?;
     let folder = folder(arguments)?;
     let config = ModelConfig::read(&folder)?;
-    let writer = Writer::new(&folder, &config)?;
+    let writer = Writer::new(&folder, arguments.chat_template.as_deref(), &config)?;
     let data = load(arguments, &writer, &config, &arguments.data)?;
     ensure!(!data.is_empty(), "`{}` has no row to learn from", arguments.data.display());
     let evaluation = arguments.eval.as_ref().map(|path| load(arguments, &writer, &config, path)).transpose()?;

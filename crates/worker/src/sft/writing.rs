@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use pacs_learner::Text;
 use pacs_model::ModelConfig;
 use pacs_text::{ChatTemplate, Message, Tokenizer};
@@ -19,8 +19,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(folder: &Path, config: &ModelConfig) -> Result<Self> {
-        let (tokenizer, template) = (Tokenizer::read(folder)?, ChatTemplate::read(folder)?);
+    /// The writer of the model in `folder`; `other` is a file whose template takes the place of the folder's.
+    pub(super) fn new(folder: &Path, other: Option<&Path>, config: &ModelConfig) -> Result<Self> {
+        let (tokenizer, mut template) = (Tokenizer::read(folder)?, ChatTemplate::read(folder)?);
+        if let Some(path) = other {
+            let source = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+            template = template.replaced(&source, path)?;
+        }
         Ok(Self { tokenizer, template, end_tokens: config.end_tokens.clone() })
     }
 
@@ -87,7 +92,7 @@ mod tests {
     }
 
     fn writer(folder: &Path) -> Writer {
-        Writer::new(folder, &ModelConfig::read(folder).expect("golden model")).expect("golden tokenizer")
+        Writer::new(folder, None, &ModelConfig::read(folder).expect("golden model")).expect("golden tokenizer")
     }
 
     /// What is learnt of each text, and the whole of it.
