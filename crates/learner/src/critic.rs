@@ -30,7 +30,7 @@ impl Critic {
     /// A value model that starts from `policy` and says 0 of everything.
     pub(crate) fn new(config: &ModelConfig, policy: &Parameters) -> Self {
         let parameters = Parameters::of_values(config, policy);
-        let model = Model::new(config, &parameters);
+        let model = Model::new(&config.of_values(), &parameters);
         let (optimizer, gradients) = (Optimizer::new(&parameters), model.zero_gradients());
         Self { parameters, optimizer, model, flops: Flops::new(config, 1), gradients }
     }

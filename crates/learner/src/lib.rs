@@ -8,7 +8,6 @@
 
 mod batch;
 mod checkpoint;
-mod communication;
 mod critic;
 mod gradient;
 mod metrics;

@@ -44,8 +44,6 @@ sums! {
     mismatch,
     /// Floating-point operations of the passes with a gradient.
     flops,
-    /// Bytes that ranks handed to the communicator.
-    communicated_bytes,
 }
 
 /// The largest log-prob difference is a maximum, not a sum; it travels beside them.
@@ -53,8 +51,6 @@ sums! {
 pub(crate) struct StepMetrics {
     pub(crate) sums: Sums,
     pub(crate) mismatch_max: f64,
-    /// Likewise: the most memory that a rank's process has held (bytes); 0 where that is not known.
-    pub(crate) memory_peak: f64,
     /// What the verdicts say, the same on every rank.
     pub(crate) outcomes: BTreeMap<&'static str, f64>,
     /// Time of the whole step on this rank.
@@ -122,10 +118,6 @@ impl StepMetrics {
         put("model_flops", self.sums.flops);
         if let Some(peak) = self.peak_flops {
             put("model_flops_utilisation", self.sums.flops / (peak * self.step_seconds));
-        }
-        put("communicated_bytes", self.sums.communicated_bytes);
-        if self.memory_peak > 0.0 {
-            put("memory_peak_bytes", self.memory_peak);
         }
         for (name, value) in &self.outcomes {
             put(name, *value);

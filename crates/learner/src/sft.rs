@@ -103,7 +103,6 @@ impl FineTuner {
 
     /// The gradient that [`accumulate`](Self::accumulate) or the last update has computed: flat, in the layout of the
     /// parameters.
-    #[must_use]
     pub fn gradients(&self) -> &Tensor {
         &self.gradients
     }

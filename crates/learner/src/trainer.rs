@@ -12,7 +12,6 @@ use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, f32_mut};
 
 use crate::batch::TrainBatch;
-use crate::communication::Metered;
 use crate::critic::Critic;
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
 use crate::metrics::StepMetrics;
@@ -20,7 +19,7 @@ use crate::objective::{Scored, StepObjective, UpdateObjective};
 use crate::optimizer::{Optimizer, norm};
 use crate::outcomes::outcomes;
 use crate::settings::TrainerSettings;
-use crate::work::{Flops, peak_memory};
+use crate::work::Flops;
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,8 +105,6 @@ impl Trainer {
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         let started = Instant::now();
-        let mut metered = Metered::new(collective);
-        let collective: &mut dyn Collective = &mut metered;
         let mut metrics = StepMetrics { outcomes: outcomes(&batch.index), ..StepMetrics::default() };
         let mut objective = StepObjective::new(self.settings.objective, batch)?;
         let needs = objective.needs();
@@ -122,10 +119,7 @@ impl Trainer {
         }
         self.step = batch.step;
         metrics.peak_flops = self.settings.peak_flops.map(|peak| peak * collective.world_size() as f64);
-        metrics.memory_peak = peak_memory().unwrap_or_default();
-        metrics.sums.communicated_bytes = metered.bytes;
-        metrics.seconds.insert("communication", metered.seconds);
-        exchange_metrics(&mut metrics, &mut metered)?;
+        exchange_metrics(&mut metrics, collective)?;
         metrics.step_seconds = started.elapsed().as_secs_f64();
         Ok(StepReport { metrics: metrics.named(), skipped_updates: metrics.skipped })
     }
@@ -157,7 +151,8 @@ impl Trainer {
         let (needs, started) = (objective.needs(), Instant::now());
         let held = self.reference.as_ref().map(|parameters| Model::new(&self.config, parameters));
         let places = 0..batch.sequences.len();
-        if needs.old {
+        // A step that trains the value model alone compares policies only where advantages do.
+        if needs.old && (objective.trains_policy() || needs.summaries_read_old) {
             let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
             let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries_read_old;
             // Before summaries are gathered it is not known which answers will have no advantage.
@@ -212,6 +207,9 @@ impl Trainer {
             metrics.add_seconds("value_update", started);
         }
         if !objective.trains_policy() {
+            if on_policy {
+                self.compare_one(batch, &mine, metrics);
+            }
             return Ok(());
         }
         let started = Instant::now();
@@ -422,7 +420,7 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
 
 fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) -> Result<(), CollectiveError> {
     let mut mine = metrics.sums.to_vec();
-    mine.extend([metrics.mismatch_max, metrics.memory_peak]);
+    mine.push(metrics.mismatch_max);
     let ours = mine.len();
     mine.extend(metrics.objective.to_vec());
     metrics.sums = crate::metrics::Sums::default();
@@ -430,10 +428,9 @@ fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) 
     for rank in collective.all_gather_f64(&mine)? {
         let (sums, objective) = rank.split_at(ours.min(rank.len()));
         metrics.objective.merge(&ObjectiveMetrics::from_slice(objective));
-        let Some((sums, [mismatch, memory])) = sums.split_last_chunk() else { continue };
+        let Some((maximum, sums)) = sums.split_last() else { continue };
         metrics.sums.add(sums);
-        metrics.mismatch_max = metrics.mismatch_max.max(*mismatch);
-        metrics.memory_peak = metrics.memory_peak.max(*memory);
+        metrics.mismatch_max = metrics.mismatch_max.max(*maximum);
     }
     Ok(())
 }

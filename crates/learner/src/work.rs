@@ -1,4 +1,4 @@
-//! How much a training step computes, and how much memory that took.
+//! How much a training step computes.
 
 use pacs_model::{ModelConfig, ParameterLayout};
 
@@ -51,16 +51,6 @@ impl Flops {
     }
 }
 
-/// The most memory that this process has held at a time (bytes), where the system says so.
-pub(crate) fn peak_memory() -> Option<f64> {
-    peak_of_status(&std::fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn peak_of_status(status: &str) -> Option<f64> {
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB"))?;
-    Some(kibibytes.trim().parse::<f64>().ok()? * 1024.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,11 +75,5 @@ mod tests {
         assert_eq!(flops.of(PassWork { tokens: 1.0, ..PassWork::default() }), 6.0 * weights);
         assert_eq!(flops.of(PassWork { targets: 1.0, ..PassWork::default() }), 6.0 * 384.0 * 64.0);
         assert_eq!(flops.of(PassWork { pairs: 1.0, ..PassWork::default() }), 12.0 * 3.0 * 128.0);
-    }
-
-    #[test]
-    fn the_peak_is_read_in_bytes() {
-        assert_eq!(peak_of_status("Name:\tx\nVmPeak:\t 9 kB\nVmHWM:\t    2048 kB\n"), Some(2048.0 * 1024.0));
-        assert_eq!(peak_of_status("Name:\tx\n"), None);
     }
 }

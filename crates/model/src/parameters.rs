@@ -48,7 +48,7 @@ impl Parameters {
     /// 0 at first.
     #[must_use]
     pub fn of_values(config: &ModelConfig, policy: &Self) -> Self {
-        let layout = ParameterLayout::of_values(config);
+        let layout = ParameterLayout::new(&config.of_values());
         let flat = Tensor::zeros([layout.total() as i64], (policy.flat.kind(), policy.flat.device()));
         let parameters = Self { layout, flat };
         for spec in parameters.layout.parameters() {

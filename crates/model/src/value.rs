@@ -30,7 +30,6 @@ pub fn values(model: &Model, hidden: &Tensor) -> Vec<f32> {
 ///
 /// # Panics
 /// As [`values`], and when there are not as many derivatives as rows.
-#[must_use]
 pub fn values_backward(model: &Model, hidden: &Tensor, by_value: &[f32], gradients: &Tensor) -> Tensor {
     let (m, _d) = hidden.size2().expect("hidden is a matrix");
     assert_eq!(by_value.len(), m as usize, "every row has its derivative");

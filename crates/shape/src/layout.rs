@@ -88,7 +88,7 @@ impl ParameterLayout {
     /// A layout whose every bucket divides into `ranks` equal parts, each a multiple of 64 elements.
     #[must_use]
     pub fn divided(config: &ModelConfig, ranks: usize) -> Self {
-        Self::build(config, Head::of_model(config), ranks, None)
+        Self::build(config, ranks, None)
     }
 
     /// As [`ParameterLayout::divided`], but layers take turns in `windows` places: for a model that holds the parameters
@@ -99,16 +99,11 @@ impl ParameterLayout {
     #[must_use]
     pub fn windowed(config: &ModelConfig, ranks: usize, windows: usize) -> Self {
         assert!(windows > 0, "a layer needs a place");
-        Self::build(config, Head::of_model(config), ranks, Some(windows))
+        Self::build(config, ranks, Some(windows))
     }
 
-    /// The layout of a value model: the trunk of a model, and a head of one row, `value_head.weight` `[1, D]`.
-    #[must_use]
-    pub fn of_values(config: &ModelConfig) -> Self {
-        Self::build(config, Head::Values, 1, None)
-    }
-
-    fn build(config: &ModelConfig, head: Head, ranks: usize, windows: Option<usize>) -> Self {
+    fn build(config: &ModelConfig, ranks: usize, windows: Option<usize>) -> Self {
+        let head = Head::of(config);
         let mut layout = Self {
             parameters: Vec::new(),
             leaves: Vec::new(),
@@ -239,8 +234,12 @@ enum Head {
 }
 
 impl Head {
-    fn of_model(config: &ModelConfig) -> Self {
-        if config.tie_embeddings { Self::Embedding } else { Self::Own }
+    fn of(config: &ModelConfig) -> Self {
+        match (config.estimates_values, config.tie_embeddings) {
+            (true, _) => Self::Values,
+            (false, true) => Self::Embedding,
+            (false, false) => Self::Own,
+        }
     }
 
     fn name(self) -> &'static str {

@@ -32,7 +32,7 @@ fn a_model_from_scratch_learns_and_can_be_tuned_on() {
         "--learning-rate",
         "5e-3",
         "--updates",
-        "60",
+        "100",
         "--batch",
         "12",
         "--precision",
@@ -42,7 +42,9 @@ fn a_model_from_scratch_learns_and_can_be_tuned_on() {
         "--weight-decay",
         "0",
         "--eval-every",
-        "30",
+        "50",
+        "--warmup-updates",
+        "10",
     ];
     let printed = lines(&worker(&scratch));
     let of = |event: &str| printed.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
@@ -50,8 +52,8 @@ fn a_model_from_scratch_learns_and_can_be_tuned_on() {
     let losses: Vec<f64> = of("evaluation").iter().map(|line| line["loss"].as_f64().expect("a number")).collect();
     assert_eq!(losses.len(), 3, "before, in between, after");
     assert!(losses[0] > 5.0 && losses[2] < 0.2, "{losses:?}");
-    assert_eq!(of("update").len(), 6);
-    assert_eq!(of("update")[5]["epoch"], 60.0);
+    assert_eq!(of("update").len(), 10);
+    assert_eq!(of("update")[9]["epoch"], 100.0);
 
     let config = ModelConfig::read(&out).expect("a folder that loads");
     Parameters::load(&out, &config, Kind::Float, Device::Cpu).expect("a folder that loads");
