@@ -180,6 +180,10 @@ def estimated_advantages(rows, critic, objective):
         row["advantages"] = (row["advantages"] - every.mean()) / (every.var() + 1e-8).sqrt()
 
 
+def distance(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("job", "groups", "replayed"):
@@ -230,9 +234,8 @@ def main():
     theirs = load_weights(arguments.replayed)
     ours = {name: weight.detach() for name, weight in policy.weights.items()}
     assert ours.keys() == theirs.keys(), "the folders have different parameters"
-    far = lambda other: max((ours[name] - other[name]).abs().max().item() for name in ours)
-    result = {"objective": kind, "steps": steps, "largest_difference": far(theirs), "largest_move": far(start)}
-    print(json.dumps(result))
+    result = {"largest_difference": distance(ours, theirs), "largest_move": distance(ours, start)}
+    print(json.dumps({"objective": kind, "steps": steps} | result))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ mod recorded;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use pacs_collective::HostCollective;
 use pacs_learner::{Trainer, TrainerSettings};
@@ -83,7 +83,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
         step.check(vocabulary)?;
         let number = step.number;
         let batch = step.batch(spec.batch.mini_batches as usize, spec.rollout.max_new_tokens);
-        let report = trainer.train(&batch, &mut collective).with_context(|| format!("train step {number}"))?;
+        let report = trainer.train(&batch, &mut collective).map_err(|error| anyhow!("train step {number}: {error}"))?;
         println!("{}", json!({"event": "step", "step": number, "metrics": report.metrics}));
         skipped += report.skipped_updates;
         ensure!(
