@@ -35,5 +35,5 @@ pub use policy::{
     Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, ValueOutcome,
     group_advantages,
 };
-pub use schedule::warmup;
+pub use schedule::{LearningRate, Schedule};
 pub use sequence::{Answer, SequenceInfo, TokenData};

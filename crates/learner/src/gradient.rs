@@ -3,8 +3,9 @@
 //! `T` packed tokens, `M` answer tokens of the pass, `D` width.
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
-use pacs_model::logprob::{DEFAULT_CHUNK, Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, Model, Trace, values, values_backward};
+use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
+use pacs_model::{Keep, Model, Stages, Trace, values, values_backward};
+use pacs_shape::{HEAD_CHUNK, PassShape};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
@@ -136,33 +137,57 @@ impl PassTensors {
         self.targets.len()
     }
 
-    /// Log-probs and entropies of the answer tokens, without gradient.
-    pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
+    /// Estimates of a value model of the return before each answer token.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn values<S: Stages>(&self, critic: &Model, stages: &mut S) -> Result<Vec<f32>, S::Error> {
         no_grad(|| {
-            let hidden = model.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, model));
-            self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature)
+            let mut attention = Packed::new(&self.rows, critic);
+            let hidden = critic.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
+            Ok(values(critic, &hidden.index_select(0, &self.predictors)))
+        })
+    }
+
+    /// Log-probs and entropies of the answer tokens, without gradient.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn score<S: Stages>(
+        &self,
+        model: &Model,
+        temperature: f64,
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
+        no_grad(|| {
+            let mut attention = Packed::new(&self.rows, model);
+            let hidden = model.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
+            Ok(self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature))
         })
     }
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
         let rows: Vec<(i64, i64)> = (0..).zip(self.targets.iter().copied()).collect();
-        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, DEFAULT_CHUNK);
+        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, HEAD_CHUNK);
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
 
-    /// Estimates of a value model of the return before each answer token.
-    pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
-        no_grad(|| {
-            let hidden = critic.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, critic));
-            values(critic, &hidden.index_select(0, &self.predictors))
-        })
-    }
-
-    /// Runs the trunk for a backward whose coefficients are not known yet.
-    pub(crate) fn open<'a>(&'a self, model: &Model, keep: Keep) -> OpenPass<'a> {
+    /// Runs the trunk for a backward whose coefficients are not known yet; `keep` decides what of it is kept.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn open<'a, S: Stages>(
+        &'a self,
+        model: &Model,
+        keep: impl FnOnce(&PassShape) -> Keep,
+        stages: &mut S,
+    ) -> Result<OpenPass<'a>, S::Error> {
         let attention = Packed::new(&self.rows, model);
-        OpenPass { tensors: self, trace: model.forward(&self.tokens, &self.positions, attention, keep) }
+        let (tokens, scored) = (self.tokens.numel() as u64, self.targets.len() as u64);
+        let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
+        let trace = model.forward_staged(&self.tokens, &self.positions, attention, keep, stages)?;
+        Ok(OpenPass { tensors: self, trace })
     }
 }
 
@@ -187,13 +212,17 @@ impl OpenPass<'_> {
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
     ///
     /// `coefficients`: derivatives of the loss, in the order of the targets.
-    pub(crate) fn backward(
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn backward<S: Stages>(
         self,
         model: &Model,
         coefficients: &TokenCoefficients,
         temperature: f64,
         gradients: &Tensor,
-    ) -> TokenScores {
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
         let TokenCoefficients { by_logprob, by_entropy } = coefficients;
         let targets = Targets {
             tokens: &self.tensors.targets,
@@ -201,9 +230,9 @@ impl OpenPass<'_> {
             entropy_coefficients: by_entropy,
             temperature,
         };
-        let head = head_backward(model, &self.predicting(), targets, DEFAULT_CHUNK, gradients);
-        self.trunk_backward(model, &head.by_hidden, gradients);
-        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
+        let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
+        self.trunk_backward(model, &head.by_hidden, gradients, stages)?;
+        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
     }
 
     /// Estimates of a value model, whose trunk this pass has run through.
@@ -213,18 +242,33 @@ impl OpenPass<'_> {
 
     /// Adds the gradient of a value loss to `gradients`; `by_value`: its derivative by each value, in the order of the
     /// targets.
-    pub(crate) fn values_backward(self, critic: &Model, by_value: &[f32], gradients: &Tensor) {
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn values_backward<S: Stages>(
+        self,
+        critic: &Model,
+        by_value: &[f32],
+        gradients: &Tensor,
+        stages: &mut S,
+    ) -> Result<(), S::Error> {
         let by_hidden = values_backward(critic, &self.predicting(), by_value, gradients);
-        self.trunk_backward(critic, &by_hidden, gradients);
+        self.trunk_backward(critic, &by_hidden, gradients, stages)
     }
 
     /// Adds the gradient of everything below the head; `by_predicting`: that by the rows that predict, `[M, D]`.
-    fn trunk_backward(self, model: &Model, by_predicting: &Tensor, gradients: &Tensor) {
+    fn trunk_backward<S: Stages>(
+        self,
+        model: &Model,
+        by_predicting: &Tensor,
+        gradients: &Tensor,
+        stages: &mut S,
+    ) -> Result<(), S::Error> {
         // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
         let hidden = self.trace.hidden();
         let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
         let _ = by_hidden.index_add_(0, &self.tensors.predictors, &by_predicting.to_kind(gradients.kind()));
         let by_hidden = by_hidden.to_kind(hidden.kind());
-        model.backward(self.trace, &by_hidden, gradients);
+        model.backward_staged(self.trace, &by_hidden, gradients, stages)
     }
 }

@@ -6,20 +6,26 @@
 //! the objective asks for, evaluate it on every rank, backward each sequence with its own coefficients.
 #![forbid(unsafe_code)]
 
+mod around;
 mod batch;
 mod checkpoint;
 mod critic;
 mod gradient;
+mod memory;
 mod metrics;
+mod network;
 mod objective;
 mod optimizer;
 mod outcomes;
 mod publish;
+mod segment;
 mod service;
 mod settings;
 mod sft;
+mod state;
 mod thread;
 mod trainer;
+mod wire;
 mod work;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};

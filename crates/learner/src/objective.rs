@@ -5,12 +5,12 @@ use std::ops::Range;
 use pacs_algo::{
     LogprobSums, Needs, Objective, ObjectiveError, SequenceInfo, StepSummary, TokenAdvantages, TokenData, UpdateState,
 };
-use pacs_collective::{Collective, CollectiveError};
 
 use crate::batch::{IndexEntry, TrainBatch};
 use crate::gradient::TokenCoefficients;
 use crate::metrics::StepMetrics;
 use crate::trainer::TrainError;
+use crate::wire::Wire;
 
 /// The objective at one training step, as one rank sees it.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl<'a> StepObjective<'a> {
 
     /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs and values must
     /// be set.
-    pub(crate) fn settle(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
+    pub(crate) fn settle(&mut self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         if !self.needs().summaries {
             return Ok(());
         }
@@ -102,7 +102,7 @@ impl<'a> StepObjective<'a> {
                 self.with_tokens(place, &[], |tokens| self.objective.summary(position, &self.infos[position], tokens))?;
             mine.extend([reward, mean, squares]);
         }
-        let summaries = self.gather(0..self.infos.len(), &mine, collective)?;
+        let summaries = self.gather(0..self.infos.len(), &mine, wire)?;
         let summaries: Vec<StepSummary> =
             summaries.into_iter().map(|[reward, mean, squares]| StepSummary { reward, mean, squares }).collect();
         Ok(self.set_advantages(&summaries)?)
@@ -131,7 +131,7 @@ impl<'a> StepObjective<'a> {
         &self,
         members: Range<usize>,
         scored: &[Scored],
-        collective: &mut dyn Collective,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<UpdateObjective<'_>, TrainError> {
         if !self.needs().sums {
@@ -144,7 +144,7 @@ impl<'a> StepObjective<'a> {
             let sums = self.with_tokens(*place, &new, |tokens| self.objective.sums(position, info, tokens))?;
             mine.extend([sums.new, sums.old]);
         }
-        let sums = self.gather(members.clone(), &mine, collective)?;
+        let sums = self.gather(members.clone(), &mine, wire)?;
         let sums: Vec<LogprobSums> = sums.into_iter().map(|[new, old]| LogprobSums { new, old }).collect();
         let update = self.update(members.clone(), &sums)?;
         if let UpdateState::Pacs(step) = &update.state {
@@ -168,9 +168,9 @@ impl<'a> StepObjective<'a> {
         &self,
         positions: Range<usize>,
         mine: &[f64],
-        collective: &mut dyn Collective,
-    ) -> Result<Vec<[f64; N]>, CollectiveError> {
-        let ranks = collective.all_gather_f64(mine)?;
+        wire: &mut Wire<'_>,
+    ) -> Result<Vec<[f64; N]>, TrainError> {
+        let ranks = wire.gather(mine.to_vec())?;
         let mut of_rank: Vec<_> = ranks.iter().map(|numbers| numbers.chunks_exact(N)).collect();
         let next = |position: usize| {
             let mut numbers = [f64::NAN; N];

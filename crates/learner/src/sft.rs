@@ -1,12 +1,16 @@
 //! Supervised fine-tuning: the cross entropy of chosen tokens, in the mean over the tokens of an update.
 
-use pacs_algo::warmup;
-use pacs_model::{Keep, Model, ModelConfig, Parameters};
-use pacs_spec::OptimizerSpec;
+use std::convert::Infallible;
+
+use pacs_algo::LearningRate;
+use pacs_model::{InPlace, Keep, Model, ModelConfig, Parameters};
+use pacs_shape::{Division, Sharding};
+use pacs_spec::{OptimizerSpec, WeightDecayOn};
 use pacs_torch::tch::Tensor;
 
 use crate::gradient::{PassTensors, TokenCoefficients};
-use crate::optimizer::{Optimizer, norm};
+use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
+use crate::segment::{Segment, segments};
 use crate::trainer::TrainError;
 
 /// A text to learn from.
@@ -36,8 +40,10 @@ impl Text {
 /// Settings of supervised fine-tuning.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FineTunerSettings {
-    /// AdamW, warm-up and clipping.
+    /// AdamW, schedule and clipping.
     pub optimizer: OptimizerSpec,
+    /// Updates that will be made, over which the learning rate follows its schedule.
+    pub updates: u64,
     /// Most tokens of one forward and backward; a longer text goes alone.
     pub micro_batch_tokens: usize,
 }
@@ -81,6 +87,7 @@ pub struct FineTuner {
     settings: FineTunerSettings,
     parameters: Parameters,
     optimizer: Optimizer,
+    segments: Vec<Segment>,
     model: Model,
     /// Flat float32, in the layout of the parameters.
     gradients: Tensor,
@@ -91,8 +98,15 @@ impl FineTuner {
     #[must_use]
     pub fn new(config: &ModelConfig, parameters: Parameters, settings: FineTunerSettings) -> Self {
         let model = Model::new(config, &parameters);
-        let (optimizer, gradients) = (Optimizer::new(&parameters), model.zero_gradients());
-        Self { settings, parameters, optimizer, model, gradients }
+        let gradients = model.zero_gradients();
+        let flat = &parameters.flat;
+        let optimizer = Optimizer::new(flat.numel(), flat.kind(), flat.device());
+        if let Some(master) = &optimizer.master {
+            master.shallow_clone().copy_(flat);
+        }
+        let matrices_apart = settings.optimizer.weight_decay_on == WeightDecayOn::Matrices;
+        let segments = segments(config, Division::alone(Sharding::Replicated), matrices_apart);
+        Self { settings, parameters, optimizer, segments, model, gradients }
     }
 
     /// The weights.
@@ -117,13 +131,22 @@ impl FineTuner {
     pub fn update(&mut self, texts: &[&Text]) -> Result<FineTuneReport, TrainError> {
         let loss = self.accumulate(texts);
         let spec = &self.settings.optimizer;
-        let grad_norm = norm(&self.gradients)?;
-        let learning_rate = warmup(self.optimizer.total_updates + 1, spec.warmup_updates, spec.learning_rate);
+        let grad_norm = sum_of_squares(&self.gradients)?.sqrt();
+        let rate = LearningRate {
+            base: spec.learning_rate,
+            warmup_updates: spec.warmup_updates,
+            schedule: spec.schedule,
+            final_ratio: spec.final_learning_rate_ratio,
+            updates: self.settings.updates,
+        };
+        let learning_rate = rate.at(self.optimizer.total_updates + 1);
         let skipped = !grad_norm.is_finite();
         if !skipped {
             let clip = spec.max_grad_norm > 0.0 && grad_norm > spec.max_grad_norm;
-            let scale = if clip { spec.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };
-            self.optimizer.update(spec, learning_rate, scale, &self.gradients, &mut self.parameters)?;
+            let grad_scale = if clip { spec.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };
+            let (weights, gradients) = (&self.parameters.flat, &self.gradients);
+            let of = |segment: &Segment| (segment.of(None, weights), segment.of(None, gradients));
+            self.optimizer.update(&UpdateStep { spec, learning_rate, grad_scale }, &self.segments, of)?;
         }
         Ok(FineTuneReport { loss, grad_norm, learning_rate, skipped })
     }
@@ -142,9 +165,9 @@ impl FineTuner {
             let tensors = PassTensors::of_texts(pass, self.parameters.flat.device());
             let by_logprob = vec![coefficient; tensors.targets()];
             let coefficients = TokenCoefficients { by_logprob, by_entropy: Vec::new() };
-            let open = tensors.open(&self.model, Keep::All);
-            let scores = open.backward(&self.model, &coefficients, 1.0, &self.gradients);
-            loss.add(pass, &scores.logprobs);
+            let open = in_place(tensors.open(&self.model, |_| Keep::All, &mut InPlace));
+            let scores = open.backward(&self.model, &coefficients, 1.0, &self.gradients, &mut InPlace);
+            loss.add(pass, &in_place(scores).logprobs);
         }
         loss
     }
@@ -160,7 +183,7 @@ impl FineTuner {
         let texts = with_targets(texts);
         for pass in self.passes(&texts) {
             let tensors = PassTensors::of_texts(pass, self.parameters.flat.device());
-            loss.add(pass, &tensors.score(&self.model, 1.0).logprobs);
+            loss.add(pass, &in_place(tensors.score(&self.model, 1.0, &mut InPlace)).logprobs);
         }
         loss
     }
@@ -179,6 +202,14 @@ impl FineTuner {
             passes.push(&texts[start..]);
         }
         passes
+    }
+}
+
+/// What a pass gives whose weights are all in place.
+fn in_place<T>(result: Result<T, Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(never) => match never {},
     }
 }
 

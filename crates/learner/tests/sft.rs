@@ -16,7 +16,7 @@ fn golden(name: &str) -> PathBuf {
 fn settings(learning_rate: f64, micro_batch_tokens: usize) -> FineTunerSettings {
     pacs_torch::tch::set_num_threads(1);
     let optimizer = OptimizerSpec { learning_rate, weight_decay: 0.0, ..OptimizerSpec::default() };
-    FineTunerSettings { optimizer, micro_batch_tokens }
+    FineTunerSettings { optimizer, updates: 80, micro_batch_tokens }
 }
 
 fn tuner(model: &str, kind: Kind, settings: FineTunerSettings) -> FineTuner {

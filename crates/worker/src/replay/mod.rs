@@ -74,7 +74,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
         Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
         Precision::Auto => Kind::Float,
     };
-    let mut trainer = Trainer::load(model, TrainerSettings::from(&spec), kind, device)?;
+    let mut trainer = Trainer::load(model, TrainerSettings::new(&spec, 0, 1), kind, device)?;
     let mut collective = HostCollective::alone();
     let most = arguments.steps.unwrap_or(spec.batch.steps);
     let (mut done, mut skipped) = (0, 0);
@@ -93,7 +93,8 @@ fn replay(arguments: &Arguments) -> Result<()> {
         done += 1;
     }
     ensure!(done > 0, "there is not one whole step of {} groups", spec.batch.prompts_per_step);
-    trainer.parameters().save_hf(model, out, kind)?;
+    let weights = trainer.weights(&mut collective, true)?.context("bring the weights together")?;
+    weights.save_hf(model, out, kind)?;
     println!("{}", json!({"event": "saved", "path": out, "steps": done, "precision": format!("{kind:?}")}));
     Ok(())
 }

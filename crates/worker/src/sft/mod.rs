@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pacs_data::TrainOrder;
 use pacs_learner::{FineTuner, FineTunerSettings, Text};
 use pacs_model::{ModelConfig, Parameters};
 use pacs_runtime::Exit;
-use pacs_spec::OptimizerSpec;
+use pacs_spec::{OptimizerSpec, Schedule};
 use serde_json::json;
 
 use crate::Failure;
@@ -66,6 +66,12 @@ pub(crate) struct Arguments {
     /// Updates over which the learning rate rises from 0.
     #[arg(long, default_value_t = 0)]
     warmup_updates: u64,
+    /// How the learning rate goes on behind the warm-up, until the last update.
+    #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
+    schedule: LearningRateSchedule,
+    /// Where `linear` and `cosine` end, as a share of the learning rate.
+    #[arg(long, default_value_t = 0.0)]
+    final_learning_rate_ratio: f64,
     /// Decoupled weight decay.
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f64,
@@ -100,6 +106,26 @@ pub(crate) struct Arguments {
     compute: Compute,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum LearningRateSchedule {
+    /// It stays.
+    Constant,
+    /// It falls in a line.
+    Linear,
+    /// It falls along half a wave of a cosine.
+    Cosine,
+}
+
+impl From<LearningRateSchedule> for Schedule {
+    fn from(schedule: LearningRateSchedule) -> Self {
+        match schedule {
+            LearningRateSchedule::Constant => Self::Constant,
+            LearningRateSchedule::Linear => Self::Linear,
+            LearningRateSchedule::Cosine => Self::Cosine,
+        }
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     fine_tune(arguments).context("fine-tune").map_err(Failure::config)?;
     Ok(Exit::Done)
@@ -118,7 +144,8 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
         Some(folder) => Parameters::load(folder, &config, kind, device)?,
         None => Parameters::random(&config, kind, device, i64::try_from(arguments.seed)?),
     };
-    let mut tuner = FineTuner::new(&config, parameters, settings(arguments));
+    let rows = data.len() as u64;
+    let mut tuner = FineTuner::new(&config, parameters, settings(arguments, rows_to_learn(arguments, rows)));
     train(arguments, &mut tuner, &data, evaluation.as_deref())?;
     tuner.parameters().save_hf(&folder, &arguments.out, kind)?;
     println!("{}", json!({"event": "saved", "path": arguments.out, "precision": format!("{kind:?}")}));
@@ -135,6 +162,10 @@ fn check(arguments: &Arguments) -> Result<()> {
     ensure!((0.0..=1.0).contains(&decay), "`--weight-decay` is {decay}; expected 0 to 1");
     let norm = arguments.max_grad_norm;
     ensure!(norm >= 0.0 && norm.is_finite(), "`--max-grad-norm` is {norm}; expected 0 or more");
+    let ratio = arguments.final_learning_rate_ratio;
+    ensure!((0.0..=1.0).contains(&ratio), "`--final-learning-rate-ratio` is {ratio}; expected 0 to 1");
+    let falls = arguments.schedule != LearningRateSchedule::Constant;
+    ensure!(falls || ratio == 0.0, "`--final-learning-rate-ratio` applies to `--schedule` linear and cosine only");
     let out = &arguments.out;
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("`{}` is not empty; remove it or name another `--out`", out.display());
@@ -156,15 +187,25 @@ fn folder(arguments: &Arguments) -> Result<PathBuf> {
     }
 }
 
-fn settings(arguments: &Arguments) -> FineTunerSettings {
+/// Rows that all updates take together, repeated ones counted again, of `rows` different ones.
+fn rows_to_learn(arguments: &Arguments, rows: u64) -> u64 {
+    let batch = arguments.batch as u64;
+    // The last update of whole epochs takes what is left.
+    arguments.updates.map_or(arguments.epochs.unwrap_or(1) * rows, |updates| updates * batch)
+}
+
+fn settings(arguments: &Arguments, rows_to_learn: u64) -> FineTunerSettings {
     FineTunerSettings {
         optimizer: OptimizerSpec {
             learning_rate: arguments.learning_rate,
             warmup_updates: arguments.warmup_updates,
             weight_decay: arguments.weight_decay,
             max_grad_norm: arguments.max_grad_norm,
+            schedule: arguments.schedule.into(),
+            final_learning_rate_ratio: arguments.final_learning_rate_ratio,
             ..OptimizerSpec::default()
         },
+        updates: rows_to_learn.div_ceil(arguments.batch as u64),
         micro_batch_tokens: arguments.micro_batch_tokens,
     }
 }
@@ -195,8 +236,7 @@ fn load(arguments: &Arguments, writer: &Writer, config: &ModelConfig, path: &Pat
 fn train(arguments: &Arguments, tuner: &mut FineTuner, data: &[Text], evaluation: Option<&[Text]>) -> Result<()> {
     let order = TrainOrder::new(arguments.seed, data.len(), true);
     let (rows, batch) = (data.len() as u64, arguments.batch as u64);
-    // The last update of whole epochs takes what is left.
-    let last = arguments.updates.map_or(arguments.epochs.unwrap_or(1) * rows, |updates| updates * batch);
+    let last = rows_to_learn(arguments, rows);
     let updates = last.div_ceil(batch);
     measure(tuner, 0, evaluation);
     let mut since = (Instant::now(), 0);
