@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pacs_spec::ObjectiveKind;
 
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
@@ -217,12 +218,20 @@ pub(crate) struct Run {
     /// Seed of data order and sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Train by this objective (pacs, grpo, rloo, ppo, …) with its published settings, instead of the spec's [objective].
+    #[arg(long, value_name = "KIND", value_parser = objective)]
+    pub(crate) objective: Option<ObjectiveKind>,
     /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
     /// Print progress as JSON, one object a line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn objective(name: &str) -> Result<ObjectiveKind, String> {
+    let known = ObjectiveKind::ALL.into_iter().find(|kind| kind.name() == name);
+    known.ok_or_else(|| format!("expected one of {}", ObjectiveKind::ALL.map(ObjectiveKind::name).join(", ")))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -192,11 +192,6 @@ impl Pass {
     fn holds(&self, group: u64) -> bool {
         self.rows.last().is_some_and(|row| row.group == group)
     }
-
-    /// Places of all sequences, in pass order.
-    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.rows.iter().flat_map(|row| row.answers.iter().copied())
-    }
 }
 
 #[cfg(test)]

@@ -60,9 +60,12 @@ impl Trainer {
         let mut files = Vec::new();
         let (division, writes_model) = (self.network.division, collective.rank() == 0);
         if training_state && (division.parts() > 1 || writes_model) {
-            let path = folder.join(state::file_name(division));
-            state::save(&self.network, self.step, &path)?;
-            files.push(describe(folder, &path)?);
+            let critic = self.critic.as_ref().map(|critic| (state::VALUE_MODEL, &critic.network));
+            for (prefix, network) in [(state::POLICY, &self.network)].into_iter().chain(critic) {
+                let path = folder.join(state::file_name(prefix, division));
+                state::save(network, self.step, &path)?;
+                files.push(describe(folder, &path)?);
+            }
         }
         let Some(source) = model_from else { return Ok(files) };
         if let Some(parameters) =
@@ -85,7 +88,10 @@ impl Trainer {
     /// # Errors
     /// When a file is missing, damaged, or of another model.
     pub fn restore(&mut self, folder: &Path) -> Result<(), CheckpointError> {
-        self.step = state::restore(&mut self.network, folder)?;
+        self.step = state::restore(&mut self.network, folder, state::POLICY)?;
+        if let Some(critic) = &mut self.critic {
+            state::restore(&mut critic.network, folder, state::VALUE_MODEL)?;
+        }
         Ok(())
     }
 }

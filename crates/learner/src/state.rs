@@ -18,16 +18,18 @@ use crate::checkpoint::{CheckpointError, file_error};
 use crate::network::Network;
 use crate::wire::{part, zeros};
 
-/// What the names of state files begin with.
-const PREFIX: &str = "training-state";
+/// What the names of the policy's state files begin with.
+pub(crate) const POLICY: &str = "training-state";
+/// What those of the value model begin with.
+pub(crate) const VALUE_MODEL: &str = "value-model-state";
 /// Longest header that is read.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 
 /// Name of the file that this rank writes.
-pub(crate) fn file_name(division: Division) -> String {
+pub(crate) fn file_name(prefix: &str, division: Division) -> String {
     match division.parts() {
-        1 => format!("{PREFIX}.safetensors"),
-        parts => format!("{PREFIX}-{}-of-{parts}.safetensors", division.part()),
+        1 => format!("{prefix}.safetensors"),
+        parts => format!("{prefix}-{}-of-{parts}.safetensors", division.part()),
     }
 }
 
@@ -71,10 +73,11 @@ fn joined(parts: Vec<Tensor>) -> Tensor {
     joined.to_device(Device::Cpu).contiguous()
 }
 
-/// Takes over this rank's part of the state in `folder`; returns the step that it is of.
-pub(crate) fn restore(network: &mut Network, folder: &Path) -> Result<u64, CheckpointError> {
+/// Takes over this rank's part of the state in the files of `folder` that begin with `prefix`; returns the step that it is
+/// of.
+pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Result<u64, CheckpointError> {
     let layout = ParameterLayout::new(&network.config);
-    let mut files = StateFiles::find(folder, layout.total())?;
+    let mut files = StateFiles::find(folder, prefix, layout.total())?;
     let [step, updates, total_updates] = files.counts;
     let targets = |network: &Network, tensor: &Tensor| -> Vec<Target> {
         let parts = network.optimizer_parts(tensor).into_iter().zip(network.segments());
@@ -135,13 +138,13 @@ struct StateFile {
 }
 
 impl StateFiles {
-    fn find(folder: &Path, parameters: usize) -> Result<Self, CheckpointError> {
+    fn find(folder: &Path, prefix: &str, parameters: usize) -> Result<Self, CheckpointError> {
         let entries = std::fs::read_dir(folder).map_err(|error| file_error(folder, error))?;
         let (mut files, mut counts) = (Vec::new(), None);
         for entry in entries {
             let entry = entry.map_err(|error| file_error(folder, error))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(PREFIX) && name.ends_with(".safetensors") {
+            if name.starts_with(prefix) && name.ends_with(".safetensors") {
                 let (found, ranges) = read_metadata(&entry.path())?;
                 if *counts.get_or_insert(found) != found {
                     let problem = "it is of another step than the files beside it".to_owned();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use pacs_algo::{LearningRate, ObjectiveError, ObjectiveMetrics};
+use pacs_algo::{ObjectiveError, ObjectiveMetrics};
 use pacs_collective::{Collective, CollectiveError};
 use pacs_model::{ModelConfig, ModelError, Parameters};
 use pacs_shape::Sharding;
@@ -13,15 +13,18 @@ use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::ViewError;
 use pacs_torch::tch::{Device, Kind};
 
-use crate::batch::{Pass, TrainBatch};
-use crate::gradient::{PassTensors, TokenScores};
+use crate::batch::TrainBatch;
+use crate::critic::Critic;
+use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
 use crate::memory::Memory;
 use crate::metrics::StepMetrics;
 use crate::network::{Flow, Keeping, Network, Source};
-use crate::objective::{StepObjective, UpdateObjective};
+use crate::objective::{Scored, StepObjective, UpdateObjective};
 use crate::optimizer::UpdateStep;
+use crate::outcomes::outcomes;
 use crate::settings::TrainerSettings;
 use crate::wire::Wire;
+use crate::work::Flops;
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,9 @@ pub struct Trainer {
     pub(crate) settings: TrainerSettings,
     memory: Memory,
     pub(crate) network: Network,
+    /// The value model, for objectives that have one.
+    pub(crate) critic: Option<Critic>,
+    flops: Flops,
     /// Steps done.
     pub(crate) step: u64,
 }
@@ -70,8 +76,7 @@ impl Trainer {
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let before = Memory::used(device);
         let network = Network::load(folder, keeping(&settings), kind, device)?;
-        let memory = Memory::new(&network, &settings, before);
-        Ok(Self { settings, memory, network, step: 0 })
+        Ok(Self::assemble(network, settings, before))
     }
 
     /// A trainer at step 0 of a model in memory, in the layout of [`pacs_model::ParameterLayout::new`].
@@ -80,8 +85,14 @@ impl Trainer {
         let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
         let before = Memory::used(parameters.flat.device()).saturating_sub(bytes);
         let network = Network::new(config, parameters, keeping(&settings));
+        Self::assemble(network, settings, before)
+    }
+
+    fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {
         let memory = Memory::new(&network, &settings, before);
-        Self { settings, memory, network, step: 0 }
+        let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings)));
+        let flops = Flops::new(&network.config, network.config.vocab_size);
+        Self { settings, memory, network, critic, flops, step: 0 }
     }
 
     /// All weights, where they are `wanted`; every rank of `collective` has to call this.
@@ -104,7 +115,13 @@ impl Trainer {
     /// # Errors
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
-        let mut metrics = StepMetrics::default();
+        let started = Instant::now();
+        let ranks = collective.world_size() as f64;
+        let mut metrics = StepMetrics {
+            outcomes: outcomes(&batch.index),
+            peak_flops: self.settings.peak_flops.map(|peak| peak * ranks),
+            ..StepMetrics::default()
+        };
         metrics.traffic = std::thread::scope(|scope| {
             let mut wire = Wire::start(scope, collective);
             let trained = self.train_over(batch, &mut wire, &mut metrics);
@@ -112,6 +129,7 @@ impl Trainer {
             trained.map(|()| traffic)
         })?;
         self.step = batch.step;
+        metrics.step_seconds = started.elapsed().as_secs_f64();
         let mut named = metrics.named();
         self.memory.report(self.network.device(), &mut named);
         Ok(StepReport { metrics: named, skipped_updates: metrics.skipped })
@@ -180,11 +198,14 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let (needs, started) = (objective.needs(), Instant::now());
         let places = 0..batch.sequences.len();
-        if needs.old && self.settings.old_logprobs == OldLogprobs::Learner {
+        // A step that trains the value model alone compares policies only where advantages do.
+        let compares = needs.old && (objective.trains_policy() || needs.summaries_read_old);
+        if compares && self.settings.old_logprobs == OldLogprobs::Learner {
             let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
-            let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries;
-            let needed: Vec<usize> =
-                places.clone().filter(|place| !own_forward(*place) && !objective.is_inert(*place)).collect();
+            let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries_read_old;
+            // Before summaries are gathered it is not known which answers will have no advantage.
+            let inert = |place: usize| !needs.summaries && objective.is_inert(place);
+            let needed: Vec<usize> = places.clone().filter(|place| !own_forward(*place) && !inert(*place)).collect();
             let held = !starts_on_policy && self.network.reference.is_some();
             let old = if held { Source::Reference } else { Source::Policy };
             self.score(old, batch, &needed, wire, |place, logprobs| {
@@ -201,6 +222,11 @@ impl Trainer {
             })?;
         }
         metrics.add_seconds("old_logprobs", started);
+        if let Some(critic) = &mut self.critic {
+            let (started, tokens) = (Instant::now(), self.settings.micro_batch_tokens);
+            critic.values(batch, tokens, wire, |place, values| objective.set_values(place, values))?;
+            metrics.add_seconds("values", started);
+        }
         Ok(())
     }
 
@@ -244,13 +270,21 @@ impl Trainer {
         wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
+        if let Some(critic) = &mut self.critic {
+            let (started, objective) = (Instant::now(), update.objective.on_policy(update.members.clone())?);
+            critic.update(update.batch, &update.mine, &objective, &self.settings, wire, metrics)?;
+            metrics.add_seconds("value_update", started);
+        }
+        if !update.objective.trains_policy() {
+            return self.compare_one(update, true, wire, metrics);
+        }
         let started = Instant::now();
         self.network.clear_gradients();
         if update.known {
             let objective = update.objective.on_policy(update.members.clone())?;
             let mut coefficients = Coefficients::new();
             for &place in &update.mine {
-                coefficients.insert(place, objective.coefficients(place, None, metrics)?);
+                coefficients.insert(place, objective.known(place, metrics)?);
             }
             self.backward(update, &coefficients, update.fresh, wire, metrics)?;
         } else {
@@ -282,7 +316,7 @@ impl Trainer {
                 if update.fresh {
                     metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
                 }
-                scored.push((place, logprobs.to_vec()));
+                scored.push(Scored { place, logprobs: logprobs.to_vec(), entropies: Vec::new() });
             })?;
             let objective = update.objective.gathered(update.members.clone(), &scored, wire, metrics)?;
             let coefficients = coefficients(&objective, &scored, metrics)?;
@@ -303,7 +337,12 @@ impl Trainer {
                     let (model, mut around) = self.network.forward(Source::Policy, wire);
                     let pass = tensors.open(model, keep, &mut around)?;
                     let scores = pass.score(model, temperature);
-                    scored = spans(tensors).map(|(place, range)| (place, scores.logprobs[range].to_vec())).collect();
+                    let of_span = |(place, range): (usize, Range<usize>)| Scored {
+                        place,
+                        logprobs: scores.logprobs[range.clone()].to_vec(),
+                        entropies: scores.entropies[range].to_vec(),
+                    };
+                    scored = spans(tensors).map(of_span).collect();
                     if update.fresh {
                         compare_pass(batch, tensors, &scores, metrics);
                     }
@@ -317,13 +356,12 @@ impl Trainer {
             };
             let coefficients = coefficients(objective, &scored, metrics)?;
             let coefficients = tensors.as_ref().map(|tensors| in_order(tensors, &coefficients)).unwrap_or_default();
-            let has_gradient = coefficients.iter().any(|coefficient| *coefficient != 0.0);
-            match (open, passes.get(round)) {
-                (Some(open), Some(pass)) if has_gradient => {
+            match (open, &tensors) {
+                (Some(open), Some(tensors)) if coefficients.any() => {
                     let (model, gradients, mut around) = self.network.backward(flow, wire);
                     let scores = open.backward(model, &coefficients, temperature, gradients, &mut around)?;
                     around.finish()?;
-                    count_trained(pass, &scores, metrics);
+                    self.count_trained(tensors, &scores, metrics);
                 }
                 _ => self.network.idle_backward(flow, wire)?,
             }
@@ -344,9 +382,7 @@ impl Trainer {
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
         let (batch, temperature) = (update.batch, self.settings.temperature);
-        let has_gradient = |place: &usize| {
-            coefficients.get(place).is_some_and(|values| values.iter().any(|coefficient| *coefficient != 0.0))
-        };
+        let has_gradient = |place: &usize| coefficients.get(place).is_some_and(TokenCoefficients::any);
         let trained: Vec<usize> = update.mine.iter().copied().filter(has_gradient).collect();
         let passes = batch.passes(&trained, self.settings.micro_batch_tokens);
         let rounds = self.rounds(passes.len(), wire)?;
@@ -365,7 +401,7 @@ impl Trainer {
             let (model, gradients, mut around) = self.network.backward(flow, wire);
             let scores = open.backward(model, &coefficients, temperature, gradients, &mut around)?;
             around.finish()?;
-            count_trained(pass, &scores, metrics);
+            self.count_trained(&tensors, &scores, metrics);
             if compares {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
@@ -374,6 +410,16 @@ impl Trainer {
             self.network.idle_backward(Flow::Leave, wire)?;
         }
         if compares { self.compare_one(update, trained.is_empty(), wire, metrics) } else { Ok(()) }
+    }
+
+    fn count_trained(&self, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
+        let work = tensors.work();
+        metrics.sums.trained_sequences += tensors.spans.len() as f64;
+        // The last token of an answer is trained on and predicts nothing.
+        metrics.sums.trained_tokens += work.tokens + tensors.spans.len() as f64;
+        metrics.sums.flops += self.flops.of(work);
+        metrics.sums.scored_tokens += scores.entropies.len() as f64;
+        metrics.sums.entropy += sum(&scores.entropies);
     }
 
     /// Scores the first sequence of an update that nothing else of was compared with the rollout engine, so that the
@@ -408,19 +454,13 @@ impl Trainer {
         let grad_scale = if clip { spec.max_grad_norm / (norm + 1e-6) } else { 1.0 };
         metrics.clipped += u32::from(clip);
         metrics.grad_norms.push(norm);
-        let rate = LearningRate {
-            base: spec.learning_rate,
-            warmup_updates: spec.warmup_updates,
-            schedule: spec.schedule,
-            final_ratio: spec.final_learning_rate_ratio,
-            updates: self.settings.updates,
-        };
+        let rate = self.settings.rate(spec.learning_rate);
         metrics.learning_rate = rate.at(self.network.optimizer.total_updates + 1);
         self.network.apply(&UpdateStep { spec, learning_rate: metrics.learning_rate, grad_scale }, wire)
     }
 }
 
-fn keeping(settings: &TrainerSettings) -> Keeping {
+pub(crate) fn keeping(settings: &TrainerSettings) -> Keeping {
     let decays_matrices_only = settings.optimizer.weight_decay_on == WeightDecayOn::Matrices;
     Keeping { division: settings.division, decays_matrices_only }
 }
@@ -451,24 +491,26 @@ impl Update<'_> {
 }
 
 /// Coefficients of the answer tokens of sequences, by place.
-type Coefficients = HashMap<usize, Vec<f32>>;
+type Coefficients = HashMap<usize, TokenCoefficients>;
 
 fn coefficients(
     update: &UpdateObjective<'_>,
-    scored: &[(usize, Vec<f32>)],
+    scored: &[Scored],
     metrics: &mut StepMetrics,
 ) -> Result<Coefficients, ObjectiveError> {
-    let of = |(place, new): &(usize, Vec<f32>)| Ok((*place, update.coefficients(*place, Some(new), metrics)?));
+    let of = |scored: &Scored| Ok((scored.place, update.coefficients(scored, metrics)?));
     scored.iter().map(of).collect()
 }
 
-/// Coefficient of every answer token of a pass.
-fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> Vec<f32> {
-    tensors.spans.iter().flat_map(|(place, _)| coefficients[place].iter().copied()).collect()
+/// Coefficients of every answer token of a pass.
+fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> TokenCoefficients {
+    let mut all = TokenCoefficients::default();
+    tensors.spans.iter().for_each(|(place, _)| all.append(&coefficients[place]));
+    all
 }
 
 /// Each sequence's place with its range among the pass's answer tokens.
-fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
+pub(crate) fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
     tensors.spans.iter().scan(0, |start, &(place, tokens)| {
         let range = *start..*start + tokens;
         *start = range.end;
@@ -478,13 +520,6 @@ fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<
 
 fn sum(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value)).sum()
-}
-
-fn count_trained(pass: &Pass, scores: &TokenScores, metrics: &mut StepMetrics) {
-    metrics.sums.trained_sequences += pass.places().count() as f64;
-    metrics.sums.trained_tokens += pass.tokens as f64;
-    metrics.sums.scored_tokens += scores.entropies.len() as f64;
-    metrics.sums.entropy += sum(&scores.entropies);
 }
 
 fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {

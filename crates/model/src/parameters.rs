@@ -44,6 +44,21 @@ impl Parameters {
         parameters
     }
 
+    /// Parameters of a value model that starts from `policy`: its trunk, and a head that is zero, so that every value is
+    /// 0 at first.
+    #[must_use]
+    pub fn of_values(config: &ModelConfig, policy: &Self) -> Self {
+        let layout = ParameterLayout::new(&config.of_values());
+        let flat = Tensor::zeros([layout.total() as i64], (policy.flat.kind(), policy.flat.device()));
+        let parameters = Self { layout, flat };
+        for spec in parameters.layout.parameters() {
+            if policy.layout.find(&spec.name).is_some() {
+                parameters.view(&spec.name).copy_(&policy.view(&spec.name));
+            }
+        }
+        parameters
+    }
+
     /// Reads the safetensors files of a Hugging Face folder, converting to `kind`.
     ///
     /// Every parameter must be there with the configured shape, and nothing else. Two leftovers of published

@@ -160,13 +160,8 @@ impl Check {
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
         let kind = objective.kind;
-        let served = || ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Ppo);
-        if kind == ObjectiveKind::Ppo {
-            let message = format!("needs a value model, which learners do not train; expected {}", quoted(served()));
-            self.that(false, "objective.kind", "\"ppo\"", message, &[]);
-        }
         for (key, value) in objective.ignored() {
-            let users = quoted(served().filter(|kind| kind.uses(&key)));
+            let users = quoted(ObjectiveKind::ALL.into_iter().filter(|kind| kind.uses(&key)));
             let message = format!("`{}` would ignore it; it is for {users}", kind.name());
             self.that(false, &format!("objective.{key}"), value, message, &["objective.kind"]);
         }
@@ -200,13 +195,21 @@ impl Check {
             ("clip_high", objective.clip_high, 0.0..=1000.0),
             ("kl_coefficient", objective.kl_coefficient, 0.0..=10.0),
             ("importance_cap", objective.importance_cap, 1.0..=1000.0),
+            ("entropy_coefficient", objective.entropy_coefficient, 0.0..=10.0),
+            ("lambda", objective.lambda, 0.0..=1.0),
         ] {
             if let Some(value) = value {
                 self.range(&at(key), value, bounds);
             }
         }
-        if let Some(gamma) = objective.gamma {
-            self.above_zero(&at("gamma"), gamma, 1.0);
+        for (key, value, most) in [
+            ("gamma", objective.gamma, 1.0),
+            ("value_clip", objective.value_clip, 1000.0),
+            ("critic_learning_rate", objective.critic_learning_rate, 1.0),
+        ] {
+            if let Some(value) = value {
+                self.above_zero(&at(key), value, most);
+            }
         }
         if let Some(dual) = objective.dual_clip {
             let holds = dual == 0.0 || (dual > 1.0 && dual <= 1000.0);
@@ -285,6 +288,15 @@ impl Check {
             let also = &["batch.prompts_per_step", "batch.mini_batches", "rollout.samples_per_prompt"];
             self.that(u64::from(learners) <= sequences, "resources.learners", learners, message, also);
         }
+        let divided = spec.resources.sharding == Sharding::ShardAll;
+        let message =
+            "expected \"replicated\" or \"shard_optimizer\": the objective's value model is not divided further";
+        self.that(!(needs.values && divided), "resources.sharding", "\"shard_all\"", message, &["objective.kind"]);
+        if let Some(warmup) = spec.objective.critic_warmup_steps {
+            let message =
+                format!("expected fewer than `batch.steps` ({}), else the policy is never trained", batch.steps);
+            self.that(warmup < batch.steps, "objective.critic_warmup_steps", warmup, message, &["batch.steps"]);
+        }
     }
 
     fn services(&mut self, spec: &JobSpec) {
@@ -298,6 +310,10 @@ impl Check {
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);
+        if let Some(peak) = spec.resources.peak_flops {
+            let holds = (1e6..=1e18).contains(&peak);
+            self.that(holds, "resources.peak_flops", format!("{peak:e}"), "expected 1e6 to 1e18", &[]);
+        }
     }
 
     fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, bounds: RangeInclusive<T>) {

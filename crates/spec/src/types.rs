@@ -453,6 +453,9 @@ pub struct ResourcesSpec {
     /// Memory that one learner rank may use, in GiB. Activations that do not fit are computed again in the backward.
     /// Default 0: what the device has. At most 1,000,000.
     pub learner_memory_gib: f64,
+    /// Floating-point operations a second that one learner rank's device is capable of in the job's precision; with it
+    /// every step reports `model_flops_utilisation`. Default: none, 1e6 to 1e18.
+    pub peak_flops: Option<f64>,
 }
 
 impl Default for ResourcesSpec {
@@ -465,6 +468,7 @@ impl Default for ResourcesSpec {
             device: DeviceKind::Cpu,
             sharding: Sharding::Replicated,
             learner_memory_gib: 0.0,
+            peak_flops: None,
         }
     }
 }

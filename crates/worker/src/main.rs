@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compute;
 mod import;
+mod replay;
 mod role;
 mod score;
+mod sft;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,10 @@ enum Command {
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
+    /// Trains on recorded groups.
+    Replay(replay::Arguments),
+    /// Fine-tunes a model on written answers, or trains a small one from scratch.
+    Sft(sft::Arguments),
     /// Writes the log-prob of every token of given answers.
     Score(score::Arguments),
 }
@@ -48,6 +55,8 @@ fn main() -> ExitCode {
         Command::Learner(arguments) => role::learner(arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Sft(arguments) => sft::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
     };
     match result {

@@ -170,11 +170,13 @@ impl Driver {
                 continue;
             }
             let problem = self.problem(*group);
+            let mut prompt_tokens = problem.prompt_tokens.clone();
             samples.extend(judged.into_iter().map(|(index, sample, verdict)| ArchivedSample {
                 group: *group,
                 index,
                 question: problem.question.clone(),
                 gold: problem.answer.clone(),
+                prompt_tokens: std::mem::take(&mut prompt_tokens),
                 sample,
                 verdict,
             }));

@@ -1,7 +1,7 @@
 //! Weights, gradients and optimizer state may be divided among ranks: nothing changes but where they are.
 
 use crate::support::{assert_close, descent, golden, on_ranks, settings, share, trainer, weights, whole_batch};
-use pacs_algo::{Clip, KlKind, KlPenalty, KlPlace, Objective, PolicyConfig, grpo};
+use pacs_algo::{Clip, KlKind, KlPenalty, KlPlace, Objective, PolicyConfig, grpo, ppo};
 use pacs_collective::HostCollective;
 use pacs_learner::TrainerSettings;
 use pacs_shape::{Division, Sharding};
@@ -52,6 +52,16 @@ fn every_division_gives_the_same_weights_packed_or_not_kept_or_recomputed() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_value_model_is_divided_as_the_policy_is() {
+    let settings = TrainerSettings { objective: Objective::Policy(ppo()), critic_learning_rate: 0.05, ..descent() };
+    let reference = train("qwen3", 1, &settings);
+    for ranks in 1..=3 {
+        let weights = train("qwen3", ranks, &divided(Sharding::ShardOptimizer, &settings));
+        assert_close(&weights, &reference, 1e-5, &format!("{ranks} ranks"));
     }
 }
 

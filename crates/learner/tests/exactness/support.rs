@@ -33,6 +33,7 @@ pub(crate) fn settings() -> TrainerSettings {
         objective: Objective::Pacs(PACS),
         reference_reset_steps: 1,
         reset_optimizer: false,
+        critic_learning_rate: 2e-5,
         // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
         // zero becomes a difference in proportion to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
@@ -42,6 +43,7 @@ pub(crate) fn settings() -> TrainerSettings {
         old_logprobs: OldLogprobs::Learner,
         division: Division::alone(Sharding::Replicated),
         memory_bytes: None,
+        peak_flops: None,
     }
 }
 

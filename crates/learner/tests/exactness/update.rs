@@ -5,7 +5,8 @@ use std::path::Path;
 
 use pacs_algo::{
     AdvantageEstimator, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty, KlPlace,
-    Objective, PacsConfig, PolicyConfig, dapo, dr_grpo, grpo, gspo, reinforce_pp, reinforce_pp_baseline, rloo,
+    Objective, PacsConfig, PolicyConfig, ValueConfig, dapo, dr_grpo, grpo, gspo, ppo, reinforce_pp,
+    reinforce_pp_baseline, rloo,
 };
 use pacs_collective::HostCollective;
 use pacs_learner::{TrainBatch, Trainer, TrainerSettings};
@@ -47,7 +48,8 @@ fn train_and_report(
             let batch = share(whole_batch(step, mini_batches), rank, ranks);
             metrics = trainer.train(&batch, collective).expect("trains").metrics;
         }
-        metrics.retain(|name, _| !["seconds_", "memory_", "communication_"].iter().any(|own| name.starts_with(own)));
+        let own = |name: &str| ["seconds_", "memory_", "communication_"].iter().any(|own| name.starts_with(own));
+        metrics.retain(|name, _| !own(name) && !name.ends_with("_per_second"));
         (weights(&mut trainer, collective), metrics)
     });
     for (weights, metrics) in &ranks[1..] {
@@ -94,6 +96,17 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
     let importance =
         Some(ImportanceWeights { level: ImportanceLevel::Token, mode: ImportanceMode::Truncate, cap: 1.2 });
     let discounted = AdvantageEstimator::ReinforcePp { gamma: 0.9 };
+    let estimated = AdvantageEstimator::Gae { gamma: 0.99, lambda: 0.9 };
+    let values = |clip| ppo().value.map(|value| ValueConfig { clip, ..value });
+    let everything = PolicyConfig {
+        advantage: estimated,
+        kl: kl(KlPlace::Reward),
+        importance,
+        entropy: 0.1,
+        mask_truncated: true,
+        value: values(0.5).map(|value| ValueConfig { warmup_steps: 2, ..value }),
+        ..ppo()
+    };
     vec![
         ("grpo", PolicyConfig { clip, ..grpo() }, "ratio_clipped_share"),
         ("dr_grpo", dr_grpo(12.0), "advantage_std"),
@@ -106,12 +119,16 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
         ("grpo with a penalty", PolicyConfig { kl: kl(KlPlace::Loss), ..grpo() }, "reference_kl"),
         ("reinforce_pp with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..reinforce_pp() }, "reference_kl"),
         ("rloo with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..rloo() }, "reference_kl"),
+        ("grpo with a bonus", PolicyConfig { entropy: 0.5, ..grpo() }, "policy_kl_k3"),
+        ("ppo", PolicyConfig { advantage: estimated, value: values(0.05), ..ppo() }, "value_clipped_share"),
+        ("ppo with everything", everything, "value_explained_variance"),
     ]
 }
 
 /// Moves far enough in a step for ratios to be clipped.
 fn far(objective: PolicyConfig) -> TrainerSettings {
-    TrainerSettings { objective: Objective::Policy(objective), reference_reset_steps: 0, ..descent() }
+    let objective = Objective::Policy(objective);
+    TrainerSettings { objective, reference_reset_steps: 0, critic_learning_rate: 0.05, ..descent() }
 }
 
 #[test]
@@ -135,7 +152,18 @@ fn every_objective_is_exact_under_ranks_and_passes() {
 
 /// Metrics of the objective itself. The others say which answers had a forward, which depends on the passes.
 fn of_objective(metric: &str) -> bool {
-    let prefixes = ["loss", "grad_norm", "ratio_", "policy_kl", "advantage_", "masked_", "importance_", "reference_kl"];
+    let prefixes = [
+        "loss",
+        "grad_norm",
+        "ratio_",
+        "policy_kl",
+        "advantage_",
+        "masked_",
+        "importance_",
+        "reference_kl",
+        "value_",
+        "return_",
+    ];
     prefixes.iter().any(|prefix| metric.starts_with(prefix))
 }
 
@@ -271,7 +299,7 @@ mod plain {
         let positions = Tensor::from_slice(&packed_positions(&rows));
         let trace = model.forward(&Tensor::from_slice(&tokens), &positions, Packed::new(&rows, model), Keep::All);
         let (start, length) = (prompt.len() as i64 - 1, answer.len() as i64);
-        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients, temperature };
+        let targets = Targets { tokens: &tokens[prompt.len()..], coefficients, entropy_coefficients: &[], temperature };
         let head = head_backward(model, &trace.hidden().narrow(0, start, length), targets, 7, gradients);
         let by_hidden = trace.hidden().zeros_like();
         by_hidden.narrow(0, start, length).copy_(&head.by_hidden);
@@ -284,7 +312,14 @@ fn a_restored_trainer_goes_on_bit_for_bit() {
     let long = TrainerSettings { reference_reset_steps: 2, ..settings() };
     let kl = Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place: KlPlace::Loss });
     let penalised = far(PolicyConfig { kl, ..grpo() });
-    for (kind, settings) in [(Kind::Float, &long), (Kind::BFloat16, &long), (Kind::Float, &penalised)] {
+    let valued = far(ppo());
+    for (kind, settings) in [
+        (Kind::Float, &long),
+        (Kind::BFloat16, &long),
+        (Kind::Float, &penalised),
+        (Kind::Float, &valued),
+        (Kind::BFloat16, &valued),
+    ] {
         restores_bit_for_bit(kind, settings);
     }
 }
@@ -298,7 +333,7 @@ fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
         whole.train(&whole_batch(step, 2), &mut collective).expect("trains");
         if step == 3 {
             let files = whole.save(folder.path(), true, None, &mut collective).expect("saves");
-            assert_eq!(files.len(), 1);
+            assert_eq!(files.len(), 1 + usize::from(long.objective.needs().values));
         }
     }
     let mut resumed = load();

@@ -198,14 +198,14 @@ fn settings_that_an_objective_would_ignore_are_refused() {
             4 problems in job spec `job.toml`
               line 8: objective.beta = 2.0: `grpo` would ignore it; it is for `pacs`
               line 9: objective.clip_low = 1.5: expected 0 to 1
-              line 10: objective.gamma = 0.9: `grpo` would ignore it; it is for `reinforce_pp`
+              line 10: objective.gamma = 0.9: `grpo` would ignore it; it is for `reinforce_pp`, `ppo`
               line 11: objective.dual_clip = 0.5: expected above 1, at most 1000, or 0 for no bound"#]],
     );
     refused(
         &with("objective.clip_high = 0.28"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
     );
     refused(
         &with("[objective]\nkind = 'gspo'\nkl_kind = 'k2'\nreference_reset_steps = 5\nimportance_cap = 3"),
@@ -222,10 +222,31 @@ fn settings_that_an_objective_would_ignore_are_refused() {
           line 8: objective.reference_reset_steps: has no effect: `objective.reward_method` = "mean_logprob" compares with no reference"#]],
     );
     refused(
-        &with("objective.kind = 'ppo'"),
+        &with("objective.entropy_coefficient = 0.01"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.kind = "ppo": needs a value model, which learners do not train; expected `pacs`, `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+              line 6: objective.entropy_coefficient = 0.01: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
+    );
+    refused(
+        &with("[objective]\nkind = 'grpo'\nlambda = 0.9\nvalue_clip = 0.2\ncritic_warmup_steps = 1"),
+        expect![[r#"
+            3 problems in job spec `job.toml`
+              line 8: objective.lambda = 0.9: `grpo` would ignore it; it is for `ppo`
+              line 9: objective.value_clip = 0.2: `grpo` would ignore it; it is for `ppo`
+              line 10: objective.critic_warmup_steps = 1: `grpo` would ignore it; it is for `ppo`"#]],
+    );
+    refused(
+        &with(
+            "[objective]\nkind = 'ppo'\nlambda = 1.5\nvalue_clip = 0.0\ncritic_learning_rate = 2.0\n\
+             critic_warmup_steps = 300\nentropy_coefficient = -1.0",
+        ),
+        expect![[r#"
+            5 problems in job spec `job.toml`
+              line 8: objective.lambda = 1.5: expected 0 to 1
+              line 9: objective.value_clip = 0: expected above 0, at most 1000
+              line 10: objective.critic_learning_rate = 2: expected above 0, at most 1
+              line 11: objective.critic_warmup_steps = 300: expected fewer than `batch.steps` (300), else the policy is never trained
+              line 12: objective.entropy_coefficient = -1: expected 0 to 10"#]],
     );
     refused(
         &with("objective.kind = 'rloo'\nrollout.samples_per_prompt = 1"),

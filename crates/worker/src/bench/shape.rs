@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use pacs_model::{ModelConfig, Parameters};
 use pacs_torch::tch::{Device, Kind};
+
+use crate::compute::Compute;
 
 /// Which model, where.
 #[derive(Debug, Args)]
@@ -16,29 +18,8 @@ pub(crate) struct Arguments {
     /// Take only the shape from the folder's config.json; weights are random, and no others need be there.
     #[arg(long)]
     random_weights: bool,
-    /// Kind to compute in.
-    #[arg(long, value_enum, default_value_t = Precision::Auto)]
-    precision: Precision,
-    /// Where tensors live.
-    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
-    device: DeviceKind,
-    /// Threads of libtorch; 0: one a core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Precision {
-    /// bfloat16 where the hardware multiplies it, else float32.
-    Auto,
-    Float32,
-    Bfloat16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum DeviceKind {
-    Cpu,
-    Cuda,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// A model ready to be measured.
@@ -51,14 +32,9 @@ pub(crate) struct Subject {
 
 impl Arguments {
     pub(crate) fn subject(&self) -> Result<Subject> {
-        let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads)?;
+        let (kind, device) = self.compute.start()?;
         let name = || format!("load model `{}`", self.model.display());
         let config = ModelConfig::read(&self.model).with_context(name)?;
-        let kind = match self.precision {
-            Precision::Bfloat16 => Kind::BFloat16,
-            Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
-            Precision::Auto | Precision::Float32 => Kind::Float,
-        };
         let parameters = if self.random_weights {
             Parameters::random(&config, kind, device, 1)
         } else {
