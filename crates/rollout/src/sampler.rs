@@ -1,6 +1,6 @@
 //! From logits to tokens. `B` rows, `V` vocabulary.
 
-use pacs_torch::tch::{Kind, TchError, Tensor};
+use pacs_torch::tch::{Device, Kind, TchError, Tensor};
 use pacs_torch::{DrawOptions, Filters, can_draw, draw};
 
 /// What one row of the batch wants.
@@ -32,8 +32,9 @@ pub(crate) struct Sampled {
 /// `logits`: `[B, V]`, any float kind, on any device.
 pub(crate) fn sample(logits: &Tensor, rows: &[RowSampling]) -> Result<Sampled, TchError> {
     if !can_draw(logits) {
-        // Float32 before anything is reduced: bfloat16 loses the tail.
-        return sample_by_tensors(logits, rows, Kind::Float);
+        // Float32 at least before anything is reduced: bfloat16 loses the tail.
+        let kind = if logits.device() == Device::Cpu { Kind::Double } else { Kind::Float };
+        return sample_by_tensors(logits, rows, kind);
     }
     let options: Vec<DrawOptions> = rows
         .iter()
@@ -127,7 +128,7 @@ fn keep(probabilities: &Tensor, rows: &[RowSampling]) -> Result<Option<Tensor>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_torch::tch::{Device, manual_seed};
+    use pacs_torch::tch::manual_seed;
     use pacs_types::mix;
 
     /// A way of sampling.

@@ -76,6 +76,38 @@ fn load_cuda() -> Result<(), DeviceError> {
     Err(DeviceError::NoCudaLibrary(problem))
 }
 
+/// Bytes of memory that computing on `device` can count on: all of the host's, or what is free on the GPU now. `None` when
+/// the system does not say.
+#[must_use]
+pub fn memory_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(_) => free_cuda_bytes(),
+        _ => host_bytes(),
+    }
+}
+
+fn host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Asks the CUDA runtime that libtorch brought into the process.
+fn free_cuda_bytes() -> Option<u64> {
+    type MemGetInfo = unsafe extern "C" fn(free: *mut usize, total: *mut usize) -> libc::c_int;
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: dlsym is called with a valid string; a symbol of this name is that function, which writes two numbers.
+    let status = unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"cudaMemGetInfo".as_ptr());
+        if symbol.is_null() {
+            return None;
+        }
+        std::mem::transmute::<*mut libc::c_void, MemGetInfo>(symbol)(&raw mut free, &raw mut total)
+    };
+    (status == 0).then_some(free as u64)
+}
+
 /// Whether `device` multiplies bfloat16 in hardware, so that computing in it is faster than in float32.
 #[must_use]
 pub fn multiplies_bf16(device: Device) -> bool {

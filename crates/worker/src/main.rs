@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compute;
+mod generate;
 mod import;
 mod role;
 mod score;
@@ -35,6 +37,8 @@ enum Command {
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
+    /// Generates samples for prompts of a JSONL file, with log-probs.
+    Generate(generate::Arguments),
     /// Writes the log-prob of every token of given answers.
     Score(score::Arguments),
 }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Learner(arguments) => role::learner(arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
     };
     match result {
