@@ -19,6 +19,25 @@ pub trait Collective: Send {
     /// When a rank is lost or late, calls something else, or the communicator was aborted.
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
 
+    /// Adds up `data` over all ranks and leaves the `r`-th of `world_size` equal parts of the sum with rank `r`; its
+    /// other parts are undefined afterwards.
+    ///
+    /// The part has the same bits as [`Collective::all_reduce_sum`] of the same buffer would give it on the `host`
+    /// backend. NCCL promises that for no two operations; there it is equal up to rounding.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`], and when the length is no multiple of the world size.
+    fn reduce_scatter_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Fills in the other ranks' parts of `data`: the `r`-th of `world_size` equal parts is rank `r`'s. Only this rank's
+    /// part has to be valid before, all of them are afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`], and when the length is no multiple of the world size.
+    fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError>;
+
     /// Returns what each rank passed, by rank. Lengths may differ.
     ///
     /// # Errors

@@ -11,8 +11,12 @@ pub enum Operation {
     Connect,
     /// [`crate::Collective::all_reduce_sum`].
     AllReduceSum,
-    /// [`crate::Collective::all_gather_f64`].
+    /// [`crate::Collective::reduce_scatter_sum`].
+    ReduceScatterSum,
+    /// [`crate::Collective::all_gather`].
     AllGather,
+    /// [`crate::Collective::all_gather_f64`].
+    AllGatherF64,
     /// [`crate::Collective::broadcast`].
     Broadcast,
     /// [`crate::Collective::barrier`].
@@ -20,14 +24,24 @@ pub enum Operation {
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Connect, Self::AllReduceSum, Self::AllGather, Self::Broadcast, Self::Barrier];
+    /// By code.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::AllReduceSum,
+        Self::ReduceScatterSum,
+        Self::AllGather,
+        Self::AllGatherF64,
+        Self::Broadcast,
+        Self::Barrier,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::AllReduceSum => "all_reduce_sum",
+            Self::ReduceScatterSum => "reduce_scatter_sum",
             Self::AllGather => "all_gather",
+            Self::AllGatherF64 => "all_gather_f64",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
         }

@@ -3,8 +3,8 @@ use std::path::Path;
 use pacs_torch::tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
-use crate::layout::{EMBEDDING, LM_HEAD};
 use crate::{ModelConfig, ModelError, ParameterLayout};
+use pacs_shape::{EMBEDDING, LM_HEAD};
 
 /// All parameters of a model in one flat buffer.
 #[derive(Debug)]

@@ -105,6 +105,15 @@ impl HostCollective {
         result.map_err(|fault| self.fail(operation, fault))
     }
 
+    /// Refuses a buffer that does not fall into equal parts.
+    fn check_parts(&self, operation: Operation, length: usize) -> Result<(), CollectiveError> {
+        if length.is_multiple_of(self.world_size) {
+            return Ok(());
+        }
+        let kind = ErrorKind::Invalid(format!("{length} elements do not fall into {} equal parts", self.world_size));
+        Err(self.fail(operation, Fault::own(kind)))
+    }
+
     /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
     fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
         let Fault { peer, kind } = match self.abort.reason() {
@@ -130,14 +139,24 @@ impl Collective for HostCollective {
         self.call(Operation::AllReduceSum, data.len(), |ring, call| ring.all_reduce_sum(call, data))
     }
 
+    fn reduce_scatter_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.check_parts(Operation::ReduceScatterSum, data.len())?;
+        self.call(Operation::ReduceScatterSum, data.len(), |ring, call| ring.reduce_scatter_sum(call, data))
+    }
+
+    fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError> {
+        self.check_parts(Operation::AllGather, data.len())?;
+        self.call(Operation::AllGather, data.len(), |ring, call| ring.all_gather(call, data))
+    }
+
     fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
         if size_of_val(mine) > FREE_LENGTH_LIMIT {
             let kind = ErrorKind::Invalid(format!("{} numbers are too many to gather", mine.len()));
-            return Err(self.fail(Operation::AllGather, Fault::own(kind)));
+            return Err(self.fail(Operation::AllGatherF64, Fault::own(kind)));
         }
         let mut blocks = vec![Vec::new(); self.world_size];
         blocks[self.rank] = mine.to_vec();
-        self.call(Operation::AllGather, 0, |ring, call| ring.all_gather(call, &mut blocks))?;
+        self.call(Operation::AllGatherF64, 0, |ring, call| ring.all_gather_f64(call, &mut blocks))?;
         Ok(blocks)
     }
 
