@@ -109,7 +109,11 @@ fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sende
         let idle = engine.as_ref().is_none_or(Engine::is_idle);
         if let Some(engine) = engine.as_ref().filter(|engine| idle && engine.counts().preemptions > told) {
             let EngineCounts { preemptions, recomputed_tokens, .. } = engine.counts();
-            tracing::info!(preemptions, recomputed_tokens, "the cache was full: samples had to wait and were computed again");
+            tracing::info!(
+                preemptions,
+                recomputed_tokens,
+                "the cache was full: samples had to wait and were computed again"
+            );
             told = preemptions;
         }
         let next = if idle { inbox.recv().ok() } else { None };

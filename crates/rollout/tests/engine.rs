@@ -22,6 +22,8 @@ fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
 }
 
 fn engine_with(name: &str, options: EngineOptions, end_tokens: bool) -> Engine {
+    // Operations of so small a model are slower on several threads.
+    pacs_torch::tch::set_num_threads(1);
     let folder = golden(name);
     let mut config = ModelConfig::read(&folder).expect("golden model");
     if !end_tokens {
