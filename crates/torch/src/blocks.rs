@@ -96,7 +96,7 @@ pub fn attend_blocks(q: &Tensor, keys: &Tensor, values: &Tensor, rows: &[BlockRo
     let shape = Shape::of(keys, values);
     let (batch, heads, head_dim) = q.size3().expect("queries are [B, N, H]");
     assert!(
-        head_dim as usize == shape.head_dim && heads as usize % shape.kv_heads == 0,
+        head_dim as usize == shape.head_dim && (heads as usize).is_multiple_of(shape.kv_heads),
         "the blocks are of other heads"
     );
     assert!(batch as usize == rows.len(), "{batch} queries for {} rows", rows.len());
