@@ -1,5 +1,6 @@
 //! `pacs-worker bench`: measurements that print one JSON object a line.
 
+mod collective;
 mod decode;
 mod rollout;
 mod shape;
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Decode(decode::DecodeArguments),
     /// Prefill passes.
     Prefill(decode::PrefillArguments),
+    /// Bandwidth between learner ranks, by operation and size; names a slow rank.
+    Collective(collective::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
@@ -30,6 +33,7 @@ pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
         Command::Rollout(arguments) => rollout::run(arguments),
         Command::Decode(arguments) => decode::decode(arguments),
         Command::Prefill(arguments) => decode::prefill(arguments),
+        Command::Collective(arguments) => collective::run(arguments),
     };
     result.map_err(Failure::config)?;
     Ok(Exit::Done)
