@@ -115,7 +115,7 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
     let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
     let setup = Setup::read(&spec, options.cuda, options.threads).map_err(|error| config(error.to_string()))?;
     let scratch = Scratch::create().map_err(|error| config(format!("create scratch folder: {error}")))?;
-    let rows = setup.limits.rows;
+    let rows = setup.options.rows;
     let (thread, outputs) = EngineThread::start(setup);
     let (in_flight_sender, in_flight) = watch::channel(0usize);
     let client = RolloutServiceClient::new(membership.channel.clone())

@@ -156,6 +156,12 @@ impl Check {
         let message = format!("expected {group} or more: a worker takes a group of samples as a whole");
         let also = &["rollout.samples_per_prompt", "evaluation"];
         self.that(room >= group, "rollout.max_concurrent_samples", room, message, also);
+
+        let longest = spec.data.max_prompt_tokens as u64 + u64::from(rollout.max_new_tokens);
+        let holds = rollout.cache_tokens == 0 || (longest..=1_000_000_000).contains(&rollout.cache_tokens);
+        let message = format!("expected {longest} (the longest prompt and answer) to 1000000000, or 0");
+        let also = &["data.max_prompt_tokens", "rollout.max_new_tokens"];
+        self.that(holds, "rollout.cache_tokens", rollout.cache_tokens, message, also);
     }
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {

@@ -256,6 +256,25 @@ pub struct RolloutSpec {
     pub stop: Vec<String>,
     /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
     pub max_concurrent_samples: u32,
+    /// Tokens that the KV cache of one rollout worker holds; a prompt counts once for all its samples. When it is full,
+    /// the youngest sample waits and is computed again. Default 0: `max_concurrent_samples` of the longest prompt and
+    /// answer, or what fits into 40 % of the host's memory. At least one longest prompt and answer, at most
+    /// 1,000,000,000.
+    pub cache_tokens: u64,
+    /// What computes: `auto` (default), the fastest there is, or `reference`, libtorch's own operations on one sequence at
+    /// a time: slow, but a sample does not depend on what else runs, to the last bit.
+    pub kernels: Kernels,
+}
+
+/// What computes the passes of generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernels {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// libtorch's own operations, one sequence at a time.
+    Reference,
 }
 
 impl Default for RolloutSpec {
@@ -269,6 +288,8 @@ impl Default for RolloutSpec {
             min_p: 0.0,
             stop: Vec::new(),
             max_concurrent_samples: 256,
+            cache_tokens: 0,
+            kernels: Kernels::Auto,
         }
     }
 }

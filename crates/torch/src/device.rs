@@ -94,6 +94,23 @@ fn load_cuda() -> Result<(), DeviceError> {
     Err(DeviceError::NoCudaLibrary(problem))
 }
 
+/// Bytes of memory that computing on `device` can count on: all of the host's, or what is free on the GPU now. `None` when
+/// the system does not say.
+#[must_use]
+pub fn memory_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(_) => device_memory(device).map(|(free, _)| free),
+        _ => host_bytes(),
+    }
+}
+
+fn host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 /// Whether `device` multiplies bfloat16 in hardware, so that computing in it is faster than in float32.
 #[must_use]
 pub fn multiplies_bf16(device: Device) -> bool {

@@ -3,6 +3,7 @@
 
 mod bench;
 mod compute;
+mod generate;
 mod import;
 mod replay;
 mod role;
@@ -38,6 +39,8 @@ enum Command {
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
+    /// Generates samples for prompts of a JSONL file, with log-probs.
+    Generate(generate::Arguments),
     /// Trains on recorded groups.
     Replay(replay::Arguments),
     /// Fine-tunes a model on written answers, or trains a small one from scratch.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Learner(arguments) => role::learner(arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Sft(arguments) => sft::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),

@@ -182,6 +182,13 @@ fn combinations_that_cannot_work_are_refused() {
           line 6: rollout.min_p = 0.1: has no effect while `rollout.top_k` is 1: one token is left"#]],
     );
     refused(
+        &with("rollout.cache_tokens = 9215"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.cache_tokens = 9215: expected 9216 (the longest prompt and answer) to 1000000000, or 0"#]],
+    );
+    assert!(parsed(&with("rollout.cache_tokens = 9216")).is_ok());
+    refused(
         &with("data.train.generator = { task = 'addition' }"),
         expect![[r#"
         1 problem in job spec `job.toml`
