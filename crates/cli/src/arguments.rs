@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
+
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
 #[command(name = "pacs", version, max_term_width = 100)]
@@ -29,6 +31,16 @@ pub(crate) enum Command {
     Status(Status),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
+    /// Lets a run give out no new work.
+    Pause(OnRun),
+    /// Lets a paused run go on.
+    Resume(OnRun),
+    /// Lets a run write a checkpoint now.
+    Checkpoint(OnRun),
+    /// Takes a rollout worker or verifier out of a run.
+    Drain(DrainWorker),
+    /// Changes a setting of a running job.
+    Set(SetValue),
     /// Grades the answers of a file, as a run would.
     #[command(after_help = "\
 Examples:
@@ -269,16 +281,6 @@ pub(crate) struct Status {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  pacs stop                             the run on this machine
-  pacs stop runs/demo                   the run in that folder")]
-pub(crate) struct Stop {
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
-    pub(crate) target: Option<String>,
 }
 
 #[derive(Debug, Args)]

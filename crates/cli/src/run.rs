@@ -3,6 +3,7 @@
 //! The coordinator lives in this process; the workers are processes of their own, which [`supervisor`] starts, starts
 //! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
 
+mod adopt;
 mod console;
 mod logs;
 mod overrides;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
-use pacs_protocol::v1::StopRunRequest;
+use pacs_protocol::v1::{StopMode, StopRunRequest};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
 use serde_json::json;
@@ -118,7 +119,13 @@ impl Job<'_> {
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address);
-        let mut supervisor = Supervisor::start(workers::commands(&spec, worker, address)?, logs);
+        let mut commands = workers::commands(&spec, worker, address)?;
+        // Workers of a run that was killed outlive it, and go on with this one.
+        adopt::adopt(&mut commands, &coordinator.known_workers());
+        for command in commands.iter().filter(|command| command.living.is_some()) {
+            console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
+        }
+        let mut supervisor = Supervisor::start(commands, logs);
         let mut end = pin!(coordinator.wait());
         match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
@@ -228,6 +235,9 @@ async fn watch(
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
                     supervisor.advanced();
                 }
+                if let Progress::Drained { name } = &progress {
+                    supervisor.retire(name);
+                }
                 console.progress(&progress);
             }
             Occurrence::Worker(news) => {
@@ -268,7 +278,8 @@ async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
 async fn stop(address: SocketAddr) -> bool {
     let asked = async {
         let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
-        client.stop_run(StopRunRequest {}).await.map_err(|status| status.message().to_owned())
+        let request = StopRunRequest { mode: StopMode::Save.into(), operator: "pacs run".to_owned() };
+        client.stop_run(request).await.map_err(|status| status.message().to_owned())
     };
     match timeout(CALL_DEADLINE, asked).await {
         Ok(Ok(_)) => true,
@@ -302,6 +313,7 @@ fn start_failure(error: StartError) -> Failure {
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
         | StartError::Checkpoint(_)
+        | StartError::Journal(_)
         | StartError::Data(_) => Failure::config(error),
     };
     let failure = failure.doing("start the coordinator");

@@ -236,6 +236,7 @@ mod tests {
             index: vec![v1::SequenceIndex { group_id: 1, answer_tokens: 2, ..Default::default() }],
             prompts: vec![v1::GroupPrompt { group_id: 1, tokens: vec![4] }],
             sequences: vec![v1::SequenceData { position: 0, tokens: vec![5, 6], rollout_logprobs: vec![-1.0, -2.0] }],
+            ..Default::default()
         };
         assert!(TrainBatch::from_wire(task(), 0).is_ok());
         assert!(TrainBatch::from_wire(task(), 1).is_err(), "another rank's sequence");

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use pacs_types::Role;
+use serde::{Deserialize, Serialize};
 
 /// A member of the run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worker {
     pub(crate) role: Role,
     pub(crate) name: String,
@@ -11,7 +12,11 @@ pub(crate) struct Worker {
     pub(crate) pid: u32,
     pub(crate) collective_address: String,
     pub(crate) activity: String,
+    /// Since when it does that.
+    pub(crate) active_since: Duration,
     pub(crate) heard: Duration,
+    /// It gets no new work.
+    pub(crate) draining: bool,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
 }

@@ -16,6 +16,7 @@ use tonic::Status;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
+pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
 
 /// Implements the services.

@@ -1,7 +1,8 @@
-use pacs_types::{Role, WorkerId};
+use pacs_types::{Purpose, Role, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
+use crate::pool::Pool;
 use crate::{GroupGrant, Reply};
 
 impl Machine {
@@ -10,29 +11,44 @@ impl Machine {
         if let Err(refusal) = self.member(worker, Role::Rollout) {
             return self.refuse(refusal);
         }
-        let rollouts = self.count_role(Role::Rollout);
-        let policy_step = self.position.step;
-        let (now, mut newest_id) = (self.now, self.newest_id);
         let mut grants = Vec::new();
-        if let Phase::Sampling(round) = &mut self.phase {
-            let share = round.waiting_groups().div_ceil(rollouts);
+        let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
+        // Without published weights there is nothing to generate with.
+        if self.may_lend() && self.weights.is_some() && !drains {
+            let rollouts = self.workers.values().filter(|w| w.role == Role::Rollout && !w.draining).count();
+            let (now, version) = (self.now, self.policy_version());
+            let mut newest_id = self.newest_id;
             let mut free = free_samples as usize;
-            let mut may_exceed = free > 0 && !round.holds_group(worker);
-            while grants.len() < share {
-                let Some(size) = round.next_group_size() else { break };
-                if size > free && !may_exceed {
-                    break;
+            let mut may_exceed = free > 0 && self.pools().all(|pool| !pool.holds_group(worker));
+            // The learners wait for an evaluation: its groups go first.
+            for (purpose, pool) in self.lendable() {
+                let mut share = pool.waiting_groups().div_ceil(rollouts);
+                while share > 0 {
+                    let Some((place, size, alone)) = pool.next_for(worker) else { break };
+                    if size > free && !may_exceed {
+                        break;
+                    }
+                    newest_id += 1;
+                    let lease = pacs_types::LeaseId(newest_id);
+                    let Some((group, samples)) = pool.lend_group(place, lease, worker, version, now) else { break };
+                    free = if alone { 0 } else { free.saturating_sub(size) };
+                    may_exceed = false;
+                    share -= 1;
+                    grants.push(GroupGrant { lease, group, purpose, policy_step: version.0, samples });
                 }
-                newest_id += 1;
-                let lease = pacs_types::LeaseId(newest_id);
-                let Some((group, samples)) = round.lend_group(lease, worker, now) else { break };
-                free = free.saturating_sub(size);
-                may_exceed = false;
-                grants.push(GroupGrant { lease, group, purpose: round.purpose, policy_step, samples });
             }
+            self.newest_id = newest_id;
         }
-        self.newest_id = newest_id;
+        self.unchanged = grants.is_empty();
         self.reply(Reply::Groups(grants));
+    }
+
+    fn lendable(&mut self) -> impl Iterator<Item = (Purpose, &mut Pool)> {
+        let evaluated = match &mut self.phase {
+            Phase::Evaluating(evaluation) => Some((Purpose::Evaluate, &mut evaluation.pool)),
+            _ => None,
+        };
+        evaluated.into_iter().chain([(Purpose::Train, &mut self.pool)])
     }
 }
 
@@ -56,7 +72,7 @@ mod tests {
             (1, 4, 100, 1),
         ];
         for (waiting, workers, free, expected) in table {
-            let options = Options { prompts_per_step: waiting, samples_per_prompt: 4, ..options() };
+            let options = Options { prompts_per_step: waiting, slots: waiting, samples_per_prompt: 4, ..options() };
             let mut run = Run::sampling(options);
             for extra in 1..workers {
                 run.register(Role::Rollout, &format!("rollout-{extra}"));
