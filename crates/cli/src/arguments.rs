@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
+use crate::run::StopBefore;
 
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
@@ -195,7 +196,8 @@ Examples:
   pacs run job.toml --model models/qwen3-0.6b --dataset problems.jsonl --steps 100
   pacs run job.toml --run-dir runs/second-try --seed 2
 
-Ctrl-C writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
+Ctrl-C or SIGTERM writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
+SIGUSR1 writes a checkpoint and goes on. When the command is killed its workers wait, and the same command takes them over.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.
@@ -229,6 +231,10 @@ pub(crate) struct Run {
     /// Seed of data order and sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Write a checkpoint and end before then: after a duration (90s, 45m, 3h, 2d) or at a time of UTC
+    /// (2026-03-01T18:30:00Z). Steps and checkpoints that were measured say how long before.
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) stop_before: Option<StopBefore>,
     /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,

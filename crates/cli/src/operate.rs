@@ -84,7 +84,9 @@ pub(crate) fn resume(arguments: &OnRun) -> Result<Exit, Failure> {
 
 pub(crate) fn checkpoint(arguments: &OnRun) -> Result<Exit, Failure> {
     let address = operate(arguments.target.as_deref(), Command::Checkpoint(Checkpoint {}), "save the run")?;
-    output::line(format_args!("the run at {address} writes a checkpoint as soon as its learners are between two tasks"));
+    output::line(format_args!(
+        "the run at {address} writes a checkpoint as soon as its learners are between two tasks"
+    ));
     Ok(Exit::Done)
 }
 

@@ -9,6 +9,7 @@ mod logs;
 mod overrides;
 mod restarts;
 mod supervisor;
+mod wall_time;
 mod workers;
 
 use std::fs;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
-use pacs_protocol::v1::{StopMode, StopRunRequest};
+use pacs_protocol::v1::{Checkpoint, OperateRequest, StopMode, StopRunRequest, operate_request};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
 use serde_json::json;
@@ -28,6 +29,8 @@ use tokio::time::timeout;
 
 use self::console::{BeforeAfter, Console, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
+pub(crate) use self::wall_time::StopBefore;
+use self::wall_time::WallTime;
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};
@@ -91,6 +94,10 @@ enum Occurrence {
     Worker(WorkerNews),
     /// The operator wants the run to stop.
     Stop,
+    /// The time that the run was given is nearly over.
+    TimeUp,
+    /// A signal asks for a checkpoint.
+    Checkpoint,
     /// The operator does not want to wait for that.
     Hurry,
     /// The coordinator is done.
@@ -127,7 +134,8 @@ impl Job<'_> {
         }
         let mut supervisor = Supervisor::start(commands, logs);
         let mut end = pin!(coordinator.wait());
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown).await {
+        let wall = WallTime::new(self.arguments.stop_before);
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown, wall).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -218,6 +226,7 @@ async fn watch(
     supervisor: &mut Supervisor,
     address: SocketAddr,
     shutdown: &Shutdown,
+    mut wall: WallTime,
 ) -> Outcome {
     let mut stopping = false;
     loop {
@@ -226,6 +235,8 @@ async fn watch(
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
+            () = wall.is_up(), if !stopping => Occurrence::TimeUp,
+            () = shutdown.checkpoint_wanted() => Occurrence::Checkpoint,
             progress = next(&mut events) => Occurrence::Progress(progress),
             news = supervisor.news() => Occurrence::Worker(news),
             end = end.as_mut() => Occurrence::End(end),
@@ -235,6 +246,7 @@ async fn watch(
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
                     supervisor.advanced();
                 }
+                wall.note(&progress);
                 if let Progress::Drained { name } = &progress {
                     supervisor.retire(name);
                 }
@@ -252,6 +264,13 @@ async fn watch(
                 console.say("stopping", text, json!({}));
                 stop(address).await;
             }
+            Occurrence::TimeUp => {
+                stopping = true;
+                let text = "stopping: the time of --stop-before is nearly over; what is in work is finished and saved";
+                console.say("stopping", text, json!({}));
+                stop(address).await;
+            }
+            Occurrence::Checkpoint => checkpoint(console, address).await,
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
                 while let Ok(progress) = events.try_recv() {
@@ -292,6 +311,22 @@ async fn stop(address: SocketAddr) -> bool {
             false
         }
     }
+}
+
+/// Asks the coordinator for a checkpoint, as an operator would.
+async fn checkpoint(console: &Console, address: SocketAddr) {
+    let asked = async {
+        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
+        let command = Some(operate_request::Command::Checkpoint(Checkpoint {}));
+        let request = OperateRequest { operator: "SIGUSR1".to_owned(), command };
+        client.operate(request).await.map_err(|status| status.message().to_owned())
+    };
+    let text = match timeout(CALL_DEADLINE, asked).await {
+        Ok(Ok(_)) => "SIGUSR1: a checkpoint is written as soon as the learners are between two tasks".to_owned(),
+        Ok(Err(problem)) => format!("SIGUSR1: no checkpoint: {problem}"),
+        Err(_) => "SIGUSR1: no checkpoint: the coordinator does not answer".to_owned(),
+    };
+    console.say("checkpoint_asked", &text, json!({}));
 }
 
 async fn given_up(supervisor: &mut Supervisor) -> GivenUp {

@@ -146,6 +146,11 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
+    /// The services, to be called without a network.
+    pub(crate) fn services(&self) -> services::Services {
+        services::Services::new(&self.shared)
+    }
+
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
         self.shared.lock().request_stop(StopMode::Save);

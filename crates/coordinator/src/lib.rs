@@ -13,6 +13,8 @@ mod coordinator;
 mod driver;
 mod error;
 mod journal;
+#[doc(hidden)]
+pub mod measure;
 mod progress;
 mod records;
 mod services;

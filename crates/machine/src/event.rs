@@ -50,6 +50,8 @@ pub enum Event {
         worker: WorkerId,
         /// Samples that it has room for.
         free_samples: u32,
+        /// Number of the worker's request: one that is asked again gets what it got, if that never arrived. 0: none.
+        request: u64,
     },
     /// A rollout worker hands in a sample.
     SubmitSample {
@@ -68,6 +70,8 @@ pub enum Event {
         worker: WorkerId,
         /// At most so many.
         max_samples: u32,
+        /// As for `LeaseGroups`.
+        request: u64,
     },
     /// A verifier hands in a verdict.
     SubmitVerdict {

@@ -147,11 +147,15 @@ impl Machine {
             }
             Event::Heartbeat { worker, activity } => self.heartbeat(worker, activity),
             Event::Leave { worker, error } => self.leave(worker, error),
-            Event::LeaseGroups { worker, free_samples } => self.lease_groups(worker, free_samples),
+            Event::LeaseGroups { worker, free_samples, request } => {
+                self.lease_groups(worker, free_samples, request);
+            }
             Event::SubmitSample { worker, lease, sample, version } => {
                 self.submit_sample(worker, lease, sample, version);
             }
-            Event::LeaseSamples { worker, max_samples } => self.lease_samples(worker, max_samples),
+            Event::LeaseSamples { worker, max_samples, request } => {
+                self.lease_samples(worker, max_samples, request);
+            }
             Event::SubmitVerdict { worker, lease, sample, outcome, label } => {
                 self.submit_verdict(worker, lease, sample, outcome, label);
             }

@@ -190,6 +190,19 @@ impl Pool {
         Some((item, wanted))
     }
 
+    /// The group of a loan, and the samples that are still to come under it.
+    pub(crate) fn lent_group(&self, lease: LeaseId) -> Option<(GroupId, Vec<WantedSample>)> {
+        let id = self.group_loans.get(&lease)?.item;
+        let open = (0u32..).zip(&self.groups[&id].samples);
+        let open = open.filter(|(_, slot)| slot.state == State::Generating { under: lease });
+        Some((id, open.map(|(index, slot)| WantedSample { index, attempt: slot.replaced }).collect()))
+    }
+
+    /// The sample of a loan.
+    pub(crate) fn lent_sample(&self, lease: LeaseId) -> Option<SampleId> {
+        self.sample_loans.get(&lease).map(|loan| loan.item)
+    }
+
     /// Whether a sample of these weights may be handed in under a loan; the oldest version that may.
     pub(crate) fn oldest_allowed(&self, lease: LeaseId) -> Option<WeightVersion> {
         let loan = self.group_loans.get(&lease)?;

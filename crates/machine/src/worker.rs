@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use pacs_types::Role;
+use pacs_types::{LeaseId, Role};
 use serde::{Deserialize, Serialize};
 
 /// A member of the run.
@@ -15,10 +15,22 @@ pub(crate) struct Worker {
     /// Since when it does that.
     pub(crate) active_since: Duration,
     pub(crate) heard: Duration,
+    /// Its newest request for work that was answered with some, and the loans that it got.
+    pub(crate) answered: Option<(u64, Vec<LeaseId>)>,
     /// It gets no new work.
     pub(crate) draining: bool,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
+}
+
+impl Worker {
+    /// The loans that a request got when it was asked first.
+    pub(crate) fn given(&self, request: u64) -> &[LeaseId] {
+        match &self.answered {
+            Some((answered, given)) if *answered == request && request != 0 => given,
+            _ => &[],
+        }
+    }
 }
 
 /// Orders `learner-2` before `learner-10`.

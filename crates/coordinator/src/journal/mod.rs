@@ -294,3 +294,6 @@ fn put_aside(folder: &Path) -> Result<(), JournalError> {
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
     Arc::new(watch::Sender::new(Durable { upto, failed: None }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,8 @@ impl RolloutService for Services {
         &self,
         request: Request<v1::LeaseGroupsRequest>,
     ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
-        let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms } = request.into_inner();
-        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples };
+        let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms, request } = request.into_inner();
+        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();

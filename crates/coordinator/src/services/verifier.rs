@@ -15,8 +15,8 @@ impl VerifierService for Services {
         &self,
         request: Request<v1::LeaseSamplesRequest>,
     ) -> Result<Response<v1::LeaseSamplesResponse>, Status> {
-        let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms } = request.into_inner();
-        let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples };
+        let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms, request } = request.into_inner();
+        let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Samples(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let tasks = grants.into_iter().map(|grant| task(driver, grant.lease, grant.sample)).collect();

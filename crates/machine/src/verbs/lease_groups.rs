@@ -1,4 +1,4 @@
-use pacs_types::{Purpose, Role, WorkerId};
+use pacs_types::{LeaseId, Purpose, Role, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
@@ -7,11 +7,15 @@ use crate::{GroupGrant, Reply};
 
 impl Machine {
     /// Lends waiting groups: a fair share of them, as many as the worker has room for.
-    pub(crate) fn lease_groups(&mut self, worker: WorkerId, free_samples: u32) {
+    pub(crate) fn lease_groups(&mut self, worker: WorkerId, free_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Rollout) {
             return self.refuse(refusal);
         }
-        let mut grants = Vec::new();
+        let mut grants = self.groups_given(worker, request);
+        if !grants.is_empty() {
+            self.unchanged = true;
+            return self.reply(Reply::Groups(grants));
+        }
         let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
         // Without published weights there is nothing to generate with.
         if self.may_lend() && self.weights.is_some() && !drains {
@@ -29,7 +33,7 @@ impl Machine {
                         break;
                     }
                     newest_id += 1;
-                    let lease = pacs_types::LeaseId(newest_id);
+                    let lease = LeaseId(newest_id);
                     let Some((group, samples)) = pool.lend_group(place, lease, worker, version, now) else { break };
                     free = if alone { 0 } else { free.saturating_sub(size) };
                     may_exceed = false;
@@ -40,7 +44,32 @@ impl Machine {
             self.newest_id = newest_id;
         }
         self.unchanged = grants.is_empty();
+        self.note_answer(worker, request, grants.iter().map(|grant| grant.lease).collect());
         self.reply(Reply::Groups(grants));
+    }
+
+    /// What the request was given before, as far as it is still open.
+    fn groups_given(&mut self, worker: WorkerId, request: u64) -> Vec<GroupGrant> {
+        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let policy_step = self.policy_version().0;
+        let open = self.lendable().flat_map(|(purpose, pool)| {
+            let lent = given.iter().filter_map(|lease| Some((*lease, pool.lent_group(*lease)?))).collect::<Vec<_>>();
+            lent.into_iter().map(move |(lease, (group, samples))| GroupGrant {
+                lease,
+                group,
+                purpose,
+                policy_step,
+                samples,
+            })
+        });
+        open.collect()
+    }
+
+    /// Remembers what a request was given, for when the answer is lost on its way.
+    pub(crate) fn note_answer(&mut self, worker: WorkerId, request: u64, given: Vec<LeaseId>) {
+        if let Some(member) = self.workers.get_mut(&worker).filter(|_| !given.is_empty()) {
+            member.answered = Some((request, given));
+        }
     }
 
     fn lendable(&mut self) -> impl Iterator<Item = (Purpose, &mut Pool)> {
@@ -90,12 +119,22 @@ mod tests {
     }
 
     #[test]
+    fn a_request_whose_answer_was_lost_gets_it_again() {
+        let mut run = Run::sampling(options());
+        let worker = run.rollout;
+        let ask = |request| Event::LeaseGroups { worker, free_samples: 2, request };
+        let first = run.call(ask(7)).unwrap();
+        assert_eq!(run.call(ask(7)), Ok(first.clone()));
+        assert_ne!(run.call(ask(8)), Ok(first), "another request gets other groups");
+    }
+
+    #[test]
     fn strangers_and_other_roles_are_refused() {
         let mut run = Run::sampling(options());
         let (verifier, nobody) = (run.verifier, pacs_types::WorkerId(999_999));
-        let refusal = run.call(Event::LeaseGroups { worker: verifier, free_samples: 1 }).unwrap_err();
+        let refusal = run.call(Event::LeaseGroups { worker: verifier, free_samples: 1, request: 0 }).unwrap_err();
         assert!(matches!(refusal, Refusal::WrongRole { .. }), "{refusal}");
-        let refusal = run.call(Event::LeaseGroups { worker: nobody, free_samples: 1 }).unwrap_err();
+        let refusal = run.call(Event::LeaseGroups { worker: nobody, free_samples: 1, request: 0 }).unwrap_err();
         assert_eq!(refusal, Refusal::UnknownWorker(nobody));
     }
 }

@@ -5,14 +5,23 @@ use crate::{Reply, SampleGrant};
 
 impl Machine {
     /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work.
-    pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32) {
+    pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
         }
         let verifiers = self.workers.values().filter(|w| w.role == Role::Verifier && !w.draining).count();
         let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
         let (now, mut newest_id) = (self.now, self.newest_id);
-        let mut grants = Vec::new();
+        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let open = given.iter().filter_map(|lease| {
+            let sample = self.pools().find_map(|pool| pool.lent_sample(*lease))?;
+            Some(SampleGrant { lease: *lease, sample })
+        });
+        let mut grants: Vec<_> = open.collect();
+        if !grants.is_empty() {
+            self.unchanged = true;
+            return self.reply(Reply::Samples(grants));
+        }
         if self.may_lend() && !drains {
             let mut leases = || {
                 newest_id += 1;
@@ -28,6 +37,7 @@ impl Machine {
         }
         self.newest_id = newest_id;
         self.unchanged = grants.is_empty();
+        self.note_answer(worker, request, grants.iter().map(|grant| grant.lease).collect());
         self.reply(Reply::Samples(grants));
     }
 }
@@ -43,7 +53,7 @@ mod tests {
         let mut run = Run::sampling(Options { samples_per_prompt: 5, ..options() });
         let (second, _) = run.register(Role::Verifier, "verifier-1");
         run.generate_all();
-        let mut lease = |worker, max_samples| match run.call(Event::LeaseSamples { worker, max_samples }) {
+        let mut lease = |worker, max_samples| match run.call(Event::LeaseSamples { worker, max_samples, request: 0 }) {
             Ok(Reply::Samples(samples)) => samples.len(),
             other => panic!("{other:?}"),
         };

@@ -30,6 +30,7 @@ impl Machine {
             activity,
             active_since: self.now,
             heard: self.now,
+            answered: None,
             draining: false,
             joining: false,
         };

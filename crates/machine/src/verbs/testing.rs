@@ -147,7 +147,7 @@ impl Run {
     }
 
     pub(crate) fn groups(&mut self, worker: WorkerId, free_samples: u32) -> Vec<GroupGrant> {
-        match self.call(Event::LeaseGroups { worker, free_samples }) {
+        match self.call(Event::LeaseGroups { worker, free_samples, request: 0 }) {
             Ok(Reply::Groups(groups)) => groups,
             other => panic!("{other:?}"),
         }
@@ -155,7 +155,7 @@ impl Run {
 
     pub(crate) fn samples(&mut self) -> Vec<SampleGrant> {
         let worker = self.verifier;
-        match self.call(Event::LeaseSamples { worker, max_samples: 1000 }) {
+        match self.call(Event::LeaseSamples { worker, max_samples: 1000, request: 0 }) {
             Ok(Reply::Samples(samples)) => samples,
             other => panic!("{other:?}"),
         }

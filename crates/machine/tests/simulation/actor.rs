@@ -153,7 +153,7 @@ impl Actor {
     ) {
         let free_samples = rng.random_range(0..10);
         if free_samples > 0 && !self.has_open(|event| matches!(event, Event::LeaseGroups { .. })) {
-            sent.push(self.ask(tick, Event::LeaseGroups { worker, free_samples }));
+            sent.push(self.ask(tick, Event::LeaseGroups { worker, free_samples, request: self.requests + 1 }));
         }
         for _ in 0..rng.random_range(0..4) {
             if self.groups.is_empty() {
@@ -194,7 +194,7 @@ impl Actor {
     ) {
         let max_samples = rng.random_range(0..6);
         if max_samples > 0 && !self.has_open(|event| matches!(event, Event::LeaseSamples { .. })) {
-            sent.push(self.ask(tick, Event::LeaseSamples { worker, max_samples }));
+            sent.push(self.ask(tick, Event::LeaseSamples { worker, max_samples, request: self.requests + 1 }));
         }
         for _ in 0..rng.random_range(0..4) {
             let Some(SampleGrant { lease, sample }) = self.samples.pop() else { return };
