@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::DeviceError;
+
 /// What a rank was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -11,8 +13,12 @@ pub enum Operation {
     Connect,
     /// [`crate::Collective::all_reduce_sum`].
     AllReduceSum,
-    /// [`crate::Collective::all_gather_f64`].
+    /// [`crate::Collective::reduce_scatter_sum`].
+    ReduceScatterSum,
+    /// [`crate::Collective::all_gather`].
     AllGather,
+    /// [`crate::Collective::all_gather_f64`].
+    AllGatherF64,
     /// [`crate::Collective::broadcast`].
     Broadcast,
     /// [`crate::Collective::barrier`].
@@ -20,14 +26,24 @@ pub enum Operation {
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Connect, Self::AllReduceSum, Self::AllGather, Self::Broadcast, Self::Barrier];
+    /// By code.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::AllReduceSum,
+        Self::ReduceScatterSum,
+        Self::AllGather,
+        Self::AllGatherF64,
+        Self::Broadcast,
+        Self::Barrier,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::AllReduceSum => "all_reduce_sum",
+            Self::ReduceScatterSum => "reduce_scatter_sum",
             Self::AllGather => "all_gather",
+            Self::AllGatherF64 => "all_gather_f64",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
         }
@@ -109,6 +125,19 @@ pub enum ErrorKind {
     /// The caller passed something that no rank could carry out.
     #[error("{0}")]
     Invalid(String),
+    /// CUDA or NCCL failed, or is missing.
+    #[error(transparent)]
+    Device(DeviceError),
+    /// The ranks do not run the same libraries; a mixture hangs or corrupts at its leisure.
+    #[error("rank {rank} has {theirs}, this rank {ours}; give every rank the same image or environment")]
+    Mixture {
+        /// The other rank.
+        rank: usize,
+        /// Its versions.
+        theirs: String,
+        /// This rank's versions.
+        ours: String,
+    },
     /// [`crate::AbortHandle::abort`] was called.
     #[error("aborted: {reason}")]
     Aborted {

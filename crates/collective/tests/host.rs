@@ -9,10 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pacs_collective::{
-    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
+    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HOST_BANDWIDTH_FLOOR, HostCollective,
+    HostListener, Operation,
 };
 use pacs_types::Generation;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 /// Long enough that only a hang reaches it.
 const PATIENT: Duration = Duration::from_secs(60);
@@ -32,6 +34,40 @@ fn all_reduce_equals_the_plain_sum() {
                 let sum = |i| (0..world_size).map(|rank| value(rank, i)).sum::<f32>();
                 let wrong = (0..size).find(|&i| data[i] != sum(i));
                 assert_eq!(wrong, None, "{size} numbers over {world_size} ranks");
+            }
+        });
+    }
+}
+
+#[test]
+fn reduce_scatter_leaves_each_rank_its_part_of_the_sum() {
+    for world_size in 1..=4 {
+        run(world_size, |mut ring| {
+            let rank = ring.rank();
+            for part in [0, 1, 7, 1000, 300_001] {
+                let value = |rank: usize, i: usize| ((i * 31 + rank * 17) % 1013) as f32 - 500.0;
+                let mut data: Vec<f32> = (0..part * world_size).map(|i| value(rank, i)).collect();
+                ring.reduce_scatter_sum(&mut data).unwrap();
+                let sum = |i| (0..world_size).map(|rank| value(rank, i)).sum::<f32>();
+                let wrong = (part * rank..part * (rank + 1)).find(|&i| data[i] != sum(i));
+                assert_eq!(wrong, None, "parts of {part} numbers over {world_size} ranks");
+            }
+        });
+    }
+}
+
+#[test]
+fn all_gather_shares_every_part() {
+    for world_size in 1..=4 {
+        run(world_size, |mut ring| {
+            let rank = ring.rank();
+            for part in [0, 1, 7, 1000, 2_000_003] {
+                let whole: Vec<u8> = (0..part * world_size).map(|i| (i * 7 + i / 251) as u8).collect();
+                let mut data = vec![0xee; whole.len()];
+                let mine = part * rank..part * (rank + 1);
+                data[mine.clone()].copy_from_slice(&whole[mine]);
+                ring.all_gather(&mut data).unwrap();
+                assert!(data == whole, "parts of {part} bytes over {world_size} ranks");
             }
         });
     }
@@ -107,6 +143,26 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(1), ..ProptestConfig::with_cases(24) })]
+    #[test]
+    fn the_two_halves_of_an_all_reduce_give_its_bits(world_size in 1usize..5, part in 0usize..400_000, salt: u32) {
+        run(world_size, |mut ring| {
+            let rank = ring.rank();
+            let value = |i: usize| {
+                let noise = pacs_types::mix(u64::from(salt) ^ ((rank as u64) << 32) ^ i as u64);
+                (noise as f64 / u64::MAX as f64 - 0.5) as f32
+            };
+            let mut whole: Vec<f32> = (0..part * world_size).map(value).collect();
+            let mut halves = whole.clone();
+            ring.all_reduce_sum(&mut whole).unwrap();
+            ring.reduce_scatter_sum(&mut halves).unwrap();
+            ring.all_gather(bytemuck::cast_slice_mut(&mut halves)).unwrap();
+            assert!(whole.iter().map(|x| x.to_bits()).eq(halves.iter().map(|x| x.to_bits())));
+        });
+    }
+}
+
 #[test]
 fn a_lost_rank_fails_the_others_at_once() {
     let started = Instant::now();
@@ -134,6 +190,96 @@ fn a_lost_rank_fails_the_others_at_once() {
         assert!(matches!(&later.kind, ErrorKind::Ended { first } if *first == error.to_string()), "{later}");
     });
     assert!(started.elapsed() < PROMPT);
+}
+
+/// One operation, with rank 1 as the root.
+type Run = fn(&mut HostCollective) -> Result<(), CollectiveError>;
+
+/// Every operation, by name.
+const OPERATIONS: [(Operation, Run); 6] = [
+    (Operation::AllReduceSum, |ring| ring.all_reduce_sum(&mut vec![1.0; 300_000])),
+    (Operation::ReduceScatterSum, |ring| ring.reduce_scatter_sum(&mut vec![1.0; 300_000])),
+    (Operation::AllGather, |ring| ring.all_gather(&mut vec![1; 600_000])),
+    (Operation::AllGatherF64, |ring| ring.all_gather_f64(&vec![1.0; 3000]).map(drop)),
+    (Operation::Broadcast, |ring| ring.broadcast(1, &mut vec![1; 600_000])),
+    (Operation::Barrier, |ring| ring.barrier()),
+];
+
+#[test]
+fn every_operation_ends_at_its_deadline() {
+    for (operation, call) in OPERATIONS {
+        let started = Instant::now();
+        let errors = with_silent_rank(Duration::from_millis(300), |ring| call(ring).unwrap_err());
+        assert!(started.elapsed() < PROMPT, "{operation}: {:?}", started.elapsed());
+        for error in errors {
+            assert!(matches!(error.kind, ErrorKind::TimedOut { .. } | ErrorKind::PeerClosed), "{error}");
+            assert_eq!(error.operation, operation);
+        }
+    }
+}
+
+#[test]
+fn a_large_buffer_has_more_time() {
+    let base = Duration::from_millis(100);
+    let errors = with_silent_rank(base, |ring| {
+        let started = Instant::now();
+        let error = ring.all_gather(&mut vec![0; HOST_BANDWIDTH_FLOOR as usize / 300 * 300 / 2]).unwrap_err();
+        (started.elapsed(), error)
+    });
+    let timed_out = errors.iter().find_map(|(elapsed, error)| match &error.kind {
+        ErrorKind::TimedOut { timeout, .. } => Some((*elapsed, *timeout)),
+        _ => None,
+    });
+    let (elapsed, timeout) = timed_out.expect("the first rank to give up says why");
+    let expected = Duration::from_millis(600);
+    assert!(timeout.abs_diff(expected) < Duration::from_millis(1), "{timeout:?}");
+    assert!(elapsed >= timeout && elapsed < PROMPT, "{elapsed:?}");
+}
+
+#[test]
+fn every_operation_can_be_aborted_from_another_thread() {
+    for (operation, call) in OPERATIONS {
+        let errors = with_silent_rank(PATIENT, |ring| {
+            let handle = ring.abort_handle();
+            thread::scope(|scope| {
+                // Whether it comes before or while the operation waits, the outcome is the same.
+                scope.spawn(move || handle.abort("a rank is gone"));
+                call(ring).unwrap_err()
+            })
+        });
+        for error in errors {
+            // The neighbour's abort may be seen first.
+            assert!(matches!(error.kind, ErrorKind::Aborted { .. } | ErrorKind::PeerClosed), "{error}");
+            assert_eq!(error.operation, operation);
+        }
+    }
+}
+
+#[test]
+fn every_pair_of_different_operations_is_out_of_step() {
+    for ((operation, first), (other, second)) in OPERATIONS.into_iter().zip(OPERATIONS.into_iter().cycle().skip(1)) {
+        let errors = run(2, |mut ring| if ring.rank() == 0 { first(&mut ring) } else { second(&mut ring) });
+        let errors: Vec<_> = errors.into_iter().filter_map(Result::err).collect();
+        let named = errors.iter().any(|error| matches!(error.kind, ErrorKind::OutOfStep { .. }));
+        assert!(named, "{operation} against {other}: {errors:?}");
+    }
+}
+
+/// Runs `body` on ranks 0 and 2 of three, while rank 1 is alive and elsewhere until both have ended.
+fn with_silent_rank<T: Send>(timeout: Duration, body: impl Fn(&mut HostCollective) -> T + Sync) -> Vec<T> {
+    let (done, all_done) = mpsc::channel();
+    let all_done = Mutex::new(all_done);
+    let results = run_with(3, timeout, |mut ring| {
+        if ring.rank() == 1 {
+            let all_done = all_done.lock().unwrap();
+            (0..2).for_each(|_| all_done.recv_timeout(PATIENT).unwrap());
+            return None;
+        }
+        let result = body(&mut ring);
+        done.send(()).unwrap();
+        Some(result)
+    });
+    results.into_iter().flatten().collect()
 }
 
 #[test]
@@ -308,6 +454,10 @@ fn ranks_that_are_out_of_step_notice() {
     assert_out_of_step(&errors, "barrier of 0 elements");
     let errors = run(2, |mut ring| ring.all_reduce_sum(&mut vec![0.0; 10 + ring.rank()]).unwrap_err());
     assert_out_of_step(&errors, "all_reduce_sum of 11 elements");
+    let errors = run(2, |mut ring| ring.reduce_scatter_sum(&mut vec![0.0; 10 + 2 * ring.rank()]).unwrap_err());
+    assert_out_of_step(&errors, "reduce_scatter_sum of 12 elements");
+    let errors = run(2, |mut ring| ring.all_gather(&mut vec![0; 10 + 2 * ring.rank()]).unwrap_err());
+    assert_out_of_step(&errors, "all_gather of 12 elements");
 }
 
 fn assert_out_of_step(errors: &[CollectiveError], named: &str) {
@@ -328,6 +478,17 @@ fn impossible_requests_are_refused() {
     assert_eq!(ring.all_gather_f64(&[1.5]).unwrap(), [[1.5]]);
     assert!(matches!(ring.broadcast(1, &mut []).unwrap_err().kind, ErrorKind::Invalid(_)));
     assert!(matches!(ring.barrier().unwrap_err().kind, ErrorKind::Ended { .. }), "in a world of one, too");
+}
+
+#[test]
+fn buffers_that_do_not_fall_into_equal_parts_are_refused() {
+    let errors = run(3, |mut ring| ring.reduce_scatter_sum(&mut [0.0; 10]).unwrap_err());
+    for (rank, error) in errors.iter().enumerate() {
+        let expected = format!("reduce_scatter_sum on rank {rank}: 10 elements do not fall into 3 equal parts");
+        assert_eq!(error.to_string(), expected);
+    }
+    let errors = run(2, |mut ring| ring.all_gather(&mut [0; 3]).unwrap_err());
+    assert!(errors.iter().all(|error| matches!(error.kind, ErrorKind::Invalid(_))), "{errors:?}");
 }
 
 /// Runs `body` as every rank of a ring and returns what the ranks return, by rank.

@@ -1,12 +1,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use pacs_shape::ShapeError;
 use pacs_torch::tch::TchError;
 
 /// Why a model folder cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// A file could not be read, written, or renamed.
     #[error("{verb} `{}`: {source}", path.display())]
     Io {

@@ -9,10 +9,10 @@ use pacs_torch::tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 use crate::attention::{Attention, AttentionTrace, Packed};
-use crate::layout::layer_parameter;
 use crate::model::Weight;
 use crate::ops::{add_rms_norm, rms_norm, rms_norm_backward, silu_gate, silu_gate_backward};
 use crate::rope::Rotation;
+use pacs_shape::layer_parameter;
 
 /// The weights of a layer; fused leaves are found by their first part.
 #[derive(Debug)]

@@ -14,11 +14,9 @@
 
 pub mod attention;
 mod checkpoint;
-mod config;
 mod error;
 pub mod import;
 mod layer;
-mod layout;
 pub mod logprob;
 mod model;
 mod ops;
@@ -26,11 +24,12 @@ mod parameters;
 mod rope;
 mod save;
 mod score;
+mod stages;
 
 pub use attention::Attention;
-pub use config::{ModelConfig, RopeScaling};
 pub use error::ModelError;
-pub use layout::{LeafSpec, ParameterLayout, ParameterSpec};
 pub use model::{Keep, Model, Trace};
+pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
 pub use parameters::Parameters;
 pub use score::{ScoreError, score};
+pub use stages::{InPlace, Stages, idle_backward, idle_forward};

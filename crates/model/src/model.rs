@@ -4,11 +4,12 @@ use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::attention::{Attention, Packed};
 use crate::layer::{Activations, Layer, Stream, gradient_kind};
-use crate::layout::{EMBEDDING, FINAL_NORM};
 use crate::ops::rms_norm_backward;
 use crate::parameters::slice;
 use crate::rope::{Rope, Rotation};
+use crate::stages::{InPlace, Stages};
 use crate::{ModelConfig, ParameterLayout, Parameters};
+use pacs_shape::{EMBEDDING, FINAL_NORM};
 
 /// A causal language model over views of a flat parameter buffer.
 ///
@@ -80,6 +81,9 @@ enum Kept {
 
 impl Model {
     /// A model over `parameters`, sharing their storage.
+    ///
+    /// Where layers take turns in one place ([`ParameterLayout::windowed`]), their weights must be brought there before
+    /// each is used ([`Stages`]).
     #[must_use]
     pub fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         let layout = parameters.layout.clone();
@@ -142,12 +146,33 @@ impl Model {
     /// # Panics
     /// When libtorch refuses: a token outside the vocabulary, an attention made for other lengths, no memory.
     pub fn hidden(&self, tokens: &Tensor, positions: &Tensor, attention: &mut dyn Attention) -> Tensor {
+        let Ok(hidden) = self.hidden_staged(tokens, positions, attention, &mut InPlace);
+        hidden
+    }
+
+    /// [`Model::hidden`] with something to do before each bucket.
+    ///
+    /// # Errors
+    /// As `stages`.
+    ///
+    /// # Panics
+    /// As [`Model::hidden`].
+    pub fn hidden_staged<S: Stages>(
+        &self,
+        tokens: &Tensor,
+        positions: &Tensor,
+        attention: &mut dyn Attention,
+        stages: &mut S,
+    ) -> Result<Tensor, S::Error> {
         let rotation = self.rope.at(positions);
+        stages.before_forward(0)?;
         let mut stream = self.embed(tokens);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            stages.before_forward(1 + index)?;
             stream = layer.forward(stream, &rotation, attention);
         }
-        stream.normed(&self.norm, self.config.rms_eps).1
+        stages.before_forward(1 + self.layers.len())?;
+        Ok(stream.normed(&self.norm, self.config.rms_eps).1)
     }
 
     /// Scores of every next token.
@@ -165,8 +190,27 @@ impl Model {
     /// As [`Model::hidden`].
     #[must_use]
     pub fn forward(&self, tokens: &Tensor, positions: &Tensor, attention: Packed, keep: Keep) -> Trace {
+        let Ok(trace) = self.forward_staged(tokens, positions, attention, keep, &mut InPlace);
+        trace
+    }
+
+    /// [`Model::forward`] with something to do before each bucket.
+    ///
+    /// # Errors
+    /// As `stages`.
+    ///
+    /// # Panics
+    /// As [`Model::hidden`].
+    pub fn forward_staged<S: Stages>(
+        &self,
+        tokens: &Tensor,
+        positions: &Tensor,
+        mut attention: Packed,
+        keep: Keep,
+        stages: &mut S,
+    ) -> Result<Trace, S::Error> {
         let rotation = self.rope.at(positions);
-        let mut attention = attention;
+        stages.before_forward(0)?;
         let mut stream = self.embed(tokens);
         let mut layers = Vec::with_capacity(self.layers.len());
         let recomputed = match keep {
@@ -174,6 +218,7 @@ impl Model {
             Keep::Last(kept) => self.layers.len().saturating_sub(kept),
         };
         for (index, layer) in self.layers.iter().enumerate() {
+            stages.before_forward(1 + index)?;
             if index < recomputed {
                 let input = stream.summed();
                 layers.push(Kept::Input(input.shallow_clone()));
@@ -184,22 +229,41 @@ impl Model {
                 stream = next;
             }
         }
+        stages.before_forward(1 + self.layers.len())?;
         let (last, hidden) = stream.normed(&self.norm, self.config.rms_eps);
-        Trace { tokens: tokens.shallow_clone(), rotation, attention, layers, last, hidden }
+        Ok(Trace { tokens: tokens.shallow_clone(), rotation, attention, layers, last, hidden })
     }
 
     /// Adds the gradients of all parameters but the LM head to `gradients`.
     ///
     /// `hidden_gradient`: `[T, D]`, by [`Trace::hidden`]; `gradients`: as [`Model::zero_gradients`] makes it. The
-    /// head's own gradient comes from [`head_backward`](crate::logprob::head_backward).
+    /// head's own gradient comes from [`head_backward`](crate::logprob::head_backward), which goes first.
     pub fn backward(&self, trace: Trace, hidden_gradient: &Tensor, gradients: &Tensor) {
+        let Ok(()) = self.backward_staged(trace, hidden_gradient, gradients, &mut InPlace);
+    }
+
+    /// [`Model::backward`] with something to do around each bucket.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub fn backward_staged<S: Stages>(
+        &self,
+        trace: Trace,
+        hidden_gradient: &Tensor,
+        gradients: &Tensor,
+        stages: &mut S,
+    ) -> Result<(), S::Error> {
         no_grad(|| {
-            let Trace { tokens, rotation, attention, layers, last, hidden: _ } = trace;
-            let (weight, epsilon) = (&self.norm.tensor, self.config.rms_eps);
+            let Trace { tokens, rotation, attention, layers, last, hidden } = trace;
+            drop(hidden);
+            let (weight, epsilon, end) = (&self.norm.tensor, self.config.rms_eps, 1 + self.layers.len());
+            stages.before_backward(end)?;
             let slot = &mut self.norm.slot(gradients);
             let mut gradient = rms_norm_backward(&last, weight, epsilon, hidden_gradient, None, slot);
             drop(last);
-            for (layer, kept) in self.layers.iter().zip(layers).rev() {
+            stages.after_backward(end)?;
+            for ((index, layer), kept) in self.layers.iter().enumerate().zip(layers).rev() {
+                stages.before_backward(1 + index)?;
                 let activations = match kept {
                     Kept::Activations(activations) => *activations,
                     Kept::Input(residual) => {
@@ -207,9 +271,12 @@ impl Model {
                     }
                 };
                 gradient = layer.backward(activations, &gradient, &rotation, gradients);
+                stages.after_backward(1 + index)?;
             }
+            stages.before_backward(0)?;
             let _ = self.embedding.slot(gradients).index_add_(0, &tokens, &gradient.to_kind(gradients.kind()));
-        });
+            stages.after_backward(0)
+        })
     }
 
     fn embed(&self, tokens: &Tensor) -> Stream {

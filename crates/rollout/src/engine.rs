@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters};
 use pacs_text::Tokenizer;
+use pacs_torch::Filters;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
-use pacs_types::{FinishReason, NoiseKey, Sample, WeightVersion};
+use pacs_types::{FinishReason, NoiseKey, Sample, VersionSpan, WeightVersion};
 
 use crate::cache::KvCache;
 use crate::sampler::{RowSampling, Sampled, sample};
@@ -21,10 +22,18 @@ pub struct SamplingOptions {
     pub top_p: f64,
     /// Most probable tokens kept; 0 is off.
     pub top_k: u32,
+    /// Least probability relative to the most probable token, 0 to below 1; 0 is off.
+    pub min_p: f64,
     /// Most tokens of an answer, at least 1.
     pub max_new_tokens: u32,
     /// Strings that end an answer, besides the model's end tokens.
     pub stop: Vec<String>,
+}
+
+impl SamplingOptions {
+    fn filters(&self) -> Filters {
+        Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p }
+    }
 }
 
 /// One prompt and the samples that are wanted of it.
@@ -92,6 +101,7 @@ pub struct Engine {
     cache: KvCache,
     waiting: VecDeque<GroupJob>,
     rows: Vec<Row>,
+    generated_tokens: u64,
 }
 
 /// One sample in the making.
@@ -104,7 +114,20 @@ struct Row {
     prompt_tokens: usize,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    /// Empty unless the options cut something off.
+    sampled_logprobs: Vec<f32>,
+    spans: Vec<VersionSpan>,
     entropy_sum: f64,
+}
+
+impl Row {
+    /// Notes that `version` of the weights generated one more token.
+    fn extend_span(&mut self, version: WeightVersion) {
+        match self.spans.last_mut() {
+            Some(span) if span.version == version => span.tokens += 1,
+            _ => self.spans.push(VersionSpan { version, tokens: 1 }),
+        }
+    }
 }
 
 impl Engine {
@@ -120,11 +143,12 @@ impl Engine {
         let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
         let model = Model::new(&config, &parameters);
         let cache = KvCache::new(&config, limits.rows, kind, device);
-        let (waiting, rows) = (VecDeque::new(), Vec::new());
-        Self { model, parameters, tokenizer, config, limits, device, version, cache, waiting, rows }
+        let (waiting, rows, generated_tokens) = (VecDeque::new(), Vec::new(), 0);
+        Self { model, parameters, tokenizer, config, limits, device, version, cache, waiting, rows, generated_tokens }
     }
 
-    /// The weights, to be overwritten in place; later tokens come from the new ones and carry `version`.
+    /// The weights, to be overwritten in place between two steps; samples may be running. Later tokens come from the new
+    /// ones and carry `version`; what the cache holds of earlier tokens stays.
     pub fn parameters_mut(&mut self, version: WeightVersion) -> &mut Parameters {
         self.version = version;
         &mut self.parameters
@@ -149,6 +173,12 @@ impl Engine {
         self.rows.len()
     }
 
+    /// Tokens of answers generated so far.
+    #[must_use]
+    pub fn generated_tokens(&self) -> u64 {
+        self.generated_tokens
+    }
+
     /// Puts a group in line.
     ///
     /// # Errors
@@ -164,10 +194,10 @@ impl Engine {
         if job.options.max_new_tokens == 0 {
             return refuse("max_new_tokens is 0".into());
         }
-        if !(job.options.temperature > 0.0 && job.options.top_p > 0.0) {
+        let SamplingOptions { temperature, top_p, min_p, .. } = job.options;
+        if !(temperature > 0.0 && top_p > 0.0 && (0.0..1.0).contains(&min_p)) {
             return refuse(format!(
-                "temperature {} and top_p {} must be above 0",
-                job.options.temperature, job.options.top_p
+                "temperature {temperature} and top_p {top_p} must be above 0, min_p {min_p} 0 to below 1"
             ));
         }
         let longest = job.prompt.len() + job.options.max_new_tokens as usize;
@@ -265,6 +295,8 @@ impl Engine {
                     prompt_tokens: job.prompt.len(),
                     tokens: Vec::new(),
                     logprobs: Vec::new(),
+                    sampled_logprobs: Vec::new(),
+                    spans: Vec::new(),
                     entropy_sum: 0.0,
                 });
             }
@@ -298,12 +330,12 @@ impl Engine {
             .iter()
             .map(|row| RowSampling {
                 temperature: row.options.temperature,
-                top_p: row.options.top_p,
-                top_k: row.options.top_k,
+                filters: row.options.filters(),
                 uniform: row.noise.uniform(row.tokens.len() as u64),
             })
             .collect();
-        let Sampled { tokens, logprobs, entropies } = sample(logits, &wanted)?;
+        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = sample(logits, &wanted)?;
+        self.generated_tokens += tokens.len() as u64;
         let mut finished = Vec::new();
         // From the back, so that removing a row moves only rows that were looked at already.
         for (offset, token) in tokens.iter().enumerate().rev() {
@@ -311,6 +343,10 @@ impl Engine {
             let row = &mut self.rows[position];
             row.tokens.push(u32::try_from(*token).expect("a token is a vocabulary index"));
             row.logprobs.push(logprobs[offset]);
+            if row.options.filters().cut() {
+                row.sampled_logprobs.push(sampled_logprobs[offset]);
+            }
+            row.extend_span(self.version);
             row.entropy_sum += f64::from(entropies[offset]);
             if let Some(reason) = self.finish_reason(position)? {
                 self.cache.swap_remove(position)?;
@@ -345,7 +381,9 @@ impl Engine {
             entropy_sum: row.entropy_sum,
             text,
             finish,
-            version: self.version,
+            version: row.spans.iter().map(|span| span.version).min().unwrap_or(self.version),
+            sampled_logprobs: row.sampled_logprobs,
+            spans: row.spans,
         };
         Ok(Finished { ticket: row.ticket, index: row.index, sample })
     }

@@ -228,6 +228,7 @@ impl Leasing {
                 temperature: f64::from(sampling.temperature),
                 top_p: f64::from(sampling.top_p),
                 top_k: sampling.top_k,
+                min_p: f64::from(sampling.min_p),
                 max_new_tokens: sampling.max_new_tokens,
                 stop: sampling.stop,
             },
@@ -262,7 +263,7 @@ impl Submitting {
                 self.held.insert(lease.lease, lease);
             }
             match output {
-                Output::Finished(finished) => self.submit(finished).await?,
+                Output::Finished(finished) => self.submit(*finished).await?,
                 Output::Weights(problem) => return Err(ServeError::Rejoin(problem)),
                 Output::Failed(problem) => return Err(ServeError::Fatal(RolloutError::Engine(problem))),
             }

@@ -35,7 +35,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Output {
     /// A sample is complete.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// Weights could not be loaded.
     Weights(String),
     /// The engine failed and is gone.
@@ -130,7 +130,7 @@ fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sende
         }
         if let Some(engine) = &mut engine {
             for finished in engine.step().map_err(|error| Output::Failed(error.to_string()))? {
-                if outbox.blocking_send(Output::Finished(finished)).is_err() {
+                if outbox.blocking_send(Output::Finished(Box::new(finished))).is_err() {
                     return Ok(());
                 }
             }

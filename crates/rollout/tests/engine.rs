@@ -7,7 +7,7 @@ use pacs_model::{Model, ModelConfig, Parameters, score};
 use pacs_rollout::{Engine, EngineLimits, Finished, GroupJob, SamplingOptions};
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, WeightVersion};
+use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
 
@@ -27,7 +27,7 @@ fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
 }
 
 fn options(max_new_tokens: u32) -> SamplingOptions {
-    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, max_new_tokens, stop: Vec::new() }
+    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens, stop: Vec::new() }
 }
 
 fn job(ticket: u64, prompt: &[u32], samples: u32, options: SamplingOptions) -> GroupJob {
@@ -137,7 +137,9 @@ fn samples_end_at_end_tokens_stop_strings_and_the_limit() {
         assert_eq!(f.sample.finish, if ended { FinishReason::Stop } else { FinishReason::Length });
         assert!(ended || f.sample.tokens.len() == 30);
         assert_eq!(f.sample.tokens.len(), f.sample.logprobs.len());
+        let tokens = f.sample.tokens.len() as u32;
         assert_eq!(f.sample.version, WeightVersion(7));
+        assert_eq!(f.sample.spans, [VersionSpan { version: WeightVersion(7), tokens }]);
     }
     // A stop string taken from a text that is known to come.
     let text = &finished[0].sample.text;
@@ -172,4 +174,50 @@ fn groups_that_cannot_be_generated_are_refused() {
     assert!(engine.submit(job(1, &[1], 1, options(0))).is_err(), "no tokens wanted");
     assert!(engine.submit(job(1, &[1], 1, options(1_000_000))).is_err(), "beyond the model's positions");
     assert!(engine.submit(job(1, &[1], 1, SamplingOptions { temperature: 0.0, ..options(5) })).is_err());
+}
+
+#[test]
+fn weights_may_be_replaced_while_samples_run() {
+    let name = "qwen3";
+    let prompt = sequences(name).remove(0);
+    let mut engine = engine(name, 4, false);
+    engine.submit(job(1, &prompt, 2, options(12))).expect("fits");
+    for _ in 0..5 {
+        assert!(engine.step().expect("generates").is_empty());
+    }
+    let generated = engine.generated_tokens() / 2;
+    // Other weights: a head of zeros makes every token equally probable.
+    let weights = engine.parameters_mut(WeightVersion(9));
+    let _ = pacs_torch::tch::no_grad(|| weights.flat.zero_());
+    let finished = run(&mut engine);
+    let vocabulary = ModelConfig::read(&golden(name)).expect("golden model").vocab_size as f32;
+    for Finished { sample, .. } in &finished {
+        let span = |version, tokens| VersionSpan { version: WeightVersion(version), tokens };
+        assert_eq!(sample.spans, [span(7, generated as u32), span(9, 12 - generated as u32)]);
+        assert_eq!(sample.version, WeightVersion(7), "the oldest");
+        let behind = &sample.logprobs[generated as usize..];
+        assert!(behind.iter().all(|logprob| (logprob + vocabulary.ln()).abs() < 1e-4), "{behind:?}");
+    }
+    engine.submit(job(2, &prompt, 1, options(3))).expect("fits");
+    assert_eq!(run(&mut engine)[0].sample.version, WeightVersion(9));
+}
+
+#[test]
+fn what_was_cut_off_is_the_difference_of_the_log_probs() {
+    let prompt = sequences("qwen3").remove(1);
+    let mut engine = engine("qwen3", 8, false);
+    let cut = SamplingOptions { top_k: 20, top_p: 0.9, min_p: 0.02, ..options(20) };
+    engine.submit(job(1, &prompt, 4, cut)).expect("fits");
+    engine.submit(job(2, &prompt, 4, options(20))).expect("fits");
+    for Finished { ticket, sample, .. } in run(&mut engine) {
+        if ticket == 2 {
+            assert!(sample.sampled_logprobs.is_empty(), "nothing was cut off");
+            assert_eq!(sample.behaviour_logprobs(), sample.logprobs);
+            continue;
+        }
+        assert_eq!(sample.sampled_logprobs.len(), sample.tokens.len());
+        let pairs = || sample.behaviour_logprobs().iter().zip(&sample.logprobs);
+        assert!(pairs().all(|(sampled, plain)| sampled >= plain && *sampled <= 0.0));
+        assert!(pairs().any(|(sampled, plain)| sampled > &(plain + 0.05)), "something was cut off");
+    }
 }

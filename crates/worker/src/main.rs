@@ -30,7 +30,7 @@ enum Command {
     Rollout(role::Arguments),
     /// Computes gradients for a coordinator, as one learner rank.
     Learner(role::LearnerArguments),
-    /// Measures training and generation on this machine; prints JSON lines.
+    /// Measures training, generation, and the network between ranks; prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use super::link::{Call, Link, Receive};
 use crate::error::Fault;
 
-/// Numbers in one message of an all-reduce: 1 MiB, so that what was received is still in the cache when it is added.
-const CHUNK_NUMBERS: usize = 1 << 18;
+/// Bytes in one message of the operations that cut their buffer into parts: 1 MiB, so that what was received is still in
+/// the cache when it is added.
+const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes in one message of a broadcast; small enough that the ranks down the ring start early.
 const PIECE_BYTES: usize = 1 << 18;
 
@@ -19,40 +22,67 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
+    /// A reduce-scatter and an all-gather, chunk by chunk, so that what was added is still in the cache when it is sent.
     pub(crate) fn all_reduce_sum(&self, call: &Call, data: &mut [f32]) -> Result<(), Fault> {
         if data.is_empty() {
             return self.barrier(call);
         }
-        let mut incoming = vec![0.0; data.len().div_ceil(self.world_size).min(CHUNK_NUMBERS)];
-        for segment in data.chunks_mut(CHUNK_NUMBERS * self.world_size) {
-            self.reduce_scatter(call, segment, &mut incoming)?;
-            self.share_chunks(call, segment)?;
+        let parts = Parts::of(data, self.world_size);
+        let mut incoming = vec![0.0; parts.longest_chunk()];
+        for chunk in 0..parts.chunks() {
+            self.reduce_chunk(call, data, parts, chunk, &mut incoming)?;
+            self.share_chunk(call, data, parts, chunk)?;
         }
         Ok(())
     }
 
-    /// Chunk `c` starts at rank `c` and collects the other ranks' numbers on its way around: it is complete, and the
-    /// same for everybody, at rank `c - 1`.
-    fn reduce_scatter(&self, call: &Call, segment: &mut [f32], incoming: &mut [f32]) -> Result<(), Fault> {
-        for step in 0..self.world_size - 1 {
-            let outgoing = &segment[self.chunk(segment.len(), self.back(step))];
-            let target = self.chunk(segment.len(), self.back(step + 1));
+    /// The first half of [`Ring::all_reduce_sum`]: the same additions in the same order.
+    pub(crate) fn reduce_scatter_sum(&self, call: &Call, data: &mut [f32]) -> Result<(), Fault> {
+        if data.is_empty() {
+            return self.barrier(call);
+        }
+        let parts = Parts::of(data, self.world_size);
+        let mut incoming = vec![0.0; parts.longest_chunk()];
+        (0..parts.chunks()).try_for_each(|chunk| self.reduce_chunk(call, data, parts, chunk, &mut incoming))
+    }
+
+    /// The second half of [`Ring::all_reduce_sum`].
+    pub(crate) fn all_gather(&self, call: &Call, data: &mut [u8]) -> Result<(), Fault> {
+        if data.is_empty() {
+            return self.barrier(call);
+        }
+        let parts = Parts::of(data, self.world_size);
+        (0..parts.chunks()).try_for_each(|chunk| self.share_chunk(call, data, parts, chunk))
+    }
+
+    /// Part `p` starts at rank `p + 1` and collects the other ranks' numbers on its way around: it is complete at rank
+    /// `p`.
+    fn reduce_chunk(
+        &self,
+        call: &Call,
+        data: &mut [f32],
+        parts: Parts,
+        chunk: usize,
+        incoming: &mut [f32],
+    ) -> Result<(), Fault> {
+        for step in 1..self.world_size {
+            let outgoing = &data[parts.range(self.back(step), chunk)];
+            let target = parts.range(self.back(step + 1), chunk);
             let incoming = &mut incoming[..target.len()];
             let receive = Receive::Bytes(bytemuck::cast_slice_mut(incoming));
             self.link.exchange(call, Some(bytemuck::cast_slice(outgoing)), receive)?;
-            for (ours, theirs) in segment[target].iter_mut().zip(incoming) {
+            for (ours, theirs) in data[target].iter_mut().zip(incoming) {
                 *ours += *theirs;
             }
         }
         Ok(())
     }
 
-    /// Every rank passes on complete chunks, beginning with the one that was completed here.
-    fn share_chunks(&self, call: &Call, segment: &mut [f32]) -> Result<(), Fault> {
+    /// Every rank passes on complete parts, beginning with its own.
+    fn share_chunk<T: Pod>(&self, call: &Call, data: &mut [T], parts: Parts, chunk: usize) -> Result<(), Fault> {
         for step in 0..self.world_size - 1 {
-            let ranges = [self.back(step + self.world_size - 1), self.back(step)];
-            let ranges = ranges.map(|chunk| self.chunk(segment.len(), chunk));
-            let [outgoing, target] = segment.get_disjoint_mut(ranges).expect("different chunks do not overlap");
+            let ranges = [self.back(step), self.back(step + 1)].map(|part| parts.range(part, chunk));
+            let [outgoing, target] = data.get_disjoint_mut(ranges).expect("different parts do not overlap");
             let receive = Receive::Bytes(bytemuck::cast_slice_mut(target));
             self.link.exchange(call, Some(bytemuck::cast_slice(outgoing)), receive)?;
         }
@@ -60,7 +90,7 @@ impl Ring {
     }
 
     /// Fills in the other ranks' entries of `blocks`; this rank's own is there.
-    pub(crate) fn all_gather(&self, call: &Call, blocks: &mut [Vec<f64>]) -> Result<(), Fault> {
+    pub(crate) fn all_gather_f64(&self, call: &Call, blocks: &mut [Vec<f64>]) -> Result<(), Fault> {
         for step in 0..self.world_size - 1 {
             let mut incoming = Vec::new();
             let outgoing = bytemuck::cast_slice(&blocks[self.back(step)]);
@@ -97,13 +127,55 @@ impl Ring {
         (1..self.world_size).try_for_each(|_| self.link.exchange(call, Some(&[]), Receive::Bytes(&mut [])))
     }
 
-    /// The rank, or chunk, that lies `steps` before this rank, at most `2 W`.
+    /// The rank, or part, that lies `steps` before this rank, at most `2 W`.
     fn back(&self, steps: usize) -> usize {
         (self.rank + 2 * self.world_size - steps) % self.world_size
     }
+}
 
-    /// Where chunk `index` of `W` lies in a segment of `length` numbers.
-    fn chunk(&self, length: usize, index: usize) -> Range<usize> {
-        length * index / self.world_size..length * (index + 1) / self.world_size
+/// A buffer cut into one part a rank, of equal length or one more, and the parts into chunks of one message each.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    length: usize,
+    world_size: usize,
+    chunk_length: usize,
+}
+
+impl Parts {
+    fn of<T>(data: &[T], world_size: usize) -> Self {
+        Self { length: data.len(), world_size, chunk_length: CHUNK_BYTES / size_of::<T>() }
+    }
+
+    /// Chunks of the longest part.
+    fn chunks(self) -> usize {
+        self.length.div_ceil(self.world_size).div_ceil(self.chunk_length)
+    }
+
+    fn longest_chunk(self) -> usize {
+        self.length.div_ceil(self.world_size).min(self.chunk_length)
+    }
+
+    /// Where a chunk of a part lies; empty when the part has no such chunk.
+    fn range(self, part: usize, chunk: usize) -> Range<usize> {
+        let start = |part: usize| self.length * part / self.world_size;
+        let end = start(part + 1);
+        let at = |chunk: usize| (start(part) + chunk * self.chunk_length).min(end);
+        at(chunk)..at(chunk + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_tile_the_buffer() {
+        for (length, world_size, chunk_length) in [(1, 4, 3), (12, 4, 3), (13, 4, 3), (100, 3, 7), (99, 3, 33)] {
+            let parts = Parts { length, world_size, chunk_length };
+            let all = (0..world_size).flat_map(|part| (0..parts.chunks()).map(move |chunk| parts.range(part, chunk)));
+            let covered: Vec<usize> =
+                all.inspect(|range| assert!(range.len() <= parts.longest_chunk())).flatten().collect();
+            assert!(covered.iter().copied().eq(0..length), "{parts:?}: {covered:?}");
+        }
     }
 }

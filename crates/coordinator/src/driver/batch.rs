@@ -50,8 +50,12 @@ impl Batch {
             .into_iter()
             .filter_map(|(position, entry)| {
                 let sample = store.sample(SampleId { group: GroupId(entry.group_id), index: entry.sample_index })?;
-                let (tokens, rollout_logprobs) = (sample.tokens.clone(), sample.logprobs.clone());
-                Some(v1::SequenceData { position, tokens, rollout_logprobs })
+                Some(v1::SequenceData {
+                    position,
+                    tokens: sample.tokens.clone(),
+                    rollout_logprobs: sample.logprobs.clone(),
+                    sampled_logprobs: sample.sampled_logprobs.clone(),
+                })
             })
             .collect();
         v1::TrainTask { step: self.step, index: self.index.clone(), prompts, sequences, learning_rate: None }
@@ -116,6 +120,8 @@ mod tests {
                     text: String::new(),
                     finish: FinishReason::Stop,
                     version: WeightVersion(0),
+                    sampled_logprobs: Vec::new(),
+                    spans: Vec::new(),
                 };
                 store.put_sample(id, sample);
                 let verdict = Verdict {

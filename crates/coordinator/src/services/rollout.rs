@@ -69,6 +69,7 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
             temperature: temperature as f32,
             top_p: spec.rollout.top_p as f32,
             top_k: spec.rollout.top_k,
+            min_p: spec.rollout.min_p as f32,
             max_new_tokens: spec.rollout.max_new_tokens,
             stop: spec.rollout.stop.clone(),
             seed: spec.seed,

@@ -272,6 +272,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     text: if index == 0 { "right".into() } else { "wrong".into() },
                     finish: v1::FinishReason::Stop.into(),
                     version: weights.version,
+                    ..v1::Sample::default()
                 };
                 let request = v1::SubmitSampleRequest {
                     worker_id: member.id,

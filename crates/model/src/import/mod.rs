@@ -49,7 +49,7 @@ pub fn import_gguf(gguf: &Path, out_dir: &Path) -> Result<ImportReport, ImportEr
     let generation_config = folder::generation_config(&source)?;
 
     fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
-    let config = ModelConfig::from_json(&text.to_string(), &out_dir.join("config.json"))?;
+    let config = ModelConfig::from_json(&text.to_string(), &out_dir.join("config.json")).map_err(ModelError::from)?;
     let parameters = Parameters::zeros(&config, Kind::BFloat16, Device::Cpu);
     let quantisations = tensors::fill(&parameters, &config, &mut source)?;
     write_weights(&parameters, out_dir, Kind::BFloat16)?;
@@ -61,7 +61,7 @@ pub fn import_gguf(gguf: &Path, out_dir: &Path) -> Result<ImportReport, ImportEr
     Ok(ImportReport {
         folder: out_dir.to_owned(),
         parameters: config.parameter_count(),
-        config: ModelConfig::read(out_dir)?,
+        config: ModelConfig::read(out_dir).map_err(ModelError::from)?,
         quantisations,
         chat_template: tokenizer_config.get("chat_template").is_some(),
     })

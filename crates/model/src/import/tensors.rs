@@ -6,8 +6,8 @@ use pacs_torch::tch::Tensor;
 
 use super::ImportError;
 use super::gguf::Gguf;
-use crate::layout::{EMBEDDING, FINAL_NORM, LM_HEAD};
 use crate::{ModelConfig, Parameters};
+use pacs_shape::{EMBEDDING, FINAL_NORM, LM_HEAD};
 
 /// Fills every parameter; returns the quantisations found, most frequent first.
 pub(crate) fn fill(

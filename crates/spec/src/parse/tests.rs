@@ -60,13 +60,14 @@ samples_per_prompt = 1
 stop = ['x', 3]
 temperature = nan
 top_p = 0.0
+min_p = 1.0
 [optimizer]
 max_skipped_updates = -1
 [objective]
 score = 'best'
 ",
         expect![[r#"
-            16 problems in job spec `job.toml`
+            17 problems in job spec `job.toml`
               line 1: name = "has spaces": expected 1 to 64 letters, digits, `-` and `_`
               line 2: sed: unknown key; did you mean `seed`?
               line 5: model.precision = "float16": expected one of `auto`, `float32`, `bfloat16`
@@ -81,8 +82,9 @@ score = 'best'
               line 19: rollout.stop = ["x", 3]: expected a string
               line 20: rollout.temperature = NaN: expected 0.01 to 10
               line 21: rollout.top_p = 0: expected above 0, at most 1
-              line 23: optimizer.max_skipped_updates = -1: expected a whole number, 0 or more
-              line 25: objective.score = "best": expected one of `rloo`, `grpo`, `dr_grpo`, `naive`"#]],
+              line 22: rollout.min_p = 1: expected 0 to below 1
+              line 24: optimizer.max_skipped_updates = -1: expected a whole number, 0 or more
+              line 26: objective.score = "best": expected one of `rloo`, `grpo`, `dr_grpo`, `naive`"#]],
     );
 }
 
@@ -172,6 +174,12 @@ fn combinations_that_cannot_work_are_refused() {
         expect![[r#"
             1 problem in job spec `job.toml`
               line 8: resources.learners = 9: expected no more than the 8 sequences of a mini-batch"#]],
+    );
+    refused(
+        &with("rollout.min_p = 0.1\nrollout.top_k = 1"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.min_p = 0.1: has no effect while `rollout.top_k` is 1: one token is left"#]],
     );
     refused(
         &with("data.train.generator = { task = 'addition' }"),

@@ -1,5 +1,6 @@
 //! `pacs-worker bench`: measurements that print one JSON object a line.
 
+mod collective;
 mod rollout;
 mod shape;
 mod train;
@@ -16,12 +17,15 @@ pub(crate) enum Command {
     Train(train::Arguments),
     /// Generation of made-up groups through the engine: prefill, decode, sampling, log-probs.
     Rollout(rollout::Arguments),
+    /// Bandwidth between learner ranks, by operation and size; names a slow rank.
+    Collective(collective::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
     let result = match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Rollout(arguments) => rollout::run(arguments),
+        Command::Collective(arguments) => collective::run(arguments),
     };
     result.map_err(Failure::config)?;
     Ok(Exit::Done)

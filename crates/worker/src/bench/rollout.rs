@@ -108,6 +108,7 @@ fn job(arguments: &Arguments, group: u64, new_tokens: u32, vocabulary: u64) -> G
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             max_new_tokens: new_tokens,
             stop: Vec::new(),
         },

@@ -88,7 +88,7 @@ fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
     let text = "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
                 before = false\nafter = false\n";
     let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
-    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::from(&spec) })
+    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::new(&spec, 0, 1) })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
@@ -115,6 +115,7 @@ fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
         position,
         tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
         rollout_logprobs: vec![0.0; *length],
+        sampled_logprobs: Vec::new(),
     });
     let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
         .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::ModelConfig;
 
@@ -43,11 +44,34 @@ impl LeafSpec {
     }
 }
 
+/// Parameters that the forward uses one after the other: what is gathered, computed with and reduced as a whole.
+///
+/// Bucket 0 is the embedding, bucket `1 + i` is layer `i`, the last one is the final norm and, where it is not the
+/// embedding, the LM head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Elements of its leaves and of the padding between them; the same in every layout of a model.
+    pub numel: usize,
+    /// Elements up to the next bucket, a multiple of the number of ranks that share it.
+    pub room: usize,
+}
+
+impl Bucket {
+    /// Its place in the flat buffer, padding at its end included.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.room
+    }
+}
+
 /// Where every parameter lies in the flat buffer, in the order in which the forward uses them.
 #[derive(Clone, Debug)]
 pub struct ParameterLayout {
     parameters: Vec<ParameterSpec>,
     leaves: Vec<LeafSpec>,
+    buckets: Vec<Bucket>,
     /// Parameter name to (index of the parameter, index of its leaf).
     by_name: HashMap<String, (usize, usize)>,
     total: usize,
@@ -55,14 +79,49 @@ pub struct ParameterLayout {
 }
 
 impl ParameterLayout {
-    /// The layout of a model.
+    /// The layout of a model, as it is published and saved.
     #[must_use]
     pub fn new(config: &ModelConfig) -> Self {
+        Self::divided(config, 1)
+    }
+
+    /// A layout whose every bucket divides into `ranks` equal parts, each a multiple of 64 elements.
+    #[must_use]
+    pub fn divided(config: &ModelConfig, ranks: usize) -> Self {
+        Self::build(config, ranks, None)
+    }
+
+    /// As [`ParameterLayout::divided`], but layers take turns in `windows` places: for a model that holds the parameters
+    /// of so many layers at a time.
+    ///
+    /// # Panics
+    /// When there is no window.
+    #[must_use]
+    pub fn windowed(config: &ModelConfig, ranks: usize, windows: usize) -> Self {
+        assert!(windows > 0, "a layer needs a place");
+        Self::build(config, ranks, Some(windows))
+    }
+
+    fn build(config: &ModelConfig, ranks: usize, windows: Option<usize>) -> Self {
         let head = if config.tie_embeddings { EMBEDDING } else { LM_HEAD };
-        let mut layout = Self { parameters: Vec::new(), leaves: Vec::new(), by_name: HashMap::new(), total: 0, head };
+        let mut layout = Self {
+            parameters: Vec::new(),
+            leaves: Vec::new(),
+            buckets: Vec::new(),
+            by_name: HashMap::new(),
+            total: 0,
+            head,
+        };
+        let multiple = ALIGNMENT * ranks.max(1);
         let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
         layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
+        layout.close_bucket(0, multiple);
         for index in 0..config.layers {
+            let end = layout.total;
+            if let Some(earlier) = windows.and_then(|windows| index.checked_sub(windows)) {
+                layout.total = layout.buckets[1 + earlier].offset;
+            }
+            let start = layout.total;
             let name = |suffix: &str| layer_parameter(index, suffix);
             let single = |suffix: &str, shape: &[i64]| [(name(suffix), shape.to_vec())];
             let qkv = [("q", n * h), ("k", k * h), ("v", k * h)];
@@ -80,12 +139,24 @@ impl ParameterLayout {
             layout.push(&single("post_attention_layernorm.weight", &[d]));
             layout.push(&["gate", "up"].map(|part| (name(&format!("mlp.{part}_proj.weight")), vec![config.ffn, d])));
             layout.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+            layout.close_bucket(start, multiple);
+            layout.total = layout.total.max(end);
         }
+        let start = layout.total;
         layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
         if !config.tie_embeddings {
             layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]);
         }
+        layout.close_bucket(start, multiple);
         layout
+    }
+
+    /// Ends the bucket that began at `offset`.
+    fn close_bucket(&mut self, offset: usize, multiple: usize) {
+        let numel = self.total - offset;
+        let room = numel.next_multiple_of(multiple);
+        self.buckets.push(Bucket { offset, numel, room });
+        self.total = offset + room;
     }
 
     /// Every parameter, by offset.
@@ -98,6 +169,12 @@ impl ParameterLayout {
     #[must_use]
     pub fn leaves(&self) -> &[LeafSpec] {
         &self.leaves
+    }
+
+    /// Every bucket, in the order in which the forward uses them.
+    #[must_use]
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
     }
 
     /// Elements of the flat buffer, padding included; a multiple of 64.
@@ -118,8 +195,9 @@ impl ParameterLayout {
         self.find(self.head).expect("every layout has its head")
     }
 
-    /// Index of the leaf that a parameter lies in.
-    pub(crate) fn leaf_of(&self, name: &str) -> Option<usize> {
+    /// Index of the leaf that the parameter with a Hugging Face name lies in.
+    #[must_use]
+    pub fn leaf_of(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).map(|&(_, leaf)| leaf)
     }
 
@@ -141,11 +219,16 @@ impl ParameterLayout {
     }
 }
 
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(crate) const FINAL_NORM: &str = "model.norm.weight";
-pub(crate) const LM_HEAD: &str = "lm_head.weight";
+/// Name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the norm in front of the LM head.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// Name of the LM head where it is not the embedding.
+pub const LM_HEAD: &str = "lm_head.weight";
 
-pub(crate) fn layer_parameter(layer: usize, suffix: &str) -> String {
+/// Name of a parameter of a layer.
+#[must_use]
+pub fn layer_parameter(layer: usize, suffix: &str) -> String {
     format!("model.layers.{layer}.{suffix}")
 }
 
@@ -178,6 +261,45 @@ mod tests {
             }
             assert_eq!(layout.total(), end.next_multiple_of(ALIGNMENT));
             assert!(layout.parameters().is_sorted_by_key(|spec| spec.offset));
+        }
+    }
+
+    #[test]
+    fn buckets_follow_each_other_and_divide() {
+        for name in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+            let config = golden(name);
+            let whole = ParameterLayout::new(&config);
+            for ranks in 1..=5 {
+                let layout = ParameterLayout::divided(&config, ranks);
+                assert_eq!(layout.buckets().len(), config.layers + 2);
+                let mut end = 0;
+                for (bucket, canonical) in layout.buckets().iter().zip(whole.buckets()) {
+                    assert_eq!((bucket.offset, bucket.numel), (end, canonical.numel));
+                    assert!(bucket.room >= bucket.numel && bucket.room % (ALIGNMENT * ranks) == 0);
+                    end += bucket.room;
+                }
+                assert_eq!(layout.total(), end);
+            }
+            assert!(whole.buckets().iter().all(|bucket| bucket.room == bucket.numel));
+        }
+    }
+
+    #[test]
+    fn layers_take_turns_in_windows() {
+        let config = ModelConfig { layers: 5, ..golden("qwen2-untied") };
+        let divided = ParameterLayout::divided(&config, 3);
+        let windowed = ParameterLayout::windowed(&config, 3, 2);
+        let offsets: Vec<usize> = windowed.buckets().iter().map(|bucket| bucket.offset).collect();
+        let [embedding, layer] = [0, 1].map(|index| divided.buckets()[index].room);
+        let (first, second, last) = (embedding, embedding + layer, embedding + 2 * layer);
+        assert_eq!(offsets, [0, first, second, first, second, first, last]);
+        assert_eq!(windowed.total(), last + divided.buckets()[6].room);
+        for (a, b) in divided.parameters().iter().zip(windowed.parameters()) {
+            let within = |layout: &ParameterLayout, spec: &ParameterSpec| {
+                let bucket = layout.buckets().iter().rev().find(|bucket| bucket.range().contains(&spec.offset));
+                spec.offset - bucket.unwrap().offset
+            };
+            assert_eq!((&a.name, within(&divided, a)), (&b.name, within(&windowed, b)));
         }
     }
 

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{ModelError, ParameterLayout};
+use crate::{ParameterLayout, ShapeError};
 
 /// What distinguishes one model from another; sizes as libtorch counts them.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +63,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// When a file is missing or malformed, or asks for an architecture or option that is not computed here.
-    pub fn read(dir: &Path) -> Result<Self, ModelError> {
+    pub fn read(dir: &Path) -> Result<Self, ShapeError> {
         let path = dir.join("config.json");
         let mut config = Self::from_json(&read(&path)?, &path)?;
         let generation = dir.join("generation_config.json");
@@ -77,7 +77,7 @@ impl ModelConfig {
     }
 
     /// Reads the text of a config.json; `path` is what errors name.
-    pub(crate) fn from_json(text: &str, path: &Path) -> Result<Self, ModelError> {
+    pub fn from_json(text: &str, path: &Path) -> Result<Self, ShapeError> {
         parse::<RawConfig>(text, path)?.resolve(path)
     }
 
@@ -151,16 +151,16 @@ impl OneOrMany {
     }
 }
 
-fn read(path: &Path) -> Result<String, ModelError> {
-    fs::read_to_string(path).map_err(ModelError::io("read", path))
+fn read(path: &Path) -> Result<String, ShapeError> {
+    fs::read_to_string(path).map_err(|source| ShapeError::Io { path: path.to_owned(), source })
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T, ModelError> {
-    serde_json::from_str(text).map_err(|error| ModelError::config(path, error.to_string()))
+fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T, ShapeError> {
+    serde_json::from_str(text).map_err(|error| ShapeError::config(path, error.to_string()))
 }
 
 impl RawConfig {
-    fn resolve(self, path: &Path) -> Result<ModelConfig, ModelError> {
+    fn resolve(self, path: &Path) -> Result<ModelConfig, ShapeError> {
         self.check_supported(path)?;
         let heads = self.num_attention_heads;
         // Qwen3 defaults to 128, whatever its width.
@@ -190,8 +190,8 @@ impl RawConfig {
         self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
 
-    fn check_supported(&self, path: &Path) -> Result<(), ModelError> {
-        let refuse = |feature: String, hint| Err(ModelError::Unsupported { path: path.to_owned(), feature, hint });
+    fn check_supported(&self, path: &Path) -> Result<(), ShapeError> {
+        let refuse = |feature: String, hint| Err(ShapeError::Unsupported { path: path.to_owned(), feature, hint });
         if !["llama", "qwen2", "qwen3"].contains(&self.model_type.as_str()) {
             return refuse(format!("model type `{}`", self.model_type), "supported are llama, qwen2 and qwen3");
         }
@@ -217,12 +217,12 @@ impl RawConfig {
         Ok(())
     }
 
-    fn rope_scaling(&self, path: &Path) -> Result<RopeScaling, ModelError> {
+    fn rope_scaling(&self, path: &Path) -> Result<RopeScaling, ShapeError> {
         let Some(rope) = self.rope() else { return Ok(RopeScaling::None) };
         let need = |name: &str, value: Option<f64>| match value {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => Err(ModelError::config(path, format!("rope scaling: `{name}` is {value}, not above 0"))),
-            None => Err(ModelError::config(path, format!("rope scaling of type llama3 lacks `{name}`"))),
+            Some(value) => Err(ShapeError::config(path, format!("rope scaling: `{name}` is {value}, not above 0"))),
+            None => Err(ShapeError::config(path, format!("rope scaling of type llama3 lacks `{name}`"))),
         };
         match rope.rope_type.as_deref() {
             None | Some("default") => Ok(RopeScaling::None),
@@ -232,12 +232,12 @@ impl RawConfig {
                 let high_freq_factor = need("high_freq_factor", rope.high_freq_factor)?;
                 if low_freq_factor >= high_freq_factor {
                     let detail = "rope scaling: `low_freq_factor` is not below `high_freq_factor`";
-                    return Err(ModelError::config(path, detail));
+                    return Err(ShapeError::config(path, detail));
                 }
                 let factor = need("factor", rope.factor)?;
                 Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions: original })
             }
-            Some(other) => Err(ModelError::Unsupported {
+            Some(other) => Err(ShapeError::Unsupported {
                 path: path.to_owned(),
                 feature: format!("rope scaling of type `{other}`"),
                 hint: "supported are default and llama3",
@@ -246,7 +246,7 @@ impl RawConfig {
     }
 }
 
-fn check_sizes(config: &ModelConfig, path: &Path) -> Result<(), ModelError> {
+fn check_sizes(config: &ModelConfig, path: &Path) -> Result<(), ShapeError> {
     // Far above every published model, far below what overflows.
     const LARGEST: i64 = 1 << 24;
     let sizes = [
@@ -260,19 +260,19 @@ fn check_sizes(config: &ModelConfig, path: &Path) -> Result<(), ModelError> {
         ("max_position_embeddings", i64::try_from(config.max_positions).unwrap_or(i64::MAX)),
     ];
     if let Some((name, value)) = sizes.into_iter().find(|(_, value)| !(1..=LARGEST).contains(value)) {
-        return Err(ModelError::config(path, format!("`{name}` is {value}, not within 1..={LARGEST}")));
+        return Err(ShapeError::config(path, format!("`{name}` is {value}, not within 1..={LARGEST}")));
     }
     let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
     if heads % kv_heads != 0 {
         let detail = format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}");
-        return Err(ModelError::config(path, detail));
+        return Err(ShapeError::config(path, detail));
     }
     if head_dim % 2 != 0 {
-        return Err(ModelError::config(path, format!("head_dim {head_dim} is odd; rotary embedding turns pairs")));
+        return Err(ShapeError::config(path, format!("head_dim {head_dim} is odd; rotary embedding turns pairs")));
     }
     for (name, value) in [("rms_norm_eps", config.rms_eps), ("rope_theta", config.rope_theta)] {
         if !(value.is_finite() && value > 0.0) {
-            return Err(ModelError::config(path, format!("`{name}` is {value}, not above 0")));
+            return Err(ShapeError::config(path, format!("`{name}` is {value}, not above 0")));
         }
     }
     Ok(())
@@ -283,7 +283,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn read(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
+    fn read(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ShapeError> {
         let mut value = json!({
             "model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
