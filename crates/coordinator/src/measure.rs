@@ -186,6 +186,7 @@ async fn rollout(services: Services, slot: u32, bytes: usize, handed_in: Arc<Ato
                     text: text.clone(),
                     finish: v1::FinishReason::Stop.into(),
                     version: lease.weights.as_ref().map_or(0, |weights| weights.version),
+                    ..v1::Sample::default()
                 };
                 let request = v1::SubmitSampleRequest {
                     worker_id,

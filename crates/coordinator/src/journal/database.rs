@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use pacs_machine::{Machine, Record};
+use pacs_machine::Machine;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Audit, JournalError, Snapshot};
+use super::{Audit, Extras, JournalError, Records, Snapshot};
 
 /// Format of the tables and of what is in them.
 const FORMAT: &str = "1";
@@ -81,8 +81,7 @@ impl Database {
     }
 
     /// The snapshot, with what the driver keeps beside it.
-    #[expect(clippy::type_complexity, reason = "two things that are taken apart at once")]
-    pub(super) fn snapshot(&self) -> Result<Option<(Machine, Vec<(String, Vec<u8>)>)>, JournalError> {
+    pub(super) fn snapshot(&self) -> Result<Option<(Machine, Extras)>, JournalError> {
         let read = || {
             let sql = "SELECT machine FROM snapshot WHERE id = 1";
             let machine = self.connection.query_row(sql, [], |row| row.get::<_, String>(0)).optional()?;
@@ -97,8 +96,7 @@ impl Database {
     }
 
     /// The records behind the snapshot, in order.
-    #[expect(clippy::type_complexity, reason = "two things that are taken apart at once")]
-    pub(super) fn records(&self) -> Result<Vec<(Record, Option<Vec<u8>>)>, JournalError> {
+    pub(super) fn records(&self) -> Result<Records, JournalError> {
         let failed = |error| JournalError::database("read", &self.path)(error);
         let sql = "SELECT seq, record, payload FROM records ORDER BY seq";
         let mut statement = self.connection.prepare(sql).map_err(failed)?;

@@ -78,15 +78,20 @@ impl JournalError {
     }
 }
 
+/// What the driver keeps beside the machine, by name.
+pub(crate) type Extras = Vec<(String, Vec<u8>)>;
+/// Records with the messages that belong to them, in order.
+pub(crate) type Records = Vec<(Record, Option<Vec<u8>>)>;
+
 /// What an earlier coordinator has left.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     /// The machine of the snapshot.
     pub(crate) machine: Machine,
     /// What the driver keeps beside it, by name.
-    pub(crate) extras: Vec<(String, Vec<u8>)>,
+    pub(crate) extras: Extras,
     /// What happened since, in order.
-    pub(crate) records: Vec<(Record, Option<Vec<u8>>)>,
+    pub(crate) records: Records,
     /// Where the samples and verdicts are.
     pub(crate) frames: Frames,
 }
@@ -108,7 +113,7 @@ pub(crate) struct Snapshot {
     /// The machine, as JSON.
     pub(crate) machine: String,
     /// What the driver keeps beside it, by name.
-    pub(crate) extras: Vec<(String, Vec<u8>)>,
+    pub(crate) extras: Extras,
     /// Groups whose samples are still needed.
     pub(crate) live: Vec<GroupId>,
 }

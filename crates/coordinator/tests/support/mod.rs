@@ -29,7 +29,10 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // In memory where the system has that: processes are killed here, not machines, and a disk that is busy with
+        // something else takes half a second for every answer.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let problems = |name: &str, count: u32| {
             let lines: Vec<String> = (0..count)
                 .map(|i| format!("{{\"question\": \"{name}: what is {i} + 1?\", \"answer\": \"{}\"}}", i + 1))
@@ -220,10 +223,10 @@ impl Member {
 }
 
 /// Makes a call until there is an answer, as workers do: a coordinator that is away comes back.
-async fn persist<T>(
+async fn persist<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
     member: &Member,
     seen: &Shared,
-    call: impl AsyncFn() -> Result<tonic::Response<T>, tonic::Status>,
+    call: impl Fn() -> F,
 ) -> Option<T> {
     loop {
         match call().await {
@@ -235,6 +238,17 @@ async fn persist<T>(
             Err(_) => return None,
         }
     }
+}
+
+/// One call of a client, by [`persist`].
+macro_rules! persist {
+    ($member:expr, $seen:expr, $client:expr, $method:ident, $request:expr) => {
+        persist($member, $seen, || {
+            let (mut client, request) = ($client.clone(), $request.clone());
+            async move { client.$method(request).await }
+        })
+        .await
+    };
 }
 
 fn is_away(code: tonic::Code) -> bool {
@@ -249,8 +263,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
         number += 1;
         let request =
             v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS, request: number };
-        let lease = async || client.clone().lease_groups(request).await;
-        let Some(leases) = persist(&member, &seen, lease).await else { continue };
+        let Some(leases) = persist!(&member, &seen, client, lease_groups, request) else { continue };
         for lease in leases.groups {
             let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
             seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
@@ -282,8 +295,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     sample: Some(sample),
                 };
                 // Refused when the run was stopped meanwhile.
-                let submit = async || client.clone().submit_sample(request.clone()).await;
-                if persist(&member, &seen, submit).await.is_some() {
+                if persist!(&member, &seen, client, submit_sample, request).is_some() {
                     seen.lock().unwrap().acknowledged.insert(what);
                 }
                 handed_in += 1;
@@ -300,8 +312,7 @@ async fn verifier(address: SocketAddr, seen: Shared) {
         number += 1;
         let request =
             v1::LeaseSamplesRequest { worker_id: member.id, max_samples: 2, wait_ms: WAIT_MS, request: number };
-        let lease = async || client.clone().lease_samples(request).await;
-        let Some(tasks) = persist(&member, &seen, lease).await else { continue };
+        let Some(tasks) = persist!(&member, &seen, client, lease_samples, request) else { continue };
         let mut verdicts = Vec::new();
         for task in tasks.tasks {
             assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
@@ -337,7 +348,7 @@ async fn verifier(address: SocketAddr, seen: Shared) {
         }
         if !verdicts.is_empty() {
             let request = v1::SubmitVerdictsRequest { worker_id: member.id, verdicts };
-            let _ = persist(&member, &seen, async || client.clone().submit_verdicts(request.clone()).await).await;
+            let _ = persist!(&member, &seen, client, submit_verdicts, request);
         }
     }
 }
@@ -347,8 +358,8 @@ async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
     let client = LearnerServiceClient::new(member.channel.clone());
     while !member.dismissed() {
         let request = v1::JoinGenerationRequest { worker_id: member.id, wait_ms: WAIT_MS };
-        let join = async || client.clone().join_generation(request).await;
-        let Some(group) = persist(&member, &seen, join).await.and_then(|reply| reply.group) else { continue };
+        let joined = persist!(&member, &seen, client, join_generation, request);
+        let Some(group) = joined.and_then(|reply| reply.group) else { continue };
         assert_eq!((group.world_size, group.addresses.len()), (2, 2));
         if group.rank == 0 {
             seen.lock().unwrap().started_from.push((group.checkpoint.clone(), group.step));
@@ -369,8 +380,8 @@ async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
-        let next = async || client.clone().next_task(request).await;
-        let Some(v1::NextTaskResponse { task_id, task }) = persist(member, seen, next).await else { continue };
+        let next = persist!(member, seen, client, next_task, request);
+        let Some(v1::NextTaskResponse { task_id, task }) = next else { continue };
         let result = match task {
             None => continue,
             Some(Task::Regroup(_)) => return,
@@ -384,7 +395,7 @@ async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v
             Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
         };
         let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
-        let _ = persist(member, seen, async || client.clone().complete_task(request.clone()).await).await;
+        let _ = persist!(member, seen, client, complete_task, request);
     }
 }
 
