@@ -3,11 +3,13 @@
 //! The coordinator lives in this process; the workers are processes of their own, which [`supervisor`] starts, starts
 //! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
 
+mod adopt;
 mod console;
 mod logs;
 mod overrides;
 mod restarts;
 mod supervisor;
+mod wall_time;
 mod workers;
 
 use std::fs;
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
-use pacs_protocol::v1::StopRunRequest;
+use pacs_protocol::v1::{Checkpoint, OperateRequest, StopMode, StopRunRequest, operate_request};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
 use serde_json::json;
@@ -27,6 +29,8 @@ use tokio::time::timeout;
 
 use self::console::{BeforeAfter, Console, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
+pub(crate) use self::wall_time::StopBefore;
+use self::wall_time::WallTime;
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};
@@ -90,6 +94,10 @@ enum Occurrence {
     Worker(WorkerNews),
     /// The operator wants the run to stop.
     Stop,
+    /// The time that the run was given is nearly over.
+    TimeUp,
+    /// A signal asks for a checkpoint.
+    Checkpoint,
     /// The operator does not want to wait for that.
     Hurry,
     /// The coordinator is done.
@@ -118,9 +126,16 @@ impl Job<'_> {
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address);
-        let mut supervisor = Supervisor::start(workers::commands(&spec, worker, address)?, logs);
+        let mut commands = workers::commands(&spec, worker, address)?;
+        // Workers of a run that was killed outlive it, and go on with this one.
+        adopt::adopt(&mut commands, &coordinator.known_workers());
+        for command in commands.iter().filter(|command| command.living.is_some()) {
+            console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
+        }
+        let mut supervisor = Supervisor::start(commands, logs);
         let mut end = pin!(coordinator.wait());
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown).await {
+        let wall = WallTime::new(self.arguments.stop_before);
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown, wall).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -211,6 +226,7 @@ async fn watch(
     supervisor: &mut Supervisor,
     address: SocketAddr,
     shutdown: &Shutdown,
+    mut wall: WallTime,
 ) -> Outcome {
     let mut stopping = false;
     loop {
@@ -219,6 +235,8 @@ async fn watch(
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
+            () = wall.is_up(), if !stopping => Occurrence::TimeUp,
+            () = shutdown.checkpoint_wanted() => Occurrence::Checkpoint,
             progress = next(&mut events) => Occurrence::Progress(progress),
             news = supervisor.news() => Occurrence::Worker(news),
             end = end.as_mut() => Occurrence::End(end),
@@ -227,6 +245,10 @@ async fn watch(
             Occurrence::Progress(progress) => {
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
                     supervisor.advanced();
+                }
+                wall.note(&progress);
+                if let Progress::Drained { name } = &progress {
+                    supervisor.retire(name);
                 }
                 console.progress(&progress);
             }
@@ -242,6 +264,13 @@ async fn watch(
                 console.say("stopping", text, json!({}));
                 stop(address).await;
             }
+            Occurrence::TimeUp => {
+                stopping = true;
+                let text = "stopping: the time of --stop-before is nearly over; what is in work is finished and saved";
+                console.say("stopping", text, json!({}));
+                stop(address).await;
+            }
+            Occurrence::Checkpoint => checkpoint(console, address).await,
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
                 while let Ok(progress) = events.try_recv() {
@@ -268,7 +297,8 @@ async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
 async fn stop(address: SocketAddr) -> bool {
     let asked = async {
         let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
-        client.stop_run(StopRunRequest {}).await.map_err(|status| status.message().to_owned())
+        let request = StopRunRequest { mode: StopMode::Save.into(), operator: "pacs run".to_owned() };
+        client.stop_run(request).await.map_err(|status| status.message().to_owned())
     };
     match timeout(CALL_DEADLINE, asked).await {
         Ok(Ok(_)) => true,
@@ -281,6 +311,22 @@ async fn stop(address: SocketAddr) -> bool {
             false
         }
     }
+}
+
+/// Asks the coordinator for a checkpoint, as an operator would.
+async fn checkpoint(console: &Console, address: SocketAddr) {
+    let asked = async {
+        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
+        let command = Some(operate_request::Command::Checkpoint(Checkpoint {}));
+        let request = OperateRequest { operator: "SIGUSR1".to_owned(), command };
+        client.operate(request).await.map_err(|status| status.message().to_owned())
+    };
+    let text = match timeout(CALL_DEADLINE, asked).await {
+        Ok(Ok(_)) => "SIGUSR1: a checkpoint is written as soon as the learners are between two tasks".to_owned(),
+        Ok(Err(problem)) => format!("SIGUSR1: no checkpoint: {problem}"),
+        Err(_) => "SIGUSR1: no checkpoint: the coordinator does not answer".to_owned(),
+    };
+    console.say("checkpoint_asked", &text, json!({}));
 }
 
 async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
@@ -302,6 +348,7 @@ fn start_failure(error: StartError) -> Failure {
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
         | StartError::Checkpoint(_)
+        | StartError::Journal(_)
         | StartError::Data(_) => Failure::config(error),
     };
     let failure = failure.doing("start the coordinator");

@@ -251,6 +251,7 @@ mod tests {
                 rollout_logprobs: vec![-1.0, -2.0],
                 sampled_logprobs: vec![-0.5, -1.0],
             }],
+            ..Default::default()
         };
         assert!(TrainBatch::from_wire(task(), 0).is_ok());
         assert!(TrainBatch::from_wire(task(), 1).is_err(), "another rank's sequence");

@@ -165,10 +165,14 @@ impl State {
 
     fn train(&mut self, task: v1::TrainTask) -> Result<v1::TrainResult, v1::TaskFailure> {
         let rank = self.group.as_ref().map_or(0, |group| group.rank as usize);
+        let learning_rate = task.learning_rate;
         let batch = TrainBatch::from_wire(task, rank).map_err(permanent)?;
         let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
             return Err(transient("a training step came before the weights were prepared"));
         };
+        if let Some(learning_rate) = learning_rate {
+            trainer.settings_mut().optimizer.learning_rate = learning_rate;
+        }
         let started = Instant::now();
         let report = trainer.train(&batch, collective as &mut dyn Collective).map_err(|error| fail(&error))?;
         let trained = started.elapsed().as_secs_f64();

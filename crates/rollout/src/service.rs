@@ -23,7 +23,7 @@ const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// How long any call may take beyond its own waiting time.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
-const SUBMIT_PATIENCE: Duration = Duration::from_secs(60);
+const SUBMIT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How to run a rollout worker.
 #[derive(Clone, Debug)]
@@ -174,6 +174,8 @@ struct Leasing {
 impl Leasing {
     async fn run(mut self) -> Result<Never, ServeError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        // The same number until there is an answer, so that leases whose answer was lost are given again.
+        let mut number = 1;
         loop {
             let rows = self.rows;
             let in_flight = *self
@@ -188,11 +190,13 @@ impl Leasing {
                 worker_id: self.worker,
                 free_samples: (rows - in_flight) as u32,
                 wait_ms: LEASE_WAIT.as_millis() as u32,
+                request: number,
             };
             let reply = tokio::time::timeout(LEASE_WAIT + CALL_DEADLINE, self.client.lease_groups(request)).await;
             match reply {
                 Ok(Ok(reply)) => {
                     backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                    number += 1;
                     for lease in reply.into_inner().groups {
                         self.start(lease).await?;
                     }

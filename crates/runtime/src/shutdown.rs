@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A request to leave that every task of a process can wait for.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     requested: Arc<watch::Sender<u32>>,
+    checkpoint: Arc<Notify>,
 }
 
 impl Default for Shutdown {
@@ -19,16 +20,17 @@ impl Shutdown {
     /// A request that has not been made yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { requested: Arc::new(watch::Sender::new(0)) }
+        Self { requested: Arc::new(watch::Sender::new(0)), checkpoint: Arc::new(Notify::new()) }
     }
 
-    /// Makes the request on SIGTERM and SIGINT; must be called within a runtime.
+    /// Makes the request on SIGTERM and SIGINT, and asks for a checkpoint on SIGUSR1; must be called within a runtime.
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
     pub fn on_signals(&self) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut user = signal(SignalKind::user_defined1())?;
         let shutdown = self.clone();
         // Lives as long as the process; it owns nothing that must be released.
         tokio::spawn(async move {
@@ -36,6 +38,10 @@ impl Shutdown {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = user.recv() => {
+                        shutdown.checkpoint.notify_one();
+                        continue;
+                    }
                 }
                 shutdown.request();
             }
@@ -46,6 +52,11 @@ impl Shutdown {
     /// Makes the request; a second one hurries (see [`Self::hurried`]).
     pub fn request(&self) {
         self.requested.send_modify(|count| *count += 1);
+    }
+
+    /// Waits for the next wish for a checkpoint. Only the coordinator has one to make; to workers the signal means nothing.
+    pub async fn checkpoint_wanted(&self) {
+        self.checkpoint.notified().await;
     }
 
     /// Whether the request was made.

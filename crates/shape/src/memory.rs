@@ -232,6 +232,7 @@ mod tests {
             tie_embeddings: false,
             qkv_bias: true,
             qk_norm: false,
+            estimates_values: false,
             end_tokens: vec![],
             max_positions: 32_768,
         }

@@ -1,5 +1,6 @@
 //! The bounds that the doc comments of the types state, checked one by one.
 
+mod flow;
 mod verifier;
 
 use std::fmt::Display;
@@ -31,6 +32,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.objective(&spec.objective, &spec.rollout);
     check.optimizer(&spec.optimizer);
     check.batch(spec);
+    check.flow(spec);
     check.verifiers(spec);
     check.services(spec);
     check.found

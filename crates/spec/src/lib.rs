@@ -10,6 +10,7 @@ mod bounds;
 mod difference;
 mod errors;
 mod fields;
+mod flow;
 mod init;
 mod lines;
 mod memory;
@@ -20,6 +21,7 @@ mod verifier;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
+pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind};
 pub use init::init_template;
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};
 pub use pacs_algo::Schedule;

@@ -6,7 +6,7 @@ use pacs_algo::Schedule;
 use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
-use crate::{ObjectiveSpec, RewardSpec, VerifierSpec};
+use crate::{AsynchronySpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,12 @@ pub struct JobSpec {
     /// How much goes into a step.
     #[serde(default)]
     pub batch: BatchSpec,
+    /// How far generation may run ahead of training.
+    #[serde(default)]
+    pub asynchrony: AsynchronySpec,
+    /// What becomes of groups that are of no use, or that nothing comes of.
+    #[serde(default)]
+    pub groups: GroupsSpec,
     /// How answers are graded.
     #[serde(default)]
     pub verifier: VerifierSpec,
@@ -412,6 +418,15 @@ pub struct EvaluationSpec {
 impl Default for EvaluationSpec {
     fn default() -> Self {
         Self { every_steps: 20, before: true, after: true, samples_per_problem: 1, temperature: None }
+    }
+}
+
+impl JobSpec {
+    /// Room for groups in flight, those in training included.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        let most = (self.asynchrony.max_lag + 1).saturating_mul(self.batch.prompts_per_step);
+        self.asynchrony.slots.unwrap_or(most)
     }
 }
 

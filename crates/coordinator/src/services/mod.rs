@@ -16,11 +16,29 @@ use tonic::Status;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
+pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
 
 /// Implements the services.
 #[derive(Clone, Debug)]
-struct Services(Shared);
+pub(crate) struct Services(Shared);
+
+impl Services {
+    /// Without a server.
+    pub(crate) fn new(shared: &Shared) -> Self {
+        Self(shared.clone())
+    }
+
+    /// Samples that the run holds.
+    pub(crate) fn samples_in_flight(&self) -> usize {
+        self.0.lock().machine.present().count()
+    }
+
+    /// Writes what is left of the journal and takes nothing more.
+    pub(crate) fn forget(&self) {
+        self.0.lock().journal.close();
+    }
+}
 
 /// All services of a run.
 pub(crate) fn router(shared: &Shared) -> Router {
