@@ -40,9 +40,9 @@ fn a_run_trains_evaluates_archives_and_exports() -> Result<()> {
 
 #[test]
 fn more_learners_give_the_same_model() -> Result<()> {
-    let export = |learners: i64| -> Result<Vec<f32>> {
+    let export = |learners: i64, sharding: &str| -> Result<Vec<f32>> {
         let job = Job::tiny()?.with("batch.steps", 5).with("evaluation.before", false).with("evaluation.after", false);
-        let job = job.with("resources.learners", learners);
+        let job = job.with("resources.learners", learners).with("resources.sharding", sharding);
         job.start()?.wait()?.expect_code(0);
         let file = fs::read(job.run_path("checkpoints/step-000005/model/model.safetensors"))?;
         // Eight bytes of header length, the header, then float32 values.
@@ -50,12 +50,12 @@ fn more_learners_give_the_same_model() -> Result<()> {
         let (values, _) = file[8 + header..].as_chunks::<4>();
         Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     };
-    let one = export(1)?;
-    for learners in [2, 3] {
-        let several = export(learners)?;
+    let one = export(1, "replicated")?;
+    for (learners, sharding) in [(2, "replicated"), (3, "shard_optimizer"), (2, "shard_all")] {
+        let several = export(learners, sharding)?;
         assert_eq!(one.len(), several.len());
         let difference = one.iter().zip(&several).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(difference < 1e-5, "weights of {learners} learners differ by {difference}");
+        assert!(difference < 1e-5, "weights of {learners} learners ({sharding}) differ by {difference}");
     }
     Ok(())
 }

@@ -32,7 +32,8 @@ pub use objectives::*;
 pub use pass_at_k::pass_at_k;
 pub use policy::{
     AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
-    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, group_advantages,
+    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, ValueOutcome,
+    group_advantages,
 };
-pub use schedule::warmup;
+pub use schedule::{LearningRate, Schedule};
 pub use sequence::{Answer, SequenceInfo, TokenData};

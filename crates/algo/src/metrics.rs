@@ -64,6 +64,14 @@ fields! {
         value_tokens,
         /// Tokens whose clipped value decided.
         value_clipped,
+        /// Values at the start of the step.
+        values,
+        /// What they should have been.
+        returns,
+        return_squares,
+        /// Returns minus values.
+        value_errors,
+        value_error_squares,
     }
     maxima {
         ratio_max,
@@ -84,6 +92,18 @@ impl ObjectiveMetrics {
         self.tokens += log_ratios.len() as f64;
     }
 
+    /// Adds one token's value at the start of the step and its return.
+    pub(crate) fn add_value(&mut self, value: f64, target: f64, clipped: bool) {
+        let error = target - value;
+        self.value_tokens += 1.0;
+        self.value_clipped += f64::from(u8::from(clipped));
+        self.values += value;
+        self.returns += target;
+        self.return_squares += target * target;
+        self.value_errors += error;
+        self.value_error_squares += error * error;
+    }
+
     /// The metrics by name, as `docs/METRICS.md` lists them; those that nothing was added to are left out.
     #[must_use]
     pub fn named(&self) -> Vec<(&'static str, f64)> {
@@ -98,12 +118,12 @@ impl ObjectiveMetrics {
         }
         if self.advantage_tokens > 0.0 {
             let mean_advantage = mean(self.advantages, self.advantage_tokens);
-            let variance = mean(self.advantage_squares, self.advantage_tokens) - mean_advantage * mean_advantage;
+            let variance = variance(self.advantages, self.advantage_squares, self.advantage_tokens);
             named.extend([
                 ("ratio_clipped_share", mean(self.clipped, self.tokens)),
                 ("ratio_dual_clipped_share", mean(self.dual_clipped, self.tokens)),
                 ("advantage_mean", mean_advantage),
-                ("advantage_std", variance.max(0.0).sqrt()),
+                ("advantage_std", variance.sqrt()),
                 ("advantage_abs_max", self.advantage_max),
                 ("masked_sequences", self.masked),
             ]);
@@ -123,8 +143,26 @@ impl ObjectiveMetrics {
             named.push(("reference_kl", mean(self.reference_kl, self.reference_tokens)));
         }
         if self.value_tokens > 0.0 {
-            named.push(("value_clipped_share", mean(self.value_clipped, self.value_tokens)));
+            named.extend([
+                ("value_clipped_share", mean(self.value_clipped, self.value_tokens)),
+                ("value_mean", mean(self.values, self.value_tokens)),
+                ("return_mean", mean(self.returns, self.value_tokens)),
+            ]);
+            let returns = variance(self.returns, self.return_squares, self.value_tokens);
+            // Where all returns are one there is nothing to explain.
+            if returns > SMALLEST_VARIANCE {
+                let errors = variance(self.value_errors, self.value_error_squares, self.value_tokens);
+                named.push(("value_explained_variance", 1.0 - errors / returns));
+            }
         }
         named
     }
+}
+
+/// A variance of returns below this is rounding.
+const SMALLEST_VARIANCE: f64 = 1e-8;
+
+fn variance(sum: f64, squares: f64, count: f64) -> f64 {
+    let mean_value = mean(sum, count);
+    (mean(squares, count) - mean_value * mean_value).max(0.0)
 }

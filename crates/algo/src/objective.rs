@@ -4,8 +4,8 @@ use crate::metrics::ObjectiveMetrics;
 use crate::objectives::pacs::{PacsStep, Sequence, pacs};
 use crate::sequence::{Placed, check_infos};
 use crate::{
-    Answer, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
-    StepSummary, TokenAdvantages, TokenData,
+    Answer, KlPlace, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
+    StepSummary, TokenAdvantages, TokenData, ValueOutcome,
 };
 
 /// A training objective: the one door through which trainer, replay and tests call any of them.
@@ -45,9 +45,12 @@ pub struct Needs {
     pub entropy: bool,
     /// [`StepSummary`] of every answer must be gathered, once a step: three numbers a sequence.
     pub summaries: bool,
+    /// Those summaries are made of old log-probs too.
+    pub summaries_read_old: bool,
     /// [`LogprobSums`] of every answer must be gathered, once an update: two numbers a sequence.
     pub sums: bool,
     /// Before the forward the coefficients of an update whose new policy is the old one are known: every log-ratio is 0.
+    /// Those of a value model are not, its values are needed.
     pub known_on_policy: bool,
 }
 
@@ -115,6 +118,7 @@ impl Objective {
                     values: false,
                     entropy: false,
                     summaries: false,
+                    summaries_read_old: false,
                     sums: true,
                     known_on_policy: log_ratio,
                 }
@@ -127,11 +131,9 @@ impl Objective {
                 values: config.advantage.uses_values(),
                 entropy: config.entropy > 0.0,
                 summaries: config.exchanges_summaries(),
+                summaries_read_old: config.kl_at(KlPlace::Reward).is_some(),
                 sums: false,
-                known_on_policy: config.importance.is_none()
-                    && config.kl.is_none()
-                    && config.entropy == 0.0
-                    && config.value.is_none(),
+                known_on_policy: config.importance.is_none() && config.kl.is_none() && config.entropy == 0.0,
             },
         }
     }
@@ -253,6 +255,50 @@ impl Objective {
             }
             (Self::Policy(config), UpdateState::Policy(normaliser)) => {
                 config.sequence(normaliser, index, info, advantages, tokens)
+            }
+            _ => unreachable!("the state is that of another objective"),
+        }
+    }
+
+    /// The same objective without its value model's loss: what the policy is trained on. Advantages come from the whole
+    /// one.
+    #[must_use]
+    pub fn of_policy(self) -> Self {
+        match self {
+            Self::Pacs(_) => self,
+            Self::Policy(config) => Self::Policy(PolicyConfig { value: None, ..config }),
+        }
+    }
+
+    /// Whether step `step` (from 1) trains the policy; before, only the value model is trained.
+    #[must_use]
+    pub fn trains_policy(&self, step: u64) -> bool {
+        match self {
+            Self::Pacs(_) => true,
+            Self::Policy(config) => config.trains_policy(step),
+        }
+    }
+
+    /// Value loss of answer `index` of those that `state` was made of: the part of [`sequence`](Self::sequence) that
+    /// trains a value model. `tokens.new` and `tokens.old` are not read.
+    ///
+    /// # Errors
+    /// When values are missing or not finite, or the arithmetic overflows.
+    ///
+    /// # Panics
+    /// When the state is another objective's.
+    pub fn value(
+        &self,
+        state: &UpdateState,
+        index: usize,
+        info: &SequenceInfo,
+        targets: &TokenAdvantages,
+        tokens: &TokenData<'_>,
+    ) -> Result<ValueOutcome, ObjectiveError> {
+        match (self, state) {
+            (Self::Pacs(_), UpdateState::Pacs(_)) => Ok(ValueOutcome::zeroed(info.tokens as usize)),
+            (Self::Policy(config), UpdateState::Policy(normaliser)) => {
+                config.value_sequence(normaliser, index, info, targets, tokens)
             }
             _ => unreachable!("the state is that of another objective"),
         }

@@ -28,7 +28,8 @@ pub struct TokenData<'a> {
     /// Log-probs by the learner under the policy that the ratio compares with: the one at the start of the step. For
     /// PACS the one at the last reference reset.
     pub old: &'a [f64],
-    /// Log-probs as the rollout engine computed them; importance weights read them.
+    /// Log-probs of the distribution that the tokens were drawn from, as the rollout engine computed them; importance
+    /// weights read them. With top-k, top-p or min-p they lie above those of the temperature-scaled policy.
     pub rollout: Option<&'a [f64]>,
     /// Log-probs under the frozen reference policy; a KL penalty reads them.
     pub reference: Option<&'a [f64]>,

@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pacs_spec::ObjectiveKind;
+
+use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
+use crate::run::StopBefore;
 
 pub(crate) use self::cluster::{Certs, Coordinator, Doctor, Supervise, Verifier};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
@@ -51,6 +55,16 @@ pub(crate) enum Command {
     Status(Status),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
+    /// Lets a run give out no new work.
+    Pause(OnRun),
+    /// Lets a paused run go on.
+    Resume(OnRun),
+    /// Lets a run write a checkpoint now.
+    Checkpoint(OnRun),
+    /// Takes a rollout worker or verifier out of a run.
+    Drain(DrainWorker),
+    /// Changes a setting of a running job.
+    Set(SetValue),
     /// Grades the answers of a file, as a run would.
     #[command(after_help = "\
 Examples:
@@ -205,7 +219,8 @@ Examples:
   pacs run job.toml --model models/qwen3-0.6b --dataset problems.jsonl --steps 100
   pacs run job.toml --run-dir runs/second-try --seed 2
 
-Ctrl-C writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
+Ctrl-C or SIGTERM writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
+SIGUSR1 writes a checkpoint and goes on. When the command is killed its workers wait, and the same command takes them over.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.
@@ -242,12 +257,24 @@ pub(crate) struct Run {
     /// Seed of data order and sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Train by this objective (pacs, grpo, rloo, ppo, …) with its published settings, instead of the spec's [objective].
+    #[arg(long, value_name = "KIND", value_parser = objective)]
+    pub(crate) objective: Option<ObjectiveKind>,
+    /// Write a checkpoint and end before then: after a duration (90s, 45m, 3h, 2d) or at a time of UTC
+    /// (2026-03-01T18:30:00Z). Steps and checkpoints that were measured say how long before.
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) stop_before: Option<StopBefore>,
     /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
     /// Print progress as JSON, one object a line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn objective(name: &str) -> Result<ObjectiveKind, String> {
+    let known = ObjectiveKind::ALL.into_iter().find(|kind| kind.name() == name);
+    known.ok_or_else(|| format!("expected one of {}", ObjectiveKind::ALL.map(ObjectiveKind::name).join(", ")))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -270,16 +297,6 @@ pub(crate) struct Status {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  pacs stop                             the run on this machine
-  pacs stop runs/demo                   the run in that folder")]
-pub(crate) struct Stop {
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
-    pub(crate) target: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,9 @@ mod failure;
 mod format;
 mod job;
 mod launch;
+mod memory;
 mod model_folder;
+mod operate;
 mod output;
 mod plan;
 mod run;
@@ -42,7 +44,12 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
-        Command::Stop(arguments) => status::stop(&arguments),
+        Command::Stop(arguments) => operate::stop(&arguments),
+        Command::Pause(arguments) => operate::pause(&arguments),
+        Command::Resume(arguments) => operate::resume(&arguments),
+        Command::Checkpoint(arguments) => operate::checkpoint(&arguments),
+        Command::Drain(arguments) => operate::drain(&arguments),
+        Command::Set(arguments) => operate::set(&arguments),
         Command::Verify { command } => verify::run(&command),
         Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
         Command::Job { command: JobCommand::Check(arguments) } => job::check(&arguments),

@@ -3,11 +3,13 @@
 //! The coordinator lives in this process; the workers are processes of their own, which [`supervisor`] starts, starts
 //! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
 
+mod adopt;
 mod console;
 mod logs;
 mod overrides;
 pub(crate) mod restarts;
 mod supervisor;
+mod wall_time;
 mod workers;
 
 use std::fs;
@@ -29,6 +31,8 @@ use tokio::time::timeout;
 pub(crate) use self::console::Console;
 use self::console::{BeforeAfter, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
+pub(crate) use self::wall_time::StopBefore;
+use self::wall_time::WallTime;
 pub(crate) use self::workers::find_worker;
 use crate::arguments::Run;
 use crate::failure::Failure;
@@ -92,6 +96,10 @@ enum Occurrence {
     Worker(WorkerNews),
     /// The operator wants the run to stop.
     Stop,
+    /// The time that the run was given is nearly over.
+    TimeUp,
+    /// A signal asks for a checkpoint.
+    Checkpoint,
     /// The operator does not want to wait for that.
     Hurry,
     /// The coordinator is done.
@@ -122,11 +130,17 @@ impl Job<'_> {
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address);
-        let commands = workers::commands(&spec, worker, address, self.arguments.tls_dir.as_deref())?;
+        let mut commands = workers::commands(&spec, worker, address, self.arguments.tls_dir.as_deref())?;
+        // Workers of a run that was killed outlive it, and go on with this one.
+        adopt::adopt(&mut commands, &coordinator.known_workers());
+        for command in commands.iter().filter(|command| command.living.is_some()) {
+            console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
+        }
         let mut supervisor = Supervisor::start(commands, logs);
         let stop = coordinator.stop_handle();
         let mut end = pin!(coordinator.wait());
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, &shutdown).await {
+        let wall = WallTime::new(self.arguments.stop_before);
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, &shutdown, wall).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -225,6 +239,7 @@ async fn watch(
     supervisor: &mut Supervisor,
     stop: &StopHandle,
     shutdown: &Shutdown,
+    mut wall: WallTime,
 ) -> Outcome {
     let mut stopping = false;
     loop {
@@ -233,6 +248,8 @@ async fn watch(
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
+            () = wall.is_up(), if !stopping => Occurrence::TimeUp,
+            () = shutdown.checkpoint_wanted() => Occurrence::Checkpoint,
             progress = next(&mut events) => Occurrence::Progress(progress),
             news = supervisor.news() => Occurrence::Worker(news),
             end = end.as_mut() => Occurrence::End(end),
@@ -241,6 +258,10 @@ async fn watch(
             Occurrence::Progress(progress) => {
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
                     supervisor.advanced();
+                }
+                wall.note(&progress);
+                if let Progress::Drained { name } = &progress {
+                    supervisor.retire(name);
                 }
                 console.progress(&progress);
             }
@@ -256,6 +277,13 @@ async fn watch(
                 console.say("stopping", text, json!({}));
                 stop.request_stop();
             }
+            Occurrence::TimeUp => {
+                stopping = true;
+                let text = "stopping: the time of --stop-before is nearly over; what is in work is finished and saved";
+                console.say("stopping", text, json!({}));
+                stop.request_stop();
+            }
+            Occurrence::Checkpoint => checkpoint(console, stop),
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
                 while let Ok(progress) = events.try_recv() {
@@ -278,6 +306,15 @@ pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress
     }
 }
 
+/// Asks the coordinator for a checkpoint, as an operator would.
+fn checkpoint(console: &Console, stop: &StopHandle) {
+    let text = match stop.request_checkpoint("SIGUSR1") {
+        Ok(()) => "SIGUSR1: a checkpoint is written as soon as the learners are between two tasks".to_owned(),
+        Err(problem) => format!("SIGUSR1: no checkpoint: {problem}"),
+    };
+    console.say("checkpoint_asked", &text, json!({}));
+}
+
 async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
     loop {
         if let WorkerNews::GivenUp(worker) = supervisor.news().await {
@@ -298,6 +335,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
         | StartError::Checkpoint(_)
+        | StartError::Journal(_)
         | StartError::Data(_) => Failure::config(error),
     };
     let failure = failure.doing("start the coordinator");

@@ -1,15 +1,15 @@
-//! `pacs status` and `pacs stop`.
+//! `pacs status`.
 
 use std::fmt::Write;
 use std::future::Future;
 
 use anyhow::{Context, anyhow};
-use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, StopRunRequest, VerifierStatus, WorkerStatus};
+use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, VerifierStatus, WorkerStatus};
 use pacs_runtime::Exit;
 use serde_json::{Value, json};
 use tonic::{Response, Status as CallStatus};
 
-use crate::arguments::{Status, Stop};
+use crate::arguments::Status;
 use crate::failure::Failure;
 use crate::format::{count, percent, plural, seconds};
 use crate::output;
@@ -29,19 +29,7 @@ pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
-    let address = target::address(arguments.target.as_deref())?;
-    block_on(async {
-        let mut client = target::connect(&address).await?;
-        in_time(client.stop_run(StopRunRequest {})).await.map_err(|failure| failure.doing("stop the run"))
-    })?;
-    output::line(format_args!(
-        "the run at {address} writes a checkpoint and ends; `pacs run` with the same job goes on from there"
-    ));
-    Ok(Exit::Done)
-}
-
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -50,7 +38,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     runtime.block_on(work)
 }
 
-async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
+pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
     match tokio::time::timeout(CALL_DEADLINE, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Failure::again(anyhow!("{}", status.message()))),
@@ -70,6 +58,13 @@ fn as_text(status: &GetStatusResponse) -> String {
     ];
     for (name, line) in lines {
         line_of(&mut text, name, &line);
+    }
+    if let Some(oldest) = &status.oldest_group {
+        line_of(&mut text, "oldest", oldest);
+    }
+    if status.slots > 0 {
+        let slots = format!("{} of {} filled", status.groups_in_flight, status.slots);
+        line_of(&mut text, "slots", &slots);
     }
     if let Some(queues) = status.queues {
         let groups = format!(
@@ -95,9 +90,21 @@ fn as_text(status: &GetStatusResponse) -> String {
     if !counted.is_empty() {
         line_of(&mut text, "counts", &counted.join(", "));
     }
+    for action in &status.actions {
+        line_of(&mut text, "operator", &format!("{} {} ({})", action.operator, action.action, ago(action.time)));
+    }
+    for group in &status.set_aside {
+        line_of(&mut text, "set aside", &format!("g{}: {}; {}", group.group_id, group.reason, group.question));
+    }
     workers_table(&mut text, status);
     verifiers_table(&mut text, status);
     text
+}
+
+/// How long ago a time was, in seconds since 1970.
+fn ago(time: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    format!("{} ago", seconds(now.saturating_sub(time) as f64))
 }
 
 fn line_of(text: &mut String, name: &str, line: &str) {
@@ -174,8 +181,18 @@ fn worker_row(worker: &WorkerStatus) -> Vec<String> {
         format!("{}:{}", worker.host, worker.pid),
         format!("{} ago", seconds(worker.seconds_since_heartbeat)),
         worker.leases.to_string(),
-        worker.activity.clone(),
+        does(worker),
     ]
+}
+
+/// What a worker does, and since when if that is long.
+fn does(worker: &WorkerStatus) -> String {
+    let since = match worker.activity_seconds {
+        short if short < 10.0 => String::new(),
+        long => format!(" for {}", seconds(long)),
+    };
+    let draining = if worker.draining { " (draining)" } else { "" };
+    format!("{}{since}{draining}", worker.activity)
 }
 
 fn role_name(worker: &WorkerStatus) -> &'static str {
@@ -215,6 +232,16 @@ fn as_json(status: &GetStatusResponse) -> Value {
         "counters": sorted(&status.counters).into_iter().map(|(name, value)| (name.clone(), json!(value)))
             .collect::<serde_json::Map<_, _>>(),
         "verifiers": status.verifiers.iter().map(verifier_json).collect::<Vec<_>>(),
+        "oldest_group": status.oldest_group,
+        "slots": status.slots,
+        "groups_in_flight": status.groups_in_flight,
+        "paused": status.paused,
+        "actions": status.actions.iter().map(|action| {
+            json!({"operator": action.operator, "time": action.time, "action": action.action})
+        }).collect::<Vec<_>>(),
+        "set_aside": status.set_aside.iter().map(|group| {
+            json!({"group": group.group_id, "question": group.question, "reason": group.reason})
+        }).collect::<Vec<_>>(),
         "uptime_seconds": status.uptime_seconds,
         "remaining_seconds": status.remaining_seconds,
     })
@@ -228,6 +255,8 @@ fn worker_json(worker: &WorkerStatus) -> Value {
         "host": worker.host,
         "pid": worker.pid,
         "activity": worker.activity,
+        "activity_seconds": worker.activity_seconds,
+        "draining": worker.draining,
         "seconds_since_heartbeat": worker.seconds_since_heartbeat,
         "leases": worker.leases,
         "rank": worker.rank,
@@ -270,6 +299,8 @@ mod tests {
             seconds_since_heartbeat: 0.42,
             leases: 2,
             rank,
+            activity_seconds: 75.0,
+            draining: false,
         }
     }
 
@@ -299,6 +330,10 @@ mod tests {
                 p50_seconds: Some(0.000_25),
                 p99_seconds: Some(0.0125),
             }],
+            oldest_group: Some("g96 for 2.5 s, 8 samples missing, held by rollout-0".into()),
+            slots: 16,
+            groups_in_flight: 8,
+            ..GetStatusResponse::default()
         }
     }
 

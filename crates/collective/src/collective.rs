@@ -1,9 +1,12 @@
-use crate::CollectiveError;
+use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, Operation};
 
 /// Operations that every rank of a generation calls together, in the same order and with matching sizes.
 ///
 /// Every operation has a deadline. The first error ends the communicator: later operations fail at once, and the
 /// other ranks fail as soon as they wait for this one. What an operation that failed leaves in its buffer is undefined.
+///
+/// The plain operations work on host memory, those that end in `_device` on the memory of a device. Numbers of the host
+/// travel over TCP with either backend.
 pub trait Collective: Send {
     /// This rank, `0..world_size`.
     fn rank(&self) -> usize;
@@ -58,4 +61,61 @@ pub trait Collective: Send {
     ///
     /// As [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// A handle with which any thread can end the communicator.
+    fn abort_handle(&self) -> AbortHandle;
+
+    /// The device whose memory the `_device` operations work on; makes [`DeviceBuffer`]s. None when the backend has none.
+    fn device(&self) -> Option<&CudaDevice> {
+        None
+    }
+
+    /// [`Collective::all_reduce_sum`] of float32 numbers in the memory of a device.
+    ///
+    /// It begins when the work is done that the buffer's stream held when the buffer was made, and returns when the
+    /// result is there for every stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`], and when the backend cannot reach the memory: only NCCL can.
+    fn all_reduce_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let _ = data;
+        Err(no_device_memory(self.rank(), Operation::AllReduceSum))
+    }
+
+    /// [`Collective::reduce_scatter_sum`] of float32 numbers in the memory of a device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum_device`] and [`Collective::reduce_scatter_sum`].
+    fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let _ = data;
+        Err(no_device_memory(self.rank(), Operation::ReduceScatterSum))
+    }
+
+    /// [`Collective::all_gather`] in the memory of a device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum_device`] and [`Collective::all_gather`].
+    fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let _ = data;
+        Err(no_device_memory(self.rank(), Operation::AllGather))
+    }
+
+    /// [`Collective::broadcast`] in the memory of a device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum_device`] and [`Collective::broadcast`].
+    fn broadcast_device(&mut self, root: usize, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let _ = (root, data);
+        Err(no_device_memory(self.rank(), Operation::Broadcast))
+    }
+}
+
+fn no_device_memory(rank: usize, operation: Operation) -> CollectiveError {
+    let kind =
+        ErrorKind::Invalid("the `host` backend cannot reach the memory of a device; copy it, or use `nccl`".into());
+    CollectiveError { operation, rank, peer: None, kind }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::DeviceError;
+
 /// What a rank was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -123,6 +125,19 @@ pub enum ErrorKind {
     /// The caller passed something that no rank could carry out.
     #[error("{0}")]
     Invalid(String),
+    /// CUDA or NCCL failed, or is missing.
+    #[error(transparent)]
+    Device(DeviceError),
+    /// The ranks do not run the same libraries; a mixture hangs or corrupts at its leisure.
+    #[error("rank {rank} has {theirs}, this rank {ours}; give every rank the same image or environment")]
+    Mixture {
+        /// The other rank.
+        rank: usize,
+        /// Its versions.
+        theirs: String,
+        /// This rank's versions.
+        ours: String,
+    },
     /// [`crate::AbortHandle::abort`] was called.
     #[error("aborted: {reason}")]
     Aborted {

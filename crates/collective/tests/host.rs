@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pacs_collective::{
-    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
+    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HOST_BANDWIDTH_FLOOR, HostCollective,
+    HostListener, Operation,
 };
 use pacs_types::Generation;
 use proptest::prelude::*;
@@ -191,16 +192,16 @@ fn a_lost_rank_fails_the_others_at_once() {
     assert!(started.elapsed() < PROMPT);
 }
 
-/// One operation with buffers that no socket swallows whole.
+/// One operation, with rank 1 as the root.
 type Run = fn(&mut HostCollective) -> Result<(), CollectiveError>;
 
 /// Every operation, by name.
 const OPERATIONS: [(Operation, Run); 6] = [
-    (Operation::AllReduceSum, |ring| ring.all_reduce_sum(&mut vec![1.0; 12_000_000])),
-    (Operation::ReduceScatterSum, |ring| ring.reduce_scatter_sum(&mut vec![1.0; 12_000_000])),
-    (Operation::AllGather, |ring| ring.all_gather(&mut vec![1; 48_000_000])),
-    (Operation::AllGatherF64, |ring| ring.all_gather_f64(&vec![1.0; 3_000_000]).map(drop)),
-    (Operation::Broadcast, |ring| ring.broadcast(0, &mut vec![1; 48_000_000])),
+    (Operation::AllReduceSum, |ring| ring.all_reduce_sum(&mut vec![1.0; 300_000])),
+    (Operation::ReduceScatterSum, |ring| ring.reduce_scatter_sum(&mut vec![1.0; 300_000])),
+    (Operation::AllGather, |ring| ring.all_gather(&mut vec![1; 600_000])),
+    (Operation::AllGatherF64, |ring| ring.all_gather_f64(&vec![1.0; 3000]).map(drop)),
+    (Operation::Broadcast, |ring| ring.broadcast(1, &mut vec![1; 600_000])),
     (Operation::Barrier, |ring| ring.barrier()),
 ];
 
@@ -215,6 +216,24 @@ fn every_operation_ends_at_its_deadline() {
             assert_eq!(error.operation, operation);
         }
     }
+}
+
+#[test]
+fn a_large_buffer_has_more_time() {
+    let base = Duration::from_millis(100);
+    let errors = with_silent_rank(base, |ring| {
+        let started = Instant::now();
+        let error = ring.all_gather(&mut vec![0; HOST_BANDWIDTH_FLOOR as usize / 300 * 300 / 2]).unwrap_err();
+        (started.elapsed(), error)
+    });
+    let timed_out = errors.iter().find_map(|(elapsed, error)| match &error.kind {
+        ErrorKind::TimedOut { timeout, .. } => Some((*elapsed, *timeout)),
+        _ => None,
+    });
+    let (elapsed, timeout) = timed_out.expect("the first rank to give up says why");
+    let expected = Duration::from_millis(600);
+    assert!(timeout.abs_diff(expected) < Duration::from_millis(1), "{timeout:?}");
+    assert!(elapsed >= timeout && elapsed < PROMPT, "{elapsed:?}");
 }
 
 #[test]
@@ -238,7 +257,6 @@ fn every_operation_can_be_aborted_from_another_thread() {
 
 #[test]
 fn every_pair_of_different_operations_is_out_of_step() {
-    // The first ones wait for nobody until the sockets are full, so that both ranks may see it.
     for ((operation, first), (other, second)) in OPERATIONS.into_iter().zip(OPERATIONS.into_iter().cycle().skip(1)) {
         let errors = run(2, |mut ring| if ring.rank() == 0 { first(&mut ring) } else { second(&mut ring) });
         let errors: Vec<_> = errors.into_iter().filter_map(Result::err).collect();

@@ -6,14 +6,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_data::Problems;
-use pacs_machine::{EvaluationPlan, Machine, Options, Snapshot};
+use pacs_machine::{Command, EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
 use pacs_runtime::net::{Security, accept};
-use pacs_spec::JobSpec;
+use pacs_spec::{JobSpec, StalenessKind, UniformKind};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Driver, Parts, Shared};
+use crate::journal::{Journal, Recovered};
 use crate::progress::{Progress, RunEnd};
 use crate::records::{
     Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
@@ -28,6 +29,10 @@ const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_
 const IDS_OF_A_START: u64 = 1_000_000_000_000;
 /// Likewise for generations.
 const GENERATIONS_OF_A_START: u64 = 1000;
+
+/// A task of the learners of which no rank has reported anything for so long is stuck: longer than any honest step or
+/// checkpoint takes, and far beyond the time that one rank waits for another.
+const TASK_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
 
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
@@ -113,8 +118,7 @@ impl Coordinator {
         // Workers get this path, and their working directory may be another one.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
         let lock = RunLock::take(&run_dir)?;
-        let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|error| StartError::Listen { address: listen, error })?;
+        let listener = bind(listen, &run_dir).await.map_err(|error| StartError::Listen { address: listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: listen, error })?;
 
         let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
@@ -128,6 +132,7 @@ impl Coordinator {
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
+        shared.lock().go_on();
         let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
         let router = services::router(&shared, &attempt);
@@ -156,9 +161,22 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
+    /// The services, to be called without a network.
+    pub(crate) fn services(&self) -> services::Services {
+        services::Services::new(&self.shared)
+    }
+
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
-        self.shared.lock().request_stop();
+        self.shared.lock().request_stop(StopMode::Save);
+    }
+
+    /// Worker processes that an earlier coordinator of this folder has left, and that may still live: name, host, process.
+    #[must_use]
+    pub fn known_workers(&self) -> Vec<(String, String, u32)> {
+        let driver = self.shared.lock();
+        let known = driver.machine.members();
+        known.map(|(name, host, pid)| (name.to_owned(), host.to_owned(), pid)).collect()
     }
 
     /// Asks the same from elsewhere, while somebody [waits](Self::wait) for the end.
@@ -183,6 +201,11 @@ impl Coordinator {
             && tokio::task::spawn_blocking(move || archive.close()).await.is_err()
         {
             tracing::warn!("the archive was not closed");
+        }
+        let shared = self.shared.clone();
+        // The last records say that the run is over.
+        if tokio::task::spawn_blocking(move || shared.lock().journal.close()).await.is_err() {
+            tracing::warn!("the journal was not closed");
         }
         end
     }
@@ -211,7 +234,16 @@ impl StopHandle {
 
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
-        self.0.lock().request_stop();
+        self.0.lock().request_stop(StopMode::Save);
+    }
+
+    /// Asks for a checkpoint as soon as the learners are between two tasks, in the name of `who`.
+    ///
+    /// # Errors
+    /// Why there will be none.
+    pub fn request_checkpoint(&self, who: &str) -> Result<(), String> {
+        let asked = self.0.lock().operate(who, Command::Checkpoint);
+        asked.map_err(|status| status.message().to_owned())
     }
 }
 
@@ -219,6 +251,18 @@ impl Drop for Coordinator {
     fn drop(&mut self) {
         self.ticker.abort();
     }
+}
+
+/// Listens; where any port will do, at the one of the coordinator before, for its workers dial that.
+async fn bind(listen: SocketAddr, run_dir: &Path) -> std::io::Result<TcpListener> {
+    if listen.port() == 0
+        && let Ok(record) = CoordinatorRecord::read(run_dir)
+        && let Ok(earlier) = record.address.parse::<SocketAddr>()
+        && let Ok(listener) = TcpListener::bind((listen.ip(), earlier.port())).await
+    {
+        return Ok(listener);
+    }
+    TcpListener::bind(listen).await
 }
 
 async fn tick(shared: Shared, every: Duration) {
@@ -241,42 +285,95 @@ fn open(
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
     let mut notes = vec![problems.report.to_string()];
-    if let Some(manifest) = &resumed {
-        notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
-    }
 
-    let last_step = resumed.as_ref().map(|manifest| manifest.step);
     let metrics = Lines::new(run_dir.join("metrics.jsonl"));
     let evaluations = Lines::new(run_dir.join("evaluations.jsonl"));
-    for (lines, name) in [(&metrics, "metrics.jsonl"), (&evaluations, "evaluations.jsonl")] {
-        lines.truncate(last_step).map_err(StartError::file("truncate", &run_dir.join(name)))?;
-    }
-    let evaluated = evaluations.steps().map_err(StartError::file("read", &run_dir.join("evaluations.jsonl")))?;
     let archive = match spec.logging.samples {
         true => Some(Archive::open(&run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
         false => None,
     };
-    if let Some(archive) = &archive {
-        archive.truncate(last_step);
+    let toml = spec.resolved_toml();
+    let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml)?;
+    notes.extend(journal_notes);
+    if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
+        notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
+        journal = journal.discard(&run_dir, &toml)?;
+        recovered = None;
     }
-    let starts = starts_so_far(&run_dir);
-    let options = machine_options(&spec, &problems, timing, resumed, evaluated.into_iter().collect(), starts);
-    let started = Instant::now();
-    let driver = Driver::new(Parts {
-        machine: Machine::new(options, started.elapsed()),
+    let machine = match &recovered {
+        Some(recovered) => recovered.machine.clone(),
+        None => {
+            let last_step = resumed.as_ref().map(|manifest| manifest.step);
+            truncate(&run_dir, [&metrics, &evaluations], archive.as_ref(), last_step)?;
+            let steps = evaluations.steps().map_err(StartError::file("read", &run_dir.join("evaluations.jsonl")))?;
+            if let Some(manifest) = &resumed {
+                notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
+            }
+            let starts = starts_so_far(&run_dir);
+            let options =
+                machine_options(&spec, &problems, timing, resumed.clone(), steps.into_iter().collect(), starts);
+            Machine::new(options, Duration::ZERO)
+        }
+    };
+    let mut driver = Driver::new(Parts {
+        machine,
         spec,
-        run_dir,
+        run_dir: run_dir.clone(),
         heartbeat_interval: timing.heartbeat_interval,
         problems,
         checkpoints,
-        metrics,
-        evaluations,
+        metrics: metrics.clone(),
+        evaluations: evaluations.clone(),
         archive,
         progress,
-        started,
+        started: Instant::now(),
+        journal,
     });
     notes.into_iter().for_each(|text| driver.note(text));
+    if let Some(recovered) = recovered {
+        driver.recover(recovered);
+        // A line that was written before its record was durable speaks of a step that never was.
+        let step = Some(driver.machine.position().step);
+        truncate(&run_dir, [&metrics, &evaluations], driver.archive.as_ref(), step)?;
+    }
+    driver.begin();
     Ok(driver)
+}
+
+/// Removes what was written about later steps; about all steps when there is none.
+fn truncate(
+    run_dir: &Path,
+    lines: [&Lines; 2],
+    archive: Option<&Archive>,
+    last_step: Option<u64>,
+) -> Result<(), StartError> {
+    for lines in lines {
+        lines.truncate(last_step).map_err(StartError::file("truncate records in", run_dir))?;
+    }
+    if let Some(archive) = archive {
+        archive.truncate(last_step);
+    }
+    Ok(())
+}
+
+/// Why a journal and the newest checkpoint do not belong together.
+fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
+    let on_disk = resumed.map(|manifest| manifest.step);
+    let last = recovered.records.iter().rev().find_map(|(record, _)| match record.event {
+        Event::CheckpointCommitted { step } => Some(step),
+        _ => None,
+    });
+    let known = last.or(recovered.machine.newest_checkpoint());
+    // One that is being committed may be on disk before the record that says so.
+    let expected = |step: u64| known == Some(step) || recovered.may_commit(step);
+    match (on_disk, known) {
+        (None, None) => None,
+        (Some(step), _) if expected(step) => None,
+        (Some(step), _) => {
+            Some(format!("the newest whole checkpoint is that of step {step}, of which it does not know"))
+        }
+        (None, Some(step)) => Some(format!("its checkpoint of step {step} is gone")),
+    }
 }
 
 /// The checkpoint to go on from, if there is one.
@@ -328,6 +425,20 @@ fn machine_options(
         samples_per_prompt: spec.rollout.samples_per_prompt,
         prompts_per_step: spec.batch.prompts_per_step,
         total_steps: spec.batch.steps,
+        max_lag: spec.asynchrony.max_lag,
+        slots: spec.slots(),
+        staleness: match spec.asynchrony.staleness {
+            StalenessKind::Wait => Staleness::Wait,
+            StalenessKind::Evict => Staleness::Evict,
+            StalenessKind::Accept => Staleness::Accept,
+        },
+        uniform_groups: match spec.groups.uniform {
+            UniformKind::Keep => UniformGroups::Keep,
+            UniformKind::Drop => UniformGroups::Drop,
+            UniformKind::Refill => UniformGroups::Refill,
+        },
+        max_refills: spec.groups.max_refills.unwrap_or(spec.batch.prompts_per_step.saturating_mul(3)),
+        min_batch_groups: smallest_batch(spec),
         evaluation: EvaluationPlan {
             problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
             samples_per_problem: spec.evaluation.samples_per_problem,
@@ -339,6 +450,10 @@ fn machine_options(
         max_attempts: spec.verifier.max_attempts,
         max_replacements: spec.verifier.max_replacements,
         max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),
+        group_timeout: Duration::from_secs(u64::from(spec.groups.timeout_seconds)),
+        max_group_attempts: spec.groups.max_attempts,
+        max_worker_losses: spec.groups.max_worker_losses,
+        task_timeout: TASK_TIMEOUT,
         max_lost_generations: 10,
         heartbeat_timeout: timing.heartbeat_timeout,
         // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
@@ -350,6 +465,12 @@ fn machine_options(
         exported,
         evaluated,
     }
+}
+
+/// Groups that every mini-batch has one of, and every rank a sequence in each.
+fn smallest_batch(spec: &JobSpec) -> u32 {
+    let per_mini_batch = spec.resources.learners.div_ceil(spec.rollout.samples_per_prompt);
+    spec.batch.mini_batches.saturating_mul(per_mini_batch).min(spec.batch.prompts_per_step)
 }
 
 /// How long the verification of one sample may take, by all its verifiers.

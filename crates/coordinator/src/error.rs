@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::DataError;
 
+use crate::journal::JournalError;
 use crate::records::CheckpointError;
 
 /// Why a run cannot start.
@@ -60,6 +61,9 @@ pub enum StartError {
     /// A checkpoint cannot be used for another reason than damage.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The problems cannot be loaded.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -41,6 +41,11 @@ pub enum Progress {
         /// How it went.
         why: String,
     },
+    /// A worker was drained and leaves: it is not to be started again.
+    Drained {
+        /// Its slot.
+        name: String,
+    },
     /// Something that the operator should read.
     Note {
         /// A sentence.
@@ -56,8 +61,10 @@ pub struct StepSummary {
     /// Steps of the whole job.
     #[serde(skip)]
     pub total_steps: u64,
-    /// Weights that generated the batch.
+    /// Newest weights that may have generated the batch.
     pub version: u64,
+    /// How many versions behind those the oldest token of the batch is.
+    pub lag: u64,
     /// When the step ended, in seconds since 1970.
     pub time: f64,
     /// Mean reward of the samples.
@@ -80,6 +87,10 @@ pub struct StepSummary {
     pub replaced_samples: u64,
     /// Groups of this step that were given up for the next prompts.
     pub dropped_groups: u64,
+    /// Groups of this step that the learner did not get, or that were refilled, because their labels are all the same.
+    pub uniform_groups_left_out: u64,
+    /// Groups that were started again because they would have grown too old.
+    pub evicted_groups: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
     /// Generated tokens a second of the whole step.

@@ -11,7 +11,7 @@ use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use support::{Fleet, Job, end_of, until};
+use support::{Fleet, Job, Killable, end_of, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
@@ -193,6 +193,48 @@ async fn only_damaged_checkpoints_are_no_fresh_start() {
         matches!(&refused, StartError::NoValidCheckpoint { damages, .. } if damages[0].contains("rank-0.bin")),
         "{refused}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serves_when_it_is_told_to() {
+    support::serve_if_told().await;
+}
+
+/// Kills the coordinator again and again at any moment; its workers live on, and nothing is done twice.
+async fn survives_kills(changes: &str, steps: u64) {
+    let (job, address) = (Job::new(), support::free_address());
+    let mut coordinator = Killable::start(&job, steps, changes, address);
+    support::until_it_serves(address).await;
+    let fleet = Fleet::start(address, None);
+    let seen = std::sync::Arc::clone(&fleet.seen);
+    let handed_in = || seen.lock().unwrap().streams.len();
+    for kill in 1..=4u64 {
+        let before = handed_in();
+        support::wait_for("work", || handed_in() > before + 3 * kill as usize).await;
+        coordinator.kill();
+        coordinator = Killable::start(&job, steps, changes, address);
+    }
+    coordinator.wait().await;
+    fleet.join().await;
+    let seen = seen.lock().unwrap();
+    assert!(seen.retries > 0, "nobody has noticed the kills");
+    assert_eq!((seen.asked_again, seen.trained_again), (0, 0), "acknowledged work was asked for again");
+    assert_eq!(seen.started_from.len(), 1, "the learners are one generation: {:?}", seen.started_from);
+    assert_eq!(job.steps_in("metrics.jsonl"), (1..=steps).collect::<Vec<_>>());
+    assert_eq!(job.steps_in("evaluations.jsonl"), [0, steps]);
+    let groups: Vec<u64> = seen.trained.values().flatten().map(|entry| entry.group_id).collect();
+    assert_eq!(groups.iter().collect::<BTreeSet<_>>().len() as u64, 4 * steps, "no group is trained on twice");
+    assert_eq!(groups.len() as u64, 8 * steps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_coordinator_goes_on_with_the_same_learners_and_nothing_is_done_twice() {
+    survives_kills("", 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_does_one_whose_rollouts_run_ahead() {
+    survives_kills("[asynchrony]\nmax_lag = 2", 20).await;
 }
 
 fn json(field: &Field) -> serde_json::Value {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use pacs_spec::{JobSpec, SourceSpec};
 
 use crate::load::normalised;
-use crate::prompt::Prompter;
+use crate::prompt::JobPrompter;
 use crate::source::{Row, rows};
 use crate::{DataError, GoldCheck, gold_check};
 
@@ -69,7 +69,7 @@ pub struct PromptLengths {
 /// # Errors
 /// [`DataError`] when a file, the tokenizer or the template cannot be used. What is wrong with rows is no error.
 pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
-    let prompter = if with_prompts { Some(Prompter::new(spec)?) } else { None };
+    let prompter = if with_prompts { Some(JobPrompter::new(spec)?) } else { None };
     let gold = gold_check(spec.verifier.kind);
     let mut train = Checking::new(prompter.as_ref(), gold);
     train.read(&spec.data.train)?;
@@ -89,7 +89,7 @@ pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError>
 }
 
 struct Checking<'a> {
-    prompter: Option<&'a Prompter<'a>>,
+    prompter: Option<&'a JobPrompter>,
     gold: GoldCheck,
     found: SourceCheck,
     /// Where each normalised question stands first.
@@ -100,7 +100,7 @@ struct Checking<'a> {
 }
 
 impl<'a> Checking<'a> {
-    fn new(prompter: Option<&'a Prompter<'a>>, gold: GoldCheck) -> Self {
+    fn new(prompter: Option<&'a JobPrompter>, gold: GoldCheck) -> Self {
         let (found, places) = (SourceCheck::default(), HashMap::new());
         Self { prompter, gold, found, places, order: Vec::new(), lengths: Vec::new() }
     }
@@ -138,7 +138,7 @@ impl<'a> Checking<'a> {
 
     fn done(mut self) -> SourceCheck {
         self.lengths.sort_unstable();
-        let limit = self.prompter.map_or(usize::MAX, Prompter::max_tokens);
+        let limit = self.prompter.map_or(usize::MAX, JobPrompter::max_tokens);
         // The nearest rank: the smallest length that a share of all do not exceed.
         let quantile = |percent: usize| self.lengths[(self.lengths.len() * percent).div_ceil(100).max(1) - 1];
         self.found.prompts = (!self.lengths.is_empty()).then(|| PromptLengths {

@@ -2,7 +2,8 @@
 //! an order that can be resumed.
 //!
 //! [`load`] does all of it and says in a [`LoadReport`] what it left out; [`Problems::train_at`] is the data cursor.
-//! [`check`] uses nothing and names all that is wrong, row by row.
+//! [`check`] uses nothing and names all that is wrong, row by row. [`read_prompts`] reads prompts without answers, for
+//! generation outside a job.
 //! Nothing here samples or grades. Questions are never shortened: a prompt that is too long is left out and counted.
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ mod load;
 mod order;
 mod problem;
 mod prompt;
+mod prompt_rows;
 mod report;
 mod source;
 
@@ -20,5 +22,7 @@ pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_with};
 pub use order::TrainOrder;
 pub use problem::{Problem, Problems};
+pub use prompt::{Prompt, Prompter};
+pub use prompt_rows::{PromptRow, read_prompts};
 pub use report::{LoadReport, SourceReport};
 pub use source::count_rows;

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 
-use crate::prompt::Prompter;
+use crate::prompt::JobPrompter;
 use crate::source::{Row, rows};
 use crate::{DataError, LoadReport, Problem, Problems, SourceReport, TrainOrder};
 
@@ -32,7 +32,7 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
 /// # Errors
 /// See [`load`].
 pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
-    let prompter = Prompter::new(spec)?;
+    let prompter = JobPrompter::new(spec)?;
     let mut train = Loaded::default();
     train.load(&spec.data.train, &prompter, check)?;
     train.refuse_empty("data.train")?;
@@ -60,11 +60,11 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn load(&mut self, source: &SourceSpec, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
+    fn load(&mut self, source: &SourceSpec, prompter: &JobPrompter, check: GoldCheck) -> Result<(), DataError> {
         rows(source, &mut |row| self.take(row?, prompter, check))
     }
 
-    fn take(&mut self, row: Row, prompter: &Prompter<'_>, check: GoldCheck) -> Result<(), DataError> {
+    fn take(&mut self, row: Row, prompter: &JobPrompter, check: GoldCheck) -> Result<(), DataError> {
         self.report.rows += 1;
         if let Err(reason) = check(&row.answer) {
             self.report.unreadable_answers += 1;

@@ -6,33 +6,88 @@ use serde_json::{Map, Value};
 
 use crate::DataError;
 
-/// Turns questions into prompts: suffix, system message, chat template, token ids.
-pub(crate) struct Prompter<'a> {
-    spec: &'a JobSpec,
+/// Turns questions and conversations into prompts: suffix, system message, chat template, token ids.
+#[derive(Debug)]
+pub struct Prompter {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     variables: Map<String, Value>,
-    max_tokens: usize,
+    system: Option<String>,
+    suffix: String,
 }
 
-pub(crate) struct Prompt {
-    pub(crate) text: String,
-    pub(crate) tokens: Vec<u32>,
+/// What a model is asked, up to where its answer begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// As the template renders it.
+    pub text: String,
+    /// Token ids.
+    pub tokens: Vec<u32>,
 }
 
-impl<'a> Prompter<'a> {
-    pub(crate) fn new(spec: &'a JobSpec) -> Result<Self, DataError> {
-        let tokenizer = Tokenizer::read(&spec.model.path)?;
-        let mut template = ChatTemplate::read(&spec.model.path)?;
+impl Prompter {
+    /// A prompter for the model in folder `model`, with its own chat template, that adds `suffix` to every question and
+    /// puts `system` before it.
+    ///
+    /// # Errors
+    /// When the tokenizer or the chat template cannot be used.
+    pub fn read(model: &Path, system: Option<String>, suffix: String) -> Result<Self, DataError> {
+        let (tokenizer, template) = (Tokenizer::read(model)?, ChatTemplate::read(model)?);
+        Ok(Self { tokenizer, template, variables: Map::new(), system, suffix })
+    }
+
+    /// The prompter of a job.
+    fn of_job(spec: &JobSpec) -> Result<Self, DataError> {
+        let data = &spec.data;
+        let mut prompter = Self::read(&spec.model.path, data.system.clone(), data.prompt_suffix.clone())?;
         if let Some(source) = &spec.model.chat_template {
-            template = template.replaced(source, Path::new("model.chat_template"))?;
+            prompter.template = prompter.template.replaced(source, Path::new("model.chat_template"))?;
         }
-        let variables = match serde_json::to_value(&spec.model.template_variables) {
+        prompter.variables = match serde_json::to_value(&spec.model.template_variables) {
             Ok(Value::Object(variables)) => variables,
             other => unreachable!("a TOML table became {other:?}"),
         };
-        let max_tokens = max_prompt_tokens(spec)?;
-        Ok(Self { spec, tokenizer, template, variables, max_tokens })
+        Ok(prompter)
+    }
+
+    /// The prompt of a question.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer refuses.
+    pub fn question(&self, question: &str) -> Result<Prompt, DataError> {
+        let user = Message::user(format!("{question}{}", self.suffix));
+        let messages: Vec<Message> = self.system.as_ref().map(Message::system).into_iter().chain([user]).collect();
+        self.messages(&messages)
+    }
+
+    /// The prompt of a conversation, as it is.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer refuses.
+    pub fn messages(&self, messages: &[Message]) -> Result<Prompt, DataError> {
+        let text = self.template.render(messages, true, &self.variables)?;
+        let tokens = self.tokenizer.encode(&text, self.template.is_plain())?;
+        Ok(Prompt { text, tokens })
+    }
+
+    /// A prompt that is not to be written into a template.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn plain(&self, text: &str) -> Result<Prompt, DataError> {
+        Ok(Prompt { tokens: self.tokenizer.encode(text, true)?, text: text.to_owned() })
+    }
+}
+
+/// The prompter of a job, with its limit.
+pub(crate) struct JobPrompter {
+    prompter: Prompter,
+    max_tokens: usize,
+}
+
+impl JobPrompter {
+    pub(crate) fn new(spec: &JobSpec) -> Result<Self, DataError> {
+        Ok(Self { prompter: Prompter::of_job(spec)?, max_tokens: max_prompt_tokens(spec)? })
     }
 
     /// Most tokens that a prompt may have: what the spec says, and no more than leaves room for the answer.
@@ -41,12 +96,7 @@ impl<'a> Prompter<'a> {
     }
 
     pub(crate) fn prompt(&self, question: &str) -> Result<Prompt, DataError> {
-        let data = &self.spec.data;
-        let user = Message::user(format!("{question}{}", data.prompt_suffix));
-        let messages: Vec<Message> = data.system.as_ref().map(Message::system).into_iter().chain([user]).collect();
-        let text = self.template.render(&messages, true, &self.variables)?;
-        let tokens = self.tokenizer.encode(&text, self.template.is_plain())?;
-        Ok(Prompt { text, tokens })
+        self.prompter.question(question)
     }
 }
 

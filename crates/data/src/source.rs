@@ -1,7 +1,7 @@
 //! Where rows come from: one file per source.
 
 mod generate;
-mod jsonl;
+pub(crate) mod jsonl;
 mod parquet;
 
 use std::path::Path;

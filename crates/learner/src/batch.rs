@@ -31,8 +31,20 @@ pub struct SequenceTokens {
     pub position: usize,
     /// Answer tokens, not empty.
     pub tokens: Vec<u32>,
-    /// The rollout engine's log-prob of each (nats).
+    /// The rollout engine's log-prob of each under the temperature-scaled policy (nats): what the learner's own are
+    /// compared with.
     pub rollout_logprobs: Vec<f32>,
+    /// Log-prob of each under the distribution that it was drawn from, behind top-k, top-p and min-p (nats). Empty when
+    /// nothing was cut off: then it is `rollout_logprobs`.
+    pub sampled_logprobs: Vec<f32>,
+}
+
+impl SequenceTokens {
+    /// What importance weights divide by: log-probs of the distribution that was drawn from (nats).
+    #[must_use]
+    pub fn behaviour_logprobs(&self) -> &[f32] {
+        if self.sampled_logprobs.is_empty() { &self.rollout_logprobs } else { &self.sampled_logprobs }
+    }
 }
 
 /// All that one rank needs for a training step.
@@ -94,6 +106,7 @@ impl TrainBatch {
                 position: sequence.position as usize,
                 tokens: sequence.tokens,
                 rollout_logprobs: sequence.rollout_logprobs,
+                sampled_logprobs: sequence.sampled_logprobs,
             })
             .collect();
         sequences.sort_by_key(|sequence| sequence.position);
@@ -104,7 +117,8 @@ impl TrainBatch {
         for sequence in &sequences {
             let entry = &index[sequence.position];
             let tokens = sequence.tokens.len();
-            if tokens == 0 || tokens != entry.answer_tokens as usize || tokens != sequence.rollout_logprobs.len() {
+            let fits = [sequence.rollout_logprobs.len(), sequence.behaviour_logprobs().len()] == [tokens; 2];
+            if tokens == 0 || tokens != entry.answer_tokens as usize || !fits {
                 return fail(format!("sequence {} has {tokens} tokens, which does not fit", sequence.position));
             }
             if prompts.get(&entry.group).is_none_or(Vec::is_empty) {
@@ -178,11 +192,6 @@ impl Pass {
     fn holds(&self, group: u64) -> bool {
         self.rows.last().is_some_and(|row| row.group == group)
     }
-
-    /// Places of all sequences, in pass order.
-    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.rows.iter().flat_map(|row| row.answers.iter().copied())
-    }
 }
 
 #[cfg(test)]
@@ -203,6 +212,7 @@ mod tests {
             position,
             tokens: vec![1; tokens],
             rollout_logprobs: vec![-1.0; tokens],
+            sampled_logprobs: Vec::new(),
         };
         TrainBatch {
             step: 1,
@@ -235,14 +245,21 @@ mod tests {
             step: 3,
             index: vec![v1::SequenceIndex { group_id: 1, answer_tokens: 2, ..Default::default() }],
             prompts: vec![v1::GroupPrompt { group_id: 1, tokens: vec![4] }],
-            sequences: vec![v1::SequenceData { position: 0, tokens: vec![5, 6], rollout_logprobs: vec![-1.0, -2.0] }],
+            sequences: vec![v1::SequenceData {
+                position: 0,
+                tokens: vec![5, 6],
+                rollout_logprobs: vec![-1.0, -2.0],
+                sampled_logprobs: vec![-0.5, -1.0],
+            }],
+            ..Default::default()
         };
         assert!(TrainBatch::from_wire(task(), 0).is_ok());
         assert!(TrainBatch::from_wire(task(), 1).is_err(), "another rank's sequence");
-        let broken: [fn(&mut v1::TrainTask); 4] = [
+        let broken: [fn(&mut v1::TrainTask); 5] = [
             |task| task.index.clear(),
             |task| task.prompts.clear(),
             |task| task.sequences[0].rollout_logprobs.truncate(1),
+            |task| task.sequences[0].sampled_logprobs.truncate(1),
             |task| task.index[0].answer_tokens = 3,
         ];
         for change in broken {

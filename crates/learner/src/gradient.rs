@@ -3,11 +3,14 @@
 //! `T` packed tokens, `M` answer tokens of the pass, `D` width.
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
-use pacs_model::logprob::{DEFAULT_CHUNK, Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, Model, Trace};
+use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
+use pacs_model::{Keep, Model, Stages, Trace, values, values_backward};
+use pacs_shape::{HEAD_CHUNK, PassShape};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
+use crate::sft::Text;
+use crate::work::PassWork;
 
 /// A pass as tensors.
 ///
@@ -35,6 +38,28 @@ pub(crate) struct TokenScores {
     pub(crate) logprobs: Vec<f32>,
     /// Entropy of each distribution (nats).
     pub(crate) entropies: Vec<f32>,
+}
+
+/// Derivatives of a loss by what a pass says of its answer tokens, in the order of its targets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct TokenCoefficients {
+    /// By the log-prob of each.
+    pub(crate) by_logprob: Vec<f32>,
+    /// By the entropy of each distribution; empty where the loss has no entropy in it.
+    pub(crate) by_entropy: Vec<f32>,
+}
+
+impl TokenCoefficients {
+    /// Whether there is anything to go backward for.
+    pub(crate) fn any(&self) -> bool {
+        self.by_logprob.iter().chain(&self.by_entropy).any(|coefficient| *coefficient != 0.0)
+    }
+
+    /// Puts those of the next answer behind these.
+    pub(crate) fn append(&mut self, next: &Self) {
+        self.by_logprob.extend(&next.by_logprob);
+        self.by_entropy.extend(&next.by_entropy);
+    }
 }
 
 impl PassTensors {
@@ -72,25 +97,97 @@ impl PassTensors {
         }
     }
 
-    /// Log-probs and entropies of the answer tokens, without gradient.
-    pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
+    /// A pass of plain texts, each with something to learn: these tokens are the targets.
+    pub(crate) fn of_texts(texts: &[&Text], device: Device) -> Self {
+        let (mut tokens, mut positions, mut rows) = (Vec::<i64>::new(), Vec::new(), Vec::new());
+        let (mut predictors, mut targets, mut spans) = (Vec::<i64>::new(), Vec::<i64>::new(), Vec::new());
+        for (place, text) in texts.iter().enumerate() {
+            let start = tokens.len();
+            let learnt = (1..text.tokens.len()).filter(|at| text.learnt[*at]);
+            for at in learnt {
+                predictors.push((start + at - 1) as i64);
+                targets.push(i64::from(text.tokens[at]));
+            }
+            let inputs = &text.tokens[..text.tokens.len() - 1];
+            tokens.extend(inputs.iter().map(|token| i64::from(*token)));
+            positions.extend(0..inputs.len() as i64);
+            rows.push(PackedRow { prompt_len: inputs.len(), answer_lens: Vec::new() });
+            spans.push((place, text.targets()));
+        }
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        Self {
+            tokens: tensor(&tokens),
+            positions: tensor(&positions),
+            predictors: tensor(&predictors),
+            targets,
+            rows,
+            spans,
+        }
+    }
+
+    /// What a forward and backward of the pass computes.
+    pub(crate) fn work(&self) -> PassWork {
+        let mut work = PassWork { targets: self.targets.len() as f64, ..PassWork::default() };
+        self.rows.iter().for_each(|row| work.add_row(row.prompt_len, &row.answer_lens));
+        work
+    }
+
+    /// How many answer tokens there are.
+    pub(crate) fn targets(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Estimates of a value model of the return before each answer token.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn values<S: Stages>(&self, critic: &Model, stages: &mut S) -> Result<Vec<f32>, S::Error> {
         no_grad(|| {
-            let hidden = model.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, model));
-            self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature)
+            let mut attention = Packed::new(&self.rows, critic);
+            let hidden = critic.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
+            Ok(values(critic, &hidden.index_select(0, &self.predictors)))
+        })
+    }
+
+    /// Log-probs and entropies of the answer tokens, without gradient.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn score<S: Stages>(
+        &self,
+        model: &Model,
+        temperature: f64,
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
+        no_grad(|| {
+            let mut attention = Packed::new(&self.rows, model);
+            let hidden = model.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
+            Ok(self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature))
         })
     }
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
         let rows: Vec<(i64, i64)> = (0..).zip(self.targets.iter().copied()).collect();
-        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, DEFAULT_CHUNK);
+        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, HEAD_CHUNK);
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
 
-    /// Runs the trunk for a backward whose coefficients are not known yet.
-    pub(crate) fn open<'a>(&'a self, model: &Model, keep: Keep) -> OpenPass<'a> {
+    /// Runs the trunk for a backward whose coefficients are not known yet; `keep` decides what of it is kept.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn open<'a, S: Stages>(
+        &'a self,
+        model: &Model,
+        keep: impl FnOnce(&PassShape) -> Keep,
+        stages: &mut S,
+    ) -> Result<OpenPass<'a>, S::Error> {
         let attention = Packed::new(&self.rows, model);
-        OpenPass { tensors: self, trace: model.forward(&self.tokens, &self.positions, attention, keep) }
+        let (tokens, scored) = (self.tokens.numel() as u64, self.targets.len() as u64);
+        let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
+        let trace = model.forward_staged(&self.tokens, &self.positions, attention, keep, stages)?;
+        Ok(OpenPass { tensors: self, trace })
     }
 }
 
@@ -114,22 +211,64 @@ impl OpenPass<'_> {
 
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
     ///
-    /// `coefficients`: derivative of the loss by each answer token's log-prob, in the order of the targets.
-    pub(crate) fn backward(
+    /// `coefficients`: derivatives of the loss, in the order of the targets.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn backward<S: Stages>(
         self,
         model: &Model,
-        coefficients: &[f32],
+        coefficients: &TokenCoefficients,
         temperature: f64,
         gradients: &Tensor,
-    ) -> TokenScores {
-        let targets = Targets { tokens: &self.tensors.targets, coefficients, temperature };
-        let head = head_backward(model, &self.predicting(), targets, DEFAULT_CHUNK, gradients);
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
+        let TokenCoefficients { by_logprob, by_entropy } = coefficients;
+        let targets = Targets {
+            tokens: &self.tensors.targets,
+            coefficients: by_logprob,
+            entropy_coefficients: by_entropy,
+            temperature,
+        };
+        let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
+        self.trunk_backward(model, &head.by_hidden, gradients, stages)?;
+        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
+    }
+
+    /// Estimates of a value model, whose trunk this pass has run through.
+    pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
+        values(critic, &self.predicting())
+    }
+
+    /// Adds the gradient of a value loss to `gradients`; `by_value`: its derivative by each value, in the order of the
+    /// targets.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn values_backward<S: Stages>(
+        self,
+        critic: &Model,
+        by_value: &[f32],
+        gradients: &Tensor,
+        stages: &mut S,
+    ) -> Result<(), S::Error> {
+        let by_hidden = values_backward(critic, &self.predicting(), by_value, gradients);
+        self.trunk_backward(critic, &by_hidden, gradients, stages)
+    }
+
+    /// Adds the gradient of everything below the head; `by_predicting`: that by the rows that predict, `[M, D]`.
+    fn trunk_backward<S: Stages>(
+        self,
+        model: &Model,
+        by_predicting: &Tensor,
+        gradients: &Tensor,
+        stages: &mut S,
+    ) -> Result<(), S::Error> {
         // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
         let hidden = self.trace.hidden();
         let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
-        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &head.by_hidden.to_kind(gradients.kind()));
+        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &by_predicting.to_kind(gradients.kind()));
         let by_hidden = by_hidden.to_kind(hidden.kind());
-        model.backward(self.trace, &by_hidden, gradients);
-        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
+        model.backward_staged(self.trace, &by_hidden, gradients, stages)
     }
 }

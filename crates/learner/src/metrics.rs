@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use pacs_algo::ObjectiveMetrics;
 
+use crate::wire::Traffic;
+
 macro_rules! sums {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// What a rank adds up over the passes of a step.
@@ -28,6 +30,8 @@ macro_rules! sums {
 sums! {
     /// Shares of the losses of the step's updates.
     loss,
+    /// Shares of the losses of the value model.
+    value_loss,
     /// Tokens that went through the model with a gradient, prompts included.
     trained_tokens,
     /// Sequences whose gradient was computed.
@@ -40,6 +44,8 @@ sums! {
     compared_tokens,
     /// Absolute differences of those log-probs (nats).
     mismatch,
+    /// Floating-point operations of the passes with a gradient.
+    flops,
 }
 
 /// The largest log-prob difference is a maximum, not a sum; it travels beside them.
@@ -47,9 +53,19 @@ sums! {
 pub(crate) struct StepMetrics {
     pub(crate) sums: Sums,
     pub(crate) mismatch_max: f64,
+    /// What the verdicts say, the same on every rank.
+    pub(crate) outcomes: BTreeMap<&'static str, f64>,
+    /// Time of the whole step on this rank.
+    pub(crate) step_seconds: f64,
+    /// What all ranks together could compute in a second, where that was configured.
+    pub(crate) peak_flops: Option<f64>,
     pub(crate) objective: ObjectiveMetrics,
     pub(crate) grad_norms: Vec<f64>,
     pub(crate) clipped: u32,
+    /// Norms of the value model's gradient.
+    pub(crate) value_grad_norms: Vec<f64>,
+    /// Updates of the value model.
+    pub(crate) value_updates: u32,
     pub(crate) updates: u32,
     pub(crate) skipped: u32,
     pub(crate) learning_rate: f64,
@@ -58,6 +74,7 @@ pub(crate) struct StepMetrics {
     pub(crate) positive: Vec<bool>,
     pub(crate) log_ratios: Vec<f64>,
     pub(crate) seconds: BTreeMap<&'static str, f64>,
+    pub(crate) traffic: Traffic,
 }
 
 impl StepMetrics {
@@ -85,6 +102,8 @@ impl StepMetrics {
         };
         put("loss", self.sums.loss / f64::from(self.updates));
         put("grad_norm", mean(&self.grad_norms));
+        put("value_loss", self.sums.value_loss / f64::from(self.value_updates));
+        put("value_grad_norm", mean(&self.value_grad_norms));
         put("clipped_share", f64::from(self.clipped) / f64::from(self.updates));
         put("learning_rate", self.learning_rate);
         put("skipped_updates", f64::from(self.skipped));
@@ -98,9 +117,21 @@ impl StepMetrics {
         put("logprob_mismatch_max", self.mismatch_max);
         put("trained_sequences", self.sums.trained_sequences);
         put("trained_tokens", self.sums.trained_tokens);
+        put("trained_tokens_per_second", self.sums.trained_tokens / self.step_seconds);
+        put("model_flops", self.sums.flops);
+        if let Some(peak) = self.peak_flops {
+            put("model_flops_utilisation", self.sums.flops / (peak * self.step_seconds));
+        }
+        for (name, value) in &self.outcomes {
+            put(name, *value);
+        }
         for (name, value) in self.objective.named() {
             put(name, value);
         }
+        put("communication_bytes", self.traffic.bytes as f64);
+        put("seconds_communication", self.traffic.busy.as_secs_f64());
+        put("seconds_communication_wait", self.traffic.waited.as_secs_f64());
+        put("communication_hidden_share", self.traffic.hidden_share());
         for (phase, seconds) in &self.seconds {
             put(&format!("seconds_{phase}"), *seconds);
         }

@@ -5,16 +5,20 @@ use std::ops::Range;
 use pacs_algo::{
     LogprobSums, Needs, Objective, ObjectiveError, SequenceInfo, StepSummary, TokenAdvantages, TokenData, UpdateState,
 };
-use pacs_collective::{Collective, CollectiveError};
 
 use crate::batch::{IndexEntry, TrainBatch};
+use crate::gradient::TokenCoefficients;
 use crate::metrics::StepMetrics;
 use crate::trainer::TrainError;
+use crate::wire::Wire;
 
 /// The objective at one training step, as one rank sees it.
 #[derive(Debug)]
 pub(crate) struct StepObjective<'a> {
+    /// What advantages and the value model are trained by.
     objective: Objective,
+    /// What the policy is trained by: the same without the value model's loss.
+    of_policy: Objective,
     batch: &'a TrainBatch,
     /// Every answer of the batch, by position.
     infos: Vec<SequenceInfo>,
@@ -28,6 +32,8 @@ struct Own {
     /// `None` where the forward of the update is that of the old policy.
     old: Option<Vec<f64>>,
     reference: Option<Vec<f64>>,
+    /// Estimates of the value model.
+    values: Option<Vec<f64>>,
     advantages: TokenAdvantages,
 }
 
@@ -35,7 +41,8 @@ impl<'a> StepObjective<'a> {
     /// Advantages are there at once unless they take numbers that have to be gathered.
     pub(crate) fn new(objective: Objective, batch: &'a TrainBatch) -> Result<Self, ObjectiveError> {
         let infos: Vec<SequenceInfo> = batch.index.iter().map(info).collect();
-        let mut step = Self { objective, batch, infos, own: vec![Own::default(); batch.sequences.len()] };
+        let own = vec![Own::default(); batch.sequences.len()];
+        let mut step = Self { objective, of_policy: objective.of_policy(), batch, infos, own };
         if !step.needs().summaries {
             let summary = |(position, info)| step.objective.summary(position, info, &TokenData::default());
             let summaries: Vec<StepSummary> = step.infos.iter().enumerate().map(summary).collect::<Result<_, _>>()?;
@@ -48,16 +55,21 @@ impl<'a> StepObjective<'a> {
         self.objective.needs()
     }
 
-    /// Whether the answer at `place` has no gradient whatever its log-probs are.
+    /// Whether this step trains the policy, and not the value model alone.
+    pub(crate) fn trains_policy(&self) -> bool {
+        self.objective.trains_policy(self.batch.step)
+    }
+
+    /// Whether the policy has no gradient from the answer at `place` whatever its log-probs are.
     pub(crate) fn is_inert(&self, place: usize) -> bool {
         let info = &self.infos[self.batch.sequences[place].position];
-        self.objective.inert(info, &self.own[place].advantages).is_some()
+        self.of_policy.inert(info, &self.own[place].advantages).is_some()
     }
 
     /// Reports an answer that is left out because it is inert.
     pub(crate) fn skip(&self, place: usize, metrics: &mut StepMetrics) {
         let info = &self.infos[self.batch.sequences[place].position];
-        if let Some(inert) = self.objective.inert(info, &self.own[place].advantages) {
+        if let Some(inert) = self.of_policy.inert(info, &self.own[place].advantages) {
             metrics.objective.merge(&inert);
         }
     }
@@ -72,8 +84,14 @@ impl<'a> StepObjective<'a> {
         self.own[place].reference = Some(float64(logprobs));
     }
 
-    /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs must be set.
-    pub(crate) fn settle(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
+    /// Estimates of the value model for the tokens of the answer at `place`.
+    pub(crate) fn set_values(&mut self, place: usize, values: &[f32]) {
+        self.own[place].values = Some(float64(values));
+    }
+
+    /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs and values must
+    /// be set.
+    pub(crate) fn settle(&mut self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         if !self.needs().summaries {
             return Ok(());
         }
@@ -84,7 +102,7 @@ impl<'a> StepObjective<'a> {
                 self.with_tokens(place, &[], |tokens| self.objective.summary(position, &self.infos[position], tokens))?;
             mine.extend([reward, mean, squares]);
         }
-        let summaries = self.gather(0..self.infos.len(), &mine, collective)?;
+        let summaries = self.gather(0..self.infos.len(), &mine, wire)?;
         let summaries: Vec<StepSummary> =
             summaries.into_iter().map(|[reward, mean, squares]| StepSummary { reward, mean, squares }).collect();
         Ok(self.set_advantages(&summaries)?)
@@ -101,32 +119,32 @@ impl<'a> StepObjective<'a> {
         Ok(())
     }
 
-    /// An update whose coefficients take no forward: every log-ratio is 0.
+    /// An update whose coefficients take no forward, for every log-ratio is 0; or that of a value model.
     pub(crate) fn on_policy(&self, members: Range<usize>) -> Result<UpdateObjective<'_>, ObjectiveError> {
         let sums = vec![LogprobSums::default(); members.len()];
         self.update(members, &sums)
     }
 
     /// An update, with the sums of all its answers where the objective couples answers by their log-probs. `scored`
-    /// are this rank's answers in it, by place, with their log-probs; they are read only in that case.
+    /// are this rank's answers in it; they are read only in that case.
     pub(crate) fn gathered(
         &self,
         members: Range<usize>,
-        scored: &[(usize, Vec<f32>)],
-        collective: &mut dyn Collective,
+        scored: &[Scored],
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<UpdateObjective<'_>, TrainError> {
         if !self.needs().sums {
             return Ok(self.update(members, &[])?);
         }
         let mut mine = Vec::with_capacity(2 * scored.len());
-        for (place, new) in scored {
+        for Scored { place, logprobs, .. } in scored {
             let position = self.batch.sequences[*place].position;
-            let info = &self.infos[position];
-            let sums = self.with_tokens(*place, &float64(new), |tokens| self.objective.sums(position, info, tokens))?;
+            let (info, new) = (&self.infos[position], float64(logprobs));
+            let sums = self.with_tokens(*place, &new, |tokens| self.objective.sums(position, info, tokens))?;
             mine.extend([sums.new, sums.old]);
         }
-        let sums = self.gather(members.clone(), &mine, collective)?;
+        let sums = self.gather(members.clone(), &mine, wire)?;
         let sums: Vec<LogprobSums> = sums.into_iter().map(|[new, old]| LogprobSums { new, old }).collect();
         let update = self.update(members.clone(), &sums)?;
         if let UpdateState::Pacs(step) = &update.state {
@@ -150,9 +168,9 @@ impl<'a> StepObjective<'a> {
         &self,
         positions: Range<usize>,
         mine: &[f64],
-        collective: &mut dyn Collective,
-    ) -> Result<Vec<[f64; N]>, CollectiveError> {
-        let ranks = collective.all_gather_f64(mine)?;
+        wire: &mut Wire<'_>,
+    ) -> Result<Vec<[f64; N]>, TrainError> {
+        let ranks = wire.gather(mine.to_vec())?;
         let mut of_rank: Vec<_> = ranks.iter().map(|numbers| numbers.chunks_exact(N)).collect();
         let next = |position: usize| {
             let mut numbers = [f64::NAN; N];
@@ -168,15 +186,26 @@ impl<'a> StepObjective<'a> {
     /// Calls `f` with all numbers of the answer at `place`; `new` are its log-probs now, empty before the update.
     fn with_tokens<T>(&self, place: usize, new: &[f64], f: impl FnOnce(&TokenData<'_>) -> T) -> T {
         let own = &self.own[place];
-        let rollout = self.needs().rollout.then(|| float64(&self.batch.sequences[place].rollout_logprobs));
+        let rollout = self.needs().rollout.then(|| float64(self.batch.sequences[place].behaviour_logprobs()));
         f(&TokenData {
             new,
             old: own.old.as_deref().unwrap_or(new),
             rollout: rollout.as_deref(),
             reference: own.reference.as_deref(),
+            values: own.values.as_deref(),
             ..TokenData::default()
         })
     }
+}
+
+/// One of this rank's answers under the policy being trained.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scored {
+    pub(crate) place: usize,
+    /// Log-probs of its tokens (nats).
+    pub(crate) logprobs: Vec<f32>,
+    /// Entropies of their distributions (nats); empty where the objective reads none.
+    pub(crate) entropies: Vec<f32>,
 }
 
 /// The objective at one update.
@@ -189,24 +218,62 @@ pub(crate) struct UpdateObjective<'a> {
 }
 
 impl UpdateObjective<'_> {
-    /// Coefficients of the answer at `place`, one a token; `new` are its log-probs, absent in an update that takes no
-    /// forward.
+    /// Coefficients of an answer in an update that takes no forward.
+    pub(crate) fn known(&self, place: usize, metrics: &mut StepMetrics) -> Result<TokenCoefficients, ObjectiveError> {
+        let tokens = self.step.batch.sequences[place].tokens.len();
+        self.coefficients(&Scored { place, logprobs: vec![0.0; tokens], entropies: Vec::new() }, metrics)
+    }
+
+    /// Coefficients of an answer.
     pub(crate) fn coefficients(
         &self,
+        scored: &Scored,
+        metrics: &mut StepMetrics,
+    ) -> Result<TokenCoefficients, ObjectiveError> {
+        let (step, place) = (self.step, scored.place);
+        let position = step.batch.sequences[place].position;
+        let (info, advantages) = (&step.infos[position], &step.own[place].advantages);
+        let (new, entropies) = (float64(&scored.logprobs), float64(&scored.entropies));
+        let outcome = step.with_tokens(place, &new, |tokens| {
+            let tokens = TokenData { entropies: Some(&entropies), ..*tokens };
+            step.of_policy.sequence(&self.state, position - self.first, info, advantages, &tokens)
+        })?;
+        metrics.sums.loss += outcome.loss;
+        metrics.objective.merge(&outcome.metrics);
+        let by_entropy = step.objective.needs().entropy.then_some(outcome.dloss_dentropy as f32);
+        Ok(TokenCoefficients {
+            by_logprob: float32(&outcome.dloss_dlogprob),
+            by_entropy: by_entropy.map(|by_entropy| vec![by_entropy; new.len()]).unwrap_or_default(),
+        })
+    }
+
+    /// Whether the value model learns from the answer at `place`.
+    pub(crate) fn counts(&self, place: usize) -> bool {
+        let info = &self.step.infos[self.step.batch.sequences[place].position];
+        match &self.step.objective {
+            Objective::Pacs(_) => false,
+            Objective::Policy(config) => config.counts(info),
+        }
+    }
+
+    /// Derivatives of the value loss by the values of the answer at `place`; `new` are these values now.
+    pub(crate) fn by_values(
+        &self,
         place: usize,
-        new: Option<&[f32]>,
+        new: &[f32],
         metrics: &mut StepMetrics,
     ) -> Result<Vec<f32>, ObjectiveError> {
         let step = self.step;
         let position = step.batch.sequences[place].position;
-        let (info, advantages) = (&step.infos[position], &step.own[place].advantages);
-        let new = new.map_or_else(|| vec![0.0; info.tokens as usize], float64);
-        let outcome = step.with_tokens(place, &new, |tokens| {
-            step.objective.sequence(&self.state, position - self.first, info, advantages, tokens)
+        let (info, targets) = (&step.infos[position], &step.own[place].advantages);
+        let new = float64(new);
+        let outcome = step.with_tokens(place, &[], |tokens| {
+            let tokens = TokenData { new_values: Some(&new), ..*tokens };
+            step.objective.value(&self.state, position - self.first, info, targets, &tokens)
         })?;
-        metrics.sums.loss += outcome.loss;
+        metrics.sums.value_loss += outcome.loss;
         metrics.objective.merge(&outcome.metrics);
-        Ok(outcome.dloss_dlogprob.iter().map(|coefficient| *coefficient as f32).collect())
+        Ok(float32(&outcome.dloss_dvalue))
     }
 }
 
@@ -219,6 +286,10 @@ fn info(entry: &IndexEntry) -> SequenceInfo {
         tokens: entry.answer_tokens,
         truncated: entry.truncated,
     }
+}
+
+fn float32(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|value| *value as f32).collect()
 }
 
 fn float64(values: &[f32]) -> Vec<f64> {

@@ -27,7 +27,7 @@ const CALL_WAIT: Duration = Duration::from_secs(5);
 /// How long a call may take beyond its own waiting time (a batch of long answers is a large message).
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the coordinator may fail to answer before the registration is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How to run a learner rank.
 #[derive(Clone, Debug)]

@@ -1,12 +1,16 @@
-//! What a run does next, decided whenever nothing is in flight.
+//! What a run does next: the learners' line, decided whenever nothing is in flight there, and the slots beside it.
 
-use pacs_types::{GroupId, Purpose, WeightVersion};
+use std::collections::BTreeSet;
 
+use pacs_types::{GroupId, WeightVersion};
+
+use crate::lose::counter;
 use crate::machine::Machine;
-use crate::phase::{Phase, Task, Team};
-use crate::round::{EVALUATION_GROUPS, Round};
+use crate::phase::{Evaluation, Phase, Task, Team, Training};
+use crate::pool::{EVALUATION_GROUPS, Pool, pass_rate_and_mixed_share};
+use crate::schedule::{Decision, Terms, decide};
 use crate::worker::name_order;
-use crate::{Effect, End, TaskKind};
+use crate::{Effect, End, StopMode, TaskKind, UniformGroups};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,14 @@ impl Machine {
             Next::Save { model } => self.begin_save(model),
             Next::End(end) => self.end(end),
         }
+        // Rollouts that may run ahead do so while the learners do something else.
+        self.fill();
+    }
+
+    fn begin_sampling(&mut self) {
+        self.enter(Phase::Sampling);
+        self.fill();
+        self.try_train();
     }
 
     fn next(&self) -> Next {
@@ -40,17 +52,19 @@ impl Machine {
         if is_last && self.exported && !is_unsaved {
             return Next::End(End::Finished);
         }
-        if self.stop_requested && !is_unsaved {
+        // A step that was to be finished is finished whenever the run comes by here.
+        if self.stop.is_some() && !is_unsaved {
             return Next::End(End::Stopped);
         }
         if self.team.is_none() {
             return Next::Assemble;
         }
-        if self.stop_requested {
+        if self.stop.is_some() {
             return Next::Save { model: false };
         }
         let every = self.options.checkpoint_every_steps;
-        if is_unsaved && !is_last && every > 0 && step.is_multiple_of(every) && self.save_tried != Some(step) {
+        let is_due = every > 0 && step.is_multiple_of(every) && self.save_tried != Some(step);
+        if is_unsaved && !is_last && (is_due || self.checkpoint_wanted) {
             return Next::Save { model: false };
         }
         if self.options.evaluation.is_due(step, self.options.total_steps) && !self.evaluated.contains(&step) {
@@ -81,84 +95,177 @@ impl Machine {
     }
 
     pub(crate) fn new_task(&mut self, kind: TaskKind) -> Task {
-        Task { id: self.next_id(), kind, done: Default::default(), skipped_updates: 0 }
+        Task { id: self.next_id(), kind, done: BTreeSet::new(), heard: self.now, skipped_updates: 0 }
     }
 
     fn begin_evaluation(&mut self) {
         let plan = self.options.evaluation;
-        let mut round =
-            Round::new(Purpose::Evaluate, self.policy_version(), plan.problems as usize, self.position.cursor);
-        for problem in 0..u64::from(plan.problems) {
-            round.add(GroupId(EVALUATION_GROUPS + problem), plan.samples_per_problem, self.now);
+        let (version, mut pool) = (self.policy_version(), Pool::default());
+        let mut excluded = 0;
+        for group in (0..u64::from(plan.problems)).map(|problem| GroupId(EVALUATION_GROUPS + problem)) {
+            if self.position.set_aside.contains_key(&group) {
+                excluded += 1;
+                continue;
+            }
+            pool.add(group, plan.samples_per_problem, version, self.now);
         }
-        self.enter(Phase::Sampling(round));
+        let wanted = (plan.problems - excluded) as usize;
+        self.enter(Phase::Evaluating(Evaluation { pool, version, wanted, excluded }));
+        self.finish_evaluation_if_complete();
     }
 
-    fn begin_sampling(&mut self) {
-        let wanted = self.options.prompts_per_step;
-        let mut round = Round::new(Purpose::Train, self.policy_version(), wanted as usize, self.position.cursor);
-        for _ in 0..wanted {
-            round.add(self.draw_group(), self.options.samples_per_prompt, self.now);
-        }
-        self.enter(Phase::Sampling(round));
-    }
-
-    /// The next prompt of the data cursor, as a group. The cursor goes back if the round is abandoned (see `rewind`).
-    pub(crate) fn draw_group(&mut self) -> GroupId {
-        let group = GroupId(self.position.cursor);
-        self.position.cursor += 1;
-        group
-    }
-
-    fn policy_version(&self) -> WeightVersion {
+    pub(crate) fn policy_version(&self) -> WeightVersion {
         WeightVersion(self.position.step)
     }
 
     fn begin_save(&mut self, model: bool) {
         let step = self.position.step;
         self.save_tried = Some(step);
+        self.checkpoint_wanted = false;
         let task = self.new_task(TaskKind::Save { step, model });
         self.enter(Phase::Saving(task));
         self.effects.push(Effect::CreateCheckpoint { step });
     }
 
-    /// Goes on when a round has all it needs.
-    pub(crate) fn finish_round_if_complete(&mut self) {
-        let Phase::Sampling(round) = &self.phase else { return };
-        if !round.is_complete() {
+    /// Draws prompts into the free slots, and no more than the job still needs.
+    pub(crate) fn fill(&mut self) {
+        let is_ahead = self.options.max_lag > 0 && self.weights.is_some() && self.team.is_some();
+        if self.is_ended() || !(is_ahead || matches!(self.phase, Phase::Sampling)) {
             return;
         }
-        let groups = round.group_ids();
-        if round.purpose == Purpose::Evaluate {
-            let excluded = u32::try_from(round.dropped).expect("dropped groups are among the problems, a u32");
-            let step = self.position.step;
-            self.evaluated.insert(step);
-            self.effects.push(Effect::Evaluated { step, groups, excluded });
-            return self.advance();
+        let per_step = self.options.prompts_per_step as usize;
+        let (trained, making) = match &self.phase {
+            Phase::Training(training) => (training.groups.len(), 1),
+            _ => (0, 0),
+        };
+        let steps_left = match self.stop {
+            None => self.options.total_steps.saturating_sub(self.position.step + making),
+            // What is behind the step in work is not for this process.
+            Some(_) => u64::from(matches!(self.phase, Phase::Sampling)),
+        };
+        let needed = usize::try_from(steps_left).unwrap_or(usize::MAX).saturating_mul(per_step);
+        let room = (self.options.slots as usize).saturating_sub(trained);
+        let (samples, version, now) = (self.options.samples_per_prompt, self.policy_version(), self.now);
+        while self.pool.len() < room.min(needed) {
+            let group = self.position.draw();
+            self.pool.add(group, samples, version, now);
         }
-        let (pass_rate, mixed_share) = round.pass_rate_and_mixed_share();
+    }
+
+    /// Begins the step when its groups are there.
+    pub(crate) fn try_train(&mut self) {
+        let groups = self.options.prompts_per_step as usize;
+        while matches!(self.phase, Phase::Sampling) && !self.paused && self.pool.complete() >= groups {
+            match decide(self.terms(), self.pool.candidates()) {
+                Decision::Train(batch) => return self.begin_training(&batch),
+                Decision::TooFew | Decision::WaitFor(_) => return,
+                Decision::Evict(stale) => {
+                    let version = self.policy_version();
+                    self.count(counter::EVICTED_GROUPS, stale.len() as u64);
+                    for group in stale {
+                        self.pool.restart_group(group, version);
+                        self.effects.push(Effect::RestartGroup(group));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            version: self.position.step,
+            max_lag: u64::from(self.options.max_lag),
+            groups: self.options.prompts_per_step as usize,
+            staleness: self.options.staleness,
+        }
+    }
+
+    fn begin_training(&mut self, batch: &[GroupId]) {
+        let groups = self.pool.take(batch);
+        let (pass_rate, mixed_share) = pass_rate_and_mixed_share(groups.values());
         let collapsed = mixed_share == 0.0 && pass_rate < COLLAPSED_PASS_RATE;
         self.position.collapsed_steps = if collapsed { self.position.collapsed_steps + 1 } else { 0 };
+        let step = self.position.step + 1;
         if self.position.collapsed_steps >= COLLAPSED_STEPS {
+            self.pool.put_back(groups);
             return self.fail(format!(
                 "for {COLLAPSED_STEPS} steps in a row no group had both right and wrong answers, and only {:.1} % of \
-                 the answers of step {} were right: there is nothing left to learn from; look at the samples, then \
+                 the answers of step {step} were right: there is nothing left to learn from; look at the samples, then \
                  start from an earlier checkpoint with easier problems or a smaller learning rate",
-                100.0 * pass_rate,
-                self.position.step + 1
+                100.0 * pass_rate
             ));
         }
-        let step = self.position.step + 1;
+        let uniform: Vec<GroupId> = match self.options.uniform_groups {
+            UniformGroups::Drop => groups.iter().filter(|(_, group)| group.is_uniform()).map(|(id, _)| *id).collect(),
+            UniformGroups::Keep | UniformGroups::Refill => Vec::new(),
+        };
+        // The newest ones stay when too few would be left.
+        let may_go = groups.len().saturating_sub(self.options.min_batch_groups as usize);
+        let left_out: Vec<GroupId> = uniform.into_iter().take(may_go).collect();
+        self.count(counter::UNIFORM_GROUPS, left_out.len() as u64);
+        let oldest = groups.values().map(|group| group.born().0).min().unwrap_or(self.position.step);
+        let lag = self.position.step.saturating_sub(oldest);
+        let trained = groups.keys().filter(|group| !left_out.contains(group)).copied().collect();
         let task = self.new_task(TaskKind::Train { step });
-        self.enter(Phase::Training(task));
-        self.effects.push(Effect::Train { step, groups, ranks: self.options.learners });
+        self.enter(Phase::Training(Training { task, groups, left_out: left_out.clone() }));
+        self.effects.push(Effect::Train { step, groups: trained, left_out, ranks: self.options.learners, lag });
+        self.fill();
+    }
+
+    /// Goes on when all problems have their verdicts.
+    pub(crate) fn finish_evaluation_if_complete(&mut self) {
+        let Phase::Evaluating(evaluation) = &self.phase else { return };
+        if evaluation.pool.complete() < evaluation.wanted {
+            return;
+        }
+        let (groups, excluded) = (evaluation.pool.group_ids().collect(), evaluation.excluded);
+        let step = self.position.step;
+        self.evaluated.insert(step);
+        self.effects.push(Effect::Evaluated { step, groups, excluded });
+        self.advance();
+    }
+
+    /// Lets the next prompt take the place of a complete group whose labels are all the same, if the job wants that.
+    pub(crate) fn refill_if_uniform(&mut self, group: GroupId) {
+        let wanted = self.options.uniform_groups == UniformGroups::Refill && self.refills < self.options.max_refills;
+        if !wanted || !self.pool.is_uniform(group) {
+            return;
+        }
+        self.refills += 1;
+        self.count(counter::UNIFORM_GROUPS, 1);
+        self.pool.remove(group);
+        self.effects.push(Effect::DropGroup { group, why: crate::Dropped::Uniform });
+        self.fill();
+    }
+
+    /// Whether new work may be given out.
+    pub(crate) fn may_lend(&self) -> bool {
+        let is_leaving = matches!(self.stop, Some(StopMode::Save | StopMode::Now));
+        !self.paused && !is_leaving && !self.is_ended()
     }
 
     pub(crate) fn fail(&mut self, reason: String) {
         self.end(End::Failed { reason });
     }
 
+    /// Leaves a phase before its time: a batch in training is complete groups again, a measurement is given up.
+    pub(crate) fn interrupt(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Assembling) {
+            Phase::Training(training) => self.pool.put_back(training.groups),
+            Phase::Evaluating(evaluation) => {
+                let groups = evaluation.pool.group_ids().collect();
+                self.effects.push(Effect::ForgetEvaluation(groups));
+            }
+            _ => {}
+        }
+    }
+
     pub(crate) fn end(&mut self, end: End) {
+        // One event can have several consequences that each would end the run: the first one does.
+        if self.is_ended() {
+            return;
+        }
+        self.interrupt();
         self.enter(Phase::Ended(end.clone()));
         self.effects.push(Effect::Ended(end));
     }

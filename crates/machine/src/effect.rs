@@ -1,30 +1,45 @@
 use pacs_types::{Generation, GroupId, LeaseId, Purpose, Role, SampleId, WorkerId};
 
-use crate::{Refusal, Snapshot};
+use serde::{Deserialize, Serialize};
+
+use crate::{Record, Refusal, Snapshot};
 
 /// What the driver has to do, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Answer the caller of the event. At most one of `Reply` and `Refuse` is returned, and it comes first.
+    /// Make this durable before anything behind it is seen by others.
+    Persist(Record),
+    /// Answer the caller of the event. At most one of `Reply` and `Refuse` is returned, and only `Persist` comes before it.
     Reply(Reply),
     /// Turn the caller of the event away.
     Refuse(Refusal),
     /// The phase has changed; its name.
     Phase(&'static str),
-    /// Forget the prompts, samples and verdicts of a group that was dropped.
-    DropGroup(GroupId),
+    /// Forget the samples and verdicts of a group that was dropped.
+    DropGroup {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        why: Dropped,
+    },
+    /// Forget the samples and verdicts of an evaluation that is given up.
+    ForgetEvaluation(Vec<GroupId>),
+    /// Forget the samples and verdicts of a group that is generated anew.
+    RestartGroup(GroupId),
     /// Forget a sample that no verdict could be had for; another one takes its place.
     ReplaceSample(SampleId),
-    /// Forget all groups of the round.
-    Abandoned,
     /// Form the tasks of this batch; the groups are complete, in order of id.
     Train {
         /// The step being made.
         step: u64,
         /// Its groups.
         groups: Vec<GroupId>,
+        /// Groups of the step that the learner does not get, because their labels are all the same.
+        left_out: Vec<GroupId>,
         /// Ranks to share them among.
         ranks: u32,
+        /// How many versions behind the newest weights the oldest token of the step is.
+        lag: u64,
     },
     /// All ranks have made the step; archive the batch and forget its groups.
     StepDone {
@@ -52,10 +67,12 @@ pub enum Effect {
         /// The folder holds the exported model.
         model: bool,
     },
-    /// Everything after this point is undone: forget all groups and truncate the records.
+    /// Everything after this point is undone: truncate the records.
     Rewound {
         /// The step that the job stands at.
         step: u64,
+        /// Groups to forget: those of undone steps, and those with tokens of undone weights.
+        forgotten: Vec<GroupId>,
     },
     /// A generation of learners begins.
     GenerationFormed {
@@ -78,10 +95,29 @@ pub enum Effect {
         /// How it went.
         why: String,
     },
+    /// A worker that was to be drained holds nothing any more and is told to leave: it is not to be started again. May
+    /// come more than once.
+    Drained {
+        /// Its slot.
+        name: String,
+    },
     /// Something that the operator should read.
     Note(String),
     /// The run is over.
     Ended(End),
+}
+
+/// Why a group is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// No verdict could be had for one of its samples.
+    NoVerdict,
+    /// It was not done in time, again and again.
+    Overdue,
+    /// Its labels are all the same, and the next prompt takes its place.
+    Uniform,
+    /// Its workers died again and again.
+    Deadly,
 }
 
 /// Answer to the caller of an event.
@@ -179,7 +215,7 @@ pub struct TaskOrder {
 }
 
 /// What a rank has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskKind {
     /// Load the starting state and publish its weights.
     Prepare,
@@ -203,7 +239,7 @@ pub enum TaskKind {
 }
 
 /// How a run ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// All steps are made, and the model is exported.
     Finished,

@@ -1,7 +1,21 @@
-use pacs_types::{Generation, LeaseId, Outcome, Role, SampleId, WeightVersion, WorkerId};
+use std::time::Duration;
+
+use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WeightVersion, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// An event that has changed the machine, and when. A machine that takes in the records of another one, in order, comes
+/// to the same state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Time of the machine.
+    pub now: Duration,
+    /// What happened.
+    pub event: Event,
+}
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// A worker process wants to be a member.
     Register {
@@ -36,6 +50,8 @@ pub enum Event {
         worker: WorkerId,
         /// Samples that it has room for.
         free_samples: u32,
+        /// Number of the worker's request: one that is asked again gets what it got, if that never arrived. 0: none.
+        request: u64,
     },
     /// A rollout worker hands in a sample.
     SubmitSample {
@@ -45,7 +61,7 @@ pub enum Event {
         lease: LeaseId,
         /// Which sample.
         sample: SampleId,
-        /// The weights that generated it.
+        /// The weights that generated its oldest token.
         version: WeightVersion,
     },
     /// A verifier wants samples.
@@ -54,6 +70,8 @@ pub enum Event {
         worker: WorkerId,
         /// At most so many.
         max_samples: u32,
+        /// As for `LeaseGroups`.
+        request: u64,
     },
     /// A verifier hands in a verdict.
     SubmitVerdict {
@@ -66,6 +84,7 @@ pub enum Event {
         /// How the verification ended.
         outcome: Outcome,
         /// The label, when the outcome is conclusive.
+        #[serde(with = "crate::bits")]
         label: f64,
     },
     /// A learner wants to be a rank of the next generation.
@@ -103,14 +122,86 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The operator wants the run to save and end.
-    StopRequested,
-    /// Time has passed.
+    /// Somebody wants something of the run.
+    Operator {
+        /// Who, for the record.
+        who: String,
+        /// When, in seconds since 1970.
+        at: u64,
+        /// What.
+        command: Command,
+    },
+    /// What was kept of a sample is gone (a damaged disk): it has to be generated again.
+    SampleGone {
+        /// Which.
+        sample: SampleId,
+    },
+    /// A run that had ended goes on: its workers are gone, its groups are not.
+    Reopened,
+    /// Time has passed. Never recorded: what follows from it is, as the events below.
     Tick,
+    /// A worker has not been heard of for too long.
+    WorkerSilent {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// Nothing came of these loans for too long.
+    LeasesLapsed {
+        /// Loans of groups.
+        groups: Vec<LeaseId>,
+        /// Loans of samples.
+        samples: Vec<LeaseId>,
+    },
+    /// A group takes too long.
+    GroupOverdue {
+        /// Which.
+        group: GroupId,
+    },
+    /// Ranks have not reported a task for too long.
+    TaskOverdue {
+        /// Which.
+        task: u64,
+    },
+}
+
+/// What an operator can want.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Give out no new work; what is in work is finished.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Save as soon as the learners are between two tasks.
+    Checkpoint,
+    /// Give a rollout worker or verifier no new work, and dismiss it when it holds none.
+    Drain {
+        /// Its slot.
+        worker: String,
+    },
+    /// End the run.
+    Stop(StopMode),
+    /// Change the room for groups in flight.
+    SetSlots(u32),
+    /// Change the learning rate, from the next step on.
+    SetLearningRate(#[serde(with = "crate::bits")] f64),
+}
+
+/// When a run ends that is to be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMode {
+    /// At the next safe point, after a checkpoint.
+    Save,
+    /// After the step in work and a checkpoint.
+    AfterStep,
+    /// At once; what is not saved yet is lost.
+    Now,
 }
 
 /// How a rank's task ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskResult {
     /// The starting state is loaded; rank 0 names the version that it published.
     Prepared {

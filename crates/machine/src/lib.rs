@@ -5,29 +5,37 @@
 //! no clock, channel, lock, randomness or payload: prompts, samples and files belong to the driver, which carries out
 //! the effects in order.
 //!
-//! Start with [`Machine`], then [`Event`] and [`Effect`]. One step of training is one walk through
-//! `Sampling -> Training`, with `Evaluating` and `Saving` between steps; `advance.rs` says what comes next.
+//! Start with [`Machine`], then [`Event`] and [`Effect`]. What the learners do is one line, `Sampling -> Training`, with
+//! `Evaluating` and `Saving` between steps; `advance.rs` says what comes next. Beside it, the pool of groups in flight
+//! fills the slots as they free up; `schedule.rs` says which groups become a batch, and how old they may be.
+//!
+//! A machine that is restored from a snapshot of itself and the [`Record`]s behind it is the same machine:
+//! [`Effect::Persist`] comes before every effect that others may rely on.
 #![forbid(unsafe_code)]
 
 mod advance;
+mod bits;
 mod effect;
 mod event;
 mod lose;
 mod machine;
+mod operate;
 mod options;
 mod phase;
+mod pool;
 mod refusal;
-mod round;
+mod schedule;
 mod status;
 mod verbs;
 mod worker;
 
 pub use effect::{
-    Directive, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
+    Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
 };
-pub use event::{Event, TaskResult};
-pub use machine::Machine;
-pub use options::{Counters, EvaluationPlan, Options, Snapshot};
+pub use event::{Command, Event, Record, StopMode, TaskResult};
+pub use machine::{Machine, Present};
+pub use operate::Action;
+pub use options::{Counters, EvaluationPlan, Options, Snapshot, Staleness, UniformGroups};
+pub use pool::{EVALUATION_GROUPS, evaluation_problem};
 pub use refusal::{Refusal, RefusalKind};
-pub use round::{EVALUATION_GROUPS, evaluation_problem};
 pub use status::{QueueDepths, Status, WorkerStatus};

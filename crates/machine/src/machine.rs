@@ -1,22 +1,29 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use pacs_types::{Generation, Role, WeightVersion, WorkerId};
+use pacs_types::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId};
+use serde::{Deserialize, Serialize};
 
+use crate::operate::Action;
 use crate::phase::{Phase, Team};
+use crate::pool::{Pool, evaluation_problem, present};
 use crate::worker::Worker;
-use crate::{Effect, End, Event, Options, Refusal, Reply, Snapshot};
+use crate::{Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, StopMode};
 
 /// Everything that a run has decided so far.
 ///
 /// Time is an argument: a duration since any fixed point, never going backwards.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub(crate) options: Options,
     pub(crate) now: Duration,
     /// When time was looked at last.
     pub(crate) ticked: Duration,
+    #[serde(skip)]
     pub(crate) effects: Vec<Effect>,
+    /// The event at hand has changed nothing that others may rely on.
+    #[serde(skip)]
+    pub(crate) unchanged: bool,
 
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     /// Workers whose slot another process took: they are told to leave rather than to register again.
@@ -32,7 +39,19 @@ pub struct Machine {
     /// Why the last generation ended.
     pub(crate) regroup_reason: String,
     pub(crate) lost_generations: u32,
-    pub(crate) stop_requested: bool,
+
+    /// Training groups in flight, without those of the step in the making.
+    pub(crate) pool: Pool,
+    /// Groups that could not be completed since the last step.
+    pub(crate) failed_groups: usize,
+    /// Groups that were refilled since the last step.
+    pub(crate) refills: u32,
+
+    pub(crate) paused: bool,
+    pub(crate) stop: Option<StopMode>,
+    pub(crate) checkpoint_wanted: bool,
+    /// What operators did last, newest at the end.
+    pub(crate) actions: VecDeque<Action>,
 
     /// Where the job stands, between steps.
     pub(crate) position: Snapshot,
@@ -47,6 +66,17 @@ pub struct Machine {
     pub(crate) evaluated: BTreeSet<u64>,
 }
 
+/// A sample whose content has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// Which.
+    pub sample: SampleId,
+    /// The loan that it came under.
+    pub lease: LeaseId,
+    /// The loan that its verdict came under, if it has one.
+    pub verdict: Option<LeaseId>,
+}
+
 impl Machine {
     /// A run that waits for its workers.
     #[must_use]
@@ -55,6 +85,7 @@ impl Machine {
             now,
             ticked: now,
             effects: Vec::new(),
+            unchanged: false,
             workers: BTreeMap::new(),
             replaced: BTreeSet::new(),
             newest_id: options.ids_above,
@@ -65,7 +96,13 @@ impl Machine {
             weights: None,
             regroup_reason: String::new(),
             lost_generations: 0,
-            stop_requested: false,
+            pool: Pool::default(),
+            failed_groups: 0,
+            refills: 0,
+            paused: false,
+            stop: None,
+            checkpoint_wanted: false,
+            actions: VecDeque::new(),
             position: options.start.clone(),
             restart: options.start.clone(),
             restart_is_checkpoint: options.start.step > 0,
@@ -82,17 +119,43 @@ impl Machine {
     /// Takes in one event and says what has to be done, in order.
     pub fn step(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         self.now = self.now.max(now);
+        if event == Event::Tick {
+            return self.tick();
+        }
+        let record = Record { now: self.now, event: event.clone() };
+        self.unchanged = false;
+        self.apply(event);
+        let mut effects = std::mem::take(&mut self.effects);
+        if !std::mem::take(&mut self.unchanged) {
+            effects.insert(0, Effect::Persist(record));
+        }
+        effects
+    }
+
+    /// Makes a machine that was restored from its records go on at `now`: nobody is blamed for the time between.
+    pub fn resume(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+        self.ticked = self.now;
+        let now = self.now;
+        self.workers.values_mut().for_each(|worker| worker.heard = now);
+    }
+
+    pub(crate) fn apply(&mut self, event: Event) {
         match event {
             Event::Register { role, name, host, pid, collective_address } => {
                 self.register(role, name, host, pid, collective_address);
             }
             Event::Heartbeat { worker, activity } => self.heartbeat(worker, activity),
             Event::Leave { worker, error } => self.leave(worker, error),
-            Event::LeaseGroups { worker, free_samples } => self.lease_groups(worker, free_samples),
+            Event::LeaseGroups { worker, free_samples, request } => {
+                self.lease_groups(worker, free_samples, request);
+            }
             Event::SubmitSample { worker, lease, sample, version } => {
                 self.submit_sample(worker, lease, sample, version);
             }
-            Event::LeaseSamples { worker, max_samples } => self.lease_samples(worker, max_samples),
+            Event::LeaseSamples { worker, max_samples, request } => {
+                self.lease_samples(worker, max_samples, request);
+            }
             Event::SubmitVerdict { worker, lease, sample, outcome, label } => {
                 self.submit_verdict(worker, lease, sample, outcome, label);
             }
@@ -103,10 +166,138 @@ impl Machine {
             }
             Event::CheckpointCommitted { step } => self.checkpoint_committed(step),
             Event::CheckpointFailed { step, reason } => self.checkpoint_failed(step, &reason),
-            Event::StopRequested => self.request_stop(),
-            Event::Tick => self.tick(),
+            Event::Operator { who, at, command } => self.operate(who, at, command),
+            Event::SampleGone { sample } => self.sample_gone(sample),
+            Event::Reopened => self.reopen(),
+            Event::Tick => unreachable!("ticks are taken apart before"),
+            Event::WorkerSilent { worker } => self.lose_worker(worker, "missed its heartbeats", true),
+            Event::LeasesLapsed { groups, samples } => self.lapse(&groups, &samples),
+            Event::GroupOverdue { group } => self.group_overdue(group),
+            Event::TaskOverdue { task } => self.task_overdue(task),
         }
-        std::mem::take(&mut self.effects)
+    }
+
+    /// The samples that the run relies on.
+    pub fn present(&self) -> impl Iterator<Item = Present> {
+        let (evaluated, trained) = match &self.phase {
+            Phase::Evaluating(evaluation) => (Some(evaluation.pool.present()), None),
+            Phase::Training(training) => (None, Some(present(&training.groups))),
+            _ => (None, None),
+        };
+        let here = self.pool.present().chain(evaluated.into_iter().flatten()).chain(trained.into_iter().flatten());
+        here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
+    }
+
+    /// The step in the making, its groups, and those that the learner does not get.
+    #[must_use]
+    pub fn training(&self) -> Option<(u64, Vec<GroupId>, Vec<GroupId>)> {
+        let Phase::Training(training) = &self.phase else { return None };
+        let groups = training.groups.keys().filter(|group| !training.left_out.contains(group)).copied().collect();
+        Some((self.position.step + 1, groups, training.left_out.clone()))
+    }
+
+    /// The checkpoint that the driver is to commit, and whether it holds the exported model.
+    #[must_use]
+    pub fn committing(&self) -> Option<(&Snapshot, bool)> {
+        match &self.phase {
+            Phase::Committing { snapshot, model } => Some((snapshot, *model)),
+            _ => None,
+        }
+    }
+
+    /// The step whose checkpoint the ranks write.
+    #[must_use]
+    pub fn saving(&self) -> Option<u64> {
+        matches!(self.phase, Phase::Saving(_)).then_some(self.position.step)
+    }
+
+    /// Where a lost generation goes back to, if that is a checkpoint.
+    #[must_use]
+    pub fn newest_checkpoint(&self) -> Option<u64> {
+        self.restart_is_checkpoint.then_some(self.restart.step)
+    }
+
+    /// Members: name, where it runs, its process there.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &str, u32)> {
+        self.workers.values().map(|worker| (worker.name.as_str(), worker.host.as_str(), worker.pid))
+    }
+
+    /// Names of the learners by rank; empty while there is no generation.
+    #[must_use]
+    pub fn learner_names(&self) -> Vec<String> {
+        let ranks = self.team.as_ref().map(|team| team.ranks.as_slice()).unwrap_or_default();
+        ranks.iter().map(|worker| self.worker_name(*worker)).collect()
+    }
+
+    /// What the machine is to do.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Time of the newest event.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Groups in flight, those of the step in the making included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let trained = match &self.phase {
+            Phase::Training(training) => training.groups.len(),
+            _ => 0,
+        };
+        self.pool.len() + trained
+    }
+
+    /// All training groups that were drawn and are neither trained on nor given up.
+    #[must_use]
+    pub fn groups_in_flight(&self) -> BTreeSet<GroupId> {
+        let trained = match &self.phase {
+            Phase::Training(training) => Some(training.groups.keys().copied()),
+            _ => None,
+        };
+        self.pool.group_ids().chain(trained.into_iter().flatten()).collect()
+    }
+
+    /// The machine without what is not recorded because nobody relies on it: times at which workers were heard, what
+    /// they said they do. Two machines that have taken in the same records are equal in this.
+    #[must_use]
+    pub fn recorded(&self) -> Self {
+        let mut machine = self.clone();
+        (machine.now, machine.ticked) = Default::default();
+        for worker in machine.workers.values_mut() {
+            (worker.heard, worker.active_since) = Default::default();
+            worker.activity.clear();
+        }
+        machine
+    }
+
+    /// The groups that a sample of this group would be handed in for.
+    pub(crate) fn pool_of(&mut self, group: GroupId) -> Option<&mut Pool> {
+        match (&mut self.phase, evaluation_problem(group)) {
+            (Phase::Evaluating(evaluation), Some(_)) => Some(&mut evaluation.pool),
+            (_, Some(_)) => None,
+            (_, None) => Some(&mut self.pool),
+        }
+    }
+
+    /// All groups in flight that are not complete batches: those that are measured, then those to train on.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
+        let evaluated = match &self.phase {
+            Phase::Evaluating(evaluation) => Some(&evaluation.pool),
+            _ => None,
+        };
+        evaluated.into_iter().chain([&self.pool])
+    }
+
+    pub(crate) fn pools_mut(&mut self) -> impl Iterator<Item = &mut Pool> {
+        let evaluated = match &mut self.phase {
+            Phase::Evaluating(evaluation) => Some(&mut evaluation.pool),
+            _ => None,
+        };
+        evaluated.into_iter().chain([&mut self.pool])
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -120,6 +311,12 @@ impl Machine {
             Phase::Ended(end) => Some(end),
             _ => None,
         }
+    }
+
+    /// Whether an operator has paused the run.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// Whether no worker is a member.
@@ -144,12 +341,16 @@ impl Machine {
         self.effects.push(Effect::Reply(reply));
     }
 
+    /// Turns the caller away; whatever is counted with it comes behind.
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
+        self.unchanged = !matches!(refusal, Refusal::StaleLease { .. } | Refusal::WrongVersion { .. });
         self.effects.push(Effect::Refuse(refusal));
     }
 
     pub(crate) fn count(&mut self, name: &str, by: u64) {
-        *self.position.counters.entry(name.to_owned()).or_default() += by;
+        if by > 0 {
+            *self.position.counters.entry(name.to_owned()).or_default() += by;
+        }
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {

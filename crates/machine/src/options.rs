@@ -1,13 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
 /// Counts since the start of the job, by name.
 pub type Counters = BTreeMap<String, u64>;
 
 /// What a run is to do; fixed while the machine lives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
     /// Learner ranks of a generation, at least 1.
     pub learners: u32,
@@ -17,6 +18,20 @@ pub struct Options {
     pub prompts_per_step: u32,
     /// Training steps of the whole job.
     pub total_steps: u64,
+    /// How many versions behind the newest weights the oldest token of a trained group may be; 0: none, the synchronous
+    /// loop.
+    pub max_lag: u32,
+    /// Room for training groups in flight, those in training included: `prompts_per_step` to
+    /// `(max_lag + 1) * prompts_per_step`.
+    pub slots: u32,
+    /// What happens to a group that would become too old.
+    pub staleness: Staleness,
+    /// What happens to a group whose labels are all the same.
+    pub uniform_groups: UniformGroups,
+    /// Uniform groups that are refilled in one step before the rest is kept.
+    pub max_refills: u32,
+    /// A batch from which uniform groups are dropped keeps at least so many groups, at most `prompts_per_step`.
+    pub min_batch_groups: u32,
     /// When and on how much the policy is measured.
     pub evaluation: EvaluationPlan,
     /// Steps between checkpoints; 0: only at the end and on a stop.
@@ -25,8 +40,18 @@ pub struct Options {
     pub max_attempts: u32,
     /// Samples that may be given up in one place of a training group before the group is dropped.
     pub max_replacements: u32,
+    /// Time from the first lease of a group to its last verdict, after which its open work is issued again.
+    pub group_timeout: Duration,
+    /// So often a group may run out of that time before the next prompt takes its place, at least 1.
+    pub max_group_attempts: u32,
+    /// Workers that may die while they hold a group before it is set aside, at least 1. Before the last of them, it is
+    /// lent alone, so that it does not answer for another one.
+    pub max_worker_losses: u32,
     /// Optimizer updates that may be skipped before the run fails.
     pub max_skipped_updates: u64,
+    /// Time without a report of any rank after which a task of the learners counts as stuck, and they form a new
+    /// generation.
+    pub task_timeout: Duration,
     /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
     pub max_lost_generations: u32,
     /// Silence after which a worker is given up.
@@ -48,7 +73,7 @@ pub struct Options {
 }
 
 /// When and on how much the policy is measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluationPlan {
     /// Held-out problems; 0 turns evaluation off.
     pub problems: u32,
@@ -77,19 +102,77 @@ impl EvaluationPlan {
     }
 }
 
+/// What happens to a group that would become older than `max_lag`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Staleness {
+    /// The step waits for it.
+    #[default]
+    Wait,
+    /// It starts again with the newest weights.
+    Evict,
+    /// It is trained on however old it is.
+    Accept,
+}
+
+/// What happens to a group whose labels are all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniformGroups {
+    /// It is trained on like any other.
+    #[default]
+    Keep,
+    /// It counts as one of the step's groups, but the learner does not get it.
+    Drop,
+    /// The next prompt takes its place.
+    Refill,
+}
+
 /// Where a job stands between two steps: all that a resumed machine has to know.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Training steps done.
     pub step: u64,
     /// Prompts drawn; also the id of the next training group.
     pub cursor: u64,
+    /// Training groups below the cursor that were drawn and not trained on, ascending: they are drawn first.
+    #[serde(default)]
+    pub requeued: BTreeSet<GroupId>,
+    /// Groups that killed their workers and are not tried again, with what happened.
+    #[serde(default)]
+    pub set_aside: BTreeMap<GroupId, String>,
+    /// Learning rate that an operator has set, instead of the job spec's.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
     /// Optimizer updates that were skipped.
     pub skipped_updates: u64,
     /// Steps in a row in which hardly any answer was right and no group was mixed.
     pub collapsed_steps: u64,
     /// Counts since the start of the job.
     pub counters: Counters,
+}
+
+impl Snapshot {
+    /// The next prompt to draw.
+    pub(crate) fn draw(&mut self) -> GroupId {
+        if let Some(group) = self.requeued.pop_first() {
+            return group;
+        }
+        let group = GroupId(self.cursor);
+        self.cursor += 1;
+        group
+    }
+
+    /// Where the job stands if `groups` had not been drawn.
+    pub(crate) fn without(mut self, groups: impl IntoIterator<Item = GroupId>) -> Self {
+        self.requeued.extend(groups);
+        let newest = |requeued: &BTreeSet<GroupId>| requeued.last().copied();
+        while self.cursor > 0 && newest(&self.requeued) == Some(GroupId(self.cursor - 1)) {
+            self.requeued.pop_last();
+            self.cursor -= 1;
+        }
+        self
+    }
 }
 
 #[cfg(test)]
@@ -105,5 +188,15 @@ mod tests {
         assert_eq!(due(&EvaluationPlan { every_steps: 0, ..plan }), [0, 5]);
         assert_eq!(due(&EvaluationPlan { after: false, ..plan }), [0, 2, 4]);
         assert_eq!(due(&EvaluationPlan { problems: 0, ..plan }), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn prompts_that_were_not_trained_on_are_drawn_first() {
+        let drawn = Snapshot { cursor: 6, ..Snapshot::default() };
+        let mut back = drawn.clone().without([4, 2, 5].map(GroupId));
+        assert_eq!((back.cursor, &back.requeued), (4, &BTreeSet::from([GroupId(2)])));
+        assert_eq!([back.draw(), back.draw(), back.draw()], [2, 4, 5].map(GroupId));
+        assert_eq!(back, drawn);
+        assert_eq!(drawn.without((0..6).map(GroupId)), Snapshot::default());
     }
 }

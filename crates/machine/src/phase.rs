@@ -1,30 +1,39 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use pacs_types::{Generation, Purpose, WorkerId};
+use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
+use serde::{Deserialize, Serialize};
 
-use crate::round::Round;
-use crate::{End, TaskKind};
+use crate::pool::{Group, Pool};
+use crate::{End, Snapshot, TaskKind};
 
-/// Where the run is. Each phase owns its data.
+/// What the learners do. Each phase owns its data; the groups in flight are beside it.
 ///
 /// ```text
-/// Assembling -> Preparing -> Sampling (evaluate) -> Sampling (train) -> Training -> Saving -> … -> Ended
-///      ^------------------------- a learner is lost -------------------------------------'
+/// Assembling -> Preparing -> Evaluating -> Sampling -> Training -> Saving -> Committing -> … -> Ended
+///      ^------------------------- a learner is lost ------------------------------'
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Phase {
     /// Waits for a full generation of learners.
     Assembling,
     /// Ranks load their state.
     Preparing(Task),
-    /// Groups are generated and verified.
-    Sampling(Round),
+    /// The policy is measured; the learners wait.
+    Evaluating(Evaluation),
+    /// The learners wait for a batch.
+    Sampling,
     /// Ranks make a step.
-    Training(Task),
+    Training(Training),
     /// Ranks write a checkpoint.
     Saving(Task),
     /// The driver makes the written files a checkpoint. Learners may come and go meanwhile.
-    Committing { step: u64, model: bool },
+    Committing {
+        /// Where the job stands in it.
+        snapshot: Snapshot,
+        /// It holds the exported model.
+        model: bool,
+    },
     /// The run is over.
     Ended(End),
 }
@@ -35,8 +44,8 @@ impl Phase {
         match self {
             Self::Assembling => "assembling",
             Self::Preparing(_) => "preparing",
-            Self::Sampling(round) if round.purpose == Purpose::Evaluate => "evaluating",
-            Self::Sampling(_) => "sampling",
+            Self::Evaluating(_) => "evaluating",
+            Self::Sampling => "sampling",
             Self::Training(_) => "training",
             Self::Saving(_) => "saving",
             Self::Committing { .. } => "committing",
@@ -49,7 +58,8 @@ impl Phase {
     /// The task that ranks work on.
     pub(crate) fn task(&self) -> Option<&Task> {
         match self {
-            Self::Preparing(task) | Self::Training(task) | Self::Saving(task) => Some(task),
+            Self::Preparing(task) | Self::Saving(task) => Some(task),
+            Self::Training(training) => Some(&training.task),
             _ => None,
         }
     }
@@ -57,25 +67,50 @@ impl Phase {
     /// The task that ranks work on, to note their reports in.
     pub(crate) fn task_mut(&mut self) -> Option<&mut Task> {
         match self {
-            Self::Preparing(task) | Self::Training(task) | Self::Saving(task) => Some(task),
+            Self::Preparing(task) | Self::Saving(task) => Some(task),
+            Self::Training(training) => Some(&mut training.task),
             _ => None,
         }
     }
 }
 
 /// One piece of work for every rank.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) id: u64,
     pub(crate) kind: TaskKind,
     /// Ranks that have reported it.
     pub(crate) done: BTreeSet<u32>,
+    /// When a rank reported last, or the task began.
+    pub(crate) heard: Duration,
     /// Updates that rank 0 skipped.
     pub(crate) skipped_updates: u32,
 }
 
+/// A step in the making.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Training {
+    pub(crate) task: Task,
+    /// Its groups, those included that the learner does not get.
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    /// Those.
+    pub(crate) left_out: Vec<GroupId>,
+}
+
+/// One measurement of the policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Evaluation {
+    pub(crate) pool: Pool,
+    /// The weights that every sample must come from.
+    pub(crate) version: WeightVersion,
+    /// Problems that are measured.
+    pub(crate) wanted: usize,
+    /// Problems left out for want of verdicts.
+    pub(crate) excluded: u32,
+}
+
 /// One membership of learners.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Team {
     pub(crate) generation: Generation,
     /// Workers by rank.

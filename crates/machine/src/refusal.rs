@@ -24,15 +24,19 @@ pub enum Refusal {
         /// What was handed in.
         sample: SampleId,
     },
-    /// The sample was generated with other weights than the round wants.
-    #[error("sample {sample} was generated with weights {found}, but the round samples {wanted}; its lease is revoked")]
+    /// The sample was generated with other weights than its lease allows.
+    #[error(
+        "sample {sample} was generated with weights {found}, but its lease allows {oldest} to {newest}; it is revoked"
+    )]
     WrongVersion {
         /// The sample.
         sample: SampleId,
         /// Its weights.
         found: WeightVersion,
-        /// The round's.
-        wanted: WeightVersion,
+        /// The oldest that it may be of.
+        oldest: WeightVersion,
+        /// The newest that are published.
+        newest: WeightVersion,
     },
     /// The generation is over.
     #[error("{asked} is over, {current} is the newest; join the next generation")]
@@ -47,6 +51,12 @@ pub enum Refusal {
     UnknownTask {
         /// The number.
         task: u64,
+    },
+    /// The run does not take the operator's command.
+    #[error("{problem}")]
+    BadCommand {
+        /// Why, and what would be taken.
+        problem: String,
     },
     /// The result does not fit the task.
     #[error("task {task}: {problem}")]
@@ -76,7 +86,9 @@ impl Refusal {
         match self {
             Self::UnknownWorker(_) => RefusalKind::NotFound,
             Self::StaleLease { .. } | Self::WrongVersion { .. } | Self::StaleGeneration { .. } => RefusalKind::Stale,
-            Self::WrongRole { .. } | Self::UnknownTask { .. } | Self::BadResult { .. } => RefusalKind::Invalid,
+            Self::WrongRole { .. } | Self::UnknownTask { .. } | Self::BadCommand { .. } | Self::BadResult { .. } => {
+                RefusalKind::Invalid
+            }
         }
     }
 }

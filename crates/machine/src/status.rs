@@ -1,11 +1,13 @@
 use std::time::Duration;
 
-use pacs_types::{Generation, Purpose, Role, WeightVersion, WorkerId};
+use pacs_types::{Generation, GroupId, Role, WeightVersion, WorkerId};
 
 use crate::machine::Machine;
+use crate::operate::Action;
 use crate::phase::{Phase, Task};
-use crate::round::{Round, evaluation_problem};
-use crate::{Counters, End, TaskKind};
+use crate::pool::{Pool, evaluation_problem};
+use crate::schedule::{Decision, decide};
+use crate::{Counters, End};
 
 /// What an operator sees of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +28,20 @@ pub struct Status {
     pub queues: QueueDepths,
     /// One sentence: what the run waits for.
     pub waiting_for: String,
+    /// The oldest group that is not done, and why.
+    pub oldest_group: Option<String>,
     /// Counts since the start of the job.
     pub counters: Counters,
+    /// Room for training groups in flight.
+    pub slots: u32,
+    /// Training groups in flight, those of the step in the making included.
+    pub in_flight: usize,
+    /// The operator has paused the run.
+    pub paused: bool,
+    /// What operators did last, newest at the end.
+    pub actions: Vec<Action>,
+    /// Groups that killed their workers and are not tried again, with what happened.
+    pub set_aside: Vec<(GroupId, String)>,
 }
 
 /// One member.
@@ -45,6 +59,10 @@ pub struct WorkerStatus {
     pub pid: u32,
     /// What it said it does.
     pub activity: String,
+    /// Time since it said so first.
+    pub active: Duration,
+    /// It gets no new work and is dismissed when it holds none.
+    pub draining: bool,
     /// Time since its last sign of life.
     pub silent: Duration,
     /// Leases that it holds.
@@ -53,7 +71,7 @@ pub struct WorkerStatus {
     pub rank: Option<u32>,
 }
 
-/// Lengths of the queues of a round.
+/// Lengths of the queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueDepths {
     /// Groups that wait for a rollout worker.
@@ -66,7 +84,7 @@ pub struct QueueDepths {
     pub samples_verifying: usize,
     /// Groups whose samples all have verdicts.
     pub groups_complete: usize,
-    /// Groups that the round needs.
+    /// Groups that the step or evaluation needs.
     pub groups_wanted: usize,
 }
 
@@ -74,10 +92,6 @@ impl Machine {
     /// What an operator sees at `now`.
     #[must_use]
     pub fn status(&self, now: Duration) -> Status {
-        let round = match &self.phase {
-            Phase::Sampling(round) => Some(round),
-            _ => None,
-        };
         let mut workers: Vec<_> = self
             .workers
             .iter()
@@ -88,8 +102,10 @@ impl Machine {
                 host: worker.host.clone(),
                 pid: worker.pid,
                 activity: worker.activity.clone(),
+                active: now.saturating_sub(worker.active_since),
+                draining: worker.draining,
                 silent: now.saturating_sub(worker.heard),
-                leases: round.map_or(0, |round| round.loans_of(*id)),
+                leases: self.pools().map(|pool| pool.loans_of(*id)).sum(),
                 rank: self.team.as_ref().and_then(|team| team.rank(*id)),
             })
             .collect();
@@ -101,9 +117,18 @@ impl Machine {
             weights: self.weights,
             generation: self.newest_generation,
             workers,
-            queues: round.map(Round::depths).unwrap_or_default(),
+            queues: self.depths(),
             waiting_for: self.waiting_for(now),
+            oldest_group: self
+                .current_pool()
+                .oldest_open()
+                .map(|oldest| self.describe(self.current_pool(), oldest, now)),
             counters: self.position.counters.clone(),
+            slots: self.options.slots,
+            in_flight: self.in_flight(),
+            paused: self.paused,
+            actions: self.actions.iter().cloned().collect(),
+            set_aside: self.position.set_aside.iter().map(|(group, what)| (*group, what.clone())).collect(),
         }
     }
 
@@ -123,10 +148,17 @@ impl Machine {
             Phase::Preparing(task) => {
                 format!("waits for {} to load their state, for {age}", self.open_ranks(task))
             }
-            Phase::Sampling(round) => self.waiting_for_round(round, now),
-            Phase::Training(task) => {
-                let TaskKind::Train { step } = task.kind else { unreachable!("a training phase holds a train task") };
-                format!("step {step} waits for {} to train, for {age}", self.open_ranks(task))
+            Phase::Evaluating(evaluation) => {
+                let what = format!("the evaluation at step {}", self.position.step);
+                self.waiting_for_groups(&what, &evaluation.pool, evaluation.wanted, now)
+            }
+            Phase::Sampling => {
+                let what = format!("step {}", self.position.step + 1);
+                self.waiting_for_groups(&what, &self.pool, self.options.prompts_per_step as usize, now)
+            }
+            Phase::Training(training) => {
+                let (step, whom) = (self.position.step + 1, self.open_ranks(&training.task));
+                format!("step {step} waits for {whom} to train, for {age}")
             }
             Phase::Saving(task) => {
                 format!(
@@ -135,8 +167,8 @@ impl Machine {
                     self.position.step
                 )
             }
-            Phase::Committing { step, .. } => {
-                format!("waits for the disk to take the checkpoint of step {step}, for {age}")
+            Phase::Committing { snapshot, .. } => {
+                format!("waits for the disk to take the checkpoint of step {}, for {age}", snapshot.step)
             }
             Phase::Ended(End::Finished) => "waits for nothing: the run is finished".to_owned(),
             Phase::Ended(End::Stopped) => "waits for nothing: the run was stopped".to_owned(),
@@ -144,7 +176,7 @@ impl Machine {
         }
     }
 
-    fn open_ranks(&self, task: &Task) -> String {
+    pub(crate) fn open_ranks(&self, task: &Task) -> String {
         let ranks = self.team.as_ref().map(|team| team.ranks.as_slice()).unwrap_or_default();
         let open: Vec<String> = (0u32..)
             .zip(ranks)
@@ -158,22 +190,31 @@ impl Machine {
         }
     }
 
-    fn waiting_for_round(&self, round: &Round, now: Duration) -> String {
-        let what = match round.purpose {
-            Purpose::Train => format!("step {}", self.position.step + 1),
-            Purpose::Evaluate => format!("the evaluation at step {}", self.position.step),
+    fn waiting_for_groups(&self, what: &str, pool: &Pool, wanted: usize, now: Duration) -> String {
+        if self.paused {
+            return format!("{what} waits for the operator: the run is paused (`pacs resume` goes on)");
+        }
+        // Enough groups are complete, but a certain one has to be among them.
+        let due = match (&self.phase, pool.complete() >= wanted) {
+            (Phase::Sampling, true) => match decide(self.terms(), pool.candidates()) {
+                Decision::WaitFor(group) => Some(group),
+                _ => None,
+            },
+            _ => None,
         };
-        let depths = round.depths();
-        let open = depths.groups_wanted - depths.groups_complete;
-        let oldest = match round.oldest_open() {
+        if let Some(due) = due.and_then(|group| pool.open(group)) {
+            let lag = self.options.max_lag;
+            return format!(
+                "{what} waits for a group that would grow older than {lag} versions: {}",
+                self.describe(pool, due, now)
+            );
+        }
+        let oldest = match pool.oldest_open() {
             None => String::new(),
-            Some((id, drawn, holder)) => {
-                let name =
-                    evaluation_problem(id).map_or_else(|| id.to_string(), |problem| format!("problem {problem}"));
-                let holder = holder.map_or_else(|| "nobody".to_owned(), |worker| self.worker_name(worker));
-                format!("; oldest: {name} for {}, held by {holder}", seconds(now.saturating_sub(drawn)))
-            }
+            Some(oldest) => format!("; oldest: {}", self.describe(pool, oldest, now)),
         };
+        let open = wanted - pool.complete().min(wanted);
+        let depths = pool.depths();
         let generating = depths.groups_waiting + depths.groups_generating > 0;
         let role = if generating { Role::Rollout } else { Role::Verifier };
         let there = self.count_role(role);
@@ -182,7 +223,33 @@ impl Machine {
             1 => format!("1 {role} worker"),
             _ => format!("{there} {role} workers"),
         };
-        format!("{what} waits for {whom}: {open} of {} groups open{oldest}", depths.groups_wanted)
+        format!("{what} waits for {whom}: {open} of {wanted} groups open{oldest}")
+    }
+
+    /// A group that is not done: which, since when, and who has it.
+    fn describe(&self, pool: &Pool, open: (GroupId, Duration, Option<WorkerId>), now: Duration) -> String {
+        let (id, drawn, holder) = open;
+        let name = evaluation_problem(id).map_or_else(|| id.to_string(), |problem| format!("problem {problem}"));
+        let holder = holder.map_or_else(|| "nobody".to_owned(), |worker| self.worker_name(worker));
+        let missing = match pool.open_samples(id) {
+            Some((0, verdicts)) => format!(", {verdicts} verdicts missing"),
+            Some((samples, _)) => format!(", {samples} samples missing"),
+            None => String::new(),
+        };
+        format!("{name} for {}{missing}, held by {holder}", seconds(now.saturating_sub(drawn)))
+    }
+
+    /// The groups that the learners wait for.
+    fn current_pool(&self) -> &Pool {
+        self.pools().next().unwrap_or(&self.pool)
+    }
+
+    fn depths(&self) -> QueueDepths {
+        let wanted = match &self.phase {
+            Phase::Evaluating(evaluation) => evaluation.wanted,
+            _ => self.options.prompts_per_step as usize,
+        };
+        QueueDepths { groups_wanted: wanted, ..self.current_pool().depths() }
     }
 }
 
@@ -208,7 +275,8 @@ mod tests {
 
         let mut run = Run::sampling(options());
         run.now += Duration::from_millis(2500);
-        let expected = "step 1 waits for 1 rollout worker: 2 of 2 groups open; oldest: g0 for 2.5 s, held by nobody";
+        let expected = "step 1 waits for 1 rollout worker: 2 of 2 groups open; oldest: g0 for 2.5 s, 2 samples missing, \
+                        held by nobody";
         assert_eq!(sentence(&run), expected);
         run.groups(run.rollout, 100);
         assert!(sentence(&run).ends_with("held by rollout-0"));

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use pacs_types::Role;
+use pacs_types::{LeaseId, Role};
+use serde::{Deserialize, Serialize};
 
 /// A member of the run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worker {
     pub(crate) role: Role,
     pub(crate) name: String,
@@ -11,9 +12,25 @@ pub(crate) struct Worker {
     pub(crate) pid: u32,
     pub(crate) collective_address: String,
     pub(crate) activity: String,
+    /// Since when it does that.
+    pub(crate) active_since: Duration,
     pub(crate) heard: Duration,
+    /// Its newest request for work that was answered with some, and the loans that it got.
+    pub(crate) answered: Option<(u64, Vec<LeaseId>)>,
+    /// It gets no new work.
+    pub(crate) draining: bool,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
+}
+
+impl Worker {
+    /// The loans that a request got when it was asked first.
+    pub(crate) fn given(&self, request: u64) -> &[LeaseId] {
+        match &self.answered {
+            Some((answered, given)) if *answered == request && request != 0 => given,
+            _ => &[],
+        }
+    }
 }
 
 /// Orders `learner-2` before `learner-10`.

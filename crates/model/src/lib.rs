@@ -8,7 +8,7 @@
 //! objective, the optimizer. The model does not know whether it is one of many ranks.
 //!
 //! Start with [`ModelConfig::read`], [`Parameters::load`] and [`Model::new`]; [`attention::Packed`] for training and
-//! scoring, [`logprob`] for the vocabulary-wide end, [`import`] for GGUF files.
+//! scoring, [`logprob`] for the vocabulary-wide end, [`values`] for that of a value model, [`import`] for GGUF files.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
@@ -25,11 +25,14 @@ mod rope;
 mod save;
 mod score;
 mod stages;
+mod value;
 
 pub use attention::Attention;
 pub use error::ModelError;
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
 pub use parameters::Parameters;
+pub use save::prepare_folder;
 pub use score::{ScoreError, score};
 pub use stages::{InPlace, Stages, idle_backward, idle_forward};
+pub use value::{values, values_backward};

@@ -8,9 +8,6 @@ use pacs_torch::{accumulate, has_kernels, target_gradient};
 use crate::Model;
 use crate::layer::gradient_kind;
 
-/// Positions per chunk that keep a vocabulary of 150,000 below a gigabyte.
-pub const DEFAULT_CHUNK: usize = 512;
-
 /// Log-probability of each chosen token, and the entropy of the distribution it stands in.
 ///
 /// `hidden`: `[T, D]`; `rows`: for each scored position the row of `hidden` that predicts, and the token. Log-softmax
@@ -42,13 +39,16 @@ pub fn answer_logprobs(
     (Tensor::cat(&logprobs, 0), Tensor::cat(&entropies, 0))
 }
 
-/// The tokens that a loss depends on through their log-probabilities, one a row of hidden states.
+/// The tokens that a loss depends on through their log-probabilities, one a row of hidden states, and through the
+/// entropies of the distributions that they stand in.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     /// Index in the vocabulary.
     pub tokens: &'a [i64],
     /// Derivative of the loss by the token's log-probability. The loss may come from elsewhere.
     pub coefficients: &'a [f32],
+    /// Derivative of the loss by the entropy of the token's distribution; empty where it depends on no entropy.
+    pub entropy_coefficients: &'a [f32],
     /// Divides the logits.
     pub temperature: f64,
 }
@@ -64,7 +64,8 @@ pub struct HeadGradient {
     pub by_hidden: Tensor,
 }
 
-/// Forward and backward of the LM head for a loss that depends on the log-probabilities of chosen tokens.
+/// Forward and backward of the LM head for a loss that depends on the log-probabilities of chosen tokens and on the
+/// entropies of the distributions that they stand in.
 ///
 /// `hidden`: `[M, D]`, the rows that predict; `targets`: `M` of them; `chunk`: positions whose logits exist at once.
 /// The gradient of the head's matrix is added to `gradients`, as [`Model::zero_gradients`] makes it. Chunks whose
@@ -81,8 +82,11 @@ pub fn head_backward(
     gradients: &Tensor,
 ) -> HeadGradient {
     let (m, _d) = hidden.size2().expect("hidden is a matrix");
-    let fits = targets.tokens.len() == m as usize && targets.coefficients.len() == targets.tokens.len();
-    assert!(fits, "{m} rows need as many tokens");
+    let count = targets.tokens.len();
+    let fits = count == m as usize
+        && targets.coefficients.len() == count
+        && (targets.entropy_coefficients.is_empty() || targets.entropy_coefficients.len() == count);
+    assert!(fits, "{m} rows need as many tokens and coefficients");
     no_grad(|| {
         let chunk = chunk.max(1);
         let mut gradient = HeadGradient {
@@ -91,13 +95,12 @@ pub fn head_backward(
             by_hidden: hidden.zeros_like(),
         };
         let mut by_weight = model.head_slot(gradients);
-        let parts = targets.tokens.chunks(chunk).zip(targets.coefficients.chunks(chunk));
-        for (i, (tokens, coefficients)) in parts.enumerate() {
-            let narrow = |x: &Tensor| x.narrow(0, (i * chunk) as i64, tokens.len() as i64);
+        for start in (0..count).step_by(chunk) {
+            let part = targets.part(start, chunk);
+            let narrow = |x: &Tensor| x.narrow(0, start as i64, part.tokens.len() as i64);
             let hidden = narrow(hidden);
-            let part = Targets { tokens, coefficients, ..targets };
             let by_logits = part.by_logits(model, &hidden, &mut gradient);
-            if coefficients.iter().any(|&coefficient| coefficient != 0.0) {
+            if part.coefficients.iter().chain(part.entropy_coefficients).any(|&coefficient| coefficient != 0.0) {
                 narrow(&gradient.by_hidden).copy_(&by_logits.matmul(model.head_weight()));
                 let product = by_logits.tr().matmul(&hidden);
                 accumulate(&mut by_weight, &product).expect("both are contiguous");
@@ -108,6 +111,14 @@ pub fn head_backward(
 }
 
 impl Targets<'_> {
+    /// Those of at most `length` rows from row `start` on.
+    fn part(self, start: usize, length: usize) -> Self {
+        let range = start..(start + length).min(self.tokens.len());
+        let entropy_coefficients = self.entropy_coefficients.get(range.clone()).unwrap_or_default();
+        let (tokens, coefficients) = (&self.tokens[range.clone()], &self.coefficients[range]);
+        Self { tokens, coefficients, entropy_coefficients, ..self }
+    }
+
     /// Gradient by the logits of one chunk, `[C, V]`; notes log-probabilities and entropies.
     fn by_logits(self, model: &Model, hidden: &Tensor, gradient: &mut HeadGradient) -> Tensor {
         let mut logits = model.logits(hidden);
@@ -115,7 +126,8 @@ impl Targets<'_> {
             return self.by_tensors(model, &logits, gradient);
         }
         // Written over the logits, row by row in the cache.
-        let scores = target_gradient(&mut logits, self.tokens, self.coefficients, self.temperature)
+        let (by_logprob, by_entropy) = (self.coefficients, self.entropy_coefficients);
+        let scores = target_gradient(&mut logits, self.tokens, by_logprob, by_entropy, self.temperature)
             .expect("logits are contiguous");
         gradient.logprobs.extend(scores.iter().map(|score| score.logprob));
         gradient.entropies.extend(scores.iter().map(|score| score.entropy));
@@ -129,12 +141,23 @@ impl Targets<'_> {
         let all = log_softmax(model, logits, self.temperature);
         gradient.logprobs.extend(to_vec(&all.gather(1, &tokens, false).squeeze_dim(1)));
         let mut probabilities = all.exp();
-        gradient.entropies.extend(to_vec(&entropy(&all, &probabilities)));
-        drop(all);
-        let scale = Tensor::from_slice(self.coefficients).to_device(device).to_kind(probabilities.kind());
-        let scale = scale.unsqueeze(1) / self.temperature;
-        // d logprob / d logits = (one-hot - softmax) / temperature.
-        let _ = probabilities.g_mul_(&-&scale);
+        let entropies = entropy(&all, &probabilities);
+        gradient.entropies.extend(to_vec(&entropies));
+        let column = |coefficients: &[f32]| {
+            let column = Tensor::from_slice(coefficients).to_device(device).to_kind(probabilities.kind());
+            column.unsqueeze(1) / self.temperature
+        };
+        let scale = column(self.coefficients);
+        // d logprob / d logits = (one-hot - softmax) / temperature,
+        // d entropy / d logits = -softmax * (log-softmax + entropy) / temperature.
+        if self.entropy_coefficients.iter().any(|&coefficient| coefficient != 0.0) {
+            let by_entropy = column(self.entropy_coefficients);
+            let factor = (all + entropies.unsqueeze(1)) * by_entropy + &scale;
+            let _ = probabilities.g_mul_(&-factor);
+        } else {
+            drop(all);
+            let _ = probabilities.g_mul_(&-&scale);
+        }
         let _ = probabilities.scatter_add_(1, &tokens, &scale);
         probabilities.to_kind(model.kind())
     }

@@ -36,16 +36,34 @@ impl Parameters {
     pub fn save_hf(&self, source_dir: &Path, out_dir: &Path, kind: Kind) -> Result<(), ModelError> {
         fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
         write_weights(self, out_dir, kind)?;
-        for name in COMPANIONS {
-            let source = source_dir.join(name);
-            if source.exists() {
-                let content = fs::read(&source).map_err(ModelError::io("read", &source))?;
-                write_file(&out_dir.join(name), &content)?;
-            }
-        }
+        copy_companions(source_dir, out_dir)?;
         write_config(&source_dir.join("config.json"), &out_dir.join("config.json"), kind)?;
         sync_folder(out_dir)
     }
+}
+
+/// Makes a folder of a model that has no weights yet, for [`Parameters::save_hf`] to take its configuration and tokenizer
+/// from: `config` becomes its `config.json`; tokenizer, chat template and generation settings are those of `tokenizer_dir`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn prepare_folder(config: &Path, tokenizer_dir: &Path, out_dir: &Path) -> Result<(), ModelError> {
+    let content = fs::read(config).map_err(ModelError::io("read", config))?;
+    fs::create_dir_all(out_dir).map_err(ModelError::io("create", out_dir))?;
+    copy_companions(tokenizer_dir, out_dir)?;
+    write_file(&out_dir.join("config.json"), &content)?;
+    sync_folder(out_dir)
+}
+
+fn copy_companions(source_dir: &Path, out_dir: &Path) -> Result<(), ModelError> {
+    for name in COMPANIONS {
+        let source = source_dir.join(name);
+        if source.exists() {
+            let content = fs::read(&source).map_err(ModelError::io("read", &source))?;
+            write_file(&out_dir.join(name), &content)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `model.safetensors` under Hugging Face names.

@@ -133,7 +133,12 @@ fn gradients_equal_the_reference() {
                 let (rows, targets): (Vec<i64>, Vec<i64>) = targets(&tokens).into_iter().unzip();
                 let rows = Tensor::from_slice(&rows);
                 let coefficients = vec![-1.0 / 121.0; targets.len()];
-                let targets = Targets { tokens: &targets, coefficients: &coefficients, temperature: 1.0 };
+                let targets = Targets {
+                    tokens: &targets,
+                    coefficients: &coefficients,
+                    entropy_coefficients: &[],
+                    temperature: 1.0,
+                };
                 let head = head_backward(&model, &trace.hidden().index_select(0, &rows), targets, 16, &total.flat);
                 let by_hidden = trace.hidden().zeros_like().index_add(0, &rows, &head.by_hidden);
                 model.backward(trace, &by_hidden, &total.flat);

@@ -1,4 +1,4 @@
-use pacs_types::{FinishReason, Outcome, Purpose, Role, Sample, Verdict, WeightVersion};
+use pacs_types::{FinishReason, Outcome, Purpose, Role, Sample, Verdict, VersionSpan, WeightVersion};
 
 use crate::v1;
 
@@ -65,7 +65,15 @@ impl From<Sample> for v1::Sample {
             text: sample.text,
             finish: v1::FinishReason::from(sample.finish).into(),
             version: sample.version.0,
+            sampled_logprobs: sample.sampled_logprobs,
+            spans: sample.spans.into_iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<VersionSpan> for v1::VersionSpan {
+    fn from(span: VersionSpan) -> Self {
+        Self { version: span.version.0, tokens: span.tokens }
     }
 }
 
@@ -84,9 +92,17 @@ impl TryFrom<v1::Sample> for Sample {
         if let Some(bad) = wire.logprobs.iter().find(|value| !value.is_finite()) {
             return Err(WireError::new("logprobs", format!("holds {bad}")));
         }
+        if !wire.sampled_logprobs.is_empty() && wire.tokens.len() != wire.sampled_logprobs.len() {
+            let problem = format!("has {} values for {} tokens", wire.sampled_logprobs.len(), wire.tokens.len());
+            return Err(WireError::new("sampled_logprobs", problem));
+        }
+        if let Some(bad) = wire.sampled_logprobs.iter().find(|value| !value.is_finite()) {
+            return Err(WireError::new("sampled_logprobs", format!("holds {bad}")));
+        }
         if !wire.entropy_sum.is_finite() {
             return Err(WireError::new("entropy_sum", format!("is {}", wire.entropy_sum)));
         }
+        let spans = spans(&wire)?;
         Ok(Self {
             tokens: wire.tokens,
             logprobs: wire.logprobs,
@@ -94,8 +110,29 @@ impl TryFrom<v1::Sample> for Sample {
             text: wire.text,
             finish,
             version: WeightVersion(wire.version),
+            sampled_logprobs: wire.sampled_logprobs,
+            spans,
         })
     }
+}
+
+/// The spans of a sample: they cover its tokens, and the oldest has the version of the sample.
+fn spans(wire: &v1::Sample) -> Result<Vec<VersionSpan>, WireError> {
+    let tokens = wire.tokens.len();
+    if wire.spans.is_empty() {
+        let tokens = u32::try_from(tokens).map_err(|_| WireError::new("tokens", format!("has {tokens} values")))?;
+        return Ok(vec![VersionSpan { version: WeightVersion(wire.version), tokens }]);
+    }
+    let covered: u64 = wire.spans.iter().map(|span| u64::from(span.tokens)).sum();
+    if covered != tokens as u64 || wire.spans.iter().any(|span| span.tokens == 0) {
+        return Err(WireError::new("spans", format!("cover {covered} of {tokens} tokens, or have an empty span")));
+    }
+    let oldest = wire.spans.iter().map(|span| span.version).min();
+    if oldest != Some(wire.version) {
+        return Err(WireError::new("version", format!("is {}, but the oldest span is {oldest:?}", wire.version)));
+    }
+    let span = |span: &v1::VersionSpan| VersionSpan { version: WeightVersion(span.version), tokens: span.tokens };
+    Ok(wire.spans.iter().map(span).collect())
 }
 
 impl From<Verdict> for v1::Verdict {
@@ -133,11 +170,20 @@ mod tests {
         Sample {
             tokens: vec![5, 7],
             logprobs: vec![-0.5, -1.0],
+            sampled_logprobs: vec![-0.25, -0.75],
             entropy_sum: 2.5,
             text: "42".into(),
             finish: FinishReason::Stop,
             version: WeightVersion(3),
+            spans: [3, 4].map(|version| VersionSpan { version: WeightVersion(version), tokens: 1 }).to_vec(),
         }
+    }
+
+    #[test]
+    fn a_sample_without_spans_is_of_one_version() {
+        let wire = v1::Sample { spans: Vec::new(), ..sample().into() };
+        let spans = Sample::try_from(wire).expect("well-formed").spans;
+        assert_eq!(spans, [VersionSpan { version: WeightVersion(3), tokens: 2 }]);
     }
 
     #[test]
@@ -156,7 +202,12 @@ mod tests {
         assert_eq!(refused(|s| s.tokens.clear()), "tokens");
         assert_eq!(refused(|s| s.logprobs.truncate(1)), "logprobs");
         assert_eq!(refused(|s| s.logprobs[0] = f32::NAN), "logprobs");
+        assert_eq!(refused(|s| s.sampled_logprobs.truncate(1)), "sampled_logprobs");
+        assert_eq!(refused(|s| s.sampled_logprobs[1] = f32::INFINITY), "sampled_logprobs");
         assert_eq!(refused(|s| s.entropy_sum = f64::INFINITY), "entropy_sum");
+        assert_eq!(refused(|s| s.spans[0].tokens = 2), "spans");
+        assert_eq!(refused(|s| (s.spans[0].tokens, s.spans[1].tokens) = (0, 2)), "spans");
+        assert_eq!(refused(|s| s.version = 4), "version");
     }
 
     #[test]

@@ -1,187 +1,263 @@
-//! Keys and values of the tokens that running rows have seen.
+//! Keys and values of the tokens that samples have seen, in blocks, and attention over them.
 //!
-//! `B` running rows, `R` rows there is room for, `C` tokens there is room for, `T` packed tokens, `N` query heads,
-//! `K` key heads, `H` head width. Running rows are always rows `0..B`: a finished row is replaced by the last one, so
-//! that a decode step reads one contiguous block.
+//! `P` blocks of `S` tokens, `B` rows that decode, `T` packed tokens, `N` query heads, `K` key heads, `H` head width. A pass
+//! is `B` tokens, one a row that decodes, and behind them the tokens of chunks. Which blocks belong to whom is the
+//! scheduler's business.
+
+use std::sync::Arc;
 
 use pacs_model::{Attention, ModelConfig};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
-use pacs_torch::{attend_cached, has_kernels};
-
-/// Rows grow in steps of this many tokens, so that a step rarely has to move the cache.
-const GROWTH_TOKENS: i64 = 64;
+use pacs_torch::{BLOCK_TOKENS, BlockRun, attend_blocks, has_kernels, store_blocks};
 
 /// The cache of all layers.
 #[derive(Debug)]
 pub(crate) struct KvCache {
-    /// `[layers, 2, R, C, K, H]`.
-    data: Tensor,
-    /// Tokens held by each running row, `B` of them.
-    lengths: Vec<i64>,
+    /// `[layers, P, K, H, S]`.
+    keys: Tensor,
+    /// `[layers, P, K, S, H]`.
+    values: Tensor,
+}
+
+/// The tokens of one row, or of one prompt, as a pass sees them.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    /// Blocks of the prompt, and its tokens.
+    pub(crate) prompt: (Arc<[u32]>, usize),
+    /// Blocks of the answer, and its tokens.
+    pub(crate) answer: (Vec<u32>, usize),
+    /// How many of the last tokens this pass brings; the others are in the cache.
+    pub(crate) new: usize,
+}
+
+impl Span {
+    fn tokens(&self) -> usize {
+        self.prompt.1 + self.answer.1
+    }
+
+    /// Block and place of a token.
+    fn slot(&self, position: usize) -> (u32, u32) {
+        let (blocks, position) = match position.checked_sub(self.prompt.1) {
+            None => (&self.prompt.0[..], position),
+            Some(position) => (&self.answer.0[..], position),
+        };
+        (blocks[position / BLOCK_TOKENS], (position % BLOCK_TOKENS) as u32)
+    }
+
+    fn slots(&self, positions: std::ops::Range<usize>) -> impl Iterator<Item = (u32, u32)> + '_ {
+        positions.map(|position| self.slot(position))
+    }
+
+    fn new_slots(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.slots(self.tokens() - self.new..self.tokens())
+    }
+
+    fn runs(&self) -> [BlockRun<'_>; 2] {
+        let run = |blocks, tokens| BlockRun { blocks, tokens };
+        [run(&self.prompt.0[..], self.prompt.1), run(&self.answer.0[..], self.answer.1)]
+    }
 }
 
 impl KvCache {
-    /// An empty cache with room for `rows` rows.
-    pub(crate) fn new(config: &ModelConfig, rows: usize, kind: Kind, device: Device) -> Self {
-        let layers = config.layers as i64;
-        let (heads, head_dim) = (config.kv_heads, config.head_dim);
-        let data = Tensor::zeros([layers, 2, rows as i64, GROWTH_TOKENS, heads, head_dim], (kind, device));
-        Self { data, lengths: Vec::new() }
+    /// A cache of so many blocks.
+    ///
+    /// Nothing is written, so that on a CPU the system gives memory only to blocks that come to be used.
+    pub(crate) fn new(config: &ModelConfig, blocks: usize, kind: Kind, device: Device) -> Result<Self, TchError> {
+        let (layers, blocks, tokens) = (config.layers as i64, blocks as i64, BLOCK_TOKENS as i64);
+        let (heads, width) = (config.kv_heads, config.head_dim);
+        let keys = Tensor::f_empty([layers, blocks, heads, width, tokens], (kind, device))?;
+        let values = Tensor::f_empty([layers, blocks, heads, tokens, width], (kind, device))?;
+        Ok(Self { keys, values })
     }
 
-    /// Bytes that one token of one row takes, over all layers.
+    /// Bytes that one token takes, over all layers.
     pub(crate) fn bytes_per_token(config: &ModelConfig, kind: Kind) -> usize {
         2 * config.layers * (config.kv_heads * config.head_dim) as usize * kind.elt_size_in_bytes()
     }
 
-    /// Makes room for rows of `tokens` tokens.
-    fn reserve(&mut self, tokens: i64) -> Result<(), TchError> {
-        let mut size = self.data.size();
-        if tokens <= size[3] {
-            return Ok(());
-        }
-        let held = size[3];
-        // At least half as much again: growing to length n copies O(n) in all.
-        size[3] = (tokens.max(held + held / 2) + GROWTH_TOKENS - 1) / GROWTH_TOKENS * GROWTH_TOKENS;
-        let grown = Tensor::f_zeros(&size, (self.data.kind(), self.data.device()))?;
-        grown.f_narrow(3, 0, held)?.f_copy_(&self.data)?;
-        self.data = grown;
-        Ok(())
+    /// The attention of a pass: `decode` rows bring one token each, `chunks` bring theirs behind them.
+    pub(crate) fn pass(&mut self, decode: Vec<Span>, chunks: Vec<Span>) -> Result<Pass<'_>, TchError> {
+        let device = self.keys.device();
+        let slots: Vec<(u32, u32)> = decode.iter().chain(&chunks).flat_map(|span| span.new_slots()).collect();
+        let plain = !has_kernels(&self.keys);
+        let masked =
+            if plain && !decode.is_empty() { Some(Masked::new(&decode, self.keys.kind(), device)?) } else { None };
+        let of_chunk = |span: Span| {
+            let context = span.tokens() - span.new;
+            let slots: Vec<(u32, u32)> = if context == 0 { Vec::new() } else { span.slots(0..span.tokens()).collect() };
+            ChunkOf { context, new: span.new, slots: Slots::new(&slots, device) }
+        };
+        let places = plain.then(|| Slots::new(&slots, device));
+        let chunks = chunks.into_iter().map(of_chunk).collect();
+        Ok(Pass { cache: self, decode, masked, chunks, slots, places })
+    }
+}
+
+/// Blocks and places as index tensors, `[T]` each.
+#[derive(Debug)]
+struct Slots {
+    blocks: Tensor,
+    places: Tensor,
+}
+
+impl Slots {
+    fn new(slots: &[(u32, u32)], device: Device) -> Self {
+        let index = |part: fn(&(u32, u32)) -> u32| {
+            let values: Vec<i64> = slots.iter().map(|slot| i64::from(part(slot))).collect();
+            Tensor::from_slice(&values).to_device(device)
+        };
+        Self { blocks: index(|slot| slot.0), places: index(|slot| slot.1) }
     }
 
-    /// Adds running rows for prompts, `(prompt tokens, rows)` each; the prefill pass fills them.
-    pub(crate) fn prefill(&mut self, prompts: &[(usize, usize)]) -> Result<Prefill<'_>, TchError> {
-        let longest = prompts.iter().map(|(tokens, _)| *tokens as i64).max().unwrap_or(0);
-        self.reserve(longest)?;
-        let mut segments = Vec::with_capacity(prompts.len());
-        let mut start = 0;
-        for &(tokens, rows) in prompts {
-            let (tokens, rows) = (tokens as i64, rows as i64);
-            segments.push(Segment { start, tokens, first_row: self.lengths.len() as i64, rows });
-            self.lengths.extend((0..rows).map(|_| tokens));
-            start += tokens;
-        }
-        Ok(Prefill { data: &self.data, segments })
+    /// Keys `[T, K, H]` of one layer's `[P, K, H, S]`.
+    fn keys(&self, keys: &Tensor) -> Tensor {
+        keys.index(&[Some(&self.blocks), None, None, Some(&self.places)])
     }
 
-    /// Makes room for one more token in every running row, for the decode pass that fills it.
-    pub(crate) fn decode(&mut self) -> Result<Decode<'_>, TchError> {
-        let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
-        self.reserve(longest)?;
-        let masked = if has_kernels(&self.data) { None } else { Some(self.mask(longest)?) };
-        let held = self.lengths.iter().map(|length| *length as usize).collect();
-        for length in &mut self.lengths {
-            *length += 1;
-        }
-        Ok(Decode { data: &self.data, held, masked })
+    /// Values `[T, K, H]` of one layer's `[P, K, S, H]`.
+    fn values(&self, values: &Tensor) -> Tensor {
+        values.index(&[Some(&self.blocks), None, Some(&self.places)])
     }
 
-    /// What tensor operations need to attend to rows of different lengths, up to `longest` with the new token.
-    fn mask(&self, longest: i64) -> Result<Masked, TchError> {
-        let (device, kind) = (self.data.device(), self.data.kind());
-        let capacity = self.data.size()[3];
-        let slots: Vec<i64> = self.lengths.iter().enumerate().map(|(row, len)| row as i64 * capacity + len).collect();
-        let lengths = Tensor::from_slice(&self.lengths).to_device(device).unsqueeze(-1);
-        let positions = Tensor::f_arange(longest, (Kind::Int64, device))?.unsqueeze(0);
-        let hidden = positions.f_gt_tensor(&lengths)?;
-        let mask = Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
-        let slots = Tensor::from_slice(&slots).to_device(device);
-        Ok(Masked { slots, mask: mask.unsqueeze(1).unsqueeze(1), longest })
-    }
-
-    /// Removes a row; the last running row takes its place.
-    pub(crate) fn swap_remove(&mut self, row: usize) -> Result<(), TchError> {
-        let last = self.lengths.len() - 1;
-        if row != last {
-            let used = self.lengths[last];
-            let source = self.data.f_select(2, last as i64)?.f_narrow(2, 0, used)?;
-            self.data.f_select(2, row as i64)?.f_narrow(2, 0, used)?.f_copy_(&source)?;
-        }
-        self.lengths.swap_remove(row);
-        Ok(())
+    fn store(&self, (k, v): (&Tensor, &Tensor), keys: &mut Tensor, values: &mut Tensor) {
+        let _ = keys.index_put_(&[Some(&self.blocks), None, None, Some(&self.places)], k, false);
+        let _ = values.index_put_(&[Some(&self.blocks), None, Some(&self.places)], v, false);
     }
 }
 
 #[derive(Debug)]
-struct Segment {
-    start: i64,
-    tokens: i64,
-    first_row: i64,
-    rows: i64,
+struct ChunkOf {
+    /// Tokens in the cache before it.
+    context: usize,
+    new: usize,
+    /// Of all its tokens, from the first on; empty without context.
+    slots: Slots,
 }
 
-/// Attention of the prefill pass: each prompt stands once among the packed tokens and fills all of its rows.
+/// Attention of one pass.
 #[derive(Debug)]
-pub(crate) struct Prefill<'a> {
-    data: &'a Tensor,
-    segments: Vec<Segment>,
-}
-
-impl Attention for Prefill<'_> {
-    fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
-        let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
-        let layer = self.data.select(0, layer as i64);
-        let outputs: Vec<Tensor> = self
-            .segments
-            .iter()
-            .map(|segment| {
-                let part = |x: &Tensor| x.narrow(0, segment.start, segment.tokens);
-                for (which, source) in [(0, &k), (1, &v)] {
-                    let rows = layer.select(0, which).narrow(0, segment.first_row, segment.rows);
-                    rows.narrow(1, 0, segment.tokens).copy_(&part(source).unsqueeze(0));
-                }
-                let batch = |x: &Tensor| part(x).transpose(0, 1).unsqueeze(0);
-                let (q, k, v) = (batch(&q), batch(&k), batch(&v));
-                Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, true)
-                    .squeeze_dim(0)
-                    .transpose(0, 1)
-            })
-            .collect();
-        Tensor::cat(&outputs, 0).reshape([tokens, heads * head_dim])
-    }
-}
-
-/// Attention of a decode step: one new token a running row.
-#[derive(Debug)]
-pub(crate) struct Decode<'a> {
-    data: &'a Tensor,
-    /// Tokens that each row held before.
-    held: Vec<usize>,
+pub(crate) struct Pass<'a> {
+    cache: &'a mut KvCache,
+    decode: Vec<Span>,
     /// For devices without a kernel.
     masked: Option<Masked>,
+    chunks: Vec<ChunkOf>,
+    /// Where each new token goes.
+    slots: Vec<(u32, u32)>,
+    /// The same, for devices without a kernel.
+    places: Option<Slots>,
 }
 
+impl Attention for Pass<'_> {
+    fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        let (_t, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
+        let (mut keys, mut values) = (self.cache.keys.get(layer as i64), self.cache.values.get(layer as i64));
+        match &self.places {
+            Some(places) => places.store((&k, &v), &mut keys, &mut values),
+            None => store_blocks((&k, &v), &mut keys, &mut values, &self.slots).expect("the cache is contiguous"),
+        }
+        let mut outputs = Vec::with_capacity(1 + self.chunks.len());
+        let rows = self.decode.len() as i64;
+        if rows > 0 {
+            let q = q.narrow(0, 0, rows);
+            outputs.push(match &self.masked {
+                Some(masked) => masked.attend(&q, &keys, &values),
+                None => {
+                    let runs: Vec<[BlockRun<'_>; 2]> = self.decode.iter().map(Span::runs).collect();
+                    attend_blocks(&q, &keys, &values, &runs).expect("the cache is contiguous")
+                }
+            });
+        }
+        let mut start = rows;
+        for chunk in &self.chunks {
+            let part = |x: &Tensor| x.narrow(0, start, chunk.new as i64);
+            outputs.push(if chunk.context == 0 {
+                causal(&part(&q), &part(&k), &part(&v))
+            } else {
+                behind(&part(&q), &chunk.slots.keys(&keys), &chunk.slots.values(&values), chunk.context as i64)
+            });
+            start += chunk.new as i64;
+        }
+        let output = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 0) };
+        output.reshape([-1, heads * head_dim])
+    }
+}
+
+/// Attention of a sequence to itself; `q`: `[T, N, H]`, `k` and `v`: `[T, K, H]`. Returns `[T, N H]`.
+fn causal(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
+    let batch = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
+    Tensor::scaled_dot_product_attention(&batch(q), &batch(k), &batch(v), None::<Tensor>, 0.0, true, None, true)
+        .squeeze_dim(0)
+        .transpose(0, 1)
+        .reshape([tokens, heads * head_dim])
+}
+
+/// Elements of the largest mask of [`behind`].
+const MASK_ELEMENTS: i64 = 1 << 22;
+
+/// Attention of the last tokens of a sequence to all of it.
+///
+/// `q`: `[T, N, H]`; `k` and `v`: `[context + T, K, H]`. Returns `[T, N H]`.
+fn behind(q: &Tensor, k: &Tensor, v: &Tensor, context: i64) -> Tensor {
+    let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
+    let kv_heads = k.size()[1];
+    let group = heads / kv_heads;
+    let (k, v) = (k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0));
+    let step = (MASK_ELEMENTS / (group * (context + tokens))).max(1);
+    let parts: Vec<Tensor> = (0..tokens)
+        .step_by(step as usize)
+        .map(|start| {
+            let queries = step.min(tokens - start);
+            let seen = context + start + queries;
+            // Query heads that share a key head become queries of it, so that keys need not be repeated.
+            let folded = q.narrow(0, start, queries).view([queries, kv_heads, group, head_dim]).transpose(0, 1);
+            let folded = folded.reshape([1, kv_heads, queries * group, head_dim]);
+            let mask = Tensor::full([queries, seen], f64::NEG_INFINITY, (Kind::Float, q.device()))
+                .triu(seen - queries + 1)
+                .repeat_interleave_self_int(group, 0, None)
+                .to_kind(q.kind());
+            let (k, v) = (k.narrow(2, 0, seen), v.narrow(2, 0, seen));
+            Tensor::scaled_dot_product_attention(&folded, &k, &v, Some(&mask), 0.0, false, None, false)
+                .view([kv_heads, queries, group, head_dim])
+                .transpose(0, 1)
+                .reshape([queries, heads * head_dim])
+        })
+        .collect();
+    Tensor::cat(&parts, 0)
+}
+
+/// What tensor operations need to attend to rows of different lengths.
 #[derive(Debug)]
 struct Masked {
-    /// Where the new token of each row goes, in a flat view of rows and tokens.
-    slots: Tensor,
+    /// Slots of `longest` tokens a row; where a row has none, those of its first.
+    slots: Slots,
     /// `[B, 1, 1, longest]`: minus infinity where a row has no token.
     mask: Tensor,
     longest: i64,
 }
 
-impl Attention for Decode<'_> {
-    fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
-        let layer = self.data.select(0, layer as i64);
-        let (mut keys, mut values) = (layer.select(0, 0), layer.select(0, 1));
-        match &self.masked {
-            Some(masked) => masked.attend(&q, &k, &v, &keys, &values),
-            None => attend_cached((&q, &k, &v), &mut keys, &mut values, &self.held).expect("the cache is contiguous"),
-        }
-    }
-}
-
 impl Masked {
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, keys: &Tensor, values: &Tensor) -> Tensor {
+    fn new(rows: &[Span], kind: Kind, device: Device) -> Result<Self, TchError> {
+        let longest = rows.iter().map(Span::tokens).max().unwrap_or(0);
+        let padded =
+            |row: &Span| (0..longest).map(|i| row.slot(if i < row.tokens() { i } else { 0 })).collect::<Vec<_>>();
+        let slots: Vec<(u32, u32)> = rows.iter().flat_map(padded).collect();
+        let lengths: Vec<i64> = rows.iter().map(|row| row.tokens() as i64).collect();
+        let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(-1);
+        let positions = Tensor::f_arange(longest as i64, (Kind::Int64, device))?.unsqueeze(0);
+        let hidden = positions.f_ge_tensor(&lengths)?;
+        let mask = Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+        Ok(Self { slots: Slots::new(&slots, device), mask: mask.unsqueeze(1).unsqueeze(1), longest: longest as i64 })
+    }
+
+    fn attend(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> Tensor {
         let (batch, heads, head_dim) = q.size3().expect("queries are [B, N, H]");
-        let key_heads = k.size()[1];
-        let hold = |rows: &Tensor, new: &Tensor| {
-            let _ = rows.view([-1, key_heads, head_dim]).index_copy_(0, &self.slots, new);
-            rows.narrow(0, 0, batch).narrow(1, 0, self.longest).transpose(1, 2)
-        };
-        let (keys, values) = (hold(keys, k), hold(values, v));
+        let kv_heads = keys.size()[1];
+        let rows = |x: Tensor| x.view([batch, self.longest, kv_heads, head_dim]).transpose(1, 2);
+        let (keys, values) = (rows(self.slots.keys(keys)), rows(self.slots.values(values)));
         // The query heads of one key head become rows of one query, so that its keys are read once.
-        let q = q.view([batch, key_heads, heads / key_heads, head_dim]);
+        let q = q.reshape([batch, kv_heads, heads / kv_heads, head_dim]);
         Tensor::scaled_dot_product_attention(&q, &keys, &values, Some(&self.mask), 0.0, false, None, false)
             .reshape([batch, heads * head_dim])
     }
@@ -190,24 +266,86 @@ impl Masked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_torch::tch::no_grad;
+    use pacs_torch::plain;
+    use pacs_torch::tch::manual_seed;
     use std::path::Path;
 
-    #[test]
-    fn the_kernel_and_the_mask_agree() {
+    fn config() -> ModelConfig {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
-        let config = ModelConfig::read(&folder).expect("golden model");
-        let mut cache = KvCache::new(&config, 3, Kind::Float, Device::Cpu);
-        drop(cache.prefill(&[(5, 1), (63, 2)]).expect("there is room"));
-        let (kv, h) = (config.kv_heads, config.head_dim);
-        let _ = no_grad(|| cache.data.normal_(0.0, 1.0));
-        let masked = cache.mask(64).expect("host");
-        let random = |heads: i64| Tensor::randn([3, heads, h], (Kind::Float, Device::Cpu));
-        let (q, k, v) = (random(config.heads), random(kv), random(kv));
-        let (keys, values) = (cache.data.select(0, 1).select(0, 0).copy(), cache.data.select(0, 1).select(0, 1).copy());
-        let expected = masked.attend(&q, &k, &v, &keys, &values);
-        let found = cache.decode().expect("there is room").attend(1, q, k, v);
-        assert!((found - expected).abs().max().double_value(&[]) < 1e-5);
-        assert!(cache.data.select(0, 1).select(0, 0).equal(&keys), "the new keys are elsewhere");
+        ModelConfig::read(&folder).expect("golden model")
+    }
+
+    fn random(config: &ModelConfig, tokens: usize) -> [Tensor; 3] {
+        let random = |heads: i64| Tensor::randn([tokens as i64, heads, config.head_dim], (Kind::Float, Device::Cpu));
+        [random(config.heads), random(config.kv_heads), random(config.kv_heads)]
+    }
+
+    fn span(prompt: usize, answer: usize, new: usize) -> Span {
+        Span { prompt: (vec![1, 3].into(), prompt), answer: (vec![2, 0], answer), new }
+    }
+
+    /// Attention of a whole sequence at once, in two chunks, and in a chunk and token by token.
+    #[test]
+    fn pieces_of_a_sequence_are_as_the_whole() {
+        manual_seed(2);
+        let config = config();
+        let (prompt, answer) = (45, 40);
+        let [q, k, v] = random(&config, prompt + answer);
+        let whole = causal(&q, &k, &v);
+        let part = |from: usize, tokens: usize| [&q, &k, &v].map(|x| x.narrow(0, from as i64, tokens as i64));
+        let run = |ends: &[usize]| {
+            let mut cache = KvCache::new(&config, 4, Kind::Float, Device::Cpu).expect("there is room");
+            let mut outputs = Vec::new();
+            let mut from = 0;
+            for &end in ends {
+                let span = span(end.min(prompt), end.saturating_sub(prompt), end - from);
+                let (decode, chunks) = if end - from == 1 { (vec![span], vec![]) } else { (vec![], vec![span]) };
+                let [q, k, v] = part(from, end - from);
+                outputs.push(cache.pass(decode, chunks).expect("fits").attend(1, q, k, v));
+                from = end;
+            }
+            Tensor::cat(&outputs, 0)
+        };
+        let by_tokens: Vec<usize> = [30].into_iter().chain(31..=85).collect();
+        for ends in [&[85][..], &[32, 45, 85], &[45, 84, 85], &by_tokens] {
+            for found in [run(ends), plain(|| run(ends))] {
+                let difference = (&found - &whole).abs().max().double_value(&[]);
+                assert!(difference < 1e-5, "{ends:?}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_chunks_of_one_pass_do_not_see_each_other() {
+        manual_seed(3);
+        let config = config();
+        let mut cache = KvCache::new(&config, 9, Kind::Float, Device::Cpu).expect("there is room");
+        let rows = [
+            Span { prompt: (vec![0].into(), 20), answer: (vec![1], 5), new: 1 },
+            Span { prompt: (vec![0].into(), 20), answer: (vec![2], 31), new: 1 },
+        ];
+        let chunk = Span { prompt: (vec![4, 5].into(), 50), answer: (Vec::new(), 0), new: 10 };
+        // What the cache holds before: everything but the last tokens.
+        for (spans, skip) in [(&rows[..], 0), (&rows[..], 1), (std::slice::from_ref(&chunk), 0)] {
+            let mut span = spans[skip].clone();
+            span.new = span.tokens();
+            let [q, k, v] = random(&config, span.tokens());
+            let _ = cache.pass(Vec::new(), vec![span]).expect("fits").attend(0, q, k, v);
+        }
+        let [q, k, v] = random(&config, 12);
+        let copies = [cache.keys.copy(), cache.values.copy()];
+        let mut run = |decode: Vec<Span>, chunks: Vec<Span>, from: i64, tokens: i64| {
+            let part = |x: &Tensor| x.narrow(0, from, tokens);
+            cache.keys.copy_(&copies[0]);
+            cache.values.copy_(&copies[1]);
+            cache.pass(decode, chunks).expect("fits").attend(0, part(&q), part(&k), part(&v))
+        };
+        let together = run(rows.to_vec(), vec![chunk.clone()], 0, 12);
+        let alone = [
+            run(vec![rows[0].clone()], Vec::new(), 0, 1),
+            run(vec![rows[1].clone()], Vec::new(), 1, 1),
+            run(Vec::new(), vec![chunk], 2, 10),
+        ];
+        assert!((together - Tensor::cat(&alone, 0)).abs().max().double_value(&[]) < 1e-6);
     }
 }

@@ -1,15 +1,17 @@
-//! Generation: groups in, finished samples out, one decode step at a time.
+//! Generation: groups in, finished samples out, one pass of the model at a time.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters};
+use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
-use pacs_types::{FinishReason, NoiseKey, Sample, WeightVersion};
+use pacs_torch::{BLOCK_TOKENS, Filters};
+use pacs_types::{FinishReason, NoiseKey, Sample, VersionSpan, WeightVersion};
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, Span};
 use crate::sampler::{RowSampling, Sampled, sample};
+use crate::schedule::{BlockCounts, Bounds, Chunk, Computed, Plan, Scheduler, Source};
 use crate::stop::{cut_at_stop, tail_has_stop};
 
 /// How the samples of a group are drawn.
@@ -21,10 +23,18 @@ pub struct SamplingOptions {
     pub top_p: f64,
     /// Most probable tokens kept; 0 is off.
     pub top_k: u32,
+    /// Least probability relative to the most probable token, 0 to below 1; 0 is off.
+    pub min_p: f64,
     /// Most tokens of an answer, at least 1.
     pub max_new_tokens: u32,
     /// Strings that end an answer, besides the model's end tokens.
     pub stop: Vec<String>,
+}
+
+impl SamplingOptions {
+    fn filters(&self) -> Filters {
+        Filters { top_k: self.top_k, top_p: self.top_p, min_p: self.min_p }
+    }
 }
 
 /// One prompt and the samples that are wanted of it.
@@ -51,13 +61,31 @@ pub struct Finished {
     pub sample: Sample,
 }
 
-/// What the engine may use.
+/// What the engine may use, and how it computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineLimits {
+pub struct EngineOptions {
     /// Samples that are generated at once.
     pub rows: usize,
-    /// Prompt tokens of one prefill pass (a longer prompt goes alone).
+    /// Tokens of prompts, and of answers that are computed again, in one pass; longer ones take several.
     pub prefill_tokens: usize,
+    /// Tokens that the cache holds. A prompt counts once for all samples of its group; prompts and answers take whole
+    /// blocks.
+    pub cache_tokens: usize,
+    /// Which kernels compute.
+    pub kernels: Kernels,
+}
+
+/// What an engine did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Tokens of answers generated.
+    pub generated_tokens: u64,
+    /// Tokens of prompts computed.
+    pub prompt_tokens: u64,
+    /// Times that a sample gave its blocks back because there were no more.
+    pub preemptions: u64,
+    /// Tokens of answers computed again for that reason.
+    pub recomputed_tokens: u64,
 }
 
 /// Why generation cannot go on.
@@ -79,19 +107,21 @@ pub enum EngineError {
     Text(String),
 }
 
-/// Continuous batching over one model: samples leave when they end and waiting ones take their place.
+/// Continuous batching over one model: samples leave when they end and waiting ones take their place; prompts are
+/// prefilled in chunks, in the passes that decode the samples which run.
 #[derive(Debug)]
 pub struct Engine {
     model: Model,
     parameters: Parameters,
-    tokenizer: Arc<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
     config: ModelConfig,
-    limits: EngineLimits,
+    options: EngineOptions,
     device: Device,
     version: WeightVersion,
     cache: KvCache,
-    waiting: VecDeque<GroupJob>,
-    rows: Vec<Row>,
+    /// With a prompt it keeps the hidden state of its last token, `[1, D]`, which samples that join later start from.
+    scheduler: Scheduler<Row, Option<Tensor>>,
+    counts: EngineCounts,
 }
 
 /// One sample in the making.
@@ -101,231 +131,341 @@ struct Row {
     index: u32,
     noise: NoiseKey,
     options: Arc<SamplingOptions>,
-    prompt_tokens: usize,
+    prompt: Arc<[u32]>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    /// Empty unless the options cut something off.
+    sampled_logprobs: Vec<f32>,
+    spans: Vec<VersionSpan>,
     entropy_sum: f64,
 }
 
+impl Row {
+    /// Notes that `version` of the weights generated one more token.
+    fn extend_span(&mut self, version: WeightVersion) {
+        match self.spans.last_mut() {
+            Some(span) if span.version == version => span.tokens += 1,
+            _ => self.spans.push(VersionSpan { version, tokens: 1 }),
+        }
+    }
+}
+
+/// A row that ended, and why.
+type Ended = (usize, FinishReason);
+
 impl Engine {
-    /// An engine around `parameters`, which [`Self::parameters_mut`] may replace between steps.
-    #[must_use]
+    /// An engine around `parameters`, which [`Self::parameters_mut`] may replace between steps. Without a tokenizer
+    /// samples have no text, and groups with stop strings are refused.
+    ///
+    /// # Errors
+    /// When there is no memory for the cache.
     pub fn new(
         config: ModelConfig,
         parameters: Parameters,
         version: WeightVersion,
-        tokenizer: Arc<Tokenizer>,
-        limits: EngineLimits,
-    ) -> Self {
+        tokenizer: Option<Arc<Tokenizer>>,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
         let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
         let model = Model::new(&config, &parameters);
-        let cache = KvCache::new(&config, limits.rows, kind, device);
-        let (waiting, rows) = (VecDeque::new(), Vec::new());
-        Self { model, parameters, tokenizer, config, limits, device, version, cache, waiting, rows }
+        // One more: prompt and answer of a sample each end within a block.
+        let blocks = options.cache_tokens.div_ceil(BLOCK_TOKENS) + 1;
+        let cache = KvCache::new(&config, blocks, kind, device)?;
+        let bounds = Bounds {
+            rows: options.rows.max(1),
+            chunk_tokens: options.prefill_tokens.max(1),
+            blocks,
+            one_chunk: options.kernels == Kernels::Reference,
+        };
+        let (scheduler, counts) = (Scheduler::new(bounds), EngineCounts::default());
+        Ok(Self { model, parameters, tokenizer, config, options, device, version, cache, scheduler, counts })
     }
 
-    /// The weights, to be overwritten in place; later tokens come from the new ones and carry `version`.
+    /// The weights, to be overwritten in place between two steps; samples may be running. Later tokens come from the new
+    /// ones and carry `version`. What the cache holds of the tokens before stays as it is; samples that start later have
+    /// nothing of it.
     pub fn parameters_mut(&mut self, version: WeightVersion) -> &mut Parameters {
         self.version = version;
+        self.scheduler.close_prompts();
         &mut self.parameters
     }
 
     /// How many samples could start at once.
     #[must_use]
     pub fn free_samples(&self) -> usize {
-        let waiting: usize = self.waiting.iter().map(|job| job.samples.len()).sum();
-        self.limits.rows.saturating_sub(self.rows.len() + waiting)
+        self.options.rows.saturating_sub(self.running() + self.waiting())
     }
 
-    /// Samples running or waiting.
+    /// Whether no sample runs or waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.rows.is_empty() && self.waiting.is_empty()
+        self.running() == 0 && self.waiting() == 0
     }
 
     /// Samples that are being generated now.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.rows.len()
+        self.scheduler.running().len()
+    }
+
+    /// Samples that wait for a row or for blocks.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.scheduler.waiting()
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> EngineCounts {
+        EngineCounts { preemptions: self.scheduler.preemptions(), ..self.counts }
+    }
+
+    /// Who has the blocks of the cache.
+    #[must_use]
+    pub fn blocks(&self) -> BlockCounts {
+        self.scheduler.blocks()
     }
 
     /// Puts a group in line.
     ///
     /// # Errors
-    /// [`EngineError::Refused`] when its options make no sense for this model.
+    /// [`EngineError::Refused`] when its options make no sense for this model, a sample of it can never fit into the cache, or
+    /// its ticket is in use.
     pub fn submit(&mut self, job: GroupJob) -> Result<(), EngineError> {
-        let refuse = |problem: String| Err(EngineError::Refused { ticket: job.ticket, problem });
+        self.check(&job).map_err(|problem| EngineError::Refused { ticket: job.ticket, problem })?;
+        let (prompt, options): (Arc<[u32]>, _) = (job.prompt.into(), Arc::new(job.options));
+        for (index, noise) in job.samples {
+            let row = Row {
+                ticket: job.ticket,
+                index,
+                noise,
+                options: Arc::clone(&options),
+                prompt: Arc::clone(&prompt),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                sampled_logprobs: Vec::new(),
+                spans: Vec::new(),
+                entropy_sum: 0.0,
+            };
+            self.scheduler.submit(job.ticket, prompt.len(), options.max_new_tokens as usize, row);
+        }
+        Ok(())
+    }
+
+    fn check(&self, job: &GroupJob) -> Result<(), String> {
         if job.prompt.is_empty() {
-            return refuse("the prompt has no tokens".into());
+            return Err("the prompt has no tokens".into());
         }
         if let Some(token) = job.prompt.iter().find(|token| i64::from(**token) >= self.config.vocab_size) {
-            return refuse(format!("prompt token {token} is outside the vocabulary of {}", self.config.vocab_size));
+            return Err(format!("prompt token {token} is outside the vocabulary of {}", self.config.vocab_size));
         }
-        if job.options.max_new_tokens == 0 {
-            return refuse("max_new_tokens is 0".into());
+        let SamplingOptions { temperature, top_p, min_p, max_new_tokens, .. } = job.options;
+        if max_new_tokens == 0 {
+            return Err("max_new_tokens is 0".into());
         }
-        if !(job.options.temperature > 0.0 && job.options.top_p > 0.0) {
-            return refuse(format!(
-                "temperature {} and top_p {} must be above 0",
-                job.options.temperature, job.options.top_p
+        if !(temperature > 0.0 && top_p > 0.0 && (0.0..1.0).contains(&min_p)) {
+            return Err(format!(
+                "temperature {temperature} and top_p {top_p} must be above 0, min_p {min_p} 0 to below 1"
             ));
         }
-        let longest = job.prompt.len() + job.options.max_new_tokens as usize;
-        if longest > self.config.max_positions {
-            return refuse(format!(
-                "prompt and answer may take {longest} tokens, the model has {} positions",
+        if self.tokenizer.is_none() && !job.options.stop.is_empty() {
+            return Err("stop strings need a tokenizer".into());
+        }
+        let (prompt, new) = (job.prompt.len(), max_new_tokens as usize);
+        if prompt + new > self.config.max_positions {
+            return Err(format!(
+                "prompt and answer may take {} tokens, the model has {} positions",
+                prompt + new,
                 self.config.max_positions
             ));
         }
-        self.waiting.push_back(job);
+        if !self.scheduler.could_hold(prompt, new) {
+            return Err(format!(
+                "prompt and answer may take {} tokens, the cache holds {}: raise rollout.cache_tokens",
+                prompt + new,
+                self.options.cache_tokens
+            ));
+        }
+        if self.scheduler.has(job.ticket) {
+            return Err("a group of this ticket is being generated".into());
+        }
         Ok(())
     }
 
     /// Forgets a group: its waiting and running samples never finish.
-    ///
-    /// # Errors
-    /// When libtorch fails.
-    pub fn cancel(&mut self, ticket: u64) -> Result<(), EngineError> {
-        self.waiting.retain(|job| job.ticket != ticket);
-        for position in (0..self.rows.len()).rev() {
-            if self.rows[position].ticket == ticket {
-                self.cache.swap_remove(position)?;
-                self.rows.swap_remove(position);
-            }
-        }
-        Ok(())
+    pub fn cancel(&mut self, ticket: u64) {
+        self.scheduler.cancel(ticket);
     }
 
-    /// Starts what fits, generates one token for every running sample, and returns the samples that ended.
+    /// Starts what fits, computes the next chunks of prompts and one token of every sample that runs, and returns the
+    /// samples that ended.
     ///
     /// # Errors
     /// When libtorch fails; the engine must not be used afterwards.
     pub fn step(&mut self) -> Result<Vec<Finished>, EngineError> {
-        no_grad(|| {
-            let mut finished = self.admit()?;
-            if !self.rows.is_empty() {
-                finished.extend(self.decode()?);
+        let mut ended = no_grad(|| {
+            let plan = self.scheduler.plan();
+            match self.options.kernels {
+                Kernels::Auto => self.compute(&plan),
+                Kernels::Reference => pacs_torch::plain(|| self.compute_apart(&plan)),
             }
-            Ok(finished)
-        })
+        })?;
+        // From the back, so that a row which is taken out moves none that is still to come.
+        ended.sort_unstable_by_key(|(row, _)| std::cmp::Reverse(*row));
+        ended.into_iter().map(|(row, reason)| self.finish(row, reason)).collect()
     }
 
-    /// Prefills waiting groups into free rows; each new row gets its first token.
-    fn admit(&mut self) -> Result<Vec<Finished>, EngineError> {
-        let mut finished = Vec::new();
-        loop {
-            let started = self.take_startable();
-            if started.is_empty() {
-                return Ok(finished);
-            }
-            finished.extend(self.prefill(started)?);
+    /// One sequence at a time: what is computed for it does not depend on what else runs, to the last bit.
+    fn compute_apart(&mut self, plan: &Plan) -> Result<Vec<Ended>, EngineError> {
+        let decode = plan.decode.iter().map(|row| Plan { decode: vec![*row], ..Plan::default() });
+        let chunks = plan.chunks.iter().map(|chunk| Plan { chunks: vec![*chunk], ..Plan::default() });
+        let joined = plan.joined.iter().map(|row| Plan { joined: vec![*row], ..Plan::default() });
+        let mut ended = Vec::new();
+        for part in decode.chain(chunks).chain(joined) {
+            ended.extend(self.compute(&part)?);
         }
+        Ok(ended)
     }
 
-    /// The next groups, or parts of one, that fit into free rows and one prefill pass.
-    fn take_startable(&mut self) -> Vec<GroupJob> {
-        let mut free = self.limits.rows - self.rows.len();
-        let mut tokens = 0;
-        let mut started = Vec::new();
-        while let Some(mut job) = self.waiting.pop_front() {
-            let too_long = !started.is_empty() && tokens + job.prompt.len() > self.limits.prefill_tokens;
-            if free == 0 || too_long {
-                self.waiting.push_front(job);
-                break;
-            }
-            if job.samples.len() > free {
-                let rest = GroupJob { samples: job.samples.split_off(free), ..job.clone() };
-                self.waiting.push_front(rest);
-            }
-            free -= job.samples.len();
-            tokens += job.prompt.len();
-            started.push(job);
+    /// One pass: the newest token of every row that decodes, then the tokens of the chunks.
+    fn compute(&mut self, plan: &Plan) -> Result<Vec<Ended>, EngineError> {
+        if plan.is_empty() {
+            return Ok(Vec::new());
         }
-        started
+        let hidden = self.forward(plan)?;
+        self.count(&plan.chunks);
+        let Computed { completed, starts } = self.scheduler.computed(plan);
+        let mut rows = plan.decode.clone();
+        // Where in the pass the hidden state is that each row draws its next token from.
+        let mut sources: Vec<i64> = (0..rows.len() as i64).collect();
+        let ends = plan.chunks.iter().scan(rows.len() as i64, |end, chunk| {
+            *end += chunk.tokens as i64;
+            Some(*end)
+        });
+        let lasts: Vec<i64> = ends.map(|end| end - 1).collect();
+        let mut states = Vec::with_capacity(1 + plan.joined.len());
+        if let Some(hidden) = hidden {
+            for (row, chunk) in completed {
+                let last = hidden.f_narrow(0, lasts[chunk], 1)?.copy();
+                self.scheduler.prompt_mut(row).kept = Some(last);
+            }
+            for (row, chunk) in starts {
+                rows.push(row);
+                sources.push(lasts[chunk]);
+            }
+            if plan.chunks.is_empty() {
+                states.push(hidden);
+            } else if !sources.is_empty() {
+                states.push(hidden.f_index_select(0, &self.indices(&sources))?);
+            }
+        }
+        for &row in &plan.joined {
+            let kept = self.scheduler.prompt(row).kept.as_ref().expect("a complete prompt keeps its last hidden state");
+            states.push(kept.shallow_clone());
+            rows.push(row);
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let states = if states.len() == 1 { states.remove(0) } else { Tensor::f_cat(&states, 0)? };
+        if self.options.kernels == Kernels::Auto {
+            return self.take_tokens(&rows, &self.model.logits(&states));
+        }
+        let mut ended = Vec::new();
+        for (place, row) in (0..).zip(rows) {
+            let logits = self.model.logits(&states.f_narrow(0, place, 1)?);
+            ended.extend(self.take_tokens(&[row], &logits)?);
+        }
+        Ok(ended)
     }
 
-    fn prefill(&mut self, jobs: Vec<GroupJob>) -> Result<Vec<Finished>, EngineError> {
-        let first_new = self.rows.len();
-        let mut tokens: Vec<i64> = Vec::new();
-        let mut positions: Vec<i64> = Vec::new();
-        // The last token of each prompt, once for every sample that goes on from it.
-        let mut last: Vec<i64> = Vec::new();
-        let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| (job.prompt.len(), job.samples.len())).collect();
-        for job in jobs {
-            tokens.extend(job.prompt.iter().map(|token| i64::from(*token)));
-            positions.extend(0..job.prompt.len() as i64);
-            let options = Arc::new(job.options);
-            for (index, noise) in job.samples {
-                last.push(tokens.len() as i64 - 1);
-                self.rows.push(Row {
-                    ticket: job.ticket,
-                    index,
-                    noise,
-                    options: Arc::clone(&options),
-                    prompt_tokens: job.prompt.len(),
-                    tokens: Vec::new(),
-                    logprobs: Vec::new(),
-                    entropy_sum: 0.0,
-                });
-            }
+    /// Hidden states of the tokens of a pass, `[T, D]`; none for a pass without any.
+    fn forward(&mut self, plan: &Plan) -> Result<Option<Tensor>, EngineError> {
+        let (mut tokens, mut positions): (Vec<i64>, Vec<i64>) = (Vec::new(), Vec::new());
+        let (mut decode, mut chunks) = (Vec::new(), Vec::new());
+        for &row in &plan.decode {
+            let (running, prompt) = (&self.scheduler.running()[row], self.scheduler.prompt(row));
+            let generated = &running.sample.tokens;
+            let last = generated.last().expect("a row that decodes has a token");
+            tokens.push(i64::from(*last));
+            positions.push((prompt.tokens + generated.len()) as i64 - 1);
+            let answer = (running.blocks.clone(), generated.len());
+            decode.push(Span { prompt: (Arc::clone(&prompt.blocks), prompt.tokens), answer, new: 1 });
+        }
+        for &Chunk { row, source, start, tokens: new } in &plan.chunks {
+            let (running, prompt) = (&self.scheduler.running()[row], self.scheduler.prompt(row));
+            let Row { prompt: prompt_tokens, tokens: generated, .. } = &running.sample;
+            let end = start + new;
+            let (part, first, held, answer) = match source {
+                Source::Prompt => (&prompt_tokens[start..end], start, end, (Vec::new(), 0)),
+                Source::Answer => {
+                    (&generated[start..end], prompt.tokens + start, prompt.tokens, (running.blocks.clone(), end))
+                }
+            };
+            tokens.extend(part.iter().map(|token| i64::from(*token)));
+            positions.extend((first..first + new).map(|position| position as i64));
+            chunks.push(Span { prompt: (Arc::clone(&prompt.blocks), held), answer, new });
+        }
+        if tokens.is_empty() {
+            return Ok(None);
         }
         let (tokens, positions) = (self.indices(&tokens), self.indices(&positions));
-        let mut attention = self.cache.prefill(&shapes)?;
-        let hidden = self.model.hidden(&tokens, &positions, &mut attention);
-        let logits = self.model.logits(&hidden.f_index_select(0, &self.indices(&last))?);
-        self.take_tokens(first_new, &logits)
+        let mut attention = self.cache.pass(decode, chunks)?;
+        Ok(Some(self.model.hidden(&tokens, &positions, &mut attention)))
     }
 
-    fn decode(&mut self) -> Result<Vec<Finished>, EngineError> {
-        let last = |row: &Row| i64::from(*row.tokens.last().expect("a running row has its first token"));
-        let tokens: Vec<i64> = self.rows.iter().map(last).collect();
-        let positions: Vec<i64> =
-            self.rows.iter().map(|row| (row.prompt_tokens + row.tokens.len()) as i64 - 1).collect();
-        let (tokens, positions) = (self.indices(&tokens), self.indices(&positions));
-        let mut attention = self.cache.decode()?;
-        let hidden = self.model.hidden(&tokens, &positions, &mut attention);
-        let logits = self.model.logits(&hidden);
-        self.take_tokens(0, &logits)
+    fn count(&mut self, chunks: &[Chunk]) {
+        for chunk in chunks {
+            match chunk.source {
+                Source::Prompt => self.counts.prompt_tokens += chunk.tokens as u64,
+                Source::Answer => self.counts.recomputed_tokens += chunk.tokens as u64,
+            }
+        }
     }
 
     fn indices(&self, values: &[i64]) -> Tensor {
         Tensor::from_slice(values).to_kind(Kind::Int64).to_device(self.device)
     }
 
-    /// Draws the next token of rows `first..` from their logits, and removes the rows that end with it.
-    fn take_tokens(&mut self, first: usize, logits: &Tensor) -> Result<Vec<Finished>, EngineError> {
-        let wanted: Vec<RowSampling> = self.rows[first..]
-            .iter()
-            .map(|row| RowSampling {
+    /// Draws the next token of `rows` from their logits, and says which rows end with it.
+    fn take_tokens(&mut self, rows: &[usize], logits: &Tensor) -> Result<Vec<Ended>, EngineError> {
+        let wanted = |row: &usize| {
+            let row = &self.scheduler.running()[*row].sample;
+            RowSampling {
                 temperature: row.options.temperature,
-                top_p: row.options.top_p,
-                top_k: row.options.top_k,
+                filters: row.options.filters(),
                 uniform: row.noise.uniform(row.tokens.len() as u64),
-            })
-            .collect();
-        let Sampled { tokens, logprobs, entropies } = sample(logits, &wanted)?;
-        let mut finished = Vec::new();
-        // From the back, so that removing a row moves only rows that were looked at already.
-        for (offset, token) in tokens.iter().enumerate().rev() {
-            let position = first + offset;
-            let row = &mut self.rows[position];
-            row.tokens.push(u32::try_from(*token).expect("a token is a vocabulary index"));
-            row.logprobs.push(logprobs[offset]);
-            row.entropy_sum += f64::from(entropies[offset]);
-            if let Some(reason) = self.finish_reason(position)? {
-                self.cache.swap_remove(position)?;
-                let row = self.rows.swap_remove(position);
-                finished.push(self.finish(row, reason)?);
+            }
+        };
+        let wanted: Vec<RowSampling> = rows.iter().map(wanted).collect();
+        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = sample(logits, &wanted)?;
+        self.counts.generated_tokens += tokens.len() as u64;
+        let mut ended = Vec::new();
+        for (place, &index) in rows.iter().enumerate() {
+            let version = self.version;
+            let row = self.scheduler.sample_mut(index);
+            row.tokens.push(u32::try_from(tokens[place]).expect("a token is a vocabulary index"));
+            row.logprobs.push(logprobs[place]);
+            if row.options.filters().cut() {
+                row.sampled_logprobs.push(sampled_logprobs[place]);
+            }
+            row.extend_span(version);
+            row.entropy_sum += f64::from(entropies[place]);
+            self.scheduler.generated(index);
+            if let Some(reason) = self.finish_reason(&self.scheduler.running()[index].sample)? {
+                ended.push((index, reason));
             }
         }
-        Ok(finished)
+        Ok(ended)
     }
 
-    fn finish_reason(&self, position: usize) -> Result<Option<FinishReason>, EngineError> {
-        let row = &self.rows[position];
+    fn finish_reason(&self, row: &Row) -> Result<Option<FinishReason>, EngineError> {
         let last = row.tokens.last().expect("a token was just pushed");
-        let stops = tail_has_stop(&self.tokenizer, &row.tokens, &row.options.stop)
-            .map_err(|error| EngineError::Text(error.to_string()))?;
+        let stops = match &self.tokenizer {
+            Some(tokenizer) => tail_has_stop(tokenizer, &row.tokens, &row.options.stop)
+                .map_err(|error| EngineError::Text(error.to_string()))?,
+            None => false,
+        };
         if stops || self.config.end_tokens.contains(last) {
             return Ok(Some(FinishReason::Stop));
         }
@@ -333,9 +473,11 @@ impl Engine {
         Ok(full.then_some(FinishReason::Length))
     }
 
-    fn finish(&self, row: Row, finish: FinishReason) -> Result<Finished, EngineError> {
-        let mut text =
-            self.tokenizer.decode(&row.tokens, true).map_err(|error| EngineError::Text(error.to_string()))?;
+    fn finish(&mut self, row: usize, finish: FinishReason) -> Result<Finished, EngineError> {
+        let row = self.scheduler.finish(row);
+        let decode = |tokenizer: &Arc<Tokenizer>| tokenizer.decode(&row.tokens, true);
+        let text = self.tokenizer.as_ref().map(decode).transpose();
+        let mut text = text.map_err(|error| EngineError::Text(error.to_string()))?.unwrap_or_default();
         if let Some(end) = cut_at_stop(&text, &row.options.stop).map(str::len) {
             text.truncate(end);
         }
@@ -345,14 +487,16 @@ impl Engine {
             entropy_sum: row.entropy_sum,
             text,
             finish,
-            version: self.version,
+            version: row.spans.iter().map(|span| span.version).min().unwrap_or(self.version),
+            sampled_logprobs: row.sampled_logprobs,
+            spans: row.spans,
         };
         Ok(Finished { ticket: row.ticket, index: row.index, sample })
     }
 
-    /// Rows that fit into `bytes` of cache when every one grows to `tokens` tokens.
+    /// Tokens of a cache of so many bytes.
     #[must_use]
-    pub fn rows_within(config: &ModelConfig, kind: Kind, tokens: usize, bytes: usize) -> usize {
-        bytes / (KvCache::bytes_per_token(config, kind) * tokens.max(1))
+    pub fn cache_tokens_within(config: &ModelConfig, kind: Kind, bytes: usize) -> usize {
+        bytes / KvCache::bytes_per_token(config, kind)
     }
 }

@@ -6,11 +6,15 @@
 
 mod cache;
 mod engine;
+mod memory;
 mod sampler;
+mod schedule;
 mod service;
 mod stop;
 mod thread;
 mod weights;
 
-pub use engine::{Engine, EngineError, EngineLimits, Finished, GroupJob, SamplingOptions};
+pub use engine::{Engine, EngineCounts, EngineError, EngineOptions, Finished, GroupJob, SamplingOptions};
+pub use memory::cache_tokens;
+pub use schedule::BlockCounts;
 pub use service::{RolloutError, RolloutOptions, run};

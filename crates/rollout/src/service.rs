@@ -24,7 +24,7 @@ const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// How long any call may take beyond its own waiting time.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
-const SUBMIT_PATIENCE: Duration = Duration::from_secs(60);
+const SUBMIT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How to run a rollout worker.
 #[derive(Clone, Debug)]
@@ -114,7 +114,7 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
     let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
     let setup = Setup::read(&spec, options.cuda, options.threads).map_err(|error| config(error.to_string()))?;
     let scratch = Scratch::create().map_err(|error| config(format!("create scratch folder: {error}")))?;
-    let rows = setup.limits.rows;
+    let rows = setup.options.rows;
     let (thread, outputs) = EngineThread::start(setup);
     let (in_flight_sender, in_flight) = watch::channel(0usize);
     let client = RolloutServiceClient::new(membership.channel.clone())
@@ -176,6 +176,8 @@ struct Leasing {
 impl Leasing {
     async fn run(mut self) -> Result<Never, ServeError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        // The same number until there is an answer, so that leases whose answer was lost are given again.
+        let mut number = 1;
         loop {
             let rows = self.rows;
             let in_flight = *self
@@ -190,11 +192,13 @@ impl Leasing {
                 worker_id: self.worker,
                 free_samples: (rows - in_flight) as u32,
                 wait_ms: LEASE_WAIT.as_millis() as u32,
+                request: number,
             };
             let reply = tokio::time::timeout(LEASE_WAIT + CALL_DEADLINE, self.client.lease_groups(request)).await;
             match reply {
                 Ok(Ok(reply)) => {
                     backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                    number += 1;
                     for lease in reply.into_inner().groups {
                         self.start(lease).await?;
                     }
@@ -226,6 +230,7 @@ impl Leasing {
                 temperature: f64::from(sampling.temperature),
                 top_p: f64::from(sampling.top_p),
                 top_k: sampling.top_k,
+                min_p: f64::from(sampling.min_p),
                 max_new_tokens: sampling.max_new_tokens,
                 stop: sampling.stop,
             },
@@ -260,7 +265,7 @@ impl Submitting {
                 self.held.insert(lease.lease, lease);
             }
             match output {
-                Output::Finished(finished) => self.submit(finished).await?,
+                Output::Finished(finished) => self.submit(*finished).await?,
                 Output::Weights(problem) => return Err(ServeError::Rejoin(problem)),
                 Output::Failed(problem) => return Err(ServeError::Fatal(RolloutError::Engine(problem))),
             }

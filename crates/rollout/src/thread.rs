@@ -13,12 +13,10 @@ use pacs_types::WeightVersion;
 use tokio::sync::mpsc;
 
 use crate::weights;
-use crate::{Engine, EngineLimits, Finished, GroupJob};
+use crate::{Engine, EngineCounts, EngineError, EngineOptions, Finished, GroupJob, cache_tokens};
 
-/// Prompt tokens of one prefill pass.
-const PREFILL_TOKENS: usize = 8192;
-/// Share of the host's memory that the cache may grow to.
-const CACHE_SHARE: f64 = 0.4;
+/// Tokens of prompts in one pass: enough to keep matrix products busy, few enough that a pass stays short.
+const PREFILL_TOKENS: usize = 2048;
 /// Finished samples that wait to be handed in; a full channel makes generation wait.
 const FINISHED_QUEUE: usize = 4096;
 
@@ -35,7 +33,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Output {
     /// A sample is complete.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// Weights could not be loaded.
     Weights(String),
     /// The engine failed and is gone.
@@ -45,7 +43,10 @@ pub(crate) enum Output {
 /// What the engine is built from.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    pub(crate) limits: EngineLimits,
+    /// With 0 tokens of cache where the spec leaves that open.
+    pub(crate) options: EngineOptions,
+    /// Most tokens of a sample, prompt included.
+    longest: usize,
     config: ModelConfig,
     tokenizer: Arc<Tokenizer>,
     device: Device,
@@ -57,25 +58,25 @@ impl Setup {
         let device = pacs_torch::init(cuda, threads)?;
         let config = ModelConfig::read(&spec.model.path)?;
         let tokenizer = Arc::new(Tokenizer::read(&spec.model.path)?);
+        let options = EngineOptions {
+            rows: spec.rollout.max_concurrent_samples as usize,
+            prefill_tokens: PREFILL_TOKENS,
+            cache_tokens: usize::try_from(spec.rollout.cache_tokens)?,
+            kernels: spec.rollout.kernels,
+        };
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
-        let budget = (host_memory_bytes() as f64 * CACHE_SHARE) as usize;
-        let wanted = spec.rollout.max_concurrent_samples as usize;
-        // Sized for float32, the larger kind; at least one sample always runs.
-        let rows = wanted.min(Engine::rows_within(&config, Kind::Float, longest, budget)).max(1);
-        if rows < wanted {
-            tracing::warn!(wanted, rows, "memory holds fewer samples at once than rollout.max_concurrent_samples");
-        }
-        let limits = EngineLimits { rows, prefill_tokens: PREFILL_TOKENS };
-        Ok(Self { limits, config, tokenizer, device })
+        Ok(Self { options, longest, config, tokenizer, device })
     }
-}
 
-fn host_memory_bytes() -> u64 {
-    let kilobytes = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    kilobytes.map_or(4 << 30, |kilobytes| kilobytes * 1024)
+    /// An engine without weights; what the spec leaves open is decided when they have their memory.
+    fn engine(&self, kind: Kind, version: WeightVersion) -> Result<Engine, EngineError> {
+        let parameters = Parameters::zeros(&self.config, kind, self.device);
+        let mut options = self.options;
+        if options.cache_tokens == 0 {
+            options.cache_tokens = cache_tokens(&self.config, kind, self.device, options.rows, self.longest);
+        }
+        Engine::new(self.config.clone(), parameters, version, Some(Arc::clone(&self.tokenizer)), options)
+    }
 }
 
 /// Handle of the thread; dropping every command sender ends it.
@@ -103,8 +104,18 @@ impl EngineThread {
 fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sender<Output>) -> Result<(), Output> {
     let mut engine: Option<Engine> = None;
     let mut loaded: Option<(u64, u64)> = None;
+    let mut told = 0;
     loop {
         let idle = engine.as_ref().is_none_or(Engine::is_idle);
+        if let Some(engine) = engine.as_ref().filter(|engine| idle && engine.counts().preemptions > told) {
+            let EngineCounts { preemptions, recomputed_tokens, .. } = engine.counts();
+            tracing::info!(
+                preemptions,
+                recomputed_tokens,
+                "the cache was full: samples had to wait and were computed again"
+            );
+            told = preemptions;
+        }
         let next = if idle { inbox.recv().ok() } else { None };
         if idle && next.is_none() {
             return Ok(());
@@ -123,14 +134,14 @@ fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sende
                 }
                 Command::Cancel { ticket } => {
                     if let Some(engine) = &mut engine {
-                        engine.cancel(ticket).map_err(|error| Output::Failed(error.to_string()))?;
+                        engine.cancel(ticket);
                     }
                 }
             }
         }
         if let Some(engine) = &mut engine {
             for finished in engine.step().map_err(|error| Output::Failed(error.to_string()))? {
-                if outbox.blocking_send(Output::Finished(finished)).is_err() {
+                if outbox.blocking_send(Output::Finished(Box::new(finished))).is_err() {
                     return Ok(());
                 }
             }
@@ -146,9 +157,12 @@ fn load(
 ) -> Result<(), String> {
     let kind = weights::kind(reference).ok_or_else(|| format!("weights of unknown kind `{}`", reference.kind))?;
     let version = WeightVersion(reference.version);
-    let engine = engine.get_or_insert_with(|| {
-        let parameters = Parameters::zeros(&setup.config, kind, setup.device);
-        Engine::new(setup.config.clone(), parameters, version, Arc::clone(&setup.tokenizer), setup.limits)
-    });
+    let engine = match engine {
+        Some(engine) => engine,
+        None => {
+            let made = setup.engine(kind, version);
+            engine.insert(made.map_err(|error| format!("make room for generation: {error}"))?)
+        }
+    };
     weights::load(reference, path, engine.parameters_mut(version)).map_err(|error| error.to_string())
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters, score};
-use pacs_rollout::{Engine, EngineLimits, Finished, GroupJob, SamplingOptions};
+use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, SamplingOptions};
+use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, WeightVersion};
+use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
 
@@ -16,6 +17,13 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
+    let options = EngineOptions { rows, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto };
+    engine_with(name, options, end_tokens)
+}
+
+fn engine_with(name: &str, options: EngineOptions, end_tokens: bool) -> Engine {
+    // Operations of so small a model are slower on several threads.
+    pacs_torch::tch::set_num_threads(1);
     let folder = golden(name);
     let mut config = ModelConfig::read(&folder).expect("golden model");
     if !end_tokens {
@@ -23,11 +31,11 @@ fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
     }
     let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).expect("golden model");
     let tokenizer = Arc::new(Tokenizer::read(&folder).expect("golden tokenizer"));
-    Engine::new(config, parameters, WeightVersion(7), tokenizer, EngineLimits { rows, prefill_tokens: 64 })
+    Engine::new(config, parameters, WeightVersion(7), Some(tokenizer), options).expect("there is room")
 }
 
 fn options(max_new_tokens: u32) -> SamplingOptions {
-    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, max_new_tokens, stop: Vec::new() }
+    SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens, stop: Vec::new() }
 }
 
 fn job(ticket: u64, prompt: &[u32], samples: u32, options: SamplingOptions) -> GroupJob {
@@ -42,6 +50,10 @@ fn run(engine: &mut Engine) -> Vec<Finished> {
     }
     finished.sort_by_key(|f| (f.ticket, f.index));
     finished
+}
+
+fn finished_none(finished: &[Finished]) {
+    assert!(finished.is_empty(), "no sample ends so early: {finished:?}");
 }
 
 fn expected(name: &str, tensor: &str) -> Tensor {
@@ -68,7 +80,19 @@ fn the_most_probable_tokens_are_the_reference_models() {
         for (ticket, prompt) in sequences(name).iter().enumerate() {
             engine.submit(job(ticket as u64, prompt, 2, SamplingOptions { top_k: 1, ..options(32) })).expect("fits");
         }
-        for finished in run(&mut engine) {
+        // Every prompt was computed once for its two samples.
+        let prompts: usize = sequences(name).iter().map(Vec::len).sum();
+        let mut finished = run(&mut engine);
+        assert_eq!(engine.counts().prompt_tokens, prompts as u64);
+        let options = EngineOptions { rows: 8, prefill_tokens: 16, cache_tokens: 9_000, kernels: Kernels::Reference };
+        let mut reference = engine_with(name, options, false);
+        for (ticket, prompt) in sequences(name).iter().enumerate() {
+            reference
+                .submit(job(ticket as u64, prompt, 1, SamplingOptions { top_k: 1, ..self::options(32) }))
+                .expect("fits");
+        }
+        finished.extend(run(&mut reference));
+        for finished in finished {
             let wanted = Vec::<i64>::try_from(greedy.get(finished.ticket as i64)).expect("ids");
             let got: Vec<i64> = finished.sample.tokens.iter().map(|token| i64::from(*token)).collect();
             assert_eq!(got, wanted, "{name}, sequence {}", finished.ticket);
@@ -80,13 +104,26 @@ fn the_most_probable_tokens_are_the_reference_models() {
 fn logprobs_equal_those_of_a_plain_forward() {
     for name in MODELS {
         let prompts = sequences(name);
-        let mut engine = engine(name, 5, true);
-        let sampling = SamplingOptions { temperature: 0.8, ..options(40) };
-        for (ticket, prompt) in prompts.iter().enumerate() {
-            engine.submit(job(ticket as u64, prompt, 4, sampling.clone())).expect("fits");
+        let sampling = SamplingOptions { temperature: 0.8, ..options(70) };
+        let sample = |options: EngineOptions| {
+            let mut engine = engine_with(name, options, true);
+            for (ticket, prompt) in prompts.iter().enumerate() {
+                engine.submit(job(ticket as u64, prompt, 4, sampling.clone())).expect("fits");
+            }
+            (run(&mut engine), engine.counts())
+        };
+        let roomy = EngineOptions { rows: 5, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto };
+        let (mut finished, counts) = sample(roomy);
+        assert_eq!((finished.len(), counts.preemptions), (12, 0));
+        // Prompts in pieces; a cache so small that samples have to be computed again.
+        let (tight, counts) = sample(EngineOptions { rows: 12, prefill_tokens: 7, cache_tokens: 256, ..roomy });
+        assert!(counts.preemptions > 2 && counts.recomputed_tokens > 50, "{name}: {counts:?}");
+        for (tight, roomy) in tight.iter().zip(&finished) {
+            assert_eq!(tight.sample.tokens, roomy.sample.tokens, "{name}: tokens changed");
         }
-        let finished = run(&mut engine);
-        assert_eq!(finished.len(), 12);
+        let (reference, _) = sample(EngineOptions { kernels: Kernels::Reference, prefill_tokens: 9, ..roomy });
+        finished.extend(tight);
+        finished.extend(reference);
         let config = ModelConfig::read(&golden(name)).expect("golden model");
         let parameters = Parameters::load(&golden(name), &config, Kind::Float, Device::Cpu).expect("golden model");
         let model = Model::new(&config, &parameters);
@@ -105,6 +142,31 @@ fn a_sample_does_not_depend_on_its_company() {
     let name = "qwen3";
     let prompts = sequences(name);
     let sampling = options(48);
+    // On the reference path not a bit changes: neither with the company nor with the order of arrival.
+    let exact = |orders: &[&[u64]], rows: usize| -> Vec<Finished> {
+        let options = EngineOptions { rows, prefill_tokens: 20, cache_tokens: 9_000, kernels: Kernels::Reference };
+        let mut finished: Vec<Finished> = orders
+            .iter()
+            .flat_map(|tickets| {
+                let mut engine = engine_with(name, options, false);
+                for &ticket in *tickets {
+                    let job = job(ticket, &prompts[ticket as usize], 3, self::options(12));
+                    engine.submit(job).expect("fits");
+                    // The next one arrives when this one runs.
+                    finished_none(&engine.step().expect("generates"));
+                }
+                run(&mut engine)
+            })
+            .collect();
+        finished.sort_by_key(|f| (f.ticket, f.index));
+        finished
+    };
+    let apart = exact(&[&[0], &[1], &[2]], 16);
+    assert_eq!(apart.len(), 9);
+    for rows in [2, 9] {
+        assert_eq!(exact(&[&[2, 0, 1]], rows), apart, "{rows} rows");
+        assert_eq!(exact(&[&[1, 2], &[0]], rows), apart, "{rows} rows");
+    }
     let alone: Vec<Finished> = (0..3u64)
         .flat_map(|ticket| {
             let mut engine = engine(name, 16, true);
@@ -137,7 +199,9 @@ fn samples_end_at_end_tokens_stop_strings_and_the_limit() {
         assert_eq!(f.sample.finish, if ended { FinishReason::Stop } else { FinishReason::Length });
         assert!(ended || f.sample.tokens.len() == 30);
         assert_eq!(f.sample.tokens.len(), f.sample.logprobs.len());
+        let tokens = f.sample.tokens.len() as u32;
         assert_eq!(f.sample.version, WeightVersion(7));
+        assert_eq!(f.sample.spans, [VersionSpan { version: WeightVersion(7), tokens }]);
     }
     // A stop string taken from a text that is known to come.
     let text = &finished[0].sample.text;
@@ -157,8 +221,8 @@ fn a_cancelled_group_never_finishes() {
         engine.submit(job(ticket, &prompts[ticket as usize], 3, options(20))).expect("fits");
     }
     engine.step().expect("generates");
-    engine.cancel(0).expect("running");
-    engine.cancel(2).expect("waiting");
+    engine.cancel(0);
+    engine.cancel(2);
     let finished = run(&mut engine);
     assert_eq!(finished.iter().map(|f| (f.ticket, f.index)).collect::<Vec<_>>(), [(1, 0), (1, 1), (1, 2)]);
     assert_eq!(engine.free_samples(), 6);
@@ -172,4 +236,104 @@ fn groups_that_cannot_be_generated_are_refused() {
     assert!(engine.submit(job(1, &[1], 1, options(0))).is_err(), "no tokens wanted");
     assert!(engine.submit(job(1, &[1], 1, options(1_000_000))).is_err(), "beyond the model's positions");
     assert!(engine.submit(job(1, &[1], 1, SamplingOptions { temperature: 0.0, ..options(5) })).is_err());
+    assert!(engine.submit(job(1, &[1], 1, SamplingOptions { min_p: 1.0, ..options(5) })).is_err());
+    assert!(engine.submit(job(1, &[1], 2, options(5))).is_ok());
+    assert!(engine.submit(job(1, &[1], 1, options(5))).is_err(), "a ticket that is in use");
+    let small = EngineOptions { rows: 4, prefill_tokens: 64, cache_tokens: 64, kernels: Kernels::Auto };
+    let mut small = engine_with("qwen3", small, true);
+    assert!(small.submit(job(1, &[1; 32], 64, options(64))).is_ok(), "a group whose samples fit one by one");
+    let refused = small.submit(job(2, &[1; 33], 1, options(64))).expect_err("a sample that never fits");
+    assert!(refused.to_string().contains("rollout.cache_tokens"), "{refused}");
+}
+
+#[test]
+fn weights_may_be_replaced_while_samples_run() {
+    let name = "qwen3";
+    let prompt = sequences(name).remove(0);
+    let mut engine = engine(name, 4, false);
+    engine.submit(job(1, &prompt, 2, options(12))).expect("fits");
+    for _ in 0..5 {
+        assert!(engine.step().expect("generates").is_empty());
+    }
+    let generated = engine.counts().generated_tokens / 2;
+    // Other weights: a head of zeros makes every token equally probable.
+    let weights = engine.parameters_mut(WeightVersion(9));
+    let _ = pacs_torch::tch::no_grad(|| weights.flat.zero_());
+    let finished = run(&mut engine);
+    let vocabulary = ModelConfig::read(&golden(name)).expect("golden model").vocab_size as f32;
+    for Finished { sample, .. } in &finished {
+        let span = |version, tokens| VersionSpan { version: WeightVersion(version), tokens };
+        assert_eq!(sample.spans, [span(7, generated as u32), span(9, 12 - generated as u32)]);
+        assert_eq!(sample.version, WeightVersion(7), "the oldest");
+        let behind = &sample.logprobs[generated as usize..];
+        assert!(behind.iter().all(|logprob| (logprob + vocabulary.ln()).abs() < 1e-4), "{behind:?}");
+    }
+    engine.submit(job(2, &prompt, 1, options(3))).expect("fits");
+    assert_eq!(run(&mut engine)[0].sample.version, WeightVersion(9));
+}
+
+#[test]
+fn what_was_cut_off_is_the_difference_of_the_log_probs() {
+    let prompt = sequences("qwen3").remove(1);
+    let mut engine = engine("qwen3", 8, false);
+    let cut = SamplingOptions { top_k: 20, top_p: 0.9, min_p: 0.02, ..options(20) };
+    engine.submit(job(1, &prompt, 4, cut)).expect("fits");
+    engine.submit(job(2, &prompt, 4, options(20))).expect("fits");
+    for Finished { ticket, sample, .. } in run(&mut engine) {
+        if ticket == 2 {
+            assert!(sample.sampled_logprobs.is_empty(), "nothing was cut off");
+            assert_eq!(sample.behaviour_logprobs(), sample.logprobs);
+            continue;
+        }
+        assert_eq!(sample.sampled_logprobs.len(), sample.tokens.len());
+        let pairs = || sample.behaviour_logprobs().iter().zip(&sample.logprobs);
+        assert!(pairs().all(|(sampled, plain)| sampled >= plain && *sampled <= 0.0));
+        assert!(pairs().any(|(sampled, plain)| sampled > &(plain + 0.05)), "something was cut off");
+    }
+}
+
+/// Many groups come, some are cancelled, the cache is too small for all: in the end every block is free again, and none is
+/// ever lost on the way.
+#[test]
+fn a_soak_leaves_every_block_free() {
+    let prompts = sequences("qwen2-tied");
+    let options = EngineOptions { rows: 24, prefill_tokens: 24, cache_tokens: 700, kernels: Kernels::Auto };
+    let mut engine = engine_with("qwen2-tied", options, true);
+    let mut random = 1u64;
+    let mut below = |end: u64| {
+        random = pacs_types::mix(random);
+        random % end
+    };
+    let (mut wanted, mut finished, mut cancelled) = (0, 0, std::collections::BTreeSet::new());
+    for ticket in 1..=50u64 {
+        let prompt = &prompts[below(3) as usize];
+        let prompt: Vec<u32> = prompt.iter().cycle().take(1 + below(90) as usize).copied().collect();
+        let samples = 1 + below(6) as u32;
+        wanted += u64::from(samples);
+        engine.submit(job(ticket, &prompt, samples, self::options(1 + below(110) as u32))).expect("fits");
+        for _ in 0..below(25) {
+            for f in engine.step().expect("generates") {
+                assert!(!cancelled.contains(&f.ticket), "a cancelled sample finished");
+                finished += 1;
+            }
+            let blocks = engine.blocks();
+            assert_eq!(blocks.free + blocks.prompts + blocks.answers, blocks.total, "{blocks:?}");
+            assert!(engine.running() <= 24);
+        }
+        if below(4) == 0 {
+            let gone = 1 + below(ticket);
+            let before = engine.running() + engine.waiting();
+            engine.cancel(gone);
+            wanted -= (before - engine.running() - engine.waiting()) as u64;
+            cancelled.insert(gone);
+        }
+        if below(10) == 0 {
+            let _ = engine.parameters_mut(WeightVersion(ticket));
+        }
+    }
+    finished += run(&mut engine).len() as u64;
+    assert_eq!(finished, wanted);
+    let (blocks, counts) = (engine.blocks(), engine.counts());
+    assert_eq!((blocks.free, blocks.prompts, blocks.answers), (blocks.total, 0, 0));
+    assert!(counts.preemptions > 10 && counts.recomputed_tokens > 100, "{counts:?}");
 }

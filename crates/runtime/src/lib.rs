@@ -8,6 +8,7 @@ mod health;
 pub mod launch;
 mod logging;
 mod membership;
+mod memory;
 pub mod net;
 mod shutdown;
 
@@ -16,4 +17,5 @@ pub use exit::Exit;
 pub use health::Health;
 pub use logging::{LogFormat, init_logging};
 pub use membership::{Activity, Ended, JoinError, Link, Membership, WorkerIdentity, connect};
+pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use shutdown::Shutdown;

@@ -274,8 +274,9 @@ pub enum Ended<T> {
     Lost,
 }
 
-/// How long a coordinator may be silent before the worker gives its registration up.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a coordinator may be silent before the worker gives its registration up: one that was killed is back by then,
+/// and knows the worker and its leases.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
 async fn beat(
     mut client: WorkerServiceClient<Channel>,

@@ -38,6 +38,9 @@ pub struct ModelConfig {
     pub end_tokens: Vec<u32>,
     /// Longest sequence that the model was made for.
     pub max_positions: usize,
+    /// The model estimates values: it has a head of one row, `value_head.weight` `[1, D]`, and no LM head. No folder says
+    /// so; see [`ModelConfig::of_values`].
+    pub estimates_values: bool,
 }
 
 /// How rotary frequencies are stretched for long contexts.
@@ -64,8 +67,7 @@ impl ModelConfig {
     /// # Errors
     /// When a file is missing or malformed, or asks for an architecture or option that is not computed here.
     pub fn read(dir: &Path) -> Result<Self, ShapeError> {
-        let path = dir.join("config.json");
-        let mut config = Self::from_json(&read(&path)?, &path)?;
+        let mut config = Self::read_file(&dir.join("config.json"))?;
         let generation = dir.join("generation_config.json");
         if generation.exists() {
             let raw: RawGeneration = parse(&read(&generation)?, &generation)?;
@@ -76,9 +78,23 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Reads a file like `config.json` alone, whatever its name.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`].
+    pub fn read_file(path: &Path) -> Result<Self, ShapeError> {
+        Self::from_json(&read(path)?, path)
+    }
+
     /// Reads the text of a config.json; `path` is what errors name.
     pub fn from_json(text: &str, path: &Path) -> Result<Self, ShapeError> {
         parse::<RawConfig>(text, path)?.resolve(path)
+    }
+
+    /// A value model with the trunk of this model.
+    #[must_use]
+    pub fn of_values(&self) -> Self {
+        Self { estimates_values: true, ..self.clone() }
     }
 
     /// Number of parameters, tied ones counted once.
@@ -181,6 +197,7 @@ impl RawConfig {
             qk_norm: self.model_type == "qwen3",
             end_tokens: self.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default(),
             max_positions: self.max_position_embeddings,
+            estimates_values: false,
         };
         check_sizes(&config, path)?;
         Ok(config)

@@ -103,14 +103,14 @@ impl ParameterLayout {
     }
 
     fn build(config: &ModelConfig, ranks: usize, windows: Option<usize>) -> Self {
-        let head = if config.tie_embeddings { EMBEDDING } else { LM_HEAD };
+        let head = Head::of(config);
         let mut layout = Self {
             parameters: Vec::new(),
             leaves: Vec::new(),
             buckets: Vec::new(),
             by_name: HashMap::new(),
             total: 0,
-            head,
+            head: head.name(),
         };
         let multiple = ALIGNMENT * ranks.max(1);
         let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
@@ -144,8 +144,10 @@ impl ParameterLayout {
         }
         let start = layout.total;
         layout.push(&[(FINAL_NORM.to_owned(), vec![d])]);
-        if !config.tie_embeddings {
-            layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]);
+        match head {
+            Head::Embedding => {}
+            Head::Own => layout.push(&[(LM_HEAD.to_owned(), vec![config.vocab_size, d])]),
+            Head::Values => layout.push(&[(VALUE_HEAD.to_owned(), vec![1, d])]),
         }
         layout.close_bucket(start, multiple);
         layout
@@ -189,7 +191,8 @@ impl ParameterLayout {
         self.by_name.get(name).map(|&(parameter, _)| &self.parameters[parameter])
     }
 
-    /// The parameter that the LM head multiplies with: the embedding when tied. The head's gradient belongs here.
+    /// The parameter that the head multiplies with: the embedding when tied, the one row of a value model. The head's
+    /// gradient belongs here.
     #[must_use]
     pub fn head(&self) -> &ParameterSpec {
         self.find(self.head).expect("every layout has its head")
@@ -219,12 +222,43 @@ impl ParameterLayout {
     }
 }
 
+/// What the hidden states are multiplied with in the end.
+#[derive(Clone, Copy, Debug)]
+enum Head {
+    /// The embedding, tied.
+    Embedding,
+    /// A matrix of its own.
+    Own,
+    /// One row, for a value model.
+    Values,
+}
+
+impl Head {
+    fn of(config: &ModelConfig) -> Self {
+        match (config.estimates_values, config.tie_embeddings) {
+            (true, _) => Self::Values,
+            (false, true) => Self::Embedding,
+            (false, false) => Self::Own,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => EMBEDDING,
+            Self::Own => LM_HEAD,
+            Self::Values => VALUE_HEAD,
+        }
+    }
+}
+
 /// Name of the embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the norm in front of the LM head.
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// Name of the LM head where it is not the embedding.
 pub const LM_HEAD: &str = "lm_head.weight";
+/// Name of the head of a value model.
+const VALUE_HEAD: &str = "value_head.weight";
 
 /// Name of a parameter of a layer.
 #[must_use]

@@ -1,11 +1,12 @@
 //! The bounds that the doc comments of the types state, checked one by one.
 
+mod flow;
 mod verifier;
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use pacs_algo::{Objective, RewardMethod};
+use pacs_algo::{Objective, RewardMethod, Schedule};
 
 use crate::*;
 
@@ -31,6 +32,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.objective(&spec.objective, &spec.rollout);
     check.optimizer(&spec.optimizer);
     check.batch(spec);
+    check.flow(spec);
     check.verifiers(spec);
     check.services(spec);
     check.found
@@ -140,6 +142,10 @@ impl Check {
         self.range("rollout.temperature", rollout.temperature, 0.01..=10.0);
         self.above_zero("rollout.top_p", rollout.top_p, 1.0);
         self.range("rollout.top_k", rollout.top_k, 0..=1_000_000);
+        self.that((0.0..1.0).contains(&rollout.min_p), "rollout.min_p", rollout.min_p, "expected 0 to below 1", &[]);
+        let greedy = rollout.top_k == 1 && rollout.min_p > 0.0;
+        let message = "has no effect while `rollout.top_k` is 1: one token is left";
+        self.that(!greedy, "rollout.min_p", rollout.min_p, message, &["rollout.top_k"]);
         let stop = format!("{:?}", rollout.stop);
         self.that(rollout.stop.len() <= 64, "rollout.stop", &stop, "expected at most 64 strings", &[]);
         let empty = rollout.stop.iter().any(String::is_empty);
@@ -152,17 +158,18 @@ impl Check {
         let message = format!("expected {group} or more: a worker takes a group of samples as a whole");
         let also = &["rollout.samples_per_prompt", "evaluation"];
         self.that(room >= group, "rollout.max_concurrent_samples", room, message, also);
+
+        let longest = spec.data.max_prompt_tokens as u64 + u64::from(rollout.max_new_tokens);
+        let holds = rollout.cache_tokens == 0 || (longest..=1_000_000_000).contains(&rollout.cache_tokens);
+        let message = format!("expected {longest} (the longest prompt and answer) to 1000000000, or 0");
+        let also = &["data.max_prompt_tokens", "rollout.max_new_tokens"];
+        self.that(holds, "rollout.cache_tokens", rollout.cache_tokens, message, also);
     }
 
     fn objective(&mut self, objective: &ObjectiveSpec, rollout: &RolloutSpec) {
         let kind = objective.kind;
-        let served = || ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Ppo);
-        if kind == ObjectiveKind::Ppo {
-            let message = format!("needs a value model, which learners do not train; expected {}", quoted(served()));
-            self.that(false, "objective.kind", "\"ppo\"", message, &[]);
-        }
         for (key, value) in objective.ignored() {
-            let users = quoted(served().filter(|kind| kind.uses(&key)));
+            let users = quoted(ObjectiveKind::ALL.into_iter().filter(|kind| kind.uses(&key)));
             let message = format!("`{}` would ignore it; it is for {users}", kind.name());
             self.that(false, &format!("objective.{key}"), value, message, &["objective.kind"]);
         }
@@ -196,13 +203,21 @@ impl Check {
             ("clip_high", objective.clip_high, 0.0..=1000.0),
             ("kl_coefficient", objective.kl_coefficient, 0.0..=10.0),
             ("importance_cap", objective.importance_cap, 1.0..=1000.0),
+            ("entropy_coefficient", objective.entropy_coefficient, 0.0..=10.0),
+            ("lambda", objective.lambda, 0.0..=1.0),
         ] {
             if let Some(value) = value {
                 self.range(&at(key), value, bounds);
             }
         }
-        if let Some(gamma) = objective.gamma {
-            self.above_zero(&at("gamma"), gamma, 1.0);
+        for (key, value, most) in [
+            ("gamma", objective.gamma, 1.0),
+            ("value_clip", objective.value_clip, 1000.0),
+            ("critic_learning_rate", objective.critic_learning_rate, 1.0),
+        ] {
+            if let Some(value) = value {
+                self.above_zero(&at(key), value, most);
+            }
         }
         if let Some(dual) = objective.dual_clip {
             let holds = dual == 0.0 || (dual > 1.0 && dual <= 1000.0);
@@ -242,6 +257,12 @@ impl Check {
         self.range("optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
         self.range("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e6);
         self.range("optimizer.warmup_updates", optimizer.warmup_updates, 0..=MOST_STEPS);
+        self.range("optimizer.final_learning_rate_ratio", optimizer.final_learning_rate_ratio, 0.0..=1.0);
+        if optimizer.schedule == Schedule::Constant && optimizer.final_learning_rate_ratio != 0.0 {
+            let message = "applies to `optimizer.schedule` \"linear\" and \"cosine\" only";
+            let also = &["optimizer.schedule"];
+            self.that(false, "optimizer.final_learning_rate_ratio", optimizer.final_learning_rate_ratio, message, also);
+        }
         self.range("optimizer.max_skipped_updates", optimizer.max_skipped_updates, 0..=1_000_000);
     }
 
@@ -255,13 +276,34 @@ impl Check {
         let message = format!("expected a divisor of `batch.prompts_per_step` ({prompts})");
         self.that(divides, "batch.mini_batches", parts, message, &["batch.prompts_per_step"]);
 
+        let needs = spec.objective.filled().objective(spec.rollout.max_new_tokens).needs();
+        if batch.old_logprobs == OldLogprobs::Rollout {
+            let message = "the objective compares with no old policy; leave this out";
+            self.that(needs.old, "batch.old_logprobs", "rollout", message, &["objective.kind"]);
+            let resets = spec.objective.filled().reference_reset_steps;
+            let message = "the old policy is one of an earlier step, which the rollout engine's log-probs are not those \
+                           of; expected \"learner\", or `objective.reference_reset_steps` = 1";
+            let starts = !needs.old_is_reference || resets == Some(1);
+            self.that(starts, "batch.old_logprobs", "rollout", message, &["objective.reference_reset_steps"]);
+        }
+
         let learners = spec.resources.learners;
         self.range("resources.learners", learners, 1..=1024);
+        self.range("resources.learner_memory_gib", spec.resources.learner_memory_gib, 0.0..=1e6);
         if divides {
             let sequences = u64::from(prompts / parts) * u64::from(spec.rollout.samples_per_prompt);
             let message = format!("expected no more than the {sequences} sequences of a mini-batch");
             let also = &["batch.prompts_per_step", "batch.mini_batches", "rollout.samples_per_prompt"];
             self.that(u64::from(learners) <= sequences, "resources.learners", learners, message, also);
+        }
+        let divided = spec.resources.sharding == Sharding::ShardAll;
+        let message =
+            "expected \"replicated\" or \"shard_optimizer\": the objective's value model is not divided further";
+        self.that(!(needs.values && divided), "resources.sharding", "\"shard_all\"", message, &["objective.kind"]);
+        if let Some(warmup) = spec.objective.critic_warmup_steps {
+            let message =
+                format!("expected fewer than `batch.steps` ({}), else the policy is never trained", batch.steps);
+            self.that(warmup < batch.steps, "objective.critic_warmup_steps", warmup, message, &["batch.steps"]);
         }
     }
 
@@ -276,6 +318,10 @@ impl Check {
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);
+        if let Some(peak) = spec.resources.peak_flops {
+            let holds = (1e6..=1e18).contains(&peak);
+            self.that(holds, "resources.peak_flops", format!("{peak:e}"), "expected 1e6 to 1e18", &[]);
+        }
     }
 
     fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, bounds: RangeInclusive<T>) {

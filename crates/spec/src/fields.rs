@@ -19,6 +19,8 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         "objective" => fields_of::<ObjectiveSpec>(),
         "optimizer" => fields_of::<OptimizerSpec>(),
         "batch" => fields_of::<BatchSpec>(),
+        "asynchrony" => fields_of::<AsynchronySpec>(),
+        "groups" => fields_of::<GroupsSpec>(),
         "verifier" => fields_of::<VerifierSpec>(),
         "reward" => fields_of::<RewardSpec>(),
         "evaluation" => fields_of::<EvaluationSpec>(),
@@ -32,7 +34,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers` have names of the job's own.
-pub(crate) const TABLES: [&str; 18] = [
+pub(crate) const TABLES: [&str; 20] = [
     "",
     "model",
     "data",
@@ -44,6 +46,8 @@ pub(crate) const TABLES: [&str; 18] = [
     "objective",
     "optimizer",
     "batch",
+    "asynchrony",
+    "groups",
     "verifier",
     "reward",
     "reward.verifiers.NAME",

@@ -2,7 +2,7 @@
 
 use pacs_algo::{
     AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty,
-    KlPlace, LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator,
+    KlPlace, LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, ValueConfig,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -43,8 +43,21 @@ pub struct ObjectiveSpec {
     pub aggregation: Option<AggregationKind>,
     /// All but PACS: leave truncated answers out of the loss. Default false (`dapo` true).
     pub mask_truncated: Option<bool>,
-    /// `reinforce_pp`: discount of a reward for every token before it. Default 1.0, above 0, at most 1.
+    /// `reinforce_pp` and `ppo`: discount of a reward for every token before it. Default 1.0, above 0, at most 1.
     pub gamma: Option<f64>,
+    /// `ppo`: share of the advantage estimate that looks one token further; 1 looks at the reward alone, 0 at the next
+    /// value alone. Default 1.0, 0 to 1.
+    pub lambda: Option<f64>,
+    /// `ppo`: how far a value may move within a step before it stops to learn. Default 0.5, above 0, at most 1,000.
+    pub value_clip: Option<f64>,
+    /// `ppo`: learning rate of the value model; the rest of `optimizer` holds for both models. Default 1e-5, above 0, at
+    /// most 1.
+    pub critic_learning_rate: Option<f64>,
+    /// `ppo`: first steps in which the value model is trained and the policy is not. Default 0, fewer than `batch.steps`.
+    pub critic_warmup_steps: Option<u64>,
+    /// All but PACS: weight of the mean entropy of the policy, which is subtracted from the loss. Default 0 (off), at
+    /// most 10.
+    pub entropy_coefficient: Option<f64>,
     /// All but PACS: weight of a KL penalty against a frozen reference policy. Default 0 (off), at most 10.
     pub kl_coefficient: Option<f64>,
     /// All but PACS: estimator of that penalty. Default `k3`.
@@ -81,7 +94,7 @@ pub enum ObjectiveKind {
     ReinforcePp,
     /// The same behind the group mean as baseline.
     ReinforcePpBaseline,
-    /// Proximal policy optimisation: refused, for it needs a value model.
+    /// Proximal policy optimisation, with a value model beside the policy.
     Ppo,
 }
 
@@ -179,9 +192,10 @@ impl ObjectiveKind {
                 ..ObjectiveSpec::default()
             };
         };
-        let gamma = match policy.advantage {
-            AdvantageEstimator::ReinforcePp { gamma } => Some(gamma),
-            _ => None,
+        let (gamma, lambda) = match policy.advantage {
+            AdvantageEstimator::ReinforcePp { gamma } => (Some(gamma), None),
+            AdvantageEstimator::Gae { gamma, lambda } => (Some(gamma), Some(lambda)),
+            _ => (None, None),
         };
         ObjectiveSpec {
             kind: self,
@@ -192,6 +206,11 @@ impl ObjectiveKind {
             aggregation: Some(AggregationKind::from(policy.aggregation)),
             mask_truncated: Some(policy.mask_truncated),
             gamma,
+            lambda,
+            value_clip: policy.value.map(|value| value.clip),
+            critic_learning_rate: policy.value.map(|_| CRITIC_LEARNING_RATE),
+            critic_warmup_steps: policy.value.map(|value| value.warmup_steps),
+            entropy_coefficient: Some(policy.entropy),
             kl_coefficient: Some(0.0),
             kl_kind: Some(KlKind::K3),
             kl_place: Some(KlPlace::Loss),
@@ -233,8 +252,16 @@ impl ObjectiveSpec {
         let Some(published) = self.kind.policy(length) else { return Objective::Pacs(self.pacs()) };
         let advantage = match (published.advantage, self.gamma) {
             (AdvantageEstimator::ReinforcePp { .. }, Some(gamma)) => AdvantageEstimator::ReinforcePp { gamma },
+            (AdvantageEstimator::Gae { gamma, lambda }, set) => {
+                AdvantageEstimator::Gae { gamma: set.unwrap_or(gamma), lambda: self.lambda.unwrap_or(lambda) }
+            }
             (other, _) => other,
         };
+        let value = published.value.map(|value| ValueConfig {
+            clip: self.value_clip.unwrap_or(value.clip),
+            warmup_steps: self.critic_warmup_steps.unwrap_or(value.warmup_steps),
+            ..value
+        });
         let clip = Clip {
             low: self.clip_low.unwrap_or(published.clip.low),
             high: self.clip_high.unwrap_or(published.clip.high),
@@ -247,6 +274,8 @@ impl ObjectiveSpec {
             mask_truncated: self.mask_truncated.unwrap_or(published.mask_truncated),
             kl: self.kl(),
             importance: self.importance_weights(),
+            entropy: self.entropy_coefficient.unwrap_or(published.entropy),
+            value,
             ..published
         })
     }
@@ -302,6 +331,9 @@ impl From<Aggregation> for AggregationKind {
         }
     }
 }
+
+/// Learning rate of a value model in the PACS paper's scripts, ten times that of the policy.
+const CRITIC_LEARNING_RATE: f64 = 1e-5;
 
 /// The settings that are there, by name.
 fn table(spec: &ObjectiveSpec) -> Table {
@@ -364,8 +396,12 @@ mod tests {
             "gamma = 0.9",
             "kl_coefficient = 0.1",
             "importance = 'mask'",
+            "entropy_coefficient = 0.01",
         ] {
             assert_ne!(set(ObjectiveKind::ReinforcePp, text), plain(ObjectiveKind::ReinforcePp), "{text}");
+        }
+        for text in ["gamma = 0.9", "lambda = 0.9", "value_clip = 0.1", "critic_warmup_steps = 2"] {
+            assert_ne!(set(ObjectiveKind::Ppo, text), plain(ObjectiveKind::Ppo), "{text}");
         }
         let penalised =
             |text: &str| set(ObjectiveKind::Grpo, &format!("kl_coefficient = 0.1\nimportance = 'mask'\n{text}"));

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use pacs_algo::Schedule;
+use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
-use crate::{ObjectiveSpec, RewardSpec, VerifierSpec};
+use crate::{AsynchronySpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,12 @@ pub struct JobSpec {
     /// How much goes into a step.
     #[serde(default)]
     pub batch: BatchSpec,
+    /// How far generation may run ahead of training.
+    #[serde(default)]
+    pub asynchrony: AsynchronySpec,
+    /// What becomes of groups that are of no use, or that nothing comes of.
+    #[serde(default)]
+    pub groups: GroupsSpec,
     /// How answers are graded.
     #[serde(default)]
     pub verifier: VerifierSpec,
@@ -247,10 +255,32 @@ pub struct RolloutSpec {
     pub top_p: f64,
     /// Only the k most probable tokens. Default 0 (off), at most 1,000,000.
     pub top_k: u32,
+    /// Only tokens with at least this share of the most probable token's probability. Default 0.0 (off), 0 to below 1;
+    /// refused where `top_k` = 1 leaves it without effect.
+    pub min_p: f64,
     /// Strings that end an answer, besides the model's end tokens; at most 64, none empty. Default none.
     pub stop: Vec<String>,
     /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
     pub max_concurrent_samples: u32,
+    /// Tokens that the KV cache of one rollout worker holds; a prompt counts once for all its samples. When it is full,
+    /// the youngest sample waits and is computed again. Default 0: `max_concurrent_samples` of the longest prompt and
+    /// answer, or what fits into 40 % of the host's memory. At least one longest prompt and answer, at most
+    /// 1,000,000,000.
+    pub cache_tokens: u64,
+    /// What computes: `auto` (default), the fastest there is, or `reference`, libtorch's own operations on one sequence at
+    /// a time: slow, but a sample does not depend on what else runs, to the last bit.
+    pub kernels: Kernels,
+}
+
+/// What computes the passes of generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernels {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// libtorch's own operations, one sequence at a time.
+    Reference,
 }
 
 impl Default for RolloutSpec {
@@ -261,8 +291,11 @@ impl Default for RolloutSpec {
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             stop: Vec::new(),
             max_concurrent_samples: 256,
+            cache_tokens: 0,
+            kernels: Kernels::Auto,
         }
     }
 }
@@ -281,10 +314,16 @@ pub struct OptimizerSpec {
     pub epsilon: f64,
     /// Decoupled weight decay. Default 0.01, 0 to 1.
     pub weight_decay: f64,
+    /// What decays: `all` parameters (default, as in the reference code), or `matrices` only, not norms and biases.
+    pub weight_decay_on: WeightDecayOn,
     /// Largest global gradient norm; 0 turns clipping off, as in the reference code. Default 1.0, 0 to 1e6.
     pub max_grad_norm: f64,
     /// Optimizer updates over which the learning rate rises from 0. Default 0, at most 1,000,000,000.
     pub warmup_updates: u64,
+    /// How the learning rate goes on behind the warm-up, until the last update of the job. Default `constant`.
+    pub schedule: Schedule,
+    /// Where `linear` and `cosine` end, as a share of `learning_rate`. Default 0, 0 to 1; needs such a schedule.
+    pub final_learning_rate_ratio: f64,
     /// Updates with a non-finite gradient that are skipped before the run stops. Default 10, at most 1,000,000.
     pub max_skipped_updates: u32,
 }
@@ -297,11 +336,25 @@ impl Default for OptimizerSpec {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.01,
+            weight_decay_on: WeightDecayOn::All,
             max_grad_norm: 1.0,
             warmup_updates: 0,
+            schedule: Schedule::Constant,
+            final_learning_rate_ratio: 0.0,
             max_skipped_updates: 10,
         }
     }
+}
+
+/// The parameters that weight decay applies to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightDecayOn {
+    /// All of them, as in the reference code.
+    #[default]
+    All,
+    /// Matrices; not norms and biases.
+    Matrices,
 }
 
 /// How much goes into a step.
@@ -317,11 +370,32 @@ pub struct BatchSpec {
     /// Most tokens that one forward and backward computes at once (a longer sequence goes alone). Default 16384, 1 to
     /// 100,000,000.
     pub micro_batch_tokens: u32,
+    /// Whose log-probs of the sampled tokens are those of the old policy: the `learner`'s (default), computed before the
+    /// first update of a step, or the `rollout` engine's, which were recorded when the tokens were drawn and cost no pass.
+    /// `rollout` needs an objective that compares with the policy of the step's beginning.
+    pub old_logprobs: OldLogprobs,
+}
+
+/// Where the log-probs of the old policy come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OldLogprobs {
+    /// A forward of the learner.
+    #[default]
+    Learner,
+    /// The rollout engine.
+    Rollout,
 }
 
 impl Default for BatchSpec {
     fn default() -> Self {
-        Self { steps: 300, prompts_per_step: 1024, mini_batches: 4, micro_batch_tokens: 16384 }
+        Self {
+            steps: 300,
+            prompts_per_step: 1024,
+            mini_batches: 4,
+            micro_batch_tokens: 16384,
+            old_logprobs: OldLogprobs::Learner,
+        }
     }
 }
 
@@ -344,6 +418,15 @@ pub struct EvaluationSpec {
 impl Default for EvaluationSpec {
     fn default() -> Self {
         Self { every_steps: 20, before: true, after: true, samples_per_problem: 1, temperature: None }
+    }
+}
+
+impl JobSpec {
+    /// Room for groups in flight, those in training included.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        let most = (self.asynchrony.max_lag + 1).saturating_mul(self.batch.prompts_per_step);
+        self.asynchrony.slots.unwrap_or(most)
     }
 }
 
@@ -400,11 +483,29 @@ pub struct ResourcesSpec {
     pub threads: u32,
     /// Where tensors live. Default `cpu`.
     pub device: DeviceKind,
+    /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
+    /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).
+    pub sharding: Sharding,
+    /// Memory that one learner rank may use, in GiB. Activations that do not fit are computed again in the backward.
+    /// Default 0: what the device has. At most 1,000,000.
+    pub learner_memory_gib: f64,
+    /// Floating-point operations a second that one learner rank's device is capable of in the job's precision; with it
+    /// every step reports `model_flops_utilisation`. Default: none, 1e6 to 1e18.
+    pub peak_flops: Option<f64>,
 }
 
 impl Default for ResourcesSpec {
     fn default() -> Self {
-        Self { rollouts: 1, learners: 1, verifiers: 1, threads: 0, device: DeviceKind::Cpu }
+        Self {
+            rollouts: 1,
+            learners: 1,
+            verifiers: 1,
+            threads: 0,
+            device: DeviceKind::Cpu,
+            sharding: Sharding::Replicated,
+            learner_memory_gib: 0.0,
+            peak_flops: None,
+        }
     }
 }
 

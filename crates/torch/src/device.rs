@@ -71,6 +71,24 @@ pub fn prepare_allocator() {
     }
 }
 
+/// Free and all memory of a GPU (bytes), whoever uses it; `None` for host memory, or where CUDA does not say.
+#[must_use]
+pub fn device_memory(device: Device) -> Option<(u64, u64)> {
+    let Device::Cuda(_) = device else { return None };
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> libc::c_int;
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: the symbol is that of the CUDA runtime that libtorch has loaded, whose signature this is; both pointers are
+    // valid for the call. The current device is the one that `init` has returned, the only one of this process.
+    let status = unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"cudaMemGetInfo".as_ptr());
+        if symbol.is_null() {
+            return None;
+        }
+        std::mem::transmute::<*mut libc::c_void, MemGetInfo>(symbol)(&raw mut free, &raw mut total)
+    };
+    (status == 0).then_some((free as u64, total as u64))
+}
+
 fn load_cuda() -> Result<(), DeviceError> {
     let name = CString::new("libtorch_cuda.so").expect("no zero byte in the name");
     // SAFETY: dlopen and dlerror are called with valid strings; the library stays loaded for the life of the process.
@@ -86,6 +104,23 @@ fn load_cuda() -> Result<(), DeviceError> {
         }
     };
     Err(DeviceError::NoCudaLibrary(problem))
+}
+
+/// Bytes of memory that computing on `device` can count on: all of the host's, or what is free on the GPU now. `None` when
+/// the system does not say.
+#[must_use]
+pub fn memory_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(_) => device_memory(device).map(|(free, _)| free),
+        _ => host_bytes(),
+    }
+}
+
+fn host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Whether `device` multiplies bfloat16 in hardware, so that computing in it is faster than in float32.

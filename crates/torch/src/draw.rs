@@ -5,6 +5,7 @@
 use tch::Tensor;
 
 use crate::element::{Element, by_kind, has_kernels};
+use crate::keep::{Filters, Scratch, keep};
 use crate::parallel;
 use crate::softmax::{BLOCK, SMALLEST_PART, exponentials, maximum};
 use crate::view::ViewError;
@@ -14,8 +15,10 @@ use crate::view::ViewError;
 pub struct DrawOptions {
     /// Divides the logits; above 0.
     pub temperature: f64,
-    /// Where in the cumulative distribution the token lies, in `[0, 1)`.
+    /// Where in the cumulative distribution of what is kept the token lies, in `[0, 1)`.
     pub uniform: f64,
+    /// What may be drawn.
+    pub filters: Filters,
 }
 
 /// A drawn token.
@@ -23,9 +26,11 @@ pub struct DrawOptions {
 pub struct Drawn {
     /// Index in the vocabulary.
     pub token: usize,
-    /// Its log-probability (nats).
+    /// Its log-probability before anything is cut off (nats).
     pub logprob: f32,
-    /// Entropy of the distribution (nats).
+    /// Its log-probability among what is kept (nats): that much more as the log of the share that was cut off.
+    pub sampled_logprob: f32,
+    /// Entropy of the distribution before anything is cut off (nats).
     pub entropy: f32,
 }
 
@@ -58,20 +63,21 @@ fn draw_rows<T: Element>(logits: &Tensor, vocabulary: usize, options: &[DrawOpti
 }
 
 fn draw_part<T: Element>(logits: &[T], vocabulary: usize, options: &[DrawOptions]) -> Vec<Drawn> {
-    let mut scratch = vec![0.0; vocabulary];
+    let mut scaled = vec![0.0; vocabulary];
+    let mut scratch = Scratch::new();
     let rows = logits.chunks_exact(vocabulary).zip(options);
     rows.map(|(row, options)| {
         let inverse = (1.0 / options.temperature) as f32;
-        for (scaled, logit) in scratch.iter_mut().zip(row) {
+        for (scaled, logit) in scaled.iter_mut().zip(row) {
             *scaled = logit.read() * inverse;
         }
-        draw_row(&mut scratch, options.uniform)
+        draw_row(&mut scaled, options, &mut scratch)
     })
     .collect()
 }
 
 /// `row` holds scaled logits and is overwritten.
-fn draw_row(row: &mut [f32], uniform: f64) -> Drawn {
+fn draw_row(row: &mut [f32], options: &DrawOptions, scratch: &mut Scratch) -> Drawn {
     let max = maximum(row);
     let mut blocks = Vec::with_capacity(row.len().div_ceil(BLOCK));
     let mut weighted = 0.0;
@@ -81,11 +87,21 @@ fn draw_row(row: &mut [f32], uniform: f64) -> Drawn {
         weighted += f64::from(with_logits);
     }
     let total: f64 = blocks.iter().sum();
-    let token = find(row, &blocks, uniform * total);
+    let mut kept = total;
+    if options.filters.cut() {
+        blocks = keep(row, &options.filters, scratch);
+        kept = blocks.iter().sum();
+    }
+    let token = find(row, &blocks, options.uniform * kept);
     let log_total = total.ln();
     // The exponential is undone rather than the logit kept: both are exact to float32.
-    let logprob = f64::from(row[token]).ln() - log_total;
-    Drawn { token, logprob: logprob as f32, entropy: (log_total - weighted / total) as f32 }
+    let log_weight = f64::from(row[token]).ln();
+    Drawn {
+        token,
+        logprob: (log_weight - log_total) as f32,
+        sampled_logprob: (log_weight - kept.ln()) as f32,
+        entropy: (log_total - weighted / total) as f32,
+    }
 }
 
 /// First element at which the running sum passes `target`; the last possible one when rounding keeps it below.
@@ -122,7 +138,11 @@ mod tests {
         for (kind, vocabulary) in [(Kind::Float, 49_152), (Kind::Float, 77), (Kind::BFloat16, 5_000)] {
             let logits = (Tensor::randn([5, vocabulary], (Kind::Float, Device::Cpu)) * 4.0).to_kind(kind);
             let options: Vec<DrawOptions> = (0..5)
-                .map(|row| DrawOptions { temperature: 0.5 + row as f64 / 4.0, uniform: row as f64 / 5.0 })
+                .map(|row| DrawOptions {
+                    temperature: 0.5 + row as f64 / 4.0,
+                    uniform: row as f64 / 5.0,
+                    filters: Filters::OFF,
+                })
                 .collect();
             for (row, (drawn, options)) in draw(&logits, &options).expect("host").iter().zip(&options).enumerate() {
                 let scaled = logits.get(row as i64).to_kind(Kind::Double) / options.temperature;
@@ -143,7 +163,8 @@ mod tests {
         row[10..20].fill(0.0);
         let logits = Tensor::from_slice(&row).unsqueeze(0);
         for uniform in [0.0, 0.5, 1.0 - f64::EPSILON / 2.0] {
-            let drawn = draw(&logits, &[DrawOptions { temperature: 1.0, uniform }]).expect("host")[0];
+            let options = DrawOptions { temperature: 1.0, uniform, filters: Filters::OFF };
+            let drawn = draw(&logits, &[options]).expect("host")[0];
             assert!((10..20).contains(&drawn.token), "{drawn:?}");
         }
     }

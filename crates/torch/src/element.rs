@@ -1,5 +1,7 @@
 //! Elements that the CPU kernels read and write; they compute in float32.
 
+use std::cell::Cell;
+
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
@@ -57,10 +59,28 @@ impl Element for bf16 {
     }
 }
 
-/// Whether the fused kernels of this crate work on such a tensor: float32 or bfloat16 in host memory.
+/// Whether the fused kernels of this crate work on such a tensor: float32 or bfloat16 in host memory, and not within
+/// [`plain`].
 #[must_use]
 pub fn has_kernels(tensor: &Tensor) -> bool {
-    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16)
+    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && !PLAIN.get()
+}
+
+thread_local! {
+    static PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work` with libtorch's own operations: on this thread [`has_kernels`] says no meanwhile.
+pub fn plain<T>(work: impl FnOnce() -> T) -> T {
+    /// Sets the flag back, also when `work` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            PLAIN.set(self.0);
+        }
+    }
+    let _before = Before(PLAIN.replace(true));
+    work()
 }
 
 /// Calls a function that is generic over [`Element`] with the one of a tensor's kind.
@@ -114,6 +134,13 @@ pub(crate) fn has_avx512() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_work_has_no_kernels() {
+        let tensor = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        assert!(has_kernels(&tensor) && !plain(|| plain(|| has_kernels(&tensor)) || has_kernels(&tensor)));
+        assert!(has_kernels(&tensor));
+    }
 
     #[test]
     fn rounding_is_that_of_the_library() {

@@ -4,13 +4,14 @@
 
 mod accumulate;
 mod adamw;
-mod cached;
+mod blocks;
 mod device;
 mod dither;
 mod dot;
 mod draw;
 mod element;
 mod gate;
+mod keep;
 mod norm;
 mod parallel;
 mod rotary;
@@ -20,13 +21,14 @@ mod testing;
 mod view;
 
 pub use accumulate::accumulate;
-pub use adamw::{AdamW, Decay, adamw, sum_of_squares};
-pub use cached::attend_cached;
-pub use device::{DeviceError, end_process, init, multiplies_bf16, prepare_allocator};
+pub use adamw::{AdamW, adamw, sum_of_squares};
+pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
+pub use device::{DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
-pub use element::has_kernels;
+pub use element::{has_kernels, plain};
 pub use gate::{silu_gate, silu_gate_backward};
+pub use keep::Filters;
 pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};
 pub use rotary::rotate;
 pub use softmax::{TargetScore, target_gradient};

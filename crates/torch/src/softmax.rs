@@ -19,10 +19,11 @@ pub struct TargetScore {
 }
 
 /// Scores the target of every row, and replaces the logits by the gradient of a loss that depends on the targets'
-/// log-probabilities: `coefficient * (one-hot - softmax) / temperature`.
+/// log-probabilities and on the rows' entropies `H`:
+/// `(coefficient * (one-hot - softmax) - entropy_coefficient * softmax * (log-softmax + H)) / temperature`.
 ///
 /// `logits`: `[C, V]` float32 or bfloat16, contiguous in host memory; `targets` and `coefficients` (d loss / d logprob):
-/// `C` each.
+/// `C` each; `entropy_coefficients` (d loss / d entropy): `C`, or none where the loss does not depend on entropies.
 ///
 /// # Errors
 /// When the logits cannot be viewed.
@@ -33,12 +34,22 @@ pub fn target_gradient(
     logits: &mut Tensor,
     targets: &[i64],
     coefficients: &[f32],
+    entropy_coefficients: &[f32],
     temperature: f64,
 ) -> Result<Vec<TargetScore>, ViewError> {
     let sizes = logits.size();
-    let fits = sizes.len() == 2 && sizes[0] as usize == targets.len() && targets.len() == coefficients.len();
+    let fits = sizes.len() == 2
+        && sizes[0] as usize == targets.len()
+        && targets.len() == coefficients.len()
+        && (entropy_coefficients.is_empty() || entropy_coefficients.len() == targets.len());
     assert!(fits, "logits {sizes:?} for {} targets and {} coefficients", targets.len(), coefficients.len());
-    let rows = Targets { vocabulary: sizes[1] as usize, targets, coefficients, inverse: (1.0 / temperature) as f32 };
+    let rows = Targets {
+        vocabulary: sizes[1] as usize,
+        targets,
+        coefficients,
+        entropy_coefficients,
+        inverse: (1.0 / temperature) as f32,
+    };
     by_kind!(logits, run(rows, logits))
 }
 
@@ -47,48 +58,78 @@ struct Targets<'a> {
     vocabulary: usize,
     targets: &'a [i64],
     coefficients: &'a [f32],
+    /// Empty, or as many as there are targets.
+    entropy_coefficients: &'a [f32],
     inverse: f32,
 }
 
 fn run<T: Element>(rows: Targets<'_>, logits: &mut Tensor) -> Result<Vec<TargetScore>, ViewError> {
     let part = parallel::part_length(rows.targets.len(), SMALLEST_PART);
-    let targets = rows.targets.chunks(part).zip(rows.coefficients.chunks(part));
-    let parts = T::slice_mut(logits)?.chunks_mut(part * rows.vocabulary).zip(targets).collect();
-    let scores = parallel::map(parts, |(logits, (targets, coefficients))| {
-        Targets { targets, coefficients, ..rows }.run_part(logits)
-    });
+    let starts = (0..rows.targets.len()).step_by(part);
+    let parts = T::slice_mut(logits)?.chunks_mut(part * rows.vocabulary).zip(starts).collect();
+    let scores = parallel::map(parts, |(logits, start)| rows.part(start, part).run_part(logits));
     Ok(scores.concat())
 }
 
 impl Targets<'_> {
+    /// Those of at most `length` rows from row `start` on.
+    fn part(self, start: usize, length: usize) -> Self {
+        let range = start..(start + length).min(self.targets.len());
+        let entropy_coefficients = self.entropy_coefficients.get(range.clone()).unwrap_or_default();
+        Self {
+            targets: &self.targets[range.clone()],
+            coefficients: &self.coefficients[range],
+            entropy_coefficients,
+            ..self
+        }
+    }
+
     fn run_part<T: Element>(self, logits: &mut [T]) -> Vec<TargetScore> {
         let mut scratch = vec![0.0; self.vocabulary];
         let rows = logits.chunks_exact_mut(self.vocabulary).zip(self.targets.iter().zip(self.coefficients));
-        rows.map(|(row, (target, coefficient))| {
-            let target = usize::try_from(*target).expect("a target is an index");
-            for (scaled, logit) in scratch.iter_mut().zip(row.iter()) {
-                *scaled = logit.read() * self.inverse;
-            }
-            let target_logit = scratch[target];
-            let max = maximum(&scratch);
-            let (mut total, mut weighted) = (0.0, 0.0);
-            for block in scratch.chunks_mut(BLOCK) {
-                let (sum, with_logits) = exponentials(block, max);
-                total += f64::from(sum);
-                weighted += f64::from(with_logits);
-            }
-            let slope = coefficient * self.inverse;
-            let scale = -slope / total as f32;
-            for (logit, weight) in row.iter_mut().zip(&scratch) {
-                *logit = T::write(weight * scale);
-            }
-            row[target] = T::write(scratch[target] * scale + slope);
-            TargetScore {
-                logprob: (f64::from(target_logit - max) - total.ln()) as f32,
-                entropy: (total.ln() - weighted / total) as f32,
-            }
-        })
-        .collect()
+        rows.enumerate()
+            .map(|(i, (row, (target, coefficient)))| {
+                let target = usize::try_from(*target).expect("a target is an index");
+                for (scaled, logit) in scratch.iter_mut().zip(row.iter()) {
+                    *scaled = logit.read() * self.inverse;
+                }
+                let target_logit = scratch[target];
+                let max = maximum(&scratch);
+                let (mut total, mut weighted) = (0.0, 0.0);
+                for block in scratch.chunks_mut(BLOCK) {
+                    let (sum, with_logits) = exponentials(block, max);
+                    total += f64::from(sum);
+                    weighted += f64::from(with_logits);
+                }
+                let slope = coefficient * self.inverse;
+                let scale = -slope / total as f32;
+                let entropy_slope = self.entropy_coefficients.get(i).map_or(0.0, |slope| slope * self.inverse);
+                if entropy_slope == 0.0 {
+                    for (logit, weight) in row.iter_mut().zip(&scratch) {
+                        *logit = T::write(weight * scale);
+                    }
+                    row[target] = T::write(scratch[target] * scale + slope);
+                } else {
+                    // The logarithm of a probability plus the entropy is the distance of its logit from the mean logit.
+                    let mean = max + (weighted / total) as f32;
+                    let entropy_scale = -entropy_slope / total as f32;
+                    let of_target = row[target].read() * self.inverse;
+                    for (logit, weight) in row.iter_mut().zip(&scratch) {
+                        let distance = logit.read() * self.inverse - mean;
+                        // Where nothing is left of the probability nothing is left of the product, however far the logit.
+                        let by_entropy = if *weight > 0.0 { weight * entropy_scale * distance } else { 0.0 };
+                        *logit = T::write(weight * scale + by_entropy);
+                    }
+                    let weight = scratch[target];
+                    let by_entropy = if weight > 0.0 { weight * entropy_scale * (of_target - mean) } else { 0.0 };
+                    row[target] = T::write(weight * scale + by_entropy + slope);
+                }
+                TargetScore {
+                    logprob: (f64::from(target_logit - max) - total.ln()) as f32,
+                    entropy: (total.ln() - weighted / total) as f32,
+                }
+            })
+            .collect()
     }
 }
 
@@ -188,13 +229,15 @@ mod tests {
             let logits = (Tensor::randn([9, 3_001], (Kind::Float, Device::Cpu)) * 5.0).to_kind(kind);
             let targets: Vec<i64> = (0..9).map(|row| row * 300).collect();
             let coefficients: Vec<f32> = (0..9).map(|row| row as f32 / 4.0 - 1.0).collect();
+            let by_entropy: Vec<f32> = (0..9).map(|row| if row < 2 { 0.0 } else { 0.5 - row as f32 / 5.0 }).collect();
             let exact = logits.to_kind(Kind::Double).set_requires_grad(true);
             let logprobs = (&exact / 0.7).log_softmax(-1, Kind::Double);
             let chosen = logprobs.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1);
-            (&chosen * Tensor::from_slice(&coefficients)).sum(Kind::Double).backward();
             let entropies = -(&logprobs * logprobs.exp()).sum_dim_intlist(-1, false, Kind::Double);
+            let loss = &chosen * Tensor::from_slice(&coefficients) + &entropies * Tensor::from_slice(&by_entropy);
+            loss.sum(Kind::Double).backward();
             let mut gradient = logits.copy();
-            let scores = target_gradient(&mut gradient, &targets, &coefficients, 0.7).expect("host");
+            let scores = target_gradient(&mut gradient, &targets, &coefficients, &by_entropy, 0.7).expect("host");
             for (row, score) in scores.iter().enumerate() {
                 assert!((f64::from(score.logprob) - chosen.double_value(&[row as i64])).abs() < 1e-5);
                 assert!((f64::from(score.entropy) - entropies.double_value(&[row as i64])).abs() < 1e-4);

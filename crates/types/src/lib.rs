@@ -10,4 +10,4 @@ mod sample;
 
 pub use ids::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId};
 pub use noise::{NoiseKey, mix};
-pub use sample::{FinishReason, Outcome, Purpose, Sample, Verdict};
+pub use sample::{FinishReason, Outcome, Purpose, Sample, Verdict, VersionSpan};

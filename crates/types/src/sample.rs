@@ -27,16 +27,41 @@ pub enum FinishReason {
 pub struct Sample {
     /// Generated tokens, the end token included, never empty.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token under the temperature-scaled policy, as the rollout engine computed it (nats).
+    /// Log-probability of each token under the temperature-scaled policy, before top-k, top-p and min-p, as the rollout
+    /// engine computed it (nats). The learner computes the same, so this is what it is compared with.
     pub logprobs: Vec<f32>,
-    /// Sum over the tokens of the entropy of the distribution that each was drawn from (nats).
+    /// Log-probability of each token under the distribution that it was drawn from, that is, behind top-k, top-p and
+    /// min-p (nats): above `logprobs` by the log of the share of probability that was cut off. Importance weights divide
+    /// by this one. Empty when nothing was cut off: then it is `logprobs`.
+    pub sampled_logprobs: Vec<f32>,
+    /// Sum over the tokens of the entropy of the temperature-scaled policy, before top-k, top-p and min-p (nats).
     pub entropy_sum: f64,
     /// The answer as text, without special tokens: what the verifier reads.
     pub text: String,
     /// Why generation ended.
     pub finish: FinishReason,
-    /// The weights that generated it.
+    /// The oldest weights that generated any of it: what bounds its staleness.
     pub version: WeightVersion,
+    /// Which weights generated which of its tokens, from the first token on. More than one span when the weights were
+    /// replaced while it was being generated.
+    pub spans: Vec<VersionSpan>,
+}
+
+/// Consecutive tokens of a sample that one version of the weights generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionSpan {
+    /// The weights.
+    pub version: WeightVersion,
+    /// How many tokens, above 0.
+    pub tokens: u32,
+}
+
+impl Sample {
+    /// Log-probability of each token under the distribution that it was drawn from (nats).
+    #[must_use]
+    pub fn behaviour_logprobs(&self) -> &[f32] {
+        if self.sampled_logprobs.is_empty() { &self.logprobs } else { &self.sampled_logprobs }
+    }
 }
 
 /// How a verification ended. Only the first three say something about the answer.

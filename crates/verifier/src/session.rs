@@ -50,7 +50,7 @@ impl Session {
         let room = Room { free: Arc::new(Semaphore::new(capacity)), capacity, activity };
         // Full only while a call is tried again; then the samples wait, and keep their room.
         let (verdicts, graded) = mpsc::channel(capacity);
-        let leasing = Leasing { client: client.clone(), worker, grading, room: room.clone(), verdicts };
+        let leasing = Leasing { client: client.clone(), worker, grading, room: room.clone(), verdicts, answered: 0 };
         let submitting = Submitting { client, worker, room, graded };
         tokio::select! {
             failed = leasing.run() => failed,
@@ -84,6 +84,8 @@ struct Leasing {
     grading: Grading,
     room: Room,
     verdicts: mpsc::Sender<v1::TaskVerdict>,
+    /// Requests that were answered: one that is made again keeps its number, and gets the same samples.
+    answered: u64,
 }
 
 impl Leasing {
@@ -120,8 +122,10 @@ impl Leasing {
     async fn lease(&mut self) -> Result<Vec<v1::VerifyTask>, Failed> {
         let wait_ms = u32::try_from(WAIT.as_millis()).expect("a few seconds");
         let max_samples = u32::try_from(self.room.free.available_permits()).unwrap_or(u32::MAX);
-        let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples, wait_ms };
+        let request = self.answered + 1;
+        let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples, wait_ms, request };
         let response = call("LeaseSamples", WAIT + DEADLINE, async || self.client.lease_samples(request).await).await?;
+        self.answered += 1;
         Ok(response.tasks)
     }
 }

@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compute;
+mod generate;
 mod import;
+mod replay;
 mod role;
 mod score;
+mod sft;
 
 use std::process::ExitCode;
 
@@ -30,11 +34,17 @@ enum Command {
     Rollout(role::Arguments),
     /// Computes gradients for a coordinator, as one learner rank.
     Learner(role::LearnerArguments),
-    /// Measures training and generation on this machine; prints JSON lines.
+    /// Measures training, generation, and the network between ranks; prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
+    /// Generates samples for prompts of a JSONL file, with log-probs.
+    Generate(generate::Arguments),
+    /// Trains on recorded groups.
+    Replay(replay::Arguments),
+    /// Fine-tunes a model on written answers, or trains a small one from scratch.
+    Sft(sft::Arguments),
     /// Writes the log-prob of every token of given answers.
     Score(score::Arguments),
 }
@@ -49,6 +59,9 @@ fn main() -> ExitCode {
         Command::Learner(arguments) => role::learner(arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Sft(arguments) => sft::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
     };
     let exit = match result {

@@ -1,10 +1,11 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | sim | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod demo;
 mod process;
 mod setup;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Sets up and runs every check: format, lints, all tests.
     Test,
+    /// Simulates the coordinator's state machine with faults of every kind, one run a seed.
+    Sim(sim::Arguments),
     /// Measures one part by itself and prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::libtorch(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),
+        Task::Sim(arguments) => sim::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
     };
     match result {

@@ -1,6 +1,5 @@
 use super::importance::{Weights, weights};
 use super::surrogate::surrogate;
-use super::value::value_loss;
 use super::{KlPlace, Normaliser, RatioLevel, TokenAdvantages};
 use crate::metrics::ObjectiveMetrics;
 use crate::sequence::{Placed, check_infos};
@@ -39,11 +38,10 @@ impl PolicyConfig {
         self.add_policy_loss(normaliser, answer, targets, &mut outcome)?;
         self.add_kl_loss(normaliser, answer, &mut outcome)?;
         self.add_entropy(normaliser, answer, &mut outcome)?;
-        if let Some(value) = &self.value {
-            let step = value_loss(value, normaliser, answer, targets)?;
+        if self.value.is_some() {
+            let step = self.value_sequence(normaliser, index, info, targets, tokens)?;
             outcome.value_loss = step.loss;
-            outcome.metrics.value_clipped += step.clipped;
-            outcome.metrics.value_tokens += f64::from(info.tokens);
+            outcome.metrics.merge(&step.metrics);
             outcome.dloss_dvalue = Some(step.dloss_dvalue);
         }
         outcome.finite(index, info.group)

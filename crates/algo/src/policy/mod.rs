@@ -14,3 +14,4 @@ pub use advantage::{StepBaseline, StepSummary, TokenAdvantages, group_advantages
 pub use config::*;
 pub use normaliser::Normaliser;
 pub(crate) use normaliser::mean;
+pub use value::ValueOutcome;

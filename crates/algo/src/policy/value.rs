@@ -1,22 +1,50 @@
 use super::normaliser::Normaliser;
 use super::{TokenAdvantages, ValueConfig};
-use crate::ObjectiveError;
 use crate::sequence::Placed;
+use crate::{ObjectiveError, ObjectiveMetrics, PolicyConfig, SequenceInfo, TokenData};
 
 /// The value loss of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct ValueOutcome {
+pub struct ValueOutcome {
     /// Its share of the mini-batch's value loss.
-    pub(crate) loss: f64,
-    /// Derivative of the value loss by the new value of each token.
-    pub(crate) dloss_dvalue: Vec<f64>,
-    /// Tokens whose bounded value decides.
-    pub(crate) clipped: f64,
+    pub loss: f64,
+    /// Derivative of the value loss by the new value of each token; all 0 where the answer does not count.
+    pub dloss_dvalue: Vec<f64>,
+    /// What to report.
+    pub metrics: ObjectiveMetrics,
+}
+
+impl ValueOutcome {
+    pub(crate) fn zeroed(tokens: usize) -> Self {
+        Self { dloss_dvalue: vec![0.0; tokens], ..Self::default() }
+    }
+}
+
+impl PolicyConfig {
+    /// Value loss of one answer of a mini-batch; 0 without a value model, and for an answer that does not count.
+    ///
+    /// # Errors
+    /// When values are missing or not finite, or the arithmetic overflows.
+    pub fn value_sequence(
+        &self,
+        normaliser: &Normaliser,
+        index: usize,
+        info: &SequenceInfo,
+        targets: &TokenAdvantages,
+        tokens: &TokenData<'_>,
+    ) -> Result<ValueOutcome, ObjectiveError> {
+        let Some(config) = self.value.filter(|_| self.counts(info)) else {
+            return Ok(ValueOutcome::zeroed(info.tokens as usize));
+        };
+        let outcome = value_loss(&config, normaliser, Placed::new(index, info, tokens), targets)?;
+        let finite = outcome.loss.is_finite() && outcome.dloss_dvalue.iter().all(|derivative| derivative.is_finite());
+        if finite { Ok(outcome) } else { Err(ObjectiveError::Overflow { index, group: info.group }) }
+    }
 }
 
 /// `max((v - R)², (clamp(v, V - c, V + c) - R)²)` a token, without a factor of a half: `v` the new value, `V` the one
 /// at the start of the step, `R` the return.
-pub(crate) fn value_loss(
+fn value_loss(
     config: &ValueConfig,
     normaliser: &Normaliser,
     answer: Placed<'_>,
@@ -32,7 +60,7 @@ pub(crate) fn value_loss(
         let clipped = bounded > free;
         outcome.loss += weight * free.max(bounded);
         outcome.dloss_dvalue.push(if clipped { 0.0 } else { 2.0 * weight * (new - target) });
-        outcome.clipped += f64::from(u8::from(clipped));
+        outcome.metrics.add_value(old, target, clipped);
     }
     Ok(outcome)
 }

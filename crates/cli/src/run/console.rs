@@ -84,6 +84,7 @@ impl Console {
                 format!("checkpoint of step {step} saved in {}: {}", seconds(*took), shown(path).display())
             }
             Progress::WorkerLost { name, why } => format!("worker {name} is gone: {why}; its work is issued again"),
+            Progress::Drained { name } => format!("worker {name} is drained and leaves"),
             Progress::Note { text } => text.clone(),
         };
         vec![text]
@@ -160,6 +161,7 @@ fn progress_json(progress: &Progress) -> Value {
             json!({"event": "checkpoint", "step": step, "path": path, "seconds": seconds})
         }
         Progress::WorkerLost { name, why } => json!({"event": "worker_lost", "worker": name, "text": why}),
+        Progress::Drained { name } => json!({"event": "worker_drained", "worker": name}),
         Progress::Note { text } => json!({"event": "note", "text": text}),
     }
 }

@@ -1,9 +1,10 @@
 //! What the command line changes in a job spec.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use pacs_spec::{JobSpec, SourceSpec};
+use pacs_spec::{JobSpec, ObjectiveSpec, SourceSpec};
 
 use super::console::Commands;
 use crate::arguments::Run;
@@ -32,6 +33,10 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> 
     }
     spec.batch.steps = arguments.steps.unwrap_or(spec.batch.steps);
     spec.seed = arguments.seed.unwrap_or(spec.seed);
+    if let Some(kind) = arguments.objective {
+        // Settings of one objective are seldom those of another, and a comparison is with the published ones.
+        spec.objective = ObjectiveSpec { kind, ..ObjectiveSpec::default() };
+    }
     spec.rollout.max_new_tokens = arguments.max_new_tokens.unwrap_or(spec.rollout.max_new_tokens);
     let origin = format!("{} with the options of the command line", arguments.job.display());
     spec.validate(Path::new(&origin)).map_err(|errors| Failure::config(errors).doing("read the job"))
@@ -45,7 +50,8 @@ pub(crate) fn run_dir(spec: &JobSpec, arguments: &Run) -> PathBuf {
     let mut name = default_run_dir(spec).into_os_string();
     let model = arguments.model.as_deref().and_then(Path::file_name);
     let dataset = arguments.dataset.as_deref().and_then(Path::file_stem);
-    for part in [model, dataset].into_iter().flatten() {
+    let objective = arguments.objective.map(|kind| OsStr::new(kind.name()));
+    for part in [model, dataset, objective].into_iter().flatten() {
         name.push("-");
         name.push(part);
     }
@@ -63,6 +69,7 @@ pub(crate) fn commands(arguments: &Run, program: &str) -> Commands {
         ("--eval-dataset", path(&arguments.eval_dataset)),
         ("--max-new-tokens", arguments.max_new_tokens.map(|tokens| tokens.to_string())),
         ("--seed", arguments.seed.map(|seed| seed.to_string())),
+        ("--objective", arguments.objective.map(|kind| kind.name().to_owned())),
     ];
     let mut same = format!("{program} run {job}");
     for (option, value) in options {
@@ -94,6 +101,7 @@ fn hold_out(spec: &mut JobSpec, dataset: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use pacs_spec::ObjectiveKind;
 
     use super::*;
     use crate::arguments::{Arguments, Command};
@@ -153,9 +161,22 @@ mod tests {
     }
 
     #[test]
+    fn another_objective_has_its_published_settings() {
+        let spec = applied(&["--objective", "ppo"]).expect("valid");
+        assert_eq!(spec.objective, ObjectiveSpec { kind: ObjectiveKind::Ppo, ..ObjectiveSpec::default() });
+        let line = ["pacs", "run", "job.toml", "--objective", "sarsa"];
+        let refused = Arguments::try_parse_from(line).expect_err("no such objective").to_string();
+        assert!(refused.contains("expected one of pacs, grpo, dr_grpo"), "{refused}");
+    }
+
+    #[test]
     fn the_same_command_keeps_what_decides_the_run() {
-        let same = commands(&arguments(&["--steps", "5", "--seed", "3", "--model", "m", "--json"]), "pacs").same;
-        assert_eq!(same, "pacs run job.toml --model m --seed 3");
+        let same = commands(
+            &arguments(&["--steps", "5", "--objective", "rloo", "--seed", "3", "--model", "m", "--json"]),
+            "pacs",
+        )
+        .same;
+        assert_eq!(same, "pacs run job.toml --model m --seed 3 --objective rloo");
     }
 
     #[test]
@@ -163,6 +184,7 @@ mod tests {
         let folder = |options: &[&str]| run_dir(&demo(), &arguments(options)).display().to_string();
         assert_eq!(folder(&[]), "runs/demo");
         assert_eq!(folder(&["--model", "models/tiny/", "--dataset", "x/gsm8k.jsonl"]), "runs/demo-tiny-gsm8k");
+        assert_eq!(folder(&["--objective", "grpo"]), "runs/demo-grpo");
         assert_eq!(folder(&["--run-dir", "/r", "--dataset", "x.jsonl"]), "/r");
     }
 }

@@ -1,11 +1,12 @@
 //! Worker processes of this machine: started, started again when they die, and ended with the run.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::adopt::is_worker;
 use super::restarts::{Next, Restarts, describe};
 
 /// A worker that leaves with exit code 0 or 75 was dismissed by the coordinator; the run ends within this time then.
@@ -23,6 +25,9 @@ const DISMISSAL: Duration = Duration::from_secs(20);
 
 /// How long workers may take to leave after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// How often a process that is no child is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// How much of a log is looked at for the lines that explain a failure.
 const TAIL_BYTES: u64 = 8192;
@@ -34,6 +39,8 @@ pub(crate) struct WorkerCommand {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
+    /// A process of an earlier run that does this already; it is watched, and started again like any other when it ends.
+    pub(crate) living: Option<u32>,
 }
 
 /// What happened to a worker process.
@@ -73,6 +80,8 @@ pub(crate) struct Supervisor {
     tasks: JoinSet<()>,
     /// How often the run has advanced.
     advances: Arc<AtomicU64>,
+    /// Workers that are not started again when they end.
+    retired: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Supervisor {
@@ -83,16 +92,23 @@ impl Supervisor {
         let (sender, news) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
         let advances = Arc::new(AtomicU64::new(0));
+        let retired = Arc::new(Mutex::new(BTreeSet::new()));
         for command in commands {
             let log = logs.join(format!("{}.log", command.name));
-            tasks.spawn(supervise(command, log, order.subscribe(), sender.clone(), Arc::clone(&advances)));
+            let about = About { advances: Arc::clone(&advances), retired: Arc::clone(&retired) };
+            tasks.spawn(supervise(command, log, order.subscribe(), sender.clone(), about));
         }
-        Self { order, news, tasks, advances }
+        Self { order, news, tasks, advances, retired }
     }
 
     /// Notes that the run has made a step: workers that died before have not kept it from going on.
     pub(crate) fn advanced(&self) {
         self.advances.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does not start a worker again when it ends: an operator has drained it.
+    pub(crate) fn retire(&self, name: &str) {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
     /// Waits for the next thing that happens to a worker.
@@ -119,13 +135,31 @@ impl Supervisor {
     }
 }
 
+/// What the run tells those who watch its workers.
+struct About {
+    advances: Arc<AtomicU64>,
+    retired: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl About {
+    fn is_retired(&self, name: &str) -> bool {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+}
+
 async fn supervise(
-    command: WorkerCommand,
+    mut command: WorkerCommand,
     log: PathBuf,
     mut order: watch::Receiver<Order>,
     news: mpsc::Sender<WorkerNews>,
-    advances: Arc<AtomicU64>,
+    about: About,
 ) {
+    if let Some(pid) = command.living.take() {
+        watch_living(pid, &command.name, &mut order).await;
+        if *order.borrow() != Order::Run || about.is_retired(&command.name) {
+            return;
+        }
+    }
     let began = Instant::now();
     let mut restarts = Restarts::new();
     let mut seen = 0;
@@ -136,10 +170,10 @@ async fn supervise(
             Ok(mut child) => watch_child(&mut child, &mut order).await,
             Err(error) => Err(error),
         };
-        if *order.borrow() != Order::Run {
+        if *order.borrow() != Order::Run || about.is_retired(&command.name) {
             return;
         }
-        let advanced = advances.load(Ordering::Relaxed);
+        let advanced = about.advances.load(Ordering::Relaxed);
         if advanced > seen {
             seen = advanced;
             restarts.forgive();
@@ -200,8 +234,29 @@ async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> i
     }
 }
 
+/// Waits for a process to end that is no child of this one, passing on orders to end it.
+async fn watch_living(pid: u32, name: &str, order: &mut watch::Receiver<Order>) {
+    while is_worker(pid, name) {
+        tokio::select! {
+            changed = order.changed() => if changed.is_err() { return },
+            () = sleep(LOOK_AGAIN) => continue,
+        }
+        match *order.borrow_and_update() {
+            Order::Run | Order::Leave => {}
+            Order::Terminate => signal_group(pid, Signal::SIGTERM),
+            Order::Kill => signal_group(pid, Signal::SIGKILL),
+        }
+    }
+}
+
 fn signal(child: &Child, signal: Signal) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+    if let Some(pid) = child.id() {
+        signal_group(pid, signal);
+    }
+}
+
+fn signal_group(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
         // It may have ended by itself in this moment.
         let _ = killpg(Pid::from_raw(pid), signal);
     }

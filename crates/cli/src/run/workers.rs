@@ -33,7 +33,7 @@ pub(crate) fn commands(
             let name = format!("{role}-{index}");
             let fixed = [role, "--coordinator", &address, "--name", &name].map(str::to_owned);
             let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
-            commands.push(WorkerCommand { name, program: program.to_owned(), arguments });
+            commands.push(WorkerCommand { name, program: program.to_owned(), arguments, living: None });
         }
     };
     add("verifier", resources.verifiers, &this, &[]);

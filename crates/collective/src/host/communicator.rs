@@ -6,6 +6,7 @@ use super::link::{Call, FREE_LENGTH_LIMIT};
 use super::listener::HostListener;
 use super::ring::Ring;
 use crate::error::Fault;
+use crate::timeout::{HOST_BANDWIDTH_FLOOR, moved_bytes, timeout};
 use crate::{AbortHandle, Collective, CollectiveError, ErrorKind, Operation};
 
 /// The TCP communicator of one rank in one generation. Dropping it ends it for the other ranks.
@@ -67,10 +68,19 @@ impl HostCollective {
         Ok(communicator)
     }
 
-    /// A handle with which any thread can end the communicator.
-    #[must_use]
-    pub fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
+    /// How long an operation may take, the time of its bytes apart.
+    pub(crate) fn base_timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// A neighbour that has closed its connection: it left, failed, or gave this generation up.
+    pub(crate) fn lost_neighbour(&self) -> Option<usize> {
+        self.ring.as_ref().and_then(|ring| ring.link.lost_neighbour())
+    }
+
+    /// Why operations cannot go on, if the communicator has ended.
+    pub(crate) fn reason(&self) -> Option<ErrorKind> {
+        self.abort.reason()
     }
 
     fn enter(&mut self, listener: &HostListener, group: &GroupConfig, deadline: Instant) -> Result<(), Fault> {
@@ -88,14 +98,17 @@ impl HostCollective {
         ring.barrier(&call)
     }
 
+    /// `bytes`: length of the buffer, for the deadline; 0 for operations without one.
     fn call(
         &mut self,
         operation: Operation,
         elements: usize,
+        bytes: usize,
         run: impl FnOnce(&Ring, &Call) -> Result<(), Fault>,
     ) -> Result<(), CollectiveError> {
         self.calls += 1;
-        let timeout = self.timeout;
+        let moved = moved_bytes(operation, bytes, self.world_size);
+        let timeout = timeout(self.timeout, moved, HOST_BANDWIDTH_FLOOR);
         let call = Call { operation, sequence: self.calls, elements, deadline: Instant::now() + timeout, timeout };
         let result = match (self.abort.reason(), &self.ring) {
             (Some(kind), _) => Err(Fault::own(kind)),
@@ -106,7 +119,7 @@ impl HostCollective {
     }
 
     /// Refuses a buffer that does not fall into equal parts.
-    fn check_parts(&self, operation: Operation, length: usize) -> Result<(), CollectiveError> {
+    pub(crate) fn check_parts(&self, operation: Operation, length: usize) -> Result<(), CollectiveError> {
         if length.is_multiple_of(self.world_size) {
             return Ok(());
         }
@@ -114,8 +127,17 @@ impl HostCollective {
         Err(self.fail(operation, Fault::own(kind)))
     }
 
+    /// Refuses a root that does not exist.
+    pub(crate) fn check_root(&self, root: usize) -> Result<(), CollectiveError> {
+        if root < self.world_size {
+            return Ok(());
+        }
+        let kind = ErrorKind::Invalid(format!("there is no rank {root} among {}", self.world_size));
+        Err(self.fail(Operation::Broadcast, Fault::own(kind)))
+    }
+
     /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
-    fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
+    pub(crate) fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
         let Fault { peer, kind } = match self.abort.reason() {
             Some(kind) => Fault::own(kind),
             None => fault,
@@ -136,17 +158,19 @@ impl Collective for HostCollective {
     }
 
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        self.call(Operation::AllReduceSum, data.len(), |ring, call| ring.all_reduce_sum(call, data))
+        self.call(Operation::AllReduceSum, data.len(), size_of_val(data), |ring, call| ring.all_reduce_sum(call, data))
     }
 
     fn reduce_scatter_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
         self.check_parts(Operation::ReduceScatterSum, data.len())?;
-        self.call(Operation::ReduceScatterSum, data.len(), |ring, call| ring.reduce_scatter_sum(call, data))
+        self.call(Operation::ReduceScatterSum, data.len(), size_of_val(data), |ring, call| {
+            ring.reduce_scatter_sum(call, data)
+        })
     }
 
     fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError> {
         self.check_parts(Operation::AllGather, data.len())?;
-        self.call(Operation::AllGather, data.len(), |ring, call| ring.all_gather(call, data))
+        self.call(Operation::AllGather, data.len(), data.len(), |ring, call| ring.all_gather(call, data))
     }
 
     fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
@@ -156,20 +180,21 @@ impl Collective for HostCollective {
         }
         let mut blocks = vec![Vec::new(); self.world_size];
         blocks[self.rank] = mine.to_vec();
-        self.call(Operation::AllGatherF64, 0, |ring, call| ring.all_gather_f64(call, &mut blocks))?;
+        self.call(Operation::AllGatherF64, 0, size_of_val(mine), |ring, call| ring.all_gather_f64(call, &mut blocks))?;
         Ok(blocks)
     }
 
     fn broadcast(&mut self, root: usize, data: &mut [u8]) -> Result<(), CollectiveError> {
-        if root >= self.world_size {
-            let kind = ErrorKind::Invalid(format!("there is no rank {root} among {}", self.world_size));
-            return Err(self.fail(Operation::Broadcast, Fault::own(kind)));
-        }
-        self.call(Operation::Broadcast, data.len(), |ring, call| ring.broadcast(call, root, data))
+        self.check_root(root)?;
+        self.call(Operation::Broadcast, data.len(), data.len(), |ring, call| ring.broadcast(call, root, data))
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
-        self.call(Operation::Barrier, 0, Ring::barrier)
+        self.call(Operation::Barrier, 0, 0, Ring::barrier)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
     }
 }
 

@@ -18,7 +18,8 @@ pub struct GroupConfig {
     pub rank: usize,
     /// `host:port` of every rank's listener, by rank; as many as there are ranks.
     pub addresses: Vec<String>,
-    /// How long connecting, and then each operation, may take.
+    /// How long connecting, and then each operation, may take, the time of its bytes apart: an operation also gets what
+    /// its bytes take at [`crate::HOST_BANDWIDTH_FLOOR`], or at [`crate::DEVICE_BANDWIDTH_FLOOR`] between devices.
     pub timeout: Duration,
 }
 

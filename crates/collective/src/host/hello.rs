@@ -43,7 +43,7 @@ impl Hello {
         for number in [self.generation.0, self.rank as u64, self.world_size as u64] {
             bytes.extend(number.to_le_bytes());
         }
-        push_text(&mut bytes, &self.job);
+        bytes.extend(text_of(&self.job, TEXT_LIMIT));
         write_all(stream, &bytes, limit)
     }
 
@@ -59,7 +59,7 @@ impl Hello {
             Ok(u64::from_le_bytes(bytes))
         };
         let (generation, rank, world_size) = (Generation(number()?), number()?, number()?);
-        let job = read_text(stream, limit)?;
+        let job = read_text(stream, TEXT_LIMIT, limit)?;
         let small = |value: u64| usize::try_from(value).map_err(io::Error::other);
         Ok(Self { job, generation, rank: small(rank)?, world_size: small(world_size)? })
     }
@@ -95,14 +95,14 @@ impl Answer {
             Self::Refused(reason) => (2, reason.as_str()),
         };
         let mut bytes = vec![code];
-        push_text(&mut bytes, text);
+        bytes.extend(text_of(text, TEXT_LIMIT));
         write_all(stream, &bytes, limit)
     }
 
     pub(crate) fn receive(stream: &TcpStream, limit: Limit<'_>) -> io::Result<Self> {
         let mut code = [0];
         read_exact(stream, &mut code, limit)?;
-        let text = read_text(stream, limit)?;
+        let text = read_text(stream, TEXT_LIMIT, limit)?;
         match code[0] {
             0 => Ok(Self::Welcome),
             1 => Ok(Self::NotYet(text)),
@@ -112,17 +112,20 @@ impl Answer {
     }
 }
 
-fn push_text(bytes: &mut Vec<u8>, text: &str) {
-    let text = &text.as_bytes()[..text.len().min(TEXT_LIMIT)];
-    bytes.extend((text.len() as u64).to_le_bytes());
+/// A text as it travels, cut at `most` bytes: its length, then its bytes.
+pub(super) fn text_of(text: &str, most: usize) -> Vec<u8> {
+    let text = &text.as_bytes()[..text.len().min(most)];
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text);
+    bytes
 }
 
-fn read_text(stream: &TcpStream, limit: Limit<'_>) -> io::Result<String> {
+/// A text of at most `most` bytes.
+pub(super) fn read_text(stream: &TcpStream, most: usize, limit: Limit<'_>) -> io::Result<String> {
     let mut length = [0; 8];
     read_exact(stream, &mut length, limit)?;
     let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
-    if length > TEXT_LIMIT {
+    if length > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a text of {length} bytes")));
     }
     let mut text = vec![0; length];
@@ -130,7 +133,7 @@ fn read_text(stream: &TcpStream, limit: Limit<'_>) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn write_all(mut stream: &TcpStream, mut bytes: &[u8], limit: Limit<'_>) -> io::Result<()> {
+pub(super) fn write_all(mut stream: &TcpStream, mut bytes: &[u8], limit: Limit<'_>) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -141,7 +144,7 @@ fn write_all(mut stream: &TcpStream, mut bytes: &[u8], limit: Limit<'_>) -> io::
     Ok(())
 }
 
-fn read_exact(mut stream: &TcpStream, mut bytes: &mut [u8], limit: Limit<'_>) -> io::Result<()> {
+pub(super) fn read_exact(mut stream: &TcpStream, mut bytes: &mut [u8], limit: Limit<'_>) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.read(bytes) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -74,6 +74,17 @@ impl Link {
         }
     }
 
+    /// A neighbour whose connection is closed.
+    pub(crate) fn lost_neighbour(&self) -> Option<usize> {
+        let closed = |socket: &TcpStream| match socket.peek(&mut [0]) {
+            // Data in line is that of the next call.
+            Ok(length) => length == 0,
+            Err(error) => !is_passing(&error),
+        };
+        let neighbours = [(&self.next, self.next_rank), (&self.previous, self.previous_rank)];
+        neighbours.into_iter().find(|(socket, _)| closed(socket)).map(|(_, rank)| rank)
+    }
+
     fn wait(&self, call: &Call, sending: bool, receiving: bool) -> io::Result<()> {
         // The next rank never sends: its socket becomes readable when the rank is gone.
         let outgoing = sending.then(|| (self.next.as_fd(), PollFlags::POLLOUT | PollFlags::POLLIN));

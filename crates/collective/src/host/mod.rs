@@ -6,9 +6,11 @@ mod hello;
 mod join;
 mod link;
 mod listener;
+mod meeting;
 mod ring;
 mod wait;
 
 pub use communicator::HostCollective;
 pub use group::GroupConfig;
 pub use listener::HostListener;
+pub use meeting::{Meeting, meet};

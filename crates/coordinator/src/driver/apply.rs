@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pacs_machine::{Effect, End, Event, Snapshot};
+use pacs_machine::{Dropped, Effect, End, Event, Snapshot};
 use pacs_types::{GroupId, Purpose};
 
 use super::summary::{RoundNumbers, unix_time};
@@ -13,6 +13,8 @@ use crate::records::{ArchivedSample, Manifest, Round};
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
 const WAITING_AGAIN: Duration = Duration::from_secs(60);
+/// Records behind a snapshot before another one is made although no step was.
+const MOST_RECORDS: u64 = 500_000;
 
 impl Driver {
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
@@ -32,32 +34,51 @@ impl Driver {
                 self.clock.enter(name, Instant::now());
                 self.told_waiting = None;
             }
-            Effect::DropGroup(group) => {
-                tracing::warn!(%group, "a group was dropped: its verifications failed or timed out");
+            Effect::Persist(record) => self.journal.append(&record, None, None),
+            Effect::DropGroup { group, why } => {
+                match why {
+                    Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
+                    Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
+                    Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
+                    Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
+                }
                 self.store.drop_group(group);
             }
+            Effect::RestartGroup(group) => {
+                tracing::debug!(%group, "a group starts again: it would have grown too old");
+                self.store.drop_group(group);
+            }
+            Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
             Effect::ReplaceSample(sample) => {
                 tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
                 self.store.drop_sample(sample);
             }
-            Effect::Abandoned => self.store.clear(),
-            Effect::Train { step, groups, ranks } => self.form_batch(step, groups, ranks),
+            Effect::Train { step, groups, left_out, ranks, lag } => {
+                self.form_batch(step, groups, left_out, ranks);
+                self.lag = lag;
+            }
             Effect::StepDone { step } => self.step_done(step),
             Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
             Effect::CreateCheckpoint { step } => self.create_checkpoint(step),
             Effect::CommitCheckpoint { snapshot, model } => self.commit_checkpoint(snapshot, model),
-            Effect::Rewound { step } => self.rewound(step),
+            Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { generation, names } => {
                 tracing::info!(%generation, learners = names.join(" "), "generation formed");
                 self.learner_names = names;
             }
             Effect::Prepared { step } => {
+                self.weights.clone_from(&self.published);
                 let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
                 self.tell_progress(Progress::Prepared { step, total_steps, learners });
             }
             Effect::WorkerLost { name, role, why } => {
                 tracing::warn!(worker = name, %role, "worker lost: it {why}");
                 self.tell_progress(Progress::WorkerLost { name, why });
+            }
+            Effect::Drained { name } => {
+                if self.drained.insert(name.clone()) {
+                    self.tell_progress(Progress::Drained { name });
+                }
             }
             Effect::Note(text) => {
                 tracing::warn!("{text}");
@@ -69,17 +90,19 @@ impl Driver {
         }
     }
 
-    fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, ranks: u32) {
+    pub(crate) fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, left_out: Vec<GroupId>, ranks: u32) {
         self.saved.clear();
         self.trained = None;
         let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
         let mini_batches = self.spec.batch.mini_batches;
-        self.batch = Some(Batch::new(step, groups, ranks, mini_batches, &self.store, prompt_tokens));
+        self.batch = Some(Batch::new(step, groups, left_out, ranks, mini_batches, &self.store, prompt_tokens));
     }
 
-    fn step_done(&mut self, step: u64) {
+    pub(crate) fn step_done(&mut self, step: u64) {
+        self.weights.clone_from(&self.published);
         let Some(batch) = self.batch.take() else { return };
-        let numbers = RoundNumbers::new(&batch.groups, 1, &self.store);
+        let sampled: Vec<GroupId> = batch.groups.iter().chain(&batch.left_out).copied().collect();
+        let numbers = RoundNumbers::new(&sampled, 1, &self.store);
         let trained = self.trained.take().unwrap_or_default();
         let now = Instant::now();
         let (sampling, training) = (self.clock.take("sampling", now), self.clock.take("training", now));
@@ -99,6 +122,7 @@ impl Driver {
             step,
             total_steps: self.spec.batch.steps,
             version: step - 1,
+            lag: std::mem::take(&mut self.lag),
             time: unix_time(),
             reward_mean: numbers.reward_mean,
             pass_rate: numbers.pass_rate,
@@ -110,6 +134,8 @@ impl Driver {
             failed_verdicts: count("failed_verdicts"),
             replaced_samples: count("replaced_samples"),
             dropped_groups: count("dropped_groups"),
+            uniform_groups_left_out: count("uniform_groups_left_out"),
+            evicted_groups: count("evicted_groups"),
             generated_tokens: numbers.tokens,
             tokens_per_second: numbers.tokens as f64 / seconds.total_seconds.max(f64::MIN_POSITIVE),
             skipped_updates: trained.skipped_updates,
@@ -120,7 +146,8 @@ impl Driver {
         if let Err(error) = self.metrics.append(&summary.numbers()) {
             tracing::warn!("metrics.jsonl was not written: {error}");
         }
-        self.archive_round(step, Purpose::Train, &batch.groups);
+        self.archive_round(step, Purpose::Train, &sampled);
+        self.keep_snapshot();
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
     }
@@ -134,7 +161,7 @@ impl Driver {
         Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
     }
 
-    fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
+    pub(crate) fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
         let k = self.spec.evaluation.samples_per_problem;
         let numbers = RoundNumbers::new(&groups, k, &self.store);
         let summary = EvaluationSummary {
@@ -170,36 +197,41 @@ impl Driver {
                 continue;
             }
             let problem = self.problem(*group);
+            let mut prompt_tokens = problem.prompt_tokens.clone();
             samples.extend(judged.into_iter().map(|(index, sample, verdict)| ArchivedSample {
                 group: *group,
                 index,
                 question: problem.question.clone(),
                 gold: problem.answer.clone(),
+                prompt_tokens: std::mem::take(&mut prompt_tokens),
                 sample,
                 verdict,
             }));
         }
-        // Nothing is in flight between rounds: what is left belongs to groups that were dropped.
-        self.store.clear();
         if let Some(archive) = &self.archive {
             archive.write(Round { step, purpose, samples });
         }
     }
 
-    fn create_checkpoint(&mut self, step: u64) {
+    pub(crate) fn create_checkpoint(&mut self, step: u64) {
         self.saved.clear();
         if let Err(error) = self.checkpoints.create(step) {
             self.tell(Event::CheckpointFailed { step, reason: error.to_string() });
         }
     }
 
-    fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool) {
+    pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool) {
         let manifest = Manifest::new(snapshot, model, &self.spec, std::mem::take(&mut self.saved));
         let (checkpoints, keep) = (self.checkpoints.clone(), self.spec.checkpoint.keep as usize);
         let records = [self.metrics.clone(), self.evaluations.clone()];
         let Some(shared) = self.shared.clone() else { return };
+        let durable = self.durable();
         // Syncing gigabytes takes a while; ends with an event to the machine, which waits for it.
         tokio::task::spawn_blocking(move || {
+            // A checkpoint never comes before the record that asks for it.
+            if let Err(problem) = tokio::runtime::Handle::current().block_on(durable.wait()) {
+                return tracing::error!("the checkpoint is not committed: {problem}");
+            }
             // A checkpoint never outlives the records of the steps before it.
             if let Some(error) = records.iter().find_map(|lines| lines.sync().err()) {
                 tracing::warn!("records were not synced: {error}");
@@ -221,10 +253,11 @@ impl Driver {
         });
     }
 
-    fn rewound(&mut self, step: u64) {
-        self.store.clear();
+    pub(crate) fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
+        forgotten.iter().for_each(|group| self.store.drop_group(*group));
         self.batch = None;
         self.weights = None;
+        self.published = None;
         self.trained = None;
         self.saved.clear();
         self.clock.clear();
@@ -237,6 +270,7 @@ impl Driver {
             archive.truncate(Some(step));
         }
         self.note(format!("the learners' state is lost; the run goes on from step {step}"));
+        self.keep_snapshot();
     }
 
     pub(crate) fn finish(&mut self, end: &End) {
@@ -253,7 +287,18 @@ impl Driver {
 
     /// Lets time pass.
     pub(crate) fn tick(&mut self) {
+        if let Some(problem) = self.journal.failure() {
+            // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
+            if self.end.borrow().is_none() {
+                let hint = "nothing was lost; start the run again when the disk takes it";
+                self.end.send_replace(Some(RunEnd::Failed { reason: format!("{problem}; {hint}") }));
+            }
+            return;
+        }
         self.tell(Event::Tick);
+        if self.journal.since_snapshot() > MOST_RECORDS {
+            self.keep_snapshot();
+        }
         let status = self.machine.status(self.now());
         let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
         if status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN && self.machine.ended().is_none() {

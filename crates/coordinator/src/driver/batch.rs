@@ -10,6 +10,8 @@ use super::Store;
 pub(crate) struct Batch {
     pub(crate) step: u64,
     pub(crate) groups: Vec<GroupId>,
+    /// Groups of the step that the learner does not get.
+    pub(crate) left_out: Vec<GroupId>,
     index: Vec<v1::SequenceIndex>,
 }
 
@@ -18,6 +20,7 @@ impl Batch {
     pub(crate) fn new(
         step: u64,
         groups: Vec<GroupId>,
+        left_out: Vec<GroupId>,
         ranks: u32,
         mini_batches: u32,
         store: &Store,
@@ -32,7 +35,7 @@ impl Batch {
                 .collect();
             index.extend(share(&members, ranks, mini_batch, store, &prompt_tokens));
         }
-        Self { step, groups, index }
+        Self { step, groups, left_out, index }
     }
 
     /// The task of one rank.
@@ -47,11 +50,15 @@ impl Batch {
             .into_iter()
             .filter_map(|(position, entry)| {
                 let sample = store.sample(SampleId { group: GroupId(entry.group_id), index: entry.sample_index })?;
-                let (tokens, rollout_logprobs) = (sample.tokens.clone(), sample.logprobs.clone());
-                Some(v1::SequenceData { position, tokens, rollout_logprobs })
+                Some(v1::SequenceData {
+                    position,
+                    tokens: sample.tokens.clone(),
+                    rollout_logprobs: sample.logprobs.clone(),
+                    sampled_logprobs: sample.sampled_logprobs.clone(),
+                })
             })
             .collect();
-        v1::TrainTask { step: self.step, index: self.index.clone(), prompts, sequences }
+        v1::TrainTask { step: self.step, index: self.index.clone(), prompts, sequences, learning_rate: None }
     }
 }
 
@@ -113,6 +120,8 @@ mod tests {
                     text: String::new(),
                     finish: FinishReason::Stop,
                     version: WeightVersion(0),
+                    sampled_logprobs: Vec::new(),
+                    spans: Vec::new(),
                 };
                 store.put_sample(id, sample);
                 let verdict = Verdict {
@@ -133,7 +142,7 @@ mod tests {
         for (groups, ranks, mini_batches) in [(8u64, 2u32, 2u32), (6, 3, 1), (4, 3, 2), (1, 4, 1), (3, 1, 3)] {
             let store = store(groups, 4);
             let ids = (0..groups).map(GroupId).collect();
-            let batch = Batch::new(5, ids, ranks, mini_batches, &store, |_| 3);
+            let batch = Batch::new(5, ids, Vec::new(), ranks, mini_batches, &store, |_| 3);
             assert_eq!(batch.index.len() as u64, 4 * groups);
             assert!(batch.index.is_sorted_by_key(|entry| (entry.mini_batch, entry.group_id, entry.sample_index)));
             let per_mini_batch = groups / u64::from(mini_batches);

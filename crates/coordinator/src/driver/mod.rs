@@ -3,18 +3,21 @@
 mod apply;
 mod batch;
 mod clock;
+mod recover;
 mod status;
 mod store;
 mod summary;
 mod verifications;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
-use pacs_machine::{Counters, Effect, Event, Machine, Refusal, RefusalKind, Reply, evaluation_problem};
+use pacs_machine::{
+    Command, Counters, Effect, Event, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
+};
 use pacs_protocol::v1;
 use pacs_spec::JobSpec;
 use pacs_types::GroupId;
@@ -25,6 +28,7 @@ pub(crate) use self::batch::Batch;
 pub(crate) use self::clock::PhaseClock;
 pub(crate) use self::store::Store;
 pub(crate) use self::verifications::{Verification, Verifications};
+use crate::journal::{Audit, DurableUpTo, Frame, Journal};
 use crate::progress::{Progress, RunEnd, StepSummary};
 use crate::records::{Archive, Checkpoints, Lines, RankFile};
 
@@ -55,7 +59,19 @@ impl Shared {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries again after every change, until there is something or `wait_ms` have passed.
+    /// Does something with the driver. What comes of it is given out when everything that it relies on is durable.
+    pub(crate) async fn call<T>(&self, call: impl FnOnce(&mut Driver) -> Result<T, Status>) -> Result<T, Status> {
+        let (result, durable) = {
+            let mut driver = self.lock();
+            let result = call(&mut driver);
+            (result, driver.durable())
+        };
+        on_disk(durable).await?;
+        result
+    }
+
+    /// Tries again after every change, until there is something or `wait_ms` have passed. What is found is given out
+    /// when everything that it relies on is durable.
     pub(crate) async fn poll<T>(
         &self,
         wait_ms: u32,
@@ -67,8 +83,14 @@ impl Shared {
         loop {
             // Before the attempt, so that a change during it is not missed.
             changed.borrow_and_update();
-            if let Some(found) = attempt(&mut self.lock())? {
-                return Ok(Some(found));
+            let (found, durable) = {
+                let mut driver = self.lock();
+                let found = attempt(&mut driver)?;
+                (found, driver.durable())
+            };
+            if found.is_some() {
+                on_disk(durable).await?;
+                return Ok(found);
             }
             if !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
                 return Ok(None);
@@ -79,6 +101,10 @@ impl Shared {
     fn downgrade(&self) -> WeakShared {
         WeakShared { driver: Arc::downgrade(&self.driver), changed: Arc::downgrade(&self.changed) }
     }
+}
+
+async fn on_disk(durable: DurableUpTo) -> Result<(), Status> {
+    durable.wait().await.map_err(Status::unavailable)
 }
 
 /// The driver, for what must not keep it alive.
@@ -104,18 +130,29 @@ pub(crate) struct Driver {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Problems,
     pub(crate) started: Instant,
+    /// The machine's time when this process started.
+    pub(crate) time_before: Duration,
+    pub(crate) journal: Journal,
 
-    /// Samples and verdicts of the groups of the round and of the batch in training.
+    /// Samples and verdicts of the groups in flight, those of the batch in training included.
     pub(crate) store: Store,
     /// The batch in training.
     pub(crate) batch: Option<Batch>,
-    /// Newest weights of the generation.
+    /// Newest weights that all ranks have reached: what is lent is generated with them.
     pub(crate) weights: Option<v1::WeightsRef>,
+    /// What rank 0 has published; the other ranks may not be there yet.
+    pub(crate) published: Option<v1::WeightsRef>,
     /// What rank 0 reported of the step.
     pub(crate) trained: Option<v1::TrainResult>,
     /// What ranks reported of the checkpoint being written.
     pub(crate) saved: BTreeMap<u32, Vec<RankFile>>,
     pub(crate) learner_names: Vec<String>,
+    /// How many versions behind its weights the oldest token of the batch in training is.
+    pub(crate) lag: u64,
+    /// The records of the journal are being taken in again.
+    pub(crate) replaying: bool,
+    /// Workers that were drained.
+    pub(crate) drained: BTreeSet<String>,
     pub(crate) verifications: Verifications,
     /// The machine's counts when the step began.
     pub(crate) counted: Counters,
@@ -150,25 +187,32 @@ pub(crate) struct Parts {
     pub(crate) archive: Option<Archive>,
     pub(crate) progress: broadcast::Sender<Progress>,
     pub(crate) started: Instant,
+    pub(crate) journal: Journal,
 }
 
 impl Driver {
     pub(crate) fn new(parts: Parts) -> Self {
-        let mut driver = Self {
+        Self {
             counted: parts.machine.position().counters.clone(),
-            machine: parts.machine,
             job_toml: parts.spec.resolved_toml(),
             spec: parts.spec,
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
             problems: parts.problems,
             started: parts.started,
+            time_before: parts.machine.now(),
+            machine: parts.machine,
+            journal: parts.journal,
             store: Store::default(),
             batch: None,
             weights: None,
+            published: None,
             trained: None,
             saved: BTreeMap::new(),
             learner_names: Vec::new(),
+            lag: 0,
+            replaying: false,
+            drained: BTreeSet::new(),
             verifications: Verifications::default(),
             clock: PhaseClock::new(Instant::now()),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
@@ -182,22 +226,43 @@ impl Driver {
             end: watch::Sender::new(None),
             changed: None,
             shared: None,
-        };
-        // A job that is complete already ends where it starts.
-        if let Some(end) = driver.machine.ended().cloned() {
-            driver.finish(&end);
         }
-        driver
+    }
+
+    /// Begins: a job that is complete already ends where it starts.
+    pub(crate) fn begin(&mut self) {
+        self.keep_snapshot();
+        if let Some(end) = self.machine.ended().cloned() {
+            self.finish(&end);
+        }
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.time_before + self.started.elapsed()
     }
 
     /// Gives the machine an event; returns its answer and the effects that are still to be applied.
     pub(crate) fn ask(&mut self, event: Event) -> Result<(Reply, Vec<Effect>), Status> {
+        self.ask_with(event, None, None)
+    }
+
+    /// The same with what belongs to the event: a message that is kept with its record, or a sample or verdict that is
+    /// kept if it counts.
+    pub(crate) fn ask_with(
+        &mut self,
+        event: Event,
+        payload: Option<Vec<u8>>,
+        frame: Option<Frame>,
+    ) -> Result<(Reply, Vec<Effect>), Status> {
         let now = self.now();
         let mut effects = self.machine.step(now, event);
+        let counts = |effect: &Effect| *effect == Effect::Reply(Reply::Accepted { fresh: true });
+        let frame = frame.filter(|_| effects.iter().take(2).any(counts));
+        if matches!(effects.first(), Some(Effect::Persist(_)))
+            && let Effect::Persist(record) = effects.remove(0)
+        {
+            self.journal.append(&record, payload, frame);
+        }
         let has_answer = matches!(effects.first(), Some(Effect::Reply(_) | Effect::Refuse(_)));
         let answer = has_answer.then(|| effects.remove(0));
         match answer {
@@ -208,6 +273,11 @@ impl Driver {
             Some(Effect::Reply(reply)) => Ok((reply, effects)),
             _ => Ok((Reply::Done, effects)),
         }
+    }
+
+    /// To wait until everything that others may see is durable.
+    pub(crate) fn durable(&self) -> DurableUpTo {
+        self.journal.durable()
     }
 
     /// Gives the machine an event and applies the effects.
@@ -224,10 +294,22 @@ impl Driver {
         }
     }
 
+    /// Carries out what somebody wants of the run, and writes it down.
+    pub(crate) fn operate(&mut self, who: &str, command: Command) -> Result<(), Status> {
+        let at = self::summary::unix_time() as u64;
+        let what = format!("{command:?}");
+        tracing::info!(who, what, "an operator acts");
+        self.call(Event::Operator { who: who.to_owned(), at, command })?;
+        self.journal.audit(Audit { at, who: who.to_owned(), what });
+        self.notify();
+        Ok(())
+    }
+
     /// Asks the run to save and end at the next safe point.
-    pub(crate) fn request_stop(&mut self) {
-        tracing::info!("stop requested");
-        self.tell(Event::StopRequested);
+    pub(crate) fn request_stop(&mut self, mode: StopMode) {
+        if let Err(refusal) = self.operate("this process", Command::Stop(mode)) {
+            tracing::debug!(%refusal, "the stop was refused");
+        }
     }
 
     pub(crate) fn has_no_workers(&self) -> bool {

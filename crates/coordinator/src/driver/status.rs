@@ -1,5 +1,6 @@
-use pacs_machine::WorkerStatus;
+use pacs_machine::{Action, WorkerStatus};
 use pacs_protocol::v1;
+use pacs_types::GroupId;
 
 use super::Driver;
 
@@ -33,8 +34,28 @@ impl Driver {
             remaining_seconds: self.remaining_seconds(status.step),
             counters: status.counters.into_iter().collect(),
             verifiers: self.verifications.status(),
+            oldest_group: status.oldest_group,
+            slots: status.slots,
+            groups_in_flight: narrow(status.in_flight),
+            paused: status.paused,
+            actions: status.actions.into_iter().map(action).collect(),
+            set_aside: status.set_aside.into_iter().map(|(group, reason)| self.set_aside(group, reason)).collect(),
         }
     }
+}
+
+/// Characters of a question that the status shows.
+const SHOWN_QUESTION: usize = 200;
+
+impl Driver {
+    fn set_aside(&self, group: GroupId, reason: String) -> v1::SetAsideGroup {
+        let question = self.problem(group).question.chars().take(SHOWN_QUESTION).collect();
+        v1::SetAsideGroup { group_id: group.0, question, reason }
+    }
+}
+
+fn action(action: Action) -> v1::OperatorAction {
+    v1::OperatorAction { operator: action.who, time: action.at, action: action.what }
 }
 
 fn worker(worker: WorkerStatus) -> v1::WorkerStatus {
@@ -48,6 +69,8 @@ fn worker(worker: WorkerStatus) -> v1::WorkerStatus {
         seconds_since_heartbeat: worker.silent.as_secs_f64(),
         leases: narrow(worker.leases),
         rank: worker.rank,
+        activity_seconds: worker.active.as_secs_f64(),
+        draining: worker.draining,
     }
 }
 

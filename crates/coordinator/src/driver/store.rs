@@ -57,7 +57,9 @@ impl Store {
         self.groups.remove(&group);
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.groups.clear();
+    /// Whether a sample is there, and its verdict if it should have one.
+    pub(crate) fn has(&self, id: SampleId, judged: bool) -> bool {
+        let found = self.groups.get(&id.group).and_then(|group| group.get(&id.index));
+        found.is_some_and(|found| !judged || found.verdict.is_some())
     }
 }

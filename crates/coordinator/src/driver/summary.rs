@@ -94,6 +94,8 @@ mod tests {
                 text: String::new(),
                 finish,
                 version: WeightVersion(0),
+                sampled_logprobs: Vec::new(),
+                spans: Vec::new(),
             };
             store.put_sample(id, sample);
             let verdict = Verdict { outcome, label, reward: 2.0 * label, extracted: None, rule: String::new() };

@@ -35,6 +35,8 @@ pub(crate) struct ArchivedSample {
     pub(crate) index: u32,
     pub(crate) question: String,
     pub(crate) gold: String,
+    /// Tokens of the prompt, on the first row of a group; empty on the others.
+    pub(crate) prompt_tokens: Vec<u32>,
     pub(crate) sample: Sample,
     pub(crate) verdict: Verdict,
 }
@@ -141,6 +143,10 @@ message sample {
   required int64 version;
   required group token_ids (LIST) { repeated group list { required int32 element; } }
   required group logprobs (LIST) { repeated group list { required float element; } }
+  required group sampled_logprobs (LIST) { repeated group list { required float element; } }
+  required group span_versions (LIST) { repeated group list { required int32 element; } }
+  required group span_tokens (LIST) { repeated group list { required int32 element; } }
+  required group prompt_ids (LIST) { repeated group list { required int32 element; } }
 }
 ";
 
@@ -182,10 +188,18 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.double(|row| row.sample.logprobs.iter().fold(0.0, |sum, logprob| sum + f64::from(*logprob)))?;
     rows.double(|row| row.sample.entropy_sum)?;
     rows.int64(|row| row.sample.version.0)?;
-    rows.int32_list(|row| row.sample.tokens.iter().map(|token| i32::try_from(*token).unwrap_or(i32::MAX)).collect())?;
+    rows.int32_list(|row| row.sample.tokens.iter().copied().map(int32).collect())?;
     rows.float_list(|row| row.sample.logprobs.clone())?;
+    rows.float_list(|row| row.sample.sampled_logprobs.clone())?;
+    rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.version.0)).collect())?;
+    rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.tokens)).collect())?;
+    rows.int32_list(|row| row.prompt_tokens.iter().copied().map(int32).collect())?;
     rows.columns.close()?;
     Ok(())
+}
+
+fn int32(value: impl TryInto<i32>) -> i32 {
+    value.try_into().unwrap_or(i32::MAX)
 }
 
 fn finish_name(finish: FinishReason) -> &'static str {
@@ -300,7 +314,7 @@ impl<T> List<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{Outcome, WeightVersion};
+    use pacs_types::{Outcome, VersionSpan, WeightVersion};
     use parquet::file::reader::{FileReader, SerializedFileReader};
 
     fn row(group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
@@ -310,6 +324,7 @@ mod tests {
             index: 1,
             question: "1 + 1?".into(),
             gold: "2".into(),
+            prompt_tokens: if group == 7 { vec![9, 8] } else { Vec::new() },
             sample: Sample {
                 tokens,
                 logprobs,
@@ -317,6 +332,8 @@ mod tests {
                 text: "ä 2".into(),
                 finish: FinishReason::Length,
                 version: WeightVersion(3),
+                sampled_logprobs: Vec::new(),
+                spans: vec![VersionSpan { version: WeightVersion(3), tokens: 5 }],
             },
             verdict: Verdict {
                 outcome: Outcome::Wrong,
@@ -339,17 +356,17 @@ mod tests {
         let reader = SerializedFileReader::new(file).unwrap();
         let rows: Vec<String> =
             reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string().replace('"', "")).collect();
-        let expected = |group, extracted, tokens, sum, ids, logprobs| {
+        let expected = |group, extracted, tokens, sum, ids, logprobs, prompt| {
             format!(
                 "{{step: 12, group: {group}, sample: 1, purpose: train, question: 1 + 1?, gold: 2, response: ä 2, \
                  extracted: {extracted}, outcome: wrong, rule: number, label: 0.25, reward: -1E0, tokens: {tokens}, \
                  finish: length, logprob_sum: {sum}, entropy_sum: 0.75, version: 3, token_ids: {ids}, \
-                 logprobs: {logprobs}}}"
+                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [5], prompt_ids: {prompt}}}"
             )
         };
-        assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]"));
-        assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]"));
-        assert_eq!(rows[2], expected(9, "", 0, "0E0", "[]", "[]"));
+        assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
+        assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 0, "0E0", "[]", "[]", "[]"));
     }
 
     #[test]

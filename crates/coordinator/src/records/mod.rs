@@ -5,6 +5,7 @@
 //! ├── lock                        held by the one coordinator that works here
 //! ├── coordinator.json            where it listens
 //! ├── job.toml                    the resolved job spec
+//! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
 //! ├── evaluations.jsonl           one line an evaluation
 //! ├── samples/step-000012.parquet, eval-000000.parquet

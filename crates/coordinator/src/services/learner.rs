@@ -4,6 +4,7 @@ use pacs_protocol::v1::complete_task_request::Result as WireResult;
 use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::next_task_response::Task as WireTask;
 use pacs_types::{Generation, WeightVersion, WorkerId};
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
@@ -41,19 +42,24 @@ impl LearnerService for Services {
         &self,
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
-        let v1::CompleteTaskRequest { worker_id, generation, task_id, result } = request.into_inner();
+        let request = request.into_inner();
+        let payload = request.encode_to_vec();
+        let v1::CompleteTaskRequest { worker_id, generation, task_id, result } = request;
         let wire = required("result", result)?;
         let result = read(&wire);
         let worker = WorkerId(worker_id);
-        let mut driver = self.0.lock();
-        let rank = driver.machine.rank(worker);
         let event = Event::CompleteTask { worker, generation: Generation(generation), task: task_id, result };
-        let (reply, effects) = driver.ask(event)?;
-        // Kept before the effects are applied: this may be the report that completes the task.
-        if let (Reply::Accepted { fresh: true }, Some(rank)) = (reply, rank) {
-            keep(&mut driver, rank, wire);
-        }
-        driver.apply(effects);
+        let complete = |driver: &mut Driver| {
+            let rank = driver.machine.rank(worker);
+            let (reply, effects) = driver.ask_with(event, Some(payload), None)?;
+            // Kept before the effects are applied: this may be the report that completes the task.
+            if let (Reply::Accepted { fresh: true }, Some(rank)) = (reply, rank) {
+                keep_result(driver, rank, wire);
+            }
+            driver.apply(effects);
+            Ok(())
+        };
+        self.0.call(complete).await?;
         Ok(Response::new(v1::CompleteTaskResponse {}))
     }
 }
@@ -79,7 +85,9 @@ fn task(driver: &Driver, order: TaskOrder) -> Result<v1::NextTaskResponse, Statu
             let batch = driver.batch.as_ref().filter(|batch| batch.step == step);
             let batch = batch.ok_or_else(|| Status::internal(format!("the batch of step {step} is gone")))?;
             let prompt = |group: pacs_types::GroupId| driver.problems.train_at(group.0).prompt_tokens.as_slice();
-            WireTask::Train(batch.task(order.rank, &driver.store, prompt))
+            let mut task = batch.task(order.rank, &driver.store, prompt);
+            task.learning_rate = driver.machine.position().learning_rate;
+            WireTask::Train(task)
         }
     };
     Ok(v1::NextTaskResponse { task_id: order.task, task: Some(task) })
@@ -100,11 +108,11 @@ fn read(wire: &WireResult) -> TaskResult {
 }
 
 /// Keeps what the machine does not: weights, metrics, files.
-fn keep(driver: &mut Driver, rank: u32, wire: WireResult) {
+pub(crate) fn keep_result(driver: &mut Driver, rank: u32, wire: WireResult) {
     match wire {
-        WireResult::Prepared(result) if rank == 0 => driver.weights = result.weights,
+        WireResult::Prepared(result) if rank == 0 => driver.published = result.weights,
         WireResult::Trained(result) if rank == 0 => {
-            driver.weights.clone_from(&result.weights);
+            driver.published.clone_from(&result.weights);
             driver.trained = Some(result);
         }
         WireResult::Saved(result) => {

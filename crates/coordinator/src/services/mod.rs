@@ -21,11 +21,29 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
+pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
 
 /// Implements the services: the run, and which start of the job it is.
 #[derive(Clone, Debug)]
-struct Services(Shared, Arc<str>);
+pub(crate) struct Services(Shared, Arc<str>);
+
+impl Services {
+    /// Without a server.
+    pub(crate) fn new(shared: &Shared) -> Self {
+        Self(shared.clone(), Arc::from(""))
+    }
+
+    /// Samples that the run holds.
+    pub(crate) fn samples_in_flight(&self) -> usize {
+        self.0.lock().machine.present().count()
+    }
+
+    /// Writes what is left of the journal and takes nothing more.
+    pub(crate) fn forget(&self) {
+        self.0.lock().journal.close();
+    }
+}
 
 /// All services of a run; `attempt` is which start of the job it is, empty when that does not matter.
 pub(crate) fn router(shared: &Shared, attempt: &str) -> Router {

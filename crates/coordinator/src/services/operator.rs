@@ -1,8 +1,10 @@
+use pacs_machine::{Command, StopMode};
 use pacs_protocol::v1;
+use pacs_protocol::v1::operate_request::Command as WireCommand;
 use pacs_protocol::v1::operator_service_server::OperatorService;
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, required};
 
 #[tonic::async_trait]
 impl OperatorService for Services {
@@ -10,8 +12,32 @@ impl OperatorService for Services {
         Ok(Response::new(self.0.lock().status()))
     }
 
-    async fn stop_run(&self, _: Request<v1::StopRunRequest>) -> Result<Response<v1::StopRunResponse>, Status> {
-        self.0.lock().request_stop();
+    async fn stop_run(&self, request: Request<v1::StopRunRequest>) -> Result<Response<v1::StopRunResponse>, Status> {
+        let request = request.into_inner();
+        let mode = match request.mode() {
+            v1::StopMode::Unspecified | v1::StopMode::Save => StopMode::Save,
+            v1::StopMode::AfterStep => StopMode::AfterStep,
+            v1::StopMode::Now => StopMode::Now,
+        };
+        self.0.call(|driver| driver.operate(&named(request.operator), Command::Stop(mode))).await?;
         Ok(Response::new(v1::StopRunResponse {}))
     }
+
+    async fn operate(&self, request: Request<v1::OperateRequest>) -> Result<Response<v1::OperateResponse>, Status> {
+        let v1::OperateRequest { operator, command } = request.into_inner();
+        let command = match required("command", command)? {
+            WireCommand::Pause(_) => Command::Pause,
+            WireCommand::Resume(_) => Command::Resume,
+            WireCommand::Checkpoint(_) => Command::Checkpoint,
+            WireCommand::Drain(v1::Drain { worker }) => Command::Drain { worker },
+            WireCommand::Slots(slots) => Command::SetSlots(slots),
+            WireCommand::LearningRate(rate) => Command::SetLearningRate(rate),
+        };
+        self.0.call(|driver| driver.operate(&named(operator), command)).await?;
+        Ok(Response::new(v1::OperateResponse {}))
+    }
+}
+
+fn named(operator: String) -> String {
+    if operator.is_empty() { "somebody".to_owned() } else { operator }
 }

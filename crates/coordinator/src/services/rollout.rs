@@ -2,10 +2,12 @@ use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
 use crate::driver::Driver;
+use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
 impl RolloutService for Services {
@@ -13,8 +15,8 @@ impl RolloutService for Services {
         &self,
         request: Request<v1::LeaseGroupsRequest>,
     ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
-        let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms } = request.into_inner();
-        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples };
+        let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms, request } = request.into_inner();
+        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
@@ -29,16 +31,24 @@ impl RolloutService for Services {
         request: Request<v1::SubmitSampleRequest>,
     ) -> Result<Response<v1::SubmitSampleResponse>, Status> {
         let v1::SubmitSampleRequest { worker_id, lease_id, group_id, sample_index, sample } = request.into_inner();
-        let sample: Sample = required("sample", sample)?.try_into()?;
+        let wire = required("sample", sample)?;
+        let body = wire.encode_to_vec();
+        let sample: Sample = wire.try_into()?;
         let id = SampleId { group: GroupId(group_id), index: sample_index };
         let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
-        let mut driver = self.0.lock();
         let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
-        if driver.call(event)? == (Reply::Accepted { fresh: true }) {
-            driver.store.put_sample(id, sample);
-            driver.clock.sample_arrived(std::time::Instant::now());
-            driver.notify();
-        }
+        let frame = Frame { key: FrameKey::Sample(id, lease), body };
+        let submit = |driver: &mut Driver| {
+            let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
+            if reply == (Reply::Accepted { fresh: true }) {
+                driver.store.put_sample(id, sample);
+                driver.clock.sample_arrived(std::time::Instant::now());
+                driver.notify();
+            }
+            driver.apply(effects);
+            Ok(())
+        };
+        self.0.call(submit).await?;
         Ok(Response::new(v1::SubmitSampleResponse {}))
     }
 }
@@ -59,6 +69,7 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
             temperature: temperature as f32,
             top_p: spec.rollout.top_p as f32,
             top_k: spec.rollout.top_k,
+            min_p: spec.rollout.min_p as f32,
             max_new_tokens: spec.rollout.max_new_tokens,
             stop: spec.rollout.stop.clone(),
             seed: spec.seed,

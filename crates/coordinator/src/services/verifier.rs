@@ -2,10 +2,12 @@ use pacs_machine::{Event, Reply};
 use pacs_protocol::v1;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_types::{GroupId, LeaseId, SampleId, Verdict, WorkerId};
+use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
 use crate::driver::{Driver, Verification};
+use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
 impl VerifierService for Services {
@@ -13,8 +15,8 @@ impl VerifierService for Services {
         &self,
         request: Request<v1::LeaseSamplesRequest>,
     ) -> Result<Response<v1::LeaseSamplesResponse>, Status> {
-        let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms } = request.into_inner();
-        let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples };
+        let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms, request } = request.into_inner();
+        let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Samples(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let tasks = grants.into_iter().map(|grant| task(driver, grant.lease, grant.sample)).collect();
@@ -32,16 +34,19 @@ impl VerifierService for Services {
         let worker = WorkerId(worker_id);
         // All of them are read before one of them counts.
         let verdicts = verdicts.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let mut stale = 0;
-        let mut driver = self.0.lock();
-        for handed_in in verdicts {
-            match submit(&mut driver, worker, handed_in) {
-                Ok(()) => {}
-                Err(status) if status.code() == Code::FailedPrecondition => stale += 1,
-                Err(status) => return Err(status),
+        let submit_all = |driver: &mut Driver| {
+            let mut stale = 0;
+            for handed_in in verdicts {
+                match submit(driver, worker, handed_in) {
+                    Ok(()) => {}
+                    Err(status) if status.code() == Code::FailedPrecondition => stale += 1,
+                    Err(status) => return Err(status),
+                }
             }
-        }
-        driver.notify();
+            driver.notify();
+            Ok(stale)
+        };
+        let stale = self.0.call(submit_all).await?;
         Ok(Response::new(v1::SubmitVerdictsResponse { stale }))
     }
 }
@@ -76,7 +81,10 @@ fn verification(wire: v1::Verification) -> Result<Verification, Status> {
 fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<(), Status> {
     let HandedIn { lease, sample, verdict, verifications } = handed_in;
     let (outcome, label) = (verdict.outcome, verdict.label);
-    let (reply, effects) = driver.ask(Event::SubmitVerdict { worker, lease, sample, outcome, label })?;
+    let frame =
+        Frame { key: FrameKey::Verdict(sample, lease), body: v1::Verdict::from(verdict.clone()).encode_to_vec() };
+    let event = Event::SubmitVerdict { worker, lease, sample, outcome, label };
+    let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
     let fresh = reply == (Reply::Accepted { fresh: true });
     // A repeat was counted before.
     if fresh || !outcome.is_conclusive() {

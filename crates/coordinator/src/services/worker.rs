@@ -6,6 +6,7 @@ use pacs_types::{Role, WorkerId};
 use tonic::{Request, Response, Status};
 
 use super::{Services, wrong_answer};
+use crate::driver::Driver;
 
 #[tonic::async_trait]
 impl WorkerService for Services {
@@ -31,17 +32,19 @@ impl WorkerService for Services {
                 "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
             )));
         }
-        let mut driver = self.0.lock();
         let (name, host, pid) = (request.name, request.host, request.pid);
         tracing::info!(%role, name, host, pid, "worker registered");
         let event = Event::Register { role, name, host, pid, collective_address: request.collective_address };
-        let Reply::Registered(worker) = driver.call(event)? else { return Err(wrong_answer()) };
-        Ok(Response::new(v1::RegisterResponse {
-            worker_id: worker.0,
-            job_spec: driver.job_toml.clone(),
-            run_dir: driver.run_dir.display().to_string(),
-            heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
-        }))
+        let register = |driver: &mut Driver| {
+            let Reply::Registered(worker) = driver.call(event)? else { return Err(wrong_answer()) };
+            Ok(v1::RegisterResponse {
+                worker_id: worker.0,
+                job_spec: driver.job_toml.clone(),
+                run_dir: driver.run_dir.display().to_string(),
+                heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
+            })
+        };
+        Ok(Response::new(self.0.call(register).await?))
     }
 
     async fn heartbeat(
@@ -67,10 +70,14 @@ impl WorkerService for Services {
         let certified = certified(&request);
         let v1::LeaveRequest { worker_id, error } = request.into_inner();
         let error = Some(error).filter(|error| !error.is_empty());
-        let mut driver = self.0.lock();
-        must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
-        driver.call(Event::Leave { worker: WorkerId(worker_id), error })?;
-        driver.notify();
+        let event = Event::Leave { worker: WorkerId(worker_id), error };
+        let leave = |driver: &mut Driver| {
+            must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
+            driver.call(event)?;
+            driver.notify();
+            Ok(())
+        };
+        self.0.call(leave).await?;
         Ok(Response::new(v1::LeaveResponse {}))
     }
 }

@@ -1,6 +1,6 @@
 //! Workers that do no work: they speak the wire protocol and make up what they hand in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -22,12 +22,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const WAIT_MS: u32 = 200;
 
 pub(crate) struct Job {
-    pub(crate) folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Removes the folder in the end; the process that serves for a test does not.
+    _owned: Option<tempfile::TempDir>,
 }
 
 impl Job {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // In memory where the system has that: processes are killed here, not machines, and a disk that is busy with
+        // something else takes half a second for every answer.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let problems = |name: &str, count: u32| {
             let lines: Vec<String> = (0..count)
                 .map(|i| format!("{{\"question\": \"{name}: what is {i} + 1?\", \"answer\": \"{}\"}}", i + 1))
@@ -36,16 +41,16 @@ impl Job {
         };
         problems("train", 10);
         problems("evaluation", 3);
-        Self { folder }
+        Self { folder: folder.path().to_owned(), _owned: Some(folder) }
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
-        self.folder.path().join("run")
+        self.folder.join("run")
     }
 
     pub(crate) fn spec(&self, steps: u64, changes: &str) -> pacs_spec::JobSpec {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
-        let (model, folder) = (model.display(), self.folder.path().display());
+        let (model, folder) = (model.display(), self.folder.display());
         let text = format!(
             "name = 'test'\n[model]\npath = '{model}'\n[data.train]\npath = '{folder}/train.jsonl'\n\
              [data.evaluation]\npath = '{folder}/evaluation.jsonl'\n[rollout]\nsamples_per_prompt = 2\n\
@@ -95,6 +100,13 @@ pub(crate) struct Seen {
     pub(crate) started_from: Vec<(String, u64)>,
     pub(crate) streams: Vec<(v1::Purpose, u64, u64)>,
     pub(crate) failed_verdicts: u32,
+    /// Samples that were acknowledged: purpose, weights, group, index, attempt.
+    acknowledged: BTreeSet<(i32, u64, u64, u32, u32)>,
+    /// Acknowledged samples that were asked for again, and steps that were trained again.
+    pub(crate) asked_again: u32,
+    pub(crate) trained_again: u32,
+    /// Calls that had to be made again.
+    pub(crate) retries: u32,
 }
 
 pub(crate) type Shared = Arc<Mutex<Seen>>;
@@ -211,18 +223,57 @@ impl Member {
     }
 }
 
+/// Makes a call until there is an answer, as workers do: a coordinator that is away comes back.
+async fn persist<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
+    member: &Member,
+    seen: &Shared,
+    call: impl Fn() -> F,
+) -> Option<T> {
+    loop {
+        match call().await {
+            Ok(reply) => return Some(reply.into_inner()),
+            Err(status) if is_away(status.code()) && !member.dismissed() => {
+                seen.lock().unwrap().retries += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// One call of a client, by [`persist`].
+macro_rules! persist {
+    ($member:expr, $seen:expr, $client:expr, $method:ident, $request:expr) => {
+        persist($member, $seen, || {
+            let (mut client, request) = ($client.clone(), $request.clone());
+            async move { client.$method(request).await }
+        })
+        .await
+    };
+}
+
+fn is_away(code: tonic::Code) -> bool {
+    matches!(code, tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled)
+}
+
 async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen: Shared) {
     let member = join(address, v1::Role::Rollout, format!("rollout-{slot}")).await;
-    let mut client = RolloutServiceClient::new(member.channel.clone());
-    let mut handed_in = 0;
+    let client = RolloutServiceClient::new(member.channel.clone());
+    let (mut handed_in, mut number) = (0, 0);
     while !member.dismissed() {
-        let request = v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS };
-        let Ok(leases) = client.lease_groups(request).await else { continue };
-        for lease in leases.into_inner().groups {
+        number += 1;
+        let request =
+            v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS, request: number };
+        let Some(leases) = persist!(&member, &seen, client, lease_groups, request) else { continue };
+        for lease in leases.groups {
             let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
             seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
             assert!(!lease.prompt_tokens.is_empty());
-            for v1::WantedSample { index, .. } in lease.samples {
+            for v1::WantedSample { index, attempt } in lease.samples {
+                let what = (lease.purpose, weights.version, lease.group_id, index, attempt);
+                if seen.lock().unwrap().acknowledged.contains(&what) {
+                    seen.lock().unwrap().asked_again += 1;
+                }
                 if dies_after == Some(handed_in) {
                     return;
                 }
@@ -235,6 +286,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     text: if index == 0 { "right".into() } else { "wrong".into() },
                     finish: v1::FinishReason::Stop.into(),
                     version: weights.version,
+                    ..v1::Sample::default()
                 };
                 let request = v1::SubmitSampleRequest {
                     worker_id: member.id,
@@ -244,7 +296,9 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     sample: Some(sample),
                 };
                 // Refused when the run was stopped meanwhile.
-                let _ = client.submit_sample(request).await;
+                if persist!(&member, &seen, client, submit_sample, request).is_some() {
+                    seen.lock().unwrap().acknowledged.insert(what);
+                }
                 handed_in += 1;
             }
         }
@@ -253,13 +307,15 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
 
 async fn verifier(address: SocketAddr, seen: Shared) {
     let member = join(address, v1::Role::Verifier, "verifier-0".into()).await;
-    let mut client = VerifierServiceClient::new(member.channel.clone());
-    let mut count = 0;
+    let client = VerifierServiceClient::new(member.channel.clone());
+    let (mut count, mut number) = (0, 0);
     while !member.dismissed() {
-        let request = v1::LeaseSamplesRequest { worker_id: member.id, max_samples: 2, wait_ms: WAIT_MS };
-        let Ok(tasks) = client.lease_samples(request).await else { continue };
+        number += 1;
+        let request =
+            v1::LeaseSamplesRequest { worker_id: member.id, max_samples: 2, wait_ms: WAIT_MS, request: number };
+        let Some(tasks) = persist!(&member, &seen, client, lease_samples, request) else { continue };
         let mut verdicts = Vec::new();
-        for task in tasks.into_inner().tasks {
+        for task in tasks.tasks {
             assert!(!task.question.is_empty() && task.answer_tokens > 0, "{task:?}");
             count += 1;
             let (outcome, label) = match task.response.as_str() {
@@ -293,27 +349,27 @@ async fn verifier(address: SocketAddr, seen: Shared) {
         }
         if !verdicts.is_empty() {
             let request = v1::SubmitVerdictsRequest { worker_id: member.id, verdicts };
-            let _ = client.submit_verdicts(request).await;
+            let _ = persist!(&member, &seen, client, submit_verdicts, request);
         }
     }
 }
 
 async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
     let member = join(address, v1::Role::Learner, format!("learner-{slot}")).await;
-    let mut client = LearnerServiceClient::new(member.channel.clone());
+    let client = LearnerServiceClient::new(member.channel.clone());
     while !member.dismissed() {
         let request = v1::JoinGenerationRequest { worker_id: member.id, wait_ms: WAIT_MS };
-        let Ok(reply) = client.join_generation(request).await else { continue };
-        let Some(group) = reply.into_inner().group else { continue };
+        let joined = persist!(&member, &seen, client, join_generation, request);
+        let Some(group) = joined.and_then(|reply| reply.group) else { continue };
         assert_eq!((group.world_size, group.addresses.len()), (2, 2));
         if group.rank == 0 {
             seen.lock().unwrap().started_from.push((group.checkpoint.clone(), group.step));
         }
-        work(&member, &mut client, &group, &seen).await;
+        work(&member, &client, &group, &seen).await;
     }
 }
 
-async fn work(member: &Member, client: &mut LearnerServiceClient<Channel>, group: &v1::LearnerGroup, seen: &Shared) {
+async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v1::LearnerGroup, seen: &Shared) {
     let generation = group.generation;
     let weights = |version| {
         (group.rank == 0).then(|| v1::WeightsRef {
@@ -325,8 +381,8 @@ async fn work(member: &Member, client: &mut LearnerServiceClient<Channel>, group
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
-        let Ok(reply) = client.next_task(request).await else { continue };
-        let v1::NextTaskResponse { task_id, task } = reply.into_inner();
+        let next = persist!(member, seen, client, next_task, request);
+        let Some(v1::NextTaskResponse { task_id, task }) = next else { continue };
         let result = match task {
             None => continue,
             Some(Task::Regroup(_)) => return,
@@ -340,7 +396,7 @@ async fn work(member: &Member, client: &mut LearnerServiceClient<Channel>, group
             Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
         };
         let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
-        let _ = client.complete_task(request).await;
+        let _ = persist!(member, seen, client, complete_task, request);
     }
 }
 
@@ -352,8 +408,8 @@ fn note_training(train: v1::TrainTask, rank: u32, seen: &Shared) {
     }
     let mut seen = seen.lock().unwrap();
     seen.sequences.entry(train.step).or_default().extend(train.sequences);
-    if rank == 0 {
-        seen.trained.insert(train.step, train.index);
+    if rank == 0 && seen.trained.insert(train.step, train.index).is_some() {
+        seen.trained_again += 1;
     }
 }
 
@@ -370,4 +426,80 @@ fn save_files(save: &v1::SaveTask, rank: u32) -> v1::SaveResult {
         v1::SavedFile { path, bytes: content.len() as u64, crc32: crc32fast::hash(content.as_bytes()) }
     };
     v1::SaveResult { files: names.into_iter().map(write).collect() }
+}
+
+/// A coordinator in a process of its own, which can be killed.
+pub(crate) struct Killable {
+    child: std::process::Child,
+}
+
+/// Set for the process that is to be the coordinator: folder, steps, address, and what is changed in the job.
+const SERVE: &str = "PACS_TEST_SERVE";
+
+impl Killable {
+    /// Starts the coordinator of a job at a fixed address.
+    pub(crate) fn start(job: &Job, steps: u64, changes: &str, address: SocketAddr) -> Self {
+        let told = serde_json::json!([job.folder, steps, changes, address.to_string()]).to_string();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "serves_when_it_is_told_to", "--nocapture", "--test-threads", "1"])
+            .env(SERVE, told)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    /// Kills it, as a power failure would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for it to end well.
+    pub(crate) async fn wait(mut self) {
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "the coordinator ended with {status}");
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "the run does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Killable {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Is the coordinator, in a process that [`Killable`] has started; nothing in others.
+pub(crate) async fn serve_if_told() {
+    let Ok(told) = std::env::var(SERVE) else { return };
+    let (folder, steps, changes, address): (PathBuf, u64, String, String) = serde_json::from_str(&told).unwrap();
+    let job = Job { folder, _owned: None };
+    let coordinator = job.start_at(steps, &changes, address.parse().unwrap()).await.unwrap();
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { .. }));
+}
+
+/// A free port of this machine.
+pub(crate) fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Waits until somebody listens there.
+pub(crate) async fn until_it_serves(address: SocketAddr) {
+    wait_for("a coordinator", || std::net::TcpStream::connect(address).is_ok()).await;
+}
+
+/// Looks again and again until it is so.
+pub(crate) async fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let started = std::time::Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "no {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -35,12 +35,17 @@ pub(super) fn count(path: &Path) -> Result<usize, DataError> {
 }
 
 /// What is done with the lines of a file, given by number: false ends it.
-type Visit<'a> = dyn FnMut(usize, &[u8]) -> Result<bool, DataError> + 'a;
+pub(crate) type Visit<'a> = dyn FnMut(usize, &[u8]) -> Result<bool, DataError> + 'a;
 
-/// Visits the lines that are not blank.
+/// Visits the lines of a file that are not blank.
 fn lines(path: &Path, visit: &mut Visit<'_>) -> Result<(), DataError> {
     let read_error = |error| DataError::Read { path: path.to_owned(), error };
-    let mut reader = BufReader::new(File::open(path).map_err(read_error)?);
+    lines_of(&mut BufReader::new(File::open(path).map_err(read_error)?), path, visit)
+}
+
+/// Visits the lines of `reader` that are not blank; errors name `path`.
+pub(crate) fn lines_of(reader: &mut dyn BufRead, path: &Path, visit: &mut Visit<'_>) -> Result<(), DataError> {
+    let read_error = |error| DataError::Read { path: path.to_owned(), error };
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -56,16 +61,21 @@ fn lines(path: &Path, visit: &mut Visit<'_>) -> Result<(), DataError> {
 }
 
 fn parse(path: &Path, source: &SourceSpec, number: usize, line: &[u8]) -> Result<Row, String> {
-    let object: Map<String, Value> = serde_json::from_slice(line).map_err(|error| {
-        let text = error.to_string();
-        // The parser counts lines within the line that it was given.
-        let what = text.split(" at line ").next().unwrap_or(&text);
-        format!("not a JSON object: {what} (column {})", error.column())
-    })?;
+    let object = object(line)?;
     let cell =
         |field: &str| object.get(field).map(cell).ok_or_else(|| no_field(field, object.keys().map(String::as_str)));
     let place = format!("{}:{number}", path.display());
     row(source, cell(&source.question_field)?, cell(&source.answer_field)?, place)
+}
+
+/// The object that a line holds.
+pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
+    serde_json::from_slice(line).map_err(|error| {
+        let text = error.to_string();
+        // The parser counts lines within the line that it was given.
+        let what = text.split(" at line ").next().unwrap_or(&text);
+        format!("not a JSON object: {what} (column {})", error.column())
+    })
 }
 
 fn cell(value: &Value) -> Cell {

@@ -6,11 +6,12 @@ use crate::{Effect, Reply, TaskKind};
 impl Machine {
     pub(crate) fn checkpoint_committed(&mut self, step: u64) {
         self.reply(Reply::Done);
-        let Phase::Committing { step: committing, model } = self.phase else { return };
-        if step != committing {
+        let Phase::Committing { snapshot, model } = &self.phase else { return };
+        if step != snapshot.step {
             return;
         }
-        self.restart = self.position.clone();
+        let (snapshot, model) = (snapshot.clone(), *model);
+        self.restart = snapshot;
         self.restart_is_checkpoint = true;
         self.exported = model;
         self.advance();
@@ -20,7 +21,7 @@ impl Machine {
     pub(crate) fn checkpoint_failed(&mut self, step: u64, reason: &str) {
         self.reply(Reply::Done);
         let model = match &self.phase {
-            Phase::Committing { step: committing, model } if *committing == step => *model,
+            Phase::Committing { snapshot, model } if snapshot.step == step => *model,
             Phase::Saving(task) => match task.kind {
                 TaskKind::Save { step: saving, model } if saving == step => model,
                 _ => return,
@@ -28,7 +29,7 @@ impl Machine {
             _ => return,
         };
         self.count(counter::FAILED_CHECKPOINTS, 1);
-        if model || self.stop_requested {
+        if model || self.stop.is_some() {
             return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
         }
         let note = format!("the checkpoint of step {step} could not be saved, the run goes on without it: {reason}");
@@ -45,9 +46,10 @@ impl Machine {
 mod tests {
     use super::super::testing::*;
     use crate::{Effect, End, Event, Options};
+    use pacs_types::{GroupId, Outcome, Role};
 
     fn saving() -> Run {
-        let mut run = Run::sampling(Options { total_steps: 3, checkpoint_every_steps: 2, ..options() });
+        let mut run = Run::sampling(Options { total_steps: 4, checkpoint_every_steps: 2, ..options() });
         run.full_step();
         run.full_step();
         assert_eq!(run.machine.status(run.now).phase, "saving");
@@ -55,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_learner_goes_back_to_the_committed_step() {
+    fn a_lost_learner_goes_back_to_the_committed_step_and_keeps_what_its_weights_generated() {
         let mut run = saving();
         let effects = run.save();
         let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
@@ -64,8 +66,21 @@ mod tests {
         run.generate_all();
         let worker = run.learners[0];
         let effects = run.step(Event::Leave { worker, error: None });
-        assert!(effects.contains(&Effect::Rewound { step: 2 }));
-        assert_eq!(run.machine.position().cursor, 4);
+        assert!(effects.contains(&Effect::Rewound { step: 2, forgotten: Vec::new() }), "{effects:?}");
+        assert_eq!((run.machine.position().cursor, run.machine.present().count()), (6, 4));
+        run.learners[0] = run.register(Role::Learner, "learner-0").0;
+        run.step(Event::JoinGeneration { worker: run.learners[0] });
+        run.prepare();
+        let effects = run.verify_all(|_| Outcome::Correct);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { step: 3, .. })), "{effects:?}");
+        run.train();
+        run.generate_all();
+        // Step 3 is undone now, and so is what its weights have generated.
+        let worker = run.learners[0];
+        let effects = run.step(Event::Leave { worker, error: None });
+        let forgotten = vec![GroupId(6), GroupId(7)];
+        assert!(effects.contains(&Effect::Rewound { step: 2, forgotten }), "{effects:?}");
+        assert_eq!((run.machine.position().cursor, run.machine.present().count()), (4, 0));
     }
 
     #[test]
@@ -86,8 +101,9 @@ mod tests {
         let effects = run.step(Event::CheckpointFailed { step: 2, reason: "disk full".into() });
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Note(note) if note.contains("disk full"))));
         run.full_step();
+        run.full_step();
         run.save();
-        let effects = run.step(Event::CheckpointFailed { step: 3, reason: "disk full".into() });
+        let effects = run.step(Event::CheckpointFailed { step: 4, reason: "disk full".into() });
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
     }
 
@@ -97,9 +113,10 @@ mod tests {
         run.save();
         run.step(Event::CheckpointCommitted { step: 2 });
         run.full_step();
+        run.full_step();
         let effects = run.save();
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { model: true, .. })), "{effects:?}");
-        let effects = run.step(Event::CheckpointCommitted { step: 3 });
+        let effects = run.step(Event::CheckpointCommitted { step: 4 });
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Finished)));
     }
 }

@@ -11,11 +11,12 @@ impl Machine {
             Ok(rank) => rank,
             Err(refusal) => return self.refuse(refusal),
         };
-        let newest_id = self.newest_id;
+        let (newest_id, now) = (self.newest_id, self.now);
         let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
             if task == 0 || task > newest_id {
                 return self.refuse(Refusal::UnknownTask { task });
             }
+            self.unchanged = true;
             return self.reply(Reply::Accepted { fresh: false });
         };
         if let TaskResult::Failed { message, permanent } = result {
@@ -23,12 +24,14 @@ impl Machine {
             return self.task_failed(worker, &message, permanent);
         }
         if current.done.contains(&rank) {
+            self.unchanged = true;
             return self.reply(Reply::Accepted { fresh: false });
         }
         if let Err(problem) = check(current, rank, &result) {
             return self.refuse(Refusal::BadResult { task, problem });
         }
         current.done.insert(rank);
+        current.heard = now;
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
         }
@@ -62,14 +65,16 @@ impl Machine {
                 self.effects.push(Effect::Prepared { step });
                 self.advance();
             }
-            Phase::Training(task) => {
-                let skipped = u64::from(task.skipped_updates);
+            Phase::Training(training) => {
+                let skipped = u64::from(training.task.skipped_updates);
                 self.step_done(skipped);
             }
             Phase::Saving(task) => {
                 let TaskKind::Save { step, model } = task.kind else { unreachable!("a save phase holds a save task") };
-                self.enter(Phase::Committing { step, model });
-                self.effects.push(Effect::CommitCheckpoint { snapshot: self.position.clone(), model });
+                let snapshot = self.position_without_flight();
+                debug_assert_eq!(step, snapshot.step, "no step is made while state is saved");
+                self.enter(Phase::Committing { snapshot: snapshot.clone(), model });
+                self.effects.push(Effect::CommitCheckpoint { snapshot, model });
             }
             _ => unreachable!("only these phases have tasks"),
         }
@@ -79,6 +84,7 @@ impl Machine {
         self.position.step += 1;
         self.position.skipped_updates += skipped;
         self.lost_generations = 0;
+        (self.failed_groups, self.refills) = (0, 0);
         let step = self.position.step;
         self.weights = Some(WeightVersion(step));
         self.effects.push(Effect::StepDone { step });
@@ -133,7 +139,7 @@ mod tests {
         };
         let refused = report(&mut run, 0, None);
         assert!(matches!(refused[..], [Effect::Refuse(Refusal::BadResult { .. })]), "{refused:?}");
-        assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).len(), 1);
+        assert!(matches!(report(&mut run, 0, Some(WeightVersion(0)))[..], [Effect::Persist(_), Effect::Reply(_)]));
         assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).len(), 1, "a repeat changes nothing");
         assert!(report(&mut run, 1, None).contains(&Effect::Prepared { step: 0 }));
     }

@@ -1,40 +1,49 @@
 use pacs_types::WorkerId;
 
-use crate::lose::counter;
 use crate::machine::Machine;
-use crate::phase::Phase;
-use crate::{Directive, Reply};
+use crate::{Directive, Effect, Event, Record, Reply};
 
 impl Machine {
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, activity: String) {
+        self.unchanged = true;
         let is_ended = self.is_ended();
+        let holds_nothing = self.pools().all(|pool| pool.loans_of(worker) == 0);
         let directive = match self.workers.get_mut(&worker) {
             _ if is_ended => Directive::Leave,
             Some(member) => {
                 member.heard = self.now;
-                member.activity = activity;
-                Directive::Continue
+                if member.activity != activity {
+                    (member.activity, member.active_since) = (activity, self.now);
+                }
+                if member.draining && holds_nothing { Directive::Leave } else { Directive::Continue }
             }
             None if self.replaced.contains(&worker) => Directive::Leave,
             None => Directive::Register,
         };
         self.reply(Reply::Directive(directive));
+        if let Some(member) = self.workers.get(&worker).filter(|_| directive == Directive::Leave && !is_ended) {
+            self.effects.push(Effect::Drained { name: member.name.clone() });
+        }
     }
 
-    /// Gives up workers that are silent and leases that nothing comes of.
-    pub(crate) fn tick(&mut self) {
-        self.reply(Reply::Done);
+    /// Gives up what is silent. Heartbeats are not recorded, so the tick is not either: what it finds is, one event each.
+    pub(crate) fn tick(&mut self) -> Vec<Effect> {
+        let mut effects = vec![Effect::Reply(Reply::Done)];
         if self.is_ended() {
-            return;
+            return effects;
         }
         self.forgive_own_silence();
-        let Some(limit) = self.now.checked_sub(self.options.heartbeat_timeout) else { return };
-        let silent: Vec<_> =
-            self.workers.iter().filter(|(_, worker)| worker.heard < limit).map(|(id, _)| *id).collect();
-        for worker in silent {
-            self.lose_worker(worker, "missed its heartbeats");
+        for event in self.due() {
+            effects.push(Effect::Persist(Record { now: self.now, event: event.clone() }));
+            self.apply(event);
+            effects.append(&mut self.effects);
+            // The rest was about a run that goes on.
+            if self.is_ended() {
+                break;
+            }
         }
-        self.lapse_old_leases();
+        self.unchanged = false;
+        effects
     }
 
     /// A coordinator that stood still (a slow disk, a suspended machine) has not heard its workers: that time is not
@@ -47,15 +56,35 @@ impl Machine {
         }
     }
 
-    fn lapse_old_leases(&mut self) {
-        let groups = self.now.checked_sub(self.options.rollout_lease_timeout);
-        let samples = self.now.checked_sub(self.options.verifier_lease_timeout);
-        if let Phase::Sampling(round) = &mut self.phase {
-            let lapsed = round.revoke_older(groups, samples) as u64;
-            if lapsed > 0 {
-                self.count(counter::LAPSED_LEASES, lapsed);
-            }
+    /// What has waited for too long.
+    fn due(&self) -> Vec<Event> {
+        let mut due = Vec::new();
+        let before = |timeout| self.now.checked_sub(timeout);
+        if let Some(limit) = before(self.options.heartbeat_timeout) {
+            let silent = self.workers.iter().filter(|(_, worker)| worker.heard < limit);
+            due.extend(silent.map(|(id, _)| Event::WorkerSilent { worker: *id }));
         }
+        let limits = (before(self.options.rollout_lease_timeout), before(self.options.verifier_lease_timeout));
+        let (mut groups, mut samples) = (Vec::new(), Vec::new());
+        for pool in self.pools() {
+            let silent = pool.silent_loans(limits.0, limits.1);
+            groups.extend(silent.0);
+            samples.extend(silent.1);
+        }
+        if !(groups.is_empty() && samples.is_empty()) {
+            due.push(Event::LeasesLapsed { groups, samples });
+        }
+        // While nothing is given out, nobody can be late.
+        if let Some(limit) = before(self.options.group_timeout).filter(|_| self.may_lend() && self.weights.is_some()) {
+            let overdue = self.pools().flat_map(|pool| pool.overdue_groups(limit));
+            due.extend(overdue.map(|group| Event::GroupOverdue { group }));
+        }
+        if let Some(task) = self.phase.task()
+            && before(self.options.task_timeout).is_some_and(|limit| task.heard < limit)
+        {
+            due.push(Event::TaskOverdue { task: task.id });
+        }
+        due
     }
 }
 

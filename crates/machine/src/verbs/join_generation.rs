@@ -12,9 +12,10 @@ impl Machine {
         let before = std::mem::take(&mut self.effects);
         debug_assert!(before.is_empty(), "joining is the first thing that its event does");
         if let Some(member) = self.workers.get_mut(&worker) {
-            member.joining = true;
+            self.unchanged = std::mem::replace(&mut member.joining, true);
         }
         self.try_assemble();
+        self.unchanged &= self.effects.is_empty();
         let reply = Reply::Joined(self.membership(worker));
         self.effects.insert(0, crate::Effect::Reply(reply));
     }

@@ -1,38 +1,83 @@
-use pacs_types::{Role, WorkerId};
+use pacs_types::{LeaseId, Purpose, Role, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
+use crate::pool::Pool;
 use crate::{GroupGrant, Reply};
 
 impl Machine {
     /// Lends waiting groups: a fair share of them, as many as the worker has room for.
-    pub(crate) fn lease_groups(&mut self, worker: WorkerId, free_samples: u32) {
+    pub(crate) fn lease_groups(&mut self, worker: WorkerId, free_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Rollout) {
             return self.refuse(refusal);
         }
-        let rollouts = self.count_role(Role::Rollout);
-        let policy_step = self.position.step;
-        let (now, mut newest_id) = (self.now, self.newest_id);
-        let mut grants = Vec::new();
-        if let Phase::Sampling(round) = &mut self.phase {
-            let share = round.waiting_groups().div_ceil(rollouts);
-            let mut free = free_samples as usize;
-            let mut may_exceed = free > 0 && !round.holds_group(worker);
-            while grants.len() < share {
-                let Some(size) = round.next_group_size() else { break };
-                if size > free && !may_exceed {
-                    break;
-                }
-                newest_id += 1;
-                let lease = pacs_types::LeaseId(newest_id);
-                let Some((group, samples)) = round.lend_group(lease, worker, now) else { break };
-                free = free.saturating_sub(size);
-                may_exceed = false;
-                grants.push(GroupGrant { lease, group, purpose: round.purpose, policy_step, samples });
-            }
+        let mut grants = self.groups_given(worker, request);
+        if !grants.is_empty() {
+            self.unchanged = true;
+            return self.reply(Reply::Groups(grants));
         }
-        self.newest_id = newest_id;
+        let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
+        // Without published weights there is nothing to generate with.
+        if self.may_lend() && self.weights.is_some() && !drains {
+            let rollouts = self.workers.values().filter(|w| w.role == Role::Rollout && !w.draining).count();
+            let (now, version) = (self.now, self.policy_version());
+            let mut newest_id = self.newest_id;
+            let mut free = free_samples as usize;
+            let mut may_exceed = free > 0 && self.pools().all(|pool| !pool.holds_group(worker));
+            // The learners wait for an evaluation: its groups go first.
+            for (purpose, pool) in self.lendable() {
+                let mut share = pool.waiting_groups().div_ceil(rollouts);
+                while share > 0 {
+                    let Some((place, size, alone)) = pool.next_for(worker) else { break };
+                    if size > free && !may_exceed {
+                        break;
+                    }
+                    newest_id += 1;
+                    let lease = LeaseId(newest_id);
+                    let Some((group, samples)) = pool.lend_group(place, lease, worker, version, now) else { break };
+                    free = if alone { 0 } else { free.saturating_sub(size) };
+                    may_exceed = false;
+                    share -= 1;
+                    grants.push(GroupGrant { lease, group, purpose, policy_step: version.0, samples });
+                }
+            }
+            self.newest_id = newest_id;
+        }
+        self.unchanged = grants.is_empty();
+        self.note_answer(worker, request, grants.iter().map(|grant| grant.lease).collect());
         self.reply(Reply::Groups(grants));
+    }
+
+    /// What the request was given before, as far as it is still open.
+    fn groups_given(&mut self, worker: WorkerId, request: u64) -> Vec<GroupGrant> {
+        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let policy_step = self.policy_version().0;
+        let open = self.lendable().flat_map(|(purpose, pool)| {
+            let lent = given.iter().filter_map(|lease| Some((*lease, pool.lent_group(*lease)?))).collect::<Vec<_>>();
+            lent.into_iter().map(move |(lease, (group, samples))| GroupGrant {
+                lease,
+                group,
+                purpose,
+                policy_step,
+                samples,
+            })
+        });
+        open.collect()
+    }
+
+    /// Remembers what a request was given, for when the answer is lost on its way.
+    pub(crate) fn note_answer(&mut self, worker: WorkerId, request: u64, given: Vec<LeaseId>) {
+        if let Some(member) = self.workers.get_mut(&worker).filter(|_| !given.is_empty()) {
+            member.answered = Some((request, given));
+        }
+    }
+
+    fn lendable(&mut self) -> impl Iterator<Item = (Purpose, &mut Pool)> {
+        let evaluated = match &mut self.phase {
+            Phase::Evaluating(evaluation) => Some((Purpose::Evaluate, &mut evaluation.pool)),
+            _ => None,
+        };
+        evaluated.into_iter().chain([(Purpose::Train, &mut self.pool)])
     }
 }
 
@@ -56,7 +101,7 @@ mod tests {
             (1, 4, 100, 1),
         ];
         for (waiting, workers, free, expected) in table {
-            let options = Options { prompts_per_step: waiting, samples_per_prompt: 4, ..options() };
+            let options = Options { prompts_per_step: waiting, slots: waiting, samples_per_prompt: 4, ..options() };
             let mut run = Run::sampling(options);
             for extra in 1..workers {
                 run.register(Role::Rollout, &format!("rollout-{extra}"));
@@ -74,12 +119,22 @@ mod tests {
     }
 
     #[test]
+    fn a_request_whose_answer_was_lost_gets_it_again() {
+        let mut run = Run::sampling(options());
+        let worker = run.rollout;
+        let ask = |request| Event::LeaseGroups { worker, free_samples: 2, request };
+        let first = run.call(ask(7)).unwrap();
+        assert_eq!(run.call(ask(7)), Ok(first.clone()));
+        assert_ne!(run.call(ask(8)), Ok(first), "another request gets other groups");
+    }
+
+    #[test]
     fn strangers_and_other_roles_are_refused() {
         let mut run = Run::sampling(options());
         let (verifier, nobody) = (run.verifier, pacs_types::WorkerId(999_999));
-        let refusal = run.call(Event::LeaseGroups { worker: verifier, free_samples: 1 }).unwrap_err();
+        let refusal = run.call(Event::LeaseGroups { worker: verifier, free_samples: 1, request: 0 }).unwrap_err();
         assert!(matches!(refusal, Refusal::WrongRole { .. }), "{refusal}");
-        let refusal = run.call(Event::LeaseGroups { worker: nobody, free_samples: 1 }).unwrap_err();
+        let refusal = run.call(Event::LeaseGroups { worker: nobody, free_samples: 1, request: 0 }).unwrap_err();
         assert_eq!(refusal, Refusal::UnknownWorker(nobody));
     }
 }

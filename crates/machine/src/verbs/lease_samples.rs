@@ -1,28 +1,43 @@
 use pacs_types::{LeaseId, Role, WorkerId};
 
 use crate::machine::Machine;
-use crate::phase::Phase;
 use crate::{Reply, SampleGrant};
 
 impl Machine {
     /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work.
-    pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32) {
+    pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
         }
-        let verifiers = self.count_role(Role::Verifier);
+        let verifiers = self.workers.values().filter(|w| w.role == Role::Verifier && !w.draining).count();
+        let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
         let (now, mut newest_id) = (self.now, self.newest_id);
-        let mut grants = Vec::new();
-        if let Phase::Sampling(round) = &mut self.phase {
+        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let open = given.iter().filter_map(|lease| {
+            let sample = self.pools().find_map(|pool| pool.lent_sample(*lease))?;
+            Some(SampleGrant { lease: *lease, sample })
+        });
+        let mut grants: Vec<_> = open.collect();
+        if !grants.is_empty() {
+            self.unchanged = true;
+            return self.reply(Reply::Samples(grants));
+        }
+        if self.may_lend() && !drains {
             let mut leases = || {
                 newest_id += 1;
                 LeaseId(newest_id)
             };
-            let most = round.unverified().div_ceil(verifiers).min(max_samples as usize);
-            let lent = round.lend_samples(&mut leases, worker, most, verifiers > 1, now);
-            grants = lent.into_iter().map(|(lease, sample)| SampleGrant { lease, sample }).collect();
+            let mut room = max_samples as usize;
+            for pool in self.pools_mut() {
+                let most = pool.unverified().div_ceil(verifiers).min(room);
+                let lent = pool.lend_samples(&mut leases, worker, most, verifiers > 1, now);
+                room -= lent.len();
+                grants.extend(lent.into_iter().map(|(lease, sample)| SampleGrant { lease, sample }));
+            }
         }
         self.newest_id = newest_id;
+        self.unchanged = grants.is_empty();
+        self.note_answer(worker, request, grants.iter().map(|grant| grant.lease).collect());
         self.reply(Reply::Samples(grants));
     }
 }
@@ -35,10 +50,10 @@ mod tests {
 
     #[test]
     fn verifiers_share_what_waits() {
-        let mut run = Run::sampling(Options { samples_per_prompt: 5, prompts_per_step: 2, ..options() });
+        let mut run = Run::sampling(Options { samples_per_prompt: 5, ..options() });
         let (second, _) = run.register(Role::Verifier, "verifier-1");
         run.generate_all();
-        let mut lease = |worker, max_samples| match run.call(Event::LeaseSamples { worker, max_samples }) {
+        let mut lease = |worker, max_samples| match run.call(Event::LeaseSamples { worker, max_samples, request: 0 }) {
             Ok(Reply::Samples(samples)) => samples.len(),
             other => panic!("{other:?}"),
         };

@@ -10,14 +10,17 @@ const FAILED_PREPARATIONS: u32 = 3;
 impl Machine {
     pub(crate) fn leave(&mut self, worker: WorkerId, error: Option<String>) {
         self.reply(Reply::Done);
-        let Some(member) = self.workers.get(&worker) else { return };
+        let Some(member) = self.workers.get(&worker) else {
+            self.unchanged = true;
+            return;
+        };
         if self.is_ended() {
             self.workers.remove(&worker);
             return;
         }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         match error {
-            None => self.lose_worker(worker, "left"),
+            None => self.lose_worker(worker, "left", false),
             // Once may be a peer's fault. Again and again, it cannot load its state, and never will.
             Some(error)
                 if is_rank
@@ -26,10 +29,10 @@ impl Machine {
             {
                 let reason = format!("{} could not prepare: {error}", member.name);
                 self.team = None;
-                self.lose_worker(worker, &format!("left because of an error: {error}"));
+                self.lose_worker(worker, &format!("left because of an error: {error}"), true);
                 self.fail(reason);
             }
-            Some(error) => self.lose_worker(worker, &format!("left because of an error: {error}")),
+            Some(error) => self.lose_worker(worker, &format!("left because of an error: {error}"), true),
         }
     }
 }
@@ -63,7 +66,7 @@ mod tests {
         let mut run = Run::sampling(options());
         let worker = run.learners[0];
         let effects = run.step(Event::Leave { worker, error: Some("out of memory".into()) });
-        assert!(effects.contains(&Effect::Rewound { step: 0 }), "{effects:?}");
+        assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
         assert_eq!(run.machine.status(run.now).phase, "assembling");
     }
 }

@@ -9,7 +9,6 @@ mod lease_samples;
 mod leave;
 mod next_task;
 mod register;
-mod stop;
 mod submit_sample;
 mod submit_verdict;
 #[cfg(test)]

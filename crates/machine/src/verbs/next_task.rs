@@ -6,6 +6,7 @@ use crate::{Reply, TaskKind, TaskOrder};
 impl Machine {
     /// The current task, until the rank has reported it; asking twice is harmless.
     pub(crate) fn next_task(&mut self, worker: WorkerId, generation: Generation) {
+        self.unchanged = true;
         if let Err(refusal) = self.member(worker, Role::Learner) {
             return self.refuse(refusal);
         }
@@ -15,7 +16,8 @@ impl Machine {
                 return self.reply(Reply::Task(None));
             }
             let kind = TaskKind::Regroup { reason: self.regroup_reason.clone() };
-            let task = self.next_id();
+            // Nobody reports this one, so it needs no number of its own.
+            let task = self.newest_id;
             return self.reply(Reply::Task(Some(TaskOrder { task, rank: 0, kind })));
         };
         let open = self.phase.task().filter(|task| !task.done.contains(&rank));

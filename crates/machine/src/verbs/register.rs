@@ -21,10 +21,22 @@ impl Machine {
             }
         }
         let activity = "registered".to_owned();
-        let worker = Worker { role, name, host, pid, collective_address, activity, heard: self.now, joining: false };
+        let worker = Worker {
+            role,
+            name,
+            host,
+            pid,
+            collective_address,
+            activity,
+            active_since: self.now,
+            heard: self.now,
+            answered: None,
+            draining: false,
+            joining: false,
+        };
         self.workers.insert(id, worker);
         if let Some(earlier) = earlier {
-            self.lose_worker(earlier, "was replaced by a new process");
+            self.lose_worker(earlier, "was replaced by a new process", true);
         }
     }
 }

@@ -2,8 +2,7 @@ use pacs_types::{LeaseId, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::lose::counter;
 use crate::machine::Machine;
-use crate::phase::Phase;
-use crate::round::Taken;
+use crate::pool::Taken;
 use crate::{Refusal, Reply};
 
 impl Machine {
@@ -11,27 +10,29 @@ impl Machine {
         if let Err(refusal) = self.member(worker, Role::Rollout) {
             return self.refuse(refusal);
         }
-        let now = self.now;
-        let taken = match &mut self.phase {
-            Phase::Sampling(round) if version != round.version => {
-                let wanted = round.version;
-                if round.revoke_group(lease, worker) {
-                    self.count(counter::LAPSED_LEASES, 1);
-                    return self.refuse(Refusal::WrongVersion { sample, found: version, wanted });
-                }
-                Taken::Stale
-            }
-            Phase::Sampling(round) => round.take_sample(lease, worker, sample, now),
-            _ => Taken::Stale,
-        };
+        let (now, newest) = (self.now, self.policy_version());
+        let Some(pool) = self.pool_of(sample.group) else { return self.refuse_stale(lease, sample) };
+        if let Some(oldest) = pool.oldest_allowed(lease)
+            && !(oldest..=newest).contains(&version)
+            && pool.revoke_group(lease, worker)
+        {
+            self.count(counter::LAPSED_LEASES, 1);
+            return self.refuse(Refusal::WrongVersion { sample, found: version, oldest, newest });
+        }
+        let taken = pool.take_sample(lease, worker, sample, (version, newest), now);
         match taken {
             Taken::Fresh => self.reply(Reply::Accepted { fresh: true }),
-            Taken::Repeat => self.reply(Reply::Accepted { fresh: false }),
-            Taken::Stale | Taken::Again | Taken::GiveUp => {
-                self.count(counter::STALE_SUBMISSIONS, 1);
-                self.refuse(Refusal::StaleLease { lease, sample });
+            Taken::Repeat => {
+                self.unchanged = true;
+                self.reply(Reply::Accepted { fresh: false });
             }
+            _ => self.refuse_stale(lease, sample),
         }
+    }
+
+    pub(crate) fn refuse_stale(&mut self, lease: LeaseId, sample: SampleId) {
+        self.refuse(Refusal::StaleLease { lease, sample });
+        self.count(counter::STALE_SUBMISSIONS, 1);
     }
 }
 

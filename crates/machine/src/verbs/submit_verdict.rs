@@ -1,10 +1,9 @@
-use pacs_types::{LeaseId, Outcome, Role, SampleId, WorkerId};
+use pacs_types::{GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
 
+use crate::Reply;
 use crate::lose::counter;
 use crate::machine::Machine;
-use crate::phase::Phase;
-use crate::round::Taken;
-use crate::{Refusal, Reply};
+use crate::pool::Taken;
 
 impl Machine {
     pub(crate) fn submit_verdict(
@@ -19,33 +18,41 @@ impl Machine {
             return self.refuse(refusal);
         }
         let (now, attempts) = (self.now, self.options.max_attempts);
-        let taken = match &mut self.phase {
-            Phase::Sampling(round) => round.take_verdict(lease, worker, sample, (outcome, label), attempts, now),
-            _ => Taken::Stale,
-        };
+        let Some(pool) = self.pool_of(sample.group) else { return self.refuse_stale(lease, sample) };
+        let taken = pool.take_verdict(lease, worker, sample, (outcome, label), attempts, now);
         match taken {
-            Taken::Fresh => self.reply(Reply::Accepted { fresh: true }),
-            Taken::Repeat => self.reply(Reply::Accepted { fresh: false }),
+            Taken::Fresh | Taken::Completes => self.reply(Reply::Accepted { fresh: true }),
+            Taken::Repeat => {
+                self.unchanged = true;
+                self.reply(Reply::Accepted { fresh: false });
+            }
             Taken::Again | Taken::GiveUp => {
                 self.reply(Reply::Accepted { fresh: false });
                 self.count(counter::FAILED_VERDICTS, 1);
             }
-            Taken::Stale => {
-                self.refuse(Refusal::StaleLease { lease, sample });
-                self.count(counter::STALE_SUBMISSIONS, 1);
-            }
+            Taken::Stale => self.refuse_stale(lease, sample),
         }
         if taken == Taken::GiveUp {
             self.give_up_sample(sample);
         }
-        self.finish_round_if_complete();
+        if taken == Taken::Completes {
+            self.group_complete(sample.group);
+        }
+    }
+
+    fn group_complete(&mut self, group: GroupId) {
+        if crate::evaluation_problem(group).is_some() {
+            return self.finish_evaluation_if_complete();
+        }
+        self.refill_if_uniform(group);
+        self.try_train();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, EvaluationPlan, Options, WantedSample};
+    use crate::{Dropped, Effect, End, EvaluationPlan, Options, WantedSample};
     use pacs_types::{GroupId, Outcome, SampleId};
 
     #[test]
@@ -56,11 +63,10 @@ mod tests {
             GroupId(0) => Outcome::Failed,
             _ => Outcome::Correct,
         });
-        assert!(dropped.contains(&Effect::DropGroup(GroupId(0))), "{dropped:?}");
+        assert!(dropped.contains(&Effect::DropGroup { group: GroupId(0), why: Dropped::NoVerdict }), "{dropped:?}");
         run.generate_all();
         let effects = run.verify_all(|_| Outcome::Wrong);
-        let groups = vec![GroupId(1), GroupId(2)];
-        assert!(effects.contains(&Effect::Train { step: 1, groups, ranks: 1 }), "{effects:?}");
+        assert_eq!(trained(&effects), Some((1, vec![GroupId(1), GroupId(2)])));
         assert_eq!(run.machine.status(run.now).counters["dropped_groups"], 1);
     }
 
@@ -76,8 +82,7 @@ mod tests {
         assert_eq!((grant.group, &grant.samples[..]), (odd.group, &[WantedSample { index: 1, attempt: 1 }][..]));
         run.hand_in(grants);
         let effects = run.verify_all(|_| Outcome::Wrong);
-        let groups = vec![GroupId(0), GroupId(1)];
-        assert!(effects.contains(&Effect::Train { step: 1, groups, ranks: 1 }), "{effects:?}");
+        assert_eq!(trained(&effects), Some((1, vec![GroupId(0), GroupId(1)])));
         let counters = run.machine.status(run.now).counters;
         assert_eq!((counters["replaced_samples"], counters["failed_verdicts"]), (1, 2));
         assert!(!counters.contains_key("dropped_groups"));
@@ -92,7 +97,11 @@ mod tests {
                 GroupId(0) if sample.index == 0 => Outcome::Failed,
                 _ => Outcome::Correct,
             });
-            assert_eq!(effects.contains(&Effect::DropGroup(GroupId(0))), round == 2, "{effects:?}");
+            assert_eq!(
+                effects.contains(&Effect::DropGroup { group: GroupId(0), why: Dropped::NoVerdict }),
+                round == 2,
+                "{effects:?}"
+            );
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use pacs_types::{Generation, Outcome, Role, SampleId, WeightVersion, WorkerId};
+use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Effect, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, Snapshot, TaskKind,
-    TaskOrder, TaskResult,
+    Command, Effect, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, Snapshot,
+    StopMode, TaskKind, TaskOrder, TaskResult,
 };
 
 pub(crate) struct Run {
@@ -23,11 +23,21 @@ pub(crate) fn options() -> Options {
         samples_per_prompt: 2,
         prompts_per_step: 2,
         total_steps: 3,
+        max_lag: 0,
+        slots: 2,
+        staleness: Default::default(),
+        uniform_groups: Default::default(),
+        max_refills: 0,
+        min_batch_groups: 1,
         evaluation: EvaluationPlan::default(),
         checkpoint_every_steps: 0,
         max_attempts: 3,
         max_replacements: 0,
         max_skipped_updates: 10,
+        group_timeout: Duration::from_secs(600),
+        max_group_attempts: 2,
+        max_worker_losses: 3,
+        task_timeout: Duration::from_secs(900),
         max_lost_generations: 5,
         heartbeat_timeout: Duration::from_secs(10),
         rollout_lease_timeout: Duration::from_secs(60),
@@ -38,6 +48,22 @@ pub(crate) fn options() -> Options {
         exported: false,
         evaluated: Default::default(),
     }
+}
+
+pub(crate) fn operator(command: Command) -> Event {
+    Event::Operator { who: "test".to_owned(), at: 0, command }
+}
+
+pub(crate) fn stop(mode: StopMode) -> Event {
+    operator(Command::Stop(mode))
+}
+
+/// The step that begins, and its groups.
+pub(crate) fn trained(effects: &[Effect]) -> Option<(u64, Vec<GroupId>)> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Train { step, groups, .. } => Some((*step, groups.clone())),
+        _ => None,
+    })
 }
 
 impl Run {
@@ -75,10 +101,25 @@ impl Run {
     }
 
     pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Refusal> {
-        match self.step(event).into_iter().next() {
+        match self.step(event).into_iter().find(|effect| !matches!(effect, Effect::Persist(_))) {
             Some(Effect::Reply(reply)) => Ok(reply),
             Some(Effect::Refuse(refusal)) => Err(refusal),
             other => panic!("no answer first, but {other:?}"),
+        }
+    }
+
+    pub(crate) fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
+        self.call(operator(command))
+    }
+
+    /// Everybody registers, as after a restart of them all.
+    pub(crate) fn join_again(&mut self) {
+        self.rollout = self.register(Role::Rollout, "rollout-0").0;
+        self.verifier = self.register(Role::Verifier, "verifier-0").0;
+        for rank in 0..self.learners.len() {
+            let worker = self.register(Role::Learner, &format!("learner-{rank}")).0;
+            self.learners[rank] = worker;
+            self.step(Event::JoinGeneration { worker });
         }
     }
 
@@ -101,20 +142,20 @@ impl Run {
             pid: 1,
             collective_address: format!("{name}:1"),
         });
-        let Some(Effect::Reply(Reply::Registered(worker))) = effects.first() else { panic!("{effects:?}") };
+        let Some(Effect::Reply(Reply::Registered(worker))) = effects.get(1) else { panic!("{effects:?}") };
         (*worker, effects)
     }
 
     pub(crate) fn groups(&mut self, worker: WorkerId, free_samples: u32) -> Vec<GroupGrant> {
-        match self.call(Event::LeaseGroups { worker, free_samples }) {
+        match self.call(Event::LeaseGroups { worker, free_samples, request: 0 }) {
             Ok(Reply::Groups(groups)) => groups,
             other => panic!("{other:?}"),
         }
     }
 
-    fn samples(&mut self) -> Vec<SampleGrant> {
+    pub(crate) fn samples(&mut self) -> Vec<SampleGrant> {
         let worker = self.verifier;
-        match self.call(Event::LeaseSamples { worker, max_samples: 1000 }) {
+        match self.call(Event::LeaseSamples { worker, max_samples: 1000, request: 0 }) {
             Ok(Reply::Samples(samples)) => samples,
             other => panic!("{other:?}"),
         }

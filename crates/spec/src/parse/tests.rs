@@ -60,13 +60,14 @@ samples_per_prompt = 1
 stop = ['x', 3]
 temperature = nan
 top_p = 0.0
+min_p = 1.0
 [optimizer]
 max_skipped_updates = -1
 [objective]
 score = 'best'
 ",
         expect![[r#"
-            16 problems in job spec `job.toml`
+            17 problems in job spec `job.toml`
               line 1: name = "has spaces": expected 1 to 64 letters, digits, `-` and `_`
               line 2: sed: unknown key; did you mean `seed`?
               line 5: model.precision = "float16": expected one of `auto`, `float32`, `bfloat16`
@@ -81,8 +82,9 @@ score = 'best'
               line 19: rollout.stop = ["x", 3]: expected a string
               line 20: rollout.temperature = NaN: expected 0.01 to 10
               line 21: rollout.top_p = 0: expected above 0, at most 1
-              line 23: optimizer.max_skipped_updates = -1: expected a whole number, 0 or more
-              line 25: objective.score = "best": expected one of `rloo`, `grpo`, `dr_grpo`, `naive`"#]],
+              line 22: rollout.min_p = 1: expected 0 to below 1
+              line 24: optimizer.max_skipped_updates = -1: expected a whole number, 0 or more
+              line 26: objective.score = "best": expected one of `rloo`, `grpo`, `dr_grpo`, `naive`"#]],
     );
 }
 
@@ -174,6 +176,19 @@ fn combinations_that_cannot_work_are_refused() {
               line 8: resources.learners = 9: expected no more than the 8 sequences of a mini-batch"#]],
     );
     refused(
+        &with("rollout.min_p = 0.1\nrollout.top_k = 1"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.min_p = 0.1: has no effect while `rollout.top_k` is 1: one token is left"#]],
+    );
+    refused(
+        &with("rollout.cache_tokens = 9215"),
+        expect![[r#"
+        1 problem in job spec `job.toml`
+          line 6: rollout.cache_tokens = 9215: expected 9216 (the longest prompt and answer) to 1000000000, or 0"#]],
+    );
+    assert!(parsed(&with("rollout.cache_tokens = 9216")).is_ok());
+    refused(
         &with("data.train.generator = { task = 'addition' }"),
         expect![[r#"
         1 problem in job spec `job.toml`
@@ -190,14 +205,14 @@ fn settings_that_an_objective_would_ignore_are_refused() {
             4 problems in job spec `job.toml`
               line 8: objective.beta = 2.0: `grpo` would ignore it; it is for `pacs`
               line 9: objective.clip_low = 1.5: expected 0 to 1
-              line 10: objective.gamma = 0.9: `grpo` would ignore it; it is for `reinforce_pp`
+              line 10: objective.gamma = 0.9: `grpo` would ignore it; it is for `reinforce_pp`, `ppo`
               line 11: objective.dual_clip = 0.5: expected above 1, at most 1000, or 0 for no bound"#]],
     );
     refused(
         &with("objective.clip_high = 0.28"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
     );
     refused(
         &with("[objective]\nkind = 'gspo'\nkl_kind = 'k2'\nreference_reset_steps = 5\nimportance_cap = 3"),
@@ -214,10 +229,31 @@ fn settings_that_an_objective_would_ignore_are_refused() {
           line 8: objective.reference_reset_steps: has no effect: `objective.reward_method` = "mean_logprob" compares with no reference"#]],
     );
     refused(
-        &with("objective.kind = 'ppo'"),
+        &with("objective.entropy_coefficient = 0.01"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.kind = "ppo": needs a value model, which learners do not train; expected `pacs`, `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`"#]],
+              line 6: objective.entropy_coefficient = 0.01: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
+    );
+    refused(
+        &with("[objective]\nkind = 'grpo'\nlambda = 0.9\nvalue_clip = 0.2\ncritic_warmup_steps = 1"),
+        expect![[r#"
+            3 problems in job spec `job.toml`
+              line 8: objective.lambda = 0.9: `grpo` would ignore it; it is for `ppo`
+              line 9: objective.value_clip = 0.2: `grpo` would ignore it; it is for `ppo`
+              line 10: objective.critic_warmup_steps = 1: `grpo` would ignore it; it is for `ppo`"#]],
+    );
+    refused(
+        &with(
+            "[objective]\nkind = 'ppo'\nlambda = 1.5\nvalue_clip = 0.0\ncritic_learning_rate = 2.0\n\
+             critic_warmup_steps = 300\nentropy_coefficient = -1.0",
+        ),
+        expect![[r#"
+            5 problems in job spec `job.toml`
+              line 8: objective.lambda = 1.5: expected 0 to 1
+              line 9: objective.value_clip = 0: expected above 0, at most 1000
+              line 10: objective.critic_learning_rate = 2: expected above 0, at most 1
+              line 11: objective.critic_warmup_steps = 300: expected fewer than `batch.steps` (300), else the policy is never trained
+              line 12: objective.entropy_coefficient = -1: expected 0 to 10"#]],
     );
     refused(
         &with("objective.kind = 'rloo'\nrollout.samples_per_prompt = 1"),

@@ -1,8 +1,11 @@
 //! `pacs-worker bench`: measurements that print one JSON object a line.
 
+mod collective;
+mod decode;
 mod rollout;
 mod shape;
 mod train;
+mod work;
 
 use clap::Subcommand;
 use pacs_runtime::Exit;
@@ -16,12 +19,21 @@ pub(crate) enum Command {
     Train(train::Arguments),
     /// Generation of made-up groups through the engine: prefill, decode, sampling, log-probs.
     Rollout(rollout::Arguments),
+    /// Decode steps of full batches, beside the time that memory needs for the bytes.
+    Decode(decode::DecodeArguments),
+    /// Prefill passes.
+    Prefill(decode::PrefillArguments),
+    /// Bandwidth between learner ranks, by operation and size; names a slow rank.
+    Collective(collective::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
     let result = match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Rollout(arguments) => rollout::run(arguments),
+        Command::Decode(arguments) => decode::decode(arguments),
+        Command::Prefill(arguments) => decode::prefill(arguments),
+        Command::Collective(arguments) => collective::run(arguments),
     };
     result.map_err(Failure::config)?;
     Ok(Exit::Done)

@@ -1,22 +1,19 @@
 //! `pacs-worker bench rollout`.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use pacs_rollout::{Engine, EngineLimits, GroupJob, SamplingOptions};
-use pacs_text::Tokenizer;
-use pacs_types::{GroupId, NoiseKey, SampleId, WeightVersion};
-use serde_json::json;
+use pacs_model::ModelConfig;
+use pacs_rollout::Engine;
+use serde_json::{Value, json};
 
+use super::work::{self, Run};
 use super::{median, print, shape};
 
 /// The work: groups of samples from prompts of random tokens; answers do not end before their length.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs-worker bench rollout --model models/smollm2-135m-instruct\n  \
                   pacs-worker bench rollout --model models/smollm2-135m-instruct --groups 1 --samples 1 --new-tokens 64\n  \
-                  pacs-worker bench rollout --model models/smollm2-135m-instruct --long-tail --rows 32")]
+                  pacs-worker bench rollout --shape smollm2-135m --long-tail --groups 64 --rows 64")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     shape: shape::Arguments,
@@ -32,11 +29,12 @@ pub(crate) struct Arguments {
     /// Tokens of an answer.
     #[arg(long, default_value_t = 64)]
     new_tokens: u32,
-    /// Samples that run at once; the others wait [default: all]
+    /// Samples that run at once; the others wait [default: all; with `--long-tail` an eighth]
     #[arg(long)]
     rows: Option<usize>,
-    /// Draw the lengths of groups' answers from a heavy-tailed distribution (Pareto, shape 1.5) with the mean of
-    /// `--new-tokens`, at most eight times as long.
+    /// Measure the same work twice: with answers of one length, and with lengths of groups from a heavy-tailed
+    /// distribution (Pareto, shape 1.5) of the same mean, at most eight times as long. Compares tokens a second until no
+    /// sample waits any more.
     #[arg(long)]
     long_tail: bool,
     /// Times that the whole work is done and measured, behind one that is not.
@@ -48,68 +46,78 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.groups == 0 || arguments.samples == 0 || arguments.prompt_tokens == 0 || arguments.new_tokens == 0 {
         bail!("measure: groups, samples, prompt tokens and new tokens must be above 0");
     }
-    let mut subject = arguments.shape.subject()?;
-    let described = subject.describe();
-    subject.config.end_tokens.clear();
-    let tokenizer = Tokenizer::read(&arguments.shape.model).context("measure")?;
-    let vocabulary = subject.config.vocab_size as u64;
-    let rows = arguments.rows.unwrap_or(arguments.groups as usize * arguments.samples as usize);
-    let limits = EngineLimits { rows, prefill_tokens: 8192 };
-    let mut engine = Engine::new(subject.config, subject.parameters, WeightVersion(0), Arc::new(tokenizer), limits);
-    let lengths = lengths(arguments);
-    let tokens: u64 = lengths.iter().map(|length| u64::from(*length) * u64::from(arguments.samples)).sum();
-    let (mut seconds, mut steps) = (Vec::new(), 0);
-    for repeat in 0..=arguments.repeats {
-        for (group, length) in (0..).zip(&lengths) {
-            engine.submit(job(arguments, group, *length, vocabulary)).context("measure")?;
-        }
-        let started = Instant::now();
-        steps = 0;
-        while !engine.is_idle() {
-            engine.step().context("generate")?;
-            steps += 1;
-        }
-        let elapsed = started.elapsed().as_secs_f64();
-        if repeat > 0 {
-            seconds.push(elapsed);
-            print(&json!({"bench": "rollout", "repeat": repeat, "seconds": elapsed,
-                          "tokens_per_second": tokens as f64 / elapsed}));
-        }
+    if arguments.repeats == 0 || arguments.rows == Some(0) {
+        bail!("measure: repeats and rows must be above 0");
     }
-    let median = median(&seconds);
-    print(&json!({
-        "bench": "rollout", "model": described, "seconds": median, "new_tokens": tokens,
-        "tokens_per_second": tokens as f64 / median, "steps": steps, "rows": rows,
-        "work": {"groups": arguments.groups, "samples": arguments.samples, "prompt_tokens": arguments.prompt_tokens,
-                 "answer_lengths": lengths},
-    }));
+    let all = arguments.groups as usize * arguments.samples as usize;
+    let rows = arguments.rows.unwrap_or(if arguments.long_tail { all.div_ceil(8) } else { all });
+    if arguments.long_tail && rows >= all {
+        bail!("measure the long tail: {all} samples do not wait for {rows} rows; take fewer rows or more groups");
+    }
+    let subject = arguments.shape.subject()?;
+    let (described, config) = (subject.describe(), subject.config.clone());
+    let uniform = vec![arguments.new_tokens; arguments.groups as usize];
+    let heavy = heavy_tail(arguments);
+    let lengths = if arguments.long_tail {
+        vec![("uniform", uniform), ("heavy_tail", heavy)]
+    } else {
+        vec![("uniform", uniform)]
+    };
+    let longest = lengths.iter().flat_map(|(_, lengths)| lengths).max().copied().unwrap_or(0) as usize;
+    let mut engine = work::engine(subject, rows, arguments.prompt_tokens + longest)?;
+    let mut full = Vec::new();
+    for (name, lengths) in &lengths {
+        let runs = measure(arguments, &mut engine, &config, name, lengths)?;
+        let middle = |value: fn(&Run) -> f64| median(&runs.iter().map(value).collect::<Vec<_>>());
+        let (seconds, last) = (middle(|run| run.seconds), runs[runs.len() - 1]);
+        full.push(middle(|run| run.tokens_full as f64 / run.seconds_full));
+        let mut line = json!({
+            "bench": "rollout", "model": described, "lengths": name, "seconds": seconds, "new_tokens": last.tokens,
+            "tokens_per_second": last.tokens as f64 / seconds, "steps": last.steps, "rows": rows,
+            "preemptions": last.preemptions,
+            "work": {"groups": arguments.groups, "samples": arguments.samples,
+                     "prompt_tokens": arguments.prompt_tokens, "answer_lengths": lengths},
+        });
+        if arguments.long_tail {
+            line["tokens_per_second_while_samples_wait"] = json!(full[full.len() - 1]);
+        }
+        print(&line);
+    }
+    if let [uniform, heavy] = full[..] {
+        print(&json!({"bench": "rollout", "heavy_tail_over_uniform": heavy / uniform, "target": "0.9 or more"}));
+    }
     Ok(())
 }
 
-fn lengths(arguments: &Arguments) -> Vec<u32> {
-    let mean = f64::from(arguments.new_tokens);
-    if !arguments.long_tail {
-        return vec![arguments.new_tokens; arguments.groups as usize];
+/// Does the work once, and then as often as asked for.
+fn measure(
+    arguments: &Arguments,
+    engine: &mut Engine,
+    config: &ModelConfig,
+    name: &str,
+    lengths: &[u32],
+) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    for repeat in 0..=arguments.repeats {
+        for (number, length) in (0..).zip(lengths) {
+            let group = work::group(config, number, arguments.samples, arguments.prompt_tokens, *length);
+            engine.submit(group).context("measure")?;
+        }
+        let run = work::run(engine)?;
+        if repeat > 0 {
+            let line: Value = json!({"bench": "rollout", "lengths": name, "repeat": repeat, "seconds": run.seconds,
+                                     "tokens_per_second": run.tokens as f64 / run.seconds});
+            print(&line);
+            runs.push(run);
+        }
     }
-    // A Pareto variable of shape 1.5 has three times its least value as mean.
+    Ok(runs)
+}
+
+/// Lengths of the answers of groups: a Pareto variable of shape 1.5, whose mean is three times its least value.
+fn heavy_tail(arguments: &Arguments) -> Vec<u32> {
+    let mean = f64::from(arguments.new_tokens);
     let quantile = |i: u64| (pacs_types::mix(i) >> 11) as f64 / (1u64 << 53) as f64;
     let length = |i: u64| (mean / 3.0 * (1.0 - quantile(i)).powf(-1.0 / 1.5)).min(8.0 * mean).max(1.0);
     (0..arguments.groups).map(|i| length(i) as u32).collect()
-}
-
-fn job(arguments: &Arguments, group: u64, new_tokens: u32, vocabulary: u64) -> GroupJob {
-    let prompt = (0..arguments.prompt_tokens as u64).map(|i| (pacs_types::mix(group << 32 | i) % vocabulary) as u32);
-    let noise = |index| (index, NoiseKey::new(1, 0, SampleId { group: GroupId(group), index }));
-    GroupJob {
-        ticket: group,
-        prompt: prompt.collect(),
-        samples: (0..arguments.samples).map(noise).collect(),
-        options: SamplingOptions {
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            max_new_tokens: new_tokens,
-            stop: Vec::new(),
-        },
-    }
 }

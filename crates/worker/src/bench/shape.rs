@@ -1,70 +1,129 @@
 //! The model that is measured, and the device it is measured on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use pacs_model::{ModelConfig, Parameters};
+use pacs_model::{ModelConfig, Parameters, RopeScaling};
+use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind};
+
+use crate::compute::Compute;
 
 /// Which model, where.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Hugging Face folder.
-    #[arg(long)]
-    pub(crate) model: PathBuf,
+    #[arg(long, required_unless_present = "shape")]
+    model: Option<PathBuf>,
     /// Take only the shape from the folder's config.json; weights are random, and no others need be there.
     #[arg(long)]
     random_weights: bool,
-    /// Kind to compute in.
-    #[arg(long, value_enum, default_value_t = Precision::Auto)]
-    precision: Precision,
-    /// Where tensors live.
-    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
-    device: DeviceKind,
-    /// Threads of libtorch; 0: one a core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    /// Random weights of the shape of a known model, without any folder.
+    #[arg(long, value_enum, conflicts_with = "model")]
+    shape: Option<Shape>,
+    #[command(flatten)]
+    compute: Compute,
 }
 
+/// Shapes of known models.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Precision {
-    /// bfloat16 where the hardware multiplies it, else float32.
-    Auto,
-    Float32,
-    Bfloat16,
+enum Shape {
+    /// SmolLM2-135M.
+    #[value(name = "smollm2-135m")]
+    Smollm2,
+    /// Qwen2.5-0.5B.
+    #[value(name = "qwen2.5-0.5b")]
+    Qwen05,
+    /// Qwen2.5-1.5B.
+    #[value(name = "qwen2.5-1.5b")]
+    Qwen15,
+    /// Qwen2.5-7B.
+    #[value(name = "qwen2.5-7b")]
+    Qwen7,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum DeviceKind {
-    Cpu,
-    Cuda,
+impl Shape {
+    fn config(self) -> ModelConfig {
+        let qwen = ModelConfig {
+            vocab_size: 151_936,
+            hidden: 896,
+            layers: 24,
+            heads: 14,
+            kv_heads: 2,
+            head_dim: 64,
+            ffn: 4864,
+            rms_eps: 1e-6,
+            rope_theta: 1e6,
+            rope_scaling: RopeScaling::None,
+            tie_embeddings: true,
+            qkv_bias: true,
+            qk_norm: false,
+            estimates_values: false,
+            end_tokens: Vec::new(),
+            max_positions: 32_768,
+        };
+        match self {
+            Self::Smollm2 => ModelConfig {
+                vocab_size: 49_152,
+                hidden: 576,
+                layers: 30,
+                heads: 9,
+                kv_heads: 3,
+                ffn: 1536,
+                rms_eps: 1e-5,
+                rope_theta: 1e5,
+                qkv_bias: false,
+                max_positions: 8192,
+                ..qwen
+            },
+            Self::Qwen05 => qwen,
+            Self::Qwen15 => ModelConfig { hidden: 1536, layers: 28, heads: 12, head_dim: 128, ffn: 8960, ..qwen },
+            Self::Qwen7 => ModelConfig {
+                vocab_size: 152_064,
+                hidden: 3584,
+                layers: 28,
+                heads: 28,
+                kv_heads: 4,
+                head_dim: 128,
+                ffn: 18_944,
+                tie_embeddings: false,
+                ..qwen
+            },
+        }
+    }
 }
 
 /// A model ready to be measured.
 pub(crate) struct Subject {
     pub(crate) config: ModelConfig,
     pub(crate) parameters: Parameters,
+    /// That of the folder, where there is one.
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
 }
 
 impl Arguments {
     pub(crate) fn subject(&self) -> Result<Subject> {
-        let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads)?;
-        let name = || format!("load model `{}`", self.model.display());
-        let config = ModelConfig::read(&self.model).with_context(name)?;
-        let kind = match self.precision {
-            Precision::Bfloat16 => Kind::BFloat16,
-            Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
-            Precision::Auto | Precision::Float32 => Kind::Float,
-        };
+        let (kind, device) = self.compute.start()?;
+        if let Some(shape) = self.shape {
+            let config = shape.config();
+            let parameters = Parameters::random(&config, kind, device, 1);
+            return Ok(Subject { config, parameters, tokenizer: None, kind, device });
+        }
+        let Some(model) = &self.model else { bail!("measure: name a --model or a --shape") };
+        let name = || format!("load model `{}`", model.display());
+        let config = ModelConfig::read(model).with_context(name)?;
         let parameters = if self.random_weights {
             Parameters::random(&config, kind, device, 1)
         } else {
-            Parameters::load(&self.model, &config, kind, device).with_context(name)?
+            Parameters::load(model, &config, kind, device).with_context(name)?
         };
-        Ok(Subject { config, parameters, kind, device })
+        let has_tokenizer = model.join("tokenizer.json").exists();
+        let tokenizer = if has_tokenizer { Some(Arc::new(Tokenizer::read(model).with_context(name)?)) } else { None };
+        Ok(Subject { config, parameters, tokenizer, kind, device })
     }
 }
 
@@ -77,5 +136,20 @@ impl Subject {
             "device": format!("{:?}", self.device),
             "threads": pacs_torch::tch::get_num_threads(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_have_the_published_sizes() {
+        for (shape, millions) in
+            [(Shape::Smollm2, 134.5), (Shape::Qwen05, 494.0), (Shape::Qwen15, 1543.7), (Shape::Qwen7, 7615.6)]
+        {
+            let found = shape.config().parameter_count() as f64 / 1e6;
+            assert!((found - millions).abs() < 0.1, "{shape:?} has {found} million parameters");
+        }
     }
 }

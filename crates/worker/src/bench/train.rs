@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Most tokens of one forward and backward.
     #[arg(long, default_value_t = 16384)]
     micro_batch_tokens: usize,
+    /// Memory that training may use, in GiB; layers that do not fit are computed again (0: no limit).
+    #[arg(long, default_value_t = 0.0)]
+    memory_gib: f64,
     /// Steps that are measured, behind one that is not.
     #[arg(long, default_value_t = 5)]
     steps: u64,
@@ -88,7 +91,9 @@ fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
     let text = "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
                 before = false\nafter = false\n";
     let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
-    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::from(&spec) })
+    let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
+    let micro_batch_tokens = arguments.micro_batch_tokens;
+    Ok(TrainerSettings { micro_batch_tokens, memory_bytes, ..TrainerSettings::new(&spec, 0, 1) })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
@@ -115,6 +120,7 @@ fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
         position,
         tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
         rollout_logprobs: vec![0.0; *length],
+        sampled_logprobs: Vec::new(),
     });
     let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
         .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))

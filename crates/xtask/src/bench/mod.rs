@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements of single parts.
 
 mod beside;
+mod coordinator;
 mod verify;
 
 use anyhow::Result;
@@ -13,6 +14,8 @@ pub(crate) enum Bench {
     Verify(verify::Arguments),
     /// Makes training steps, beside hand-written PyTorch on the same work.
     Train(beside::Arguments),
+    /// Takes samples from lease to batch through the coordinator and its journal, fills it, and starts it again.
+    Coordinator(coordinator::Arguments),
     /// Generates samples, beside Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -21,6 +24,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Verify(arguments) => verify::run(arguments),
         Bench::Train(arguments) => beside::run("train", arguments),
+        Bench::Coordinator(arguments) => coordinator::run(arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }

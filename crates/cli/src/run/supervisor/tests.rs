@@ -4,7 +4,12 @@ use super::*;
 
 /// A worker that runs this shell script.
 fn script(name: &str, script: &str) -> WorkerCommand {
-    WorkerCommand { name: name.into(), program: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
+    WorkerCommand {
+        name: name.into(),
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".into(), script.into()],
+        living: None,
+    }
 }
 
 const DEADLINE: Duration = Duration::from_secs(20);

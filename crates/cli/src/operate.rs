@@ -1,0 +1,172 @@
+//! What operators do to a running job: `pacs pause | resume | checkpoint | drain | set | stop`.
+
+use anyhow::anyhow;
+use clap::Args;
+use pacs_protocol::v1::operate_request::Command;
+use pacs_protocol::v1::{Checkpoint, Drain, OperateRequest, Pause, Resume, StopMode, StopRunRequest};
+use pacs_runtime::Exit;
+
+use crate::failure::Failure;
+use crate::output;
+use crate::status::{block_on, in_time};
+use crate::target;
+
+/// A command that needs nothing but the run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs pause                            the run on this machine
+  pacs resume runs/demo                 the run in that folder
+  pacs checkpoint 10.0.0.5:7700         the run of that coordinator")]
+pub(crate) struct OnRun {
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs drain rollout-1                  a worker of the run on this machine
+  pacs drain verifier-0 runs/demo       a worker of the run in that folder
+
+A worker that holds a group finishes it first. Learners hold the state of the run and cannot be drained.")]
+pub(crate) struct DrainWorker {
+    /// Name of the rollout worker or verifier, as `pacs status` shows it.
+    pub(crate) worker: String,
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs set learning_rate=2e-6           from the next step on
+  pacs set slots=96 runs/demo           room for groups in flight, within the bound of asynchrony.max_lag
+
+What was set is in the status and in the journal, with who did it. It holds until it is set again, also for a run that is
+resumed from a later checkpoint; the job spec stays as it is.")]
+pub(crate) struct SetValue {
+    /// `learning_rate=VALUE` or `slots=N`.
+    #[arg(value_name = "NAME=VALUE")]
+    pub(crate) setting: String,
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs stop                             the run on this machine, at the next safe point
+  pacs stop --after-step runs/demo      the run in that folder, when its step is done
+  pacs stop --now                       at once; what is not saved yet is lost")]
+pub(crate) struct Stop {
+    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    pub(crate) target: Option<String>,
+    /// Finish the step in work first.
+    #[arg(long)]
+    pub(crate) after_step: bool,
+    /// Do not even write a checkpoint.
+    #[arg(long, conflicts_with = "after_step")]
+    pub(crate) now: bool,
+}
+
+pub(crate) fn pause(arguments: &OnRun) -> Result<Exit, Failure> {
+    let address = operate(arguments.target.as_deref(), Command::Pause(Pause {}), "pause the run")?;
+    output::line(format_args!("the run at {address} gives out no new work; `pacs resume` lets it go on"));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn resume(arguments: &OnRun) -> Result<Exit, Failure> {
+    let address = operate(arguments.target.as_deref(), Command::Resume(Resume {}), "resume the run")?;
+    output::line(format_args!("the run at {address} goes on"));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn checkpoint(arguments: &OnRun) -> Result<Exit, Failure> {
+    let address = operate(arguments.target.as_deref(), Command::Checkpoint(Checkpoint {}), "save the run")?;
+    output::line(format_args!(
+        "the run at {address} writes a checkpoint as soon as its learners are between two tasks"
+    ));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn drain(arguments: &DrainWorker) -> Result<Exit, Failure> {
+    let worker = arguments.worker.clone();
+    let command = Command::Drain(Drain { worker: worker.clone() });
+    operate(arguments.target.as_deref(), command, "drain the worker")?;
+    output::line(format_args!("{worker} gets no new work, and leaves when it has done what it holds"));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn set(arguments: &SetValue) -> Result<Exit, Failure> {
+    let command = setting(&arguments.setting)?;
+    let address = operate(arguments.target.as_deref(), command, "change the run")?;
+    output::line(format_args!("the run at {address} goes on with {}", arguments.setting));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
+    let address = target::address(arguments.target.as_deref())?;
+    let (mode, what) = match (arguments.after_step, arguments.now) {
+        (true, _) => (StopMode::AfterStep, "finishes its step, writes a checkpoint and ends"),
+        (_, true) => (StopMode::Now, "ends at once"),
+        _ => (StopMode::Save, "writes a checkpoint and ends"),
+    };
+    block_on(async {
+        let mut client = target::connect(&address).await?;
+        let request = StopRunRequest { mode: mode.into(), operator: operator() };
+        in_time(client.stop_run(request)).await.map_err(|failure| failure.doing("stop the run"))
+    })?;
+    output::line(format_args!("the run at {address} {what}; `pacs run` with the same job goes on from there"));
+    Ok(Exit::Done)
+}
+
+fn setting(text: &str) -> Result<Command, Failure> {
+    let wrong = |problem: String| {
+        let hint = "`learning_rate=2e-6` and `slots=96` are such settings; the others are fixed while a job runs";
+        Failure::with_exit(Exit::Usage, anyhow!("{problem}")).doing(format!("read the setting `{text}`")).hint(hint)
+    };
+    let (name, value) = text.split_once('=').ok_or_else(|| wrong("expected NAME=VALUE".to_owned()))?;
+    let (name, value) = (name.trim(), value.trim());
+    match name {
+        "learning_rate" => value.parse().map(Command::LearningRate).map_err(|error| wrong(error.to_string())),
+        "slots" => value.parse().map(Command::Slots).map_err(|error| wrong(error.to_string())),
+        _ => Err(wrong(format!("there is no setting `{name}` that can be changed"))),
+    }
+}
+
+fn operate(target: Option<&str>, command: Command, doing: &'static str) -> Result<String, Failure> {
+    let address = target::address(target)?;
+    block_on(async {
+        let mut client = target::connect(&address).await?;
+        let request = OperateRequest { operator: operator(), command: Some(command) };
+        in_time(client.operate(request)).await.map_err(|failure| failure.doing(doing))
+    })?;
+    Ok(address)
+}
+
+/// Who runs this program, for the record.
+fn operator() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    format!("{user}@{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_or_refused() {
+        assert!(matches!(setting("learning_rate=2e-6"), Ok(Command::LearningRate(rate)) if rate == 2e-6));
+        assert!(matches!(setting("slots = 96"), Ok(Command::Slots(96))));
+        for (text, expected) in [
+            ("slots", "expected NAME=VALUE"),
+            ("slots=-1", "invalid digit"),
+            ("batch.steps=7", "no setting `batch.steps`"),
+        ] {
+            let failure = setting(text).expect_err("refused");
+            assert!(failure.to_string().contains(expected) && failure.exit == Exit::Usage, "{failure}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::api::{Comm, DeviceError, Event, Launch, Stream, UNIQUE_ID_BYTES, Versions};
+use super::device::{CudaDevice, DeviceBuffer};
+use crate::error::Fault;
+use crate::timeout::{DEVICE_BANDWIDTH_FLOOR, moved_bytes, timeout};
+use crate::{
+    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
+};
+
+/// How long an operation is watched without a pause: many end within it.
+const SPIN: Duration = Duration::from_micros(200);
+/// Bounds of the pause between two looks afterwards; it doubles.
+const PAUSE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+/// How long a result may still come after a neighbour has closed its connection: it may have finished first and left.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long an orderly end may take; then the communicator is aborted.
+const FINALIZE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The NCCL communicator of one rank in one generation, with a TCP ring beside it. Dropping it ends it for the other
+/// ranks.
+///
+/// NCCL runs in its non-blocking mode on a stream of its own. The thread that calls an operation watches it: the end on
+/// the device, NCCL's own errors, the neighbours' sockets, the deadline, and the abort handle. So an abort from another
+/// thread is a flag that the watching thread sees within a millisecond, and `ncclCommAbort` never meets another call on
+/// the same communicator. Between operations nothing of NCCL runs on the device.
+#[derive(Debug)]
+pub struct NcclCollective {
+    ring: HostCollective,
+    device: CudaDevice,
+    /// Absent once aborted.
+    comm: Option<Comm>,
+    stream: Option<Stream>,
+    done: Option<Event>,
+    versions: Versions,
+}
+
+impl NcclCollective {
+    /// Joins a generation: connects the ring, compares versions, and forms the communicator. Returns when every rank
+    /// has.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostCollective::connect_abortable`], when ranks have different versions of NCCL or CUDA, and when NCCL fails.
+    pub fn connect(
+        listener: &HostListener,
+        group: GroupConfig,
+        abort: AbortHandle,
+        device: &CudaDevice,
+    ) -> Result<Self, CollectiveError> {
+        let ring = HostCollective::connect_abortable(listener, group, abort)?;
+        Self::form(ring, device)
+    }
+
+    /// A world of one, which needs no network.
+    ///
+    /// # Errors
+    ///
+    /// When NCCL fails.
+    pub fn alone(device: &CudaDevice) -> Result<Self, CollectiveError> {
+        Self::form(HostCollective::alone(), device)
+    }
+
+    /// The versions of NCCL and CUDA, the same on every rank.
+    #[must_use]
+    pub fn versions(&self) -> Versions {
+        self.versions
+    }
+
+    pub(crate) fn form(mut ring: HostCollective, device: &CudaDevice) -> Result<Self, CollectiveError> {
+        let fail = |ring: &HostCollective, error| ring.fail(Operation::Connect, own(error));
+        let api = device.api();
+        let versions = api.versions().map_err(|error| fail(&ring, error))?;
+        compare(&mut ring, versions)?;
+        let mut id = [0; UNIQUE_ID_BYTES];
+        if ring.rank() == 0 {
+            id = api.unique_id().map_err(|error| fail(&ring, error))?;
+        }
+        ring.broadcast(0, &mut id)?;
+        let (world_size, rank) = (ring.world_size(), ring.rank());
+        // From here on dropping it frees what is there.
+        let mut formed = Self { ring, device: device.clone(), comm: None, stream: None, done: None, versions };
+        let connect = |formed: &mut Self| -> Result<(), Fault> {
+            let api = formed.device.api();
+            formed.stream = Some(api.create_stream().map_err(own)?);
+            formed.done = Some(api.create_event().map_err(own)?);
+            let comm = api.begin(&id, world_size, rank).map_err(own)?;
+            formed.comm = Some(comm);
+            let watch = Watch::new(&formed.ring, Operation::Connect, 0);
+            watch.until("the ranks to form the communicator", || api.is_settled(comm))
+        };
+        if let Err(fault) = connect(&mut formed) {
+            return Err(formed.end(Operation::Connect, fault));
+        }
+        // Every rank has formed it, or none goes on.
+        formed.barrier()?;
+        tracing::info!(rank, world_size, %versions, "joined the NCCL communicator");
+        Ok(formed)
+    }
+
+    /// Runs one operation on the device, from the buffer's mark to the end.
+    fn on_device(&mut self, operation: Operation, data: &DeviceBuffer, launch: Launch) -> Result<(), CollectiveError> {
+        self.try_on_device(operation, data, launch).map_err(|fault| self.end(operation, fault))
+    }
+
+    fn try_on_device(&self, operation: Operation, data: &DeviceBuffer, launch: Launch) -> Result<(), Fault> {
+        let watch = Watch::new(&self.ring, operation, data.bytes);
+        let (Some(comm), Some(stream), Some(done)) = (self.comm, self.stream, self.done) else {
+            let first = "the communicator was aborted".to_owned();
+            return Err(Fault::own(self.ring.reason().unwrap_or(ErrorKind::Ended { first })));
+        };
+        if let Some(kind) = self.ring.reason() {
+            return Err(Fault::own(kind));
+        }
+        let api = self.device.api();
+        api.wait_for(stream, data.ready).map_err(own)?;
+        api.enqueue(comm, launch, stream).map_err(own)?;
+        // Before that the operation may not be in the stream, and the mark would come before it.
+        watch.until("NCCL to take the operation", || api.is_settled(comm))?;
+        api.record(done, stream).map_err(own)?;
+        watch.until("the devices of the other ranks", || {
+            // It settles at once, and says when NCCL has found an error since.
+            Ok(api.is_settled(comm)? & api.is_reached(done)?)
+        })
+    }
+
+    /// Ends the communicator with its first error. When it returns, nothing of NCCL runs on the device any more, so that
+    /// the owner of the memory may have it back.
+    fn end(&mut self, operation: Operation, fault: Fault) -> CollectiveError {
+        let error = self.ring.fail(operation, fault);
+        if let Some(comm) = self.comm.take() {
+            tracing::warn!(rank = error.rank, %error, "aborting the NCCL communicator");
+            let api = self.device.api();
+            api.abort(comm);
+            if let (Some(done), Some(stream)) = (self.done, self.stream) {
+                let deadline = Instant::now() + FINALIZE_TIMEOUT;
+                let drained = api.record(done, stream).and_then(|()| pause_until(deadline, || api.is_reached(done)));
+                if !matches!(drained, Ok(true)) {
+                    tracing::error!(rank = error.rank, ?drained, "the device still works after the abort");
+                }
+            }
+        }
+        error
+    }
+}
+
+impl Collective for NcclCollective {
+    fn rank(&self) -> usize {
+        self.ring.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.ring.world_size()
+    }
+
+    fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.ring.all_reduce_sum(data)
+    }
+
+    fn reduce_scatter_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.ring.reduce_scatter_sum(data)
+    }
+
+    fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError> {
+        self.ring.all_gather(data)
+    }
+
+    fn all_gather_f64(&mut self, mine: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
+        self.ring.all_gather_f64(mine)
+    }
+
+    fn broadcast(&mut self, root: usize, data: &mut [u8]) -> Result<(), CollectiveError> {
+        self.ring.broadcast(root, data)
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.ring.barrier()
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.ring.abort_handle()
+    }
+
+    fn device(&self) -> Option<&CudaDevice> {
+        Some(&self.device)
+    }
+
+    fn all_reduce_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let numbers = self.numbers(Operation::AllReduceSum, data)?;
+        self.on_device(Operation::AllReduceSum, data, Launch::AllReduceSum { data: data.pointer, numbers })
+    }
+
+    fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        let numbers = self.numbers(Operation::ReduceScatterSum, data)?;
+        self.ring.check_parts(Operation::ReduceScatterSum, numbers)?;
+        let (part, rank) = (numbers / self.world_size(), self.rank());
+        let launch = Launch::ReduceScatterSum { data: data.pointer, part, rank };
+        self.on_device(Operation::ReduceScatterSum, data, launch)
+    }
+
+    fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.ring.check_parts(Operation::AllGather, data.bytes)?;
+        let (part, rank) = (data.bytes / self.world_size(), self.rank());
+        self.on_device(Operation::AllGather, data, Launch::AllGather { data: data.pointer, part, rank })
+    }
+
+    fn broadcast_device(&mut self, root: usize, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.ring.check_root(root)?;
+        let launch = Launch::Broadcast { data: data.pointer, bytes: data.bytes, root };
+        self.on_device(Operation::Broadcast, data, launch)
+    }
+}
+
+impl NcclCollective {
+    fn numbers(&self, operation: Operation, data: &DeviceBuffer) -> Result<usize, CollectiveError> {
+        if data.bytes.is_multiple_of(size_of::<f32>()) {
+            return Ok(data.bytes / size_of::<f32>());
+        }
+        let kind = ErrorKind::Invalid(format!("{} bytes are no whole float32 numbers", data.bytes));
+        Err(self.ring.fail(operation, Fault::own(kind)))
+    }
+}
+
+impl Drop for NcclCollective {
+    fn drop(&mut self) {
+        let api = self.device.api();
+        if let Some(comm) = self.comm.take() {
+            // Data for the other ranks may still be under way although the operation has ended here; only a communicator
+            // that has failed is cut off.
+            let deadline = Instant::now() + FINALIZE_TIMEOUT;
+            let orderly = self.ring.reason().is_none()
+                && api.finalize(comm).is_ok()
+                && matches!(pause_until(deadline, || api.is_settled(comm)), Ok(true));
+            if orderly { api.destroy(comm) } else { api.abort(comm) }
+        }
+        if let Some(event) = self.done.take() {
+            api.destroy_event(event);
+        }
+        if let Some(stream) = self.stream.take() {
+            api.destroy_stream(stream);
+        }
+    }
+}
+
+/// Refuses ranks with other libraries than this one's.
+fn compare(ring: &mut HostCollective, ours: Versions) -> Result<(), CollectiveError> {
+    let all = ring.all_gather_f64(&[f64::from(ours.nccl), f64::from(ours.cuda)])?;
+    let versions = |numbers: &[f64]| match numbers {
+        [nccl, cuda] => Versions { nccl: *nccl as i32, cuda: *cuda as i32 },
+        _ => Versions { nccl: 0, cuda: 0 },
+    };
+    let all: Vec<Versions> = all.iter().map(|numbers| versions(numbers)).collect();
+    let Some(rank) = all.iter().position(|theirs| *theirs != ours) else { return Ok(()) };
+    let kind = ErrorKind::Mixture { rank, theirs: all[rank].to_string(), ours: ours.to_string() };
+    Err(ring.fail(Operation::Connect, Fault::own(kind)))
+}
+
+/// What the calling thread looks at while an operation runs.
+struct Watch<'a> {
+    ring: &'a HostCollective,
+    started: Instant,
+    timeout: Duration,
+}
+
+impl<'a> Watch<'a> {
+    fn new(ring: &'a HostCollective, operation: Operation, bytes: usize) -> Self {
+        let moved = moved_bytes(operation, bytes, ring.world_size());
+        let timeout = timeout(ring.base_timeout(), moved, DEVICE_BANDWIDTH_FLOOR);
+        Self { ring, started: Instant::now(), timeout }
+    }
+
+    /// Waits until `is_done`, or until there is a reason to give up.
+    fn until(&self, what: &str, is_done: impl Fn() -> Result<bool, DeviceError>) -> Result<(), Fault> {
+        let mut lost = None;
+        let mut pause = Pause::default();
+        loop {
+            if let Some(kind) = self.ring.reason() {
+                return Err(Fault::own(kind));
+            }
+            if is_done().map_err(own)? {
+                return Ok(());
+            }
+            if let Some(peer) = self.ring.lost_neighbour() {
+                let since = *lost.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    return Err(Fault::with(peer, ErrorKind::PeerClosed));
+                }
+            }
+            if self.started.elapsed() >= self.timeout {
+                return Err(Fault::own(ErrorKind::TimedOut { timeout: self.timeout, waiting_for: what.to_owned() }));
+            }
+            pause.take();
+        }
+    }
+}
+
+/// Waits until `is_done`; false at the deadline.
+fn pause_until(deadline: Instant, is_done: impl Fn() -> Result<bool, DeviceError>) -> Result<bool, DeviceError> {
+    let mut pause = Pause::default();
+    while !is_done()? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        pause.take();
+    }
+    Ok(true)
+}
+
+/// First no pause, then ever longer ones.
+#[derive(Default)]
+struct Pause {
+    since: Option<Instant>,
+    length: Duration,
+}
+
+impl Pause {
+    fn take(&mut self) {
+        if self.since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+            thread::yield_now();
+            return;
+        }
+        self.length = (2 * self.length).clamp(PAUSE.0, PAUSE.1);
+        thread::sleep(self.length);
+    }
+}
+
+fn own(error: DeviceError) -> Fault {
+    Fault::own(ErrorKind::Device(error))
+}

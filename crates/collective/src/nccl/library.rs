@@ -1,0 +1,443 @@
+#![expect(unsafe_code, reason = "CUDA and NCCL are C libraries")]
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ptr;
+use std::sync::OnceLock;
+
+use cudarc::driver::sys as cuda;
+use cudarc::nccl::sys as types;
+use libloading::Library as SharedLibrary;
+
+use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
+
+/// Where NCCL may be: the name that its packages install, then that of a development installation.
+const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+/// `ncclSuccess`.
+const SUCCESS: c_int = 0;
+/// `ncclInProgress`: a non-blocking communicator goes on in the background.
+const IN_PROGRESS: c_int = 7;
+/// `ncclUint8`, `ncclFloat32`.
+const UINT8: c_uint = 1;
+const FLOAT32: c_uint = 7;
+/// `ncclSum`.
+const SUM: c_uint = 0;
+/// `NCCL_API_MAGIC`, `NCCL_CONFIG_UNDEF_INT`, and the version of the header that the configuration's fields are those of:
+/// what `NCCL_CONFIG_INITIALIZER` of NCCL 2.22 puts there. Newer versions read it by its size and version.
+const CONFIG_MAGIC: c_uint = 0xcafe_beef;
+const UNDEFINED: c_int = c_int::MIN;
+const CONFIG_VERSION: c_uint = 22200;
+
+/// The functions of NCCL that are used, with result codes as plain numbers: a newer NCCL may return codes that no
+/// enumeration of today has.
+///
+/// The signatures are those of `nccl.h`. The loader of `cudarc` does not serve here: it panics when the library is missing,
+/// and does not look for `libnccl.so.2`, the only name that NCCL's packages install.
+#[derive(Debug)]
+struct Nccl {
+    get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    get_unique_id: unsafe extern "C" fn(*mut types::ncclUniqueId) -> c_int,
+    comm_init_rank_config: unsafe extern "C" fn(
+        *mut types::ncclComm_t,
+        c_int,
+        types::ncclUniqueId,
+        c_int,
+        *mut types::ncclConfig_t,
+    ) -> c_int,
+    comm_get_async_error: unsafe extern "C" fn(types::ncclComm_t, *mut c_int) -> c_int,
+    comm_finalize: unsafe extern "C" fn(types::ncclComm_t) -> c_int,
+    comm_destroy: unsafe extern "C" fn(types::ncclComm_t) -> c_int,
+    comm_abort: unsafe extern "C" fn(types::ncclComm_t) -> c_int,
+    all_reduce: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_uint,
+        c_uint,
+        types::ncclComm_t,
+        types::cudaStream_t,
+    ) -> c_int,
+    reduce_scatter: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_uint,
+        c_uint,
+        types::ncclComm_t,
+        types::cudaStream_t,
+    ) -> c_int,
+    all_gather: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_uint,
+        types::ncclComm_t,
+        types::cudaStream_t,
+    ) -> c_int,
+    broadcast: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_uint,
+        c_int,
+        types::ncclComm_t,
+        types::cudaStream_t,
+    ) -> c_int,
+    get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+}
+
+impl Nccl {
+    /// NCCL, opened once for the life of the process.
+    fn get() -> Result<&'static Self, DeviceError> {
+        static NCCL: OnceLock<Result<Nccl, DeviceError>> = OnceLock::new();
+        NCCL.get_or_init(Self::open).as_ref().map_err(Clone::clone)
+    }
+
+    fn open() -> Result<Self, DeviceError> {
+        let mut problems = Vec::new();
+        for name in NCCL_NAMES {
+            // SAFETY: NCCL's initialisers do nothing but set up its own state.
+            match unsafe { SharedLibrary::new(name) } {
+                Ok(library) => return Self::of(library),
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        Err(DeviceError::NoNccl { problems: problems.join("; ") })
+    }
+
+    fn of(library: SharedLibrary) -> Result<Self, DeviceError> {
+        // Never unloaded: function pointers outlive every borrow, and NCCL has threads of its own.
+        let library: &'static SharedLibrary = Box::leak(Box::new(library));
+        Ok(Self {
+            get_version: symbol(library, "ncclGetVersion")?,
+            get_unique_id: symbol(library, "ncclGetUniqueId")?,
+            comm_init_rank_config: symbol(library, "ncclCommInitRankConfig")?,
+            comm_get_async_error: symbol(library, "ncclCommGetAsyncError")?,
+            comm_finalize: symbol(library, "ncclCommFinalize")?,
+            comm_destroy: symbol(library, "ncclCommDestroy")?,
+            comm_abort: symbol(library, "ncclCommAbort")?,
+            all_reduce: symbol(library, "ncclAllReduce")?,
+            reduce_scatter: symbol(library, "ncclReduceScatter")?,
+            all_gather: symbol(library, "ncclAllGather")?,
+            broadcast: symbol(library, "ncclBroadcast")?,
+            get_error_string: symbol(library, "ncclGetErrorString")?,
+        })
+    }
+
+    /// Turns a result code into an error; going on in the background is none.
+    fn check(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
+        if matches!(code, SUCCESS | IN_PROGRESS) {
+            return Ok(());
+        }
+        // SAFETY: NCCL returns a string constant for every number.
+        let text = unsafe { (self.get_error_string)(code) };
+        Err(DeviceError::Call { call, message: format!("{} (code {code})", describe(text)) })
+    }
+}
+
+fn symbol<F: Copy>(library: &'static SharedLibrary, name: &'static str) -> Result<F, DeviceError> {
+    // SAFETY: every caller asks for the type that `nccl.h` declares under this name.
+    let found = unsafe { library.get::<F>(name.as_bytes()) };
+    found.map(|symbol| *symbol).map_err(|_| DeviceError::OldNccl { symbol: name })
+}
+
+/// The driver's primary context of one device, and NCCL.
+#[derive(Debug)]
+pub(crate) struct Library {
+    nccl: &'static Nccl,
+    device: cuda::CUdevice,
+    context: Context,
+}
+
+/// A handle that the driver lets any thread use.
+#[derive(Clone, Copy, Debug)]
+struct Context(cuda::CUcontext);
+
+// SAFETY: a CUDA context belongs to the process; every call makes it current for its own thread first.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks what it shares.
+unsafe impl Sync for Context {}
+
+impl Library {
+    pub(crate) fn open(index: usize) -> Result<Self, DeviceError> {
+        // `cudarc` panics when it is missing, so it is looked for first.
+        // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
+        if !unsafe { cuda::is_culib_present() } {
+            return Err(DeviceError::NoDriver);
+        }
+        let nccl = Nccl::get()?;
+        let (mut count, mut device, mut context) = (0, 0, ptr::null_mut());
+        // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for.
+        unsafe {
+            check("cuInit", cuda::cuInit(0))?;
+            check("cuDeviceGetCount", cuda::cuDeviceGetCount(&mut count))?;
+            let count = usize::try_from(count).unwrap_or(0);
+            let ordinal = c_int::try_from(index).ok().filter(|_| index < count);
+            let Some(ordinal) = ordinal else { return Err(DeviceError::NoDevice { index, count }) };
+            check("cuDeviceGet", cuda::cuDeviceGet(&mut device, ordinal))?;
+            check("cuDevicePrimaryCtxRetain", cuda::cuDevicePrimaryCtxRetain(&mut context, device))?;
+        }
+        Ok(Self { nccl, device, context: Context(context) })
+    }
+
+    /// Makes the device's context that of the calling thread.
+    fn enter(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained until this value is dropped.
+        check("cuCtxSetCurrent", unsafe { cuda::cuCtxSetCurrent(self.context.0) })
+    }
+
+    /// For the calls that free something, where an error can only be told.
+    fn release(&self, call: &'static str, free: impl FnOnce() -> cuda::CUresult) {
+        if let Err(error) = self.enter().and_then(|()| check(call, free())) {
+            tracing::warn!(%error, "a device resource was not freed");
+        }
+    }
+
+    fn end(&self, call: &'static str, end: impl FnOnce() -> c_int) {
+        if let Err(error) = self.enter().and_then(|()| self.nccl.check(call, end())) {
+            tracing::warn!(%error, "the NCCL communicator did not end well");
+        }
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: pairs with the retain in `open`; streams, events and memory hold this value alive.
+        let _ = unsafe { cuda::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+// In the calls below, handles are those that this value gave out and that their owners have not returned yet (see `Api`);
+// other pointers are to locals of the right type. `enter` has made the context current.
+impl Api for Library {
+    fn versions(&self) -> Result<Versions, DeviceError> {
+        let (mut nccl, mut cuda) = (0, 0);
+        // SAFETY: see above.
+        self.nccl.check("ncclGetVersion", unsafe { (self.nccl.get_version)(&mut nccl) })?;
+        // SAFETY: see above.
+        check("cuDriverGetVersion", unsafe { cuda::cuDriverGetVersion(&mut cuda) })?;
+        Ok(Versions { nccl, cuda })
+    }
+
+    fn create_stream(&self) -> Result<Stream, DeviceError> {
+        self.enter()?;
+        let mut stream = ptr::null_mut();
+        let flags = cuda::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint;
+        // SAFETY: see above.
+        check("cuStreamCreate", unsafe { cuda::cuStreamCreate(&mut stream, flags) })?;
+        Ok(Stream(stream as usize))
+    }
+
+    fn destroy_stream(&self, stream: Stream) {
+        // SAFETY: see above.
+        self.release("cuStreamDestroy", || unsafe { cuda::cuStreamDestroy_v2(stream.0 as cuda::CUstream) });
+    }
+
+    fn create_event(&self) -> Result<Event, DeviceError> {
+        self.enter()?;
+        let mut event = ptr::null_mut();
+        let flags = cuda::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
+        // SAFETY: see above.
+        check("cuEventCreate", unsafe { cuda::cuEventCreate(&mut event, flags) })?;
+        Ok(Event(event as usize))
+    }
+
+    fn destroy_event(&self, event: Event) {
+        // SAFETY: see above; an event that is still waited for is freed once it is reached.
+        self.release("cuEventDestroy", || unsafe { cuda::cuEventDestroy_v2(event.0 as cuda::CUevent) });
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: see above; a stream that is not of this value is the caller's promise in `CudaDevice::buffer`.
+        check("cuEventRecord", unsafe { cuda::cuEventRecord(event.0 as cuda::CUevent, stream.0 as cuda::CUstream) })
+    }
+
+    fn wait_for(&self, stream: Stream, event: Event) -> Result<(), DeviceError> {
+        self.enter()?;
+        let (stream, event) = (stream.0 as cuda::CUstream, event.0 as cuda::CUevent);
+        // SAFETY: see above.
+        check("cuStreamWaitEvent", unsafe { cuda::cuStreamWaitEvent(stream, event, 0) })
+    }
+
+    fn is_reached(&self, event: Event) -> Result<bool, DeviceError> {
+        self.enter()?;
+        // SAFETY: see above.
+        match unsafe { cuda::cuEventQuery(event.0 as cuda::CUevent) } {
+            cuda::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Pointer, DeviceError> {
+        self.enter()?;
+        let mut pointer = 0;
+        // The driver refuses an empty allocation.
+        // SAFETY: see above.
+        check("cuMemAlloc", unsafe { cuda::cuMemAlloc_v2(&mut pointer, bytes.max(1)) })?;
+        Ok(Pointer(pointer))
+    }
+
+    fn free(&self, memory: Pointer) {
+        // SAFETY: see above.
+        self.release("cuMemFree", || unsafe { cuda::cuMemFree_v2(memory.0) });
+    }
+
+    fn upload(&self, from: &[u8], to: Pointer) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: `DeviceMemory` has checked that the bytes fit.
+        let result = unsafe { cuda::cuMemcpyHtoD_v2(to.0, from.as_ptr().cast(), from.len()) };
+        check("cuMemcpyHtoD", result)
+    }
+
+    fn download(&self, from: Pointer, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: `DeviceMemory` has checked that as many bytes are there.
+        let result = unsafe { cuda::cuMemcpyDtoH_v2(to.as_mut_ptr().cast(), from.0, to.len()) };
+        check("cuMemcpyDtoH", result)
+    }
+
+    fn copy(&self, from: Pointer, to: Pointer, bytes: usize, stream: Stream) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: `DeviceMemory` copies within itself.
+        let result = unsafe { cuda::cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, stream.0 as cuda::CUstream) };
+        check("cuMemcpyDtoDAsync", result)
+    }
+
+    fn unique_id(&self) -> Result<UniqueId, DeviceError> {
+        self.enter()?;
+        let mut id = types::ncclUniqueId { internal: [0; 128] };
+        // SAFETY: see above.
+        self.nccl.check("ncclGetUniqueId", unsafe { (self.nccl.get_unique_id)(&mut id) })?;
+        Ok(id.internal.map(|byte| byte as u8))
+    }
+
+    fn begin(&self, id: &UniqueId, world_size: usize, rank: usize) -> Result<Comm, DeviceError> {
+        self.enter()?;
+        let call = "ncclCommInitRankConfig";
+        let number = |value: usize| {
+            let message = format!("{value} is no number of ranks");
+            c_int::try_from(value).map_err(|_| DeviceError::Call { call, message })
+        };
+        let (world_size, rank) = (number(world_size)?, number(rank)?);
+        let id = types::ncclUniqueId { internal: id.map(|byte| byte as c_char) };
+        let mut config = types::ncclConfig_t {
+            size: size_of::<types::ncclConfig_t>(),
+            magic: CONFIG_MAGIC,
+            version: CONFIG_VERSION,
+            blocking: 0,
+            cgaClusterSize: UNDEFINED,
+            minCTAs: UNDEFINED,
+            maxCTAs: UNDEFINED,
+            netName: ptr::null(),
+            splitShare: UNDEFINED,
+        };
+        let mut comm = ptr::null_mut();
+        // SAFETY: see above; NCCL copies the configuration before it returns.
+        let code = unsafe { (self.nccl.comm_init_rank_config)(&mut comm, world_size, id, rank, &mut config) };
+        self.nccl.check(call, code)?;
+        Ok(Comm(comm as usize))
+    }
+
+    fn is_settled(&self, comm: Comm) -> Result<bool, DeviceError> {
+        let call = "ncclCommGetAsyncError";
+        let mut state = SUCCESS;
+        // SAFETY: see above.
+        let code = unsafe { (self.nccl.comm_get_async_error)(comm.0 as types::ncclComm_t, &mut state) };
+        self.nccl.check(call, code)?;
+        self.nccl.check("NCCL", state)?;
+        Ok(state == SUCCESS)
+    }
+
+    fn enqueue(&self, comm: Comm, launch: Launch, stream: Stream) -> Result<(), DeviceError> {
+        self.enter()?;
+        let (comm, stream) = (comm.0 as types::ncclComm_t, stream.0 as types::cudaStream_t);
+        let nccl = self.nccl;
+        let at = |pointer: Pointer, offset: usize| (pointer.0 as usize + offset) as *mut c_void;
+        // SAFETY: see above. Whoever made the buffer has promised that its memory is there until the operation has
+        // returned, and `communicator` has taken the lengths from the buffer. In place means for NCCL: the part of this
+        // rank lies where it belongs in the whole.
+        unsafe {
+            match launch {
+                Launch::AllReduceSum { data, numbers } => {
+                    let data = at(data, 0);
+                    let code = (nccl.all_reduce)(data, data, numbers, FLOAT32, SUM, comm, stream);
+                    nccl.check("ncclAllReduce", code)
+                }
+                Launch::ReduceScatterSum { data, part, rank } => {
+                    let mine = at(data, rank * part * size_of::<f32>());
+                    let code = (nccl.reduce_scatter)(at(data, 0), mine, part, FLOAT32, SUM, comm, stream);
+                    nccl.check("ncclReduceScatter", code)
+                }
+                Launch::AllGather { data, part, rank } => {
+                    let code = (nccl.all_gather)(at(data, rank * part), at(data, 0), part, UINT8, comm, stream);
+                    nccl.check("ncclAllGather", code)
+                }
+                Launch::Broadcast { data, bytes, root } => {
+                    let (data, root) = (at(data, 0), c_int::try_from(root).unwrap_or(c_int::MAX));
+                    nccl.check("ncclBroadcast", (nccl.broadcast)(data, data, bytes, UINT8, root, comm, stream))
+                }
+            }
+        }
+    }
+
+    fn finalize(&self, comm: Comm) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: see above.
+        self.nccl.check("ncclCommFinalize", unsafe { (self.nccl.comm_finalize)(comm.0 as types::ncclComm_t) })
+    }
+
+    fn destroy(&self, comm: Comm) {
+        // SAFETY: see above; its owner forgets the handle.
+        self.end("ncclCommDestroy", || unsafe { (self.nccl.comm_destroy)(comm.0 as types::ncclComm_t) });
+    }
+
+    fn abort(&self, comm: Comm) {
+        // SAFETY: see above; its owner forgets the handle.
+        self.end("ncclCommAbort", || unsafe { (self.nccl.comm_abort)(comm.0 as types::ncclComm_t) });
+    }
+}
+
+/// Turns the driver's result into an error.
+fn check(call: &'static str, result: cuda::CUresult) -> Result<(), DeviceError> {
+    if result == cuda::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = ptr::null();
+    // SAFETY: the driver stores a string constant, or null for a code that it does not know.
+    let _ = unsafe { cuda::cuGetErrorString(result, &mut text) };
+    Err(DeviceError::Call { call, message: format!("{} (code {})", describe(text), result as c_uint) })
+}
+
+fn describe(text: *const c_char) -> String {
+    if text.is_null() {
+        return "unknown error".to_owned();
+    }
+    // SAFETY: the libraries return constants that end in a zero.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        // SAFETY: as in `Library::open`.
+        let has_driver = unsafe { cuda::is_culib_present() };
+        match Library::open(9999) {
+            Err(DeviceError::NoDriver) => assert!(!has_driver),
+            Err(DeviceError::NoNccl { problems }) => assert!(problems.contains("libnccl.so.2"), "{problems}"),
+            // A machine that has both.
+            Err(DeviceError::NoDevice { index: 9999, .. } | DeviceError::Call { call: "cuInit", .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_that_of_its_version() {
+        // Nine fields, as `nccl.h` of 2.22 declares them.
+        assert_eq!(size_of::<types::ncclConfig_t>(), 48);
+        assert_eq!(size_of::<types::ncclUniqueId>(), 128);
+    }
+}

@@ -1,0 +1,202 @@
+//! Going on where an earlier coordinator of this folder was: the machine and its payloads are built again from the
+//! journal, by the same code that built them first.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use pacs_machine::{Effect, End, Event, Record, Reply};
+use pacs_protocol::v1;
+use pacs_types::{GroupId, Sample, Verdict};
+use prost::Message;
+
+use super::Driver;
+use crate::journal::{FrameKey, Frames, Recovered, Snapshot};
+use crate::services::keep_result;
+
+/// Names of what is kept beside the machine.
+const WEIGHTS: &str = "weights";
+const PUBLISHED: &str = "published";
+const TRAINED: &str = "trained";
+const SAVED: &str = "saved/";
+
+impl Driver {
+    /// Puts a snapshot in the place of the journal's records.
+    pub(crate) fn keep_snapshot(&mut self) {
+        // Half-way through the records, the machine is not what all of them make of it.
+        if self.replaying {
+            return;
+        }
+        let machine = serde_json::to_string(&self.machine).expect("a machine is numbers, texts and lists of them");
+        let mut extras = Vec::new();
+        extras.extend(self.weights.as_ref().map(|weights| (WEIGHTS.to_owned(), weights.encode_to_vec())));
+        extras.extend(self.published.as_ref().map(|weights| (PUBLISHED.to_owned(), weights.encode_to_vec())));
+        extras.extend(self.trained.as_ref().map(|trained| (TRAINED.to_owned(), trained.encode_to_vec())));
+        for (rank, files) in &self.saved {
+            let file = |file: &crate::records::RankFile| v1::SavedFile {
+                path: file.path.clone(),
+                bytes: file.bytes,
+                crc32: file.crc32,
+            };
+            let result = v1::SaveResult { files: files.iter().map(file).collect() };
+            extras.push((format!("{SAVED}{rank}"), result.encode_to_vec()));
+        }
+        let live: BTreeSet<GroupId> = self.machine.present().map(|present| present.sample.group).collect();
+        self.journal.snapshot(Snapshot { machine, extras, live: live.into_iter().collect() });
+    }
+
+    /// Takes over what the journal holds; the machine of its snapshot is this driver's already.
+    pub(crate) fn recover(&mut self, recovered: Recovered) {
+        let began = Instant::now();
+        let Recovered { extras, records, frames, .. } = recovered;
+        let counts = (records.len(), frames.len());
+        for (name, value) in extras {
+            if let Err(error) = self.take_extra(&name, &value) {
+                tracing::error!("`{name}` of the journal cannot be read: {error}");
+            }
+        }
+        self.learner_names = self.machine.learner_names();
+        let present: Vec<_> = self.machine.present().collect();
+        for present in present {
+            self.load_sample(&frames, FrameKey::Sample(present.sample, present.lease));
+            if let Some(lease) = present.verdict {
+                self.load_verdict(&frames, FrameKey::Verdict(present.sample, lease));
+            }
+        }
+        // A snapshot may have been taken while a batch was in training.
+        if let Some((step, groups, left_out)) = self.machine.training() {
+            let trained = self.trained.take();
+            self.form_batch(step, groups, left_out, self.spec.resources.learners);
+            self.trained = trained;
+        }
+        self.replaying = true;
+        for (record, payload) in records {
+            self.replay(record, payload.as_deref(), &frames);
+        }
+        self.replaying = false;
+        let now = self.machine.now();
+        self.time_before = now;
+        self.started = Instant::now();
+        self.machine.resume(now);
+        let step = self.machine.position().step;
+        self.note(format!(
+            "went on at step {step} from the journal: {} records and {} samples and verdicts in {:.2} s",
+            counts.0,
+            counts.1,
+            began.elapsed().as_secs_f64()
+        ));
+    }
+
+    /// Does what an earlier coordinator may have left undone. Called once the driver is shared.
+    pub(crate) fn go_on(&mut self) {
+        let gone: Vec<_> = self
+            .machine
+            .present()
+            .filter(|present| !self.store.has(present.sample, present.verdict.is_some()))
+            .collect();
+        for present in gone {
+            tracing::error!(sample = %present.sample, "the journal has lost a sample; it is generated again");
+            self.tell(Event::SampleGone { sample: present.sample });
+        }
+        if self.machine.ended().is_some_and(|end| *end != End::Finished) {
+            self.tell(Event::Reopened);
+        }
+        if let Some(step) = self.machine.saving()
+            && !self.checkpoints.unfinished(step).exists()
+        {
+            self.create_checkpoint(step);
+        }
+        if let Some((snapshot, model)) = self.machine.committing() {
+            let snapshot = snapshot.clone();
+            self.commit_checkpoint(snapshot, model);
+        }
+    }
+
+    fn take_extra(&mut self, name: &str, value: &[u8]) -> Result<(), prost::DecodeError> {
+        match name {
+            WEIGHTS => self.weights = Some(v1::WeightsRef::decode(value)?),
+            PUBLISHED => self.published = Some(v1::WeightsRef::decode(value)?),
+            TRAINED => self.trained = Some(v1::TrainResult::decode(value)?),
+            _ => {
+                if let Some(rank) = name.strip_prefix(SAVED).and_then(|rank| rank.parse().ok()) {
+                    let saved = v1::complete_task_request::Result::Saved(v1::SaveResult::decode(value)?);
+                    keep_result(self, rank, saved);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a record in as its event was taken in first.
+    fn replay(&mut self, record: Record, payload: Option<&[u8]>, frames: &Frames) {
+        let rank = match &record.event {
+            Event::CompleteTask { worker, .. } => self.machine.rank(*worker),
+            _ => None,
+        };
+        let effects = self.machine.step(record.now, record.event.clone());
+        let is_fresh = effects.contains(&Effect::Reply(Reply::Accepted { fresh: true }));
+        match &record.event {
+            Event::SubmitSample { lease, sample, .. } if is_fresh => {
+                self.load_sample(frames, FrameKey::Sample(*sample, *lease));
+            }
+            Event::SubmitVerdict { lease, sample, .. } if is_fresh => {
+                self.load_verdict(frames, FrameKey::Verdict(*sample, *lease));
+            }
+            Event::CompleteTask { .. } if is_fresh => {
+                let request = payload.map(v1::CompleteTaskRequest::decode);
+                if let (Some(rank), Some(Ok(v1::CompleteTaskRequest { result: Some(result), .. }))) = (rank, request) {
+                    keep_result(self, rank, result);
+                }
+            }
+            _ => {}
+        }
+        for effect in effects {
+            self.replay_effect(effect);
+        }
+    }
+
+    /// Does again what has to do with memory, and what may have been left undone on disk.
+    fn replay_effect(&mut self, effect: Effect) {
+        let has = |lines: &crate::records::Lines, step: u64| lines.steps().is_ok_and(|steps| steps.contains(&step));
+        match effect {
+            Effect::DropGroup { group, .. } | Effect::RestartGroup(group) => self.store.drop_group(group),
+            Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
+            Effect::ReplaceSample(sample) => self.store.drop_sample(sample),
+            Effect::Train { step, groups, left_out, ranks, lag } => {
+                self.form_batch(step, groups, left_out, ranks);
+                self.lag = lag;
+            }
+            Effect::StepDone { step } if has(&self.metrics, step) => {
+                self.weights.clone_from(&self.published);
+                if let Some(batch) = self.batch.take() {
+                    batch.groups.iter().chain(&batch.left_out).for_each(|group| self.store.drop_group(*group));
+                }
+                self.trained = None;
+            }
+            Effect::StepDone { step } => self.step_done(step),
+            Effect::Evaluated { step, groups, .. } if has(&self.evaluations, step) => {
+                groups.into_iter().for_each(|group| self.store.drop_group(group));
+            }
+            Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
+            Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
+            Effect::GenerationFormed { names, .. } => self.learner_names = names,
+            Effect::Prepared { .. } => self.weights.clone_from(&self.published),
+            _ => {}
+        }
+    }
+
+    fn load_sample(&mut self, frames: &Frames, key: FrameKey) {
+        let FrameKey::Sample(id, _) = key else { return };
+        let read = frames.get(key).and_then(|body| v1::Sample::decode(body.as_slice()).ok());
+        if let Some(sample) = read.and_then(|wire| Sample::try_from(wire).ok()) {
+            self.store.put_sample(id, sample);
+        }
+    }
+
+    fn load_verdict(&mut self, frames: &Frames, key: FrameKey) {
+        let FrameKey::Verdict(id, _) = key else { return };
+        let read = frames.get(key).and_then(|body| v1::Verdict::decode(body.as_slice()).ok());
+        if let Some(verdict) = read.and_then(|wire| Verdict::try_from(wire).ok()) {
+            self.store.put_verdict(id, verdict);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The records, in SQLite.
+
+use std::path::{Path, PathBuf};
+
+use pacs_machine::Machine;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Audit, Extras, JournalError, Records, Snapshot};
+
+/// Format of the tables and of what is in them.
+const FORMAT: &str = "1";
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, payload BLOB);
+CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, machine TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS extras (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit (at INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL);
+";
+
+/// One record on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) seq: u64,
+    pub(super) record: String,
+    pub(super) payload: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Database {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Database {
+    fn path(folder: &Path) -> PathBuf {
+        folder.join("journal.db")
+    }
+
+    pub(super) fn exists(folder: &Path) -> bool {
+        Self::path(folder).exists()
+    }
+
+    pub(super) fn open(folder: &Path) -> Result<Self, JournalError> {
+        let path = Self::path(folder);
+        let open = || {
+            let connection = Connection::open(&path)?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            // Every commit is on disk when it returns.
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.execute_batch(SCHEMA)?;
+            Ok(connection)
+        };
+        let connection = open().map_err(JournalError::database("open", &path))?;
+        Ok(Self { path, connection })
+    }
+
+    /// Says what journal this is.
+    pub(super) fn describe(&self, spec: &str) -> Result<(), JournalError> {
+        for (key, value) in [("format", FORMAT), ("version", env!("CARGO_PKG_VERSION")), ("spec", spec)] {
+            let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+            self.connection.execute(sql, params![key, value]).map_err(JournalError::database("write", &self.path))?;
+        }
+        Ok(())
+    }
+
+    /// What keeps this program from going on with the journal.
+    pub(super) fn difference(&self, spec: &str) -> Result<Option<String>, JournalError> {
+        for (key, ours, what) in [
+            ("format", FORMAT, "it has another format"),
+            ("version", env!("CARGO_PKG_VERSION"), "another version of the program wrote it"),
+            ("spec", spec, "the job spec has changed"),
+        ] {
+            let sql = "SELECT value FROM meta WHERE key = ?1";
+            let found = self.connection.query_row(sql, [key], |row| row.get::<_, String>(0)).optional();
+            if found.map_err(JournalError::database("read", &self.path))?.is_none_or(|theirs| theirs != ours) {
+                return Ok(Some(what.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The snapshot, with what the driver keeps beside it.
+    pub(super) fn snapshot(&self) -> Result<Option<(Machine, Extras)>, JournalError> {
+        let read = || {
+            let sql = "SELECT machine FROM snapshot WHERE id = 1";
+            let machine = self.connection.query_row(sql, [], |row| row.get::<_, String>(0)).optional()?;
+            let mut statement = self.connection.prepare("SELECT key, value FROM extras")?;
+            let extras = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok((machine, extras.collect::<Result<Vec<_>, _>>()?))
+        };
+        let (machine, extras) = read().map_err(JournalError::database("read", &self.path))?;
+        let Some(machine) = machine else { return Ok(None) };
+        let machine = serde_json::from_str(&machine).map_err(|error| self.damaged("the snapshot", &error))?;
+        Ok(Some((machine, extras)))
+    }
+
+    /// The records behind the snapshot, in order.
+    pub(super) fn records(&self) -> Result<Records, JournalError> {
+        let failed = |error| JournalError::database("read", &self.path)(error);
+        let sql = "SELECT seq, record, payload FROM records ORDER BY seq";
+        let mut statement = self.connection.prepare(sql).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        let mut records = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let seq: u64 = row.get(0).map_err(failed)?;
+            let text = row.get_ref(1).and_then(|value| value.as_str().map_err(Into::into)).map_err(failed)?;
+            let record = serde_json::from_str(text).map_err(|error| self.damaged(&format!("record {seq}"), &error))?;
+            records.push((record, row.get(2).map_err(failed)?));
+        }
+        Ok(records)
+    }
+
+    fn damaged(&self, what: &str, error: &serde_json::Error) -> JournalError {
+        JournalError::Damaged { path: self.path.clone(), problem: format!("{what} cannot be read: {error}") }
+    }
+
+    /// Number of the newest record.
+    pub(super) fn newest(&self) -> Result<u64, JournalError> {
+        let sql = "SELECT max(ifnull((SELECT max(seq) FROM records), 0), ifnull((SELECT seq FROM snapshot), 0))";
+        self.connection.query_row(sql, [], |row| row.get(0)).map_err(JournalError::database("read", &self.path))
+    }
+
+    /// Makes all of it durable, or nothing.
+    pub(super) fn commit(
+        &mut self,
+        rows: &[Row],
+        audits: &[Audit],
+        snapshot: Option<&(u64, Snapshot)>,
+    ) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        {
+            let mut insert =
+                transaction.prepare_cached("INSERT INTO records (seq, record, payload) VALUES (?, ?, ?)")?;
+            let covered = snapshot.map_or(0, |(seq, _)| *seq);
+            for row in rows.iter().filter(|row| row.seq > covered) {
+                insert.execute(params![row.seq, row.record, row.payload])?;
+            }
+            let mut insert = transaction.prepare_cached("INSERT INTO audit (at, who, what) VALUES (?, ?, ?)")?;
+            for audit in audits {
+                insert.execute(params![audit.at, audit.who, audit.what])?;
+            }
+        }
+        if let Some((seq, snapshot)) = snapshot {
+            transaction.execute("DELETE FROM records WHERE seq <= ?", [seq])?;
+            transaction.execute("DELETE FROM extras", [])?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO snapshot (id, seq, machine) VALUES (1, ?, ?)",
+                params![seq, snapshot.machine],
+            )?;
+            for (key, value) in &snapshot.extras {
+                transaction.execute("INSERT INTO extras (key, value) VALUES (?, ?)", params![key, value])?;
+            }
+        }
+        transaction.commit()
+    }
+}

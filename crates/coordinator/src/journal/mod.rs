@@ -1,0 +1,304 @@
+//! What survives the coordinator: every event that changed the machine, and the samples and verdicts that came with
+//! them.
+//!
+//! ```text
+//! run folder/journal/
+//! ├── journal.db               SQLite in WAL mode: a snapshot of the machine, the records behind it, operators' actions
+//! └── samples-000001.seg …     samples and verdicts, append-only frames with checksums
+//! ```
+//!
+//! One thread writes, in batches: frames first, then the records that rely on them, each made durable before the next.
+//! Who waits for a record waits for all before it. Start with [`Journal::open`].
+
+mod database;
+mod frame;
+mod segments;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pacs_machine::{Machine, Record};
+use pacs_types::GroupId;
+use tokio::sync::watch;
+
+use self::database::Database;
+pub(crate) use self::frame::{Frame, FrameKey};
+pub(crate) use self::segments::Frames;
+use self::segments::Segments;
+use self::writer::Writer;
+
+/// How long an answer may wait for the disk.
+const DURABLE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database refuses.
+    #[error("{action} `{}`: {error}", path.display())]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// The database.
+        path: PathBuf,
+        /// Why not.
+        error: rusqlite::Error,
+    },
+    /// A file cannot be read or written.
+    #[error("{action} `{}`: {error}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// What is there is not what was written.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl JournalError {
+    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::File { action, path, error }
+    }
+
+    fn database(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Database { action, path, error }
+    }
+}
+
+/// What the driver keeps beside the machine, by name.
+pub(crate) type Extras = Vec<(String, Vec<u8>)>;
+/// Records with the messages that belong to them, in order.
+pub(crate) type Records = Vec<(Record, Option<Vec<u8>>)>;
+
+/// What an earlier coordinator has left.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    /// The machine of the snapshot.
+    pub(crate) machine: Machine,
+    /// What the driver keeps beside it, by name.
+    pub(crate) extras: Extras,
+    /// What happened since, in order.
+    pub(crate) records: Records,
+    /// Where the samples and verdicts are.
+    pub(crate) frames: Frames,
+}
+
+impl Recovered {
+    /// Whether the checkpoint of a step was being written or committed.
+    pub(crate) fn may_commit(&self, step: u64) -> bool {
+        let mut machine = self.machine.clone();
+        for (record, _) in &self.records {
+            machine.step(record.now, record.event.clone());
+        }
+        machine.committing().is_some_and(|(snapshot, _)| snapshot.step == step)
+    }
+}
+
+/// A snapshot to be written in the place of all records so far.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// The machine, as JSON.
+    pub(crate) machine: String,
+    /// What the driver keeps beside it, by name.
+    pub(crate) extras: Extras,
+    /// Groups whose samples are still needed.
+    pub(crate) live: Vec<GroupId>,
+}
+
+/// An operator's action, for the record.
+#[derive(Clone, Debug)]
+pub(crate) struct Audit {
+    /// Seconds since 1970.
+    pub(crate) at: u64,
+    pub(crate) who: String,
+    pub(crate) what: String,
+}
+
+/// How far the disk is.
+#[derive(Clone, Debug, Default)]
+struct Durable {
+    /// Every record up to this one is durable.
+    upto: u64,
+    /// Why nothing more will be.
+    failed: Option<String>,
+}
+
+/// The journal of a run in progress. Dropping it writes what is left and ends its thread.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    writer: Writer,
+    appended: u64,
+    /// Records since the newest snapshot.
+    since_snapshot: u64,
+}
+
+/// For those who wait for the disk without holding the journal.
+#[derive(Clone, Debug)]
+pub(crate) struct DurableUpTo {
+    durable: watch::Receiver<Durable>,
+    wanted: u64,
+}
+
+impl Journal {
+    /// Opens the journal of a run folder. `spec` is the resolved job spec: the journal of another one is put aside.
+    ///
+    /// # Errors
+    /// When its files cannot be used. A journal that is damaged is put aside, with a note.
+    pub(crate) fn open(run_dir: &Path, spec: &str) -> Result<(Self, Option<Recovered>, Vec<String>), JournalError> {
+        let folder = run_dir.join("journal");
+        let mut notes = Vec::new();
+        let recovered = match recover(&folder, spec) {
+            Ok(Found::Recovered(recovered, torn)) => {
+                notes.extend(torn);
+                Some(*recovered)
+            }
+            Ok(Found::Nothing) => None,
+            Ok(Found::Other(why)) => {
+                put_aside(&folder)?;
+                notes.push(why);
+                None
+            }
+            Err(error @ (JournalError::Database { .. } | JournalError::Damaged { .. })) => {
+                put_aside(&folder)?;
+                notes.push(format!(
+                    "the journal was put aside, and the run goes on from its newest checkpoint: {error}"
+                ));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let journal = Self::start(&folder, spec)?;
+        Ok((journal, recovered, notes))
+    }
+
+    fn start(folder: &Path, spec: &str) -> Result<Self, JournalError> {
+        std::fs::create_dir_all(folder).map_err(JournalError::file("create folder", folder))?;
+        let database = Database::open(folder)?;
+        database.describe(spec)?;
+        let appended = database.newest()?;
+        let segments = Segments::open(folder)?;
+        let writer = Writer::start(database, segments, appended).map_err(JournalError::file("start", folder))?;
+        Ok(Self { writer, appended, since_snapshot: 0 })
+    }
+
+    /// Puts the journal aside and begins an empty one.
+    pub(crate) fn discard(self, run_dir: &Path, spec: &str) -> Result<Self, JournalError> {
+        let folder = run_dir.join("journal");
+        drop(self);
+        put_aside(&folder)?;
+        Self::start(&folder, spec)
+    }
+
+    /// Adds a record, with what belongs to it. Nothing waits: [`Self::durable`] says when it is on disk.
+    pub(crate) fn append(&mut self, record: &Record, payload: Option<Vec<u8>>, frame: Option<Frame>) {
+        self.appended += 1;
+        self.since_snapshot += 1;
+        let text = serde_json::to_string(record).expect("a record is numbers and texts with names");
+        self.writer.append(self.appended, text, payload, frame);
+    }
+
+    /// Writes an operator's action down for good.
+    pub(crate) fn audit(&self, audit: Audit) {
+        self.writer.audit(audit);
+    }
+
+    /// Puts a snapshot in the place of all records so far.
+    pub(crate) fn snapshot(&mut self, snapshot: Snapshot) {
+        self.since_snapshot = 0;
+        self.writer.snapshot(self.appended, snapshot);
+    }
+
+    /// Records that a restart would have to read.
+    pub(crate) fn since_snapshot(&self) -> u64 {
+        self.since_snapshot
+    }
+
+    /// To wait until all that was added so far is durable.
+    pub(crate) fn durable(&self) -> DurableUpTo {
+        DurableUpTo { durable: self.writer.durable(), wanted: self.appended }
+    }
+
+    /// Why nothing can be written any more, if that is so.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.writer.durable().borrow().failed.clone()
+    }
+
+    /// Writes what is left and waits for it.
+    pub(crate) fn close(&mut self) {
+        self.writer.close();
+    }
+}
+
+impl DurableUpTo {
+    /// Waits for the disk.
+    ///
+    /// # Errors
+    /// When nothing can be written any more, or not in time.
+    pub(crate) async fn wait(mut self) -> Result<(), String> {
+        let wanted = self.wanted;
+        let reached = self.durable.wait_for(|durable| durable.upto >= wanted || durable.failed.is_some());
+        match tokio::time::timeout(DURABLE_DEADLINE, reached).await {
+            Ok(Ok(durable)) if durable.upto >= wanted => Ok(()),
+            Ok(Ok(durable)) => Err(durable.failed.clone().unwrap_or_default()),
+            Ok(Err(_)) => Err("the journal is closed".to_owned()),
+            Err(_) => Err(format!("the disk has not taken the journal within {} s", DURABLE_DEADLINE.as_secs())),
+        }
+    }
+}
+
+enum Found {
+    Nothing,
+    /// What is there, and what was wrong with its files.
+    Recovered(Box<Recovered>, Vec<String>),
+    /// A journal that does not fit, and why.
+    Other(String),
+}
+
+fn recover(folder: &Path, spec: &str) -> Result<Found, JournalError> {
+    if !Database::exists(folder) {
+        return Ok(Found::Nothing);
+    }
+    let database = Database::open(folder)?;
+    if let Some(difference) = database.difference(spec)? {
+        return Ok(Found::Other(format!(
+            "the journal was put aside, and the run goes on from its newest checkpoint: {difference}"
+        )));
+    }
+    let Some((machine, extras)) = database.snapshot()? else { return Ok(Found::Nothing) };
+    let records = database.records()?;
+    let (frames, notes) = Frames::read(folder)?;
+    Ok(Found::Recovered(Box::new(Recovered { machine, extras, records, frames }), notes))
+}
+
+/// Renames the folder; the one that was put aside before goes.
+fn put_aside(folder: &Path) -> Result<(), JournalError> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let aside = folder.with_file_name("journal-aside");
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(JournalError::file("remove folder", &aside))?;
+    }
+    std::fs::rename(folder, &aside).map_err(JournalError::file("rename", folder))
+}
+
+/// Shares the state of the disk between the writer and those who wait.
+fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
+    Arc::new(watch::Sender::new(Durable { upto, failed: None }))
+}
+
+#[cfg(test)]
+mod tests;

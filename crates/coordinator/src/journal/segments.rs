@@ -1,0 +1,246 @@
+//! The append-only files that samples and verdicts are in.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use pacs_types::GroupId;
+
+use super::JournalError;
+use super::frame::{Frame, FrameKey, HEADER_BYTES, checksum, read_header};
+
+/// A segment is closed when it has grown to this.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// Small frames are written together.
+const BUFFER_BYTES: usize = 1 << 20;
+
+fn segment_path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("samples-{number:06}.seg"))
+}
+
+/// Numbers of the segments of a folder, ascending.
+fn numbers(folder: &Path) -> Result<Vec<u64>, JournalError> {
+    let entries = fs::read_dir(folder).map_err(JournalError::file("list folder", folder))?;
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(JournalError::file("list folder", folder))?.file_name();
+        let number: Option<u64> =
+            name.to_str().and_then(|name| name.strip_prefix("samples-")?.strip_suffix(".seg")?.parse().ok());
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The writing side.
+#[derive(Debug)]
+pub(super) struct Segments {
+    folder: PathBuf,
+    /// Segments that are on disk, with the groups that they hold something of; none: they are not known any more.
+    closed: BTreeMap<u64, Option<HashSet<GroupId>>>,
+    number: u64,
+    current: Option<Current>,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Current {
+    file: File,
+    bytes: u64,
+    groups: HashSet<GroupId>,
+}
+
+impl Segments {
+    /// Goes on behind the segments that are there.
+    pub(super) fn open(folder: &Path) -> Result<Self, JournalError> {
+        let mut closed = BTreeMap::new();
+        for number in numbers(folder)? {
+            let groups = scan(&segment_path(folder, number))?.frames;
+            closed.insert(number, Some(groups.into_iter().map(|(key, ..)| key.sample().group).collect()));
+        }
+        let number = closed.keys().next_back().copied().unwrap_or(0);
+        Ok(Self { folder: folder.to_owned(), closed, number, current: None, buffer: Vec::new() })
+    }
+
+    /// Writes frames and makes them durable.
+    pub(super) fn write(&mut self, frames: &[Frame]) -> io::Result<()> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => self.next()?,
+        };
+        self.buffer.clear();
+        for frame in frames {
+            current.groups.insert(frame.key.sample().group);
+            self.buffer.extend_from_slice(&frame.header());
+            self.buffer.extend_from_slice(&frame.body);
+            if self.buffer.len() >= BUFFER_BYTES {
+                flush(&mut current, &mut self.buffer)?;
+            }
+        }
+        flush(&mut current, &mut self.buffer)?;
+        current.file.sync_data()?;
+        if current.bytes < SEGMENT_BYTES {
+            self.current = Some(current);
+        } else {
+            self.closed.insert(self.number, Some(current.groups));
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> io::Result<Current> {
+        self.number += 1;
+        let path = segment_path(&self.folder, self.number);
+        let file = File::options().create_new(true).append(true).open(&path)?;
+        // The name is durable before anything relies on what is in the file.
+        File::open(&self.folder)?.sync_all()?;
+        Ok(Current { file, bytes: 0, groups: HashSet::new() })
+    }
+
+    /// Begins a new file after a failed write: what it left is a torn tail, and nothing comes behind it.
+    pub(super) fn abandon(&mut self) {
+        if let Some(current) = self.current.take() {
+            self.closed.insert(self.number, Some(current.groups));
+        }
+    }
+
+    /// Removes the segments that hold nothing of the live groups.
+    pub(super) fn retain(&mut self, live: &HashSet<GroupId>) -> io::Result<()> {
+        if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.groups.is_disjoint(live)) {
+            self.closed.insert(self.number, Some(current.groups));
+        }
+        let is_dead = |groups: &Option<HashSet<GroupId>>| groups.as_ref().is_some_and(|held| held.is_disjoint(live));
+        let dead: Vec<u64> = self.closed.iter().filter(|(_, groups)| is_dead(groups)).map(|(n, _)| *n).collect();
+        for number in dead {
+            match fs::remove_file(segment_path(&self.folder, number)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => drop(self.closed.remove(&number)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
+    current.file.write_all(buffer)?;
+    current.bytes += buffer.len() as u64;
+    buffer.clear();
+    Ok(())
+}
+
+/// Where each sample and verdict is.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    files: Vec<(PathBuf, File)>,
+    places: HashMap<FrameKey, (usize, u64, usize)>,
+}
+
+impl Frames {
+    /// Reads all segments, checking every frame. A tail that a crash has torn is cut off, with a note.
+    pub(super) fn read(folder: &Path) -> Result<(Self, Vec<String>), JournalError> {
+        let (mut frames, mut notes) = (Self::default(), Vec::new());
+        for number in numbers(folder)? {
+            let path = segment_path(folder, number);
+            let scanned = scan(&path)?;
+            if scanned.damaged > 0 {
+                let damaged = scanned.damaged;
+                notes.push(format!(
+                    "`{}`: {damaged} frames are damaged; their samples are generated again",
+                    path.display()
+                ));
+            }
+            if let Some(problem) = &scanned.problem {
+                notes.push(format!(
+                    "`{}`: {problem} at byte {} of {}; the rest is cut off",
+                    path.display(),
+                    scanned.sound,
+                    scanned.bytes
+                ));
+                let file = File::options().write(true).open(&path).map_err(JournalError::file("open", &path))?;
+                file.set_len(scanned.sound).map_err(JournalError::file("cut", &path))?;
+                file.sync_all().map_err(JournalError::file("sync", &path))?;
+            }
+            let file = File::open(&path).map_err(JournalError::file("open", &path))?;
+            let index = frames.files.len();
+            frames.files.push((path, file));
+            for (key, offset, length) in scanned.frames {
+                frames.places.insert(key, (index, offset, length));
+            }
+        }
+        Ok((frames, notes))
+    }
+
+    /// The content of a frame; none when it is not there.
+    pub(crate) fn get(&self, key: FrameKey) -> Option<Vec<u8>> {
+        let (file, offset, length) = *self.places.get(&key)?;
+        let mut body = vec![0; length];
+        match self.files[file].1.read_exact_at(&mut body, offset) {
+            Ok(()) => Some(body),
+            Err(error) => {
+                tracing::error!("read `{}` at byte {offset}: {error}", self.files[file].0.display());
+                None
+            }
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+}
+
+/// What a segment holds.
+struct Scanned {
+    /// Key, offset of the body, length of the body.
+    frames: Vec<(FrameKey, u64, usize)>,
+    /// Bytes of whole frames.
+    sound: u64,
+    bytes: u64,
+    /// What is wrong behind them.
+    problem: Option<&'static str>,
+    /// Frames among them whose content is not what was written.
+    damaged: usize,
+}
+
+fn scan(path: &Path) -> Result<Scanned, JournalError> {
+    let file = File::open(path).map_err(JournalError::file("open", path))?;
+    let bytes = file.metadata().map_err(JournalError::file("read size of", path))?.len();
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut scanned = Scanned { frames: Vec::new(), sound: 0, bytes, problem: None, damaged: 0 };
+    let mut header = [0; HEADER_BYTES];
+    let mut body = Vec::new();
+    while scanned.sound < bytes {
+        let left = bytes - scanned.sound;
+        if left < HEADER_BYTES as u64 {
+            scanned.problem = Some("a torn frame");
+            break;
+        }
+        reader.read_exact(&mut header).map_err(JournalError::file("read", path))?;
+        let Some((key, length, expected)) = read_header(&header) else {
+            scanned.problem = Some("something that is no frame");
+            break;
+        };
+        if left < (HEADER_BYTES + length) as u64 {
+            scanned.problem = Some("a torn frame");
+            break;
+        }
+        body.resize(length, 0);
+        reader.read_exact(&mut body).map_err(JournalError::file("read", path))?;
+        let end = scanned.sound + (HEADER_BYTES + length) as u64;
+        if checksum(&header[8..], &body) == expected {
+            scanned.frames.push((key, scanned.sound + HEADER_BYTES as u64, length));
+        } else if end == bytes {
+            scanned.problem = Some("a torn frame");
+            break;
+        } else {
+            // Not what a crash leaves: the frames behind it are sound.
+            scanned.damaged += 1;
+        }
+        scanned.sound = end;
+    }
+    Ok(scanned)
+}

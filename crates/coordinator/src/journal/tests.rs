@@ -1,0 +1,193 @@
+use std::time::Duration;
+
+use pacs_machine::{Command, EvaluationPlan, Event, Options, StopMode};
+use pacs_types::{LeaseId, Role, SampleId};
+
+use super::*;
+
+const SPEC: &str = "name = 'test'";
+
+fn options() -> Options {
+    Options {
+        learners: 1,
+        samples_per_prompt: 2,
+        prompts_per_step: 2,
+        total_steps: 3,
+        max_lag: 0,
+        slots: 2,
+        staleness: Default::default(),
+        uniform_groups: Default::default(),
+        max_refills: 0,
+        min_batch_groups: 1,
+        evaluation: EvaluationPlan::default(),
+        checkpoint_every_steps: 0,
+        max_attempts: 3,
+        max_replacements: 0,
+        group_timeout: Duration::from_secs(60),
+        max_group_attempts: 2,
+        max_worker_losses: 3,
+        max_skipped_updates: 10,
+        task_timeout: Duration::from_secs(60),
+        max_lost_generations: 5,
+        heartbeat_timeout: Duration::from_secs(10),
+        rollout_lease_timeout: Duration::from_secs(60),
+        verifier_lease_timeout: Duration::from_secs(60),
+        ids_above: 0,
+        generations_above: 0,
+        start: Default::default(),
+        exported: false,
+        evaluated: Default::default(),
+    }
+}
+
+fn record(seconds: u64, name: &str) -> Record {
+    let event = Event::Register {
+        role: Role::Rollout,
+        name: name.into(),
+        host: "host".into(),
+        pid: 7,
+        collective_address: String::new(),
+    };
+    Record { now: Duration::from_secs(seconds), event }
+}
+
+fn key(group: u64, index: u32, lease: u64) -> FrameKey {
+    FrameKey::Sample(SampleId { group: GroupId(group), index }, LeaseId(lease))
+}
+
+fn frame(key: FrameKey, bytes: usize) -> Option<Frame> {
+    Some(Frame { key, body: vec![key.sample().index as u8; bytes] })
+}
+
+fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {
+    Journal::open(folder, SPEC).unwrap()
+}
+
+fn snapshot(live: &[u64]) -> Snapshot {
+    Snapshot {
+        machine: serde_json::to_string(&Machine::new(options(), Duration::ZERO)).unwrap(),
+        extras: vec![("weights".into(), vec![1, 2, 3])],
+        live: live.iter().copied().map(GroupId).collect(),
+    }
+}
+
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(folder.join("journal"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .collect();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_back_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, recovered, notes) = open(folder.path());
+    assert!(recovered.is_none() && notes.is_empty(), "{notes:?}");
+    journal.snapshot(snapshot(&[]));
+    for i in 0..100u64 {
+        let payload = (i % 2 == 0).then(|| vec![i as u8]);
+        journal.append(&record(i, &format!("rollout-{i}")), payload, frame(key(i, i as u32, 1), 10 + i as usize));
+    }
+    journal.durable().wait().await.unwrap();
+    drop(journal);
+
+    let (mut journal, recovered, notes) = open(folder.path());
+    assert!(notes.is_empty(), "{notes:?}");
+    let recovered = recovered.expect("it was written");
+    assert_eq!(recovered.machine, Machine::new(options(), Duration::ZERO));
+    assert_eq!(recovered.extras, [("weights".to_owned(), vec![1, 2, 3])]);
+    assert_eq!((recovered.records.len(), recovered.frames.len()), (100, 100));
+    for (i, (found, payload)) in (0u64..).zip(&recovered.records) {
+        assert_eq!((found, payload.is_some()), (&record(i, &format!("rollout-{i}")), i % 2 == 0));
+        assert_eq!(recovered.frames.get(key(i, i as u32, 1)).unwrap(), vec![i as u8; 10 + i as usize]);
+    }
+    // It goes on behind what is there, and a snapshot takes the place of everything before it.
+    journal.append(&record(200, "a"), None, None);
+    journal.snapshot(snapshot(&[]));
+    journal.append(&record(201, "b"), None, None);
+    drop(journal);
+    let recovered = open(folder.path()).1.unwrap();
+    let names: Vec<_> = recovered.records.iter().map(|(record, _)| record.now.as_secs()).collect();
+    assert_eq!((names, recovered.frames.len()), (vec![201], 0));
+}
+
+#[test]
+fn a_torn_tail_is_cut_off_and_damage_before_it_costs_one_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    journal.snapshot(snapshot(&[]));
+    for i in 0..4u32 {
+        journal.append(&record(1, "a"), None, frame(key(1, i, 1), 100));
+    }
+    drop(journal);
+    let [path] = &segments(folder.path())[..] else { panic!("one segment") };
+    let mut bytes = std::fs::read(path).unwrap();
+    let whole = bytes.len();
+    bytes[whole / 4 + 60] ^= 1;
+    bytes.truncate(whole - 30);
+    std::fs::write(path, &bytes).unwrap();
+
+    let (_, recovered, notes) = open(folder.path());
+    let frames = recovered.unwrap().frames;
+    let there: Vec<bool> = (0..4).map(|i| frames.get(key(1, i, 1)).is_some()).collect();
+    assert_eq!(there, [true, false, true, false]);
+    assert!(notes.iter().any(|note| note.contains("1 frames are damaged")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("a torn frame at byte")), "{notes:?}");
+    assert_eq!(std::fs::metadata(path).unwrap().len() as usize, whole / 4 * 3);
+    assert!(open(folder.path()).2.iter().all(|note| !note.contains("torn")), "it is cut once");
+}
+
+#[test]
+fn segments_go_with_their_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    journal.snapshot(snapshot(&[]));
+    journal.append(&record(1, "a"), None, frame(key(1, 0, 1), 100));
+    journal.snapshot(snapshot(&[1]));
+    drop(journal);
+    assert_eq!(segments(folder.path()).len(), 1, "its group is in flight");
+    let (mut journal, ..) = open(folder.path());
+    journal.append(&record(2, "a"), None, frame(key(2, 0, 1), 100));
+    journal.snapshot(snapshot(&[2]));
+    drop(journal);
+    let (_, recovered, _) = open(folder.path());
+    let frames = recovered.unwrap().frames;
+    assert_eq!((frames.get(key(1, 0, 1)), frames.len()), (None, 1));
+}
+
+#[test]
+fn another_job_and_a_damaged_database_are_put_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    journal.snapshot(snapshot(&[]));
+    journal.append(&record(1, "a"), None, None);
+    drop(journal);
+    let (journal, recovered, notes) = Journal::open(folder.path(), "name = 'other'").unwrap();
+    assert!(recovered.is_none() && notes[0].contains("the job spec has changed"), "{notes:?}");
+    drop(journal);
+    std::fs::write(folder.path().join("journal/journal.db"), "not a database, and longer than its header would be")
+        .unwrap();
+    let (_, recovered, notes) = open(folder.path());
+    assert!(recovered.is_none() && notes[0].contains("put aside"), "{notes:?}");
+    assert!(folder.path().join("journal-aside").exists());
+}
+
+#[test]
+fn operators_stay_in_the_audit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    journal.snapshot(snapshot(&[]));
+    let event = Event::Operator { who: "me".into(), at: 5, command: Command::Stop(StopMode::AfterStep) };
+    journal.append(&Record { now: Duration::ZERO, event: event.clone() }, None, None);
+    journal.audit(Audit { at: 5, who: "me".into(), what: "stop".into() });
+    drop(journal);
+    assert_eq!(open(folder.path()).1.unwrap().records[0].0.event, event);
+    let connection = rusqlite::Connection::open(folder.path().join("journal/journal.db")).unwrap();
+    let row = connection.query_row("SELECT at, who, what FROM audit", [], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    });
+    assert_eq!(row.unwrap(), (5, "me".to_owned(), "stop".to_owned()));
+}

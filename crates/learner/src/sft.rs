@@ -1,0 +1,226 @@
+//! Supervised fine-tuning: the cross entropy of chosen tokens, in the mean over the tokens of an update.
+
+use std::convert::Infallible;
+
+use pacs_algo::LearningRate;
+use pacs_model::{InPlace, Keep, Model, ModelConfig, Parameters};
+use pacs_shape::{Division, Sharding};
+use pacs_spec::{OptimizerSpec, WeightDecayOn};
+use pacs_torch::tch::Tensor;
+
+use crate::gradient::{PassTensors, TokenCoefficients};
+use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
+use crate::segment::{Segment, segments};
+use crate::trainer::TrainError;
+
+/// A text to learn from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Which of them are learnt, one a token; the others are context. Nothing predicts the first one, so that it is
+    /// context whatever stands here.
+    pub learnt: Vec<bool>,
+}
+
+impl Text {
+    /// Puts tokens behind those that are there.
+    pub fn extend(&mut self, tokens: &[u32], learnt: bool) {
+        self.tokens.extend(tokens);
+        self.learnt.resize(self.tokens.len(), learnt);
+    }
+
+    /// How many tokens are learnt.
+    #[must_use]
+    pub fn targets(&self) -> usize {
+        self.learnt.iter().skip(1).filter(|learnt| **learnt).count()
+    }
+}
+
+/// Settings of supervised fine-tuning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FineTunerSettings {
+    /// AdamW, schedule and clipping.
+    pub optimizer: OptimizerSpec,
+    /// Updates that will be made, over which the learning rate follows its schedule.
+    pub updates: u64,
+    /// Most tokens of one forward and backward; a longer text goes alone.
+    pub micro_batch_tokens: usize,
+}
+
+/// Cross entropy over some texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct FineTuneLoss {
+    /// Sum over the learnt tokens (nats).
+    pub sum: f64,
+    /// How many there are.
+    pub targets: usize,
+    /// All tokens that went through the model.
+    pub tokens: usize,
+}
+
+impl FineTuneLoss {
+    /// Mean over the learnt tokens (nats); not a number when there are none.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.sum / self.targets as f64
+    }
+}
+
+/// What an update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FineTuneReport {
+    /// Loss under the weights before the update.
+    pub loss: FineTuneLoss,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// The gradient was not finite, and the weights stay as they were.
+    pub skipped: bool,
+}
+
+/// Supervised fine-tuning of one model in one process, over the same model, backward and optimizer as
+/// [`Trainer`](crate::Trainer).
+#[derive(Debug)]
+pub struct FineTuner {
+    settings: FineTunerSettings,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    segments: Vec<Segment>,
+    model: Model,
+    /// Flat float32, in the layout of the parameters.
+    gradients: Tensor,
+}
+
+impl FineTuner {
+    /// A fine-tuner at update 0.
+    #[must_use]
+    pub fn new(config: &ModelConfig, parameters: Parameters, settings: FineTunerSettings) -> Self {
+        let model = Model::new(config, &parameters);
+        let gradients = model.zero_gradients();
+        let flat = &parameters.flat;
+        let optimizer = Optimizer::new(flat.numel(), flat.kind(), flat.device());
+        if let Some(master) = &optimizer.master {
+            master.shallow_clone().copy_(flat);
+        }
+        let matrices_apart = settings.optimizer.weight_decay_on == WeightDecayOn::Matrices;
+        let segments = segments(config, Division::alone(Sharding::Replicated), matrices_apart);
+        Self { settings, parameters, optimizer, segments, model, gradients }
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The gradient that [`accumulate`](Self::accumulate) or the last update has computed: flat, in the layout of the
+    /// parameters.
+    pub fn gradients(&self) -> &Tensor {
+        &self.gradients
+    }
+
+    /// Makes one update with `texts`.
+    ///
+    /// # Errors
+    /// When a buffer cannot be updated in place.
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary.
+    pub fn update(&mut self, texts: &[&Text]) -> Result<FineTuneReport, TrainError> {
+        let loss = self.accumulate(texts);
+        let spec = &self.settings.optimizer;
+        let grad_norm = sum_of_squares(&self.gradients)?.sqrt();
+        let rate = LearningRate {
+            base: spec.learning_rate,
+            warmup_updates: spec.warmup_updates,
+            schedule: spec.schedule,
+            final_ratio: spec.final_learning_rate_ratio,
+            updates: self.settings.updates,
+        };
+        let learning_rate = rate.at(self.optimizer.total_updates + 1);
+        let skipped = !grad_norm.is_finite();
+        if !skipped {
+            let clip = spec.max_grad_norm > 0.0 && grad_norm > spec.max_grad_norm;
+            let grad_scale = if clip { spec.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };
+            let (weights, gradients) = (&self.parameters.flat, &self.gradients);
+            let of = |segment: &Segment| (segment.of(None, weights), segment.of(None, gradients));
+            self.optimizer.update(&UpdateStep { spec, learning_rate, grad_scale }, &self.segments, of)?;
+        }
+        Ok(FineTuneReport { loss, grad_norm, learning_rate, skipped })
+    }
+
+    /// Computes the gradient of the mean over the learnt tokens of `texts`; the weights stay.
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary.
+    pub fn accumulate(&mut self, texts: &[&Text]) -> FineTuneLoss {
+        let _ = self.gradients.zero_();
+        let targets: usize = texts.iter().map(|text| text.targets()).sum();
+        let coefficient = -1.0 / targets.max(1) as f32;
+        let mut loss = FineTuneLoss { targets, ..FineTuneLoss::default() };
+        let texts = with_targets(texts);
+        for pass in self.passes(&texts) {
+            let tensors = PassTensors::of_texts(pass, self.parameters.flat.device());
+            let by_logprob = vec![coefficient; tensors.targets()];
+            let coefficients = TokenCoefficients { by_logprob, by_entropy: Vec::new() };
+            let open = in_place(tensors.open(&self.model, |_| Keep::All, &mut InPlace));
+            let scores = open.backward(&self.model, &coefficients, 1.0, &self.gradients, &mut InPlace);
+            loss.add(pass, &in_place(scores).logprobs);
+        }
+        loss
+    }
+
+    /// Cross entropy of the learnt tokens of `texts` under the weights as they are.
+    ///
+    /// # Panics
+    /// When a token lies outside the vocabulary.
+    #[must_use]
+    pub fn evaluate(&self, texts: &[&Text]) -> FineTuneLoss {
+        let targets = texts.iter().map(|text| text.targets()).sum();
+        let mut loss = FineTuneLoss { targets, ..FineTuneLoss::default() };
+        let texts = with_targets(texts);
+        for pass in self.passes(&texts) {
+            let tensors = PassTensors::of_texts(pass, self.parameters.flat.device());
+            loss.add(pass, &in_place(tensors.score(&self.model, 1.0, &mut InPlace)).logprobs);
+        }
+        loss
+    }
+
+    /// Consecutive texts that go through the model together.
+    fn passes<'t>(&self, texts: &'t [&'t Text]) -> Vec<&'t [&'t Text]> {
+        let (mut passes, mut start, mut tokens) = (Vec::new(), 0, 0);
+        for (end, text) in texts.iter().enumerate() {
+            if end > start && tokens + text.tokens.len() > self.settings.micro_batch_tokens {
+                passes.push(&texts[start..end]);
+                (start, tokens) = (end, 0);
+            }
+            tokens += text.tokens.len();
+        }
+        if start < texts.len() {
+            passes.push(&texts[start..]);
+        }
+        passes
+    }
+}
+
+/// What a pass gives whose weights are all in place.
+fn in_place<T>(result: Result<T, Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(never) => match never {},
+    }
+}
+
+/// Those that there is something to learn from.
+fn with_targets<'t>(texts: &[&'t Text]) -> Vec<&'t Text> {
+    texts.iter().copied().filter(|text| text.targets() > 0).collect()
+}
+
+impl FineTuneLoss {
+    fn add(&mut self, pass: &[&Text], logprobs: &[f32]) {
+        self.sum -= logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
+        self.tokens += pass.iter().map(|text| text.tokens.len()).sum::<usize>();
+    }
+}

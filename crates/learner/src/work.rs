@@ -1,0 +1,79 @@
+//! How much a training step computes.
+
+use pacs_model::{ModelConfig, ParameterLayout};
+
+/// What a pass has to compute, whatever the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct PassWork {
+    /// Tokens that go through the trunk.
+    pub(crate) tokens: f64,
+    /// Positions that go through the head.
+    pub(crate) targets: f64,
+    /// Pairs of a token with one that it sees.
+    pub(crate) pairs: f64,
+}
+
+impl PassWork {
+    /// Adds a prompt and the answers behind it, each of which sees the prompt and itself.
+    pub(crate) fn add_row(&mut self, prompt: usize, answers: &[usize]) {
+        let own = |tokens: usize| (tokens * (tokens + 1)) as f64 / 2.0;
+        self.tokens += (prompt + answers.iter().sum::<usize>()) as f64;
+        self.pairs += own(prompt) + answers.iter().map(|&answer| own(answer) + (answer * prompt) as f64).sum::<f64>();
+    }
+}
+
+/// Floating-point operations of one forward and backward of a model: two for each weight and token going forward, four
+/// going backward. Norms, activations and softmax are not counted, nor is what is computed twice.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Flops {
+    per_token: f64,
+    per_target: f64,
+    per_pair: f64,
+}
+
+impl Flops {
+    /// Of a model whose head has `rows` rows.
+    pub(crate) fn new(config: &ModelConfig, rows: i64) -> Self {
+        let layout = ParameterLayout::new(config);
+        let of_layers = layout.parameters().iter().filter(|spec| spec.decay && spec.name.starts_with("model.layers."));
+        let weights: usize = of_layers.map(|spec| spec.numel()).sum();
+        let heads = (config.layers as i64 * config.heads * config.head_dim) as f64;
+        Self {
+            per_token: 6.0 * weights as f64,
+            per_target: (6 * rows * config.hidden) as f64,
+            // Queries with keys, weights with values.
+            per_pair: 12.0 * heads,
+        }
+    }
+
+    pub(crate) fn of(&self, work: PassWork) -> f64 {
+        self.per_token * work.tokens + self.per_target * work.targets + self.per_pair * work.pairs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_as_the_model_computes_them() {
+        let mut work = PassWork::default();
+        work.add_row(3, &[2, 1]);
+        // The prompt: 1 + 2 + 3; the answers: 4 + 5, and 4.
+        assert_eq!((work.tokens, work.pairs), (6.0, 19.0));
+        work.add_row(2, &[]);
+        assert_eq!((work.tokens, work.pairs), (8.0, 22.0));
+    }
+
+    #[test]
+    fn operations_are_six_a_weight_and_token() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
+        let config = ModelConfig::read(&folder).expect("golden model");
+        let flops = Flops::new(&config, config.vocab_size);
+        // Three layers of width 64: queries and outputs of 4 heads of 32, keys and values of 2, feed-forward of 144.
+        let weights = 3.0 * (64.0 * 128.0 * 2.0 + 64.0 * 64.0 * 2.0 + 3.0 * 64.0 * 144.0);
+        assert_eq!(flops.of(PassWork { tokens: 1.0, ..PassWork::default() }), 6.0 * weights);
+        assert_eq!(flops.of(PassWork { targets: 1.0, ..PassWork::default() }), 6.0 * 384.0 * 64.0);
+        assert_eq!(flops.of(PassWork { pairs: 1.0, ..PassWork::default() }), 12.0 * 3.0 * 128.0);
+    }
+}

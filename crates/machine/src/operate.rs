@@ -1,0 +1,268 @@
+//! What operators may do to a running job.
+
+use std::time::Duration;
+
+use pacs_types::Role;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::{Command, Effect, End, Refusal, Reply, StopMode};
+
+/// Actions that the status shows.
+const SHOWN_ACTIONS: usize = 16;
+
+/// Something that an operator did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// Who.
+    pub who: String,
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What, in words.
+    pub what: String,
+}
+
+impl Machine {
+    pub(crate) fn operate(&mut self, who: String, at: u64, command: Command) {
+        let what = match self.command(command) {
+            Ok(what) => what,
+            Err(problem) => return self.refuse(Refusal::BadCommand { problem }),
+        };
+        self.effects.insert(0, Effect::Reply(Reply::Done));
+        if self.actions.len() == SHOWN_ACTIONS {
+            self.actions.pop_front();
+        }
+        self.actions.push_back(Action { who, at, what });
+    }
+
+    /// Carries a command out; says what was done.
+    fn command(&mut self, command: Command) -> Result<String, String> {
+        // Stopping what has ended is harmless: whoever asks has what he wants.
+        if self.is_ended() && !matches!(command, Command::Stop(_)) {
+            return Err("the run is over".to_owned());
+        }
+        match command {
+            Command::Pause => {
+                self.paused = true;
+                Ok("paused the run".to_owned())
+            }
+            Command::Resume => {
+                self.paused = false;
+                self.fill();
+                self.try_train();
+                Ok("resumed the run".to_owned())
+            }
+            Command::Checkpoint => self.checkpoint_now(),
+            Command::Drain { worker } => self.drain(&worker),
+            Command::Stop(mode) => {
+                self.request_stop(mode);
+                Ok(match mode {
+                    StopMode::Save => "stopped the run at the next safe point".to_owned(),
+                    StopMode::AfterStep => "stopped the run after the step in work".to_owned(),
+                    StopMode::Now => "stopped the run at once".to_owned(),
+                })
+            }
+            Command::SetSlots(slots) => self.set_slots(slots),
+            Command::SetLearningRate(rate) => {
+                if !(rate > 0.0 && rate <= 1.0) {
+                    return Err(format!("learning_rate = {rate}: expected above 0, at most 1"));
+                }
+                self.position.learning_rate = Some(rate);
+                Ok(format!("set learning_rate = {rate:e}"))
+            }
+        }
+    }
+
+    fn checkpoint_now(&mut self) -> Result<String, String> {
+        if self.position.step <= self.restart.step && !matches!(self.phase, Phase::Training(_)) {
+            let step = self.restart.step;
+            return Err(format!("there is nothing to save: no step was made since step {step}"));
+        }
+        self.checkpoint_wanted = true;
+        if matches!(self.phase, Phase::Sampling) {
+            self.advance();
+        }
+        Ok("asked for a checkpoint".to_owned())
+    }
+
+    fn drain(&mut self, name: &str) -> Result<String, String> {
+        let Some(worker) = self.workers.values_mut().find(|worker| worker.name == name) else {
+            return Err(format!("there is no worker `{name}`; `pacs status` lists them"));
+        };
+        if worker.role == Role::Learner {
+            return Err(format!("`{name}` is a learner, and learners hold the state of the run; `pacs stop` saves it"));
+        }
+        worker.draining = true;
+        Ok(format!("drained {name}"))
+    }
+
+    fn set_slots(&mut self, slots: u32) -> Result<String, String> {
+        let (per_step, lag) = (self.options.prompts_per_step, self.options.max_lag);
+        let most = per_step.saturating_mul(lag + 1);
+        if !(per_step..=most).contains(&slots) {
+            return Err(format!(
+                "slots = {slots}: expected {per_step} to {most}: a step takes {per_step} groups, and with \
+                 asynchrony.max_lag = {lag} more than ({lag} + 1) x {per_step} in flight would grow too old"
+            ));
+        }
+        self.options.slots = slots;
+        self.fill();
+        Ok(format!("set slots = {slots}"))
+    }
+
+    /// Ends the run as soon as the mode allows. What was sampled stays, for the run that goes on.
+    pub(crate) fn request_stop(&mut self, mode: StopMode) {
+        if self.is_ended() {
+            return;
+        }
+        // A stop can be hurried, not taken back.
+        let hurried = |mode: &StopMode| match mode {
+            StopMode::AfterStep => 0,
+            StopMode::Save => 1,
+            StopMode::Now => 2,
+        };
+        if self.stop.is_some_and(|earlier| hurried(&earlier) >= hurried(&mode)) {
+            return;
+        }
+        self.stop = Some(mode);
+        match (mode, &self.phase) {
+            // What is written already becomes a checkpoint, or the next process would not know of it.
+            (_, Phase::Committing { .. }) => {}
+            (StopMode::Now, _) => self.end(End::Stopped),
+            (_, Phase::Evaluating(_)) => {
+                self.interrupt();
+                self.advance();
+            }
+            (_, Phase::Assembling | Phase::Preparing(_)) => self.advance(),
+            (StopMode::Save, Phase::Sampling) => self.advance(),
+            // The step in work is finished, and what is behind it is no work of this process.
+            (StopMode::AfterStep, Phase::Sampling) if self.paused => self.advance(),
+            _ => {}
+        }
+    }
+
+    /// Goes on after an end: with the state of the last checkpoint, and what was sampled with weights that it knows.
+    pub(crate) fn reopen(&mut self) {
+        self.reply(Reply::Done);
+        let Phase::Ended(end) = &self.phase else { return };
+        if *end == End::Finished && self.position.step >= self.options.total_steps {
+            return;
+        }
+        let workers: Vec<_> = self.workers.keys().copied().collect();
+        for worker in workers {
+            self.revoke_worker(worker, false);
+        }
+        self.workers.clear();
+        (self.team, self.weights, self.stop) = (None, None, None);
+        (self.lost_generations, self.paused, self.checkpoint_wanted) = (0, false, false);
+        self.regroup_reason.clear();
+        self.phase_since = Duration::ZERO;
+        self.rewind();
+        self.advance();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::verbs::testing::*;
+    use crate::{Command, Effect, End, Event, Options, Refusal, Reply, StopMode};
+    use pacs_types::Outcome;
+
+    #[test]
+    fn a_pause_gives_out_nothing_and_keeps_what_comes() {
+        let mut run = Run::sampling(options());
+        let held = run.groups(run.rollout, 100);
+        run.command(Command::Pause).unwrap();
+        run.hand_in(held);
+        assert!(run.verify_all(|_| Outcome::Correct).is_empty(), "no sample is lent");
+        run.command(Command::Resume).unwrap();
+        let effects = run.verify_all(|_| Outcome::Correct);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { step: 1, .. })), "{effects:?}");
+        let whats: Vec<_> = run.machine.status(run.now).actions.into_iter().map(|action| action.what).collect();
+        assert_eq!(whats, ["paused the run", "resumed the run"]);
+    }
+
+    #[test]
+    fn a_stop_during_sampling_saves_the_last_step_and_keeps_the_groups() {
+        let mut run = Run::sampling(Options { total_steps: 5, ..options() });
+        run.full_step();
+        run.generate_all();
+        run.command(Command::Stop(StopMode::Save)).unwrap();
+        let effects = run.save();
+        let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
+        assert_eq!((snapshot.step, snapshot.cursor), (1, 2), "without the journal, the groups are drawn again");
+        let effects = run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
+        assert_eq!(run.machine.present().count(), 4);
+
+        run.step(Event::Reopened);
+        run.join_again();
+        run.prepare();
+        let effects = run.verify_all(|_| Outcome::Correct);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { step: 2, .. })), "{effects:?}");
+    }
+
+    #[test]
+    fn a_stop_with_nothing_to_save_is_immediate() {
+        for mut run in [Run::new(options()), Run::preparing(options()), Run::sampling(options())] {
+            let effects = run.step(stop(StopMode::Save));
+            assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
+        }
+    }
+
+    #[test]
+    fn a_stop_after_the_step_finishes_it() {
+        let mut run = Run::sampling(Options { max_lag: 1, slots: 4, total_steps: 5, ..options() });
+        run.command(Command::Stop(StopMode::AfterStep)).unwrap();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = run.step(stop(StopMode::Now));
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)), "a stop can be hurried");
+    }
+
+    #[test]
+    fn a_drained_worker_finishes_what_it_holds() {
+        let mut run = Run::sampling(options());
+        let held = run.groups(run.rollout, 2);
+        run.command(Command::Drain { worker: "rollout-0".into() }).unwrap();
+        assert_eq!(run.groups(run.rollout, 100), []);
+        let worker = run.rollout;
+        let beat = Event::Heartbeat { worker, activity: String::new() };
+        assert_eq!(run.call(beat.clone()), Ok(Reply::Directive(crate::Directive::Continue)));
+        run.hand_in(held);
+        let effects = run.step(beat);
+        let leave = Effect::Reply(Reply::Directive(crate::Directive::Leave));
+        assert_eq!(effects, [leave, Effect::Drained { name: "rollout-0".into() }]);
+        for name in ["learner-0", "nobody"] {
+            let refused = run.command(Command::Drain { worker: name.into() });
+            assert!(matches!(refused, Err(Refusal::BadCommand { .. })), "{name}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_made_between_two_tasks() {
+        let mut run = Run::sampling(Options { total_steps: 5, ..options() });
+        assert!(run.command(Command::Checkpoint).is_err(), "nothing to save");
+        run.full_step();
+        run.command(Command::Checkpoint).unwrap();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        run.save();
+        run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let mut run = Run::sampling(Options { max_lag: 2, slots: 4, ..options() });
+        for slots in [1, 7] {
+            let refusal = run.command(Command::SetSlots(slots)).unwrap_err().to_string();
+            assert!(refusal.contains("expected 2 to 6"), "{refusal}");
+        }
+        run.command(Command::SetSlots(6)).unwrap();
+        assert_eq!(run.machine.in_flight(), 6);
+        assert!(run.command(Command::SetLearningRate(2.0)).is_err());
+        run.command(Command::SetLearningRate(2e-5)).unwrap();
+        assert_eq!(run.machine.position().learning_rate, Some(2e-5));
+    }
+}

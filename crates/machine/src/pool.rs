@@ -1,0 +1,589 @@
+mod group;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use pacs_types::{GroupId, LeaseId, Outcome, SampleId, WeightVersion, WorkerId};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::group::{Group, pass_rate_and_mixed_share, present};
+use self::group::{Slot, State};
+use crate::schedule::Candidate;
+use crate::{QueueDepths, WantedSample};
+
+/// Ids of evaluation groups start here, so that they never meet those of training groups, and so that the noise of an
+/// evaluation does not depend on how many prompts were trained on before it.
+pub const EVALUATION_GROUPS: u64 = 1 << 40;
+
+/// Position of the problem that an evaluation group measures; none for a training group.
+#[must_use]
+pub fn evaluation_problem(group: GroupId) -> Option<u64> {
+    group.0.checked_sub(EVALUATION_GROUPS)
+}
+
+/// A failed sample is kept for another verifier this long.
+const OTHER_VERIFIER_PREFERENCE: Duration = Duration::from_secs(2);
+/// A group is started again so often because it grew too old; then it is waited for.
+const MOST_EVICTIONS: u32 = 3;
+
+/// Groups in flight: what is generated, what is verified, and who holds it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pool {
+    groups: BTreeMap<GroupId, Group>,
+    complete: usize,
+    /// Groups that wait for a rollout worker, oldest first.
+    waiting: VecDeque<GroupId>,
+    /// Samples that wait for a verifier, oldest first.
+    unverified: VecDeque<SampleId>,
+    group_loans: BTreeMap<LeaseId, Loan<GroupId>>,
+    sample_loans: BTreeMap<LeaseId, Loan<SampleId>>,
+    /// How many groups each rollout worker holds.
+    held: BTreeMap<WorkerId, usize>,
+    /// Groups that are lent alone, for they may be what kills their workers.
+    suspects: BTreeSet<GroupId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Loan<T> {
+    worker: WorkerId,
+    item: T,
+    /// When it was made or last heard of.
+    since: Duration,
+}
+
+/// What became of something handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It counts.
+    Fresh,
+    /// It was there already.
+    Repeat,
+    /// Its loan is over.
+    Stale,
+    /// The verification failed; the sample waits for another one.
+    Again,
+    /// The verification failed for the last time.
+    GiveUp,
+    /// It counts, and it was the last verdict that its group waited for.
+    Completes,
+}
+
+/// What a worker held when it went.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Revoked {
+    /// Loans that ended.
+    pub(crate) loans: usize,
+    /// Groups that have killed too many workers.
+    pub(crate) deadly: Vec<GroupId>,
+    /// Samples whose verification has failed for the last time.
+    pub(crate) given_up: Vec<SampleId>,
+}
+
+/// How many deaths of workers are borne.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Of rollout workers, for a group.
+    pub(crate) losses: u32,
+    /// Of verifications, for a sample.
+    pub(crate) attempts: u32,
+}
+
+impl Pool {
+    /// Puts a new group of `samples` samples at the end of the queue.
+    pub(crate) fn add(&mut self, id: GroupId, samples: u32, born: WeightVersion, now: Duration) {
+        let samples = vec![Slot::empty(); samples as usize];
+        let unjudged = samples.len();
+        let group = Group { drawn: now, started: None, born, samples, unjudged, overdue: 0, evictions: 0, losses: 0 };
+        self.groups.insert(id, group);
+        self.waiting.push_back(id);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(crate) fn complete(&self) -> usize {
+        self.complete
+    }
+
+    /// All groups, in order of id.
+    pub(crate) fn group_ids(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
+    }
+
+    pub(crate) fn contains(&self, id: GroupId) -> bool {
+        self.groups.contains_key(&id)
+    }
+
+    pub(crate) fn waiting_groups(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn loans_of(&self, worker: WorkerId) -> usize {
+        let samples = self.sample_loans.values().filter(|loan| loan.worker == worker).count();
+        self.held.get(&worker).copied().unwrap_or(0) + samples
+    }
+
+    /// The groups as the schedule sees them.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let candidate = |(id, group): (&GroupId, &Group)| Candidate {
+            born: group.born.0,
+            id: *id,
+            complete: group.unjudged == 0,
+            evictable: group.evictions < MOST_EVICTIONS,
+        };
+        self.groups.iter().map(candidate).collect()
+    }
+
+    /// Takes complete groups out.
+    pub(crate) fn take(&mut self, ids: &[GroupId]) -> BTreeMap<GroupId, Group> {
+        let taken: BTreeMap<_, _> = ids.iter().filter_map(|id| Some((*id, self.groups.remove(id)?))).collect();
+        self.complete -= taken.len();
+        taken
+    }
+
+    /// Puts complete groups back that were taken out.
+    pub(crate) fn put_back(&mut self, groups: BTreeMap<GroupId, Group>) {
+        self.complete += groups.len();
+        self.groups.extend(groups);
+    }
+
+    /// The next group for a worker: its place in the queue, its missing samples, and whether it is lent alone.
+    pub(crate) fn next_for(&self, worker: WorkerId) -> Option<(usize, usize, bool)> {
+        let holds = self.held.contains_key(&worker);
+        let mut of_worker = self.group_loans.values().filter(|loan| loan.worker == worker);
+        if holds && !self.suspects.is_empty() && of_worker.any(|loan| self.suspects.contains(&loan.item)) {
+            return None;
+        }
+        let fits = |id: &GroupId| !holds || !self.suspects.contains(id);
+        let place = self.waiting.iter().position(fits)?;
+        let id = self.waiting[place];
+        Some((place, self.groups[&id].missing(), self.suspects.contains(&id)))
+    }
+
+    pub(crate) fn holds_group(&self, worker: WorkerId) -> bool {
+        self.held.contains_key(&worker)
+    }
+
+    /// Lends the group at a place of the queue: its id and the samples that are missing.
+    pub(crate) fn lend_group(
+        &mut self,
+        place: usize,
+        lease: LeaseId,
+        worker: WorkerId,
+        version: WeightVersion,
+        now: Duration,
+    ) -> Option<(GroupId, Vec<WantedSample>)> {
+        let item = self.waiting.remove(place)?;
+        let group = self.groups.get_mut(&item).expect("waiting groups are in the pool");
+        if group.samples.iter().all(|slot| slot.state == State::Missing) {
+            group.born = version;
+        }
+        group.started.get_or_insert(now);
+        let mut wanted = Vec::new();
+        for (index, slot) in (0u32..).zip(&mut group.samples).filter(|(_, slot)| slot.state == State::Missing) {
+            slot.state = State::Generating { under: lease };
+            wanted.push(WantedSample { index, attempt: slot.replaced });
+        }
+        self.group_loans.insert(lease, Loan { worker, item, since: now });
+        *self.held.entry(worker).or_default() += 1;
+        Some((item, wanted))
+    }
+
+    /// The group of a loan, and the samples that are still to come under it.
+    pub(crate) fn lent_group(&self, lease: LeaseId) -> Option<(GroupId, Vec<WantedSample>)> {
+        let id = self.group_loans.get(&lease)?.item;
+        let open = (0u32..).zip(&self.groups[&id].samples);
+        let open = open.filter(|(_, slot)| slot.state == State::Generating { under: lease });
+        Some((id, open.map(|(index, slot)| WantedSample { index, attempt: slot.replaced }).collect()))
+    }
+
+    /// The sample of a loan.
+    pub(crate) fn lent_sample(&self, lease: LeaseId) -> Option<SampleId> {
+        self.sample_loans.get(&lease).map(|loan| loan.item)
+    }
+
+    /// Whether a sample of these weights may be handed in under a loan; the oldest version that may.
+    pub(crate) fn oldest_allowed(&self, lease: LeaseId) -> Option<WeightVersion> {
+        let loan = self.group_loans.get(&lease)?;
+        self.groups.get(&loan.item).map(|group| group.born)
+    }
+
+    /// Takes a generated sample whose oldest token is of `version`, at a time when `newest` is the newest version.
+    pub(crate) fn take_sample(
+        &mut self,
+        lease: LeaseId,
+        worker: WorkerId,
+        id: SampleId,
+        (version, newest): (WeightVersion, WeightVersion),
+        now: Duration,
+    ) -> Taken {
+        let Some(group) = self.groups.get_mut(&id.group) else { return Taken::Stale };
+        let Some(slot) = group.samples.get_mut(id.index as usize) else { return Taken::Stale };
+        if slot.state != (State::Generating { under: lease }) {
+            // Also when the sample was given up since: its replacement comes under another loan.
+            return if slot.generated_under == lease { Taken::Repeat } else { Taken::Stale };
+        }
+        let Some(loan) = self.group_loans.get_mut(&lease).filter(|loan| loan.worker == worker) else {
+            return Taken::Stale;
+        };
+        loan.since = now;
+        slot.state = State::Unverified;
+        slot.generated_under = lease;
+        (slot.version, slot.newest) = (version, newest);
+        if !group.samples.iter().any(|slot| slot.state == State::Generating { under: lease }) {
+            self.end_group_loan(lease);
+        }
+        self.unverified.push_back(id);
+        Taken::Fresh
+    }
+
+    fn end_group_loan(&mut self, lease: LeaseId) -> Option<Loan<GroupId>> {
+        let loan = self.group_loans.remove(&lease)?;
+        if let Some(held) = self.held.get_mut(&loan.worker) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&loan.worker);
+            }
+        }
+        Some(loan)
+    }
+
+    /// Ends a group's loan; what is missing of it waits again, first in line.
+    pub(crate) fn revoke_group(&mut self, lease: LeaseId, worker: WorkerId) -> bool {
+        if self.group_loans.get(&lease).is_none_or(|loan| loan.worker != worker) {
+            return false;
+        }
+        self.give_back(lease);
+        true
+    }
+
+    /// Ends a loan and lets the samples that are still open under it wait again, first in line.
+    fn give_back(&mut self, lease: LeaseId) {
+        let Some(loan) = self.end_group_loan(lease) else { return };
+        let group = self.groups.get_mut(&loan.item).expect("lent groups are in the pool");
+        for slot in group.samples.iter_mut().filter(|slot| slot.state == State::Generating { under: lease }) {
+            slot.state = State::Missing;
+        }
+        self.wait_first(loan.item);
+    }
+
+    fn wait_first(&mut self, id: GroupId) {
+        // A group may be there already: with a sample that takes the place of another.
+        if !self.waiting.contains(&id) {
+            self.waiting.push_front(id);
+        }
+    }
+
+    /// Samples that wait for a verifier.
+    pub(crate) fn unverified(&self) -> usize {
+        self.unverified.len()
+    }
+
+    /// Lends up to `most` samples. One that `worker` failed is left to others for a while, if there are `others`.
+    pub(crate) fn lend_samples(
+        &mut self,
+        leases: &mut impl FnMut() -> LeaseId,
+        worker: WorkerId,
+        most: usize,
+        others: bool,
+        now: Duration,
+    ) -> Vec<(LeaseId, SampleId)> {
+        let mut lent = Vec::new();
+        let mut kept = Vec::new();
+        while lent.len() < most {
+            let Some(id) = self.unverified.pop_front() else { break };
+            let slot = self.slot_mut(id);
+            let failed_here = |(by, at): (WorkerId, Duration)| by == worker && now < at + OTHER_VERIFIER_PREFERENCE;
+            if others && slot.failed_by.is_some_and(failed_here) {
+                kept.push(id);
+                continue;
+            }
+            slot.state = State::Verifying;
+            let lease = leases();
+            self.sample_loans.insert(lease, Loan { worker, item: id, since: now });
+            lent.push((lease, id));
+        }
+        for id in kept.into_iter().rev() {
+            self.unverified.push_front(id);
+        }
+        lent
+    }
+
+    /// Takes a verdict.
+    pub(crate) fn take_verdict(
+        &mut self,
+        lease: LeaseId,
+        worker: WorkerId,
+        id: SampleId,
+        verdict: (Outcome, f64),
+        max_attempts: u32,
+        now: Duration,
+    ) -> Taken {
+        match self.sample_loans.get(&lease) {
+            Some(loan) if loan.worker == worker && loan.item == id => {}
+            _ => return self.repeat_or_stale(lease, id),
+        }
+        self.sample_loans.remove(&lease);
+        let (outcome, label) = verdict;
+        if !outcome.is_conclusive() {
+            return self.fail_verification(id, worker, max_attempts, now);
+        }
+        self.slot_mut(id).state = State::Judged { under: lease, label };
+        let group = self.groups.get_mut(&id.group).expect("a lent sample's group is in the pool");
+        group.unjudged -= 1;
+        if group.unjudged > 0 {
+            return Taken::Fresh;
+        }
+        group.born = group.samples.iter().map(|slot| slot.version).min().unwrap_or(group.born);
+        self.suspects.remove(&id.group);
+        self.complete += 1;
+        Taken::Completes
+    }
+
+    /// Lets a sample whose loan has ended wait for another verifier.
+    fn fail_verification(&mut self, id: SampleId, worker: WorkerId, max_attempts: u32, now: Duration) -> Taken {
+        let slot = self.slot_mut(id);
+        slot.state = State::Unverified;
+        slot.failures += 1;
+        slot.failed_by = Some((worker, now));
+        let give_up = slot.failures >= max_attempts;
+        self.unverified.push_front(id);
+        if give_up { Taken::GiveUp } else { Taken::Again }
+    }
+
+    fn repeat_or_stale(&self, lease: LeaseId, id: SampleId) -> Taken {
+        let slot = self.groups.get(&id.group).and_then(|group| group.samples.get(id.index as usize));
+        match slot.map(|slot| slot.state) {
+            Some(State::Judged { under, .. }) if under == lease => Taken::Repeat,
+            _ => Taken::Stale,
+        }
+    }
+
+    fn slot_mut(&mut self, id: SampleId) -> &mut Slot {
+        let group = self.groups.get_mut(&id.group).expect("queued and lent samples belong to groups of the pool");
+        &mut group.samples[id.index as usize]
+    }
+
+    /// The samples that are there and the loans that they came under, with whether they have a verdict and its loan.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (SampleId, LeaseId, Option<LeaseId>)> {
+        present(&self.groups)
+    }
+
+    /// Samples that were given up in the place of this one.
+    pub(crate) fn replaced(&self, id: SampleId) -> u32 {
+        self.groups[&id.group].samples[id.index as usize].replaced
+    }
+
+    /// Gives up a sample that waits for a verifier: another one takes its place.
+    pub(crate) fn replace_sample(&mut self, id: SampleId) {
+        self.unverified.retain(|waiting| *waiting != id);
+        let slot = self.slot_mut(id);
+        slot.state = State::Missing;
+        slot.replaced += 1;
+        slot.failures = 0;
+        slot.failed_by = None;
+        self.wait_first(id.group);
+    }
+
+    /// Lets a sample be generated anew whose content is gone, whatever became of it. Returns whether it was there.
+    pub(crate) fn lose_sample(&mut self, id: SampleId) -> bool {
+        let Some(group) = self.groups.get_mut(&id.group) else { return false };
+        let Some(slot) = group.samples.get_mut(id.index as usize) else { return false };
+        match slot.state {
+            State::Missing | State::Generating { .. } => return false,
+            State::Judged { .. } => {
+                self.complete -= usize::from(group.unjudged == 0);
+                group.unjudged += 1;
+            }
+            State::Verifying => self.sample_loans.retain(|_, loan| loan.item != id),
+            State::Unverified => self.unverified.retain(|waiting| *waiting != id),
+        }
+        // Another sample than the one before, whose noise is known to be spent.
+        *slot = Slot { replaced: slot.replaced + 1, ..Slot::empty() };
+        self.wait_first(id.group);
+        true
+    }
+
+    /// Starts a group again from nothing.
+    pub(crate) fn restart_group(&mut self, id: GroupId, born: WeightVersion) {
+        let Some(mut group) = self.remove(id) else { return };
+        group.evictions += 1;
+        group.born = born;
+        group.started = None;
+        group.unjudged = group.samples.len();
+        for slot in &mut group.samples {
+            *slot = Slot { replaced: slot.replaced, ..Slot::empty() };
+        }
+        self.groups.insert(id, group);
+        self.waiting.push_front(id);
+    }
+
+    /// Issues the open work of a group again. Returns whether that was done too often already.
+    pub(crate) fn reissue_group(&mut self, id: GroupId, max_attempts: u32, now: Duration) -> bool {
+        let Some(group) = self.groups.get_mut(&id) else { return false };
+        group.overdue += 1;
+        group.started = Some(now);
+        if group.overdue >= max_attempts {
+            return true;
+        }
+        let (groups, samples) = self.loans_matching(|loan| loan.item == id, |loan| loan.item.group == id);
+        self.end_loans(&groups, &samples);
+        false
+    }
+
+    /// Forgets a group and all that was lent of it.
+    pub(crate) fn remove(&mut self, id: GroupId) -> Option<Group> {
+        let group = self.groups.remove(&id)?;
+        self.complete -= usize::from(group.unjudged == 0);
+        self.waiting.retain(|waiting| *waiting != id);
+        self.unverified.retain(|sample| sample.group != id);
+        let (groups, samples) = self.loans_matching(|loan| loan.item == id, |loan| loan.item.group == id);
+        for lease in groups {
+            self.end_group_loan(lease);
+        }
+        for lease in samples {
+            self.sample_loans.remove(&lease);
+        }
+        self.suspects.remove(&id);
+        Some(group)
+    }
+
+    fn loans_matching(
+        &self,
+        group: impl Fn(&Loan<GroupId>) -> bool,
+        sample: impl Fn(&Loan<SampleId>) -> bool,
+    ) -> (Vec<LeaseId>, Vec<LeaseId>) {
+        let groups = self.group_loans.iter().filter(|(_, loan)| group(loan)).map(|(lease, _)| *lease).collect();
+        let samples = self.sample_loans.iter().filter(|(_, loan)| sample(loan)).map(|(lease, _)| *lease).collect();
+        (groups, samples)
+    }
+
+    /// Loans that were not heard of since these times.
+    pub(crate) fn silent_loans(
+        &self,
+        groups: Option<Duration>,
+        samples: Option<Duration>,
+    ) -> (Vec<LeaseId>, Vec<LeaseId>) {
+        self.loans_matching(
+            |loan| groups.is_some_and(|limit| loan.since < limit),
+            |loan| samples.is_some_and(|limit| loan.since < limit),
+        )
+    }
+
+    /// Open groups whose work was first issued before `limit`.
+    pub(crate) fn overdue_groups(&self, limit: Duration) -> Vec<GroupId> {
+        let overdue = |group: &Group| group.unjudged > 0 && group.started.is_some_and(|started| started < limit);
+        self.groups.iter().filter(|(_, group)| overdue(group)).map(|(id, _)| *id).collect()
+    }
+
+    /// Ends loans; the work waits again, the oldest first in line. Returns how many there were.
+    pub(crate) fn end_loans(&mut self, groups: &[LeaseId], samples: &[LeaseId]) -> usize {
+        let mut ended = 0;
+        // Backwards, so that the oldest loan ends up first.
+        for lease in groups.iter().rev() {
+            ended += usize::from(self.group_loans.contains_key(lease));
+            self.give_back(*lease);
+        }
+        for lease in samples.iter().rev() {
+            let Some(loan) = self.sample_loans.remove(lease) else { continue };
+            ended += 1;
+            self.slot_mut(loan.item).state = State::Unverified;
+            self.unverified.push_front(loan.item);
+        }
+        ended
+    }
+
+    /// Ends every loan of a worker; the work waits again, first in line. One that `died` is held against what it held.
+    pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool, patience: Patience, now: Duration) -> Revoked {
+        let (groups, samples) = self.loans_matching(|loan| loan.worker == worker, |loan| loan.worker == worker);
+        let mut revoked = Revoked { loans: groups.len() + samples.len(), ..Revoked::default() };
+        if !died {
+            self.end_loans(&groups, &samples);
+            return revoked;
+        }
+        let held: Vec<GroupId> = groups.iter().map(|lease| self.group_loans[lease].item).collect();
+        self.end_loans(&groups, &[]);
+        for id in held {
+            if self.hold_against(id, patience.losses) {
+                revoked.deadly.push(id);
+            }
+        }
+        for lease in samples.iter().rev() {
+            let Some(loan) = self.sample_loans.remove(lease) else { continue };
+            if self.fail_verification(loan.item, worker, patience.attempts, now) == Taken::GiveUp {
+                revoked.given_up.push(loan.item);
+            }
+        }
+        revoked
+    }
+
+    /// Notes that a worker died while it held a group. Returns whether the group has killed too many.
+    fn hold_against(&mut self, id: GroupId, most: u32) -> bool {
+        let Some(group) = self.groups.get_mut(&id) else { return false };
+        let was_alone = self.suspects.contains(&id);
+        group.losses += 1;
+        if most <= 1 || was_alone {
+            return true;
+        }
+        // Not beyond what makes it a suspect: with others beside it, it need not have been the one.
+        group.losses = group.losses.min(most - 1);
+        if group.losses + 1 >= most {
+            self.suspects.insert(id);
+        }
+        false
+    }
+
+    /// Gives up all groups with tokens of weights behind `version`, and all loans of groups if there may be such tokens
+    /// on the way. Returns the groups that were given up.
+    pub(crate) fn forget_newer(&mut self, version: WeightVersion) -> Vec<GroupId> {
+        let loans: Vec<LeaseId> = self.group_loans.keys().copied().collect();
+        self.end_loans(&loans, &[]);
+        let is_newer = |group: &Group| !group.is_of(version);
+        let newer: Vec<GroupId> = self.groups.iter().filter(|(_, group)| is_newer(group)).map(|(id, _)| *id).collect();
+        for id in &newer {
+            self.remove(*id);
+        }
+        newer
+    }
+
+    pub(crate) fn depths(&self) -> QueueDepths {
+        QueueDepths {
+            groups_waiting: self.waiting.len(),
+            groups_generating: self.group_loans.len(),
+            samples_waiting: self.unverified.len(),
+            samples_verifying: self.sample_loans.len(),
+            groups_complete: self.complete,
+            groups_wanted: 0,
+        }
+    }
+
+    /// The oldest group without all its verdicts, when it was drawn, and who holds it or a sample of it.
+    pub(crate) fn oldest_open(&self) -> Option<(GroupId, Duration, Option<WorkerId>)> {
+        let id = self.groups.iter().find(|(_, group)| group.unjudged > 0).map(|(id, _)| *id)?;
+        self.open(id)
+    }
+
+    /// The same of a certain group.
+    pub(crate) fn open(&self, id: GroupId) -> Option<(GroupId, Duration, Option<WorkerId>)> {
+        let group = self.groups.get(&id)?;
+        let generating = self.group_loans.values().find(|loan| loan.item == id).map(|loan| loan.worker);
+        let verifying = || self.sample_loans.values().find(|loan| loan.item.group == id).map(|loan| loan.worker);
+        Some((id, group.drawn, generating.or_else(verifying)))
+    }
+
+    /// Samples of a group that a rollout worker has still to generate, and that have no verdict yet.
+    pub(crate) fn open_samples(&self, id: GroupId) -> Option<(usize, usize)> {
+        let group = self.groups.get(&id)?;
+        let is_open = |slot: &&Slot| matches!(slot.state, State::Missing | State::Generating { .. });
+        Some((group.samples.iter().filter(is_open).count(), group.unjudged))
+    }
+
+    /// Whether a complete group's labels are all the same.
+    pub(crate) fn is_uniform(&self, id: GroupId) -> bool {
+        self.groups.get(&id).is_some_and(Group::is_uniform)
+    }
+}
+
+#[cfg(test)]
+mod tests;

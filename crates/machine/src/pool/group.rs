@@ -1,0 +1,132 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pacs_types::{GroupId, LeaseId, SampleId, WeightVersion, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// The samples of one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(super) drawn: Duration,
+    /// When its work was issued first, or again because it took too long.
+    pub(super) started: Option<Duration>,
+    /// No token of it comes from older weights.
+    pub(super) born: WeightVersion,
+    pub(super) samples: Vec<Slot>,
+    pub(super) unjudged: usize,
+    /// How often it took too long.
+    pub(super) overdue: u32,
+    /// How often it was started again because it grew too old.
+    pub(super) evictions: u32,
+    /// Workers that died while they held it.
+    pub(super) losses: u32,
+}
+
+/// One sample of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Slot {
+    pub(super) state: State,
+    /// Samples of this slot that were given up because no verdict could be had.
+    pub(super) replaced: u32,
+    /// The loan that the sample came under.
+    pub(super) generated_under: LeaseId,
+    /// The version of the sample's oldest token.
+    pub(super) version: WeightVersion,
+    /// The newest version when the sample was handed in: none of its tokens is newer.
+    pub(super) newest: WeightVersion,
+    /// Verifications of this sample that failed.
+    pub(super) failures: u32,
+    /// The verifier that failed last, and when.
+    pub(super) failed_by: Option<(WorkerId, Duration)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum State {
+    /// Waits for a rollout worker; its group is in `waiting`.
+    Missing,
+    Generating {
+        under: LeaseId,
+    },
+    Unverified,
+    Verifying,
+    Judged {
+        under: LeaseId,
+        #[serde(with = "crate::bits")]
+        label: f64,
+    },
+}
+
+/// The samples of some groups that are there, the loans that they and their verdicts came under.
+pub(crate) fn present(groups: &BTreeMap<GroupId, Group>) -> impl Iterator<Item = (SampleId, LeaseId, Option<LeaseId>)> {
+    groups.iter().flat_map(|(id, group)| {
+        (0u32..).zip(&group.samples).filter_map(move |(index, slot)| {
+            let sample = SampleId { group: *id, index };
+            match slot.state {
+                State::Missing | State::Generating { .. } => None,
+                State::Unverified | State::Verifying => Some((sample, slot.generated_under, None)),
+                State::Judged { under, .. } => Some((sample, slot.generated_under, Some(under))),
+            }
+        })
+    })
+}
+
+/// Share of right answers and of mixed groups (neither all right nor all wrong), over complete groups.
+pub(crate) fn pass_rate_and_mixed_share<'a>(groups: impl Iterator<Item = &'a Group>) -> (f64, f64) {
+    let (mut passes, mut samples, mut mixed, mut count) = (0.0, 0.0f64, 0.0, 0.0f64);
+    for group in groups {
+        let (sum, low, high) = group.labels();
+        passes += sum;
+        samples += group.samples.len() as f64;
+        mixed += f64::from(u8::from(low < high));
+        count += 1.0;
+    }
+    (passes / samples.max(1.0), mixed / count.max(1.0))
+}
+
+impl Group {
+    /// The version of its oldest token.
+    pub(crate) fn born(&self) -> WeightVersion {
+        self.born
+    }
+
+    /// Whether no token of it can be of weights behind `version`.
+    pub(crate) fn is_of(&self, version: WeightVersion) -> bool {
+        let is_there = |slot: &&Slot| !matches!(slot.state, State::Missing | State::Generating { .. });
+        let is_lent = self.samples.iter().any(|slot| matches!(slot.state, State::Generating { .. }));
+        !is_lent && self.born <= version && self.samples.iter().filter(is_there).all(|slot| slot.newest <= version)
+    }
+
+    pub(crate) fn is_uniform(&self) -> bool {
+        let (_, low, high) = self.labels();
+        low == high
+    }
+
+    pub(super) fn missing(&self) -> usize {
+        self.samples.iter().filter(|slot| slot.state == State::Missing).count()
+    }
+
+    /// Sum, smallest and largest of the labels that are there.
+    pub(super) fn labels(&self) -> (f64, f64, f64) {
+        let labels = self.samples.iter().filter_map(|slot| match slot.state {
+            State::Judged { label, .. } => Some(label),
+            _ => None,
+        });
+        labels.fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), label| {
+            (sum + label, low.min(label), high.max(label))
+        })
+    }
+}
+
+impl Slot {
+    pub(super) fn empty() -> Self {
+        Self {
+            state: State::Missing,
+            replaced: 0,
+            generated_under: LeaseId(0),
+            version: WeightVersion(0),
+            newest: WeightVersion(0),
+            failures: 0,
+            failed_by: None,
+        }
+    }
+}

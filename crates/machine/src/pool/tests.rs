@@ -1,0 +1,187 @@
+use super::*;
+
+const NOW: Duration = Duration::from_secs(100);
+const ROLLOUT: WorkerId = WorkerId(1);
+const GRADER: WorkerId = WorkerId(2);
+
+const VERSION: WeightVersion = WeightVersion(0);
+
+fn pool(groups: u64, samples: u32) -> Pool {
+    let mut pool = Pool::default();
+    (0..groups).for_each(|group| pool.add(GroupId(group), samples, VERSION, NOW));
+    pool
+}
+
+fn revoke(pool: &mut Pool, died: bool) -> Revoked {
+    pool.revoke_worker(ROLLOUT, died, Patience { losses: 3, attempts: 2 }, NOW)
+}
+
+fn sample(group: u64, index: u32) -> SampleId {
+    SampleId { group: GroupId(group), index }
+}
+
+/// Lends the next group: its id and the samples that are wanted of it.
+fn lend(pool: &mut Pool, lease: u64) -> Option<(u64, Vec<(u32, u32)>)> {
+    let (group, wanted) = pool.lend_group(0, LeaseId(lease), ROLLOUT, VERSION, NOW)?;
+    Some((group.0, wanted.into_iter().map(|sample| (sample.index, sample.attempt)).collect()))
+}
+
+fn lend_one_sample(pool: &mut Pool, lease: u64, others: bool, now: Duration) -> Option<SampleId> {
+    let lent = pool.lend_samples(&mut || LeaseId(lease), GRADER, 1, others, now);
+    lent.first().map(|(_, id)| *id)
+}
+
+#[test]
+fn a_lapsed_group_waits_first_in_line_with_what_is_missing() {
+    let mut pool = pool(2, 3);
+    assert_eq!(lend(&mut pool, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Fresh);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Repeat);
+    assert_eq!(revoke(&mut pool, false).loans, 1);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), (VERSION, VERSION), NOW), Taken::Stale);
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(0, 0), (2, 0)])));
+}
+
+#[test]
+fn a_sample_of_another_group_or_worker_is_stale() {
+    let mut pool = pool(2, 1);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(1, 0), (VERSION, VERSION), NOW), Taken::Stale);
+    assert_eq!(pool.take_sample(LeaseId(1), GRADER, sample(0, 0), (VERSION, VERSION), NOW), Taken::Stale);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 7), (VERSION, VERSION), NOW), Taken::Stale);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(9, 0), (VERSION, VERSION), NOW), Taken::Stale);
+}
+
+#[test]
+fn failed_verifications_go_to_another_verifier_and_end() {
+    let mut pool = pool(1, 1);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW);
+    assert_eq!(lend_one_sample(&mut pool, 5, true, NOW), Some(sample(0, 0)));
+    let failed = (Outcome::TimedOut, 0.0);
+    assert_eq!(pool.take_verdict(LeaseId(5), GRADER, sample(0, 0), failed, 2, NOW), Taken::Again);
+    assert_eq!(lend_one_sample(&mut pool, 6, true, NOW), None, "another verifier should have it");
+    assert_eq!(lend_one_sample(&mut pool, 6, true, NOW + OTHER_VERIFIER_PREFERENCE), Some(sample(0, 0)));
+    assert_eq!(pool.take_verdict(LeaseId(6), GRADER, sample(0, 0), failed, 2, NOW), Taken::GiveUp);
+    pool.remove(GroupId(0));
+    assert_eq!(lend_one_sample(&mut pool, 7, false, NOW), None);
+    assert_eq!((pool.complete(), pool.len()), (0, 0));
+}
+
+#[test]
+fn a_replacement_is_generated_beside_the_rest_of_its_group() {
+    let mut pool = pool(1, 3);
+    assert_eq!(lend(&mut pool, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Fresh);
+    lend_one_sample(&mut pool, 5, false, NOW);
+    let failed = (Outcome::Failed, 0.0);
+    assert_eq!(pool.take_verdict(LeaseId(5), GRADER, sample(0, 1), failed, 1, NOW), Taken::GiveUp);
+    pool.replace_sample(sample(0, 1));
+    assert_eq!(lend_one_sample(&mut pool, 6, false, NOW), None, "it waits for a rollout worker");
+    assert_eq!(
+        pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW),
+        Taken::Repeat,
+        "of the sample given up"
+    );
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(1, 1)])), "the other two are on loan");
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Repeat);
+    assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), (VERSION, VERSION), NOW), Taken::Fresh);
+    assert_eq!(
+        pool.take_sample(LeaseId(2), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW),
+        Taken::Stale,
+        "lent under the first"
+    );
+    assert_eq!(revoke(&mut pool, false).loans, 2);
+    assert_eq!(lend(&mut pool, 3), Some((0, vec![(0, 0), (1, 1)])));
+    assert_eq!(lend(&mut pool, 4), None, "the group waits once");
+}
+
+#[test]
+fn verdicts_count_once() {
+    let mut pool = pool(1, 2);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    for index in 0..2 {
+        pool.take_sample(LeaseId(1), ROLLOUT, sample(0, index), (VERSION, VERSION), NOW);
+        let lease = LeaseId(10 + u64::from(index));
+        lend_one_sample(&mut pool, lease.0, false, NOW);
+        let right = (Outcome::Correct, f64::from(index));
+        let taken = if index == 0 { Taken::Fresh } else { Taken::Completes };
+        assert_eq!(pool.take_verdict(lease, GRADER, sample(0, index), right, 1, NOW), taken);
+        assert_eq!(pool.take_verdict(lease, GRADER, sample(0, index), right, 1, NOW), Taken::Repeat);
+    }
+    assert_eq!(pool.complete(), 1);
+    assert!(!pool.is_uniform(GroupId(0)));
+    let groups = pool.take(&[GroupId(0)]);
+    assert_eq!(pass_rate_and_mixed_share(groups.values()), (0.5, 1.0));
+    pool.put_back(groups);
+    assert_eq!(pool.take_verdict(LeaseId(99), GRADER, sample(0, 0), (Outcome::Wrong, 0.0), 1, NOW), Taken::Stale);
+}
+
+#[test]
+fn silent_loans_lapse() {
+    let mut pool = pool(2, 1);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    pool.lend_group(0, LeaseId(2), ROLLOUT, VERSION, NOW + Duration::from_secs(5));
+    let (groups, samples) = pool.silent_loans(Some(NOW + Duration::from_secs(1)), None);
+    assert_eq!(pool.end_loans(&groups, &samples), 1);
+    assert_eq!(lend(&mut pool, 3), Some((0, vec![(0, 0)])));
+}
+
+#[test]
+fn a_deadly_group_is_found_among_innocent_ones() {
+    let mut pool = pool(3, 1);
+    for lease in 1..=2 {
+        (0..3).for_each(|group| assert!(lend(&mut pool, 10 * lease + group).is_some()));
+        assert_eq!(revoke(&mut pool, true).deadly, []);
+    }
+    // Each is lent alone now, so that a third death says which one it was.
+    let (place, missing, alone) = pool.next_for(ROLLOUT).expect("a group waits");
+    assert_eq!((missing, alone), (1, true));
+    let (innocent, _) = pool.lend_group(place, LeaseId(40), ROLLOUT, VERSION, NOW).expect("it waits");
+    assert_eq!(pool.next_for(ROLLOUT), None, "nothing is lent beside it");
+    let taken = pool.take_sample(LeaseId(40), ROLLOUT, sample(innocent.0, 0), (VERSION, VERSION), NOW);
+    assert_eq!(taken, Taken::Fresh);
+    let (place, ..) = pool.next_for(ROLLOUT).expect("a group waits");
+    let (deadly, _) = pool.lend_group(place, LeaseId(41), ROLLOUT, VERSION, NOW).expect("it waits");
+    assert_eq!(revoke(&mut pool, true).deadly, [deadly]);
+    assert_ne!(deadly, innocent);
+}
+
+#[test]
+fn a_sample_that_is_gone_is_generated_with_other_noise() {
+    let mut pool = pool(1, 2);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW);
+    lend_one_sample(&mut pool, 5, false, NOW);
+    assert!(pool.lose_sample(sample(0, 0)) && !pool.lose_sample(sample(0, 0)) && !pool.lose_sample(sample(0, 1)));
+    let late = pool.take_verdict(LeaseId(5), GRADER, sample(0, 0), (Outcome::Correct, 1.0), 1, NOW);
+    assert_eq!(late, Taken::Stale);
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(0, 1)])));
+}
+
+#[test]
+fn a_group_that_took_too_long_is_issued_again_and_then_given_up() {
+    let mut pool = pool(2, 1);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    assert_eq!(pool.overdue_groups(NOW), [], "not before the limit");
+    assert_eq!(pool.overdue_groups(NOW + Duration::from_secs(1)), [GroupId(0)]);
+    assert!(!pool.reissue_group(GroupId(0), 2, NOW));
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(0, 0)])));
+    assert!(pool.reissue_group(GroupId(0), 2, NOW));
+}
+
+#[test]
+fn what_newer_weights_may_have_touched_is_forgotten() {
+    let mut pool = pool(3, 1);
+    for (lease, newest) in [(1, 0), (2, 1), (3, 0)] {
+        pool.lend_group(0, LeaseId(lease), ROLLOUT, VERSION, NOW);
+        if lease < 3 {
+            let id = sample(lease - 1, 0);
+            pool.take_sample(LeaseId(lease), ROLLOUT, id, (VERSION, WeightVersion(newest)), NOW);
+        }
+    }
+    assert_eq!(pool.forget_newer(VERSION), [GroupId(1)]);
+    let late = pool.take_sample(LeaseId(3), ROLLOUT, sample(2, 0), (VERSION, VERSION), NOW);
+    assert_eq!(late, Taken::Stale, "its lease has ended");
+    assert_eq!(lend(&mut pool, 4), Some((2, vec![(0, 0)])));
+}

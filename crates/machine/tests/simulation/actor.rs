@@ -1,0 +1,301 @@
+//! Worker processes that ask, wait for the answer, ask again when none comes, and die.
+
+use std::collections::BTreeMap;
+
+use pacs_machine::{
+    Directive, Event, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
+};
+use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+/// Ticks after which a request without an answer is sent again.
+const PATIENCE: u32 = 12;
+
+/// A process slot.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub(crate) role: Role,
+    pub(crate) name: String,
+    /// Ticks until a dead process is started again.
+    pub(crate) dead_for: u32,
+    /// How often it was started.
+    pub(crate) process: u64,
+    id: Option<WorkerId>,
+    /// Requests without an answer, by number, with the tick of their last sending.
+    open: BTreeMap<u64, (Event, u32)>,
+    requests: u64,
+    groups: Vec<GroupGrant>,
+    samples: Vec<SampleGrant>,
+    /// Newest weights that it knows.
+    weights: u64,
+    membership: Option<Membership>,
+    /// Learners: the version of the state in memory.
+    state: Option<u64>,
+    /// Learners: the task at hand and the ticks that it still takes.
+    task: Option<(TaskOrder, u32)>,
+}
+
+/// What makes the world unpleasant for workers.
+#[derive(Debug)]
+pub(crate) struct Temper {
+    /// Verifications that fail.
+    pub(crate) failing: f64,
+    /// Tasks of learners that fail.
+    pub(crate) breaking: f64,
+    /// Samples with a version that their lease does not allow.
+    pub(crate) wrong_version: f64,
+    /// Groups whose workers die.
+    pub(crate) deadly: Vec<GroupId>,
+    /// One group in so many takes long.
+    pub(crate) slow_one_in: u64,
+    /// Answers are right or wrong alike within a group.
+    pub(crate) uniform: bool,
+}
+
+impl Actor {
+    pub(crate) fn new(role: Role, slot: u32) -> Self {
+        Self {
+            role,
+            name: format!("{role}-{slot}"),
+            dead_for: 0,
+            process: 0,
+            id: None,
+            open: BTreeMap::new(),
+            requests: 0,
+            groups: Vec::new(),
+            samples: Vec::new(),
+            weights: 0,
+            membership: None,
+            state: None,
+            task: None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> Option<WorkerId> {
+        self.id
+    }
+
+    /// Ends the process; another one starts after so many ticks.
+    pub(crate) fn die(&mut self, dead_for: u32) {
+        self.process += 1;
+        self.dead_for = dead_for;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.id = None;
+        self.open.clear();
+        self.groups.clear();
+        self.samples.clear();
+        self.membership = None;
+        self.state = None;
+        self.task = None;
+    }
+
+    /// Whether it holds a group that kills it.
+    pub(crate) fn is_doomed(&self, temper: &Temper) -> bool {
+        self.groups.iter().any(|grant| temper.deadly.contains(&grant.group))
+    }
+
+    /// Works for a tick; returns what it sends, with the number of the request.
+    pub(crate) fn act(&mut self, tick: u32, rng: &mut ChaCha8Rng, temper: &Temper) -> Vec<(u64, Event)> {
+        let mut sent = self.send_again(tick);
+        let Some(worker) = self.id else {
+            if self.open.is_empty() {
+                let (role, name) = (self.role, self.name.clone());
+                let collective_address = format!("{name}:1");
+                let event = Event::Register { role, name, host: "host".into(), pid: 1, collective_address };
+                sent.push(self.ask(tick, event));
+            }
+            return sent;
+        };
+        if !self.has_open(|event| matches!(event, Event::Heartbeat { .. })) {
+            sent.push(self.ask(tick, Event::Heartbeat { worker, activity: "works".into() }));
+        }
+        if rng.random_bool(0.3) {
+            return sent;
+        }
+        match self.role {
+            Role::Rollout => self.generate(worker, tick, rng, temper, &mut sent),
+            Role::Verifier => self.verify(worker, tick, rng, temper, &mut sent),
+            Role::Learner => self.learn(worker, tick, rng, temper, &mut sent),
+        }
+        sent
+    }
+
+    fn send_again(&mut self, tick: u32) -> Vec<(u64, Event)> {
+        let late = self.open.iter_mut().filter(|(_, (_, at))| *at + PATIENCE <= tick);
+        late.map(|(number, (event, at))| {
+            *at = tick;
+            (*number, event.clone())
+        })
+        .collect()
+    }
+
+    fn ask(&mut self, tick: u32, event: Event) -> (u64, Event) {
+        self.requests += 1;
+        self.open.insert(self.requests, (event.clone(), tick));
+        (self.requests, event)
+    }
+
+    fn has_open(&self, is: impl Fn(&Event) -> bool) -> bool {
+        self.open.values().any(|(event, _)| is(event))
+    }
+
+    fn generate(
+        &mut self,
+        worker: WorkerId,
+        tick: u32,
+        rng: &mut ChaCha8Rng,
+        temper: &Temper,
+        sent: &mut Vec<(u64, Event)>,
+    ) {
+        let free_samples = rng.random_range(0..10);
+        if free_samples > 0 && !self.has_open(|event| matches!(event, Event::LeaseGroups { .. })) {
+            sent.push(self.ask(tick, Event::LeaseGroups { worker, free_samples, request: self.requests + 1 }));
+        }
+        for _ in 0..rng.random_range(0..4) {
+            if self.groups.is_empty() {
+                return;
+            }
+            let pick = rng.random_range(0..self.groups.len());
+            let slow = self.groups[pick].group.0 % temper.slow_one_in == 0 && rng.random_bool(0.8);
+            if slow {
+                continue;
+            }
+            let Some(sample) = self.groups[pick].samples.pop() else {
+                self.groups.swap_remove(pick);
+                continue;
+            };
+            let grant = &self.groups[pick];
+            let sample = SampleId { group: grant.group, index: sample.index };
+            // New weights come in between: some samples begin with those of the lease, some with newer ones.
+            let newest = self.weights.max(grant.policy_step);
+            let mut version = WeightVersion(rng.random_range(grant.policy_step..=newest));
+            if pacs_machine::evaluation_problem(grant.group).is_some() {
+                version = WeightVersion(grant.policy_step);
+            }
+            if rng.random_bool(temper.wrong_version) {
+                version = WeightVersion(version.0 + 50);
+            }
+            let lease = grant.lease;
+            sent.push(self.ask(tick, Event::SubmitSample { worker, lease, sample, version }));
+        }
+    }
+
+    fn verify(
+        &mut self,
+        worker: WorkerId,
+        tick: u32,
+        rng: &mut ChaCha8Rng,
+        temper: &Temper,
+        sent: &mut Vec<(u64, Event)>,
+    ) {
+        let max_samples = rng.random_range(0..6);
+        if max_samples > 0 && !self.has_open(|event| matches!(event, Event::LeaseSamples { .. })) {
+            sent.push(self.ask(tick, Event::LeaseSamples { worker, max_samples, request: self.requests + 1 }));
+        }
+        for _ in 0..rng.random_range(0..4) {
+            let Some(SampleGrant { lease, sample }) = self.samples.pop() else { return };
+            let right = if temper.uniform { sample.group.0.is_multiple_of(2) } else { rng.random_bool(0.5) };
+            let outcome = match rng.random_bool(temper.failing) {
+                true => Outcome::Failed,
+                false if right => Outcome::Correct,
+                false => Outcome::Wrong,
+            };
+            let label = f64::from(u8::from(outcome == Outcome::Correct));
+            sent.push(self.ask(tick, Event::SubmitVerdict { worker, lease, sample, outcome, label }));
+        }
+    }
+
+    fn learn(
+        &mut self,
+        worker: WorkerId,
+        tick: u32,
+        rng: &mut ChaCha8Rng,
+        temper: &Temper,
+        sent: &mut Vec<(u64, Event)>,
+    ) {
+        // One thing at a time, as a learner does.
+        if self.has_open(|event| !matches!(event, Event::Heartbeat { .. })) {
+            return;
+        }
+        let Some(generation) = self.membership.as_ref().map(|membership| membership.generation) else {
+            sent.push(self.ask(tick, Event::JoinGeneration { worker }));
+            return;
+        };
+        match self.task.take() {
+            None => sent.push(self.ask(tick, Event::NextTask { worker, generation })),
+            Some((order, left)) if left > 0 => self.task = Some((order, left - 1)),
+            Some((order, _)) => {
+                let result = self.finish(&order.kind, rng.random_bool(temper.breaking));
+                let task = order.task;
+                sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
+            }
+        }
+    }
+
+    fn finish(&mut self, kind: &TaskKind, breaks: bool) -> TaskResult {
+        if breaks {
+            return TaskResult::Failed { message: "peer lost".into(), permanent: false };
+        }
+        let rank = self.membership.as_ref().expect("a task belongs to a generation").rank;
+        let weights = |version| (rank == 0).then_some(WeightVersion(version));
+        match kind {
+            TaskKind::Prepare => {
+                let step = self.membership.as_ref().expect("a task belongs to a generation").step;
+                self.state = Some(step);
+                TaskResult::Prepared { weights: weights(step) }
+            }
+            TaskKind::Train { step } => {
+                assert_eq!(self.state, Some(step - 1), "{} is to make step {step} on top of another one", self.name);
+                self.state = Some(*step);
+                TaskResult::Trained { weights: weights(*step), skipped_updates: 0 }
+            }
+            TaskKind::Save { step, .. } => {
+                assert_eq!(self.state, Some(*step), "{} is to save another step", self.name);
+                TaskResult::Saved
+            }
+            TaskKind::Regroup { .. } => unreachable!("it is not worked on"),
+        }
+    }
+
+    /// Hears an answer. Returns whether the process ends, as it was told to.
+    pub(crate) fn hear(&mut self, request: u64, answer: Result<Reply, Refusal>, rng: &mut ChaCha8Rng) -> bool {
+        let Some((event, _)) = self.open.remove(&request) else { return false };
+        match answer {
+            Ok(Reply::Registered(id)) => self.id = Some(id),
+            Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
+            Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
+            Ok(Reply::Directive(Directive::Leave)) => return true,
+            Ok(Reply::Groups(groups)) => {
+                let newest = groups.iter().map(|grant| grant.policy_step).max();
+                self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));
+                self.groups.extend(groups);
+            }
+            Ok(Reply::Samples(samples)) => self.samples.extend(samples),
+            Ok(Reply::Joined(membership)) => self.membership = membership,
+            Ok(Reply::Task(None)) => {}
+            Ok(Reply::Task(Some(order))) => match order.kind {
+                TaskKind::Regroup { .. } => self.leave_generation(),
+                _ => self.task = Some((order, rng.random_range(0..6))),
+            },
+            Err(Refusal::StaleLease { .. } | Refusal::WrongVersion { .. }) => {
+                // Nobody wants the rest of the group either.
+                if let Event::SubmitSample { lease, .. } = event {
+                    self.groups.retain(|grant| grant.lease != lease);
+                }
+            }
+            Err(Refusal::StaleGeneration { .. }) => self.leave_generation(),
+            Err(other) => panic!("{event:?} was refused: {other}"),
+        }
+        false
+    }
+
+    fn leave_generation(&mut self) {
+        self.membership = None;
+        self.state = None;
+        self.task = None;
+    }
+}

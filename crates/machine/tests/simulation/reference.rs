@@ -1,0 +1,245 @@
+//! What was promised to others, told independently of the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pacs_machine::{
+    Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness, UniformGroups,
+    evaluation_problem,
+};
+use pacs_types::{Generation, GroupId, LeaseId, SampleId};
+
+#[derive(Debug, Default)]
+pub(crate) struct Reference {
+    /// Samples that were acknowledged, with the version of their oldest token.
+    generated: BTreeMap<SampleId, u64>,
+    judged: BTreeSet<SampleId>,
+    /// Samples that were given up, by place.
+    replaced: BTreeMap<SampleId, u32>,
+    /// What each loan asks for.
+    wanted: BTreeMap<(LeaseId, SampleId), u32>,
+    /// Training groups by the step that they were trained in.
+    used: BTreeMap<GroupId, u64>,
+    dropped: BTreeSet<GroupId>,
+    set_aside: BTreeSet<GroupId>,
+    /// The step in the making, with its samples and their versions.
+    batch: Option<(u64, Vec<(SampleId, u64)>)>,
+    /// What was dropped when a checkpoint was committed, by its step.
+    dropped_at: BTreeMap<u64, BTreeSet<GroupId>>,
+    /// The newest generation; none while it is dissolved.
+    pub(crate) generation: Generation,
+    pub(crate) version: Option<u64>,
+    pub(crate) evaluated: BTreeSet<u64>,
+    pub(crate) ended: Option<End>,
+    pub(crate) counts: BTreeMap<String, u64>,
+}
+
+impl Reference {
+    pub(crate) fn count(&mut self, name: &str) {
+        *self.counts.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Checks an answer that somebody may see.
+    pub(crate) fn answer(&mut self, event: &Event, answer: &Result<Reply, Refusal>, options: &Options) {
+        match answer {
+            Ok(Reply::Groups(groups)) => self.lent(groups),
+            Ok(Reply::Accepted { fresh: true }) => self.accepted(event, options),
+            Ok(Reply::Joined(Some(membership))) => {
+                // The answer comes before the effect of the same event.
+                assert!(membership.generation >= self.generation, "a place in a generation that is over");
+            }
+            Err(Refusal::StaleGeneration { .. }) => self.count("stale_generations_refused"),
+            _ => {}
+        }
+    }
+
+    fn lent(&mut self, groups: &[GroupGrant]) {
+        for grant in groups {
+            assert!(!grant.samples.is_empty(), "{} was lent with nothing to do", grant.group);
+            assert!(!self.set_aside.contains(&grant.group), "{} was set aside and lent", grant.group);
+            assert!(!self.used.contains_key(&grant.group), "{} was trained on and lent", grant.group);
+            for wanted in &grant.samples {
+                let sample = SampleId { group: grant.group, index: wanted.index };
+                assert!(!self.generated.contains_key(&sample), "{sample} was acknowledged and is asked for again");
+                self.wanted.insert((grant.lease, sample), wanted.attempt);
+            }
+        }
+    }
+
+    fn accepted(&mut self, event: &Event, options: &Options) {
+        match event {
+            Event::SubmitSample { lease, sample, version, .. } => {
+                let (attempt, replaced) = (self.wanted[&(*lease, *sample)], &self.replaced);
+                assert_eq!(attempt, replaced.get(sample).copied().unwrap_or(0), "{sample} was given up before");
+                assert!(self.generated.insert(*sample, version.0).is_none(), "{sample} was accepted twice");
+            }
+            Event::SubmitVerdict { sample, outcome, .. } => {
+                assert!(outcome.is_conclusive(), "a failed verification was taken as a verdict");
+                assert!(self.generated.contains_key(sample), "{sample} was judged before it was generated");
+                assert!(self.judged.insert(*sample), "{sample} was judged twice");
+            }
+            Event::CompleteTask { generation, .. } => {
+                assert_eq!(*generation, self.generation, "a report of {generation} was heard");
+            }
+            other => panic!("{other:?} was accepted"),
+        }
+        assert!(self.generated.len() <= most_samples(options), "memory is not bounded");
+    }
+
+    /// Checks an effect that is carried out.
+    pub(crate) fn effect(&mut self, effect: &Effect, options: &Options, committed: Option<&(Snapshot, bool)>) {
+        match effect {
+            Effect::Train { step, groups, left_out, ranks, lag } => {
+                assert_eq!(*ranks, options.learners);
+                self.trained(*step, groups, left_out, *lag, options);
+            }
+            Effect::StepDone { step } => {
+                let (made, _) = self.batch.take().expect("a step was in the making");
+                assert_eq!(made, *step);
+                assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
+            }
+            Effect::Evaluated { step, groups, excluded } => {
+                assert_eq!(groups.len() + *excluded as usize, options.evaluation.problems as usize);
+                for group in groups {
+                    let versions = self.take_complete(*group, options.evaluation.samples_per_problem);
+                    assert!(versions.iter().all(|version| version == step), "{group} measures other weights");
+                    self.forget(*group);
+                }
+                assert!(self.evaluated.insert(*step), "step {step} was measured twice");
+            }
+            Effect::ReplaceSample(sample) => {
+                assert!(self.generated.remove(sample).is_some(), "{sample} was never generated");
+                self.judged.remove(sample);
+                *self.replaced.entry(*sample).or_default() += 1;
+            }
+            Effect::DropGroup { group, why } => {
+                self.forget(*group);
+                match (evaluation_problem(*group), why) {
+                    (_, Dropped::Deadly) => drop(self.set_aside.insert(*group)),
+                    (Some(_), _) => {}
+                    (None, _) => drop(self.dropped.insert(*group)),
+                }
+            }
+            Effect::RestartGroup(group) => {
+                assert_eq!(options.staleness, Staleness::Evict);
+                // The noise goes on where it was: places that were replaced stay so.
+                self.generated.retain(|sample, _| sample.group != *group);
+                self.judged.retain(|sample| sample.group != *group);
+            }
+            Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
+            Effect::GenerationFormed { generation, names } => {
+                assert!(*generation > self.generation, "generations go up");
+                assert_eq!(names.len(), options.learners as usize);
+                self.generation = *generation;
+            }
+            Effect::CommitCheckpoint { snapshot, .. } => {
+                self.dropped_at.insert(snapshot.step, self.dropped.clone());
+            }
+            Effect::Prepared { step } => self.version = Some(*step),
+            Effect::Rewound { step, forgotten } => {
+                assert_eq!(*step, committed.map_or(0, |(snapshot, _)| snapshot.step));
+                self.rewind(*step);
+                forgotten.iter().for_each(|group| self.forget(*group));
+            }
+            Effect::Ended(end) => assert_eq!(self.ended.replace(end.clone()), None, "a run ends once"),
+            _ => {}
+        }
+    }
+
+    fn trained(&mut self, step: u64, groups: &[GroupId], left_out: &[GroupId], lag: u64, options: &Options) {
+        assert_eq!(groups.len() + left_out.len(), options.prompts_per_step as usize);
+        assert!(groups.len() >= options.min_batch_groups as usize);
+        assert!(groups.is_sorted() && groups.iter().all(|group| evaluation_problem(*group).is_none()));
+        assert!(left_out.is_empty() || options.uniform_groups == UniformGroups::Drop);
+        assert_eq!(Some(step - 1), self.version, "a step is made of the newest weights");
+        let (mut oldest, mut batch) = (step - 1, Vec::new());
+        for group in groups.iter().chain(left_out) {
+            let versions = self.take_complete(*group, options.samples_per_prompt);
+            oldest = versions.iter().copied().fold(oldest, u64::min);
+            let sample = |index| SampleId { group: *group, index };
+            batch.extend((0u32..).map(sample).zip(versions));
+            assert_eq!(self.used.insert(*group, step), None, "{group} is trained on twice");
+        }
+        assert_eq!(lag, step - 1 - oldest, "the lag is that of the oldest token");
+        if options.staleness != Staleness::Accept {
+            assert!(lag <= u64::from(options.max_lag), "step {step} trains on tokens of v{oldest}");
+        }
+        if lag > 0 && lag == u64::from(options.max_lag) {
+            self.count("trained_at_full_lag");
+        }
+        self.batch = Some((step, batch));
+    }
+
+    /// A complete group leaves; the versions of its samples.
+    fn take_complete(&mut self, group: GroupId, samples: u32) -> Vec<u64> {
+        let sample = |index| SampleId { group, index };
+        (0..samples)
+            .map(|index| {
+                assert!(self.judged.remove(&sample(index)), "{} has no verdict", sample(index));
+                self.generated.remove(&sample(index)).unwrap_or_else(|| panic!("{} is not there", sample(index)))
+            })
+            .collect()
+    }
+
+    fn forget(&mut self, group: GroupId) {
+        self.generated.retain(|sample, _| sample.group != group);
+        self.judged.retain(|sample| sample.group != group);
+        self.replaced.retain(|sample, _| sample.group != group);
+    }
+
+    /// Undoes all steps behind `step`; what the step in the making had taken is there again.
+    fn rewind(&mut self, step: u64) {
+        self.version = None;
+        self.evaluated.retain(|evaluated| *evaluated <= step);
+        let mut making = None;
+        if let Some((made, batch)) = self.batch.take() {
+            making = Some(made);
+            for (sample, version) in batch {
+                self.generated.insert(sample, version);
+                self.judged.insert(sample);
+            }
+        }
+        let undone: Vec<GroupId> =
+            self.used.iter().filter(|(_, used)| **used > step && Some(**used) != making).map(|(id, _)| *id).collect();
+        undone.into_iter().for_each(|group| self.forget(group));
+        self.used.retain(|_, used| *used <= step);
+        let then = self.dropped_at.get(&step).cloned().unwrap_or_default();
+        self.dropped.retain(|group| then.contains(group));
+        self.dropped_at.retain(|at, _| *at <= step);
+    }
+
+    /// No prompt is lost, and none is in two places. Checked when everything is synced.
+    pub(crate) fn conservation(&self, machine: &Machine) {
+        let position = machine.position();
+        let mut places: Vec<GroupId> = self.used.keys().copied().collect();
+        if let Some((step, _)) = &self.batch {
+            // Counted as in flight.
+            places.retain(|group| self.used[group] != *step);
+        }
+        places.extend(machine.groups_in_flight());
+        places.extend(&self.dropped);
+        places.extend(self.set_aside.iter().filter(|group| evaluation_problem(**group).is_none()));
+        places.extend(&position.requeued);
+        places.sort_unstable();
+        let expected: Vec<GroupId> = (0..position.cursor).map(GroupId).collect();
+        assert_eq!(places, expected, "used, in flight, dropped, set aside and requeued are not what was drawn");
+        // An operator may have taken slots away since they were filled.
+        let options = machine.options();
+        let most = (options.max_lag + 1) * options.prompts_per_step;
+        assert!(machine.in_flight() <= most as usize, "more groups in flight than the bound allows");
+    }
+
+    /// What was there is not there any more: the journal was lost, and the job goes on from a checkpoint.
+    pub(crate) fn start_over(&mut self, snapshot: &Snapshot) {
+        self.rewind(snapshot.step);
+        self.generated.clear();
+        self.judged.clear();
+        self.replaced.clear();
+        self.set_aside = snapshot.set_aside.keys().copied().collect();
+        self.ended = None;
+    }
+}
+
+fn most_samples(options: &Options) -> usize {
+    let training = (options.max_lag + 1) * options.prompts_per_step * options.samples_per_prompt;
+    (training + options.evaluation.problems * options.evaluation.samples_per_problem) as usize
+}

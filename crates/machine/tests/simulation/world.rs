@@ -1,0 +1,421 @@
+//! One seeded world: clock, network, disk, processes, operators.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pacs_machine::{
+    Command, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness, StopMode,
+    UniformGroups,
+};
+use pacs_types::{GroupId, Role};
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::actor::{Actor, Temper};
+use crate::reference::Reference;
+use crate::server::{Caller, Output, Server};
+
+/// Faults end here.
+const FAULTY_TICKS: u32 = 500;
+const MOST_TICKS: u32 = 20_000;
+const TICK: Duration = Duration::from_millis(200);
+
+enum Message {
+    /// To the coordinator.
+    Request(Caller, Event),
+    /// To a worker.
+    Answer(Caller, Result<Reply, Refusal>),
+    /// To the coordinator, from its own disk.
+    Disk(Event),
+}
+
+pub(crate) struct World {
+    rng: ChaCha8Rng,
+    now: Duration,
+    tick: u32,
+    server: Server,
+    /// Ticks until the coordinator is back.
+    down_for: u32,
+    actors: Vec<Actor>,
+    temper: Temper,
+    /// Messages on the way, with the tick at which they arrive.
+    network: Vec<(u32, Message)>,
+    /// The newest checkpoint, and whether it holds the model.
+    committed: Option<(Snapshot, bool)>,
+    reference: Reference,
+    starts: u64,
+    drained: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let options = options(&mut rng);
+        let mut actors = Vec::new();
+        let counts = [(Role::Rollout, rng.random_range(1..=3)), (Role::Verifier, rng.random_range(1..=3))];
+        for (role, count) in counts.into_iter().chain([(Role::Learner, options.learners)]) {
+            actors.extend((0..count).map(|slot| Actor::new(role, slot)));
+        }
+        let deadly = if rng.random_bool(0.15) { vec![GroupId(rng.random_range(0..8))] } else { Vec::new() };
+        let temper = Temper {
+            failing: 0.05,
+            breaking: 0.01,
+            wrong_version: 0.005,
+            deadly,
+            slow_one_in: rng.random_range(2..12),
+            uniform: rng.random_bool(0.3),
+        };
+        let mut server = Server::new(options, Duration::ZERO);
+        server.suspicious = seed.is_multiple_of(16);
+        Self {
+            server,
+            rng,
+            now: Duration::ZERO,
+            tick: 0,
+            down_for: 0,
+            actors,
+            temper,
+            network: Vec::new(),
+            committed: None,
+            reference: Reference::default(),
+            starts: 0,
+            drained: Vec::new(),
+        }
+    }
+
+    /// Runs the job to its end; returns how often each thing happened.
+    pub(crate) fn run(mut self) -> BTreeMap<String, u64> {
+        while self.reference.ended != Some(End::Finished) {
+            assert!(self.tick < MOST_TICKS, "does not finish: {:#?}", self.server.machine.status(self.now));
+            self.tick += 1;
+            self.now += TICK;
+            if self.tick >= FAULTY_TICKS {
+                self.calm_down();
+            }
+            self.deliver();
+            self.workers_act();
+            self.coordinator_acts();
+            match &self.reference.ended {
+                // So many groups may be lost in a world as bad as this one; the operator looks at it and goes on.
+                Some(End::Failed { reason }) if reason.contains("groups of one step were dropped") => {
+                    self.reference.count("failed_and_started_again");
+                    self.start_again();
+                }
+                Some(End::Failed { reason }) => panic!("the run failed: {reason}"),
+                // The same command again.
+                Some(End::Stopped) => self.start_again(),
+                Some(End::Finished) | None => {}
+            }
+        }
+        assert_eq!(self.server.machine.position().step, self.server.machine.options().total_steps);
+        assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
+        let mut counts = self.reference.counts;
+        counts.extend(self.server.machine.status(self.now).counters);
+        counts
+    }
+
+    /// Whether a fault of this probability happens now; later there are none, so that the run can finish.
+    fn fault(&mut self, probability: f64) -> bool {
+        self.tick < FAULTY_TICKS && self.rng.random_bool(probability)
+    }
+
+    fn calm_down(&mut self) {
+        (self.temper.failing, self.temper.breaking, self.temper.wrong_version) = (0.0, 0.0, 0.0);
+        // Whoever paused the run looks after it, also when a crash has undone what he did.
+        if self.down_for == 0 && self.server.machine.is_paused() {
+            self.operate(Command::Resume);
+        }
+    }
+
+    fn deliver(&mut self) {
+        let tick = self.tick;
+        let (mut due, later): (Vec<_>, Vec<_>) = self.network.drain(..).partition(|(at, _)| *at <= tick);
+        self.network = later;
+        due.shuffle(&mut self.rng);
+        for (_, message) in due {
+            match message {
+                Message::Request(caller, event) if self.down_for == 0 => {
+                    self.server.step(self.now, event, Some(caller));
+                }
+                Message::Disk(event) if self.down_for == 0 => self.server.step(self.now, event, None),
+                Message::Answer(caller, answer) => self.answered(caller, answer),
+                Message::Request(..) | Message::Disk(_) => {}
+            }
+            if self.fault(0.0005) {
+                self.crash();
+            }
+        }
+    }
+
+    fn answered(&mut self, caller: Caller, answer: Result<Reply, Refusal>) {
+        let actor = &mut self.actors[caller.actor];
+        if actor.process != caller.process || actor.dead_for > 0 {
+            return;
+        }
+        if actor.hear(caller.request, answer, &mut self.rng) {
+            let worker = actor.id();
+            let dead_for = self.rng.random_range(5..40);
+            self.actors[caller.actor].die(dead_for);
+            if let Some(worker) = worker {
+                self.goodbye(worker, None);
+            }
+        }
+    }
+
+    fn goodbye(&mut self, worker: pacs_types::WorkerId, error: Option<String>) {
+        let caller = Caller { actor: 0, process: u64::MAX, request: 0 };
+        self.network.push((self.tick + 1, Message::Request(caller, Event::Leave { worker, error })));
+    }
+
+    fn workers_act(&mut self) {
+        let mut order: Vec<usize> = (0..self.actors.len()).collect();
+        order.shuffle(&mut self.rng);
+        for index in order {
+            if self.actors[index].dead_for > 0 {
+                self.actors[index].dead_for -= 1;
+                continue;
+            }
+            let doomed = self.actors[index].is_doomed(&self.temper) && self.rng.random_bool(0.3);
+            if doomed || self.fault(0.006) {
+                self.kill(index);
+                continue;
+            }
+            let sent = self.actors[index].act(self.tick, &mut self.rng, &self.temper);
+            for (request, event) in sent {
+                let caller = Caller { actor: index, process: self.actors[index].process, request };
+                self.send(Message::Request(caller, event.clone()));
+                if self.fault(0.05) {
+                    self.reference.count("repeated_requests");
+                    let late = self.tick + self.rng.random_range(1..=60);
+                    self.network.push((late, Message::Request(caller, event)));
+                }
+            }
+        }
+    }
+
+    /// Puts a message on the network, which may lose it.
+    fn send(&mut self, message: Message) {
+        if self.fault(0.03) {
+            return self.reference.count("lost_messages");
+        }
+        let slow = self.fault(0.02);
+        let arrives = self.tick + if slow { self.rng.random_range(5..=30) } else { self.rng.random_range(1..=3) };
+        self.network.push((arrives, message));
+    }
+
+    fn kill(&mut self, index: usize) {
+        let worker = self.actors[index].id();
+        if let Some(worker) = worker
+            && self.rng.random_bool(0.3)
+        {
+            // A learner that says so again and again while it prepares ends the run, as it should.
+            let is_learner = self.actors[index].role == Role::Learner;
+            let error = (self.rng.random_bool(0.5) && !is_learner).then(|| "crash".to_owned());
+            self.goodbye(worker, error);
+        }
+        let dead_for = self.rng.random_range(1..40);
+        self.actors[index].die(dead_for);
+    }
+
+    fn coordinator_acts(&mut self) {
+        if self.down_for > 0 {
+            self.down_for -= 1;
+            if self.down_for == 0 {
+                self.come_back();
+            }
+            return;
+        }
+        self.server.step(self.now, Event::Tick, None);
+        if self.fault(0.004) {
+            return self.crash();
+        }
+        if self.fault(0.01) {
+            self.operator_acts();
+        }
+        // A slow disk: answers wait for another tick.
+        if !self.fault(0.3) {
+            self.sync();
+            if self.rng.random_bool(0.02) {
+                self.server.compact();
+            }
+        }
+        if self.fault(0.0004) {
+            self.lose_journal();
+        }
+    }
+
+    fn sync(&mut self) {
+        let options = self.server.machine.options().clone();
+        for output in self.server.sync() {
+            match output {
+                Output::Answer { caller, event, answer } => {
+                    self.reference.answer(&event, &answer, &options);
+                    if let Some(caller) = caller.filter(|caller| caller.process != u64::MAX) {
+                        self.send(Message::Answer(caller, answer));
+                    }
+                }
+                Output::Effect(effect) => {
+                    self.reference.effect(&effect, &options, self.committed.as_ref());
+                    self.carry_out(effect);
+                }
+            }
+        }
+        self.reference.conservation(&self.server.machine);
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::CommitCheckpoint { snapshot, model } => self.commit(snapshot, model),
+            Effect::Drained { name } => self.drained.push(name),
+            _ => {}
+        }
+    }
+
+    fn commit(&mut self, snapshot: Snapshot, model: bool) {
+        let step = snapshot.step;
+        let arrives = self.tick + self.rng.random_range(1..=5);
+        if !model && self.server.machine.status(self.now).phase != "ended" && self.fault(0.1) && !self.is_stopping() {
+            let reason = "disk full".to_owned();
+            return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
+        }
+        // Durable from here on, whether or not the machine lives to hear of it.
+        self.committed = Some((snapshot, model));
+        self.network.push((arrives, Message::Disk(Event::CheckpointCommitted { step })));
+    }
+
+    /// A stop whose checkpoint fails ends the run, as it should.
+    fn is_stopping(&self) -> bool {
+        self.reference.counts.get("stops").is_some_and(|stops| *stops > 0)
+    }
+
+    /// The coordinator dies, and what was not synced with it.
+    fn crash(&mut self) {
+        self.reference.count("coordinator_crashes");
+        if self.server.crash(self.now) {
+            self.reference.count("coordinator_crashes_with_unsynced_records");
+        }
+        self.network.retain(|(_, message)| !matches!(message, Message::Disk(_)));
+        // Short of the workers' heartbeat timeout, or far beyond it.
+        self.down_for = if self.rng.random_bool(0.7) { self.rng.random_range(1..10) } else { 60 };
+    }
+
+    /// What a new process does with what it finds.
+    fn come_back(&mut self) {
+        self.server.machine.resume(self.now);
+        if self.server.machine.ended().is_some_and(|end| *end != End::Finished) {
+            self.server.step(self.now, Event::Reopened, None);
+        }
+        if let Some((snapshot, model)) = self.server.machine.committing() {
+            let (snapshot, model) = (snapshot.clone(), model);
+            self.commit(snapshot, model);
+        }
+        // A damaged disk: some content cannot be read.
+        if self.fault(0.2) {
+            let present: Vec<_> = self.server.machine.present().collect();
+            if let Some(gone) = present.choose(&mut self.rng) {
+                self.server.step(self.now, Event::SampleGone { sample: gone.sample }, None);
+            }
+        }
+    }
+
+    /// The whole run folder but its checkpoints is gone: another machine goes on from the newest one.
+    fn lose_journal(&mut self) {
+        self.reference.count("journals_lost");
+        self.starts += 1;
+        let (start, exported) = self.committed.clone().unwrap_or_default();
+        self.reference.start_over(&start);
+        let options = Options {
+            evaluated: self.reference.evaluated.clone(),
+            start,
+            exported,
+            ids_above: self.starts * 1_000_000,
+            generations_above: self.starts * 1000,
+            ..self.server.machine.options().clone()
+        };
+        self.network.retain(|(_, message)| !matches!(message, Message::Disk(_)));
+        self.server.replace(Machine::new(options, self.now));
+        self.reference.ended = self.server.machine.ended().cloned();
+    }
+
+    fn operator_acts(&mut self) {
+        let options = self.server.machine.options().clone();
+        let command = match self.rng.random_range(0..8) {
+            0 if !self.server.machine.is_paused() => Command::Pause,
+            0..3 if self.server.machine.is_paused() => Command::Resume,
+            3 => Command::Checkpoint,
+            4 => {
+                let workers: Vec<_> = self.actors.iter().filter(|actor| actor.role != Role::Learner).collect();
+                let worker = workers.choose(&mut self.rng).expect("there are workers").name.clone();
+                self.reference.count("drains");
+                Command::Drain { worker }
+            }
+            5 => {
+                let (per_step, lag) = (options.prompts_per_step, options.max_lag);
+                Command::SetSlots(self.rng.random_range(per_step..=per_step * (lag + 1)))
+            }
+            6 => {
+                self.reference.count("stops");
+                let modes = [StopMode::Save, StopMode::AfterStep, StopMode::Now];
+                Command::Stop(*modes.choose(&mut self.rng).expect("three"))
+            }
+            _ => Command::SetLearningRate(1e-5),
+        };
+        self.operate(command);
+    }
+
+    fn operate(&mut self, command: Command) {
+        let event = Event::Operator { who: "operator".into(), at: u64::from(self.tick), command };
+        self.server.step(self.now, event, None);
+    }
+
+    fn start_again(&mut self) {
+        self.reference.ended = None;
+        if self.down_for == 0 {
+            self.server.step(self.now, Event::Reopened, None);
+        }
+    }
+}
+
+fn options(rng: &mut ChaCha8Rng) -> Options {
+    let (samples_per_prompt, prompts_per_step) = (rng.random_range(1..=4), rng.random_range(1..=6));
+    let max_lag = if rng.random_bool(0.4) { 0 } else { rng.random_range(1..=3) };
+    let staleness = [Staleness::Wait, Staleness::Wait, Staleness::Evict, Staleness::Accept];
+    let uniform = [UniformGroups::Keep, UniformGroups::Drop, UniformGroups::Refill];
+    Options {
+        learners: rng.random_range(1..=3),
+        samples_per_prompt,
+        prompts_per_step,
+        total_steps: rng.random_range(1..=8),
+        max_lag,
+        slots: rng.random_range(prompts_per_step..=prompts_per_step * (max_lag + 1)),
+        staleness: *staleness.choose(rng).expect("not empty"),
+        uniform_groups: *uniform.choose(rng).expect("not empty"),
+        max_refills: rng.random_range(0..=6),
+        min_batch_groups: rng.random_range(1..=prompts_per_step),
+        evaluation: EvaluationPlan {
+            problems: rng.random_range(0..=5),
+            samples_per_problem: rng.random_range(1..=2),
+            every_steps: rng.random_range(0..=3),
+            before: rng.random(),
+            after: rng.random(),
+        },
+        checkpoint_every_steps: rng.random_range(0..=3),
+        max_attempts: rng.random_range(1..=3),
+        max_replacements: rng.random_range(0..=2),
+        group_timeout: Duration::from_secs(rng.random_range(30..90)),
+        max_group_attempts: rng.random_range(1..=3),
+        max_worker_losses: rng.random_range(1..=4),
+        max_skipped_updates: 1000,
+        task_timeout: Duration::from_secs(30),
+        max_lost_generations: 1000,
+        heartbeat_timeout: Duration::from_secs(4),
+        rollout_lease_timeout: Duration::from_secs(20),
+        verifier_lease_timeout: Duration::from_secs(10),
+        ids_above: 0,
+        generations_above: 0,
+        start: Snapshot::default(),
+        exported: false,
+        evaluated: Default::default(),
+    }
+}

@@ -1,0 +1,117 @@
+use super::Check;
+use crate::*;
+
+impl Check {
+    /// Settings of the flow of groups: none that would stand still, none that would be ignored.
+    pub(super) fn flow(&mut self, spec: &JobSpec) {
+        let (asynchrony, per_step) = (&spec.asynchrony, spec.batch.prompts_per_step);
+        self.range("asynchrony.max_lag", asynchrony.max_lag, 0..=64);
+        let versions = asynchrony.max_lag.min(64) + 1;
+        let most = versions.saturating_mul(per_step);
+        if let Some(slots) = asynchrony.slots {
+            let also = &["batch.prompts_per_step", "asynchrony.max_lag"];
+            let message = format!(
+                "expected {per_step} or more: a step takes {per_step} groups (`batch.prompts_per_step`), and with fewer \
+                 slots no step would ever have them"
+            );
+            self.that(slots >= per_step, "asynchrony.slots", slots, message, also);
+            let message = format!(
+                "expected {most} or less, {versions} x {per_step}: with `asynchrony.max_lag` = {}, groups beyond that would \
+                 grow too old before their step comes",
+                asynchrony.max_lag
+            );
+            self.that(slots <= most, "asynchrony.slots", slots, message, also);
+        }
+        let wait = asynchrony.staleness == StalenessKind::Wait;
+        let message = "has no effect while `asynchrony.max_lag` is 0: no group is ever older than the weights";
+        let kind = staleness_name(asynchrony.staleness);
+        self.that(wait || asynchrony.max_lag > 0, "asynchrony.staleness", kind, message, &["asynchrony.max_lag"]);
+        let weighted = spec.objective.importance.is_some_and(|importance| importance != ImportanceKind::Off);
+        let message = "expected `objective.importance` = \"truncate\" or \"mask\" beside it, which `objective.kind` = \
+                       \"pacs\" does not have: what is too old has to weigh less";
+        self.that(
+            asynchrony.staleness != StalenessKind::Accept || weighted,
+            "asynchrony.staleness",
+            kind,
+            message,
+            &["objective.importance", "objective.kind"],
+        );
+        self.groups(spec);
+    }
+
+    fn groups(&mut self, spec: &JobSpec) {
+        let groups = &spec.groups;
+        self.range("groups.timeout_seconds", groups.timeout_seconds, 1..=1_000_000);
+        self.range("groups.max_attempts", groups.max_attempts, 1..=100);
+        self.range("groups.max_worker_losses", groups.max_worker_losses, 1..=100);
+        if let Some(refills) = groups.max_refills {
+            self.range("groups.max_refills", refills, 1..=1_000_000);
+            let holds = groups.uniform == UniformKind::Refill;
+            let message = "has no effect: only `groups.uniform` = \"refill\" refills groups";
+            self.that(holds, "groups.max_refills", refills, message, &["groups.uniform"]);
+        }
+        let alone = spec.rollout.samples_per_prompt == 1 && groups.uniform != UniformKind::Keep;
+        let name = match groups.uniform {
+            UniformKind::Keep => "\"keep\"",
+            UniformKind::Drop => "\"drop\"",
+            UniformKind::Refill => "\"refill\"",
+        };
+        let message =
+            "expected \"keep\": with `rollout.samples_per_prompt` = 1 the labels of a group are always the same";
+        self.that(!alone, "groups.uniform", name, message, &["rollout.samples_per_prompt"]);
+    }
+}
+
+fn staleness_name(kind: StalenessKind) -> &'static str {
+    match kind {
+        StalenessKind::Wait => "\"wait\"",
+        StalenessKind::Evict => "\"evict\"",
+        StalenessKind::Accept => "\"accept\"",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn problems(more: &str) -> Vec<String> {
+        let text = format!(
+            "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+             batch.prompts_per_step = 32\n{more}"
+        );
+        match crate::parse(&text, Path::new("job.toml")) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn settings_that_would_stand_still_are_refused_with_the_arithmetic() {
+        for (more, expected) in [
+            ("asynchrony = { max_lag = 1, slots = 64 }", None),
+            ("asynchrony = { max_lag = 1, slots = 32 }", None),
+            ("asynchrony.slots = 31", Some("expected 32 or more: a step takes 32 groups")),
+            ("asynchrony = { max_lag = 1, slots = 65 }", Some("expected 64 or less, 2 x 32")),
+            ("asynchrony.max_lag = 65", Some("expected 0 to 64")),
+            ("asynchrony.staleness = 'evict'", Some("has no effect while `asynchrony.max_lag` is 0")),
+            ("asynchrony = { max_lag = 1, staleness = 'accept' }", Some("expected `objective.importance`")),
+            (
+                "asynchrony = { max_lag = 1, staleness = 'accept' }\nobjective = { kind = 'grpo', importance = 'mask' }",
+                None,
+            ),
+            ("groups.uniform = 'refill'", None),
+            ("groups.max_refills = 5", Some("only `groups.uniform` = \"refill\"")),
+            (
+                "groups.uniform = 'drop'\nrollout.samples_per_prompt = 1\nobjective = { kind = 'reinforce_pp' }",
+                Some("the labels of a group are always the same"),
+            ),
+            ("groups.timeout_seconds = 0", Some("expected 1 to 1000000")),
+        ] {
+            let found = problems(more);
+            match expected {
+                None => assert_eq!(found, [""; 0], "{more}"),
+                Some(expected) => assert!(found.iter().any(|problem| problem.contains(expected)), "{more}: {found:?}"),
+            }
+        }
+    }
+}

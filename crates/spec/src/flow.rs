@@ -1,0 +1,75 @@
+//! How groups flow from the rollout workers to the learners.
+
+use serde::{Deserialize, Serialize};
+
+/// How far generation may run ahead of training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AsynchronySpec {
+    /// How many weight versions behind the newest the oldest token of a trained group may be, the time that the group
+    /// waited included. Default 0: the synchronous loop; at most 64.
+    pub max_lag: u32,
+    /// Room for groups in flight, those in training included. Default `(max_lag + 1) * batch.prompts_per_step`, which is
+    /// also the most; at least `batch.prompts_per_step`.
+    pub slots: Option<u32>,
+    /// What happens to a group that would become too old. Default `wait`.
+    pub staleness: StalenessKind,
+}
+
+/// What happens to a group that would become too old.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StalenessKind {
+    /// The step waits for it: the learners pause, nothing is thrown away.
+    #[default]
+    Wait,
+    /// It starts again with the newest weights, up to three times; then it is waited for.
+    Evict,
+    /// It is trained on however old it is; for objectives with importance weights only.
+    Accept,
+}
+
+/// What becomes of groups that are of no use, or that nothing comes of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GroupsSpec {
+    /// What happens to a group whose labels are all the same. Default `keep`, as in the paper.
+    pub uniform: UniformKind,
+    /// `uniform = "refill"`: groups that are refilled in one step before the rest is kept. Default 3 times
+    /// `batch.prompts_per_step`; 1 to 1,000,000.
+    pub max_refills: Option<u32>,
+    /// Seconds from the first lease of a group to its last verdict, after which its open work is issued again. Default
+    /// 7200, 1 to 1,000,000.
+    pub timeout_seconds: u32,
+    /// So often a group may run out of that time before the next prompt takes its place. Default 3, 1 to 100.
+    pub max_attempts: u32,
+    /// Rollout workers that may die while they hold a group before it is set aside for good. Default 3, 1 to 100. Before
+    /// the last of them it is lent alone, so that it does not answer for another group.
+    pub max_worker_losses: u32,
+}
+
+impl Default for GroupsSpec {
+    fn default() -> Self {
+        Self {
+            uniform: UniformKind::Keep,
+            max_refills: None,
+            timeout_seconds: 7200,
+            max_attempts: 3,
+            max_worker_losses: 3,
+        }
+    }
+}
+
+/// What happens to a group whose labels are all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniformKind {
+    /// It is trained on like any other.
+    #[default]
+    Keep,
+    /// It counts as one of the step's groups, but the learner does not get it, as long as others are left for every
+    /// mini-batch and rank.
+    Drop,
+    /// The next prompt takes its place.
+    Refill,
+}

@@ -1,0 +1,48 @@
+//! What tools for models compute in, and where.
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use pacs_torch::tch::{Device, Kind};
+
+/// Options of every tool that computes with a model.
+#[derive(Debug, Args)]
+pub(crate) struct Compute {
+    /// Kind to compute in; master weights and moments are float32 always.
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    precision: Precision,
+    /// Where tensors live.
+    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
+    /// Threads of libtorch; 0: one a core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    /// bfloat16 where the hardware multiplies it, else float32.
+    Auto,
+    Float32,
+    Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl Compute {
+    /// Starts libtorch.
+    pub(crate) fn start(&self) -> Result<(Kind, Device)> {
+        let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads)?;
+        let kind = match self.precision {
+            Precision::Bfloat16 => Kind::BFloat16,
+            Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,
+            Precision::Auto | Precision::Float32 => Kind::Float,
+        };
+        Ok((kind, device))
+    }
+}

@@ -1,0 +1,146 @@
+//! Recorded groups, and the training batches that they make.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch};
+use serde::Deserialize;
+
+/// A prompt with its recorded samples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct RecordedGroup {
+    pub(super) group: u64,
+    pub(super) prompt_tokens: Vec<u32>,
+    pub(super) samples: Vec<RecordedSample>,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RecordedSample {
+    pub(super) tokens: Vec<u32>,
+    /// Log-probs of the rollout engine (nats), one a token.
+    pub(super) logprobs: Vec<f32>,
+    pub(super) label: f64,
+    pub(super) reward: f64,
+    /// Whether it ended at the length limit, where that was recorded.
+    pub(super) truncated: Option<bool>,
+}
+
+/// The groups of a training step.
+#[derive(Debug)]
+pub(super) struct RecordedStep {
+    /// The step that they make, from 1.
+    pub(super) number: u64,
+    pub(super) groups: Vec<RecordedGroup>,
+}
+
+impl RecordedStep {
+    /// Refuses what cannot be trained on.
+    pub(super) fn check(&self, vocabulary: i64) -> Result<()> {
+        let mut seen = HashSet::new();
+        for RecordedGroup { group, prompt_tokens, samples } in &self.groups {
+            let place = format!("step {}, group {group}", self.number);
+            ensure!(seen.insert(group), "{place}: its rows do not stand together");
+            ensure!(!prompt_tokens.is_empty(), "{place}: the prompt has no tokens");
+            for sample in samples {
+                let (tokens, logprobs) = (sample.tokens.len(), sample.logprobs.len());
+                ensure!(tokens > 0, "{place}: a sample has no tokens");
+                ensure!(tokens == logprobs, "{place}: a sample of {tokens} tokens has {logprobs} log-probs");
+                let known = |token: &u32| i64::from(*token) < vocabulary;
+                let unknown = prompt_tokens.iter().chain(&sample.tokens).find(|token| !known(token));
+                if let Some(token) = unknown {
+                    bail!("{place}: token {token} lies beyond the model's {vocabulary}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch of one rank. Groups are split into mini-batches in their order, as a coordinator does.
+    ///
+    /// Where it was not recorded whether a sample was truncated, one of `max_new_tokens` tokens is.
+    pub(super) fn batch(self, mini_batches: usize, max_new_tokens: u32) -> TrainBatch {
+        let count = self.groups.len();
+        let mut batch =
+            TrainBatch { step: self.number, index: Vec::new(), prompts: HashMap::new(), sequences: Vec::new() };
+        for (i, group) in self.groups.into_iter().enumerate() {
+            // Numbers of groups matter within a step only; these keep their order.
+            let id = i as u64;
+            batch.prompts.insert(id, group.prompt_tokens);
+            for sample in group.samples {
+                let answer_tokens = u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX);
+                batch.sequences.push(SequenceTokens {
+                    position: batch.index.len(),
+                    tokens: sample.tokens,
+                    rollout_logprobs: sample.logprobs,
+                });
+                batch.index.push(IndexEntry {
+                    group: id,
+                    mini_batch: i * mini_batches / count,
+                    rank: 0,
+                    label: sample.label,
+                    reward: sample.reward,
+                    answer_tokens,
+                    truncated: sample.truncated.unwrap_or(answer_tokens >= max_new_tokens),
+                });
+            }
+        }
+        batch
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    group: u64,
+    prompt_tokens: Vec<u32>,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    label: f64,
+    reward: f64,
+    truncated: Option<bool>,
+}
+
+/// Groups of the file at `path`, in its order: consecutive rows of one group number.
+pub(super) fn read(path: &Path) -> Result<impl Iterator<Item = Result<RecordedGroup>> + use<>> {
+    let file = File::open(path).with_context(|| format!("read `{}`", path.display()))?;
+    let name = path.display().to_string();
+    let mut rows = BufReader::new(file).lines().enumerate().filter_map(move |(number, line)| {
+        let parsed = || -> Result<Option<Row>> {
+            let line = line?;
+            if line.trim().is_empty() {
+                return Ok(None);
+            }
+            Ok(Some(serde_json::from_str(&line)?))
+        };
+        parsed().with_context(|| format!("read `{name}` line {}", number + 1)).transpose()
+    });
+    let mut next: Option<Row> = None;
+    Ok(std::iter::from_fn(move || {
+        let mut group: Option<RecordedGroup> = None;
+        loop {
+            let row = match next.take().map(Ok).or_else(|| rows.next()) {
+                None => return group.map(Ok),
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(row)) => row,
+            };
+            match &mut group {
+                Some(group) if group.group != row.group => {
+                    next = Some(row);
+                    return Some(Ok(std::mem::take(group)));
+                }
+                Some(group) if group.prompt_tokens != row.prompt_tokens => {
+                    return Some(Err(anyhow::anyhow!("the rows of group {} have different prompts", group.group)));
+                }
+                _ => {}
+            }
+            let group = group.get_or_insert_with(|| RecordedGroup { group: row.group, ..RecordedGroup::default() });
+            group.prompt_tokens = row.prompt_tokens;
+            let Row { tokens, logprobs, label, reward, truncated, .. } = row;
+            group.samples.push(RecordedSample { tokens, logprobs, label, reward, truncated });
+        }
+    }))
+}

@@ -1,0 +1,275 @@
+//! `pacs-worker sft`.
+
+mod rows;
+mod writing;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use pacs_data::TrainOrder;
+use pacs_learner::{FineTuner, FineTunerSettings, Text};
+use pacs_model::{ModelConfig, Parameters};
+use pacs_runtime::Exit;
+use pacs_spec::{OptimizerSpec, Schedule};
+use serde_json::json;
+
+use crate::Failure;
+use crate::compute::Compute;
+use writing::Writer;
+
+/// What to learn, by which model.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Fine-tunes a model on written answers, or trains a small one from scratch.\n\nRows of the data are JSON \
+                  lines {\"question\", \"answer\"}, {\"prompt\", \"response\"}, or {\"messages\": [{\"role\", \
+                  \"content\"}, …]}. They are written down by the model's chat template (without one: prompt and answer as \
+                  they are, and an end token); the loss is the mean cross entropy of the tokens of the answers. Progress \
+                  is printed as JSON lines; the result is a Hugging Face folder.",
+    after_help = "Examples:\n  pacs-worker sft --model models/smollm2-135m-instruct --data answers.jsonl --eval held-out.jsonl \\\n      \
+                  --out models/tuned --learning-rate 2e-5 --epochs 2\n  \
+                  pacs-worker sft --shape tiny.json --tokenizer models/digits --data sums.jsonl --out models/tiny \\\n      \
+                  --learning-rate 1e-3 --warmup-updates 50 --batch 256 --updates 300"
+)]
+pub(crate) struct Arguments {
+    /// Hugging Face folder to start from.
+    #[arg(long, required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+    /// A config.json: start from random weights of this shape.
+    #[arg(long, requires = "tokenizer")]
+    shape: Option<PathBuf>,
+    /// Folder of the tokenizer (and chat template, if any) of a model that starts from random weights.
+    #[arg(long, requires = "shape")]
+    tokenizer: Option<PathBuf>,
+    /// Rows to learn.
+    #[arg(long)]
+    data: PathBuf,
+    /// Rows to measure the loss with, before, after, and in between as `--eval-every` says.
+    #[arg(long)]
+    eval: Option<PathBuf>,
+    /// Folder of the result; must not exist, or be empty.
+    #[arg(long)]
+    out: PathBuf,
+    /// How often every row is learnt [default: 1]
+    #[arg(long, conflicts_with = "updates")]
+    epochs: Option<u64>,
+    /// Optimizer updates, instead of epochs.
+    #[arg(long)]
+    updates: Option<u64>,
+    /// Rows of an update.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Learning rate.
+    #[arg(long, default_value_t = 1e-5)]
+    learning_rate: f64,
+    /// Updates over which the learning rate rises from 0.
+    #[arg(long, default_value_t = 0)]
+    warmup_updates: u64,
+    /// How the learning rate goes on behind the warm-up, until the last update.
+    #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
+    schedule: LearningRateSchedule,
+    /// Where `linear` and `cosine` end, as a share of the learning rate.
+    #[arg(long, default_value_t = 0.0)]
+    final_learning_rate_ratio: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.01)]
+    weight_decay: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Seed of the order of rows, and of random weights.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Rows with more tokens are left out and counted.
+    #[arg(long, default_value_t = 4096)]
+    max_tokens: usize,
+    /// Most tokens that go through the model at once; a longer row goes alone.
+    #[arg(long, default_value_t = 16384)]
+    micro_batch_tokens: usize,
+    /// Jinja text that takes the place of the folder's chat template, as `model.chat_template` does in a job.
+    #[arg(long)]
+    chat_template: Option<PathBuf>,
+    /// System message of rows that have none.
+    #[arg(long)]
+    system: Option<String>,
+    /// Text behind every question or prompt.
+    #[arg(long, default_value = "")]
+    prompt_suffix: String,
+    /// Updates between progress lines.
+    #[arg(long, default_value_t = 10)]
+    log_every: u64,
+    /// Updates between measurements with `--eval`; 0: before and after only.
+    #[arg(long, default_value_t = 0)]
+    eval_every: u64,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum LearningRateSchedule {
+    /// It stays.
+    Constant,
+    /// It falls in a line.
+    Linear,
+    /// It falls along half a wave of a cosine.
+    Cosine,
+}
+
+impl From<LearningRateSchedule> for Schedule {
+    fn from(schedule: LearningRateSchedule) -> Self {
+        match schedule {
+            LearningRateSchedule::Constant => Self::Constant,
+            LearningRateSchedule::Linear => Self::Linear,
+            LearningRateSchedule::Cosine => Self::Cosine,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    fine_tune(arguments).context("fine-tune").map_err(Failure::config)?;
+    Ok(Exit::Done)
+}
+
+fn fine_tune(arguments: &Arguments) -> Result<()> {
+    check(arguments)?;
+    let (kind, device) = arguments.compute.start()?;
+    let folder = folder(arguments)?;
+    let config = ModelConfig::read(&folder)?;
+    let writer = Writer::new(&folder, arguments.chat_template.as_deref(), &config)?;
+    let data = load(arguments, &writer, &config, &arguments.data)?;
+    ensure!(!data.is_empty(), "`{}` has no row to learn from", arguments.data.display());
+    let evaluation = arguments.eval.as_ref().map(|path| load(arguments, &writer, &config, path)).transpose()?;
+    let parameters = match &arguments.model {
+        Some(folder) => Parameters::load(folder, &config, kind, device)?,
+        None => Parameters::random(&config, kind, device, i64::try_from(arguments.seed)?),
+    };
+    let rows = data.len() as u64;
+    let mut tuner = FineTuner::new(&config, parameters, settings(arguments, rows_to_learn(arguments, rows)));
+    train(arguments, &mut tuner, &data, evaluation.as_deref())?;
+    tuner.parameters().save_hf(&folder, &arguments.out, kind)?;
+    println!("{}", json!({"event": "saved", "path": arguments.out, "precision": format!("{kind:?}")}));
+    Ok(())
+}
+
+fn check(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.batch > 0, "`--batch` is 0; an update needs a row");
+    ensure!(arguments.log_every > 0, "`--log-every` is 0; expected 1 or more");
+    ensure!(arguments.epochs != Some(0) && arguments.updates != Some(0), "there is nothing to do: 0 epochs or updates");
+    let rate = arguments.learning_rate;
+    ensure!(rate > 0.0 && rate <= 1.0, "`--learning-rate` is {rate}; expected above 0, at most 1");
+    let decay = arguments.weight_decay;
+    ensure!((0.0..=1.0).contains(&decay), "`--weight-decay` is {decay}; expected 0 to 1");
+    let norm = arguments.max_grad_norm;
+    ensure!(norm >= 0.0 && norm.is_finite(), "`--max-grad-norm` is {norm}; expected 0 or more");
+    let ratio = arguments.final_learning_rate_ratio;
+    ensure!((0.0..=1.0).contains(&ratio), "`--final-learning-rate-ratio` is {ratio}; expected 0 to 1");
+    let falls = arguments.schedule != LearningRateSchedule::Constant;
+    ensure!(falls || ratio == 0.0, "`--final-learning-rate-ratio` applies to `--schedule` linear and cosine only");
+    let out = &arguments.out;
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("`{}` is not empty; remove it or name another `--out`", out.display());
+    }
+    Ok(())
+}
+
+/// The folder that configuration and tokenizer come from; that of a model from scratch is made in `--out`.
+fn folder(arguments: &Arguments) -> Result<PathBuf> {
+    match (&arguments.model, &arguments.shape, &arguments.tokenizer) {
+        (Some(model), _, _) => Ok(model.clone()),
+        (None, Some(shape), Some(tokenizer)) => {
+            // Before anything is written: a file that is no shape leaves no trace.
+            ModelConfig::read_file(shape)?;
+            pacs_model::prepare_folder(shape, tokenizer, &arguments.out)?;
+            Ok(arguments.out.clone())
+        }
+        _ => bail!("name a model to start from with `--model`, or a shape with `--shape` and `--tokenizer`"),
+    }
+}
+
+/// Rows that all updates take together, repeated ones counted again, of `rows` different ones.
+fn rows_to_learn(arguments: &Arguments, rows: u64) -> u64 {
+    let batch = arguments.batch as u64;
+    // The last update of whole epochs takes what is left.
+    arguments.updates.map_or(arguments.epochs.unwrap_or(1) * rows, |updates| updates * batch)
+}
+
+fn settings(arguments: &Arguments, rows_to_learn: u64) -> FineTunerSettings {
+    FineTunerSettings {
+        optimizer: OptimizerSpec {
+            learning_rate: arguments.learning_rate,
+            warmup_updates: arguments.warmup_updates,
+            weight_decay: arguments.weight_decay,
+            max_grad_norm: arguments.max_grad_norm,
+            schedule: arguments.schedule.into(),
+            final_learning_rate_ratio: arguments.final_learning_rate_ratio,
+            ..OptimizerSpec::default()
+        },
+        updates: rows_to_learn.div_ceil(arguments.batch as u64),
+        micro_batch_tokens: arguments.micro_batch_tokens,
+    }
+}
+
+fn load(arguments: &Arguments, writer: &Writer, config: &ModelConfig, path: &Path) -> Result<Vec<Text>> {
+    let read = || format!("read `{}`", path.display());
+    let (mut texts, mut overlong, mut rows) = (Vec::new(), 0, 0);
+    for row in rows::read(path, arguments.system.as_deref(), &arguments.prompt_suffix)? {
+        let (line, messages) = row.with_context(read)?;
+        rows += 1;
+        for text in writer.texts(&messages).with_context(|| format!("{}, line {line}", read()))? {
+            let known = |token: &u32| i64::from(*token) < config.vocab_size;
+            ensure!(text.tokens.iter().all(known), "the tokenizer has tokens beyond the model's {}", config.vocab_size);
+            match text.tokens.len() <= arguments.max_tokens.min(config.max_positions) {
+                true => texts.push(text),
+                false => overlong += 1,
+            }
+        }
+    }
+    let (targets, tokens) =
+        (texts.iter().map(Text::targets).sum::<usize>(), texts.iter().map(|text| text.tokens.len()));
+    let line = json!({"event": "data", "path": path, "rows": rows, "texts": texts.len(), "overlong": overlong,
+                      "tokens": tokens.sum::<usize>(), "learnt_tokens": targets});
+    println!("{line}");
+    Ok(texts)
+}
+
+fn train(arguments: &Arguments, tuner: &mut FineTuner, data: &[Text], evaluation: Option<&[Text]>) -> Result<()> {
+    let order = TrainOrder::new(arguments.seed, data.len(), true);
+    let (rows, batch) = (data.len() as u64, arguments.batch as u64);
+    let last = rows_to_learn(arguments, rows);
+    let updates = last.div_ceil(batch);
+    measure(tuner, 0, evaluation);
+    let mut since = (Instant::now(), 0);
+    for update in 1..=updates {
+        let cursors = (update - 1) * batch..(update * batch).min(last);
+        let texts: Vec<&Text> = cursors.map(|cursor| &data[order.index_at(cursor)]).collect();
+        let report = tuner.update(&texts)?;
+        ensure!(!report.skipped, "the gradient of update {update} is not finite; try a lower `--learning-rate`");
+        since.1 += report.loss.tokens;
+        if update % arguments.log_every == 0 || update == updates {
+            let speed = since.1 as f64 / since.0.elapsed().as_secs_f64();
+            let epoch = (update * batch).min(last) as f64 / rows as f64;
+            let line = json!({"event": "update", "update": update, "epoch": epoch, "loss": report.loss.mean(),
+                              "grad_norm": report.grad_norm, "learning_rate": report.learning_rate,
+                              "tokens_per_second": speed});
+            println!("{line}");
+            since = (Instant::now(), 0);
+        }
+        let due = arguments.eval_every > 0 && update % arguments.eval_every == 0;
+        if due || update == updates {
+            measure(tuner, update, evaluation);
+        }
+    }
+    Ok(())
+}
+
+/// Prints the loss on rows that are not learnt.
+fn measure(tuner: &FineTuner, update: u64, evaluation: Option<&[Text]>) {
+    let Some(texts) = evaluation else { return };
+    let texts: Vec<&Text> = texts.iter().collect();
+    let loss = tuner.evaluate(&texts);
+    println!(
+        "{}",
+        json!({"event": "evaluation", "update": update, "loss": loss.mean(), "learnt_tokens": loss.targets})
+    );
+}
