@@ -21,4 +21,5 @@ pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 pub use checkpoint::CheckpointError;
 pub use service::{LearnerError, LearnerOptions, run};
 pub use settings::TrainerSettings;
+pub use thread::Backend;
 pub use trainer::{StepReport, TrainError, Trainer};

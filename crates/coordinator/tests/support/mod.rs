@@ -323,7 +323,7 @@ async fn work(member: &Member, client: &mut LearnerServiceClient<Channel>, group
         })
     };
     while !member.dismissed() {
-        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
+        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };
         let Ok(reply) = client.next_task(request).await else { continue };
         let v1::NextTaskResponse { task_id, task } = reply.into_inner();
         let result = match task {
