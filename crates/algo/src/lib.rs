@@ -34,5 +34,5 @@ pub use policy::{
     AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
     Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, group_advantages,
 };
-pub use schedule::warmup;
+pub use schedule::{LearningRate, Schedule};
 pub use sequence::{Answer, SequenceInfo, TokenData};

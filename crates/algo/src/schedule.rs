@@ -1,18 +1,77 @@
-/// Learning rate of the optimizer update with number `update`, counted from 1: it rises in a line through 0 to `base`
-/// at update `warmup_updates`, and stays there.
-#[must_use]
-pub fn warmup(update: u64, warmup_updates: u64, base: f64) -> f64 {
-    if update >= warmup_updates { base } else { base * (update as f64 / warmup_updates as f64) }
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate goes on behind its warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// It falls in a line.
+    Linear,
+    /// It falls along half a wave of a cosine.
+    Cosine,
+}
+
+/// The learning rate over the updates of a job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRate {
+    /// Learning rate at the end of the warm-up.
+    pub base: f64,
+    /// Updates over which it rises in a line, through 0 to `base` at the last of them.
+    pub warmup_updates: u64,
+    /// How it goes on.
+    pub schedule: Schedule,
+    /// What it falls to, as a share of `base`; reached at the last update.
+    pub final_ratio: f64,
+    /// Updates of the job.
+    pub updates: u64,
+}
+
+impl LearningRate {
+    /// The learning rate of an update, counted from 1.
+    #[must_use]
+    pub fn at(&self, update: u64) -> f64 {
+        let Self { base, warmup_updates, schedule, final_ratio, updates } = *self;
+        if update < warmup_updates {
+            return base * (update as f64 / warmup_updates as f64);
+        }
+        let start = warmup_updates.max(1);
+        let falling = updates.saturating_sub(start).max(1);
+        let done = (update.saturating_sub(start) as f64 / falling as f64).min(1.0);
+        let left = match schedule {
+            Schedule::Constant => return base,
+            Schedule::Linear => 1.0 - done,
+            Schedule::Cosine => 0.5 * (1.0 + (PI * done).cos()),
+        };
+        base * (final_ratio + (1.0 - final_ratio) * left)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rates(schedule: Schedule, warmup_updates: u64) -> Vec<f64> {
+        let rate = LearningRate { base: 2.0, warmup_updates, schedule, final_ratio: 0.5, updates: 8 };
+        (1..=10).map(|update| (rate.at(update) * 1e6).round() / 1e6).collect()
+    }
+
     #[test]
-    fn rises_in_a_line_and_stays() {
-        let rates: Vec<f64> = (0..7).map(|update| warmup(update, 4, 2.0)).collect();
-        assert_eq!(rates, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
-        assert_eq!(warmup(1, 0, 3.0), 3.0, "no warm-up starts at the base");
+    fn rises_in_a_line_then_follows_its_schedule_to_the_last_update() {
+        assert_eq!(rates(Schedule::Constant, 4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+        assert_eq!(rates(Schedule::Linear, 4), [0.5, 1.0, 1.5, 2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0]);
+        assert_eq!(rates(Schedule::Cosine, 4)[3..], [2.0, 1.853553, 1.5, 1.146447, 1.0, 1.0, 1.0]);
+        let at_once = rates(Schedule::Linear, 0);
+        assert_eq!((at_once[0], at_once[7]), (2.0, 1.0), "no warm-up starts at the base");
+    }
+
+    #[test]
+    fn a_warm_up_as_long_as_the_job_never_divides_by_zero() {
+        let rate =
+            LearningRate { base: 1.0, warmup_updates: 3, schedule: Schedule::Cosine, final_ratio: 0.0, updates: 3 };
+        assert!((0..6).all(|update| rate.at(update).is_finite()));
     }
 }

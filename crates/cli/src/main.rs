@@ -9,6 +9,7 @@ mod data;
 mod failure;
 mod format;
 mod job;
+mod memory;
 mod model_folder;
 mod output;
 mod plan;

@@ -32,6 +32,11 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelFolder> {
     Ok(ModelFolder { kind, parameters })
 }
 
+/// Whether the folder has weight files, or names some.
+pub(crate) fn has_weights(dir: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists())
+}
+
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("read `{}`", path.display()))

@@ -2,10 +2,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
+use pacs_shape::ModelConfig;
 use pacs_spec::{JobSpec, SourceSpec};
 use serde_json::{Value, json};
 
 use crate::format::{count, plural};
+use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
 
 /// What a job spec amounts to.
@@ -13,6 +15,8 @@ pub(crate) struct Plan<'a> {
     spec: &'a JobSpec,
     model: Found<ModelFolder>,
     data: Found<LoadReport>,
+    /// There as soon as the model's configuration is.
+    memory: Option<LearnerMemory>,
 }
 
 /// What was found where the spec points.
@@ -33,9 +37,13 @@ pub(crate) fn default_run_dir(spec: &JobSpec) -> PathBuf {
 impl<'a> Plan<'a> {
     /// Looks at the model and the data as far as they are there.
     pub(crate) fn of(spec: &'a JobSpec) -> Self {
-        let model = match spec.model.path.exists() {
-            true => Found::from(model_folder::inspect(&spec.model.path).map_err(|error| format!("{error:#}"))),
-            false => Found::Absent,
+        let path = &spec.model.path;
+        let config = path.join("config.json").exists().then(|| ModelConfig::read(path));
+        let model = match &config {
+            Some(Err(error)) => Found::Broken(error.to_string()),
+            Some(Ok(_)) if !model_folder::has_weights(path) => Found::Absent,
+            _ if path.exists() => Found::from(model_folder::inspect(path).map_err(|error| format!("{error:#}"))),
+            _ => Found::Absent,
         };
         let files = [Some(&spec.data.train), spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on())];
         let files_there =
@@ -47,7 +55,10 @@ impl<'a> Plan<'a> {
             }
             _ => Found::Absent,
         };
-        Self { spec, model, data }
+        let longest = data.usable().map(|report: &LoadReport| report.train.longest_prompt_tokens);
+        let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
+        let memory = config.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
+        Self { spec, model, data, memory }
     }
 
     /// What is there and cannot be used.
@@ -55,7 +66,7 @@ impl<'a> Plan<'a> {
         match (&self.model, &self.data) {
             (Found::Broken(problem), _) => Some(format!("read model `{}`: {problem}", self.spec.model.path.display())),
             (_, Found::Broken(problem)) => Some(problem.clone()),
-            _ => None,
+            _ => self.memory.as_ref().and_then(LearnerMemory::problem),
         }
     }
 
@@ -98,6 +109,7 @@ impl<'a> Plan<'a> {
                 "learners": spec.resources.learners,
                 "verifiers": spec.resources.verifiers,
             },
+            "memory": self.memory.as_ref().map(LearnerMemory::json),
             "problem": self.problem(),
         })
     }
@@ -129,6 +141,7 @@ impl<'a> Plan<'a> {
         let path = self.spec.model.path.display();
         match &self.model {
             Found::Usable(model) => format!("{path} ({}, {} parameters)", model.kind, count(model.parameters)),
+            Found::Absent if self.memory.is_some() => format!("{path} (its configuration; no weights yet)"),
             Found::Absent => format!("{path} (not there)"),
             Found::Broken(_) => format!("{path} (cannot be used)"),
         }
@@ -213,6 +226,9 @@ impl fmt::Display for Plan<'_> {
         ];
         let device = format!("{:?}", resources.device).to_lowercase();
         writeln!(f, "workers     {} ({device})", workers.join(", "))?;
+        if let Some(memory) = &self.memory {
+            write!(f, "{memory}")?;
+        }
         writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
         if let Some(report) = report {
             writeln!(f, "prompt      {:?}", report.train.example_prompt)?;
@@ -271,6 +287,7 @@ mod tests {
     fn a_plan_with_model_counts_parameters_and_problems() {
         let mut spec = demo();
         spec.model.path = Path::new(REPOSITORY).join("tests/golden/models/qwen2-tied");
+        spec.model.precision = pacs_spec::Precision::Float32;
         let plan = Plan::of(&spec);
         let text = plan.to_string().replace(REPOSITORY, "…");
         expect![[r#"
@@ -283,6 +300,9 @@ mod tests {
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
             workers     1 rollout worker, 1 learner, 1 verifier (cpu)
+            memory      242 MiB on the learner (replicated)
+                        weights 603 KiB, reference 0 B, gradients 603 KiB, optimizer 1.2 MiB
+                        a pass of 16 384 tokens: activations 182 MiB (3 of 3 layers kept), workspace 57.7 MiB; 139 MiB with none kept
             run folder  runs/demo
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
         "#]].assert_eq(&text);

@@ -1,18 +1,15 @@
-//! The training state on disk: everything that the next step depends on, in one safetensors file.
+//! Checkpoints: the training state ([`crate::state`]) and the model as a Hugging Face folder.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use pacs_collective::Collective;
 use pacs_protocol::v1;
-use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{ViewError, bytes, dithered_bf16};
-use safetensors::tensor::{Dtype, TensorView};
+use pacs_torch::ViewError;
 
-use crate::trainer::{Trainer, duplicate};
+use crate::state;
+use crate::trainer::{TrainError, Trainer};
 
-/// File of the training state within a checkpoint.
-const STATE_FILE: &str = "training-state.safetensors";
 /// Folder of the Hugging Face model within a checkpoint.
 const MODEL_FOLDER: &str = "model";
 
@@ -41,28 +38,38 @@ pub enum CheckpointError {
     /// A tensor is not in host memory.
     #[error(transparent)]
     View(#[from] ViewError),
+    /// Divided weights could not be brought together.
+    #[error("bring the weights together: {0}")]
+    Gather(#[source] Box<TrainError>),
 }
 
 impl Trainer {
-    /// Writes what was asked for into `folder` and returns the files, relative to it, with sizes and checksums.
+    /// Writes what was asked for into `folder` and returns the files that this rank wrote, relative to it, with sizes and
+    /// checksums. Every rank of `collective` has to call this; rank 0 writes the model and replicated state, and each rank
+    /// writes its part of divided state.
     ///
     /// # Errors
     /// See [`CheckpointError`].
     pub fn save(
-        &self,
+        &mut self,
         folder: &Path,
         training_state: bool,
         model_from: Option<&Path>,
+        collective: &mut dyn Collective,
     ) -> Result<Vec<v1::SavedFile>, CheckpointError> {
         let mut files = Vec::new();
-        if training_state {
-            let path = folder.join(STATE_FILE);
-            self.write_state(&path)?;
+        let (division, writes_model) = (self.network.division, collective.rank() == 0);
+        if training_state && (division.parts() > 1 || writes_model) {
+            let path = folder.join(state::file_name(division));
+            state::save(&self.network, self.step, &path)?;
             files.push(describe(folder, &path)?);
         }
-        if let Some(source) = model_from {
+        let Some(source) = model_from else { return Ok(files) };
+        if let Some(parameters) =
+            self.weights(collective, writes_model).map_err(|error| CheckpointError::Gather(Box::new(error)))?
+        {
             let target = folder.join(MODEL_FOLDER);
-            self.parameters().save_hf(source, &target, self.parameters().flat.kind())?;
+            parameters.save_hf(source, &target, parameters.flat.kind())?;
             let entries = std::fs::read_dir(&target).map_err(|error| file_error(&target, error))?;
             for entry in entries {
                 let path = entry.map_err(|error| file_error(&target, error))?.path();
@@ -73,94 +80,14 @@ impl Trainer {
         Ok(files)
     }
 
-    fn write_state(&self, path: &Path) -> Result<(), CheckpointError> {
-        let host = |tensor: &Tensor| tensor.to_device(Device::Cpu).contiguous();
-        let master = self.optimizer.master.as_ref().unwrap_or(&self.parameters().flat);
-        let mut tensors = vec![
-            ("master", host(master)),
-            ("moment1", host(&self.optimizer.moment1)),
-            ("moment2", host(&self.optimizer.moment2)),
-        ];
-        if let Some(reference) = &self.reference {
-            tensors.push(("reference", host(&reference.flat)));
-        }
-        let content = |problem: String| CheckpointError::Content { path: path.to_owned(), problem };
-        let mut views = Vec::new();
-        for (name, tensor) in &tensors {
-            let kind = if tensor.kind() == Kind::Float { Dtype::F32 } else { Dtype::BF16 };
-            let view = TensorView::new(kind, vec![tensor.numel()], bytes(tensor)?);
-            views.push((*name, view.map_err(|error| content(error.to_string()))?));
-        }
-        let counts = [self.step, self.optimizer.updates, self.optimizer.total_updates];
-        let metadata: HashMap<String, String> = ["step", "updates", "total_updates"]
-            .map(String::from)
-            .into_iter()
-            .zip(counts.map(|n| n.to_string()))
-            .collect();
-        safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| content(error.to_string()))?;
-        File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, error))
-    }
-
-    /// Takes the state of the checkpoint in `folder` over.
+    /// Takes the state of the checkpoint in `folder` over, whatever the number of ranks that wrote it.
     ///
     /// # Errors
-    /// When the file is missing, damaged, or of another model.
+    /// When a file is missing, damaged, or of another model.
     pub fn restore(&mut self, folder: &Path) -> Result<(), CheckpointError> {
-        let path = folder.join(STATE_FILE);
-        let content = |problem: String| CheckpointError::Content { path: path.clone(), problem };
-        let counts = read_counts(&path)?;
-        let tensors = Tensor::read_safetensors(&path).map_err(|error| content(error.to_string()))?;
-        let mut tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-        let expected = self.parameters.flat.size();
-        let mut take = |name: &str| match tensors.remove(name) {
-            Some(tensor) if tensor.size() == expected => Ok(tensor),
-            Some(tensor) => Err(content(format!("`{name}` has {:?} elements, the model {expected:?}", tensor.size()))),
-            None => Err(content(format!("`{name}` is missing"))),
-        };
-        let (master, moment1, moment2) = (take("master")?, take("moment1")?, take("moment2")?);
-        let reference = take("reference").ok();
-        no_grad(|| {
-            match &mut self.optimizer.master {
-                Some(held) => {
-                    held.copy_(&master);
-                    self.parameters.flat.copy_(&dithered_bf16(&master));
-                }
-                None => self.parameters.flat.copy_(&master),
-            }
-            self.optimizer.moment1.copy_(&moment1);
-            self.optimizer.moment2.copy_(&moment2);
-            self.reference = reference.map(|flat| {
-                let mut held = duplicate(&self.parameters);
-                held.flat.copy_(&flat);
-                held
-            });
-        });
-        [self.step, self.optimizer.updates, self.optimizer.total_updates] = counts;
+        self.step = state::restore(&mut self.network, folder)?;
         Ok(())
     }
-}
-
-fn read_counts(path: &Path) -> Result<[u64; 3], CheckpointError> {
-    let content = |problem: &str| CheckpointError::Content { path: path.to_owned(), problem: problem.to_owned() };
-    let header = read_header(path).map_err(|error| file_error(path, error))?;
-    let header: serde_json::Value =
-        serde_json::from_slice(&header).map_err(|_| content("the header is not that of a safetensors file"))?;
-    let count = |name: &str| {
-        let text = header["__metadata__"][name].as_str().ok_or_else(|| content("the step counts are missing"))?;
-        text.parse::<u64>().map_err(|_| content("a step count is not a number"))
-    };
-    Ok([count("step")?, count("updates")?, count("total_updates")?])
-}
-
-/// The JSON header of a safetensors file: eight bytes of length, then as many bytes.
-fn read_header(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length).min(1 << 20)).read_to_end(&mut header)?;
-    Ok(header)
 }
 
 fn describe(folder: &Path, path: &Path) -> Result<v1::SavedFile, CheckpointError> {
@@ -181,6 +108,6 @@ fn describe(folder: &Path, path: &Path) -> Result<v1::SavedFile, CheckpointError
     Ok(v1::SavedFile { path: relative, bytes, crc32: hasher.finalize() })
 }
 
-fn file_error(path: &Path, error: std::io::Error) -> CheckpointError {
+pub(crate) fn file_error(path: &Path, error: std::io::Error) -> CheckpointError {
     CheckpointError::File { path: path.to_owned(), error }
 }

@@ -3,8 +3,9 @@
 //! `T` packed tokens, `M` answer tokens of the pass, `D` width.
 
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
-use pacs_model::logprob::{DEFAULT_CHUNK, Targets, answer_logprobs, head_backward};
-use pacs_model::{Keep, Model, Trace};
+use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
+use pacs_model::{Keep, Model, Stages, Trace};
+use pacs_shape::{HEAD_CHUNK, PassShape};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
@@ -73,24 +74,44 @@ impl PassTensors {
     }
 
     /// Log-probs and entropies of the answer tokens, without gradient.
-    pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn score<S: Stages>(
+        &self,
+        model: &Model,
+        temperature: f64,
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
         no_grad(|| {
-            let hidden = model.hidden(&self.tokens, &self.positions, &mut Packed::new(&self.rows, model));
-            self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature)
+            let mut attention = Packed::new(&self.rows, model);
+            let hidden = model.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
+            Ok(self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature))
         })
     }
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
         let rows: Vec<(i64, i64)> = (0..).zip(self.targets.iter().copied()).collect();
-        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, DEFAULT_CHUNK);
+        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, HEAD_CHUNK);
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
 
-    /// Runs the trunk for a backward whose coefficients are not known yet.
-    pub(crate) fn open<'a>(&'a self, model: &Model, keep: Keep) -> OpenPass<'a> {
+    /// Runs the trunk for a backward whose coefficients are not known yet; `keep` decides what of it is kept.
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn open<'a, S: Stages>(
+        &'a self,
+        model: &Model,
+        keep: impl FnOnce(&PassShape) -> Keep,
+        stages: &mut S,
+    ) -> Result<OpenPass<'a>, S::Error> {
         let attention = Packed::new(&self.rows, model);
-        OpenPass { tensors: self, trace: model.forward(&self.tokens, &self.positions, attention, keep) }
+        let (tokens, scored) = (self.tokens.numel() as u64, self.targets.len() as u64);
+        let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
+        let trace = model.forward_staged(&self.tokens, &self.positions, attention, keep, stages)?;
+        Ok(OpenPass { tensors: self, trace })
     }
 }
 
@@ -115,21 +136,25 @@ impl OpenPass<'_> {
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
     ///
     /// `coefficients`: derivative of the loss by each answer token's log-prob, in the order of the targets.
-    pub(crate) fn backward(
+    ///
+    /// # Errors
+    /// As `stages`.
+    pub(crate) fn backward<S: Stages>(
         self,
         model: &Model,
         coefficients: &[f32],
         temperature: f64,
         gradients: &Tensor,
-    ) -> TokenScores {
+        stages: &mut S,
+    ) -> Result<TokenScores, S::Error> {
         let targets = Targets { tokens: &self.tensors.targets, coefficients, temperature };
-        let head = head_backward(model, &self.predicting(), targets, DEFAULT_CHUNK, gradients);
+        let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
         // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
         let hidden = self.trace.hidden();
         let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
         let _ = by_hidden.index_add_(0, &self.tensors.predictors, &head.by_hidden.to_kind(gradients.kind()));
         let by_hidden = by_hidden.to_kind(hidden.kind());
-        model.backward(self.trace, &by_hidden, gradients);
-        TokenScores { logprobs: head.logprobs, entropies: head.entropies }
+        model.backward_staged(self.trace, &by_hidden, gradients, stages)?;
+        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
     }
 }

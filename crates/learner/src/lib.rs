@@ -5,17 +5,23 @@
 //! the objective asks for, evaluate it on every rank, backward each sequence with its own coefficients.
 #![forbid(unsafe_code)]
 
+mod around;
 mod batch;
 mod checkpoint;
 mod gradient;
+mod memory;
 mod metrics;
+mod network;
 mod objective;
 mod optimizer;
 mod publish;
+mod segment;
 mod service;
 mod settings;
+mod state;
 mod thread;
 mod trainer;
+mod wire;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 pub use checkpoint::CheckpointError;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use pacs_algo::ObjectiveMetrics;
 
+use crate::wire::Traffic;
+
 macro_rules! sums {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// What a rank adds up over the passes of a step.
@@ -58,6 +60,7 @@ pub(crate) struct StepMetrics {
     pub(crate) positive: Vec<bool>,
     pub(crate) log_ratios: Vec<f64>,
     pub(crate) seconds: BTreeMap<&'static str, f64>,
+    pub(crate) traffic: Traffic,
 }
 
 impl StepMetrics {
@@ -101,6 +104,10 @@ impl StepMetrics {
         for (name, value) in self.objective.named() {
             put(name, value);
         }
+        put("communication_bytes", self.traffic.bytes as f64);
+        put("seconds_communication", self.traffic.busy.as_secs_f64());
+        put("seconds_communication_wait", self.traffic.waited.as_secs_f64());
+        put("communication_hidden_share", self.traffic.hidden_share());
         for (phase, seconds) in &self.seconds {
             put(&format!("seconds_{phase}"), *seconds);
         }

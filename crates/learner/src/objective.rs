@@ -5,11 +5,11 @@ use std::ops::Range;
 use pacs_algo::{
     LogprobSums, Needs, Objective, ObjectiveError, SequenceInfo, StepSummary, TokenAdvantages, TokenData, UpdateState,
 };
-use pacs_collective::{Collective, CollectiveError};
 
 use crate::batch::{IndexEntry, TrainBatch};
 use crate::metrics::StepMetrics;
 use crate::trainer::TrainError;
+use crate::wire::Wire;
 
 /// The objective at one training step, as one rank sees it.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl<'a> StepObjective<'a> {
     }
 
     /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs must be set.
-    pub(crate) fn settle(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
+    pub(crate) fn settle(&mut self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         if !self.needs().summaries {
             return Ok(());
         }
@@ -84,7 +84,7 @@ impl<'a> StepObjective<'a> {
                 self.with_tokens(place, &[], |tokens| self.objective.summary(position, &self.infos[position], tokens))?;
             mine.extend([reward, mean, squares]);
         }
-        let summaries = self.gather(0..self.infos.len(), &mine, collective)?;
+        let summaries = self.gather(0..self.infos.len(), &mine, wire)?;
         let summaries: Vec<StepSummary> =
             summaries.into_iter().map(|[reward, mean, squares]| StepSummary { reward, mean, squares }).collect();
         Ok(self.set_advantages(&summaries)?)
@@ -113,7 +113,7 @@ impl<'a> StepObjective<'a> {
         &self,
         members: Range<usize>,
         scored: &[(usize, Vec<f32>)],
-        collective: &mut dyn Collective,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<UpdateObjective<'_>, TrainError> {
         if !self.needs().sums {
@@ -126,7 +126,7 @@ impl<'a> StepObjective<'a> {
             let sums = self.with_tokens(*place, &float64(new), |tokens| self.objective.sums(position, info, tokens))?;
             mine.extend([sums.new, sums.old]);
         }
-        let sums = self.gather(members.clone(), &mine, collective)?;
+        let sums = self.gather(members.clone(), &mine, wire)?;
         let sums: Vec<LogprobSums> = sums.into_iter().map(|[new, old]| LogprobSums { new, old }).collect();
         let update = self.update(members.clone(), &sums)?;
         if let UpdateState::Pacs(step) = &update.state {
@@ -150,9 +150,9 @@ impl<'a> StepObjective<'a> {
         &self,
         positions: Range<usize>,
         mine: &[f64],
-        collective: &mut dyn Collective,
-    ) -> Result<Vec<[f64; N]>, CollectiveError> {
-        let ranks = collective.all_gather_f64(mine)?;
+        wire: &mut Wire<'_>,
+    ) -> Result<Vec<[f64; N]>, TrainError> {
+        let ranks = wire.gather(mine.to_vec())?;
         let mut of_rank: Vec<_> = ranks.iter().map(|numbers| numbers.chunks_exact(N)).collect();
         let next = |position: usize| {
             let mut numbers = [f64::NAN; N];

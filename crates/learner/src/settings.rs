@@ -1,5 +1,6 @@
 use pacs_algo::Objective;
-use pacs_spec::{JobSpec, OptimizerSpec};
+use pacs_shape::Division;
+use pacs_spec::{JobSpec, OldLogprobs, OptimizerSpec};
 
 /// What the job spec says about training, as the trainer needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,22 +13,37 @@ pub struct TrainerSettings {
     pub reset_optimizer: bool,
     /// AdamW.
     pub optimizer: OptimizerSpec,
+    /// Optimizer updates of the job, over which the learning rate follows its schedule.
+    pub updates: u64,
     /// Temperature that samples are drawn at and log-probs are taken at.
     pub temperature: f64,
     /// Most tokens of one forward and backward.
     pub micro_batch_tokens: usize,
+    /// Whose log-probs are those of the old policy.
+    pub old_logprobs: OldLogprobs,
+    /// What of the training state is this rank's.
+    pub division: Division,
+    /// Memory that this rank may use (bytes). Layers whose activations do not fit are computed again in the backward.
+    /// `None`: there is enough for all.
+    pub memory_bytes: Option<u64>,
 }
 
-impl From<&JobSpec> for TrainerSettings {
-    fn from(spec: &JobSpec) -> Self {
+impl TrainerSettings {
+    /// The settings of one rank of a job.
+    #[must_use]
+    pub fn new(spec: &JobSpec, rank: usize, ranks: usize) -> Self {
         let objective = spec.objective.filled();
         Self {
             objective: objective.objective(spec.rollout.max_new_tokens),
             reference_reset_steps: objective.reference_reset_steps.unwrap_or(0),
             reset_optimizer: objective.reset_optimizer.unwrap_or(false),
             optimizer: spec.optimizer.clone(),
+            updates: spec.batch.steps.saturating_mul(u64::from(spec.batch.mini_batches)),
             temperature: spec.rollout.temperature,
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
+            old_logprobs: spec.batch.old_logprobs,
+            division: Division { sharding: spec.resources.sharding, rank, ranks },
+            memory_bytes: spec.learner_memory(),
         }
     }
 }

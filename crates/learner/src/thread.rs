@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use pacs_collective::{AbortHandle, Collective, CudaDevice, GroupConfig, HostCollective, HostListener, NcclCollective};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
+use pacs_runtime::available_bytes;
 use pacs_spec::{JobSpec, Precision};
-use pacs_torch::multiplies_bf16;
 use pacs_torch::tch::{Device, Kind};
+use pacs_torch::{device_memory, multiplies_bf16};
 use pacs_types::Generation;
 use tokio::sync::oneshot;
 
@@ -157,26 +158,37 @@ impl State {
             Precision::Auto if multiplies_bf16(self.setup.device) => Kind::BFloat16,
             Precision::Auto => Kind::Float,
         };
-        let settings = TrainerSettings::from(spec);
+        let mut settings = TrainerSettings::new(spec, group.rank as usize, group.world_size as usize);
+        settings.memory_bytes = settings.memory_bytes.or_else(|| self.memory(u64::from(group.world_size)));
         let mut trainer =
             Trainer::load(&spec.model.path, settings, kind, self.setup.device).map_err(|error| fail(&error))?;
         if !group.checkpoint.is_empty() {
             trainer.restore(Path::new(&group.checkpoint)).map_err(permanent)?;
         }
-        let weights = self.publish(&trainer)?;
         tracing::info!(step = trainer.step, kind = ?kind, "ready to train");
         self.trainer = Some(trainer);
-        Ok(v1::PrepareResult { weights })
+        Ok(v1::PrepareResult { weights: self.publish()? })
     }
 
-    /// Rank 0 publishes; the others have the same weights.
-    fn publish(&self, trainer: &Trainer) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
-        let Some(group) = &self.group else { return Ok(None) };
-        if group.rank != 0 {
-            return Ok(None);
+    /// Memory that this rank may use where the job does not say (bytes): that of its GPU, or its share of what is free in
+    /// the machine if all ranks are on it.
+    fn memory(&self, ranks: u64) -> Option<u64> {
+        match device_memory(self.setup.device) {
+            Some((_, total)) => Some(total),
+            None => Some(available_bytes() / ranks).filter(|bytes| *bytes > 0),
         }
-        let publisher = &self.setup.publisher;
-        publisher.publish(trainer.parameters(), group.generation, trainer.step).map(Some).map_err(transient)
+    }
+
+    /// Rank 0 publishes; the others help it to bring divided weights together.
+    fn publish(&mut self) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
+        let (Some(group), Some(trainer), Some(collective)) = (&self.group, &mut self.trainer, &mut self.collective)
+        else {
+            return Err(transient("weights are to be published before there are any"));
+        };
+        let Some(weights) = trainer.weights(collective, group.rank == 0).map_err(|error| fail(&error))? else {
+            return Ok(None);
+        };
+        self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
     }
 
     fn train(&mut self, task: v1::TrainTask) -> Result<v1::TrainResult, v1::TaskFailure> {
@@ -189,23 +201,20 @@ impl State {
         let report = trainer.train(&batch, collective.as_mut()).map_err(|error| fail(&error))?;
         let trained = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let weights = self.publish(self.trainer.as_ref().expect("it has just trained"))?;
+        let weights = self.publish()?;
         let mut metrics: std::collections::HashMap<String, f64> = report.metrics.into_iter().collect();
         metrics.insert("seconds_update".into(), trained);
         metrics.insert("seconds_publish".into(), started.elapsed().as_secs_f64());
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 
-    fn save(&self, task: &v1::SaveTask) -> Result<v1::SaveResult, v1::TaskFailure> {
-        let Some(trainer) = &self.trainer else {
+    fn save(&mut self, task: &v1::SaveTask) -> Result<v1::SaveResult, v1::TaskFailure> {
+        let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
             return Err(transient("a save came before the weights were prepared"));
         };
-        // Replicated state: one rank's is everybody's.
-        if self.group.as_ref().is_some_and(|group| group.rank != 0) {
-            return Ok(v1::SaveResult { files: Vec::new() });
-        }
         let model = task.model.then_some(self.setup.spec.model.path.as_path());
-        let files = trainer.save(Path::new(&task.directory), task.training_state, model).map_err(transient)?;
+        let folder = Path::new(&task.directory);
+        let files = trainer.save(folder, task.training_state, model, collective).map_err(transient)?;
         Ok(v1::SaveResult { files })
     }
 }
@@ -221,7 +230,7 @@ fn permanent(error: impl std::fmt::Display) -> v1::TaskFailure {
 /// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.
 fn fail(error: &TrainError) -> v1::TaskFailure {
     match error {
-        TrainError::Collective(_) => transient(error),
+        TrainError::Collective(_) | TrainError::ExchangesEnded => transient(error),
         TrainError::Objective(_) | TrainError::Model(_) | TrainError::View(_) => permanent(error),
     }
 }

@@ -5,18 +5,23 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use pacs_algo::{ObjectiveError, ObjectiveMetrics, warmup};
+use pacs_algo::{LearningRate, ObjectiveError, ObjectiveMetrics};
 use pacs_collective::{Collective, CollectiveError};
-use pacs_model::{Keep, Model, ModelConfig, ModelError, Parameters};
-use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_torch::{ViewError, f32_mut};
+use pacs_model::{ModelConfig, ModelError, Parameters};
+use pacs_shape::Sharding;
+use pacs_spec::{OldLogprobs, WeightDecayOn};
+use pacs_torch::ViewError;
+use pacs_torch::tch::{Device, Kind};
 
 use crate::batch::{Pass, TrainBatch};
 use crate::gradient::{PassTensors, TokenScores};
+use crate::memory::Memory;
 use crate::metrics::StepMetrics;
+use crate::network::{Flow, Keeping, Network, Source};
 use crate::objective::{StepObjective, UpdateObjective};
-use crate::optimizer::{Optimizer, norm};
+use crate::optimizer::UpdateStep;
 use crate::settings::TrainerSettings;
+use crate::wire::Wire;
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,9 @@ pub enum TrainError {
     /// A peer was lost or did not answer.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The thread that exchanges with other ranks is gone, which an earlier error must have said.
+    #[error("the exchanges with the other ranks have ended")]
+    ExchangesEnded,
     /// The objective refused the batch.
     #[error("objective: {0}")]
     Objective(#[from] ObjectiveError),
@@ -44,20 +52,14 @@ pub struct StepReport {
     pub skipped_updates: u32,
 }
 
-/// One rank's weights, moments and gradient.
+/// One rank's weights, moments and gradient, or its part of them.
 #[derive(Debug)]
 pub struct Trainer {
     pub(crate) settings: TrainerSettings,
-    pub(crate) config: ModelConfig,
-    pub(crate) parameters: Parameters,
-    pub(crate) optimizer: Optimizer,
-    /// The reference policy, when it lives longer than one step.
-    pub(crate) reference: Option<Parameters>,
+    memory: Memory,
+    pub(crate) network: Network,
     /// Steps done.
     pub(crate) step: u64,
-    model: Model,
-    /// Flat float32, in the layout of the parameters.
-    gradients: Tensor,
 }
 
 impl Trainer {
@@ -66,24 +68,30 @@ impl Trainer {
     /// # Errors
     /// When the model cannot be loaded.
     pub fn load(folder: &Path, settings: TrainerSettings, kind: Kind, device: Device) -> Result<Self, TrainError> {
-        let config = ModelConfig::read(folder)?;
-        let parameters = Parameters::load(folder, &config, kind, device)?;
-        Ok(Self::new(config, parameters, settings))
+        let before = Memory::used(device);
+        let network = Network::load(folder, keeping(&settings), kind, device)?;
+        let memory = Memory::new(&network, &settings, before);
+        Ok(Self { settings, memory, network, step: 0 })
     }
 
-    /// A trainer at step 0 of a model in memory.
+    /// A trainer at step 0 of a model in memory, in the layout of [`pacs_model::ParameterLayout::new`].
     #[must_use]
     pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
-        let model = Model::new(&config, &parameters);
-        let gradients = model.zero_gradients();
-        let optimizer = Optimizer::new(&parameters);
-        Self { settings, config, parameters, optimizer, reference: None, step: 0, model, gradients }
+        let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
+        let before = Memory::used(parameters.flat.device()).saturating_sub(bytes);
+        let network = Network::new(config, parameters, keeping(&settings));
+        let memory = Memory::new(&network, &settings, before);
+        Self { settings, memory, network, step: 0 }
     }
 
-    /// The weights.
-    #[must_use]
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
+    /// All weights, where they are `wanted`; every rank of `collective` has to call this.
+    ///
+    /// Replicated weights share storage with the trainer's, others are copies in host memory.
+    ///
+    /// # Errors
+    /// When a peer is lost.
+    pub fn weights(&mut self, collective: &mut dyn Collective, wanted: bool) -> Result<Option<Parameters>, TrainError> {
+        self.network.whole(collective, wanted)
     }
 
     /// The settings, to be changed between steps.
@@ -97,222 +105,299 @@ impl Trainer {
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         let mut metrics = StepMetrics::default();
+        metrics.traffic = std::thread::scope(|scope| {
+            let mut wire = Wire::start(scope, collective);
+            let trained = self.train_over(batch, &mut wire, &mut metrics);
+            let traffic = wire.close();
+            trained.map(|()| traffic)
+        })?;
+        self.step = batch.step;
+        let mut named = metrics.named();
+        self.memory.report(self.network.device(), &mut named);
+        Ok(StepReport { metrics: named, skipped_updates: metrics.skipped })
+    }
+
+    fn train_over(
+        &mut self,
+        batch: &TrainBatch,
+        wire: &mut Wire<'_>,
+        metrics: &mut StepMetrics,
+    ) -> Result<(), TrainError> {
         let mut objective = StepObjective::new(self.settings.objective, batch)?;
         let needs = objective.needs();
         let reset = self.reset_reference(batch.step);
         // Nothing was updated yet: in the first mini-batch old and new policy are one, and every log-ratio is zero.
         let starts_on_policy = reset || !needs.old_is_reference;
-        self.score_before_updates(batch, starts_on_policy, &mut objective, &mut metrics);
-        objective.settle(collective)?;
-        for mini_batch in 0..batch.mini_batches() {
-            let on_policy = starts_on_policy && mini_batch == 0;
-            self.update(batch, mini_batch, on_policy, &objective, collective, &mut metrics)?;
+        let recorded = self.settings.old_logprobs == OldLogprobs::Rollout;
+        if recorded && needs.old {
+            for (place, sequence) in batch.sequences.iter().enumerate() {
+                objective.set_old(place, &sequence.rollout_logprobs);
+            }
         }
-        self.step = batch.step;
-        exchange_metrics(&mut metrics, collective)?;
-        Ok(StepReport { metrics: metrics.named(), skipped_updates: metrics.skipped })
+        self.score_before_updates(batch, starts_on_policy, &mut objective, wire, metrics)?;
+        objective.settle(wire)?;
+        for mini_batch in 0..batch.mini_batches() {
+            let members = batch.members(mini_batch);
+            let is_member = |place: &usize| members.contains(&batch.sequences[*place].position);
+            let fresh = starts_on_policy && mini_batch == 0;
+            let update = Update {
+                batch,
+                objective: &objective,
+                mine: (0..batch.sequences.len()).filter(is_member).collect(),
+                members,
+                fresh,
+                known: fresh && !recorded && needs.known_on_policy,
+            };
+            self.update(&update, wire, metrics)?;
+        }
+        exchange_metrics(metrics, wire)
     }
 
     /// Makes the current policy the reference where that is due before step `step`, and says whether it was.
     fn reset_reference(&mut self, step: u64) -> bool {
         let needs = self.settings.objective.needs();
         let due = match self.settings.reference_reset_steps {
-            0 => self.reference.is_none(),
+            0 => self.network.reference.is_none(),
             steps => (step - 1).is_multiple_of(steps),
         };
         if due && (needs.reference || self.settings.reference_reset_steps > 1) {
-            self.reference = Some(duplicate(&self.parameters));
+            self.network.set_reference();
         }
         if due && self.settings.reset_optimizer && self.step > 0 {
-            self.optimizer.reset();
+            self.network.optimizer.reset();
         }
         due
     }
 
     /// Log-probs under the old and the reference policy of those of this rank's answers that need them.
     fn score_before_updates(
-        &self,
+        &mut self,
         batch: &TrainBatch,
         starts_on_policy: bool,
         objective: &mut StepObjective<'_>,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
-    ) {
+    ) -> Result<(), TrainError> {
         let (needs, started) = (objective.needs(), Instant::now());
-        let held = self.reference.as_ref().map(|parameters| Model::new(&self.config, parameters));
         let places = 0..batch.sequences.len();
-        if needs.old {
+        if needs.old && self.settings.old_logprobs == OldLogprobs::Learner {
             let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
             let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries;
             let needed: Vec<usize> =
                 places.clone().filter(|place| !own_forward(*place) && !objective.is_inert(*place)).collect();
-            let old = if starts_on_policy { &self.model } else { held.as_ref().unwrap_or(&self.model) };
-            self.score(old, batch, &needed, |place, logprobs| {
+            let held = !starts_on_policy && self.network.reference.is_some();
+            let old = if held { Source::Reference } else { Source::Policy };
+            self.score(old, batch, &needed, wire, |place, logprobs| {
                 objective.set_old(place, logprobs);
                 if starts_on_policy && !first(place) {
                     metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
                 }
-            });
+            })?;
         }
-        if let Some(reference) = held.filter(|_| needs.reference) {
+        if needs.reference && self.network.reference.is_some() {
             let needed: Vec<usize> = places.collect();
-            self.score(&reference, batch, &needed, |place, logprobs| objective.set_reference(place, logprobs));
+            self.score(Source::Reference, batch, &needed, wire, |place, logprobs| {
+                objective.set_reference(place, logprobs);
+            })?;
         }
         metrics.add_seconds("old_logprobs", started);
+        Ok(())
     }
 
-    /// Calls `note` with the log-probs of each of the answers at `places` under `model`.
-    fn score(&self, model: &Model, batch: &TrainBatch, places: &[usize], mut note: impl FnMut(usize, &[f32])) {
-        for pass in batch.passes(places, self.settings.micro_batch_tokens) {
-            let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
-            let scores = tensors.score(model, self.settings.temperature);
+    /// Calls `note` with the log-probs of each of the answers at `places` under the weights of `source`.
+    fn score(
+        &mut self,
+        source: Source,
+        batch: &TrainBatch,
+        places: &[usize],
+        wire: &mut Wire<'_>,
+        mut note: impl FnMut(usize, &[f32]),
+    ) -> Result<(), TrainError> {
+        let passes = batch.passes(places, self.settings.micro_batch_tokens);
+        for round in 0..self.rounds(passes.len(), wire)? {
+            let Some(pass) = passes.get(round) else {
+                self.network.idle_forward(source, wire)?;
+                continue;
+            };
+            let tensors = PassTensors::new(batch, pass, self.network.device());
+            let (model, mut around) = self.network.forward(source, wire);
+            let scores = tensors.score(model, self.settings.temperature, &mut around)?;
             for (place, range) in spans(&tensors) {
                 note(place, &scores.logprobs[range]);
             }
         }
+        Ok(())
+    }
+
+    /// How many passes are made where this rank has `passes`: where weights are divided all ranks take part in each.
+    fn rounds(&self, passes: usize, wire: &mut Wire<'_>) -> Result<usize, TrainError> {
+        if self.network.division.sharding != Sharding::ShardAll {
+            return Ok(passes);
+        }
+        let most = wire.gather(vec![passes as f64])?.into_iter().flatten().fold(0.0, f64::max);
+        Ok(most as usize)
     }
 
     fn update(
         &mut self,
-        batch: &TrainBatch,
-        mini_batch: usize,
-        on_policy: bool,
-        objective: &StepObjective<'_>,
-        collective: &mut dyn Collective,
+        update: &Update<'_>,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
-        let members = batch.members(mini_batch);
-        let mine: Vec<usize> =
-            (0..batch.sequences.len()).filter(|place| members.contains(&batch.sequences[*place].position)).collect();
         let started = Instant::now();
-        let _ = self.gradients.zero_();
-        if on_policy && objective.needs().known_on_policy {
-            let update = objective.on_policy(members)?;
+        self.network.clear_gradients();
+        if update.known {
+            let objective = update.objective.on_policy(update.members.clone())?;
             let mut coefficients = Coefficients::new();
-            for &place in &mine {
-                coefficients.insert(place, update.coefficients(place, None, metrics)?);
+            for &place in &update.mine {
+                coefficients.insert(place, objective.coefficients(place, None, metrics)?);
             }
-            self.backward(batch, &mine, &coefficients, on_policy, metrics)?;
+            self.backward(update, &coefficients, update.fresh, wire, metrics)?;
         } else {
-            self.two_phases(batch, members, &mine, on_policy, objective, collective, metrics)?;
+            self.two_phases(update, wire, metrics)?;
         }
         metrics.add_seconds("gradient", started);
         let started = Instant::now();
-        self.all_reduce(collective)?;
-        metrics.add_seconds("all_reduce", started);
-        let started = Instant::now();
-        self.apply(metrics)?;
+        self.apply(wire, metrics)?;
         metrics.add_seconds("optimizer", started);
         Ok(())
     }
 
-    /// Adds up the gradients of all ranks, on every rank.
-    fn all_reduce(&mut self, collective: &mut dyn Collective) -> Result<(), TrainError> {
-        if self.gradients.device() == Device::Cpu {
-            collective.all_reduce_sum(f32_mut(&mut self.gradients)?)?;
-        } else if collective.world_size() > 1 {
-            let mut host = self.gradients.to_device(Device::Cpu);
-            collective.all_reduce_sum(f32_mut(&mut host)?)?;
-            self.gradients.copy_(&host);
-        }
-        Ok(())
-    }
-
-    /// Scores first, then the objective, then the backward. A pass keeps its graph in between, unless the objective takes
-    /// the scores of other passes or ranks too and there are several.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one update")]
+    /// Scores first, then the objective, then the backward. A pass keeps its activations in between, unless the objective
+    /// takes the scores of other passes too and there are several.
     fn two_phases(
         &mut self,
-        batch: &TrainBatch,
-        members: Range<usize>,
-        mine: &[usize],
-        on_policy: bool,
-        objective: &StepObjective<'_>,
-        collective: &mut dyn Collective,
+        update: &Update<'_>,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
-        let temperature = self.settings.temperature;
-        let (inert, live): (Vec<usize>, Vec<usize>) = mine.iter().partition(|place| objective.is_inert(**place));
-        inert.iter().for_each(|place| objective.skip(*place, metrics));
+        let (batch, temperature) = (update.batch, self.settings.temperature);
+        let live = update.live(metrics);
         let passes = batch.passes(&live, self.settings.micro_batch_tokens);
-        let couples = objective.needs().sums;
-        if couples && passes.len() != 1 {
+        let rounds = self.rounds(passes.len(), wire)?;
+        let couples = update.objective.needs().sums;
+        if couples && rounds != 1 {
             let mut scored = Vec::with_capacity(live.len());
-            self.score(&self.model, batch, &live, |place, logprobs| scored.push((place, logprobs.to_vec())));
-            let update = objective.gathered(members, &scored, collective, metrics)?;
-            let coefficients = coefficients(&update, &scored, metrics)?;
-            return self.backward(batch, &live, &coefficients, false, metrics);
+            self.score(Source::Policy, batch, &live, wire, |place, logprobs| {
+                if update.fresh {
+                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
+                }
+                scored.push((place, logprobs.to_vec()));
+            })?;
+            let objective = update.objective.gathered(update.members.clone(), &scored, wire, metrics)?;
+            let coefficients = coefficients(&objective, &scored, metrics)?;
+            self.compare_one(update, live.is_empty(), wire, metrics)?;
+            return self.backward(update, &coefficients, false, wire, metrics);
         }
-        let mut update = match couples {
+        let mut objective = match couples {
             true => None,
-            false => Some(objective.gathered(members.clone(), &[], collective, metrics)?),
+            false => Some(update.objective.gathered(update.members.clone(), &[], wire, metrics)?),
         };
-        for pass in &passes {
-            let tensors = PassTensors::new(batch, pass, self.parameters.flat.device());
-            let open = tensors.open(&self.model, Keep::All);
-            let scores = open.score(&self.model, temperature);
-            let scored: Vec<(usize, Vec<f32>)> =
-                spans(&tensors).map(|(place, range)| (place, scores.logprobs[range].to_vec())).collect();
-            if on_policy {
-                compare_pass(batch, &tensors, &scores, metrics);
+        for round in 0..rounds {
+            let flow = if round + 1 == rounds { Flow::Leave } else { Flow::Stay };
+            let tensors = passes.get(round).map(|pass| PassTensors::new(batch, pass, self.network.device()));
+            let (mut open, mut scored) = (None, Vec::new());
+            match &tensors {
+                Some(tensors) => {
+                    let keep = self.memory.keep();
+                    let (model, mut around) = self.network.forward(Source::Policy, wire);
+                    let pass = tensors.open(model, keep, &mut around)?;
+                    let scores = pass.score(model, temperature);
+                    scored = spans(tensors).map(|(place, range)| (place, scores.logprobs[range].to_vec())).collect();
+                    if update.fresh {
+                        compare_pass(batch, tensors, &scores, metrics);
+                    }
+                    open = Some(pass);
+                }
+                None => self.network.idle_forward(Source::Policy, wire)?,
             }
-            let update = match &mut update {
-                Some(update) => update,
-                None => update.insert(objective.gathered(members.clone(), &scored, collective, metrics)?),
+            let objective = match &mut objective {
+                Some(objective) => objective,
+                None => objective.insert(update.objective.gathered(update.members.clone(), &scored, wire, metrics)?),
             };
-            let coefficients = in_order(&tensors, &coefficients(update, &scored, metrics)?);
-            if coefficients.iter().any(|coefficient| *coefficient != 0.0) {
-                let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
-                count_trained(pass, &scores, metrics);
+            let coefficients = coefficients(objective, &scored, metrics)?;
+            let coefficients = tensors.as_ref().map(|tensors| in_order(tensors, &coefficients)).unwrap_or_default();
+            let has_gradient = coefficients.iter().any(|coefficient| *coefficient != 0.0);
+            match (open, passes.get(round)) {
+                (Some(open), Some(pass)) if has_gradient => {
+                    let (model, gradients, mut around) = self.network.backward(flow, wire);
+                    let scores = open.backward(model, &coefficients, temperature, gradients, &mut around)?;
+                    around.finish()?;
+                    count_trained(pass, &scores, metrics);
+                }
+                _ => self.network.idle_backward(flow, wire)?,
             }
         }
-        if on_policy && live.is_empty() {
-            self.compare_one(batch, mine, metrics);
+        if rounds == 0 {
+            self.network.idle_backward(Flow::Leave, wire)?;
         }
-        Ok(())
+        self.compare_one(update, live.is_empty(), wire, metrics)
     }
 
     /// Adds up the gradient of this rank's sequences. Those without a coefficient have none and are left out.
     fn backward(
         &mut self,
-        batch: &TrainBatch,
-        mine: &[usize],
+        update: &Update<'_>,
         coefficients: &Coefficients,
-        on_policy: bool,
+        compares: bool,
+        wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
-        let temperature = self.settings.temperature;
-        let device = self.parameters.flat.device();
-        let has_gradient = |place: &usize| coefficients[place].iter().any(|coefficient| *coefficient != 0.0);
-        let trained: Vec<usize> = mine.iter().copied().filter(has_gradient).collect();
-        for pass in batch.passes(&trained, self.settings.micro_batch_tokens) {
-            let tensors = PassTensors::new(batch, &pass, device);
-            let open = tensors.open(&self.model, Keep::All);
+        let (batch, temperature) = (update.batch, self.settings.temperature);
+        let has_gradient = |place: &usize| {
+            coefficients.get(place).is_some_and(|values| values.iter().any(|coefficient| *coefficient != 0.0))
+        };
+        let trained: Vec<usize> = update.mine.iter().copied().filter(has_gradient).collect();
+        let passes = batch.passes(&trained, self.settings.micro_batch_tokens);
+        let rounds = self.rounds(passes.len(), wire)?;
+        for round in 0..rounds {
+            let flow = if round + 1 == rounds { Flow::Leave } else { Flow::Stay };
+            let Some(pass) = passes.get(round) else {
+                self.network.idle_forward(Source::Policy, wire)?;
+                self.network.idle_backward(flow, wire)?;
+                continue;
+            };
+            let tensors = PassTensors::new(batch, pass, self.network.device());
+            let keep = self.memory.keep();
+            let (model, mut around) = self.network.forward(Source::Policy, wire);
+            let open = tensors.open(model, keep, &mut around)?;
             let coefficients = in_order(&tensors, coefficients);
-            let scores = open.backward(&self.model, &coefficients, temperature, &self.gradients);
-            count_trained(&pass, &scores, metrics);
-            if on_policy {
+            let (model, gradients, mut around) = self.network.backward(flow, wire);
+            let scores = open.backward(model, &coefficients, temperature, gradients, &mut around)?;
+            around.finish()?;
+            count_trained(pass, &scores, metrics);
+            if compares {
                 compare_pass(batch, &tensors, &scores, metrics);
             }
         }
-        if on_policy && trained.is_empty() {
-            self.compare_one(batch, mine, metrics);
+        if rounds == 0 {
+            self.network.idle_backward(Flow::Leave, wire)?;
         }
-        Ok(())
+        if compares { self.compare_one(update, trained.is_empty(), wire, metrics) } else { Ok(()) }
     }
 
-    /// Scores the first of the sequences at `places`, so that the comparison with the rollout engine never goes dark.
-    fn compare_one(&self, batch: &TrainBatch, places: &[usize], metrics: &mut StepMetrics) {
-        for pass in batch.passes(&places[..places.len().min(1)], self.settings.micro_batch_tokens) {
-            let tensors = PassTensors::new(batch, &pass, self.parameters.flat.device());
-            let scores = tensors.score(&self.model, self.settings.temperature);
-            compare_pass(batch, &tensors, &scores, metrics);
+    /// Scores the first sequence of an update that nothing else of was compared with the rollout engine, so that the
+    /// comparison never goes dark.
+    fn compare_one(
+        &mut self,
+        update: &Update<'_>,
+        is_due: bool,
+        wire: &mut Wire<'_>,
+        metrics: &mut StepMetrics,
+    ) -> Result<(), TrainError> {
+        if !update.fresh {
+            return Ok(());
         }
+        let first = if is_due { &update.mine[..update.mine.len().min(1)] } else { &[] };
+        self.score(Source::Policy, update.batch, first, wire, |place, logprobs| {
+            metrics.compare(logprobs, &update.batch.sequences[place].rollout_logprobs);
+        })
     }
 
-    /// Clips, checks and applies the gradient; every rank holds the same one, so every rank decides the same.
-    fn apply(&mut self, metrics: &mut StepMetrics) -> Result<(), TrainError> {
+    /// Clips, checks and applies the gradient; every rank knows the same norm, so every rank decides the same.
+    fn apply(&mut self, wire: &mut Wire<'_>, metrics: &mut StepMetrics) -> Result<(), TrainError> {
         let spec = &self.settings.optimizer;
-        let norm = norm(&self.gradients)?;
+        let norm = self.network.gradient_norm(wire)?;
         metrics.updates += 1;
         if !norm.is_finite() {
             metrics.skipped += 1;
@@ -320,18 +405,49 @@ impl Trainer {
             return Ok(());
         }
         let clip = spec.max_grad_norm > 0.0 && norm > spec.max_grad_norm;
-        let scale = if clip { spec.max_grad_norm / (norm + 1e-6) } else { 1.0 };
+        let grad_scale = if clip { spec.max_grad_norm / (norm + 1e-6) } else { 1.0 };
         metrics.clipped += u32::from(clip);
         metrics.grad_norms.push(norm);
-        metrics.learning_rate = warmup(self.optimizer.total_updates + 1, spec.warmup_updates, spec.learning_rate);
-        self.optimizer.update(spec, metrics.learning_rate, scale, &self.gradients, &mut self.parameters)?;
-        Ok(())
+        let rate = LearningRate {
+            base: spec.learning_rate,
+            warmup_updates: spec.warmup_updates,
+            schedule: spec.schedule,
+            final_ratio: spec.final_learning_rate_ratio,
+            updates: self.settings.updates,
+        };
+        metrics.learning_rate = rate.at(self.network.optimizer.total_updates + 1);
+        self.network.apply(&UpdateStep { spec, learning_rate: metrics.learning_rate, grad_scale }, wire)
     }
 }
 
-/// A copy with storage of its own.
-pub(crate) fn duplicate(parameters: &Parameters) -> Parameters {
-    Parameters { layout: parameters.layout.clone(), flat: parameters.flat.copy() }
+fn keeping(settings: &TrainerSettings) -> Keeping {
+    let decays_matrices_only = settings.optimizer.weight_decay_on == WeightDecayOn::Matrices;
+    Keeping { division: settings.division, decays_matrices_only }
+}
+
+/// One optimizer update, as one rank sees it.
+#[derive(Debug)]
+struct Update<'a> {
+    batch: &'a TrainBatch,
+    objective: &'a StepObjective<'a>,
+    /// Positions of the mini-batch.
+    members: Range<usize>,
+    /// This rank's sequences of it, by place.
+    mine: Vec<usize>,
+    /// The weights are those that the samples were drawn with, as far as this learner knows.
+    fresh: bool,
+    /// The coefficients are known before the forward.
+    known: bool,
+}
+
+impl Update<'_> {
+    /// This rank's sequences that may have a gradient; the others are reported.
+    fn live(&self, metrics: &mut StepMetrics) -> Vec<usize> {
+        let (inert, live): (Vec<usize>, Vec<usize>) =
+            self.mine.iter().partition(|place| self.objective.is_inert(**place));
+        inert.iter().for_each(|place| self.objective.skip(*place, metrics));
+        live
+    }
 }
 
 /// Coefficients of the answer tokens of sequences, by place.
@@ -377,14 +493,14 @@ fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores,
     }
 }
 
-fn exchange_metrics(metrics: &mut StepMetrics, collective: &mut dyn Collective) -> Result<(), CollectiveError> {
+fn exchange_metrics(metrics: &mut StepMetrics, wire: &mut Wire<'_>) -> Result<(), TrainError> {
     let mut mine = metrics.sums.to_vec();
     mine.push(metrics.mismatch_max);
     let ours = mine.len();
     mine.extend(metrics.objective.to_vec());
     metrics.sums = crate::metrics::Sums::default();
     metrics.objective = ObjectiveMetrics::default();
-    for rank in collective.all_gather_f64(&mine)? {
+    for rank in wire.gather(mine)? {
         let (sums, objective) = rank.split_at(ours.min(rank.len()));
         metrics.objective.merge(&ObjectiveMetrics::from_slice(objective));
         let Some((maximum, sums)) = sums.split_last() else { continue };

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use pacs_shape::PassShape;
 use pacs_torch::tch::{Device, Kind, Tensor, with_grad};
 
 use crate::Model;
@@ -97,6 +98,28 @@ impl Packed {
         let gather = |index: Vec<i64>| Gather::new(index, tokens, device);
         let restored = Gather::new(restore, queries.len(), device);
         Self { blocks, queries: gather(queries), keys: gather(keys), restore: restored, heads, kv_heads, head_dim }
+    }
+}
+
+impl Packed {
+    /// What attention over the rows works on, for planning memory; the rest of the shape is 0.
+    #[must_use]
+    pub fn shape(&self) -> PassShape {
+        let mut shape = PassShape::default();
+        for block in &self.blocks {
+            let BlockShape { batch, queries, keys } = block.shape;
+            let [batch, queries, keys] = [batch, queries, keys].map(|size| size as u64);
+            let rows = match &block.method {
+                Method::Plain(_) => {
+                    shape.plain_scores += batch * queries * keys;
+                    &mut shape.plain_rows
+                }
+                Method::Folded(_) | Method::Causal => &mut shape.fused_rows,
+            };
+            rows[0] += batch * queries;
+            rows[1] += batch * keys;
+        }
+        shape
     }
 }
 

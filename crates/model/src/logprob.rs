@@ -8,9 +8,6 @@ use pacs_torch::{accumulate, has_kernels, target_gradient};
 use crate::Model;
 use crate::layer::gradient_kind;
 
-/// Positions per chunk that keep a vocabulary of 150,000 below a gigabyte.
-pub const DEFAULT_CHUNK: usize = 512;
-
 /// Log-probability of each chosen token, and the entropy of the distribution it stands in.
 ///
 /// `hidden`: `[T, D]`; `rows`: for each scored position the row of `hidden` that predicts, and the token. Log-softmax

@@ -3,7 +3,7 @@ use std::path::Path;
 use pacs_torch::tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::Checkpoint;
-use crate::{ModelConfig, ModelError, ParameterLayout};
+use crate::{ModelConfig, ModelError, ParameterLayout, ParameterSpec};
 use pacs_shape::{EMBEDDING, LM_HEAD};
 
 /// All parameters of a model in one flat buffer.
@@ -53,14 +53,29 @@ impl Parameters {
     /// # Errors
     /// When a file is missing, corrupt or truncated, or its tensors are not those of the architecture.
     pub fn load(dir: &Path, config: &ModelConfig, kind: Kind, device: Device) -> Result<Self, ModelError> {
+        let layout = ParameterLayout::new(config);
+        let flat = Tensor::f_zeros([layout.total() as i64], (kind, device))?;
+        let parameters = Self { layout, flat };
+        Self::read(dir, config, |spec, tensor| Ok(parameters.view(&spec.name).f_copy_(tensor)?))?;
+        Ok(parameters)
+    }
+
+    /// Reads the safetensors files of a Hugging Face folder as [`Parameters::load`] does, and hands over one parameter
+    /// after the other, in the order of the layout and in the kind of the file.
+    ///
+    /// # Errors
+    /// As [`Parameters::load`], and as `take`.
+    pub fn read(
+        dir: &Path,
+        config: &ModelConfig,
+        mut take: impl FnMut(&ParameterSpec, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
         let layout = ParameterLayout::new(config);
         check_tensors(&checkpoint, &layout)?;
-        let flat = Tensor::f_zeros([layout.total() as i64], (kind, device))?;
-        let parameters = Self { layout, flat };
-        for spec in parameters.layout.parameters() {
+        for spec in layout.parameters() {
             let (_, tensor) = checkpoint.read(&spec.name)?;
-            parameters.view(&spec.name).f_copy_(&tensor)?;
+            take(spec, &tensor)?;
         }
         if config.tie_embeddings && checkpoint.contains(LM_HEAD) {
             let (file, head) = checkpoint.read(LM_HEAD)?;
@@ -70,7 +85,7 @@ impl Parameters {
                 return Err(ModelError::Unexpected { file: file.to_owned(), tensor: LM_HEAD.to_owned(), reason });
             }
         }
-        Ok(parameters)
+        Ok(())
     }
 
     /// The parameter with a Hugging Face name; shares storage with [`Parameters::flat`].

@@ -1,8 +1,9 @@
+use pacs_shape::HEAD_CHUNK;
 use pacs_torch::tch::{Tensor, no_grad};
 
 use crate::Model;
 use crate::attention::{Packed, PackedRow, packed_positions};
-use crate::logprob::{DEFAULT_CHUNK, answer_logprobs};
+use crate::logprob::answer_logprobs;
 
 /// Why an item cannot be scored.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +109,7 @@ impl<'a> Batch<'a> {
             let place = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
             let (tokens, positions) = (place(&self.tokens), place(&packed_positions(&self.rows)));
             let hidden = model.hidden(&tokens, &positions, &mut Packed::new(&self.rows, model));
-            let (logprobs, _) = answer_logprobs(model, &hidden, &self.scored, temperature, DEFAULT_CHUNK);
+            let (logprobs, _) = answer_logprobs(model, &hidden, &self.scored, temperature, HEAD_CHUNK);
             Vec::try_from(logprobs.to_kind(pacs_torch::tch::Kind::Float)).expect("a float32 vector")
         });
         let mut rest = logprobs.as_slice();

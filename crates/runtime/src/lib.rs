@@ -6,10 +6,12 @@ mod backoff;
 mod exit;
 mod logging;
 mod membership;
+mod memory;
 mod shutdown;
 
 pub use backoff::Backoff;
 pub use exit::Exit;
 pub use logging::{LogFormat, init_logging};
 pub use membership::{Activity, Ended, JoinError, Membership, WorkerIdentity, connect};
+pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use shutdown::Shutdown;

@@ -9,7 +9,11 @@
 mod config;
 mod error;
 mod layout;
+mod memory;
+mod sharding;
 
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
+pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, PassShape, TrainingSetup, WINDOWS};
+pub use sharding::{Division, Sharding};

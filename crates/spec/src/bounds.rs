@@ -5,7 +5,7 @@ mod verifier;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use pacs_algo::{Objective, RewardMethod};
+use pacs_algo::{Objective, RewardMethod, Schedule};
 
 use crate::*;
 
@@ -242,6 +242,12 @@ impl Check {
         self.range("optimizer.weight_decay", optimizer.weight_decay, 0.0..=1.0);
         self.range("optimizer.max_grad_norm", optimizer.max_grad_norm, 0.0..=1e6);
         self.range("optimizer.warmup_updates", optimizer.warmup_updates, 0..=MOST_STEPS);
+        self.range("optimizer.final_learning_rate_ratio", optimizer.final_learning_rate_ratio, 0.0..=1.0);
+        if optimizer.schedule == Schedule::Constant && optimizer.final_learning_rate_ratio != 0.0 {
+            let message = "applies to `optimizer.schedule` \"linear\" and \"cosine\" only";
+            let also = &["optimizer.schedule"];
+            self.that(false, "optimizer.final_learning_rate_ratio", optimizer.final_learning_rate_ratio, message, also);
+        }
         self.range("optimizer.max_skipped_updates", optimizer.max_skipped_updates, 0..=1_000_000);
     }
 
@@ -255,8 +261,20 @@ impl Check {
         let message = format!("expected a divisor of `batch.prompts_per_step` ({prompts})");
         self.that(divides, "batch.mini_batches", parts, message, &["batch.prompts_per_step"]);
 
+        let needs = spec.objective.filled().objective(spec.rollout.max_new_tokens).needs();
+        if batch.old_logprobs == OldLogprobs::Rollout {
+            let message = "the objective compares with no old policy; leave this out";
+            self.that(needs.old, "batch.old_logprobs", "rollout", message, &["objective.kind"]);
+            let resets = spec.objective.filled().reference_reset_steps;
+            let message = "the old policy is one of an earlier step, which the rollout engine's log-probs are not those \
+                           of; expected \"learner\", or `objective.reference_reset_steps` = 1";
+            let starts = !needs.old_is_reference || resets == Some(1);
+            self.that(starts, "batch.old_logprobs", "rollout", message, &["objective.reference_reset_steps"]);
+        }
+
         let learners = spec.resources.learners;
         self.range("resources.learners", learners, 1..=1024);
+        self.range("resources.learner_memory_gib", spec.resources.learner_memory_gib, 0.0..=1e6);
         if divides {
             let sequences = u64::from(prompts / parts) * u64::from(spec.rollout.samples_per_prompt);
             let message = format!("expected no more than the {sequences} sequences of a mini-batch");

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use pacs_algo::Schedule;
+use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
 use crate::{ObjectiveSpec, RewardSpec, VerifierSpec};
@@ -281,10 +283,16 @@ pub struct OptimizerSpec {
     pub epsilon: f64,
     /// Decoupled weight decay. Default 0.01, 0 to 1.
     pub weight_decay: f64,
+    /// What decays: `all` parameters (default, as in the reference code), or `matrices` only, not norms and biases.
+    pub weight_decay_on: WeightDecayOn,
     /// Largest global gradient norm; 0 turns clipping off, as in the reference code. Default 1.0, 0 to 1e6.
     pub max_grad_norm: f64,
     /// Optimizer updates over which the learning rate rises from 0. Default 0, at most 1,000,000,000.
     pub warmup_updates: u64,
+    /// How the learning rate goes on behind the warm-up, until the last update of the job. Default `constant`.
+    pub schedule: Schedule,
+    /// Where `linear` and `cosine` end, as a share of `learning_rate`. Default 0, 0 to 1; needs such a schedule.
+    pub final_learning_rate_ratio: f64,
     /// Updates with a non-finite gradient that are skipped before the run stops. Default 10, at most 1,000,000.
     pub max_skipped_updates: u32,
 }
@@ -297,11 +305,25 @@ impl Default for OptimizerSpec {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.01,
+            weight_decay_on: WeightDecayOn::All,
             max_grad_norm: 1.0,
             warmup_updates: 0,
+            schedule: Schedule::Constant,
+            final_learning_rate_ratio: 0.0,
             max_skipped_updates: 10,
         }
     }
+}
+
+/// The parameters that weight decay applies to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightDecayOn {
+    /// All of them, as in the reference code.
+    #[default]
+    All,
+    /// Matrices; not norms and biases.
+    Matrices,
 }
 
 /// How much goes into a step.
@@ -317,11 +339,32 @@ pub struct BatchSpec {
     /// Most tokens that one forward and backward computes at once (a longer sequence goes alone). Default 16384, 1 to
     /// 100,000,000.
     pub micro_batch_tokens: u32,
+    /// Whose log-probs of the sampled tokens are those of the old policy: the `learner`'s (default), computed before the
+    /// first update of a step, or the `rollout` engine's, which were recorded when the tokens were drawn and cost no pass.
+    /// `rollout` needs an objective that compares with the policy of the step's beginning.
+    pub old_logprobs: OldLogprobs,
+}
+
+/// Where the log-probs of the old policy come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OldLogprobs {
+    /// A forward of the learner.
+    #[default]
+    Learner,
+    /// The rollout engine.
+    Rollout,
 }
 
 impl Default for BatchSpec {
     fn default() -> Self {
-        Self { steps: 300, prompts_per_step: 1024, mini_batches: 4, micro_batch_tokens: 16384 }
+        Self {
+            steps: 300,
+            prompts_per_step: 1024,
+            mini_batches: 4,
+            micro_batch_tokens: 16384,
+            old_logprobs: OldLogprobs::Learner,
+        }
     }
 }
 
@@ -403,11 +446,25 @@ pub struct ResourcesSpec {
     pub threads: u32,
     /// Where tensors live. Default `cpu`.
     pub device: DeviceKind,
+    /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
+    /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).
+    pub sharding: Sharding,
+    /// Memory that one learner rank may use, in GiB. Activations that do not fit are computed again in the backward.
+    /// Default 0: what the device has. At most 1,000,000.
+    pub learner_memory_gib: f64,
 }
 
 impl Default for ResourcesSpec {
     fn default() -> Self {
-        Self { rollouts: 1, learners: 1, verifiers: 1, threads: 0, device: DeviceKind::Cpu }
+        Self {
+            rollouts: 1,
+            learners: 1,
+            verifiers: 1,
+            threads: 0,
+            device: DeviceKind::Cpu,
+            sharding: Sharding::Replicated,
+            learner_memory_gib: 0.0,
+        }
     }
 }
 

@@ -31,15 +31,6 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
-/// The parameters that weight decay applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decay {
-    /// All of them, as the reference does.
-    All,
-    /// None of them.
-    None,
-}
-
 #[derive(Clone, Copy)]
 struct Factors {
     keep: f32,
@@ -52,13 +43,12 @@ struct Factors {
 }
 
 impl AdamW {
-    fn factors(&self, decay: Decay) -> Factors {
+    fn factors(&self) -> Factors {
         let update = i32::try_from(self.update).unwrap_or(i32::MAX);
         let correction1 = 1.0 - f64::from(self.beta1).powi(update);
         let correction2 = 1.0 - f64::from(self.beta2).powi(update);
-        let weight_decay = if decay == Decay::All { self.weight_decay } else { 0.0 };
         Factors {
-            keep: 1.0 - self.learning_rate * weight_decay,
+            keep: 1.0 - self.learning_rate * self.weight_decay,
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
@@ -70,34 +60,35 @@ impl AdamW {
 }
 
 /// Updates `weights`, `moment1` and `moment2` in place from `grads`, all of one length; writes the new weights to
-/// `compute` as well when the model computes in bfloat16, rounded as [`dithered_bf16`](crate::dithered_bf16) does.
+/// `compute` as well when the model computes in bfloat16, rounded as [`dithered_bf16`](crate::dithered_bf16) does:
+/// `compute` comes with the index of its first element among all weights.
 ///
 /// # Panics
 /// When the lengths differ.
 pub fn adamw(
     options: &AdamW,
-    decay: Decay,
     weights: &mut [f32],
     moment1: &mut [f32],
     moment2: &mut [f32],
     grads: &[f32],
-    compute: Option<&mut [bf16]>,
+    compute: Option<(&mut [bf16], usize)>,
 ) {
     let length = weights.len();
     assert!(moment1.len() == length && moment2.len() == length && grads.len() == length, "buffers differ in length");
-    let factors = options.factors(decay);
+    let factors = options.factors();
     let chunk = parallel::part_length(length, SMALLEST_PART);
     let compute = match compute {
-        Some(buffer) => {
+        Some((buffer, first)) => {
             assert_eq!(buffer.len(), length, "buffers differ in length");
-            buffer.chunks_mut(chunk).map(Some).collect::<Vec<_>>()
+            let indices = (first..).step_by(chunk.max(1));
+            buffer.chunks_mut(chunk).zip(indices).map(Some).collect::<Vec<_>>()
         }
         None => (0..length.div_ceil(chunk)).map(|_| None).collect(),
     };
     let moments = moment1.chunks_mut(chunk).zip(moment2.chunks_mut(chunk));
-    let parts = weights.chunks_mut(chunk).zip(moments).zip(grads.chunks(chunk).zip(compute)).enumerate().collect();
-    parallel::map(parts, |(part, ((weights, (moment1, moment2)), (grads, compute)))| {
-        update_chunk(factors, weights, moment1, moment2, grads, compute.map(|compute| (compute, part * chunk)));
+    let parts = weights.chunks_mut(chunk).zip(moments).zip(grads.chunks(chunk).zip(compute)).collect();
+    parallel::map(parts, |((weights, (moment1, moment2)), (grads, compute))| {
+        update_chunk(factors, weights, moment1, moment2, grads, compute);
     });
 }
 
@@ -179,12 +170,12 @@ mod tests {
                 grad_scale: 1.0,
             };
             let grads = Vec::<f32>::try_from(grads).expect("float32");
-            adamw(&options, Decay::All, &mut weights, &mut m, &mut v, &grads, Some(&mut compute));
+            adamw(&options, &mut weights, &mut m, &mut v, &grads, Some((&mut compute, 7)));
         }
         let expected = Vec::<f32>::try_from(&parameter).expect("float32");
         for (index, ((ours, theirs), compute)) in weights.iter().zip(&expected).zip(&compute).enumerate() {
             assert!((ours - theirs).abs() < 2e-6, "{ours} against {theirs}");
-            assert_eq!(*compute, to_bf16(*ours, index));
+            assert_eq!(*compute, to_bf16(*ours, 7 + index));
         }
     }
 

@@ -59,6 +59,24 @@ pub fn prepare_allocator() {
     }
 }
 
+/// Free and all memory of a GPU (bytes), whoever uses it; `None` for host memory, or where CUDA does not say.
+#[must_use]
+pub fn device_memory(device: Device) -> Option<(u64, u64)> {
+    let Device::Cuda(_) = device else { return None };
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> libc::c_int;
+    let (mut free, mut total) = (0usize, 0usize);
+    // SAFETY: the symbol is that of the CUDA runtime that libtorch has loaded, whose signature this is; both pointers are
+    // valid for the call. The current device is the one that `init` has returned, the only one of this process.
+    let status = unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"cudaMemGetInfo".as_ptr());
+        if symbol.is_null() {
+            return None;
+        }
+        std::mem::transmute::<*mut libc::c_void, MemGetInfo>(symbol)(&raw mut free, &raw mut total)
+    };
+    (status == 0).then_some((free as u64, total as u64))
+}
+
 fn load_cuda() -> Result<(), DeviceError> {
     let name = CString::new("libtorch_cuda.so").expect("no zero byte in the name");
     // SAFETY: dlopen and dlerror are called with valid strings; the library stays loaded for the life of the process.

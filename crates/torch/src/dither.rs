@@ -22,11 +22,11 @@ pub(crate) fn to_bf16(value: f32, index: usize) -> bf16 {
 
 /// The bfloat16 weights that belong to flat float32 master weights, on any device.
 ///
-/// `master`: `[n]` float32, finite. Returns `[n]` bfloat16.
-pub fn dithered_bf16(master: &Tensor) -> Tensor {
-    let (n, device) = (master.size()[0], master.device());
+/// `master`: `[n]` float32, finite; `first`: index of its first element among all weights. Returns `[n]` bfloat16.
+pub fn dithered_bf16(master: &Tensor, first: usize) -> Tensor {
+    let (n, first, device) = (master.size()[0], first as i64, master.device());
     // 64-bit integers hold the product of two 32-bit ones; only its low 32 bits count.
-    let index = Tensor::arange(n, (Kind::Int64, device)).bitwise_and(0xffff_ffff_i64);
+    let index = Tensor::arange_start(first, first + n, (Kind::Int64, device)).bitwise_and(0xffff_ffff_i64);
     let threshold = (index * i64::from(STRIDE)).bitwise_and(0xffff_ffff_i64).bitwise_right_shift_tensor_scalar(16);
     let bits = master.view_dtype(Kind::Int).to_kind(Kind::Int64).bitwise_and(0xffff_ffff_i64);
     let rounded = (bits + threshold).bitwise_right_shift_tensor_scalar(16).bitwise_and(0xffff_i64);
@@ -63,10 +63,10 @@ mod tests {
     #[test]
     fn tensors_round_as_elements_do() {
         let master = Tensor::randn([70_000], (Kind::Float, Device::Cpu)) * 0.1;
-        let rounded = dithered_bf16(&master);
+        let rounded = dithered_bf16(&master, 11);
         let master = Vec::<f32>::try_from(&master).expect("float32");
         for (index, (rounded, value)) in bf16_ref(&rounded).expect("host").iter().zip(master).enumerate() {
-            assert_eq!(rounded.to_bits(), to_bf16(value, index).to_bits());
+            assert_eq!(rounded.to_bits(), to_bf16(value, 11 + index).to_bits());
         }
     }
 }

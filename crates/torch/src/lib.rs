@@ -20,9 +20,9 @@ mod testing;
 mod view;
 
 pub use accumulate::accumulate;
-pub use adamw::{AdamW, Decay, adamw, sum_of_squares};
+pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use cached::attend_cached;
-pub use device::{DeviceError, init, multiplies_bf16, prepare_allocator};
+pub use device::{DeviceError, device_memory, init, multiplies_bf16, prepare_allocator};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::has_kernels;

@@ -88,7 +88,7 @@ fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
     let text = "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
                 before = false\nafter = false\n";
     let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
-    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::from(&spec) })
+    Ok(TrainerSettings { micro_batch_tokens: arguments.micro_batch_tokens, ..TrainerSettings::new(&spec, 0, 1) })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {

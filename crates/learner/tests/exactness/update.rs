@@ -1,115 +1,30 @@
-//! The update is exact: it does not depend on ranks, passes, or where a group's members sit, and equals autograd.
+//! Ranks, passes and objectives.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use pacs_algo::{
     AdvantageEstimator, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty, KlPlace,
-    LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, balance, dapo, dr_grpo, grpo,
-    gspo, reinforce_pp, reinforce_pp_baseline, rloo,
+    Objective, PacsConfig, PolicyConfig, dapo, dr_grpo, grpo, gspo, reinforce_pp, reinforce_pp_baseline, rloo,
 };
-use pacs_collective::{GroupConfig, HostCollective, HostListener};
-use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
-use pacs_spec::OptimizerSpec;
+use pacs_collective::HostCollective;
+use pacs_learner::{TrainBatch, Trainer, TrainerSettings};
+use pacs_shape::Division;
 use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_types::{Generation, mix};
 
-const GROUPS: u64 = 6;
-const GROUP_SIZE: usize = 4;
+use crate::support::{
+    GROUP_SIZE, GROUPS, PACS, assert_close, descent, golden, on_ranks, settings, share, weights, whole_batch,
+};
+
 const STEPS: u64 = 5;
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
-}
-
-const PACS: PacsConfig = PacsConfig {
-    beta: 1.0,
-    score: ScoreEstimator::Rloo,
-    reward_method: RewardMethod::LogRatio,
-    label_weights: LabelWeights::Question,
-    actor_term: false,
-};
-
-fn settings() -> TrainerSettings {
-    TrainerSettings {
-        objective: Objective::Pacs(PACS),
-        reference_reset_steps: 1,
-        reset_optimizer: false,
-        // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
-        // zero becomes a difference in proportion to the learning rate.
-        optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
-        temperature: 0.9,
-        micro_batch_tokens: 100_000,
-    }
-}
-
 fn trainer(model: &str, settings: TrainerSettings) -> Trainer {
-    Trainer::load(&golden(model), settings, Kind::Float, Device::Cpu).expect("golden model")
+    crate::support::trainer(&golden(model), settings, Kind::Float)
 }
 
-/// All sequences of a step: lengths, tokens and labels are functions of their place. Some groups have one label only.
-fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
-    let number = |parts: [u64; 3]| mix(parts.iter().fold(step, |key, part| mix(key ^ part)));
-    let token = |parts| (number(parts) % 300) as u32;
-    let (mut index, mut sequences, mut prompts) = (Vec::new(), Vec::new(), HashMap::new());
-    for group in 0..GROUPS {
-        let prompt_len = 3 + number([group, 0, 1]) % 9;
-        prompts.insert(group, (0..prompt_len).map(|i| token([group, i, 2])).collect());
-        for member in 0..GROUP_SIZE as u64 {
-            let length = 1 + number([group, member, 3]) % 12;
-            let label = if group == 0 { 0.0 } else { (number([group, member, 4]) % 2) as f64 };
-            sequences.push(SequenceTokens {
-                position: index.len(),
-                tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
-                rollout_logprobs: vec![-5.7; length as usize],
-            });
-            index.push(IndexEntry {
-                group,
-                mini_batch: group as usize * mini_batches / GROUPS as usize,
-                rank: 0,
-                label,
-                reward: label,
-                answer_tokens: length as u32,
-                truncated: length > 10,
-            });
-        }
-    }
-    TrainBatch { step, index, prompts, sequences }
-}
-
-/// The share of one rank, dealt out sequence by sequence so that groups are split between ranks.
-fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBatch {
-    let costs: Vec<u64> = batch.index.iter().map(|entry| u64::from(entry.answer_tokens)).collect();
-    for (entry, rank) in batch.index.iter_mut().zip(balance(&costs, ranks)) {
-        entry.rank = rank;
-    }
-    let index = &batch.index;
-    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
-    batch
-}
-
-fn alone() -> HostCollective {
-    group_of(1).into_iter().next().expect("a world of one").1()
-}
-
-type Connect = Box<dyn FnOnce() -> HostCollective + Send>;
-
-fn group_of(ranks: usize) -> Vec<(usize, Connect)> {
-    let listeners: Vec<_> =
-        (0..ranks).map(|_| Arc::new(HostListener::bind("127.0.0.1:0").expect("a free port"))).collect();
-    let addresses: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
-    let connect = |(rank, listener): (usize, Arc<HostListener>)| {
-        let addresses = addresses.clone();
-        let connect = move || {
-            let timeout = Duration::from_secs(60);
-            let config = GroupConfig { job: "test".into(), generation: Generation(1), rank, addresses, timeout };
-            HostCollective::connect(&listener, config).expect("all ranks are there")
-        };
-        (rank, Box::new(connect) as Connect)
-    };
-    listeners.into_iter().enumerate().map(connect).collect()
+/// The weights of a trainer whose state is replicated.
+fn flat(trainer: &mut Trainer) -> Tensor {
+    weights(trainer, &mut HostCollective::alone())
 }
 
 /// Weights after [`STEPS`] steps on `ranks` ranks; checks that all ranks end with the same bits.
@@ -124,20 +39,16 @@ fn train_and_report(
     mini_batches: usize,
     settings: &TrainerSettings,
 ) -> (Tensor, BTreeMap<String, f64>) {
-    let run = |(rank, connect): (usize, Connect)| {
-        let mut collective = connect();
-        let mut trainer = trainer(model, settings.clone());
+    let ranks: Vec<(Tensor, BTreeMap<String, f64>)> = on_ranks(ranks, |rank, collective| {
+        let division = Division { rank, ranks, ..settings.division };
+        let mut trainer = trainer(model, TrainerSettings { division, ..settings.clone() });
         let mut metrics = BTreeMap::new();
         for step in 1..=STEPS {
             let batch = share(whole_batch(step, mini_batches), rank, ranks);
-            metrics = trainer.train(&batch, &mut collective).expect("trains").metrics;
+            metrics = trainer.train(&batch, collective).expect("trains").metrics;
         }
-        metrics.retain(|name, _| !name.starts_with("seconds_"));
-        (trainer.parameters().flat.copy(), metrics)
-    };
-    let ranks: Vec<(Tensor, BTreeMap<String, f64>)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = group_of(ranks).into_iter().map(|rank| scope.spawn(move || run(rank))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+        metrics.retain(|name, _| !["seconds_", "memory_", "communication_"].iter().any(|own| name.starts_with(own)));
+        (weights(&mut trainer, collective), metrics)
     });
     for (weights, metrics) in &ranks[1..] {
         assert!(ranks[0].0.equal(weights), "the ranks hold different weights");
@@ -146,16 +57,11 @@ fn train_and_report(
     ranks.into_iter().next().expect("there is a rank")
 }
 
-fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
-    let difference = (a - b).abs().max().double_value(&[]);
-    assert!(difference <= tolerance, "{what}: weights differ by {difference}");
-}
-
 #[test]
 fn more_ranks_give_the_same_weights_as_one() {
     for mini_batches in [1, 3] {
         let reference = train("qwen3", 1, mini_batches, &settings());
-        assert!((&reference - &trainer("qwen3", settings()).parameters().flat).abs().max().double_value(&[]) > 5e-5);
+        assert!((&reference - &flat(&mut trainer("qwen3", settings()))).abs().max().double_value(&[]) > 5e-5);
         for ranks in [2, 3, 4] {
             let weights = train("qwen3", ranks, mini_batches, &settings());
             assert_close(&weights, &reference, 1e-5, &format!("{ranks} ranks, {mini_batches} mini-batches"));
@@ -203,15 +109,9 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
     ]
 }
 
-/// Moves far enough in a step for ratios to be clipped. With this epsilon AdamW is gradient descent, which does not
-/// blow up rounding in a gradient that is almost zero.
+/// Moves far enough in a step for ratios to be clipped.
 fn far(objective: PolicyConfig) -> TrainerSettings {
-    TrainerSettings {
-        objective: Objective::Policy(objective),
-        reference_reset_steps: 0,
-        optimizer: OptimizerSpec { learning_rate: 0.05, epsilon: 1.0, weight_decay: 0.0, ..OptimizerSpec::default() },
-        ..settings()
-    }
+    TrainerSettings { objective: Objective::Policy(objective), reference_reset_steps: 0, ..descent() }
 }
 
 #[test]
@@ -220,9 +120,7 @@ fn every_objective_is_exact_under_ranks_and_passes() {
         let settings = far(objective);
         let (reference, metrics) = train_and_report("qwen3", 1, 3, &settings);
         assert!(metrics[telling] != 0.0, "{name}: nothing shows in {telling}");
-        assert!(
-            (&reference - &trainer("qwen3", settings.clone()).parameters().flat).abs().max().double_value(&[]) > 1e-3
-        );
+        assert!((&reference - flat(&mut trainer("qwen3", settings.clone()))).abs().max().double_value(&[]) > 1e-3);
         let small = TrainerSettings { micro_batch_tokens: 30, ..settings.clone() };
         for (ranks, settings) in [(3, &settings), (2, &small)] {
             let (weights, seen) = train_and_report("qwen3", ranks, 3, settings);
@@ -247,7 +145,7 @@ fn a_penalty_holds_the_policy_near_its_reference() {
     let [free, held] = [None, Some(kl)].map(|kl| {
         let settings = far(PolicyConfig { kl, ..grpo() });
         let weights = train("qwen3", 1, 2, &settings);
-        (weights - &trainer("qwen3", settings).parameters().flat).norm().double_value(&[])
+        (weights - flat(&mut trainer("qwen3", settings))).norm().double_value(&[])
     });
     assert!(held < 0.9 * free, "moved {held} with a penalty, {free} without");
 }
@@ -257,9 +155,8 @@ fn the_first_update_equals_plain_sequences() {
     let batch = whole_batch(1, 1);
     let mut ours = trainer("qwen2-tied", settings());
     ours.settings_mut().optimizer.max_grad_norm = 0.0;
-    let report = ours.train(&batch, &mut alone()).expect("trains");
-    let reference = trainer("qwen2-tied", settings());
-    let norm = plain::gradient_norm(&golden("qwen2-tied"), reference.parameters(), &batch, settings().temperature);
+    let report = ours.train(&batch, &mut HostCollective::alone()).expect("trains");
+    let norm = plain::gradient_norm(&golden("qwen2-tied"), &batch, settings().temperature);
     let seen = report.metrics["grad_norm"];
     assert!((seen / norm - 1.0).abs() < 1e-4, "gradient norm {seen}, plain sequences say {norm}");
     assert!((report.metrics["loss"] - std::f64::consts::LN_2).abs() < 1e-9, "on policy every score is zero");
@@ -275,11 +172,9 @@ fn coefficients_of_tokens_equal_those_of_plain_sequences() {
     for importance in [None, Some(weights)] {
         let mut ours = trainer("qwen2-tied", far(PolicyConfig { importance, ..objective }));
         ours.settings_mut().optimizer.max_grad_norm = 0.0;
-        let report = ours.train(&batch, &mut alone()).expect("trains");
-        let reference = trainer("qwen2-tied", settings());
-        let (folder, parameters) = (golden("qwen2-tied"), reference.parameters());
-        let norm =
-            plain::reinforce_norm(&folder, parameters, &batch, settings().temperature, gamma, importance.is_some());
+        let report = ours.train(&batch, &mut HostCollective::alone()).expect("trains");
+        let folder = golden("qwen2-tied");
+        let norm = plain::reinforce_norm(&folder, &batch, settings().temperature, gamma, importance.is_some());
         let seen = report.metrics["grad_norm"];
         assert!((seen / norm - 1.0).abs() < 1e-4, "gradient norm {seen}, plain sequences say {norm}");
     }
@@ -292,10 +187,15 @@ mod plain {
     use pacs_model::logprob::{Targets, head_backward};
     use pacs_model::{Keep, Model, ModelConfig, Parameters};
 
-    /// Norm of the gradient of PACS (RLOO, question weights, beta 1) at old = new.
-    pub(super) fn gradient_norm(folder: &Path, parameters: &Parameters, batch: &TrainBatch, temperature: f64) -> f64 {
+    fn model(folder: &Path) -> Model {
         let config = ModelConfig::read(folder).expect("golden model");
-        let model = Model::new(&config, parameters);
+        let parameters = Parameters::load(folder, &config, Kind::Float, Device::Cpu).expect("golden model");
+        Model::new(&config, &parameters)
+    }
+
+    /// Norm of the gradient of PACS (RLOO, question weights, beta 1) at old = new.
+    pub(super) fn gradient_norm(folder: &Path, batch: &TrainBatch, temperature: f64) -> f64 {
+        let model = model(folder);
         let ratios = Tensor::zeros([batch.index.len() as i64], (Kind::Double, Device::Cpu)).set_requires_grad(true);
         let mut losses = Vec::new();
         for group in 0..GROUPS {
@@ -327,14 +227,12 @@ mod plain {
     /// weighted by how much likelier the learner finds it than the rollout engine if `weighted`.
     pub(super) fn reinforce_norm(
         folder: &Path,
-        parameters: &Parameters,
         batch: &TrainBatch,
         temperature: f64,
         gamma: f64,
         weighted: bool,
     ) -> f64 {
-        let config = ModelConfig::read(folder).expect("golden model");
-        let model = Model::new(&config, parameters);
+        let model = model(folder);
         let mut returns = Vec::new();
         for entry in &batch.index {
             returns.extend((0..entry.answer_tokens).rev().map(|to_go| entry.reward * gamma.powi(to_go as i32)));
@@ -392,13 +290,13 @@ fn a_restored_trainer_goes_on_bit_for_bit() {
 
 fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
     let load = || Trainer::load(&golden("qwen3"), long.clone(), kind, Device::Cpu).expect("golden model");
-    let mut collective = alone();
+    let mut collective = HostCollective::alone();
     let mut whole = load();
     let folder = tempfile::tempdir().expect("a temporary folder");
     for step in 1..=STEPS {
         whole.train(&whole_batch(step, 2), &mut collective).expect("trains");
         if step == 3 {
-            let files = whole.save(folder.path(), true, None).expect("saves");
+            let files = whole.save(folder.path(), true, None, &mut collective).expect("saves");
             assert_eq!(files.len(), 1);
         }
     }
@@ -407,14 +305,14 @@ fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
     for step in 4..=STEPS {
         resumed.train(&whole_batch(step, 2), &mut collective).expect("trains");
     }
-    assert!(whole.parameters().flat.equal(&resumed.parameters().flat), "the resumed {kind:?} weights differ");
+    assert!(flat(&mut whole).equal(&flat(&mut resumed)), "the resumed {kind:?} weights differ");
 }
 
 #[test]
 fn a_truncated_state_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut trainer = trainer("qwen3", settings());
-    trainer.save(folder.path(), true, None).expect("saves");
+    trainer.save(folder.path(), true, None, &mut HostCollective::alone()).expect("saves");
     let path = folder.path().join("training-state.safetensors");
     let bytes = std::fs::read(&path).expect("just written");
     std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("writes");
@@ -425,10 +323,10 @@ fn a_truncated_state_is_refused_by_name() {
 #[test]
 fn a_gradient_that_is_not_finite_is_skipped_and_counted() {
     let mut trainer = trainer("qwen3", settings());
-    let before = trainer.parameters().flat.copy();
+    let before = flat(&mut trainer);
     // A huge scale overflows the float32 gradient.
     trainer.settings_mut().objective = Objective::Pacs(PacsConfig { beta: 1e45, ..PACS });
-    let report = trainer.train(&whole_batch(1, 1), &mut alone()).expect("trains");
+    let report = trainer.train(&whole_batch(1, 1), &mut HostCollective::alone()).expect("trains");
     assert_eq!(report.skipped_updates, 1);
-    assert!(trainer.parameters().flat.equal(&before), "a skipped update changed the weights");
+    assert!(flat(&mut trainer).equal(&before), "a skipped update changed the weights");
 }

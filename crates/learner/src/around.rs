@@ -1,0 +1,172 @@
+//! What happens around the buckets of a pass: divided weights arrive before they are used, gradients leave when they are
+//! complete, and both while other buckets are computed.
+
+use pacs_model::Stages;
+use pacs_shape::{Bucket, Division, ParameterLayout, Sharding, WINDOWS};
+use pacs_torch::tch::Tensor;
+
+use crate::network::{Flow, Source};
+use crate::trainer::TrainError;
+use crate::wire::{Exchange, Pending, Wire, part};
+
+/// Places of divided weights: the embedding, the windows of layers, the final norm and the head.
+const PLACES: usize = WINDOWS + 2;
+
+/// What is in the places of divided weights, or on its way there.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    places: [Option<Content>; PLACES],
+}
+
+#[derive(Debug)]
+struct Content {
+    source: Source,
+    bucket: usize,
+    arriving: Option<Pending>,
+}
+
+impl Held {
+    /// The weights of `source` have changed.
+    pub(crate) fn forget(&mut self, source: Source) {
+        for place in &mut self.places {
+            if place.as_ref().is_some_and(|content| content.source == source) {
+                *place = None;
+            }
+        }
+    }
+}
+
+/// Divided weights and the windows that they go through.
+#[derive(Debug)]
+pub(crate) struct Windows<'a> {
+    pub(crate) source: Source,
+    /// This rank's part of the weights.
+    pub(crate) shard: &'a Tensor,
+    /// The windows.
+    pub(crate) flat: &'a Tensor,
+    /// This rank's part of the gradients.
+    pub(crate) gradient_shard: Option<&'a Tensor>,
+    pub(crate) held: &'a mut Held,
+}
+
+/// The stages of one pass.
+#[derive(Debug)]
+pub(crate) struct Around<'a, 'w> {
+    division: Division,
+    /// The layout that the model computes in.
+    layout: &'a ParameterLayout,
+    /// The layout that divides the parameters.
+    divided: &'a ParameterLayout,
+    windows: Option<Windows<'a>>,
+    /// What becomes of the gradients, and where they are; nothing in a forward.
+    gradients: Option<(Flow, &'a Tensor)>,
+    /// Gradients on their way, by bucket.
+    leaving: Vec<Option<Pending>>,
+    wire: &'a mut Wire<'w>,
+}
+
+impl<'a, 'w> Around<'a, 'w> {
+    pub(crate) fn new(
+        division: Division,
+        layout: &'a ParameterLayout,
+        divided: &'a ParameterLayout,
+        windows: Option<Windows<'a>>,
+        gradients: Option<(Flow, &'a Tensor)>,
+        wire: &'a mut Wire<'w>,
+    ) -> Self {
+        let leaving = divided.buckets().iter().map(|_| None).collect();
+        Self { division, layout, divided, windows, gradients, leaving, wire }
+    }
+
+    /// Waits until all gradients have left.
+    pub(crate) fn finish(mut self) -> Result<(), TrainError> {
+        (0..self.leaving.len()).try_for_each(|bucket| self.wait_for_gradient(bucket))
+    }
+
+    fn wait_for_gradient(&mut self, bucket: usize) -> Result<(), TrainError> {
+        self.leaving[bucket].take().map_or(Ok(()), |pending| self.wire.wait(pending).map(|_| ()))
+    }
+
+    /// Sees to it that the weights of `bucket` are in place, and that those of `next` are on their way.
+    fn bring(&mut self, bucket: usize, next: Option<usize>) -> Result<(), TrainError> {
+        if self.windows.is_none() {
+            return Ok(());
+        }
+        self.send_for(bucket);
+        if let Some(next) = next.filter(|next| self.place(*next) != self.place(bucket)) {
+            self.send_for(next);
+        }
+        let place = self.place(bucket);
+        let Some(windows) = &mut self.windows else { return Ok(()) };
+        let content = windows.held.places[place].as_mut().expect("it was just sent for");
+        content.arriving.take().map_or(Ok(()), |pending| self.wire.wait(pending).map(|_| ()))
+    }
+
+    fn send_for(&mut self, bucket: usize) {
+        let (place, target, own) = (self.place(bucket), self.layout.buckets()[bucket], self.own(bucket));
+        let Some(windows) = &mut self.windows else { return };
+        let wanted = |content: &&Content| content.source == windows.source && content.bucket == bucket;
+        if windows.held.places[place].as_ref().filter(wanted).is_none() {
+            let buffer = part(windows.flat, target.offset, target.room);
+            let mine = Some(part(windows.shard, own.0, own.1));
+            let arriving = Some(self.wire.ask(Exchange::AllGather { buffer, part: mine }));
+            windows.held.places[place] = Some(Content { source: windows.source, bucket, arriving });
+        }
+    }
+
+    /// Where the weights of a bucket go.
+    fn place(&self, bucket: usize) -> usize {
+        match bucket {
+            0 => 0,
+            last if last == self.divided.buckets().len() - 1 => PLACES - 1,
+            layer => 1 + (layer - 1) % WINDOWS,
+        }
+    }
+
+    /// First element and length of a bucket's part in this rank's buffers.
+    fn own(&self, bucket: usize) -> (usize, usize) {
+        let Bucket { offset, room, .. } = self.divided.buckets()[bucket];
+        (offset / self.division.parts(), room / self.division.parts())
+    }
+}
+
+impl Stages for Around<'_, '_> {
+    type Error = TrainError;
+
+    fn before_forward(&mut self, bucket: usize) -> Result<(), TrainError> {
+        let next = Some(bucket + 1).filter(|next| *next < self.divided.buckets().len());
+        self.bring(bucket, next)
+    }
+
+    fn before_backward(&mut self, bucket: usize) -> Result<(), TrainError> {
+        self.bring(bucket, bucket.checked_sub(1))?;
+        let is_layer = (1..self.divided.buckets().len() - 1).contains(&bucket);
+        if let (Some(_), Some((_, gradients)), true) = (&self.windows, self.gradients, is_layer) {
+            // The layer that had this window before.
+            if bucket + WINDOWS < self.leaving.len() - 1 {
+                self.wait_for_gradient(bucket + WINDOWS)?;
+            }
+            let window = self.layout.buckets()[bucket];
+            let _ = part(gradients, window.offset, window.room).zero_();
+        }
+        Ok(())
+    }
+
+    fn after_backward(&mut self, bucket: usize) -> Result<(), TrainError> {
+        let Some((flow, gradients)) = self.gradients else { return Ok(()) };
+        let place = self.layout.buckets()[bucket];
+        let buffer = part(gradients, place.offset, place.room);
+        let exchange = match (self.division.sharding, flow) {
+            (Sharding::ShardAll, _) => {
+                let (start, len) = self.own(bucket);
+                let shard = self.windows.as_ref().and_then(|windows| windows.gradient_shard);
+                Exchange::ReduceScatter { buffer, sum: shard.map(|shard| part(shard, start, len)) }
+            }
+            (_, Flow::Stay) => return Ok(()),
+            (Sharding::Replicated, Flow::Leave) => Exchange::AllReduce(buffer),
+            (Sharding::ShardOptimizer, Flow::Leave) => Exchange::ReduceScatter { buffer, sum: None },
+        };
+        self.leaving[bucket] = Some(self.wire.ask(exchange));
+        Ok(())
+    }
+}

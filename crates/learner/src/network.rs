@@ -1,0 +1,374 @@
+//! One rank's weights, gradients and optimizer state, whole or in part, and what an update does with them.
+
+use std::path::Path;
+
+use pacs_collective::Collective;
+use pacs_model::{Model, ModelConfig, ModelError, Parameters, idle_backward, idle_forward};
+use pacs_shape::{Division, ParameterLayout, Sharding, WINDOWS};
+use pacs_torch::bytes_mut;
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+
+use crate::around::{Around, Held, Windows};
+use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
+use crate::segment::{Segment, segments};
+use crate::trainer::TrainError;
+use crate::wire::{Exchange, Pending, Wire, part, zeros};
+
+/// Whose weights a pass uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Those that are trained.
+    Policy,
+    /// Those that were set aside.
+    Reference,
+}
+
+/// What becomes of the gradients of a backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// Another backward of this update adds to them.
+    Stay,
+    /// They are complete.
+    Leave,
+}
+
+/// How the parameters of a model are kept on this rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keeping {
+    pub(crate) division: Division,
+    /// Weight decay does not apply to norms and biases.
+    pub(crate) decays_matrices_only: bool,
+}
+
+/// The model of one rank.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) config: ModelConfig,
+    pub(crate) division: Division,
+    /// What the model computes with: all weights, or windows for them.
+    pub(crate) parameters: Parameters,
+    /// This rank's part of the weights where they are divided.
+    pub(crate) shard: Option<Tensor>,
+    pub(crate) optimizer: Optimizer,
+    /// Weights that were set aside: all, or this rank's part where weights are divided.
+    pub(crate) reference: Option<Tensor>,
+    model: Model,
+    /// A model over the reference, unless that goes through the windows.
+    reference_model: Option<Model>,
+    /// Float32, in the layout of `parameters`.
+    gradients: Tensor,
+    /// This rank's part of the gradients where they are divided.
+    gradient_shard: Option<Tensor>,
+    /// The layout that divides all parameters.
+    divided: ParameterLayout,
+    segments: Vec<Segment>,
+    held: Held,
+}
+
+impl Network {
+    /// Takes over all parameters of a model, in the layout of [`ParameterLayout::new`], and keeps this rank's part.
+    pub(crate) fn new(config: ModelConfig, whole: Parameters, keeping: Keeping) -> Self {
+        if keeping.division.sharding == Sharding::Replicated {
+            return Self::assemble(config, keeping, whole, None);
+        }
+        let mut intake = Intake::new(&config, keeping.division, whole.flat.kind(), whole.flat.device());
+        for bucket in whole.layout.buckets() {
+            intake.take(&whole.layout, bucket.offset, &part(&whole.flat, bucket.offset, bucket.numel));
+        }
+        drop(whole);
+        Self::assemble(config, keeping, intake.parameters, intake.shard)
+    }
+
+    /// Reads a Hugging Face folder and keeps this rank's part.
+    ///
+    /// # Errors
+    /// As [`Parameters::load`].
+    pub(crate) fn load(folder: &Path, keeping: Keeping, kind: Kind, device: Device) -> Result<Self, TrainError> {
+        let config = ModelConfig::read(folder).map_err(ModelError::from)?;
+        if keeping.division.sharding == Sharding::Replicated {
+            let whole = Parameters::load(folder, &config, kind, device)?;
+            return Ok(Self::assemble(config, keeping, whole, None));
+        }
+        let mut intake = Intake::new(&config, keeping.division, kind, device);
+        let whole = ParameterLayout::new(&config);
+        Parameters::read(folder, &config, |spec, tensor| {
+            intake.take(&whole, spec.offset, &tensor.flatten(0, -1));
+            Ok(())
+        })?;
+        Ok(Self::assemble(config, keeping, intake.parameters, intake.shard))
+    }
+
+    fn assemble(config: ModelConfig, keeping: Keeping, parameters: Parameters, shard: Option<Tensor>) -> Self {
+        let division = keeping.division;
+        let divided = ParameterLayout::divided(&config, division.parts());
+        let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
+        let own = divided.total() / division.parts();
+        let model = Model::new(&config, &parameters);
+        let mut network = Self {
+            gradients: model.zero_gradients(),
+            gradient_shard: shard.as_ref().map(|_| zeros(own, device)),
+            segments: segments(&config, division, keeping.decays_matrices_only),
+            optimizer: Optimizer::new(own, kind, device),
+            reference: None,
+            reference_model: None,
+            held: Held::default(),
+            config,
+            division,
+            parameters,
+            shard,
+            model,
+            divided,
+        };
+        network.weights_to_master();
+        network
+    }
+
+    /// Device that everything is on.
+    pub(crate) fn device(&self) -> Device {
+        self.parameters.flat.device()
+    }
+
+    /// What a forward under the weights of `source` computes with, and what must happen around its buckets.
+    pub(crate) fn forward<'a, 'w>(&'a mut self, source: Source, wire: &'a mut Wire<'w>) -> (&'a Model, Around<'a, 'w>) {
+        let (model, _, around) = self.around(source, None, wire);
+        (model, around)
+    }
+
+    /// What a backward of the policy computes with, where its gradients go, and what must happen around its buckets.
+    pub(crate) fn backward<'a, 'w>(
+        &'a mut self,
+        flow: Flow,
+        wire: &'a mut Wire<'w>,
+    ) -> (&'a Model, &'a Tensor, Around<'a, 'w>) {
+        if self.shard.is_some() {
+            // The windows of layers are cleared when their turn comes.
+            let buckets = self.parameters.layout.buckets();
+            for bucket in [buckets[0], buckets[buckets.len() - 1]] {
+                let _ = part(&self.gradients, bucket.offset, bucket.room).zero_();
+            }
+        }
+        self.around(Source::Policy, Some(flow), wire)
+    }
+
+    fn around<'a, 'w>(
+        &'a mut self,
+        source: Source,
+        flow: Option<Flow>,
+        wire: &'a mut Wire<'w>,
+    ) -> (&'a Model, &'a Tensor, Around<'a, 'w>) {
+        let weights = match source {
+            Source::Policy => self.shard.as_ref(),
+            Source::Reference => self.shard.as_ref().and(self.reference.as_ref()),
+        };
+        let windows = weights.map(|shard| Windows {
+            source,
+            shard,
+            flat: &self.parameters.flat,
+            gradient_shard: self.gradient_shard.as_ref(),
+            held: &mut self.held,
+        });
+        let model = match source {
+            Source::Policy => &self.model,
+            Source::Reference => self.reference_model.as_ref().unwrap_or(&self.model),
+        };
+        let (layout, divided) = (&self.parameters.layout, &self.divided);
+        let around =
+            Around::new(self.division, layout, divided, windows, flow.map(|flow| (flow, &self.gradients)), wire);
+        (model, &self.gradients, around)
+    }
+
+    /// Takes part in a forward that this rank has nothing to compute in.
+    pub(crate) fn idle_forward(&mut self, source: Source, wire: &mut Wire<'_>) -> Result<(), TrainError> {
+        let buckets = self.divided.buckets().len();
+        idle_forward(buckets, &mut self.forward(source, wire).1)
+    }
+
+    /// Takes part in a backward that this rank has nothing to compute in.
+    pub(crate) fn idle_backward(&mut self, flow: Flow, wire: &mut Wire<'_>) -> Result<(), TrainError> {
+        let buckets = self.divided.buckets().len();
+        let (_, _, mut around) = self.backward(flow, wire);
+        idle_backward(buckets, &mut around)?;
+        around.finish()
+    }
+
+    /// Forgets the gradients of the update before.
+    pub(crate) fn clear_gradients(&mut self) {
+        let _ = self.gradient_shard.as_mut().unwrap_or(&mut self.gradients).zero_();
+    }
+
+    /// Euclidean norm of the gradient, the same on every rank.
+    pub(crate) fn gradient_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
+        let mut squares = 0.0;
+        for segment in &self.segments {
+            squares += sum_of_squares(&segment.of(self.gradient_shard.as_ref(), &self.gradients))?;
+        }
+        if self.division.parts() > 1 {
+            squares = wire.gather(vec![squares])?.iter().flatten().sum();
+        }
+        Ok(squares.sqrt())
+    }
+
+    /// Updates this rank's part of the weights by its part of the gradient, and sees to it that other ranks get it.
+    pub(crate) fn apply(&mut self, step: &UpdateStep<'_>, wire: &mut Wire<'_>) -> Result<(), TrainError> {
+        let Self { optimizer, segments, shard, parameters, gradients, gradient_shard, .. } = self;
+        optimizer.update(step, segments, |segment| {
+            let weights = segment.of(shard.as_ref(), &parameters.flat);
+            (weights, segment.of(gradient_shard.as_ref(), gradients))
+        })?;
+        match self.division.sharding {
+            Sharding::Replicated => Ok(()),
+            Sharding::ShardOptimizer => self.exchange_weights(wire),
+            Sharding::ShardAll => {
+                self.held.forget(Source::Policy);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives every rank the parts of all.
+    fn exchange_weights(&self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
+        let gather = |buffer| wire.ask(Exchange::AllGather { buffer, part: None });
+        let buckets = self.divided.buckets().iter();
+        let pending: Vec<Pending> =
+            buckets.map(|bucket| gather(part(&self.parameters.flat, bucket.offset, bucket.room))).collect();
+        pending.into_iter().try_for_each(|pending| wire.wait(pending).map(|_| ()))
+    }
+
+    /// Sets the present weights aside as the reference.
+    pub(crate) fn set_reference(&mut self) {
+        let flat = self.shard.as_ref().unwrap_or(&self.parameters.flat).copy();
+        self.hold_reference(flat);
+    }
+
+    /// Takes weights over as the reference: all, or this rank's part where weights are divided.
+    pub(crate) fn hold_reference(&mut self, flat: Tensor) {
+        self.held.forget(Source::Reference);
+        if self.shard.is_none() {
+            let layout = self.parameters.layout.clone();
+            self.reference_model = Some(Model::new(&self.config, &Parameters { layout, flat: flat.shallow_clone() }));
+        }
+        self.reference = Some(flat);
+    }
+
+    /// Makes the master weights equal to the weights.
+    fn weights_to_master(&mut self) {
+        let Some(master) = &self.optimizer.master else { return };
+        for segment in &self.segments {
+            let weights = segment.of(self.shard.as_ref(), &self.parameters.flat);
+            part(master, segment.shard, segment.len).copy_(&weights);
+        }
+    }
+
+    /// What this rank updates.
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The weights that this rank holds: all, or its part.
+    pub(crate) fn weights(&self) -> &Tensor {
+        self.shard.as_ref().unwrap_or(&self.parameters.flat)
+    }
+
+    /// The segments of a buffer like the optimizer's.
+    pub(crate) fn optimizer_parts(&self, buffer: &Tensor) -> Vec<Tensor> {
+        self.segments.iter().map(|segment| part(buffer, segment.shard, segment.len)).collect()
+    }
+
+    /// The segments of a buffer like [`Network::weights`].
+    pub(crate) fn own_parts(&self, buffer: &Tensor) -> Vec<Tensor> {
+        let shard = self.shard.as_ref().map(|_| buffer);
+        self.segments.iter().map(|segment| segment.of(shard, buffer)).collect()
+    }
+
+    /// All of a buffer like [`Network::weights`], each piece with its place in the layout of the whole model.
+    pub(crate) fn held_parts(&self, buffer: &Tensor) -> Vec<(usize, Tensor)> {
+        if self.shard.is_some() {
+            return self.segments.iter().map(|segment| segment.index).zip(self.own_parts(buffer)).collect();
+        }
+        let whole = ParameterLayout::new(&self.config);
+        let buckets = self.divided.buckets().iter().zip(whole.buckets());
+        buckets.map(|(here, there)| (there.offset, part(buffer, here.offset, here.numel))).collect()
+    }
+
+    /// Weights were written from outside.
+    pub(crate) fn weights_replaced(&mut self) {
+        self.held.forget(Source::Policy);
+    }
+
+    /// All weights in the layout of [`ParameterLayout::new`], where `wanted`; every rank has to call this.
+    ///
+    /// Divided weights come to host memory; others are shared.
+    pub(crate) fn whole(
+        &mut self,
+        collective: &mut dyn Collective,
+        wanted: bool,
+    ) -> Result<Option<Parameters>, TrainError> {
+        if self.division.sharding == Sharding::Replicated {
+            let Parameters { layout, flat } = &self.parameters;
+            return Ok(wanted.then(|| Parameters { layout: layout.clone(), flat: flat.shallow_clone() }));
+        }
+        let layout = ParameterLayout::new(&self.config);
+        let kind = self.parameters.flat.kind();
+        let flat = wanted.then(|| Tensor::zeros([layout.total() as i64], (kind, Device::Cpu)));
+        for (divided, bucket) in self.divided.buckets().iter().zip(layout.buckets()) {
+            let gathered = match &self.shard {
+                None => part(&self.parameters.flat, divided.offset, divided.numel),
+                Some(shard) => {
+                    let length = divided.room / self.division.parts();
+                    let mine = part(shard, divided.offset / self.division.parts(), length);
+                    let mut room = Tensor::zeros([divided.room as i64], (kind, Device::Cpu));
+                    part(&room, self.division.part() * length, length).copy_(&mine);
+                    collective.all_gather(bytes_mut(&mut room)?)?;
+                    part(&room, 0, divided.numel)
+                }
+            };
+            if let Some(flat) = &flat {
+                part(flat, bucket.offset, bucket.numel).copy_(&gathered);
+            }
+        }
+        Ok(flat.map(|flat| Parameters { layout, flat }))
+    }
+}
+
+/// Room for a rank's part of the weights while they come in.
+struct Intake {
+    division: Division,
+    divided: ParameterLayout,
+    parameters: Parameters,
+    shard: Option<Tensor>,
+}
+
+impl Intake {
+    fn new(config: &ModelConfig, division: Division, kind: Kind, device: Device) -> Self {
+        let divided = ParameterLayout::divided(config, division.parts());
+        let zeros = |elements: usize| Tensor::zeros([elements as i64], (kind, device));
+        let (layout, shard) = match division.sharding {
+            Sharding::ShardAll => {
+                let layout = ParameterLayout::windowed(config, division.parts(), WINDOWS);
+                (layout, Some(zeros(divided.total() / division.parts())))
+            }
+            Sharding::Replicated | Sharding::ShardOptimizer => (divided.clone(), None),
+        };
+        let flat = zeros(layout.total());
+        Self { division, divided, parameters: Parameters { layout, flat }, shard }
+    }
+
+    /// Takes `values` over, which begin at `offset` of the layout `whole` and lie in one bucket of it.
+    fn take(&mut self, whole: &ParameterLayout, offset: usize, values: &Tensor) {
+        let index = whole.buckets().partition_point(|bucket| bucket.offset <= offset) - 1;
+        let (start, bucket) = (offset - whole.buckets()[index].offset, self.divided.buckets()[index]);
+        let len = values.numel();
+        no_grad(|| match &self.shard {
+            None => part(&self.parameters.flat, bucket.offset + start, len).copy_(values),
+            Some(shard) => {
+                let length = bucket.room / self.division.parts();
+                let mine = self.division.part() * length;
+                let (from, to) = (start.max(mine), (start + len).min(mine + length));
+                if from < to {
+                    let target = part(shard, bucket.offset / self.division.parts() + from - mine, to - from);
+                    target.shallow_clone().copy_(&part(values, from - start, to - from));
+                }
+            }
+        });
+    }
+}

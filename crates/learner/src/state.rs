@@ -1,0 +1,243 @@
+//! The training state on disk: everything that the next step depends on, in safetensors files.
+//!
+//! Replicated state is one file, divided state one file a rank. A file says which parameters it holds by their place in the
+//! layout of the whole model, so that any number of ranks can take over what any other number has written.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use pacs_shape::{Division, ParameterLayout};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{bytes, dithered_bf16};
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::checkpoint::{CheckpointError, file_error};
+use crate::network::Network;
+use crate::wire::{part, zeros};
+
+/// What the names of state files begin with.
+const PREFIX: &str = "training-state";
+/// Longest header that is read.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+/// Name of the file that this rank writes.
+pub(crate) fn file_name(division: Division) -> String {
+    match division.parts() {
+        1 => format!("{PREFIX}.safetensors"),
+        parts => format!("{PREFIX}-{}-of-{parts}.safetensors", division.part()),
+    }
+}
+
+/// Writes this rank's part of the state behind step `step`.
+pub(crate) fn save(network: &Network, step: u64, path: &Path) -> Result<(), CheckpointError> {
+    let optimizer = &network.optimizer;
+    let own = |tensor: &Tensor| joined(network.own_parts(tensor));
+    let part_of = |tensor: &Tensor| joined(network.optimizer_parts(tensor));
+    let master = match &optimizer.master {
+        Some(master) => part_of(master),
+        None => own(network.weights()),
+    };
+    let mut tensors =
+        vec![("master", master), ("moment1", part_of(&optimizer.moment1)), ("moment2", part_of(&optimizer.moment2))];
+    if let Some(reference) = &network.reference {
+        tensors.push(("reference", own(reference)));
+    }
+    let content = |problem: String| CheckpointError::Content { path: path.to_owned(), problem };
+    let mut views = Vec::new();
+    for (name, tensor) in &tensors {
+        let kind = if tensor.kind() == Kind::Float { Dtype::F32 } else { Dtype::BF16 };
+        let view = TensorView::new(kind, vec![tensor.numel()], bytes(tensor)?);
+        views.push((*name, view.map_err(|error| content(error.to_string()))?));
+    }
+    let ranges: Vec<String> =
+        network.segments().iter().map(|segment| format!("{}+{}", segment.index, segment.len)).collect();
+    let metadata = [
+        ("step", step.to_string()),
+        ("updates", optimizer.updates.to_string()),
+        ("total_updates", optimizer.total_updates.to_string()),
+        ("ranges", ranges.join(" ")),
+    ];
+    let metadata: HashMap<String, String> =
+        metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| content(error.to_string()))?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, error))
+}
+
+fn joined(parts: Vec<Tensor>) -> Tensor {
+    let joined = if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) };
+    joined.to_device(Device::Cpu).contiguous()
+}
+
+/// Takes over this rank's part of the state in `folder`; returns the step that it is of.
+pub(crate) fn restore(network: &mut Network, folder: &Path) -> Result<u64, CheckpointError> {
+    let layout = ParameterLayout::new(&network.config);
+    let mut files = StateFiles::find(folder, layout.total())?;
+    let [step, updates, total_updates] = files.counts;
+    let targets = |network: &Network, tensor: &Tensor| -> Vec<Target> {
+        let parts = network.optimizer_parts(tensor).into_iter().zip(network.segments());
+        parts.map(|(values, segment)| Target { index: segment.index, values }).collect()
+    };
+    for (name, tensor) in [("moment1", &network.optimizer.moment1), ("moment2", &network.optimizer.moment2)] {
+        files.read(name, &targets(network, tensor))?;
+    }
+    if let Some(master) = &network.optimizer.master {
+        files.read("master", &targets(network, master))?;
+    }
+    // Every element of the weights that this rank holds follows from the master weights, by whichever rank they were
+    // written.
+    for target in places(network, network.weights()) {
+        let master = zeros(target.values.numel(), Device::Cpu);
+        files.read("master", &[Target { index: target.index, values: master.shallow_clone() }])?;
+        no_grad(|| match target.values.kind() {
+            Kind::Float => target.values.shallow_clone().copy_(&master),
+            _ => target.values.shallow_clone().copy_(&dithered_bf16(&master, target.index)),
+        });
+    }
+    if files.hold("reference")? {
+        let reference = network.weights().copy();
+        files.read("reference", &places(network, &reference))?;
+        network.hold_reference(reference);
+    }
+    network.weights_replaced();
+    (network.optimizer.updates, network.optimizer.total_updates) = (updates, total_updates);
+    Ok(step)
+}
+
+/// Parameters that are wanted.
+struct Target {
+    /// Place of the first one in the layout of the whole model.
+    index: usize,
+    /// Where they go.
+    values: Tensor,
+}
+
+/// All of a buffer that this rank holds like its weights.
+fn places(network: &Network, tensor: &Tensor) -> Vec<Target> {
+    network.held_parts(tensor).into_iter().map(|(index, values)| Target { index, values }).collect()
+}
+
+/// The state files of a checkpoint.
+struct StateFiles {
+    /// Step, updates since the moments were zero, updates of the job.
+    counts: [u64; 3],
+    files: Vec<StateFile>,
+}
+
+struct StateFile {
+    path: PathBuf,
+    /// Parameters that it holds, by their place in the layout of the whole model.
+    ranges: Vec<Range<usize>>,
+    /// Its tensors, once they were asked for.
+    tensors: Option<HashMap<String, Tensor>>,
+}
+
+impl StateFiles {
+    fn find(folder: &Path, parameters: usize) -> Result<Self, CheckpointError> {
+        let entries = std::fs::read_dir(folder).map_err(|error| file_error(folder, error))?;
+        let (mut files, mut counts) = (Vec::new(), None);
+        for entry in entries {
+            let entry = entry.map_err(|error| file_error(folder, error))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(PREFIX) && name.ends_with(".safetensors") {
+                let (found, ranges) = read_metadata(&entry.path())?;
+                if *counts.get_or_insert(found) != found {
+                    let problem = "it is of another step than the files beside it".to_owned();
+                    return Err(CheckpointError::Content { path: entry.path(), problem });
+                }
+                files.push(StateFile { path: entry.path(), ranges, tensors: None });
+            }
+        }
+        let held: usize = files.iter().flat_map(|file| &file.ranges).map(Range::len).sum();
+        let Some(counts) = counts.filter(|_| held == parameters) else {
+            let problem = format!("the state files hold {held} parameters, the model has {parameters}");
+            return Err(CheckpointError::Content { path: folder.to_owned(), problem });
+        };
+        Ok(Self { counts, files })
+    }
+
+    /// Whether the files hold a tensor of that name.
+    fn hold(&mut self, name: &str) -> Result<bool, CheckpointError> {
+        let Some(file) = self.files.first_mut() else { return Ok(false) };
+        Ok(file.tensors()?.contains_key(name))
+    }
+
+    /// Copies what is wanted of the tensor `name`.
+    fn read(&mut self, name: &str, targets: &[Target]) -> Result<(), CheckpointError> {
+        for file in &mut self.files {
+            let wanted = |range: &Range<usize>| targets.iter().any(|target| overlap(range, target).is_some());
+            if !file.ranges.iter().any(wanted) {
+                continue;
+            }
+            let (path, ranges) = (file.path.clone(), file.ranges.clone());
+            let content = |problem: String| CheckpointError::Content { path: path.clone(), problem };
+            let held: usize = ranges.iter().map(Range::len).sum();
+            let tensor = match file.tensors()?.get(name) {
+                Some(tensor) if tensor.numel() == held => tensor,
+                Some(tensor) => {
+                    return Err(content(format!("`{name}` has {} elements, not {held}", tensor.numel())));
+                }
+                None => return Err(content(format!("`{name}` is missing"))),
+            };
+            let mut start = 0;
+            for range in &ranges {
+                for target in targets {
+                    let Some(common) = overlap(range, target) else { continue };
+                    let source = part(tensor, start + common.start - range.start, common.len());
+                    no_grad(|| part(&target.values, common.start - target.index, common.len()).copy_(&source));
+                }
+                start += range.len();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn overlap(range: &Range<usize>, target: &Target) -> Option<Range<usize>> {
+    let common = range.start.max(target.index)..range.end.min(target.index + target.values.numel());
+    (common.start < common.end).then_some(common)
+}
+
+impl StateFile {
+    fn tensors(&mut self) -> Result<&HashMap<String, Tensor>, CheckpointError> {
+        if self.tensors.is_none() {
+            let read = Tensor::read_safetensors(&self.path)
+                .map_err(|error| CheckpointError::Content { path: self.path.clone(), problem: error.to_string() })?;
+            self.tensors = Some(read.into_iter().collect());
+        }
+        Ok(self.tensors.as_ref().expect("just read"))
+    }
+}
+
+/// Counts and ranges of a state file.
+fn read_metadata(path: &Path) -> Result<([u64; 3], Vec<Range<usize>>), CheckpointError> {
+    let content = |problem: &str| CheckpointError::Content { path: path.to_owned(), problem: problem.to_owned() };
+    let header = read_header(path).map_err(|error| file_error(path, error))?;
+    let header: serde_json::Value =
+        serde_json::from_slice(&header).map_err(|_| content("the header is not that of a safetensors file"))?;
+    let text = |name: &str| {
+        header["__metadata__"][name].as_str().ok_or_else(|| content(&format!("`{name}` is missing from its metadata")))
+    };
+    let count = |name: &str| text(name)?.parse::<u64>().map_err(|_| content(&format!("`{name}` is no number")));
+    let counts = [count("step")?, count("updates")?, count("total_updates")?];
+    let range = |text: &str| {
+        let (start, len) = text.split_once('+')?;
+        let start: usize = start.parse().ok()?;
+        Some(start..start.checked_add(len.parse().ok()?)?)
+    };
+    let ranges: Option<Vec<Range<usize>>> =
+        text("ranges")?.split(' ').filter(|text| !text.is_empty()).map(range).collect();
+    Ok((counts, ranges.ok_or_else(|| content("`ranges` cannot be read"))?))
+}
+
+/// The JSON header of a safetensors file: eight bytes of length, then as many bytes.
+fn read_header(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length).min(MAX_HEADER_BYTES)).read_to_end(&mut header)?;
+    Ok(header)
+}

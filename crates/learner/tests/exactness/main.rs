@@ -1,0 +1,6 @@
+//! The update is exact: it does not depend on ranks, passes, what is divided among ranks, or where a group's members sit,
+//! and equals autograd.
+
+mod divisions;
+mod support;
+mod update;

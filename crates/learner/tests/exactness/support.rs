@@ -1,0 +1,125 @@
+//! A step whose tokens and labels are functions of their place, and ranks to train it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pacs_algo::{LabelWeights, Objective, PacsConfig, RewardMethod, ScoreEstimator, balance};
+use pacs_collective::{GroupConfig, HostCollective, HostListener};
+use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
+use pacs_shape::{Division, Sharding};
+use pacs_spec::{OldLogprobs, OptimizerSpec};
+use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_types::{Generation, mix};
+
+pub(crate) const GROUPS: u64 = 6;
+pub(crate) const GROUP_SIZE: usize = 4;
+
+pub(crate) const PACS: PacsConfig = PacsConfig {
+    beta: 1.0,
+    score: ScoreEstimator::Rloo,
+    reward_method: RewardMethod::LogRatio,
+    label_weights: LabelWeights::Question,
+    actor_term: false,
+};
+
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
+}
+
+pub(crate) fn settings() -> TrainerSettings {
+    TrainerSettings {
+        objective: Objective::Pacs(PACS),
+        reference_reset_steps: 1,
+        reset_optimizer: false,
+        // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
+        // zero becomes a difference in proportion to the learning rate.
+        optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
+        temperature: 0.9,
+        micro_batch_tokens: 100_000,
+        updates: 100,
+        old_logprobs: OldLogprobs::Learner,
+        division: Division::alone(Sharding::Replicated),
+        memory_bytes: None,
+    }
+}
+
+/// With this epsilon AdamW is gradient descent, which does not blow up rounding in a gradient that is almost zero.
+pub(crate) fn descent() -> TrainerSettings {
+    let optimizer = OptimizerSpec { learning_rate: 0.05, epsilon: 1.0, weight_decay: 0.0, ..OptimizerSpec::default() };
+    TrainerSettings { optimizer, ..settings() }
+}
+
+pub(crate) fn trainer(folder: &Path, settings: TrainerSettings, kind: Kind) -> Trainer {
+    Trainer::load(folder, settings, kind, Device::Cpu).expect("a model")
+}
+
+/// All sequences of a step: lengths, tokens and labels are functions of their place. Some groups have one label only.
+pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
+    let number = |parts: [u64; 3]| mix(parts.iter().fold(step, |key, part| mix(key ^ part)));
+    let token = |parts| (number(parts) % 300) as u32;
+    let (mut index, mut sequences, mut prompts) = (Vec::new(), Vec::new(), HashMap::new());
+    for group in 0..GROUPS {
+        let prompt_len = 3 + number([group, 0, 1]) % 9;
+        prompts.insert(group, (0..prompt_len).map(|i| token([group, i, 2])).collect());
+        for member in 0..GROUP_SIZE as u64 {
+            let length = 1 + number([group, member, 3]) % 12;
+            let label = if group == 0 { 0.0 } else { (number([group, member, 4]) % 2) as f64 };
+            sequences.push(SequenceTokens {
+                position: index.len(),
+                tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
+                rollout_logprobs: vec![-5.7; length as usize],
+            });
+            index.push(IndexEntry {
+                group,
+                mini_batch: group as usize * mini_batches / GROUPS as usize,
+                rank: 0,
+                label,
+                reward: label,
+                answer_tokens: length as u32,
+                truncated: length > 10,
+            });
+        }
+    }
+    TrainBatch { step, index, prompts, sequences }
+}
+
+/// The share of one rank, dealt out sequence by sequence so that groups are split between ranks.
+pub(crate) fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBatch {
+    let costs: Vec<u64> = batch.index.iter().map(|entry| u64::from(entry.answer_tokens)).collect();
+    for (entry, rank) in batch.index.iter_mut().zip(balance(&costs, ranks)) {
+        entry.rank = rank;
+    }
+    let index = &batch.index;
+    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
+    batch
+}
+
+/// Runs every rank of a world on a thread of its own; returns what they return, by rank.
+pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut HostCollective) -> T + Sync) -> Vec<T> {
+    let listeners: Vec<_> =
+        (0..ranks).map(|_| Arc::new(HostListener::bind("127.0.0.1:0").expect("a free port"))).collect();
+    let addresses: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
+    let rank = |(rank, listener): (usize, Arc<HostListener>)| {
+        let (addresses, timeout) = (addresses.clone(), Duration::from_secs(60));
+        let config = GroupConfig { job: "test".into(), generation: Generation(1), rank, addresses, timeout };
+        run(rank, &mut HostCollective::connect(&listener, config).expect("all ranks are there"))
+    };
+    std::thread::scope(|scope| {
+        let rank = &rank;
+        let threads: Vec<_> =
+            listeners.into_iter().enumerate().map(|member| scope.spawn(move || rank(member))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+    })
+}
+
+/// A copy of all weights.
+pub(crate) fn weights(trainer: &mut Trainer, collective: &mut HostCollective) -> Tensor {
+    trainer.weights(collective, true).expect("all ranks are there").expect("they are wanted").flat.copy()
+}
+
+pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
+    let difference = (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[]);
+    assert!(difference <= tolerance, "{what}: weights differ by {difference}");
+}
