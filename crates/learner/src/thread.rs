@@ -185,7 +185,7 @@ impl State {
         else {
             return Err(transient("weights are to be published before there are any"));
         };
-        let Some(weights) = trainer.weights(collective, group.rank == 0).map_err(|error| fail(&error))? else {
+        let Some(weights) = trainer.weights(collective.as_mut(), group.rank == 0).map_err(|error| fail(&error))? else {
             return Ok(None);
         };
         self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
@@ -214,7 +214,7 @@ impl State {
         };
         let model = task.model.then_some(self.setup.spec.model.path.as_path());
         let folder = Path::new(&task.directory);
-        let files = trainer.save(folder, task.training_state, model, collective).map_err(transient)?;
+        let files = trainer.save(folder, task.training_state, model, collective.as_mut()).map_err(transient)?;
         Ok(v1::SaveResult { files })
     }
 }
