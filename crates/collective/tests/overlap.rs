@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pacs_collective::{
-    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Lent, overlap,
+    AbortHandle, Collective, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, GroupConfig, HostCollective,
+    HostListener, Lent, overlap,
 };
 use pacs_types::Generation;
 
@@ -215,6 +216,26 @@ impl Collective for Slow {
 
     fn abort_handle(&self) -> AbortHandle {
         AbortHandle::new()
+    }
+
+    fn device(&self) -> Option<&CudaDevice> {
+        None
+    }
+
+    fn all_reduce_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn reduce_scatter_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_gather_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn broadcast_device(&mut self, _: usize, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use pacs_learner::LearnerOptions;
+use pacs_learner::{Backend, LearnerOptions};
 use pacs_rollout::RolloutOptions;
 use pacs_runtime::{Exit, Shutdown};
 
@@ -40,6 +40,29 @@ pub(crate) struct LearnerArguments {
     /// Address of this machine that other ranks and rollout workers reach.
     #[arg(long, env = "PACS_BIND", default_value = "127.0.0.1")]
     bind: String,
+    /// What carries gradients between ranks; every rank must say the same.
+    #[arg(long, env = "PACS_COLLECTIVE", value_enum, default_value_t = Collective::Auto)]
+    collective: Collective,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Collective {
+    /// NCCL between GPUs, TCP otherwise.
+    Auto,
+    /// TCP, by way of host memory.
+    Host,
+    /// NCCL, also for a rank alone.
+    Nccl,
+}
+
+impl From<Collective> for Backend {
+    fn from(collective: Collective) -> Self {
+        match collective {
+            Collective::Auto => Self::Auto,
+            Collective::Host => Self::Host,
+            Collective::Nccl => Self::Nccl,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,6 +96,7 @@ pub(crate) fn learner(arguments: LearnerArguments) -> Result<Exit, Failure> {
         name: common.name,
         bind: arguments.bind,
         cuda: common.device == Device::Cuda,
+        backend: arguments.collective.into(),
         threads: common.threads,
         join_timeout: Duration::from_secs(common.join_timeout),
     };

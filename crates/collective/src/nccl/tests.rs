@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pacs_types::Generation;
 
-use super::api::{DeviceError, Versions};
+use super::api::{DeviceError, Pointer, Stream, Versions};
 use super::device::CudaDevice;
 use super::fake::Fake;
 use super::{DeviceBuffer, NcclCollective};
@@ -174,6 +174,14 @@ fn host_memory_travels_over_the_ring() {
 }
 
 #[test]
+fn the_host_backend_refuses_the_memory_of_devices() {
+    let device = CudaDevice::with(Fake::new().shared());
+    let mut ring = HostCollective::alone();
+    let error = device.allocate(64).unwrap().lend(|data| ring.all_reduce_sum_device(data)).unwrap().unwrap_err();
+    assert!(error.to_string().contains("cannot reach the memory of a device"), "{error}");
+}
+
+#[test]
 fn devices_overlap_as_the_host_does() {
     let fake = Fake::new().shared();
     let device = CudaDevice::with(fake.clone());
@@ -219,9 +227,23 @@ fn a_real_device_does_all_of_it() {
         assert!(back == numbers, "{operation} among one rank changes nothing");
     }
     nccl.barrier().unwrap();
+    // An operation is queued behind a second or so of copies when another thread aborts.
     let mut memory = device.allocate(1 << 30).unwrap();
-    nccl.abort_handle().abort("the test says so");
-    let error = memory.lend(|data| nccl.all_reduce_sum_device(data)).unwrap().unwrap_err();
+    let (api, scratch) = (device.api(), device.allocate(1 << 30).unwrap());
+    let half = 1 << 29;
+    for _ in 0..2000 {
+        let to = Pointer(scratch.pointer().0 + half);
+        api.copy(scratch.pointer(), to, half as usize, Stream(0)).unwrap();
+    }
+    let handle = nccl.abort_handle();
+    let error = thread::scope(|scope| {
+        scope.spawn(move || {
+            // Not a wait for anything: some of the time that the copies take.
+            thread::sleep(Duration::from_millis(50));
+            handle.abort("the test says so");
+        });
+        memory.lend(|data| nccl.all_reduce_sum_device(data)).unwrap().unwrap_err()
+    });
     assert!(matches!(error.kind, ErrorKind::Aborted { .. }), "{error}");
     drop(nccl);
     // The device is as good as new.

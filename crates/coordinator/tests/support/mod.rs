@@ -389,7 +389,7 @@ async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v
         })
     };
     while !member.dismissed() {
-        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
+        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };
         let next = persist!(member, seen, client, next_task, request);
         let Some(v1::NextTaskResponse { task_id, task }) = next else { continue };
         let result = match task {
