@@ -126,6 +126,7 @@ mod tests {
         let status = run.machine.status(run.now);
         assert_eq!((status.phase, status.step, status.generation), ("sampling", 2, Generation(1)));
         run.full_step();
+        run.full_step();
         let task = run.task_of(0);
         let effects = report(&mut run, task);
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
