@@ -12,7 +12,7 @@ use super::device::CudaDevice;
 use super::fake::Fake;
 use super::{DeviceBuffer, NcclCollective};
 use crate::{
-    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation, overlap,
+    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
 };
 
 const PATIENT: Duration = Duration::from_secs(60);
@@ -180,25 +180,6 @@ fn the_host_backend_refuses_the_memory_of_devices() {
     let mut ring = HostCollective::alone();
     let error = device.allocate(64).unwrap().lend(|data| ring.all_reduce_sum_device(data)).unwrap().unwrap_err();
     assert!(error.to_string().contains("cannot reach the memory of a device"), "{error}");
-}
-
-#[test]
-fn devices_overlap_as_the_host_does() {
-    let fake = Fake::new().shared();
-    let device = CudaDevice::with(fake.clone());
-    let mut nccl = NcclCollective::alone(&device).unwrap();
-    let mut memory = device.allocate(64).unwrap();
-    let (fake_stream, pointer) = (2000 as *mut std::ffi::c_void, 4096 as *mut std::ffi::c_void);
-    #[expect(unsafe_code, reason = "the fake touches no memory")]
-    // SAFETY: the fake touches no memory.
-    let buffer = unsafe { device.buffer(pointer, 64, fake_stream) }.unwrap();
-    overlap(&mut nccl, 2, |overlap| {
-        let ticket = overlap.start_all_reduce_sum_device(buffer);
-        overlap.wait(ticket).unwrap();
-    })
-    .unwrap();
-    memory.lend(|data| assert_eq!(data.bytes(), 64)).unwrap();
-    assert!(fake.log().iter().any(|call| call.starts_with("AllReduceSum")));
 }
 
 /// Every operation at world size 1 on a real device, and an abort while one is queued.
