@@ -163,10 +163,26 @@ impl Job {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(&self, options: &[&str]) -> Result<Run> {
+        self.launch(Command::new(program("pacs")?), options)
+    }
+
+    /// Starts `pacs run` where no process may write a file past `bytes`, as if the disk were full. What is in a file
+    /// already stays.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_full_disk(&self, bytes: u64) -> Result<Run> {
+        let mut command = Command::new("sh");
+        // The system's answer is then an error, as on a full disk, and no signal.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
+        command.arg("-c").arg(script).arg("sh").arg(program("pacs")?);
+        self.launch(command, &[])
+    }
+
+    fn launch(&self, mut command: Command, options: &[&str]) -> Result<Run> {
         let spec = self.write_spec()?;
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
-        let mut command = Command::new(program("pacs")?);
         command.arg("run").arg(spec).arg("--run-dir").arg(self.path("run"));
         if !options.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -321,10 +337,33 @@ impl Run {
     /// # Errors
     /// When the run has no such worker.
     pub fn kill_worker(&mut self, name: &str) -> Result<()> {
+        self.signal_worker(name, nix::sys::signal::Signal::SIGKILL).map(drop)
+    }
+
+    /// Sends a signal to the worker process of a name, and returns its process.
+    ///
+    /// # Errors
+    /// When the run has no such worker.
+    pub fn signal_worker(&mut self, name: &str, signal: nix::sys::signal::Signal) -> Result<Worker> {
         let has = |status: &serde_json::Value| worker_pid(status, name).is_some();
         let status = self.wait_until(&format!("worker {name}"), has)?;
-        let pid = worker_pid(&status, name).context("the worker was there")?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).context("kill it")
+        let worker = Worker(worker_pid(&status, name).context("the worker was there")?);
+        worker.signal(signal)?;
+        Ok(worker)
+    }
+}
+
+/// A worker's process, which the run may know no longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Worker(i32);
+
+impl Worker {
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(self, signal: nix::sys::signal::Signal) -> Result<()> {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), signal).context("signal a worker")
     }
 }
 

@@ -79,8 +79,8 @@ fn every_role_may_call_its_own_service_and_no_other() -> Result<()> {
             let channel = cluster.channel(role).await?;
             let worker_id = 7;
             let heartbeat = v1::HeartbeatRequest { worker_id, activity: String::new() };
-            let groups = v1::LeaseGroupsRequest { worker_id, free_samples: 1, wait_ms: 0 };
-            let samples = v1::LeaseSamplesRequest { worker_id, max_samples: 1, wait_ms: 0 };
+            let groups = v1::LeaseGroupsRequest { worker_id, free_samples: 1, wait_ms: 0, request: 1 };
+            let samples = v1::LeaseSamplesRequest { worker_id, max_samples: 1, wait_ms: 0, request: 1 };
             let generation = v1::JoinGenerationRequest { worker_id, wait_ms: 0 };
             let may = [
                 (

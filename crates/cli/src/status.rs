@@ -345,13 +345,15 @@ mod tests {
             step      12 of 40, 2 min 10 s left
             weights   version 12, learner generation 1
             waiting   step 13 waits for 1 rollout worker: 8 of 8 groups open
+            oldest    g96 for 2.5 s, 8 samples missing, held by rollout-0
+            slots     8 of 16 filled
             queues    groups: 0 waiting, 8 generating, 0 of 8 complete; samples: 0 waiting, 0 verifying
             last step reward 0.250, entropy 1.50
             counts    lapsed leases 1
 
             worker     role            where        heard      leases  does
-            rollout-0  rollout         node-1:4711  0.4 s ago  2       waits for work
-            learner-0  learner rank 0  node-1:4711  0.4 s ago  2       waits for work
+            rollout-0  rollout         node-1:4711  0.4 s ago  2       waits for work for 1 min 15 s
+            learner-0  learner rank 0  node-1:4711  0.4 s ago  2       waits for work for 1 min 15 s
 
             verifier    gives  correct  wrong  unparsable  failed  timed out  cached  p50      p99
             verifier-0  label  1 200    0      0           3       0          700     0.25 ms  12.50 ms

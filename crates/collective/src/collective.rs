@@ -1,4 +1,4 @@
-use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, Operation};
+use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer};
 
 /// Operations that every rank of a generation calls together, in the same order and with matching sizes.
 ///
@@ -6,7 +6,7 @@ use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, O
 /// other ranks fail as soon as they wait for this one. What an operation that failed leaves in its buffer is undefined.
 ///
 /// The plain operations work on host memory, those that end in `_device` on the memory of a device. Numbers of the host
-/// travel over TCP with either backend.
+/// travel over TCP with either backend. Nothing has a default, so that no wrapper forgets to pass an operation on.
 pub trait Collective: Send {
     /// This rank, `0..world_size`.
     fn rank(&self) -> usize;
@@ -66,9 +66,7 @@ pub trait Collective: Send {
     fn abort_handle(&self) -> AbortHandle;
 
     /// The device whose memory the `_device` operations work on; makes [`DeviceBuffer`]s. None when the backend has none.
-    fn device(&self) -> Option<&CudaDevice> {
-        None
-    }
+    fn device(&self) -> Option<&CudaDevice>;
 
     /// [`Collective::all_reduce_sum`] of float32 numbers in the memory of a device.
     ///
@@ -78,44 +76,26 @@ pub trait Collective: Send {
     /// # Errors
     ///
     /// As [`Collective::all_reduce_sum`], and when the backend cannot reach the memory: only NCCL can.
-    fn all_reduce_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
-        let _ = data;
-        Err(no_device_memory(self.rank(), Operation::AllReduceSum))
-    }
+    fn all_reduce_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError>;
 
     /// [`Collective::reduce_scatter_sum`] of float32 numbers in the memory of a device.
     ///
     /// # Errors
     ///
     /// As [`Collective::all_reduce_sum_device`] and [`Collective::reduce_scatter_sum`].
-    fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
-        let _ = data;
-        Err(no_device_memory(self.rank(), Operation::ReduceScatterSum))
-    }
+    fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError>;
 
     /// [`Collective::all_gather`] in the memory of a device.
     ///
     /// # Errors
     ///
     /// As [`Collective::all_reduce_sum_device`] and [`Collective::all_gather`].
-    fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
-        let _ = data;
-        Err(no_device_memory(self.rank(), Operation::AllGather))
-    }
+    fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError>;
 
     /// [`Collective::broadcast`] in the memory of a device.
     ///
     /// # Errors
     ///
     /// As [`Collective::all_reduce_sum_device`] and [`Collective::broadcast`].
-    fn broadcast_device(&mut self, root: usize, data: &DeviceBuffer) -> Result<(), CollectiveError> {
-        let _ = (root, data);
-        Err(no_device_memory(self.rank(), Operation::Broadcast))
-    }
-}
-
-fn no_device_memory(rank: usize, operation: Operation) -> CollectiveError {
-    let kind =
-        ErrorKind::Invalid("the `host` backend cannot reach the memory of a device; copy it, or use `nccl`".into());
-    CollectiveError { operation, rank, peer: None, kind }
+    fn broadcast_device(&mut self, root: usize, data: &DeviceBuffer) -> Result<(), CollectiveError>;
 }

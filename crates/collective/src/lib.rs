@@ -2,9 +2,9 @@
 //!
 //! [`Collective`] is what the learner sees. [`HostCollective`] implements it as a TCP ring between CPUs,
 //! [`NcclCollective`] adds operations on the memory of devices. A communicator lives for one generation: the first error
-//! ends it on every rank, and the ranks that remain connect anew under the next generation. [`overlap()`] runs operations
-//! beside the computation. Addresses come from the coordinator, or from a
-//! [`Meeting`] where there is none. There is no discovery beyond that, no retry of an operation, and no authentication here: the network between learner ranks is trusted.
+//! ends it on every rank, and the ranks that remain connect anew under the next generation. Addresses come from the
+//! coordinator, or from a [`Meeting`] where there is none. There is no discovery beyond that, no retry of an operation, and
+//! no authentication here: the network between learner ranks is trusted.
 //!
 //! Start with [`HostCollective::connect`].
 #![deny(unsafe_code)]
@@ -15,7 +15,6 @@ mod collective;
 mod error;
 mod host;
 mod nccl;
-mod overlap;
 mod timeout;
 
 pub use abort::AbortHandle;
@@ -23,7 +22,6 @@ pub use collective::Collective;
 pub use error::{CollectiveError, ErrorKind, ListenError, Operation};
 pub use host::{GroupConfig, HostCollective, HostListener, Meeting, meet};
 pub use nccl::{CudaDevice, DeviceBuffer, DeviceError, DeviceMemory, NcclCollective, Versions};
-pub use overlap::{Lent, Overlap, OverlapTimes, Ticket, overlap};
 pub use timeout::{DEVICE_BANDWIDTH_FLOOR, HOST_BANDWIDTH_FLOOR};
 
 #[cfg(target_endian = "big")]

@@ -249,7 +249,7 @@ async fn learner(services: Services, folder: PathBuf) -> Result<bool, String> {
     };
     loop {
         let _ = services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new() })).await;
-        let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS };
+        let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
         let next = services.next_task(Request::new(request)).await.map_err(told)?.into_inner();
         let result = match next.task {
             None => continue,

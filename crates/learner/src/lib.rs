@@ -33,4 +33,5 @@ pub use checkpoint::CheckpointError;
 pub use service::{LearnerError, LearnerOptions, run};
 pub use settings::TrainerSettings;
 pub use sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, Text};
+pub use thread::Backend;
 pub use trainer::{StepReport, TrainError, Trainer};

@@ -1,5 +1,6 @@
 //! The worker: membership, generations, tasks. The trainer has a thread of its own.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +21,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::publish::Publisher;
-use crate::thread::{Done, Job, LearnerThread, ThreadSetup};
+use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup};
 
 /// How long one call waits for a generation or a task.
 const CALL_WAIT: Duration = Duration::from_secs(5);
+const WAIT_MS: u32 = CALL_WAIT.as_millis() as u32;
 /// How long a call may take beyond its own waiting time (a batch of long answers is a large message).
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the coordinator may fail to answer before the registration is given up.
@@ -40,6 +42,8 @@ pub struct LearnerOptions {
     pub bind: String,
     /// Compute on CUDA instead of the CPU.
     pub cuda: bool,
+    /// What carries gradients between ranks.
+    pub backend: Backend,
     /// Threads of libtorch; 0 for one a core.
     pub threads: usize,
 }
@@ -89,7 +93,7 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     loop {
         let membership = Membership::join(&options.link, &identity).await?;
         tracing::info!(worker = %membership.worker, "joined");
-        let work = serve(device, &listener, &publisher, &membership);
+        let work = serve(device, options.backend, &listener, &publisher, &membership);
         match membership.run_until_ended(&shutdown, work).await {
             Ended::Work(Err(ServeError::Fatal(error))) => {
                 membership.leave(Some(error.to_string())).await;
@@ -146,6 +150,7 @@ enum Never {}
 
 async fn serve(
     device: Device,
+    backend: Backend,
     listener: &Arc<HostListener>,
     publisher: &Arc<Publisher>,
     membership: &Membership,
@@ -153,7 +158,7 @@ async fn serve(
     let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
     let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
     let (listener, publisher) = (Arc::clone(listener), Arc::clone(publisher));
-    let thread = LearnerThread::start(ThreadSetup { spec, device, listener, publisher });
+    let thread = LearnerThread::start(ThreadSetup { spec, device, backend, listener, publisher });
     let client = LearnerServiceClient::new(membership.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -175,14 +180,17 @@ impl Rank<'_> {
             let generation = group.generation;
             tracing::info!(generation, rank = group.rank, world_size = group.world_size, "learner group formed");
             self.activity("connecting to the other ranks");
-            match self.job(Job::Join(group)).await? {
-                Done::Joined(abort) => {
-                    // Whatever ends this scope early unblocks the thread.
-                    let _abort = AbortOnDrop(abort);
-                    self.serve_generation(generation).await?;
+            // Whatever ends this scope early unblocks the thread.
+            let abort = AbortOnDrop(AbortHandle::new());
+            let joined = self.unless_dissolved(generation, &abort, Job::Join(group, abort.0.clone())).await?;
+            match joined {
+                None => {}
+                Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
+                Some(Done::Task(TaskResult::Failed(failure))) if failure.permanent => {
+                    return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
-                Done::Task(TaskResult::Failed(failure)) => return Err(ServeError::Rejoin(failure.message)),
-                Done::Task(_) => return Err(bug("joining gave the result of a task")),
+                Some(Done::Task(TaskResult::Failed(failure))) => return Err(ServeError::Rejoin(failure.message)),
+                Some(Done::Task(_)) => return Err(bug("joining gave the result of a task")),
             }
         }
     }
@@ -190,7 +198,7 @@ impl Rank<'_> {
     async fn next_generation(&mut self) -> Result<v1::LearnerGroup, ServeError> {
         self.activity("waiting for the learner group");
         loop {
-            let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: CALL_WAIT.as_millis() as u32 };
+            let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: WAIT_MS };
             let client = self.client.clone();
             let reply = patiently(async || client.clone().join_generation(request).await).await?;
             // No group means "not yet": the waiting happens at the coordinator.
@@ -201,10 +209,9 @@ impl Rank<'_> {
     }
 
     /// Works on tasks until the generation is over.
-    async fn serve_generation(&mut self, generation: u64) -> Result<(), ServeError> {
+    async fn serve_generation(&mut self, generation: u64, abort: &AbortOnDrop) -> Result<(), ServeError> {
         loop {
-            let request =
-                v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: CALL_WAIT.as_millis() as u32 };
+            let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
             let next = patiently(async || client.clone().next_task(request).await).await?;
             let job = match next.task {
@@ -226,7 +233,11 @@ impl Rank<'_> {
                     Job::Save(task)
                 }
             };
-            let Done::Task(result) = self.job(job).await? else { return Err(bug("a task formed a communicator")) };
+            let result = match self.unless_dissolved(generation, abort, job).await? {
+                None => return Ok(()),
+                Some(Done::Task(result)) => result,
+                Some(Done::Joined) => return Err(bug("a task formed a communicator")),
+            };
             if let TaskResult::Failed(failure) = &result {
                 tracing::error!(generation, failure.permanent, "task failed: {}", failure.message);
             }
@@ -242,8 +253,40 @@ impl Rank<'_> {
         }
     }
 
-    async fn job(&self, job: Job) -> Result<Done, ServeError> {
-        self.thread.run(job).await.ok_or_else(|| bug("the training thread ended without a word"))
+    /// Does a job, unless the generation is dissolved meanwhile: then `None`, once the thread is free again.
+    ///
+    /// A rank that lost a peer without noticing (it was stopped, or its network is gone) waits in an exchange; the
+    /// coordinator knows by the peer's heartbeats.
+    async fn unless_dissolved(
+        &self,
+        generation: u64,
+        abort: &AbortOnDrop,
+        job: Job,
+    ) -> Result<Option<Done>, ServeError> {
+        let mut running = pin!(self.thread.run(job));
+        let reason = tokio::select! {
+            done = &mut running => {
+                return done.map(Some).ok_or_else(|| bug("the training thread ended without a word"));
+            }
+            reason = self.dissolved(generation) => reason?,
+        };
+        tracing::warn!(generation, reason, "the learner group is dissolved in the middle of a task");
+        abort.0.abort(format!("the learner group was dissolved: {reason}"));
+        // It ends with its next exchange.
+        running.await;
+        Ok(None)
+    }
+
+    /// Returns the reason when the generation is over.
+    async fn dissolved(&self, generation: u64) -> Result<String, ServeError> {
+        loop {
+            let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
+            let client = self.client.clone();
+            let next = patiently(async || client.clone().next_task(request).await).await?;
+            if let Some(Task::Regroup(regroup)) = next.task {
+                return Ok(regroup.reason);
+            }
+        }
     }
 
     fn activity(&self, activity: &str) {

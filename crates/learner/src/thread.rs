@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc as sync;
 use std::time::{Duration, Instant};
 
-use pacs_collective::{AbortHandle, Collective, GroupConfig, HostCollective, HostListener};
+use pacs_collective::{AbortHandle, Collective, CudaDevice, GroupConfig, HostCollective, HostListener, NcclCollective};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_runtime::available_bytes;
@@ -24,11 +24,24 @@ use crate::trainer::{TrainError, Trainer};
 /// lag behind the fastest, with room.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// What carries gradients between ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// NCCL between ranks on GPUs, the TCP ring otherwise.
+    #[default]
+    Auto,
+    /// The TCP ring, by way of host memory.
+    Host,
+    /// NCCL, also for a rank alone.
+    Nccl,
+}
+
 /// What the thread needs to know for the life of a registration.
 #[derive(Debug)]
 pub(crate) struct ThreadSetup {
     pub(crate) spec: JobSpec,
     pub(crate) device: Device,
+    pub(crate) backend: Backend,
     pub(crate) listener: Arc<HostListener>,
     pub(crate) publisher: Arc<Publisher>,
 }
@@ -36,8 +49,8 @@ pub(crate) struct ThreadSetup {
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Form the communicator of a generation.
-    Join(v1::LearnerGroup),
+    /// Form the communicator of a generation, under a handle that ends it, or the waiting for it.
+    Join(v1::LearnerGroup, AbortHandle),
     /// Do a task.
     Prepare,
     Train(v1::TrainTask),
@@ -47,8 +60,8 @@ pub(crate) enum Job {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The communicator is formed; aborting it makes a blocked job fail.
-    Joined(AbortHandle),
+    /// The communicator is formed.
+    Joined,
     /// Result of a task, for the coordinator.
     Task(TaskResult),
 }
@@ -84,15 +97,15 @@ impl LearnerThread {
 struct State {
     setup: ThreadSetup,
     group: Option<v1::LearnerGroup>,
-    collective: Option<HostCollective>,
+    collective: Option<Box<dyn Collective>>,
     trainer: Option<Trainer>,
 }
 
 impl State {
     fn run(&mut self, job: Job) -> Done {
         let result = match job {
-            Job::Join(group) => match self.join(group) {
-                Ok(abort) => return Done::Joined(abort),
+            Job::Join(group, abort) => match self.join(group, abort) {
+                Ok(()) => return Done::Joined,
                 Err(failure) => Err(failure),
             },
             Job::Prepare => self.prepare().map(TaskResult::Prepared),
@@ -102,7 +115,7 @@ impl State {
         Done::Task(result.unwrap_or_else(TaskResult::Failed))
     }
 
-    fn join(&mut self, group: v1::LearnerGroup) -> Result<AbortHandle, v1::TaskFailure> {
+    fn join(&mut self, group: v1::LearnerGroup, abort: AbortHandle) -> Result<(), v1::TaskFailure> {
         // The old communicator goes first, so that its neighbours notice.
         self.collective = None;
         let config = GroupConfig {
@@ -112,11 +125,26 @@ impl State {
             addresses: group.addresses.clone(),
             timeout: COLLECTIVE_TIMEOUT,
         };
-        let collective = HostCollective::connect(&self.setup.listener, config).map_err(transient)?;
-        let abort = collective.abort_handle();
-        self.collective = Some(collective);
+        self.collective = Some(self.connect(config, abort)?);
         self.group = Some(group);
-        Ok(abort)
+        Ok(())
+    }
+
+    fn connect(&self, config: GroupConfig, abort: AbortHandle) -> Result<Box<dyn Collective>, v1::TaskFailure> {
+        let listener = &self.setup.listener;
+        let host = |config, abort| HostCollective::connect_abortable(listener, config, abort).map_err(transient);
+        let index = match (self.setup.backend, self.setup.device) {
+            (Backend::Host, _) | (Backend::Auto, Device::Cpu) => return Ok(Box::new(host(config, abort)?)),
+            // Alone there is nothing to carry, so nothing has to be there that could.
+            (Backend::Auto, _) if config.addresses.len() == 1 => return Ok(Box::new(host(config, abort)?)),
+            (_, Device::Cuda(index)) => index,
+            (Backend::Nccl, _) => {
+                return Err(permanent("the `nccl` backend needs `--device cuda`: it carries the memory of GPUs"));
+            }
+            (Backend::Auto, _) => return Ok(Box::new(host(config, abort)?)),
+        };
+        let device = CudaDevice::open(index).map_err(permanent)?;
+        Ok(Box::new(NcclCollective::connect(listener, config, abort, &device).map_err(transient)?))
     }
 
     fn prepare(&mut self) -> Result<v1::PrepareResult, v1::TaskFailure> {
@@ -157,7 +185,7 @@ impl State {
         else {
             return Err(transient("weights are to be published before there are any"));
         };
-        let Some(weights) = trainer.weights(collective, group.rank == 0).map_err(|error| fail(&error))? else {
+        let Some(weights) = trainer.weights(collective.as_mut(), group.rank == 0).map_err(|error| fail(&error))? else {
             return Ok(None);
         };
         self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
@@ -174,7 +202,7 @@ impl State {
             trainer.settings_mut().optimizer.learning_rate = learning_rate;
         }
         let started = Instant::now();
-        let report = trainer.train(&batch, collective as &mut dyn Collective).map_err(|error| fail(&error))?;
+        let report = trainer.train(&batch, collective.as_mut()).map_err(|error| fail(&error))?;
         let trained = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let weights = self.publish()?;
@@ -190,7 +218,7 @@ impl State {
         };
         let model = task.model.then_some(self.setup.spec.model.path.as_path());
         let folder = Path::new(&task.directory);
-        let files = trainer.save(folder, task.training_state, model, collective).map_err(transient)?;
+        let files = trainer.save(folder, task.training_state, model, collective.as_mut()).map_err(transient)?;
         Ok(v1::SaveResult { files })
     }
 }

@@ -5,7 +5,7 @@ use pacs_types::{GroupId, LeaseId, Role, SampleId, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::pool::{Patience, Revoked};
+use crate::pool::Revoked;
 use crate::{Dropped, Effect, Reply};
 
 /// Names of the counters that the machine keeps.
@@ -43,9 +43,6 @@ impl Machine {
         for group in revoked.deadly {
             self.set_aside(group, &name, why);
         }
-        for sample in revoked.given_up {
-            self.give_up_sample(sample);
-        }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         if role == Role::Learner && is_rank {
             self.lose_generation(&format!("{name} {why}"));
@@ -53,14 +50,12 @@ impl Machine {
     }
 
     pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool) -> Revoked {
-        let patience = Patience { losses: self.options.max_worker_losses, attempts: self.options.max_attempts };
-        let now = self.now;
+        let most = self.options.max_worker_losses;
         let mut all = Revoked::default();
         for pool in self.pools_mut() {
-            let revoked = pool.revoke_worker(worker, died, patience, now);
+            let revoked = pool.revoke_worker(worker, died, most);
             all.loans += revoked.loans;
             all.deadly.extend(revoked.deadly);
-            all.given_up.extend(revoked.given_up);
         }
         all
     }

@@ -304,6 +304,12 @@ impl Machine {
         matches!(self.phase, Phase::Ended(_))
     }
 
+    /// Whether a stop was asked for that has not ended the run yet.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_some() && self.ended().is_none()
+    }
+
     /// How the run ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<&End> {

@@ -145,7 +145,11 @@ impl Machine {
     /// Goes on after an end: with the state of the last checkpoint, and what was sampled with weights that it knows.
     pub(crate) fn reopen(&mut self) {
         self.reply(Reply::Done);
-        let Phase::Ended(end) = &self.phase else { return };
+        let Phase::Ended(end) = &self.phase else {
+            // The process ended before it could write down that the run had stopped: who starts it again wants it to go on.
+            self.stop = None;
+            return self.advance();
+        };
         if *end == End::Finished && self.position.step >= self.options.total_steps {
             return;
         }

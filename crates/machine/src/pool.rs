@@ -75,17 +75,6 @@ pub(crate) struct Revoked {
     pub(crate) loans: usize,
     /// Groups that have killed too many workers.
     pub(crate) deadly: Vec<GroupId>,
-    /// Samples whose verification has failed for the last time.
-    pub(crate) given_up: Vec<SampleId>,
-}
-
-/// How many deaths of workers are borne.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// Of rollout workers, for a group.
-    pub(crate) losses: u32,
-    /// Of verifications, for a sample.
-    pub(crate) attempts: u32,
 }
 
 impl Pool {
@@ -495,24 +484,19 @@ impl Pool {
     }
 
     /// Ends every loan of a worker; the work waits again, first in line. One that `died` is held against what it held.
-    pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool, patience: Patience, now: Duration) -> Revoked {
+    pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool, most_losses: u32) -> Revoked {
         let (groups, samples) = self.loans_matching(|loan| loan.worker == worker, |loan| loan.worker == worker);
         let mut revoked = Revoked { loans: groups.len() + samples.len(), ..Revoked::default() };
         if !died {
             self.end_loans(&groups, &samples);
             return revoked;
         }
+        // A verifier that dies says nothing about the samples it held, most of which it had not begun with.
         let held: Vec<GroupId> = groups.iter().map(|lease| self.group_loans[lease].item).collect();
-        self.end_loans(&groups, &[]);
+        self.end_loans(&groups, &samples);
         for id in held {
-            if self.hold_against(id, patience.losses) {
+            if self.hold_against(id, most_losses) {
                 revoked.deadly.push(id);
-            }
-        }
-        for lease in samples.iter().rev() {
-            let Some(loan) = self.sample_loans.remove(lease) else { continue };
-            if self.fail_verification(loan.item, worker, patience.attempts, now) == Taken::GiveUp {
-                revoked.given_up.push(loan.item);
             }
         }
         revoked

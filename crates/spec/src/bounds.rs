@@ -315,6 +315,12 @@ impl Check {
         }
         self.range("checkpoint.every_steps", spec.checkpoint.every_steps, 0..=MOST_STEPS);
         self.range("checkpoint.keep", spec.checkpoint.keep, 1..=10_000);
+        let best = spec.checkpoint.keep_best;
+        self.range("checkpoint.keep_best", best, 0..=10_000);
+        // Evaluations before and after training have no checkpoint to choose from.
+        let compares = best == 0 || spec.evaluation.every_steps > 0;
+        let message = "expected 0: without `evaluation.every_steps` no checkpoint is better than another";
+        self.that(compares, "checkpoint.keep_best", best, message, &["evaluation.every_steps"]);
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);

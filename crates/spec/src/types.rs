@@ -446,11 +446,14 @@ pub struct CheckpointSpec {
     pub every_steps: u64,
     /// Newest checkpoints that are kept. Default 2, 1 to 10,000.
     pub keep: u32,
+    /// Besides those, how many of the steps with the best pass@1 are kept, among checkpoints of steps that were
+    /// evaluated. Default 0, at most 10,000.
+    pub keep_best: u32,
 }
 
 impl Default for CheckpointSpec {
     fn default() -> Self {
-        Self { every_steps: 20, keep: 2 }
+        Self { every_steps: 20, keep: 2, keep_best: 0 }
     }
 }
 

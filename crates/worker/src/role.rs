@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use pacs_learner::LearnerOptions;
+use pacs_learner::{Backend, LearnerOptions};
 use pacs_rollout::RolloutOptions;
 use pacs_runtime::launch::{PlaceError, Placement, WorkerArguments};
 use pacs_runtime::net::PeerRole;
@@ -46,6 +46,29 @@ pub(crate) struct LearnerArguments {
     /// less than the launcher waits before it kills.
     #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
     grace: u64,
+    /// What carries gradients between ranks; every rank must say the same.
+    #[arg(long, env = "PACS_COLLECTIVE", value_enum, default_value_t = Collective::Auto)]
+    collective: Collective,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Collective {
+    /// NCCL between GPUs, TCP otherwise.
+    Auto,
+    /// TCP, by way of host memory.
+    Host,
+    /// NCCL, also for a rank alone.
+    Nccl,
+}
+
+impl From<Collective> for Backend {
+    fn from(collective: Collective) -> Self {
+        match collective {
+            Collective::Auto => Self::Auto,
+            Collective::Host => Self::Host,
+            Collective::Nccl => Self::Nccl,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,13 +92,13 @@ pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
 }
 
 pub(crate) fn learner(arguments: LearnerArguments) -> Result<Exit, Failure> {
-    let LearnerArguments { common, bind, grace } = arguments;
+    let LearnerArguments { common, bind, grace, collective } = arguments;
     let shutdown = Shutdown::new().with_grace(Duration::from_secs(grace));
     block_on(shutdown, async |shutdown| {
         let Placement { link, name } = common.worker.place(PeerRole::Learner).await.map_err(misplaced)?;
         let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
         let (cuda, threads) = (common.device == Device::Cuda, common.threads);
-        let options = LearnerOptions { link, name, bind, cuda, threads };
+        let options = LearnerOptions { link, name, bind, cuda, backend: collective.into(), threads };
         pacs_learner::run(options, shutdown)
             .await
             .map_err(|error| Failure { exit: error.exit(), error: anyhow::Error::new(error).context("train") })

@@ -25,6 +25,7 @@ pub(crate) fn is_worker(pid: u32, name: &str) -> bool {
 mod tests {
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -49,7 +50,11 @@ mod tests {
             known("rollout-8", &here, child.id()),
             known("rollout-9", "another", child.id()),
         ];
-        adopt(&mut commands, &all);
+        // A process has its arguments a moment after it was started.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while commands[0].living.is_none() && Instant::now() < deadline {
+            adopt(&mut commands, &all);
+        }
         assert_eq!(commands.map(|command| command.living), [Some(child.id()), None, None]);
         drop(child.stdin.take());
         child.wait().expect("it ends");

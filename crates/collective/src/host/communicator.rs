@@ -7,7 +7,7 @@ use super::listener::HostListener;
 use super::ring::Ring;
 use crate::error::Fault;
 use crate::timeout::{HOST_BANDWIDTH_FLOOR, moved_bytes, timeout};
-use crate::{AbortHandle, Collective, CollectiveError, ErrorKind, Operation};
+use crate::{AbortHandle, Collective, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, Operation};
 
 /// The TCP communicator of one rank in one generation. Dropping it ends it for the other ranks.
 #[derive(Debug)]
@@ -136,6 +136,11 @@ impl HostCollective {
         Err(self.fail(Operation::Broadcast, Fault::own(kind)))
     }
 
+    fn no_device_memory(&self, operation: Operation) -> CollectiveError {
+        let problem = "the `host` backend cannot reach the memory of a device; copy it to the host, or use `nccl`";
+        self.fail(operation, Fault::own(ErrorKind::Invalid(problem.to_owned())))
+    }
+
     /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
     pub(crate) fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
         let Fault { peer, kind } = match self.abort.reason() {
@@ -195,6 +200,26 @@ impl Collective for HostCollective {
 
     fn abort_handle(&self) -> AbortHandle {
         self.abort.clone()
+    }
+
+    fn device(&self) -> Option<&CudaDevice> {
+        None
+    }
+
+    fn all_reduce_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Err(self.no_device_memory(Operation::AllReduceSum))
+    }
+
+    fn reduce_scatter_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Err(self.no_device_memory(Operation::ReduceScatterSum))
+    }
+
+    fn all_gather_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Err(self.no_device_memory(Operation::AllGather))
+    }
+
+    fn broadcast_device(&mut self, _: usize, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+        Err(self.no_device_memory(Operation::Broadcast))
     }
 }
 

@@ -165,6 +165,13 @@ impl DeviceMemory {
     }
 }
 
+#[cfg(test)]
+impl DeviceMemory {
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.pointer
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         self.api.free(self.pointer);

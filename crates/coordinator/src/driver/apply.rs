@@ -8,7 +8,7 @@ use pacs_types::{GroupId, Purpose};
 use super::summary::{RoundNumbers, unix_time};
 use super::{Batch, Driver, RECENT_STEPS};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-use crate::records::{ArchivedSample, Manifest, Round};
+use crate::records::{ArchivedSample, Manifest, Retention, Round};
 
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
@@ -222,7 +222,8 @@ impl Driver {
 
     pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool) {
         let manifest = Manifest::new(snapshot, model, &self.spec, std::mem::take(&mut self.saved));
-        let (checkpoints, keep) = (self.checkpoints.clone(), self.spec.checkpoint.keep as usize);
+        let (checkpoints, evaluations) = (self.checkpoints.clone(), self.evaluations.clone());
+        let (newest, best) = (self.spec.checkpoint.keep as usize, self.spec.checkpoint.keep_best as usize);
         let records = [self.metrics.clone(), self.evaluations.clone()];
         let Some(shared) = self.shared.clone() else { return };
         let durable = self.durable();
@@ -236,7 +237,15 @@ impl Driver {
             if let Some(error) = records.iter().find_map(|lines| lines.sync().err()) {
                 tracing::warn!("records were not synced: {error}");
             }
-            let committed = checkpoints.commit(&manifest, keep);
+            let retention = match evaluations.numbers("pass_at_1") {
+                Ok(scores) => Retention { newest, best, scores },
+                Err(error) => {
+                    // A best one that is removed is lost for good.
+                    tracing::warn!("evaluations.jsonl was not read, so every checkpoint is kept: {error}");
+                    Retention { newest: usize::MAX, ..Retention::default() }
+                }
+            };
+            let committed = checkpoints.commit(&manifest, &retention);
             let Some(shared) = shared.upgrade() else { return };
             let mut driver = shared.lock();
             match committed {

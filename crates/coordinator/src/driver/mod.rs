@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
 use pacs_machine::{
-    Command, Counters, Effect, Event, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
+    Command, Counters, Effect, End, Event, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
 };
 use pacs_protocol::v1;
 use pacs_spec::JobSpec;
@@ -232,7 +232,8 @@ impl Driver {
     /// Begins: a job that is complete already ends where it starts.
     pub(crate) fn begin(&mut self) {
         self.keep_snapshot();
-        if let Some(end) = self.machine.ended().cloned() {
+        // A run that was stopped, or failed, goes on.
+        if let Some(end) = self.machine.ended().filter(|end| **end == End::Finished).cloned() {
             self.finish(&end);
         }
     }

@@ -97,7 +97,7 @@ impl Driver {
             tracing::error!(sample = %present.sample, "the journal has lost a sample; it is generated again");
             self.tell(Event::SampleGone { sample: present.sample });
         }
-        if self.machine.ended().is_some_and(|end| *end != End::Finished) {
+        if self.machine.is_stopping() || self.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.tell(Event::Reopened);
         }
         if let Some(step) = self.machine.saving()

@@ -47,6 +47,30 @@ pub(crate) struct RankFile {
     pub(crate) crc32: u32,
 }
 
+/// Which checkpoints stay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Retention {
+    /// So many of the newest; at least one does.
+    pub(crate) newest: usize,
+    /// And so many of the best.
+    pub(crate) best: usize,
+    /// What evaluations said of steps; the larger the better.
+    pub(crate) scores: Vec<(u64, f64)>,
+}
+
+impl Retention {
+    /// Those of `steps`, ascending, that stay.
+    fn kept(&self, steps: &[u64]) -> Vec<u64> {
+        let mut kept: Vec<u64> = steps.iter().rev().take(self.newest.max(1)).copied().collect();
+        let mut best: Vec<(u64, f64)> = self.scores.iter().filter(|(step, _)| steps.contains(step)).copied().collect();
+        // Of equals the later one, which has seen more.
+        best.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0)));
+        best.dedup_by_key(|(step, _)| *step);
+        kept.extend(best.into_iter().take(self.best).map(|(step, _)| step));
+        kept
+    }
+}
+
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -115,8 +139,8 @@ impl Checkpoints {
         fs::create_dir(&path).map_err(CheckpointError::file("create folder", &path))
     }
 
-    /// Makes what the ranks have written a checkpoint, and removes all but the newest `keep`.
-    pub(crate) fn commit(&self, manifest: &Manifest, keep: usize) -> Result<PathBuf, CheckpointError> {
+    /// Makes what the ranks have written a checkpoint, and removes those that need not stay.
+    pub(crate) fn commit(&self, manifest: &Manifest, retention: &Retention) -> Result<PathBuf, CheckpointError> {
         let unfinished = self.unfinished(manifest.step);
         // An earlier coordinator may have come this far and not lived to say so.
         if !unfinished.exists()
@@ -153,17 +177,15 @@ impl Checkpoints {
         fs::rename(&unfinished, &committed).map_err(CheckpointError::file("rename", &unfinished))?;
         sync_folder(&self.folder).map_err(CheckpointError::file("sync folder", &self.folder))?;
         self.remove(&replaced)?;
-        self.prune(manifest.step, keep)?;
+        self.prune(manifest.step, retention)?;
         Ok(committed)
     }
 
-    fn prune(&self, newest: u64, keep: usize) -> Result<(), CheckpointError> {
+    fn prune(&self, newest: u64, retention: &Retention) -> Result<(), CheckpointError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= newest);
-        for step in steps.iter().rev().skip(keep.max(1)) {
-            self.remove(&self.path(*step))?;
-        }
-        Ok(())
+        let kept = retention.kept(&steps);
+        steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.remove(&self.path(*step)))
     }
 
     fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
@@ -301,7 +323,36 @@ mod tests {
         let file = RankFile { path: "sub/rank-0".into(), bytes: content.len() as u64, crc32 };
         let snapshot = Snapshot { step, cursor: 10 * step, ..Snapshot::default() };
         let manifest = Manifest::new(snapshot, model, &spec(), BTreeMap::from([(0, vec![file])]));
-        checkpoints.commit(&manifest, keep).unwrap()
+        checkpoints.commit(&manifest, &Retention { newest: keep, ..Retention::default() }).unwrap()
+    }
+
+    #[test]
+    fn the_best_stay_beside_the_newest() {
+        let kept = |newest, best, scores: &[(u64, f64)]| {
+            let mut kept = Retention { newest, best, scores: scores.to_vec() }.kept(&[2, 4, 6, 8]);
+            kept.sort_unstable();
+            kept.dedup();
+            kept
+        };
+        let scores = [(0, 0.9), (2, 0.3), (4, 0.5), (6, 0.5), (8, 0.1)];
+        assert_eq!(kept(0, 0, &scores), [8], "one always does");
+        assert_eq!(kept(1, 1, &scores), [6, 8], "of equals the later; step 0 has no checkpoint");
+        assert_eq!(kept(1, 2, &scores), [4, 6, 8]);
+        assert_eq!(kept(2, 1, &scores), [6, 8], "the newest may be the best");
+        assert_eq!(kept(1, 1, &[(2, 0.1), (4, f64::NEG_INFINITY)]), [2, 8]);
+        assert_eq!(kept(1, 3, &[]), [8]);
+    }
+
+    #[test]
+    fn a_commit_removes_what_need_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        (1..=3).for_each(|step| drop(save(&checkpoints, step, 3, false)));
+        checkpoints.create(4).unwrap();
+        let snapshot = Snapshot { step: 4, ..Snapshot::default() };
+        let retention = Retention { newest: 1, best: 1, scores: vec![(1, 0.2), (2, 0.4), (3, 0.3)] };
+        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), &retention).unwrap();
+        assert_eq!(checkpoints.steps().unwrap(), [2, 4]);
     }
 
     #[test]
@@ -349,7 +400,7 @@ mod tests {
             checkpoints.create(1).unwrap();
             let file = RankFile { path: path.into(), bytes: 1, crc32: 0 };
             let manifest = Manifest::new(Snapshot::default(), false, &spec(), BTreeMap::from([(0, vec![file])]));
-            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, 1).is_err(), "{path}");
+            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, &Retention::default()).is_err(), "{path}");
         }
         assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
     }

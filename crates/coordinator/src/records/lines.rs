@@ -54,6 +54,12 @@ impl Lines {
         Ok(self.read()?.into_iter().map(|(step, _)| step).collect())
     }
 
+    /// A number of every line that has it, with the line's step.
+    pub(crate) fn numbers(&self, name: &str) -> io::Result<Vec<(u64, f64)>> {
+        let number = |line: &str| serde_json::from_str::<Value>(line).ok().and_then(|value| value.get(name)?.as_f64());
+        Ok(self.read()?.into_iter().filter_map(|(step, line)| Some((step, number(&line)?))).collect())
+    }
+
     fn read(&self) -> io::Result<Vec<(u64, String)>> {
         let file = match fs::File::open(&self.path) {
             Ok(file) => file,
@@ -86,6 +92,8 @@ mod tests {
         }
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 5, \"x").unwrap();
         assert_eq!(lines.steps().unwrap(), [1, 2, 3, 4]);
+        assert_eq!(lines.numbers("x").unwrap(), [1, 2, 3, 4].map(|step| (step, 0.5)));
+        assert_eq!(lines.numbers("y").unwrap(), []);
         lines.truncate(Some(2)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1,\"x\":0.5}\n{\"step\":2,\"x\":0.5}\n");
         lines.truncate(None).unwrap();

@@ -28,10 +28,11 @@ impl LearnerService for Services {
     }
 
     async fn next_task(&self, request: Request<v1::NextTaskRequest>) -> Result<Response<v1::NextTaskResponse>, Status> {
-        let v1::NextTaskRequest { worker_id, generation, wait_ms } = request.into_inner();
+        let v1::NextTaskRequest { worker_id, generation, wait_ms, busy } = request.into_inner();
         let event = Event::NextTask { worker: WorkerId(worker_id), generation: Generation(generation) };
         let attempt = |driver: &mut Driver| {
             let Reply::Task(order) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            let order = order.filter(|order| !busy || matches!(order.kind, TaskKind::Regroup { .. }));
             order.map(|order| task(driver, order)).transpose()
         };
         let task = self.0.poll(wait_ms, attempt).await?;

@@ -72,10 +72,20 @@ impl Job {
         changes: &str,
         listen: SocketAddr,
     ) -> Result<Coordinator, StartError> {
+        self.start_patiently(steps, changes, listen, Duration::from_secs(2)).await
+    }
+
+    async fn start_patiently(
+        &self,
+        steps: u64,
+        changes: &str,
+        listen: SocketAddr,
+        heartbeat_timeout: Duration,
+    ) -> Result<Coordinator, StartError> {
         let options = CoordinatorOptions::local(self.spec(steps, changes), self.run_dir(), listen);
         let timing = Timing {
             heartbeat_interval: Duration::from_millis(50),
-            heartbeat_timeout: Duration::from_secs(2),
+            heartbeat_timeout,
             tick: Duration::from_millis(50),
             goodbye: Duration::from_secs(3),
         };
@@ -380,7 +390,7 @@ async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v
         })
     };
     while !member.dismissed() {
-        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS };
+        let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };
         let next = persist!(member, seen, client, next_task, request);
         let Some(v1::NextTaskResponse { task_id, task }) = next else { continue };
         let result = match task {
@@ -481,7 +491,9 @@ pub(crate) async fn serve_if_told() {
     let Ok(told) = std::env::var(SERVE) else { return };
     let (folder, steps, changes, address): (PathBuf, u64, String, String) = serde_json::from_str(&told).unwrap();
     let job = Job { folder, _owned: None };
-    let coordinator = job.start_at(steps, &changes, address.parse().unwrap()).await.unwrap();
+    // No worker dies in these tests, so one that is not heard of is only slow.
+    let timeout = Duration::from_secs(30);
+    let coordinator = job.start_patiently(steps, &changes, address.parse().unwrap(), timeout).await.unwrap();
     assert!(matches!(end_of(coordinator).await, RunEnd::Finished { .. }));
 }
 

@@ -13,7 +13,7 @@ fn pool(groups: u64, samples: u32) -> Pool {
 }
 
 fn revoke(pool: &mut Pool, died: bool) -> Revoked {
-    pool.revoke_worker(ROLLOUT, died, Patience { losses: 3, attempts: 2 }, NOW)
+    pool.revoke_worker(ROLLOUT, died, 3)
 }
 
 fn sample(group: u64, index: u32) -> SampleId {

@@ -20,6 +20,11 @@ impl Machine {
     /// A checkpoint on the way may fail, one at the end may not.
     pub(crate) fn checkpoint_failed(&mut self, step: u64, reason: &str) {
         self.reply(Reply::Done);
+        self.give_checkpoint_up(step, reason);
+    }
+
+    /// Goes on without the checkpoint of `step`, or ends the run if that was the one that counts.
+    pub(crate) fn give_checkpoint_up(&mut self, step: u64, reason: &str) {
         let model = match &self.phase {
             Phase::Committing { snapshot, model } if snapshot.step == step => *model,
             Phase::Saving(task) => match task.kind {
@@ -45,8 +50,8 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, Options};
-    use pacs_types::{GroupId, Outcome, Role};
+    use crate::{Effect, End, Event, Options, TaskResult};
+    use pacs_types::{Generation, GroupId, Outcome, Role};
 
     fn saving() -> Run {
         let mut run = Run::sampling(Options { total_steps: 4, checkpoint_every_steps: 2, ..options() });
@@ -104,6 +109,26 @@ mod tests {
         run.full_step();
         run.save();
         let effects = run.step(Event::CheckpointFailed { step: 4, reason: "disk full".into() });
+        assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
+    }
+
+    #[test]
+    fn a_rank_that_cannot_write_loses_no_step() {
+        let mut run = saving();
+        let (worker, task) = (run.learners[0], run.task_of(0));
+        let failed = || TaskResult::Failed { message: "no space left on device".into(), permanent: false };
+        let report = |run: &mut Run, task| {
+            run.step(Event::CompleteTask { worker, generation: Generation(1), task, result: failed() })
+        };
+        let effects = report(&mut run, task);
+        let noted = |effect: &Effect| matches!(effect, Effect::Note(note) if note.contains("no space left on device"));
+        assert!(effects.iter().any(noted), "{effects:?}");
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step, status.generation), ("sampling", 2, Generation(1)));
+        run.full_step();
+        run.full_step();
+        let task = run.task_of(0);
+        let effects = report(&mut run, task);
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
     }
 

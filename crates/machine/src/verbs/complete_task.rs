@@ -54,6 +54,10 @@ impl Machine {
         if permanent {
             return self.fail(format!("{name} failed for good: {message}"));
         }
+        // A rank that cannot write (a full disk, say) has lost nothing: what it trained is in its memory.
+        if let Some(TaskKind::Save { step, .. }) = self.phase.task().map(|task| task.kind.clone()) {
+            return self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
+        }
         self.lose_generation(&format!("{name} failed: {message}"));
     }
 

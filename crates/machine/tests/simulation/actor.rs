@@ -160,7 +160,7 @@ impl Actor {
                 return;
             }
             let pick = rng.random_range(0..self.groups.len());
-            let slow = self.groups[pick].group.0 % temper.slow_one_in == 0 && rng.random_bool(0.8);
+            let slow = self.groups[pick].group.0.is_multiple_of(temper.slow_one_in) && rng.random_bool(0.8);
             if slow {
                 continue;
             }

@@ -102,6 +102,11 @@ impl World {
                     self.reference.count("failed_and_started_again");
                     self.start_again();
                 }
+                // The checkpoint that counts did not hold; the one before it is there.
+                Some(End::Failed { reason }) if reason.contains("could not be saved") => {
+                    self.reference.count("failed_to_save_and_started_again");
+                    self.start_again();
+                }
                 Some(End::Failed { reason }) => panic!("the run failed: {reason}"),
                 // The same command again.
                 Some(End::Stopped) => self.start_again(),

@@ -59,10 +59,8 @@ fn groups(path: &Path) -> Result<Vec<RecordedGroup>> {
         };
         let sample = RecordedSample {
             tokens: tokens(&row, "token_ids")?,
-            logprobs: list(&row, "logprobs", |field| match field {
-                Field::Float(logprob) => Some(*logprob),
-                _ => None,
-            })?,
+            logprobs: floats(&row, "logprobs")?,
+            sampled_logprobs: floats(&row, "sampled_logprobs")?,
             label: double(&row, "label")?,
             reward: double(&row, "reward")?,
             truncated,
@@ -94,6 +92,13 @@ fn double(row: &Row, name: &str) -> Result<f64> {
 fn tokens(row: &Row, name: &str) -> Result<Vec<u32>> {
     list(row, name, |field| match field {
         Field::Int(token) => u32::try_from(*token).ok(),
+        _ => None,
+    })
+}
+
+fn floats(row: &Row, name: &str) -> Result<Vec<f32>> {
+    list(row, name, |field| match field {
+        Field::Float(number) => Some(*number),
         _ => None,
     })
 }

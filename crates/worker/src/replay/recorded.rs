@@ -23,6 +23,8 @@ pub(super) struct RecordedSample {
     pub(super) tokens: Vec<u32>,
     /// Log-probs of the rollout engine (nats), one a token.
     pub(super) logprobs: Vec<f32>,
+    /// Those of the distribution drawn from, where top-k, top-p or min-p cut something off; else empty.
+    pub(super) sampled_logprobs: Vec<f32>,
     pub(super) label: f64,
     pub(super) reward: f64,
     /// Whether it ended at the length limit, where that was recorded.
@@ -49,6 +51,9 @@ impl RecordedStep {
                 let (tokens, logprobs) = (sample.tokens.len(), sample.logprobs.len());
                 ensure!(tokens > 0, "{place}: a sample has no tokens");
                 ensure!(tokens == logprobs, "{place}: a sample of {tokens} tokens has {logprobs} log-probs");
+                let sampled = sample.sampled_logprobs.len();
+                let fits = sampled == 0 || sampled == tokens;
+                ensure!(fits, "{place}: a sample of {tokens} tokens has {sampled} log-probs of what was drawn from");
                 let known = |token: &u32| i64::from(*token) < vocabulary;
                 let unknown = prompt_tokens.iter().chain(&sample.tokens).find(|token| !known(token));
                 if let Some(token) = unknown {
@@ -76,6 +81,7 @@ impl RecordedStep {
                     position: batch.index.len(),
                     tokens: sample.tokens,
                     rollout_logprobs: sample.logprobs,
+                    sampled_logprobs: sample.sampled_logprobs,
                 });
                 batch.index.push(IndexEntry {
                     group: id,
@@ -99,6 +105,8 @@ struct Row {
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    #[serde(default)]
+    sampled_logprobs: Vec<f32>,
     label: f64,
     reward: f64,
     truncated: Option<bool>,
@@ -139,8 +147,8 @@ pub(super) fn read(path: &Path) -> Result<impl Iterator<Item = Result<RecordedGr
             }
             let group = group.get_or_insert_with(|| RecordedGroup { group: row.group, ..RecordedGroup::default() });
             group.prompt_tokens = row.prompt_tokens;
-            let Row { tokens, logprobs, label, reward, truncated, .. } = row;
-            group.samples.push(RecordedSample { tokens, logprobs, label, reward, truncated });
+            let Row { tokens, logprobs, sampled_logprobs, label, reward, truncated, .. } = row;
+            group.samples.push(RecordedSample { tokens, logprobs, sampled_logprobs, label, reward, truncated });
         }
     }))
 }

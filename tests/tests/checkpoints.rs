@@ -1,0 +1,91 @@
+//! Checkpoints in the hands of fate: a full disk, a damaged file, a changed spec, another number of ranks.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use pacs_tests::Job;
+
+/// Files of the tiny model's weights fit, its training state of three times the size does not.
+const FULL_AT: u64 = 1_000_000;
+
+fn steps(job: &Job) -> Result<Vec<u64>> {
+    Ok(job.json_lines("metrics.jsonl")?.iter().filter_map(|line| line["step"].as_u64()).collect())
+}
+
+fn job(steps: i64) -> Result<Job> {
+    let job = Job::tiny()?.with("checkpoint.every_steps", 1).with("batch.steps", steps);
+    Ok(job.with("evaluation.before", false).with("evaluation.after", false))
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
+    let job = job(2)?;
+    job.start()?.wait()?.expect_code(0);
+    let state = job.run_path("checkpoints/step-000002/training-state.safetensors");
+    let before = fs::read(&state).context("read the checkpoint")?;
+    assert!(before.len() as u64 > FULL_AT, "the training state has {} bytes", before.len());
+
+    let job = job.with("batch.steps", 4);
+    let ended = job.start_with_full_disk(FULL_AT)?.wait()?;
+    assert!(![Some(0), Some(2)].contains(&ended.code), "the last checkpoint could not be written: {ended:?}");
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    for words in ["the checkpoint of step 3 could not be saved, the run goes on without it", "File too large"] {
+        assert!(said.contains(words), "`{words}` is not in\n{said}");
+    }
+    // The journal is on the same disk; whichever comes first ends the run.
+    let ends = ["the checkpoint of step 4 could not be saved", "the journal cannot be written"];
+    assert!(ends.iter().any(|words| said.contains(words)), "{said}");
+    assert!(fs::read(&state)? == before, "the old checkpoint is as it was");
+
+    job.start()?.wait()?.expect_code(0);
+    assert_eq!(steps(&job)?, [1, 2, 3, 4]);
+    assert!(job.run_path("checkpoints/step-000004/model/model.safetensors").exists());
+    Ok(())
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_used_with_more_ranks() -> Result<()> {
+    let job = job(3)?;
+    job.start()?.wait()?.expect_code(0);
+    let state = job.run_path("checkpoints/step-000003/training-state.safetensors");
+    let mut bytes = fs::read(&state).context("read the checkpoint")?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&state, bytes).context("damage the checkpoint")?;
+
+    let job = job.with("batch.steps", 4).with("resources.learners", 2);
+    let ended = job.start()?.wait()?;
+    ended.expect_code(0);
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains("step-000003/training-state.safetensors` is damaged"), "{said}");
+    assert!(said.contains("resumed from step 2 of 4"), "{said}");
+    assert!(job.run_path("checkpoints/damaged-000003").exists(), "it is put aside, not removed");
+    assert_eq!(steps(&job)?, [1, 2, 3, 4]);
+    Ok(())
+}
+
+#[test]
+fn a_changed_spec_is_refused_field_by_field() -> Result<()> {
+    let job = job(2)?;
+    job.start()?.wait()?.expect_code(0);
+    let job = job.with("rollout.samples_per_prompt", 4).with("batch.steps", 3);
+    let ended = job.start()?.wait()?;
+    ended.expect_code(78);
+    assert!(ended.stderr.contains("rollout.samples_per_prompt: was 8, is 4"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("batch.steps: was"), "what may change is no reason: {}", ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn the_best_checkpoints_stay() -> Result<()> {
+    let job = job(6)?.with("checkpoint.keep", 1).with("checkpoint.keep_best", 1).with("evaluation.every_steps", 1);
+    job.start()?.wait()?.expect_code(0);
+    let evaluations = job.json_lines("evaluations.jsonl")?;
+    let score = |step: u64| evaluations.iter().find(|line| line["step"] == step).and_then(|l| l["pass_at_1"].as_f64());
+    let kept: Vec<u64> = (1..=6).filter(|step| job.run_path(&format!("checkpoints/step-{step:06}")).exists()).collect();
+    // The evaluation of the last step comes after its checkpoint.
+    let best = (1..6).max_by(|a, b| score(*a).unwrap_or(0.0).total_cmp(&score(*b).unwrap_or(0.0))).context("steps")?;
+    assert!(kept.contains(&6) && kept.contains(&best), "kept {kept:?}, the best is {best}: {evaluations:?}");
+    assert!(kept.len() <= 2, "{kept:?}");
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Learner ranks that are killed or stopped at many points of a step: the run ends with the weights of an undisturbed one.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use pacs_tests::Job;
+use serde_json::Value;
+
+const STEPS: i64 = 12;
+
+fn job() -> Result<Job> {
+    let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", 1).with("resources.learners", 2);
+    Ok(job.with("evaluation.before", false).with("evaluation.after", false))
+}
+
+/// The exported weights, float32.
+fn weights(job: &Job) -> Result<Vec<f32>> {
+    let file = fs::read(job.run_path(&format!("checkpoints/step-{STEPS:06}/model/model.safetensors")))?;
+    // Eight bytes of header length, the header, then float32 values.
+    let header = u64::from_le_bytes(file[..8].try_into()?) as usize;
+    let (values, _) = file[8 + header..].as_chunks::<4>();
+    Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+/// Every step counts once, and something was trained.
+fn assert_all_steps(job: &Job) -> Result<()> {
+    let metrics = job.json_lines("metrics.jsonl")?;
+    let steps: Vec<i64> = metrics.iter().filter_map(|line| line["step"].as_i64()).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+    let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
+    assert!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
+    Ok(())
+}
+
+fn lost_generations(status: &Value) -> u64 {
+    status["counters"]["lost_generations"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() -> Result<()> {
+    let undisturbed = job()?;
+    undisturbed.start()?.wait()?.expect_code(0);
+
+    let disturbed = job()?;
+    let mut run = disturbed.start()?;
+    // After which step, in which phase, which rank, and how long into the phase.
+    let faults = [
+        (1, "sampling", 1, 0),
+        (2, "training", 0, 0),
+        (3, "training", 1, 0),
+        (4, "training", 0, 30),
+        (5, "training", 1, 60),
+        (6, "saving", 0, 0),
+        (7, "preparing", 1, 0),
+    ];
+    for (lost, (step, phase, rank, delay)) in (0..).zip(faults) {
+        let name = format!("learner-{rank}");
+        // A phase may pass between two looks; then it is the phase of the next step.
+        run.wait_until(&format!("{phase} after step {step}"), |status| {
+            let at = status["step"].as_u64() >= Some(step) && lost_generations(status) >= lost;
+            at && (phase == "preparing" || status["phase"].as_str() == Some(phase))
+        })?;
+        // Not a wait: the place within the phase.
+        std::thread::sleep(Duration::from_millis(delay));
+        run.signal_worker(&name, Signal::SIGKILL)?;
+        run.wait_until("the loss of the generation", |status| lost_generations(status) > lost)?;
+    }
+    run.wait()?.expect_code(0);
+
+    assert_all_steps(&disturbed)?;
+    assert_same_weights(&undisturbed, &disturbed)
+}
+
+#[test]
+fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> {
+    let undisturbed = job()?;
+    undisturbed.start()?.wait()?.expect_code(0);
+
+    let disturbed = job()?;
+    let mut run = disturbed.start()?;
+    run.wait_until("training", |status| status["step"].as_u64() >= Some(2) && status["phase"] == "training")?;
+    let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
+    // Its heartbeats stop, and the other rank is told in the middle of its step.
+    run.wait_until("the loss", |status| lost_generations(status) >= 1)?;
+    run.wait_until("the other rank to wait for a group", |status| {
+        let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let other = workers.iter().find(|worker| worker["name"] == "learner-0");
+        other.is_some_and(|worker| worker["activity"].as_str() == Some("waiting for the learner group"))
+    })?;
+    stopped.signal(Signal::SIGCONT)?;
+    run.wait()?.expect_code(0);
+    assert_all_steps(&disturbed)?;
+    assert_same_weights(&undisturbed, &disturbed)
+}
+
+fn assert_same_weights(one: &Job, other: &Job) -> Result<()> {
+    let (one, other) = (weights(one)?, weights(other)?);
+    anyhow::ensure!(!one.is_empty() && one.len() == other.len(), "{} and {} weights", one.len(), other.len());
+    let difference = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference < 1e-5, "weights differ by {difference}");
+    Ok(())
+}
