@@ -18,14 +18,17 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+/// Many: a signal must come before the last one also where they are made in no time.
+const STEPS: usize = 40;
+
 const WORKERS: [&str; 3] = ["verifier-0", "rollout-0", "learner-0"];
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-fn cluster(steps: i64) -> Result<Cluster> {
-    let job = Job::tiny()?.with("batch.steps", steps).with("checkpoint.every_steps", 0);
+fn cluster(steps: usize) -> Result<Cluster> {
+    let job = Job::tiny()?.with("batch.steps", i64::try_from(steps)?).with("checkpoint.every_steps", 0);
     Cluster::new(job.with("evaluation.before", false).with("evaluation.after", false))
 }
 
@@ -41,7 +44,7 @@ fn ending(cluster: &Cluster) -> String {
 
 #[test]
 fn roles_find_each_other_leave_on_a_signal_and_go_on() -> Result<()> {
-    let mut cluster = cluster(6)?;
+    let mut cluster = cluster(STEPS)?;
     for (signal, word) in [(Signal::SIGTERM, "terminated\n"), (Signal::SIGUSR1, "warned\n")] {
         start_all(&mut cluster, &["--grace", "120"])?;
         let before = cluster.steps();
@@ -59,7 +62,7 @@ fn roles_find_each_other_leave_on_a_signal_and_go_on() -> Result<()> {
         assert_eq!(cluster.code(process)?, Some(0), "{}", cluster.said(process));
     }
     assert_eq!(ending(&cluster), "finished\n");
-    assert_eq!(cluster.steps(), 6);
+    assert_eq!(cluster.steps(), STEPS);
     assert_eq!(cluster.job.json_lines("starts.jsonl")?.len(), 3);
     Ok(())
 }

@@ -219,8 +219,8 @@ Examples:
   pacs run job.toml --model models/qwen3-0.6b --dataset problems.jsonl --steps 100
   pacs run job.toml --run-dir runs/second-try --seed 2
 
-Ctrl-C or SIGTERM writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
-SIGUSR1 writes a checkpoint and goes on. When the command is killed its workers wait, and the same command takes them over.
+Ctrl-C, SIGTERM or SIGUSR1 (by which launchers say that the time is nearly over) writes a checkpoint and ends with exit code 75;
+the same command then goes on where the run was. When the command is killed its workers wait, and the same command takes them over.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.

@@ -96,10 +96,8 @@ enum Occurrence {
     Worker(WorkerNews),
     /// The operator wants the run to stop.
     Stop,
-    /// The time that the run was given is nearly over.
-    TimeUp,
-    /// A signal asks for a checkpoint.
-    Checkpoint,
+    /// The time that the run was given is nearly over, and who says so.
+    TimeUp(&'static str),
     /// The operator does not want to wait for that.
     Hurry,
     /// The coordinator is done.
@@ -118,8 +116,9 @@ enum Outcome {
 
 impl Job<'_> {
     async fn run(&self, spec: JobSpec, worker: &Path, logs: &Path) -> Result<Exit, Failure> {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
+        let (shutdown, warned) = (Shutdown::new(), Shutdown::new());
+        let installed = shutdown.on_signals().and_then(|()| warned.on_warning());
+        installed.context("install signal handlers").map_err(Failure::bug)?;
         let mut console = Console::new(self.arguments.json);
         let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
         console.say("loading", &text, json!({}));
@@ -140,7 +139,7 @@ impl Job<'_> {
         let stop = coordinator.stop_handle();
         let mut end = pin!(coordinator.wait());
         let wall = WallTime::new(self.arguments.stop_before);
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, &shutdown, wall).await {
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -238,7 +237,7 @@ async fn watch(
     mut events: broadcast::Receiver<Progress>,
     supervisor: &mut Supervisor,
     stop: &StopHandle,
-    shutdown: &Shutdown,
+    (shutdown, warned): (&Shutdown, &Shutdown),
     mut wall: WallTime,
 ) -> Outcome {
     let mut stopping = false;
@@ -248,8 +247,8 @@ async fn watch(
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
-            () = wall.is_up(), if !stopping => Occurrence::TimeUp,
-            () = shutdown.checkpoint_wanted() => Occurrence::Checkpoint,
+            () = wall.is_up(), if !stopping => Occurrence::TimeUp("the time of --stop-before is nearly over"),
+            () = warned.requested(), if !stopping => Occurrence::TimeUp("SIGUSR1 says that the time is nearly over"),
             progress = next(&mut events) => Occurrence::Progress(progress),
             news = supervisor.news() => Occurrence::Worker(news),
             end = end.as_mut() => Occurrence::End(end),
@@ -277,13 +276,12 @@ async fn watch(
                 console.say("stopping", text, json!({}));
                 stop.request_stop();
             }
-            Occurrence::TimeUp => {
+            Occurrence::TimeUp(why) => {
                 stopping = true;
-                let text = "stopping: the time of --stop-before is nearly over; what is in work is finished and saved";
-                console.say("stopping", text, json!({}));
+                let text = format!("stopping: {why}; what is in work is finished and saved");
+                console.say("stopping", &text, json!({}));
                 stop.request_stop();
             }
-            Occurrence::Checkpoint => checkpoint(console, stop),
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
                 while let Ok(progress) = events.try_recv() {
@@ -304,15 +302,6 @@ pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
-}
-
-/// Asks the coordinator for a checkpoint, as an operator would.
-fn checkpoint(console: &Console, stop: &StopHandle) {
-    let text = match stop.request_checkpoint("SIGUSR1") {
-        Ok(()) => "SIGUSR1: a checkpoint is written as soon as the learners are between two tasks".to_owned(),
-        Err(problem) => format!("SIGUSR1: no checkpoint: {problem}"),
-    };
-    console.say("checkpoint_asked", &text, json!({}));
 }
 
 async fn given_up(supervisor: &mut Supervisor) -> GivenUp {

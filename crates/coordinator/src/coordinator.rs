@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_data::Problems;
-use pacs_machine::{Command, EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
+use pacs_machine::{EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
 use pacs_runtime::net::{Security, accept};
 use pacs_spec::{JobSpec, StalenessKind, UniformKind};
 use tokio::net::TcpListener;
@@ -235,15 +235,6 @@ impl StopHandle {
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
         self.0.lock().request_stop(StopMode::Save);
-    }
-
-    /// Asks for a checkpoint as soon as the learners are between two tasks, in the name of `who`.
-    ///
-    /// # Errors
-    /// Why there will be none.
-    pub fn request_checkpoint(&self, who: &str) -> Result<(), String> {
-        let asked = self.0.lock().operate(who, Command::Checkpoint);
-        asked.map_err(|status| status.message().to_owned())
     }
 }
 

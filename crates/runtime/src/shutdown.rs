@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 /// How long a process that is to leave may take for its goodbye.
 const GOODBYE: Duration = Duration::from_secs(6);
@@ -15,7 +15,6 @@ const SAME_SIGNAL: Duration = Duration::from_millis(300);
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     requested: Arc<watch::Sender<Requests>>,
-    checkpoint: Arc<Notify>,
     grace: Duration,
 }
 
@@ -36,7 +35,7 @@ impl Shutdown {
     /// A request that has not been made yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { requested: Arc::default(), checkpoint: Arc::default(), grace: Duration::ZERO }
+        Self { requested: Arc::default(), grace: Duration::ZERO }
     }
 
     /// Lets the process go on with its work for `grace` after the request (see [`Self::leaving`]).
@@ -46,21 +45,16 @@ impl Shutdown {
         self
     }
 
-    /// Makes the request on SIGTERM and SIGINT, and asks for a checkpoint on SIGUSR1; must be called within a runtime.
+    /// Makes the request on SIGTERM and SIGINT; must be called within a runtime. SIGUSR1, which launchers send to every
+    /// process of a job whose time is nearly over, does nothing but on request (see [`Self::on_warning`]).
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
     pub fn on_signals(&self) -> io::Result<()> {
         self.on(SignalKind::terminate())?;
         self.on(SignalKind::interrupt())?;
-        let mut user = signal(SignalKind::user_defined1())?;
-        let checkpoint = Arc::clone(&self.checkpoint);
-        tokio::spawn(async move {
-            while user.recv().await.is_some() {
-                checkpoint.notify_one();
-            }
-        });
-        Ok(())
+        // The handler stays, and with it the process: the system's own answer would be to end it.
+        signal(SignalKind::user_defined1()).map(drop)
     }
 
     /// Makes the request on SIGUSR1, by which launchers say that the time of a job is nearly over.
@@ -93,11 +87,6 @@ impl Shutdown {
             requests.count += 1;
             requests.first.get_or_insert_with(Instant::now);
         });
-    }
-
-    /// Waits for the next wish for a checkpoint. Only the coordinator has one to make; to workers the signal means nothing.
-    pub async fn checkpoint_wanted(&self) {
-        self.checkpoint.notified().await;
     }
 
     /// Whether the request was made.

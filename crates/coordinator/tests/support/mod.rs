@@ -215,7 +215,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         loop {
             let beat = v1::HeartbeatRequest { worker_id: id, activity: "pretends".into() };
             if let Ok(reply) = client.heartbeat(beat).await
-                && reply.into_inner().directive() == v1::Directive::Leave
+                && matches!(reply.into_inner().directive(), v1::Directive::Leave | v1::Directive::LeaveForNow)
             {
                 leave.send_replace(true);
                 let _ = client.leave(v1::LeaveRequest { worker_id: id, error: String::new() }).await;
