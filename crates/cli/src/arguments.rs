@@ -301,13 +301,24 @@ pub(crate) struct Status {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
+Examples:
   pacs job check deploy/jobs/demo.toml
+  pacs job check job.toml --preflight           also load, grade and train a little, before a large job is paid for
 
 Model and data are looked at when they are there; a spec can be checked without them.")]
 pub(crate) struct Check {
     /// The job spec.
     pub(crate) job: PathBuf,
+    /// Also try it on a small scale on this machine: load the data, grade sample answers with the job's own verifiers, take
+    /// one tiny step with the job's model, programs and devices. Each failure says how far a run would have come.
+    #[arg(long)]
+    pub(crate) preflight: bool,
+    /// Seconds that the tiny step may take, start and end included.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "preflight")]
+    pub(crate) preflight_timeout: u64,
+    /// The `pacs-worker` program for the tiny step. Default: beside this program, else on PATH.
+    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+    pub(crate) worker_binary: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

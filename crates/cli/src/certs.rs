@@ -21,13 +21,23 @@ use crate::output;
 const CA_KEY_FILE: &str = "ca.key";
 
 /// How long the authority's own certificate is valid.
-const CA_DAYS: i64 = 3650;
+const CA_LIFE: Duration = Duration::days(3650);
 
 /// Clocks of a cluster may differ by this much.
 const SKEW: Duration = Duration::hours(1);
 
 pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
     let folder = &arguments.folder;
+    if let (Some(role), Some(output)) = (arguments.join, &arguments.output) {
+        join(folder, role, arguments.hours, output)
+            .map_err(|error| Failure::config(error).doing(format!("make `{}`", output.display())))?;
+        output::line(format_args!(
+            "wrote {0}, good for {1} h: start the {role} with --tls-dir {0}, and remove the file when it is of no use",
+            output.display(),
+            arguments.hours
+        ));
+        return Ok(Exit::Done);
+    }
     if arguments.if_missing && is_complete(folder) {
         return Ok(Exit::Done);
     }
@@ -59,31 +69,22 @@ fn is_complete(folder: &Path) -> bool {
 }
 
 fn make(folder: &Path, days: u32) -> Result<()> {
-    let authority = folder.join("ca");
-    create_folder(&authority)?;
-    let (key_path, certificate_path) = (authority.join(CA_KEY_FILE), authority.join(CA_FILE));
-    let key = match fs::read_to_string(&key_path) {
-        // The parser's message may quote the file, and this file is secret.
-        Ok(text) => KeyPair::from_pem(&text)
-            .map_err(|_| anyhow::anyhow!("`{}` holds no private key (PEM)", key_path.display()))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = KeyPair::generate()?;
-            write(&key_path, &key.serialize_pem(), 0o600)?;
-            key
-        }
-        Err(error) => return Err(error).with_context(|| format!("read `{}`", key_path.display())),
-    };
-    if !certificate_path.exists() {
-        write(&certificate_path, &authority_params()?.self_signed(&key)?.pem(), 0o644)?;
+    let path = folder.join("ca");
+    create_folder(&path)?;
+    if !path.join(CA_KEY_FILE).exists() {
+        write(&path.join(CA_KEY_FILE), &KeyPair::generate()?.serialize_pem(), 0o600)?;
     }
-    let certificate =
-        fs::read_to_string(&certificate_path).with_context(|| format!("read `{}`", certificate_path.display()))?;
+    let key = authority_key(folder)?;
+    if !path.join(CA_FILE).exists() {
+        write(&path.join(CA_FILE), &authority_params()?.self_signed(&key)?.pem(), 0o644)?;
+    }
+    let certificate = authority_certificate(folder)?;
     let issuer = Issuer::new(authority_params()?, key);
     for role in PeerRole::ALL {
         let folder = folder.join(role.name());
         create_folder(&folder)?;
         let key = KeyPair::generate()?;
-        let signed = role_params(role, days)?.signed_by(&key, &issuer)?;
+        let signed = role_params(role, Duration::days(i64::from(days)))?.signed_by(&key, &issuer)?;
         // The key first: a process that reads between the two writes finds a pair that does not fit, and keeps the old one.
         write(&folder.join(KEY_FILE), &key.serialize_pem(), 0o600)?;
         write(&folder.join(CERTIFICATE_FILE), &signed.pem(), 0o644)?;
@@ -92,31 +93,53 @@ fn make(folder: &Path, days: u32) -> Result<()> {
     Ok(())
 }
 
+/// One file for one role: its certificate, the authority's and the key, in the order that a process expects.
+fn join(folder: &Path, role: PeerRole, hours: u32, output: &Path) -> Result<()> {
+    let issuer = Issuer::new(authority_params()?, authority_key(folder)?);
+    let key = KeyPair::generate()?;
+    let signed = role_params(role, Duration::hours(i64::from(hours)))?.signed_by(&key, &issuer)?;
+    let authority = authority_certificate(folder)?;
+    write(output, &format!("{}{authority}{}", signed.pem(), key.serialize_pem()), 0o600)
+}
+
+fn authority_key(folder: &Path) -> Result<KeyPair> {
+    let path = folder.join("ca").join(CA_KEY_FILE);
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("read `{}` (`pacs certs DIR` makes an authority)", path.display()))?;
+    // The parser's message may quote the file, and this file is secret.
+    KeyPair::from_pem(&text).map_err(|_| anyhow::anyhow!("`{}` holds no private key (PEM)", path.display()))
+}
+
+fn authority_certificate(folder: &Path) -> Result<String> {
+    let path = folder.join("ca").join(CA_FILE);
+    fs::read_to_string(&path).with_context(|| format!("read `{}`", path.display()))
+}
+
 /// Always the same but for the dates, so that the key alone is enough to sign again.
 fn authority_params() -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "PACS authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    valid_for(&mut params, CA_DAYS);
+    valid_for(&mut params, CA_LIFE);
     Ok(params)
 }
 
-fn role_params(role: PeerRole, days: u32) -> Result<CertificateParams> {
+fn role_params(role: PeerRole, life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(vec![role.dns_name().to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, format!("PACS {role}"));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // Learners serve weights, all but the operator may be called one day: both ends use the same certificate.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, i64::from(days));
+    valid_for(&mut params, life);
     Ok(params)
 }
 
-fn valid_for(params: &mut CertificateParams, days: i64) {
+fn valid_for(params: &mut CertificateParams, life: Duration) {
     let now = OffsetDateTime::now_utc();
     params.not_before = now - SKEW;
-    params.not_after = now + Duration::days(days);
+    params.not_after = now + life;
 }
 
 /// For its owner only: there are keys in it.
@@ -151,7 +174,7 @@ mod tests {
     use super::*;
 
     fn certs(folder: &Path, if_missing: bool) {
-        let arguments = Certs { folder: folder.to_owned(), days: 30, if_missing };
+        let arguments = Certs { folder: folder.to_owned(), days: 30, if_missing, join: None, hours: 24, output: None };
         assert_eq!(run(&arguments).expect("made"), Exit::Done);
     }
 
@@ -166,6 +189,24 @@ mod tests {
                 assert!(matches!(error, TlsError::Role { .. }), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn one_file_lets_one_role_join() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("join.pem");
+        let join = |folder: &Path| {
+            let (join, output) = (Some(PeerRole::Rollout), Some(file.clone()));
+            run(&Certs { folder: folder.to_owned(), days: 30, if_missing: false, join, hours: 2, output })
+        };
+        let error = join(&dir.path().join("elsewhere")).expect_err("there is no authority");
+        assert!(error.to_string().contains("makes an authority"), "{error}");
+        certs(dir.path(), false);
+        assert_eq!(join(dir.path()).expect("made"), Exit::Done);
+        assert!(security(&file, PeerRole::Rollout).is_ok());
+        assert!(matches!(security(&file, PeerRole::Learner), Err(TlsError::Role { .. })));
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o604)).expect("set");
+        assert!(matches!(security(&file, PeerRole::Rollout), Err(TlsError::Exposed { .. })));
     }
 
     #[test]

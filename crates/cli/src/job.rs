@@ -4,21 +4,39 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 
 use pacs_runtime::Exit;
+use serde_json::json;
 
 use crate::arguments::{Check, Init};
 use crate::failure::Failure;
 use crate::output;
 use crate::plan::Plan;
+use crate::preflight::{self, Trial};
 
 pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
     let spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
     let plan = Plan::of(&spec);
-    if arguments.json {
-        output::line(format_args!("{:#}", plan.json()));
-    } else {
+    if !arguments.json {
         output::text(&plan);
     }
-    match plan.problem() {
+    let mut problem = plan.problem();
+    let mut trials = None;
+    if arguments.preflight && problem.is_none() {
+        let seen = |trial: &Trial| {
+            if !arguments.json {
+                output::line(trial)
+            }
+        };
+        let tried = preflight::run(&spec, arguments, seen)?;
+        problem = tried.iter().find_map(Trial::problem);
+        trials = Some(tried);
+    }
+    if arguments.json {
+        let mut json = plan.json();
+        json["problem"] = json!(problem);
+        json["preflight"] = json!(trials);
+        output::line(format_args!("{json:#}"));
+    }
+    match problem {
         None => Ok(Exit::Done),
         Some(problem) => Err(Failure::config(anyhow::anyhow!("{problem}")).doing("use what the job names")),
     }

@@ -20,6 +20,7 @@ mod model_folder;
 mod operate;
 mod output;
 mod plan;
+mod preflight;
 mod run;
 mod status;
 mod supervise;

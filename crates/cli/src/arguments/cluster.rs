@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pacs_runtime::launch::{SecurityArguments, WorkerArguments};
+use pacs_runtime::net::PeerRole;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -104,6 +105,8 @@ pub(crate) struct Supervise {
 Examples:
   pacs certs certs                  certs/ca (keep its key away from the run), certs/learner, certs/rollout, …
   pacs certs certs --days 30        again: the same authority, new certificates; running processes take them up
+  pacs certs certs --join rollout --hours 12 --output join.pem
+                                    one file for `pacs-worker rollout --tls-dir join.pem`, of no use after 12 hours
 
 One authority is one run, or a set of runs that trust each other: whoever has one of its certificates may play that role in
 all of them.")]
@@ -116,12 +119,23 @@ pub(crate) struct Certs {
     /// Write nothing when all of it is there already.
     #[arg(long)]
     pub(crate) if_missing: bool,
+    /// Write one file with which processes of this role can join for some hours, and no more: to be handed to a machine that
+    /// shall not have the folder. It goes to --output, and is given to the process as --tls-dir FILE.
+    #[arg(long, value_name = "ROLE", requires = "output", conflicts_with_all = ["days", "if_missing"])]
+    pub(crate) join: Option<PeerRole>,
+    /// Hours for which the file of --join is good.
+    #[arg(long, value_name = "N", default_value_t = 24, requires = "join", value_parser = clap::value_parser!(u32).range(1..=8760))]
+    pub(crate) hours: u32,
+    /// Where the file of --join goes.
+    #[arg(long, value_name = "FILE", requires = "join")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   pacs doctor                                   this machine
+  pacs doctor job.toml --bandwidth              also the ring between its GPUs
   pacs doctor job.toml --run-dir /shared/runs/demo --tls-dir certs --coordinator node-1:7700
   srun --ntasks-per-node=1 pacs doctor job.toml --json
 
@@ -135,9 +149,13 @@ pub(crate) struct Doctor {
     /// Folder with certificates.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// Coordinator that has to be reached, host:port or the absolute path of its run folder.
+    /// Coordinator that has to be reached, host:port or the absolute path of its run folder; clocks are compared, too.
     #[arg(long, value_name = "HOST:PORT|DIR", env = "PACS_COORDINATOR")]
     pub(crate) coordinator: Option<String>,
+    /// Measure the all-reduce between this machine's GPUs, or between two processes when the job computes on CPUs. Takes
+    /// some seconds. Between machines: `pacs-worker bench collective --rank … --world … --address …`.
+    #[arg(long)]
+    pub(crate) bandwidth: bool,
     /// The `pacs-worker` program. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,

@@ -1,10 +1,11 @@
 //! `pacs doctor`: whether this machine can do its part, and what to do where it cannot.
 //!
 //! Each check looks at one thing and gives one [`Finding`]. `machine` looks at the system, `folder` at the run folder,
-//! `parts` at programs, certificates and the coordinator.
+//! `parts` at programs, GPUs and certificates, `network` at ports, the coordinator, clocks and the ring between ranks.
 
 mod folder;
 mod machine;
+mod network;
 mod parts;
 
 use std::fmt;
@@ -108,7 +109,12 @@ pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     if let Some(coordinator) = &arguments.coordinator {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("start the runtime").map_err(Failure::bug)?;
-        findings.push(runtime.block_on(parts::coordinator(coordinator, arguments.tls_dir.as_deref())));
+        findings.extend(runtime.block_on(network::coordinator(coordinator, arguments.tls_dir.as_deref())));
+    } else {
+        findings.push(network::ports());
+    }
+    if arguments.bandwidth {
+        findings.push(network::bandwidth(arguments.worker_binary.as_deref(), needs.gpu));
     }
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if arguments.json {

@@ -1,17 +1,13 @@
-//! What a run is made of besides this machine: the worker program, GPUs, certificates, the coordinator.
+//! What a run is made of besides this machine: the worker program, GPUs, certificates.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use pacs_runtime::launch::security;
-use pacs_runtime::net::{PeerRole, Security};
+use pacs_runtime::net::PeerRole;
 
 use super::Finding;
 use crate::run::find_worker;
-
-/// How long the coordinator may take to answer.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The worker program, asked for its version so that the system loads libtorch; and the GPUs, if the job wants them.
 pub(super) fn worker(given: Option<&Path>, gpu: bool) -> Vec<Finding> {
@@ -41,7 +37,7 @@ pub(super) fn worker(given: Option<&Path>, gpu: bool) -> Vec<Finding> {
     };
     let mut findings = vec![finding];
     if gpu {
-        findings.push(gpus());
+        findings.extend([gpus(), peers()]);
     }
     findings
 }
@@ -67,6 +63,45 @@ fn gpus() -> Finding {
     }
 }
 
+/// Whether the GPUs of this machine reach each other's memory.
+fn peers() -> Finding {
+    const CHECK: &str = "GPU peer access";
+    match Command::new("nvidia-smi").args(["topo", "-p2p", "r"]).stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => {
+            let without = without_access(&String::from_utf8_lossy(&output.stdout));
+            match without.as_slice() {
+                [] => Finding::ok(CHECK, "every GPU reads the memory of every other"),
+                _ => Finding::warning(
+                    CHECK,
+                    format!("not between {}", without.join(", ")),
+                    "gradients go through the processor's memory: choose a node with NVLink, or see `nvidia-smi topo -m`",
+                ),
+            }
+        }
+        Ok(_) | Err(_) => Finding::warning(CHECK, "nvidia-smi does not say", "see `nvidia-smi topo -p2p r`"),
+    }
+}
+
+/// Pairs of GPUs without access, of the matrix that `nvidia-smi topo -p2p r` prints.
+fn without_access(matrix: &str) -> Vec<String> {
+    let rows = matrix.lines().filter_map(|line| {
+        let mut cells = line.split_whitespace();
+        let name = cells.next().filter(|name| name.starts_with("GPU"))?;
+        // The line above the matrix names the columns.
+        let states: Vec<&str> = cells.take_while(|cell| !cell.starts_with("GPU")).collect();
+        (!states.is_empty()).then_some((name, states))
+    });
+    let mut pairs = Vec::new();
+    for (row, (name, states)) in rows.enumerate() {
+        for (column, state) in states.iter().enumerate().skip(row + 1) {
+            if *state != "OK" {
+                pairs.push(format!("{name} and GPU{column} ({state})"));
+            }
+        }
+    }
+    pairs
+}
+
 /// The certificates of whatever roles are in the folder.
 pub(super) fn certificates(folder: &Path) -> Finding {
     const CHECK: &str = "certificates";
@@ -84,23 +119,6 @@ pub(super) fn certificates(folder: &Path) -> Finding {
     }
 }
 
-/// Whether the coordinator can be reached, as an operator.
-pub(super) async fn coordinator(address: &str, tls_dir: Option<&Path>) -> Finding {
-    const CHECK: &str = "coordinator";
-    let security = match tls_dir.map(|folder| security(folder, PeerRole::Operator)).transpose() {
-        Ok(security) => security.unwrap_or(Security::Plain),
-        Err(error) => return Finding::failure(CHECK, error.to_string(), "operators have certificates of their own"),
-    };
-    match pacs_runtime::connect(address, &security, DEADLINE).await {
-        Ok(_) => Finding::ok(CHECK, format!("{address} answers")),
-        Err(error) => Finding::failure(
-            CHECK,
-            error.to_string(),
-            "is it running, is the address right, and does the network let this machine reach it?",
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +131,14 @@ mod tests {
     }
 
     #[test]
+    fn pairs_of_gpus_without_access_are_named() {
+        let matrix = " \tGPU0\tGPU1\tGPU2\t\n GPU0\tX\tOK\tCNS\t\n GPU1\tOK\tX\tOK\t\n GPU2\tCNS\tOK\tX\t\n\n\
+                      Legend:\n\n  X    = Self\n  OK   = Status Ok\n  CNS  = Chipset not supported\n";
+        assert_eq!(without_access(matrix), ["GPU0 and GPU2 (CNS)"]);
+        assert_eq!(without_access(" \tGPU0\t\n GPU0\tX\t\n"), [""; 0]);
+    }
+
+    #[test]
     fn a_worker_program_of_another_version_is_a_failure() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("pacs-worker");
@@ -121,12 +147,5 @@ mod tests {
         let findings = worker(Some(&path), false);
         assert_eq!(findings[0].level, Level::Failure, "{findings:?}");
         assert!(findings[0].found.contains("is 0.0.1"), "{findings:?}");
-    }
-
-    #[tokio::test]
-    async fn a_coordinator_that_is_not_there_is_a_failure() {
-        // A port that was just given back refuses connections.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
-        assert_eq!(coordinator(&port.to_string(), None).await.level, Level::Failure);
     }
 }

@@ -25,7 +25,8 @@ pub(crate) fn slurm(arguments: &LaunchSlurm) -> Result<Exit, Failure> {
         programs: programs.parent().unwrap_or(Path::new("/")).to_owned(),
         here,
     };
-    let script = slurm::script(&spec, arguments, &place).map_err(Failure::config)?;
+    let script =
+        slurm::script(&spec, arguments, &place).map_err(|error| Failure::config(error).doing("write the script"))?;
     if !arguments.submit {
         output::text(script);
         return Ok(Exit::Done);

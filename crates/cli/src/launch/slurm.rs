@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use pacs_spec::{DeviceKind, JobSpec};
 
 use super::quoted_path;
@@ -46,6 +46,7 @@ struct Step {
 pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> Result<String> {
     let steps = steps(spec, arguments.only);
     ensure!(!steps.is_empty(), "the job has no workers of this role (see [resources] in its spec)");
+    check_warning(arguments)?;
     let allocation = allocation(spec, arguments, &steps)?;
     let mut script = String::new();
     header(&mut script, spec, arguments, &allocation);
@@ -64,6 +65,44 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
         }
     }
     Ok(script)
+}
+
+/// Seconds of a time limit as sbatch takes it: `MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`. None for no
+/// limit.
+fn time_limit(time: &str) -> Result<Option<u64>> {
+    if ["UNLIMITED", "INFINITE"].contains(&time.to_uppercase().as_str()) {
+        return Ok(None);
+    }
+    let malformed =
+        || anyhow!("--time {time}: expected minutes, H:MIN:SEC, D-H:MIN:SEC or UNLIMITED, as sbatch takes it");
+    let (days, rest) = match time.split_once('-') {
+        Some((days, rest)) => (Some(days.parse::<u64>().map_err(|_| malformed())?), rest),
+        None => (None, time),
+    };
+    let parts = rest.split(':').map(|part| part.parse::<u64>().map_err(|_| malformed())).collect::<Result<Vec<_>>>()?;
+    let seconds = match (days, parts.as_slice()) {
+        (None, [minutes]) => minutes * 60,
+        (None, [minutes, seconds]) => minutes * 60 + seconds,
+        (Some(_), [hours]) => hours * 3600,
+        (Some(_), [hours, minutes]) => hours * 3600 + minutes * 60,
+        (_, [hours, minutes, seconds]) => hours * 3600 + minutes * 60 + seconds,
+        _ => return Err(malformed()),
+    };
+    Ok(Some(days.unwrap_or(0) * 86_400 + seconds))
+}
+
+/// A warning that comes before the first step would have the job go round and round.
+fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
+    let warning = u64::from(arguments.warning);
+    if let Some(limit) = time_limit(&arguments.time)? {
+        ensure!(
+            limit > warning,
+            "--time {} is {limit} s, and the run is saved {warning} s before its end (--warning): nothing would be done; \
+             give more time or a shorter warning",
+            arguments.time
+        );
+    }
+    Ok(())
 }
 
 fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
@@ -349,7 +388,21 @@ mod tests {
     }
 
     #[test]
+    fn time_limits_are_those_of_sbatch() {
+        let times = ["90", "90:30", "1:30:00", "2-0", "1-12:30", "1-00:00:10", "unlimited"];
+        let seconds = [Some(5400), Some(5430), Some(5400), Some(172_800), Some(131_400), Some(86_410), None];
+        for (time, expected) in times.into_iter().zip(seconds) {
+            assert_eq!(time_limit(time).expect("a time"), expected, "{time}");
+        }
+        for wrong in ["", "1h", "1:2:3:4", "1-", "x-1"] {
+            assert!(time_limit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
+        let error = script("learners = 1", &["--time", "5"]).expect_err("saved before it begins");
+        assert!(error.to_string().contains("saved 300 s before its end"), "{error}");
         let error = script("learners = 8, rollouts = 12, device = 'cuda'", &["--nodes", "2"]).expect_err("too many");
         assert!(error.to_string().contains("20 workers with a GPU each do not fit on 2 nodes with 8 GPUs"), "{error}");
         assert!(script("learners = 1, rollouts = 0", &["--only", "rollouts"]).is_err());

@@ -3,6 +3,7 @@ use pacs_protocol::v1;
 use pacs_types::GroupId;
 
 use super::Driver;
+use super::summary::unix_time;
 
 impl Driver {
     pub(crate) fn status(&self) -> v1::GetStatusResponse {
@@ -12,6 +13,7 @@ impl Driver {
         v1::GetStatusResponse {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
+            clock: unix_time(),
             phase: status.phase.to_owned(),
             phase_seconds: status.phase_age.as_secs_f64(),
             step: status.step,

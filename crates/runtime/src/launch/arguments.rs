@@ -41,8 +41,9 @@ pub struct WorkerArguments {
 #[derive(Clone, Debug, Args)]
 pub struct SecurityArguments {
     /// Folder with ca.crt, tls.crt and tls.key for this role, itself or in a folder of the role's name below it, as
-    /// `pacs certs` writes them: all connections are mutual TLS. The files are read again when they change.
-    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    /// `pacs certs` writes them, or one file of `pacs certs --join`: all connections are mutual TLS. The files are read
+    /// again when they change.
+    #[arg(long, value_name = "DIR|FILE", env = "PACS_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
     /// Speak plain text, with processes of this machine only (loopback addresses).
     #[arg(long, env = "PACS_PLAINTEXT", conflicts_with = "tls_dir")]

@@ -34,8 +34,8 @@ pub enum Security {
 }
 
 impl Security {
-    /// Mutual TLS with the files `ca.crt`, `tls.crt` and `tls.key` of `folder`, which must be those of `role`. They are
-    /// read again when they change.
+    /// Mutual TLS with the files `ca.crt`, `tls.crt` and `tls.key` of `folder`, which must be those of `role`; or `folder`
+    /// is a file that holds the certificate, the authority's and the key. They are read again when they change.
     ///
     /// # Errors
     /// See [`TlsError`].

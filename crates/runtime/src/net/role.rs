@@ -3,7 +3,7 @@ use std::fmt;
 use pacs_types::Role;
 
 /// What a process is to others: the subject of its certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum PeerRole {
     /// Holds the run together.
     Coordinator,

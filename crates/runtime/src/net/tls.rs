@@ -66,6 +66,7 @@ pub enum TlsError {
 
 /// The certificates of a process.
 pub struct Tls {
+    /// A folder with three files, or one file with everything.
     folder: PathBuf,
     role: PeerRole,
     state: Mutex<State>,
@@ -129,21 +130,52 @@ impl Tls {
 
 fn stamp(folder: &Path) -> Result<Stamp, TlsError> {
     let mut stamp = Stamp::default();
-    for (entry, file) in stamp.iter_mut().zip([CA_FILE, CERTIFICATE_FILE, KEY_FILE]) {
-        let path = folder.join(file);
+    let Files { ca, certificate, key } = Files::of(folder);
+    for (entry, path) in stamp.iter_mut().zip([ca, certificate, key]) {
         let metadata = fs::metadata(&path).map_err(|error| TlsError::File { path, error })?;
         *entry = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len());
     }
     Ok(stamp)
 }
 
+/// Where the authorities, the certificate and the key are.
+struct Files {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn of(folder: &Path) -> Self {
+        match folder.is_file() {
+            true => Self { ca: folder.to_owned(), certificate: folder.to_owned(), key: folder.to_owned() },
+            false => Self {
+                ca: folder.join(CA_FILE),
+                certificate: folder.join(CERTIFICATE_FILE),
+                key: folder.join(KEY_FILE),
+            },
+        }
+    }
+}
+
 fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
-    let (ca, certificate, key) = (folder.join(CA_FILE), folder.join(CERTIFICATE_FILE), folder.join(KEY_FILE));
+    let Files { ca, certificate, key } = Files::of(folder);
+    let mut chain = certificates(&certificate)?;
+    // In one file the authority's certificate is the last.
+    let authorities = match ca == certificate {
+        true => chain.split_off(chain.len() - 1),
+        false => certificates(&ca)?,
+    };
+    if chain.is_empty() {
+        return Err(content(
+            &certificate,
+            &"it holds one certificate, and the process's own and the authority's are needed",
+        ));
+    }
     let mut roots = RootCertStore::empty();
-    for authority in certificates(&ca)? {
+    for authority in authorities {
         roots.add(authority).map_err(|error| content(&ca, &error))?;
     }
-    let chain = certificates(&certificate)?;
     let found = role_of(&chain[0]).map_err(|problem| content(&certificate, &problem))?;
     if found != Some(role) {
         let found = found.map_or("of no role".to_owned(), |found| format!("one of the {found}"));

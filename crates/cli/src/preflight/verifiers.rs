@@ -1,0 +1,105 @@
+//! The job's verifiers, on answers of which it is known what they are.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use pacs_data::Problem as Row;
+use pacs_spec::{JobSpec, JudgeKind, JudgeSpec, VerifierSpec};
+use pacs_types::Outcome;
+use pacs_verifier::{Judge, Judgement, Task};
+
+use super::{Problem, Trial, first_samples};
+use crate::failure::Failure;
+use crate::format::{duration, plural};
+
+/// Problems whose answers are graded.
+const PROBLEMS: usize = 8;
+
+/// An answer that is right for no problem.
+const NO_ANSWER: &str = "I do not know.";
+
+/// Grades answers with every verifier of the job: the reference answer itself, and none at all.
+///
+/// # Errors
+/// When there is no runtime.
+pub(super) fn try_all(spec: &JobSpec, problems: &[Row]) -> Result<Vec<Trial>, Failure> {
+    let label = std::iter::once((VerifierSpec::LABEL.to_owned(), spec.verifier.judge()));
+    let rewards = spec.reward.verifiers.iter().map(|(name, one)| (name.clone(), one.judge()));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .map_err(Failure::bug)?;
+    let trials = label
+        .chain(rewards)
+        .map(|(name, judge)| {
+            let began = Instant::now();
+            let tried =
+                runtime.block_on(Attempt { spec, gives_label: name == VerifierSpec::LABEL }.grade(&judge, problems));
+            Trial::new(format!("verifier {name}"), began, tried)
+        })
+        .collect();
+    // A verification that overruns cannot be interrupted.
+    runtime.shutdown_background();
+    Ok(trials)
+}
+
+struct Attempt<'a> {
+    spec: &'a JobSpec,
+    /// What it says is the label; else a part of the reward, which may be anything.
+    gives_label: bool,
+}
+
+impl Attempt<'_> {
+    async fn grade(self, spec: &JudgeSpec, problems: &[Row]) -> Result<String, Problem> {
+        let judge = Judge::new(spec, 1, 0).map_err(|error| self.problem(error.to_string()))?;
+        let (mut right, mut slowest) = (0, std::time::Duration::ZERO);
+        let tried = &problems[..problems.len().min(PROBLEMS)];
+        for row in tried {
+            let answer = match &spec.by {
+                JudgeKind::Math(_) => format!("\\boxed{{{}}}", row.answer),
+                JudgeKind::Exec(_) | JudgeKind::Grpc(_) => row.answer.clone(),
+            };
+            for (response, is_right) in [(answer, true), (NO_ANSWER.to_owned(), false)] {
+                let task =
+                    Task { question: row.question.clone(), response: response.clone(), gold: row.answer.clone() };
+                let Judgement { verdict, elapsed, .. } = judge.verify(Arc::new(task)).await;
+                slowest = slowest.max(elapsed);
+                if !verdict.outcome.is_conclusive() {
+                    let what = verdict.outcome.name().replace('_', " ");
+                    return Err(self.problem(format!("{what} on the answer {response:?}: {}", verdict.rule)));
+                }
+                let correct = verdict.outcome == Outcome::Correct;
+                if self.gives_label && correct && !is_right {
+                    return Err(self.worthless(format!("{response:?} is correct to it, question {:?}", row.question)));
+                }
+                right += u64::from(correct && is_right);
+            }
+        }
+        if self.gives_label && right == 0 {
+            let first = tried.first().map(|row| row.answer.as_str()).unwrap_or_default();
+            return Err(self.worthless(format!("no reference answer is correct to it, such as {first:?}")));
+        }
+        let answers = plural(tried.len() as u64, "reference answer", "reference answers");
+        Ok(format!("{right} of {answers} correct, no answer is not; slowest in {}", duration(slowest)))
+    }
+
+    /// It does not work.
+    fn problem(&self, said: String) -> Problem {
+        let attempts = self.spec.verifier.max_attempts;
+        let first = first_samples(self.spec);
+        let otherwise =
+            format!("a run would first have generated {first}, and have tried {attempts} times to grade them");
+        Problem { said, otherwise }
+    }
+
+    /// It works, and nothing is learnt from it.
+    fn worthless(&self, said: String) -> Problem {
+        Problem {
+            said,
+            otherwise: "a run would have gone on for steps with nothing, or the wrong thing, to learn".to_owned(),
+        }
+    }
+}
