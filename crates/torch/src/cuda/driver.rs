@@ -44,7 +44,8 @@ impl Gpu {
         unsafe {
             check("cuInit", cuda::cuInit(0))?;
             check("cuDeviceGet", cuda::cuDeviceGet(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
-            let mut attribute = |to: &mut i32, which| check("cuDeviceGetAttribute", cuda::cuDeviceGetAttribute(to, which, ordinal));
+            let attribute =
+                |to: &mut i32, which| check("cuDeviceGetAttribute", cuda::cuDeviceGetAttribute(to, which, ordinal));
             attribute(&mut capability[0], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
             attribute(&mut capability[1], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
             attribute(&mut processors, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;

@@ -8,7 +8,9 @@ pub enum KernelError {
         what: String,
     },
     /// There is no CUDA driver.
-    #[error("the CUDA driver `libcuda.so.1` cannot be opened: this machine has no NVIDIA driver, or the container lacks it")]
+    #[error(
+        "the CUDA driver `libcuda.so.1` cannot be opened: this machine has no NVIDIA driver, or the container lacks it"
+    )]
     NoDriver,
     /// There is no compiler for them.
     #[error(

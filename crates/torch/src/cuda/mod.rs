@@ -1,13 +1,13 @@
 //! The kernels of decoding on a GPU: CUDA C++ that NVRTC compiles when a program starts, for the very model that it runs.
 //!
-//! The text is in `kernels/`, one file a group; [`source`] puts it together, `nvrtc` compiles it, `driver` launches it, and
-//! [`DeviceKernels`] is the safe side: it checks shapes, makes outputs and knows the launch geometry. A [`Machine`] runs
-//! launches: a GPU, or the [`Emulator`], which runs the same text on a processor, so that text and geometry can be checked
+//! The text is in `kernels/`, one file a group; `source.rs` puts it together, `nvrtc.rs` compiles it, `driver.rs` launches it, and
+//! [`DeviceKernels`] is the safe side: it checks shapes, makes outputs and knows the launch geometry. A machine (`launch.rs`) runs
+//! launches: a GPU, or the emulator, which runs the same text on a processor, so that text and geometry can be checked
 //! where no GPU is.
 
 mod attention;
-mod driver;
 mod drawing;
+mod driver;
 mod emulator;
 mod error;
 mod launch;
@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use tch::{Device, Kind};
 
-pub use attention::DecodeTable;
+pub use attention::{DecodeSlots, DecodeTable};
 pub use drawing::RowDraw;
-pub use emulator::Emulator;
+use emulator::Emulator;
 pub use error::KernelError;
 pub(crate) use launch::{Argument, Launch, Machine};
 pub use source::KernelShape;

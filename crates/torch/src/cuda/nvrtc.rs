@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "NVRTC is a C library")]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libloading::Library;
@@ -31,8 +32,6 @@ pub(crate) struct Nvrtc {
     ptx_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     ptx: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    // Behind the functions, so that it is closed after their last use.
-    _library: Library,
 }
 
 impl Nvrtc {
@@ -52,7 +51,11 @@ impl Nvrtc {
     pub(crate) fn open_at(name: &str) -> Result<Self, libloading::Error> {
         // SAFETY: NVRTC's initialisers set up nothing but its own state, and the signatures are those of its header.
         unsafe {
-            let library = Library::new(name)?;
+            if let Some(builtins) = builtins(Path::new(name)).and_then(|path| Library::new(path).ok()) {
+                Box::leak(Box::new(builtins));
+            }
+            // Never closed: what it leaves to be done when a thread ends would no longer be there.
+            let library: &'static Library = Box::leak(Box::new(Library::new(name)?));
             Ok(Self {
                 create: *library.get(b"nvrtcCreateProgram")?,
                 compile: *library.get(b"nvrtcCompileProgram")?,
@@ -62,7 +65,6 @@ impl Nvrtc {
                 ptx_size: *library.get(b"nvrtcGetPTXSize")?,
                 ptx: *library.get(b"nvrtcGetPTX")?,
                 error_string: *library.get(b"nvrtcGetErrorString")?,
-                _library: library,
             })
         }
     }
@@ -128,9 +130,16 @@ impl Nvrtc {
     }
 }
 
+/// The half of NVRTC that it opens by name itself, and does not look for in its own folder: open already, it is found.
+fn builtins(library: &Path) -> Option<PathBuf> {
+    let folder = library.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let paths = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let name = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    paths.into_iter().find(|path| name(path).is_some_and(|name| name.starts_with("libnvrtc-builtins.so")))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
 
     use super::super::source::{KERNELS, KernelShape};
     use super::*;
@@ -163,7 +172,9 @@ mod tests {
             eprintln!("skipped: no NVRTC here; PACS_NVRTC=/path/to/libnvrtc.so.13 names one, no GPU is needed");
             return;
         };
-        for (heads, kv_heads, head_dim) in [(14, 2, 64), (12, 2, 128), (28, 4, 128), (9, 3, 64), (32, 4, 24), (8, 8, 256)] {
+        for (heads, kv_heads, head_dim) in
+            [(14, 2, 64), (12, 2, 128), (28, 4, 128), (9, 3, 64), (32, 4, 24), (8, 8, 256)]
+        {
             for kind in [Kind::BFloat16, Kind::Float] {
                 let text = KernelShape { kind, heads, kv_heads, head_dim }.text();
                 for capability in [80, 90] {

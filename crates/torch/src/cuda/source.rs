@@ -76,8 +76,7 @@ mod tests {
 
     #[test]
     fn query_heads_are_computed_together_in_equal_parts() {
-        let together =
-            |heads, kv_heads| KernelShape { kind: Kind::Float, heads, kv_heads, head_dim: 64 }.together();
+        let together = |heads, kv_heads| KernelShape { kind: Kind::Float, heads, kv_heads, head_dim: 64 }.together();
         assert_eq!([together(14, 2), together(32, 8), together(9, 3), together(16, 16)], [7, 4, 3, 1]);
         assert_eq!([together(64, 4), together(71, 1), together(24, 2)], [8, 1, 6]);
     }

@@ -10,7 +10,7 @@
 
 #define MOST_TILES 256
 #define BUCKETS 1024
-// Weights lie between 0 and 1; as integers they are so many of these. The sum of 2^18 of them fits.
+// Weights lie between 0 and 1; as integers they are so many of these. The sum of 2^21 of them fits.
 #define UNITS 4398046511104.0f
 
 struct RowOptions {
@@ -203,7 +203,7 @@ __device__ inline Last prefix(
     // As many of these equals as it takes; the set was not full before them.
     if (most - last.count < last.equal) last.equal = most - last.count;
     if (limit > last.mass && each > 0) {
-        const unsigned long long enough = (limit - last.mass + each - 1) / each;
+        const unsigned long long enough = (limit - last.mass - 1) / each + 1;
         if (enough < last.equal) last.equal = (unsigned)enough;
     }
     if (limit <= last.mass) last.equal = 1;
@@ -216,7 +216,7 @@ __device__ inline Last prefix(
 // more than MOST_TILES. `packed`: rows begin at multiples of 16 bytes.
 extern "C" __global__ void draw(
     const Element* logits, const RowOptions* options, Drawn* drawn, int vocabulary, int tile, int packed) {
-    __shared__ float tile_max[MOST_TILES], tile_sum[MOST_TILES], tile_moment[MOST_TILES], scratch[WARP];
+    __shared__ float tile_max[MOST_TILES], tile_sum[MOST_TILES], tile_moment[MOST_TILES];
     __shared__ double masses[MOST_TILES];
     __shared__ unsigned equals[MOST_TILES];
     __shared__ double total_sum, total_moment, kept_sum;
