@@ -15,6 +15,21 @@ pub trait Attention {
     ///
     /// `q`: `[T, N, H]`, `k` and `v`: `[T, K, H]`; queries and keys are rotated. Returns `[T, N H]`.
     fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor;
+
+    /// The same from projections whose heads are neither normed nor rotated, where that is faster; `None` leaves both to
+    /// the layer, which then calls [`Attention::attend`].
+    ///
+    /// `projected`: `[T, N + 2 K, H]`, queries, keys and values; `norms`: weights of queries and keys, `[H]` each, and
+    /// their epsilon, where heads are normed; `rotation`: cosines and sines, `[T, H / 2]` float32 each.
+    fn attend_projected(
+        &mut self,
+        _layer: usize,
+        _projected: &Tensor,
+        _norms: Option<(&Tensor, &Tensor, f64)>,
+        _rotation: (&Tensor, &Tensor),
+    ) -> Option<Tensor> {
+        None
+    }
 }
 
 /// A prompt followed by its answers, each of which sees the prompt and itself, not the other answers.

@@ -98,8 +98,15 @@ impl Layer {
     /// The stream behind the layer; nothing is kept.
     pub(crate) fn forward(&self, stream: Stream, rotation: &Rotation, attention: &mut dyn Attention) -> Stream {
         let (input, normed) = stream.normed(&self.input_norm, self.epsilon);
-        let (q, k, v) = self.rotated(self.project(&normed), rotation);
-        let attended = attention.attend(self.index, q, k, v);
+        let projected = self.project(&normed);
+        let norms = self.qk_norm.as_ref().map(|(q, k)| (&q.tensor, &k.tensor, self.epsilon));
+        let attended = match attention.attend_projected(self.index, &projected, norms, rotation.parts()) {
+            Some(attended) => attended,
+            None => {
+                let (q, k, v) = self.rotated(projected, rotation);
+                attention.attend(self.index, q, k, v)
+            }
+        };
         let (middle, gate_up) = self.gates(&input, &attended);
         let pending = self.down.apply(&silu_gate(&gate_up));
         Stream { residual: middle, pending: Some(pending) }

@@ -1,18 +1,27 @@
-//! The small operations of a layer and their backward: fused kernels in host memory, tensor operations elsewhere.
+//! The small operations of a layer and their backward: fused kernels in host memory, those of a device where generation
+//! has put them in place, tensor operations elsewhere.
 // Legend: `T` tokens, `D` width, `F` width of the feed-forward block, `H` head.
 
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{ViewError, accumulate, has_kernels};
+use pacs_torch::{KernelError, ViewError, accumulate, device_kernels, has_kernels};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {
     result.expect("the tensors of a layer are contiguous and of one kind")
 }
 
+/// States why a launch cannot be refused.
+fn launched<T>(result: Result<T, KernelError>) -> T {
+    result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+}
+
 /// Root-mean-square norm over the last dimension, with statistics in float32 at least.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
     if has_kernels(x) {
         return fused(pacs_torch::rms_norm(&x.contiguous(), weight, epsilon));
+    }
+    if let Some(kernels) = device_kernels() {
+        return launched(kernels.add_rms_norm(&x.contiguous(), None, weight, epsilon)).1;
     }
     x.rms_norm(weight.size(), Some(weight), epsilon)
 }
@@ -21,6 +30,9 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
 pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Tensor) {
     if has_kernels(x) {
         return fused(pacs_torch::add_rms_norm(x, y, weight, epsilon));
+    }
+    if let Some(kernels) = device_kernels() {
+        return launched(kernels.add_rms_norm(x, Some(y), weight, epsilon));
     }
     let sum = x + y;
     let normed = rms_norm(&sum, weight, epsilon);
@@ -57,6 +69,9 @@ pub(crate) fn rms_norm_backward(
 pub(crate) fn silu_gate(gate_up: &Tensor) -> Tensor {
     if has_kernels(gate_up) {
         return fused(pacs_torch::silu_gate(gate_up));
+    }
+    if let Some(kernels) = device_kernels() {
+        return launched(kernels.silu_gate(gate_up));
     }
     let [gate, up] = halves(gate_up);
     gate.silu() * up

@@ -37,6 +37,11 @@ impl Rope {
 }
 
 impl Rotation {
+    /// Cosines and sines.
+    pub(crate) fn parts(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns every head of `x`, `[T, heads, H]`; takes it over.
     pub(crate) fn apply(&self, x: Tensor) -> Tensor {
         rotate(x, &self.cos, &self.sin, false)

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use pacs_model::{Attention, ModelConfig};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
-use pacs_torch::{BLOCK_TOKENS, BlockRun, attend_blocks, has_kernels, store_blocks};
+use pacs_torch::{
+    BLOCK_TOKENS, BlockRun, DecodeSlots, DecodeTable, DeviceKernels, KernelError, attend_blocks, device_kernels,
+    has_kernels, store_blocks,
+};
 
 /// The cache of all layers.
 #[derive(Debug)]
@@ -75,11 +78,17 @@ impl KvCache {
         2 * config.layers * (config.kv_heads * config.head_dim) as usize * kind.elt_size_in_bytes()
     }
 
+    /// Keys and values of a layer.
+    fn layer(&self, layer: usize) -> (Tensor, Tensor) {
+        (self.keys.get(layer as i64), self.values.get(layer as i64))
+    }
+
     /// The attention of a pass: `decode` rows bring one token each, `chunks` bring theirs behind them.
     pub(crate) fn pass(&mut self, decode: Vec<Span>, chunks: Vec<Span>) -> Result<Pass<'_>, TchError> {
         let device = self.keys.device();
         let slots: Vec<(u32, u32)> = decode.iter().chain(&chunks).flat_map(|span| span.new_slots()).collect();
-        let plain = !has_kernels(&self.keys);
+        let on_device = device_kernels().map(|kernels| OnDevice::new(kernels, &decode, &slots, device));
+        let plain = !has_kernels(&self.keys) && on_device.is_none();
         let masked =
             if plain && !decode.is_empty() { Some(Masked::new(&decode, self.keys.kind(), device)?) } else { None };
         let of_chunk = |span: Span| {
@@ -89,7 +98,7 @@ impl KvCache {
         };
         let places = plain.then(|| Slots::new(&slots, device));
         let chunks = chunks.into_iter().map(of_chunk).collect();
-        Ok(Pass { cache: self, decode, masked, chunks, slots, places })
+        Ok(Pass { cache: self, decode, on_device, masked, chunks, slots, places })
     }
 }
 
@@ -134,37 +143,86 @@ struct ChunkOf {
     slots: Slots,
 }
 
+/// What the kernels of a device need to know of a pass.
+#[derive(Debug)]
+struct OnDevice {
+    kernels: Arc<DeviceKernels>,
+    /// Of the rows that decode; none without any.
+    table: Option<DecodeTable>,
+    slots: DecodeSlots,
+}
+
+impl OnDevice {
+    fn new(kernels: Arc<DeviceKernels>, decode: &[Span], slots: &[(u32, u32)], device: Device) -> Self {
+        let rows: Vec<[BlockRun<'_>; 2]> = decode.iter().map(Span::runs).collect();
+        let table = (!rows.is_empty()).then(|| DecodeTable::new(&rows, device));
+        Self { kernels, table, slots: DecodeSlots::new(slots, device) }
+    }
+}
+
+/// States why a launch cannot be refused.
+fn launched<T>(result: Result<T, KernelError>) -> T {
+    result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+}
+
 /// Attention of one pass.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     cache: &'a mut KvCache,
     decode: Vec<Span>,
-    /// For devices without a kernel.
+    /// For devices with kernels.
+    on_device: Option<OnDevice>,
+    /// For devices without kernels.
     masked: Option<Masked>,
     chunks: Vec<ChunkOf>,
     /// Where each new token goes.
     slots: Vec<(u32, u32)>,
-    /// The same, for devices without a kernel.
+    /// The same, for devices without kernels.
     places: Option<Slots>,
 }
 
 impl Attention for Pass<'_> {
     fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
-        let (_t, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
-        let (mut keys, mut values) = (self.cache.keys.get(layer as i64), self.cache.values.get(layer as i64));
+        let (mut keys, mut values) = self.cache.layer(layer);
         match &self.places {
             Some(places) => places.store((&k, &v), &mut keys, &mut values),
             None => store_blocks((&k, &v), &mut keys, &mut values, &self.slots).expect("the cache is contiguous"),
         }
+        self.attended((&q, &k, &v), &keys, &values)
+    }
+
+    fn attend_projected(
+        &mut self,
+        layer: usize,
+        projected: &Tensor,
+        norms: Option<(&Tensor, &Tensor, f64)>,
+        rotation: (&Tensor, &Tensor),
+    ) -> Option<Tensor> {
+        let OnDevice { kernels, slots, .. } = self.on_device.as_ref()?;
+        let (mut keys, mut values) = self.cache.layer(layer);
+        let (q, k) = launched(kernels.rotate_store(projected, norms, rotation, slots, (&mut keys, &mut values)));
+        let (kv_heads, before_values) = (k.size()[1], q.size()[1] + k.size()[1]);
+        let v = projected.narrow(1, before_values, kv_heads);
+        Some(self.attended((&q, &k, &v), &keys, &values))
+    }
+}
+
+impl Pass<'_> {
+    /// Attention of all tokens of the pass, whose keys and values are in the cache. Returns `[T, N H]`.
+    fn attended(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Tensor {
+        let (_t, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
         let mut outputs = Vec::with_capacity(1 + self.chunks.len());
         let rows = self.decode.len() as i64;
         if rows > 0 {
             let q = q.narrow(0, 0, rows);
-            outputs.push(match &self.masked {
-                Some(masked) => masked.attend(&q, &keys, &values),
-                None => {
+            outputs.push(match (&self.on_device, &self.masked) {
+                (Some(OnDevice { kernels, table: Some(table), .. }), _) => {
+                    launched(kernels.attend_blocks(&q, keys, values, table))
+                }
+                (_, Some(masked)) => masked.attend(&q, keys, values),
+                _ => {
                     let runs: Vec<[BlockRun<'_>; 2]> = self.decode.iter().map(Span::runs).collect();
-                    attend_blocks(&q, &keys, &values, &runs).expect("the cache is contiguous")
+                    attend_blocks(&q, keys, values, &runs).expect("the cache is contiguous")
                 }
             });
         }
@@ -172,9 +230,9 @@ impl Attention for Pass<'_> {
         for chunk in &self.chunks {
             let part = |x: &Tensor| x.narrow(0, start, chunk.new as i64);
             outputs.push(if chunk.context == 0 {
-                causal(&part(&q), &part(&k), &part(&v))
+                causal(&part(q), &part(k), &part(v))
             } else {
-                behind(&part(&q), &chunk.slots.keys(&keys), &chunk.slots.values(&values), chunk.context as i64)
+                behind(&part(q), &chunk.slots.keys(keys), &chunk.slots.values(values), chunk.context as i64)
             });
             start += chunk.new as i64;
         }

@@ -6,11 +6,13 @@ use pacs_model::{Model, ModelConfig, Parameters};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
-use pacs_torch::{BLOCK_TOKENS, Filters};
+use pacs_torch::{
+    BLOCK_TOKENS, DeviceKernels, Filters, KernelError, KernelShape, RowDraw, device_kernels, with_device_kernels,
+};
 use pacs_types::{FinishReason, NoiseKey, Sample, VersionSpan, WeightVersion};
 
 use crate::cache::{KvCache, Span};
-use crate::sampler::{RowSampling, Sampled, sample};
+use crate::sampler::{RowSampling, Sampled, sample, sample_on_device};
 use crate::schedule::{BlockCounts, Bounds, Chunk, Computed, Plan, Scheduler, Source};
 use crate::stop::{cut_at_stop, tail_has_stop};
 
@@ -102,6 +104,9 @@ pub enum EngineError {
     /// libtorch failed.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// The kernels of a GPU failed.
+    #[error("kernels: {0}")]
+    Kernels(#[from] KernelError),
     /// The text of an answer could not be made.
     #[error("decode answer: {0}")]
     Text(String),
@@ -117,6 +122,8 @@ pub struct Engine {
     config: ModelConfig,
     options: EngineOptions,
     device: Device,
+    /// Those of a GPU.
+    device_kernels: Option<Arc<DeviceKernels>>,
     version: WeightVersion,
     cache: KvCache,
     /// With a prompt it keeps the hidden state of its last token, `[1, D]`, which samples that join later start from.
@@ -178,7 +185,40 @@ impl Engine {
             one_chunk: options.kernels == Kernels::Reference,
         };
         let (scheduler, counts) = (Scheduler::new(bounds), EngineCounts::default());
-        Ok(Self { model, parameters, tokenizer, config, options, device, version, cache, scheduler, counts })
+        let device_kernels = of_device(&config, options.kernels, kind, device);
+        Ok(Self {
+            model,
+            parameters,
+            tokenizer,
+            config,
+            options,
+            device,
+            device_kernels,
+            version,
+            cache,
+            scheduler,
+            counts,
+        })
+    }
+
+    /// Computes with these kernels from now on, unless [`EngineOptions::kernels`] is `reference`. On a GPU the engine has
+    /// its own already; this is for kernels on another machine.
+    ///
+    /// # Panics
+    /// When they were compiled for another model.
+    pub fn use_device_kernels(&mut self, kernels: Arc<DeviceKernels>) {
+        assert_eq!(
+            kernels.shape(),
+            kernel_shape(&self.config, self.parameters.flat.kind()),
+            "kernels of another model"
+        );
+        self.device_kernels = Some(kernels);
+    }
+
+    /// Whether the kernels of a GPU compute.
+    #[must_use]
+    pub fn has_device_kernels(&self) -> bool {
+        self.device_kernels.is_some() && self.options.kernels == Kernels::Auto
     }
 
     /// The weights, to be overwritten in place between two steps; samples may be running. Later tokens come from the new
@@ -305,9 +345,10 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<Finished>, EngineError> {
         let mut ended = no_grad(|| {
             let plan = self.scheduler.plan();
-            match self.options.kernels {
-                Kernels::Auto => self.compute(&plan),
-                Kernels::Reference => pacs_torch::plain(|| self.compute_apart(&plan)),
+            match (self.options.kernels, self.device_kernels.clone()) {
+                (Kernels::Auto, Some(kernels)) => with_device_kernels(&kernels, || self.compute(&plan)),
+                (Kernels::Auto, None) => self.compute(&plan),
+                (Kernels::Reference, _) => pacs_torch::plain(|| self.compute_apart(&plan)),
             }
         })?;
         // From the back, so that a row which is taken out moves none that is still to come.
@@ -429,16 +470,7 @@ impl Engine {
 
     /// Draws the next token of `rows` from their logits, and says which rows end with it.
     fn take_tokens(&mut self, rows: &[usize], logits: &Tensor) -> Result<Vec<Ended>, EngineError> {
-        let wanted = |row: &usize| {
-            let row = &self.scheduler.running()[*row].sample;
-            RowSampling {
-                temperature: row.options.temperature,
-                filters: row.options.filters(),
-                uniform: row.noise.uniform(row.tokens.len() as u64),
-            }
-        };
-        let wanted: Vec<RowSampling> = rows.iter().map(wanted).collect();
-        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = sample(logits, &wanted)?;
+        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = self.sampled(rows, logits)?;
         self.counts.generated_tokens += tokens.len() as u64;
         let mut ended = Vec::new();
         for (place, &index) in rows.iter().enumerate() {
@@ -457,6 +489,25 @@ impl Engine {
             }
         }
         Ok(ended)
+    }
+
+    fn sampled(&self, rows: &[usize], logits: &Tensor) -> Result<Sampled, EngineError> {
+        let of_rows = || rows.iter().map(|row| &self.scheduler.running()[*row].sample);
+        if let Some(kernels) = device_kernels() {
+            let wanted = |row: &Row| RowDraw {
+                temperature: row.options.temperature,
+                filters: row.options.filters(),
+                noise_key: row.noise.bits(),
+                position: row.tokens.len() as u64,
+            };
+            return Ok(sample_on_device(&kernels, logits, &of_rows().map(wanted).collect::<Vec<_>>())?);
+        }
+        let wanted = |row: &Row| RowSampling {
+            temperature: row.options.temperature,
+            filters: row.options.filters(),
+            uniform: row.noise.uniform(row.tokens.len() as u64),
+        };
+        Ok(sample(logits, &of_rows().map(wanted).collect::<Vec<_>>())?)
     }
 
     fn finish_reason(&self, row: &Row) -> Result<Option<FinishReason>, EngineError> {
@@ -498,5 +549,25 @@ impl Engine {
     #[must_use]
     pub fn cache_tokens_within(config: &ModelConfig, kind: Kind, bytes: usize) -> usize {
         bytes / KvCache::bytes_per_token(config, kind)
+    }
+}
+
+/// What the kernels of a GPU are compiled for.
+fn kernel_shape(config: &ModelConfig, kind: Kind) -> KernelShape {
+    let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|size| size as usize);
+    KernelShape { kind, heads, kv_heads, head_dim }
+}
+
+/// The kernels of a GPU, where one computes and they are wanted. Without them generation is slow, and goes on.
+fn of_device(config: &ModelConfig, kernels: Kernels, kind: Kind, device: Device) -> Option<Arc<DeviceKernels>> {
+    if !matches!(device, Device::Cuda(_)) || kernels == Kernels::Reference {
+        return None;
+    }
+    match DeviceKernels::load(kernel_shape(config, kind), device) {
+        Ok(kernels) => Some(Arc::new(kernels)),
+        Err(error) => {
+            tracing::warn!("generation is slow, without kernels of the GPU: {error}");
+            None
+        }
     }
 }

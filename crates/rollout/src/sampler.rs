@@ -1,7 +1,7 @@
 //! From logits to tokens. `B` rows, `V` vocabulary.
 
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
-use pacs_torch::{DrawOptions, Filters, can_draw, draw};
+use pacs_torch::{DeviceKernels, DrawOptions, Drawn, Filters, KernelError, RowDraw, can_draw, draw};
 
 /// What one row of the batch wants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,13 +40,27 @@ pub(crate) fn sample(logits: &Tensor, rows: &[RowSampling]) -> Result<Sampled, T
         .iter()
         .map(|&RowSampling { temperature, filters, uniform }| DrawOptions { temperature, uniform, filters })
         .collect();
-    let drawn = draw(logits, &options).expect("such logits can be drawn from");
-    Ok(Sampled {
-        tokens: drawn.iter().map(|drawn| drawn.token as i64).collect(),
-        logprobs: drawn.iter().map(|drawn| drawn.logprob).collect(),
-        sampled_logprobs: drawn.iter().map(|drawn| drawn.sampled_logprob).collect(),
-        entropies: drawn.iter().map(|drawn| drawn.entropy).collect(),
-    })
+    Ok(Sampled::from(draw(logits, &options).expect("such logits can be drawn from")))
+}
+
+/// The same by the kernels of a device, which count the noise themselves.
+pub(crate) fn sample_on_device(
+    kernels: &DeviceKernels,
+    logits: &Tensor,
+    rows: &[RowDraw],
+) -> Result<Sampled, KernelError> {
+    Ok(Sampled::from(kernels.draw(&logits.contiguous(), rows)?))
+}
+
+impl From<Vec<Drawn>> for Sampled {
+    fn from(drawn: Vec<Drawn>) -> Self {
+        Self {
+            tokens: drawn.iter().map(|drawn| drawn.token as i64).collect(),
+            logprobs: drawn.iter().map(|drawn| drawn.logprob).collect(),
+            sampled_logprobs: drawn.iter().map(|drawn| drawn.sampled_logprob).collect(),
+            entropies: drawn.iter().map(|drawn| drawn.entropy).collect(),
+        }
+    }
 }
 
 /// The same by tensor operations in `kind`, for every device.

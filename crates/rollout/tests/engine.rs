@@ -8,6 +8,7 @@ use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, SamplingOptions};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::{DeviceKernels, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
@@ -336,4 +337,45 @@ fn a_soak_leaves_every_block_free() {
     let (blocks, counts) = (engine.blocks(), engine.counts());
     assert_eq!((blocks.free, blocks.prompts, blocks.answers), (blocks.total, 0, 0));
     assert!(counts.preemptions > 10 && counts.recomputed_tokens > 100, "{counts:?}");
+}
+
+/// The kernels of a GPU, run on a processor, generate what the engine generates without them: prompts in chunks beside rows
+/// that decode, preemption, filters, and models with and without norms of heads.
+#[test]
+fn the_kernels_of_a_gpu_generate_the_same_samples() {
+    for name in ["qwen2-untied", "qwen3", "llama3"] {
+        let config = ModelConfig::read(&golden(name)).expect("golden model");
+        let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|size| size as usize);
+        let kernels = match DeviceKernels::emulated(KernelShape { kind: Kind::Float, heads, kv_heads, head_dim }) {
+            Ok(kernels) => Arc::new(kernels),
+            Err(KernelError::NoCompiler { problems }) => {
+                eprintln!("skipped: no C++ compiler ({problems}); CXX names one");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let sample = |on_device: bool| {
+            let options = EngineOptions { rows: 6, prefill_tokens: 9, cache_tokens: 160, kernels: Kernels::Auto };
+            let mut engine = engine_with(name, options, false);
+            if on_device {
+                engine.use_device_kernels(Arc::clone(&kernels));
+            }
+            for (ticket, prompt) in sequences(name).iter().enumerate() {
+                let top_p = if ticket == 1 { 0.9 } else { 1.0 };
+                let sampling =
+                    SamplingOptions { temperature: 0.8, top_p, top_k: 60 * ticket as u32, ..self::options(20) };
+                engine.submit(job(ticket as u64, prompt, 2, sampling)).expect("fits");
+            }
+            run(&mut engine)
+        };
+        let (device, host) = (sample(true), sample(false));
+        assert_eq!(device.len(), 6);
+        for (device, host) in device.iter().zip(&host) {
+            assert_eq!(device.sample.tokens, host.sample.tokens, "{name}, group {}", host.ticket);
+            let close = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+            assert!(close(&device.sample.logprobs, &host.sample.logprobs), "{name}");
+            assert!(close(&device.sample.sampled_logprobs, &host.sample.sampled_logprobs), "{name}");
+            assert!((device.sample.entropy_sum - host.sample.entropy_sum).abs() < 1e-2, "{name}");
+        }
+    }
 }

@@ -267,8 +267,9 @@ pub struct RolloutSpec {
     /// answer, or what fits into 40 % of the host's memory. At least one longest prompt and answer, at most
     /// 1,000,000,000.
     pub cache_tokens: u64,
-    /// What computes: `auto` (default), the fastest there is, or `reference`, libtorch's own operations on one sequence at
-    /// a time: slow, but a sample does not depend on what else runs, to the last bit.
+    /// What computes: `auto` (default), the fastest there is, which is fused kernels on a CPU as on a GPU, or `reference`,
+    /// libtorch's own operations on one sequence at a time: slow, but on a CPU a sample does not depend on what else runs,
+    /// to the last bit.
     pub kernels: Kernels,
 }
 

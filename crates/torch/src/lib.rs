@@ -1,10 +1,12 @@
-//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, and the fused kernels of the CPU path.
+//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, the fused kernels of the CPU path, and those of
+//! decoding on a GPU.
 //!
 //! This crate and `pacs-collective` are the only ones that may hold `unsafe`. Everything here has a safe signature.
 
 mod accumulate;
 mod adamw;
 mod blocks;
+mod cuda;
 mod device;
 mod dither;
 mod dot;
@@ -23,6 +25,9 @@ mod view;
 pub use accumulate::accumulate;
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
+pub use cuda::{
+    DecodeSlots, DecodeTable, DeviceKernels, KernelError, KernelShape, RowDraw, device_kernels, with_device_kernels,
+};
 pub use device::{DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};

@@ -39,6 +39,12 @@ impl NoiseKey {
         }
     }
 
+    /// The key as a number, for devices that count the noise themselves.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// The uniform number in `[0, 1)` that picks the token at `position` of the answer.
     #[must_use]
     pub fn uniform(self, position: u64) -> f64 {

@@ -90,6 +90,7 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
                 "tokens_per_second": batch as f64 / step, "weight_bytes": weight_bytes, "kv_bytes": kv_bytes,
                 "bytes_per_second": bytes / step, "memory_bytes_per_second": bandwidth,
                 "floor_ms": bytes / bandwidth * 1e3, "times_the_floor": step / (bytes / bandwidth),
+                "device_kernels": engine.has_device_kernels(),
             }));
         }
     }

@@ -1,0 +1,136 @@
+//! A GPU by the CUDA driver, in the context that libtorch works in.
+#![expect(unsafe_code, reason = "the CUDA driver is a C library")]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::ptr;
+
+use cudarc::driver::sys as cuda;
+use tch::Device;
+
+use super::nvrtc::Nvrtc;
+use super::source::KERNELS;
+use super::{KernelError, KernelShape, Launch, Machine};
+
+/// The kernels, loaded into the primary context of a device.
+#[derive(Debug)]
+pub(super) struct Gpu {
+    device: Device,
+    context: cuda::CUcontext,
+    functions: HashMap<&'static str, cuda::CUfunction>,
+    processors: u32,
+}
+
+// SAFETY: handles of the driver may be used from any thread; every call here makes their context current first.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; nothing is changed after `load`.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    pub(super) fn load(shape: &KernelShape, device: Device) -> Result<Self, KernelError> {
+        let Device::Cuda(index) = device else {
+            return Err(KernelError::Shape { what: format!("{device:?}") });
+        };
+        // `cudarc` panics when it is missing, so it is looked for first.
+        // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
+        if !unsafe { cuda::is_culib_present() } {
+            return Err(KernelError::NoDriver);
+        }
+        let (mut ordinal, mut context, mut processors) = (0, ptr::null_mut(), 0);
+        let mut capability = [0; 2];
+        use cuda::CUdevice_attribute_enum as Attribute;
+        // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for. The
+        // primary context is libtorch's; it is never released, as libtorch never does.
+        unsafe {
+            check("cuInit", cuda::cuInit(0))?;
+            check("cuDeviceGet", cuda::cuDeviceGet(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
+            let attribute =
+                |to: &mut i32, which| check("cuDeviceGetAttribute", cuda::cuDeviceGetAttribute(to, which, ordinal));
+            attribute(&mut capability[0], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            attribute(&mut capability[1], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            attribute(&mut processors, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            check("cuDevicePrimaryCtxRetain", cuda::cuDevicePrimaryCtxRetain(&mut context, ordinal))?;
+            check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(context))?;
+        }
+        let [major, minor] = capability.map(i32::unsigned_abs);
+        let image = Nvrtc::open()?.compile(&shape.text(), 10 * major + minor)?;
+        let mut module = ptr::null_mut();
+        // SAFETY: the image ends with a zero byte, and the context is current.
+        check("cuModuleLoadData", unsafe { cuda::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+        let mut functions = HashMap::new();
+        for name in KERNELS {
+            let text = CString::new(name).expect("no zero byte in a name");
+            let mut function = ptr::null_mut();
+            // SAFETY: the module was loaded, and is never unloaded.
+            check(name, unsafe { cuda::cuModuleGetFunction(&mut function, module, text.as_ptr()) })?;
+            functions.insert(name, function);
+        }
+        Ok(Self { device, context, functions, processors: processors.unsigned_abs().max(1) })
+    }
+}
+
+impl Machine for Gpu {
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), KernelError> {
+        let function = self.functions[launch.kernel];
+        let mut arguments: Vec<*mut c_void> =
+            launch.arguments.iter().map(|argument| ptr::from_ref(&argument.0).cast_mut().cast()).collect();
+        let [x, y, z] = launch.grid;
+        // Nothing in this program gives libtorch another stream than the default one, which is this.
+        let stream = ptr::null_mut();
+        // SAFETY: the driver reads as many arguments as the kernel declares, which the caller has seen to.
+        unsafe {
+            check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(self.context))?;
+            let launched = cuda::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                0,
+                stream,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            );
+            check(launch.kernel, launched)
+        }
+    }
+}
+
+fn check(call: &str, result: cuda::CUresult) -> Result<(), KernelError> {
+    if result == cuda::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = ptr::null();
+    // SAFETY: the driver gives a string of its own, or null.
+    let message = unsafe {
+        cuda::cuGetErrorString(result, &mut text);
+        if text.is_null() { format!("{result:?}") } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+    };
+    Err(KernelError::Call { call: call.to_owned(), message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn a_machine_without_a_gpu_says_so() {
+        let shape = KernelShape { kind: Kind::BFloat16, heads: 4, kv_heads: 2, head_dim: 64 };
+        assert!(matches!(Gpu::load(&shape, Device::Cpu), Err(KernelError::Shape { .. })));
+        // SAFETY: as in `load`.
+        if !unsafe { cuda::is_culib_present() } {
+            assert_eq!(Gpu::load(&shape, Device::Cuda(0)).err(), Some(KernelError::NoDriver));
+        }
+    }
+}
