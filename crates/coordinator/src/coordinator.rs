@@ -375,6 +375,8 @@ fn machine_options(
     let verification = verification_limit(spec);
     Options {
         learners: spec.resources.learners,
+        min_learners: spec.resources.min_learners.unwrap_or(spec.resources.learners),
+        learner_wait: Duration::from_secs(u64::from(spec.learner_wait_seconds())),
         samples_per_prompt: spec.rollout.samples_per_prompt,
         prompts_per_step: spec.batch.prompts_per_step,
         total_steps: spec.batch.steps,
@@ -400,6 +402,8 @@ fn machine_options(
             after: spec.evaluation.after,
         },
         checkpoint_every_steps: spec.checkpoint.every_steps,
+        background_saves: spec.saves_in_background(),
+        checkpoint_timeout: Duration::from_secs(u64::from(spec.checkpoint.timeout_seconds)),
         max_attempts: spec.verifier.max_attempts,
         max_replacements: spec.verifier.max_replacements,
         max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),

@@ -16,12 +16,15 @@ use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status};
 
 use crate::publish::Publisher;
-use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup};
+use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup, written};
+use crate::writer::Outcome;
 
 /// How long one call waits for a generation or a task.
 const CALL_WAIT: Duration = Duration::from_secs(5);
@@ -189,7 +192,7 @@ impl Rank<'_> {
                     return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
                 Some(Done::Task(TaskResult::Failed(failure))) => return Err(ServeError::Rejoin(failure.message)),
-                Some(Done::Task(_)) => return Err(bug("joining gave the result of a task")),
+                Some(Done::Task(_) | Done::Captured(_)) => return Err(bug("joining gave the result of a task")),
             }
         }
     }
@@ -209,6 +212,8 @@ impl Rank<'_> {
 
     /// Works on tasks until the generation is over.
     async fn serve_generation(&mut self, generation: u64, abort: &AbortOnDrop) -> Result<(), ServeError> {
+        // What is written beside training belongs to the generation: nobody asks for it behind its end.
+        let mut _writing = None;
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
@@ -232,9 +237,10 @@ impl Rank<'_> {
                     Job::Save(task)
                 }
             };
-            let result = match self.unless_dissolved(generation, abort, job).await? {
+            let (result, outcome) = match self.unless_dissolved(generation, abort, job).await? {
                 None => return Ok(()),
-                Some(Done::Task(result)) => result,
+                Some(Done::Task(result)) => (result, None),
+                Some(Done::Captured(outcome)) => (TaskResult::Captured(v1::CaptureResult {}), Some(outcome)),
                 Some(Done::Joined) => return Err(bug("a task formed a communicator")),
             };
             if let TaskResult::Failed(failure) = &result {
@@ -249,6 +255,10 @@ impl Rank<'_> {
             };
             let client = self.client.clone();
             patiently(async || client.clone().complete_task(request.clone()).await).await?;
+            if let Some(outcome) = outcome {
+                let request = v1::CompleteTaskRequest { result: None, ..request };
+                _writing = Some(AbortTaskOnDrop(tokio::spawn(report_written(self.client.clone(), request, outcome))));
+            }
         }
     }
 
@@ -290,6 +300,34 @@ impl Rank<'_> {
 
     fn activity(&self, activity: &str) {
         self.membership.activity.set(activity);
+    }
+}
+
+/// Reports `request` with the outcome of a write, once there is one.
+async fn report_written(
+    client: LearnerServiceClient<Channel>,
+    request: v1::CompleteTaskRequest,
+    outcome: oneshot::Receiver<Outcome>,
+) {
+    // The writer is gone with the generation.
+    let Ok(outcome) = outcome.await else { return };
+    let result = written(outcome);
+    if let TaskResult::Failed(failure) = &result {
+        tracing::error!(request.generation, kind = ?failure.kind(), "checkpoint not written: {}", failure.message);
+    }
+    let request = v1::CompleteTaskRequest { result: Some(result), ..request };
+    let reported = patiently(async || client.clone().complete_task(request.clone()).await).await;
+    if let Err(ServeError::Rejoin(reason)) = reported {
+        // The coordinator has given the checkpoint up, or will when it hears nothing.
+        tracing::warn!(reason, "the written checkpoint could not be reported");
+    }
+}
+
+struct AbortTaskOnDrop(JoinHandle<()>);
+
+impl Drop for AbortTaskOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

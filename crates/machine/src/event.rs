@@ -162,6 +162,13 @@ pub enum Event {
         /// Which.
         task: u64,
     },
+    /// Nothing was heard of the checkpoint in flight for too long.
+    CheckpointOverdue {
+        /// The task that asked for it.
+        task: u64,
+    },
+    /// Learners are missing for so long that the run goes on with those that are there.
+    LearnersMissing,
 }
 
 /// What an operator can want.
@@ -215,7 +222,9 @@ pub enum TaskResult {
         /// Updates that the optimizer skipped.
         skipped_updates: u32,
     },
-    /// The rank's files are written.
+    /// The rank's part of the state to be saved is copied: it may be trained further.
+    Captured,
+    /// The rank's files are durable.
     Saved,
     /// The task failed.
     Failed {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod advance;
+mod assemble;
 mod bits;
 mod effect;
 mod event;
@@ -28,6 +29,7 @@ mod schedule;
 mod status;
 mod verbs;
 mod worker;
+mod writing;
 
 pub use effect::{
     Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,

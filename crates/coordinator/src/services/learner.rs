@@ -76,11 +76,12 @@ fn task(driver: &Driver, order: TaskOrder) -> Result<v1::NextTaskResponse, Statu
     let task = match order.kind {
         TaskKind::Prepare => WireTask::Prepare(v1::PrepareTask {}),
         TaskKind::Regroup { reason } => WireTask::Regroup(v1::RegroupTask { reason }),
-        TaskKind::Save { step, model } => WireTask::Save(v1::SaveTask {
-            directory: driver.checkpoints.unfinished(step).display().to_string(),
+        TaskKind::Save { step, model, background } => WireTask::Save(v1::SaveTask {
+            directory: driver.checkpoints.unfinished(step, order.task).display().to_string(),
             step,
             training_state: true,
             model,
+            background,
         }),
         TaskKind::Train { step } => {
             let batch = driver.batch.as_ref().filter(|batch| batch.step == step);
@@ -101,6 +102,7 @@ fn read(wire: &WireResult) -> Result<TaskResult, Status> {
         WireResult::Trained(result) => {
             TaskResult::Trained { weights: version(&result.weights), skipped_updates: result.skipped_updates }
         }
+        WireResult::Captured(_) => TaskResult::Captured,
         WireResult::Saved(_) => TaskResult::Saved,
         WireResult::Failed(failure) => {
             let kind = match failure.kind() {
@@ -128,6 +130,6 @@ pub(crate) fn keep_result(driver: &mut Driver, rank: u32, wire: WireResult) {
             let file = |file: v1::SavedFile| RankFile { path: file.path, bytes: file.bytes, crc32: file.crc32 };
             driver.saved.insert(rank, result.files.into_iter().map(file).collect());
         }
-        WireResult::Prepared(_) | WireResult::Trained(_) | WireResult::Failed(_) => {}
+        WireResult::Prepared(_) | WireResult::Trained(_) | WireResult::Captured(_) | WireResult::Failed(_) => {}
     }
 }

@@ -1,21 +1,17 @@
 use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::{Effect, Reply, TaskKind};
+use crate::{Effect, Reply};
 
 impl Machine {
     pub(crate) fn checkpoint_committed(&mut self, step: u64) {
         self.reply(Reply::Done);
-        let Phase::Committing { snapshot, model } = &self.phase else { return };
-        if step != snapshot.step {
-            return;
-        }
-        let (snapshot, model) = (snapshot.clone(), *model);
-        self.restart = snapshot;
+        let Some(writing) = self.writing.take_if(|it| it.is_written() && it.snapshot.step == step) else { return };
+        self.restart = writing.snapshot;
         self.restart_is_checkpoint = true;
-        self.exported = model;
+        self.exported = writing.model;
         self.lost_saves = 0;
-        self.advance();
+        self.go_on_without_writing();
     }
 
     /// A checkpoint on the way may fail, one at the end may not.
@@ -26,21 +22,26 @@ impl Machine {
 
     /// Goes on without the checkpoint of `step`, or ends the run if that was the one that counts.
     pub(crate) fn give_checkpoint_up(&mut self, step: u64, reason: &str) {
-        let model = match &self.phase {
-            Phase::Committing { snapshot, model } if snapshot.step == step => *model,
-            Phase::Saving(task) => match task.kind {
-                TaskKind::Save { step: saving, model } if saving == step => model,
-                _ => return,
-            },
-            _ => return,
-        };
+        let Some(writing) = self.writing.take_if(|writing| writing.snapshot.step == step) else { return };
         self.count(counter::FAILED_CHECKPOINTS, 1);
-        if model || self.stop.is_some() {
+        // Behind one in the background, a stop makes its own.
+        if writing.model || (self.stop.is_some() && !writing.background) {
             return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
+        }
+        if self.is_ended() {
+            return;
         }
         let note = format!("the checkpoint of step {step} could not be saved, the run goes on without it: {reason}");
         self.effects.push(Effect::Note(note));
-        // The learners were lost while it was committed, and what they had is not durable now.
+        self.go_on_without_writing();
+    }
+
+    /// Goes on with whatever has waited for the checkpoint in flight.
+    fn go_on_without_writing(&mut self) {
+        if !matches!(self.phase, Phase::Saving(_) | Phase::Committing) {
+            return;
+        }
+        // The learners were lost meanwhile, and what they had beyond the newest checkpoint with them.
         if self.team.is_none() {
             self.rewind();
         }
@@ -66,7 +67,7 @@ mod tests {
     fn a_lost_learner_goes_back_to_the_committed_step_and_keeps_what_its_weights_generated() {
         let mut run = saving();
         let effects = run.save();
-        let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
+        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else { panic!("{effects:?}") };
         assert_eq!((snapshot.step, snapshot.cursor), (2, 4));
         run.step(Event::CheckpointCommitted { step: 2 });
         run.generate_all();

@@ -11,7 +11,10 @@ impl Machine {
             Ok(rank) => rank,
             Err(refusal) => return self.refuse(refusal),
         };
-        let (newest_id, now) = (self.newest_id, self.now);
+        if self.is_of_writing(task) {
+            return self.report_of_writing(worker, rank, task, result);
+        }
+        let (newest_id, now, ranks) = (self.newest_id, self.now, self.team_size());
         let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
             if task == 0 || task > newest_id {
                 return self.refuse(Refusal::UnknownTask { task });
@@ -20,7 +23,7 @@ impl Machine {
             return self.reply(Reply::Accepted { fresh: false });
         };
         if let TaskResult::Failed { message, kind } = result {
-            if kind == FailureKind::Write && !matches!(current.kind, TaskKind::Save { .. }) {
+            if kind == FailureKind::Write {
                 let problem = "only a save can fail because its files cannot be written".to_owned();
                 return self.refuse(Refusal::BadResult { task, problem });
             }
@@ -39,7 +42,7 @@ impl Machine {
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
         }
-        let is_done = current.done.len() == self.options.learners as usize;
+        let is_done = current.done.len() == ranks;
         self.reply(Reply::Accepted { fresh: true });
         if is_done {
             self.task_done();
@@ -53,13 +56,13 @@ impl Machine {
         team.rank(worker).ok_or(stale)
     }
 
-    fn task_failed(&mut self, worker: WorkerId, message: &str, kind: FailureKind) {
+    pub(crate) fn task_failed(&mut self, worker: WorkerId, message: &str, kind: FailureKind) {
         let name = self.worker_name(worker);
         match kind {
             FailureKind::Permanent => self.fail(format!("{name} failed for good: {message}")),
             // It has lost nothing: what it trained is in its memory.
             FailureKind::Write => {
-                let step = self.position.step;
+                let step = self.saving().map_or(self.position.step, |(step, _)| step);
                 self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
             }
             // Also in a save: without the peer, neither this checkpoint nor the next step would come about.
@@ -78,13 +81,6 @@ impl Machine {
             Phase::Training(training) => {
                 let skipped = u64::from(training.task.skipped_updates);
                 self.step_done(skipped);
-            }
-            Phase::Saving(task) => {
-                let TaskKind::Save { step, model } = task.kind else { unreachable!("a save phase holds a save task") };
-                let snapshot = self.position_without_flight();
-                debug_assert_eq!(step, snapshot.step, "no step is made while state is saved");
-                self.enter(Phase::Committing { snapshot: snapshot.clone(), model });
-                self.effects.push(Effect::CommitCheckpoint { snapshot, model });
             }
             _ => unreachable!("only these phases have tasks"),
         }
@@ -122,8 +118,7 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
             Err(format!("the weights after step {step} must have version v{step}, not {version}"))
         }
         (TaskKind::Prepare, TaskResult::Prepared { .. })
-        | (TaskKind::Train { .. }, TaskResult::Trained { .. })
-        | (TaskKind::Save { .. }, TaskResult::Saved) => Ok(()),
+        | (TaskKind::Train { .. }, TaskResult::Trained { .. }) => Ok(()),
         (kind, result) => Err(format!("{result:?} does not answer {kind:?}")),
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Actor {
     state: Option<u64>,
     /// Learners: the task at hand and the ticks that it still takes.
     task: Option<(TaskOrder, u32)>,
+    /// Learners: the save that goes on beside, and the ticks that it still takes.
+    writing: Option<(TaskOrder, u32)>,
 }
 
 /// What makes the world unpleasant for workers.
@@ -71,6 +73,7 @@ impl Actor {
             membership: None,
             state: None,
             task: None,
+            writing: None,
         }
     }
 
@@ -93,6 +96,7 @@ impl Actor {
         self.membership = None;
         self.state = None;
         self.task = None;
+        self.writing = None;
     }
 
     /// Whether it holds a group that kills it.
@@ -219,8 +223,18 @@ impl Actor {
         temper: &Temper,
         sent: &mut Vec<(u64, Event)>,
     ) {
-        // One thing at a time, as a learner does.
-        if self.has_open(|event| !matches!(event, Event::Heartbeat { .. })) {
+        self.write(worker, tick, rng, temper, sent);
+        // Beside that, one thing at a time, as a learner does.
+        let is_beside = |result: &TaskResult| match result {
+            TaskResult::Saved => true,
+            TaskResult::Failed { kind, .. } => *kind == FailureKind::Write,
+            _ => false,
+        };
+        if self.has_open(|event| match event {
+            Event::Heartbeat { .. } => false,
+            Event::CompleteTask { result, .. } => !is_beside(result),
+            _ => true,
+        }) {
             return;
         }
         let Some(generation) = self.membership.as_ref().map(|membership| membership.generation) else {
@@ -237,9 +251,38 @@ impl Actor {
                 });
                 let result = self.finish(&order.kind, failure);
                 let task = order.task;
+                if result == TaskResult::Captured {
+                    self.writing = Some((order, rng.random_range(0..30)));
+                }
                 sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
             }
         }
+    }
+
+    /// Goes on writing what was captured; now and then for longer than anybody waits for.
+    fn write(
+        &mut self,
+        worker: WorkerId,
+        tick: u32,
+        rng: &mut ChaCha8Rng,
+        temper: &Temper,
+        sent: &mut Vec<(u64, Event)>,
+    ) {
+        let (Some(membership), Some((order, left))) = (&self.membership, &mut self.writing) else { return };
+        if rng.random_bool(temper.breaking / 4.0) {
+            *left = 400;
+        }
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        let (generation, task) = (membership.generation, order.task);
+        let result = match rng.random_bool(2.0 * temper.breaking) {
+            true => TaskResult::Failed { message: CANNOT_WRITE.into(), kind: FailureKind::Write },
+            false => TaskResult::Saved,
+        };
+        self.writing = None;
+        sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
     }
 
     fn finish(&mut self, kind: &TaskKind, failure: Option<FailureKind>) -> TaskResult {
@@ -260,9 +303,10 @@ impl Actor {
                 self.state = Some(*step);
                 TaskResult::Trained { weights: weights(*step), skipped_updates: 0 }
             }
-            TaskKind::Save { step, .. } => {
+            TaskKind::Save { step, background, .. } => {
                 assert_eq!(self.state, Some(*step), "{} is to save another step", self.name);
-                TaskResult::Saved
+                // One that has nothing to write is done at once.
+                if *background && rank < 2 { TaskResult::Captured } else { TaskResult::Saved }
             }
             TaskKind::Regroup { .. } => unreachable!("it is not worked on"),
         }
@@ -304,5 +348,6 @@ impl Actor {
         self.membership = None;
         self.state = None;
         self.task = None;
+        self.writing = None;
     }
 }

@@ -61,6 +61,10 @@ fn runs_finish_and_never_break_an_invariant() {
         "trained_at_full_lag",
         "stale_generations_refused",
         "full_disks_at_the_end",
+        "failed_checkpoints",
+        "committed_behind_the_newest_step",
+        "generations_with_fewer",
+        "generations_with_more",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }

@@ -272,7 +272,7 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::CommitCheckpoint { snapshot, model } => self.commit(snapshot, model),
+            Effect::CommitCheckpoint { snapshot, model, .. } => self.commit(snapshot, model),
             Effect::Drained { name } => self.drained.push(name),
             _ => {}
         }
@@ -281,7 +281,9 @@ impl World {
     fn commit(&mut self, snapshot: Snapshot, model: bool) {
         let step = snapshot.step;
         let arrives = self.tick + self.rng.random_range(1..=5);
-        if self.fault(if model { 0.02 } else { 0.1 }) {
+        // One that is there already is found by whoever commits it again.
+        let is_there = self.committed.as_ref() == Some(&(snapshot.clone(), model));
+        if self.fault(if model { 0.02 } else { 0.1 }) && !is_there {
             let reason = CANNOT_WRITE.to_owned();
             return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
         }
@@ -307,7 +309,7 @@ impl World {
         if self.server.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.server.step(self.now, Event::Reopened, None);
         }
-        if let Some((snapshot, model)) = self.server.machine.committing() {
+        if let Some((snapshot, model, _)) = self.server.machine.committing() {
             let (snapshot, model) = (snapshot.clone(), model);
             self.commit(snapshot, model);
         }
@@ -383,8 +385,11 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
     let max_lag = if rng.random_bool(0.4) { 0 } else { rng.random_range(1..=3) };
     let staleness = [Staleness::Wait, Staleness::Wait, Staleness::Evict, Staleness::Accept];
     let uniform = [UniformGroups::Keep, UniformGroups::Drop, UniformGroups::Refill];
+    let learners = rng.random_range(1..=3);
     Options {
-        learners: rng.random_range(1..=3),
+        learners,
+        min_learners: rng.random_range(1..=learners),
+        learner_wait: Duration::from_secs(rng.random_range(1..10)),
         samples_per_prompt,
         prompts_per_step,
         total_steps: rng.random_range(1..=8),
@@ -402,6 +407,8 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
             after: rng.random(),
         },
         checkpoint_every_steps: rng.random_range(0..=3),
+        background_saves: rng.random_bool(0.7),
+        checkpoint_timeout: Duration::from_secs(30),
         max_attempts: rng.random_range(1..=3),
         max_replacements: rng.random_range(0..=2),
         group_timeout: Duration::from_secs(rng.random_range(30..90)),

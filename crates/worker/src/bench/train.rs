@@ -93,7 +93,9 @@ fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
     let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
     let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
     let micro_batch_tokens = arguments.micro_batch_tokens;
-    Ok(TrainerSettings { micro_batch_tokens, memory_bytes, ..TrainerSettings::new(&spec, 0, 1) })
+    let settings = TrainerSettings::new(&spec, 0, 1);
+    // Nothing is saved here.
+    Ok(TrainerSettings { micro_batch_tokens, memory_bytes, saves_in_background: false, ..settings })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
