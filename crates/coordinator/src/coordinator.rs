@@ -34,6 +34,9 @@ const GENERATIONS_OF_A_START: u64 = 1000;
 /// checkpoint takes, and far beyond the time that one rank waits for another.
 const TASK_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
 
+/// Each of them costs all steps since the last checkpoint.
+const MOST_LOST_SAVES: u32 = 5;
+
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
@@ -405,6 +408,7 @@ fn machine_options(
         max_worker_losses: spec.groups.max_worker_losses,
         task_timeout: TASK_TIMEOUT,
         max_lost_generations: 10,
+        max_lost_saves: MOST_LOST_SAVES,
         heartbeat_timeout: timing.heartbeat_timeout,
         // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
         rollout_lease_timeout: Duration::from_secs(3600),

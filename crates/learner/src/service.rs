@@ -9,6 +9,7 @@ use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::weight_service_server::WeightServiceServer;
+use pacs_protocol::v1::FailureKind;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_runtime::{Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
@@ -184,7 +185,7 @@ impl Rank<'_> {
             match joined {
                 None => {}
                 Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
-                Some(Done::Task(TaskResult::Failed(failure))) if failure.permanent => {
+                Some(Done::Task(TaskResult::Failed(failure))) if failure.kind() == FailureKind::Permanent => {
                     return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
                 Some(Done::Task(TaskResult::Failed(failure))) => return Err(ServeError::Rejoin(failure.message)),
@@ -237,7 +238,7 @@ impl Rank<'_> {
                 Some(Done::Joined) => return Err(bug("a task formed a communicator")),
             };
             if let TaskResult::Failed(failure) = &result {
-                tracing::error!(generation, failure.permanent, "task failed: {}", failure.message);
+                tracing::error!(generation, kind = ?failure.kind(), "task failed: {}", failure.message);
             }
             self.activity("waiting for samples");
             let request = v1::CompleteTaskRequest {

@@ -221,7 +221,19 @@ pub enum TaskResult {
     Failed {
         /// Why.
         message: String,
-        /// Trying again cannot help.
-        permanent: bool,
+        /// What it means for the run.
+        kind: FailureKind,
     },
+}
+
+/// What a failed task means for the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The rank lost a peer, or cannot go on in its generation for another reason that a new one may cure.
+    Generation,
+    /// The rank could not write its files of a checkpoint; what it has in memory is whole.
+    Write,
+    /// Trying again cannot help.
+    Permanent,
 }

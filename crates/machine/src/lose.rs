@@ -92,6 +92,16 @@ impl Machine {
                 self.lost_generations
             ));
         }
+        if matches!(self.phase, Phase::Saving(_)) {
+            self.lost_saves += 1;
+            if self.lost_saves >= self.options.max_lost_saves {
+                return self.fail(format!(
+                    "{} generations of learners were lost in a row while they saved, the last while it wrote the \
+                     checkpoint of step {}, because {reason}; look at the learners' logs",
+                    self.lost_saves, self.position.step
+                ));
+            }
+        }
         // The files are written already: whether they become a checkpoint no longer depends on the learners.
         if matches!(self.phase, Phase::Committing { .. }) {
             return;

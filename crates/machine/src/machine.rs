@@ -39,6 +39,9 @@ pub struct Machine {
     /// Why the last generation ended.
     pub(crate) regroup_reason: String,
     pub(crate) lost_generations: u32,
+    /// Generations that were lost while they saved since the last checkpoint was committed: the steps that are made again
+    /// before each of them do not end this count.
+    pub(crate) lost_saves: u32,
 
     /// Training groups in flight, without those of the step in the making.
     pub(crate) pool: Pool,
@@ -96,6 +99,7 @@ impl Machine {
             weights: None,
             regroup_reason: String::new(),
             lost_generations: 0,
+            lost_saves: 0,
             pool: Pool::default(),
             failed_groups: 0,
             refills: 0,

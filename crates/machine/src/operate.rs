@@ -159,7 +159,7 @@ impl Machine {
         }
         self.workers.clear();
         (self.team, self.weights, self.stop) = (None, None, None);
-        (self.lost_generations, self.paused, self.checkpoint_wanted) = (0, false, false);
+        (self.lost_generations, self.lost_saves, self.paused, self.checkpoint_wanted) = (0, 0, false, false);
         self.regroup_reason.clear();
         self.phase_since = Duration::ZERO;
         self.rewind();

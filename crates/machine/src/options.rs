@@ -54,6 +54,8 @@ pub struct Options {
     pub task_timeout: Duration,
     /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
     pub max_lost_generations: u32,
+    /// Generations that may be lost while they save, without a committed checkpoint between them, before the run fails.
+    pub max_lost_saves: u32,
     /// Silence after which a worker is given up.
     pub heartbeat_timeout: Duration,
     /// Time without a finished sample after which a group's lease lapses although its worker lives.

@@ -29,6 +29,7 @@ fn options() -> Options {
         max_skipped_updates: 10,
         task_timeout: Duration::from_secs(60),
         max_lost_generations: 5,
+        max_lost_saves: 3,
         heartbeat_timeout: Duration::from_secs(10),
         rollout_lease_timeout: Duration::from_secs(60),
         verifier_lease_timeout: Duration::from_secs(60),

@@ -39,6 +39,7 @@ pub(crate) fn options() -> Options {
         max_worker_losses: 3,
         task_timeout: Duration::from_secs(900),
         max_lost_generations: 5,
+        max_lost_saves: 3,
         heartbeat_timeout: Duration::from_secs(10),
         rollout_lease_timeout: Duration::from_secs(60),
         verifier_lease_timeout: Duration::from_secs(60),

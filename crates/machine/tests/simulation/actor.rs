@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pacs_machine::{
-    Directive, Event, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
+    Directive, Event, FailureKind, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
 };
 use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::Rng;
@@ -11,6 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Ticks after which a request without an answer is sent again.
 const PATIENCE: u32 = 12;
+/// What a process says whose disk is full.
+pub(crate) const CANNOT_WRITE: &str = "no space left on device";
 
 /// A process slot.
 #[derive(Debug)]
@@ -229,16 +231,21 @@ impl Actor {
             None => sent.push(self.ask(tick, Event::NextTask { worker, generation })),
             Some((order, left)) if left > 0 => self.task = Some((order, left - 1)),
             Some((order, _)) => {
-                let result = self.finish(&order.kind, rng.random_bool(temper.breaking));
+                let failure = rng.random_bool(temper.breaking).then(|| match order.kind {
+                    TaskKind::Save { .. } if rng.random_bool(0.5) => FailureKind::Write,
+                    _ => FailureKind::Generation,
+                });
+                let result = self.finish(&order.kind, failure);
                 let task = order.task;
                 sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
             }
         }
     }
 
-    fn finish(&mut self, kind: &TaskKind, breaks: bool) -> TaskResult {
-        if breaks {
-            return TaskResult::Failed { message: "peer lost".into(), permanent: false };
+    fn finish(&mut self, kind: &TaskKind, failure: Option<FailureKind>) -> TaskResult {
+        if let Some(kind) = failure {
+            let message = if kind == FailureKind::Write { CANNOT_WRITE } else { "peer lost" };
+            return TaskResult::Failed { message: message.into(), kind };
         }
         let rank = self.membership.as_ref().expect("a task belongs to a generation").rank;
         let weights = |version| (rank == 0).then_some(WeightVersion(version));
