@@ -51,7 +51,8 @@ fn header(metadata: &[(&'static str, String)], tensors: &[(&'static str, Tensor)
     let mut end = 0;
     for (name, tensor) in tensors {
         let kind = if tensor.kind() == Kind::Float { "F32" } else { "BF16" };
-        let start = std::mem::replace(&mut end, end + tensor.numel() * tensor.kind().elt_size_in_bytes());
+        let start = end;
+        end += tensor.numel() * tensor.kind().elt_size_in_bytes();
         let field = json!({ "dtype": kind, "shape": [tensor.numel()], "data_offsets": [start, end] });
         fields.insert((*name).to_owned(), field);
     }

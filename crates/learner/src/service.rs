@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_collective::{AbortHandle, HostListener};
+use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::weight_service_server::WeightServiceServer;
-use pacs_protocol::v1::FailureKind;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_runtime::{Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
@@ -202,7 +202,11 @@ impl Rank<'_> {
         loop {
             let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: WAIT_MS };
             let client = self.client.clone();
-            let reply = patiently(async || client.clone().join_generation(request).await).await?;
+            let reply = patiently(|| {
+                let mut client = client.clone();
+                async move { client.join_generation(request).await }
+            })
+            .await?;
             // No group means "not yet": the waiting happens at the coordinator.
             if let Some(group) = reply.group {
                 return Ok(group);
@@ -217,7 +221,11 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
-            let next = patiently(async || client.clone().next_task(request).await).await?;
+            let next = patiently(|| {
+                let mut client = client.clone();
+                async move { client.next_task(request).await }
+            })
+            .await?;
             let job = match next.task {
                 None => continue,
                 Some(Task::Regroup(regroup)) => {
@@ -254,7 +262,11 @@ impl Rank<'_> {
                 result: Some(result),
             };
             let client = self.client.clone();
-            patiently(async || client.clone().complete_task(request.clone()).await).await?;
+            patiently(|| {
+                let (mut client, request) = (client.clone(), request.clone());
+                async move { client.complete_task(request).await }
+            })
+            .await?;
             if let Some(outcome) = outcome {
                 let request = v1::CompleteTaskRequest { result: None, ..request };
                 _writing = Some(AbortTaskOnDrop(tokio::spawn(report_written(self.client.clone(), request, outcome))));
@@ -291,7 +303,11 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
             let client = self.client.clone();
-            let next = patiently(async || client.clone().next_task(request).await).await?;
+            let next = patiently(|| {
+                let mut client = client.clone();
+                async move { client.next_task(request).await }
+            })
+            .await?;
             if let Some(Task::Regroup(regroup)) = next.task {
                 return Ok(regroup.reason);
             }
@@ -316,7 +332,11 @@ async fn report_written(
         tracing::error!(request.generation, kind = ?failure.kind(), "checkpoint not written: {}", failure.message);
     }
     let request = v1::CompleteTaskRequest { result: Some(result), ..request };
-    let reported = patiently(async || client.clone().complete_task(request.clone()).await).await;
+    let reported = patiently(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.complete_task(request).await }
+    })
+    .await;
     if let Err(ServeError::Rejoin(reason)) = reported {
         // The coordinator has given the checkpoint up, or will when it hears nothing.
         tracing::warn!(reason, "the written checkpoint could not be reported");
@@ -336,7 +356,10 @@ fn bug(problem: &str) -> ServeError {
 }
 
 /// Makes a call, again and again while the coordinator cannot be reached, for as long as [`PATIENCE`] lasts.
-async fn patiently<T>(call: impl AsyncFn() -> Result<tonic::Response<T>, Status>) -> Result<T, ServeError> {
+async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, ServeError>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
     let started = std::time::Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {

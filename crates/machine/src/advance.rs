@@ -17,7 +17,10 @@ enum Next {
     Assemble,
     Evaluate,
     Sample,
-    Save { model: bool, background: bool },
+    Save {
+        model: bool,
+        background: bool,
+    },
     /// The checkpoint in flight has to be durable first.
     Settle,
     /// A learner is back, and the generation takes it in.

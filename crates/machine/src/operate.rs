@@ -208,7 +208,9 @@ mod tests {
         run.generate_all();
         run.command(Command::Stop(StopMode::Save)).unwrap();
         let effects = run.save();
-        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else { panic!("{effects:?}") };
+        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else {
+            panic!("{effects:?}")
+        };
         assert_eq!((snapshot.step, snapshot.cursor), (1, 2), "without the journal, the groups are drawn again");
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));

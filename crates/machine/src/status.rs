@@ -149,7 +149,9 @@ impl Machine {
                     "" => String::new(),
                     reason => format!(", after {reason}"),
                 };
-                format!("waits for learners: {wanted} wanted{least}, {there} registered, {joining} ready, for {age}{after}")
+                format!(
+                    "waits for learners: {wanted} wanted{least}, {there} registered, {joining} ready, for {age}{after}"
+                )
             }
             Phase::Preparing(task) => {
                 format!("waits for {} to load their state, for {age}", self.open_ranks(task))

@@ -247,7 +247,10 @@ mod tests {
         run.full_step();
         let status = run.machine.status(run.now);
         assert_eq!((status.phase, status.step), ("committing", 2));
-        assert_eq!(status.waiting_for, "waits for 2 of 2 learners (learner-0 …) to write the checkpoint of step 1, for 0.0 s");
+        assert_eq!(
+            status.waiting_for,
+            "waits for 2 of 2 learners (learner-0 …) to write the checkpoint of step 1, for 0.0 s"
+        );
         write(&mut run, save);
         run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(run.machine.status(run.now).phase, "saving");
@@ -334,7 +337,10 @@ mod tests {
             assert_eq!(report(&mut run, 0, save, result).len(), 1);
         }
         let refused = report(&mut run, 0, save, TaskResult::Prepared { weights: None });
-        assert!(matches!(refused.as_slice(), [Effect::Persist(_), Effect::Refuse(_)] | [Effect::Refuse(_)]), "{refused:?}");
+        assert!(
+            matches!(refused.as_slice(), [Effect::Persist(_), Effect::Refuse(_)] | [Effect::Refuse(_)]),
+            "{refused:?}"
+        );
         report(&mut run, 0, save, TaskResult::Saved);
         assert_eq!(report(&mut run, 0, save, TaskResult::Saved).len(), 1);
         let worker = run.learners[0];

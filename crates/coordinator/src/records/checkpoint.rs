@@ -367,10 +367,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         (1..=3).for_each(|step| drop(save(&checkpoints, step, 3, false)));
-        checkpoints.create(4).unwrap();
+        checkpoints.create(4, 1).unwrap();
         let snapshot = Snapshot { step: 4, ..Snapshot::default() };
         let retention = Retention { newest: 1, best: 1, scores: vec![(1, 0.2), (2, 0.4), (3, 0.3)] };
-        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), &retention).unwrap();
+        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), 1, &retention).unwrap();
         assert_eq!(checkpoints.steps().unwrap(), [2, 4]);
     }
 
@@ -416,10 +416,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         for path in ["gone", "../outside", "/etc/hostname", ""] {
-            checkpoints.create(1).unwrap();
+            checkpoints.create(1, 1).unwrap();
             let file = RankFile { path: path.into(), bytes: 1, crc32: 0 };
             let manifest = Manifest::new(Snapshot::default(), false, &spec(), BTreeMap::from([(0, vec![file])]));
-            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, &Retention::default()).is_err(), "{path}");
+            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, 1, &Retention::default()).is_err(), "{path}");
         }
         assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
     }

@@ -67,7 +67,9 @@ mod tests {
     fn a_lost_learner_goes_back_to_the_committed_step_and_keeps_what_its_weights_generated() {
         let mut run = saving();
         let effects = run.save();
-        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else { panic!("{effects:?}") };
+        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else {
+            panic!("{effects:?}")
+        };
         assert_eq!((snapshot.step, snapshot.cursor), (2, 4));
         run.step(Event::CheckpointCommitted { step: 2 });
         run.generate_all();

@@ -117,8 +117,9 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
         (TaskKind::Train { step }, TaskResult::Trained { weights: Some(version), .. }) if version.0 != *step => {
             Err(format!("the weights after step {step} must have version v{step}, not {version}"))
         }
-        (TaskKind::Prepare, TaskResult::Prepared { .. })
-        | (TaskKind::Train { .. }, TaskResult::Trained { .. }) => Ok(()),
+        (TaskKind::Prepare, TaskResult::Prepared { .. }) | (TaskKind::Train { .. }, TaskResult::Trained { .. }) => {
+            Ok(())
+        }
         (kind, result) => Err(format!("{result:?} does not answer {kind:?}")),
     }
 }

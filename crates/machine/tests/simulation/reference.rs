@@ -138,7 +138,11 @@ impl Reference {
                 assert!(*generation > self.generation, "generations go up");
                 assert!((options.min_learners as usize..=options.learners as usize).contains(&names.len()));
                 if self.ranks > 0 && names.len() != self.ranks {
-                    self.count(if names.len() < self.ranks { "generations_with_fewer" } else { "generations_with_more" });
+                    self.count(if names.len() < self.ranks {
+                        "generations_with_fewer"
+                    } else {
+                        "generations_with_more"
+                    });
                 }
                 (self.generation, self.ranks) = (*generation, names.len());
             }
