@@ -3,6 +3,7 @@
 //! The programs must be built before (`cargo xtask test` does it); a test that misses them says so.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod samples;
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+pub use cluster::Cluster;
 pub use samples::Archived;
 
 /// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
@@ -146,6 +148,16 @@ impl Job {
         self.start_with(&[])
     }
 
+    /// Writes the job spec, `job.toml`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_spec(&self) -> Result<PathBuf> {
+        let spec = self.path("job.toml");
+        fs::write(&spec, toml::to_string(&self.spec)?).context("write the job spec")?;
+        Ok(spec)
+    }
+
     /// Starts `pacs run` with more options.
     ///
     /// # Errors
@@ -168,8 +180,7 @@ impl Job {
     }
 
     fn launch(&self, mut command: Command, options: &[&str]) -> Result<Run> {
-        let spec = self.path("job.toml");
-        fs::write(&spec, toml::to_string(&self.spec)?).context("write the job spec")?;
+        let spec = self.write_spec()?;
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
         command.arg("run").arg(spec).arg("--run-dir").arg(self.path("run"));

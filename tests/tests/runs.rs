@@ -62,18 +62,21 @@ fn more_learners_give_the_same_model() -> Result<()> {
 
 #[test]
 fn an_interrupted_run_saves_and_goes_on() -> Result<()> {
-    let job = Job::tiny()?.with("batch.steps", 6);
-    let mut run = job.start()?;
-    run.wait_until("step 1", |status| status["step"].as_u64() >= Some(1))?;
-    run.signal(Signal::SIGINT)?;
-    let ended = run.wait()?;
-    ended.expect_code(75);
-    let done = steps(&job.json_lines("metrics.jsonl")?);
-    let last = *done.last().context("a step was done")?;
-    assert!((1..6).contains(&last), "steps {done:?}");
-    assert!(job.run_path(&format!("checkpoints/step-{last:06}")).exists(), "no checkpoint of step {last}");
+    let job = Job::tiny()?.with("batch.steps", 30);
+    let mut last = 0;
+    for signal in [Signal::SIGINT, Signal::SIGUSR1] {
+        let mut run = job.start()?;
+        run.wait_until("a step", |status| status["step"].as_u64() > Some(last))?;
+        run.signal(signal)?;
+        run.wait()?.expect_code(75);
+        let done = steps(&job.json_lines("metrics.jsonl")?);
+        let before = last;
+        last = *done.last().context("a step was done")?;
+        assert!((before + 1..30).contains(&last), "steps {done:?}");
+        assert!(job.run_path(&format!("checkpoints/step-{last:06}")).exists(), "no checkpoint of step {last}");
+    }
     job.start()?.wait()?.expect_code(0);
-    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), (1..=30).collect::<Vec<_>>());
     Ok(())
 }
 

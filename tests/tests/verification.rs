@@ -34,7 +34,7 @@ struct Verifier {
 impl Verifier {
     fn start(address: &str, name: &str) -> Result<Self> {
         let mut command = Command::new(program("pacs")?);
-        command.args(["verifier", "--coordinator", address, "--name", name, "--threads", "1"]);
+        command.args(["verifier", "--coordinator", address, "--name", name, "--threads", "1", "--plaintext"]);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Self { name: name.to_owned(), process })
     }

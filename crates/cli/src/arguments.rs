@@ -1,3 +1,6 @@
+mod cluster;
+mod launch;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -6,6 +9,9 @@ use pacs_spec::ObjectiveKind;
 
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
+
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, Supervise, Verifier};
+pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
 #[derive(Debug, Parser)]
@@ -27,8 +33,24 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Runs a job: coordinator here, its workers as processes of this machine.
     Run(Run),
+    /// Prints what a cluster needs to run a job.
+    #[command(
+        after_help = "Examples:\n  pacs launch slurm job.toml --nodes 4 | sbatch\n  pacs launch slurm job.toml --submit"
+    )]
+    Launch {
+        #[command(subcommand)]
+        command: LaunchCommand,
+    },
+    /// Runs the coordinator of a job whose workers are started on their own.
+    Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Runs a worker, and starts it again when it dies.
+    Supervise(Supervise),
+    /// Makes certificates for mutual TLS: an authority, and one for each role.
+    Certs(Certs),
+    /// Looks whether this machine can do its part in a run, and says what to do where it cannot.
+    Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
     /// Asks a run to write a checkpoint and end.
@@ -197,8 +219,8 @@ Examples:
   pacs run job.toml --model models/qwen3-0.6b --dataset problems.jsonl --steps 100
   pacs run job.toml --run-dir runs/second-try --seed 2
 
-Ctrl-C or SIGTERM writes a checkpoint and ends with exit code 75; the same command then goes on where the run was.
-SIGUSR1 writes a checkpoint and goes on. When the command is killed its workers wait, and the same command takes them over.
+Ctrl-C, SIGTERM or SIGUSR1 (by which launchers say that the time is nearly over) writes a checkpoint and ends with exit code 75;
+the same command then goes on where the run was. When the command is killed its workers wait, and the same command takes them over.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.
@@ -210,6 +232,9 @@ pub(crate) struct Run {
     /// Where the coordinator listens.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
     pub(crate) listen: SocketAddr,
+    /// Folder with the certificates of all roles, as `pacs certs` writes it; needed to listen beyond this machine.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
     /// The `pacs-worker` program. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
@@ -258,30 +283,6 @@ pub(crate) enum LogFormat {
     Human,
     /// One JSON object an event.
     Json,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-`pacs run` starts verifiers by itself; this is for verifiers on other machines.
-
-Example:
-  pacs verifier --coordinator 10.0.0.5:7700 --name verifier-3 --threads 8")]
-pub(crate) struct Verifier {
-    /// Coordinator, host:port.
-    #[arg(long, value_name = "HOST:PORT", env = "PACS_COORDINATOR")]
-    pub(crate) coordinator: String,
-    /// Stable name of this process slot; a second process of the same name replaces the first.
-    #[arg(long, env = "PACS_WORKER_NAME")]
-    pub(crate) name: String,
-    /// Answers that are graded at once; 0: one a core.
-    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
-    pub(crate) threads: usize,
-    /// Seconds to wait for the coordinator to appear.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub(crate) join_timeout: u64,
-    /// Write log lines as JSON.
-    #[arg(long)]
-    pub(crate) log_json: bool,
 }
 
 #[derive(Debug, Args)]

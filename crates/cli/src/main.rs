@@ -5,10 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod attempts;
+mod certs;
+mod coordinator;
 mod data;
+mod doctor;
+mod ending;
 mod failure;
 mod format;
 mod job;
+mod launch;
 mod memory;
 mod model_folder;
 mod operate;
@@ -16,6 +22,7 @@ mod output;
 mod plan;
 mod run;
 mod status;
+mod supervise;
 mod target;
 mod verifier;
 mod verify;
@@ -24,11 +31,17 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, DataCommand, JobCommand};
+use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchCommand};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Coordinator(arguments) => coordinator::run(&arguments),
+        Command::Supervise(arguments) => supervise::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
+        Command::Launch { command: LaunchCommand::Slurm(arguments) } => launch::slurm(&arguments),
+        Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => operate::stop(&arguments),

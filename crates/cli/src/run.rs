@@ -7,7 +7,7 @@ mod adopt;
 mod console;
 mod logs;
 mod overrides;
-mod restarts;
+pub(crate) mod restarts;
 mod supervisor;
 mod wall_time;
 mod workers;
@@ -19,23 +19,25 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError};
-use pacs_protocol::v1::{Checkpoint, OperateRequest, StopMode, StopRunRequest, operate_request};
+use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_runtime::launch;
+use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::timeout;
 
-use self::console::{BeforeAfter, Console, finish_lines};
+pub(crate) use self::console::Console;
+use self::console::{BeforeAfter, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
 pub(crate) use self::wall_time::StopBefore;
 use self::wall_time::WallTime;
+pub(crate) use self::workers::find_worker;
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};
 use crate::model_folder::{self, ModelFolder};
-use crate::target::{self, CALL_DEADLINE};
 
 /// How long workers may still take to leave when the coordinator, which waits for them itself, has ended.
 const LEAVE_GRACE: Duration = Duration::from_secs(3);
@@ -70,7 +72,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     result
 }
 
-fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
+pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
     model_folder::inspect(path).map_err(|error| {
         let failure = Failure::config(error).doing(format!("read model `{}`", path.display()));
         let hint = "give a Hugging Face folder with --model DIR; `pacs-worker import` makes one of a GGUF file, and \
@@ -94,10 +96,8 @@ enum Occurrence {
     Worker(WorkerNews),
     /// The operator wants the run to stop.
     Stop,
-    /// The time that the run was given is nearly over.
-    TimeUp,
-    /// A signal asks for a checkpoint.
-    Checkpoint,
+    /// The time that the run was given is nearly over, and who says so.
+    TimeUp(&'static str),
     /// The operator does not want to wait for that.
     Hurry,
     /// The coordinator is done.
@@ -116,26 +116,30 @@ enum Outcome {
 
 impl Job<'_> {
     async fn run(&self, spec: JobSpec, worker: &Path, logs: &Path) -> Result<Exit, Failure> {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
+        let (shutdown, warned) = (Shutdown::new(), Shutdown::new());
+        let installed = shutdown.on_signals().and_then(|()| warned.on_warning());
+        installed.context("install signal handlers").map_err(Failure::bug)?;
         let mut console = Console::new(self.arguments.json);
         let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
         console.say("loading", &text, json!({}));
-        let options =
-            CoordinatorOptions { spec: spec.clone(), run_dir: self.run_dir.clone(), listen: self.arguments.listen };
+        let options = CoordinatorOptions {
+            security: self.security()?,
+            ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), self.arguments.listen)
+        };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address);
-        let mut commands = workers::commands(&spec, worker, address)?;
+        let mut commands = workers::commands(&spec, worker, address, self.arguments.tls_dir.as_deref())?;
         // Workers of a run that was killed outlive it, and go on with this one.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {
             console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
         }
         let mut supervisor = Supervisor::start(commands, logs);
+        let stop = coordinator.stop_handle();
         let mut end = pin!(coordinator.wait());
         let wall = WallTime::new(self.arguments.stop_before);
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, address, &shutdown, wall).await {
+        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -152,7 +156,8 @@ impl Job<'_> {
                 Ok(Exit::Again)
             }
             Outcome::Lost(worker) => {
-                if worker.exit != Exit::Config && stop(address).await {
+                if worker.exit != Exit::Config {
+                    stop.request_stop();
                     // Best effort: otherwise the steps since the last checkpoint are lost.
                     let _ = timeout(LAST_SAVE, end).await;
                 }
@@ -160,6 +165,13 @@ impl Job<'_> {
                 Err(lost_worker(&worker))
             }
         }
+    }
+
+    /// Plain text within this machine, unless there are certificates.
+    fn security(&self) -> Result<Security, Failure> {
+        let Some(folder) = &self.arguments.tls_dir else { return Ok(Security::Plain) };
+        launch::security(folder, PeerRole::Coordinator)
+            .map_err(|error| Failure::config(error).doing("use the certificates"))
     }
 
     /// Says what is run, and where to look.
@@ -224,8 +236,8 @@ async fn watch(
     mut end: Pin<&mut impl Future<Output = RunEnd>>,
     mut events: broadcast::Receiver<Progress>,
     supervisor: &mut Supervisor,
-    address: SocketAddr,
-    shutdown: &Shutdown,
+    stop: &StopHandle,
+    (shutdown, warned): (&Shutdown, &Shutdown),
     mut wall: WallTime,
 ) -> Outcome {
     let mut stopping = false;
@@ -235,8 +247,8 @@ async fn watch(
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
-            () = wall.is_up(), if !stopping => Occurrence::TimeUp,
-            () = shutdown.checkpoint_wanted() => Occurrence::Checkpoint,
+            () = wall.is_up(), if !stopping => Occurrence::TimeUp("the time of --stop-before is nearly over"),
+            () = warned.requested(), if !stopping => Occurrence::TimeUp("SIGUSR1 says that the time is nearly over"),
             progress = next(&mut events) => Occurrence::Progress(progress),
             news = supervisor.news() => Occurrence::Worker(news),
             end = end.as_mut() => Occurrence::End(end),
@@ -262,15 +274,14 @@ async fn watch(
                 stopping = true;
                 let text = "stopping: what is in work is finished and saved (a second Ctrl-C ends at once)";
                 console.say("stopping", text, json!({}));
-                stop(address).await;
+                stop.request_stop();
             }
-            Occurrence::TimeUp => {
+            Occurrence::TimeUp(why) => {
                 stopping = true;
-                let text = "stopping: the time of --stop-before is nearly over; what is in work is finished and saved";
-                console.say("stopping", text, json!({}));
-                stop(address).await;
+                let text = format!("stopping: {why}; what is in work is finished and saved");
+                console.say("stopping", &text, json!({}));
+                stop.request_stop();
             }
-            Occurrence::Checkpoint => checkpoint(console, address).await,
             Occurrence::Hurry => return Outcome::Hurried,
             Occurrence::End(end) => {
                 while let Ok(progress) = events.try_recv() {
@@ -283,7 +294,7 @@ async fn watch(
 }
 
 /// The next thing that the coordinator says; what a slow terminal has missed is left out.
-async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
+pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
     loop {
         match events.recv().await {
             Ok(progress) => return progress,
@@ -291,42 +302,6 @@ async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
-}
-
-/// Asks the coordinator to save and end, as any operator would; whether it has heard.
-async fn stop(address: SocketAddr) -> bool {
-    let asked = async {
-        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
-        let request = StopRunRequest { mode: StopMode::Save.into(), operator: "pacs run".to_owned() };
-        client.stop_run(request).await.map_err(|status| status.message().to_owned())
-    };
-    match timeout(CALL_DEADLINE, asked).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            tracing::error!("the coordinator does not take the request to stop: {error}");
-            false
-        }
-        Err(_) => {
-            tracing::error!("the coordinator does not answer the request to stop");
-            false
-        }
-    }
-}
-
-/// Asks the coordinator for a checkpoint, as an operator would.
-async fn checkpoint(console: &Console, address: SocketAddr) {
-    let asked = async {
-        let mut client = target::connect(&address.to_string()).await.map_err(|failure| failure.to_string())?;
-        let command = Some(operate_request::Command::Checkpoint(Checkpoint {}));
-        let request = OperateRequest { operator: "SIGUSR1".to_owned(), command };
-        client.operate(request).await.map_err(|status| status.message().to_owned())
-    };
-    let text = match timeout(CALL_DEADLINE, asked).await {
-        Ok(Ok(_)) => "SIGUSR1: a checkpoint is written as soon as the learners are between two tasks".to_owned(),
-        Ok(Err(problem)) => format!("SIGUSR1: no checkpoint: {problem}"),
-        Err(_) => "SIGUSR1: no checkpoint: the coordinator does not answer".to_owned(),
-    };
-    console.say("checkpoint_asked", &text, json!({}));
 }
 
 async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
@@ -337,14 +312,15 @@ async fn given_up(supervisor: &mut Supervisor) -> GivenUp {
     }
 }
 
-fn start_failure(error: StartError) -> Failure {
+pub(crate) fn start_failure(error: StartError) -> Failure {
     let listening = match &error {
         StartError::Listen { address, .. } => Some(*address),
         _ => None,
     };
     let failure = match &error {
         StartError::Busy { .. } | StartError::Listen { .. } => Failure::again(error),
-        StartError::File { .. }
+        StartError::PlainText(_)
+        | StartError::File { .. }
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
         | StartError::Checkpoint(_)

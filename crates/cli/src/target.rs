@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use pacs_coordinator::CoordinatorRecord;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_runtime::net::{PeerRole, Security};
 use tonic::transport::Channel;
 
 use crate::failure::Failure;
@@ -40,12 +41,21 @@ pub(crate) fn address(target: Option<&str>) -> Result<String, Failure> {
 
 /// Connects to the coordinator at `address`.
 pub(crate) async fn connect(address: &str) -> Result<OperatorServiceClient<Channel>, Failure> {
-    let channel = pacs_runtime::connect(address, CONNECT_DEADLINE).await.map_err(|error| {
+    let channel = pacs_runtime::connect(address, &security()?, CONNECT_DEADLINE).await.map_err(|error| {
         Failure::again(error)
             .doing("reach the coordinator")
             .hint("is a run going on there? `pacs run JOB.toml` starts one")
     })?;
     Ok(OperatorServiceClient::new(channel))
+}
+
+/// The operator's certificate, if `PACS_TLS_DIR` says where it is; else plain text, which stays within this machine.
+fn security() -> Result<Security, Failure> {
+    let Some(folder) = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()) else {
+        return Ok(Security::Plain);
+    };
+    pacs_runtime::launch::security(Path::new(&folder), PeerRole::Operator)
+        .map_err(|error| Failure::config(error).doing("use the certificates that PACS_TLS_DIR names"))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `pacs verifier`.
 
-use std::time::Duration;
-
 use anyhow::Context;
+use pacs_runtime::launch::{PlaceError, Placement};
+use pacs_runtime::net::PeerRole;
 use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging};
 use pacs_verifier::{VerifierError, VerifierOptions};
 
@@ -11,12 +11,6 @@ use crate::failure::Failure;
 
 pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
-    let options = VerifierOptions {
-        coordinator: arguments.coordinator.clone(),
-        name: arguments.name.clone(),
-        threads: threads(arguments.threads),
-        join_timeout: Duration::from_secs(arguments.join_timeout),
-    };
     // Grading has threads of its own; these carry heartbeats and calls.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -27,6 +21,8 @@ pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     let result = runtime.block_on(async {
         let shutdown = Shutdown::new();
         shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
+        let Placement { link, name } = arguments.worker.place(PeerRole::Verifier).await.map_err(misplaced)?;
+        let options = VerifierOptions { link, name, threads: threads(arguments.threads) };
         pacs_verifier::run(options, shutdown).await.map_err(failure)
     });
     runtime.shutdown_background();
@@ -39,6 +35,11 @@ pub(crate) fn threads(asked: usize) -> usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     }
+}
+
+/// A process that does not know where it belongs.
+pub(crate) fn misplaced(error: PlaceError) -> Failure {
+    Failure::with_exit(error.exit(), error).doing("find the place of this process in a run")
 }
 
 fn failure(error: VerifierError) -> Failure {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use pacs_data::Problems;
 use pacs_machine::{EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
+use pacs_runtime::net::{Security, accept};
 use pacs_spec::{JobSpec, StalenessKind, UniformKind};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
 
 use crate::driver::{Driver, Parts, Shared};
 use crate::journal::{Journal, Recovered};
@@ -46,6 +46,20 @@ pub struct CoordinatorOptions {
     pub run_dir: PathBuf,
     /// Where to listen; port 0 takes any free one.
     pub listen: SocketAddr,
+    /// How connections are protected; plain text is for the loopback interface only.
+    pub security: Security,
+    /// The host that others reach this one by, written into the run folder; `None`: the address listened on.
+    pub host: Option<String>,
+    /// Which start of the job this is; workers of another one are refused. Empty: any.
+    pub attempt: String,
+}
+
+impl CoordinatorOptions {
+    /// A coordinator that speaks plain text, within this machine.
+    #[must_use]
+    pub fn local(spec: JobSpec, run_dir: PathBuf, listen: SocketAddr) -> Self {
+        Self { spec, run_dir, listen, security: Security::Plain, host: None, attempt: String::new() }
+    }
 }
 
 /// How patient a coordinator is. The default suits real runs.
@@ -101,7 +115,8 @@ impl Coordinator {
     /// # Errors
     /// See [`StartError`].
     pub async fn start_with(options: CoordinatorOptions, timing: Timing) -> Result<Self, StartError> {
-        let CoordinatorOptions { spec, run_dir, listen } = options;
+        let CoordinatorOptions { spec, run_dir, listen, security, host, attempt } = options;
+        security.check_listen(listen)?;
         std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
         // Workers get this path, and their working directory may be another one.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
@@ -116,14 +131,14 @@ impl Coordinator {
             tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
         };
         let driver = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        announce(&spec, &run_dir, address)?;
+        announce(&spec, &run_dir, address, host)?;
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
         shared.lock().go_on();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
-        let router = services::router(&shared);
+        let router = services::router(&shared, &attempt);
         // Ends when the coordinator is dropped, after the calls that wait.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
@@ -167,13 +182,22 @@ impl Coordinator {
         known.map(|(name, host, pid)| (name.to_owned(), host.to_owned(), pid)).collect()
     }
 
+    /// Asks the same from elsewhere, while somebody [waits](Self::wait) for the end.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(self.shared.clone())
+    }
+
+    /// Waits for the end of the run, and goes on serving: the status stays there, and workers are told to leave.
+    pub async fn ended(&self) -> RunEnd {
+        let mut ended = self.end.clone();
+        let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        end.unwrap_or_else(|| RunEnd::Failed { reason: "the coordinator's state is gone".to_owned() })
+    }
+
     /// Waits for the end of the run, dismisses the workers, and closes the records.
     pub async fn wait(self) -> RunEnd {
-        let mut ended = self.end.clone();
-        let end = match ended.wait_for(Option::is_some).await {
-            Ok(end) => end.clone(),
-            Err(_) => None,
-        };
+        let end = self.ended().await;
         self.dismiss_workers().await;
         let archive = self.shared.lock().archive.take();
         if let Some(mut archive) = archive
@@ -186,7 +210,7 @@ impl Coordinator {
         if tokio::task::spawn_blocking(move || shared.lock().journal.close()).await.is_err() {
             tracing::warn!("the journal was not closed");
         }
-        end.unwrap_or_else(|| RunEnd::Failed { reason: "the coordinator's state is gone".to_owned() })
+        end
     }
 
     /// Serves until every worker has heard that the run is over and left, but not for ever.
@@ -197,6 +221,23 @@ impl Coordinator {
         if !matches!(gone.await, Ok(Some(()))) {
             tracing::info!("some workers have not said goodbye");
         }
+    }
+}
+
+/// See [`Coordinator::stop_handle`].
+#[derive(Clone, Debug)]
+pub struct StopHandle(Shared);
+
+impl StopHandle {
+    /// Whether any worker is a member of the run.
+    #[must_use]
+    pub fn has_workers(&self) -> bool {
+        !self.0.lock().has_no_workers()
+    }
+
+    /// Asks the run to save and end at the next safe point.
+    pub fn request_stop(&self) {
+        self.0.lock().request_stop(StopMode::Save);
     }
 }
 
@@ -438,13 +479,17 @@ fn verification_limit(spec: &JobSpec) -> Duration {
 }
 
 /// Writes down the job and where it is served.
-fn announce(spec: &JobSpec, run_dir: &Path, address: SocketAddr) -> Result<(), StartError> {
+fn announce(spec: &JobSpec, run_dir: &Path, address: SocketAddr, name: Option<String>) -> Result<(), StartError> {
     let path = run_dir.join("job.toml");
     write_atomically(&path, |file| file.write_all(spec.resolved_toml().as_bytes()))
         .map_err(StartError::file("write", &path))?;
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let record = CoordinatorRecord {
-        address: reachable(address).to_string(),
+        address: match name {
+            Some(name) if name.contains(':') => format!("[{name}]:{}", address.port()),
+            Some(name) => format!("{name}:{}", address.port()),
+            None => reachable(address).to_string(),
+        },
         host,
         pid: std::process::id(),
         job: spec.name.clone(),

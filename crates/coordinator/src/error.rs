@@ -23,6 +23,9 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// Others would reach it in plain text.
+    #[error("listen: {0}")]
+    PlainText(#[from] pacs_runtime::net::PlainText),
     /// A file of the run folder cannot be used.
     #[error("{action} `{}`: {error}", path.display())]
     File {

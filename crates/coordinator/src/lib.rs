@@ -19,7 +19,7 @@ mod progress;
 mod records;
 mod services;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, Timing};
+pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
 pub use error::StartError;
 pub use journal::JournalError;
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};

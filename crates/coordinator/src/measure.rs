@@ -145,7 +145,7 @@ async fn start(load: &Load, steps: u64) -> Result<Coordinator, String> {
     );
     let spec = pacs_spec::parse(&text, Path::new("bench")).map_err(|errors| errors.to_string())?;
     let listen = "127.0.0.1:0".parse().map_err(|_| "an address is an address".to_owned())?;
-    let options = CoordinatorOptions { spec, run_dir: load.folder.join("run"), listen };
+    let options = CoordinatorOptions::local(spec, load.folder.join("run"), listen);
     Coordinator::start(options).await.map_err(|error| error.to_string())
 }
 
@@ -156,6 +156,7 @@ async fn register(services: &Services, role: v1::Role, name: String) -> Result<u
         host: "bench".into(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
+        attempt: String::new(),
         collective_address: "bench:1".into(),
     };
     let reply = services.register(Request::new(request)).await.map_err(told)?;

@@ -11,15 +11,16 @@ use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::{Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::net::{Guard, PeerRole, accept};
+use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status};
 
 use crate::publish::Publisher;
@@ -37,8 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How to run a learner rank.
 #[derive(Clone, Debug)]
 pub struct LearnerOptions {
-    /// Coordinator, host:port.
-    pub coordinator: String,
+    /// How the coordinator is reached.
+    pub link: Link,
     /// Stable name of the process slot, for example `learner-0`; ranks are given in the order of names.
     pub name: String,
     /// Address that other ranks and rollout workers reach this process at; ports are chosen freely.
@@ -49,8 +50,6 @@ pub struct LearnerOptions {
     pub backend: Backend,
     /// Threads of libtorch; 0 for one a core.
     pub threads: usize,
-    /// How long to wait for the coordinator to appear.
-    pub join_timeout: Duration,
 }
 
 /// Why a learner ended badly.
@@ -72,7 +71,7 @@ impl LearnerError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Join(_) => Exit::Again,
+            Self::Join(error) => error.exit(),
             Self::Config(_) => Exit::Config,
             Self::Bug(_) => Exit::Bug,
         }
@@ -96,7 +95,7 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
         collective_address: listener.address().to_string(),
     };
     loop {
-        let membership = Membership::join(&options.coordinator, &identity, options.join_timeout).await?;
+        let membership = Membership::join(&options.link, &identity).await?;
         tracing::info!(worker = %membership.worker, "joined");
         let work = serve(device, options.backend, &listener, &publisher, &membership);
         match membership.run_until_ended(&shutdown, work).await {
@@ -111,9 +110,9 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
             }
             Ended::Work(Ok(never)) => match never {},
             Ended::Lost => tracing::warn!("registration lost, joining again"),
-            Ended::Dismissed | Ended::Shutdown => {
+            Ended::Leave(exit) => {
                 membership.leave(None).await;
-                return Ok(Exit::Done);
+                return Ok(exit);
             }
         }
     }
@@ -125,14 +124,17 @@ async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerE
     let socket = TcpListener::bind((options.bind.as_str(), 0))
         .await
         .map_err(|error| config(format!("listen on {}: {error}", options.bind)))?;
-    let address = socket.local_addr().map_err(|error| config(error.to_string()))?.to_string();
-    let slot = format!("{} {}", options.coordinator, options.name);
-    let publisher = Publisher::new(&slot, address)
+    let address = socket.local_addr().map_err(|error| config(error.to_string()))?;
+    options.link.security.check_listen(address).map_err(|error| config(error.to_string()))?;
+    let slot = format!("{} {}", options.link.coordinator, options.name);
+    let publisher = Publisher::new(&slot, address.to_string())
         .map_err(|error| config(format!("create the folder for published weights: {error}")))?;
     let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]));
     let server = tonic::transport::Server::builder().add_service(service);
+    let incoming = accept(socket, options.link.security.clone());
     tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(TcpIncoming::from(socket)).await {
+        if let Err(error) = server.serve_with_incoming(incoming).await {
             // Rollout workers on this machine go on from shared memory; others report what they miss.
             tracing::error!(%error, "the weight service ended");
         }

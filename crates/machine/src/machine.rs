@@ -392,6 +392,12 @@ impl Machine {
         self.workers.values().filter(|worker| worker.role == role).count()
     }
 
+    /// What a member does.
+    #[must_use]
+    pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {
+        self.workers.get(&worker).map(|member| member.role)
+    }
+
     /// Name of a worker's slot; of one that is not a member, its number.
     #[must_use]
     pub fn worker_name(&self, worker: WorkerId) -> String {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::{Activity, Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::net::Security;
+use pacs_runtime::{Activity, Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
 use pacs_types::{GroupId, NoiseKey, Role, SampleId};
 use tokio::sync::{mpsc, watch};
@@ -28,16 +29,14 @@ const SUBMIT_PATIENCE: Duration = Duration::from_secs(120);
 /// How to run a rollout worker.
 #[derive(Clone, Debug)]
 pub struct RolloutOptions {
-    /// Coordinator, host:port.
-    pub coordinator: String,
+    /// How the coordinator is reached.
+    pub link: Link,
     /// Stable name of the process slot, for example `rollout-0`.
     pub name: String,
     /// Compute on CUDA instead of the CPU.
     pub cuda: bool,
     /// Threads of libtorch; 0 for one a core.
     pub threads: usize,
-    /// How long to wait for the coordinator to appear.
-    pub join_timeout: Duration,
 }
 
 /// Why a rollout worker ended badly.
@@ -59,7 +58,7 @@ impl RolloutError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Join(_) => Exit::Again,
+            Self::Join(error) => error.exit(),
             Self::Config(_) => Exit::Config,
             Self::Engine(_) => Exit::Bug,
         }
@@ -77,7 +76,7 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
     let identity =
         WorkerIdentity { role: Role::Rollout, name: options.name.clone(), collective_address: String::new() };
     loop {
-        let membership = Membership::join(&options.coordinator, &identity, options.join_timeout).await?;
+        let membership = Membership::join(&options.link, &identity).await?;
         tracing::info!(worker = %membership.worker, "joined");
         let ended = membership.run_until_ended(&shutdown, serve(&options, &membership)).await;
         match ended {
@@ -92,9 +91,9 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Ended::Lost => tracing::warn!("registration lost, joining again"),
-            Ended::Dismissed | Ended::Shutdown => {
+            Ended::Leave(exit) => {
                 membership.leave(None).await;
-                return Ok(Exit::Done);
+                return Ok(exit);
             }
         }
     }
@@ -131,6 +130,7 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
         leases: leases_sender,
         commands: thread.commands.clone(),
         scratch: scratch.path.clone(),
+        security: options.link.security.clone(),
         activity: membership.activity.clone(),
     };
     let submitting = Submitting {
@@ -168,6 +168,8 @@ struct Leasing {
     leases: mpsc::Sender<Held>,
     commands: std::sync::mpsc::Sender<Command>,
     scratch: PathBuf,
+    /// How weights are fetched from a learner elsewhere.
+    security: Security,
     activity: Activity,
 }
 
@@ -213,7 +215,7 @@ impl Leasing {
         let bad = |problem: &str| ServeError::Rejoin(format!("lease {} is malformed: {problem}", lease.lease_id));
         let sampling = lease.sampling.clone().ok_or_else(|| bad("no sampling options"))?;
         let reference = lease.weights.clone().ok_or_else(|| bad("no weights"))?;
-        let path = weights::ensure_local(&reference, &self.scratch)
+        let path = weights::ensure_local(&reference, &self.scratch, &self.security)
             .await
             .map_err(|error| ServeError::Rejoin(error.to_string()))?;
         let key = |wanted: &v1::WantedSample| {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pacs_model::Parameters;
 use pacs_protocol::v1::weight_service_client::WeightServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
+use pacs_runtime::net::{PeerRole, Security, dial};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, bytes, bytes_mut};
 
@@ -39,17 +40,20 @@ pub(crate) fn kind(reference: &v1::WeightsRef) -> Option<Kind> {
 }
 
 /// Makes sure that the bytes are in a file of this machine: the published one, or else a copy fetched from the learner.
-pub(crate) async fn ensure_local(reference: &v1::WeightsRef, scratch: &Path) -> Result<PathBuf, WeightsError> {
+pub(crate) async fn ensure_local(
+    reference: &v1::WeightsRef,
+    scratch: &Path,
+    security: &Security,
+) -> Result<PathBuf, WeightsError> {
     let published = PathBuf::from(&reference.path);
     if published.metadata().is_ok_and(|file| file.len() == reference.bytes) || reference.address.is_empty() {
         return Ok(published);
     }
     let copy = scratch.join(format!("weights-{}-{}", reference.generation, reference.version));
     let problem = |problem: String| WeightsError::Fetch { address: reference.address.clone(), problem };
-    let mut client = WeightServiceClient::connect(format!("http://{}", reference.address))
-        .await
-        .map_err(|error| problem(error.to_string()))?
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let channel = dial(&reference.address, PeerRole::Learner, security).await;
+    let channel = channel.map_err(|error| problem(error.to_string()))?;
+    let mut client = WeightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut file = File::create(&copy).map_err(|error| WeightsError::File { path: copy.clone(), error })?;
     let mut offset = 0;
     while offset < reference.bytes {

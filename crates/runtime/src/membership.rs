@@ -6,9 +6,10 @@ use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_types::{Role, WorkerId};
 use tokio::sync::watch;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::{Backoff, Shutdown};
+use crate::net::{DialError, PeerRole, PlainText, Security, dial};
+use crate::{Backoff, Exit, Health, Shutdown, launch};
 
 /// How long one heartbeat may take before it counts as missed.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,47 +36,73 @@ pub enum JoinError {
         /// The last failure.
         last: String,
     },
+    /// The connection would be in plain text.
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
     /// The coordinator does not want this worker.
     #[error("the coordinator refused the registration: {0}")]
     Refused(String),
 }
 
-/// Connects to the coordinator at `address` (host:port), trying again with back-off until `deadline` has passed.
-///
-/// # Errors
-/// [`JoinError::Address`] at once, [`JoinError::Unreachable`] when the deadline has passed.
-pub async fn connect(address: &str, deadline: Duration) -> Result<Channel, JoinError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| JoinError::Address { address: address.to_owned() })?
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(Some(4 << 20))
-        .initial_connection_window_size(Some(16 << 20));
-    let started = Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-    loop {
-        match endpoint.connect().await {
-            Ok(channel) => return Ok(channel),
-            Err(error) if started.elapsed() >= deadline => {
-                let last = error_chain(&error);
-                return Err(JoinError::Unreachable { address: address.to_owned(), waited: started.elapsed(), last });
-            }
-            Err(_) => tokio::time::sleep(backoff.wait()).await,
+impl JoinError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Address { .. } | Self::PlainText(_) => Exit::Usage,
+            Self::Unreachable { .. } => Exit::Again,
+            Self::Refused(_) => Exit::Config,
         }
     }
 }
 
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
+/// How a worker reaches its coordinator.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Where the coordinator listens, host:port; or the absolute path of its run folder, which says where.
+    pub coordinator: String,
+    /// Which start of the job this worker belongs to; empty: any.
+    pub attempt: String,
+    /// How long to look for it, at the start and again after a registration is lost.
+    pub join_timeout: Duration,
+    /// How connections are protected, to the coordinator and between workers.
+    pub security: Security,
+    /// What probes are told; ready while there is a registration.
+    pub health: Health,
+}
+
+impl Link {
+    /// A coordinator on this machine, spoken to in plain text.
+    #[must_use]
+    pub fn local(coordinator: impl Into<String>, join_timeout: Duration) -> Self {
+        let (security, health) = (Security::Plain, Health::default());
+        Self { coordinator: coordinator.into(), attempt: String::new(), join_timeout, security, health }
     }
-    text
+}
+
+/// Connects to the coordinator at `address` (see [`Link::coordinator`]), trying again with back-off until `deadline` has passed.
+///
+/// # Errors
+/// [`JoinError::Address`] and [`JoinError::PlainText`] at once, [`JoinError::Unreachable`] when the deadline has passed.
+pub async fn connect(address: &str, security: &Security, deadline: Duration) -> Result<Channel, JoinError> {
+    let started = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    loop {
+        let found = match launch::find(address) {
+            Ok(found) => dial(&found, PeerRole::Coordinator, security).await,
+            Err(error) => Err(DialError::Unreachable(error.to_string())),
+        };
+        let last = match found {
+            Ok(channel) => return Ok(channel),
+            Err(DialError::Address(address)) => return Err(JoinError::Address { address }),
+            Err(DialError::PlainText(error)) => return Err(error.into()),
+            Err(DialError::Unreachable(last)) => last,
+        };
+        if started.elapsed() >= deadline {
+            return Err(JoinError::Unreachable { address: address.to_owned(), waited: started.elapsed(), last });
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
 }
 
 /// What a worker says of itself when it registers.
@@ -119,13 +146,14 @@ pub struct Membership {
     pub activity: Activity,
     ended: watch::Receiver<Option<End>>,
     heartbeats: tokio::task::JoinHandle<()>,
+    health: Health,
 }
 
 /// Why a membership ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The coordinator said: leave.
-    Leave,
+    /// The coordinator said: leave, and how.
+    Leave(Exit),
     /// The registration is unknown or the coordinator cannot be reached.
     Lost,
 }
@@ -135,9 +163,9 @@ impl Membership {
     ///
     /// # Errors
     /// See [`JoinError`].
-    pub async fn join(address: &str, identity: &WorkerIdentity, deadline: Duration) -> Result<Self, JoinError> {
-        let started = Instant::now();
-        let channel = connect(address, deadline).await?;
+    pub async fn join(link: &Link, identity: &WorkerIdentity) -> Result<Self, JoinError> {
+        let (started, deadline) = (Instant::now(), link.join_timeout);
+        let channel = connect(&link.coordinator, &link.security, deadline).await?;
         let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let request = v1::RegisterRequest {
             role: v1::Role::from(identity.role).into(),
@@ -146,13 +174,15 @@ impl Membership {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             collective_address: identity.collective_address.clone(),
+            attempt: link.attempt.clone(),
         };
-        let registered = register(&client, request, address, started, deadline).await?;
+        let registered = register(&client, request, &link.coordinator, started, deadline).await?;
         let activity = Activity::new();
         let (end, ended) = watch::channel(None);
         let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(10)));
         let worker = WorkerId(registered.worker_id);
         let heartbeats = tokio::spawn(beat(client, worker, interval, activity.clone(), end));
+        link.health.set_ready(true);
         Ok(Self {
             worker,
             job_spec: registered.job_spec,
@@ -161,26 +191,27 @@ impl Membership {
             activity,
             ended,
             heartbeats,
+            health: link.health.clone(),
         })
     }
 
-    /// Waits until the coordinator has told the worker to leave (true) or the registration is lost (false).
-    pub async fn ended(&self) -> bool {
+    /// Waits until the coordinator has told the worker to leave (and with which exit code) or the registration is lost.
+    async fn ended(&self) -> Option<Exit> {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(end) => *end == Some(End::Leave),
-            Err(_) => false,
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(End::Leave(exit))) => Some(*exit),
+            Ok(_) | Err(_) => None,
         }
     }
 
-    /// Runs `work` until it is done, the membership ends, or shutdown is requested.
+    /// Runs `work` until it is done, the membership ends, or it is time to leave after a request for shutdown.
     ///
     /// Returns what ended it: the result of the work, or which of the other two.
     pub async fn run_until_ended<T>(&self, shutdown: &Shutdown, work: impl Future<Output = T>) -> Ended<T> {
         tokio::select! {
             result = work => Ended::Work(result),
-            leave = self.ended() => if leave { Ended::Dismissed } else { Ended::Lost },
-            () = shutdown.requested() => Ended::Shutdown,
+            leave = self.ended() => leave.map_or(Ended::Lost, Ended::Leave),
+            () = shutdown.leaving() => Ended::Leave(Exit::Again),
         }
     }
 
@@ -198,6 +229,7 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         self.heartbeats.abort();
+        self.health.set_ready(false);
     }
 }
 
@@ -214,9 +246,7 @@ async fn register(
         let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request.clone())).await;
         let last = match call {
             Ok(Ok(registered)) => return Ok(registered.into_inner()),
-            Ok(Err(status)) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
-                status.message().to_owned()
-            }
+            Ok(Err(status)) if may_pass(status.code()) => status.message().to_owned(),
             Ok(Err(status)) => return Err(JoinError::Refused(status.message().to_owned())),
             Err(_) => format!("no answer to the registration within {} s", REGISTER_DEADLINE.as_secs()),
         };
@@ -227,17 +257,21 @@ async fn register(
     }
 }
 
+/// A coordinator of another start of the job aborts the call: the right one may take its place.
+fn may_pass(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted)
+}
+
 /// What ended [`Membership::run_until_ended`].
 #[derive(Debug)]
 pub enum Ended<T> {
     /// The work itself.
     Work(T),
-    /// The coordinator: the job is over.
-    Dismissed,
+    /// The coordinator, or whoever sent the process a signal: it is to leave with this exit code, which is
+    /// [`Exit::Done`] only when the job is over for good.
+    Leave(Exit),
     /// The registration: it is unknown to the coordinator, or the coordinator cannot be reached.
     Lost,
-    /// The operator.
-    Shutdown,
 }
 
 /// How long a coordinator may be silent before the worker gives its registration up: one that was killed is back by then,
@@ -271,7 +305,8 @@ async fn beat(
             }
         };
         let ended = match directive {
-            v1::Directive::Leave => End::Leave,
+            v1::Directive::Leave => End::Leave(Exit::Done),
+            v1::Directive::LeaveForNow => End::Leave(Exit::Again),
             v1::Directive::Register => End::Lost,
             v1::Directive::Unspecified | v1::Directive::Continue => continue,
         };

@@ -1,13 +1,28 @@
+use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+
+/// How long a process that is to leave may take for its goodbye.
+const GOODBYE: Duration = Duration::from_secs(6);
+
+/// Signals of one kind that come closer together than this are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
 /// A request to leave that every task of a process can wait for.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
-    requested: Arc<watch::Sender<u32>>,
-    checkpoint: Arc<Notify>,
+    requested: Arc<watch::Sender<Requests>>,
+    grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Requests {
+    count: u32,
+    /// When the first was made.
+    first: Option<Instant>,
 }
 
 impl Default for Shutdown {
@@ -20,30 +35,47 @@ impl Shutdown {
     /// A request that has not been made yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { requested: Arc::new(watch::Sender::new(0)), checkpoint: Arc::new(Notify::new()) }
+        Self { requested: Arc::default(), grace: Duration::ZERO }
     }
 
-    /// Makes the request on SIGTERM and SIGINT, and asks for a checkpoint on SIGUSR1; must be called within a runtime.
+    /// Lets the process go on with its work for `grace` after the request (see [`Self::leaving`]).
+    #[must_use]
+    pub fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Makes the request on SIGTERM and SIGINT; must be called within a runtime. SIGUSR1, which launchers send to every
+    /// process of a job whose time is nearly over, does nothing but on request (see [`Self::on_warning`]).
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
-    pub fn on_signals(&self) -> std::io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut user = signal(SignalKind::user_defined1())?;
+    pub fn on_signals(&self) -> io::Result<()> {
+        self.on(SignalKind::terminate())?;
+        self.on(SignalKind::interrupt())?;
+        // The handler stays, and with it the process: the system's own answer would be to end it.
+        signal(SignalKind::user_defined1()).map(drop)
+    }
+
+    /// Makes the request on SIGUSR1, by which launchers say that the time of a job is nearly over.
+    ///
+    /// # Errors
+    /// When the signal handler cannot be installed.
+    pub fn on_warning(&self) -> io::Result<()> {
+        self.on(SignalKind::user_defined1())
+    }
+
+    fn on(&self, kind: SignalKind) -> io::Result<()> {
+        let mut signals = signal(kind)?;
         let shutdown = self.clone();
         // Lives as long as the process; it owns nothing that must be released.
         tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = user.recv() => {
-                        shutdown.checkpoint.notify_one();
-                        continue;
-                    }
+            let mut last: Option<Instant> = None;
+            while signals.recv().await.is_some() {
+                // A launcher that signals a whole step reaches a worker twice, itself and through its supervisor.
+                if last.replace(Instant::now()).is_none_or(|last| last.elapsed() > SAME_SIGNAL) {
+                    shutdown.request();
                 }
-                shutdown.request();
             }
         });
         Ok(())
@@ -51,18 +83,16 @@ impl Shutdown {
 
     /// Makes the request; a second one hurries (see [`Self::hurried`]).
     pub fn request(&self) {
-        self.requested.send_modify(|count| *count += 1);
-    }
-
-    /// Waits for the next wish for a checkpoint. Only the coordinator has one to make; to workers the signal means nothing.
-    pub async fn checkpoint_wanted(&self) {
-        self.checkpoint.notified().await;
+        self.requested.send_modify(|requests| {
+            requests.count += 1;
+            requests.first.get_or_insert_with(Instant::now);
+        });
     }
 
     /// Whether the request was made.
     #[must_use]
     pub fn is_requested(&self) -> bool {
-        *self.requested.borrow() > 0
+        self.requested.borrow().count > 0
     }
 
     /// Waits for the request.
@@ -75,9 +105,47 @@ impl Shutdown {
         self.at_least(2).await;
     }
 
+    /// Waits until it is time to leave: the request was made, and its grace is over or a second one has cut it short.
+    pub async fn leaving(&self) {
+        self.requested().await;
+        let passed = self.requested.borrow().first.map_or(Duration::ZERO, |first| first.elapsed());
+        tokio::select! {
+            () = tokio::time::sleep(self.grace.saturating_sub(passed)) => {}
+            () = self.hurried() => {}
+        }
+    }
+
+    /// Waits until the process should have left, with some time for a goodbye: whatever it does then, it may be ended.
+    pub async fn given_up(&self) {
+        self.leaving().await;
+        tokio::time::sleep(GOODBYE).await;
+    }
+
     async fn at_least(&self, wanted: u32) {
         let mut receiver = self.requested.subscribe();
         // The sender lives in `self`, so the channel cannot close while this waits.
-        let _ = receiver.wait_for(|count| *count >= wanted).await;
+        let _ = receiver.wait_for(|requests| requests.count >= wanted).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn grace_is_cut_short_by_a_second_request() {
+        let shutdown = Shutdown::new().with_grace(Duration::from_secs(3600));
+        shutdown.request();
+        let soon = Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, shutdown.leaving()).await.is_err(), "there is time left");
+        shutdown.request();
+        tokio::time::timeout(Duration::from_secs(10), shutdown.leaving()).await.expect("no time is left");
+    }
+
+    #[tokio::test]
+    async fn without_grace_the_request_is_enough() {
+        let shutdown = Shutdown::new();
+        shutdown.request();
+        tokio::time::timeout(Duration::from_secs(10), shutdown.leaving()).await.expect("no time is given");
     }
 }

@@ -37,6 +37,18 @@ pub fn init(cuda: bool, threads: usize) -> Result<Device, DeviceError> {
     if tch::Cuda::is_available() { Ok(Device::Cuda(0)) } else { Err(DeviceError::NoDevice) }
 }
 
+/// Ends the process at once, without the static destructors of libtorch.
+///
+/// They do not wait for a thread that still computes: it would find the library's state gone, and the process would end by a
+/// panic or a segmentation fault in place of `code`.
+pub fn end_process(code: u8) -> ! {
+    // Best effort: there is nobody left to tell.
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    let _ = std::io::Write::flush(&mut std::io::stderr());
+    // SAFETY: the call does not return, and touches no memory of this process.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
 /// Makes large host buffers cheap to take and give back; call it first thing in `main`, before any thread is started.
 ///
 /// Every pass of a model takes and frees hundreds of megabytes. By default each large block is mapped anew and its pages

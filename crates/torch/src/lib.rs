@@ -23,7 +23,7 @@ mod view;
 pub use accumulate::accumulate;
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
-pub use device::{DeviceError, device_memory, init, memory_bytes, multiplies_bf16, prepare_allocator};
+pub use device::{DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};

@@ -35,9 +35,8 @@ impl VerifierError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Join(JoinError::Address { .. }) => Exit::Usage,
-            Self::Join(JoinError::Unreachable { .. }) => Exit::Again,
-            Self::Join(JoinError::Refused(_)) | Self::Spec(_) | Self::Address { .. } => Exit::Config,
+            Self::Join(error) => error.exit(),
+            Self::Spec(_) | Self::Address { .. } => Exit::Config,
             Self::Refused { .. } => Exit::Bug,
         }
     }

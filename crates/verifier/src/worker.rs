@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pacs_runtime::{Backoff, Ended, Exit, JoinError, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
 use pacs_types::Role;
 
 use crate::VerifierError;
@@ -18,14 +18,12 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// What a verifier worker has to know.
 #[derive(Clone, Debug)]
 pub struct VerifierOptions {
-    /// Where the coordinator listens, host:port.
-    pub coordinator: String,
+    /// How the coordinator is reached.
+    pub link: Link,
     /// Stable name of the process slot, for example `verifier-0`.
     pub name: String,
     /// Verifications of each verifier that run at once: threads, child processes or calls; 0 counts as 1.
     pub threads: usize,
-    /// How long to look for the coordinator, at the start and again after the registration is lost.
-    pub join_timeout: Duration,
 }
 
 /// Works until the coordinator dismisses the worker or shutdown is requested.
@@ -39,11 +37,11 @@ pub async fn run(options: VerifierOptions, shutdown: Shutdown) -> Result<Exit, V
     loop {
         let joined = tokio::select! {
             joined = join(&options, is_rejoin) => joined?,
-            () = shutdown.requested() => return Ok(Exit::Done),
+            () = shutdown.requested() => return Ok(Exit::Again),
         };
         let since = Instant::now();
         match serve(joined, &options, &shutdown, &mut kept).await? {
-            Served::Over => return Ok(Exit::Done),
+            Served::Over(exit) => return Ok(exit),
             Served::Lost => is_rejoin = true,
         }
         if since.elapsed() >= SETTLED {
@@ -51,7 +49,7 @@ pub async fn run(options: VerifierOptions, shutdown: Shutdown) -> Result<Exit, V
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.wait()) => {}
-            () = shutdown.requested() => return Ok(Exit::Done),
+            () = shutdown.requested() => return Ok(Exit::Again),
         }
     }
 }
@@ -68,22 +66,23 @@ async fn join(options: &VerifierOptions, is_rejoin: bool) -> Result<Membership, 
     let started = Instant::now();
     let mut backoff = rejoin_backoff();
     loop {
-        let left = options.join_timeout.saturating_sub(started.elapsed());
-        let joining = Membership::join(&options.coordinator, &identity, left);
+        let left = options.link.join_timeout.saturating_sub(started.elapsed());
+        let link = Link { join_timeout: left, ..options.link.clone() };
+        let joining = Membership::join(&link, &identity);
         let error = match tokio::time::timeout(left + REGISTER_DEADLINE, joining).await {
             Ok(Ok(membership)) => {
-                tracing::info!(worker = %membership.worker, coordinator = options.coordinator, "joined the run");
+                tracing::info!(worker = %membership.worker, coordinator = options.link.coordinator, "joined the run");
                 return Ok(membership);
             }
             Ok(Err(error)) => error,
             Err(_) => JoinError::Unreachable {
-                address: options.coordinator.clone(),
+                address: options.link.coordinator.clone(),
                 waited: started.elapsed(),
                 last: "it accepted the connection but does not answer".to_owned(),
             },
         };
         let may_pass = is_rejoin && matches!(error, JoinError::Refused(_));
-        if !may_pass || started.elapsed() >= options.join_timeout {
+        if !may_pass || started.elapsed() >= options.link.join_timeout {
             return Err(error);
         }
         tokio::time::sleep(backoff.wait()).await;
@@ -92,8 +91,8 @@ async fn join(options: &VerifierOptions, is_rejoin: bool) -> Result<Membership, 
 
 /// How a membership ended, when not by an error.
 enum Served {
-    /// The worker is not wanted any more.
-    Over,
+    /// The worker is to leave, and how.
+    Over(Exit),
     /// The registration is gone, but the job is not.
     Lost,
 }
@@ -128,9 +127,9 @@ async fn serve(
             membership.leave(None).await;
             Ok(Served::Lost)
         }
-        Ended::Dismissed | Ended::Shutdown => {
+        Ended::Leave(exit) => {
             membership.leave(None).await;
-            Ok(Served::Over)
+            Ok(Served::Over(exit))
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pacs_protocol::v1;
 use pacs_protocol::v1::verifier_service_server::{VerifierService, VerifierServiceServer};
 use pacs_protocol::v1::worker_service_server::{WorkerService, WorkerServiceServer};
-use pacs_runtime::{Exit, JoinError, Shutdown};
+use pacs_runtime::{Exit, JoinError, Link, Shutdown};
 use pacs_verifier::{VerifierError, VerifierOptions, run};
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
@@ -156,8 +156,7 @@ fn task(index: u32, response: &str, gold: &str) -> v1::VerifyTask {
 }
 
 fn options(coordinator: &str) -> VerifierOptions {
-    let coordinator = coordinator.to_owned();
-    VerifierOptions { coordinator, name: "verifier-0".into(), threads: 2, join_timeout: Duration::from_secs(10) }
+    VerifierOptions { link: Link::local(coordinator, Duration::from_secs(10)), name: "verifier-0".into(), threads: 2 }
 }
 
 /// Runs the worker beside `test`, which has to see to it that the worker ends.
@@ -224,7 +223,7 @@ async fn registers_again_when_its_registration_lapsed() {
         shutdown.request();
     })
     .await;
-    assert_eq!(exit.expect("no error"), Exit::Done);
+    assert_eq!(exit.expect("no error"), Exit::Again);
 }
 
 #[tokio::test]
@@ -238,7 +237,7 @@ async fn registers_again_when_a_lease_is_refused_as_unknown() {
         shutdown.request();
     })
     .await;
-    assert_eq!(exit.expect("no error"), Exit::Done);
+    assert_eq!(exit.expect("no error"), Exit::Again);
 }
 
 #[tokio::test]
@@ -253,7 +252,7 @@ async fn transient_errors_are_tried_again_with_the_same_registration() {
         shutdown.request();
     })
     .await;
-    assert_eq!(exit.expect("no error"), Exit::Done);
+    assert_eq!(exit.expect("no error"), Exit::Again);
 }
 
 #[tokio::test]
@@ -282,7 +281,7 @@ async fn an_unreachable_coordinator_is_an_error_after_the_join_timeout() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
     let join_timeout = Duration::from_millis(300);
     let started = Instant::now();
-    let options = VerifierOptions { join_timeout, ..options(&port.to_string()) };
+    let options = VerifierOptions { link: Link::local(port.to_string(), join_timeout), ..options(&port.to_string()) };
     let error = tokio::time::timeout(Duration::from_secs(20), run(options, Shutdown::new())).await;
     let error = error.expect("ends").expect_err("nobody is there");
     assert!(started.elapsed() >= join_timeout);
@@ -295,5 +294,5 @@ async fn shutdown_ends_a_worker_that_still_looks_for_its_coordinator() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
     let shutdown = Shutdown::new();
     shutdown.request();
-    assert_eq!(run(options(&port.to_string()), shutdown).await.expect("no error"), Exit::Done);
+    assert_eq!(run(options(&port.to_string()), shutdown).await.expect("no error"), Exit::Again);
 }

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     pacs_torch::prepare_allocator();
     let arguments = Arguments::parse();
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
+    let is_role = matches!(arguments.command, Command::Rollout(_) | Command::Learner(_));
     let result = match arguments.command {
         Command::Rollout(arguments) => role::rollout(arguments),
         Command::Learner(arguments) => role::learner(arguments),
@@ -63,13 +64,18 @@ fn main() -> ExitCode {
         Command::Sft(arguments) => sft::run(&arguments),
         Command::Score(arguments) => score::run(&arguments),
     };
-    match result {
-        Ok(exit) => exit.into(),
+    let exit = match result {
+        Ok(exit) => exit,
         Err(Failure { error, exit }) => {
             eprintln!("error: failed to {error:#}");
-            exit.into()
+            exit
         }
+    };
+    if is_role {
+        // Its engine or trainer may be in the middle of a tensor operation, which cannot be interrupted.
+        pacs_torch::end_process(exit.code());
     }
+    exit.into()
 }
 
 /// An error and the exit code that fits.

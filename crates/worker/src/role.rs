@@ -6,40 +6,46 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use pacs_learner::{Backend, LearnerOptions};
 use pacs_rollout::RolloutOptions;
+use pacs_runtime::launch::{PlaceError, Placement, WorkerArguments};
+use pacs_runtime::net::PeerRole;
 use pacs_runtime::{Exit, Shutdown};
 
 use crate::Failure;
 
 /// What both roles need.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pacs-worker rollout --coordinator 10.0.0.5:7700 --name rollout-3 --threads 8")]
+#[command(after_help = "\
+Examples:
+  pacs-worker rollout --coordinator node-1:7700 --name rollout-3 --tls-dir certs --threads 8
+  pacs-worker rollout --coordinator 127.0.0.1:7700 --name rollout-3 --plaintext")]
 pub(crate) struct Arguments {
-    /// Coordinator, host:port.
-    #[arg(long, env = "PACS_COORDINATOR")]
-    coordinator: String,
-    /// Stable name of this process slot; a second process of the same name replaces the first.
-    #[arg(long, env = "PACS_WORKER_NAME")]
-    name: String,
+    #[command(flatten)]
+    worker: WorkerArguments,
     /// Threads of libtorch; 0: one a core.
     #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
     threads: usize,
     /// Where tensors live.
     #[arg(long, env = "PACS_DEVICE", value_enum, default_value_t = Device::Cpu)]
     device: Device,
-    /// Seconds to wait for the coordinator to appear.
-    #[arg(long, default_value_t = 300)]
-    join_timeout: u64,
 }
 
 /// What a learner needs besides.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pacs-worker learner --coordinator 10.0.0.5:7700 --name learner-0 --bind 10.0.0.7")]
+#[command(after_help = "\
+Examples:
+  pacs-worker learner --coordinator node-1:7700 --name learner-0 --bind 10.0.0.7 --tls-dir certs
+  pacs-worker learner --coordinator 127.0.0.1:7700 --name learner-0 --plaintext")]
 pub(crate) struct LearnerArguments {
     #[command(flatten)]
     common: Arguments,
-    /// Address of this machine that other ranks and rollout workers reach.
-    #[arg(long, env = "PACS_BIND", default_value = "127.0.0.1")]
-    bind: String,
+    /// Address of this machine that other ranks and rollout workers reach. Default: $PACS_BIND, else the Slurm node's
+    /// name, else the address from which the coordinator is reached.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<String>,
+    /// Seconds to go on with the work after SIGTERM, so that the run can be saved; a second SIGTERM leaves at once. Must be
+    /// less than the launcher waits before it kills.
+    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
+    grace: u64,
     /// What carries gradients between ranks; every rank must say the same.
     #[arg(long, env = "PACS_COLLECTIVE", value_enum, default_value_t = Collective::Auto)]
     collective: Collective,
@@ -74,14 +80,10 @@ enum Device {
 }
 
 pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
-    let options = RolloutOptions {
-        coordinator: arguments.coordinator,
-        name: arguments.name,
-        cuda: arguments.device == Device::Cuda,
-        threads: arguments.threads,
-        join_timeout: Duration::from_secs(arguments.join_timeout),
-    };
-    block_on(async |shutdown| {
+    block_on(Shutdown::new(), async |shutdown| {
+        let Placement { link, name } = arguments.worker.place(PeerRole::Rollout).await.map_err(misplaced)?;
+        let (cuda, threads) = (arguments.device == Device::Cuda, arguments.threads);
+        let options = RolloutOptions { link, name, cuda, threads };
         pacs_rollout::run(options, shutdown).await.map_err(|error| Failure {
             exit: error.exit(),
             error: anyhow::Error::new(error).context("generate samples"),
@@ -90,24 +92,24 @@ pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
 }
 
 pub(crate) fn learner(arguments: LearnerArguments) -> Result<Exit, Failure> {
-    let common = arguments.common;
-    let options = LearnerOptions {
-        coordinator: common.coordinator,
-        name: common.name,
-        bind: arguments.bind,
-        cuda: common.device == Device::Cuda,
-        backend: arguments.collective.into(),
-        threads: common.threads,
-        join_timeout: Duration::from_secs(common.join_timeout),
-    };
-    block_on(async |shutdown| {
+    let LearnerArguments { common, bind, grace, collective } = arguments;
+    let shutdown = Shutdown::new().with_grace(Duration::from_secs(grace));
+    block_on(shutdown, async |shutdown| {
+        let Placement { link, name } = common.worker.place(PeerRole::Learner).await.map_err(misplaced)?;
+        let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
+        let (cuda, threads) = (common.device == Device::Cuda, common.threads);
+        let options = LearnerOptions { link, name, bind, cuda, backend: collective.into(), threads };
         pacs_learner::run(options, shutdown)
             .await
             .map_err(|error| Failure { exit: error.exit(), error: anyhow::Error::new(error).context("train") })
     })
 }
 
-fn block_on(role: impl AsyncFnOnce(Shutdown) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
+fn misplaced(error: PlaceError) -> Failure {
+    Failure { exit: error.exit(), error: anyhow::Error::new(error).context("find the place of this process in a run") }
+}
+
+fn block_on(shutdown: Shutdown, role: impl AsyncFnOnce(Shutdown) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     let bug = |error: anyhow::Error| Failure { error, exit: Exit::Bug };
     // Two threads: the heartbeat must not wait for a message that is being decoded.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -117,9 +119,13 @@ fn block_on(role: impl AsyncFnOnce(Shutdown) -> Result<Exit, Failure>) -> Result
         .context("start the runtime")
         .map_err(bug)?;
     let result = runtime.block_on(async {
-        let shutdown = Shutdown::new();
         shutdown.on_signals().context("install signal handlers").map_err(bug)?;
-        role(shutdown).await
+        let asked = shutdown.clone();
+        tokio::select! {
+            result = role(shutdown) => result,
+            // Also while the coordinator is still looked for, or the place of the process.
+            () = asked.given_up() => Ok(Exit::Again),
+        }
     });
     // A tensor operation cannot be interrupted; the process does not wait for one that nobody needs.
     runtime.shutdown_background();

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::adopt::is_worker;
 use super::restarts::{Next, Restarts, describe};
 
-/// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
+/// A worker that leaves with exit code 0 or 75 was dismissed by the coordinator; the run ends within this time then.
 const DISMISSAL: Duration = Duration::from_secs(20);
 
 /// How long workers may take to leave after SIGTERM.
@@ -179,7 +179,7 @@ async fn supervise(
             restarts.forgive();
         }
         let (how, next) = match ended {
-            Ok(status) if status.success() && changed_within(&mut order, DISMISSAL).await => return,
+            Ok(status) if was_dismissed(status) && changed_within(&mut order, DISMISSAL).await => return,
             Ok(status) => (describe(status), restarts.after(status, began.elapsed(), started.elapsed())),
             Err(error) => {
                 (format!("cannot be started with `{}`: {error}", command.program.display()), Next::GiveUp(Exit::Config))
@@ -200,6 +200,10 @@ async fn supervise(
             _ => return,
         }
     }
+}
+
+fn was_dismissed(status: ExitStatus) -> bool {
+    [Exit::Done, Exit::Again].iter().any(|exit| status.code() == Some(i32::from(exit.code())))
 }
 
 fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {

@@ -11,18 +11,28 @@ use crate::failure::Failure;
 
 const WORKER_PROGRAM: &str = "pacs-worker";
 
-/// The commands of all workers of `spec`, which dial the coordinator at `address`.
-pub(crate) fn commands(spec: &JobSpec, worker: &Path, address: SocketAddr) -> Result<Vec<WorkerCommand>, Failure> {
+/// The commands of all workers of `spec`, which dial the coordinator at `address`, with the certificates in `tls_dir` or
+/// within this machine.
+pub(crate) fn commands(
+    spec: &JobSpec,
+    worker: &Path,
+    address: SocketAddr,
+    tls_dir: Option<&Path>,
+) -> Result<Vec<WorkerCommand>, Failure> {
     let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
     let address = local(address).to_string();
     let resources = &spec.resources;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let security = match tls_dir {
+        Some(folder) => vec!["--tls-dir".to_owned(), folder.display().to_string()],
+        None => vec!["--plaintext".to_owned()],
+    };
     let mut commands = Vec::new();
     let mut add = |role: &str, count: u32, program: &Path, extra: &[String]| {
         for index in 0..count {
             let name = format!("{role}-{index}");
             let fixed = [role, "--coordinator", &address, "--name", &name].map(str::to_owned);
-            let arguments = fixed.into_iter().chain(extra.iter().cloned()).collect();
+            let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
             commands.push(WorkerCommand { name, program: program.to_owned(), arguments, living: None });
         }
     };
@@ -83,14 +93,17 @@ mod tests {
                     resources = { rollouts = 2, learners = 1, verifiers = 1, threads = 3 }";
         let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
         let address = "0.0.0.0:7700".parse().expect("an address");
-        let commands = commands(&spec, Path::new("/bin/pacs-worker"), address).expect("found");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), address, None).expect("found");
         let names: Vec<&str> = commands.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["verifier-0", "rollout-0", "rollout-1", "learner-0"]);
-        assert_eq!(commands[0].arguments.join(" "), "verifier --coordinator 127.0.0.1:7700 --name verifier-0");
+        assert_eq!(
+            commands[0].arguments.join(" "),
+            "verifier --coordinator 127.0.0.1:7700 --name verifier-0 --plaintext"
+        );
         assert_eq!(commands[2].program, Path::new("/bin/pacs-worker"));
         assert_eq!(
             commands[2].arguments.join(" "),
-            "rollout --coordinator 127.0.0.1:7700 --name rollout-1 --threads 3 --device cpu"
+            "rollout --coordinator 127.0.0.1:7700 --name rollout-1 --plaintext --threads 3 --device cpu"
         );
     }
 

@@ -6,27 +6,32 @@ mod rollout;
 mod verifier;
 mod worker;
 
+use std::sync::Arc;
+
 use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::learner_service_server::LearnerServiceServer;
 use pacs_protocol::v1::operator_service_server::OperatorServiceServer;
 use pacs_protocol::v1::rollout_service_server::RolloutServiceServer;
 use pacs_protocol::v1::verifier_service_server::VerifierServiceServer;
 use pacs_protocol::v1::worker_service_server::WorkerServiceServer;
+use pacs_runtime::net::Guard;
+use pacs_runtime::net::PeerRole::{Learner, Operator, Rollout, Verifier};
 use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
 
-/// Implements the services.
+/// Implements the services: the run, and which start of the job it is.
 #[derive(Clone, Debug)]
-pub(crate) struct Services(Shared);
+pub(crate) struct Services(Shared, Arc<str>);
 
 impl Services {
     /// Without a server.
     pub(crate) fn new(shared: &Shared) -> Self {
-        Self(shared.clone())
+        Self(shared.clone(), Arc::from(""))
     }
 
     /// Samples that the run holds.
@@ -40,25 +45,27 @@ impl Services {
     }
 }
 
-/// All services of a run.
-pub(crate) fn router(shared: &Shared) -> Router {
+/// All services of a run; `attempt` is which start of the job it is, empty when that does not matter.
+pub(crate) fn router(shared: &Shared, attempt: &str) -> Router {
+    let attempt = Arc::<str>::from(attempt);
     macro_rules! service {
-        ($server:ident) => {
-            $server::new(Services(shared.clone()))
+        ($server:ident, $name:literal, $allowed:expr) => {{
+            let server = $server::new(Services(shared.clone(), Arc::clone(&attempt)))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES)
-        };
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            InterceptedService::new(server, Guard::new($name, $allowed))
+        }};
     }
     Server::builder()
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(20)))
-        .add_service(service!(WorkerServiceServer))
-        .add_service(service!(RolloutServiceServer))
-        .add_service(service!(VerifierServiceServer))
-        .add_service(service!(LearnerServiceServer))
-        .add_service(service!(OperatorServiceServer))
+        .add_service(service!(WorkerServiceServer, "worker", &[Learner, Rollout, Verifier]))
+        .add_service(service!(RolloutServiceServer, "rollout", &[Rollout]))
+        .add_service(service!(VerifierServiceServer, "verifier", &[Verifier]))
+        .add_service(service!(LearnerServiceServer, "learner", &[Learner]))
+        .add_service(service!(OperatorServiceServer, "operator", &[Operator]))
 }
 
 /// The machine answered with something that does not belong to the event.

@@ -1,6 +1,7 @@
-use pacs_machine::{Directive, Event, Reply};
+use pacs_machine::{Directive, End, Event, Reply};
 use pacs_protocol::v1;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_runtime::net::{Peer, PeerRole};
 use pacs_types::{Role, WorkerId};
 use tonic::{Request, Response, Status};
 
@@ -10,8 +11,10 @@ use crate::driver::Driver;
 #[tonic::async_trait]
 impl WorkerService for Services {
     async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterResponse>, Status> {
+        let certified = certified(&request);
         let request = request.into_inner();
         let role: Role = request.role().try_into()?;
+        must_be(certified, Some(role))?;
         if request.name.is_empty() {
             return Err(Status::invalid_argument("field `name` is empty"));
         }
@@ -20,6 +23,13 @@ impl WorkerService for Services {
             let theirs = request.version;
             return Err(Status::failed_precondition(format!(
                 "worker program has version {theirs}, the coordinator {ours}; install the same on all machines"
+            )));
+        }
+        let (ours, theirs) = (&*self.1, &request.attempt);
+        if !ours.is_empty() && !theirs.is_empty() && ours != theirs {
+            tracing::warn!(worker = request.name, "a worker of another start of the job was refused: {theirs}");
+            return Err(Status::aborted(format!(
+                "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
             )));
         }
         let (name, host, pid) = (request.name, request.host, request.pid);
@@ -41,11 +51,15 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        let certified = certified(&request);
         let v1::HeartbeatRequest { worker_id, activity } = request.into_inner();
+        let mut driver = self.0.lock();
+        must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
-        let Reply::Directive(directive) = self.0.lock().call(event)? else { return Err(wrong_answer()) };
+        let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
         let directive = match directive {
             Directive::Continue => v1::Directive::Continue,
+            Directive::Leave if driver.machine.ended() == Some(&End::Stopped) => v1::Directive::LeaveForNow,
             Directive::Leave => v1::Directive::Leave,
             Directive::Register => v1::Directive::Register,
         };
@@ -53,15 +67,33 @@ impl WorkerService for Services {
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        let certified = certified(&request);
         let v1::LeaveRequest { worker_id, error } = request.into_inner();
         let error = Some(error).filter(|error| !error.is_empty());
         let event = Event::Leave { worker: WorkerId(worker_id), error };
         let leave = |driver: &mut Driver| {
+            must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
             driver.call(event)?;
             driver.notify();
             Ok(())
         };
         self.0.call(leave).await?;
         Ok(Response::new(v1::LeaveResponse {}))
+    }
+}
+
+/// The role in the caller's certificate; in plain text there is none.
+fn certified<T>(request: &Request<T>) -> Option<PeerRole> {
+    request.extensions().get::<Peer>().and_then(|peer| peer.role)
+}
+
+/// Refuses a caller who speaks for a worker of another role. A worker that is not known has none.
+fn must_be(certified: Option<PeerRole>, role: Option<Role>) -> Result<(), Status> {
+    match (certified, role.map(PeerRole::from)) {
+        (Some(certified), Some(role)) if certified != role => {
+            tracing::warn!(%certified, %role, "a worker spoke for one of another role");
+            Err(Status::permission_denied(format!("the certificate is one of the {certified}, not of the {role}")))
+        }
+        _ => Ok(()),
     }
 }

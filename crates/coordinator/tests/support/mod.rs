@@ -82,7 +82,7 @@ impl Job {
         listen: SocketAddr,
         heartbeat_timeout: Duration,
     ) -> Result<Coordinator, StartError> {
-        let options = CoordinatorOptions { spec: self.spec(steps, changes), run_dir: self.run_dir(), listen };
+        let options = CoordinatorOptions::local(self.spec(steps, changes), self.run_dir(), listen);
         let timing = Timing {
             heartbeat_interval: Duration::from_millis(50),
             heartbeat_timeout,
@@ -204,6 +204,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         name,
         host: "here".into(),
         pid: 1,
+        attempt: String::new(),
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let registered = client.register(request).await.unwrap().into_inner();
@@ -214,7 +215,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         loop {
             let beat = v1::HeartbeatRequest { worker_id: id, activity: "pretends".into() };
             if let Ok(reply) = client.heartbeat(beat).await
-                && reply.into_inner().directive() == v1::Directive::Leave
+                && matches!(reply.into_inner().directive(), v1::Directive::Leave | v1::Directive::LeaveForNow)
             {
                 leave.send_replace(true);
                 let _ = client.leave(v1::LeaveRequest { worker_id: id, error: String::new() }).await;

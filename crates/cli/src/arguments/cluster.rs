@@ -1,0 +1,147 @@
+//! Roles that are started on their own, and what launches them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use pacs_runtime::launch::{SecurityArguments, WorkerArguments};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`pacs run` starts verifiers by itself; this is for verifiers on other machines.
+
+Examples:
+  pacs verifier --coordinator node-1:7700 --name verifier-3 --tls-dir certs --threads 8
+  pacs verifier --coordinator 127.0.0.1:7700 --name verifier-3 --plaintext")]
+pub(crate) struct Verifier {
+    #[command(flatten)]
+    pub(crate) worker: WorkerArguments,
+    /// Answers that are graded at once; 0: one a core.
+    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`pacs run` is all that one machine needs; this is for workers on other machines, which launchers start.
+
+Examples:
+  pacs coordinator job.toml --listen node-1:7700 --tls-dir certs --run-dir /shared/runs/demo
+  pacs coordinator job.toml --listen 127.0.0.1:7700 --plaintext
+
+SIGTERM saves and leaves within --grace seconds, with exit code 75; so does SIGUSR1, without a limit (launchers send it
+when the time of a job is nearly over). The same command goes on where the run was.
+Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data, or no progress over several starts.")]
+pub(crate) struct Coordinator {
+    /// The job spec.
+    pub(crate) job: PathBuf,
+    /// Folder of the run, which the learners must reach at the same path. Default: runs/<name of the job>. A folder that
+    /// holds a run of this job goes on.
+    #[arg(long, value_name = "DIR", env = "PACS_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Where to listen. Default: $PACS_LISTEN, else this Slurm node's name at port 7700, else 127.0.0.1:7700.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// How connections are protected.
+    #[command(flatten)]
+    pub(crate) security: SecurityArguments,
+    /// Where to answer health probes (grpc.health.v1, in plain text). Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
+    pub(crate) health_listen: Option<String>,
+    /// Seconds without a step, an evaluation or a checkpoint after which the health service `pacs.progress` fails.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub(crate) progress_timeout: u64,
+    /// Seconds to save and leave after SIGTERM; a second SIGTERM leaves at once. Must be less than the launcher waits
+    /// before it kills.
+    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
+    pub(crate) grace: u64,
+    /// Seconds to wait while another coordinator works in the run folder: schedulers start a second one while the first
+    /// still lives.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) folder_timeout: u64,
+    /// Seconds without any worker, once there were some, after which the coordinator leaves with exit code 75: it may be on
+    /// the wrong side of a cut network. 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub(crate) alone_timeout: u64,
+    /// Which start of the job this is: workers of another one are refused. Launchers set it.
+    #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
+    pub(crate) attempt: String,
+    /// Starts in a row that find no checkpoint newer than the one before found, after which the run is given up; 0: no limit.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) starts_without_progress: usize,
+    /// Stay when the run is finished, and answer status calls until SIGTERM; for launchers that start again whatever ends.
+    #[arg(long)]
+    pub(crate) linger: bool,
+    /// Print progress as JSON, one object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  srun --ntasks=4 pacs supervise -- pacs-worker rollout
+
+A worker that ends with exit code 0 (done), 2, 75 (the run has stopped) or 78 is not started again, nor is one that died six
+times within ten minutes. SIGTERM, SIGINT and SIGUSR1 are passed on. The exit code is the worker's.")]
+pub(crate) struct Supervise {
+    /// Start it again only when it crashed: was killed by a signal, or ended with an exit code that is none of ours. For
+    /// coordinators, which end with 70 when a run cannot go on.
+    #[arg(long)]
+    pub(crate) crashes_only: bool,
+    /// The worker and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs certs certs                  certs/ca (keep its key away from the run), certs/learner, certs/rollout, …
+  pacs certs certs --days 30        again: the same authority, new certificates; running processes take them up
+
+One authority is one run, or a set of runs that trust each other: whoever has one of its certificates may play that role in
+all of them.")]
+pub(crate) struct Certs {
+    /// Folder to write to. When it holds an authority, that one signs.
+    pub(crate) folder: PathBuf,
+    /// Days that the certificates of the roles are valid; the authority's is valid for ten years.
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+    /// Write nothing when all of it is there already.
+    #[arg(long)]
+    pub(crate) if_missing: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs doctor                                   this machine
+  pacs doctor job.toml --run-dir /shared/runs/demo --tls-dir certs --coordinator node-1:7700
+  srun --ntasks-per-node=1 pacs doctor job.toml --json
+
+Exit code 78 when a run would not work; what is only slow or risky is a warning.")]
+pub(crate) struct Doctor {
+    /// A job spec: sizes are compared with what its model needs.
+    pub(crate) job: Option<PathBuf>,
+    /// Folder of the run. Default: runs/<name of the job>, when there is a job.
+    #[arg(long, value_name = "DIR", env = "PACS_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Folder with certificates.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// Coordinator that has to be reached, host:port or the absolute path of its run folder.
+    #[arg(long, value_name = "HOST:PORT|DIR", env = "PACS_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    /// The `pacs-worker` program. Default: beside this program, else on PATH.
+    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+    pub(crate) worker_binary: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,110 @@
+//! `pacs launch`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LaunchCommand {
+    /// Prints an sbatch script for a job, or submits it.
+    Slurm(LaunchSlurm),
+    /// Prints manifests for a job.
+    Kubernetes(LaunchKubernetes),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs launch kubernetes job.toml --image registry.example/pacs:0.1 --worker-image registry.example/pacs-worker:0.1
+  pacs launch kubernetes job.toml --image … --worker-image … --data-claim models | kubectl apply -f -
+
+Paths in the spec are those of the pods: the data claim is mounted at /data. The TLS secrets <name>-tls-<role> must be there;
+docs/KUBERNETES.md says how they are made.")]
+pub(crate) struct LaunchKubernetes {
+    /// The job spec. How many workers there are, and on what, says its section [resources].
+    pub(crate) job: PathBuf,
+    /// Image with `pacs`, for the coordinator and the verifiers.
+    #[arg(long)]
+    pub(crate) image: String,
+    /// Image with `pacs-worker`, for learners and rollout workers.
+    #[arg(long)]
+    pub(crate) worker_image: String,
+    /// Claim of the volume with the model and the problems, mounted read-only at /data.
+    #[arg(long, value_name = "NAME", default_value = "pacs-data")]
+    pub(crate) data_claim: String,
+    /// Size of the volume for checkpoints, metrics and samples.
+    #[arg(long, value_name = "QUANTITY", default_value = "500Gi")]
+    pub(crate) run_size: String,
+    /// Cores of a learner or rollout worker.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) cpu: u32,
+    /// Memory of a learner or rollout worker, shared memory included.
+    #[arg(long, value_name = "QUANTITY", default_value = "64Gi")]
+    pub(crate) memory: String,
+    /// Shared memory of a learner or rollout worker: three times the weights.
+    #[arg(long, value_name = "QUANTITY", default_value = "16Gi")]
+    pub(crate) shm: String,
+    /// Seconds that the coordinator and learners have to save when their pod is to end: the longest step and checkpoint.
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(30..=86_400))]
+    pub(crate) grace_period: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs launch slurm job.toml                                  look at the script
+  pacs launch slurm job.toml --nodes 4 --time 12:00:00 --partition gpu --submit
+  pacs launch slurm job.toml --nodes 2 --setup 'module load cuda' --sbatch=--account=lab > job.sbatch
+  pacs launch slurm job.toml --only rollouts --submit         more rollout workers for the run of that job
+
+The run folder must be on a file system that all nodes share. docs/SLURM.md says what the script does when it is preempted,
+loses a node or runs out of time.")]
+pub(crate) struct LaunchSlurm {
+    /// The job spec. How many workers there are, and on what, says its section [resources].
+    pub(crate) job: PathBuf,
+    /// Submit the script with sbatch instead of printing it.
+    #[arg(long)]
+    pub(crate) submit: bool,
+    /// What to launch: all of the job, or workers that join the run of a job that is launched already.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) only: Option<Only>,
+    /// Nodes. Default: as many as the GPUs of all learners and rollout workers take; 1 without GPUs.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) nodes: Option<u32>,
+    /// GPUs of a node, when the job computes on GPUs; each learner and rollout worker gets one.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) gpus_per_node: u32,
+    /// Cores of a worker. Default: `resources.threads`, or 4 when that is 0.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) cpus_per_task: Option<u32>,
+    /// Time limit, as sbatch takes it. A run that needs longer is saved before, and goes on in a new turn.
+    #[arg(long, default_value = "24:00:00")]
+    pub(crate) time: String,
+    /// Seconds before the time limit at which the run is saved; a step and a checkpoint must fit in.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=65_535))]
+    pub(crate) warning: u32,
+    /// Partition.
+    #[arg(long)]
+    pub(crate) partition: Option<String>,
+    /// Another option for sbatch; may be given several times, as in --sbatch=--account=lab.
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub(crate) sbatch: Vec<String>,
+    /// A shell command to run first on the batch node, such as `module load cuda`; may be given several times.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) setup: Vec<String>,
+    /// Folder of the run, which all nodes reach at the same path. Default: runs/<name of the job> here.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Folder with the certificates of all roles. Default: tls in the run folder, made when it is not there.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
+}
+
+/// Workers that join the run of a job that is launched already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Only {
+    /// As many rollout workers as the spec says.
+    Rollouts,
+    /// As many verifiers as the spec says.
+    Verifiers,
+}

@@ -1,0 +1,146 @@
+//! `pacs doctor`: whether this machine can do its part, and what to do where it cannot.
+//!
+//! Each check looks at one thing and gives one [`Finding`]. `machine` looks at the system, `folder` at the run folder,
+//! `parts` at programs, certificates and the coordinator.
+
+mod folder;
+mod machine;
+mod parts;
+
+use std::fmt;
+
+use anyhow::Context;
+use pacs_runtime::Exit;
+use serde::Serialize;
+
+use crate::arguments::Doctor;
+use crate::failure::Failure;
+use crate::model_folder;
+use crate::output;
+use crate::plan::default_run_dir;
+
+/// What a check has found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Finding {
+    /// What was looked at.
+    check: &'static str,
+    level: Level,
+    /// What is there.
+    found: String,
+    /// What to do about it; empty when all is well.
+    advice: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    /// All is well.
+    Ok,
+    /// A run works, slowly or at a risk.
+    Warning,
+    /// A run does not work.
+    Failure,
+}
+
+impl Finding {
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, level: Level::Ok, found: found.into(), advice: String::new() }
+    }
+
+    fn warning(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, level: Level::Warning, found: found.into(), advice: advice.into() }
+    }
+
+    fn failure(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, level: Level::Failure, found: found.into(), advice: advice.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.level {
+            Level::Ok => "ok     ",
+            Level::Warning => "warning",
+            Level::Failure => "FAILURE",
+        };
+        write!(f, "{mark}  {:<18}  {}", self.check, self.found)?;
+        if self.advice.is_empty() { Ok(()) } else { write!(f, "\n{:29}{}", "", self.advice) }
+    }
+}
+
+/// What a run needs of a machine, as far as the job says.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    /// Numbers of the model.
+    parameters: Option<u64>,
+    /// Checkpoints that are kept.
+    keep: u64,
+    gpu: bool,
+}
+
+impl Needs {
+    /// Bytes of one checkpoint: float32 weights and two moments, and the exported model.
+    fn checkpoint_bytes(&self) -> Option<u64> {
+        self.parameters.map(|parameters| parameters * 16)
+    }
+
+    /// Bytes of published weights: two versions, and one that is being written.
+    fn published_bytes(&self) -> Option<u64> {
+        self.parameters.map(|parameters| parameters * 4 * 3)
+    }
+}
+
+pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
+    let spec = match &arguments.job {
+        Some(job) => Some(pacs_spec::read(job).map_err(|errors| Failure::config(errors).doing("read the job"))?),
+        None => None,
+    };
+    let needs = spec.as_ref().map_or_else(Needs::default, |spec| Needs {
+        parameters: model_folder::inspect(&spec.model.path).ok().map(|model| model.parameters),
+        keep: u64::from(spec.checkpoint.keep),
+        gpu: spec.resources.device == pacs_spec::DeviceKind::Cuda,
+    });
+    let run_dir = arguments.run_dir.clone().or_else(|| spec.as_ref().map(default_run_dir));
+    let mut findings = machine::look(needs);
+    findings.extend(run_dir.iter().flat_map(|folder| folder::look(folder, needs)));
+    findings.extend(parts::worker(arguments.worker_binary.as_deref(), needs.gpu));
+    findings.extend(arguments.tls_dir.iter().map(|folder| parts::certificates(folder)));
+    if let Some(coordinator) = &arguments.coordinator {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("start the runtime").map_err(Failure::bug)?;
+        findings.push(runtime.block_on(parts::coordinator(coordinator, arguments.tls_dir.as_deref())));
+    }
+    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&findings).context("print findings").map_err(Failure::bug)?;
+        output::line(text);
+    } else {
+        findings.iter().for_each(output::line);
+    }
+    Ok(if worst == Level::Failure { Exit::Config } else { Exit::Done })
+}
+
+/// `1.5 GiB`.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_say_what_to_do() {
+        let text = Finding::warning("open files", "1024", "raise the limit").to_string();
+        assert_eq!(text, "warning  open files          1024\n                             raise the limit");
+        let json = serde_json::to_value(Finding::ok("clock", "fine")).expect("an object");
+        assert_eq!(json, serde_json::json!({"check": "clock", "level": "ok", "found": "fine", "advice": ""}));
+    }
+
+    #[test]
+    fn sizes_follow_from_the_model() {
+        let needs = Needs { parameters: Some(500_000_000), keep: 2, gpu: false };
+        assert_eq!(needs.checkpoint_bytes(), Some(8_000_000_000));
+        assert_eq!(gib(needs.published_bytes().expect("known")), "5.6 GiB");
+    }
+}

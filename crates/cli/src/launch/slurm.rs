@@ -1,0 +1,357 @@
+//! The sbatch script of a job: one allocation, one step a role.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use pacs_spec::{DeviceKind, JobSpec};
+
+use super::quoted_path;
+use crate::arguments::{LaunchSlurm, Only};
+
+/// Where things are; every node sees the same paths.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The job spec.
+    pub(crate) job: PathBuf,
+    /// The run folder.
+    pub(crate) run_dir: PathBuf,
+    /// The folder of `pacs` and `pacs-worker`.
+    pub(crate) programs: PathBuf,
+    /// The working directory, which relative paths in the spec start from.
+    pub(crate) here: PathBuf,
+}
+
+/// What the scheduler is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Allocation {
+    nodes: u32,
+    tasks_per_node: u32,
+    cpus_per_task: u32,
+    /// 0: none.
+    gpus_per_node: u32,
+}
+
+/// The tasks of one role.
+struct Step {
+    role: &'static str,
+    tasks: u32,
+    /// Place of the first task, in cores or GPUs of the allocation counted node by node.
+    offset: u32,
+    command: &'static str,
+    computes: bool,
+}
+
+/// The script, or why there is none.
+pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> Result<String> {
+    let steps = steps(spec, arguments.only);
+    ensure!(!steps.is_empty(), "the job has no workers of this role (see [resources] in its spec)");
+    let allocation = allocation(spec, arguments, &steps)?;
+    let mut script = String::new();
+    header(&mut script, spec, arguments, &allocation);
+    environment(&mut script, arguments, place, &allocation);
+    script.push_str(FUNCTIONS);
+    match arguments.only {
+        None => {
+            script.push_str(COORDINATOR);
+            workers(&mut script, &steps, &allocation, false);
+            script.push_str(END);
+        }
+        Some(_) => {
+            script.push_str(JOINED);
+            workers(&mut script, &steps, &allocation, true);
+            script.push_str(END_OF_JOINED);
+        }
+    }
+    Ok(script)
+}
+
+fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
+    let resources = &spec.resources;
+    let (learner, rollout) = ("pacs-worker learner", "pacs-worker rollout");
+    let step = |role, tasks, offset, command, computes| Step { role, tasks, offset, command, computes };
+    let steps = match only {
+        None => vec![
+            step("verifier", resources.verifiers, 0, "pacs verifier", false),
+            step("rollout", resources.rollouts, resources.learners, rollout, true),
+            step("learner", resources.learners, 0, learner, true),
+        ],
+        Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, true)],
+        Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, "pacs verifier", false)],
+    };
+    steps.into_iter().filter(|step| step.tasks > 0).collect()
+}
+
+fn allocation(spec: &JobSpec, arguments: &LaunchSlurm, steps: &[Step]) -> Result<Allocation> {
+    let gpus = match spec.resources.device {
+        DeviceKind::Cpu => 0,
+        DeviceKind::Cuda => steps.iter().filter(|step| step.computes).map(|step| step.tasks).sum(),
+    };
+    let cpus_per_task = arguments.cpus_per_task.unwrap_or(match spec.resources.threads {
+        0 => 4,
+        threads => threads,
+    });
+    if gpus > 0 {
+        let nodes = arguments.nodes.unwrap_or(gpus.div_ceil(arguments.gpus_per_node));
+        let room = nodes * arguments.gpus_per_node;
+        ensure!(
+            room >= gpus,
+            "{gpus} workers with a GPU each do not fit on {nodes} nodes with {} GPUs; give more with --nodes or \
+             --gpus-per-node, or ask for fewer in [resources] of the spec",
+            arguments.gpus_per_node
+        );
+        let gpus_per_node = arguments.gpus_per_node.min(gpus);
+        return Ok(Allocation { nodes, tasks_per_node: gpus_per_node, cpus_per_task, gpus_per_node });
+    }
+    let nodes = arguments.nodes.unwrap_or(1);
+    // Rollouts and learners take turns, and verifiers are light: roles share the cores.
+    let most = steps.iter().map(|step| step.tasks.div_ceil(nodes)).max().unwrap_or(1);
+    Ok(Allocation { nodes, tasks_per_node: most, cpus_per_task, gpus_per_node: 0 })
+}
+
+fn header(script: &mut String, spec: &JobSpec, arguments: &LaunchSlurm, allocation: &Allocation) {
+    let suffix = match arguments.only {
+        None => "",
+        Some(Only::Rollouts) => "-rollouts",
+        Some(Only::Verifiers) => "-verifiers",
+    };
+    let mut options = vec![
+        format!("--job-name={}{suffix}", spec.name),
+        format!("--nodes={}", allocation.nodes),
+        format!("--ntasks-per-node={}", allocation.tasks_per_node),
+        format!("--cpus-per-task={}", allocation.cpus_per_task),
+        format!("--time={}", arguments.time),
+        "--requeue".to_owned(),
+        "--open-mode=append".to_owned(),
+        "--output=%x-%j.out".to_owned(),
+        format!("--signal=B:USR1@{}", arguments.warning),
+    ];
+    if allocation.gpus_per_node > 0 {
+        options.push(format!("--gpus-per-node={}", allocation.gpus_per_node));
+    }
+    options.extend(arguments.partition.iter().map(|partition| format!("--partition={partition}")));
+    options.extend(arguments.sbatch.iter().cloned());
+    script.push_str("#!/bin/bash\n# Made by `pacs launch slurm`; docs/SLURM.md explains it.\n");
+    options.iter().for_each(|option| put(script, format_args!("#SBATCH {option}")));
+}
+
+fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allocation: &Allocation) {
+    let run_dir = quoted_path(&place.run_dir);
+    let tls_dir = arguments.tls_dir.as_ref().map(|folder| quoted_path(&place.here.join(folder)));
+    script.push_str("\nset -u\n");
+    arguments.setup.iter().for_each(|command| put(script, command));
+    put(script, format_args!("cd {} || exit 75", quoted_path(&place.here)));
+    put(script, format_args!("export PATH={}:$PATH", quoted_path(&place.programs)));
+    put(script, format_args!("export PACS_RUN_DIR={run_dir}"));
+    put(script, "# Workers find the coordinator through the run folder, wherever it listens.");
+    put(script, format_args!("export PACS_COORDINATOR={run_dir}"));
+    put(
+        script,
+        format_args!("export PACS_TLS_DIR={}", tls_dir.clone().unwrap_or_else(|| "$PACS_RUN_DIR/tls".to_owned())),
+    );
+    put(script, format_args!("export PACS_THREADS={}", allocation.cpus_per_task));
+    if allocation.gpus_per_node > 0 {
+        put(script, "export PACS_DEVICE=cuda");
+    }
+    if arguments.only.is_none() {
+        put(script, "# Which start of the job this is: what an earlier one left behind on a lost node is refused.");
+        put(script, "export PACS_ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
+        put(script, format_args!("job={}", quoted_path(&place.job)));
+    } else {
+        put(script, "unset PACS_ATTEMPT");
+    }
+    put(script, "logs=$PACS_RUN_DIR/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
+    put(script, "mkdir -p \"$PACS_RUN_DIR/logs\" || exit 75");
+    if tls_dir.is_none() && arguments.only.is_none() {
+        put(script, "pacs certs --if-missing \"$PACS_TLS_DIR\" || exit 78");
+    }
+}
+
+/// Shell functions of every script.
+const FUNCTIONS: &str = r#"
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+# Steps say for themselves what they need; srun would take these for theirs.
+unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_NODE
+
+# place TASKS FIRST PER_NODE: prints the node of each task. Tasks are counted from FIRST, filling nodes of PER_NODE tasks one
+# after the other, or going round when PER_NODE is 0.
+place() {
+    local i
+    for ((i = $2; i < $1 + $2; i++)); do
+        if (($3 > 0)); then echo "${nodes[i / $3]}"; else echo "${nodes[i % ${#nodes[@]}]}"; fi
+    done
+}
+
+# step ROLE TASKS FIRST PER_NODE ARGUMENTS...: runs the tasks of a role with these arguments of srun. Each task is started
+# again when it dies, and all are when the coordinator was away for longer than they look for it.
+step() {
+    local role=$1 tasks=$2 hosts=$logs-$1.hosts code
+    place "$2" "$3" "$4" >"$hosts"
+    shift 4
+    while
+        SLURM_HOSTFILE=$hosts srun --job-name="$role" --distribution=arbitrary --mem=0 --ntasks="$tasks" \
+            --nodes="$(sort -u "$hosts" | wc -l)" --cpus-per-task="$PACS_THREADS" --output="$logs-$role-%t.log" \
+            --open-mode=append "$@"
+        code=$?
+        # A run that has stopped needs this long for its goodbye; then there is nothing to go on with.
+        [ "$code" -eq 75 ] && sleep 10 && goes_on
+    do :; done
+    case $code in
+    0 | 75) ;;
+    *) if goes_on; then echo "$code" >"$logs.failed" && give_up "$role" "$code"; fi ;;
+    esac
+}
+"#;
+
+/// Starts the coordinator.
+const COORDINATOR: &str = r#"
+# The coordinator, on the first node. It waits for one that an earlier start may have left on a lost node.
+srun --job-name=coordinator --overlap --mem=0 --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" --cpus-per-task=1 --gres=none \
+    --output="$logs-coordinator.log" --open-mode=append \
+    pacs supervise --crashes-only -- pacs coordinator "$job" --listen "${nodes[0]}:0" --folder-timeout 600 &
+coordinator=$!
+goes_on() { kill -0 "$coordinator" 2>/dev/null; }
+give_up() { echo "the $1 step ended with exit code $2: ending the run" && kill -USR1 "$coordinator"; }
+
+# The time limit is near: save, and go on in a new turn. Slurm tells this script only; srun passes it on.
+trap 'kill -USR1 "$coordinator" 2>/dev/null' USR1
+# The script outlives its tasks: a job that ends by itself is not requeued.
+trap : TERM
+
+"#;
+
+/// Waits, and decides what follows.
+const END: &str = r#"
+while goes_on; do wait "$coordinator"; done
+wait "$coordinator"
+code=$?
+ending=$(cat "$PACS_RUN_DIR/ending" 2>/dev/null)
+echo "$(date -u +%FT%TZ) the coordinator ended with exit code $code: ${ending:-it left no word}"
+[ -s "$logs.failed" ] && exit "$(cat "$logs.failed")"
+# The workers were told to leave before; their last lines are on their way.
+sleep 2
+
+if [ "$code" -eq 75 ]; then
+    # An operator stopped it: it goes on when somebody submits it again.
+    [ "$ending" = stopped ] && exit 75
+    # Slurm ended the steps. A job that is preempted must still be there when its grace is over.
+    [ "$ending" = terminated ] && sleep 900
+    scontrol requeue "$SLURM_JOB_ID" && sleep 300
+fi
+exit "$code"
+"#;
+
+/// What workers need that join the run of another job.
+const JOINED: &str = r#"
+goes_on() { case $(cat "$PACS_RUN_DIR/ending" 2>/dev/null) in finished | stopped | failed) return 1 ;; esac; }
+give_up() { echo "the $1 step ended with exit code $2"; }
+# The time limit is near: these have nothing to save.
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
+trap : TERM
+
+"#;
+
+/// Waits, and decides what follows, for workers that joined.
+const END_OF_JOINED: &str = r#"
+while [ -n "$(jobs -rp)" ]; do wait; done
+[ -s "$logs.failed" ] && exit "$(cat "$logs.failed")"
+exit 0
+"#;
+
+/// The steps of all workers; those of a job of their own are named after it, for the run has workers of the same index.
+fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined: bool) {
+    for Step { role, tasks, offset, command, computes } in steps {
+        // With GPUs, a learner or rollout worker has its device and cores to itself; else roles take turns.
+        let (per_node, share) = match allocation.gpus_per_node {
+            gpus if gpus > 0 && *computes => (gpus, "--exact --gpus-per-task=1"),
+            gpus if gpus > 0 => (0, "--overlap --gres=none"),
+            _ => (0, "--overlap"),
+        };
+        // Learners are nothing without each other; the other roles do without one.
+        let deaths = u8::from(*role == "learner");
+        let supervised = match joined {
+            false => format!("pacs supervise -- {command}"),
+            true => format!("bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'"),
+        };
+        let options = format!("{share} --kill-on-bad-exit={deaths} --wait=0");
+        put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {supervised} &"));
+    }
+}
+
+fn put(script: &mut String, line: impl std::fmt::Display) {
+    writeln!(script, "{line}").expect("a string takes any text");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+    use expect_test::expect_file;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command, LaunchCommand};
+
+    fn place() -> Place {
+        Place {
+            job: "/home/me/jobs/my job.toml".into(),
+            run_dir: "/shared/runs/tiny".into(),
+            programs: "/opt/pacs/bin".into(),
+            here: "/home/me".into(),
+        }
+    }
+
+    fn script(resources: &str, options: &[&str]) -> Result<String> {
+        let text = format!(
+            "name = 'tiny'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+             resources = {{ {resources} }}"
+        );
+        let spec = pacs_spec::parse(&text, Path::new("job.toml")).expect("valid");
+        let line = ["pacs", "launch", "slurm", "job.toml"].into_iter().chain(options.iter().copied());
+        let Command::Launch { command: LaunchCommand::Slurm(arguments) } =
+            Arguments::try_parse_from(line).expect("a command line").command
+        else {
+            panic!("not that command")
+        };
+        super::script(&spec, &arguments, &place())
+    }
+
+    /// Whether a shell can read it.
+    fn is_bash(script: &str) -> bool {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("script");
+        std::fs::write(&path, script).expect("written");
+        std::process::Command::new("bash").arg("-n").arg(&path).status().expect("bash").success()
+    }
+
+    #[test]
+    fn a_job_on_cpus() {
+        let script = script("learners = 2, rollouts = 3, verifiers = 2, threads = 2", &["--nodes", "3"]).expect("fits");
+        assert!(is_bash(&script));
+        expect_file!["slurm/cpu.sbatch"].assert_eq(&script);
+    }
+
+    #[test]
+    fn a_job_on_gpus() {
+        let resources = "learners = 8, rollouts = 12, verifiers = 4, device = 'cuda'";
+        let options =
+            ["--partition", "gpu", "--sbatch=--account=lab", "--setup", "module load cuda", "--tls-dir", "certs"];
+        let script = script(resources, &options).expect("fits");
+        assert!(is_bash(&script));
+        expect_file!["slurm/gpu.sbatch"].assert_eq(&script);
+    }
+
+    #[test]
+    fn workers_that_join() {
+        let script = script("learners = 2, rollouts = 3", &["--only", "rollouts"]).expect("fits");
+        assert!(is_bash(&script));
+        expect_file!["slurm/rollouts.sbatch"].assert_eq(&script);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let error = script("learners = 8, rollouts = 12, device = 'cuda'", &["--nodes", "2"]).expect_err("too many");
+        assert!(error.to_string().contains("20 workers with a GPU each do not fit on 2 nodes with 8 GPUs"), "{error}");
+        assert!(script("learners = 1, rollouts = 0", &["--only", "rollouts"]).is_err());
+    }
+}

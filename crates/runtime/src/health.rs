@@ -1,0 +1,177 @@
+//! What a process says to probes: `grpc.health.v1` in plain text, on a port of its own.
+//!
+//! Three questions, three services: the empty name is the process itself (its event loop turns; nothing else, or one
+//! silent peer would have every process restarted), [`Health::READY`] whether it is a member of its run, and
+//! [`Health::PROGRESS`] whether the run has come to something lately. Nothing else is served here, and nothing is taken.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+/// How often a watcher is told of progress that stopped, at the latest.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The health of this process; clones share it.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<watch::Sender<State>>);
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    ready: bool,
+    /// When the run came to something, and how long it may take until the next time; `None`: not this process's matter.
+    progress: Option<(Instant, Duration)>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(State { ready: false, progress: None })))
+    }
+}
+
+impl Health {
+    /// Name of the service that is healthy while the process does its part in a run.
+    pub const READY: &str = "pacs.ready";
+    /// Name of the service that is healthy while the run gets on.
+    pub const PROGRESS: &str = "pacs.progress";
+
+    /// Says whether the process does its part in a run.
+    pub fn set_ready(&self, ready: bool) {
+        self.0.send_modify(|state| state.ready = ready);
+    }
+
+    /// Says that the run has come to something, and is unwell if that does not happen again within `limit`.
+    pub fn progressed(&self, limit: Duration) {
+        self.0.send_modify(|state| state.progress = Some((Instant::now(), limit)));
+    }
+
+    /// Answers probes at `address` for as long as the process lives.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve(&self, address: &str) -> std::io::Result<std::net::SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let server = tonic::transport::Server::builder()
+            .concurrency_limit_per_connection(16)
+            .timeout(Duration::from_secs(10))
+            .add_service(HealthServer::new(Answers(self.clone())).max_decoding_message_size(4096));
+        tokio::spawn(async move {
+            if let Err(error) = server.serve_with_incoming(TcpIncoming::from(listener)).await {
+                tracing::error!("the health service ended: {error}");
+            }
+        });
+        Ok(address)
+    }
+
+    fn check(&self, service: &str) -> Option<ServingStatus> {
+        let state = *self.0.borrow();
+        let healthy = match service {
+            "" => true,
+            Self::READY => state.ready,
+            Self::PROGRESS => state.progress.map(|(when, limit)| when.elapsed() < limit)?,
+            _ => return None,
+        };
+        Some(if healthy { ServingStatus::Serving } else { ServingStatus::NotServing })
+    }
+}
+
+/// The service.
+struct Answers(Health);
+
+#[tonic::async_trait]
+impl HealthService for Answers {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        let status = self.0.check(&service).ok_or_else(|| {
+            Status::not_found(format!("there is no `{service}` here; ask for ``, `pacs.ready` or `pacs.progress`"))
+        })?;
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let service = request.into_inner().service;
+        let (health, mut changed) = (self.0.clone(), self.0.0.subscribe());
+        // Full when the watcher does not read: then it is told less often.
+        let (sender, statuses) = mpsc::channel(1);
+        // Ends with the watcher.
+        tokio::spawn(async move {
+            let mut told = None;
+            loop {
+                let status = health.check(&service).unwrap_or(ServingStatus::ServiceUnknown);
+                if told != Some(status) {
+                    told = Some(status);
+                    if sender.send(Ok(HealthCheckResponse { status: status.into() })).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    // Progress stops without a change.
+                    _ = tokio::time::timeout(WATCH_INTERVAL, changed.changed()) => {}
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(statuses))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+    use crate::net::{PeerRole, Security, dial};
+
+    async fn client(address: std::net::SocketAddr) -> HealthClient<tonic::transport::Channel> {
+        let channel = dial(&address.to_string(), PeerRole::Coordinator, &Security::Plain).await;
+        HealthClient::new(channel.expect("it listens"))
+    }
+
+    #[tokio::test]
+    async fn alive_ready_and_getting_on_are_different_answers() {
+        let health = Health::default();
+        let address = health.serve("127.0.0.1:0").await.expect("a free port");
+        let mut client = client(address).await;
+        let mut check = async |service: &str| {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            client.check(request).await.map(|response| response.into_inner().status()).map_err(|status| status.code())
+        };
+        assert_eq!(check("").await, Ok(ServingStatus::Serving));
+        assert_eq!(check(Health::READY).await, Ok(ServingStatus::NotServing));
+        assert_eq!(check(Health::PROGRESS).await, Err(tonic::Code::NotFound));
+        assert_eq!(check("other").await, Err(tonic::Code::NotFound));
+        health.set_ready(true);
+        health.progressed(Duration::from_secs(3600));
+        assert_eq!(check(Health::READY).await, Ok(ServingStatus::Serving));
+        assert_eq!(check(Health::PROGRESS).await, Ok(ServingStatus::Serving));
+        health.progressed(Duration::ZERO);
+        assert_eq!(check(Health::PROGRESS).await, Ok(ServingStatus::NotServing));
+        assert_eq!(check("").await, Ok(ServingStatus::Serving), "a stalled run is no reason to restart a process");
+    }
+
+    #[tokio::test]
+    async fn watchers_are_told_of_changes() {
+        let health = Health::default();
+        let address = health.serve("127.0.0.1:0").await.expect("a free port");
+        let mut client = client(address).await;
+        let request = HealthCheckRequest { service: Health::READY.to_owned() };
+        let mut stream = client.watch(request).await.expect("watched").into_inner();
+        let first = stream.message().await.expect("an answer").expect("an answer");
+        assert_eq!(first.status(), ServingStatus::NotServing);
+        health.set_ready(true);
+        let second = stream.message().await.expect("an answer").expect("an answer");
+        assert_eq!(second.status(), ServingStatus::Serving);
+    }
+}

@@ -1,0 +1,210 @@
+//! The options that every worker has, whatever its program.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::{Launch, LaunchError};
+use crate::net::{CERTIFICATE_FILE, PeerRole, Security, TlsError};
+use crate::{Backoff, Exit, Health, Link};
+
+/// How a worker finds its run.
+#[derive(Clone, Debug, Args)]
+pub struct WorkerArguments {
+    /// Coordinator: its address, or the absolute path of its run folder on a shared file system, which says where it
+    /// listens. Default: $PACS_COORDINATOR, else the first node of the Slurm job, or the leader that another launcher
+    /// names (MASTER_ADDR and the like), at port 7700.
+    #[arg(long, value_name = "HOST:PORT|DIR")]
+    pub coordinator: Option<String>,
+    /// Name of this process slot, the same after a restart; a second process of the same name replaces the first.
+    /// Default: $PACS_WORKER_NAME, else the role and the launcher's index (SLURM_PROCID, JOB_COMPLETION_INDEX, RANK and
+    /// the like), else the name of the pod.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Seconds to look for the coordinator, at the start and again after a registration is lost.
+    #[arg(long, value_name = "SECONDS", env = "PACS_JOIN_TIMEOUT", default_value_t = 300)]
+    pub join_timeout: u64,
+    /// Which start of the job this worker is for: a coordinator of another start refuses it. Launchers set it.
+    #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
+    pub attempt: String,
+    /// Where to answer health probes (grpc.health.v1, in plain text). Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
+    pub health_listen: Option<String>,
+    /// How connections are protected.
+    #[command(flatten)]
+    pub security: SecurityArguments,
+}
+
+/// How connections are protected.
+#[derive(Clone, Debug, Args)]
+pub struct SecurityArguments {
+    /// Folder with ca.crt, tls.crt and tls.key for this role, itself or in a folder of the role's name below it, as
+    /// `pacs certs` writes them: all connections are mutual TLS. The files are read again when they change.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Speak plain text, with processes of this machine only (loopback addresses).
+    #[arg(long, env = "PACS_PLAINTEXT", conflicts_with = "tls_dir")]
+    pub plaintext: bool,
+}
+
+/// What the options and the environment say of a worker.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// How its coordinator is reached.
+    pub link: Link,
+    /// Name of its process slot.
+    pub name: String,
+}
+
+/// Why a process has no place in a run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// An address or a name is missing, malformed or contradictory.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Nothing says how connections are protected.
+    #[error(
+        "it is not said how connections are protected: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
+         for processes of this machine only"
+    )]
+    Unprotected,
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The health port cannot be listened on.
+    #[error("listen on {address} for health probes: {error}")]
+    Health {
+        /// As given.
+        address: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// There is no way to the coordinator.
+    #[error("find this machine's address towards {coordinator} within {} s: {error}; give --bind ADDRESS", waited.as_secs())]
+    NoRoute {
+        /// Where the coordinator is.
+        coordinator: String,
+        /// For how long it was tried.
+        waited: Duration,
+        /// The last failure.
+        error: std::io::Error,
+    },
+}
+
+impl PlaceError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Launch(_) | Self::Unprotected => Exit::Usage,
+            Self::Tls(_) => Exit::Config,
+            Self::Health { .. } | Self::NoRoute { .. } => Exit::Again,
+        }
+    }
+}
+
+impl WorkerArguments {
+    /// Finds out where this worker stands, logs who said so, and begins to answer probes.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn place(&self, role: PeerRole) -> Result<Placement, PlaceError> {
+        let launch = Launch::of_process();
+        let coordinator = launch.coordinator(self.coordinator.as_deref())?.logged("the coordinator").value;
+        let name = launch.name(self.name.as_deref(), role.name())?.logged("the name of this process").value;
+        let security = self.security.security(role)?;
+        let health = Health::default();
+        if let Some(address) = &self.health_listen {
+            health.serve(address).await.map_err(|error| PlaceError::Health { address: address.clone(), error })?;
+        }
+        let join_timeout = Duration::from_secs(self.join_timeout);
+        let attempt = self.attempt.clone();
+        Ok(Placement { link: Link { coordinator, attempt, join_timeout, security, health }, name })
+    }
+
+    /// The address that others reach this process at: what `flag` or the environment says, else the one that packets to
+    /// the coordinator leave from.
+    ///
+    /// # Errors
+    /// When there is no way to the coordinator until the join timeout.
+    pub async fn own_address(&self, flag: Option<&str>, coordinator: &str) -> Result<String, PlaceError> {
+        if let Some(said) = Launch::of_process().own_address(flag) {
+            return Ok(said.logged("the address of this process").value);
+        }
+        let (started, deadline) = (Instant::now(), Duration::from_secs(self.join_timeout));
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let error = match address_towards(coordinator).await {
+                Ok(address) => {
+                    tracing::info!("the address of this process is {address} (from the route to the coordinator)");
+                    return Ok(address);
+                }
+                Err(error) => error,
+            };
+            if started.elapsed() >= deadline {
+                let coordinator = coordinator.to_owned();
+                return Err(PlaceError::NoRoute { coordinator, waited: started.elapsed(), error });
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+}
+
+impl SecurityArguments {
+    /// The protection that they ask for.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub fn security(&self, role: PeerRole) -> Result<Security, PlaceError> {
+        match (&self.tls_dir, self.plaintext) {
+            (Some(folder), _) => Ok(security(folder, role)?),
+            (None, true) => Ok(Security::Plain),
+            (None, false) => Err(PlaceError::Unprotected),
+        }
+    }
+}
+
+/// Mutual TLS with the certificate of `role` in `folder`, or in the folder of its name below that.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn security(folder: &Path, role: PeerRole) -> Result<Security, TlsError> {
+    let below = folder.join(role.name());
+    let folder = if below.join(CERTIFICATE_FILE).exists() { &below } else { folder };
+    Security::mutual(folder, role)
+}
+
+/// The address that packets to `target` leave from. Nothing is sent.
+async fn address_towards(coordinator: &str) -> std::io::Result<String> {
+    let target = super::find(coordinator)?;
+    let not_found = || std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    let target: SocketAddr = tokio::net::lookup_host(target).await?.next().ok_or_else(not_found)?;
+    let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(match socket.local_addr()?.ip() {
+        std::net::IpAddr::V4(address) => address.to_string(),
+        std::net::IpAddr::V6(address) => format!("[{address}]"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn packets_to_this_machine_leave_from_it() {
+        assert_eq!(address_towards("127.0.0.1:7700").await.expect("a route"), "127.0.0.1");
+        assert!(address_towards("no.such.host.invalid:7700").await.is_err());
+    }
+
+    #[test]
+    fn protection_must_be_said() {
+        let arguments = |plaintext| SecurityArguments { tls_dir: None, plaintext };
+        assert!(matches!(arguments(true).security(PeerRole::Learner), Ok(Security::Plain)));
+        let error = arguments(false).security(PeerRole::Learner).expect_err("not said");
+        assert_eq!(error.exit(), Exit::Usage);
+    }
+}

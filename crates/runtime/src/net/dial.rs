@@ -1,0 +1,105 @@
+//! Connections that go out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, lookup_host};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{PeerRole, PlainText, Security};
+
+/// How long one attempt to connect may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The address cannot be used.
+    #[error("address `{0}` is not host:port")]
+    Address(String),
+    /// It would be in plain text.
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
+    /// Nobody answers, or not as it should; it may be tried again.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// Connects once to the process of role `peer` at `address` (host:port).
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn dial(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .ok()
+        .filter(|endpoint| endpoint.uri().port().is_some() && endpoint.uri().path() == "/")
+        .ok_or_else(|| DialError::Address(address.to_owned()))?
+        .connect_timeout(CONNECT_DEADLINE)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(Some(4 << 20))
+        .initial_connection_window_size(Some(16 << 20));
+    if matches!(security, Security::Plain)
+        && let Ok(mut found) = lookup_host(address).await
+        && let Some(elsewhere) = found.find(|found| !found.ip().is_loopback())
+    {
+        let address = format!("{address} ({})", elsewhere.ip());
+        return Err(PlainText { address }.into());
+    }
+    let (target, security) = (Arc::<str>::from(address), security.clone());
+    let connector = tower::service_fn(move |_| connect(Arc::clone(&target), peer, security.clone()));
+    endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
+}
+
+/// What HTTP/2 runs on.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Called for every connection of a channel, so that names and certificates are looked at anew.
+async fn connect(address: Arc<str>, peer: PeerRole, security: Security) -> io::Result<TokioIo<Box<dyn Io>>> {
+    let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let found: Vec<SocketAddr> = lookup_host(&*address).await?.collect();
+    for candidate in found {
+        if matches!(security, Security::Plain) && !candidate.ip().is_loopback() {
+            problem = io::Error::other(PlainText { address: candidate.to_string() });
+            continue;
+        }
+        let stream = match TcpStream::connect(candidate).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                problem = error;
+                continue;
+            }
+        };
+        stream.set_nodelay(true)?;
+        return Ok(TokioIo::new(match &security {
+            Security::Plain => Box::new(stream),
+            Security::Mutual(tls) => {
+                // What the peer is matters, not where: its certificate holds its role.
+                let name = ServerName::try_from(peer.dns_name()).expect("the names of roles are DNS names");
+                Box::new(TlsConnector::from(tls.client()).connect(name, stream).await?)
+            }
+        }));
+    }
+    Err(problem)
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,85 @@
+//! Connections between processes: mutual TLS, or plain text within one machine.
+//!
+//! A certificate says what its holder is, not where it runs: the role is a name below `pacs.internal` among its DNS names.
+//! So a node needs no certificate of its own, and a worker that moves keeps its identity. [`Security`] holds the files,
+//! [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] says who may call a service.
+
+mod connection;
+mod dial;
+mod guard;
+mod role;
+mod tls;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use self::connection::{Connection, Peer, accept};
+pub use self::dial::{DialError, dial};
+pub use self::guard::Guard;
+pub use self::role::PeerRole;
+pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError};
+
+use self::tls::Tls;
+
+/// How the connections of a process are protected.
+#[derive(Clone, Default)]
+pub enum Security {
+    /// Plain text, between addresses of the loopback interface only.
+    #[default]
+    Plain,
+    /// Mutual TLS with certificates from files.
+    Mutual(Arc<Tls>),
+}
+
+impl Security {
+    /// Mutual TLS with the files `ca.crt`, `tls.crt` and `tls.key` of `folder`, which must be those of `role`. They are
+    /// read again when they change.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn mutual(folder: &Path, role: PeerRole) -> Result<Self, TlsError> {
+        Tls::load(folder, role).map(|tls| Self::Mutual(Arc::new(tls)))
+    }
+
+    /// Whether connections from other machines may come in at `address`.
+    ///
+    /// # Errors
+    /// When they would be in plain text.
+    pub fn check_listen(&self, address: SocketAddr) -> Result<(), PlainText> {
+        match self {
+            Self::Plain if !address.ip().is_loopback() => Err(PlainText { address: address.to_string() }),
+            Self::Plain | Self::Mutual(_) => Ok(()),
+        }
+    }
+
+    /// The folder of the certificates.
+    #[must_use]
+    pub fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Plain => None,
+            Self::Mutual(tls) => Some(tls.folder().to_owned()),
+        }
+    }
+}
+
+impl fmt::Debug for Security {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => f.write_str("Plain"),
+            Self::Mutual(tls) => write!(f, "Mutual({})", tls.folder().display()),
+        }
+    }
+}
+
+/// Plain text would leave the machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{address} is not on this machine's loopback interface, and plain text never leaves the machine; give --tls-dir DIR \
+         (`pacs certs` makes the files)"
+)]
+pub struct PlainText {
+    /// The address, as it was given.
+    pub address: String,
+}

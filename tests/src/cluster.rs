@@ -1,0 +1,171 @@
+//! The processes of a job, started one by one as launchers do it, with certificates.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pacs_runtime::launch;
+use pacs_runtime::net::{PeerRole, dial};
+use tonic::transport::Channel;
+
+use crate::{Job, program};
+
+/// Longest that any of it may take.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// The processes of a job; ended when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The job.
+    pub job: Job,
+    processes: Vec<(String, Child)>,
+}
+
+impl Cluster {
+    /// Writes the spec and certificates of a job; nothing is started.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn new(job: Job) -> Result<Self> {
+        job.write_spec()?;
+        let cluster = Self { job, processes: Vec::new() };
+        cluster.make_certificates()?;
+        Ok(cluster)
+    }
+
+    /// The folder of all certificates.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        self.job.path("certs")
+    }
+
+    /// Makes new certificates, signed by the authority that there is, if there is one.
+    ///
+    /// # Errors
+    /// When `pacs certs` fails.
+    pub fn make_certificates(&self) -> Result<()> {
+        let mut command = Command::new(program("pacs")?);
+        let status = command.arg("certs").arg(self.certificates()).stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "pacs certs: {status}");
+        Ok(())
+    }
+
+    /// Starts a program of this workspace; what it says goes to `<name>.out` in the job's folder.
+    ///
+    /// # Errors
+    /// When it is not built or cannot be started.
+    pub fn start(&mut self, name: &str, binary: &str, arguments: &[&str]) -> Result<()> {
+        let output = fs::File::options().create(true).append(true).open(self.job.path(&format!("{name}.out")))?;
+        let mut command = Command::new(program(binary)?);
+        command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.env("PACS_TLS_DIR", self.certificates()).env("PACS_RUN_DIR", self.job.path("run"));
+        command.env("PACS_COORDINATOR", self.job.path("run")).env("PACS_JOIN_TIMEOUT", "60");
+        let child = command.spawn().with_context(|| format!("start {name}"))?;
+        self.processes.push((name.to_owned(), child));
+        Ok(())
+    }
+
+    /// Starts `pacs coordinator`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_coordinator(&mut self, more: &[&str]) -> Result<()> {
+        let spec = self.job.path("job.toml").display().to_string();
+        let fixed = ["coordinator", &spec, "--listen", "127.0.0.1:0"];
+        self.start("coordinator", "pacs", &[&fixed, more].concat())
+    }
+
+    /// Starts a worker under `pacs supervise`; its role is its name without the number.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_worker(&mut self, name: &str) -> Result<()> {
+        let role = name.split('-').next().unwrap_or(name);
+        let binary = program(if role == "verifier" { "pacs" } else { "pacs-worker" })?.display().to_string();
+        self.start(name, "pacs", &["supervise", "--", &binary, role, "--name", name, "--threads", "1"])
+    }
+
+    /// Waits for the end of a process; its exit code.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub fn code(&mut self, name: &str) -> Result<Option<i32>> {
+        let position = self.processes.iter().position(|(known, _)| known == name).context("a process of this name")?;
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.processes[position].1.try_wait()? {
+                self.processes.remove(position);
+                return Ok(status.code());
+            }
+            if started.elapsed() > DEADLINE {
+                bail!("{name} does not end; it said:\n{}", self.said(name));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// All that processes of this name have said.
+    #[must_use]
+    pub fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.job.path(&format!("{name}.out"))).unwrap_or_default()
+    }
+
+    /// Sends a signal to a process.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        let (_, child) = self.processes.iter().find(|(known, _)| known == name).context("a process of this name")?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal it")
+    }
+
+    /// Waits for something.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
+        let started = Instant::now();
+        while !condition(self) {
+            ensure!(started.elapsed() < DEADLINE, "no {what}; the coordinator said:\n{}", self.said("coordinator"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Training steps that have been made and not been undone.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.job.json_lines("metrics.jsonl").map_or(0, |lines| lines.len())
+    }
+
+    /// A connection to the coordinator with the certificate of `role`.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn channel(&self, role: PeerRole) -> Result<Channel> {
+        self.wait_for("coordinator", |cluster| cluster.said("coordinator").contains("serving "))?;
+        let address = launch::find(&self.job.path("run").display().to_string())?;
+        let security = launch::security(&self.certificates(), role)?;
+        Ok(dial(&address, PeerRole::Coordinator, &security).await?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Supervisors take their workers with them.
+        self.processes.iter().for_each(|(name, _)| drop(self.signal(name, Signal::SIGTERM)));
+        self.processes.iter().for_each(|(name, _)| drop(self.signal(name, Signal::SIGTERM)));
+        for (_, child) in &mut self.processes {
+            let started = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
