@@ -17,7 +17,7 @@ use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use crate::checkpoint::{CheckpointError, file_error};
 use crate::file::{Written, write_tensors};
 use crate::network::Network;
-use crate::wire::{part, zeros};
+use crate::segment::{part, zeros};
 
 /// What the names of the policy's state files begin with.
 pub(crate) const POLICY: &str = "training-state";
