@@ -3,12 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use pacs_tests::Job;
+use pacs_tests::{Job, Worker};
 use serde_json::Value;
 
-/// Enough that the faults below are over before the run is, on a fast machine too.
+/// Many more than there are faults: a phase may begin and end between two looks, and is then waited for in the next step.
 const STEPS: i64 = 40;
 /// A phase that was not met in so many steps is too short for this machine: the next fault takes whatever it meets.
 const STEPS_TO_MEET: u64 = 4;
@@ -50,27 +50,32 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
     let mut run = disturbed.start()?;
     // After which step, in which phase, which rank, and how long into the phase.
     let faults = [
-        (1, "sampling", 1, 0),
-        (2, "training", 0, 0),
-        (3, "training", 1, 0),
-        (4, "training", 0, 30),
-        (5, "training", 1, 60),
-        // A checkpoint goes to the disk beside these: its ranks die with the state captured and half written.
-        (6, "saving", 0, 0),
+        // A checkpoint goes to the disk beside these: its ranks die with the state captured, half written, or synced.
+        (1, "saving", 0, 0),
+        (2, "sampling", 1, 0),
+        (3, "training", 0, 0),
+        (4, "training", 1, 0),
+        (5, "training", 0, 30),
+        (6, "training", 1, 60),
         (7, "committing", 1, 0),
         (8, "preparing", 1, 0),
     ];
     for (lost, (step, phase, rank, delay)) in (0..).zip(faults) {
         let name = format!("learner-{rank}");
-        // A phase may pass between two looks; then it is that of the next step, or of a later one.
-        run.wait_until(&format!("{phase} after step {step}"), |status| {
-            let (made, lost_so_far) = (status["step"].as_u64().unwrap_or(0), lost_generations(status));
-            let met = phase == "preparing" || status["phase"].as_str() == Some(phase);
-            made >= step && lost_so_far >= lost && (met || made >= step + STEPS_TO_MEET)
-        })?;
-        // Not a wait: the place within the phase.
-        std::thread::sleep(Duration::from_millis(delay));
-        run.signal_worker(&name, Signal::SIGKILL)?;
+        loop {
+            let status = run.wait_until(&format!("{phase} of {name} after step {step}"), |status| {
+                let made = status["step"].as_u64().unwrap_or(0);
+                let at = made >= step && lost_generations(status) >= lost;
+                let met = phase == "preparing" || status["phase"].as_str() == Some(phase);
+                at && (met || made >= step + STEPS_TO_MEET) && Worker::of(status, &name).is_some()
+            })?;
+            // Not a wait: the place within the phase.
+            std::thread::sleep(Duration::from_millis(delay));
+            // A rank that died a moment ago may still be in the status.
+            if Worker::of(&status, &name).context("the worker was there")?.signal(Signal::SIGKILL).is_ok() {
+                break;
+            }
+        }
         run.wait_until("the loss of the generation", |status| lost_generations(status) > lost)?;
     }
     run.wait()?.expect_code(0);
