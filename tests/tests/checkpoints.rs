@@ -77,6 +77,32 @@ fn a_changed_spec_is_refused_field_by_field() -> Result<()> {
 }
 
 #[test]
+fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Result<()> {
+    for sharding in ["replicated", "shard_optimizer", "shard_all"] {
+        // Samples then do not depend on what else was in their pass.
+        let ranks = |steps| {
+            let job = job(steps)?.with("resources.learners", 2).with("rollout.kernels", "reference");
+            Ok::<_, anyhow::Error>(job.with("resources.sharding", sharding))
+        };
+        let whole = ranks(4)?;
+        whole.start()?.wait()?.expect_code(0);
+        let halves = ranks(2)?;
+        halves.start()?.wait()?.expect_code(0);
+        let halves = halves.with("batch.steps", 4);
+        halves.start()?.wait()?.expect_code(0);
+        let model = |job: &Job| fs::read(job.run_path("checkpoints/step-000004/model/model.safetensors"));
+        assert!(model(&whole)? == model(&halves)?, "{sharding}");
+        // Checkpoints on the way are written beside training, and what they cost is in the metrics.
+        let metrics = whole.json_lines("metrics.jsonl")?;
+        assert!(metrics.iter().all(|line| line["checkpoint_stall_seconds"].as_f64().is_some()), "{metrics:?}");
+        let written =
+            |line: &serde_json::Value| line["checkpoint_write_seconds"].as_f64().is_some_and(|took| took > 0.0);
+        assert!(metrics.iter().any(written), "{metrics:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_best_checkpoints_stay() -> Result<()> {
     let job = job(6)?.with("checkpoint.keep", 1).with("checkpoint.keep_best", 1).with("evaluation.every_steps", 1);
     job.start()?.wait()?.expect_code(0);

@@ -74,11 +74,12 @@ impl fmt::Display for LearnerMemory {
         writeln!(f, " on {whom} ({sharding})")?;
         writeln!(
             f,
-            "            weights {}, reference {}, gradients {}, optimizer {}",
+            "            weights {}, reference {}, gradients {}, optimizer {}, copy for checkpoints {}",
             bytes(plan.weights),
             bytes(plan.reference),
             bytes(plan.gradients),
-            bytes(plan.optimizer)
+            bytes(plan.optimizer),
+            bytes(plan.copy)
         )?;
         writeln!(
             f,

@@ -300,9 +300,9 @@ mod tests {
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
             workers     1 rollout worker, 1 learner, 1 verifier (cpu)
-            memory      349 MiB on the learner (replicated)
-                        weights 603 KiB, reference 0 B, gradients 603 KiB, optimizer 1.2 MiB
-                        a pass of 16 384 tokens: activations 182 MiB (3 of 3 layers kept), workspace 165 MiB; 240 MiB with none kept
+            memory      351 MiB on the learner (replicated)
+                        weights 603 KiB, reference 0 B, gradients 603 KiB, optimizer 1.2 MiB, copy for checkpoints 1.8 MiB
+                        a pass of 16 384 tokens: activations 182 MiB (3 of 3 layers kept), workspace 165 MiB; 241 MiB with none kept
             run folder  runs/demo
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
         "#]].assert_eq(&text);

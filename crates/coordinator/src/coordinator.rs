@@ -34,6 +34,9 @@ const GENERATIONS_OF_A_START: u64 = 1000;
 /// checkpoint takes, and far beyond the time that one rank waits for another.
 const TASK_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
 
+/// Each of them costs all steps since the last checkpoint.
+const MOST_LOST_SAVES: u32 = 5;
+
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
@@ -413,6 +416,8 @@ fn machine_options(
     let verification = verification_limit(spec);
     Options {
         learners: spec.resources.learners,
+        min_learners: spec.resources.min_learners.unwrap_or(spec.resources.learners),
+        learner_wait: Duration::from_secs(u64::from(spec.learner_wait_seconds())),
         samples_per_prompt: spec.rollout.samples_per_prompt,
         prompts_per_step: spec.batch.prompts_per_step,
         total_steps: spec.batch.steps,
@@ -438,6 +443,8 @@ fn machine_options(
             after: spec.evaluation.after,
         },
         checkpoint_every_steps: spec.checkpoint.every_steps,
+        background_saves: spec.saves_in_background(),
+        checkpoint_timeout: Duration::from_secs(u64::from(spec.checkpoint.timeout_seconds)),
         max_attempts: spec.verifier.max_attempts,
         max_replacements: spec.verifier.max_replacements,
         max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),
@@ -446,6 +453,7 @@ fn machine_options(
         max_worker_losses: spec.groups.max_worker_losses,
         task_timeout: TASK_TIMEOUT,
         max_lost_generations: 10,
+        max_lost_saves: MOST_LOST_SAVES,
         heartbeat_timeout: timing.heartbeat_timeout,
         // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
         rollout_lease_timeout: Duration::from_secs(3600),

@@ -31,7 +31,7 @@ pub enum Progress {
         step: u64,
         /// Its folder.
         path: PathBuf,
-        /// How long writing and committing took.
+        /// How long it took from its beginning until it was durable. Training may have gone on meanwhile.
         seconds: f64,
     },
     /// A worker is gone; its work is issued again.
@@ -134,6 +134,13 @@ pub struct StepSeconds {
     pub training_seconds: f64,
     /// Sampling and training.
     pub total_seconds: f64,
+    /// Time since the step before that the learners stood still for checkpoints.
+    pub checkpoint_stall_seconds: f64,
+    /// Share of that in itself and `total_seconds`.
+    pub checkpoint_stall_share: f64,
+    /// Time of the checkpoint that has become durable since the step before, from its beginning; absent when none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_write_seconds: Option<f64>,
 }
 
 /// One evaluation in numbers.

@@ -6,8 +6,9 @@ use pacs_shape::{Bucket, Division, ParameterLayout, Sharding, WINDOWS};
 use pacs_torch::tch::Tensor;
 
 use crate::network::{Flow, Source};
+use crate::segment::part;
 use crate::trainer::TrainError;
-use crate::wire::{Exchange, Pending, Wire, part};
+use crate::wire::{Exchange, Pending, Wire};
 
 /// Places of divided weights: the embedding, the windows of layers, the final norm and the head.
 const PLACES: usize = WINDOWS + 2;

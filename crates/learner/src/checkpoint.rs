@@ -1,13 +1,17 @@
 //! Checkpoints: the training state ([`crate::state`]) and the model as a Hugging Face folder.
+//!
+//! State is captured first, which takes as long as copying it in memory, and written by whoever holds the capture, while
+//! training goes on. The model is exported where nothing is trained any more.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use pacs_collective::Collective;
 use pacs_protocol::v1;
 use pacs_torch::ViewError;
 
-use crate::state;
+use crate::state::{self, Memory, StateContent};
 use crate::trainer::{TrainError, Trainer};
 
 /// Folder of the Hugging Face model within a checkpoint.
@@ -32,6 +36,12 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
+    /// The file is not wanted any more: its generation is over, or nobody works on it.
+    #[error("{}: given up half-written, since nobody wants it any more", path.display())]
+    Unwanted {
+        /// The file.
+        path: PathBuf,
+    },
     /// The model could not be exported.
     #[error(transparent)]
     Model(#[from] pacs_model::ModelError),
@@ -43,10 +53,57 @@ pub enum CheckpointError {
     Gather(#[source] Box<TrainError>),
 }
 
+/// One rank's part of the training state behind a step, in memory of its own.
+#[derive(Debug)]
+pub struct Captured {
+    files: Vec<StateContent>,
+}
+
+impl Captured {
+    /// Memory that it takes (bytes).
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(StateContent::bytes).sum()
+    }
+
+    /// Whether this rank has nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Writes it into `folder` and returns the files, relative to it, with sizes and checksums. Each is durable.
+    ///
+    /// # Errors
+    /// When the file system refuses, and soon after `unwanted` is set.
+    pub fn write(&self, folder: &Path, unwanted: &AtomicBool) -> Result<Vec<v1::SavedFile>, CheckpointError> {
+        let write = |content: &StateContent| {
+            let written = content.write(folder, unwanted)?;
+            Ok(v1::SavedFile { path: content.name.clone(), bytes: written.bytes, crc32: written.crc32 })
+        };
+        self.files.iter().map(write).collect()
+    }
+}
+
 impl Trainer {
+    /// Copies this rank's part of the state. Rank 0 holds replicated state, and each rank its part of divided state.
+    #[must_use]
+    pub fn capture(&self) -> Captured {
+        self.take_state(Memory::Own)
+    }
+
+    fn take_state(&self, memory: Memory) -> Captured {
+        let division = self.network.division;
+        if division.parts() == 1 && division.rank > 0 {
+            return Captured { files: Vec::new() };
+        }
+        let critic = self.critic.as_ref().map(|critic| (state::VALUE_MODEL, &critic.network));
+        let networks = [(state::POLICY, &self.network)].into_iter().chain(critic);
+        Captured { files: networks.map(|(prefix, it)| state::capture(it, self.step, prefix, memory)).collect() }
+    }
+
     /// Writes what was asked for into `folder` and returns the files that this rank wrote, relative to it, with sizes and
-    /// checksums. Every rank of `collective` has to call this; rank 0 writes the model and replicated state, and each rank
-    /// writes its part of divided state.
+    /// checksums. Every rank of `collective` has to call this; rank 0 writes the model.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -57,17 +114,12 @@ impl Trainer {
         model_from: Option<&Path>,
         collective: &mut dyn Collective,
     ) -> Result<Vec<v1::SavedFile>, CheckpointError> {
-        let mut files = Vec::new();
-        let (division, writes_model) = (self.network.division, collective.rank() == 0);
-        if training_state && (division.parts() > 1 || writes_model) {
-            let critic = self.critic.as_ref().map(|critic| (state::VALUE_MODEL, &critic.network));
-            for (prefix, network) in [(state::POLICY, &self.network)].into_iter().chain(critic) {
-                let path = folder.join(state::file_name(prefix, division));
-                state::save(network, self.step, &path)?;
-                files.push(describe(folder, &path)?);
-            }
-        }
+        let mut files = match training_state {
+            true => self.take_state(Memory::Shared).write(folder, &AtomicBool::new(false))?,
+            false => Vec::new(),
+        };
         let Some(source) = model_from else { return Ok(files) };
+        let writes_model = collective.rank() == 0;
         if let Some(parameters) =
             self.weights(collective, writes_model).map_err(|error| CheckpointError::Gather(Box::new(error)))?
         {

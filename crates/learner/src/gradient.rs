@@ -62,10 +62,34 @@ impl TokenCoefficients {
     }
 }
 
+/// What a pass is made of, before it is tensors; the fields are those of [`PassTensors`].
+#[derive(Debug, Default)]
+struct Parts {
+    tokens: Vec<i64>,
+    predictors: Vec<i64>,
+    targets: Vec<i64>,
+    rows: Vec<PackedRow>,
+    spans: Vec<(usize, usize)>,
+}
+
+impl Parts {
+    fn on(self, device: Device) -> PassTensors {
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        PassTensors {
+            tokens: tensor(&self.tokens),
+            positions: tensor(&packed_positions(&self.rows)),
+            predictors: tensor(&self.predictors),
+            targets: self.targets,
+            rows: self.rows,
+            spans: self.spans,
+        }
+    }
+}
+
 impl PassTensors {
     pub(crate) fn new(batch: &TrainBatch, pass: &Pass, device: Device) -> Self {
-        let (mut tokens, mut predictors, mut targets) = (Vec::<i64>::new(), Vec::<i64>::new(), Vec::<i64>::new());
-        let (mut rows, mut spans) = (Vec::new(), Vec::new());
+        let mut parts = Parts::default();
+        let Parts { tokens, predictors, targets, rows, spans } = &mut parts;
         for row in &pass.rows {
             let prompt = &batch.prompts[&row.group];
             tokens.extend(prompt.iter().map(|token| i64::from(*token)));
@@ -85,22 +109,13 @@ impl PassTensors {
             }
             rows.push(PackedRow { prompt_len: prompt.len(), answer_lens });
         }
-        let positions = packed_positions(&rows);
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        Self {
-            tokens: tensor(&tokens),
-            positions: tensor(&positions),
-            predictors: tensor(&predictors),
-            targets,
-            rows,
-            spans,
-        }
+        parts.on(device)
     }
 
     /// A pass of plain texts, each with something to learn: these tokens are the targets.
     pub(crate) fn of_texts(texts: &[&Text], device: Device) -> Self {
-        let (mut tokens, mut positions, mut rows) = (Vec::<i64>::new(), Vec::new(), Vec::new());
-        let (mut predictors, mut targets, mut spans) = (Vec::<i64>::new(), Vec::<i64>::new(), Vec::new());
+        let mut parts = Parts::default();
+        let Parts { tokens, predictors, targets, rows, spans } = &mut parts;
         for (place, text) in texts.iter().enumerate() {
             let start = tokens.len();
             let learnt = (1..text.tokens.len()).filter(|at| text.learnt[*at]);
@@ -110,19 +125,10 @@ impl PassTensors {
             }
             let inputs = &text.tokens[..text.tokens.len() - 1];
             tokens.extend(inputs.iter().map(|token| i64::from(*token)));
-            positions.extend(0..inputs.len() as i64);
             rows.push(PackedRow { prompt_len: inputs.len(), answer_lens: Vec::new() });
             spans.push((place, text.targets()));
         }
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        Self {
-            tokens: tensor(&tokens),
-            positions: tensor(&positions),
-            predictors: tensor(&predictors),
-            targets,
-            rows,
-            spans,
-        }
+        parts.on(device)
     }
 
     /// What a forward and backward of the pass computes.

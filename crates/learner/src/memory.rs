@@ -34,6 +34,7 @@ impl Memory {
             division: network.division,
             windows: WINDOWS,
             holds_reference: settings.objective.needs().reference || settings.reference_reset_steps > 1,
+            copies_state: settings.saves_in_background && network.device() == Device::Cpu,
             head_chunk: HEAD_CHUNK,
             has_kernels: network.device() == Device::Cpu,
         };

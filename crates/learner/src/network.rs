@@ -5,14 +5,13 @@ use std::path::Path;
 use pacs_collective::Collective;
 use pacs_model::{Model, ModelConfig, ModelError, Parameters, idle_backward, idle_forward};
 use pacs_shape::{Division, ParameterLayout, Sharding, WINDOWS};
-use pacs_torch::bytes_mut;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::around::{Around, Held, Windows};
 use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
-use crate::segment::{Segment, segments};
+use crate::segment::{Segment, part, segments, zeros};
 use crate::trainer::TrainError;
-use crate::wire::{Exchange, Pending, Wire, part, zeros};
+use crate::wire::{Exchange, Pending, Wire};
 
 /// Whose weights a pass uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,9 +315,8 @@ impl Network {
                 Some(shard) => {
                     let length = divided.room / self.division.parts();
                     let mine = part(shard, divided.offset / self.division.parts(), length);
-                    let mut room = Tensor::zeros([divided.room as i64], (kind, Device::Cpu));
-                    part(&room, self.division.part() * length, length).copy_(&mine);
-                    collective.all_gather(bytes_mut(&mut room)?)?;
+                    let room = Tensor::zeros([divided.room as i64], (kind, Device::Cpu));
+                    Exchange::AllGather { buffer: room.shallow_clone(), part: Some(mine) }.make(collective)?;
                     part(&room, 0, divided.numel)
                 }
             };

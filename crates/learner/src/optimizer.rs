@@ -4,8 +4,7 @@ use pacs_spec::{OptimizerSpec, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{AdamW, ViewError, adamw, bf16_mut, dithered_bf16, f32_mut, f32_ref};
 
-use crate::segment::Segment;
-use crate::wire::{part, zeros};
+use crate::segment::{Segment, part, zeros};
 
 /// Elements that are worked on at a time where tensor operations make temporary buffers.
 const CHUNK: usize = 1 << 26;

@@ -1,9 +1,7 @@
-//! Which of the parameters this rank updates, and where they lie in each of its buffers.
+//! Which of the parameters this rank updates, and where they lie in each of its buffers; parts of flat buffers.
 
 use pacs_shape::{Division, ModelConfig, ParameterLayout};
-use pacs_torch::tch::Tensor;
-
-use crate::wire::part;
+use pacs_torch::tch::{Device, Kind, Tensor};
 
 /// Parameters that lie next to each other in every buffer and are treated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +67,16 @@ impl Segment {
         self.matrix == next.matrix
             && (ends(self.shard), ends(self.place), ends(self.index)) == (next.shard, next.place, next.index)
     }
+}
+
+/// A part of a flat buffer, sharing its storage.
+pub(crate) fn part(flat: &Tensor, start: usize, len: usize) -> Tensor {
+    flat.narrow(0, start as i64, len as i64)
+}
+
+/// A float32 buffer of zeros.
+pub(crate) fn zeros(elements: usize, device: Device) -> Tensor {
+    Tensor::zeros([elements as i64], (Kind::Float, device))
 }
 
 #[cfg(test)]

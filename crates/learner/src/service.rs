@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_collective::{AbortHandle, HostListener};
+use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
@@ -16,12 +17,15 @@ use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::publish::Publisher;
-use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup};
+use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup, written};
+use crate::writer::Outcome;
 
 /// How long one call waits for a generation or a task.
 const CALL_WAIT: Duration = Duration::from_secs(5);
@@ -186,11 +190,11 @@ impl Rank<'_> {
             match joined {
                 None => {}
                 Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
-                Some(Done::Task(TaskResult::Failed(failure))) if failure.permanent => {
+                Some(Done::Task(TaskResult::Failed(failure))) if failure.kind() == FailureKind::Permanent => {
                     return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
                 Some(Done::Task(TaskResult::Failed(failure))) => return Err(ServeError::Rejoin(failure.message)),
-                Some(Done::Task(_)) => return Err(bug("joining gave the result of a task")),
+                Some(Done::Task(_) | Done::Captured(_)) => return Err(bug("joining gave the result of a task")),
             }
         }
     }
@@ -200,7 +204,11 @@ impl Rank<'_> {
         loop {
             let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: WAIT_MS };
             let client = self.client.clone();
-            let reply = patiently(async || client.clone().join_generation(request).await).await?;
+            let reply = patiently(|| {
+                let mut client = client.clone();
+                async move { client.join_generation(request).await }
+            })
+            .await?;
             // No group means "not yet": the waiting happens at the coordinator.
             if let Some(group) = reply.group {
                 return Ok(group);
@@ -210,10 +218,16 @@ impl Rank<'_> {
 
     /// Works on tasks until the generation is over.
     async fn serve_generation(&mut self, generation: u64, abort: &AbortOnDrop) -> Result<(), ServeError> {
+        // What is written beside training belongs to the generation: nobody asks for it behind its end.
+        let mut _writing = None;
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
-            let next = patiently(async || client.clone().next_task(request).await).await?;
+            let next = patiently(|| {
+                let mut client = client.clone();
+                async move { client.next_task(request).await }
+            })
+            .await?;
             let job = match next.task {
                 None => continue,
                 Some(Task::Regroup(regroup)) => {
@@ -233,13 +247,14 @@ impl Rank<'_> {
                     Job::Save(task)
                 }
             };
-            let result = match self.unless_dissolved(generation, abort, job).await? {
+            let (result, outcome) = match self.unless_dissolved(generation, abort, job).await? {
                 None => return Ok(()),
-                Some(Done::Task(result)) => result,
+                Some(Done::Task(result)) => (result, None),
+                Some(Done::Captured(outcome)) => (TaskResult::Captured(v1::CaptureResult {}), Some(outcome)),
                 Some(Done::Joined) => return Err(bug("a task formed a communicator")),
             };
             if let TaskResult::Failed(failure) = &result {
-                tracing::error!(generation, failure.permanent, "task failed: {}", failure.message);
+                tracing::error!(generation, kind = ?failure.kind(), "task failed: {}", failure.message);
             }
             self.activity("waiting for samples");
             let request = v1::CompleteTaskRequest {
@@ -249,7 +264,15 @@ impl Rank<'_> {
                 result: Some(result),
             };
             let client = self.client.clone();
-            patiently(async || client.clone().complete_task(request.clone()).await).await?;
+            patiently(|| {
+                let (mut client, request) = (client.clone(), request.clone());
+                async move { client.complete_task(request).await }
+            })
+            .await?;
+            if let Some(outcome) = outcome {
+                let request = v1::CompleteTaskRequest { result: None, ..request };
+                _writing = Some(AbortTaskOnDrop(tokio::spawn(report_written(self.client.clone(), request, outcome))));
+            }
         }
     }
 
@@ -282,7 +305,11 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
             let client = self.client.clone();
-            let next = patiently(async || client.clone().next_task(request).await).await?;
+            let next = patiently(|| {
+                let mut client = client.clone();
+                async move { client.next_task(request).await }
+            })
+            .await?;
             if let Some(Task::Regroup(regroup)) = next.task {
                 return Ok(regroup.reason);
             }
@@ -294,12 +321,47 @@ impl Rank<'_> {
     }
 }
 
+/// Reports `request` with the outcome of a write, once there is one.
+async fn report_written(
+    client: LearnerServiceClient<Channel>,
+    request: v1::CompleteTaskRequest,
+    outcome: oneshot::Receiver<Outcome>,
+) {
+    // The writer is gone with the generation.
+    let Ok(outcome) = outcome.await else { return };
+    let result = written(outcome);
+    if let TaskResult::Failed(failure) = &result {
+        tracing::error!(request.generation, kind = ?failure.kind(), "checkpoint not written: {}", failure.message);
+    }
+    let request = v1::CompleteTaskRequest { result: Some(result), ..request };
+    let reported = patiently(|| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.complete_task(request).await }
+    })
+    .await;
+    if let Err(ServeError::Rejoin(reason)) = reported {
+        // The coordinator has given the checkpoint up, or will when it hears nothing.
+        tracing::warn!(reason, "the written checkpoint could not be reported");
+    }
+}
+
+struct AbortTaskOnDrop(JoinHandle<()>);
+
+impl Drop for AbortTaskOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 fn bug(problem: &str) -> ServeError {
     ServeError::Fatal(LearnerError::Bug(problem.to_owned()))
 }
 
 /// Makes a call, again and again while the coordinator cannot be reached, for as long as [`PATIENCE`] lasts.
-async fn patiently<T>(call: impl AsyncFn() -> Result<tonic::Response<T>, Status>) -> Result<T, ServeError> {
+async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, ServeError>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
     let started = std::time::Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {

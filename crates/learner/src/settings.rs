@@ -28,6 +28,8 @@ pub struct TrainerSettings {
     /// Memory that this rank may use (bytes). Layers whose activations do not fit are computed again in the backward.
     /// `None`: there is enough for all.
     pub memory_bytes: Option<u64>,
+    /// Checkpoints are written from a copy of the state while training goes on ([`crate::Trainer::capture`]).
+    pub saves_in_background: bool,
     /// Floating-point operations a second that one rank's device is capable of, if utilisation is to be reported.
     pub peak_flops: Option<f64>,
 }
@@ -49,6 +51,7 @@ impl TrainerSettings {
             old_logprobs: spec.batch.old_logprobs,
             division: Division { sharding: spec.resources.sharding, rank, ranks },
             memory_bytes: spec.learner_memory(),
+            saves_in_background: spec.saves_in_background(),
             peak_flops: spec.resources.peak_flops,
         }
     }

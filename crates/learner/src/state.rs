@@ -8,15 +8,16 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use pacs_shape::{Division, ParameterLayout};
+use pacs_torch::dithered_bf16;
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{bytes, dithered_bf16};
-use safetensors::tensor::{Dtype, TensorView};
 
 use crate::checkpoint::{CheckpointError, file_error};
+use crate::file::{Written, write_tensors};
 use crate::network::Network;
-use crate::wire::{part, zeros};
+use crate::segment::{part, zeros};
 
 /// What the names of the policy's state files begin with.
 pub(crate) const POLICY: &str = "training-state";
@@ -33,11 +34,30 @@ pub(crate) fn file_name(prefix: &str, division: Division) -> String {
     }
 }
 
-/// Writes this rank's part of the state behind step `step`.
-pub(crate) fn save(network: &Network, step: u64, path: &Path) -> Result<(), CheckpointError> {
+/// Who owns the memory of captured tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// The network: they must be written before it is trained further.
+    Shared,
+    /// The capture.
+    Own,
+}
+
+/// What a state file holds.
+#[derive(Debug)]
+pub(crate) struct StateContent {
+    /// Its name within the checkpoint's folder.
+    pub(crate) name: String,
+    metadata: Vec<(&'static str, String)>,
+    /// Flat, in host memory.
+    tensors: Vec<(&'static str, Tensor)>,
+}
+
+/// This rank's part of the state behind step `step`.
+pub(crate) fn capture(network: &Network, step: u64, prefix: &str, memory: Memory) -> StateContent {
     let optimizer = &network.optimizer;
-    let own = |tensor: &Tensor| joined(network.own_parts(tensor));
-    let part_of = |tensor: &Tensor| joined(network.optimizer_parts(tensor));
+    let own = |tensor: &Tensor| joined(network.own_parts(tensor), memory);
+    let part_of = |tensor: &Tensor| joined(network.optimizer_parts(tensor), memory);
     let master = match &optimizer.master {
         Some(master) => part_of(master),
         None => own(network.weights()),
@@ -47,30 +67,38 @@ pub(crate) fn save(network: &Network, step: u64, path: &Path) -> Result<(), Chec
     if let Some(reference) = &network.reference {
         tensors.push(("reference", own(reference)));
     }
-    let content = |problem: String| CheckpointError::Content { path: path.to_owned(), problem };
-    let mut views = Vec::new();
-    for (name, tensor) in &tensors {
-        let kind = if tensor.kind() == Kind::Float { Dtype::F32 } else { Dtype::BF16 };
-        let view = TensorView::new(kind, vec![tensor.numel()], bytes(tensor)?);
-        views.push((*name, view.map_err(|error| content(error.to_string()))?));
-    }
     let ranges: Vec<String> =
         network.segments().iter().map(|segment| format!("{}+{}", segment.index, segment.len)).collect();
-    let metadata = [
+    let metadata = vec![
         ("step", step.to_string()),
         ("updates", optimizer.updates.to_string()),
         ("total_updates", optimizer.total_updates.to_string()),
         ("ranges", ranges.join(" ")),
     ];
-    let metadata: HashMap<String, String> =
-        metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| content(error.to_string()))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, error))
+    StateContent { name: file_name(prefix, network.division), metadata, tensors }
 }
 
-fn joined(parts: Vec<Tensor>) -> Tensor {
-    let joined = if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) };
-    joined.to_device(Device::Cpu).contiguous()
+impl StateContent {
+    /// Makes it a durable file of `folder`.
+    pub(crate) fn write(&self, folder: &Path, unwanted: &AtomicBool) -> Result<Written, CheckpointError> {
+        write_tensors(&folder.join(&self.name), &self.metadata, &self.tensors, unwanted)
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.tensors.iter().map(|(_, tensor)| bytes(tensor)).sum()
+    }
+}
+
+fn joined(parts: Vec<Tensor>, memory: Memory) -> Tensor {
+    let [part] = parts.as_slice() else { return Tensor::cat(&parts, 0).to_device(Device::Cpu) };
+    if memory == Memory::Shared || part.device() != Device::Cpu {
+        return part.to_device(Device::Cpu).contiguous();
+    }
+    let mut copy = part.empty_like();
+    no_grad(|| copy.copy_(part));
+    copy
 }
 
 /// Takes over this rank's part of the state in the files of `folder` that begin with `prefix`; returns the step that it is

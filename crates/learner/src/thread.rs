@@ -1,6 +1,6 @@
 //! The thread that owns the trainer, its tensors and the communicator.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as sync;
 use std::time::{Duration, Instant};
@@ -16,13 +16,19 @@ use pacs_types::Generation;
 use tokio::sync::oneshot;
 
 use crate::batch::TrainBatch;
+use crate::checkpoint::CheckpointError;
 use crate::publish::Publisher;
 use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Trainer};
+use crate::writer::{Outcome, Writer};
 
 /// How long the ranks of a new generation wait for each other, and how long one exchange may take: the slowest rank's
 /// lag behind the fastest, with room.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a save waits for an earlier one that the coordinator has given up already, and a new generation for what the
+/// old one was writing.
+const WRITER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What carries gradients between ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub(crate) enum Done {
     Joined,
     /// Result of a task, for the coordinator.
     Task(TaskResult),
+    /// The state to be saved is captured, and the outcome of writing it comes later.
+    Captured(oneshot::Receiver<Outcome>),
 }
 
 /// Handle of the thread; dropping it ends the thread after its job.
@@ -77,7 +85,8 @@ impl LearnerThread {
         // One job at a time is all that the service ever has.
         let (jobs, inbox) = sync::sync_channel::<(Job, oneshot::Sender<Done>)>(1);
         std::thread::spawn(move || {
-            let mut state = State { setup, group: None, collective: None, trainer: None };
+            let writer = Writer::default();
+            let mut state = State { setup, group: None, collective: None, trainer: None, writer };
             while let Ok((job, reply)) = inbox.recv() {
                 // A caller that is gone lost its registration; the job's effects are fenced by generation.
                 let _ = reply.send(state.run(job));
@@ -99,6 +108,7 @@ struct State {
     group: Option<v1::LearnerGroup>,
     collective: Option<Box<dyn Collective>>,
     trainer: Option<Trainer>,
+    writer: Writer,
 }
 
 impl State {
@@ -110,6 +120,11 @@ impl State {
             },
             Job::Prepare => self.prepare().map(TaskResult::Prepared),
             Job::Train(task) => self.train(task).map(TaskResult::Trained),
+            Job::Save(task) if task.background => match self.capture(&task) {
+                Ok(None) => Ok(TaskResult::Saved(v1::SaveResult { files: Vec::new() })),
+                Ok(Some(outcome)) => return Done::Captured(outcome),
+                Err(failure) => Err(failure),
+            },
             Job::Save(task) => self.save(&task).map(TaskResult::Saved),
         };
         Done::Task(result.unwrap_or_else(TaskResult::Failed))
@@ -118,6 +133,11 @@ impl State {
     fn join(&mut self, group: v1::LearnerGroup, abort: AbortHandle) -> Result<(), v1::TaskFailure> {
         // The old communicator goes first, so that its neighbours notice.
         self.collective = None;
+        // A checkpoint of the old generation that is not written is none.
+        self.writer.give_up();
+        if let Err(busy) = self.writer.settle(WRITER_PATIENCE) {
+            tracing::warn!("{busy}; going on beside it");
+        }
         let config = GroupConfig {
             job: self.setup.spec.name.clone(),
             generation: Generation(group.generation),
@@ -212,23 +232,68 @@ impl State {
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 
+    /// Captures what is to be saved, and has it written while training goes on; nothing where there is nothing to write.
+    fn capture(&mut self, task: &v1::SaveTask) -> Result<Option<oneshot::Receiver<Outcome>>, v1::TaskFailure> {
+        let Some(trainer) = &self.trainer else {
+            return Err(transient("a save came before the weights were prepared"));
+        };
+        let cannot_write = |error: &crate::writer::Busy| failure(error, v1::FailureKind::Write);
+        // Two captures at once would take more memory than was planned.
+        self.writer.settle(WRITER_PATIENCE).map_err(|busy| cannot_write(&busy))?;
+        let started = Instant::now();
+        let captured = trainer.capture();
+        if captured.is_empty() {
+            return Ok(None);
+        }
+        let (seconds, bytes) = (started.elapsed().as_secs_f64(), captured.bytes());
+        tracing::debug!(step = task.step, bytes, seconds, "state captured");
+        let folder = PathBuf::from(&task.directory);
+        let outcome = self.writer.start(task.step, captured, folder, WRITER_PATIENCE);
+        outcome.map(Some).map_err(|busy| cannot_write(&busy))
+    }
+
     fn save(&mut self, task: &v1::SaveTask) -> Result<v1::SaveResult, v1::TaskFailure> {
         let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
             return Err(transient("a save came before the weights were prepared"));
         };
         let model = task.model.then_some(self.setup.spec.model.path.as_path());
         let folder = Path::new(&task.directory);
-        let files = trainer.save(folder, task.training_state, model, collective.as_mut()).map_err(transient)?;
+        let files = trainer.save(folder, task.training_state, model, collective.as_mut());
+        let files = files.map_err(|error| fail_save(&error))?;
         Ok(v1::SaveResult { files })
     }
 }
 
 fn transient(error: impl std::fmt::Display) -> v1::TaskFailure {
-    v1::TaskFailure { message: error.to_string(), permanent: false }
+    failure(&error, v1::FailureKind::Generation)
 }
 
 fn permanent(error: impl std::fmt::Display) -> v1::TaskFailure {
-    v1::TaskFailure { message: error.to_string(), permanent: true }
+    failure(&error, v1::FailureKind::Permanent)
+}
+
+fn failure(error: &impl std::fmt::Display, kind: v1::FailureKind) -> v1::TaskFailure {
+    v1::TaskFailure { message: error.to_string(), kind: kind.into() }
+}
+
+/// What the coordinator is told of files that were written beside training.
+pub(crate) fn written(outcome: Outcome) -> TaskResult {
+    match outcome {
+        Ok(files) => TaskResult::Saved(v1::SaveResult { files }),
+        Err(error) => TaskResult::Failed(fail_save(&error)),
+    }
+}
+
+/// A rank that cannot write its files has lost nothing; one that could not gather the weights has lost its peers.
+fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
+    match error {
+        CheckpointError::Gather(lost) => fail(lost),
+        CheckpointError::View(_) => permanent(error),
+        CheckpointError::File { .. }
+        | CheckpointError::Content { .. }
+        | CheckpointError::Unwanted { .. }
+        | CheckpointError::Model(_) => failure(error, v1::FailureKind::Write),
+    }
 }
 
 /// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.

@@ -8,7 +8,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use pacs_collective::Collective;
-use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::tch::{Device, Tensor};
 use pacs_torch::{bytes, bytes_mut, f32_mut, f32_ref};
 
 use crate::trainer::TrainError;
@@ -115,8 +115,9 @@ impl Exchange {
         }
     }
 
-    /// Plain loops over slices: this thread must not wake the threads that libtorch computes with.
-    fn make(self, collective: &mut dyn Collective) -> Outcome {
+    /// Makes it, on the thread that calls. Plain loops over slices: that of a step must not wake the threads that libtorch
+    /// computes with.
+    pub(crate) fn make(self, collective: &mut dyn Collective) -> Outcome {
         match self {
             Self::AllReduce(buffer) => on_host(buffer, |host| Ok(collective.all_reduce_sum(f32_mut(host)?)?))?,
             Self::ReduceScatter { buffer, sum } => {
@@ -177,14 +178,4 @@ impl Traffic {
         }
         (1.0 - self.waited.as_secs_f64() / self.busy.as_secs_f64()).max(0.0)
     }
-}
-
-/// A part of a flat buffer, sharing its storage.
-pub(crate) fn part(flat: &Tensor, start: usize, len: usize) -> Tensor {
-    flat.narrow(0, start as i64, len as i64)
-}
-
-/// A float32 buffer of zeros.
-pub(crate) fn zeros(elements: usize, device: Device) -> Tensor {
-    Tensor::zeros([elements as i64], (Kind::Float, device))
 }

@@ -6,10 +6,9 @@ use pacs_types::{GroupId, WeightVersion};
 
 use crate::lose::counter;
 use crate::machine::Machine;
-use crate::phase::{Evaluation, Phase, Task, Team, Training};
+use crate::phase::{Evaluation, Phase, Task, Training};
 use crate::pool::{EVALUATION_GROUPS, Pool, pass_rate_and_mixed_share};
 use crate::schedule::{Decision, Terms, decide};
-use crate::worker::name_order;
 use crate::{Effect, End, StopMode, TaskKind, UniformGroups};
 
 /// What comes next.
@@ -18,7 +17,14 @@ enum Next {
     Assemble,
     Evaluate,
     Sample,
-    Save { model: bool },
+    Save {
+        model: bool,
+        background: bool,
+    },
+    /// The checkpoint in flight has to be durable first.
+    Settle,
+    /// A learner is back, and the generation takes it in.
+    Grow,
     End(End),
 }
 
@@ -32,7 +38,9 @@ impl Machine {
             }
             Next::Evaluate => self.begin_evaluation(),
             Next::Sample => self.begin_sampling(),
-            Next::Save { model } => self.begin_save(model),
+            Next::Save { model, background } => self.begin_save(model, background),
+            Next::Settle => self.enter(Phase::Committing),
+            Next::Grow => self.grow(),
             Next::End(end) => self.end(end),
         }
         // Rollouts that may run ahead do so while the learners do something else.
@@ -52,46 +60,39 @@ impl Machine {
         if is_last && self.exported && !is_unsaved {
             return Next::End(End::Finished);
         }
-        // A step that was to be finished is finished whenever the run comes by here.
-        if self.stop.is_some() && !is_unsaved {
+        // A step that was to be finished is finished whenever the run comes by here; what was to end at once, has.
+        if self.stop.is_some() && !is_unsaved || self.stop == Some(StopMode::Now) {
             return Next::End(End::Stopped);
         }
         if self.team.is_none() {
             return Next::Assemble;
         }
+        // One checkpoint at a time is on its way.
+        let save = |model, background| match self.writing {
+            Some(_) => Next::Settle,
+            None => Next::Save { model, background },
+        };
         if self.stop.is_some() {
-            return Next::Save { model: false };
+            return save(false, false);
+        }
+        let is_tried = self.save_tried == Some(step);
+        if self.may_grow() && !is_last {
+            match is_unsaved {
+                false => return Next::Grow,
+                // Nothing is lost by it: a step that cannot be saved is not given up.
+                true if !is_tried || self.writing.is_some() => return save(false, false),
+                true => {}
+            }
         }
         let every = self.options.checkpoint_every_steps;
-        let is_due = every > 0 && step.is_multiple_of(every) && self.save_tried != Some(step);
+        let is_due = every > 0 && step.is_multiple_of(every) && !is_tried;
         if is_unsaved && !is_last && (is_due || self.checkpoint_wanted) {
-            return Next::Save { model: false };
+            return save(false, self.options.background_saves);
         }
         if self.options.evaluation.is_due(step, self.options.total_steps) && !self.evaluated.contains(&step) {
             return Next::Evaluate;
         }
-        if is_last { Next::Save { model: true } } else { Next::Sample }
-    }
-
-    /// Forms a generation when enough learners have asked for one.
-    pub(crate) fn try_assemble(&mut self) {
-        if !matches!(self.phase, Phase::Assembling) {
-            return;
-        }
-        let mut joining: Vec<_> = self.workers.iter().filter(|(_, worker)| worker.joining).collect();
-        if joining.len() < self.options.learners as usize {
-            return;
-        }
-        joining.sort_by_key(|(_, worker)| name_order(&worker.name));
-        joining.truncate(self.options.learners as usize);
-        let ranks = joining.iter().map(|(id, _)| **id).collect();
-        let names = joining.iter().map(|(_, worker)| worker.name.clone()).collect();
-        self.newest_generation = self.newest_generation.next();
-        let generation = self.newest_generation;
-        self.team = Some(Team { generation, ranks });
-        self.effects.push(Effect::GenerationFormed { generation, names });
-        let task = self.new_task(TaskKind::Prepare);
-        self.enter(Phase::Preparing(task));
+        if is_last { save(true, false) } else { Next::Sample }
     }
 
     pub(crate) fn new_task(&mut self, kind: TaskKind) -> Task {
@@ -116,15 +117,6 @@ impl Machine {
 
     pub(crate) fn policy_version(&self) -> WeightVersion {
         WeightVersion(self.position.step)
-    }
-
-    fn begin_save(&mut self, model: bool) {
-        let step = self.position.step;
-        self.save_tried = Some(step);
-        self.checkpoint_wanted = false;
-        let task = self.new_task(TaskKind::Save { step, model });
-        self.enter(Phase::Saving(task));
-        self.effects.push(Effect::CreateCheckpoint { step });
     }
 
     /// Draws prompts into the free slots, and no more than the job still needs.
@@ -206,9 +198,10 @@ impl Machine {
         let oldest = groups.values().map(|group| group.born().0).min().unwrap_or(self.position.step);
         let lag = self.position.step.saturating_sub(oldest);
         let trained = groups.keys().filter(|group| !left_out.contains(group)).copied().collect();
-        let task = self.new_task(TaskKind::Train { step });
+        let (task, ranks) = (self.new_task(TaskKind::Train { step }), self.team_size());
+        let ranks = u32::try_from(ranks).expect("a generation has at most as many ranks as the job spec says, a u32");
         self.enter(Phase::Training(Training { task, groups, left_out: left_out.clone() }));
-        self.effects.push(Effect::Train { step, groups: trained, left_out, ranks: self.options.learners, lag });
+        self.effects.push(Effect::Train { step, groups: trained, left_out, ranks, lag });
         self.fill();
     }
 

@@ -59,6 +59,9 @@ pub enum Effect {
     CreateCheckpoint {
         /// Training steps done.
         step: u64,
+        /// The task that asks for it, which the folder is named after: whoever still writes for an earlier one does not
+        /// write there.
+        save: u64,
     },
     /// Make the folder a checkpoint (manifest, sync, rename), then report an event.
     CommitCheckpoint {
@@ -66,6 +69,8 @@ pub enum Effect {
         snapshot: Snapshot,
         /// The folder holds the exported model.
         model: bool,
+        /// The task that asked for it.
+        save: u64,
     },
     /// Everything after this point is undone: truncate the records.
     Rewound {
@@ -230,6 +235,8 @@ pub enum TaskKind {
         step: u64,
         /// Export the model too.
         model: bool,
+        /// Capture the state, and write it while training goes on.
+        background: bool,
     },
     /// The generation is over; join the next.
     Regroup {

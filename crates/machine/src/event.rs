@@ -162,6 +162,13 @@ pub enum Event {
         /// Which.
         task: u64,
     },
+    /// Nothing was heard of the checkpoint in flight for too long.
+    CheckpointOverdue {
+        /// The task that asked for it.
+        task: u64,
+    },
+    /// Learners are missing for so long that the run goes on with those that are there.
+    LearnersMissing,
 }
 
 /// What an operator can want.
@@ -215,13 +222,27 @@ pub enum TaskResult {
         /// Updates that the optimizer skipped.
         skipped_updates: u32,
     },
-    /// The rank's files are written.
+    /// The rank's part of the state to be saved is copied: it may be trained further.
+    Captured,
+    /// The rank's files are durable.
     Saved,
     /// The task failed.
     Failed {
         /// Why.
         message: String,
-        /// Trying again cannot help.
-        permanent: bool,
+        /// What it means for the run.
+        kind: FailureKind,
     },
+}
+
+/// What a failed task means for the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The rank lost a peer, or cannot go on in its generation for another reason that a new one may cure.
+    Generation,
+    /// The rank could not write its files of a checkpoint; what it has in memory is whole.
+    Write,
+    /// Trying again cannot help.
+    Permanent,
 }

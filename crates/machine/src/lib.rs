@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod advance;
+mod assemble;
 mod bits;
 mod effect;
 mod event;
@@ -28,11 +29,12 @@ mod schedule;
 mod status;
 mod verbs;
 mod worker;
+mod writing;
 
 pub use effect::{
     Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
 };
-pub use event::{Command, Event, Record, StopMode, TaskResult};
+pub use event::{Command, Event, FailureKind, Record, StopMode, TaskResult};
 pub use machine::{Machine, Present};
 pub use operate::Action;
 pub use options::{Counters, EvaluationPlan, Options, Snapshot, Staleness, UniformGroups};

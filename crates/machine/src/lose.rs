@@ -92,12 +92,32 @@ impl Machine {
                 self.lost_generations
             ));
         }
-        // The files are written already: whether they become a checkpoint no longer depends on the learners.
-        if matches!(self.phase, Phase::Committing { .. }) {
-            return;
+        if self.saving().is_some() {
+            self.lost_saves += 1;
+            if self.lost_saves >= self.options.max_lost_saves {
+                return self.fail(format!(
+                    "{} generations of learners were lost in a row while they saved, the last while it wrote the \
+                     checkpoint of step {}, because {reason}; look at the learners' logs",
+                    self.lost_saves,
+                    self.saving().map_or(self.position.step, |(step, _)| step)
+                ));
+            }
         }
+        // The files are written already, so the job goes back to them unless the disk refuses.
+        if self.committing().is_some() {
+            return self.wait_for_writing();
+        }
+        self.writing = None;
         self.rewind();
         self.advance();
+    }
+
+    /// Stands still until the checkpoint in flight is durable, or given up.
+    pub(crate) fn wait_for_writing(&mut self) {
+        if !matches!(self.phase, Phase::Committing) {
+            self.interrupt();
+            self.enter(Phase::Committing);
+        }
     }
 
     /// Undoes everything after the last checkpoint but the groups that its weights, or older ones, have generated.

@@ -8,6 +8,7 @@ use crate::operate::Action;
 use crate::phase::{Phase, Team};
 use crate::pool::{Pool, evaluation_problem, present};
 use crate::worker::Worker;
+use crate::writing::Writing;
 use crate::{Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, StopMode};
 
 /// Everything that a run has decided so far.
@@ -39,6 +40,9 @@ pub struct Machine {
     /// Why the last generation ended.
     pub(crate) regroup_reason: String,
     pub(crate) lost_generations: u32,
+    /// Generations that were lost while they saved since the last checkpoint was committed: the steps that are made again
+    /// before each of them do not end this count.
+    pub(crate) lost_saves: u32,
 
     /// Training groups in flight, without those of the step in the making.
     pub(crate) pool: Pool,
@@ -61,6 +65,8 @@ pub struct Machine {
     pub(crate) restart_is_checkpoint: bool,
     /// The last checkpoint holds the exported model.
     pub(crate) exported: bool,
+    /// The checkpoint in flight.
+    pub(crate) writing: Option<Writing>,
     /// Step at which a save was tried last.
     pub(crate) save_tried: Option<u64>,
     pub(crate) evaluated: BTreeSet<u64>,
@@ -96,6 +102,7 @@ impl Machine {
             weights: None,
             regroup_reason: String::new(),
             lost_generations: 0,
+            lost_saves: 0,
             pool: Pool::default(),
             failed_groups: 0,
             refills: 0,
@@ -107,6 +114,7 @@ impl Machine {
             restart: options.start.clone(),
             restart_is_checkpoint: options.start.step > 0,
             exported: options.exported,
+            writing: None,
             save_tried: None,
             evaluated: options.evaluated.clone(),
             options,
@@ -174,6 +182,8 @@ impl Machine {
             Event::LeasesLapsed { groups, samples } => self.lapse(&groups, &samples),
             Event::GroupOverdue { group } => self.group_overdue(group),
             Event::TaskOverdue { task } => self.task_overdue(task),
+            Event::CheckpointOverdue { task } => self.checkpoint_overdue(task),
+            Event::LearnersMissing => self.learners_missing(),
         }
     }
 
@@ -196,19 +206,18 @@ impl Machine {
         Some((self.position.step + 1, groups, training.left_out.clone()))
     }
 
-    /// The checkpoint that the driver is to commit, and whether it holds the exported model.
+    /// The checkpoint that the driver is to commit, whether it holds the exported model, and the task that asked for it.
     #[must_use]
-    pub fn committing(&self) -> Option<(&Snapshot, bool)> {
-        match &self.phase {
-            Phase::Committing { snapshot, model } => Some((snapshot, *model)),
-            _ => None,
-        }
+    pub fn committing(&self) -> Option<(&Snapshot, bool, u64)> {
+        let writing = self.writing.as_ref().filter(|writing| writing.is_written())?;
+        Some((&writing.snapshot, writing.model, writing.task))
     }
 
-    /// The step whose checkpoint the ranks write.
+    /// The step whose checkpoint the ranks write or capture, and the task that asked for it.
     #[must_use]
-    pub fn saving(&self) -> Option<u64> {
-        matches!(self.phase, Phase::Saving(_)).then_some(self.position.step)
+    pub fn saving(&self) -> Option<(u64, u64)> {
+        let writing = self.writing.as_ref().filter(|writing| !writing.is_written())?;
+        Some((writing.snapshot.step, writing.task))
     }
 
     /// Where a lost generation goes back to, if that is a checkpoint.

@@ -75,6 +75,11 @@ impl Machine {
     }
 
     fn checkpoint_now(&mut self) -> Result<String, String> {
+        let step = self.position.step;
+        let is_on_its_way = self.writing.as_ref().is_some_and(|writing| writing.snapshot.step == step);
+        if is_on_its_way && !matches!(self.phase, Phase::Training(_)) {
+            return Ok(format!("asked for the checkpoint of step {step}, which is being written"));
+        }
         if self.position.step <= self.restart.step && !matches!(self.phase, Phase::Training(_)) {
             let step = self.restart.step;
             return Err(format!("there is nothing to save: no step was made since step {step}"));
@@ -128,8 +133,9 @@ impl Machine {
         self.stop = Some(mode);
         match (mode, &self.phase) {
             // What is written already becomes a checkpoint, or the next process would not know of it.
-            (_, Phase::Committing { .. }) => {}
+            (StopMode::Now, _) if self.committing().is_some() => self.wait_for_writing(),
             (StopMode::Now, _) => self.end(End::Stopped),
+            (_, Phase::Committing) => {}
             (_, Phase::Evaluating(_)) => {
                 self.interrupt();
                 self.advance();
@@ -148,7 +154,10 @@ impl Machine {
         let Phase::Ended(end) = &self.phase else {
             // The process ended before it could write down that the run had stopped: who starts it again wants it to go on.
             self.stop = None;
-            return self.advance();
+            if matches!(self.phase, Phase::Assembling | Phase::Sampling) {
+                self.advance();
+            }
+            return;
         };
         if *end == End::Finished && self.position.step >= self.options.total_steps {
             return;
@@ -159,9 +168,14 @@ impl Machine {
         }
         self.workers.clear();
         (self.team, self.weights, self.stop) = (None, None, None);
-        (self.lost_generations, self.paused, self.checkpoint_wanted) = (0, false, false);
+        (self.lost_generations, self.lost_saves, self.paused, self.checkpoint_wanted) = (0, 0, false, false);
         self.regroup_reason.clear();
         self.phase_since = Duration::ZERO;
+        // What was written becomes a checkpoint first, and the job goes back to that.
+        if self.committing().is_some() {
+            return self.wait_for_writing();
+        }
+        self.writing = None;
         self.rewind();
         self.advance();
     }
@@ -194,7 +208,9 @@ mod tests {
         run.generate_all();
         run.command(Command::Stop(StopMode::Save)).unwrap();
         let effects = run.save();
-        let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
+        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else {
+            panic!("{effects:?}")
+        };
         assert_eq!((snapshot.step, snapshot.cursor), (1, 2), "without the journal, the groups are drawn again");
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));

@@ -12,6 +12,10 @@ pub type Counters = BTreeMap<String, u64>;
 pub struct Options {
     /// Learner ranks of a generation, at least 1.
     pub learners: u32,
+    /// So many ranks are enough when the others do not come, 1 to `learners`.
+    pub min_learners: u32,
+    /// Time that the others are waited for.
+    pub learner_wait: Duration,
     /// Samples of a training group, at least 1.
     pub samples_per_prompt: u32,
     /// Groups of a training step, at least 1.
@@ -36,6 +40,10 @@ pub struct Options {
     pub evaluation: EvaluationPlan,
     /// Steps between checkpoints; 0: only at the end and on a stop.
     pub checkpoint_every_steps: u64,
+    /// Checkpoints on the way are written while training goes on.
+    pub background_saves: bool,
+    /// Silence after which a checkpoint that is being written is given up, or one that is being committed ends the run.
+    pub checkpoint_timeout: Duration,
     /// Verifications of one sample that may fail before it is given up, at least 1.
     pub max_attempts: u32,
     /// Samples that may be given up in one place of a training group before the group is dropped.
@@ -54,6 +62,8 @@ pub struct Options {
     pub task_timeout: Duration,
     /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
     pub max_lost_generations: u32,
+    /// Generations that may be lost while they save, without a committed checkpoint between them, before the run fails.
+    pub max_lost_saves: u32,
     /// Silence after which a worker is given up.
     pub heartbeat_timeout: Duration,
     /// Time without a finished sample after which a group's lease lapses although its worker lives.

@@ -5,9 +5,9 @@ use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::{Group, Pool};
-use crate::{End, Snapshot, TaskKind};
+use crate::{End, TaskKind};
 
-/// What the learners do. Each phase owns its data; the groups in flight are beside it.
+/// What the learners do. Each phase owns its data; the groups and the checkpoint in flight are beside it.
 ///
 /// ```text
 /// Assembling -> Preparing -> Evaluating -> Sampling -> Training -> Saving -> Committing -> … -> Ended
@@ -25,15 +25,11 @@ pub(crate) enum Phase {
     Sampling,
     /// Ranks make a step.
     Training(Training),
-    /// Ranks write a checkpoint.
+    /// Ranks capture their state for a checkpoint; one that does not go to the disk in the background, they write.
     Saving(Task),
-    /// The driver makes the written files a checkpoint. Learners may come and go meanwhile.
-    Committing {
-        /// Where the job stands in it.
-        snapshot: Snapshot,
-        /// It holds the exported model.
-        model: bool,
-    },
+    /// Nothing can be done before the checkpoint in flight is durable, or given up: the run ends behind it, the next
+    /// checkpoint waits for it, or the learners were lost and go back to it. Learners may come and go meanwhile.
+    Committing,
     /// The run is over.
     Ended(End),
 }
@@ -48,7 +44,7 @@ impl Phase {
             Self::Sampling => "sampling",
             Self::Training(_) => "training",
             Self::Saving(_) => "saving",
-            Self::Committing { .. } => "committing",
+            Self::Committing => "committing",
             Self::Ended(End::Finished) => "finished",
             Self::Ended(End::Stopped) => "stopped",
             Self::Ended(End::Failed { .. }) => "failed",

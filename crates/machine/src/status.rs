@@ -7,7 +7,7 @@ use crate::operate::Action;
 use crate::phase::{Phase, Task};
 use crate::pool::{Pool, evaluation_problem};
 use crate::schedule::{Decision, decide};
-use crate::{Counters, End};
+use crate::{Counters, End, TaskKind};
 
 /// What an operator sees of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,11 +139,19 @@ impl Machine {
             Phase::Assembling => {
                 let joining = self.workers.values().filter(|worker| worker.joining).count();
                 let (wanted, there) = (self.options.learners, self.count_role(Role::Learner));
+                let least = match self.options.min_learners {
+                    least if least < wanted => {
+                        format!(" ({least} are enough after {})", seconds(self.options.learner_wait))
+                    }
+                    _ => String::new(),
+                };
                 let after = match self.regroup_reason.as_str() {
                     "" => String::new(),
                     reason => format!(", after {reason}"),
                 };
-                format!("waits for learners: {wanted} wanted, {there} registered, {joining} ready, for {age}{after}")
+                format!(
+                    "waits for learners: {wanted} wanted{least}, {there} registered, {joining} ready, for {age}{after}"
+                )
             }
             Phase::Preparing(task) => {
                 format!("waits for {} to load their state, for {age}", self.open_ranks(task))
@@ -161,14 +169,16 @@ impl Machine {
                 format!("step {step} waits for {whom} to train, for {age}")
             }
             Phase::Saving(task) => {
-                format!(
-                    "waits for {} to write the checkpoint of step {}, for {age}",
-                    self.open_ranks(task),
-                    self.position.step
-                )
+                let how = match task.kind {
+                    TaskKind::Save { background: true, .. } => "capture",
+                    _ => "write",
+                };
+                let (whom, step) = (self.open_ranks(task), self.position.step);
+                format!("waits for {whom} to {how} the checkpoint of step {step}, for {age}")
             }
-            Phase::Committing { snapshot, .. } => {
-                format!("waits for the disk to take the checkpoint of step {}, for {age}", snapshot.step)
+            Phase::Committing => {
+                let what = self.writing_status().unwrap_or_else(|| "the checkpoint in flight".to_owned());
+                format!("waits for {what}, for {age}")
             }
             Phase::Ended(End::Finished) => "waits for nothing: the run is finished".to_owned(),
             Phase::Ended(End::Stopped) => "waits for nothing: the run was stopped".to_owned(),
@@ -177,10 +187,15 @@ impl Machine {
     }
 
     pub(crate) fn open_ranks(&self, task: &Task) -> String {
+        self.ranks_but(|rank| task.done.contains(&rank))
+    }
+
+    /// The ranks of the generation but those that are done, in a word or two.
+    pub(crate) fn ranks_but(&self, is_done: impl Fn(u32) -> bool) -> String {
         let ranks = self.team.as_ref().map(|team| team.ranks.as_slice()).unwrap_or_default();
         let open: Vec<String> = (0u32..)
             .zip(ranks)
-            .filter(|(rank, _)| !task.done.contains(rank))
+            .filter(|(rank, _)| !is_done(*rank))
             .map(|(_, worker)| self.worker_name(*worker))
             .collect();
         match open.as_slice() {

@@ -8,7 +8,7 @@ use pacs_torch::tch::TchError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The configuration cannot be used.
+    /// The configuration, or another JSON file of the folder, cannot be used.
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// A file could not be read, written, or renamed.
@@ -20,24 +20,6 @@ pub enum ModelError {
         path: PathBuf,
         /// The operating system's answer.
         source: io::Error,
-    },
-    /// A JSON file does not parse or lacks a field.
-    #[error("read `{}`: {detail}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The configuration asks for something this crate does not compute.
-    #[error("`{}` asks for {feature}, which is not supported ({hint})", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// What it asks for.
-        feature: String,
-        /// What is supported.
-        hint: &'static str,
     },
     /// The folder holds no safetensors weights.
     #[error(
@@ -142,7 +124,7 @@ impl ModelError {
     }
 
     pub(crate) fn config(path: &Path, detail: impl Into<String>) -> Self {
-        Self::Config { path: path.to_owned(), detail: detail.into() }
+        ShapeError::Config { path: path.to_owned(), detail: detail.into() }.into()
     }
 
     pub(crate) fn corrupt(file: &Path, detail: impl Into<String>) -> Self {

@@ -9,7 +9,7 @@ use pacs_torch::tch::{Kind, Tensor};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
-use crate::{ModelError, Parameters};
+use crate::{ModelError, Parameters, ShapeError};
 
 /// Files beside the weights that a copy of the model needs; absent ones are passed over.
 const COMPANIONS: [&str; 9] = [
@@ -110,11 +110,12 @@ fn stored_dtype(kind: Kind, path: &Path) -> Result<Dtype, ModelError> {
         Kind::Float => Ok(Dtype::F32),
         Kind::BFloat16 => Ok(Dtype::BF16),
         Kind::Half => Ok(Dtype::F16),
-        other => Err(ModelError::Unsupported {
+        other => Err(ShapeError::Unsupported {
             path: path.to_owned(),
             feature: format!("storing weights as {other:?}"),
             hint: "supported are float32, bfloat16 and float16",
-        }),
+        }
+        .into()),
     }
 }
 

@@ -31,6 +31,8 @@ pub struct TrainingSetup {
     pub windows: usize,
     /// A second set of weights is set aside.
     pub holds_reference: bool,
+    /// Checkpoints are written from a copy of the state in this memory.
+    pub copies_state: bool,
     /// Scored positions whose logits exist at once.
     pub head_chunk: usize,
     /// The kernels for host memory are used, which make no float32 copies of the logits.
@@ -81,6 +83,8 @@ pub struct MemoryPlan {
     pub gradients: u64,
     /// Master weights and moments.
     pub optimizer: u64,
+    /// The copy of the state that a checkpoint is written from.
+    pub copy: u64,
     /// What the forward keeps for the backward.
     pub activations: u64,
     /// Logits and what is derived from them, or what a layer's backward works with: they are never there together. On a
@@ -102,7 +106,7 @@ impl MemoryPlan {
     /// What is there between passes, too.
     #[must_use]
     pub fn state(&self) -> u64 {
-        self.weights + self.reference + self.gradients + self.optimizer
+        self.weights + self.reference + self.gradients + self.optimizer + self.copy
     }
 }
 
@@ -121,11 +125,14 @@ impl TrainingSetup {
         let set_aside = if self.division.sharding == Sharding::ShardAll { own } else { divided };
         let master_bytes = if self.weight_bytes == 4 { 0 } else { 4 };
         let kept_layers = kept_layers.min(config.layers);
+        // Master weights and moments, whatever the model computes with, and the reference.
+        let copied = 12 + if self.holds_reference { self.weight_bytes } else { 0 };
         MemoryPlan {
             weights: held * self.weight_bytes,
             reference: if self.holds_reference { set_aside * self.weight_bytes } else { 0 },
             gradients: held * 4,
             optimizer: own * (8 + master_bytes),
+            copy: if self.copies_state { own * copied } else { 0 },
             activations: self.activations(pass, kept_layers),
             workspace: self.head_workspace(pass).max(self.layer_workspace(pass)) + self.overhead(pass, kept_layers),
             kept_layers,
@@ -245,6 +252,7 @@ mod tests {
             division: Division { sharding, rank: 0, ranks },
             windows: 2,
             holds_reference: false,
+            copies_state: false,
             head_chunk: 512,
             has_kernels: false,
         }
@@ -265,6 +273,17 @@ mod tests {
         // An eighth, and embedding, head and two layers in place.
         assert!((weights - (14.19 / 8.0 + 2.03 + 0.87)).abs() < 0.02, "{weights}");
         assert!((gradients / weights - 2.0).abs() < 1e-9 && (optimizer - 10.64).abs() < 0.01);
+    }
+
+    #[test]
+    fn the_copy_for_a_checkpoint_is_that_of_what_a_rank_writes() {
+        let pass = PassShape::largest(16_384, 1024, 8192, 8);
+        let copying = TrainingSetup { copies_state: true, ..setup(Sharding::ShardAll, 8) };
+        let plan = copying.plan(&pass, 28);
+        assert_eq!(plan.copy, plan.optimizer, "master weights and moments");
+        assert_eq!(plan.total(), setup(Sharding::ShardAll, 8).plan(&pass, 28).total() + plan.copy);
+        let with_reference = TrainingSetup { holds_reference: true, ..copying }.plan(&pass, 28);
+        assert_eq!(with_reference.copy, plan.copy + with_reference.reference);
     }
 
     #[test]

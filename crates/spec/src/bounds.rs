@@ -289,6 +289,17 @@ impl Check {
 
         let learners = spec.resources.learners;
         self.range("resources.learners", learners, 1..=1024);
+        let least = spec.resources.min_learners;
+        if let Some(least) = least {
+            self.range("resources.min_learners", least, 1..=learners.max(1));
+        }
+        if let Some(wait) = spec.resources.learner_wait_seconds {
+            self.range("resources.learner_wait_seconds", wait, 1..=86_400);
+            let message = "expected `resources.min_learners` below `resources.learners`: the run waits for all of them \
+                           anyway; leave this out";
+            let is_heard = least.is_some_and(|least| least < learners);
+            self.that(is_heard, "resources.learner_wait_seconds", wait, message, &["resources.min_learners"]);
+        }
         self.range("resources.learner_memory_gib", spec.resources.learner_memory_gib, 0.0..=1e6);
         if divides {
             let sequences = u64::from(prompts / parts) * u64::from(spec.rollout.samples_per_prompt);
@@ -315,6 +326,7 @@ impl Check {
         }
         self.range("checkpoint.every_steps", spec.checkpoint.every_steps, 0..=MOST_STEPS);
         self.range("checkpoint.keep", spec.checkpoint.keep, 1..=10_000);
+        self.range("checkpoint.timeout_seconds", spec.checkpoint.timeout_seconds, 1..=86_400);
         let best = spec.checkpoint.keep_best;
         self.range("checkpoint.keep_best", best, 0..=10_000);
         // Evaluations before and after training have no checkpoint to choose from.

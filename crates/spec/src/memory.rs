@@ -26,6 +26,8 @@ impl JobSpec {
             division: Division { sharding: self.resources.sharding, rank: 0, ranks: self.resources.learners as usize },
             windows: WINDOWS,
             holds_reference: needs.reference || objective.reference_reset_steps.unwrap_or(0) > 1,
+            // On a GPU the copy is in host memory, which this plan is not about.
+            copies_state: on_cpu && self.saves_in_background(),
             head_chunk: HEAD_CHUNK,
             has_kernels: on_cpu,
         }

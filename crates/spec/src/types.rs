@@ -423,6 +423,18 @@ impl Default for EvaluationSpec {
 }
 
 impl JobSpec {
+    /// Whether checkpoints on the way are written while training goes on.
+    #[must_use]
+    pub fn saves_in_background(&self) -> bool {
+        self.checkpoint.background && self.checkpoint.every_steps > 0
+    }
+
+    /// How long missing learners are waited for before the run goes on without them, if it may.
+    #[must_use]
+    pub fn learner_wait_seconds(&self) -> u32 {
+        self.resources.learner_wait_seconds.unwrap_or(120)
+    }
+
     /// Room for groups in flight, those in training included.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -450,11 +462,17 @@ pub struct CheckpointSpec {
     /// Besides those, how many of the steps with the best pass@1 are kept, among checkpoints of steps that were
     /// evaluated. Default 0, at most 10,000.
     pub keep_best: u32,
+    /// Write checkpoints on the way while training goes on, from a copy of the state in host memory; the last one, and that
+    /// of a stop, are waited for all the same. Default true.
+    pub background: bool,
+    /// Silence of a rank after which the checkpoint that it writes is given up, and of the disk after which the run ends.
+    /// Default 1800, 1 to 86,400.
+    pub timeout_seconds: u32,
 }
 
 impl Default for CheckpointSpec {
     fn default() -> Self {
-        Self { every_steps: 20, keep: 2, keep_best: 0 }
+        Self { every_steps: 20, keep: 2, keep_best: 0, background: true, timeout_seconds: 1800 }
     }
 }
 
@@ -480,6 +498,12 @@ pub struct ResourcesSpec {
     pub rollouts: u32,
     /// Learner ranks. Default 1, 1 to 1024; no more than a mini-batch has sequences.
     pub learners: u32,
+    /// So many learner ranks are enough when others do not come (back): state is divided among those that are there, and
+    /// they take the others in between two steps. Default: `learners`, so that the run waits; 1 to `learners`.
+    pub min_learners: Option<u32>,
+    /// How long missing learners are waited for before the run goes on with at least `min_learners`, without which there
+    /// is nothing to wait for. Default 120, 1 to 86,400.
+    pub learner_wait_seconds: Option<u32>,
     /// Verifier workers that `pacs run` starts. Default 1, 0 to 1024.
     pub verifiers: u32,
     /// Threads of one rollout or learner process; 0: all cores, shared fairly among learner ranks. Default 0,
@@ -503,6 +527,8 @@ impl Default for ResourcesSpec {
         Self {
             rollouts: 1,
             learners: 1,
+            min_learners: None,
+            learner_wait_seconds: None,
             verifiers: 1,
             threads: 0,
             device: DeviceKind::Cpu,

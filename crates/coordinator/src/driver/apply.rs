@@ -59,8 +59,8 @@ impl Driver {
             }
             Effect::StepDone { step } => self.step_done(step),
             Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
-            Effect::CreateCheckpoint { step } => self.create_checkpoint(step),
-            Effect::CommitCheckpoint { snapshot, model } => self.commit_checkpoint(snapshot, model),
+            Effect::CreateCheckpoint { step, save } => self.create_checkpoint(step, save),
+            Effect::CommitCheckpoint { snapshot, model, save } => self.commit_checkpoint(snapshot, model, save),
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { generation, names } => {
                 tracing::info!(%generation, learners = names.join(" "), "generation formed");
@@ -91,7 +91,6 @@ impl Driver {
     }
 
     pub(crate) fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, left_out: Vec<GroupId>, ranks: u32) {
-        self.saved.clear();
         self.trained = None;
         let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
         let mini_batches = self.spec.batch.mini_batches;
@@ -106,11 +105,16 @@ impl Driver {
         let trained = self.trained.take().unwrap_or_default();
         let now = Instant::now();
         let (sampling, training) = (self.clock.take("sampling", now), self.clock.take("training", now));
+        let stalled = self.clock.take("saving", now) + self.clock.take("committing", now);
+        let total = sampling + training;
         let seconds = StepSeconds {
             sampling_seconds: sampling,
             verifying_seconds: self.clock.verifying_tail(),
             training_seconds: training,
-            total_seconds: sampling + training,
+            total_seconds: total,
+            checkpoint_stall_seconds: stalled,
+            checkpoint_stall_share: stalled / (total + stalled).max(f64::MIN_POSITIVE),
+            checkpoint_write_seconds: self.saves.take(),
         };
         if self.recent_steps.len() == RECENT_STEPS {
             self.recent_steps.pop_front();
@@ -213,21 +217,23 @@ impl Driver {
         }
     }
 
-    pub(crate) fn create_checkpoint(&mut self, step: u64) {
+    pub(crate) fn create_checkpoint(&mut self, step: u64, save: u64) {
         self.saved.clear();
-        if let Err(error) = self.checkpoints.create(step) {
+        self.saves.begin(Instant::now());
+        if let Err(error) = self.checkpoints.create(step, save) {
             self.tell(Event::CheckpointFailed { step, reason: error.to_string() });
         }
     }
 
-    pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool) {
-        let manifest = Manifest::new(snapshot, model, &self.spec, std::mem::take(&mut self.saved));
+    pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool, save: u64) {
+        // They stay until the checkpoint is one: a coordinator that starts in the middle of this does it again.
+        let manifest = Manifest::new(snapshot, model, &self.spec, self.saved.clone());
         let (checkpoints, evaluations) = (self.checkpoints.clone(), self.evaluations.clone());
         let (newest, best) = (self.spec.checkpoint.keep as usize, self.spec.checkpoint.keep_best as usize);
         let records = [self.metrics.clone(), self.evaluations.clone()];
         let Some(shared) = self.shared.clone() else { return };
         let durable = self.durable();
-        // Syncing gigabytes takes a while; ends with an event to the machine, which waits for it.
+        // Syncing gigabytes takes a while; ends with an event to the machine.
         tokio::task::spawn_blocking(move || {
             // A checkpoint never comes before the record that asks for it.
             if let Err(problem) = tokio::runtime::Handle::current().block_on(durable.wait()) {
@@ -245,13 +251,12 @@ impl Driver {
                     Retention { newest: usize::MAX, ..Retention::default() }
                 }
             };
-            let committed = checkpoints.commit(&manifest, &retention);
+            let committed = checkpoints.commit(&manifest, save, &retention);
             let Some(shared) = shared.upgrade() else { return };
             let mut driver = shared.lock();
             match committed {
                 Ok(path) => {
-                    let now = Instant::now();
-                    let seconds = driver.clock.take("saving", now) + driver.clock.take("committing", now);
+                    let seconds = driver.saves.end(Instant::now());
                     driver.tell_progress(Progress::Saved { step: manifest.step, path, seconds });
                     driver.tell(Event::CheckpointCommitted { step: manifest.step });
                 }

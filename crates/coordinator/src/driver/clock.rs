@@ -57,10 +57,48 @@ impl PhaseClock {
     }
 }
 
+/// How long checkpoints take, from the first word to the ranks until they are durable.
+#[derive(Debug, Default)]
+pub(crate) struct SaveClock {
+    began: Option<Instant>,
+    /// The newest one since this was taken last.
+    took: Option<f64>,
+}
+
+impl SaveClock {
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.began = Some(now);
+    }
+
+    /// The checkpoint is durable; how long it took. 0 for one that an earlier process began.
+    pub(crate) fn end(&mut self, now: Instant) -> f64 {
+        let took = self.began.take().map(|began| now.saturating_duration_since(began).as_secs_f64());
+        self.took = took.or(self.took);
+        took.unwrap_or(0.0)
+    }
+
+    /// Seconds of the newest checkpoint since they were taken last, if there was one.
+    pub(crate) fn take(&mut self) -> Option<f64> {
+        self.took.take()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_checkpoint_is_timed_from_its_beginning_to_its_end() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut clock = SaveClock::default();
+        assert_eq!((clock.end(at(1)), clock.take()), (0.0, None), "an earlier process began it");
+        clock.begin(at(2));
+        assert_eq!(clock.take(), None, "it is on its way");
+        assert_eq!(clock.end(at(5)), 3.0);
+        assert_eq!((clock.take(), clock.take()), (Some(3.0), None));
+    }
 
     #[test]
     fn time_goes_to_the_phase_that_it_was_spent_in() {

@@ -25,7 +25,7 @@ use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
 pub(crate) use self::batch::Batch;
-pub(crate) use self::clock::PhaseClock;
+pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::store::Store;
 pub(crate) use self::verifications::{Verification, Verifications};
 use crate::journal::{Audit, DurableUpTo, Frame, Journal};
@@ -158,6 +158,7 @@ pub(crate) struct Driver {
     pub(crate) counted: Counters,
 
     pub(crate) clock: PhaseClock,
+    pub(crate) saves: SaveClock,
     pub(crate) recent_steps: VecDeque<f64>,
     pub(crate) newest_step: Option<StepSummary>,
     /// The wait that watchers were told of last, and when.
@@ -215,6 +216,7 @@ impl Driver {
             drained: BTreeSet::new(),
             verifications: Verifications::default(),
             clock: PhaseClock::new(Instant::now()),
+            saves: SaveClock::default(),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
             newest_step: None,
             told_waiting: None,

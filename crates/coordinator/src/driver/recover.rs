@@ -65,7 +65,8 @@ impl Driver {
         // A snapshot may have been taken while a batch was in training.
         if let Some((step, groups, left_out)) = self.machine.training() {
             let trained = self.trained.take();
-            self.form_batch(step, groups, left_out, self.spec.resources.learners);
+            let ranks = u32::try_from(self.learner_names.len()).unwrap_or(u32::MAX);
+            self.form_batch(step, groups, left_out, ranks);
             self.trained = trained;
         }
         self.replaying = true;
@@ -100,14 +101,14 @@ impl Driver {
         if self.machine.is_stopping() || self.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.tell(Event::Reopened);
         }
-        if let Some(step) = self.machine.saving()
-            && !self.checkpoints.unfinished(step).exists()
+        if let Some((step, save)) = self.machine.saving()
+            && !self.checkpoints.unfinished(step, save).exists()
         {
-            self.create_checkpoint(step);
+            self.create_checkpoint(step, save);
         }
-        if let Some((snapshot, model)) = self.machine.committing() {
+        if let Some((snapshot, model, save)) = self.machine.committing() {
             let snapshot = snapshot.clone();
-            self.commit_checkpoint(snapshot, model);
+            self.commit_checkpoint(snapshot, model, save);
         }
     }
 
@@ -177,6 +178,7 @@ impl Driver {
                 groups.into_iter().for_each(|group| self.store.drop_group(group));
             }
             Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
+            Effect::CreateCheckpoint { .. } => self.saved.clear(),
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { names, .. } => self.learner_names = names,
             Effect::Prepared { .. } => self.weights.clone_from(&self.published),

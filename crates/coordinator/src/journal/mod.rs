@@ -103,7 +103,7 @@ impl Recovered {
         for (record, _) in &self.records {
             machine.step(record.now, record.event.clone());
         }
-        machine.committing().is_some_and(|(snapshot, _)| snapshot.step == step)
+        machine.committing().is_some_and(|(snapshot, _, _)| snapshot.step == step)
     }
 }
 

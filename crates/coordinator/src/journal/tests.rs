@@ -10,6 +10,8 @@ const SPEC: &str = "name = 'test'";
 fn options() -> Options {
     Options {
         learners: 1,
+        min_learners: 1,
+        learner_wait: Duration::from_secs(60),
         samples_per_prompt: 2,
         prompts_per_step: 2,
         total_steps: 3,
@@ -21,6 +23,8 @@ fn options() -> Options {
         min_batch_groups: 1,
         evaluation: EvaluationPlan::default(),
         checkpoint_every_steps: 0,
+        background_saves: false,
+        checkpoint_timeout: Duration::from_secs(600),
         max_attempts: 3,
         max_replacements: 0,
         group_timeout: Duration::from_secs(60),
@@ -29,6 +33,7 @@ fn options() -> Options {
         max_skipped_updates: 10,
         task_timeout: Duration::from_secs(60),
         max_lost_generations: 5,
+        max_lost_saves: 3,
         heartbeat_timeout: Duration::from_secs(10),
         rollout_lease_timeout: Duration::from_secs(60),
         verifier_lease_timeout: Duration::from_secs(60),

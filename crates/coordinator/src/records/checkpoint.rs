@@ -12,6 +12,8 @@ use super::atomic::{sync_folder, write_atomically};
 /// Format of the manifest.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
+/// What names of folders that are no checkpoints yet begin with; readers skip names that start with a dot.
+const UNFINISHED: &str = ".unfinished-";
 
 /// What a checkpoint is: written last, so that a folder without it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,21 +129,36 @@ impl Checkpoints {
         self.folder.join(format!("step-{step:06}"))
     }
 
-    /// Folder that ranks write into.
-    pub(crate) fn unfinished(&self, step: u64) -> PathBuf {
-        self.folder.join(format!(".unfinished-{step:06}"))
+    /// Folder that ranks write into for a save. Each save has its own: a rank that comes back from the dead in the middle of
+    /// an earlier one cannot write into this one.
+    pub(crate) fn unfinished(&self, step: u64, save: u64) -> PathBuf {
+        self.folder.join(format!("{UNFINISHED}{step:06}-{save}"))
     }
 
-    /// Makes an empty folder for the ranks' files.
-    pub(crate) fn create(&self, step: u64) -> Result<(), CheckpointError> {
-        let path = self.unfinished(step);
-        self.remove(&path)?;
+    /// Makes an empty folder for the ranks' files, and removes what earlier saves have left unfinished.
+    pub(crate) fn create(&self, step: u64, save: u64) -> Result<(), CheckpointError> {
+        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            // Somebody may still write there: then the next save removes it.
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED))
+                && let Err(error) = self.remove(&path)
+            {
+                tracing::warn!("an unfinished checkpoint stays for now: {error}");
+            }
+        }
+        let path = self.unfinished(step, save);
         fs::create_dir(&path).map_err(CheckpointError::file("create folder", &path))
     }
 
     /// Makes what the ranks have written a checkpoint, and removes those that need not stay.
-    pub(crate) fn commit(&self, manifest: &Manifest, retention: &Retention) -> Result<PathBuf, CheckpointError> {
-        let unfinished = self.unfinished(manifest.step);
+    pub(crate) fn commit(
+        &self,
+        manifest: &Manifest,
+        save: u64,
+        retention: &Retention,
+    ) -> Result<PathBuf, CheckpointError> {
+        let unfinished = self.unfinished(manifest.step, save);
         // An earlier coordinator may have come this far and not lived to say so.
         if !unfinished.exists()
             && let Ok(found) = self.read(manifest.step)
@@ -176,8 +193,10 @@ impl Checkpoints {
         }
         fs::rename(&unfinished, &committed).map_err(CheckpointError::file("rename", &unfinished))?;
         sync_folder(&self.folder).map_err(CheckpointError::file("sync folder", &self.folder))?;
-        self.remove(&replaced)?;
-        self.prune(manifest.step, retention)?;
+        // It is durable now, whatever becomes of those that need not stay.
+        if let Err(error) = self.remove(&replaced).and_then(|()| self.prune(manifest.step, retention)) {
+            tracing::warn!("old checkpoints were not removed: {error}");
+        }
         Ok(committed)
     }
 
@@ -315,15 +334,15 @@ mod tests {
     }
 
     fn save(checkpoints: &Checkpoints, step: u64, keep: usize, model: bool) -> PathBuf {
-        checkpoints.create(step).unwrap();
-        fs::create_dir(checkpoints.unfinished(step).join("sub")).unwrap();
+        checkpoints.create(step, 1).unwrap();
+        fs::create_dir(checkpoints.unfinished(step, 1).join("sub")).unwrap();
         let content = format!("state of {step}");
-        fs::write(checkpoints.unfinished(step).join("sub/rank-0"), &content).unwrap();
+        fs::write(checkpoints.unfinished(step, 1).join("sub/rank-0"), &content).unwrap();
         let crc32 = crc32fast::hash(content.as_bytes());
         let file = RankFile { path: "sub/rank-0".into(), bytes: content.len() as u64, crc32 };
         let snapshot = Snapshot { step, cursor: 10 * step, ..Snapshot::default() };
         let manifest = Manifest::new(snapshot, model, &spec(), BTreeMap::from([(0, vec![file])]));
-        checkpoints.commit(&manifest, &Retention { newest: keep, ..Retention::default() }).unwrap()
+        checkpoints.commit(&manifest, 1, &Retention { newest: keep, ..Retention::default() }).unwrap()
     }
 
     #[test]
@@ -348,10 +367,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         (1..=3).for_each(|step| drop(save(&checkpoints, step, 3, false)));
-        checkpoints.create(4).unwrap();
+        checkpoints.create(4, 1).unwrap();
         let snapshot = Snapshot { step: 4, ..Snapshot::default() };
         let retention = Retention { newest: 1, best: 1, scores: vec![(1, 0.2), (2, 0.4), (3, 0.3)] };
-        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), &retention).unwrap();
+        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), 1, &retention).unwrap();
         assert_eq!(checkpoints.steps().unwrap(), [2, 4]);
     }
 
@@ -397,10 +416,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
         for path in ["gone", "../outside", "/etc/hostname", ""] {
-            checkpoints.create(1).unwrap();
+            checkpoints.create(1, 1).unwrap();
             let file = RankFile { path: path.into(), bytes: 1, crc32: 0 };
             let manifest = Manifest::new(Snapshot::default(), false, &spec(), BTreeMap::from([(0, vec![file])]));
-            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, &Retention::default()).is_err(), "{path}");
+            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, 1, &Retention::default()).is_err(), "{path}");
         }
         assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
     }

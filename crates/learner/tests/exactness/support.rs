@@ -43,6 +43,7 @@ pub(crate) fn settings() -> TrainerSettings {
         old_logprobs: OldLogprobs::Learner,
         division: Division::alone(Sharding::Replicated),
         memory_bytes: None,
+        saves_in_background: false,
         peak_flops: None,
     }
 }

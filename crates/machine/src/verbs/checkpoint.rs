@@ -1,20 +1,17 @@
 use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::{Effect, Reply, TaskKind};
+use crate::{Effect, Reply};
 
 impl Machine {
     pub(crate) fn checkpoint_committed(&mut self, step: u64) {
         self.reply(Reply::Done);
-        let Phase::Committing { snapshot, model } = &self.phase else { return };
-        if step != snapshot.step {
-            return;
-        }
-        let (snapshot, model) = (snapshot.clone(), *model);
-        self.restart = snapshot;
+        let Some(writing) = self.writing.take_if(|it| it.is_written() && it.snapshot.step == step) else { return };
+        self.restart = writing.snapshot;
         self.restart_is_checkpoint = true;
-        self.exported = model;
-        self.advance();
+        self.exported = writing.model;
+        self.lost_saves = 0;
+        self.go_on_without_writing();
     }
 
     /// A checkpoint on the way may fail, one at the end may not.
@@ -25,21 +22,26 @@ impl Machine {
 
     /// Goes on without the checkpoint of `step`, or ends the run if that was the one that counts.
     pub(crate) fn give_checkpoint_up(&mut self, step: u64, reason: &str) {
-        let model = match &self.phase {
-            Phase::Committing { snapshot, model } if snapshot.step == step => *model,
-            Phase::Saving(task) => match task.kind {
-                TaskKind::Save { step: saving, model } if saving == step => model,
-                _ => return,
-            },
-            _ => return,
-        };
+        let Some(writing) = self.writing.take_if(|writing| writing.snapshot.step == step) else { return };
         self.count(counter::FAILED_CHECKPOINTS, 1);
-        if model || self.stop.is_some() {
+        // Behind one in the background, a stop makes its own.
+        if writing.model || (self.stop.is_some() && !writing.background) {
             return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
+        }
+        if self.is_ended() {
+            return;
         }
         let note = format!("the checkpoint of step {step} could not be saved, the run goes on without it: {reason}");
         self.effects.push(Effect::Note(note));
-        // The learners were lost while it was committed, and what they had is not durable now.
+        self.go_on_without_writing();
+    }
+
+    /// Goes on with whatever has waited for the checkpoint in flight.
+    fn go_on_without_writing(&mut self) {
+        if !matches!(self.phase, Phase::Saving(_) | Phase::Committing) {
+            return;
+        }
+        // The learners were lost meanwhile, and what they had beyond the newest checkpoint with them.
         if self.team.is_none() {
             self.rewind();
         }
@@ -50,7 +52,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, Options, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, StopMode, TaskResult};
     use pacs_types::{Generation, GroupId, Outcome, Role};
 
     fn saving() -> Run {
@@ -65,7 +67,9 @@ mod tests {
     fn a_lost_learner_goes_back_to_the_committed_step_and_keeps_what_its_weights_generated() {
         let mut run = saving();
         let effects = run.save();
-        let Some(Effect::CommitCheckpoint { snapshot, model: false }) = effects.last() else { panic!("{effects:?}") };
+        let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else {
+            panic!("{effects:?}")
+        };
         assert_eq!((snapshot.step, snapshot.cursor), (2, 4));
         run.step(Event::CheckpointCommitted { step: 2 });
         run.generate_all();
@@ -116,7 +120,7 @@ mod tests {
     fn a_rank_that_cannot_write_loses_no_step() {
         let mut run = saving();
         let (worker, task) = (run.learners[0], run.task_of(0));
-        let failed = || TaskResult::Failed { message: "no space left on device".into(), permanent: false };
+        let failed = || TaskResult::Failed { message: "no space left on device".into(), kind: FailureKind::Write };
         let report = |run: &mut Run, task| {
             run.step(Event::CompleteTask { worker, generation: Generation(1), task, result: failed() })
         };
@@ -130,6 +134,65 @@ mod tests {
         let task = run.task_of(0);
         let effects = report(&mut run, task);
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
+    }
+
+    fn lose_a_peer(run: &mut Run, generation: u64) -> Vec<Effect> {
+        let (worker, task) = (run.learners[0], run.task_of(0));
+        let result = TaskResult::Failed { message: "peer lost".into(), kind: FailureKind::Generation };
+        let effects = run.step(Event::CompleteTask { worker, generation: Generation(generation), task, result });
+        run.step(Event::JoinGeneration { worker });
+        effects
+    }
+
+    #[test]
+    fn a_peer_lost_in_the_last_save_costs_a_generation_and_not_the_run() {
+        let mut run = Run::sampling(Options { total_steps: 2, max_lost_saves: 2, ..options() });
+        run.full_step();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 1);
+        assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.generation), ("preparing", Generation(2)));
+        // The steps are made again, and the same thing again and again ends the run although it makes steps.
+        run.prepare();
+        run.full_step();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 2);
+        let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
+        assert!(reason.contains("2 generations of learners were lost in a row while they saved"), "{reason}");
+    }
+
+    #[test]
+    fn a_peer_lost_in_the_save_of_a_stop_ends_the_run_where_it_was_saved_last() {
+        let mut run = Run::sampling(Options { total_steps: 5, ..options() });
+        run.full_step();
+        run.step(stop(StopMode::Save));
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 1);
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)), "{effects:?}");
+        assert_eq!(run.machine.position().step, 0, "what nobody holds is not claimed");
+    }
+
+    #[test]
+    fn a_committed_checkpoint_ends_the_count_of_lost_saves() {
+        let options = Options { total_steps: 6, checkpoint_every_steps: 1, max_lost_saves: 2, ..options() };
+        let mut run = Run::sampling(options);
+        for round in 0..2 {
+            run.full_step();
+            lose_a_peer(&mut run, 2 * round + 1);
+            run.prepare();
+            run.full_step();
+            run.save();
+            run.step(Event::CheckpointCommitted { step: round + 1 });
+            let worker = run.learners[0];
+            run.step(Event::Leave { worker, error: None });
+            run.learners[0] = run.register(Role::Learner, "learner-0").0;
+            run.step(Event::JoinGeneration { worker: run.learners[0] });
+            run.prepare();
+        }
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
     }
 
     #[test]

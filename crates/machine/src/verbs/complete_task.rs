@@ -2,7 +2,7 @@ use pacs_types::{Generation, Role, WeightVersion, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::{Phase, Task};
-use crate::{Effect, Refusal, Reply, TaskKind, TaskResult};
+use crate::{Effect, FailureKind, Refusal, Reply, TaskKind, TaskResult};
 
 impl Machine {
     /// Notes a rank's report; when all ranks have reported, the run goes on.
@@ -11,7 +11,10 @@ impl Machine {
             Ok(rank) => rank,
             Err(refusal) => return self.refuse(refusal),
         };
-        let (newest_id, now) = (self.newest_id, self.now);
+        if self.is_of_writing(task) {
+            return self.report_of_writing(worker, rank, task, result);
+        }
+        let (newest_id, now, ranks) = (self.newest_id, self.now, self.team_size());
         let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
             if task == 0 || task > newest_id {
                 return self.refuse(Refusal::UnknownTask { task });
@@ -19,9 +22,13 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Accepted { fresh: false });
         };
-        if let TaskResult::Failed { message, permanent } = result {
+        if let TaskResult::Failed { message, kind } = result {
+            if kind == FailureKind::Write {
+                let problem = "only a save can fail because its files cannot be written".to_owned();
+                return self.refuse(Refusal::BadResult { task, problem });
+            }
             self.reply(Reply::Accepted { fresh: true });
-            return self.task_failed(worker, &message, permanent);
+            return self.task_failed(worker, &message, kind);
         }
         if current.done.contains(&rank) {
             self.unchanged = true;
@@ -35,7 +42,7 @@ impl Machine {
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
         }
-        let is_done = current.done.len() == self.options.learners as usize;
+        let is_done = current.done.len() == ranks;
         self.reply(Reply::Accepted { fresh: true });
         if is_done {
             self.task_done();
@@ -49,16 +56,18 @@ impl Machine {
         team.rank(worker).ok_or(stale)
     }
 
-    fn task_failed(&mut self, worker: WorkerId, message: &str, permanent: bool) {
+    pub(crate) fn task_failed(&mut self, worker: WorkerId, message: &str, kind: FailureKind) {
         let name = self.worker_name(worker);
-        if permanent {
-            return self.fail(format!("{name} failed for good: {message}"));
+        match kind {
+            FailureKind::Permanent => self.fail(format!("{name} failed for good: {message}")),
+            // It has lost nothing: what it trained is in its memory.
+            FailureKind::Write => {
+                let step = self.saving().map_or(self.position.step, |(step, _)| step);
+                self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
+            }
+            // Also in a save: without the peer, neither this checkpoint nor the next step would come about.
+            FailureKind::Generation => self.lose_generation(&format!("{name} failed: {message}")),
         }
-        // A rank that cannot write (a full disk, say) has lost nothing: what it trained is in its memory.
-        if let Some(TaskKind::Save { step, .. }) = self.phase.task().map(|task| task.kind.clone()) {
-            return self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
-        }
-        self.lose_generation(&format!("{name} failed: {message}"));
     }
 
     fn task_done(&mut self) {
@@ -72,13 +81,6 @@ impl Machine {
             Phase::Training(training) => {
                 let skipped = u64::from(training.task.skipped_updates);
                 self.step_done(skipped);
-            }
-            Phase::Saving(task) => {
-                let TaskKind::Save { step, model } = task.kind else { unreachable!("a save phase holds a save task") };
-                let snapshot = self.position_without_flight();
-                debug_assert_eq!(step, snapshot.step, "no step is made while state is saved");
-                self.enter(Phase::Committing { snapshot: snapshot.clone(), model });
-                self.effects.push(Effect::CommitCheckpoint { snapshot, model });
             }
             _ => unreachable!("only these phases have tasks"),
         }
@@ -115,9 +117,9 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
         (TaskKind::Train { step }, TaskResult::Trained { weights: Some(version), .. }) if version.0 != *step => {
             Err(format!("the weights after step {step} must have version v{step}, not {version}"))
         }
-        (TaskKind::Prepare, TaskResult::Prepared { .. })
-        | (TaskKind::Train { .. }, TaskResult::Trained { .. })
-        | (TaskKind::Save { .. }, TaskResult::Saved) => Ok(()),
+        (TaskKind::Prepare, TaskResult::Prepared { .. }) | (TaskKind::Train { .. }, TaskResult::Trained { .. }) => {
+            Ok(())
+        }
         (kind, result) => Err(format!("{result:?} does not answer {kind:?}")),
     }
 }
@@ -125,7 +127,7 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, Options, Refusal, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, Refusal, TaskResult};
     use pacs_types::{Generation, Outcome, WeightVersion};
 
     #[test]
@@ -150,10 +152,14 @@ mod tests {
 
     #[test]
     fn failures_regroup_or_end_the_run() {
-        for (permanent, phase) in [(false, "assembling"), (true, "failed")] {
+        for (kind, phase) in [
+            (FailureKind::Generation, "assembling"),
+            (FailureKind::Permanent, "failed"),
+            (FailureKind::Write, "preparing"),
+        ] {
             let mut run = Run::preparing(options());
             let (worker, task) = (run.learners[0], run.task_of(0));
-            let result = TaskResult::Failed { message: "bad file".into(), permanent };
+            let result = TaskResult::Failed { message: "bad file".into(), kind };
             run.step(Event::CompleteTask { worker, generation: Generation(1), task, result });
             assert_eq!(run.machine.status(run.now).phase, phase);
         }
@@ -174,7 +180,7 @@ mod tests {
         for lost in 1..=3 {
             let worker = run.learners[0];
             let (task, generation) = (run.task_of(0), Generation(lost));
-            let result = TaskResult::Failed { message: "peer gone".into(), permanent: false };
+            let result = TaskResult::Failed { message: "peer gone".into(), kind: FailureKind::Generation };
             run.step(Event::CompleteTask { worker, generation, task, result });
             run.step(Event::JoinGeneration { worker });
         }

@@ -84,6 +84,11 @@ impl Machine {
         {
             due.push(Event::TaskOverdue { task: task.id });
         }
+        let overdue = before(self.options.checkpoint_timeout).and_then(|limit| self.overdue_writing(limit));
+        due.extend(overdue.map(|task| Event::CheckpointOverdue { task }));
+        if before(self.options.learner_wait).is_some_and(|limit| self.is_short_since(limit)) {
+            due.push(Event::LearnersMissing);
+        }
         due
     }
 }

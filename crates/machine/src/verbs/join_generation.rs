@@ -1,6 +1,7 @@
 use pacs_types::{Role, WorkerId};
 
 use crate::machine::Machine;
+use crate::phase::Phase;
 use crate::{Membership, Reply};
 
 impl Machine {
@@ -11,10 +12,15 @@ impl Machine {
         // The reply depends on what assembling does, and comes first.
         let before = std::mem::take(&mut self.effects);
         debug_assert!(before.is_empty(), "joining is the first thing that its event does");
+        let mut asked_before = true;
         if let Some(member) = self.workers.get_mut(&worker) {
-            self.unchanged = std::mem::replace(&mut member.joining, true);
+            asked_before = std::mem::replace(&mut member.joining, true);
         }
+        self.unchanged = asked_before;
         self.try_assemble();
+        if !asked_before && self.may_grow() && matches!(self.phase, Phase::Sampling) {
+            self.advance();
+        }
         self.unchanged &= self.effects.is_empty();
         let reply = Reply::Joined(self.membership(worker));
         self.effects.insert(0, crate::Effect::Reply(reply));

@@ -20,6 +20,8 @@ pub(crate) struct Run {
 pub(crate) fn options() -> Options {
     Options {
         learners: 1,
+        min_learners: 1,
+        learner_wait: Duration::from_secs(60),
         samples_per_prompt: 2,
         prompts_per_step: 2,
         total_steps: 3,
@@ -31,6 +33,8 @@ pub(crate) fn options() -> Options {
         min_batch_groups: 1,
         evaluation: EvaluationPlan::default(),
         checkpoint_every_steps: 0,
+        background_saves: false,
+        checkpoint_timeout: Duration::from_secs(600),
         max_attempts: 3,
         max_replacements: 0,
         max_skipped_updates: 10,
@@ -39,6 +43,7 @@ pub(crate) fn options() -> Options {
         max_worker_losses: 3,
         task_timeout: Duration::from_secs(900),
         max_lost_generations: 5,
+        max_lost_saves: 3,
         heartbeat_timeout: Duration::from_secs(10),
         rollout_lease_timeout: Duration::from_secs(60),
         verifier_lease_timeout: Duration::from_secs(60),

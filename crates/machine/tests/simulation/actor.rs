@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pacs_machine::{
-    Directive, Event, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
+    Directive, Event, FailureKind, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
 };
 use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::Rng;
@@ -11,6 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Ticks after which a request without an answer is sent again.
 const PATIENCE: u32 = 12;
+/// What a process says whose disk is full.
+pub(crate) const CANNOT_WRITE: &str = "no space left on device";
 
 /// A process slot.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Actor {
     state: Option<u64>,
     /// Learners: the task at hand and the ticks that it still takes.
     task: Option<(TaskOrder, u32)>,
+    /// Learners: the save that goes on beside, and the ticks that it still takes.
+    writing: Option<(TaskOrder, u32)>,
 }
 
 /// What makes the world unpleasant for workers.
@@ -69,6 +73,7 @@ impl Actor {
             membership: None,
             state: None,
             task: None,
+            writing: None,
         }
     }
 
@@ -91,6 +96,7 @@ impl Actor {
         self.membership = None;
         self.state = None;
         self.task = None;
+        self.writing = None;
     }
 
     /// Whether it holds a group that kills it.
@@ -217,8 +223,18 @@ impl Actor {
         temper: &Temper,
         sent: &mut Vec<(u64, Event)>,
     ) {
-        // One thing at a time, as a learner does.
-        if self.has_open(|event| !matches!(event, Event::Heartbeat { .. })) {
+        self.write(worker, tick, rng, temper, sent);
+        // Beside that, one thing at a time, as a learner does.
+        let is_beside = |result: &TaskResult| match result {
+            TaskResult::Saved => true,
+            TaskResult::Failed { kind, .. } => *kind == FailureKind::Write,
+            _ => false,
+        };
+        if self.has_open(|event| match event {
+            Event::Heartbeat { .. } => false,
+            Event::CompleteTask { result, .. } => !is_beside(result),
+            _ => true,
+        }) {
             return;
         }
         let Some(generation) = self.membership.as_ref().map(|membership| membership.generation) else {
@@ -229,16 +245,50 @@ impl Actor {
             None => sent.push(self.ask(tick, Event::NextTask { worker, generation })),
             Some((order, left)) if left > 0 => self.task = Some((order, left - 1)),
             Some((order, _)) => {
-                let result = self.finish(&order.kind, rng.random_bool(temper.breaking));
+                let failure = rng.random_bool(temper.breaking).then(|| match order.kind {
+                    TaskKind::Save { .. } if rng.random_bool(0.5) => FailureKind::Write,
+                    _ => FailureKind::Generation,
+                });
+                let result = self.finish(&order.kind, failure);
                 let task = order.task;
+                if result == TaskResult::Captured {
+                    self.writing = Some((order, rng.random_range(0..30)));
+                }
                 sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
             }
         }
     }
 
-    fn finish(&mut self, kind: &TaskKind, breaks: bool) -> TaskResult {
-        if breaks {
-            return TaskResult::Failed { message: "peer lost".into(), permanent: false };
+    /// Goes on writing what was captured; now and then for longer than anybody waits for.
+    fn write(
+        &mut self,
+        worker: WorkerId,
+        tick: u32,
+        rng: &mut ChaCha8Rng,
+        temper: &Temper,
+        sent: &mut Vec<(u64, Event)>,
+    ) {
+        let (Some(membership), Some((order, left))) = (&self.membership, &mut self.writing) else { return };
+        if rng.random_bool(temper.breaking / 4.0) {
+            *left = 400;
+        }
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        let (generation, task) = (membership.generation, order.task);
+        let result = match rng.random_bool(2.0 * temper.breaking) {
+            true => TaskResult::Failed { message: CANNOT_WRITE.into(), kind: FailureKind::Write },
+            false => TaskResult::Saved,
+        };
+        self.writing = None;
+        sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
+    }
+
+    fn finish(&mut self, kind: &TaskKind, failure: Option<FailureKind>) -> TaskResult {
+        if let Some(kind) = failure {
+            let message = if kind == FailureKind::Write { CANNOT_WRITE } else { "peer lost" };
+            return TaskResult::Failed { message: message.into(), kind };
         }
         let rank = self.membership.as_ref().expect("a task belongs to a generation").rank;
         let weights = |version| (rank == 0).then_some(WeightVersion(version));
@@ -253,9 +303,10 @@ impl Actor {
                 self.state = Some(*step);
                 TaskResult::Trained { weights: weights(*step), skipped_updates: 0 }
             }
-            TaskKind::Save { step, .. } => {
+            TaskKind::Save { step, background, .. } => {
                 assert_eq!(self.state, Some(*step), "{} is to save another step", self.name);
-                TaskResult::Saved
+                // One that has nothing to write is done at once.
+                if *background && rank < 2 { TaskResult::Captured } else { TaskResult::Saved }
             }
             TaskKind::Regroup { .. } => unreachable!("it is not worked on"),
         }
@@ -297,5 +348,6 @@ impl Actor {
         self.membership = None;
         self.state = None;
         self.task = None;
+        self.writing = None;
     }
 }

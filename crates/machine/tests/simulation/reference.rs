@@ -23,10 +23,12 @@ pub(crate) struct Reference {
     set_aside: BTreeSet<GroupId>,
     /// The step in the making, with its samples and their versions.
     batch: Option<(u64, Vec<(SampleId, u64)>)>,
-    /// What was dropped when a checkpoint was committed, by its step.
+    /// What was dropped when a checkpoint was begun, by its step.
     dropped_at: BTreeMap<u64, BTreeSet<GroupId>>,
     /// The newest generation; none while it is dissolved.
     pub(crate) generation: Generation,
+    /// Its ranks.
+    ranks: usize,
     pub(crate) version: Option<u64>,
     pub(crate) evaluated: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
@@ -89,7 +91,7 @@ impl Reference {
     pub(crate) fn effect(&mut self, effect: &Effect, options: &Options, committed: Option<&(Snapshot, bool)>) {
         match effect {
             Effect::Train { step, groups, left_out, ranks, lag } => {
-                assert_eq!(*ranks, options.learners);
+                assert_eq!(*ranks as usize, self.ranks);
                 self.trained(*step, groups, left_out, *lag, options);
             }
             Effect::StepDone { step } => {
@@ -107,7 +109,13 @@ impl Reference {
                 assert!(self.evaluated.insert(*step), "step {step} was measured twice");
             }
             Effect::ReplaceSample(sample) => {
-                assert!(self.generated.remove(sample).is_some(), "{sample} was never generated");
+                // That of a batch that is undone, but for the checkpoint that this waits for, is still with the batch.
+                let of_batch = self.batch.as_mut().is_some_and(|(_, batch)| {
+                    let before = batch.len();
+                    batch.retain(|(held, _)| held != sample);
+                    batch.len() < before
+                });
+                assert!(of_batch || self.generated.remove(sample).is_some(), "{sample} was never generated");
                 self.judged.remove(sample);
                 *self.replaced.entry(*sample).or_default() += 1;
             }
@@ -128,11 +136,21 @@ impl Reference {
             Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
             Effect::GenerationFormed { generation, names } => {
                 assert!(*generation > self.generation, "generations go up");
-                assert_eq!(names.len(), options.learners as usize);
-                self.generation = *generation;
+                assert!((options.min_learners as usize..=options.learners as usize).contains(&names.len()));
+                if self.ranks > 0 && names.len() != self.ranks {
+                    self.count(if names.len() < self.ranks {
+                        "generations_with_fewer"
+                    } else {
+                        "generations_with_more"
+                    });
+                }
+                (self.generation, self.ranks) = (*generation, names.len());
             }
-            Effect::CommitCheckpoint { snapshot, .. } => {
-                self.dropped_at.insert(snapshot.step, self.dropped.clone());
+            Effect::CreateCheckpoint { step, .. } => {
+                self.dropped_at.insert(*step, self.dropped.clone());
+            }
+            Effect::CommitCheckpoint { snapshot, .. } if self.version > Some(snapshot.step) => {
+                self.count("committed_behind_the_newest_step");
             }
             Effect::Prepared { step } => self.version = Some(*step),
             Effect::Rewound { step, forgotten } => {

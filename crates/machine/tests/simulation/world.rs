@@ -12,7 +12,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::actor::{Actor, Temper};
+use crate::actor::{Actor, CANNOT_WRITE, Temper};
 use crate::reference::Reference;
 use crate::server::{Caller, Output, Server};
 
@@ -102,9 +102,10 @@ impl World {
                     self.reference.count("failed_and_started_again");
                     self.start_again();
                 }
-                // The checkpoint that counts did not hold; the one before it is there.
-                Some(End::Failed { reason }) if reason.contains("could not be saved") => {
-                    self.reference.count("failed_to_save_and_started_again");
+                // The disk has no room for the checkpoint that counts; the operator makes some and goes on from the one
+                // before it.
+                Some(End::Failed { reason }) if reason.contains(CANNOT_WRITE) => {
+                    self.reference.count("full_disks_at_the_end");
                     self.start_again();
                 }
                 Some(End::Failed { reason }) => panic!("the run failed: {reason}"),
@@ -271,7 +272,7 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::CommitCheckpoint { snapshot, model } => self.commit(snapshot, model),
+            Effect::CommitCheckpoint { snapshot, model, .. } => self.commit(snapshot, model),
             Effect::Drained { name } => self.drained.push(name),
             _ => {}
         }
@@ -280,18 +281,15 @@ impl World {
     fn commit(&mut self, snapshot: Snapshot, model: bool) {
         let step = snapshot.step;
         let arrives = self.tick + self.rng.random_range(1..=5);
-        if !model && self.server.machine.status(self.now).phase != "ended" && self.fault(0.1) && !self.is_stopping() {
-            let reason = "disk full".to_owned();
+        // One that is there already is found by whoever commits it again.
+        let is_there = self.committed.as_ref() == Some(&(snapshot.clone(), model));
+        if self.fault(if model { 0.02 } else { 0.1 }) && !is_there {
+            let reason = CANNOT_WRITE.to_owned();
             return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
         }
         // Durable from here on, whether or not the machine lives to hear of it.
         self.committed = Some((snapshot, model));
         self.network.push((arrives, Message::Disk(Event::CheckpointCommitted { step })));
-    }
-
-    /// A stop whose checkpoint fails ends the run, as it should.
-    fn is_stopping(&self) -> bool {
-        self.reference.counts.get("stops").is_some_and(|stops| *stops > 0)
     }
 
     /// The coordinator dies, and what was not synced with it.
@@ -311,7 +309,7 @@ impl World {
         if self.server.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.server.step(self.now, Event::Reopened, None);
         }
-        if let Some((snapshot, model)) = self.server.machine.committing() {
+        if let Some((snapshot, model, _)) = self.server.machine.committing() {
             let (snapshot, model) = (snapshot.clone(), model);
             self.commit(snapshot, model);
         }
@@ -387,8 +385,11 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
     let max_lag = if rng.random_bool(0.4) { 0 } else { rng.random_range(1..=3) };
     let staleness = [Staleness::Wait, Staleness::Wait, Staleness::Evict, Staleness::Accept];
     let uniform = [UniformGroups::Keep, UniformGroups::Drop, UniformGroups::Refill];
+    let learners = rng.random_range(1..=3);
     Options {
-        learners: rng.random_range(1..=3),
+        learners,
+        min_learners: rng.random_range(1..=learners),
+        learner_wait: Duration::from_secs(rng.random_range(1..10)),
         samples_per_prompt,
         prompts_per_step,
         total_steps: rng.random_range(1..=8),
@@ -406,6 +407,8 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
             after: rng.random(),
         },
         checkpoint_every_steps: rng.random_range(0..=3),
+        background_saves: rng.random_bool(0.7),
+        checkpoint_timeout: Duration::from_secs(30),
         max_attempts: rng.random_range(1..=3),
         max_replacements: rng.random_range(0..=2),
         group_timeout: Duration::from_secs(rng.random_range(30..90)),
@@ -414,6 +417,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         max_skipped_updates: 1000,
         task_timeout: Duration::from_secs(30),
         max_lost_generations: 1000,
+        max_lost_saves: 1000,
         heartbeat_timeout: Duration::from_secs(4),
         rollout_lease_timeout: Duration::from_secs(20),
         verifier_lease_timeout: Duration::from_secs(10),

@@ -2,7 +2,9 @@
 
 mod collective;
 mod decode;
+mod ranks;
 mod rollout;
+mod save;
 mod shape;
 mod train;
 mod work;
@@ -17,6 +19,8 @@ use crate::Failure;
 pub(crate) enum Command {
     /// Training steps on made-up groups: forward, backward, clipping, AdamW.
     Train(train::Arguments),
+    /// Checkpoints of a training state, in the foreground and beside training, and resuming from them.
+    Save(save::Arguments),
     /// Generation of made-up groups through the engine: prefill, decode, sampling, log-probs.
     Rollout(rollout::Arguments),
     /// Decode steps of full batches, beside the time that memory needs for the bytes.
@@ -30,6 +34,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
     let result = match command {
         Command::Train(arguments) => train::run(arguments),
+        Command::Save(arguments) => save::run(arguments),
         Command::Rollout(arguments) => rollout::run(arguments),
         Command::Decode(arguments) => decode::decode(arguments),
         Command::Prefill(arguments) => decode::prefill(arguments),

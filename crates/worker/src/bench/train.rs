@@ -6,21 +6,24 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use pacs_collective::HostCollective;
+use pacs_collective::Collective;
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
+use pacs_model::Parameters;
 use pacs_spec::JobSpec;
 use serde_json::json;
 
+use super::ranks::on_ranks;
 use super::{median, print, shape};
 
 /// The work of a step: groups of samples with prompts and answers of random tokens, half of the labels 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs-worker bench train --model models/smollm2-135m-instruct\n  \
+                  pacs-worker bench train --model models/smollm2-135m-instruct --ranks 2 --threads 1 --sharding shard_all\n  \
                   pacs-worker bench train --model Qwen2.5-1.5B --random-weights --device cuda --groups 8 --samples 8 \\\n      \
                   --prompt-tokens 128 --answer-tokens 256 --micro-batch-tokens 16384")]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    shape: shape::Arguments,
+    pub(super) shape: shape::Arguments,
     /// Groups of a step.
     #[arg(long, default_value_t = 8)]
     groups: usize,
@@ -41,41 +44,70 @@ pub(crate) struct Arguments {
     memory_gib: f64,
     /// Steps that are measured, behind one that is not.
     #[arg(long, default_value_t = 5)]
-    steps: u64,
+    pub(super) steps: u64,
+    /// Learner ranks, each a thread of this process with its own copy of the model and `--threads` threads to compute with;
+    /// they exchange over TCP. Groups go to them in turn, so there must be as many.
+    #[arg(long, default_value_t = 1)]
+    pub(super) ranks: usize,
+    /// What of the training state every rank holds as a whole.
+    #[arg(long, default_value = "replicated", value_parser = ["replicated", "shard_optimizer", "shard_all"])]
+    sharding: String,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+/// Refuses work that makes no step.
+pub(super) fn check(arguments: &Arguments) -> Result<()> {
     if arguments.samples < 2 || !arguments.samples.is_multiple_of(2) || arguments.groups == 0 {
         bail!("measure {} groups of {}: samples must be even, and both above 0", arguments.groups, arguments.samples);
     }
     if arguments.prompt_tokens == 0 || arguments.answer_tokens < 2 || arguments.steps == 0 {
         bail!("measure: prompts need 1 token, answers 2, and there must be a step");
     }
+    if !(1..=arguments.groups.min(64)).contains(&arguments.ranks) {
+        let most = arguments.groups.min(64);
+        bail!("measure on {} ranks: from 1 to {most} are possible, for every rank takes a group", arguments.ranks);
+    }
+    Ok(())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    check(arguments)?;
     let subject = arguments.shape.subject()?;
     let described = subject.describe();
     let vocabulary = subject.config.vocab_size as u32;
-    let settings = settings(arguments)?;
-    let mut trainer = Trainer::new(subject.config, subject.parameters, settings);
-    let mut collective = HostCollective::alone();
-    let mut seconds = Vec::new();
-    for step in 1..=arguments.steps + 1 {
-        let batch = batch(arguments, vocabulary, step);
-        let started = Instant::now();
-        let report = trainer.train(&batch, &mut collective).context("train")?;
-        let elapsed = started.elapsed().as_secs_f64();
-        if step == 1 {
-            continue;
+    let Parameters { layout, flat } = subject.parameters;
+    let mut copies: Vec<Parameters> =
+        (1..arguments.ranks).map(|_| Parameters { layout: layout.clone(), flat: flat.copy() }).collect();
+    copies.push(Parameters { layout, flat });
+    let config = &subject.config;
+    let mut seconds = on_ranks(copies, |rank, parameters, collective| {
+        let mut trainer = Trainer::new(config.clone(), parameters, settings(arguments, rank)?);
+        let mut seconds = Vec::new();
+        for step in 1..=arguments.steps + 1 {
+            let batch = batch(arguments, vocabulary, step, rank);
+            collective.barrier().context("wait for the other ranks")?;
+            let started = Instant::now();
+            let report = trainer.train(&batch, collective).context("train")?;
+            let elapsed = started.elapsed().as_secs_f64();
+            if step == 1 {
+                continue;
+            }
+            seconds.push(elapsed);
+            if rank == 0 {
+                print(&json!({"bench": "train", "step": step - 1, "seconds": elapsed, "metrics": report.metrics}));
+            }
         }
-        seconds.push(elapsed);
-        print(&json!({"bench": "train", "step": step - 1, "seconds": elapsed, "metrics": report.metrics}));
-    }
+        Ok(seconds)
+    })?;
+    // Every rank takes as long as the slowest.
+    let seconds = seconds.swap_remove(0);
     let lengths = answer_lengths(arguments);
     let answers: usize = lengths.iter().sum();
     let unshared = answers + lengths.len() * arguments.prompt_tokens;
     let computed = answers + arguments.groups * arguments.prompt_tokens - lengths.len();
     let median = median(&seconds);
     print(&json!({
-        "bench": "train", "model": described, "seconds": median,
+        "bench": "train", "model": described, "ranks": arguments.ranks, "sharding": arguments.sharding,
+        "seconds": median,
         "sequence_tokens": unshared, "sequence_tokens_per_second": unshared as f64 / median,
         "computed_tokens": computed, "computed_tokens_per_second": computed as f64 / median,
         "work": {"groups": arguments.groups, "samples": arguments.samples, "prompt_tokens": arguments.prompt_tokens,
@@ -84,16 +116,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Defaults of a job, but for the size of a pass.
+/// Defaults of a job, but for the size of a pass and the ranks.
 ///
 /// The paths are never read.
-fn settings(arguments: &Arguments) -> Result<TrainerSettings> {
-    let text = "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
-                before = false\nafter = false\n";
-    let spec: JobSpec = pacs_spec::parse(text, Path::new("bench")).context("make the job of a measurement")?;
+pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSettings> {
+    let (ranks, sharding) = (arguments.ranks, &arguments.sharding);
+    let text = format!(
+        "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
+         before = false\nafter = false\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n"
+    );
+    let spec: JobSpec = pacs_spec::parse(&text, Path::new("bench")).context("make the job of a measurement")?;
     let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
     let micro_batch_tokens = arguments.micro_batch_tokens;
-    Ok(TrainerSettings { micro_batch_tokens, memory_bytes, ..TrainerSettings::new(&spec, 0, 1) })
+    let settings = TrainerSettings::new(&spec, rank, ranks);
+    // The plan is that of training alone.
+    Ok(TrainerSettings { micro_batch_tokens, memory_bytes, saves_in_background: false, ..settings })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
@@ -102,7 +139,8 @@ fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
     (0..count).map(|i| (mean / 2 + (i * 7919 % count) * mean / count.max(1)).max(1)).collect()
 }
 
-fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
+/// What one rank gets of a step: the groups that are its turn.
+pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usize) -> TrainBatch {
     let token =
         |a: u64, b: usize| (pacs_types::mix(step ^ (a << 20) ^ (b as u64) << 40) % u64::from(vocabulary)) as u32;
     let lengths = answer_lengths(arguments);
@@ -110,13 +148,14 @@ fn batch(arguments: &Arguments, vocabulary: u32, step: u64) -> TrainBatch {
     let index = lengths.iter().enumerate().map(|(position, length)| IndexEntry {
         group: group(position),
         mini_batch: 0,
-        rank: 0,
+        rank: group(position) as usize % arguments.ranks,
         label: (position % 2) as f64,
         reward: (position % 2) as f64,
         answer_tokens: *length as u32,
         truncated: false,
     });
-    let sequences = lengths.iter().enumerate().map(|(position, length)| SequenceTokens {
+    let is_mine = |(position, _): &(usize, &usize)| group(*position) as usize % arguments.ranks == rank;
+    let sequences = lengths.iter().enumerate().filter(is_mine).map(|(position, length)| SequenceTokens {
         position,
         tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
         rollout_logprobs: vec![0.0; *length],

@@ -1,0 +1,150 @@
+//! Writing checkpoints while training goes on: one at a time, on a thread of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use pacs_protocol::v1;
+use tokio::sync::oneshot;
+
+use crate::checkpoint::{Captured, CheckpointError};
+
+/// What became of a capture.
+pub(crate) type Outcome = Result<Vec<v1::SavedFile>, CheckpointError>;
+
+/// The disk does not take an earlier checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the checkpoint of step {step} is still being written after another {waited:?}; look at the disk of the run folder"
+)]
+pub(crate) struct Busy {
+    step: u64,
+    waited: Duration,
+}
+
+/// Writes captures, one at a time. Dropping it gives up what is being written.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    step: u64,
+    unwanted: Arc<AtomicBool>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
+}
+
+impl Writer {
+    /// Writes a capture into `folder` once nothing else is being written. Nobody has to wait for the outcome.
+    ///
+    /// # Errors
+    /// When what is being written is not done within `patience`.
+    pub(crate) fn start(
+        &mut self,
+        step: u64,
+        captured: Captured,
+        folder: PathBuf,
+        patience: Duration,
+    ) -> Result<oneshot::Receiver<Outcome>, Busy> {
+        self.settle(patience)?;
+        let (tell, outcome) = oneshot::channel();
+        let (running, ended) = sync_channel::<()>(0);
+        let unwanted = Arc::new(AtomicBool::new(false));
+        self.running = Some(Running { step, unwanted: Arc::clone(&unwanted), ended });
+        std::thread::spawn(move || {
+            let _running = running;
+            let written = captured.write(&folder, &unwanted);
+            // The memory is free before anybody hears of it.
+            drop(captured);
+            let _ = tell.send(written);
+        });
+        Ok(outcome)
+    }
+
+    /// Waits until nothing is being written.
+    ///
+    /// # Errors
+    /// When that takes longer than `patience`.
+    pub(crate) fn settle(&mut self, patience: Duration) -> Result<(), Busy> {
+        let Some(running) = &self.running else { return Ok(()) };
+        match running.ended.recv_timeout(patience) {
+            Err(RecvTimeoutError::Timeout) => Err(Busy { step: running.step, waited: patience }),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                self.running = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets what is being written be, as soon as the disk hands the thread back.
+    pub(crate) fn give_up(&self) {
+        if let Some(running) = &self.running {
+            running.unwanted.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use pacs_collective::HostCollective;
+    use pacs_torch::tch::{Device, Kind};
+
+    use super::*;
+    use crate::settings::TrainerSettings;
+    use crate::trainer::Trainer;
+
+    fn trainer() -> Trainer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+        let text = "name = 'test'\n[model]\npath = 'm'\n[data.train]\npath = 'x.jsonl'\n[evaluation]\nbefore = false\n\
+                    after = false\nevery_steps = 0\n";
+        let spec = pacs_spec::parse(text, Path::new("test")).unwrap();
+        Trainer::load(&folder, TrainerSettings::new(&spec, 0, 1), Kind::Float, Device::Cpu).unwrap()
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_capture_is_the_state_that_a_save_in_the_foreground_writes() {
+        let mut trainer = trainer();
+        let (front, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut writer = Writer::default();
+        let outcome = writer.start(0, trainer.capture(), back.path().to_owned(), PATIENCE).unwrap();
+        let files = trainer.save(front.path(), true, None, &mut HostCollective::alone()).unwrap();
+        assert_eq!(outcome.blocking_recv().unwrap().unwrap(), files);
+        let content = |folder: &Path| std::fs::read(folder.join(&files[0].path)).unwrap();
+        assert!(content(front.path()) == content(back.path()));
+        writer.settle(PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_named_and_what_nobody_wants_is_given_up() {
+        let trainer = trainer();
+        let folder = tempfile::tempdir().unwrap();
+        // Opening a pipe that nobody reads waits, as a dead file server does.
+        let pipe = folder.path().join("training-state.safetensors");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        let mut writer = Writer::default();
+        let outcome = writer.start(3, trainer.capture(), folder.path().to_owned(), PATIENCE).unwrap();
+        let busy = writer.start(4, trainer.capture(), folder.path().to_owned(), Duration::from_millis(20));
+        assert!(busy.is_err_and(|busy| busy.to_string().contains("the checkpoint of step 3 is still being written")));
+        writer.give_up();
+        let reader = std::fs::File::open(&pipe).unwrap();
+        assert!(matches!(outcome.blocking_recv().unwrap(), Err(CheckpointError::Unwanted { .. })));
+        writer.settle(PATIENCE).unwrap();
+        drop(reader);
+    }
+}

@@ -1,0 +1,187 @@
+//! Who is a rank: a generation is formed of the learners that are there, all that are wanted or, when others do not come
+//! for too long, fewer; it grows again between two steps when they are back.
+
+use std::time::Duration;
+
+use pacs_types::WorkerId;
+
+use crate::machine::Machine;
+use crate::phase::{Phase, Team};
+use crate::worker::{Worker, name_order};
+use crate::{Effect, TaskKind};
+
+impl Machine {
+    /// Forms a generation when all learners that are wanted have asked for one.
+    pub(crate) fn try_assemble(&mut self) {
+        if matches!(self.phase, Phase::Assembling) && self.joining().len() >= self.options.learners as usize {
+            self.form();
+        }
+    }
+
+    /// Forms a generation of the learners that are there: the others have been waited for.
+    pub(crate) fn learners_missing(&mut self) {
+        let (there, wanted) = (self.joining().len(), self.options.learners);
+        if !matches!(self.phase, Phase::Assembling) || there < self.options.min_learners as usize {
+            return;
+        }
+        let seconds = self.options.learner_wait.as_secs();
+        let note = format!(
+            "{there} of {wanted} learners are there after {seconds} s; the run goes on with them and takes the others in \
+             when they come"
+        );
+        self.effects.push(Effect::Note(note));
+        self.form();
+    }
+
+    /// Whether fewer learners than wanted, but enough, have been waiting since before `limit`.
+    pub(crate) fn is_short_since(&self, limit: Duration) -> bool {
+        let enough = self.options.min_learners as usize..self.options.learners as usize;
+        matches!(self.phase, Phase::Assembling) && self.phase_since < limit && enough.contains(&self.joining().len())
+    }
+
+    /// Whether a learner asks for a place that is free.
+    pub(crate) fn may_grow(&self) -> bool {
+        let is_short = self.team.is_some() && self.team_size() < self.options.learners as usize;
+        is_short && self.joining().iter().any(|(id, _)| self.rank(*id).is_none())
+    }
+
+    /// Dissolves the generation between two steps, for one with more ranks. What it has made is saved already.
+    pub(crate) fn grow(&mut self) {
+        let newcomers: Vec<String> = (self.joining().iter())
+            .filter(|(id, _)| self.rank(*id).is_none())
+            .map(|(_, worker)| worker.name.clone())
+            .collect();
+        self.regroup_reason = format!("{} is there again", newcomers.join(", "));
+        let note = format!("{}: the learners form a new generation", self.regroup_reason);
+        self.effects.push(Effect::Note(note));
+        (self.team, self.weights) = (None, None);
+        self.workers.values_mut().for_each(|worker| worker.joining = false);
+        self.enter(Phase::Assembling);
+    }
+
+    /// Ranks of the generation; 0 while there is none.
+    pub(crate) fn team_size(&self) -> usize {
+        self.team.as_ref().map_or(0, |team| team.ranks.len())
+    }
+
+    /// Learners that have asked for a place since the last generation ended, in order of rank.
+    fn joining(&self) -> Vec<(WorkerId, &Worker)> {
+        let joining = self.workers.iter().filter(|(_, worker)| worker.joining);
+        let mut joining: Vec<_> = joining.map(|(id, worker)| (*id, worker)).collect();
+        joining.sort_by_key(|(_, worker)| name_order(&worker.name));
+        joining
+    }
+
+    fn form(&mut self) {
+        let joining = self.joining().into_iter().take(self.options.learners as usize);
+        let (ranks, names) = joining.map(|(id, worker)| (id, worker.name.clone())).unzip();
+        self.newest_generation = self.newest_generation.next();
+        let generation = self.newest_generation;
+        self.team = Some(Team { generation, ranks });
+        self.effects.push(Effect::GenerationFormed { generation, names });
+        let task = self.new_task(TaskKind::Prepare);
+        self.enter(Phase::Preparing(task));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::verbs::testing::*;
+    use crate::{Effect, Event, Options, TaskKind};
+    use pacs_types::{Generation, Outcome, Role};
+
+    fn short_of_one() -> (Run, Vec<Effect>) {
+        let wait = Duration::from_secs(60);
+        let options = Options { learners: 2, min_learners: 1, learner_wait: wait, total_steps: 8, ..options() };
+        let mut run = Run::sampling(options);
+        run.full_step();
+        let lost = run.learners.pop().unwrap();
+        run.step(Event::Leave { worker: lost, error: None });
+        let worker = run.learners[0];
+        run.step(Event::JoinGeneration { worker });
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        let mut effects = Vec::new();
+        for _ in 0..=wait.as_secs() {
+            assert!(effects.is_empty());
+            run.everybody_beats();
+            run.now += Duration::from_secs(1);
+            effects = run.step(Event::Tick);
+            effects.retain(|effect| matches!(effect, Effect::GenerationFormed { .. }));
+        }
+        (run, effects)
+    }
+
+    #[test]
+    fn the_run_goes_on_with_those_that_remain_once_the_others_have_been_waited_for() {
+        let (mut run, effects) = short_of_one();
+        let names = vec!["learner-0".to_owned()];
+        assert_eq!(effects, [Effect::GenerationFormed { generation: Generation(2), names }]);
+        run.prepare();
+        run.generate_all();
+        let effects = run.verify_all(|_| Outcome::Correct);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { ranks: 1, .. })), "{effects:?}");
+        run.train();
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+    }
+
+    #[test]
+    fn a_learner_that_is_back_is_taken_in_between_two_steps_and_no_step_is_lost() {
+        let (mut run, _) = short_of_one();
+        run.prepare();
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        assert_eq!(run.machine.status(run.now).phase, "training");
+        let (back, _) = run.register(Role::Learner, "learner-1");
+        run.step(Event::JoinGeneration { worker: back });
+        run.train();
+        // Of the step that was made meanwhile, there is a checkpoint first.
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = run.save();
+        assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
+        let effects = run.step(Event::CheckpointCommitted { step: 1 });
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rewound { .. })), "{effects:?}");
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        run.learners.push(back);
+        for worker in run.learners.clone() {
+            run.step(Event::JoinGeneration { worker });
+        }
+        run.prepare();
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(3)));
+        assert_eq!(status.counters["lost_generations"], 1, "growing is no loss");
+    }
+
+    #[test]
+    fn a_learner_that_is_back_while_the_run_samples_does_not_wait_for_the_step() {
+        let (mut run, _) = short_of_one();
+        run.prepare();
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        let (back, _) = run.register(Role::Learner, "learner-1");
+        run.step(Event::JoinGeneration { worker: back });
+        assert_eq!(run.machine.status(run.now).phase, "assembling", "nothing was made since the checkpoint");
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_saved_is_not_given_up_for_a_larger_generation() {
+        let (mut run, _) = short_of_one();
+        run.prepare();
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        let (back, _) = run.register(Role::Learner, "learner-1");
+        run.step(Event::JoinGeneration { worker: back });
+        run.train();
+        run.save();
+        run.step(Event::CheckpointFailed { step: 1, reason: "disk full".into() });
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(2)));
+        // The next step tries again.
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let worker = run.learners[0];
+        let asked = run.call(Event::NextTask { worker, generation: Generation(2) });
+        let Ok(crate::Reply::Task(Some(order))) = asked else { panic!("{asked:?}") };
+        assert_eq!(order.kind, TaskKind::Save { step: 2, model: false, background: false });
+    }
+}

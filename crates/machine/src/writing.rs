@@ -1,0 +1,351 @@
+//! The checkpoint on its way to the disk. Whatever the learners do meanwhile, nothing counts as saved before it is
+//! committed: until then a lost generation goes back to the checkpoint before it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use pacs_types::WorkerId;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::{Effect, Refusal, Reply, Snapshot, TaskKind, TaskResult};
+
+/// A checkpoint that was asked for and is not committed. There is one at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Writing {
+    /// The task that asked for it.
+    pub(crate) task: u64,
+    /// Where the job stands in it.
+    pub(crate) snapshot: Snapshot,
+    /// It holds the exported model.
+    pub(crate) model: bool,
+    /// Training goes on as soon as the state is captured.
+    pub(crate) background: bool,
+    /// Ranks that take part.
+    ranks: usize,
+    /// Those whose files are durable.
+    written: BTreeSet<u32>,
+    /// When a rank reported last, or the save began.
+    pub(crate) heard: Duration,
+}
+
+impl Writing {
+    /// All files are durable: whether they become a checkpoint no longer depends on the learners.
+    pub(crate) fn is_written(&self) -> bool {
+        self.written.len() == self.ranks
+    }
+}
+
+impl Machine {
+    pub(crate) fn begin_save(&mut self, model: bool, background: bool) {
+        let step = self.position.step;
+        self.save_tried = Some(step);
+        self.checkpoint_wanted = false;
+        let task = self.new_task(TaskKind::Save { step, model, background });
+        self.writing = Some(Writing {
+            task: task.id,
+            snapshot: self.position_without_flight(),
+            model,
+            background,
+            ranks: self.team_size(),
+            written: BTreeSet::new(),
+            heard: self.now,
+        });
+        let save = task.id;
+        self.enter(Phase::Saving(task));
+        self.effects.push(Effect::CreateCheckpoint { step, save });
+    }
+
+    /// Whether a report is about the checkpoint in flight: it may come while the learners are at something else.
+    pub(crate) fn is_of_writing(&self, task: u64) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.task == task)
+    }
+
+    /// Notes a rank's report about the checkpoint in flight.
+    pub(crate) fn report_of_writing(&mut self, worker: WorkerId, rank: u32, task: u64, result: TaskResult) {
+        let now = self.now;
+        let Some(writing) = &mut self.writing else { return };
+        let fresh = match (&mut self.phase, &result) {
+            (_, TaskResult::Failed { message, kind }) => {
+                self.reply(Reply::Accepted { fresh: true });
+                return self.task_failed(worker, message, *kind);
+            }
+            (phase, TaskResult::Saved) => {
+                if let Phase::Saving(task) = phase {
+                    task.done.insert(rank);
+                }
+                writing.written.insert(rank)
+            }
+            (Phase::Saving(task), TaskResult::Captured) if writing.background => task.done.insert(rank),
+            // A repeat that comes late.
+            (_, TaskResult::Captured) if writing.background => false,
+            (_, result) => {
+                let problem = format!("{result:?} does not answer a save");
+                return self.refuse(Refusal::BadResult { task, problem });
+            }
+        };
+        if fresh {
+            writing.heard = now;
+            if let Phase::Saving(task) = &mut self.phase {
+                task.heard = now;
+            }
+        }
+        self.unchanged = !fresh;
+        self.reply(Reply::Accepted { fresh });
+        if fresh {
+            self.save_goes_on(result == TaskResult::Saved);
+        }
+    }
+
+    /// Lets the learners go on when all of them have captured their state, and has the files committed when the report at
+    /// hand was the last one.
+    fn save_goes_on(&mut self, files: bool) {
+        let Some(writing) = &self.writing else { return };
+        let (snapshot, model, save) = (writing.snapshot.clone(), writing.model, writing.task);
+        let (written, background, ranks) = (writing.is_written() && files, writing.background, writing.ranks);
+        let captured = matches!(&self.phase, Phase::Saving(task) if task.done.len() == ranks);
+        if captured && !background {
+            self.enter(Phase::Committing);
+        }
+        if written {
+            self.effects.push(Effect::CommitCheckpoint { snapshot, model, save });
+        }
+        if captured && background {
+            self.advance();
+        }
+    }
+
+    /// Gives the checkpoint in flight up: ranks, or the disk, are silent for too long.
+    pub(crate) fn checkpoint_overdue(&mut self, task: u64) {
+        let Some(writing) = self.writing.as_ref().filter(|writing| writing.task == task) else { return };
+        let (step, seconds) = (writing.snapshot.step, self.options.checkpoint_timeout.as_secs());
+        if writing.is_written() {
+            // It may become one yet, so nothing else can be done in its place.
+            return self.fail(format!(
+                "the disk has not taken the checkpoint of step {step} within {seconds} s; look at the disk of the run \
+                 folder, then start the run again"
+            ));
+        }
+        let whom = self.writing_ranks();
+        self.give_checkpoint_up(step, &format!("{whom} has written nothing of it for {seconds} s"));
+    }
+
+    /// Whether the checkpoint in flight has been silent since before `limit`. While its state is being captured, that is a
+    /// matter of the task.
+    pub(crate) fn overdue_writing(&self, limit: Duration) -> Option<u64> {
+        let writing = self.writing.as_ref().filter(|writing| writing.heard < limit)?;
+        (writing.is_written() || !matches!(self.phase, Phase::Saving(_))).then_some(writing.task)
+    }
+
+    /// What the checkpoint in flight waits for.
+    pub(crate) fn writing_status(&self) -> Option<String> {
+        let writing = self.writing.as_ref()?;
+        let step = writing.snapshot.step;
+        Some(match writing.is_written() {
+            true => format!("the disk to take the checkpoint of step {step}"),
+            false => format!("{} to write the checkpoint of step {step}", self.writing_ranks()),
+        })
+    }
+
+    fn writing_ranks(&self) -> String {
+        let written = self.writing.as_ref().map(|writing| &writing.written);
+        self.ranks_but(|rank| written.is_some_and(|written| written.contains(&rank)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pacs_types::{Generation, Outcome, Role};
+
+    use crate::verbs::testing::*;
+    use crate::{Effect, End, Event, FailureKind, Options, StopMode, TaskResult};
+
+    /// Two learners with the state of step 1 captured and on its way to the disk, and the task that asked for it.
+    fn writing() -> (Run, u64) {
+        let options = Options {
+            learners: 2,
+            total_steps: 6,
+            checkpoint_every_steps: 1,
+            background_saves: true,
+            checkpoint_timeout: Duration::from_secs(60),
+            ..options()
+        };
+        let mut run = Run::sampling(options);
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let save = run.task_of(0);
+        report(&mut run, 0, save, TaskResult::Captured);
+        assert_eq!(run.machine.status(run.now).phase, "saving", "one rank has not captured its state yet");
+        report(&mut run, 1, save, TaskResult::Captured);
+        assert_eq!(run.machine.status(run.now).phase, "sampling", "training goes on");
+        (run, save)
+    }
+
+    fn report(run: &mut Run, rank: usize, task: u64, result: TaskResult) -> Vec<Effect> {
+        let (worker, generation) = (run.learners[rank], run.machine.status(run.now).generation);
+        run.step(Event::CompleteTask { worker, generation, task, result })
+    }
+
+    fn write(run: &mut Run, save: u64) {
+        for rank in 0..2 {
+            let effects = report(run, rank, save, TaskResult::Saved);
+            let commits = effects.iter().any(|effect| matches!(effect, Effect::CommitCheckpoint { .. }));
+            assert_eq!(commits, rank == 1, "{effects:?}");
+        }
+    }
+
+    fn cannot_write() -> TaskResult {
+        TaskResult::Failed { message: "no space left on device".into(), kind: FailureKind::Write }
+    }
+
+    fn lose_learner(run: &mut Run) -> Vec<Effect> {
+        let worker = run.learners[1];
+        let effects = run.step(Event::Leave { worker, error: None });
+        run.learners[1] = run.register(Role::Learner, "learner-1").0;
+        effects
+    }
+
+    fn rewound(effects: &[Effect]) -> Option<u64> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Rewound { step, .. } => Some(*step),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn only_what_is_durable_is_gone_back_to() {
+        let (mut run, save) = writing();
+        report(&mut run, 0, save, TaskResult::Saved);
+        assert_eq!(rewound(&lose_learner(&mut run)), Some(0), "a half-written checkpoint is none");
+
+        let (mut run, save) = writing();
+        write(&mut run, save);
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        assert_eq!(run.machine.status(run.now).phase, "training");
+        assert_eq!(rewound(&lose_learner(&mut run)), None, "the disk has not said yet whether it is one");
+        let sentence = run.machine.status(run.now).waiting_for;
+        assert!(sentence.starts_with("waits for the disk to take the checkpoint of step 1"), "{sentence}");
+        let effects = run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(rewound(&effects), Some(1));
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.present().count(), 4, "the batch was generated with weights that the checkpoint knows");
+
+        let (mut run, save) = writing();
+        write(&mut run, save);
+        lose_learner(&mut run);
+        let effects = run.step(Event::CheckpointFailed { step: 1, reason: "disk full".into() });
+        assert_eq!(rewound(&effects), Some(0));
+    }
+
+    #[test]
+    fn the_next_checkpoint_waits_for_the_one_in_flight_and_says_so() {
+        let (mut run, save) = writing();
+        run.full_step();
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step), ("committing", 2));
+        assert_eq!(
+            status.waiting_for,
+            "waits for 2 of 2 learners (learner-0 …) to write the checkpoint of step 1, for 0.0 s"
+        );
+        write(&mut run, save);
+        run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.newest_checkpoint(), Some(1));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_costs_the_step_that_it_was_full_for() {
+        let (mut run, save) = writing();
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        let effects = report(&mut run, 0, save, cannot_write());
+        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner-0 failed to write it: no \
+                    space left on device";
+        assert!(effects.contains(&Effect::Note(said.to_owned())), "{effects:?}");
+        let effects = report(&mut run, 1, save, TaskResult::Saved);
+        assert_eq!(effects.len(), 1, "nobody waits for the other rank's files any more: {effects:?}");
+        run.train();
+        assert_eq!(run.machine.status(run.now).phase, "saving", "the next step tries again");
+        assert_eq!(rewound(&lose_learner(&mut run)), Some(0));
+    }
+
+    #[test]
+    fn a_rank_or_disk_that_is_silent_for_too_long_is_given_up() {
+        let (mut run, save) = writing();
+        report(&mut run, 0, save, TaskResult::Saved);
+        let mut notes = Vec::new();
+        for _ in 0..=61 {
+            run.everybody_beats();
+            run.now += Duration::from_secs(1);
+            notes.extend(run.step(Event::Tick).into_iter().filter(|effect| matches!(effect, Effect::Note(_))));
+        }
+        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner learner-1 has written \
+                    nothing of it for 60 s";
+        assert_eq!(notes, [Effect::Note(said.to_owned())]);
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+
+        let (mut run, save) = writing();
+        write(&mut run, save);
+        for _ in 0..=61 {
+            run.everybody_beats();
+            run.pass(Duration::from_secs(1));
+        }
+        let Some(End::Failed { reason }) = run.machine.ended() else { panic!("the disk is waited for") };
+        assert!(reason.contains("the disk has not taken the checkpoint of step 1 within 60 s"), "{reason}");
+        // Should it have taken it all the same, that is where the run goes on.
+        run.step(Event::CheckpointCommitted { step: 1 });
+        run.step(Event::Reopened);
+        assert_eq!((run.machine.newest_checkpoint(), run.machine.position().step), (Some(1), 1));
+    }
+
+    #[test]
+    fn a_stop_waits_for_the_checkpoint_in_flight_and_makes_its_own() {
+        let (mut run, save) = writing();
+        run.full_step();
+        run.step(stop(StopMode::Save));
+        write(&mut run, save);
+        run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = run.save();
+        assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
+        let effects = run.step(Event::CheckpointCommitted { step: 2 });
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
+        assert_eq!(run.machine.newest_checkpoint(), Some(2));
+    }
+
+    #[test]
+    fn a_stop_at_once_waits_for_the_disk_alone() {
+        let (mut run, _) = writing();
+        let effects = run.step(stop(StopMode::Now));
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
+        let (mut run, save) = writing();
+        write(&mut run, save);
+        run.step(stop(StopMode::Now));
+        assert_eq!(run.machine.status(run.now).phase, "committing");
+        let effects = run.step(Event::CheckpointCommitted { step: 1 });
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
+    }
+
+    #[test]
+    fn repeats_and_answers_to_something_else_change_nothing() {
+        let (mut run, save) = writing();
+        for result in [TaskResult::Captured, TaskResult::Captured] {
+            assert_eq!(report(&mut run, 0, save, result).len(), 1);
+        }
+        let refused = report(&mut run, 0, save, TaskResult::Prepared { weights: None });
+        assert!(
+            matches!(refused.as_slice(), [Effect::Persist(_), Effect::Refuse(_)] | [Effect::Refuse(_)]),
+            "{refused:?}"
+        );
+        report(&mut run, 0, save, TaskResult::Saved);
+        assert_eq!(report(&mut run, 0, save, TaskResult::Saved).len(), 1);
+        let worker = run.learners[0];
+        let result = TaskResult::Saved;
+        let stale = run.step(Event::CompleteTask { worker, generation: Generation(9), task: save, result });
+        assert!(matches!(stale.as_slice(), [Effect::Refuse(_)]), "{stale:?}");
+    }
+}

@@ -1,0 +1,40 @@
+//! A learner that does not come back: the run goes on without it, and takes it in again when it does.
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use pacs_tests::Job;
+
+const STEPS: i64 = 60;
+
+#[test]
+fn a_run_goes_on_with_the_ranks_that_remain_and_grows_again() -> Result<()> {
+    let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", 2).with("resources.learners", 2);
+    let job = job.with("resources.min_learners", 1).with("resources.learner_wait_seconds", 1);
+    let job = job.with("resources.sharding", "shard_optimizer");
+    let job = job.with("evaluation.before", false).with("evaluation.after", false);
+    let mut run = job.start()?;
+    let generation = |status: &serde_json::Value| status["generation"].as_u64().unwrap_or(0);
+    let ranks = |status: &serde_json::Value| {
+        let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        workers.iter().filter(|worker| worker["rank"].as_u64().is_some()).count()
+    };
+    let started = run.wait_until("three steps", |status| status["step"].as_u64() >= Some(3) && ranks(status) == 2)?;
+    // Stopped, not killed: whoever supervises it sees a process that lives, and starts no other.
+    let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
+    let alone = run.wait_until("a step of one rank", |status| {
+        generation(status) > generation(&started) && ranks(status) == 1 && status["phase"] == "training"
+    })?;
+    let step = alone["step"].as_u64().context("a step")?;
+    stopped.signal(Signal::SIGCONT)?;
+    let grown =
+        run.wait_until("two ranks again", |status| generation(status) > generation(&alone) && ranks(status) == 2);
+    let grown = grown?;
+    assert!(grown["step"].as_u64() >= Some(step), "a step was lost: {grown}");
+    assert_eq!(grown["counters"]["lost_generations"], 1, "growing is no loss");
+    run.wait()?.expect_code(0);
+
+    let steps: Vec<i64> = job.json_lines("metrics.jsonl")?.iter().filter_map(|line| line["step"].as_i64()).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+    assert!(job.run_path(&format!("checkpoints/step-{STEPS:06}/model/model.safetensors")).exists());
+    Ok(())
+}
