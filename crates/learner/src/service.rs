@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_collective::{AbortHandle, HostListener};
+use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
@@ -186,7 +187,7 @@ impl Rank<'_> {
             match joined {
                 None => {}
                 Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
-                Some(Done::Task(TaskResult::Failed(failure))) if failure.permanent => {
+                Some(Done::Task(TaskResult::Failed(failure))) if failure.kind() == FailureKind::Permanent => {
                     return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
                 Some(Done::Task(TaskResult::Failed(failure))) => return Err(ServeError::Rejoin(failure.message)),
@@ -239,7 +240,7 @@ impl Rank<'_> {
                 Some(Done::Joined) => return Err(bug("a task formed a communicator")),
             };
             if let TaskResult::Failed(failure) = &result {
-                tracing::error!(generation, failure.permanent, "task failed: {}", failure.message);
+                tracing::error!(generation, kind = ?failure.kind(), "task failed: {}", failure.message);
             }
             self.activity("waiting for samples");
             let request = v1::CompleteTaskRequest {

@@ -16,6 +16,7 @@ use pacs_types::Generation;
 use tokio::sync::oneshot;
 
 use crate::batch::TrainBatch;
+use crate::checkpoint::CheckpointError;
 use crate::publish::Publisher;
 use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Trainer};
@@ -218,17 +219,33 @@ impl State {
         };
         let model = task.model.then_some(self.setup.spec.model.path.as_path());
         let folder = Path::new(&task.directory);
-        let files = trainer.save(folder, task.training_state, model, collective.as_mut()).map_err(transient)?;
+        let files = trainer.save(folder, task.training_state, model, collective.as_mut());
+        let files = files.map_err(|error| fail_save(&error))?;
         Ok(v1::SaveResult { files })
     }
 }
 
 fn transient(error: impl std::fmt::Display) -> v1::TaskFailure {
-    v1::TaskFailure { message: error.to_string(), permanent: false }
+    failure(&error, v1::FailureKind::Generation)
 }
 
 fn permanent(error: impl std::fmt::Display) -> v1::TaskFailure {
-    v1::TaskFailure { message: error.to_string(), permanent: true }
+    failure(&error, v1::FailureKind::Permanent)
+}
+
+fn failure(error: &impl std::fmt::Display, kind: v1::FailureKind) -> v1::TaskFailure {
+    v1::TaskFailure { message: error.to_string(), kind: kind.into() }
+}
+
+/// A rank that cannot write its files has lost nothing; one that could not gather the weights has lost its peers.
+fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
+    match error {
+        CheckpointError::Gather(lost) => fail(lost),
+        CheckpointError::View(_) => permanent(error),
+        CheckpointError::File { .. } | CheckpointError::Content { .. } | CheckpointError::Model(_) => {
+            failure(error, v1::FailureKind::Write)
+        }
+    }
 }
 
 /// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.

@@ -1,4 +1,4 @@
-use pacs_machine::{Event, Membership, Reply, TaskKind, TaskOrder, TaskResult};
+use pacs_machine::{Event, FailureKind, Membership, Reply, TaskKind, TaskOrder, TaskResult};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as WireResult;
 use pacs_protocol::v1::learner_service_server::LearnerService;
@@ -47,7 +47,7 @@ impl LearnerService for Services {
         let payload = request.encode_to_vec();
         let v1::CompleteTaskRequest { worker_id, generation, task_id, result } = request;
         let wire = required("result", result)?;
-        let result = read(&wire);
+        let result = read(&wire)?;
         let worker = WorkerId(worker_id);
         let event = Event::CompleteTask { worker, generation: Generation(generation), task: task_id, result };
         let complete = |driver: &mut Driver| {
@@ -94,18 +94,26 @@ fn task(driver: &Driver, order: TaskOrder) -> Result<v1::NextTaskResponse, Statu
     Ok(v1::NextTaskResponse { task_id: order.task, task: Some(task) })
 }
 
-fn read(wire: &WireResult) -> TaskResult {
+fn read(wire: &WireResult) -> Result<TaskResult, Status> {
     let version = |weights: &Option<v1::WeightsRef>| weights.as_ref().map(|weights| WeightVersion(weights.version));
-    match wire {
+    Ok(match wire {
         WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights) },
         WireResult::Trained(result) => {
             TaskResult::Trained { weights: version(&result.weights), skipped_updates: result.skipped_updates }
         }
         WireResult::Saved(_) => TaskResult::Saved,
         WireResult::Failed(failure) => {
-            TaskResult::Failed { message: failure.message.clone(), permanent: failure.permanent }
+            let kind = match failure.kind() {
+                v1::FailureKind::Unspecified => {
+                    return Err(Status::invalid_argument("field `failed.kind` is missing or unknown"));
+                }
+                v1::FailureKind::Generation => FailureKind::Generation,
+                v1::FailureKind::Write => FailureKind::Write,
+                v1::FailureKind::Permanent => FailureKind::Permanent,
+            };
+            TaskResult::Failed { message: failure.message.clone(), kind }
         }
-    }
+    })
 }
 
 /// Keeps what the machine does not: weights, metrics, files.

@@ -14,6 +14,8 @@ impl Machine {
         self.restart = snapshot;
         self.restart_is_checkpoint = true;
         self.exported = model;
+        self.lost_saves = 0;
+        self.progress();
         self.advance();
     }
 
@@ -50,7 +52,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, Options, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, StopMode, TaskResult};
     use pacs_types::{Generation, GroupId, Outcome, Role};
 
     fn saving() -> Run {
@@ -116,7 +118,7 @@ mod tests {
     fn a_rank_that_cannot_write_loses_no_step() {
         let mut run = saving();
         let (worker, task) = (run.learners[0], run.task_of(0));
-        let failed = || TaskResult::Failed { message: "no space left on device".into(), permanent: false };
+        let failed = || TaskResult::Failed { message: "no space left on device".into(), kind: FailureKind::Write };
         let report = |run: &mut Run, task| {
             run.step(Event::CompleteTask { worker, generation: Generation(1), task, result: failed() })
         };
@@ -130,6 +132,65 @@ mod tests {
         let task = run.task_of(0);
         let effects = report(&mut run, task);
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
+    }
+
+    fn lose_a_peer(run: &mut Run, generation: u64) -> Vec<Effect> {
+        let (worker, task) = (run.learners[0], run.task_of(0));
+        let result = TaskResult::Failed { message: "peer lost".into(), kind: FailureKind::Generation };
+        let effects = run.step(Event::CompleteTask { worker, generation: Generation(generation), task, result });
+        run.step(Event::JoinGeneration { worker });
+        effects
+    }
+
+    #[test]
+    fn a_peer_lost_in_the_last_save_costs_a_generation_and_not_the_run() {
+        let mut run = Run::sampling(Options { total_steps: 2, max_lost_saves: 2, ..options() });
+        run.full_step();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 1);
+        assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.generation), ("preparing", Generation(2)));
+        // The steps are made again, and the same thing again and again ends the run although it makes steps.
+        run.prepare();
+        run.full_step();
+        run.full_step();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 2);
+        let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
+        assert!(reason.contains("2 generations of learners were lost in a row while they saved"), "{reason}");
+    }
+
+    #[test]
+    fn a_peer_lost_in_the_save_of_a_stop_ends_the_run_where_it_was_saved_last() {
+        let mut run = Run::sampling(Options { total_steps: 5, ..options() });
+        run.full_step();
+        run.step(stop(StopMode::Save));
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        let effects = lose_a_peer(&mut run, 1);
+        assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)), "{effects:?}");
+        assert_eq!(run.machine.position().step, 0, "what nobody holds is not claimed");
+    }
+
+    #[test]
+    fn a_committed_checkpoint_ends_the_count_of_lost_saves() {
+        let options = Options { total_steps: 6, checkpoint_every_steps: 1, max_lost_saves: 2, ..options() };
+        let mut run = Run::sampling(options);
+        for round in 0..2 {
+            run.full_step();
+            lose_a_peer(&mut run, 2 * round + 1);
+            run.prepare();
+            run.full_step();
+            run.save();
+            run.step(Event::CheckpointCommitted { step: round + 1 });
+            let worker = run.learners[0];
+            run.step(Event::Leave { worker, error: None });
+            run.learners[0] = run.register(Role::Learner, "learner-0").0;
+            run.step(Event::JoinGeneration { worker: run.learners[0] });
+            run.prepare();
+        }
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
     }
 
     #[test]

@@ -2,7 +2,7 @@ use pacs_types::{Generation, Role, WeightVersion, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::{Phase, Task};
-use crate::{Effect, Refusal, Reply, TaskKind, TaskResult};
+use crate::{Effect, FailureKind, Refusal, Reply, TaskKind, TaskResult};
 
 impl Machine {
     /// Notes a rank's report; when all ranks have reported, the run goes on.
@@ -19,9 +19,13 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Accepted { fresh: false });
         };
-        if let TaskResult::Failed { message, permanent } = result {
+        if let TaskResult::Failed { message, kind } = result {
+            if kind == FailureKind::Write && !matches!(current.kind, TaskKind::Save { .. }) {
+                let problem = "only a save can fail because its files cannot be written".to_owned();
+                return self.refuse(Refusal::BadResult { task, problem });
+            }
             self.reply(Reply::Accepted { fresh: true });
-            return self.task_failed(worker, &message, permanent);
+            return self.task_failed(worker, &message, kind);
         }
         if current.done.contains(&rank) {
             self.unchanged = true;
@@ -32,6 +36,8 @@ impl Machine {
         }
         current.done.insert(rank);
         current.heard = now;
+        // Not the end of a count of stalls: ranks that get stuck in every step report their preparation each time.
+        self.progressed = now;
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
         }
@@ -49,16 +55,18 @@ impl Machine {
         team.rank(worker).ok_or(stale)
     }
 
-    fn task_failed(&mut self, worker: WorkerId, message: &str, permanent: bool) {
+    fn task_failed(&mut self, worker: WorkerId, message: &str, kind: FailureKind) {
         let name = self.worker_name(worker);
-        if permanent {
-            return self.fail(format!("{name} failed for good: {message}"));
+        match kind {
+            FailureKind::Permanent => self.fail(format!("{name} failed for good: {message}")),
+            // It has lost nothing: what it trained is in its memory.
+            FailureKind::Write => {
+                let step = self.position.step;
+                self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
+            }
+            // Also in a save: without the peer, neither this checkpoint nor the next step would come about.
+            FailureKind::Generation => self.lose_generation(&format!("{name} failed: {message}")),
         }
-        // A rank that cannot write (a full disk, say) has lost nothing: what it trained is in its memory.
-        if let Some(TaskKind::Save { step, .. }) = self.phase.task().map(|task| task.kind.clone()) {
-            return self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
-        }
-        self.lose_generation(&format!("{name} failed: {message}"));
     }
 
     fn task_done(&mut self) {
@@ -88,6 +96,7 @@ impl Machine {
         self.position.step += 1;
         self.position.skipped_updates += skipped;
         self.lost_generations = 0;
+        self.progress();
         (self.failed_groups, self.refills) = (0, 0);
         let step = self.position.step;
         self.weights = Some(WeightVersion(step));
@@ -125,7 +134,7 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, Options, Refusal, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, Refusal, TaskResult};
     use pacs_types::{Generation, Outcome, WeightVersion};
 
     #[test]
@@ -150,10 +159,14 @@ mod tests {
 
     #[test]
     fn failures_regroup_or_end_the_run() {
-        for (permanent, phase) in [(false, "assembling"), (true, "failed")] {
+        for (kind, phase) in [
+            (FailureKind::Generation, "assembling"),
+            (FailureKind::Permanent, "failed"),
+            (FailureKind::Write, "preparing"),
+        ] {
             let mut run = Run::preparing(options());
             let (worker, task) = (run.learners[0], run.task_of(0));
-            let result = TaskResult::Failed { message: "bad file".into(), permanent };
+            let result = TaskResult::Failed { message: "bad file".into(), kind };
             run.step(Event::CompleteTask { worker, generation: Generation(1), task, result });
             assert_eq!(run.machine.status(run.now).phase, phase);
         }
@@ -174,7 +187,7 @@ mod tests {
         for lost in 1..=3 {
             let worker = run.learners[0];
             let (task, generation) = (run.task_of(0), Generation(lost));
-            let result = TaskResult::Failed { message: "peer gone".into(), permanent: false };
+            let result = TaskResult::Failed { message: "peer gone".into(), kind: FailureKind::Generation };
             run.step(Event::CompleteTask { worker, generation, task, result });
             run.step(Event::JoinGeneration { worker });
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pacs_machine::{
-    Directive, Event, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
+    Directive, Event, FailureKind, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
 };
 use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::Rng;
@@ -11,6 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Ticks after which a request without an answer is sent again.
 const PATIENCE: u32 = 12;
+/// What a process says whose disk is full.
+pub(crate) const CANNOT_WRITE: &str = "no space left on device";
 
 /// A process slot.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Actor {
     pub(crate) dead_for: u32,
     /// How often it was started.
     pub(crate) process: u64,
+    /// It lives and says so, and does nothing else.
+    pub(crate) stuck: bool,
     id: Option<WorkerId>,
     /// Requests without an answer, by number, with the tick of their last sending.
     open: BTreeMap<u64, (Event, u32)>,
@@ -47,6 +51,8 @@ pub(crate) struct Temper {
     pub(crate) wrong_version: f64,
     /// Groups whose workers die.
     pub(crate) deadly: Vec<GroupId>,
+    /// An answer that kills its verifiers, and so do those that take its place.
+    pub(crate) poison: Option<SampleId>,
     /// One group in so many takes long.
     pub(crate) slow_one_in: u64,
     /// Answers are right or wrong alike within a group.
@@ -60,6 +66,7 @@ impl Actor {
             name: format!("{role}-{slot}"),
             dead_for: 0,
             process: 0,
+            stuck: false,
             id: None,
             open: BTreeMap::new(),
             requests: 0,
@@ -80,6 +87,7 @@ impl Actor {
     pub(crate) fn die(&mut self, dead_for: u32) {
         self.process += 1;
         self.dead_for = dead_for;
+        self.stuck = false;
         self.forget();
     }
 
@@ -93,9 +101,10 @@ impl Actor {
         self.task = None;
     }
 
-    /// Whether it holds a group that kills it.
+    /// Whether it holds a group or a sample that kills it.
     pub(crate) fn is_doomed(&self, temper: &Temper) -> bool {
         self.groups.iter().any(|grant| temper.deadly.contains(&grant.group))
+            || self.samples.iter().any(|grant| temper.poison == Some(grant.sample))
     }
 
     /// Works for a tick; returns what it sends, with the number of the request.
@@ -113,7 +122,7 @@ impl Actor {
         if !self.has_open(|event| matches!(event, Event::Heartbeat { .. })) {
             sent.push(self.ask(tick, Event::Heartbeat { worker, activity: "works".into() }));
         }
-        if rng.random_bool(0.3) {
+        if self.stuck || rng.random_bool(0.3) {
             return sent;
         }
         match self.role {
@@ -229,16 +238,21 @@ impl Actor {
             None => sent.push(self.ask(tick, Event::NextTask { worker, generation })),
             Some((order, left)) if left > 0 => self.task = Some((order, left - 1)),
             Some((order, _)) => {
-                let result = self.finish(&order.kind, rng.random_bool(temper.breaking));
+                let failure = rng.random_bool(temper.breaking).then(|| match order.kind {
+                    TaskKind::Save { .. } if rng.random_bool(0.5) => FailureKind::Write,
+                    _ => FailureKind::Generation,
+                });
+                let result = self.finish(&order.kind, failure);
                 let task = order.task;
                 sent.push(self.ask(tick, Event::CompleteTask { worker, generation, task, result }));
             }
         }
     }
 
-    fn finish(&mut self, kind: &TaskKind, breaks: bool) -> TaskResult {
-        if breaks {
-            return TaskResult::Failed { message: "peer lost".into(), permanent: false };
+    fn finish(&mut self, kind: &TaskKind, failure: Option<FailureKind>) -> TaskResult {
+        if let Some(kind) = failure {
+            let message = if kind == FailureKind::Write { CANNOT_WRITE } else { "peer lost" };
+            return TaskResult::Failed { message: message.into(), kind };
         }
         let rank = self.membership.as_ref().expect("a task belongs to a generation").rank;
         let weights = |version| (rank == 0).then_some(WeightVersion(version));
@@ -268,7 +282,7 @@ impl Actor {
             Ok(Reply::Registered(id)) => self.id = Some(id),
             Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
             Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
-            Ok(Reply::Directive(Directive::Leave)) => return true,
+            Ok(Reply::Directive(Directive::Leave | Directive::Restart)) => return true,
             Ok(Reply::Groups(groups)) => {
                 let newest = groups.iter().map(|grant| grant.policy_step).max();
                 self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));

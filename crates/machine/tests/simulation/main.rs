@@ -20,7 +20,11 @@ use world::World;
 const SEEDS: u64 = 1000;
 
 /// Seeds that have found a bug in the machine, with what they found. They always run.
-const FOUND_BUGS: [(u64, &str); 3] = [
+const FOUND_BUGS: [(u64, &str); 7] = [
+    (302, "a peer lost in the save of the last step ended the run as a full disk would"),
+    (557, "the same"),
+    (711, "the same in the save of a stop"),
+    (735, "the same"),
     (123, "a stop at once lost the groups of the batch in training"),
     (1912, "a stop at once forgot the checkpoint that was being committed"),
     (1305, "several consequences of one event ended the run several times"),
@@ -48,6 +52,9 @@ fn runs_finish_and_never_break_an_invariant() {
         "replaced_samples",
         "dropped_groups",
         "set_aside_groups",
+        "deadly_samples",
+        "stuck_workers",
+        "stalls",
         "uniform_groups_left_out",
         "evicted_groups",
         "overdue_groups",
@@ -56,6 +63,7 @@ fn runs_finish_and_never_break_an_invariant() {
         "drains",
         "trained_at_full_lag",
         "stale_generations_refused",
+        "full_disks_at_the_end",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }
