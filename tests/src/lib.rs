@@ -362,7 +362,8 @@ impl Run {
             if started.elapsed() > RUN_DEADLINE {
                 bail!("no {what} within {} s:\n{}", RUN_DEADLINE.as_secs(), self.read("stdout"));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            // Short: phases of a tiny job last for some milliseconds.
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -379,9 +380,8 @@ impl Run {
     /// # Errors
     /// When the run has no such worker.
     pub fn signal_worker(&mut self, name: &str, signal: nix::sys::signal::Signal) -> Result<Worker> {
-        let has = |status: &serde_json::Value| worker_pid(status, name).is_some();
-        let status = self.wait_until(&format!("worker {name}"), has)?;
-        let worker = Worker(worker_pid(&status, name).context("the worker was there")?);
+        let status = self.wait_until(&format!("worker {name}"), |status| Worker::of(status, name).is_some())?;
+        let worker = Worker::of(&status, name).context("the worker was there")?;
         worker.signal(signal)?;
         Ok(worker)
     }
@@ -392,6 +392,12 @@ impl Run {
 pub struct Worker(i32);
 
 impl Worker {
+    /// The process that a status names.
+    pub fn of(status: &serde_json::Value, name: &str) -> Option<Self> {
+        let worker = status["workers"].as_array()?.iter().find(|worker| worker["name"] == name)?;
+        Some(Self(i32::try_from(worker["pid"].as_i64()?).ok()?))
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors
@@ -399,12 +405,6 @@ impl Worker {
     pub fn signal(self, signal: nix::sys::signal::Signal) -> Result<()> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), signal).context("signal a worker")
     }
-}
-
-fn worker_pid(status: &serde_json::Value, name: &str) -> Option<i32> {
-    let workers = status["workers"].as_array()?;
-    let worker = workers.iter().find(|worker| worker["name"] == name)?;
-    i32::try_from(worker["pid"].as_i64()?).ok()
 }
 
 impl Drop for Run {

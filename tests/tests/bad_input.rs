@@ -76,7 +76,7 @@ fn a_port_in_use() -> Result<()> {
 
 #[test]
 fn two_runs_in_one_folder() -> Result<()> {
-    let job = Job::tiny()?.with("batch.steps", 20);
+    let job = Job::tiny()?.with("batch.steps", 100);
     let mut first = job.start()?;
     first.wait_until("a phase", |status| status["phase"].is_string())?;
     let second = job.start()?.wait()?;

@@ -3,12 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use pacs_tests::Job;
+use pacs_tests::{Job, Worker};
 use serde_json::Value;
 
-const STEPS: i64 = 12;
+/// Many more than there are faults: a phase may begin and end between two looks, and is then waited for in the next step.
+const STEPS: i64 = 40;
 
 fn job() -> Result<Job> {
     let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", 1).with("resources.learners", 2);
@@ -47,24 +48,29 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
     let mut run = disturbed.start()?;
     // After which step, in which phase, which rank, and how long into the phase.
     let faults = [
-        (1, "sampling", 1, 0),
-        (2, "training", 0, 0),
-        (3, "training", 1, 0),
-        (4, "training", 0, 30),
-        (5, "training", 1, 60),
-        (6, "saving", 0, 0),
+        (1, "saving", 0, 0),
+        (2, "sampling", 1, 0),
+        (3, "training", 0, 0),
+        (4, "training", 1, 0),
+        (5, "training", 0, 30),
+        (6, "training", 1, 60),
         (7, "preparing", 1, 0),
     ];
     for (lost, (step, phase, rank, delay)) in (0..).zip(faults) {
         let name = format!("learner-{rank}");
-        // A phase may pass between two looks; then it is the phase of the next step.
-        run.wait_until(&format!("{phase} after step {step}"), |status| {
-            let at = status["step"].as_u64() >= Some(step) && lost_generations(status) >= lost;
-            at && (phase == "preparing" || status["phase"].as_str() == Some(phase))
-        })?;
-        // Not a wait: the place within the phase.
-        std::thread::sleep(Duration::from_millis(delay));
-        run.signal_worker(&name, Signal::SIGKILL)?;
+        loop {
+            let status = run.wait_until(&format!("{phase} of {name} after step {step}"), |status| {
+                let at = status["step"].as_u64() >= Some(step) && lost_generations(status) >= lost;
+                let phase = phase == "preparing" || status["phase"].as_str() == Some(phase);
+                at && phase && Worker::of(status, &name).is_some()
+            })?;
+            // Not a wait: the place within the phase.
+            std::thread::sleep(Duration::from_millis(delay));
+            // A rank that died a moment ago may still be in the status.
+            if Worker::of(&status, &name).context("the worker was there")?.signal(Signal::SIGKILL).is_ok() {
+                break;
+            }
+        }
         run.wait_until("the loss of the generation", |status| lost_generations(status) > lost)?;
     }
     run.wait()?.expect_code(0);

@@ -75,12 +75,12 @@ fn an_interrupted_run_saves_and_goes_on() -> Result<()> {
 }
 
 fn survives_the_loss_of(worker: &str) -> Result<()> {
-    let job = Job::tiny()?.with("batch.steps", 4);
+    let job = Job::tiny()?.with("batch.steps", 12);
     let mut run = job.start()?;
     run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
     run.kill_worker(worker)?;
     run.wait()?.expect_code(0);
-    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), [1, 2, 3, 4]);
+    assert_eq!(steps(&job.json_lines("metrics.jsonl")?), (1..=12).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -101,7 +101,7 @@ fn a_killed_learner_is_replaced() -> Result<()> {
 
 #[test]
 fn the_status_names_roles_queues_and_what_is_waited_for() -> Result<()> {
-    let job = Job::tiny()?;
+    let job = Job::tiny()?.with("batch.steps", 12);
     let mut run = job.start()?;
     let status = run.wait_until("step 1", |status| status["step"].as_u64() >= Some(1))?;
     let names: Vec<&str> =
