@@ -44,6 +44,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
 pub struct Job {
     folder: tempfile::TempDir,
     spec: toml::Table,
+    /// Name of the run folder in the job's.
+    run: &'static str,
 }
 
 impl Job {
@@ -53,7 +55,7 @@ impl Job {
     /// When its files cannot be written.
     pub fn tiny() -> Result<Self> {
         let folder = tempfile::tempdir().context("create a temporary folder")?;
-        let job = Self { spec: Self::tiny_spec(folder.path())?, folder };
+        let job = Self { spec: Self::tiny_spec(folder.path())?, folder, run: "run" };
         job.write_problems(|i| format!(r#"{{"question": "Question {i}?", "answer": "{}"}}"#, i % 10))?;
         Ok(job)
     }
@@ -110,11 +112,12 @@ impl Job {
     /// Sets a key of the spec, `section.key`.
     ///
     /// # Panics
-    /// When the section does not exist.
+    /// When the section is no table.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
         let (section, key) = key.split_once('.').expect("section.key");
-        let section = self.spec.get_mut(section).and_then(toml::Value::as_table_mut).expect("a section of the job");
+        let section = self.spec.entry(section).or_insert_with(|| toml::Table::new().into());
+        let section = section.as_table_mut().expect("a section of the job");
         section.insert(key.to_owned(), value.into());
         self
     }
@@ -144,7 +147,37 @@ impl Job {
     /// A path in the run folder.
     #[must_use]
     pub fn run_path(&self, name: &str) -> PathBuf {
-        self.path("run").join(name)
+        self.path(self.run).join(name)
+    }
+
+    /// Copies the run folder to another name, as to another machine, and removes the old one; what comes next goes on in the
+    /// copy.
+    ///
+    /// # Errors
+    /// When the files cannot be copied or removed.
+    pub fn move_run(&mut self, name: &'static str) -> Result<()> {
+        let (old, new) = (self.path(self.run), self.path(name));
+        let status = Command::new("cp").arg("-R").arg(&old).arg(&new).status().context("start cp")?;
+        if !status.success() {
+            bail!("cp -R {} {} ended with {status}", old.display(), new.display());
+        }
+        fs::remove_dir_all(&old).context("remove the old run folder")?;
+        self.run = name;
+        Ok(())
+    }
+
+    /// The weights that the run has exported after a step, float32, in the order of the file.
+    ///
+    /// # Errors
+    /// When the file is missing or too short.
+    pub fn exported(&self, step: u64) -> Result<Vec<f32>> {
+        let path = self.run_path(&format!("checkpoints/step-{step:06}/model/model.safetensors"));
+        let file = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        // Eight bytes of header length, the header, then float32 values.
+        let (length, rest) = file.split_first_chunk::<8>().context("a safetensors file has a header")?;
+        let header = usize::try_from(u64::from_le_bytes(*length)).context("a header's length")?;
+        let (values, _) = rest.get(header..).context("values behind the header")?.as_chunks::<4>();
+        Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// Starts `pacs run` on the job.
@@ -190,13 +223,13 @@ impl Job {
         let spec = self.write_spec()?;
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
-        command.arg("run").arg(spec).arg("--run-dir").arg(self.path("run"));
+        command.arg("run").arg(spec).arg("--run-dir").arg(self.path(self.run));
         if !options.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().context("start pacs run")?;
-        Ok(Run { child, folder: self.folder.path().to_owned() })
+        Ok(Run { child, folder: self.folder.path().to_owned(), run_dir: self.path(self.run) })
     }
 
     /// Writes a verifier for `kind = "exec"`, and gives its command.
@@ -255,6 +288,7 @@ impl Ended {
 pub struct Run {
     child: Child,
     folder: PathBuf,
+    run_dir: PathBuf,
 }
 
 impl Run {
@@ -302,12 +336,12 @@ impl Run {
     /// # Errors
     /// When the program cannot be run or prints no JSON.
     pub fn status(&self) -> Result<Option<serde_json::Value>> {
-        if !self.folder.join("run/coordinator.json").exists() {
+        if !self.run_dir.join("coordinator.json").exists() {
             return Ok(None);
         }
         let output = Command::new(program("pacs")?)
             .arg("status")
-            .arg(self.folder.join("run"))
+            .arg(&self.run_dir)
             .arg("--json")
             .output()
             .context("run pacs status")?;

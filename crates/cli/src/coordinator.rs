@@ -203,6 +203,7 @@ impl Wishes {
         match end {
             Some(RunEnd::Finished { .. }) => Ending::Finished,
             Some(RunEnd::Failed { .. }) => Ending::Failed,
+            Some(RunEnd::Interrupted { .. }) => Ending::Interrupted,
             _ if self.warned.is_requested() => Ending::Warned,
             _ if self.leave.is_requested() => Ending::Terminated,
             Some(RunEnd::Stopped { .. }) => Ending::Stopped,
@@ -241,6 +242,10 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
             Exit::Again
         }
         Some(RunEnd::Failed { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("finish the run")),
+        Some(RunEnd::Interrupted { reason }) => {
+            let hint = "nothing that was acknowledged is lost; the same command goes on";
+            return Err(Failure::again(anyhow!("{reason}")).doing("go on with the run").hint(hint));
+        }
         None => {
             let text = "left before the run was saved; the same command goes on from the last checkpoint";
             console.say("end", text, json!({}));

@@ -106,15 +106,17 @@ fn sources(found: &pacs_data::DataCheck) -> impl Iterator<Item = (&'static str, 
     std::iter::once(("data.train", &found.train)).chain(evaluation)
 }
 
-fn as_text(spec: &JobSpec, found: &pacs_data::DataCheck) -> String {
+fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
     let mut text = String::new();
-    let specs = [Some(&spec.data.train), spec.data.evaluation.as_ref()];
+    let specs = [Some(&job.data.train), job.data.evaluation.as_ref()];
     for ((name, source), spec) in sources(found).zip(specs.into_iter().flatten()) {
         let from = match (&spec.path, &spec.generator) {
             (Some(path), _) => path.display().to_string(),
             (None, _) => "generated".to_owned(),
         };
-        let _ = writeln!(text, "{name}  {from}: {}", plural(source.rows as u64, "row", "rows"));
+        let mixed = if name == "data.train" { job.data.mix.len() as u64 } else { 0 };
+        let more = if mixed > 0 { format!(" and {} of data.mix", plural(mixed, "set", "sets")) } else { String::new() };
+        let _ = writeln!(text, "{name}  {from}{more}: {}", plural(source.rows as u64, "row", "rows"));
         findings(&mut text, "rows that cannot be read", &source.bad_rows);
         findings(&mut text, "answers that the verifier cannot read", &source.unreadable_answers);
         findings(&mut text, "questions that stood there before", &source.duplicates);

@@ -21,6 +21,8 @@ pub(crate) enum Ending {
     Warned,
     /// All workers were gone.
     Alone,
+    /// The journal could not be written (a full disk).
+    Interrupted,
 }
 
 impl Ending {
@@ -32,6 +34,7 @@ impl Ending {
             Self::Terminated => "terminated",
             Self::Warned => "warned",
             Self::Alone => "alone",
+            Self::Interrupted => "interrupted",
         }
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use clap::Args;
 use pacs_protocol::v1::operate_request::Command;
-use pacs_protocol::v1::{Checkpoint, Drain, OperateRequest, Pause, Resume, StopMode, StopRunRequest};
+use pacs_protocol::v1::{Checkpoint, Drain, LogLevel, OperateRequest, Pause, Resume, StopMode, StopRunRequest};
 use pacs_runtime::Exit;
 
 use crate::failure::Failure;
@@ -42,11 +42,12 @@ pub(crate) struct DrainWorker {
 Examples:
   pacs set learning_rate=2e-6           from the next step on
   pacs set slots=96 runs/demo           room for groups in flight, within the bound of asynchrony.max_lag
+  pacs set log_level=debug              error, warn, info, debug or trace; workers hear of it within a second or two
 
 What was set is in the status and in the journal, with who did it. It holds until it is set again, also for a run that is
 resumed from a later checkpoint; the job spec stays as it is.")]
 pub(crate) struct SetValue {
-    /// `learning_rate=VALUE` or `slots=N`.
+    /// `learning_rate=VALUE`, `slots=N` or `log_level=LEVEL`.
     #[arg(value_name = "NAME=VALUE")]
     pub(crate) setting: String,
     /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
@@ -123,15 +124,28 @@ pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
 
 fn setting(text: &str) -> Result<Command, Failure> {
     let wrong = |problem: String| {
-        let hint = "`learning_rate=2e-6` and `slots=96` are such settings; the others are fixed while a job runs";
+        let hint = "`learning_rate=2e-6`, `slots=96` and `log_level=debug` are such settings; the others are fixed while a \
+                    job runs";
         Failure::with_exit(Exit::Usage, anyhow!("{problem}")).doing(format!("read the setting `{text}`")).hint(hint)
     };
     let (name, value) = text.split_once('=').ok_or_else(|| wrong("expected NAME=VALUE".to_owned()))?;
     let (name, value) = (name.trim(), value.trim());
     match name {
         "learning_rate" => value.parse().map(Command::LearningRate).map_err(|error| wrong(error.to_string())),
+        "log_level" => log_level(value).map(|level| Command::LogLevel(level.into())).map_err(wrong),
         "slots" => value.parse().map(Command::Slots).map_err(|error| wrong(error.to_string())),
         _ => Err(wrong(format!("there is no setting `{name}` that can be changed"))),
+    }
+}
+
+fn log_level(name: &str) -> Result<LogLevel, String> {
+    match name {
+        "error" => Ok(LogLevel::Error),
+        "warn" => Ok(LogLevel::Warn),
+        "info" => Ok(LogLevel::Info),
+        "debug" => Ok(LogLevel::Debug),
+        "trace" => Ok(LogLevel::Trace),
+        _ => Err(format!("`{name}` is no log level: expected error, warn, info, debug or trace")),
     }
 }
 
@@ -160,8 +174,11 @@ mod tests {
     fn settings_are_read_or_refused() {
         assert!(matches!(setting("learning_rate=2e-6"), Ok(Command::LearningRate(rate)) if rate == 2e-6));
         assert!(matches!(setting("slots = 96"), Ok(Command::Slots(96))));
+        let debug = i32::from(LogLevel::Debug);
+        assert!(matches!(setting("log_level=debug"), Ok(Command::LogLevel(level)) if level == debug));
         for (text, expected) in [
             ("slots", "expected NAME=VALUE"),
+            ("log_level=loud", "expected error, warn, info, debug or trace"),
             ("slots=-1", "invalid digit"),
             ("batch.steps=7", "no setting `batch.steps`"),
         ] {

@@ -146,6 +146,11 @@ impl Job<'_> {
                 supervisor.finish(LEAVE_GRACE, &shutdown).await;
                 Err(failed_run(&reason, cause, logs))
             }
+            Outcome::Ended(RunEnd::Interrupted { reason }) => {
+                supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                let hint = "nothing that was acknowledged is lost; the same command goes on";
+                Err(Failure::again(anyhow!("{reason}")).doing("go on with the run").hint(hint))
+            }
             Outcome::Ended(end) => {
                 supervisor.finish(LEAVE_GRACE, &shutdown).await;
                 Ok(self.conclude(&console, &end))
@@ -225,7 +230,9 @@ impl Job<'_> {
                 console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
                 Exit::Again
             }
-            RunEnd::Failed { reason } => unreachable!("failures are reported as such: {reason}"),
+            RunEnd::Failed { reason } | RunEnd::Interrupted { reason } => {
+                unreachable!("failures are reported as such: {reason}")
+            }
         }
     }
 }
@@ -320,11 +327,9 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
     let failure = match &error {
         StartError::Busy { .. } | StartError::Listen { .. } => Failure::again(error),
         StartError::PlainText(_)
-        | StartError::File { .. }
+        | StartError::File(_)
         | StartError::SpecChanged { .. }
         | StartError::NoValidCheckpoint { .. }
-        | StartError::Checkpoint(_)
-        | StartError::Journal(_)
         | StartError::Data(_) => Failure::config(error),
     };
     let failure = failure.doing("start the coordinator");

@@ -30,10 +30,6 @@ const IDS_OF_A_START: u64 = 1_000_000_000_000;
 /// Likewise for generations.
 const GENERATIONS_OF_A_START: u64 = 1000;
 
-/// A task of the learners of which no rank has reported anything for so long is stuck: longer than any honest step or
-/// checkpoint takes, and far beyond the time that one rank waits for another.
-const TASK_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
-
 /// Each of them costs all steps since the last checkpoint.
 const MOST_LOST_SAVES: u32 = 5;
 
@@ -451,7 +447,9 @@ fn machine_options(
         group_timeout: Duration::from_secs(u64::from(spec.groups.timeout_seconds)),
         max_group_attempts: spec.groups.max_attempts,
         max_worker_losses: spec.groups.max_worker_losses,
-        task_timeout: TASK_TIMEOUT,
+        task_timeout: Duration::from_secs(u64::from(spec.watchdog.task_seconds)),
+        stall_timeout: Duration::from_secs(u64::from(spec.watchdog.stall_seconds)),
+        max_stalls: spec.watchdog.max_stalls,
         max_lost_generations: 10,
         max_lost_saves: MOST_LOST_SAVES,
         heartbeat_timeout: timing.heartbeat_timeout,

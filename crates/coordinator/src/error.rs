@@ -3,8 +3,54 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::DataError;
 
-use crate::journal::JournalError;
-use crate::records::CheckpointError;
+/// A file of the run that cannot be read or written, or is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file system refuses.
+    #[error("{action} `{}`: {error}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The database of the journal refuses.
+    #[error("{action} `{}`: {error}", path.display())]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// The database.
+        path: PathBuf,
+        /// Why not.
+        error: rusqlite::Error,
+    },
+    /// What is there is not what was written.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl FileError {
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::File { action, path, error }
+    }
+
+    pub(crate) fn database(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Database { action, path, error }
+    }
+
+    pub(crate) fn damaged(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), problem: problem.into() }
+    }
+}
 
 /// Why a run cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -26,16 +72,9 @@ pub enum StartError {
     /// Others would reach it in plain text.
     #[error("listen: {0}")]
     PlainText(#[from] pacs_runtime::net::PlainText),
-    /// A file of the run folder cannot be used.
-    #[error("{action} `{}`: {error}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
+    /// A file of the run folder, of the journal or of a checkpoint, cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The job changed in a way that its checkpoint cannot follow.
     #[error(
         "the job spec differs from the one of checkpoint `{}` in what a run must not change:\n  {}\nuse another run \
@@ -58,12 +97,6 @@ pub enum StartError {
         /// One line each: what is wrong.
         damages: Vec<String>,
     },
-    /// A checkpoint cannot be used for another reason than damage.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
     /// The problems cannot be loaded.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -71,7 +104,7 @@ pub enum StartError {
 
 impl StartError {
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::File { action, path, error }
+        let file = FileError::file(action, path);
+        move |error| Self::File(file(error))
     }
 }

@@ -20,7 +20,6 @@ mod records;
 mod services;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
-pub use error::StartError;
-pub use journal::JournalError;
+pub use error::{FileError, StartError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-pub use records::{CheckpointError, CoordinatorRecord};
+pub use records::CoordinatorRecord;

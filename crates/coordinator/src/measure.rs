@@ -1,6 +1,8 @@
 //! Measures the way of samples through the coordinator, without network and without models: lease, sample, verdict,
 //! batch, with the journal on. For `cargo xtask bench coordinator`; nothing else uses it.
 
+mod overlap;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +15,7 @@ use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
 use tonic::Request;
 
+pub use self::overlap::{Overlap, step_time};
 use crate::services::Services;
 use crate::{Coordinator, CoordinatorOptions};
 
@@ -37,6 +40,8 @@ pub struct Load {
     pub samples_per_step: u32,
     /// Steps.
     pub steps: u64,
+    /// How far generation may run ahead.
+    pub max_lag: u32,
 }
 
 /// What came of it.
@@ -46,6 +51,8 @@ pub struct Measured {
     pub samples: u64,
     /// How long that took.
     pub elapsed: Duration,
+    /// Processor time of all threads meanwhile, those of the made-up workers included.
+    pub cpu: Duration,
 }
 
 /// What a full pool costs.
@@ -59,6 +66,8 @@ pub struct Held {
     pub resident_bytes: u64,
     /// How long a coordinator takes that finds them in the journal of one that was killed.
     pub restart: Duration,
+    /// Processor time of that.
+    pub restart_cpu: Duration,
 }
 
 /// Runs a whole job with workers that make up what they hand in.
@@ -68,7 +77,7 @@ pub struct Held {
 pub async fn throughput(load: &Load) -> Result<Measured, String> {
     let coordinator = Arc::new(start(load, load.steps).await?);
     let services = coordinator.services();
-    let began = Instant::now();
+    let (began, cpu_before) = (Instant::now(), cpu_time()?);
     let mut tasks = tokio::task::JoinSet::new();
     for slot in 0..ROLLOUTS {
         tasks.spawn(rollout(services.clone(), slot, load.sample_bytes, Arc::default()));
@@ -87,8 +96,9 @@ pub async fn throughput(load: &Load) -> Result<Measured, String> {
         Err("all workers have ended".to_owned())
     };
     let elapsed = learner.await?;
+    let cpu = cpu_time()?.saturating_sub(cpu_before);
     tasks.shutdown().await;
-    Ok(Measured { samples: u64::from(load.samples_per_step) * load.steps, elapsed })
+    Ok(Measured { samples: u64::from(load.samples_per_step) * load.steps, elapsed, cpu })
 }
 
 /// Fills all slots with samples that nobody judges, then starts another coordinator on what the first has written.
@@ -118,14 +128,14 @@ pub async fn held(load: &Load) -> Result<Held, String> {
     // As a killed process would leave it: no goodbye, and the lock is free.
     services.forget();
     drop(coordinator);
-    let began = Instant::now();
+    let (began, cpu_before) = (Instant::now(), cpu_time()?);
     let coordinator = start(load, 2).await?;
-    let restart = began.elapsed();
+    let (restart, restart_cpu) = (began.elapsed(), cpu_time()?.saturating_sub(cpu_before));
     let found = coordinator.services().samples_in_flight();
     if found as u64 != wanted {
         return Err(format!("{found} of {wanted} samples were found again"));
     }
-    Ok(Held { samples: wanted, bytes: wanted * load.sample_bytes as u64, resident_bytes, restart })
+    Ok(Held { samples: wanted, bytes: wanted * load.sample_bytes as u64, resident_bytes, restart, restart_cpu })
 }
 
 async fn start(load: &Load, steps: u64) -> Result<Coordinator, String> {
@@ -139,9 +149,10 @@ async fn start(load: &Load, steps: u64) -> Result<Coordinator, String> {
          rollout.max_new_tokens = 64\nrollout.max_concurrent_samples = 65536\n\
          batch = {{ steps = {steps}, prompts_per_step = {prompts}, mini_batches = 1 }}\n\
          evaluation = {{ every_steps = 0, before = false, after = false }}\ncheckpoint.every_steps = 0\n\
-         logging.samples = false\nasynchrony.max_lag = 1\n",
+         logging.samples = false\nasynchrony.max_lag = {}\n",
         load.model.display(),
-        problems.display()
+        problems.display(),
+        load.max_lag
     );
     let spec = pacs_spec::parse(&text, Path::new("bench")).map_err(|errors| errors.to_string())?;
     let listen = "127.0.0.1:0".parse().map_err(|_| "an address is an address".to_owned())?;
@@ -218,22 +229,26 @@ async fn verifier(services: Services) -> Result<bool, String> {
         let _ = services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new() })).await;
         let request = v1::LeaseSamplesRequest { worker_id, max_samples: 256, wait_ms: WAIT_MS, request: 0 };
         let tasks = services.lease_samples(Request::new(request)).await.map_err(told)?.into_inner().tasks;
-        let verdicts = tasks.into_iter().map(|task| {
-            let right = task.sample_index % 2 == 0;
-            let verdict = v1::Verdict {
-                outcome: if right { v1::Outcome::Correct } else { v1::Outcome::Wrong }.into(),
-                label: f64::from(u8::from(right)),
-                reward: f64::from(u8::from(right)),
-                extracted: None,
-                rule: "bench".into(),
-            };
-            let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
-            let verdict = Some(verdict);
-            v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications: Vec::new() }
-        });
-        let request = v1::SubmitVerdictsRequest { worker_id, verdicts: verdicts.collect() };
-        services.submit_verdicts(Request::new(request)).await.map_err(told)?;
+        services.submit_verdicts(Request::new(judge(worker_id, tasks))).await.map_err(told)?;
     }
+}
+
+/// Verdicts without a look at the answers: every other one is right.
+fn judge(worker_id: u64, tasks: Vec<v1::VerifyTask>) -> v1::SubmitVerdictsRequest {
+    let verdicts = tasks.into_iter().map(|task| {
+        let right = task.sample_index % 2 == 0;
+        let verdict = v1::Verdict {
+            outcome: if right { v1::Outcome::Correct } else { v1::Outcome::Wrong }.into(),
+            label: f64::from(u8::from(right)),
+            reward: f64::from(u8::from(right)),
+            extracted: None,
+            rule: "bench".into(),
+        };
+        let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
+        let verdict = Some(verdict);
+        v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications: Vec::new() }
+    });
+    v1::SubmitVerdictsRequest { worker_id, verdicts: verdicts.collect() }
 }
 
 /// Takes batches and says that they are trained; true when it has made the last step.
@@ -265,6 +280,19 @@ async fn learner(services: Services, folder: PathBuf) -> Result<bool, String> {
         let request = v1::CompleteTaskRequest { worker_id, generation, task_id: next.task_id, result: Some(result) };
         services.complete_task(Request::new(request)).await.map_err(told)?;
     }
+}
+
+/// Linux counts processor time in hundredths of a second, on every architecture.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that all threads of this process have used, to a hundredth of a second.
+fn cpu_time() -> Result<Duration, String> {
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|error| error.to_string())?;
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth behind it.
+    let (_, fields) = stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?;
+    let ticks: Option<Vec<u64>> = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().ok()).collect();
+    let ticks: u64 = ticks.filter(|ticks| ticks.len() == 2).ok_or("/proc/self/stat has no times")?.iter().sum();
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
 /// Memory of this process, in bytes.

@@ -197,6 +197,11 @@ pub enum RunEnd {
         /// One sentence.
         reason: String,
     },
+    /// This process could not go on (the disk takes no more), and nothing is lost: the same command goes on.
+    Interrupted {
+        /// One sentence.
+        reason: String,
+    },
 }
 
 #[cfg(test)]

@@ -72,7 +72,9 @@ pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError>
     let prompter = if with_prompts { Some(JobPrompter::new(spec)?) } else { None };
     let gold = gold_check(spec.verifier.kind);
     let mut train = Checking::new(prompter.as_ref(), gold);
-    train.read(&spec.data.train)?;
+    for (_, source) in spec.data.train_sets() {
+        train.read(source)?;
+    }
     let mut overlap = Findings::default();
     let mut evaluation = None;
     if let Some(source) = &spec.data.evaluation {

@@ -56,7 +56,7 @@ pub enum DataError {
     #[error("no problem is left in `{part}`: {report}")]
     Empty {
         /// `data.train` or `data.evaluation`.
-        part: &'static str,
+        part: String,
         /// Where the rows went.
         report: Box<SourceReport>,
     },

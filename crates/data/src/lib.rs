@@ -10,6 +10,7 @@
 mod check;
 mod error;
 mod load;
+mod mixture;
 mod order;
 mod problem;
 mod prompt;

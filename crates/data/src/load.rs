@@ -2,9 +2,10 @@ use std::collections::HashSet;
 
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 
+use crate::mixture::Mixture;
 use crate::prompt::JobPrompter;
 use crate::source::{Row, rows};
-use crate::{DataError, LoadReport, Problem, Problems, SourceReport, TrainOrder};
+use crate::{DataError, LoadReport, Problem, Problems, SourceReport};
 
 /// Says whether the verifier can read a reference answer, and if not, why.
 pub type GoldCheck = fn(&str) -> Result<(), String>;
@@ -34,20 +35,26 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
 pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
     let prompter = JobPrompter::new(spec)?;
     let mut train = Loaded::default();
-    train.load(&spec.data.train, &prompter, check)?;
-    train.refuse_empty("data.train")?;
+    let mut sets = Vec::new();
+    for (path, source) in spec.data.train_sets() {
+        let before = train.problems.len();
+        train.load(source, &prompter, check)?;
+        let kept = train.problems.len() - before;
+        train.refuse_empty(kept, &path)?;
+        sets.push((source.weight.unwrap_or(1.0), kept));
+    }
 
     let mut report = LoadReport { train: train.report, ..LoadReport::default() };
     let mut evaluation = Vec::new();
     if let Some(source) = spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
         let mut loaded = Loaded::default();
         loaded.load(source, &prompter, check)?;
-        loaded.refuse_empty("data.evaluation")?;
+        loaded.refuse_empty(loaded.problems.len(), "data.evaluation")?;
         report.overlap = loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
         report.evaluation = Some(loaded.report);
         evaluation = loaded.problems;
     }
-    let order = TrainOrder::new(spec.seed, train.problems.len(), spec.data.shuffle);
+    let order = Mixture::new(spec.seed, spec.data.shuffle, &sets);
     Ok(Problems { train: train.problems, evaluation, report, order })
 }
 
@@ -86,11 +93,12 @@ impl Loaded {
         Ok(())
     }
 
-    fn refuse_empty(&self, part: &'static str) -> Result<(), DataError> {
-        if !self.problems.is_empty() {
+    /// Refuses a set of which nothing was kept.
+    fn refuse_empty(&self, kept: usize, part: &str) -> Result<(), DataError> {
+        if kept > 0 {
             return Ok(());
         }
-        Err(DataError::Empty { part, report: Box::new(self.report.clone()) })
+        Err(DataError::Empty { part: part.to_owned(), report: Box::new(self.report.clone()) })
     }
 }
 

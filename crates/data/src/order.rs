@@ -11,6 +11,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 #[derive(Debug)]
 pub struct TrainOrder {
     seed: u64,
+    /// Which of the sets of a job it is the order of.
+    set: u8,
     len: usize,
     shuffle: bool,
     /// The permutation of the epoch that was asked for last: draws come in order, so one is enough.
@@ -24,8 +26,13 @@ impl TrainOrder {
     /// When `len` is zero or beyond 32 bits.
     #[must_use]
     pub fn new(seed: u64, len: usize, shuffle: bool) -> Self {
+        Self::of_set(seed, 0, len, shuffle)
+    }
+
+    /// The same for a further set of a job, whose order has nothing to do with that of the others.
+    pub(crate) fn of_set(seed: u64, set: u8, len: usize, shuffle: bool) -> Self {
         assert!(len > 0 && u32::try_from(len).is_ok(), "an order needs 1 to 2^32 - 1 problems, got {len}");
-        Self { seed, len, shuffle, cached: Mutex::new(None) }
+        Self { seed, set, len, shuffle, cached: Mutex::new(None) }
     }
 
     /// Index of the problem that is drawn at `cursor`.
@@ -44,7 +51,7 @@ impl TrainOrder {
             *cached = None;
         }
         let (_, permutation) =
-            cached.get_or_insert_with(|| (epoch, permutation(Stream::Epoch, self.seed, epoch, self.len)));
+            cached.get_or_insert_with(|| (epoch, permutation(Stream::Epoch(self.set), self.seed, epoch, self.len)));
         permutation[position] as usize
     }
 }
@@ -52,10 +59,10 @@ impl TrainOrder {
 /// What a permutation is for: equal seeds of different streams have nothing to do with each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stream {
-    /// The order of one epoch.
-    Epoch = 1,
+    /// The order of one epoch of a set.
+    Epoch(u8),
     /// The split and order of generated problems.
-    Generator = 2,
+    Generator,
 }
 
 /// A random order of `0..len`, a function of its arguments.
@@ -63,7 +70,10 @@ pub(crate) fn permutation(stream: Stream, seed: u64, number: u64, len: usize) ->
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&number.to_le_bytes());
-    key[16] = stream as u8;
+    (key[16], key[17]) = match stream {
+        Stream::Epoch(set) => (1, set),
+        Stream::Generator => (2, 0),
+    };
     let mut random = ChaCha8Rng::from_seed(key);
     let mut order: Vec<u32> = (0..u32::try_from(len).expect("lengths are checked where they come in")).collect();
     for last in (1..len).rev() {
@@ -114,7 +124,7 @@ mod tests {
     #[test]
     fn the_order_never_changes_between_versions() {
         // A resumed job depends on these values.
-        assert_eq!(permutation(Stream::Epoch, 1, 0, 8), [1, 7, 4, 5, 0, 6, 2, 3]);
+        assert_eq!(permutation(Stream::Epoch(0), 1, 0, 8), [1, 7, 4, 5, 0, 6, 2, 3]);
         assert_eq!(permutation(Stream::Generator, 1, 0, 8), [7, 4, 5, 3, 2, 0, 1, 6]);
     }
 }

@@ -1,4 +1,5 @@
-use crate::{LoadReport, TrainOrder};
+use crate::LoadReport;
+use crate::mixture::Mixture;
 
 /// A question with its reference answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,20 +15,20 @@ pub struct Problem {
 /// All problems of a job.
 #[derive(Debug)]
 pub struct Problems {
-    /// Those that are trained on, in the order of their source; never empty.
+    /// Those that are trained on, set by set in the order of the spec, each in the order of its source; never empty.
     pub train: Vec<Problem>,
     /// The held-out ones, in the order of their source; empty when the job does not evaluate.
     pub evaluation: Vec<Problem>,
     /// What was read and what was left out.
     pub report: LoadReport,
-    pub(crate) order: TrainOrder,
+    pub(crate) order: Mixture,
 }
 
 impl Problems {
     /// The training problem at `cursor`, the number of prompts that were drawn before.
     ///
-    /// The answer depends on the cursor, the seed and the problems alone (see [`TrainOrder`]), so a job goes on where
-    /// it was by remembering the cursor.
+    /// The answer depends on the cursor, the seed, the problems and the weights of their sets alone, so a job goes on where
+    /// it was by remembering the cursor (see [`TrainOrder`](crate::TrainOrder)).
     #[must_use]
     pub fn train_at(&self, cursor: u64) -> &Problem {
         &self.train[self.order.index_at(cursor)]

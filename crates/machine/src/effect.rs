@@ -158,6 +158,8 @@ pub enum Directive {
     Leave,
     /// Unknown: register again.
     Register,
+    /// Nothing comes of what the process does: it is to end, and to be started again.
+    Restart,
 }
 
 /// A group on loan to a rollout worker.

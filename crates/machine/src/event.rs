@@ -157,6 +157,8 @@ pub enum Event {
         /// Which.
         group: GroupId,
     },
+    /// Nothing has come of anything for too long.
+    Stalled,
     /// Ranks have not reported a task for too long.
     TaskOverdue {
         /// Which.
@@ -192,6 +194,38 @@ pub enum Command {
     SetSlots(u32),
     /// Change the learning rate, from the next step on.
     SetLearningRate(#[serde(with = "crate::bits")] f64),
+    /// Change what the run's processes log, the workers' with their next heartbeat.
+    SetLogLevel(LogLevel),
+}
+
+/// The least urgent events that are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// Somebody must look.
+    Error,
+    /// Something went wrong and was dealt with.
+    Warn,
+    /// What a run does.
+    Info,
+    /// Why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Its name in filters and settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
 }
 
 /// When a run ends that is to be stopped.

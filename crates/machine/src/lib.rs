@@ -28,13 +28,14 @@ mod refusal;
 mod schedule;
 mod status;
 mod verbs;
+mod watchdog;
 mod worker;
 mod writing;
 
 pub use effect::{
     Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
 };
-pub use event::{Command, Event, FailureKind, Record, StopMode, TaskResult};
+pub use event::{Command, Event, FailureKind, LogLevel, Record, StopMode, TaskResult};
 pub use machine::{Machine, Present};
 pub use operate::Action;
 pub use options::{Counters, EvaluationPlan, Options, Snapshot, Staleness, UniformGroups};

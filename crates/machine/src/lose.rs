@@ -18,11 +18,13 @@ pub(crate) mod counter {
     pub(crate) const STALE_SUBMISSIONS: &str = "stale_submissions";
     pub(crate) const REPLACED_SAMPLES: &str = "replaced_samples";
     pub(crate) const LOST_SAMPLES: &str = "lost_samples";
+    pub(crate) const DEADLY_SAMPLES: &str = "deadly_samples";
     pub(crate) const DROPPED_GROUPS: &str = "dropped_groups";
     pub(crate) const UNIFORM_GROUPS: &str = "uniform_groups_left_out";
     pub(crate) const EVICTED_GROUPS: &str = "evicted_groups";
     pub(crate) const OVERDUE_GROUPS: &str = "overdue_groups";
     pub(crate) const SET_ASIDE_GROUPS: &str = "set_aside_groups";
+    pub(crate) const STALLS: &str = "stalls";
     pub(crate) const FAILED_CHECKPOINTS: &str = "failed_checkpoints";
 }
 
@@ -43,6 +45,9 @@ impl Machine {
         for group in revoked.deadly {
             self.set_aside(group, &name, why);
         }
+        for sample in revoked.deadly_samples {
+            self.give_up_deadly(sample, &name, why);
+        }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         if role == Role::Learner && is_rank {
             self.lose_generation(&format!("{name} {why}"));
@@ -56,6 +61,7 @@ impl Machine {
             let revoked = pool.revoke_worker(worker, died, most);
             all.loans += revoked.loans;
             all.deadly.extend(revoked.deadly);
+            all.deadly_samples.extend(revoked.deadly_samples);
         }
         all
     }
@@ -74,6 +80,19 @@ impl Machine {
             ));
         }
         self.drop_group(group, Dropped::Deadly);
+    }
+
+    /// Does not have a sample judged again that has killed its verifiers.
+    fn give_up_deadly(&mut self, sample: SampleId, worker: &str, why: &str) {
+        if self.is_ended() {
+            return;
+        }
+        let losses = self.options.max_worker_losses;
+        self.effects.push(Effect::Note(format!(
+            "{sample} is given up: {losses} verifiers died while they held it, the last of them alone: {worker} {why}"
+        )));
+        self.count(counter::DEADLY_SAMPLES, 1);
+        self.give_up_sample(sample);
     }
 
     /// Ends the generation: its state is gone, so the job goes back to where it can be loaded again.
@@ -136,6 +155,7 @@ impl Machine {
         self.position.counters = undone.counters;
         self.position.set_aside = undone.set_aside;
         self.position.learning_rate = undone.learning_rate;
+        self.position.log_level = undone.log_level;
         let (pool, set_aside) = (&self.pool, &self.position.set_aside);
         self.position.requeued.retain(|group| !pool.contains(*group) && !set_aside.contains_key(group));
         self.position = std::mem::take(&mut self.position).without([]);
@@ -242,13 +262,16 @@ impl Machine {
         self.effects.push(Effect::Note(format!("{group} was not done within {seconds} s; its work is issued again")));
     }
 
-    /// Gives a generation up whose ranks do not get on.
+    /// Gives a generation up whose ranks do not get on, and has those started again that have not reported.
     pub(crate) fn task_overdue(&mut self, task: u64) {
-        if self.phase.task().is_none_or(|current| current.id != task) {
+        let Some(current) = self.phase.task().filter(|current| current.id == task) else { return };
+        let ranks = (0u32..).zip(self.team.iter().flat_map(|team| &team.ranks));
+        let open: Vec<WorkerId> = ranks.filter(|(rank, _)| !current.done.contains(rank)).map(|(_, id)| *id).collect();
+        let (what, seconds) = (self.phase.name(), self.options.task_timeout.as_secs());
+        if !self.note_stall(seconds) {
             return;
         }
-        let (what, seconds) = (self.phase.name(), self.options.task_timeout.as_secs());
-        let whom = self.phase.task().map(|task| self.open_ranks(task)).unwrap_or_default();
-        self.lose_generation(&format!("{whom} has reported nothing for {seconds} s of {what}"));
+        let why = format!("has reported nothing for {seconds} s of {what}");
+        self.restart_all(&why, |_, worker| open.contains(&worker));
     }
 }

@@ -29,6 +29,8 @@ pub struct Machine {
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     /// Workers whose slot another process took: they are told to leave rather than to register again.
     pub(crate) replaced: BTreeSet<WorkerId>,
+    /// Workers that are to be started again, because nothing came of what they did.
+    pub(crate) restarting: BTreeSet<WorkerId>,
     pub(crate) newest_id: u64,
     pub(crate) newest_generation: Generation,
 
@@ -43,6 +45,10 @@ pub struct Machine {
     /// Generations that were lost while they saved since the last checkpoint was committed: the steps that are made again
     /// before each of them do not end this count.
     pub(crate) lost_saves: u32,
+    /// When something came of the work last.
+    pub(crate) progressed: Duration,
+    /// Stalls since then.
+    pub(crate) stalls: u32,
 
     /// Training groups in flight, without those of the step in the making.
     pub(crate) pool: Pool,
@@ -94,6 +100,7 @@ impl Machine {
             unchanged: false,
             workers: BTreeMap::new(),
             replaced: BTreeSet::new(),
+            restarting: BTreeSet::new(),
             newest_id: options.ids_above,
             newest_generation: Generation(options.generations_above),
             phase: Phase::Assembling,
@@ -103,6 +110,8 @@ impl Machine {
             regroup_reason: String::new(),
             lost_generations: 0,
             lost_saves: 0,
+            progressed: now,
+            stalls: 0,
             pool: Pool::default(),
             failed_groups: 0,
             refills: 0,
@@ -144,6 +153,7 @@ impl Machine {
     pub fn resume(&mut self, now: Duration) {
         self.now = self.now.max(now);
         self.ticked = self.now;
+        self.progressed = self.now;
         let now = self.now;
         self.workers.values_mut().for_each(|worker| worker.heard = now);
     }
@@ -181,6 +191,7 @@ impl Machine {
             Event::WorkerSilent { worker } => self.lose_worker(worker, "missed its heartbeats", true),
             Event::LeasesLapsed { groups, samples } => self.lapse(&groups, &samples),
             Event::GroupOverdue { group } => self.group_overdue(group),
+            Event::Stalled => self.stalled(),
             Event::TaskOverdue { task } => self.task_overdue(task),
             Event::CheckpointOverdue { task } => self.checkpoint_overdue(task),
             Event::LearnersMissing => self.learners_missing(),
@@ -275,7 +286,7 @@ impl Machine {
     #[must_use]
     pub fn recorded(&self) -> Self {
         let mut machine = self.clone();
-        (machine.now, machine.ticked) = Default::default();
+        (machine.now, machine.ticked, machine.progressed) = Default::default();
         for worker in machine.workers.values_mut() {
             (worker.heard, worker.active_since) = Default::default();
             worker.activity.clear();

@@ -49,6 +49,7 @@ impl Machine {
             }
             Command::Resume => {
                 self.paused = false;
+                self.progressed = self.now;
                 self.fill();
                 self.try_train();
                 Ok("resumed the run".to_owned())
@@ -64,6 +65,10 @@ impl Machine {
                 })
             }
             Command::SetSlots(slots) => self.set_slots(slots),
+            Command::SetLogLevel(level) => {
+                self.position.log_level = Some(level);
+                Ok(format!("set log_level to {}", level.name()))
+            }
             Command::SetLearningRate(rate) => {
                 if !(rate > 0.0 && rate <= 1.0) {
                     return Err(format!("learning_rate = {rate}: expected above 0, at most 1"));
@@ -171,6 +176,7 @@ impl Machine {
         (self.lost_generations, self.lost_saves, self.paused, self.checkpoint_wanted) = (0, 0, false, false);
         self.regroup_reason.clear();
         self.phase_since = Duration::ZERO;
+        self.progress();
         // What was written becomes a checkpoint first, and the job goes back to that.
         if self.committing().is_some() {
             return self.wait_for_writing();
@@ -184,7 +190,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use crate::verbs::testing::*;
-    use crate::{Command, Effect, End, Event, Options, Refusal, Reply, StopMode};
+    use crate::{Command, Effect, End, Event, LogLevel, Options, Refusal, Reply, StopMode};
     use pacs_types::Outcome;
 
     #[test]
@@ -282,6 +288,12 @@ mod tests {
         run.command(Command::SetSlots(6)).unwrap();
         assert_eq!(run.machine.in_flight(), 6);
         assert!(run.command(Command::SetLearningRate(2.0)).is_err());
+        run.command(Command::SetLogLevel(LogLevel::Debug)).unwrap();
+        let said = run.machine.status(run.now).actions.pop().unwrap().what;
+        assert_eq!(
+            (said.as_str(), run.machine.position().log_level),
+            ("set log_level to debug", Some(LogLevel::Debug))
+        );
         run.command(Command::SetLearningRate(2e-5)).unwrap();
         assert_eq!(run.machine.position().learning_rate, Some(2e-5));
     }

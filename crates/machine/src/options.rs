@@ -4,6 +4,8 @@ use std::time::Duration;
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
+use crate::LogLevel;
+
 /// Counts since the start of the job, by name.
 pub type Counters = BTreeMap<String, u64>;
 
@@ -52,14 +54,19 @@ pub struct Options {
     pub group_timeout: Duration,
     /// So often a group may run out of that time before the next prompt takes its place, at least 1.
     pub max_group_attempts: u32,
-    /// Workers that may die while they hold a group before it is set aside, at least 1. Before the last of them, it is
-    /// lent alone, so that it does not answer for another one.
+    /// Rollout workers that may die while they hold a group before it is set aside, and verifiers that may die while they
+    /// hold a sample before another one takes its place; at least 1. Before the last of them, it is lent alone, so that it
+    /// does not answer for another one.
     pub max_worker_losses: u32,
     /// Optimizer updates that may be skipped before the run fails.
     pub max_skipped_updates: u64,
-    /// Time without a report of any rank after which a task of the learners counts as stuck, and they form a new
-    /// generation.
+    /// Time without a report of any rank after which a task of the learners counts as stuck: those that have not reported
+    /// are started again, and a new generation is formed.
     pub task_timeout: Duration,
+    /// Time in which nothing comes of anything, while no rank is at a task, after which the run counts as stuck.
+    pub stall_timeout: Duration,
+    /// Times in a row that a run may be stuck, without progress between them, before it fails.
+    pub max_stalls: u32,
     /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
     pub max_lost_generations: u32,
     /// Generations that may be lost while they save, without a committed checkpoint between them, before the run fails.
@@ -80,6 +87,53 @@ pub struct Options {
     pub exported: bool,
     /// Steps whose evaluation is on record already.
     pub evaluated: BTreeSet<u64>,
+}
+
+impl Options {
+    /// A small job, for tests here and in the crates that drive a machine: one learner, steps of two groups of two samples,
+    /// three of them, no evaluation, no checkpoint but the last.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn small() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            learners: 1,
+            min_learners: 1,
+            learner_wait: seconds(60),
+            samples_per_prompt: 2,
+            prompts_per_step: 2,
+            total_steps: 3,
+            max_lag: 0,
+            slots: 2,
+            staleness: Staleness::Wait,
+            uniform_groups: UniformGroups::Keep,
+            max_refills: 0,
+            min_batch_groups: 1,
+            evaluation: EvaluationPlan::default(),
+            checkpoint_every_steps: 0,
+            background_saves: false,
+            checkpoint_timeout: seconds(600),
+            max_attempts: 3,
+            max_replacements: 0,
+            group_timeout: seconds(600),
+            max_group_attempts: 2,
+            max_worker_losses: 3,
+            max_skipped_updates: 10,
+            task_timeout: seconds(900),
+            stall_timeout: seconds(100_000),
+            max_stalls: 3,
+            max_lost_generations: 5,
+            max_lost_saves: 3,
+            heartbeat_timeout: seconds(10),
+            rollout_lease_timeout: seconds(60),
+            verifier_lease_timeout: seconds(60),
+            ids_above: 0,
+            generations_above: 0,
+            start: Snapshot::default(),
+            exported: false,
+            evaluated: BTreeSet::new(),
+        }
+    }
 }
 
 /// When and on how much the policy is measured.
@@ -154,6 +208,9 @@ pub struct Snapshot {
     /// Learning rate that an operator has set, instead of the job spec's.
     #[serde(default)]
     pub learning_rate: Option<f64>,
+    /// What the processes log since an operator has said so.
+    #[serde(default)]
+    pub log_level: Option<LogLevel>,
     /// Optimizer updates that were skipped.
     pub skipped_updates: u64,
     /// Steps in a row in which hardly any answer was right and no group was mixed.

@@ -1,4 +1,5 @@
 mod group;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::group::{Group, pass_rate_and_mixed_share, present};
 use self::group::{Slot, State};
+pub(crate) use self::suspects::Revoked;
 use crate::schedule::Candidate;
 use crate::{QueueDepths, WantedSample};
 
@@ -39,8 +41,12 @@ pub(crate) struct Pool {
     sample_loans: BTreeMap<LeaseId, Loan<SampleId>>,
     /// How many groups each rollout worker holds.
     held: BTreeMap<WorkerId, usize>,
+    /// How many samples each verifier holds.
+    held_samples: BTreeMap<WorkerId, usize>,
     /// Groups that are lent alone, for they may be what kills their workers.
     suspects: BTreeSet<GroupId>,
+    /// Samples likewise.
+    suspect_samples: BTreeSet<SampleId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,15 +72,6 @@ pub(crate) enum Taken {
     GiveUp,
     /// It counts, and it was the last verdict that its group waited for.
     Completes,
-}
-
-/// What a worker held when it went.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Revoked {
-    /// Loans that ended.
-    pub(crate) loans: usize,
-    /// Groups that have killed too many workers.
-    pub(crate) deadly: Vec<GroupId>,
 }
 
 impl Pool {
@@ -109,8 +106,8 @@ impl Pool {
     }
 
     pub(crate) fn loans_of(&self, worker: WorkerId) -> usize {
-        let samples = self.sample_loans.values().filter(|loan| loan.worker == worker).count();
-        self.held.get(&worker).copied().unwrap_or(0) + samples
+        let of = |held: &BTreeMap<WorkerId, usize>| held.get(&worker).copied().unwrap_or(0);
+        of(&self.held) + of(&self.held_samples)
     }
 
     /// The groups as the schedule sees them.
@@ -135,19 +132,6 @@ impl Pool {
     pub(crate) fn put_back(&mut self, groups: BTreeMap<GroupId, Group>) {
         self.complete += groups.len();
         self.groups.extend(groups);
-    }
-
-    /// The next group for a worker: its place in the queue, its missing samples, and whether it is lent alone.
-    pub(crate) fn next_for(&self, worker: WorkerId) -> Option<(usize, usize, bool)> {
-        let holds = self.held.contains_key(&worker);
-        let mut of_worker = self.group_loans.values().filter(|loan| loan.worker == worker);
-        if holds && !self.suspects.is_empty() && of_worker.any(|loan| self.suspects.contains(&loan.item)) {
-            return None;
-        }
-        let fits = |id: &GroupId| !holds || !self.suspects.contains(id);
-        let place = self.waiting.iter().position(fits)?;
-        let id = self.waiting[place];
-        Some((place, self.groups[&id].missing(), self.suspects.contains(&id)))
     }
 
     pub(crate) fn holds_group(&self, worker: WorkerId) -> bool {
@@ -269,19 +253,25 @@ impl Pool {
         self.unverified.len()
     }
 
-    /// Lends up to `most` samples. One that `worker` failed is left to others for a while, if there are `others`.
+    /// Lends up to `most` samples. One that `worker` failed is left to others for a while, if there are `others`; a suspect
+    /// is lent alone, to a worker that `holds` nothing.
     pub(crate) fn lend_samples(
         &mut self,
         leases: &mut impl FnMut() -> LeaseId,
         worker: WorkerId,
         most: usize,
-        others: bool,
+        (others, holds): (bool, bool),
         now: Duration,
     ) -> Vec<(LeaseId, SampleId)> {
         let mut lent = Vec::new();
         let mut kept = Vec::new();
         while lent.len() < most {
             let Some(id) = self.unverified.pop_front() else { break };
+            let is_suspect = self.suspect_samples.contains(&id);
+            if is_suspect && (holds || !lent.is_empty()) {
+                kept.push(id);
+                continue;
+            }
             let slot = self.slot_mut(id);
             let failed_here = |(by, at): (WorkerId, Duration)| by == worker && now < at + OTHER_VERIFIER_PREFERENCE;
             if others && slot.failed_by.is_some_and(failed_here) {
@@ -291,12 +281,27 @@ impl Pool {
             slot.state = State::Verifying;
             let lease = leases();
             self.sample_loans.insert(lease, Loan { worker, item: id, since: now });
+            *self.held_samples.entry(worker).or_default() += 1;
             lent.push((lease, id));
+            if is_suspect {
+                break;
+            }
         }
         for id in kept.into_iter().rev() {
             self.unverified.push_front(id);
         }
         lent
+    }
+
+    fn end_sample_loan(&mut self, lease: LeaseId) -> Option<Loan<SampleId>> {
+        let loan = self.sample_loans.remove(&lease)?;
+        if let Some(held) = self.held_samples.get_mut(&loan.worker) {
+            *held -= 1;
+            if *held == 0 {
+                self.held_samples.remove(&loan.worker);
+            }
+        }
+        Some(loan)
     }
 
     /// Takes a verdict.
@@ -313,12 +318,13 @@ impl Pool {
             Some(loan) if loan.worker == worker && loan.item == id => {}
             _ => return self.repeat_or_stale(lease, id),
         }
-        self.sample_loans.remove(&lease);
+        self.end_sample_loan(lease);
         let (outcome, label) = verdict;
         if !outcome.is_conclusive() {
             return self.fail_verification(id, worker, max_attempts, now);
         }
         self.slot_mut(id).state = State::Judged { under: lease, label };
+        self.suspect_samples.remove(&id);
         let group = self.groups.get_mut(&id.group).expect("a lent sample's group is in the pool");
         group.unjudged -= 1;
         if group.unjudged > 0 {
@@ -370,8 +376,9 @@ impl Pool {
         let slot = self.slot_mut(id);
         slot.state = State::Missing;
         slot.replaced += 1;
-        slot.failures = 0;
+        (slot.failures, slot.losses) = (0, 0);
         slot.failed_by = None;
+        self.suspect_samples.remove(&id);
         self.wait_first(id.group);
     }
 
@@ -385,9 +392,19 @@ impl Pool {
                 self.complete -= usize::from(group.unjudged == 0);
                 group.unjudged += 1;
             }
-            State::Verifying => self.sample_loans.retain(|_, loan| loan.item != id),
+            State::Verifying => {
+                let (_, loans) = self.loans_matching(|_| false, |loan| loan.item == id);
+                for lease in loans {
+                    self.end_sample_loan(lease);
+                }
+            }
             State::Unverified => self.unverified.retain(|waiting| *waiting != id),
         }
+        self.suspect_samples.remove(&id);
+        let Some(slot) = self.groups.get_mut(&id.group).and_then(|group| group.samples.get_mut(id.index as usize))
+        else {
+            return false;
+        };
         // Another sample than the one before, whose noise is known to be spent.
         *slot = Slot { replaced: slot.replaced + 1, ..Slot::empty() };
         self.wait_first(id.group);
@@ -432,9 +449,10 @@ impl Pool {
             self.end_group_loan(lease);
         }
         for lease in samples {
-            self.sample_loans.remove(&lease);
+            self.end_sample_loan(lease);
         }
         self.suspects.remove(&id);
+        self.suspect_samples.retain(|sample| sample.group != id);
         Some(group)
     }
 
@@ -475,7 +493,7 @@ impl Pool {
             self.give_back(*lease);
         }
         for lease in samples.iter().rev() {
-            let Some(loan) = self.sample_loans.remove(lease) else { continue };
+            let Some(loan) = self.end_sample_loan(*lease) else { continue };
             ended += 1;
             self.slot_mut(loan.item).state = State::Unverified;
             self.unverified.push_front(loan.item);
@@ -483,39 +501,10 @@ impl Pool {
         ended
     }
 
-    /// Ends every loan of a worker; the work waits again, first in line. One that `died` is held against what it held.
-    pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool, most_losses: u32) -> Revoked {
-        let (groups, samples) = self.loans_matching(|loan| loan.worker == worker, |loan| loan.worker == worker);
-        let mut revoked = Revoked { loans: groups.len() + samples.len(), ..Revoked::default() };
-        if !died {
-            self.end_loans(&groups, &samples);
-            return revoked;
-        }
-        // A verifier that dies says nothing about the samples it held, most of which it had not begun with.
-        let held: Vec<GroupId> = groups.iter().map(|lease| self.group_loans[lease].item).collect();
-        self.end_loans(&groups, &samples);
-        for id in held {
-            if self.hold_against(id, most_losses) {
-                revoked.deadly.push(id);
-            }
-        }
-        revoked
-    }
-
-    /// Notes that a worker died while it held a group. Returns whether the group has killed too many.
-    fn hold_against(&mut self, id: GroupId, most: u32) -> bool {
-        let Some(group) = self.groups.get_mut(&id) else { return false };
-        let was_alone = self.suspects.contains(&id);
-        group.losses += 1;
-        if most <= 1 || was_alone {
-            return true;
-        }
-        // Not beyond what makes it a suspect: with others beside it, it need not have been the one.
-        group.losses = group.losses.min(most - 1);
-        if group.losses + 1 >= most {
-            self.suspects.insert(id);
-        }
-        false
+    /// Ends every loan; all work waits again. Returns how many there were.
+    pub(crate) fn end_all_loans(&mut self) -> usize {
+        let (groups, samples) = self.loans_matching(|_| true, |_| true);
+        self.end_loans(&groups, &samples)
     }
 
     /// Gives up all groups with tokens of weights behind `version`, and all loans of groups if there may be such tokens
@@ -561,6 +550,26 @@ impl Pool {
         let group = self.groups.get(&id)?;
         let is_open = |slot: &&Slot| matches!(slot.state, State::Missing | State::Generating { .. });
         Some((group.samples.iter().filter(is_open).count(), group.unjudged))
+    }
+
+    /// What has gone wrong with an open group so far, in words; empty when nothing has.
+    pub(crate) fn troubles(&self, id: GroupId) -> Vec<String> {
+        let Some(group) = self.groups.get(&id) else { return Vec::new() };
+        let times = |count: u32| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+        let failures: u32 = group.samples.iter().map(|slot| slot.failures).sum();
+        let replaced: u32 = group.samples.iter().map(|slot| slot.replaced).sum();
+        let deadly = group.losses.max(group.samples.iter().map(|slot| slot.losses).max().unwrap_or(0));
+        let all = [
+            (group.overdue, "took too long"),
+            (group.evictions, "started again with newer weights"),
+            (failures, "verifications failed"),
+            (replaced, "samples given up"),
+            (deadly, "a worker died that held it"),
+        ];
+        all.into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{what} {}", times(count)))
+            .collect()
     }
 
     /// Whether a complete group's labels are all the same.

@@ -9,6 +9,9 @@ use crate::pool::{Pool, evaluation_problem};
 use crate::schedule::{Decision, decide};
 use crate::{Counters, End, TaskKind};
 
+/// Without progress for so long, the sentence says so.
+const NAMED_AFTER: Duration = Duration::from_secs(15);
+
 /// What an operator sees of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -28,6 +31,8 @@ pub struct Status {
     pub queues: QueueDepths,
     /// One sentence: what the run waits for.
     pub waiting_for: String,
+    /// Time in which nothing has come of anything.
+    pub stalled: Duration,
     /// The oldest group that is not done, and why.
     pub oldest_group: Option<String>,
     /// Counts since the start of the job.
@@ -119,6 +124,7 @@ impl Machine {
             workers,
             queues: self.depths(),
             waiting_for: self.waiting_for(now),
+            stalled: self.stalled_for(now),
             oldest_group: self
                 .current_pool()
                 .oldest_open()
@@ -132,8 +138,20 @@ impl Machine {
         }
     }
 
-    /// One sentence: what the run waits for, which role, since when.
-    fn waiting_for(&self, now: Duration) -> String {
+    fn stalled_for(&self, now: Duration) -> Duration {
+        if self.is_ended() || self.paused { Duration::ZERO } else { now.saturating_sub(self.progressed) }
+    }
+
+    /// One sentence: what the run waits for, which role, since when, and whether it is stuck.
+    pub(crate) fn waiting_for(&self, now: Duration) -> String {
+        let (waiting, stalled) = (self.waits_for(now), self.stalled_for(now));
+        match stalled >= NAMED_AFTER {
+            true => format!("{waiting}; nothing has happened for {}", seconds(stalled)),
+            false => waiting,
+        }
+    }
+
+    fn waits_for(&self, now: Duration) -> String {
         let age = seconds(now.saturating_sub(self.phase_since));
         match &self.phase {
             Phase::Assembling => {
@@ -251,7 +269,8 @@ impl Machine {
             Some((samples, _)) => format!(", {samples} samples missing"),
             None => String::new(),
         };
-        format!("{name} for {}{missing}, held by {holder}", seconds(now.saturating_sub(drawn)))
+        let troubles: String = pool.troubles(id).into_iter().map(|trouble| format!(", {trouble}")).collect();
+        format!("{name} for {}{missing}{troubles}, held by {holder}", seconds(now.saturating_sub(drawn)))
     }
 
     /// The groups that the learners wait for.
@@ -297,6 +316,23 @@ mod tests {
         assert!(sentence(&run).ends_with("held by rollout-0"));
         run.generate_all();
         assert!(sentence(&run).starts_with("step 1 waits for 1 rollout worker"), "{}", sentence(&run));
+    }
+
+    #[test]
+    fn the_oldest_group_says_what_went_wrong_with_it() {
+        let mut run = Run::sampling(options());
+        run.generate_all();
+        let (verifier, worker) = (run.verifier, run.rollout);
+        let grants = run.samples();
+        let lease = grants[0].lease;
+        let (outcome, sample) = (pacs_types::Outcome::TimedOut, grants[0].sample);
+        run.step(crate::Event::SubmitVerdict { worker: verifier, lease, sample, outcome, label: 0.0 });
+        run.verifier = run.register(pacs_types::Role::Verifier, "verifier-0").0;
+        assert_ne!(run.verifier, worker);
+        let oldest = run.machine.status(run.now).oldest_group.unwrap();
+        let expected = "g0 for 0.0 s, 2 verdicts missing, verifications failed once, a worker died that held it once, \
+                        held by nobody";
+        assert_eq!(oldest, expected);
     }
 
     #[test]

@@ -3,6 +3,9 @@ use std::time::Duration;
 use pacs_types::{LeaseId, Role};
 use serde::{Deserialize, Serialize};
 
+/// Ids of workers that are no members any more, and are told something else than to register again, that are remembered.
+pub(crate) const MOST_REMEMBERED: usize = 1024;
+
 /// A member of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worker {

@@ -15,7 +15,7 @@ mod shutdown;
 pub use backoff::Backoff;
 pub use exit::Exit;
 pub use health::Health;
-pub use logging::{LogFormat, init_logging};
+pub use logging::{LogFormat, init_logging, set_log_level};
 pub use membership::{Activity, Ended, JoinError, Link, Membership, WorkerIdentity, connect};
 pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use shutdown::Shutdown;

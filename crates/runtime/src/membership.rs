@@ -9,7 +9,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::net::{DialError, PeerRole, PlainText, Security, dial};
-use crate::{Backoff, Exit, Health, Shutdown, launch};
+use crate::{Backoff, Exit, Health, Shutdown, launch, set_log_level};
 
 /// How long one heartbeat may take before it counts as missed.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
@@ -288,6 +288,7 @@ async fn beat(
     let mut ticker = tokio::time::interval(interval);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heard = Instant::now();
+    let mut log_level = v1::LogLevel::Unspecified;
     loop {
         ticker.tick().await;
         let request = v1::HeartbeatRequest { worker_id: worker.0, activity: activity.0.borrow().clone() };
@@ -295,7 +296,12 @@ async fn beat(
         let directive = match reply {
             Ok(Ok(reply)) => {
                 heard = Instant::now();
-                reply.into_inner().directive()
+                let reply = reply.into_inner();
+                if reply.log_level() != log_level {
+                    log_level = reply.log_level();
+                    apply_log_level(log_level);
+                }
+                reply.directive()
             }
             Ok(Err(status)) if status.code() == Code::NotFound => v1::Directive::Register,
             Ok(Err(_)) | Err(_) if heard.elapsed() < SILENCE_LIMIT => continue,
@@ -308,10 +314,31 @@ async fn beat(
             v1::Directive::Leave => End::Leave(Exit::Done),
             v1::Directive::LeaveForNow => End::Leave(Exit::Again),
             v1::Directive::Register => End::Lost,
+            v1::Directive::Restart => restart(),
             v1::Directive::Unspecified | v1::Directive::Continue => continue,
         };
         // Nobody waits for the end any more when the membership was dropped.
         let _ = end.send(Some(ended));
         return;
     }
+}
+
+/// Ends the process at once. Whatever it is stuck in would keep an orderly end from happening, and the coordinator has
+/// given its work to others already.
+fn restart() -> ! {
+    tracing::error!("the coordinator says that nothing comes of what this process does: it ends, to be started again");
+    std::process::exit(i32::from(Exit::Again.code()))
+}
+
+fn apply_log_level(level: v1::LogLevel) {
+    let level = match level {
+        v1::LogLevel::Unspecified => return,
+        v1::LogLevel::Error => tracing::Level::ERROR,
+        v1::LogLevel::Warn => tracing::Level::WARN,
+        v1::LogLevel::Info => tracing::Level::INFO,
+        v1::LogLevel::Debug => tracing::Level::DEBUG,
+        v1::LogLevel::Trace => tracing::Level::TRACE,
+    };
+    tracing::info!(%level, "an operator has set the log level");
+    set_log_level(level);
 }

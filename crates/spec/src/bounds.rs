@@ -38,6 +38,9 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.found
 }
 
+/// Most sets of problems beside `data.train`.
+const MOST_MIXED: usize = 31;
+
 /// Largest number of steps or updates.
 const MOST_STEPS: u64 = 1_000_000_000;
 
@@ -67,10 +70,25 @@ impl Check {
     fn data(&mut self, spec: &JobSpec) {
         let data = &spec.data;
         self.range("data.max_prompt_tokens", data.max_prompt_tokens, 1..=1_000_000);
-        self.source("data.train", &data.train);
+        let message = format!("expected up to {MOST_MIXED} further sets");
+        self.that(data.mix.len() <= MOST_MIXED, "data.mix", data.mix.len(), message, &[]);
+        for (path, source) in data.train_sets() {
+            self.source(&path, source);
+            let Some(weight) = source.weight else { continue };
+            let at = format!("{path}.weight");
+            self.that(weight > 0.0 && weight <= 1e6, &at, weight, "expected above 0, at most 1000000", &[]);
+            let message = "has no effect: without `data.mix` there is no other set to weigh it against";
+            self.that(!data.mix.is_empty(), &at, weight, message, &["data.mix"]);
+        }
         if let Some(evaluation) = &data.evaluation {
             self.source("data.evaluation", evaluation);
-            self.disjoint(&data.train, evaluation);
+            for (path, source) in data.train_sets() {
+                self.disjoint(&path, source, evaluation);
+            }
+            if let Some(weight) = evaluation.weight {
+                let message = "applies to sets that are trained on: all held-out problems are measured";
+                self.that(false, "data.evaluation.weight", weight, message, &[]);
+            }
         } else if spec.evaluation.is_on() {
             let message = "is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name \
                            held-out problems or turn all three off";
@@ -118,7 +136,7 @@ impl Check {
     }
 
     /// Two generators of the same task must split the same pairs, else problems that are trained on are evaluated with.
-    fn disjoint(&mut self, train: &SourceSpec, evaluation: &SourceSpec) {
+    fn disjoint(&mut self, path: &str, train: &SourceSpec, evaluation: &SourceSpec) {
         let (Some(train), Some(evaluation)) = (&train.generator, &evaluation.generator) else { return };
         let apart = train.high < evaluation.low || evaluation.high < train.low;
         if train.task != evaluation.task || apart {
@@ -126,9 +144,12 @@ impl Check {
         }
         let split = |g: &GeneratorSpec| (g.low, g.high, g.held_out, g.seed);
         let message = if split(train) != split(evaluation) {
-            "expected the `low`, `high`, `held_out` and `seed` of `data.train.generator`, so that no problem is in both"
+            format!(
+                "expected the `low`, `high`, `held_out` and `seed` of `{path}.generator`, so that no problem is in both"
+            )
         } else if train.part == evaluation.part {
             "gives the very problems that are trained on; expected the other `part` (`held_out` here, `train` there)"
+                .to_owned()
         } else {
             return;
         };

@@ -15,12 +15,15 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         "data" => fields_of::<DataSpec>(),
         "data.train" | "data.evaluation" => fields_of::<SourceSpec>(),
         "data.train.generator" | "data.evaluation.generator" => fields_of::<GeneratorSpec>(),
+        _ if is_mixed(path) => fields_of::<SourceSpec>(),
+        _ if path.strip_suffix(".generator").is_some_and(is_mixed) => fields_of::<GeneratorSpec>(),
         "rollout" => fields_of::<RolloutSpec>(),
         "objective" => fields_of::<ObjectiveSpec>(),
         "optimizer" => fields_of::<OptimizerSpec>(),
         "batch" => fields_of::<BatchSpec>(),
         "asynchrony" => fields_of::<AsynchronySpec>(),
         "groups" => fields_of::<GroupsSpec>(),
+        "watchdog" => fields_of::<WatchdogSpec>(),
         "verifier" => fields_of::<VerifierSpec>(),
         "reward" => fields_of::<RewardSpec>(),
         "evaluation" => fields_of::<EvaluationSpec>(),
@@ -33,13 +36,14 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Every table path that [`fields_at`] knows.
-/// Those of `reward.verifiers` have names of the job's own.
-pub(crate) const TABLES: [&str; 20] = [
+/// Those of `reward.verifiers` and `data.mix` have names of the job's own.
+pub(crate) const TABLES: [&str; 22] = [
     "",
     "model",
     "data",
     "data.train",
     "data.train.generator",
+    "data.mix.NAME",
     "data.evaluation",
     "data.evaluation.generator",
     "rollout",
@@ -48,6 +52,7 @@ pub(crate) const TABLES: [&str; 20] = [
     "batch",
     "asynchrony",
     "groups",
+    "watchdog",
     "verifier",
     "reward",
     "reward.verifiers.NAME",
@@ -74,6 +79,10 @@ pub(crate) fn suggestion(path: &str, name: &str) -> Option<String> {
         "" => Some(format!("`{name}` belongs to the top of the file, above the first table")),
         table => Some(format!("`{name}` belongs to `[{table}]`")),
     }
+}
+
+fn is_mixed(path: &str) -> bool {
+    path.strip_prefix("data.mix.").is_some_and(|name| !name.contains('.'))
 }
 
 fn is_reward_verifier(path: &str) -> bool {
@@ -176,7 +185,7 @@ mod tests {
         }
         let mut found = Vec::new();
         tables("", &spec, &mut found);
-        found.retain(|path| path != "model.template_variables" && path != "reward.verifiers");
+        found.retain(|path| path != "model.template_variables" && path != "reward.verifiers" && path != "data.mix");
         assert!(found.len() > 10);
         for path in found {
             let listed = TABLES.contains(&path.as_str()) || is_reward_verifier(&path);

@@ -43,8 +43,9 @@ pub struct GroupsSpec {
     pub timeout_seconds: u32,
     /// So often a group may run out of that time before the next prompt takes its place. Default 3, 1 to 100.
     pub max_attempts: u32,
-    /// Rollout workers that may die while they hold a group before it is set aside for good. Default 3, 1 to 100. Before
-    /// the last of them it is lent alone, so that it does not answer for another group.
+    /// Rollout workers that may die while they hold a group before it is set aside for good, and verifiers that may die while
+    /// they hold a sample before another one takes its place (`verifier.max_replacements`). Default 3, 1 to 100. Before the
+    /// last of them it is lent alone, so that it does not answer for another one.
     pub max_worker_losses: u32,
 }
 
@@ -57,6 +58,28 @@ impl Default for GroupsSpec {
             max_attempts: 3,
             max_worker_losses: 3,
         }
+    }
+}
+
+/// When a run counts as stuck, and what is tried before it ends with an error that says so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WatchdogSpec {
+    /// Seconds without a fresh sample, verdict, step, measurement or checkpoint after which the watchdog acts: at first all
+    /// loans end and the work is issued again, then the workers that hold it are started again. Default 1800, 30 to
+    /// 1,000,000. It has to be longer than the longest answer takes to generate and to grade.
+    pub stall_seconds: u32,
+    /// Seconds without a report of any learner rank after which its task (loading, a step, a checkpoint) counts as stuck:
+    /// the ranks that owe one are started again, and form a new generation. Default 7200, 30 to 1,000,000. It has to be
+    /// longer than a step takes.
+    pub task_seconds: u32,
+    /// Times in a row that the watchdog acts without progress between them; the next time ends the run. Default 3, 1 to 100.
+    pub max_stalls: u32,
+}
+
+impl Default for WatchdogSpec {
+    fn default() -> Self {
+        Self { stall_seconds: 1800, task_seconds: 7200, max_stalls: 3 }
     }
 }
 

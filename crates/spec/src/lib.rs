@@ -21,7 +21,7 @@ mod verifier;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
-pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind};
+pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind, WatchdogSpec};
 pub use init::init_template;
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};
 pub use pacs_algo::Schedule;

@@ -1,12 +1,13 @@
 //! The job spec as types: the doc comment of a field is its meaning, default and range.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pacs_algo::Schedule;
 use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
-use crate::{AsynchronySpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec};
+use crate::{AsynchronySpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub struct JobSpec {
     /// What becomes of groups that are of no use, or that nothing comes of.
     #[serde(default)]
     pub groups: GroupsSpec,
+    /// When a run counts as stuck, and what is tried then.
+    #[serde(default)]
+    pub watchdog: WatchdogSpec,
     /// How answers are graded.
     #[serde(default)]
     pub verifier: VerifierSpec,
@@ -96,6 +100,10 @@ pub enum Precision {
 pub struct DataSpec {
     /// Problems to train on. Required.
     pub train: SourceSpec,
+    /// Further sets of problems to train on, by a name of the job's own: up to 31 tables like `data.train`. A step draws from
+    /// each set in proportion to its `weight`, and each set has epochs of its own. Default none.
+    #[serde(default)]
+    pub mix: BTreeMap<String, SourceSpec>,
     /// Held-out problems; required when evaluation is on.
     #[serde(default)]
     pub evaluation: Option<SourceSpec>,
@@ -151,6 +159,18 @@ pub struct SourceSpec {
     /// Take only the first so many problems (behind those skipped), at least 1. Default: all.
     #[serde(default)]
     pub limit: Option<usize>,
+    /// Share of the prompts that are drawn from this set, relative to the other weights. For `data.train` and `data.mix`
+    /// where there is a `data.mix`. Default 1, above 0, at most 1,000,000.
+    #[serde(default)]
+    pub weight: Option<f64>,
+}
+
+impl DataSpec {
+    /// The sets of problems to train on, with their paths in the spec: `data.train`, then those of `data.mix` by name.
+    pub fn train_sets(&self) -> impl Iterator<Item = (String, &SourceSpec)> {
+        let mixed = self.mix.iter().map(|(name, source)| (format!("data.mix.{name}"), source));
+        std::iter::once(("data.train".to_owned(), &self.train)).chain(mixed)
+    }
 }
 
 impl Default for SourceSpec {
@@ -162,6 +182,7 @@ impl Default for SourceSpec {
             answer_field: answer(),
             skip: None,
             limit: None,
+            weight: None,
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::records::{ArchivedSample, Manifest, Retention, Round};
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
 const WAITING_AGAIN: Duration = Duration::from_secs(60);
+/// Without progress for so long, watchers are told what is stuck.
+const STALL_NAMED: Duration = Duration::from_secs(20);
 /// Records behind a snapshot before another one is made although no step was.
 const MOST_RECORDS: u64 = 500_000;
 
@@ -304,8 +306,7 @@ impl Driver {
         if let Some(problem) = self.journal.failure() {
             // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
             if self.end.borrow().is_none() {
-                let hint = "nothing was lost; start the run again when the disk takes it";
-                self.end.send_replace(Some(RunEnd::Failed { reason: format!("{problem}; {hint}") }));
+                self.end.send_replace(Some(RunEnd::Interrupted { reason: problem }));
             }
             return;
         }
@@ -315,8 +316,15 @@ impl Driver {
         }
         let status = self.machine.status(self.now());
         let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
-        if status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN && self.machine.ended().is_none() {
+        let waits = status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN;
+        // What is stuck is named soon, however long the phase has been going on and whatever was said of it.
+        let is_stalled = status.stalled >= STALL_NAMED;
+        let newly_stalled = is_stalled && !std::mem::replace(&mut self.told_stall, is_stalled);
+        if (waits || newly_stalled) && self.machine.ended().is_none() {
             self.told_waiting = Some(Instant::now());
+            if newly_stalled {
+                tracing::warn!("{}", status.waiting_for);
+            }
             self.tell_progress(Progress::Waiting { sentence: status.waiting_for });
         }
         self.notify();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
 use pacs_machine::{
-    Command, Counters, Effect, End, Event, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
+    Command, Counters, Effect, End, Event, LogLevel, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
 };
 use pacs_protocol::v1;
 use pacs_spec::JobSpec;
@@ -163,6 +163,8 @@ pub(crate) struct Driver {
     pub(crate) newest_step: Option<StepSummary>,
     /// The wait that watchers were told of last, and when.
     pub(crate) told_waiting: Option<Instant>,
+    /// They know of the stall that is going on.
+    pub(crate) told_stall: bool,
 
     pub(crate) checkpoints: Checkpoints,
     pub(crate) metrics: Lines,
@@ -220,6 +222,7 @@ impl Driver {
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
             newest_step: None,
             told_waiting: None,
+            told_stall: false,
             checkpoints: parts.checkpoints,
             metrics: parts.metrics,
             evaluations: parts.evaluations,
@@ -233,6 +236,7 @@ impl Driver {
 
     /// Begins: a job that is complete already ends where it starts.
     pub(crate) fn begin(&mut self) {
+        self.apply_log_level();
         self.keep_snapshot();
         // A run that was stopped, or failed, goes on.
         if let Some(end) = self.machine.ended().filter(|end| **end == End::Finished).cloned() {
@@ -302,10 +306,29 @@ impl Driver {
         let at = self::summary::unix_time() as u64;
         let what = format!("{command:?}");
         tracing::info!(who, what, "an operator acts");
+        let sets_level = matches!(command, Command::SetLogLevel(_));
         self.call(Event::Operator { who: who.to_owned(), at, command })?;
+        if sets_level {
+            self.apply_log_level();
+        }
         self.journal.audit(Audit { at, who: who.to_owned(), what });
         self.notify();
         Ok(())
+    }
+
+    /// Logs in this process what an operator has set.
+    fn apply_log_level(&self) {
+        let level = match self.machine.position().log_level {
+            None => return,
+            Some(LogLevel::Error) => tracing::Level::ERROR,
+            Some(LogLevel::Warn) => tracing::Level::WARN,
+            Some(LogLevel::Info) => tracing::Level::INFO,
+            Some(LogLevel::Debug) => tracing::Level::DEBUG,
+            Some(LogLevel::Trace) => tracing::Level::TRACE,
+        };
+        if !pacs_runtime::set_log_level(level) {
+            tracing::debug!(%level, "this process has no log of its own to set the level of");
+        }
     }
 
     /// Asks the run to save and end at the next safe point.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use pacs_machine::Machine;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Audit, Extras, JournalError, Records, Snapshot};
+use super::{Audit, Extras, Records, Snapshot};
+use crate::FileError;
 
 /// Format of the tables and of what is in them.
 const FORMAT: &str = "1";
@@ -41,7 +42,7 @@ impl Database {
         Self::path(folder).exists()
     }
 
-    pub(super) fn open(folder: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, FileError> {
         let path = Self::path(folder);
         let open = || {
             let connection = Connection::open(&path)?;
@@ -51,21 +52,21 @@ impl Database {
             connection.execute_batch(SCHEMA)?;
             Ok(connection)
         };
-        let connection = open().map_err(JournalError::database("open", &path))?;
+        let connection = open().map_err(FileError::database("open", &path))?;
         Ok(Self { path, connection })
     }
 
     /// Says what journal this is.
-    pub(super) fn describe(&self, spec: &str) -> Result<(), JournalError> {
+    pub(super) fn describe(&self, spec: &str) -> Result<(), FileError> {
         for (key, value) in [("format", FORMAT), ("version", env!("CARGO_PKG_VERSION")), ("spec", spec)] {
             let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
-            self.connection.execute(sql, params![key, value]).map_err(JournalError::database("write", &self.path))?;
+            self.connection.execute(sql, params![key, value]).map_err(FileError::database("write", &self.path))?;
         }
         Ok(())
     }
 
     /// What keeps this program from going on with the journal.
-    pub(super) fn difference(&self, spec: &str) -> Result<Option<String>, JournalError> {
+    pub(super) fn difference(&self, spec: &str) -> Result<Option<String>, FileError> {
         for (key, ours, what) in [
             ("format", FORMAT, "it has another format"),
             ("version", env!("CARGO_PKG_VERSION"), "another version of the program wrote it"),
@@ -73,7 +74,7 @@ impl Database {
         ] {
             let sql = "SELECT value FROM meta WHERE key = ?1";
             let found = self.connection.query_row(sql, [key], |row| row.get::<_, String>(0)).optional();
-            if found.map_err(JournalError::database("read", &self.path))?.is_none_or(|theirs| theirs != ours) {
+            if found.map_err(FileError::database("read", &self.path))?.is_none_or(|theirs| theirs != ours) {
                 return Ok(Some(what.to_owned()));
             }
         }
@@ -81,7 +82,7 @@ impl Database {
     }
 
     /// The snapshot, with what the driver keeps beside it.
-    pub(super) fn snapshot(&self) -> Result<Option<(Machine, Extras)>, JournalError> {
+    pub(super) fn snapshot(&self) -> Result<Option<(Machine, Extras)>, FileError> {
         let read = || {
             let sql = "SELECT machine FROM snapshot WHERE id = 1";
             let machine = self.connection.query_row(sql, [], |row| row.get::<_, String>(0)).optional()?;
@@ -89,15 +90,15 @@ impl Database {
             let extras = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok((machine, extras.collect::<Result<Vec<_>, _>>()?))
         };
-        let (machine, extras) = read().map_err(JournalError::database("read", &self.path))?;
+        let (machine, extras) = read().map_err(FileError::database("read", &self.path))?;
         let Some(machine) = machine else { return Ok(None) };
         let machine = serde_json::from_str(&machine).map_err(|error| self.damaged("the snapshot", &error))?;
         Ok(Some((machine, extras)))
     }
 
     /// The records behind the snapshot, in order.
-    pub(super) fn records(&self) -> Result<Records, JournalError> {
-        let failed = |error| JournalError::database("read", &self.path)(error);
+    pub(super) fn records(&self) -> Result<Records, FileError> {
+        let failed = |error| FileError::database("read", &self.path)(error);
         let sql = "SELECT seq, record, payload FROM records ORDER BY seq";
         let mut statement = self.connection.prepare(sql).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
@@ -111,14 +112,14 @@ impl Database {
         Ok(records)
     }
 
-    fn damaged(&self, what: &str, error: &serde_json::Error) -> JournalError {
-        JournalError::Damaged { path: self.path.clone(), problem: format!("{what} cannot be read: {error}") }
+    fn damaged(&self, what: &str, error: &serde_json::Error) -> FileError {
+        FileError::damaged(&self.path, format!("{what} cannot be read: {error}"))
     }
 
     /// Number of the newest record.
-    pub(super) fn newest(&self) -> Result<u64, JournalError> {
+    pub(super) fn newest(&self) -> Result<u64, FileError> {
         let sql = "SELECT max(ifnull((SELECT max(seq) FROM records), 0), ifnull((SELECT seq FROM snapshot), 0))";
-        self.connection.query_row(sql, [], |row| row.get(0)).map_err(JournalError::database("read", &self.path))
+        self.connection.query_row(sql, [], |row| row.get(0)).map_err(FileError::database("read", &self.path))
     }
 
     /// Makes all of it durable, or nothing.

@@ -15,8 +15,7 @@ mod frame;
 mod segments;
 mod writer;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,54 +28,10 @@ pub(crate) use self::frame::{Frame, FrameKey};
 pub(crate) use self::segments::Frames;
 use self::segments::Segments;
 use self::writer::Writer;
+use crate::FileError;
 
 /// How long an answer may wait for the disk.
 const DURABLE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Why the journal cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The database refuses.
-    #[error("{action} `{}`: {error}", path.display())]
-    Database {
-        /// What was tried.
-        action: &'static str,
-        /// The database.
-        path: PathBuf,
-        /// Why not.
-        error: rusqlite::Error,
-    },
-    /// A file cannot be read or written.
-    #[error("{action} `{}`: {error}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-    /// What is there is not what was written.
-    #[error("`{}` is damaged: {problem}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-impl JournalError {
-    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::File { action, path, error }
-    }
-
-    fn database(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::Database { action, path, error }
-    }
-}
 
 /// What the driver keeps beside the machine, by name.
 pub(crate) type Extras = Vec<(String, Vec<u8>)>;
@@ -157,7 +112,7 @@ impl Journal {
     ///
     /// # Errors
     /// When its files cannot be used. A journal that is damaged is put aside, with a note.
-    pub(crate) fn open(run_dir: &Path, spec: &str) -> Result<(Self, Option<Recovered>, Vec<String>), JournalError> {
+    pub(crate) fn open(run_dir: &Path, spec: &str) -> Result<(Self, Option<Recovered>, Vec<String>), FileError> {
         let folder = run_dir.join("journal");
         let mut notes = Vec::new();
         let recovered = match recover(&folder, spec) {
@@ -171,7 +126,7 @@ impl Journal {
                 notes.push(why);
                 None
             }
-            Err(error @ (JournalError::Database { .. } | JournalError::Damaged { .. })) => {
+            Err(error @ (FileError::Database { .. } | FileError::Damaged { .. })) => {
                 put_aside(&folder)?;
                 notes.push(format!(
                     "the journal was put aside, and the run goes on from its newest checkpoint: {error}"
@@ -184,18 +139,18 @@ impl Journal {
         Ok((journal, recovered, notes))
     }
 
-    fn start(folder: &Path, spec: &str) -> Result<Self, JournalError> {
-        std::fs::create_dir_all(folder).map_err(JournalError::file("create folder", folder))?;
+    fn start(folder: &Path, spec: &str) -> Result<Self, FileError> {
+        std::fs::create_dir_all(folder).map_err(FileError::file("create folder", folder))?;
         let database = Database::open(folder)?;
         database.describe(spec)?;
         let appended = database.newest()?;
         let segments = Segments::open(folder)?;
-        let writer = Writer::start(database, segments, appended).map_err(JournalError::file("start", folder))?;
+        let writer = Writer::start(database, segments, appended).map_err(FileError::file("start", folder))?;
         Ok(Self { writer, appended, since_snapshot: 0 })
     }
 
     /// Puts the journal aside and begins an empty one.
-    pub(crate) fn discard(self, run_dir: &Path, spec: &str) -> Result<Self, JournalError> {
+    pub(crate) fn discard(self, run_dir: &Path, spec: &str) -> Result<Self, FileError> {
         let folder = run_dir.join("journal");
         drop(self);
         put_aside(&folder)?;
@@ -267,7 +222,7 @@ enum Found {
     Other(String),
 }
 
-fn recover(folder: &Path, spec: &str) -> Result<Found, JournalError> {
+fn recover(folder: &Path, spec: &str) -> Result<Found, FileError> {
     if !Database::exists(folder) {
         return Ok(Found::Nothing);
     }
@@ -284,15 +239,15 @@ fn recover(folder: &Path, spec: &str) -> Result<Found, JournalError> {
 }
 
 /// Renames the folder; the one that was put aside before goes.
-fn put_aside(folder: &Path) -> Result<(), JournalError> {
+fn put_aside(folder: &Path) -> Result<(), FileError> {
     if !folder.exists() {
         return Ok(());
     }
     let aside = folder.with_file_name("journal-aside");
     if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(JournalError::file("remove folder", &aside))?;
+        std::fs::remove_dir_all(&aside).map_err(FileError::file("remove folder", &aside))?;
     }
-    std::fs::rename(folder, &aside).map_err(JournalError::file("rename", folder))
+    std::fs::rename(folder, &aside).map_err(FileError::file("rename", folder))
 }
 
 /// Shares the state of the disk between the writer and those who wait.

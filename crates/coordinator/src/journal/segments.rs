@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use pacs_types::GroupId;
 
-use super::JournalError;
 use super::frame::{Frame, FrameKey, HEADER_BYTES, checksum, read_header};
+use crate::FileError;
 
 /// A segment is closed when it has grown to this.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -21,11 +21,11 @@ fn segment_path(folder: &Path, number: u64) -> PathBuf {
 }
 
 /// Numbers of the segments of a folder, ascending.
-fn numbers(folder: &Path) -> Result<Vec<u64>, JournalError> {
-    let entries = fs::read_dir(folder).map_err(JournalError::file("list folder", folder))?;
+fn numbers(folder: &Path) -> Result<Vec<u64>, FileError> {
+    let entries = fs::read_dir(folder).map_err(FileError::file("list folder", folder))?;
     let mut numbers = Vec::new();
     for entry in entries {
-        let name = entry.map_err(JournalError::file("list folder", folder))?.file_name();
+        let name = entry.map_err(FileError::file("list folder", folder))?.file_name();
         let number: Option<u64> =
             name.to_str().and_then(|name| name.strip_prefix("samples-")?.strip_suffix(".seg")?.parse().ok());
         numbers.extend(number);
@@ -54,7 +54,7 @@ struct Current {
 
 impl Segments {
     /// Goes on behind the segments that are there.
-    pub(super) fn open(folder: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, FileError> {
         let mut closed = BTreeMap::new();
         for number in numbers(folder)? {
             let groups = scan(&segment_path(folder, number))?.frames;
@@ -141,7 +141,7 @@ pub(crate) struct Frames {
 
 impl Frames {
     /// Reads all segments, checking every frame. A tail that a crash has torn is cut off, with a note.
-    pub(super) fn read(folder: &Path) -> Result<(Self, Vec<String>), JournalError> {
+    pub(super) fn read(folder: &Path) -> Result<(Self, Vec<String>), FileError> {
         let (mut frames, mut notes) = (Self::default(), Vec::new());
         for number in numbers(folder)? {
             let path = segment_path(folder, number);
@@ -160,11 +160,11 @@ impl Frames {
                     scanned.sound,
                     scanned.bytes
                 ));
-                let file = File::options().write(true).open(&path).map_err(JournalError::file("open", &path))?;
-                file.set_len(scanned.sound).map_err(JournalError::file("cut", &path))?;
-                file.sync_all().map_err(JournalError::file("sync", &path))?;
+                let file = File::options().write(true).open(&path).map_err(FileError::file("open", &path))?;
+                file.set_len(scanned.sound).map_err(FileError::file("cut", &path))?;
+                file.sync_all().map_err(FileError::file("sync", &path))?;
             }
-            let file = File::open(&path).map_err(JournalError::file("open", &path))?;
+            let file = File::open(&path).map_err(FileError::file("open", &path))?;
             let index = frames.files.len();
             frames.files.push((path, file));
             for (key, offset, length) in scanned.frames {
@@ -206,9 +206,9 @@ struct Scanned {
     damaged: usize,
 }
 
-fn scan(path: &Path) -> Result<Scanned, JournalError> {
-    let file = File::open(path).map_err(JournalError::file("open", path))?;
-    let bytes = file.metadata().map_err(JournalError::file("read size of", path))?.len();
+fn scan(path: &Path) -> Result<Scanned, FileError> {
+    let file = File::open(path).map_err(FileError::file("open", path))?;
+    let bytes = file.metadata().map_err(FileError::file("read size of", path))?.len();
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut scanned = Scanned { frames: Vec::new(), sound: 0, bytes, problem: None, damaged: 0 };
     let mut header = [0; HEADER_BYTES];
@@ -219,7 +219,7 @@ fn scan(path: &Path) -> Result<Scanned, JournalError> {
             scanned.problem = Some("a torn frame");
             break;
         }
-        reader.read_exact(&mut header).map_err(JournalError::file("read", path))?;
+        reader.read_exact(&mut header).map_err(FileError::file("read", path))?;
         let Some((key, length, expected)) = read_header(&header) else {
             scanned.problem = Some("something that is no frame");
             break;
@@ -229,7 +229,7 @@ fn scan(path: &Path) -> Result<Scanned, JournalError> {
             break;
         }
         body.resize(length, 0);
-        reader.read_exact(&mut body).map_err(JournalError::file("read", path))?;
+        reader.read_exact(&mut body).map_err(FileError::file("read", path))?;
         let end = scanned.sound + (HEADER_BYTES + length) as u64;
         if checksum(&header[8..], &body) == expected {
             scanned.frames.push((key, scanned.sound + HEADER_BYTES as u64, length));

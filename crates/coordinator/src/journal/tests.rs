@@ -1,49 +1,13 @@
 use std::time::Duration;
 
-use pacs_machine::{Command, EvaluationPlan, Event, Options, StopMode};
+use pacs_machine::{Command, Event, Options, StopMode};
 use pacs_types::{LeaseId, Role, SampleId};
+
+use std::path::PathBuf;
 
 use super::*;
 
 const SPEC: &str = "name = 'test'";
-
-fn options() -> Options {
-    Options {
-        learners: 1,
-        min_learners: 1,
-        learner_wait: Duration::from_secs(60),
-        samples_per_prompt: 2,
-        prompts_per_step: 2,
-        total_steps: 3,
-        max_lag: 0,
-        slots: 2,
-        staleness: Default::default(),
-        uniform_groups: Default::default(),
-        max_refills: 0,
-        min_batch_groups: 1,
-        evaluation: EvaluationPlan::default(),
-        checkpoint_every_steps: 0,
-        background_saves: false,
-        checkpoint_timeout: Duration::from_secs(600),
-        max_attempts: 3,
-        max_replacements: 0,
-        group_timeout: Duration::from_secs(60),
-        max_group_attempts: 2,
-        max_worker_losses: 3,
-        max_skipped_updates: 10,
-        task_timeout: Duration::from_secs(60),
-        max_lost_generations: 5,
-        max_lost_saves: 3,
-        heartbeat_timeout: Duration::from_secs(10),
-        rollout_lease_timeout: Duration::from_secs(60),
-        verifier_lease_timeout: Duration::from_secs(60),
-        ids_above: 0,
-        generations_above: 0,
-        start: Default::default(),
-        exported: false,
-        evaluated: Default::default(),
-    }
-}
 
 fn record(seconds: u64, name: &str) -> Record {
     let event = Event::Register {
@@ -70,7 +34,7 @@ fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {
 
 fn snapshot(live: &[u64]) -> Snapshot {
     Snapshot {
-        machine: serde_json::to_string(&Machine::new(options(), Duration::ZERO)).unwrap(),
+        machine: serde_json::to_string(&Machine::new(Options::small(), Duration::ZERO)).unwrap(),
         extras: vec![("weights".into(), vec![1, 2, 3])],
         live: live.iter().copied().map(GroupId).collect(),
     }
@@ -102,7 +66,7 @@ async fn what_was_written_is_read_back_in_order() {
     let (mut journal, recovered, notes) = open(folder.path());
     assert!(notes.is_empty(), "{notes:?}");
     let recovered = recovered.expect("it was written");
-    assert_eq!(recovered.machine, Machine::new(options(), Duration::ZERO));
+    assert_eq!(recovered.machine, Machine::new(Options::small(), Duration::ZERO));
     assert_eq!(recovered.extras, [("weights".to_owned(), vec![1, 2, 3])]);
     assert_eq!((recovered.records.len(), recovered.frames.len()), (100, 100));
     for (i, (found, payload)) in (0u64..).zip(&recovered.records) {

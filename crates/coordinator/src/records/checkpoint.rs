@@ -8,6 +8,7 @@ use pacs_spec::JobSpec;
 use serde::{Deserialize, Serialize};
 
 use super::atomic::{sync_folder, write_atomically};
+use crate::FileError;
 
 /// Format of the manifest.
 const FORMAT: u32 = 1;
@@ -73,40 +74,6 @@ impl Retention {
     }
 }
 
-/// A checkpoint that cannot be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// The file system refuses.
-    #[error("{action} `{}`: {error}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
-    /// What is there is not what was written.
-    #[error("`{}` is damaged: {problem}", path.display())]
-    Damaged {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
-impl CheckpointError {
-    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::File { action, path, error }
-    }
-
-    fn damaged(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), problem: problem.into() }
-    }
-}
-
 /// The checkpoints of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
@@ -114,9 +81,9 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    pub(crate) fn open(run_dir: &Path) -> Result<Self, CheckpointError> {
+    pub(crate) fn open(run_dir: &Path) -> Result<Self, FileError> {
         let folder = run_dir.join("checkpoints");
-        fs::create_dir_all(&folder).map_err(CheckpointError::file("create folder", &folder))?;
+        fs::create_dir_all(&folder).map_err(FileError::file("create folder", &folder))?;
         Ok(Self { folder })
     }
 
@@ -136,8 +103,8 @@ impl Checkpoints {
     }
 
     /// Makes an empty folder for the ranks' files, and removes what earlier saves have left unfinished.
-    pub(crate) fn create(&self, step: u64, save: u64) -> Result<(), CheckpointError> {
-        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+    pub(crate) fn create(&self, step: u64, save: u64) -> Result<(), FileError> {
+        let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for entry in entries.filter_map(Result::ok) {
             let path = entry.path();
             // Somebody may still write there: then the next save removes it.
@@ -148,7 +115,7 @@ impl Checkpoints {
             }
         }
         let path = self.unfinished(step, save);
-        fs::create_dir(&path).map_err(CheckpointError::file("create folder", &path))
+        fs::create_dir(&path).map_err(FileError::file("create folder", &path))
     }
 
     /// Makes what the ranks have written a checkpoint, and removes those that need not stay.
@@ -157,7 +124,7 @@ impl Checkpoints {
         manifest: &Manifest,
         save: u64,
         retention: &Retention,
-    ) -> Result<PathBuf, CheckpointError> {
+    ) -> Result<PathBuf, FileError> {
         let unfinished = self.unfinished(manifest.step, save);
         // An earlier coordinator may have come this far and not lived to say so.
         if !unfinished.exists()
@@ -169,59 +136,59 @@ impl Checkpoints {
         }
         for file in manifest.files.values().flatten() {
             let path = inside(&unfinished, &file.path)?;
-            let open = File::open(&path).map_err(CheckpointError::file("open", &path))?;
-            let bytes = open.metadata().map_err(CheckpointError::file("read size of", &path))?.len();
+            let open = File::open(&path).map_err(FileError::file("open", &path))?;
+            let bytes = open.metadata().map_err(FileError::file("read size of", &path))?.len();
             if bytes != file.bytes {
                 let problem = format!("has {bytes} bytes, its rank reported {}", file.bytes);
-                return Err(CheckpointError::damaged(&path, problem));
+                return Err(FileError::damaged(&path, problem));
             }
-            open.sync_all().map_err(CheckpointError::file("sync", &path))?;
+            open.sync_all().map_err(FileError::file("sync", &path))?;
             let folder = path.parent().unwrap_or(&unfinished);
-            sync_folder(folder).map_err(CheckpointError::file("sync folder", folder))?;
+            sync_folder(folder).map_err(FileError::file("sync folder", folder))?;
         }
         let text = serde_json::to_string_pretty(manifest).expect("a manifest is JSON");
         let path = unfinished.join(MANIFEST);
-        write_atomically(&path, |file| file.write_all(text.as_bytes()))
-            .map_err(CheckpointError::file("write", &path))?;
+        write_atomically(&path, |file| file.write_all(text.as_bytes())).map_err(FileError::file("write", &path))?;
 
         let committed = self.path(manifest.step);
         // The same step again, now with the exported model. Readers skip names that start with a dot.
         let replaced = self.folder.join(format!(".replaced-{:06}", manifest.step));
         self.remove(&replaced)?;
         if committed.exists() {
-            fs::rename(&committed, &replaced).map_err(CheckpointError::file("rename", &committed))?;
+            fs::rename(&committed, &replaced).map_err(FileError::file("rename", &committed))?;
         }
-        fs::rename(&unfinished, &committed).map_err(CheckpointError::file("rename", &unfinished))?;
-        sync_folder(&self.folder).map_err(CheckpointError::file("sync folder", &self.folder))?;
-        // It is durable now, whatever becomes of those that need not stay.
-        if let Err(error) = self.remove(&replaced).and_then(|()| self.prune(manifest.step, retention)) {
-            tracing::warn!("old checkpoints were not removed: {error}");
+        fs::rename(&unfinished, &committed).map_err(FileError::file("rename", &unfinished))?;
+        sync_folder(&self.folder).map_err(FileError::file("sync folder", &self.folder))?;
+        // It is a checkpoint now, whatever becomes of the ones before it.
+        let pruned = self.remove(&replaced).and_then(|()| self.prune(manifest.step, retention));
+        if let Err(error) = pruned {
+            tracing::warn!("older checkpoints were not removed: {error}");
         }
         Ok(committed)
     }
 
-    fn prune(&self, newest: u64, retention: &Retention) -> Result<(), CheckpointError> {
+    fn prune(&self, newest: u64, retention: &Retention) -> Result<(), FileError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= newest);
         let kept = retention.kept(&steps);
         steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.remove(&self.path(*step)))
     }
 
-    fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
+    fn remove(&self, path: &Path) -> Result<(), FileError> {
         match fs::remove_dir_all(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CheckpointError::File { action: "remove folder", path: path.to_owned(), error })
+                Err(FileError::File { action: "remove folder", path: path.to_owned(), error })
             }
             _ => Ok(()),
         }
     }
 
     /// Steps of the committed checkpoints, ascending.
-    pub(crate) fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+    pub(crate) fn steps(&self) -> Result<Vec<u64>, FileError> {
         let mut steps = Vec::new();
-        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+        let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for entry in entries {
-            let entry = entry.map_err(CheckpointError::file("list folder", &self.folder))?;
+            let entry = entry.map_err(FileError::file("list folder", &self.folder))?;
             let name = entry.file_name();
             steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
         }
@@ -231,7 +198,7 @@ impl Checkpoints {
 
     /// The newest checkpoint that is whole, and what is wrong with newer ones. Those are put aside under another
     /// name, so that they neither come up again nor count among those that are kept.
-    pub(crate) fn newest_valid(&self) -> Result<(Option<Manifest>, Vec<CheckpointError>), CheckpointError> {
+    pub(crate) fn newest_valid(&self) -> Result<(Option<Manifest>, Vec<FileError>), FileError> {
         self.restore_interrupted_replacement()?;
         let mut damages = Vec::new();
         for step in self.steps()?.into_iter().rev() {
@@ -247,50 +214,50 @@ impl Checkpoints {
     }
 
     /// A commit that was interrupted between its two renames has left the old folder under its dotted name.
-    fn restore_interrupted_replacement(&self) -> Result<(), CheckpointError> {
-        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::file("list folder", &self.folder))?;
+    fn restore_interrupted_replacement(&self) -> Result<(), FileError> {
+        let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
             let Some(step) = name.strip_prefix(".replaced-").and_then(|step| step.parse::<u64>().ok()) else {
                 continue;
             };
             let (replaced, committed) = (self.folder.join(&name), self.path(step));
             if !committed.exists() {
-                fs::rename(&replaced, &committed).map_err(CheckpointError::file("rename", &replaced))?;
+                fs::rename(&replaced, &committed).map_err(FileError::file("rename", &replaced))?;
             }
         }
         Ok(())
     }
 
-    fn put_aside(&self, newest_valid: u64) -> Result<(), CheckpointError> {
+    fn put_aside(&self, newest_valid: u64) -> Result<(), FileError> {
         for step in self.steps()?.into_iter().filter(|step| *step > newest_valid) {
             let path = self.path(step);
             let aside = self.folder.join(format!("damaged-{step:06}"));
             self.remove(&aside)?;
-            fs::rename(&path, &aside).map_err(CheckpointError::file("rename", &path))?;
+            fs::rename(&path, &aside).map_err(FileError::file("rename", &path))?;
         }
         Ok(())
     }
 
     /// Reads a manifest and checks every file against it.
-    fn read(&self, step: u64) -> Result<Manifest, CheckpointError> {
+    fn read(&self, step: u64) -> Result<Manifest, FileError> {
         let folder = self.path(step);
         let path = folder.join(MANIFEST);
-        let text = fs::read_to_string(&path).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+        let text = fs::read_to_string(&path).map_err(|error| FileError::damaged(&path, error.to_string()))?;
         let manifest: Manifest =
-            serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| FileError::damaged(&path, error.to_string()))?;
         if manifest.format != FORMAT || manifest.step != step {
             let problem = format!("says format {} and step {}", manifest.format, manifest.step);
-            return Err(CheckpointError::damaged(&path, problem));
+            return Err(FileError::damaged(&path, problem));
         }
         for file in manifest.files.values().flatten() {
             let path = inside(&folder, &file.path)?;
-            let (bytes, crc32) = checksum(&path).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+            let (bytes, crc32) = checksum(&path).map_err(|error| FileError::damaged(&path, error.to_string()))?;
             if (bytes, crc32) != (file.bytes, file.crc32) {
                 let problem = format!(
                     "has {bytes} bytes with CRC-32 {crc32:08x}, the manifest says {} bytes with {:08x}",
                     file.bytes, file.crc32
                 );
-                return Err(CheckpointError::damaged(&path, problem));
+                return Err(FileError::damaged(&path, problem));
             }
         }
         Ok(manifest)
@@ -298,11 +265,11 @@ impl Checkpoints {
 }
 
 /// A path that a rank reported, as long as it stays in the folder.
-fn inside(folder: &Path, relative: &str) -> Result<PathBuf, CheckpointError> {
+fn inside(folder: &Path, relative: &str) -> Result<PathBuf, FileError> {
     let is_inside = Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
     if relative.is_empty() || !is_inside {
         let problem = format!("lists file `{relative}`, which is not a relative path");
-        return Err(CheckpointError::damaged(folder, problem));
+        return Err(FileError::damaged(folder, problem));
     }
     Ok(folder.join(relative))
 }

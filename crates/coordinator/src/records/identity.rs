@@ -21,7 +21,7 @@ impl RunLock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Err(StartError::Busy { run_dir: run_dir.to_owned() }),
-            Err((_, error)) => Err(StartError::File { action: "lock", path, error: error.into() }),
+            Err((_, error)) => Err(StartError::file("lock", &path)(error.into())),
         }
     }
 }

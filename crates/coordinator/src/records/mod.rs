@@ -20,7 +20,6 @@ mod lines;
 
 pub(crate) use archive::{Archive, ArchivedSample, Round};
 pub(crate) use atomic::write_atomically;
-pub use checkpoint::CheckpointError;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
 pub use identity::CoordinatorRecord;
 pub(crate) use identity::{RunLock, starts_so_far};

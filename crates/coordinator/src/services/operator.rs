@@ -1,4 +1,4 @@
-use pacs_machine::{Command, StopMode};
+use pacs_machine::{Command, LogLevel, StopMode};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operate_request::Command as WireCommand;
 use pacs_protocol::v1::operator_service_server::OperatorService;
@@ -32,6 +32,7 @@ impl OperatorService for Services {
             WireCommand::Drain(v1::Drain { worker }) => Command::Drain { worker },
             WireCommand::Slots(slots) => Command::SetSlots(slots),
             WireCommand::LearningRate(rate) => Command::SetLearningRate(rate),
+            WireCommand::LogLevel(level) => Command::SetLogLevel(log_level(level)?),
         };
         self.0.call(|driver| driver.operate(&named(operator), command)).await?;
         Ok(Response::new(v1::OperateResponse {}))
@@ -40,4 +41,15 @@ impl OperatorService for Services {
 
 fn named(operator: String) -> String {
     if operator.is_empty() { "somebody".to_owned() } else { operator }
+}
+
+fn log_level(wire: i32) -> Result<LogLevel, Status> {
+    match v1::LogLevel::try_from(wire) {
+        Ok(v1::LogLevel::Error) => Ok(LogLevel::Error),
+        Ok(v1::LogLevel::Warn) => Ok(LogLevel::Warn),
+        Ok(v1::LogLevel::Info) => Ok(LogLevel::Info),
+        Ok(v1::LogLevel::Debug) => Ok(LogLevel::Debug),
+        Ok(v1::LogLevel::Trace) => Ok(LogLevel::Trace),
+        Ok(v1::LogLevel::Unspecified) | Err(_) => Err(Status::invalid_argument("field `log_level` is no log level")),
+    }
 }

@@ -1,4 +1,4 @@
-use pacs_machine::{Directive, End, Event, Reply};
+use pacs_machine::{Directive, End, Event, LogLevel, Reply};
 use pacs_protocol::v1;
 use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{Peer, PeerRole};
@@ -57,13 +57,23 @@ impl WorkerService for Services {
         must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
+        let log_level = driver.machine.position().log_level;
         let directive = match directive {
             Directive::Continue => v1::Directive::Continue,
             Directive::Leave if driver.machine.ended() == Some(&End::Stopped) => v1::Directive::LeaveForNow,
             Directive::Leave => v1::Directive::Leave,
             Directive::Register => v1::Directive::Register,
+            Directive::Restart => v1::Directive::Restart,
         };
-        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into() }))
+        let log_level = match log_level {
+            None => v1::LogLevel::Unspecified,
+            Some(LogLevel::Error) => v1::LogLevel::Error,
+            Some(LogLevel::Warn) => v1::LogLevel::Warn,
+            Some(LogLevel::Info) => v1::LogLevel::Info,
+            Some(LogLevel::Debug) => v1::LogLevel::Debug,
+            Some(LogLevel::Trace) => v1::LogLevel::Trace,
+        };
+        Ok(Response::new(v1::HeartbeatResponse { directive: directive.into(), log_level: log_level.into() }))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {

@@ -38,6 +38,8 @@ pub(super) struct Slot {
     pub(super) failures: u32,
     /// The verifier that failed last, and when.
     pub(super) failed_by: Option<(WorkerId, Duration)>,
+    /// Verifiers that died while they held this sample.
+    pub(super) losses: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,6 +129,7 @@ impl Slot {
             newest: WeightVersion(0),
             failures: 0,
             failed_by: None,
+            losses: 0,
         }
     }
 }

@@ -27,7 +27,7 @@ fn lend(pool: &mut Pool, lease: u64) -> Option<(u64, Vec<(u32, u32)>)> {
 }
 
 fn lend_one_sample(pool: &mut Pool, lease: u64, others: bool, now: Duration) -> Option<SampleId> {
-    let lent = pool.lend_samples(&mut || LeaseId(lease), GRADER, 1, others, now);
+    let lent = pool.lend_samples(&mut || LeaseId(lease), GRADER, 1, (others, pool.holds_sample(GRADER)), now);
     lent.first().map(|(_, id)| *id)
 }
 
@@ -145,6 +145,65 @@ fn a_deadly_group_is_found_among_innocent_ones() {
     let (deadly, _) = pool.lend_group(place, LeaseId(41), ROLLOUT, VERSION, NOW).expect("it waits");
     assert_eq!(revoke(&mut pool, true).deadly, [deadly]);
     assert_ne!(deadly, innocent);
+}
+
+/// A pool with one group of `samples` samples that all wait for a verifier.
+fn unverified(samples: u32) -> Pool {
+    let mut pool = pool(1, samples);
+    pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
+    for index in 0..samples {
+        pool.take_sample(LeaseId(1), ROLLOUT, sample(0, index), (VERSION, VERSION), NOW);
+    }
+    pool
+}
+
+fn lend_many(pool: &mut Pool, first_lease: u64, most: usize) -> Vec<u32> {
+    let mut lease = first_lease;
+    let mut leases = || {
+        lease += 1;
+        LeaseId(lease - 1)
+    };
+    let holds = pool.holds_sample(GRADER);
+    let lent = pool.lend_samples(&mut leases, GRADER, most, (false, holds), NOW);
+    lent.into_iter().map(|(_, id)| id.index).collect()
+}
+
+#[test]
+fn a_deadly_sample_is_found_among_innocent_ones() {
+    let mut pool = unverified(3);
+    for round in 1..=2 {
+        assert_eq!(lend_many(&mut pool, 10 * round, 8), [0, 1, 2]);
+        let revoked = pool.revoke_worker(GRADER, true, 3);
+        assert_eq!((revoked.loans, revoked.deadly_samples), (3, Vec::new()));
+    }
+    // Each is lent alone now: what is innocent is judged, and a third death says which one it was.
+    assert_eq!(lend_many(&mut pool, 30, 8), [0]);
+    assert!(pool.holds_suspect_sample(GRADER));
+    assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing is lent beside it");
+    let right = (Outcome::Correct, 1.0);
+    assert_eq!(pool.take_verdict(LeaseId(30), GRADER, sample(0, 0), right, 1, NOW), Taken::Fresh);
+    assert_eq!(lend_many(&mut pool, 40, 8), [1]);
+    let revoked = pool.revoke_worker(GRADER, true, 3);
+    assert_eq!(revoked.deadly_samples, [sample(0, 1)]);
+    // The one that takes its place starts with a clean record; the other is a suspect still.
+    pool.replace_sample(sample(0, 1));
+    assert_eq!(lend(&mut pool, 50), Some((0, vec![(1, 1)])));
+    pool.take_sample(LeaseId(50), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW);
+    assert_eq!(lend_many(&mut pool, 60, 8), [2]);
+    assert_eq!(pool.take_verdict(LeaseId(60), GRADER, sample(0, 2), right, 1, NOW), Taken::Fresh);
+    assert_eq!(lend_many(&mut pool, 70, 8), [1]);
+    assert!(!pool.holds_suspect_sample(GRADER));
+    assert_eq!(pool.revoke_worker(GRADER, true, 3).deadly_samples, []);
+}
+
+#[test]
+fn a_verifier_that_says_goodbye_is_held_against_nothing() {
+    let mut pool = unverified(2);
+    for round in 0..10 {
+        assert_eq!(lend_many(&mut pool, 10 * round + 10, 8), [0, 1]);
+        assert_eq!(pool.revoke_worker(GRADER, false, 1), Revoked { loans: 2, ..Revoked::default() });
+    }
+    assert!(!pool.holds_sample(GRADER));
 }
 
 #[test]

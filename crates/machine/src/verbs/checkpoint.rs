@@ -11,6 +11,7 @@ impl Machine {
         self.restart_is_checkpoint = true;
         self.exported = writing.model;
         self.lost_saves = 0;
+        self.progress();
         self.go_on_without_writing();
     }
 

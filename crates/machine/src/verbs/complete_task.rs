@@ -39,6 +39,8 @@ impl Machine {
         }
         current.done.insert(rank);
         current.heard = now;
+        // Not the end of a count of stalls: ranks that get stuck in every step report their preparation each time.
+        self.progressed = now;
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
         }
@@ -90,6 +92,7 @@ impl Machine {
         self.position.step += 1;
         self.position.skipped_updates += skipped;
         self.lost_generations = 0;
+        self.progress();
         (self.failed_groups, self.refills) = (0, 0);
         let step = self.position.step;
         self.weights = Some(WeightVersion(step));

@@ -17,6 +17,7 @@ impl Machine {
                 }
                 if member.draining && holds_nothing { Directive::Leave } else { Directive::Continue }
             }
+            None if self.restarting.contains(&worker) => Directive::Restart,
             None if self.replaced.contains(&worker) => Directive::Leave,
             None => Directive::Register,
         };
@@ -47,12 +48,13 @@ impl Machine {
     }
 
     /// A coordinator that stood still (a slow disk, a suspended machine) has not heard its workers: that time is not
-    /// held against them.
+    /// held against them, nor does it count as a stall.
     fn forgive_own_silence(&mut self) {
         let stood_still = self.now.saturating_sub(std::mem::replace(&mut self.ticked, self.now));
         if stood_still > self.options.heartbeat_timeout / 4 {
             let now = self.now;
             self.workers.values_mut().for_each(|worker| worker.heard = (worker.heard + stood_still).min(now));
+            self.progressed = (self.progressed + stood_still).min(now);
         }
     }
 
@@ -89,6 +91,7 @@ impl Machine {
         if before(self.options.learner_wait).is_some_and(|limit| self.is_short_since(limit)) {
             due.push(Event::LearnersMissing);
         }
+        due.extend(self.stall_due());
         due
     }
 }

@@ -4,7 +4,8 @@ use crate::machine::Machine;
 use crate::{Reply, SampleGrant};
 
 impl Machine {
-    /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work.
+    /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work. Who holds a
+    /// sample that may be what kills verifiers gets nothing beside it.
     pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
@@ -22,7 +23,9 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Samples(grants));
         }
-        if self.may_lend() && !drains {
+        let is_alone = self.pools().any(|pool| pool.holds_suspect_sample(worker));
+        let holds = self.pools().any(|pool| pool.holds_sample(worker));
+        if self.may_lend() && !drains && !is_alone {
             let mut leases = || {
                 newest_id += 1;
                 LeaseId(newest_id)
@@ -30,8 +33,12 @@ impl Machine {
             let mut room = max_samples as usize;
             for pool in self.pools_mut() {
                 let most = pool.unverified().div_ceil(verifiers).min(room);
-                let lent = pool.lend_samples(&mut leases, worker, most, verifiers > 1, now);
+                let has_some = holds || !grants.is_empty();
+                let lent = pool.lend_samples(&mut leases, worker, most, (verifiers > 1, has_some), now);
                 room -= lent.len();
+                if lent.first().is_some_and(|(_, sample)| pool.is_suspect_sample(*sample)) {
+                    room = 0;
+                }
                 grants.extend(lent.into_iter().map(|(lease, sample)| SampleGrant { lease, sample }));
             }
         }

@@ -3,10 +3,7 @@ use pacs_types::{Role, WorkerId};
 use crate::Reply;
 use crate::lose::counter;
 use crate::machine::Machine;
-use crate::worker::Worker;
-
-/// Ids of replaced workers that are remembered.
-const REPLACED_BOUND: usize = 1024;
+use crate::worker::{MOST_REMEMBERED, Worker};
 
 impl Machine {
     pub(crate) fn register(&mut self, role: Role, name: String, host: String, pid: u32, collective_address: String) {
@@ -16,7 +13,7 @@ impl Machine {
         if let Some(earlier) = earlier {
             self.count(counter::RESTARTED_WORKERS, 1);
             self.replaced.insert(earlier);
-            if self.replaced.len() > REPLACED_BOUND {
+            if self.replaced.len() > MOST_REMEMBERED {
                 self.replaced.pop_first();
             }
         }

@@ -21,7 +21,10 @@ impl Machine {
         }
         let taken = pool.take_sample(lease, worker, sample, (version, newest), now);
         match taken {
-            Taken::Fresh => self.reply(Reply::Accepted { fresh: true }),
+            Taken::Fresh => {
+                self.progress();
+                self.reply(Reply::Accepted { fresh: true });
+            }
             Taken::Repeat => {
                 self.unchanged = true;
                 self.reply(Reply::Accepted { fresh: false });

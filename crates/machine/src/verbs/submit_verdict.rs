@@ -21,7 +21,10 @@ impl Machine {
         let Some(pool) = self.pool_of(sample.group) else { return self.refuse_stale(lease, sample) };
         let taken = pool.take_verdict(lease, worker, sample, (outcome, label), attempts, now);
         match taken {
-            Taken::Fresh | Taken::Completes => self.reply(Reply::Accepted { fresh: true }),
+            Taken::Fresh | Taken::Completes => {
+                self.progress();
+                self.reply(Reply::Accepted { fresh: true });
+            }
             Taken::Repeat => {
                 self.unchanged = true;
                 self.reply(Reply::Accepted { fresh: false });
@@ -52,8 +55,8 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Dropped, Effect, End, EvaluationPlan, Options, WantedSample};
-    use pacs_types::{GroupId, Outcome, SampleId};
+    use crate::{Dropped, Effect, End, EvaluationPlan, Event, Options, SampleGrant, WantedSample};
+    use pacs_types::{GroupId, Outcome, Role, SampleId};
 
     #[test]
     fn a_group_without_a_verdict_is_replaced_by_the_next_prompt() {
@@ -86,6 +89,44 @@ mod tests {
         let counters = run.machine.status(run.now).counters;
         assert_eq!((counters["replaced_samples"], counters["failed_verdicts"]), (1, 2));
         assert!(!counters.contains_key("dropped_groups"));
+    }
+
+    /// Lends samples, and kills the verifier if `poison` is among them; judges them otherwise.
+    fn verify_or_die(run: &mut Run, poison: SampleId) -> Vec<Effect> {
+        let grants = run.samples();
+        if grants.iter().any(|grant| grant.sample == poison) {
+            let (verifier, effects) = run.register(Role::Verifier, "verifier-0");
+            run.verifier = verifier;
+            return effects;
+        }
+        let worker = run.verifier;
+        let verdict = |SampleGrant { lease, sample }| Event::SubmitVerdict {
+            worker,
+            lease,
+            sample,
+            outcome: Outcome::Wrong,
+            label: 0.0,
+        };
+        grants.into_iter().flat_map(|grant| run.step(verdict(grant))).collect()
+    }
+
+    #[test]
+    fn an_answer_that_kills_verifiers_is_replaced_and_then_its_group_is_dropped() {
+        let mut run = Run::sampling(Options { max_worker_losses: 3, max_replacements: 1, ..options() });
+        let poison = SampleId { group: GroupId(0), index: 1 };
+        let mut effects = Vec::new();
+        for _ in 0..40 {
+            run.generate_all();
+            effects.extend(verify_or_die(&mut run, poison));
+        }
+        let of = |wanted: &Effect| effects.iter().filter(|effect| *effect == wanted).count();
+        assert_eq!(of(&Effect::ReplaceSample(poison)), 1);
+        assert_eq!(of(&Effect::DropGroup { group: GroupId(0), why: Dropped::NoVerdict }), 1);
+        let counters = run.machine.status(run.now).counters;
+        assert_eq!((counters["deadly_samples"], counters["lost_workers"]), (2, 6), "three deaths for each of them");
+        assert_eq!(trained(&effects).map(|(_, groups)| groups), Some(vec![GroupId(1), GroupId(2)]));
+        let named = |effect: &Effect| matches!(effect, Effect::Note(note) if note.contains("3 verifiers died"));
+        assert!(effects.iter().any(named), "{effects:?}");
     }
 
     #[test]

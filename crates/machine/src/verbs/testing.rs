@@ -5,8 +5,8 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Command, Effect, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, Snapshot,
-    StopMode, TaskKind, TaskOrder, TaskResult,
+    Command, Effect, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, StopMode, TaskKind, TaskOrder,
+    TaskResult,
 };
 
 pub(crate) struct Run {
@@ -18,41 +18,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn options() -> Options {
-    Options {
-        learners: 1,
-        min_learners: 1,
-        learner_wait: Duration::from_secs(60),
-        samples_per_prompt: 2,
-        prompts_per_step: 2,
-        total_steps: 3,
-        max_lag: 0,
-        slots: 2,
-        staleness: Default::default(),
-        uniform_groups: Default::default(),
-        max_refills: 0,
-        min_batch_groups: 1,
-        evaluation: EvaluationPlan::default(),
-        checkpoint_every_steps: 0,
-        background_saves: false,
-        checkpoint_timeout: Duration::from_secs(600),
-        max_attempts: 3,
-        max_replacements: 0,
-        max_skipped_updates: 10,
-        group_timeout: Duration::from_secs(600),
-        max_group_attempts: 2,
-        max_worker_losses: 3,
-        task_timeout: Duration::from_secs(900),
-        max_lost_generations: 5,
-        max_lost_saves: 3,
-        heartbeat_timeout: Duration::from_secs(10),
-        rollout_lease_timeout: Duration::from_secs(60),
-        verifier_lease_timeout: Duration::from_secs(60),
-        ids_above: 0,
-        generations_above: 0,
-        start: Snapshot::default(),
-        exported: false,
-        evaluated: Default::default(),
-    }
+    Options::small()
 }
 
 pub(crate) fn operator(command: Command) -> Event {
@@ -136,6 +102,14 @@ impl Run {
     pub(crate) fn everybody_beats(&mut self) {
         for worker in [self.rollout, self.verifier].into_iter().chain(self.learners.clone()) {
             self.call(Event::Heartbeat { worker, activity: String::new() }).unwrap();
+        }
+    }
+
+    /// Those who are members beat; who is told something else than to go on stops.
+    pub(crate) fn beat_if_members(&mut self) {
+        let members: Vec<WorkerId> = self.machine.status(self.now).workers.iter().map(|worker| worker.id).collect();
+        for worker in members {
+            self.step(Event::Heartbeat { worker, activity: String::new() });
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Actor {
     pub(crate) dead_for: u32,
     /// How often it was started.
     pub(crate) process: u64,
+    /// It lives and says so, and does nothing else.
+    pub(crate) stuck: bool,
     id: Option<WorkerId>,
     /// Requests without an answer, by number, with the tick of their last sending.
     open: BTreeMap<u64, (Event, u32)>,
@@ -51,6 +53,8 @@ pub(crate) struct Temper {
     pub(crate) wrong_version: f64,
     /// Groups whose workers die.
     pub(crate) deadly: Vec<GroupId>,
+    /// An answer that kills its verifiers, and so do those that take its place.
+    pub(crate) poison: Option<SampleId>,
     /// One group in so many takes long.
     pub(crate) slow_one_in: u64,
     /// Answers are right or wrong alike within a group.
@@ -64,6 +68,7 @@ impl Actor {
             name: format!("{role}-{slot}"),
             dead_for: 0,
             process: 0,
+            stuck: false,
             id: None,
             open: BTreeMap::new(),
             requests: 0,
@@ -85,6 +90,7 @@ impl Actor {
     pub(crate) fn die(&mut self, dead_for: u32) {
         self.process += 1;
         self.dead_for = dead_for;
+        self.stuck = false;
         self.forget();
     }
 
@@ -99,9 +105,10 @@ impl Actor {
         self.writing = None;
     }
 
-    /// Whether it holds a group that kills it.
+    /// Whether it holds a group or a sample that kills it.
     pub(crate) fn is_doomed(&self, temper: &Temper) -> bool {
         self.groups.iter().any(|grant| temper.deadly.contains(&grant.group))
+            || self.samples.iter().any(|grant| temper.poison == Some(grant.sample))
     }
 
     /// Works for a tick; returns what it sends, with the number of the request.
@@ -119,7 +126,7 @@ impl Actor {
         if !self.has_open(|event| matches!(event, Event::Heartbeat { .. })) {
             sent.push(self.ask(tick, Event::Heartbeat { worker, activity: "works".into() }));
         }
-        if rng.random_bool(0.3) {
+        if self.stuck || rng.random_bool(0.3) {
             return sent;
         }
         match self.role {
@@ -319,7 +326,7 @@ impl Actor {
             Ok(Reply::Registered(id)) => self.id = Some(id),
             Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
             Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
-            Ok(Reply::Directive(Directive::Leave)) => return true,
+            Ok(Reply::Directive(Directive::Leave | Directive::Restart)) => return true,
             Ok(Reply::Groups(groups)) => {
                 let newest = groups.iter().map(|grant| grant.policy_step).max();
                 self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));

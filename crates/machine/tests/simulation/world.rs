@@ -7,7 +7,7 @@ use pacs_machine::{
     Command, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness, StopMode,
     UniformGroups,
 };
-use pacs_types::{GroupId, Role};
+use pacs_types::{GroupId, Role, SampleId};
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -32,6 +32,8 @@ enum Message {
 
 pub(crate) struct World {
     rng: ChaCha8Rng,
+    /// For what was thought of later.
+    more: ChaCha8Rng,
     now: Duration,
     tick: u32,
     server: Server,
@@ -58,7 +60,12 @@ impl World {
             actors.extend((0..count).map(|slot| Actor::new(role, slot)));
         }
         let deadly = if rng.random_bool(0.15) { vec![GroupId(rng.random_range(0..8))] } else { Vec::new() };
+        // A stream of its own: what it decides leaves the rest of the seed's story as it was.
+        let mut more = ChaCha8Rng::seed_from_u64(seed);
+        more.set_stream(1);
+        let (group, index) = (GroupId(more.random_range(0..8)), more.random_range(0..options.samples_per_prompt));
         let temper = Temper {
+            poison: more.random_bool(0.15).then_some(SampleId { group, index }),
             failing: 0.05,
             breaking: 0.01,
             wrong_version: 0.005,
@@ -71,6 +78,7 @@ impl World {
         Self {
             server,
             rng,
+            more,
             now: Duration::ZERO,
             tick: 0,
             down_for: 0,
@@ -187,6 +195,10 @@ impl World {
                 self.kill(index);
                 continue;
             }
+            if self.tick < FAULTY_TICKS && self.more.random_bool(0.0005) {
+                self.reference.count("stuck_workers");
+                self.actors[index].stuck = true;
+            }
             let sent = self.actors[index].act(self.tick, &mut self.rng, &self.temper);
             for (request, event) in sent {
                 let caller = Caller { actor: index, process: self.actors[index].process, request };
@@ -281,9 +293,13 @@ impl World {
     fn commit(&mut self, snapshot: Snapshot, model: bool) {
         let step = snapshot.step;
         let arrives = self.tick + self.rng.random_range(1..=5);
-        // One that is there already is found by whoever commits it again.
-        let is_there = self.committed.as_ref() == Some(&(snapshot.clone(), model));
-        if self.fault(if model { 0.02 } else { 0.1 }) && !is_there {
+        let is_full = match model {
+            true => self.tick < FAULTY_TICKS && self.more.random_bool(0.1),
+            false => self.fault(0.1),
+        };
+        // What an earlier process has made durable, and did not live to say so, is found there.
+        let is_there = self.committed.as_ref().is_some_and(|(there, whole)| there.step == step && *whole == model);
+        if is_full && !is_there {
             let reason = CANNOT_WRITE.to_owned();
             return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
         }
@@ -372,8 +388,12 @@ impl World {
         self.server.step(self.now, event, None);
     }
 
+    /// The same command again, which starts the processes that got stuck anew.
     fn start_again(&mut self) {
         self.reference.ended = None;
+        for actor in self.actors.iter_mut().filter(|actor| actor.stuck) {
+            actor.die(5);
+        }
         if self.down_for == 0 {
             self.server.step(self.now, Event::Reopened, None);
         }
@@ -416,6 +436,9 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         max_worker_losses: rng.random_range(1..=4),
         max_skipped_updates: 1000,
         task_timeout: Duration::from_secs(30),
+        // Below the deadline of a group: whoever holds it up is started again first.
+        stall_timeout: Duration::from_secs(14),
+        max_stalls: 1000,
         max_lost_generations: 1000,
         max_lost_saves: 1000,
         heartbeat_timeout: Duration::from_secs(4),

@@ -37,6 +37,10 @@ impl Check {
             &["objective.importance", "objective.kind"],
         );
         self.groups(spec);
+        let watchdog = &spec.watchdog;
+        self.range("watchdog.stall_seconds", watchdog.stall_seconds, 30..=1_000_000);
+        self.range("watchdog.task_seconds", watchdog.task_seconds, 30..=1_000_000);
+        self.range("watchdog.max_stalls", watchdog.max_stalls, 1..=100);
     }
 
     fn groups(&mut self, spec: &JobSpec) {
@@ -106,6 +110,16 @@ mod tests {
                 Some("the labels of a group are always the same"),
             ),
             ("groups.timeout_seconds = 0", Some("expected 1 to 1000000")),
+            ("watchdog = { stall_seconds = 30, task_seconds = 30, max_stalls = 100 }", None),
+            ("watchdog.stall_seconds = 29", Some("expected 30 to 1000000")),
+            ("watchdog.task_seconds = 1000001", Some("expected 30 to 1000000")),
+            ("watchdog.max_stalls = 0", Some("expected 1 to 100")),
+            ("data.train.weight = 2.0", Some("without `data.mix` there is no other set")),
+            ("data.mix.more = { path = 'm.jsonl', weight = 0.5 }\ndata.train.weight = 2.0", None),
+            ("data.mix.more = { path = 'm.jsonl', weight = 0.0 }", Some("expected above 0, at most 1000000")),
+            ("data.mix.more = { path = 'm.txt' }", Some("expected a `.jsonl` or `.parquet` file")),
+            ("data.mix.more = { path = 'm.jsonl', wieght = 1.0 }", Some("did you mean `weight`?")),
+            ("data.evaluation.weight = 2.0", Some("all held-out problems are measured")),
         ] {
             let found = problems(more);
             match expected {

@@ -16,6 +16,8 @@ pub(crate) enum Bench {
     Train(beside::Arguments),
     /// Takes samples from lease to batch through the coordinator and its journal, fills it, and starts it again.
     Coordinator(coordinator::Arguments),
+    /// Times steps with and without generation running ahead of training, with workers that wait instead of computing.
+    Asynchrony(coordinator::Arguments),
     /// Generates samples, beside Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -24,7 +26,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Verify(arguments) => verify::run(arguments),
         Bench::Train(arguments) => beside::run("train", arguments),
-        Bench::Coordinator(arguments) => coordinator::run(arguments),
+        Bench::Coordinator(arguments) => coordinator::run("coordinator", arguments),
+        Bench::Asynchrony(arguments) => coordinator::run("asynchrony", arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }

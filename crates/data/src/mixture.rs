@@ -1,0 +1,172 @@
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use crate::TrainOrder;
+
+/// Draws whose sets are worked out together.
+const BLOCK: u64 = 1024;
+/// Blocks that are remembered: groups in flight lie close together.
+const REMEMBERED: usize = 8;
+
+/// The endless order in which training problems are drawn from several sets.
+///
+/// The draw at `cursor` goes to the set that is furthest behind its share: the one with the largest
+/// `weight x (cursor + 1) - draws so far`, the weights adding up to 1. So every stretch of draws, a step for example, holds
+/// each set in proportion, and which set a draw belongs to is a function of the weights and the cursor alone. Within a set
+/// the problems come in the [`TrainOrder`] of that set, epoch by epoch.
+#[derive(Debug)]
+pub(crate) struct Mixture {
+    sets: Vec<Set>,
+    walked: Mutex<Walked>,
+}
+
+#[derive(Debug)]
+struct Set {
+    /// Share of the draws.
+    share: f64,
+    order: TrainOrder,
+    /// Index of its first problem among those of all sets.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Walked {
+    /// Draws from each set before each block, as far as anybody has asked.
+    before: Vec<Vec<u64>>,
+    /// Set of each draw of a block, and how many draws from that set came before.
+    blocks: VecDeque<(u64, Vec<(usize, u64)>)>,
+}
+
+impl Mixture {
+    /// A mixture of sets of `(weight, problems)`, at least one, weights above 0.
+    pub(crate) fn new(seed: u64, shuffle: bool, sets: &[(f64, usize)]) -> Self {
+        let total: f64 = sets.iter().map(|(weight, _)| weight).sum();
+        let mut first = 0;
+        let sets: Vec<Set> = (0u8..)
+            .zip(sets)
+            .map(|(number, (weight, len))| {
+                let order = TrainOrder::of_set(seed, number, *len, shuffle);
+                let set = Set { share: weight / total, order, first };
+                first += len;
+                set
+            })
+            .collect();
+        let walked = Mutex::new(Walked { before: vec![vec![0; sets.len()]], blocks: VecDeque::new() });
+        Self { sets, walked }
+    }
+
+    /// Index of the problem that is drawn at `cursor`, among those of all sets.
+    pub(crate) fn index_at(&self, cursor: u64) -> usize {
+        let (set, draw) = match &self.sets[..] {
+            [_] => (0, cursor),
+            _ => self.place_of(cursor),
+        };
+        let set = &self.sets[set];
+        set.first + set.order.index_at(draw)
+    }
+
+    /// The set of a draw, and how many draws from that set came before.
+    fn place_of(&self, cursor: u64) -> (usize, u64) {
+        let (block, place) = (cursor / BLOCK, (cursor % BLOCK) as usize);
+        let mut walked = self.walked.lock().expect("no holder of this lock panics");
+        if let Some((_, places)) = walked.blocks.iter().find(|(known, _)| *known == block) {
+            return places[place];
+        }
+        // Only a resumed job walks more than one block at a time: a million draws take a few hundredths of a second.
+        loop {
+            let next = walked.before.len() as u64 - 1;
+            let from = next.min(block);
+            let mut counts = walked.before[from as usize].clone();
+            let places: Vec<(usize, u64)> =
+                (from * BLOCK..(from + 1) * BLOCK).map(|cursor| self.draw(cursor, &mut counts)).collect();
+            if from == next {
+                walked.before.push(counts);
+            }
+            if from == block {
+                let found = places[place];
+                if walked.blocks.len() == REMEMBERED {
+                    walked.blocks.pop_front();
+                }
+                walked.blocks.push_back((block, places));
+                return found;
+            }
+        }
+    }
+
+    fn draw(&self, cursor: u64, counts: &mut [u64]) -> (usize, u64) {
+        let behind = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
+        // Of equals the first.
+        let chosen = (1..self.sets.len()).fold(0, |best, set| if behind(set) > behind(best) { set } else { best });
+        counts[chosen] += 1;
+        (chosen, counts[chosen] - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETS: [(f64, usize); 3] = [(3.0, 50), (1.0, 7), (0.5, 400)];
+
+    fn set_of(index: usize) -> usize {
+        if index < 50 { 0 } else { usize::from(index >= 57) + 1 }
+    }
+
+    fn drawn(mixture: &Mixture, cursors: std::ops::Range<u64>) -> Vec<usize> {
+        cursors.map(|cursor| mixture.index_at(cursor)).collect()
+    }
+
+    #[test]
+    fn every_stretch_of_draws_holds_each_set_in_proportion() {
+        let all = drawn(&Mixture::new(7, true, &SETS), 0..9000);
+        for (stretch, at) in [(9usize, 0usize), (90, 1000), (900, 5000), (9000, 0)] {
+            let mut counts = [0.0; 3];
+            all[at..at + stretch].iter().for_each(|index| counts[set_of(*index)] += 1.0);
+            for (count, (weight, _)) in counts.iter().zip(SETS) {
+                let share = weight / 4.5 * stretch as f64;
+                assert!((count - share).abs() <= 2.0, "{count} of {stretch} draws instead of {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_set_has_epochs_of_its_own() {
+        let all = drawn(&Mixture::new(7, true, &SETS), 0..4500);
+        for (set, (_, len)) in (0..3).zip(SETS) {
+            let of_set: Vec<usize> = all.iter().copied().filter(|index| set_of(*index) == set).collect();
+            for epoch in of_set.chunks_exact(len) {
+                let mut sorted = epoch.to_vec();
+                sorted.sort_unstable();
+                sorted.dedup();
+                assert_eq!(sorted.len(), len, "an epoch of set {set} has every problem once");
+            }
+        }
+    }
+
+    #[test]
+    fn a_resumed_mixture_goes_on_where_it_was() {
+        let all = drawn(&Mixture::new(7, true, &SETS), 0..5000);
+        // The ends of blocks, and of epochs: the second set's seven problems come around every 31 or 32 draws.
+        for start in [0, 1, 31, 32, 1023, 1024, 1025, 2048, 4999] {
+            let resumed = Mixture::new(7, true, &SETS);
+            assert_eq!(drawn(&resumed, start..5000), all[start as usize..], "from {start}");
+        }
+        let jumping = Mixture::new(7, true, &SETS);
+        for cursor in [4999, 3, 2047, 2048, 0, 4500] {
+            assert_eq!(jumping.index_at(cursor), all[cursor as usize]);
+        }
+    }
+
+    #[test]
+    fn one_set_alone_is_drawn_in_its_own_order() {
+        let (mixture, order) = (Mixture::new(7, true, &[(5.0, 30)]), TrainOrder::new(7, 30, true));
+        assert!((0..100).all(|cursor| mixture.index_at(cursor) == order.index_at(cursor)));
+    }
+
+    #[test]
+    fn the_choice_of_sets_never_changes_between_versions() {
+        // A resumed job depends on these values.
+        let mixture = Mixture::new(1, false, &[(2.0, 4), (1.0, 4)]);
+        assert_eq!(drawn(&mixture, 0..9), [0, 4, 1, 2, 5, 3, 0, 6, 1]);
+    }
+}

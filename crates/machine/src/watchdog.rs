@@ -1,0 +1,225 @@
+//! The watchdog: when nothing comes of anything for too long, it names what is stuck, acts on it, and after some tries ends
+//! the run with that sentence.
+//!
+//! Progress is what brings the job on: a fresh sample, a verdict, a step, a measurement, a checkpoint. A worker that
+//! registers, or a loan that is made again, is not: a stuck run would do so for ever. Tasks of the learners have a clock of
+//! their own ([`Event::TaskOverdue`](crate::Event)), for a step may honestly take longer than a sample.
+
+use pacs_types::{Role, WorkerId};
+
+use crate::lose::counter;
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::{Effect, Event};
+
+impl Machine {
+    /// Something has come of the work.
+    pub(crate) fn progress(&mut self) {
+        self.progressed = self.now;
+        self.stalls = 0;
+    }
+
+    /// The event that is due when nothing has come of anything for too long.
+    pub(crate) fn stall_due(&self) -> Option<Event> {
+        // Ranks at a task have a clock of their own, and a run that is paused waits for its operator.
+        let is_watched = !self.paused && !self.is_ended() && self.phase.task().is_none();
+        let limit = self.now.checked_sub(self.options.stall_timeout)?;
+        (is_watched && self.progressed < limit).then_some(Event::Stalled)
+    }
+
+    /// Acts on what is stuck, or ends the run.
+    pub(crate) fn stalled(&mut self) {
+        if !self.note_stall(self.options.stall_timeout.as_secs()) {
+            return;
+        }
+        self.progressed = self.now;
+        match &self.phase {
+            Phase::Assembling => {
+                self.restart_all("has not asked for a place in the next generation", |machine, worker| {
+                    machine.workers.get(&worker).is_some_and(|member| member.role == Role::Learner && !member.joining)
+                })
+            }
+            Phase::Evaluating(_) | Phase::Sampling if self.stalls > 1 => {
+                self.restart_all("holds work that nothing comes of", Self::is_stuck);
+            }
+            Phase::Evaluating(_) | Phase::Sampling => {
+                let loans: usize = self.pools_mut().map(crate::pool::Pool::end_all_loans).sum();
+                self.count(counter::LAPSED_LEASES, loans as u64);
+            }
+            // The disk has the checkpoint: there is nobody to ask.
+            _ => {}
+        }
+    }
+
+    /// Counts a stall and says what is stuck. Returns whether the run goes on: one stall too many ends it.
+    pub(crate) fn note_stall(&mut self, seconds: u64) -> bool {
+        let what = self.waiting_for(self.now);
+        self.stalls += 1;
+        self.count(counter::STALLS, 1);
+        if self.stalls > self.options.max_stalls {
+            let tries = self.options.max_stalls;
+            self.fail(format!("nothing has happened for {seconds} s, after {tries} tries to get the run on: {what}"));
+            return false;
+        }
+        let (tried, most) = (self.stalls, self.options.max_stalls);
+        self.effects
+            .push(Effect::Note(format!("nothing has happened for {seconds} s (try {tried} of {most}): {what}")));
+        true
+    }
+
+    /// Has workers started again; each is told so with its next heartbeat.
+    pub(crate) fn restart_all(&mut self, why: &str, is_stuck: impl Fn(&Self, WorkerId) -> bool) {
+        let stuck: Vec<WorkerId> = self.workers.keys().copied().filter(|worker| is_stuck(self, *worker)).collect();
+        for worker in stuck {
+            self.restarting.insert(worker);
+            if self.restarting.len() > crate::worker::MOST_REMEMBERED {
+                self.restarting.pop_first();
+            }
+            // It is what it holds that it may be stuck in.
+            self.lose_worker(worker, &format!("{why}, and is to be started again"), true);
+        }
+    }
+
+    /// Whether a worker holds work, or lets work wait that it should have asked for.
+    fn is_stuck(&self, worker: WorkerId) -> bool {
+        let Some(member) = self.workers.get(&worker) else { return false };
+        let holds = self.pools().any(|pool| pool.loans_of(worker) > 0);
+        let depths: Vec<_> = self.pools().map(crate::pool::Pool::depths).collect();
+        let waits = match member.role {
+            Role::Rollout => depths.iter().any(|depths| depths.groups_waiting > 0),
+            Role::Verifier => depths.iter().any(|depths| depths.samples_waiting > 0),
+            Role::Learner => false,
+        };
+        holds || waits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::verbs::testing::*;
+    use crate::{Command, Directive, Effect, End, Event, Options, Reply};
+    use pacs_types::Outcome;
+
+    fn watched() -> Options {
+        Options { stall_timeout: Duration::from_secs(30), max_stalls: 3, total_steps: 5, ..options() }
+    }
+
+    /// Lets so many seconds pass in which every worker lives; returns what comes of it.
+    fn live(run: &mut Run, seconds: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for _ in 0..seconds {
+            run.now += Duration::from_secs(1);
+            effects.extend(run.step(Event::Tick));
+            run.beat_if_members();
+        }
+        effects
+    }
+
+    fn notes(effects: &[Effect]) -> Vec<&str> {
+        effects
+            .iter()
+            .filter_map(|effect| if let Effect::Note(note) = effect { Some(note.as_str()) } else { None })
+            .collect()
+    }
+
+    fn told(run: &mut Run, worker: pacs_types::WorkerId) -> Directive {
+        match run.call(Event::Heartbeat { worker, activity: String::new() }) {
+            Ok(Reply::Directive(directive)) => directive,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn work_is_issued_again_then_its_holder_is_started_again_then_the_run_ends_with_a_sentence() {
+        let mut run = Run::sampling(watched());
+        run.groups(run.rollout, 100);
+        let effects = live(&mut run, 31);
+        assert!(
+            notes(&effects)[0].starts_with("nothing has happened for 30 s (try 1 of 3): step 1 waits for"),
+            "{effects:?}"
+        );
+        assert_eq!(run.machine.status(run.now).queues.groups_waiting, 2, "the loans have ended");
+
+        run.groups(run.rollout, 100);
+        let stuck = run.rollout;
+        let effects = live(&mut run, 31);
+        assert!(notes(&effects)[0].contains("(try 2 of 3)") && notes(&effects)[0].contains("held by rollout-0"));
+        assert_eq!(told(&mut run, stuck), Directive::Restart);
+        // The rest have nothing to do, and nobody asks them to go.
+        let verifier = run.verifier;
+        assert_eq!(told(&mut run, verifier), Directive::Continue);
+
+        live(&mut run, 31);
+        let effects = live(&mut run, 31);
+        let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
+        assert!(reason.starts_with("nothing has happened for 30 s, after 3 tries to get the run on: step 1 waits for"));
+        assert!(reason.contains("a rollout worker, but none is registered"), "{reason}");
+    }
+
+    #[test]
+    fn progress_ends_the_count() {
+        let mut run = Run::sampling(watched());
+        for _ in 0..6 {
+            live(&mut run, 31);
+            assert_eq!(run.machine.stalls, 1);
+            run.full_step();
+            assert_eq!(run.machine.stalls, 0);
+            if run.machine.ended().is_some() || run.machine.status(run.now).phase == "saving" {
+                return;
+            }
+        }
+        panic!("the run has five steps");
+    }
+
+    #[test]
+    fn a_verifier_that_does_not_ask_is_started_again() {
+        let mut run = Run::sampling(watched());
+        run.generate_all();
+        live(&mut run, 62);
+        let (verifier, rollout) = (run.verifier, run.rollout);
+        assert_eq!(told(&mut run, verifier), Directive::Restart);
+        assert_eq!(told(&mut run, rollout), Directive::Continue);
+    }
+
+    #[test]
+    fn a_learner_that_does_not_come_is_started_again() {
+        let mut run = Run::new(watched());
+        let learner = run.register(pacs_types::Role::Learner, "learner-0").0;
+        run.learners = vec![learner];
+        live(&mut run, 31);
+        assert_eq!(told(&mut run, learner), Directive::Restart);
+    }
+
+    #[test]
+    fn a_paused_run_is_not_stuck_and_its_time_does_not_count() {
+        let mut run = Run::sampling(watched());
+        run.command(Command::Pause).unwrap();
+        assert_eq!(notes(&live(&mut run, 200)), [""; 0]);
+        run.command(Command::Resume).unwrap();
+        assert_eq!(notes(&live(&mut run, 29)), [""; 0]);
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        assert_eq!(run.machine.status(run.now).phase, "training");
+    }
+
+    #[test]
+    fn ranks_that_do_not_report_are_started_again() {
+        let mut run = Run::preparing(Options { task_timeout: Duration::from_secs(50), ..watched() });
+        let learner = run.learners[0];
+        assert_eq!(notes(&live(&mut run, 49)), [""; 0], "the clock of tasks is another one");
+        let effects = live(&mut run, 2);
+        assert!(notes(&effects)[0].contains("waits for learner learner-0 to load their state"), "{effects:?}");
+        assert_eq!((told(&mut run, learner), run.machine.status(run.now).phase), (Directive::Restart, "assembling"));
+    }
+
+    #[test]
+    fn a_stall_is_in_the_sentence_within_thirty_seconds() {
+        let mut run = Run::sampling(watched());
+        live(&mut run, 20);
+        let status = run.machine.status(run.now);
+        assert!(status.waiting_for.ends_with("; nothing has happened for 20.0 s"), "{}", status.waiting_for);
+        assert_eq!(status.stalled, Duration::from_secs(20));
+    }
+}

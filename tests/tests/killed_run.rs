@@ -1,0 +1,94 @@
+//! `pacs run` itself is killed, again and again, and started by the same command: it goes on from its journal, makes every
+//! step once, and ends with the weights of an undisturbed run. So does one whose folder was copied elsewhere.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use pacs_tests::{Job, Run};
+
+/// Enough that a machine ten times faster is still at work when the last fault comes.
+const STEPS: u64 = 24;
+const WORKERS: [&str; 3] = ["rollout-0", "verifier-0", "learner-0"];
+
+fn job(max_lag: i64) -> Result<Job> {
+    let job = Job::tiny()?.with("batch.steps", STEPS as i64).with("checkpoint.every_steps", 5);
+    let job = job.with("evaluation.before", false).with("evaluation.after", false);
+    Ok(job.with("asynchrony.max_lag", max_lag))
+}
+
+/// Ends the process as a power failure would, at a moment when this many steps are done at least.
+fn kill_after(mut run: Run, step: u64, phase: Option<&str>) -> Result<()> {
+    run.wait_until(&format!("step {step}"), |status| {
+        let is_there = status["step"].as_u64() >= Some(step);
+        // A phase may pass between two looks; then it is the phase of a later step, but not for ever.
+        is_there && (status["step"].as_u64() >= Some(step + 3) || phase.is_none_or(|phase| status["phase"] == phase))
+    })?;
+    run.signal(Signal::SIGKILL)?;
+    let ended = run.wait()?;
+    ensure!(ended.code.is_none(), "a signal was to end it, but it ended with {:?}", ended.code);
+    Ok(())
+}
+
+/// Every step counts once, and something was trained.
+fn assert_every_step_once(job: &Job) -> Result<()> {
+    let metrics = job.json_lines("metrics.jsonl")?;
+    let steps: Vec<u64> = metrics.iter().filter_map(|line| line["step"].as_u64()).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+    let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
+    ensure!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
+    Ok(())
+}
+
+fn assert_same_weights(one: &Job, other: &Job) -> Result<()> {
+    let (one, other) = (one.exported(STEPS)?, other.exported(STEPS)?);
+    ensure!(!one.is_empty() && one.len() == other.len(), "{} and {} weights", one.len(), other.len());
+    let difference = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    ensure!(difference < 1e-5, "weights differ by {difference}");
+    Ok(())
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_from_its_journal() -> Result<()> {
+    let undisturbed = job(0)?;
+    undisturbed.start()?.wait()?.expect_code(0);
+
+    let disturbed = job(0)?;
+    for (step, phase) in [(1, None), (3, Some("sampling")), (7, Some("training"))] {
+        kill_after(disturbed.start()?, step, phase)?;
+    }
+    let ended = disturbed.start()?.wait()?;
+    ended.expect_code(0);
+    assert!(ended.stdout.contains("from the journal"), "{}", ended.stdout);
+    assert_every_step_once(&disturbed)?;
+    assert_same_weights(&undisturbed, &disturbed)
+}
+
+#[test]
+fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
+    let job = job(1)?;
+    for (step, phase) in [(1, Some("training")), (4, None)] {
+        kill_after(job.start()?, step, phase)?;
+    }
+    job.start()?.wait()?.expect_code(0);
+    assert_every_step_once(&job)
+}
+
+#[test]
+fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
+    let undisturbed = job(0)?;
+    undisturbed.start()?.wait()?.expect_code(0);
+
+    let mut moved = job(0)?;
+    let mut run = moved.start()?;
+    run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
+    // The whole machine is lost: the workers, too.
+    let workers = WORKERS.map(|name| run.signal_worker(name, Signal::SIGCONT));
+    run.signal(Signal::SIGKILL)?;
+    for worker in workers {
+        worker?.signal(Signal::SIGKILL)?;
+    }
+    run.wait()?;
+    moved.move_run("elsewhere")?;
+    moved.start()?.wait()?.expect_code(0);
+    assert_every_step_once(&moved)?;
+    assert_same_weights(&undisturbed, &moved)
+}
