@@ -15,6 +15,8 @@ impl Machine {
             return;
         };
         if self.is_ended() {
+            // Should the run go on, what it held is not waited for.
+            self.revoke_worker(worker, false);
             self.workers.remove(&worker);
             return;
         }
@@ -40,7 +42,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event};
+    use crate::{Effect, End, Event, StopMode};
     use pacs_types::Role;
 
     #[test]
@@ -59,6 +61,19 @@ mod tests {
             run.learners[0] = run.register(Role::Learner, "learner-0").0;
             run.step(Event::JoinGeneration { worker: run.learners[0] });
         }
+    }
+
+    #[test]
+    fn what_a_dismissed_worker_held_is_lent_again_when_the_run_goes_on() {
+        let mut run = Run::sampling(options());
+        let held = run.groups(run.rollout, 100).len();
+        run.step(stop(StopMode::Now));
+        let worker = run.rollout;
+        run.step(Event::Leave { worker, error: None });
+        run.step(Event::Reopened);
+        run.join_again();
+        run.prepare();
+        assert_eq!(run.groups(run.rollout, 100).len(), held);
     }
 
     #[test]
