@@ -3,9 +3,9 @@
     pacs-worker replay --job job.toml --groups groups.jsonl --out replayed
     python tests/peers/replay.py --job job.toml --groups groups.jsonl --replayed replayed
 
-Prints one JSON line: how far the weights of the folder `replayed` are from those computed here, and how far these have
-moved from where they started. Needs Python 3.11 and torch, nothing else; models of the Qwen2 and Qwen3 architectures in
-float32; the objectives `pacs`, `grpo` and `ppo`, with those of their settings that are read below.
+Prints a JSON line for each job, of which there may be several: how far the weights of the folder `replayed` are from
+those computed here, and how far these have moved from where they started. Needs Python 3.11 and torch, nothing else;
+models of the Qwen2 and Qwen3 architectures in float32. `objectives.py` beside it has the losses.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import struct
 import tomllib
 
 import torch
+
+import objectives
 
 KINDS = {"F32": torch.float32, "BF16": torch.bfloat16}
 
@@ -85,17 +87,18 @@ class Model:
         return self.norm(x, "model.norm")
 
     def logprobs(self, row, temperature):
-        """Log-probs of the answer's tokens."""
+        """Log-probs of the answer's tokens, and the entropies of what they were drawn from, float64."""
         head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
         hidden = self.hidden(row["prompt_tokens"] + row["tokens"])
         start = len(row["prompt_tokens"]) - 1
-        logits = hidden[start:-1] @ head.T / temperature
-        return logits.log_softmax(-1).gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
+        every = (hidden[start:-1] @ head.T / temperature).log_softmax(-1)
+        chosen = every.gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
+        return chosen.double(), -(every.exp() * every).sum(-1).double()
 
     def values(self, row):
-        """Estimates of the return before each token of the answer."""
+        """Estimates of the return before each token of the answer, float64."""
         hidden = self.hidden(row["prompt_tokens"] + row["tokens"])
-        return (hidden[len(row["prompt_tokens"]) - 1 : -1] @ self.weights["value_head.weight"].T)[:, 0]
+        return (hidden[len(row["prompt_tokens"]) - 1 : -1] @ self.weights["value_head.weight"].T)[:, 0].double()
 
     def optimizer(self, job, learning_rate):
         o = job.get("optimizer", {})
@@ -114,128 +117,97 @@ def update(model, optimizer, loss, job):
     optimizer.step()
 
 
-def by_group(rows):
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    return groups.values()
-
-
-def pacs_loss(rows, objective):
-    """Weighted cross entropy of the labels with leave-one-out scores of the log-ratios."""
-    losses = []
-    for group in by_group(rows):
-        ratios = [(row["new"].double() - row["old"].double()).sum() for row in group]
-        proxies = objective.get("beta", 1.0) * torch.stack(ratios)
-        n, labels = len(group), [row["label"] for row in group]
-        scores = proxies - (proxies.sum() - proxies) / (n - 1)
-        for score, label in zip(scores, labels):
-            weight = n / (len(set(labels)) * labels.count(label))
-            losses.append(weight * torch.nn.functional.binary_cross_entropy_with_logits(score, score.new_tensor(label)))
-    return torch.stack(losses).mean()
-
-
-def clipped_loss(rows, objective):
-    """Mean over answers of the mean over their tokens of the clipped surrogate."""
-    low, high, dual = (objective.get(k, d) for k, d in (("clip_low", 0.2), ("clip_high", 0.2), ("dual_clip", 3.0)))
-    losses = []
-    for row in rows:
-        ratio, advantage = (row["new"].double() - row["old"].double()).exp(), row["advantages"]
-        loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high))
-        losses.append(torch.where(advantage < 0, torch.minimum(loss, -advantage * dual), loss).mean())
-    return torch.stack(losses).mean()
-
-
-def value_loss(rows, critic, objective):
-    clip, losses = objective.get("value_clip", 0.5), []
-    for row in rows:
-        new, old, returns = critic.values(row).double(), row["values"], row["returns"]
-        held = new.clamp(old - clip, old + clip)
-        losses.append(torch.maximum((new - returns) ** 2, (held - returns) ** 2).mean())
-    return torch.stack(losses).mean()
-
-
-def group_advantages(rows):
-    for group in by_group(rows):
-        rewards = torch.tensor([row["reward"] for row in group], dtype=torch.float64)
-        standard = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
-        for row, advantage in zip(group, standard):
-            row["advantages"] = advantage.expand(len(row["tokens"]))
-
-
-def estimated_advantages(rows, critic, objective):
-    """Generalised advantage estimation, whitened over the step."""
-    gamma, trust = objective.get("gamma", 1.0), objective.get("lambda", 1.0)
-    for row in rows:
-        with torch.no_grad():
-            values = row["values"] = critic.values(row).double()
-        advantages, following, value_after = torch.zeros_like(values), 0.0, 0.0
-        for t in reversed(range(len(values))):
-            reward = row["reward"] if t == len(values) - 1 else 0.0
-            following = reward + gamma * value_after - values[t] + gamma * trust * following
-            advantages[t], value_after = following, values[t]
-        row["advantages"], row["returns"] = advantages, advantages + values
-    every = torch.cat([row["advantages"] for row in rows])
-    for row in rows:
-        row["advantages"] = (row["advantages"] - every.mean()) / (every.var() + 1e-8).sqrt()
-
-
 def distance(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+class Trainer:
+    """Policy, reference and, for `ppo`, critic of a job."""
+
+    def __init__(self, job, config, start):
+        self.job, self.config = job, config
+        self.objective = objectives.settings(job.get("objective", {}))
+        self.temperature = job.get("rollout", {}).get("temperature", 1.0)
+        self.max_new_tokens = job["rollout"]["max_new_tokens"]
+        self.policy, self.reference = Model(config, start), Model(config, start)
+        self.optimizer = self.policy.optimizer(job, job["optimizer"]["learning_rate"])
+        self.critic = None
+        if self.objective["kind"] == "ppo":
+            trunk = {name: weight for name, weight in start.items() if name != "lm_head.weight"}
+            self.critic = Model(config, trunk | {"value_head.weight": torch.zeros(1, config["hidden_size"])})
+            self.critic_optimizer = self.critic.optimizer(job, self.objective["critic_learning_rate"])
+
+    def step(self, step, groups):
+        """Step `step`, from 0, on the rows of these groups."""
+        s, rows = self.objective, [row for group in groups for row in group]
+        self.reset(step)
+        with torch.no_grad():
+            self.note(rows)
+        if s["kind"] != "pacs":
+            objectives.set_advantages(rows, s)
+        parts = self.job["batch"].get("mini_batches", 4)
+        for part in range(parts):
+            mine = [row for i, group in enumerate(groups) if i * parts // len(groups) == part for row in group]
+            if self.critic is not None:
+                new_values = [self.critic.values(row) for row in mine]
+                update(self.critic, self.critic_optimizer, objectives.value_loss(mine, new_values, s), self.job)
+            if step < s.get("critic_warmup_steps", 0):
+                continue
+            for row in mine:
+                row["new"], row["entropies"] = self.policy.logprobs(row, self.temperature)
+            pacs = s["kind"] == "pacs"
+            loss = objectives.pacs_loss(mine, s) if pacs else objectives.policy_loss(mine, s, self.max_new_tokens)
+            update(self.policy, self.optimizer, loss, self.job)
+
+    def reset(self, step):
+        """Takes the policy as reference where this step is due to, and forgets the optimizer's moments if wanted."""
+        period = self.objective["reference_reset_steps"]
+        if step == 0 or period == 0 or step % period != 0:
+            return
+        self.reference = Model(self.config, {name: weight.detach() for name, weight in self.policy.weights.items()})
+        if self.objective.get("reset_optimizer"):
+            self.optimizer = self.policy.optimizer(self.job, self.job["optimizer"]["learning_rate"])
+
+    def note(self, rows):
+        """Gives answers what is known of them before the first update of a step."""
+        for row in rows:
+            row["truncated"] = row.get("truncated", len(row["tokens"]) >= self.max_new_tokens)
+            row["rollout"] = torch.tensor(row.get("sampled_logprobs") or row["logprobs"], dtype=torch.float32).double()
+            row["reference"] = self.reference.logprobs(row, self.temperature)[0]
+            pacs = self.objective["kind"] == "pacs"
+            row["old"] = row["reference"] if pacs else self.policy.logprobs(row, self.temperature)[0]
+            if self.job["batch"].get("old_logprobs", "learner") == "rollout":
+                row["old"] = torch.tensor(row["logprobs"], dtype=torch.float32).double()
+            if self.critic is not None:
+                row["values"] = self.critic.values(row)
+
+
+def compare(job, groups, replayed):
+    """Takes the steps of one job, and measures how far the weights of a folder are from where they lead."""
+    job = tomllib.loads(pathlib.Path(job).read_text())
+    rows = [json.loads(line) for line in pathlib.Path(groups).read_text().splitlines() if line.strip()]
+    config = json.loads((pathlib.Path(job["model"]["path"]) / "config.json").read_text())
+    start = load_weights(job["model"]["path"])
+    trainer = Trainer(job, config, start)
+    groups, size = objectives.by_group(rows), job["batch"]["prompts_per_step"]
+    steps = len(groups) // size
+    for step in range(steps):
+        trainer.step(step, groups[step * size : (step + 1) * size])
+    theirs = load_weights(replayed)
+    ours = {name: weight.detach() for name, weight in trainer.policy.weights.items()}
+    assert ours.keys() == theirs.keys(), "the folders have different parameters"
+    distances = {"largest_difference": distance(ours, theirs), "largest_move": distance(ours, start)}
+    return {"objective": trainer.objective["kind"], "steps": steps} | distances
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("job", "groups", "replayed"):
-        parser.add_argument(f"--{name}", required=True)
+        parser.add_argument(f"--{name}", required=True, action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    job = tomllib.loads(pathlib.Path(arguments.job).read_text())
-    objective, batch = job.get("objective", {}), job["batch"]
-    kind = objective.get("kind", "pacs")
-    assert kind in ("pacs", "grpo", "ppo"), f"{kind} is not computed here"
-    temperature = job.get("rollout", {}).get("temperature", 1.0)
-    rows = [json.loads(line) for line in pathlib.Path(arguments.groups).read_text().splitlines() if line.strip()]
-
-    config = json.loads((pathlib.Path(job["model"]["path"]) / "config.json").read_text())
-    start = load_weights(job["model"]["path"])
-    policy = Model(config, start)
-    optimizer = policy.optimizer(job, job["optimizer"]["learning_rate"])
-    critic = None
-    if kind == "ppo":
-        trunk = {name: weight for name, weight in start.items() if name != "lm_head.weight"}
-        critic = Model(config, trunk | {"value_head.weight": torch.zeros(1, config["hidden_size"])})
-        critic_optimizer = critic.optimizer(job, objective.get("critic_learning_rate", 1e-5))
-
-    groups = list(by_group(rows))
-    size, parts = batch["prompts_per_step"], batch.get("mini_batches", 4)
-    steps = len(groups) // size
-    for step in range(steps):
-        of_step = groups[step * size : (step + 1) * size]
-        every = [row for group in of_step for row in group]
-        for row in every:
-            with torch.no_grad():
-                row["old"] = policy.logprobs(row, temperature)
-        if kind == "grpo":
-            group_advantages(every)
-        elif kind == "ppo":
-            estimated_advantages(every, critic, objective)
-        for part in range(parts):
-            mine = [row for i, group in enumerate(of_step) if i * parts // size == part for row in group]
-            if critic is not None:
-                update(critic, critic_optimizer, value_loss(mine, critic, objective), job)
-            if step < objective.get("critic_warmup_steps", 0):
-                continue
-            for row in mine:
-                row["new"] = policy.logprobs(row, temperature)
-            loss = pacs_loss(mine, objective) if kind == "pacs" else clipped_loss(mine, objective)
-            update(policy, optimizer, loss, job)
-
-    theirs = load_weights(arguments.replayed)
-    ours = {name: weight.detach() for name, weight in policy.weights.items()}
-    assert ours.keys() == theirs.keys(), "the folders have different parameters"
-    result = {"largest_difference": distance(ours, theirs), "largest_move": distance(ours, start)}
-    print(json.dumps({"objective": kind, "steps": steps} | result))
+    for files in zip(arguments.job, arguments.groups, arguments.replayed, strict=True):
+        print(json.dumps(compare(*files)), flush=True)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,13 @@ impl Job {
         self
     }
 
+    /// Sets a whole section of the spec.
+    #[must_use]
+    pub fn with_section(mut self, section: &str, values: toml::Table) -> Self {
+        self.spec.insert(section.to_owned(), values.into());
+        self
+    }
+
     /// Without the extraction of the built-in verifier, which others do not have.
     #[must_use]
     pub fn without_extraction(mut self) -> Self {

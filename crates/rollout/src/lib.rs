@@ -11,6 +11,7 @@ mod sampler;
 mod schedule;
 mod service;
 mod stop;
+mod submit;
 mod thread;
 mod weights;
 

@@ -1,6 +1,5 @@
 //! The worker: membership, leases in, samples out. The engine has a thread of its own.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +13,15 @@ use tokio::sync::{mpsc, watch};
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::thread::{Command, EngineThread, Output, Setup};
+use crate::submit::{Held, Submitting};
+use crate::thread::{Command, EngineThread, Setup};
 use crate::weights;
-use crate::{Finished, GroupJob, SamplingOptions};
+use crate::{GroupJob, SamplingOptions};
 
 /// How long one lease call waits for work.
 const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// How long any call may take beyond its own waiting time.
-const CALL_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
-const SUBMIT_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How to run a rollout worker.
 #[derive(Clone, Debug)]
@@ -101,14 +99,16 @@ pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, Ro
 }
 
 /// Why serving under one registration stopped.
-enum ServeError {
+#[derive(Debug)]
+pub(crate) enum ServeError {
     /// The worker cannot go on at all.
     Fatal(RolloutError),
     /// This registration cannot go on: another one starts afresh.
     Rejoin(String),
 }
 
-enum Never {}
+#[derive(Debug)]
+pub(crate) enum Never {}
 
 async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Never, ServeError> {
     let config = |problem: String| ServeError::Fatal(RolloutError::Config(problem));
@@ -133,27 +133,18 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
         scratch: scratch.path.clone(),
         activity: membership.activity.clone(),
     };
-    let submitting = Submitting {
-        client,
-        worker: membership.worker.0,
-        in_flight: in_flight_sender,
-        leases,
-        held: HashMap::new(),
-        commands: thread.commands.clone(),
-        activity: membership.activity.clone(),
+    let submit = move |request| {
+        let mut client = client.clone();
+        async move { client.submit_sample(request).await.map(drop) }
     };
+    let activity = membership.activity.clone();
+    let progress = move |in_flight| activity.set(format!("generating {in_flight} samples"));
+    let submitting =
+        Submitting::new(submit, membership.worker.0, in_flight_sender, leases, thread.commands.clone(), progress);
     tokio::select! {
         result = leasing.run() => result,
         result = submitting.run(outputs) => result,
     }
-}
-
-/// What a lease is about; the engine's ticket is the lease number.
-#[derive(Debug)]
-struct Held {
-    lease: u64,
-    group: u64,
-    samples_left: usize,
 }
 
 /// Asks for groups whenever there is room.
@@ -241,89 +232,6 @@ impl Leasing {
         self.commands
             .send(Command::Generate { job, weights: Arc::new((reference, path)) })
             .map_err(|_| ServeError::Rejoin("the engine ended".into()))
-    }
-}
-
-/// Hands finished samples in.
-struct Submitting {
-    client: RolloutServiceClient<Channel>,
-    worker: u64,
-    in_flight: watch::Sender<usize>,
-    leases: mpsc::Receiver<Held>,
-    held: HashMap<u64, Held>,
-    commands: std::sync::mpsc::Sender<Command>,
-    activity: Activity,
-}
-
-impl Submitting {
-    async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Never, ServeError> {
-        while let Some(output) = outputs.recv().await {
-            // Leases are announced before their samples can be finished.
-            while let Ok(lease) = self.leases.try_recv() {
-                self.held.insert(lease.lease, lease);
-            }
-            match output {
-                Output::Finished(finished) => self.submit(*finished).await?,
-                Output::Weights(problem) => return Err(ServeError::Rejoin(problem)),
-                Output::Failed(problem) => return Err(ServeError::Fatal(RolloutError::Engine(problem))),
-            }
-            self.activity.set(format!("generating {} samples", *self.in_flight.borrow()));
-        }
-        Err(ServeError::Fatal(RolloutError::Engine("the engine ended without a word".into())))
-    }
-
-    async fn submit(&mut self, finished: Finished) -> Result<(), ServeError> {
-        let Some(held) = self.held.get_mut(&finished.ticket) else { return Ok(()) };
-        held.samples_left -= 1;
-        let (lease, group, last) = (held.lease, held.group, held.samples_left == 0);
-        let request = v1::SubmitSampleRequest {
-            worker_id: self.worker,
-            lease_id: lease,
-            group_id: group,
-            sample_index: finished.index,
-            sample: Some(finished.sample.into()),
-        };
-        let accepted = self.deliver(request).await?;
-        let settled = if accepted {
-            1
-        } else {
-            // The lease lapsed: nobody wants the rest of the group.
-            let _ = self.commands.send(Command::Cancel { ticket: lease });
-            1 + self.held[&finished.ticket].samples_left
-        };
-        if last || !accepted {
-            self.held.remove(&finished.ticket);
-        }
-        self.in_flight.send_modify(|in_flight| *in_flight -= settled);
-        Ok(())
-    }
-
-    /// True when the sample was taken, false when its lease is no longer good.
-    async fn deliver(&mut self, request: v1::SubmitSampleRequest) -> Result<bool, ServeError> {
-        let started = std::time::Instant::now();
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            let reply = tokio::time::timeout(CALL_DEADLINE, self.client.submit_sample(request.clone())).await;
-            let problem = match reply {
-                Ok(Ok(_)) => return Ok(true),
-                Ok(Err(status)) if status.code() == Code::FailedPrecondition => return Ok(false),
-                Ok(Err(status)) if status.code() == Code::NotFound => {
-                    return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
-                }
-                Ok(Err(status)) if status.code() == Code::InvalidArgument => {
-                    return Err(ServeError::Fatal(RolloutError::Engine(format!(
-                        "the coordinator refused a sample: {}",
-                        status.message()
-                    ))));
-                }
-                Ok(Err(status)) => status.message().to_owned(),
-                Err(_) => format!("no answer within {} s", CALL_DEADLINE.as_secs()),
-            };
-            if started.elapsed() > SUBMIT_PATIENCE {
-                return Err(ServeError::Rejoin(format!("samples cannot be handed in: {problem}")));
-            }
-            tokio::time::sleep(backoff.wait()).await;
-        }
     }
 }
 

@@ -1,0 +1,230 @@
+//! Handing samples in: several calls at a time, in the order in which the samples finished.
+//!
+//! The coordinator answers when a sample is on its disk. A worker that waited for each answer would hand in as many samples
+//! a second as the disk makes syncs; with calls side by side, one sync serves many. Every sample has a call of its own,
+//! which is repeated until it is answered, so that what is lost on the way costs nobody else anything.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use pacs_protocol::v1;
+use pacs_runtime::Backoff;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::service::{CALL_DEADLINE, Never, RolloutError, ServeError};
+use crate::thread::{Command, Output};
+
+/// Calls on their way at once; another sample waits, and with it, when the queue of finished ones is full, generation.
+const WINDOW: usize = 64;
+/// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a lease is about; the engine's ticket is the lease number.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) lease: u64,
+    pub(crate) group: u64,
+    /// Samples that were not handed in yet.
+    pub(crate) samples_left: usize,
+}
+
+/// Hands finished samples in; `C` is the call that does it.
+pub(crate) struct Submitting<C> {
+    call: C,
+    worker: u64,
+    in_flight: watch::Sender<usize>,
+    leases: mpsc::Receiver<Held>,
+    held: HashMap<u64, Held>,
+    commands: std::sync::mpsc::Sender<Command>,
+    /// Told how many samples are in flight.
+    progress: Box<dyn Fn(usize) + Send>,
+    patience: Duration,
+    window: Window<Result<Answer, ServeError>>,
+}
+
+/// What became of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    lease: u64,
+    /// Otherwise its lease is no longer good.
+    taken: bool,
+}
+
+enum Event {
+    Output(Option<Output>),
+    Answered(Result<Answer, ServeError>),
+}
+
+impl<C, F> Submitting<C>
+where
+    C: Fn(v1::SubmitSampleRequest) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    pub(crate) fn new(
+        call: C,
+        worker: u64,
+        in_flight: watch::Sender<usize>,
+        leases: mpsc::Receiver<Held>,
+        commands: std::sync::mpsc::Sender<Command>,
+        progress: impl Fn(usize) + Send + 'static,
+    ) -> Self {
+        let (held, window) = (HashMap::new(), Window::default());
+        let progress = Box::new(progress);
+        Self { call, worker, in_flight, leases, held, commands, progress, patience: PATIENCE, window }
+    }
+
+    pub(crate) async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Never, ServeError> {
+        loop {
+            let event = tokio::select! {
+                output = outputs.recv(), if self.window.len() < WINDOW => Event::Output(output),
+                answer = self.window.next(), if self.window.len() > 0 => Event::Answered(answer),
+            };
+            match event {
+                Event::Output(output) => self.take(output).await?,
+                Event::Answered(answer) => self.settle(answer?),
+            }
+            (self.progress)(*self.in_flight.borrow());
+        }
+    }
+
+    /// Takes what the engine says. Its last word comes behind the samples that it has finished before.
+    async fn take(&mut self, output: Option<Output>) -> Result<(), ServeError> {
+        // Leases are announced before their samples can be finished.
+        while let Ok(lease) = self.leases.try_recv() {
+            self.held.insert(lease.lease, lease);
+        }
+        let last_word = match output {
+            Some(Output::Finished(finished)) => {
+                self.submit(*finished);
+                return Ok(());
+            }
+            Some(Output::Weights(problem)) => ServeError::Rejoin(problem),
+            Some(Output::Failed(problem)) => ServeError::Fatal(RolloutError::Engine(problem)),
+            None => ServeError::Fatal(RolloutError::Engine("the engine ended without a word".into())),
+        };
+        while self.window.len() > 0 {
+            let answer = self.window.next().await?;
+            self.settle(answer);
+        }
+        Err(last_word)
+    }
+
+    fn submit(&mut self, finished: crate::Finished) {
+        let Some(held) = self.held.get_mut(&finished.ticket) else { return };
+        held.samples_left -= 1;
+        let (lease, group_id) = (held.lease, held.group);
+        if held.samples_left == 0 {
+            self.held.remove(&finished.ticket);
+        }
+        let request = v1::SubmitSampleRequest {
+            worker_id: self.worker,
+            lease_id: lease,
+            group_id,
+            sample_index: finished.index,
+            sample: Some(finished.sample.into()),
+        };
+        self.window.push(Box::pin(deliver(self.call.clone(), request, self.patience)));
+    }
+
+    fn settle(&mut self, answer: Answer) {
+        let mut settled = 1;
+        // Where the lease lapsed nobody wants the rest of the group; what is on its way is answered on its own.
+        if !answer.taken
+            && let Some(held) = self.held.remove(&answer.lease)
+        {
+            let _ = self.commands.send(Command::Cancel { ticket: answer.lease });
+            settled += held.samples_left;
+        }
+        self.in_flight.send_modify(|in_flight| *in_flight -= settled);
+    }
+}
+
+/// Hands one sample in, again and again until there is an answer.
+async fn deliver<C, F>(call: C, request: v1::SubmitSampleRequest, patience: Duration) -> Result<Answer, ServeError>
+where
+    C: Fn(v1::SubmitSampleRequest) -> F,
+    F: Future<Output = Result<(), Status>>,
+{
+    let answer = |taken| Ok(Answer { lease: request.lease_id, taken });
+    let started = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let reply = tokio::time::timeout(CALL_DEADLINE, call(request.clone())).await;
+        let problem = match reply {
+            Ok(Ok(())) => return answer(true),
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => return answer(false),
+            Ok(Err(status)) if status.code() == Code::NotFound => {
+                return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
+            }
+            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
+                return Err(ServeError::Fatal(RolloutError::Engine(format!(
+                    "the coordinator refused a sample: {}",
+                    status.message()
+                ))));
+            }
+            Ok(Err(status)) => status.message().to_owned(),
+            Err(_) => format!("no answer within {} s", CALL_DEADLINE.as_secs()),
+        };
+        if started.elapsed() > patience {
+            return Err(ServeError::Rejoin(format!("samples cannot be handed in: {problem}")));
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+/// Futures that run side by side and give their results in the order in which they were put in.
+struct Window<T> {
+    slots: VecDeque<Slot<T>>,
+}
+
+enum Slot<T> {
+    Running(Pin<Box<dyn Future<Output = T> + Send>>),
+    Done(T),
+}
+
+impl<T> Default for Window<T> {
+    fn default() -> Self {
+        Self { slots: VecDeque::new() }
+    }
+}
+
+impl<T> Window<T> {
+    fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn push(&mut self, future: Pin<Box<dyn Future<Output = T> + Send>>) {
+        self.slots.push_back(Slot::Running(future));
+    }
+
+    /// The result of the oldest; all go on meanwhile, and none is lost when this is dropped before it is ready. Never
+    /// ready without any.
+    async fn next(&mut self) -> T {
+        poll_fn(|context| {
+            for slot in &mut self.slots {
+                if let Slot::Running(future) = slot
+                    && let Poll::Ready(result) = future.as_mut().poll(context)
+                {
+                    *slot = Slot::Done(result);
+                }
+            }
+            match self.slots.pop_front() {
+                Some(Slot::Done(result)) => Poll::Ready(result),
+                Some(running) => {
+                    self.slots.push_front(running);
+                    Poll::Pending
+                }
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

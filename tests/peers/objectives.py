@@ -1,0 +1,234 @@
+"""The objectives of `docs/OBJECTIVES.md` as losses that autograd differentiates, from their published formulas.
+
+A row is an answer, a dictionary: `group`, `label`, `reward`, `truncated`, and float64 tensors with a number a token:
+`new`, `old`, `rollout` and `reference` log-probs, `entropies` of the policy, `values` of the critic. Only `new`,
+`entropies` and the critic's new values carry a gradient.
+"""
+
+import torch
+
+# Settings of the papers, by kind: estimator of advantages, whether they are whitened, level of the ratio, aggregation,
+# bounds of the ratio, bound of the loss of negative advantages (0: none), and whether truncated answers are left out.
+PUBLISHED = {
+    "grpo": ("standardised", False, "token", "seq_mean_token_mean", 0.2, 0.2, 3.0, False),
+    "dr_grpo": ("centred", False, "token", "seq_mean_token_sum_norm", 0.2, 0.2, 0.0, False),
+    "dapo": ("standardised", False, "token", "token_mean", 0.2, 0.28, 0.0, True),
+    "gspo": ("standardised", False, "answer", "seq_mean_token_mean", 3e-4, 4e-4, 0.0, False),
+    "rloo": ("leave_one_out", False, "token", "seq_mean_token_sum", 0.2, 0.2, 3.0, False),
+    "reinforce_pp": ("returns", True, "token", "token_mean", 0.2, 0.2, 3.0, False),
+    "reinforce_pp_baseline": ("centred", True, "token", "token_mean", 0.2, 0.2, 3.0, False),
+    "ppo": ("gae", True, "token", "seq_mean_token_mean", 0.2, 0.2, 3.0, False),
+}
+NAMES = ("advantage", "whiten", "ratio", "aggregation", "clip_low", "clip_high", "dual_clip", "mask_truncated")
+
+OF_ALL_BUT_PACS = {
+    "reference_reset_steps": 0,
+    "entropy_coefficient": 0.0,
+    "kl_coefficient": 0.0,
+    "kl_kind": "k3",
+    "kl_place": "loss",
+    "importance": "off",
+    "importance_level": "token",
+    "importance_cap": 2.0,
+}
+OF_PACS = {
+    "beta": 1.0,
+    "score": "rloo",
+    "reward_method": "log_ratio",
+    "label_weights": "question",
+    "actor_term": False,
+    "reset_optimizer": False,
+    "reference_reset_steps": 1,
+}
+OF_PPO = {"gamma": 1.0, "lambda": 1.0, "value_clip": 0.5, "critic_learning_rate": 1e-5, "critic_warmup_steps": 0}
+
+
+def settings(objective):
+    """All settings of the `[objective]` of a job; refuses what is not computed here."""
+    kind = objective.get("kind", "pacs")
+    if kind == "pacs":
+        known = dict(OF_PACS)
+    elif kind in PUBLISHED:
+        known = dict(zip(NAMES, PUBLISHED[kind])) | OF_ALL_BUT_PACS
+        known |= OF_PPO if kind == "ppo" else {"gamma": 1.0} if kind == "reinforce_pp" else {}
+    else:
+        raise SystemExit(f"objective {kind} is not computed here")
+    unknown = objective.keys() - known.keys() - {"kind"}
+    if unknown:
+        raise SystemExit(f"settings of {kind} that are not computed here: {sorted(unknown)}")
+    return known | objective | {"kind": kind}
+
+
+def by_group(rows):
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return list(groups.values())
+
+
+# PACS
+
+
+def scores(proxies, estimator):
+    """Scores of a group; the baseline is differentiated through."""
+    if estimator == "rloo":
+        return proxies - (proxies.sum() - proxies) / (len(proxies) - 1)
+    if estimator == "dr_grpo":
+        return proxies - proxies.mean()
+    if estimator == "grpo":
+        return (proxies - proxies.mean()) / (proxies.std() + 1e-6)
+    assert estimator == "naive", estimator
+    return proxies
+
+
+def label_weight(label, labels, mode):
+    if mode == "question":
+        return len(labels) / (len(set(labels)) * labels.count(label))
+    return {"none": 1.0, "only_positive": float(label == 1), "only_negative": float(label == 0)}[mode]
+
+
+def pacs_loss(rows, s):
+    """Mean over answers of the weighted cross entropy of their labels with their scores.
+
+    With `actor_term` the score-function estimate of the rest of the gradient is added: cross entropy as a constant times
+    the log-probability of the answer, which changes the gradient and is no part of the reported loss.
+    """
+    losses = []
+    for group in by_group(rows):
+        if s["reward_method"] == "log_ratio":
+            proxies = torch.stack([(row["new"] - row["old"]).sum() for row in group])
+        else:
+            proxies = torch.stack([row["new"].mean() for row in group])
+        labels = [row["label"] for row in group]
+        for row, score in zip(group, scores(s["beta"] * proxies, s["score"])):
+            target = score.new_tensor(float(row["label"]))
+            entropy = torch.nn.functional.binary_cross_entropy_with_logits(score, target)
+            loss = label_weight(row["label"], labels, s["label_weights"]) * entropy
+            if s["actor_term"]:
+                loss = loss + loss.detach() * row["new"].sum()
+            losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+# The clipped policy gradient
+
+
+def divergence(x, kind):
+    """Estimates of the divergence from the reference, `x` the log of the policy's probability over the reference's."""
+    if kind == "k1":
+        return x
+    if kind == "abs":
+        return x.abs()
+    if kind == "k2":
+        return x**2 / 2
+    assert kind == "k3", kind
+    return ((-x).exp() + x - 1).clamp(max=10)
+
+
+def counts(row, s):
+    return not (s["mask_truncated"] and row["truncated"])
+
+
+def aggregate(losses, how, max_new_tokens):
+    """One number of the token losses of all answers that count."""
+    if not losses:
+        return torch.zeros(())
+    if how == "token_mean":
+        return torch.cat(losses).sum() / (sum(len(loss) for loss in losses) + 1e-8)
+    if how == "seq_mean_token_mean":
+        return torch.stack([loss.mean() for loss in losses]).mean()
+    sums = torch.stack([loss.sum() for loss in losses])
+    if how == "seq_mean_token_sum":
+        return sums.mean()
+    if how == "seq_mean_token_sum_norm":
+        return sums.mean() / max_new_tokens
+    assert how == "token_sum_norm", how
+    return sums.sum() / max_new_tokens
+
+
+def importance_weights(row, s):
+    """Corrections for what the rollout engine sampled from, constants."""
+    differences = row["old"] - row["rollout"]
+    if s["importance_level"] == "sequence":
+        differences = differences.sum().expand(len(differences))
+    weights, cap = differences.exp(), s["importance_cap"]
+    if s["importance"] == "truncate":
+        return weights.clamp(max=cap)
+    assert s["importance"] == "mask", s["importance"]
+    return torch.where((weights > cap) | (weights < 1 / cap), 0.0, weights)
+
+
+def policy_loss(rows, s, max_new_tokens):
+    surrogates, penalties, entropies = [], [], []
+    for row in (row for row in rows if counts(row, s)):
+        log_ratio, advantage = row["new"] - row["old"], row["advantages"]
+        if s["ratio"] == "answer":
+            log_ratio = log_ratio.mean().expand(len(log_ratio))
+        ratio = log_ratio.exp()
+        bounded = ratio.clamp(1 - s["clip_low"], 1 + s["clip_high"])
+        loss = torch.maximum(-advantage * ratio, -advantage * bounded)
+        if s["dual_clip"] > 0:
+            loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * s["dual_clip"]), loss)
+        if s["importance"] != "off":
+            loss = loss * importance_weights(row, s)
+        surrogates.append(loss)
+        entropies.append(row["entropies"])
+        if s["kl_coefficient"] > 0 and s["kl_place"] == "loss":
+            penalties.append(divergence(row["new"] - row["reference"], s["kl_kind"]))
+    one = lambda losses: aggregate(losses, s["aggregation"], max_new_tokens)
+    loss = one(surrogates) - s["entropy_coefficient"] * one(entropies)
+    return loss + s["kl_coefficient"] * one(penalties) if penalties else loss
+
+
+def token_rewards(row, s):
+    """The reward on the last token, less the penalty for leaving the reference on every one."""
+    rewards = torch.zeros(len(row["tokens"]), dtype=torch.float64)
+    rewards[-1] = row["reward"]
+    if s["kl_coefficient"] > 0 and s["kl_place"] == "reward":
+        rewards -= s["kl_coefficient"] * divergence(row["old"] - row["reference"], s["kl_kind"])
+    return rewards
+
+
+def set_advantages(rows, s):
+    """Gives every answer of a step its `advantages` and, with a critic, its `returns`."""
+    for row in rows:
+        row["rewards"] = token_rewards(row, s)
+    for group in by_group(rows):
+        totals = torch.stack([row["rewards"].sum() for row in group])
+        for i, row in enumerate(group):
+            row["advantages"] = advantages(row, i, totals, s)
+            if s["advantage"] == "gae":
+                row["returns"] = row["advantages"] + row["values"]
+    if s["whiten"]:
+        every = torch.cat([row["advantages"] for row in rows if counts(row, s)])
+        for row in rows:
+            row["advantages"] = (row["advantages"] - every.mean()) / (every.var() + 1e-8).sqrt()
+
+
+def advantages(row, i, totals, s):
+    """Those of the `i`-th answer of a group with these rewards, one a token, before whitening."""
+    rewards, length = row["rewards"], len(row["tokens"])
+    if s["advantage"] == "returns":
+        discounts = s["gamma"] ** torch.arange(length, dtype=torch.float64)
+        return torch.stack([(discounts[: length - t] * rewards[t:]).sum() for t in range(length)])
+    if s["advantage"] == "gae":
+        values = torch.cat([row["values"], torch.zeros(1, dtype=torch.float64)])
+        surprises = rewards + s["gamma"] * values[1:] - values[:-1]
+        decay = (s["gamma"] * s["lambda"]) ** torch.arange(length, dtype=torch.float64)
+        return torch.stack([(decay[: length - t] * surprises[t:]).sum() for t in range(length)])
+    if s["advantage"] == "leave_one_out":
+        baseline = (totals.sum() - totals[i]) / (len(totals) - 1)
+    else:
+        baseline = totals.mean()
+    scale = totals.std() + 1e-6 if s["advantage"] == "standardised" else 1.0
+    return ((totals[i] - baseline) / scale).expand(length)
+
+
+def value_loss(rows, new_values, s):
+    """Mean over answers of the mean over their tokens of the clipped squared error of the critic."""
+    losses = []
+    for row, new in zip(rows, new_values):
+        if counts(row, s):
+            held = row["values"] + (new - row["values"]).clamp(-s["value_clip"], s["value_clip"])
+            losses.append(torch.maximum((new - row["returns"]) ** 2, (held - row["returns"]) ** 2))
+    return aggregate(losses, "seq_mean_token_mean", None)
