@@ -151,8 +151,8 @@ const char* launch(void (*kernel)(A...), void** arguments, const unsigned* grid,
         void (*kernel)(A...);
         void** arguments;
     };
-    static Bound bound;
-    bound = {kernel, arguments};
+    // No static variable: those of templates are one for all libraries of a process.
+    Bound bound = {kernel, arguments};
     body = [](void* b) { call(((Bound*)b)->kernel, ((Bound*)b)->arguments, std::index_sequence_for<A...>()); };
     body_arguments = &bound;
     if (threads == 0 || threads > 1024 || threads % WARP_LANES != 0) return "blocks are of whole warps, up to 1024 threads";
