@@ -24,6 +24,8 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> 
     }
     if let Some(dataset) = &arguments.dataset {
         spec.data.train = file(dataset);
+        // The file is all that is trained on.
+        spec.data.mix.clear();
         if arguments.eval_dataset.is_none() && spec.evaluation.is_on() {
             hold_out(spec, dataset)?;
         }

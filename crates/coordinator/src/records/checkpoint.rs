@@ -119,12 +119,7 @@ impl Checkpoints {
     }
 
     /// Makes what the ranks have written a checkpoint, and removes those that need not stay.
-    pub(crate) fn commit(
-        &self,
-        manifest: &Manifest,
-        save: u64,
-        retention: &Retention,
-    ) -> Result<PathBuf, FileError> {
+    pub(crate) fn commit(&self, manifest: &Manifest, save: u64, retention: &Retention) -> Result<PathBuf, FileError> {
         let unfinished = self.unfinished(manifest.step, save);
         // An earlier coordinator may have come this far and not lived to say so.
         if !unfinished.exists()
