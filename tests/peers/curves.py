@@ -44,7 +44,7 @@ def main():
     for name, folders in runs.items():
         rewards = [{line["step"]: line["reward_mean"] for line in lines(f / "metrics.jsonl")} for f in folders]
         curve = [spread([r for run in rewards if (r := near(run, step)) is not None]) for step in STEPS]
-        held_out = [[line["pass_rate"] for line in lines(f / "evaluations.jsonl")] for f in folders]
+        held_out = [[line["pass_at_1"] for line in lines(f / "evaluations.jsonl")] for f in folders]
         ends = [spread([rates[at] for rates in held_out if len(rates) > 1]) for at in (0, -1)]
         print("| " + " | ".join([name, str(len(folders)), *curve, *ends]) + " |")
 
