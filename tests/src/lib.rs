@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use cluster::Cluster;
 pub use samples::Archived;
@@ -178,6 +178,32 @@ impl Job {
         let header = usize::try_from(u64::from_le_bytes(*length)).context("a header's length")?;
         let (values, _) = rest.get(header..).context("values behind the header")?.as_chunks::<4>();
         Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Checks that two runs have exported the same weights after a step, to 1e-5.
+    ///
+    /// # Errors
+    /// When they have not, or a model is missing.
+    pub fn check_same_weights(&self, other: &Self, step: u64) -> Result<()> {
+        let (ours, theirs) = (self.exported(step)?, other.exported(step)?);
+        ensure!(!ours.is_empty() && ours.len() == theirs.len(), "{} and {} weights", ours.len(), theirs.len());
+        // What is not a number is near nothing.
+        let is_near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-5);
+        ensure!(is_near, "the weights differ by more than 1e-5, or are no numbers");
+        Ok(())
+    }
+
+    /// Checks that each of so many steps was made and counted once, and that something was trained.
+    ///
+    /// # Errors
+    /// When that is not so.
+    pub fn check_every_step_once(&self, steps: u64) -> Result<()> {
+        let metrics = self.json_lines("metrics.jsonl")?;
+        let made: Vec<u64> = metrics.iter().filter_map(|line| line["step"].as_u64()).collect();
+        ensure!(made == (1..=steps).collect::<Vec<_>>(), "steps {made:?}");
+        let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
+        ensure!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
+        Ok(())
     }
 
     /// Starts `pacs run` on the job.

@@ -28,24 +28,6 @@ fn kill_after(mut run: Run, step: u64, phase: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Every step counts once, and something was trained.
-fn assert_every_step_once(job: &Job) -> Result<()> {
-    let metrics = job.json_lines("metrics.jsonl")?;
-    let steps: Vec<u64> = metrics.iter().filter_map(|line| line["step"].as_u64()).collect();
-    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
-    let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
-    ensure!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
-    Ok(())
-}
-
-fn assert_same_weights(one: &Job, other: &Job) -> Result<()> {
-    let (one, other) = (one.exported(STEPS)?, other.exported(STEPS)?);
-    ensure!(!one.is_empty() && one.len() == other.len(), "{} and {} weights", one.len(), other.len());
-    let difference = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    ensure!(difference < 1e-5, "weights differ by {difference}");
-    Ok(())
-}
-
 #[test]
 fn a_run_that_is_killed_goes_on_from_its_journal() -> Result<()> {
     let undisturbed = job(0)?;
@@ -58,8 +40,8 @@ fn a_run_that_is_killed_goes_on_from_its_journal() -> Result<()> {
     let ended = disturbed.start()?.wait()?;
     ended.expect_code(0);
     assert!(ended.stdout.contains("from the journal"), "{}", ended.stdout);
-    assert_every_step_once(&disturbed)?;
-    assert_same_weights(&undisturbed, &disturbed)
+    disturbed.check_every_step_once(STEPS)?;
+    undisturbed.check_same_weights(&disturbed, STEPS)
 }
 
 #[test]
@@ -69,7 +51,7 @@ fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
         kill_after(job.start()?, step, phase)?;
     }
     job.start()?.wait()?.expect_code(0);
-    assert_every_step_once(&job)
+    job.check_every_step_once(STEPS)
 }
 
 #[test]
@@ -89,6 +71,6 @@ fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
     run.wait()?;
     moved.move_run("elsewhere")?;
     moved.start()?.wait()?.expect_code(0);
-    assert_every_step_once(&moved)?;
-    assert_same_weights(&undisturbed, &moved)
+    moved.check_every_step_once(STEPS)?;
+    undisturbed.check_same_weights(&moved, STEPS)
 }

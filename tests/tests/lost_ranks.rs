@@ -1,6 +1,5 @@
 //! Learner ranks that are killed or stopped at many points of a step: the run ends with the weights of an undisturbed one.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,32 +8,14 @@ use pacs_tests::{Job, Worker};
 use serde_json::Value;
 
 /// Many more than there are faults: a phase may begin and end between two looks, and is then waited for in the next step.
-const STEPS: i64 = 40;
+const STEPS: u64 = 40;
 /// A phase that was not met in so many steps is too short for this machine: the next fault takes whatever it meets.
 const STEPS_TO_MEET: u64 = 4;
 
 fn job() -> Result<Job> {
-    let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", 1).with("resources.learners", 2);
+    let job =
+        Job::tiny()?.with("batch.steps", STEPS as i64).with("checkpoint.every_steps", 1).with("resources.learners", 2);
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
-}
-
-/// The exported weights, float32.
-fn weights(job: &Job) -> Result<Vec<f32>> {
-    let file = fs::read(job.run_path(&format!("checkpoints/step-{STEPS:06}/model/model.safetensors")))?;
-    // Eight bytes of header length, the header, then float32 values.
-    let header = u64::from_le_bytes(file[..8].try_into()?) as usize;
-    let (values, _) = file[8 + header..].as_chunks::<4>();
-    Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
-}
-
-/// Every step counts once, and something was trained.
-fn assert_all_steps(job: &Job) -> Result<()> {
-    let metrics = job.json_lines("metrics.jsonl")?;
-    let steps: Vec<i64> = metrics.iter().filter_map(|line| line["step"].as_i64()).collect();
-    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
-    let trained: f64 = metrics.iter().filter_map(|line| line["trained_sequences"].as_f64()).sum();
-    assert!(trained > 0.0, "no sample hit its answer by chance: nothing was trained");
-    Ok(())
 }
 
 fn lost_generations(status: &Value) -> u64 {
@@ -80,8 +61,8 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
     }
     run.wait()?.expect_code(0);
 
-    assert_all_steps(&disturbed)?;
-    assert_same_weights(&undisturbed, &disturbed)
+    disturbed.check_every_step_once(STEPS)?;
+    undisturbed.check_same_weights(&disturbed, STEPS)
 }
 
 #[test]
@@ -102,14 +83,6 @@ fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> 
     })?;
     stopped.signal(Signal::SIGCONT)?;
     run.wait()?.expect_code(0);
-    assert_all_steps(&disturbed)?;
-    assert_same_weights(&undisturbed, &disturbed)
-}
-
-fn assert_same_weights(one: &Job, other: &Job) -> Result<()> {
-    let (one, other) = (weights(one)?, weights(other)?);
-    anyhow::ensure!(!one.is_empty() && one.len() == other.len(), "{} and {} weights", one.len(), other.len());
-    let difference = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(difference < 1e-5, "weights differ by {difference}");
-    Ok(())
+    disturbed.check_every_step_once(STEPS)?;
+    undisturbed.check_same_weights(&disturbed, STEPS)
 }
