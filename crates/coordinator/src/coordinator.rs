@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use pacs_data::Problems;
 use pacs_machine::{EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
+use pacs_order::Curriculum;
 use pacs_runtime::net::{Security, accept};
-use pacs_spec::{JobSpec, StalenessKind, UniformKind};
+use pacs_spec::{DataSpec, JobSpec, StalenessKind, UniformKind};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -23,7 +24,7 @@ use crate::{StartError, services};
 
 /// Events that a slow watcher may be behind; older ones are dropped for it.
 const PROGRESS_QUEUE: usize = 1024;
-/// Changes of these, and of what is below them, make a job another job.
+/// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
 const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
 /// Ids that one coordinator may give out before they meet those of the next one in the same folder.
 const IDS_OF_A_START: u64 = 1_000_000_000_000;
@@ -396,7 +397,8 @@ fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>,
 }
 
 fn is_fixed(path: &str) -> bool {
-    FIXED.iter().any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    let is_free = DataSpec::FREE.contains(&path);
+    !is_free && FIXED.iter().any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 fn machine_options(
@@ -431,6 +433,7 @@ fn machine_options(
         },
         max_refills: spec.groups.max_refills.unwrap_or(spec.batch.prompts_per_step.saturating_mul(3)),
         min_batch_groups: smallest_batch(spec),
+        curriculum: curriculum(spec, problems),
         evaluation: EvaluationPlan {
             problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
             samples_per_problem: spec.evaluation.samples_per_problem,
@@ -462,6 +465,13 @@ fn machine_options(
         exported,
         evaluated,
     }
+}
+
+/// Which draws are skipped, if the job wants some to be.
+fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
+    let (retire_after, difficulty_floor) = (spec.data.retire_after, spec.data.difficulty_floor);
+    let is_on = retire_after.is_some() || difficulty_floor.is_some();
+    is_on.then(|| Curriculum { plan: problems.plan().clone(), retire_after, difficulty_floor })
 }
 
 /// Groups that every mini-batch has one of, and every rank a sequence in each.
@@ -514,6 +524,9 @@ mod tests {
         for (path, fixed) in [
             ("name", true),
             ("model.path", true),
+            ("data.shuffle", true),
+            ("data.retire_after", false),
+            ("data.difficulty_floor", false),
             ("objective.beta", true),
             ("rollout.samples_per_prompt", true),
             ("rollout.temperature", false),

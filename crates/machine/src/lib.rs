@@ -15,7 +15,7 @@
 
 mod advance;
 mod assemble;
-mod bits;
+mod draw;
 mod effect;
 mod event;
 mod lose;
