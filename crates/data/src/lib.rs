@@ -19,10 +19,10 @@ mod source;
 pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
 pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_with};
+/// The order of one set, for those who walk through it alone.
+pub use pacs_order::TrainOrder;
 pub use problem::{Problem, Problems};
 pub use prompt::{Prompt, Prompter};
 pub use prompt_rows::{PromptRow, read_prompts};
 pub use report::{LoadReport, SourceReport};
-/// The order of one set, for those who walk through it alone.
-pub use pacs_order::TrainOrder;
 pub use source::count_rows;

@@ -15,6 +15,7 @@
 
 mod advance;
 mod assemble;
+mod collapse;
 mod draw;
 mod effect;
 mod event;
@@ -32,6 +33,7 @@ mod watchdog;
 mod worker;
 mod writing;
 
+pub use collapse::Contrast;
 pub use effect::{
     Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
 };

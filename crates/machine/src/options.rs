@@ -5,7 +5,7 @@ use pacs_order::{Curriculum, History};
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
-use crate::LogLevel;
+use crate::{Contrast, LogLevel};
 
 /// Counts since the start of the job, by name.
 pub type Counters = BTreeMap<String, u64>;
@@ -39,6 +39,8 @@ pub struct Options {
     pub max_refills: u32,
     /// A batch from which uniform groups are dropped keeps at least so many groups, at most `prompts_per_step`.
     pub min_batch_groups: u32,
+    /// Where labels have to differ for a step to teach anything.
+    pub contrast: Contrast,
     /// Which draws are worth a group, by how their problems came out before; none: all are.
     #[serde(default)]
     pub curriculum: Option<Curriculum>,
@@ -113,6 +115,7 @@ impl Options {
             uniform_groups: UniformGroups::Keep,
             max_refills: 0,
             min_batch_groups: 1,
+            contrast: Contrast::Group,
             curriculum: None,
             evaluation: EvaluationPlan::default(),
             checkpoint_every_steps: 0,
@@ -225,7 +228,7 @@ pub struct Snapshot {
     pub log_level: Option<LogLevel>,
     /// Optimizer updates that were skipped.
     pub skipped_updates: u64,
-    /// Steps in a row in which hardly any answer was right and no group was mixed.
+    /// Steps in a row whose labels could teach nothing.
     pub collapsed_steps: u64,
     /// Counts since the start of the job.
     pub counters: Counters,

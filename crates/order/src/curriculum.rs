@@ -68,13 +68,7 @@ impl Curriculum {
     /// It looks at two epochs of draws, 1000 at least. Where it finds none to take there, it takes the first whose problem is
     /// not retired; where all are retired, all are reopened, and it takes the first. So a job never runs out of problems, and
     /// what is solved is looked at again instead of taken for granted.
-    pub fn next(
-        &self,
-        order: &DrawOrder,
-        history: &mut History,
-        cursor: u64,
-        taken: impl Fn(GroupId) -> bool,
-    ) -> Draw {
+    pub fn next(&self, order: &DrawOrder, history: &mut History, cursor: u64, taken: impl Fn(GroupId) -> bool) -> Draw {
         let most = (2 * self.plan.problems() as u64).max(LEAST_LOOKED_AT);
         let draws = (cursor..).map(GroupId).filter(|group| !taken(*group));
         let mut fallback = None;

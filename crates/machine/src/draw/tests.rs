@@ -25,7 +25,8 @@ fn cases() -> Vec<Case> {
     let set = |weight, problems| SetShare { weight, problems };
     let mut cases = Vec::new();
     for sets in [vec![set(1.0, 7)], vec![set(2.0, 7), set(1.0, 4)]] {
-        for (retire_after, difficulty_floor) in [(None, None), (Some(2), None), (None, Some(0.2)), (Some(1), Some(0.1))] {
+        for (retire_after, difficulty_floor) in [(None, None), (Some(2), None), (None, Some(0.2)), (Some(1), Some(0.1))]
+        {
             for (max_lag, uniform) in [
                 (0, UniformGroups::Keep),
                 (1, UniformGroups::Keep),
@@ -102,12 +103,12 @@ impl<'a> Walk<'a> {
         Self::new(case, Options { start, ids_above: 1_000_000, generations_above: 1000, ..case.options(1) })
     }
 
-    fn to_the_end(mut self) -> Self {
-        self.to_step(STEPS);
+    fn finish(mut self) -> Self {
+        self.go_to(STEPS);
         self
     }
 
-    fn to_step(&mut self, step: u64) {
+    fn go_to(&mut self, step: u64) {
         for _ in 0..10_000 {
             if self.run.machine.position().step >= step {
                 return;
@@ -176,7 +177,7 @@ impl<'a> Walk<'a> {
 }
 
 fn undisturbed(case: &Case) -> Walk<'_> {
-    let walk = Walk::new(case, case.options(1)).to_the_end();
+    let walk = Walk::new(case, case.options(1)).finish();
     assert_eq!(walk.batches.len() as u64, STEPS);
     let skipped = walk.run.machine.position().counters.get("skipped_draws").copied().unwrap_or(0);
     assert_eq!(skipped > 0, case.skips(), "{case:?}");
@@ -188,7 +189,7 @@ fn a_checkpoint_goes_on_with_the_draws_that_would_have_come() {
     for case in cases() {
         let whole = undisturbed(&case);
         for (step, snapshot) in whole.checkpoints.range(..STEPS) {
-            let resumed = Walk::resumed(&case, snapshot).to_the_end();
+            let resumed = Walk::resumed(&case, snapshot).finish();
             let expected: BTreeMap<_, _> = whole.batches.range(step + 1..).map(|(s, b)| (*s, b.clone())).collect();
             assert_eq!(resumed.batches, expected, "resumed at step {step} of {case:?}");
         }
@@ -215,7 +216,7 @@ fn a_snapshot_that_has_lost_something_draws_something_else() {
             let found = whole.checkpoints.range(..STEPS).any(|(step, snapshot)| {
                 let mut snapshot: Snapshot = serde_json::from_str(snapshot).unwrap();
                 lose(&mut snapshot);
-                let resumed = Walk::resumed(&case, &serde_json::to_string(&snapshot).unwrap()).to_the_end();
+                let resumed = Walk::resumed(&case, &serde_json::to_string(&snapshot).unwrap()).finish();
                 whole.batches.range(step + 1..).any(|(step, batch)| resumed.batches.get(step) != Some(batch))
             });
             assert_eq!(found, has_it, "without its {what}: {case:?}");
@@ -227,7 +228,7 @@ fn a_snapshot_that_has_lost_something_draws_something_else() {
 fn a_journal_goes_on_with_the_draws_that_would_have_come() {
     for case in cases() {
         let whole = undisturbed(&case);
-        let dying = Walk { dies: true, ..Walk::new(&case, case.options(1)) }.to_the_end();
+        let dying = Walk { dies: true, ..Walk::new(&case, case.options(1)) }.finish();
         assert_eq!(dying.batches, whole.batches, "{case:?}");
     }
 }
@@ -238,11 +239,11 @@ fn steps_that_are_made_again_draw_the_same_prompts() {
         let whole = undisturbed(&case);
         for lost_at in 1..STEPS {
             let mut walk = Walk::new(&case, case.options(3));
-            walk.to_step(lost_at);
+            walk.go_to(lost_at);
             walk.lose_learner();
             // The checkpoint of the step itself is not there yet.
             assert_eq!(walk.run.machine.position().step, (lost_at - 1) / 3 * 3);
-            let walk = walk.to_the_end();
+            let walk = walk.finish();
             assert_eq!(walk.batches, whole.batches, "lost at step {lost_at}: {case:?}");
         }
     }
@@ -253,9 +254,9 @@ fn a_run_ahead_that_is_set_back_draws_nothing_twice_and_leaves_nothing_out() {
     for case in cases().into_iter().filter(|case| case.max_lag > 0) {
         for lost_at in 1..STEPS {
             let mut walk = Walk::new(&case, case.options(3));
-            walk.to_step(lost_at);
+            walk.go_to(lost_at);
             walk.lose_learner();
-            let walk = walk.to_the_end();
+            let walk = walk.finish();
             let trained: Vec<GroupId> = walk.batches.values().flatten().map(|(group, _)| *group).collect();
             let distinct: BTreeSet<GroupId> = trained.iter().copied().collect();
             assert_eq!(trained.len(), distinct.len(), "lost at step {lost_at}: {case:?}");

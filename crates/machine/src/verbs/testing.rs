@@ -5,8 +5,8 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Command, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode, TaskKind, TaskOrder,
-    TaskResult,
+    Command, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode, TaskKind,
+    TaskOrder, TaskResult,
 };
 
 pub(crate) struct Run {

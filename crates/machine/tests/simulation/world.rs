@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pacs_machine::{
-    Command, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness, StopMode,
-    UniformGroups,
+    Command, Contrast, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness,
+    StopMode, UniformGroups,
 };
 use pacs_order::{Curriculum, DrawPlan, SetShare};
 use pacs_types::{GroupId, Role, SampleId};
@@ -421,6 +421,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         uniform_groups: *uniform.choose(rng).expect("not empty"),
         max_refills: rng.random_range(0..=6),
         min_batch_groups: rng.random_range(1..=prompts_per_step),
+        contrast: Contrast::None,
         curriculum: None,
         evaluation: EvaluationPlan {
             problems: rng.random_range(0..=5),
