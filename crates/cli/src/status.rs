@@ -354,6 +354,7 @@ mod tests {
             waiting   step 13 waits for 1 rollout worker: 8 of 8 groups open
             oldest    g96 for 2.5 s, 8 samples missing, held by rollout-0
             slots     8 of 16 filled
+            problems  12 of 8100 retired
             queues    groups: 0 waiting, 8 generating, 0 of 8 complete; samples: 0 waiting, 0 verifying
             last step reward 0.250, entropy 1.50
             counts    lapsed leases 1
