@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use pacs_tests::Job;
 
 /// Files of the tiny model's weights fit, its training state of three times the size does not.
@@ -40,6 +41,38 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
     job.start()?.wait()?.expect_code(0);
     assert_eq!(steps(&job)?, [1, 2, 3, 4]);
     assert!(job.run_path("checkpoints/step-000004/model/model.safetensors").exists());
+    Ok(())
+}
+
+#[test]
+fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Result<()> {
+    const STEPS: u64 = 12;
+    let job = job(STEPS as i64)?.with("checkpoint.every_steps", STEPS as i64);
+    let mut run = job.start()?;
+    run.wait_until("a step", |status| status["step"].as_u64() >= Some(1))?;
+    run.signal(Signal::SIGKILL)?;
+    run.wait()?;
+
+    // No room for another page of the database.
+    let ended = job.start_with_full_disk(4096)?.wait()?;
+    ended.expect_code(75);
+    assert!(ended.stderr.contains("journal"), "{ended:?}");
+    assert!(!job.run_path("journal-aside").exists(), "a journal that is whole was put aside");
+
+    let ended = job.start()?.wait()?;
+    ended.expect_code(0);
+    assert!(ended.stdout.contains("from the journal"), "{}", ended.stdout);
+    job.check_every_step_once(STEPS)
+}
+
+#[test]
+fn a_journal_that_cannot_be_there_is_not_tried_again() -> Result<()> {
+    let job = job(2)?;
+    fs::create_dir(job.run_path(""))?;
+    fs::write(job.run_path("journal"), "a file in the place of a folder")?;
+    let ended = job.start()?.wait()?;
+    ended.expect_code(78);
+    assert!(ended.stderr.contains("journal"), "{ended:?}");
     Ok(())
 }
 

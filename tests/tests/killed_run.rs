@@ -56,10 +56,14 @@ fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
 
 #[test]
 fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
-    let undisturbed = job(0)?;
+    // What was learnt of the problems goes with it: other draws would end in other weights.
+    let job = || Ok::<_, anyhow::Error>(job(0)?.with("data.difficulty_floor", 0.2).with("data.retire_after", 3));
+    let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
+    let metrics = undisturbed.json_lines("metrics.jsonl")?;
+    ensure!(metrics.iter().any(|line| line["skipped_draws"].as_u64() > Some(0)), "no draw was skipped: {metrics:?}");
 
-    let mut moved = job(0)?;
+    let mut moved = job()?;
     let mut run = moved.start()?;
     run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
     // The whole machine is lost: the workers, too.

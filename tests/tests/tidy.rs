@@ -10,8 +10,8 @@ use pacs_tests::root;
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
 const LAYERS: [&[&str]; 5] = [
     &["types", "algo", "text", "shape"],
-    &["verify", "protocol", "torch", "collective", "machine", "spec"],
-    &["runtime", "data", "model"],
+    &["verify", "protocol", "torch", "collective", "order", "spec"],
+    &["runtime", "data", "machine", "model"],
     &["coordinator", "rollout", "learner", "verifier"],
     &["cli", "worker", "xtask"],
 ];

@@ -267,5 +267,9 @@ fn launch_name() -> String {
 }
 
 fn attempt_failure(error: AttemptError) -> Failure {
-    Failure::config(error).doing("start the run once more")
+    let exit = match &error {
+        AttemptError::File { error, .. } => Exit::of_file(error),
+        AttemptError::Fruitless { .. } => Exit::Config,
+    };
+    Failure::with_exit(exit, error).doing("start the run once more")
 }

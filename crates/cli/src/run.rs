@@ -324,15 +324,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
         StartError::Listen { address, .. } => Some(*address),
         _ => None,
     };
-    let failure = match &error {
-        StartError::Busy { .. } | StartError::Listen { .. } => Failure::again(error),
-        StartError::PlainText(_)
-        | StartError::File(_)
-        | StartError::SpecChanged { .. }
-        | StartError::NoValidCheckpoint { .. }
-        | StartError::Data(_) => Failure::config(error),
-    };
-    let failure = failure.doing("start the coordinator");
+    let failure = Failure::with_exit(error.exit(), error).doing("start the coordinator");
     match listening {
         Some(address) => failure.hint(format!(
             "`pacs status {address}` says whether a run is going on there; --listen HOST:PORT chooses another port"

@@ -66,6 +66,9 @@ fn as_text(status: &GetStatusResponse) -> String {
         let slots = format!("{} of {} filled", status.groups_in_flight, status.slots);
         line_of(&mut text, "slots", &slots);
     }
+    if let Some(retired) = status.retired_problems {
+        line_of(&mut text, "problems", &format!("{retired} of {} retired", status.training_problems));
+    }
     if let Some(queues) = status.queues {
         let groups = format!(
             "groups: {} waiting, {} generating, {} of {} complete; samples: {} waiting, {} verifying",
@@ -235,6 +238,8 @@ fn as_json(status: &GetStatusResponse) -> Value {
         "oldest_group": status.oldest_group,
         "slots": status.slots,
         "groups_in_flight": status.groups_in_flight,
+        "retired_problems": status.retired_problems,
+        "training_problems": status.training_problems,
         "paused": status.paused,
         "actions": status.actions.iter().map(|action| {
             json!({"operator": action.operator, "time": action.time, "action": action.action})
@@ -333,6 +338,8 @@ mod tests {
             oldest_group: Some("g96 for 2.5 s, 8 samples missing, held by rollout-0".into()),
             slots: 16,
             groups_in_flight: 8,
+            retired_problems: Some(12),
+            training_problems: 8100,
             ..GetStatusResponse::default()
         }
     }
@@ -347,6 +354,7 @@ mod tests {
             waiting   step 13 waits for 1 rollout worker: 8 of 8 groups open
             oldest    g96 for 2.5 s, 8 samples missing, held by rollout-0
             slots     8 of 16 filled
+            problems  12 of 8100 retired
             queues    groups: 0 waiting, 8 generating, 0 of 8 complete; samples: 0 waiting, 0 verifying
             last step reward 0.250, entropy 1.50
             counts    lapsed leases 1

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine, StopMode};
 use pacs_runtime::net::{Security, accept};
-use pacs_spec::JobSpec;
+use pacs_spec::{DataSpec, JobSpec};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ use crate::{StartError, services};
 
 /// Events that a slow watcher may be behind; older ones are dropped for it.
 const PROGRESS_QUEUE: usize = 1024;
-/// Changes of these, and of what is below them, make a job another job.
+/// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
 const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
 
 /// How to run a coordinator.
@@ -388,7 +388,11 @@ fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>,
 }
 
 fn is_fixed(path: &str) -> bool {
-    FIXED.iter().any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    let is_free = DataSpec::FREE.contains(&path);
+    !is_free
+        && FIXED
+            .iter()
+            .any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 /// Writes down the job and where it is served.
@@ -429,6 +433,9 @@ mod tests {
         for (path, fixed) in [
             ("name", true),
             ("model.path", true),
+            ("data.shuffle", true),
+            ("data.retire_after", false),
+            ("data.difficulty_floor", false),
             ("objective.beta", true),
             ("rollout.samples_per_prompt", true),
             ("rollout.temperature", false),

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pacs_data::DataError;
+use pacs_runtime::Exit;
 
 /// A file of the run that cannot be read or written, or is not what was written.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,28 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Whether another start, on this machine or another one, may find it otherwise: [`Exit::Again`], else [`Exit::Config`].
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::File { error, .. } => Exit::of_file(error),
+            Self::Database { error, .. } => match Trouble::of(error) {
+                Trouble::Passing => Exit::Again,
+                Trouble::Path | Trouble::Damage => Exit::Config,
+            },
+            Self::Damaged { .. } => Exit::Config,
+        }
+    }
+
+    /// Whether the file itself is no use any more. What the disk refuses today says nothing of what is on it.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::File { .. } => false,
+            Self::Database { error, .. } => Trouble::of(error) == Trouble::Damage,
+            Self::Damaged { .. } => true,
+        }
+    }
+
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::File { action, path, error }
@@ -49,6 +72,37 @@ impl FileError {
 
     pub(crate) fn damaged(path: &Path, problem: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), problem: problem.into() }
+    }
+}
+
+/// What an error of the database is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// The disk, the memory, or another process; it may pass.
+    Passing,
+    /// The file cannot be opened or written by this process.
+    Path,
+    /// What is in the file.
+    Damage,
+}
+
+impl Trouble {
+    fn of(error: &rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::*;
+        match error.sqlite_error_code() {
+            Some(
+                DiskFull
+                | SystemIoFailure
+                | DatabaseBusy
+                | DatabaseLocked
+                | FileLockingProtocolFailed
+                | OutOfMemory
+                | OperationInterrupted
+                | OperationAborted,
+            ) => Self::Passing,
+            Some(CannotOpen | PermissionDenied | ReadOnly) => Self::Path,
+            _ => Self::Damage,
+        }
     }
 }
 
@@ -103,8 +157,49 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// How a process ends that cannot start for this reason.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Busy { .. } | Self::Listen { .. } => Exit::Again,
+            Self::File(error) => error.exit(),
+            Self::PlainText(_) | Self::SpecChanged { .. } | Self::NoValidCheckpoint { .. } | Self::Data(_) => {
+                Exit::Config
+            }
+        }
+    }
+
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let file = FileError::file(action, path);
         move |error| Self::File(file(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn what_the_disk_refuses_is_no_damage() {
+        let path = Path::new("journal.db");
+        for (code, exit, is_damage) in [
+            (ffi::SQLITE_FULL, Exit::Again, false),
+            (ffi::SQLITE_IOERR, Exit::Again, false),
+            (ffi::SQLITE_IOERR_WRITE, Exit::Again, false),
+            (ffi::SQLITE_BUSY, Exit::Again, false),
+            (ffi::SQLITE_NOMEM, Exit::Again, false),
+            (ffi::SQLITE_CANTOPEN, Exit::Config, false),
+            (ffi::SQLITE_READONLY, Exit::Config, false),
+            (ffi::SQLITE_CORRUPT, Exit::Config, true),
+            (ffi::SQLITE_NOTADB, Exit::Config, true),
+        ] {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            let error = FileError::database("open", path)(error);
+            assert_eq!((error.exit(), error.is_damage()), (exit, is_damage), "{code}: {error}");
+        }
+        let damaged = FileError::damaged(path, "is short");
+        assert_eq!((damaged.exit(), damaged.is_damage()), (Exit::Config, true));
     }
 }

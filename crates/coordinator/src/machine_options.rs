@@ -6,6 +6,7 @@ use std::time::Duration;
 use pacs_algo::{AdvantageEstimator, Objective, ScoreEstimator};
 use pacs_data::Problems;
 use pacs_machine::{Contrast, EvaluationPlan, Options, Snapshot, Staleness, UniformGroups};
+use pacs_order::Curriculum;
 use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind, VerifierKind};
 
 use crate::coordinator::Timing;
@@ -52,6 +53,7 @@ pub(crate) fn machine_options(
         max_refills: spec.groups.max_refills.unwrap_or(spec.batch.prompts_per_step.saturating_mul(3)),
         min_batch_groups: smallest_batch(spec),
         contrast: contrast(spec),
+        curriculum: curriculum(spec, problems),
         evaluation: EvaluationPlan {
             problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
             samples_per_problem: spec.evaluation.samples_per_problem,
@@ -83,6 +85,13 @@ pub(crate) fn machine_options(
         exported,
         evaluated,
     }
+}
+
+/// Which draws are skipped, if the job wants some to be.
+fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
+    let (retire_after, difficulty_floor) = (spec.data.retire_after, spec.data.difficulty_floor);
+    let is_on = retire_after.is_some() || difficulty_floor.is_some();
+    is_on.then(|| Curriculum { plan: problems.plan().clone(), retire_after, difficulty_floor })
 }
 
 /// Groups that every mini-batch has one of, and every rank a sequence in each.

@@ -91,6 +91,12 @@ pub struct StepSummary {
     pub uniform_groups_left_out: u64,
     /// Groups that were started again because they would have grown too old.
     pub evicted_groups: u64,
+    /// Draws since the step before that were skipped: their problems are retired, or teach little.
+    pub skipped_draws: u64,
+    /// Retired problems that were drawn again since the step before, because no other was left.
+    pub reopened_problems: u64,
+    /// Problems that are retired.
+    pub retired_problems: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
     /// Generated tokens a second of the whole step.

@@ -10,8 +10,6 @@
 mod check;
 mod error;
 mod load;
-mod mixture;
-mod order;
 mod problem;
 mod prompt;
 mod prompt_rows;
@@ -21,7 +19,8 @@ mod source;
 pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
 pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_with};
-pub use order::TrainOrder;
+/// The order of one set, for those who walk through it alone.
+pub use pacs_order::TrainOrder;
 pub use problem::{Problem, Problems};
 pub use prompt::{Prompt, Prompter};
 pub use prompt_rows::{PromptRow, read_prompts};

@@ -1,8 +1,8 @@
 use std::collections::HashSet;
 
+use pacs_order::{DrawOrder, DrawPlan, SetShare};
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 
-use crate::mixture::Mixture;
 use crate::prompt::JobPrompter;
 use crate::source::{Row, rows};
 use crate::{DataError, LoadReport, Problem, Problems, SourceReport};
@@ -41,7 +41,7 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError
         train.load(source, &prompter, check)?;
         let kept = train.problems.len() - before;
         train.refuse_empty(kept, &path)?;
-        sets.push((source.weight.unwrap_or(1.0), kept));
+        sets.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });
     }
 
     let mut report = LoadReport { train: train.report, ..LoadReport::default() };
@@ -54,7 +54,7 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError
         report.evaluation = Some(loaded.report);
         evaluation = loaded.problems;
     }
-    let order = Mixture::new(spec.seed, spec.data.shuffle, &sets);
+    let order = DrawOrder::new(DrawPlan { seed: spec.seed, shuffle: spec.data.shuffle, sets });
     Ok(Problems { train: train.problems, evaluation, report, order })
 }
 

@@ -1,5 +1,6 @@
+use pacs_order::{DrawOrder, DrawPlan};
+
 use crate::LoadReport;
-use crate::mixture::Mixture;
 
 /// A question with its reference answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,16 +22,22 @@ pub struct Problems {
     pub evaluation: Vec<Problem>,
     /// What was read and what was left out.
     pub report: LoadReport,
-    pub(crate) order: Mixture,
+    pub(crate) order: DrawOrder,
 }
 
 impl Problems {
     /// The training problem at `cursor`, the number of prompts that were drawn before.
     ///
     /// The answer depends on the cursor, the seed, the problems and the weights of their sets alone, so a job goes on where
-    /// it was by remembering the cursor (see [`TrainOrder`](crate::TrainOrder)).
+    /// it was by remembering the cursor (see [`DrawOrder`]).
     #[must_use]
     pub fn train_at(&self, cursor: u64) -> &Problem {
         &self.train[self.order.index_at(cursor)]
+    }
+
+    /// What the order of draws depends on.
+    #[must_use]
+    pub fn plan(&self) -> &DrawPlan {
+        self.order.plan()
     }
 }

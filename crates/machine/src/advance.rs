@@ -139,7 +139,7 @@ impl Machine {
         let room = (self.options.slots as usize).saturating_sub(trained);
         let (samples, version, now) = (self.options.samples_per_prompt, self.policy_version(), self.now);
         while self.pool.len() < room.min(needed) {
-            let group = self.position.draw();
+            let group = self.draw();
             self.pool.add(group, samples, version, now);
         }
     }
@@ -218,7 +218,9 @@ impl Machine {
         }
         self.refills += 1;
         self.count(counter::UNIFORM_GROUPS, 1);
-        self.pool.remove(group);
+        if let Some(uniform) = self.pool.remove(group) {
+            self.note_evidence(group, &uniform);
+        }
         self.effects.push(Effect::DropGroup { group, why: crate::Dropped::Uniform });
         self.fill();
     }

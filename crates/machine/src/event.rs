@@ -84,7 +84,7 @@ pub enum Event {
         /// How the verification ended.
         outcome: Outcome,
         /// The label, when the outcome is conclusive.
-        #[serde(with = "crate::bits")]
+        #[serde(with = "pacs_types::bits")]
         label: f64,
     },
     /// A learner wants to be a rank of the next generation.
@@ -193,7 +193,7 @@ pub enum Command {
     /// Change the room for groups in flight.
     SetSlots(u32),
     /// Change the learning rate, from the next step on.
-    SetLearningRate(#[serde(with = "crate::bits")] f64),
+    SetLearningRate(#[serde(with = "pacs_types::bits")] f64),
     /// Change what the run's processes log, the workers' with their next heartbeat.
     SetLogLevel(LogLevel),
 }

@@ -15,8 +15,8 @@
 
 mod advance;
 mod assemble;
-mod bits;
 mod collapse;
+mod draw;
 mod effect;
 mod event;
 mod lose;

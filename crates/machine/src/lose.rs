@@ -26,6 +26,8 @@ pub(crate) mod counter {
     pub(crate) const SET_ASIDE_GROUPS: &str = "set_aside_groups";
     pub(crate) const STALLS: &str = "stalls";
     pub(crate) const FAILED_CHECKPOINTS: &str = "failed_checkpoints";
+    pub(crate) const SKIPPED_DRAWS: &str = "skipped_draws";
+    pub(crate) const REOPENED_PROBLEMS: &str = "reopened_problems";
 }
 
 /// A step may drop this many groups, however small it is, before the run fails.
@@ -149,16 +151,11 @@ impl Machine {
             forgotten.extend(self.pool.forget_newer(pacs_types::WeightVersion(step)));
         }
         let undone = std::mem::replace(&mut self.position, restart);
-        let drawn_since = self.position.cursor..undone.cursor;
-        self.position.cursor = self.position.cursor.max(undone.cursor);
-        self.position.requeued.extend(drawn_since.map(GroupId));
         self.position.counters = undone.counters;
         self.position.set_aside = undone.set_aside;
         self.position.learning_rate = undone.learning_rate;
         self.position.log_level = undone.log_level;
-        let (pool, set_aside) = (&self.pool, &self.position.set_aside);
-        self.position.requeued.retain(|group| !pool.contains(*group) && !set_aside.contains_key(group));
-        self.position = std::mem::take(&mut self.position).without([]);
+        self.position.pass_over(self.pool.group_ids());
         self.save_tried = None;
         (self.failed_groups, self.refills) = (0, 0);
         self.evaluated.retain(|evaluated| *evaluated <= step);

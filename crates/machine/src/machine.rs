@@ -1,9 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use pacs_order::History;
 use pacs_types::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use crate::draw::Order;
 use crate::operate::Action;
 use crate::phase::{Phase, Team};
 use crate::pool::{Pool, evaluation_problem, present};
@@ -25,6 +27,8 @@ pub struct Machine {
     /// The event at hand has changed nothing that others may rely on.
     #[serde(skip)]
     pub(crate) unchanged: bool,
+    #[serde(skip)]
+    pub(crate) order: Order,
 
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     /// Workers whose slot another process took: they are told to leave rather than to register again.
@@ -92,12 +96,17 @@ pub struct Present {
 impl Machine {
     /// A run that waits for its workers.
     #[must_use]
-    pub fn new(options: Options, now: Duration) -> Self {
+    pub fn new(mut options: Options, now: Duration) -> Self {
+        if options.curriculum.is_none() {
+            // It would be out of date when somebody asks for it again.
+            options.start.history = History::default();
+        }
         let mut machine = Self {
             now,
             ticked: now,
             effects: Vec::new(),
             unchanged: false,
+            order: Order::default(),
             workers: BTreeMap::new(),
             replaced: BTreeSet::new(),
             restarting: BTreeSet::new(),

@@ -191,7 +191,7 @@ impl Machine {
 mod tests {
     use crate::verbs::testing::*;
     use crate::{Command, Effect, End, Event, LogLevel, Options, Refusal, Reply, StopMode};
-    use pacs_types::Outcome;
+    use pacs_types::{GroupId, Outcome};
 
     #[test]
     fn a_pause_gives_out_nothing_and_keeps_what_comes() {
@@ -217,7 +217,8 @@ mod tests {
         let Some(Effect::CommitCheckpoint { snapshot, model: false, .. }) = effects.last() else {
             panic!("{effects:?}")
         };
-        assert_eq!((snapshot.step, snapshot.cursor), (1, 2), "without the journal, the groups are drawn again");
+        let drawn_again = [2, 3].map(GroupId).into();
+        assert_eq!((snapshot.step, &snapshot.requeued), (1, &drawn_again), "without the journal");
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
         assert_eq!(run.machine.present().count(), 4);

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use pacs_order::{Curriculum, History};
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub struct Options {
     pub min_batch_groups: u32,
     /// Where labels have to differ for a step to teach anything.
     pub contrast: Contrast,
+    /// Which draws are worth a group, by how their problems came out before; none: all are.
+    #[serde(default)]
+    pub curriculum: Option<Curriculum>,
     /// When and on how much the policy is measured.
     pub evaluation: EvaluationPlan,
     /// Steps between checkpoints; 0: only at the end and on a stop.
@@ -112,6 +116,7 @@ impl Options {
             max_refills: 0,
             min_batch_groups: 1,
             contrast: Contrast::Group,
+            curriculum: None,
             evaluation: EvaluationPlan::default(),
             checkpoint_every_steps: 0,
             background_saves: false,
@@ -200,11 +205,18 @@ pub enum UniformGroups {
 pub struct Snapshot {
     /// Training steps done.
     pub step: u64,
-    /// Prompts drawn; also the id of the next training group.
+    /// Draws that are over, taken or skipped; also the id of the next training group.
     pub cursor: u64,
-    /// Training groups below the cursor that were drawn and not trained on, ascending: they are drawn first.
+    /// Training groups that were drawn and not trained on, ascending: they are drawn first, and whatever was learnt of their
+    /// problems since does not change that.
     #[serde(default)]
     pub requeued: BTreeSet<GroupId>,
+    /// Draws at the cursor or behind it that are over, too: groups that outlived the steps before them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ahead: BTreeSet<GroupId>,
+    /// How the groups that were trained on came out; kept while a curriculum asks for it.
+    #[serde(default, skip_serializing_if = "History::is_empty")]
+    pub history: History,
     /// Groups that killed their workers and are not tried again, with what happened.
     #[serde(default)]
     pub set_aside: BTreeMap<GroupId, String>,
@@ -222,29 +234,6 @@ pub struct Snapshot {
     pub counters: Counters,
 }
 
-impl Snapshot {
-    /// The next prompt to draw.
-    pub(crate) fn draw(&mut self) -> GroupId {
-        if let Some(group) = self.requeued.pop_first() {
-            return group;
-        }
-        let group = GroupId(self.cursor);
-        self.cursor += 1;
-        group
-    }
-
-    /// Where the job stands if `groups` had not been drawn.
-    pub(crate) fn without(mut self, groups: impl IntoIterator<Item = GroupId>) -> Self {
-        self.requeued.extend(groups);
-        let newest = |requeued: &BTreeSet<GroupId>| requeued.last().copied();
-        while self.cursor > 0 && newest(&self.requeued) == Some(GroupId(self.cursor - 1)) {
-            self.requeued.pop_last();
-            self.cursor -= 1;
-        }
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,15 +247,5 @@ mod tests {
         assert_eq!(due(&EvaluationPlan { every_steps: 0, ..plan }), [0, 5]);
         assert_eq!(due(&EvaluationPlan { after: false, ..plan }), [0, 2, 4]);
         assert_eq!(due(&EvaluationPlan { problems: 0, ..plan }), Vec::<u64>::new());
-    }
-
-    #[test]
-    fn prompts_that_were_not_trained_on_are_drawn_first() {
-        let drawn = Snapshot { cursor: 6, ..Snapshot::default() };
-        let mut back = drawn.clone().without([4, 2, 5].map(GroupId));
-        assert_eq!((back.cursor, &back.requeued), (4, &BTreeSet::from([GroupId(2)])));
-        assert_eq!([back.draw(), back.draw(), back.draw()], [2, 4, 5].map(GroupId));
-        assert_eq!(back, drawn);
-        assert_eq!(drawn.without((0..6).map(GroupId)), Snapshot::default());
     }
 }

@@ -70,6 +70,13 @@ impl Check {
     fn data(&mut self, spec: &JobSpec) {
         let data = &spec.data;
         self.range("data.max_prompt_tokens", data.max_prompt_tokens, 1..=1_000_000);
+        if let Some(after) = data.retire_after {
+            self.range("data.retire_after", after, 1..=1000);
+        }
+        if let Some(floor) = data.difficulty_floor {
+            let holds = (0.01..1.0).contains(&floor);
+            self.that(holds, "data.difficulty_floor", floor, "expected 0.01 to below 1", &[]);
+        }
         let message = format!("expected up to {MOST_MIXED} further sets");
         self.that(data.mix.len() <= MOST_MIXED, "data.mix", data.mix.len(), message, &[]);
         for (path, source) in data.train_sets() {

@@ -121,6 +121,17 @@ pub struct DataSpec {
     /// Shuffle the training problems anew each epoch. Default true.
     #[serde(default = "yes")]
     pub shuffle: bool,
+    /// A problem is retired, and not drawn any more, when so many of its groups in a row were all right. When no other problem
+    /// is left, all are drawn again until they are solved so often again. Default: none is retired; 1 to 1000. A resumed job
+    /// may change it.
+    #[serde(default)]
+    pub retire_after: Option<u32>,
+    /// Draw problems by what they teach: one with the pass rate `p` is drawn with the probability `4 p (1 - p)`, but at
+    /// least this one. The pass rate starts at 1/2 and moves half of the way to that of each new group; problems that were
+    /// never drawn are always taken. Draws that are skipped cost nothing. Default: all problems alike; 0.01 to below 1. A
+    /// resumed job may change it.
+    #[serde(default)]
+    pub difficulty_floor: Option<f64>,
 }
 
 /// The suffix of the paper's prompts.
@@ -166,6 +177,10 @@ pub struct SourceSpec {
 }
 
 impl DataSpec {
+    /// Keys that a job may change between two runs of it: what was drawn is remembered, and what is drawn next is decided
+    /// anew.
+    pub const FREE: [&str; 2] = ["data.retire_after", "data.difficulty_floor"];
+
     /// The sets of problems to train on, with their paths in the spec: `data.train`, then those of `data.mix` by name.
     pub fn train_sets(&self) -> impl Iterator<Item = (String, &SourceSpec)> {
         let mixed = self.mix.iter().map(|(name, source)| (format!("data.mix.{name}"), source));

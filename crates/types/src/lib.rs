@@ -4,6 +4,7 @@
 //! lease is never compared with a group, nor a weight version with a step.
 #![forbid(unsafe_code)]
 
+pub mod bits;
 mod ids;
 mod noise;
 mod sample;

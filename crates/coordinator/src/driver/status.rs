@@ -10,6 +10,7 @@ impl Driver {
         let status = self.machine.status(self.now());
         let queues = status.queues;
         let metrics = self.newest_step.as_ref().map(|step| step.numbers()).unwrap_or_default();
+        let retired = self.machine.retired_problems();
         v1::GetStatusResponse {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
@@ -41,6 +42,8 @@ impl Driver {
             groups_in_flight: narrow(status.in_flight),
             paused: status.paused,
             actions: status.actions.into_iter().map(action).collect(),
+            retired_problems: retired.map(narrow),
+            training_problems: narrow(self.problems.train.len()),
             set_aside: status.set_aside.into_iter().map(|(group, reason)| self.set_aside(group, reason)).collect(),
         }
     }

@@ -111,7 +111,8 @@ impl Journal {
     /// Opens the journal of a run folder. `spec` is the resolved job spec: the journal of another one is put aside.
     ///
     /// # Errors
-    /// When its files cannot be used. A journal that is damaged is put aside, with a note.
+    /// When its files cannot be used. A journal that is damaged is put aside, with a note; one that cannot be read for
+    /// another reason, a full disk for example, stays where it is.
     pub(crate) fn open(run_dir: &Path, spec: &str) -> Result<(Self, Option<Recovered>, Vec<String>), FileError> {
         let folder = run_dir.join("journal");
         let mut notes = Vec::new();
@@ -126,7 +127,7 @@ impl Journal {
                 notes.push(why);
                 None
             }
-            Err(error @ (FileError::Database { .. } | FileError::Damaged { .. })) => {
+            Err(error) if error.is_damage() => {
                 put_aside(&folder)?;
                 notes.push(format!(
                     "the journal was put aside, and the run goes on from its newest checkpoint: {error}"

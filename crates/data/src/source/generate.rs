@@ -1,10 +1,10 @@
 use std::ops::Range;
 
+use pacs_order::{Stream, permutation};
 use pacs_spec::{GeneratorPart, GeneratorSpec, GeneratorTask};
 
 use super::{Row, Take};
 use crate::DataError;
-use crate::order::{Stream, permutation};
 
 /// Every ordered pair of operands once, in a random order that the seed decides; the first `held_out` are held out.
 pub(super) fn rows(generator: &GeneratorSpec, window: Range<usize>, take: &mut Take<'_>) -> Result<(), DataError> {

@@ -53,7 +53,7 @@ pub(super) enum State {
     Verifying,
     Judged {
         under: LeaseId,
-        #[serde(with = "crate::bits")]
+        #[serde(with = "pacs_types::bits")]
         label: f64,
     },
 }
@@ -107,13 +107,17 @@ impl Group {
         self.samples.iter().filter(|slot| slot.state == State::Missing).count()
     }
 
-    /// Sum, smallest and largest of the labels that are there.
-    pub(super) fn labels(&self) -> (f64, f64, f64) {
-        let labels = self.samples.iter().filter_map(|slot| match slot.state {
+    /// The labels that are there.
+    pub(crate) fn judged_labels(&self) -> impl Iterator<Item = f64> {
+        self.samples.iter().filter_map(|slot| match slot.state {
             State::Judged { label, .. } => Some(label),
             _ => None,
-        });
-        labels.fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), label| {
+        })
+    }
+
+    /// Sum, smallest and largest of the labels that are there.
+    pub(super) fn labels(&self) -> (f64, f64, f64) {
+        self.judged_labels().fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), label| {
             (sum + label, low.min(label), high.max(label))
         })
     }

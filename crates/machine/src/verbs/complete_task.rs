@@ -82,6 +82,7 @@ impl Machine {
             }
             Phase::Training(training) => {
                 let skipped = u64::from(training.task.skipped_updates);
+                self.settle_history();
                 self.step_done(skipped);
             }
             _ => unreachable!("only these phases have tasks"),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Command, Effect, Event, GroupGrant, Machine, Options, Refusal, Reply, SampleGrant, StopMode, TaskKind, TaskOrder,
-    TaskResult,
+    Command, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode, TaskKind,
+    TaskOrder, TaskResult,
 };
 
 pub(crate) struct Run {
@@ -15,6 +15,8 @@ pub(crate) struct Run {
     pub(crate) rollout: WorkerId,
     pub(crate) verifier: WorkerId,
     pub(crate) learners: Vec<WorkerId>,
+    /// What was persisted.
+    pub(crate) records: Vec<Record>,
 }
 
 pub(crate) fn options() -> Options {
@@ -43,7 +45,7 @@ impl Run {
         let now = Duration::from_secs(1000);
         let machine = Machine::new(options, now);
         let nobody = WorkerId(0);
-        Self { machine, now, rollout: nobody, verifier: nobody, learners: Vec::new() }
+        Self { machine, now, rollout: nobody, verifier: nobody, learners: Vec::new(), records: Vec::new() }
     }
 
     /// Everybody is there, and the learners have a task to prepare.
@@ -68,7 +70,13 @@ impl Run {
     }
 
     pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
-        self.machine.step(self.now, event)
+        let effects = self.machine.step(self.now, event);
+        let records = effects.iter().filter_map(|effect| match effect {
+            Effect::Persist(record) => Some(record.clone()),
+            _ => None,
+        });
+        self.records.extend(records);
+        effects
     }
 
     pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Refusal> {

@@ -68,6 +68,8 @@ fn runs_finish_and_never_break_an_invariant() {
         "committed_behind_the_newest_step",
         "generations_with_fewer",
         "generations_with_more",
+        "skipped_draws",
+        "reopened_problems",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }

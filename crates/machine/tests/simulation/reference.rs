@@ -6,6 +6,7 @@ use pacs_machine::{
     Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness, UniformGroups,
     evaluation_problem,
 };
+use pacs_order::{DrawOrder, Evidence, History};
 use pacs_types::{Generation, GroupId, LeaseId, SampleId};
 
 #[derive(Debug, Default)]
@@ -13,6 +14,10 @@ pub(crate) struct Reference {
     /// Samples that were acknowledged, with the version of their oldest token.
     generated: BTreeMap<SampleId, u64>,
     judged: BTreeSet<SampleId>,
+    /// Labels of all samples that were ever judged; the newest counts.
+    labels: BTreeMap<SampleId, f64>,
+    /// Groups that left because their labels are all the same, with the step that was to come.
+    uniform: BTreeMap<GroupId, u64>,
     /// Samples that were given up, by place.
     replaced: BTreeMap<SampleId, u32>,
     /// What each loan asks for.
@@ -24,12 +29,14 @@ pub(crate) struct Reference {
     /// The step in the making, with its samples and their versions.
     batch: Option<(u64, Vec<(SampleId, u64)>)>,
     /// What was dropped when a checkpoint was begun, by its step.
-    dropped_at: BTreeMap<u64, BTreeSet<GroupId>>,
+    dropped_at: BTreeMap<u64, (BTreeSet<GroupId>, BTreeMap<GroupId, u64>)>,
     /// The newest generation; none while it is dissolved.
     pub(crate) generation: Generation,
     /// Its ranks.
     ranks: usize,
     pub(crate) version: Option<u64>,
+    /// Steps that are made.
+    made: u64,
     pub(crate) evaluated: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
     pub(crate) counts: BTreeMap<String, u64>,
@@ -74,7 +81,8 @@ impl Reference {
                 assert_eq!(attempt, replaced.get(sample).copied().unwrap_or(0), "{sample} was given up before");
                 assert!(self.generated.insert(*sample, version.0).is_none(), "{sample} was accepted twice");
             }
-            Event::SubmitVerdict { sample, outcome, .. } => {
+            Event::SubmitVerdict { sample, outcome, label, .. } => {
+                self.labels.insert(*sample, *label);
                 assert!(outcome.is_conclusive(), "a failed verification was taken as a verdict");
                 assert!(self.generated.contains_key(sample), "{sample} was judged before it was generated");
                 assert!(self.judged.insert(*sample), "{sample} was judged twice");
@@ -97,6 +105,7 @@ impl Reference {
             Effect::StepDone { step } => {
                 let (made, _) = self.batch.take().expect("a step was in the making");
                 assert_eq!(made, *step);
+                self.made = *step;
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
             Effect::Evaluated { step, groups, excluded } => {
@@ -121,6 +130,9 @@ impl Reference {
             }
             Effect::DropGroup { group, why } => {
                 self.forget(*group);
+                if *why == Dropped::Uniform {
+                    self.uniform.insert(*group, self.made + 1);
+                }
                 match (evaluation_problem(*group), why) {
                     (_, Dropped::Deadly) => drop(self.set_aside.insert(*group)),
                     (Some(_), _) => {}
@@ -147,7 +159,7 @@ impl Reference {
                 (self.generation, self.ranks) = (*generation, names.len());
             }
             Effect::CreateCheckpoint { step, .. } => {
-                self.dropped_at.insert(*step, self.dropped.clone());
+                self.dropped_at.insert(*step, (self.dropped.clone(), self.uniform.clone()));
             }
             Effect::CommitCheckpoint { snapshot, .. } if self.version > Some(snapshot.step) => {
                 self.count("committed_behind_the_newest_step");
@@ -206,7 +218,7 @@ impl Reference {
 
     /// Undoes all steps behind `step`; what the step in the making had taken is there again.
     fn rewind(&mut self, step: u64) {
-        self.version = None;
+        (self.version, self.made) = (None, step);
         self.evaluated.retain(|evaluated| *evaluated <= step);
         let mut making = None;
         if let Some((made, batch)) = self.batch.take() {
@@ -220,30 +232,70 @@ impl Reference {
             self.used.iter().filter(|(_, used)| **used > step && Some(**used) != making).map(|(id, _)| *id).collect();
         undone.into_iter().for_each(|group| self.forget(group));
         self.used.retain(|_, used| *used <= step);
-        let then = self.dropped_at.get(&step).cloned().unwrap_or_default();
-        self.dropped.retain(|group| then.contains(group));
+        let (dropped, uniform) = self.dropped_at.get(&step).cloned().unwrap_or_default();
+        self.dropped.retain(|group| dropped.contains(group));
+        self.uniform = uniform;
         self.dropped_at.retain(|at, _| *at <= step);
     }
 
     /// No prompt is lost, and none is in two places. Checked when everything is synced.
     pub(crate) fn conservation(&self, machine: &Machine) {
         let position = machine.position();
-        let mut places: Vec<GroupId> = self.used.keys().copied().collect();
+        let mut places: Vec<GroupId> = self.places(position).collect();
         if let Some((step, _)) = &self.batch {
             // Counted as in flight.
-            places.retain(|group| self.used[group] != *step);
+            places.retain(|group| self.used.get(group) != Some(step));
         }
         places.extend(machine.groups_in_flight());
-        places.extend(&self.dropped);
-        places.extend(self.set_aside.iter().filter(|group| evaluation_problem(**group).is_none()));
-        places.extend(&position.requeued);
         places.sort_unstable();
-        let expected: Vec<GroupId> = (0..position.cursor).map(GroupId).collect();
+        let drawn = (0..position.cursor).map(GroupId).chain(position.ahead.iter().copied());
+        let skipped = self.skipped(machine);
+        let expected: Vec<GroupId> = drawn.filter(|group| !skipped.contains(group)).collect();
         assert_eq!(places, expected, "used, in flight, dropped, set aside and requeued are not what was drawn");
         // An operator may have taken slots away since they were filled.
         let options = machine.options();
         let most = (options.max_lag + 1) * options.prompts_per_step;
         assert!(machine.in_flight() <= most as usize, "more groups in flight than the bound allows");
+    }
+
+    /// Draws that no group came of. Checks that the machine remembers of its problems what was shown to it: only problems
+    /// that were trained on are ever skipped.
+    fn skipped(&self, machine: &Machine) -> BTreeSet<GroupId> {
+        let (position, options) = (machine.position(), machine.options());
+        let Some(curriculum) = &options.curriculum else {
+            assert!(position.history.is_empty(), "nobody asked for a history");
+            return BTreeSet::new();
+        };
+        let order = DrawOrder::new(curriculum.plan.clone());
+        let problem = |group: GroupId| order.index_at(group.0);
+        let mut groups: Vec<(u64, GroupId)> = self.used.iter().map(|(group, step)| (*step, *group)).collect();
+        groups.extend(self.uniform.iter().map(|(group, step)| (*step, *group)));
+        groups.sort_unstable();
+        let mut history = History::default();
+        for of_step in groups.chunk_by(|a, b| a.0 == b.0).take_while(|groups| groups[0].0 <= position.step) {
+            for (_, group) in of_step {
+                let labels = (0..options.samples_per_prompt).map(|index| SampleId { group: *group, index });
+                history.note(*group, Evidence::of(labels.map(|sample| self.labels[&sample])));
+            }
+            history.settle(problem);
+        }
+        let seen = |history: &History, problem| history.of(problem).map(|seen| (seen.visits, seen.rate));
+        for problem in 0..curriculum.plan.problems() {
+            assert_eq!(seen(&position.history, problem), seen(&history, problem), "the history of problem {problem}");
+        }
+        let places: BTreeSet<GroupId> = machine.groups_in_flight().into_iter().chain(self.places(position)).collect();
+        let over = (0..position.cursor).map(GroupId).filter(|group| !position.ahead.contains(group));
+        let skipped: BTreeSet<GroupId> = over.filter(|group| !places.contains(group)).collect();
+        for group in &skipped {
+            assert!(history.of(problem(*group)).is_some(), "{group} is lost: its problem was never trained on");
+        }
+        skipped
+    }
+
+    /// Training groups that are not in flight.
+    fn places<'a>(&'a self, position: &'a Snapshot) -> impl Iterator<Item = GroupId> + 'a {
+        let set_aside = self.set_aside.iter().filter(|group| evaluation_problem(**group).is_none());
+        self.used.keys().chain(&self.dropped).chain(set_aside).chain(&position.requeued).copied()
     }
 
     /// What was there is not there any more: the journal was lost, and the job goes on from a checkpoint.

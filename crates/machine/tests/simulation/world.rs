@@ -7,6 +7,7 @@ use pacs_machine::{
     Command, Contrast, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness,
     StopMode, UniformGroups,
 };
+use pacs_order::{Curriculum, DrawPlan, SetShare};
 use pacs_types::{GroupId, Role, SampleId};
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -53,7 +54,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let options = options(&mut rng);
+        let mut options = options(&mut rng);
+        options.curriculum = curriculum(seed);
         let mut actors = Vec::new();
         let counts = [(Role::Rollout, rng.random_range(1..=3)), (Role::Verifier, rng.random_range(1..=3))];
         for (role, count) in counts.into_iter().chain([(Role::Learner, options.learners)]) {
@@ -420,6 +422,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         max_refills: rng.random_range(0..=6),
         min_batch_groups: rng.random_range(1..=prompts_per_step),
         contrast: Contrast::None,
+        curriculum: None,
         evaluation: EvaluationPlan {
             problems: rng.random_range(0..=5),
             samples_per_problem: rng.random_range(1..=2),
@@ -451,4 +454,20 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         exported: false,
         evaluated: Default::default(),
     }
+}
+
+/// Which draws are skipped; in a quarter of the seeds, some are. Those that found bugs before stay as they were.
+fn curriculum(seed: u64) -> Option<Curriculum> {
+    if !matches!(seed % 8, 2 | 4) {
+        return None;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(2);
+    // A few problems, so that there are many epochs.
+    let set = |rng: &mut ChaCha8Rng| SetShare { weight: rng.random_range(0.2..3.0), problems: rng.random_range(1..=6) };
+    let sets = (0..rng.random_range(1..=3)).map(|_| set(&mut rng)).collect();
+    let plan = DrawPlan { seed, shuffle: rng.random(), sets };
+    let retire_after = rng.random_bool(0.7).then(|| rng.random_range(1..=2));
+    let difficulty_floor = (retire_after.is_none() || rng.random()).then(|| rng.random_range(0.01..0.9));
+    Some(Curriculum { plan, retire_after, difficulty_floor })
 }

@@ -120,6 +120,12 @@ mod tests {
             ("data.mix.more = { path = 'm.txt' }", Some("expected a `.jsonl` or `.parquet` file")),
             ("data.mix.more = { path = 'm.jsonl', wieght = 1.0 }", Some("did you mean `weight`?")),
             ("data.evaluation.weight = 2.0", Some("all held-out problems are measured")),
+            ("data.retire_after = 1", None),
+            ("data.retire_after = 0", Some("expected 1 to 1000")),
+            ("data.retire_after = 1001", Some("expected 1 to 1000")),
+            ("data.difficulty_floor = 0.01", None),
+            ("data.difficulty_floor = 1.0", Some("expected 0.01 to below 1")),
+            ("data.difficulty_floor = 0.009", Some("expected 0.01 to below 1")),
         ] {
             let found = problems(more);
             match expected {

@@ -1,21 +1,53 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
 use crate::TrainOrder;
+
+/// What training problems are drawn from, and how: all that an order of draws depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrawPlan {
+    /// Seed of the job.
+    pub seed: u64,
+    /// Each epoch of a set has an order of its own.
+    pub shuffle: bool,
+    /// The sets, at least one.
+    pub sets: Vec<SetShare>,
+}
+
+/// A set of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetShare {
+    /// Its share of the draws relative to the weights of the others, above 0.
+    #[serde(with = "pacs_types::bits")]
+    pub weight: f64,
+    /// How many problems it has, at least 1.
+    pub problems: usize,
+}
+
+impl DrawPlan {
+    /// Problems of all sets.
+    #[must_use]
+    pub fn problems(&self) -> usize {
+        self.sets.iter().map(|set| set.problems).sum()
+    }
+}
 
 /// Draws whose sets are worked out together.
 const BLOCK: u64 = 1024;
 /// Blocks that are remembered: groups in flight lie close together.
 const REMEMBERED: usize = 8;
 
-/// The endless order in which training problems are drawn from several sets.
+/// The endless order in which training problems are drawn, from one set or several.
 ///
 /// The draw at `cursor` goes to the set that is furthest behind its share: the one with the largest
 /// `weight x (cursor + 1) - draws so far`, the weights adding up to 1. So every stretch of draws, a step for example, holds
 /// each set in proportion, and which set a draw belongs to is a function of the weights and the cursor alone. Within a set
 /// the problems come in the [`TrainOrder`] of that set, epoch by epoch.
 #[derive(Debug)]
-pub(crate) struct Mixture {
+pub struct DrawOrder {
+    plan: DrawPlan,
     sets: Vec<Set>,
     walked: Mutex<Walked>,
 }
@@ -37,26 +69,40 @@ struct Walked {
     blocks: VecDeque<(u64, Vec<(usize, u64)>)>,
 }
 
-impl Mixture {
-    /// A mixture of sets of `(weight, problems)`, at least one, weights above 0.
-    pub(crate) fn new(seed: u64, shuffle: bool, sets: &[(f64, usize)]) -> Self {
-        let total: f64 = sets.iter().map(|(weight, _)| weight).sum();
+impl DrawOrder {
+    /// The order of a plan.
+    ///
+    /// # Panics
+    /// When a set of the plan has no problem, or more than 2^32 - 1.
+    #[must_use]
+    pub fn new(plan: DrawPlan) -> Self {
+        let total: f64 = plan.sets.iter().map(|set| set.weight).sum();
         let mut first = 0;
         let sets: Vec<Set> = (0u8..)
-            .zip(sets)
-            .map(|(number, (weight, len))| {
-                let order = TrainOrder::of_set(seed, number, *len, shuffle);
+            .zip(&plan.sets)
+            .map(|(number, SetShare { weight, problems })| {
+                let order = TrainOrder::of_set(plan.seed, number, *problems, plan.shuffle);
                 let set = Set { share: weight / total, order, first };
-                first += len;
+                first += problems;
                 set
             })
             .collect();
         let walked = Mutex::new(Walked { before: vec![vec![0; sets.len()]], blocks: VecDeque::new() });
-        Self { sets, walked }
+        Self { plan, sets, walked }
     }
 
-    /// Index of the problem that is drawn at `cursor`, among those of all sets.
-    pub(crate) fn index_at(&self, cursor: u64) -> usize {
+    /// What it is the order of.
+    #[must_use]
+    pub fn plan(&self) -> &DrawPlan {
+        &self.plan
+    }
+
+    /// Index of the problem that is drawn at `cursor`, among those of all sets, one set after the other.
+    ///
+    /// # Panics
+    /// Never: no holder of the lock panics.
+    #[must_use]
+    pub fn index_at(&self, cursor: u64) -> usize {
         let (set, draw) = match &self.sets[..] {
             [_] => (0, cursor),
             _ => self.place_of(cursor),
@@ -108,17 +154,22 @@ mod tests {
 
     const SETS: [(f64, usize); 3] = [(3.0, 50), (1.0, 7), (0.5, 400)];
 
+    fn order(seed: u64, shuffle: bool, sets: &[(f64, usize)]) -> DrawOrder {
+        let sets = sets.iter().map(|(weight, problems)| SetShare { weight: *weight, problems: *problems }).collect();
+        DrawOrder::new(DrawPlan { seed, shuffle, sets })
+    }
+
     fn set_of(index: usize) -> usize {
         if index < 50 { 0 } else { usize::from(index >= 57) + 1 }
     }
 
-    fn drawn(mixture: &Mixture, cursors: std::ops::Range<u64>) -> Vec<usize> {
-        cursors.map(|cursor| mixture.index_at(cursor)).collect()
+    fn drawn(order: &DrawOrder, cursors: std::ops::Range<u64>) -> Vec<usize> {
+        cursors.map(|cursor| order.index_at(cursor)).collect()
     }
 
     #[test]
     fn every_stretch_of_draws_holds_each_set_in_proportion() {
-        let all = drawn(&Mixture::new(7, true, &SETS), 0..9000);
+        let all = drawn(&order(7, true, &SETS), 0..9000);
         for (stretch, at) in [(9usize, 0usize), (90, 1000), (900, 5000), (9000, 0)] {
             let mut counts = [0.0; 3];
             all[at..at + stretch].iter().for_each(|index| counts[set_of(*index)] += 1.0);
@@ -131,7 +182,7 @@ mod tests {
 
     #[test]
     fn each_set_has_epochs_of_its_own() {
-        let all = drawn(&Mixture::new(7, true, &SETS), 0..4500);
+        let all = drawn(&order(7, true, &SETS), 0..4500);
         for (set, (_, len)) in (0..3).zip(SETS) {
             let of_set: Vec<usize> = all.iter().copied().filter(|index| set_of(*index) == set).collect();
             for epoch in of_set.chunks_exact(len) {
@@ -145,13 +196,13 @@ mod tests {
 
     #[test]
     fn a_resumed_mixture_goes_on_where_it_was() {
-        let all = drawn(&Mixture::new(7, true, &SETS), 0..5000);
+        let all = drawn(&order(7, true, &SETS), 0..5000);
         // The ends of blocks, and of epochs: the second set's seven problems come around every 31 or 32 draws.
         for start in [0, 1, 31, 32, 1023, 1024, 1025, 2048, 4999] {
-            let resumed = Mixture::new(7, true, &SETS);
+            let resumed = order(7, true, &SETS);
             assert_eq!(drawn(&resumed, start..5000), all[start as usize..], "from {start}");
         }
-        let jumping = Mixture::new(7, true, &SETS);
+        let jumping = order(7, true, &SETS);
         for cursor in [4999, 3, 2047, 2048, 0, 4500] {
             assert_eq!(jumping.index_at(cursor), all[cursor as usize]);
         }
@@ -159,14 +210,14 @@ mod tests {
 
     #[test]
     fn one_set_alone_is_drawn_in_its_own_order() {
-        let (mixture, order) = (Mixture::new(7, true, &[(5.0, 30)]), TrainOrder::new(7, 30, true));
-        assert!((0..100).all(|cursor| mixture.index_at(cursor) == order.index_at(cursor)));
+        let (mixture, one) = (order(7, true, &[(5.0, 30)]), TrainOrder::new(7, 30, true));
+        assert!((0..100).all(|cursor| mixture.index_at(cursor) == one.index_at(cursor)));
     }
 
     #[test]
     fn the_choice_of_sets_never_changes_between_versions() {
         // A resumed job depends on these values.
-        let mixture = Mixture::new(1, false, &[(2.0, 4), (1.0, 4)]);
+        let mixture = order(1, false, &[(2.0, 4), (1.0, 4)]);
         assert_eq!(drawn(&mixture, 0..9), [0, 4, 1, 2, 5, 3, 0, 6, 1]);
     }
 }

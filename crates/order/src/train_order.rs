@@ -58,7 +58,7 @@ impl TrainOrder {
 
 /// What a permutation is for: equal seeds of different streams have nothing to do with each other.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Stream {
+pub enum Stream {
     /// The order of one epoch of a set.
     Epoch(u8),
     /// The split and order of generated problems.
@@ -66,7 +66,11 @@ pub(crate) enum Stream {
 }
 
 /// A random order of `0..len`, a function of its arguments.
-pub(crate) fn permutation(stream: Stream, seed: u64, number: u64, len: usize) -> Vec<u32> {
+///
+/// # Panics
+/// When `len` is beyond 32 bits.
+#[must_use]
+pub fn permutation(stream: Stream, seed: u64, number: u64, len: usize) -> Vec<u32> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&number.to_le_bytes());

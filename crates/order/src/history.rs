@@ -1,0 +1,234 @@
+use std::collections::BTreeMap;
+
+use pacs_types::GroupId;
+use serde::{Deserialize, Serialize};
+
+/// A pass rate of 1, as [`Seen::rate`] counts.
+const ALL: u16 = u16::MAX;
+
+/// How the groups of each problem have come out, as far as they count: in the order of steps, and within a step in the
+/// order of their ids, so that it does not depend on which group was complete first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// By index of the problem; those that were never drawn are not here.
+    #[serde(with = "packed")]
+    seen: BTreeMap<u32, Seen>,
+    /// What counts with the next step.
+    noted: BTreeMap<GroupId, Evidence>,
+}
+
+/// How the groups of one problem have come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Groups.
+    pub visits: u32,
+    /// Smoothed pass rate in 65535ths: starts at one half, and each group moves it half of the way to its own.
+    pub rate: u16,
+    /// Groups in a row, up to the newest, whose answers were all right.
+    pub solved: u32,
+}
+
+/// How a group has come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Its pass rate in 65535ths.
+    rate: u16,
+    /// All its answers were right.
+    solved: bool,
+}
+
+impl Evidence {
+    /// What the labels of a group say, 1 for a right answer and 0 for a wrong one.
+    #[must_use]
+    pub fn of(labels: impl Iterator<Item = f64>) -> Self {
+        let (mut sum, mut count, mut solved) = (0.0, 0.0f64, true);
+        for label in labels {
+            sum += label.clamp(0.0, 1.0);
+            count += 1.0;
+            solved &= label >= 1.0;
+        }
+        // At most `ALL`, so nothing is cut off.
+        let rate = (sum / count.max(1.0) * f64::from(ALL)).round() as u16;
+        Self { rate, solved: solved && count > 0.0 }
+    }
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { visits: 0, rate: ALL / 2 + 1, solved: 0 }
+    }
+}
+
+impl Seen {
+    /// The smoothed pass rate, 0 to 1.
+    #[must_use]
+    pub fn pass_rate(&self) -> f64 {
+        f64::from(self.rate) / f64::from(ALL)
+    }
+
+    fn take(&mut self, evidence: Evidence) {
+        self.visits = self.visits.saturating_add(1);
+        // Halves are rounded towards the group.
+        self.rate = match evidence.rate >= self.rate {
+            true => self.rate + (evidence.rate - self.rate).div_ceil(2),
+            false => self.rate - (self.rate - evidence.rate).div_ceil(2),
+        };
+        self.solved = if evidence.solved { self.solved.saturating_add(1) } else { 0 };
+    }
+}
+
+impl History {
+    /// Whether nothing is known of any problem.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.seen.is_empty() && self.noted.is_empty()
+    }
+
+    /// What is known of a problem; none if it was never drawn.
+    #[must_use]
+    pub fn of(&self, problem: usize) -> Option<Seen> {
+        self.seen.get(&key(problem)).copied()
+    }
+
+    /// Notes how a group has come out. It counts from the end of the step on.
+    pub fn note(&mut self, group: GroupId, evidence: Evidence) {
+        self.noted.insert(group, evidence);
+    }
+
+    /// A step has ended: what was noted counts. `problem` is the index of the problem of a group.
+    pub fn settle(&mut self, problem: impl Fn(GroupId) -> usize) {
+        for (group, evidence) in std::mem::take(&mut self.noted) {
+            self.seen.entry(key(problem(group))).or_default().take(evidence);
+        }
+    }
+
+    /// Problems whose last `after` groups were all right.
+    #[must_use]
+    pub fn retired(&self, after: u32) -> usize {
+        self.seen.values().filter(|seen| seen.solved >= after).count()
+    }
+
+    /// Makes retired problems count as any other, until they are solved so often again. Returns how many there were.
+    pub(crate) fn reopen(&mut self, after: u32) -> usize {
+        let retired = self.seen.values_mut().filter(|seen| seen.solved >= after);
+        retired.map(|seen| seen.solved = 0).count()
+    }
+}
+
+fn key(problem: usize) -> u32 {
+    u32::try_from(problem).expect("a plan has at most 31 sets more than one, each below 2^32 problems in memory")
+}
+
+/// One short text instead of a table of tables: a hundred thousand problems take two megabytes, and every number is exact.
+/// Hexadecimal `problem.visits.rate.solved`, with spaces between.
+mod packed {
+    use std::collections::BTreeMap;
+    use std::fmt::Write;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Seen;
+
+    pub(super) fn serialize<S: Serializer>(seen: &BTreeMap<u32, Seen>, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(16 * seen.len());
+        for (problem, Seen { visits, rate, solved }) in seen {
+            let gap = if text.is_empty() { "" } else { " " };
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{gap}{problem:x}.{visits:x}.{rate:x}.{solved:x}");
+        }
+        serializer.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u32, Seen>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let read = |word| entry(word).ok_or_else(|| D::Error::custom(format!("`{word}` is no history of a problem")));
+        text.split_ascii_whitespace().map(read).collect()
+    }
+
+    fn entry(word: &str) -> Option<(u32, Seen)> {
+        let mut numbers = word.split('.').map(|number| u32::from_str_radix(number, 16).ok());
+        let mut next = || numbers.next().flatten();
+        let (problem, visits, rate, solved) = (next()?, next()?, u16::try_from(next()?).ok()?, next()?);
+        numbers.next().is_none().then_some((problem, Seen { visits, rate, solved }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RIGHT: [f64; 2] = [1.0, 1.0];
+    const WRONG: [f64; 2] = [0.0, 0.0];
+    const MIXED: [f64; 2] = [1.0, 0.0];
+
+    fn after(groups: &[[f64; 2]]) -> Seen {
+        let mut history = History::default();
+        for (id, labels) in (0..).zip(groups) {
+            history.note(GroupId(id), Evidence::of(labels.iter().copied()));
+            history.settle(|_| 7);
+        }
+        history.of(7).unwrap()
+    }
+
+    #[test]
+    fn pass_rates_follow_the_newest_groups() {
+        for (groups, rate, solved) in [
+            (&[RIGHT][..], 0.75, 1),
+            (&[RIGHT, RIGHT], 0.875, 2),
+            (&[RIGHT, RIGHT, MIXED], 0.6875, 0),
+            (&[WRONG], 0.25, 0),
+            (&[WRONG, RIGHT], 0.625, 1),
+            (&[MIXED], 0.5, 0),
+        ] {
+            let seen = after(groups);
+            assert!((seen.pass_rate() - rate).abs() < 1e-4, "{groups:?}: {}", seen.pass_rate());
+            assert_eq!((seen.visits as usize, seen.solved), (groups.len(), solved), "{groups:?}");
+        }
+        assert_eq!(after(&[RIGHT; 40]).pass_rate(), 1.0, "it gets to its ends");
+        assert_eq!(after(&[WRONG; 40]).pass_rate(), 0.0);
+    }
+
+    #[test]
+    fn what_was_noted_counts_in_the_order_of_groups_and_from_the_end_of_the_step_on() {
+        let evidence = |labels: [f64; 2]| Evidence::of(labels.into_iter());
+        let settled = |groups: &[(u64, [f64; 2])]| {
+            let mut history = History::default();
+            groups.iter().for_each(|(id, labels)| history.note(GroupId(*id), evidence(*labels)));
+            assert_eq!(history.of(0), None, "not before the step has ended");
+            history.settle(|_| 0);
+            history
+        };
+        let in_order = settled(&[(1, RIGHT), (2, WRONG), (3, MIXED)]);
+        assert_eq!(in_order, settled(&[(3, MIXED), (1, RIGHT), (2, WRONG)]));
+        assert_ne!(in_order, settled(&[(1, MIXED), (2, WRONG), (3, RIGHT)]));
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        let mut history = History::default();
+        for id in 0..1000u64 {
+            let labels = (0..3).map(|sample| f64::from(u8::from(pacs_types::mix(id * 3 + sample) & 1 == 0)));
+            history.note(GroupId(id), Evidence::of(labels));
+            if id % 7 == 0 {
+                history.settle(|group| (group.0 % 300) as usize);
+            }
+        }
+        assert!(!history.noted.is_empty());
+        let text = serde_json::to_string(&history).unwrap();
+        assert_eq!(serde_json::from_str::<History>(&text).unwrap(), history);
+        assert_eq!(serde_json::from_str::<History>("{}").unwrap(), History::default());
+        for damaged in ["1.2.3", "1.2.3.4.5", "1.2.10000.4", "x.1.1.1"] {
+            let read = serde_json::from_str::<History>(&format!("{{\"seen\":\"{damaged}\"}}"));
+            assert!(read.unwrap_err().to_string().contains(damaged), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn labels_that_are_not_whole_count_as_far_as_they_go() {
+        assert_eq!(Evidence::of([0.5, 1.0].into_iter()), Evidence { rate: 49151, solved: false });
+        assert_eq!(Evidence::of([2.0, 1.0].into_iter()), Evidence { rate: ALL, solved: true });
+        assert_eq!(Evidence::of(std::iter::empty()), Evidence { rate: 0, solved: false });
+    }
+}
