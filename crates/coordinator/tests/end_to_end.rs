@@ -9,6 +9,7 @@ use std::fs::File;
 use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_runtime::{Link, Membership, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use support::{Fleet, Job, Killable, end_of, until};
@@ -46,6 +47,34 @@ async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
     assert_eq!(job.steps_in("metrics.jsonl"), [1, 2, 3]);
     assert_eq!(job.steps_in("evaluations.jsonl"), [0, 3]);
     check_archive(&job);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordinator() {
+    let (lost, new) = (Job::new(), Job::new());
+    let _lost = lost.start_as("1.0").await.unwrap();
+    let coordinator = new.start_as("1.1").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let point_to = |job: &Job| {
+        let unfinished = folder.path().join("part");
+        std::fs::copy(job.run_dir().join("coordinator.json"), &unfinished).unwrap();
+        std::fs::rename(&unfinished, folder.path().join("coordinator.json")).unwrap();
+    };
+
+    point_to(&lost);
+    let link = Link::local(folder.path().display().to_string(), support::PATIENCE);
+    let link = Link { attempt: "1.1".to_owned(), ..link };
+    let (role, name) = (pacs_types::Role::Verifier, "verifier-9".to_owned());
+    let identity = WorkerIdentity { role, name, collective_address: String::new() };
+    let joining = tokio::spawn(async move { Membership::join(&link, &identity).await });
+    // Not a wait: time to ask the wrong one.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!joining.is_finished(), "it is of another start");
+    point_to(&new);
+    let membership = joining.await.unwrap().unwrap();
+    assert_eq!(membership.run_dir, new.run_dir().display().to_string());
+    membership.leave(None).await;
+    drop(coordinator);
 }
 
 fn check_batches(seen: &support::Seen) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::{Effect, Refusal, Reply, Snapshot, TaskKind, TaskResult};
+use crate::{Effect, FailureKind, Refusal, Reply, Snapshot, TaskKind, TaskResult};
 
 /// A checkpoint that was asked for and is not committed. There is one at most.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,8 @@ impl Machine {
         let now = self.now;
         let Some(writing) = &mut self.writing else { return };
         let fresh = match (&mut self.phase, &result) {
+            // What it has written stays written, whatever a later try came to: it may be committed already.
+            (_, TaskResult::Failed { kind: FailureKind::Write, .. }) if writing.written.contains(&rank) => false,
             (_, TaskResult::Failed { message, kind }) => {
                 self.reply(Reply::Accepted { fresh: true });
                 return self.task_failed(worker, message, *kind);
@@ -213,6 +215,18 @@ mod tests {
             Effect::Rewound { step, .. } => Some(*step),
             _ => None,
         })
+    }
+
+    #[test]
+    fn what_a_rank_has_written_stays_written() {
+        let (mut run, save) = writing();
+        report(&mut run, 0, save, TaskResult::Saved);
+        let effects = report(&mut run, 0, save, cannot_write());
+        assert_eq!(effects, [Effect::Reply(crate::Reply::Accepted { fresh: false })]);
+        let effects = report(&mut run, 1, save, TaskResult::Saved);
+        assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
+        // While it is being committed, too.
+        assert_eq!(report(&mut run, 1, save, cannot_write()), [Effect::Reply(crate::Reply::Accepted { fresh: false })]);
     }
 
     #[test]

@@ -54,6 +54,14 @@ impl JoinError {
             Self::Refused(_) => Exit::Config,
         }
     }
+
+    /// The same after it was tried for longer.
+    fn after(self, waited: Duration) -> Self {
+        match self {
+            Self::Unreachable { address, last, .. } => Self::Unreachable { address, waited, last },
+            other => other,
+        }
+    }
 }
 
 /// How a worker reaches its coordinator.
@@ -164,9 +172,6 @@ impl Membership {
     /// # Errors
     /// See [`JoinError`].
     pub async fn join(link: &Link, identity: &WorkerIdentity) -> Result<Self, JoinError> {
-        let (started, deadline) = (Instant::now(), link.join_timeout);
-        let channel = connect(&link.coordinator, &link.security, deadline).await?;
-        let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let request = v1::RegisterRequest {
             role: v1::Role::from(identity.role).into(),
             name: identity.name.clone(),
@@ -176,7 +181,7 @@ impl Membership {
             collective_address: identity.collective_address.clone(),
             attempt: link.attempt.clone(),
         };
-        let registered = register(&client, request, &link.coordinator, started, deadline).await?;
+        let (channel, client, registered) = register(link, request).await?;
         let activity = Activity::new();
         let (end, ended) = watch::channel(None);
         let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(10)));
@@ -233,25 +238,30 @@ impl Drop for Membership {
     }
 }
 
-/// Registers, trying again while the coordinator cannot be reached and `deadline` has not passed since `started`.
+/// Connects and registers, trying again until the join timeout while the coordinator cannot be reached. It is looked for
+/// anew each time: it may have moved, and what answered last may be what a lost node has left behind.
 async fn register(
-    client: &WorkerServiceClient<Channel>,
+    link: &Link,
     request: v1::RegisterRequest,
-    address: &str,
-    started: Instant,
-    deadline: Duration,
-) -> Result<v1::RegisterResponse, JoinError> {
+) -> Result<(Channel, WorkerServiceClient<Channel>, v1::RegisterResponse), JoinError> {
+    let (started, deadline) = (Instant::now(), link.join_timeout);
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
+        let left = deadline.saturating_sub(started.elapsed());
+        let channel = connect(&link.coordinator, &link.security, left)
+            .await
+            .map_err(|error| error.after(started.elapsed()))?;
+        let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request.clone())).await;
         let last = match call {
-            Ok(Ok(registered)) => return Ok(registered.into_inner()),
+            Ok(Ok(registered)) => return Ok((channel, client, registered.into_inner())),
             Ok(Err(status)) if may_pass(status.code()) => status.message().to_owned(),
             Ok(Err(status)) => return Err(JoinError::Refused(status.message().to_owned())),
             Err(_) => format!("no answer to the registration within {} s", REGISTER_DEADLINE.as_secs()),
         };
         if started.elapsed() >= deadline {
-            return Err(JoinError::Unreachable { address: address.to_owned(), waited: started.elapsed(), last });
+            let address = link.coordinator.clone();
+            return Err(JoinError::Unreachable { address, waited: started.elapsed(), last });
         }
         tokio::time::sleep(backoff.wait()).await;
     }

@@ -75,6 +75,13 @@ impl Job {
         self.start_patiently(steps, changes, listen, Duration::from_secs(2)).await
     }
 
+    /// One of several starts of the job, whose workers carry its name.
+    pub(crate) async fn start_as(&self, attempt: &str) -> Result<Coordinator, StartError> {
+        let options = CoordinatorOptions::local(self.spec(3, ""), self.run_dir(), "127.0.0.1:0".parse().unwrap());
+        let options = CoordinatorOptions { attempt: attempt.to_owned(), ..options };
+        Coordinator::start(options).await
+    }
+
     async fn start_patiently(
         &self,
         steps: u64,

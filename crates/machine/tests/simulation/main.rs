@@ -20,7 +20,7 @@ use world::World;
 const SEEDS: u64 = 1000;
 
 /// Seeds that have found a bug in the machine, with what they found. They always run.
-const FOUND_BUGS: [(u64, &str); 7] = [
+const FOUND_BUGS: [(u64, &str); 8] = [
     (302, "a peer lost in the save of the last step ended the run as a full disk would"),
     (557, "the same"),
     (711, "the same in the save of a stop"),
@@ -28,6 +28,7 @@ const FOUND_BUGS: [(u64, &str); 7] = [
     (123, "a stop at once lost the groups of the batch in training"),
     (1912, "a stop at once forgot the checkpoint that was being committed"),
     (1305, "several consequences of one event ended the run several times"),
+    (13753, "a rank that could not write again took back what it had written, although it was being committed"),
 ];
 
 #[test]
