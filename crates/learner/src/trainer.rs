@@ -16,7 +16,7 @@ use pacs_torch::tch::{Device, Kind};
 use crate::batch::TrainBatch;
 use crate::critic::Critic;
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
-use crate::memory::Memory;
+use crate::memory::{Memory, Trained};
 use crate::metrics::StepMetrics;
 use crate::network::{Flow, Keeping, Network, Source};
 use crate::objective::{Scored, StepObjective, UpdateObjective};
@@ -272,7 +272,8 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         if let Some(critic) = &mut self.critic {
             let (started, objective) = (Instant::now(), update.objective.on_policy(update.members.clone())?);
-            critic.update(update.batch, &update.mine, &objective, &self.settings, wire, metrics)?;
+            let (settings, memory) = (&self.settings, &mut self.memory);
+            critic.update(update, &objective, settings, memory, wire, metrics)?;
             metrics.add_seconds("value_update", started);
         }
         if !update.objective.trains_policy() {
@@ -333,7 +334,7 @@ impl Trainer {
             let (mut open, mut scored) = (None, Vec::new());
             match &tensors {
                 Some(tensors) => {
-                    let keep = self.memory.keep();
+                    let keep = self.memory.keep(Trained::Policy);
                     let (model, mut around) = self.network.forward(Source::Policy, wire);
                     let pass = tensors.open(model, keep, &mut around)?;
                     let scores = pass.score(model, temperature);
@@ -394,7 +395,7 @@ impl Trainer {
                 continue;
             };
             let tensors = PassTensors::new(batch, pass, self.network.device());
-            let keep = self.memory.keep();
+            let keep = self.memory.keep(Trained::Policy);
             let (model, mut around) = self.network.forward(Source::Policy, wire);
             let open = tensors.open(model, keep, &mut around)?;
             let coefficients = in_order(&tensors, coefficients);
@@ -467,13 +468,13 @@ pub(crate) fn keeping(settings: &TrainerSettings) -> Keeping {
 
 /// One optimizer update, as one rank sees it.
 #[derive(Debug)]
-struct Update<'a> {
-    batch: &'a TrainBatch,
+pub(crate) struct Update<'a> {
+    pub(crate) batch: &'a TrainBatch,
     objective: &'a StepObjective<'a>,
     /// Positions of the mini-batch.
     members: Range<usize>,
     /// This rank's sequences of it, by place.
-    mine: Vec<usize>,
+    pub(crate) mine: Vec<usize>,
     /// The weights are those that the samples were drawn with, as far as this learner knows.
     fresh: bool,
     /// The coefficients are known before the forward.

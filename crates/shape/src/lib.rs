@@ -15,5 +15,5 @@ mod sharding;
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
-pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, PassShape, TrainingSetup, WINDOWS};
+pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS};
 pub use sharding::{Division, Sharding};
