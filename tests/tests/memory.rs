@@ -19,7 +19,7 @@ fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let output = Command::new(program("pacs-worker")?)
         .args(["bench", name, "--random-weights", "--precision", "float32", "--steps", "1", "--model"])
         .arg(folder.path())
-        .args(["--groups", "4", "--samples", "4", "--prompt-tokens", "64", "--answer-tokens", "160"])
+        .args(["--prompt-tokens", "64", "--answer-tokens", "160"])
         .args(options)
         .output()
         .context("start pacs-worker")?;
@@ -28,9 +28,13 @@ fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
+/// Sizes of a step in which activations count, and of one whose state counts, which takes less time.
+const LARGE: [&str; 4] = ["--groups", "4", "--samples", "4"];
+const SMALL: [&str; 4] = ["--groups", "2", "--samples", "2"];
+
 /// Metrics of the last step of `pacs-worker bench train`.
 fn train(options: &[&str]) -> Result<Value> {
-    let lines = bench("train", options)?;
+    let lines = bench("train", &[&LARGE[..], options].concat())?;
     Ok(lines.first().context("a line")?["metrics"].clone())
 }
 
@@ -76,7 +80,7 @@ fn the_plan_holds_the_value_model_and_divides_what_is_kept_of_both() -> Result<(
 fn the_plans_of_ranks_that_divide_their_state_are_confirmed_together() -> Result<()> {
     for (objective, sharding) in [("ppo", "replicated"), ("ppo", "shard_optimizer"), ("pacs", "shard_all")] {
         let options = ["--ranks", "2", "--threads", "1", "--objective", objective, "--sharding", sharding];
-        let lines = bench("train", &options)?;
+        let lines = bench("train", &[&SMALL[..], &options].concat())?;
         let memory = &lines.last().context("a line")?["host_memory"];
         confirmed(memory, "used_bytes", "planned_bytes", &format!("{objective}, {sharding}"))?;
     }
@@ -87,7 +91,7 @@ fn the_plans_of_ranks_that_divide_their_state_are_confirmed_together() -> Result
 fn the_plan_holds_the_copy_that_a_checkpoint_is_written_from() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path().to_str().context("a name")?;
-    let lines = bench("save", &["--folder", folder])?;
+    let lines = bench("save", &[&SMALL[..], &["--folder", folder]].concat())?;
     let last = lines.last().context("a line")?;
     let used = confirmed(&last["memory"], "used_bytes", "planned_bytes", "with a copy")?;
     let state = last["state_bytes"].as_f64().context("bytes of the state")?;

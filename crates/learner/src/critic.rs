@@ -1,7 +1,7 @@
 //! The value model of objectives that estimate advantages with one: a copy of the policy's trunk with a head of one row.
 
 use pacs_model::Parameters;
-use pacs_shape::Sharding;
+use pacs_shape::{Flops, Sharding};
 
 use crate::batch::TrainBatch;
 use crate::gradient::PassTensors;
@@ -13,7 +13,6 @@ use crate::optimizer::UpdateStep;
 use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Update, spans};
 use crate::wire::Wire;
-use crate::work::Flops;
 
 /// One rank's value model: as large as the policy, with moments and a gradient of its own, kept as the policy is.
 #[derive(Debug)]

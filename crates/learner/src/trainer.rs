@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pacs_algo::{ObjectiveError, ObjectiveMetrics};
-use pacs_collective::{Collective, CollectiveError};
+use pacs_collective::{Collective, CollectiveError, Operation};
 use pacs_model::{ModelConfig, ModelError, Parameters};
-use pacs_shape::Sharding;
+use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::ViewError;
 use pacs_torch::tch::{Device, Kind};
@@ -24,7 +24,6 @@ use crate::optimizer::UpdateStep;
 use crate::outcomes::outcomes;
 use crate::settings::TrainerSettings;
 use crate::wire::Wire;
-use crate::work::Flops;
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +34,29 @@ pub enum TrainError {
     /// The thread that exchanges with other ranks is gone, which an earlier error must have said.
     #[error("the exchanges with the other ranks have ended")]
     ExchangesEnded,
+    /// An exchange did not end, and the communicator did not give it up by itself.
+    #[error(
+        "rank {rank} has waited {waited:?} for {operation} of {bytes} bytes with the other ranks, longer than the \
+         communicator allows: the ranks have to form a new generation"
+    )]
+    Overdue {
+        /// Who waited.
+        rank: usize,
+        /// For what.
+        operation: Operation,
+        /// Bytes of its buffer.
+        bytes: u64,
+        /// How long.
+        waited: Duration,
+    },
+    /// More exchanges wait to be made than there is room for.
+    #[error("{operation} was refused: {most} exchanges with the other ranks wait to be made already")]
+    TooManyExchanges {
+        /// How many may wait.
+        most: usize,
+        /// What was asked for.
+        operation: Operation,
+    },
     /// The objective refused the batch.
     #[error("objective: {0}")]
     Objective(#[from] ObjectiveError),
