@@ -421,7 +421,7 @@ impl Run {
 }
 
 /// A worker's process, which the run may know no longer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Worker(i32);
 
 impl Worker {

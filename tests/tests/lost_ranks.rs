@@ -22,41 +22,61 @@ fn lost_generations(status: &Value) -> u64 {
     status["counters"]["lost_generations"].as_u64().unwrap_or(0)
 }
 
+/// After which step, in which phase, which rank is killed, and how many milliseconds into the phase.
+type Fault = (u64, &'static str, u32, u64);
+
 #[test]
 fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() -> Result<()> {
+    survives(
+        "replicated",
+        &[
+            // A checkpoint goes to the disk beside these: its ranks die with the state captured, half written, or synced.
+            (1, "saving", 0, 0),
+            (2, "sampling", 1, 0),
+            (3, "training", 0, 0),
+            (4, "training", 1, 0),
+            (5, "training", 0, 30),
+            (6, "training", 1, 60),
+            (7, "committing", 1, 0),
+            (7, "preparing", 1, 0),
+        ],
+    )
+}
+
+#[test]
+fn a_rank_that_dies_with_its_part_of_a_checkpoint_half_written_takes_nothing_along() -> Result<()> {
+    // Each rank writes what only it has. The one that is asked second has the longer way to go when the first is done.
+    let faults = [(1, "sampling", 0, 0), (2, "sampling", 1, 3), (3, "saving", 0, 0), (4, "training", 1, 10)];
+    for sharding in ["shard_optimizer", "shard_all"] {
+        survives(sharding, &faults)?;
+    }
+    Ok(())
+}
+
+fn survives(sharding: &str, faults: &[Fault]) -> Result<()> {
+    let job = || Ok::<_, anyhow::Error>(job()?.with("resources.sharding", sharding));
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
 
     let disturbed = job()?;
     let mut run = disturbed.start()?;
-    // After which step, in which phase, which rank, and how long into the phase.
-    let faults = [
-        // A checkpoint goes to the disk beside these: its ranks die with the state captured, half written, or synced.
-        (1, "saving", 0, 0),
-        (2, "sampling", 1, 0),
-        (3, "training", 0, 0),
-        (4, "training", 1, 0),
-        (5, "training", 0, 30),
-        (6, "training", 1, 60),
-        (7, "committing", 1, 0),
-        (8, "preparing", 1, 0),
-    ];
-    for (lost, (step, phase, rank, delay)) in (0..).zip(faults) {
+    let mut killed = Vec::new();
+    for (lost, (step, phase, rank, delay)) in (0..).zip(faults.iter().copied()) {
         let name = format!("learner-{rank}");
-        loop {
-            let status = run.wait_until(&format!("{phase} of {name} after step {step}"), |status| {
-                let made = status["step"].as_u64().unwrap_or(0);
-                let at = made >= step && lost_generations(status) >= lost;
-                let met = phase == "preparing" || status["phase"].as_str() == Some(phase);
-                at && (met || made >= step + STEPS_TO_MEET) && Worker::of(status, &name).is_some()
-            })?;
-            // Not a wait: the place within the phase.
-            std::thread::sleep(Duration::from_millis(delay));
-            // A rank that died a moment ago may still be in the status.
-            if Worker::of(&status, &name).context("the worker was there")?.signal(Signal::SIGKILL).is_ok() {
-                break;
-            }
-        }
+        // A rank that died a moment ago may still be in the status, and a dead process can be sent signals.
+        let alive = |status: &Value| Worker::of(status, &name).filter(|worker| !killed.contains(worker));
+        let status = run.wait_until(&format!("{phase} of {name} after step {step}"), |status| {
+            let (made, now) = (status["step"].as_u64().unwrap_or(0), status["phase"].as_str());
+            let at = made >= step && lost_generations(status) >= lost;
+            // Before there is a generation there is none to lose.
+            let met = now == Some(phase) || (made >= step + STEPS_TO_MEET && now != Some("assembling"));
+            at && met && alive(status).is_some()
+        })?;
+        // Not a wait: the place within the phase.
+        std::thread::sleep(Duration::from_millis(delay));
+        let worker = alive(&status).context("the worker was there")?;
+        worker.signal(Signal::SIGKILL)?;
+        killed.push(worker);
         run.wait_until("the loss of the generation", |status| lost_generations(status) > lost)?;
     }
     run.wait()?.expect_code(0);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use pacs_runtime::Exit;
-use pacs_runtime::net::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, PeerRole};
+use pacs_runtime::net::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, PeerRole, Security};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -22,6 +22,9 @@ const CA_KEY_FILE: &str = "ca.key";
 
 /// How long the authority's own certificate is valid.
 const CA_LIFE: Duration = Duration::days(3650);
+
+/// Certificates that expire within this time are made again.
+const STALE: std::time::Duration = std::time::Duration::from_secs(3 * 24 * 3600);
 
 /// Clocks of a cluster may differ by this much.
 const SKEW: Duration = Duration::hours(1);
@@ -61,10 +64,11 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Whether a call would have nothing to add.
+/// Whether a call would have nothing to add: every role's is there, and good for some days.
 fn is_complete(folder: &Path) -> bool {
     PeerRole::ALL.iter().all(|role| {
-        [CA_FILE, CERTIFICATE_FILE, KEY_FILE].iter().all(|file| folder.join(role.name()).join(file).exists())
+        let folder = folder.join(role.name());
+        Security::mutual(&folder, *role).is_ok_and(|security| security.valid_for() > Some(STALE))
     })
 }
 
@@ -169,7 +173,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use pacs_runtime::launch::security;
-    use pacs_runtime::net::{Security, TlsError};
+    use pacs_runtime::net::TlsError;
 
     use super::*;
 
@@ -207,6 +211,32 @@ mod tests {
         assert!(matches!(security(&file, PeerRole::Learner), Err(TlsError::Role { .. })));
         fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o604)).expect("set");
         assert!(matches!(security(&file, PeerRole::Rollout), Err(TlsError::Exposed { .. })));
+    }
+
+    #[test]
+    fn a_certificate_that_no_peer_would_take_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        certs(dir.path(), false);
+        let folder = dir.path().join("learner");
+        let left = Security::mutual(&folder, PeerRole::Learner).expect("good").valid_for().expect("not plain");
+        assert!(left.as_secs().abs_diff(30 * 24 * 3600) < 60, "{left:?}");
+
+        let issuer = Issuer::new(authority_params().expect("made"), authority_key(dir.path()).expect("there"));
+        let key = KeyPair::from_pem(&fs::read_to_string(folder.join(KEY_FILE)).expect("there")).expect("a key");
+        let mut params = role_params(PeerRole::Learner, Duration::seconds(-1)).expect("made");
+        params.not_before -= SKEW;
+        let expired = params.signed_by(&key, &issuer).expect("signed");
+        write(&folder.join(CERTIFICATE_FILE), &expired.pem(), 0o644).expect("written");
+        let error = Security::mutual(&folder, PeerRole::Learner).expect_err("expired");
+        assert!(matches!(error, TlsError::Refused { .. }) && error.to_string().contains("expired"), "{error}");
+        certs(dir.path(), true);
+        assert!(Security::mutual(&folder, PeerRole::Learner).is_ok(), "made again");
+
+        let other = tempfile::tempdir().expect("a temporary folder");
+        certs(other.path(), false);
+        fs::copy(other.path().join("ca/ca.crt"), folder.join(CA_FILE)).expect("copied");
+        let error = Security::mutual(&folder, PeerRole::Learner).expect_err("of another authority");
+        assert!(matches!(error, TlsError::Refused { .. }), "{error}");
     }
 
     #[test]

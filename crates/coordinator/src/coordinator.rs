@@ -1,21 +1,20 @@
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pacs_data::Problems;
-use pacs_machine::{EvaluationPlan, Event, Machine, Options, Snapshot, Staleness, StopMode, UniformGroups};
+use pacs_machine::{Event, Machine, StopMode};
 use pacs_runtime::net::{Security, accept};
 use pacs_shape::{Flops, ModelConfig};
-use pacs_spec::{JobSpec, StalenessKind, UniformKind};
+use pacs_spec::JobSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Driver, Parts, Shared};
 use crate::journal::{Journal, Recovered};
+use crate::machine_options::machine_options;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{
     Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
@@ -26,13 +25,6 @@ use crate::{StartError, services};
 const PROGRESS_QUEUE: usize = 1024;
 /// Changes of these, and of what is below them, make a job another job.
 const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
-/// Ids that one coordinator may give out before they meet those of the next one in the same folder.
-const IDS_OF_A_START: u64 = 1_000_000_000_000;
-/// Likewise for generations.
-const GENERATIONS_OF_A_START: u64 = 1000;
-
-/// Each of them costs all steps since the last checkpoint.
-const MOST_LOST_SAVES: u32 = 5;
 
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
@@ -406,83 +398,6 @@ fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>,
 
 fn is_fixed(path: &str) -> bool {
     FIXED.iter().any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-}
-
-fn machine_options(
-    spec: &JobSpec,
-    problems: &Problems,
-    timing: Timing,
-    resumed: Option<Manifest>,
-    evaluated: BTreeSet<u64>,
-    starts: u64,
-) -> Options {
-    let (start, exported) =
-        resumed.map_or((Snapshot::default(), false), |manifest| (manifest.snapshot, manifest.model));
-    let verification = verification_limit(spec);
-    Options {
-        learners: spec.resources.learners,
-        min_learners: spec.resources.min_learners.unwrap_or(spec.resources.learners),
-        learner_wait: Duration::from_secs(u64::from(spec.learner_wait_seconds())),
-        samples_per_prompt: spec.rollout.samples_per_prompt,
-        prompts_per_step: spec.batch.prompts_per_step,
-        total_steps: spec.batch.steps,
-        max_lag: spec.asynchrony.max_lag,
-        slots: spec.slots(),
-        staleness: match spec.asynchrony.staleness {
-            StalenessKind::Wait => Staleness::Wait,
-            StalenessKind::Evict => Staleness::Evict,
-            StalenessKind::Accept => Staleness::Accept,
-        },
-        uniform_groups: match spec.groups.uniform {
-            UniformKind::Keep => UniformGroups::Keep,
-            UniformKind::Drop => UniformGroups::Drop,
-            UniformKind::Refill => UniformGroups::Refill,
-        },
-        max_refills: spec.groups.max_refills.unwrap_or(spec.batch.prompts_per_step.saturating_mul(3)),
-        min_batch_groups: smallest_batch(spec),
-        evaluation: EvaluationPlan {
-            problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
-            samples_per_problem: spec.evaluation.samples_per_problem,
-            every_steps: spec.evaluation.every_steps,
-            before: spec.evaluation.before,
-            after: spec.evaluation.after,
-        },
-        checkpoint_every_steps: spec.checkpoint.every_steps,
-        background_saves: spec.saves_in_background(),
-        checkpoint_timeout: Duration::from_secs(u64::from(spec.checkpoint.timeout_seconds)),
-        max_attempts: spec.verifier.max_attempts,
-        max_replacements: spec.verifier.max_replacements,
-        max_skipped_updates: u64::from(spec.optimizer.max_skipped_updates),
-        group_timeout: Duration::from_secs(u64::from(spec.groups.timeout_seconds)),
-        max_group_attempts: spec.groups.max_attempts,
-        max_worker_losses: spec.groups.max_worker_losses,
-        task_timeout: Duration::from_secs(u64::from(spec.watchdog.task_seconds)),
-        stall_timeout: Duration::from_secs(u64::from(spec.watchdog.stall_seconds)),
-        max_stalls: spec.watchdog.max_stalls,
-        max_lost_generations: 10,
-        max_lost_saves: MOST_LOST_SAVES,
-        heartbeat_timeout: timing.heartbeat_timeout,
-        // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
-        rollout_lease_timeout: Duration::from_secs(3600),
-        verifier_lease_timeout: Duration::from_secs(120) + 10 * verification,
-        ids_above: starts * IDS_OF_A_START,
-        generations_above: starts * GENERATIONS_OF_A_START,
-        start,
-        exported,
-        evaluated,
-    }
-}
-
-/// Groups that every mini-batch has one of, and every rank a sequence in each.
-fn smallest_batch(spec: &JobSpec) -> u32 {
-    let per_mini_batch = spec.resources.learners.div_ceil(spec.rollout.samples_per_prompt);
-    spec.batch.mini_batches.saturating_mul(per_mini_batch).min(spec.batch.prompts_per_step)
-}
-
-/// How long the verification of one sample may take, by all its verifiers.
-fn verification_limit(spec: &JobSpec) -> Duration {
-    let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().timeout);
-    rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add)
 }
 
 /// Writes down the job and where it is served.

@@ -13,6 +13,7 @@ mod coordinator;
 mod driver;
 mod error;
 mod journal;
+mod machine_options;
 #[doc(hidden)]
 pub mod measure;
 mod progress;

@@ -7,7 +7,7 @@ use pacs_types::{GroupId, WeightVersion};
 use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::{Evaluation, Phase, Task, Training};
-use crate::pool::{EVALUATION_GROUPS, Pool, pass_rate_and_mixed_share};
+use crate::pool::{EVALUATION_GROUPS, Pool};
 use crate::schedule::{Decision, Terms, decide};
 use crate::{Effect, End, StopMode, TaskKind, UniformGroups};
 
@@ -174,19 +174,11 @@ impl Machine {
 
     fn begin_training(&mut self, batch: &[GroupId]) {
         let groups = self.pool.take(batch);
-        let (pass_rate, mixed_share) = pass_rate_and_mixed_share(groups.values());
-        let collapsed = mixed_share == 0.0 && pass_rate < COLLAPSED_PASS_RATE;
-        self.position.collapsed_steps = if collapsed { self.position.collapsed_steps + 1 } else { 0 };
-        let step = self.position.step + 1;
-        if self.position.collapsed_steps >= COLLAPSED_STEPS {
+        if let Some(reason) = self.collapse(groups.values()) {
             self.pool.put_back(groups);
-            return self.fail(format!(
-                "for {COLLAPSED_STEPS} steps in a row no group had both right and wrong answers, and only {:.1} % of \
-                 the answers of step {step} were right: there is nothing left to learn from; look at the samples, then \
-                 start from an earlier checkpoint with easier problems or a smaller learning rate",
-                100.0 * pass_rate
-            ));
+            return self.fail(reason);
         }
+        let step = self.position.step + 1;
         let uniform: Vec<GroupId> = match self.options.uniform_groups {
             UniformGroups::Drop => groups.iter().filter(|(_, group)| group.is_uniform()).map(|(id, _)| *id).collect(),
             UniformGroups::Keep | UniformGroups::Refill => Vec::new(),
@@ -263,8 +255,3 @@ impl Machine {
         self.effects.push(Effect::Ended(end));
     }
 }
-
-/// Steps in a row without a mixed group and with hardly a right answer, after which a run fails.
-const COLLAPSED_STEPS: u64 = 10;
-/// Share of right answers below which a step without mixed groups counts.
-const COLLAPSED_PASS_RATE: f64 = 0.05;

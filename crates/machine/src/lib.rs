@@ -16,6 +16,7 @@
 mod advance;
 mod assemble;
 mod bits;
+mod collapse;
 mod effect;
 mod event;
 mod lose;
@@ -32,6 +33,7 @@ mod watchdog;
 mod worker;
 mod writing;
 
+pub use collapse::Contrast;
 pub use effect::{
     Directive, Dropped, Effect, End, GroupGrant, Membership, Reply, SampleGrant, TaskKind, TaskOrder, WantedSample,
 };

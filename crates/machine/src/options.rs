@@ -4,7 +4,7 @@ use std::time::Duration;
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
-use crate::LogLevel;
+use crate::{Contrast, LogLevel};
 
 /// Counts since the start of the job, by name.
 pub type Counters = BTreeMap<String, u64>;
@@ -38,6 +38,8 @@ pub struct Options {
     pub max_refills: u32,
     /// A batch from which uniform groups are dropped keeps at least so many groups, at most `prompts_per_step`.
     pub min_batch_groups: u32,
+    /// Where labels have to differ for a step to teach anything.
+    pub contrast: Contrast,
     /// When and on how much the policy is measured.
     pub evaluation: EvaluationPlan,
     /// Steps between checkpoints; 0: only at the end and on a stop.
@@ -109,6 +111,7 @@ impl Options {
             uniform_groups: UniformGroups::Keep,
             max_refills: 0,
             min_batch_groups: 1,
+            contrast: Contrast::Group,
             evaluation: EvaluationPlan::default(),
             checkpoint_every_steps: 0,
             background_saves: false,
@@ -213,7 +216,7 @@ pub struct Snapshot {
     pub log_level: Option<LogLevel>,
     /// Optimizer updates that were skipped.
     pub skipped_updates: u64,
-    /// Steps in a row in which hardly any answer was right and no group was mixed.
+    /// Steps in a row whose labels could teach nothing.
     pub collapsed_steps: u64,
     /// Counts since the start of the job.
     pub counters: Counters,

@@ -116,7 +116,7 @@ pub(crate) struct Certs {
     /// Days that the certificates of the roles are valid; the authority's is valid for ten years.
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub(crate) days: u32,
-    /// Write nothing when all of it is there already.
+    /// Write nothing when all of it is there already, and good for another three days.
     #[arg(long)]
     pub(crate) if_missing: bool,
     /// Write one file with which processes of this role can join for some hours, and no more: to be handed to a machine that

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pacs_runtime::launch::security;
-use pacs_runtime::net::PeerRole;
+use pacs_runtime::net::{PeerRole, TlsError};
 
 use super::Finding;
 use crate::run::find_worker;
@@ -105,29 +106,70 @@ fn without_access(matrix: &str) -> Vec<String> {
 /// The certificates of whatever roles are in the folder.
 pub(super) fn certificates(folder: &Path) -> Finding {
     const CHECK: &str = "certificates";
-    let (mut usable, mut problems) = (Vec::new(), Vec::new());
+    let (mut usable, mut problems, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let mut shortest = Duration::MAX;
     for role in PeerRole::ALL {
         match security(folder, role) {
-            Ok(_) => usable.push(role.name()),
+            Ok(security) => {
+                usable.push(role.name());
+                shortest = shortest.min(security.valid_for().unwrap_or(Duration::MAX));
+            }
+            Err(error @ (TlsError::File { .. } | TlsError::Role { .. })) => missing.push(error.to_string()),
             Err(error) => problems.push(error.to_string()),
         }
     }
-    match problems.first() {
-        _ if !usable.is_empty() => Finding::ok(CHECK, format!("for {}", usable.join(", "))),
-        Some(problem) => Finding::failure(CHECK, problem, "`pacs certs DIR` makes them"),
-        None => Finding::failure(CHECK, "there is none", "`pacs certs DIR` makes them"),
+    if let Some(problem) = problems.first().or_else(|| missing.first().filter(|_| usable.is_empty())) {
+        return Finding::failure(CHECK, problem, "`pacs certs DIR` makes new ones, which running processes take up");
     }
+    let found = format!("for {}; the first expires in {}", usable.join(", "), rough(shortest));
+    match shortest < SHORT {
+        true => Finding::warning(CHECK, found, "`pacs certs DIR` makes new ones, which running processes take up"),
+        false => Finding::ok(CHECK, found),
+    }
+}
+
+/// Longer than most runs.
+const SHORT: Duration = Duration::from_secs(14 * DAY);
+const DAY: u64 = 24 * 3600;
+
+/// Whole days, or hours where there are few.
+fn rough(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 3 * DAY { format!("{} h", seconds / 3600) } else { format!("{} days", seconds / DAY) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::Certs;
     use crate::doctor::Level;
 
     #[test]
     fn a_folder_without_certificates_is_a_failure() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(certificates(dir.path()).level, Level::Failure);
+    }
+
+    #[test]
+    fn certificates_that_expire_soon_are_a_warning() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (all, join) = (dir.path().join("all"), dir.path().join("join.pem"));
+        let make = |join, output| Certs { folder: all.clone(), days: 30, if_missing: false, join, hours: 13, output };
+        crate::certs::run(&make(None, None)).expect("made");
+        let finding = certificates(&all);
+        assert_eq!(finding.level, Level::Ok, "{finding:?}");
+        assert!(finding.found.contains("operator; the first expires in"), "{finding:?}");
+        crate::certs::run(&make(Some(PeerRole::Rollout), Some(join.clone()))).expect("made");
+        let finding = certificates(&join);
+        assert_eq!(finding.level, Level::Warning, "{finding:?}");
+        assert!(finding.found.contains("rollout; the first expires in 1"), "{finding:?}");
+    }
+
+    #[test]
+    fn times_are_rough() {
+        assert_eq!(rough(Duration::from_secs(59 * 60)), "0 h");
+        assert_eq!(rough(Duration::from_secs(3 * DAY - 1)), "71 h");
+        assert_eq!(rough(Duration::from_secs(30 * DAY - 1)), "29 days");
     }
 
     #[test]

@@ -180,18 +180,4 @@ mod tests {
         }
         panic!("the run went on");
     }
-
-    #[test]
-    fn ten_steps_without_a_right_answer_end_the_run() {
-        let mut run = Run::sampling(Options { total_steps: 20, ..options() });
-        for step in 1..=10 {
-            run.generate_all();
-            let effects = run.verify_all(|_| Outcome::Unparsable);
-            let failed = effects.iter().any(|effect| matches!(effect, Effect::Ended(End::Failed { .. })));
-            assert_eq!(failed, step == 10, "step {step}: {effects:?}");
-            if !failed {
-                run.train();
-            }
-        }
-    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pacs_machine::{
-    Command, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness, StopMode,
-    UniformGroups,
+    Command, Contrast, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness,
+    StopMode, UniformGroups,
 };
 use pacs_types::{GroupId, Role, SampleId};
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -419,6 +419,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         uniform_groups: *uniform.choose(rng).expect("not empty"),
         max_refills: rng.random_range(0..=6),
         min_batch_groups: rng.random_range(1..=prompts_per_step),
+        contrast: Contrast::None,
         evaluation: EvaluationPlan {
             problems: rng.random_range(0..=5),
             samples_per_problem: rng.random_range(1..=2),

@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::connection::{Connection, Peer, accept};
 pub use self::dial::{DialError, dial};
@@ -51,6 +52,15 @@ impl Security {
         match self {
             Self::Plain if !address.ip().is_loopback() => Err(PlainText { address: address.to_string() }),
             Self::Plain | Self::Mutual(_) => Ok(()),
+        }
+    }
+
+    /// How long peers will still take this process's certificate.
+    #[must_use]
+    pub fn valid_for(&self) -> Option<Duration> {
+        match self {
+            Self::Plain => None,
+            Self::Mutual(tls) => Some(tls.valid_for()),
         }
     }
 

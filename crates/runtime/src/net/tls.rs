@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -21,6 +23,9 @@ pub const CA_FILE: &str = "ca.crt";
 pub const CERTIFICATE_FILE: &str = "tls.crt";
 /// Its private key.
 pub const KEY_FILE: &str = "tls.key";
+
+/// Twenty years, in seconds.
+const FAR: u64 = 20 * 365 * 24 * 3600;
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,14 @@ pub enum TlsError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// No peer would take the certificate: it has expired, or the authorities did not sign it.
+    #[error("certificate `{}` is of no use: {problem}; `pacs certs` makes new ones", path.display())]
+    Refused {
+        /// The certificate.
+        path: PathBuf,
+        /// Why a peer would refuse it.
+        problem: rustls::Error,
     },
     /// The certificate is another role's.
     #[error(
@@ -83,6 +96,7 @@ struct State {
 struct Configs {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    expires: UnixTime,
 }
 
 /// Tells one state of the three files from another.
@@ -97,6 +111,12 @@ impl Tls {
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// How long peers will still take the certificate.
+    pub(super) fn valid_for(&self) -> Duration {
+        let now = UnixTime::now().as_secs();
+        Duration::from_secs(self.current().expires.as_secs().saturating_sub(now))
     }
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {
@@ -186,6 +206,8 @@ fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
         .build()
         .map_err(|error| content(&ca, &error))?;
+    let expires = expiry(&chain, verifier.as_ref())
+        .map_err(|problem| TlsError::Refused { path: certificate.clone(), problem })?;
     let private = private_key(&key)?;
     let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
@@ -199,7 +221,27 @@ fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
         .map_err(|error| content(&certificate, &error))?;
     server.alpn_protocols = vec![b"h2".to_vec()];
     client.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Configs { client: Arc::new(client), server: Arc::new(server) })
+    Ok(Configs { client: Arc::new(client), server: Arc::new(server), expires })
+}
+
+/// The first second at which peers refuse a chain that they take now: found by asking as they do, so that it is that of
+/// whichever certificate of the chain expires first. A chain that is good for longer counts as good for `FAR`.
+fn expiry(chain: &[CertificateDer<'_>], verifier: &dyn ClientCertVerifier) -> Result<UnixTime, rustls::Error> {
+    let accepts = |seconds| {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        verifier.verify_client_cert(&chain[0], &chain[1..], time).map(|_| ())
+    };
+    let now = UnixTime::now().as_secs();
+    accepts(now)?;
+    let (mut good, mut bad) = (now, now + FAR);
+    while bad - good > 1 {
+        let middle = u64::midpoint(good, bad);
+        match accepts(middle) {
+            Ok(()) => good = middle,
+            Err(_) => bad = middle,
+        }
+    }
+    Ok(UnixTime::since_unix_epoch(Duration::from_secs(bad)))
 }
 
 fn content(path: &Path, problem: &dyn std::fmt::Display) -> TlsError {
