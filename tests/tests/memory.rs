@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use pacs_tests::program;
 use serde_json::{Value, json};
 
-/// Metrics of the last step of `pacs-worker bench train` on a model of 50 million parameters with random weights.
-fn train(options: &[&str]) -> Result<Value> {
+/// What a measurement of `pacs-worker bench` prints of a model of 50 million parameters with random weights.
+fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let config = json!({
         "model_type": "llama", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536,
@@ -17,16 +17,33 @@ fn train(options: &[&str]) -> Result<Value> {
     });
     fs::write(folder.path().join("config.json"), config.to_string())?;
     let output = Command::new(program("pacs-worker")?)
-        .args(["bench", "train", "--random-weights", "--precision", "float32", "--steps", "1", "--model"])
+        .args(["bench", name, "--random-weights", "--precision", "float32", "--steps", "1", "--model"])
         .arg(folder.path())
-        .args(["--groups", "4", "--samples", "4", "--prompt-tokens", "64", "--answer-tokens", "160"])
+        .args(["--prompt-tokens", "64", "--answer-tokens", "160"])
         .args(options)
         .output()
         .context("start pacs-worker")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
-    let first: Value = serde_json::from_str(text.lines().next().context("a line")?)?;
-    Ok(first["metrics"].clone())
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+/// Sizes of a step in which activations count, and of one whose state counts, which takes less time.
+const LARGE: [&str; 4] = ["--groups", "4", "--samples", "4"];
+const SMALL: [&str; 4] = ["--groups", "2", "--samples", "2"];
+
+/// Metrics of the last step of `pacs-worker bench train`.
+fn train(options: &[&str]) -> Result<Value> {
+    let lines = bench("train", &[&LARGE[..], options].concat())?;
+    Ok(lines.first().context("a line")?["metrics"].clone())
+}
+
+/// Bytes that were used, once they are found to be within a tenth of what was planned.
+fn confirmed(memory: &Value, used: &str, planned: &str, what: &str) -> Result<f64> {
+    let number = |name: &str| memory[name].as_f64().with_context(|| format!("{name} in {memory}"));
+    let (used, planned) = (number(used)?, number(planned)?);
+    ensure!((used / planned - 1.0).abs() < 0.1, "{used} bytes were used, {planned} planned ({what})");
+    Ok(used)
 }
 
 #[test]
@@ -34,13 +51,50 @@ fn the_plan_is_confirmed_within_ten_percent() -> Result<()> {
     let mut used_bytes = Vec::new();
     for (limit, least_kept, most_kept) in [("0", 12.0, 12.0), ("1.5", 1.0, 11.0)] {
         let metrics = train(&["--memory-gib", limit])?;
-        let number = |name: &str| metrics[name].as_f64().with_context(|| format!("{name} in {metrics}"));
-        let (used, planned) = (number("memory_used_bytes")?, number("memory_planned_bytes")?);
-        assert!((used / planned - 1.0).abs() < 0.1, "{used} bytes were used, {planned} planned (limit {limit})");
-        let kept = number("memory_kept_layers")?;
+        let used = confirmed(&metrics, "memory_used_bytes", "memory_planned_bytes", &format!("limit {limit}"))?;
+        let kept = metrics["memory_kept_layers"].as_f64().context("kept layers")?;
         assert!((least_kept..=most_kept).contains(&kept), "{kept} layers were kept (limit {limit})");
         used_bytes.push(used);
     }
     assert!(used_bytes[1] < 0.9 * used_bytes[0], "recomputation saves nothing: {used_bytes:?}");
+    Ok(())
+}
+
+#[test]
+fn the_plan_holds_the_value_model_and_divides_what_is_kept_of_both() -> Result<()> {
+    let mut used_bytes = Vec::new();
+    for (limit, least_kept, most_kept) in [("0", 12.0, 12.0), ("2.2", 1.0, 11.0)] {
+        let metrics = train(&["--objective", "ppo", "--memory-gib", limit])?;
+        let used = confirmed(&metrics, "memory_used_bytes", "memory_planned_bytes", &format!("limit {limit}"))?;
+        for name in ["memory_kept_layers", "memory_value_model_kept_layers"] {
+            let kept = metrics[name].as_f64().with_context(|| format!("{name} in {metrics}"))?;
+            assert!((least_kept..=most_kept).contains(&kept), "{name}: {kept} (limit {limit})");
+        }
+        used_bytes.push(used);
+    }
+    assert!(used_bytes[1] < 0.95 * used_bytes[0], "recomputation saves nothing: {used_bytes:?}");
+    Ok(())
+}
+
+#[test]
+fn the_plans_of_ranks_that_divide_their_state_are_confirmed_together() -> Result<()> {
+    for (objective, sharding) in [("ppo", "replicated"), ("ppo", "shard_optimizer"), ("pacs", "shard_all")] {
+        let options = ["--ranks", "2", "--threads", "1", "--objective", objective, "--sharding", sharding];
+        let lines = bench("train", &[&SMALL[..], &options].concat())?;
+        let memory = &lines.last().context("a line")?["host_memory"];
+        confirmed(memory, "used_bytes", "planned_bytes", &format!("{objective}, {sharding}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_plan_holds_the_copy_that_a_checkpoint_is_written_from() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path().to_str().context("a name")?;
+    let lines = bench("save", &[&SMALL[..], &["--folder", folder]].concat())?;
+    let last = lines.last().context("a line")?;
+    let used = confirmed(&last["memory"], "used_bytes", "planned_bytes", "with a copy")?;
+    let state = last["state_bytes"].as_f64().context("bytes of the state")?;
+    assert!(state > 0.1 * used, "the copy is so small that its absence would not be noticed");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pacs_shape::{MemoryPlan, ModelConfig, PassShape, Sharding};
+use pacs_shape::{MemoryPlan, ModelConfig, ModelPlan, PassShape, Sharding};
 use pacs_spec::JobSpec;
 use serde_json::{Value, json};
 
@@ -39,6 +39,8 @@ impl LearnerMemory {
         let limit = self.limit.filter(|limit| self.plan.total() > *limit)?;
         let remedy = match self.sharding {
             Sharding::Replicated => "divide the state (`resources.sharding`), take more learners,",
+            // A value model is not divided any further.
+            Sharding::ShardOptimizer if self.plan.value_model.is_some() => "take more learners,",
             Sharding::ShardOptimizer => "divide all of it (`resources.sharding = \"shard_all\"`), take more learners,",
             Sharding::ShardAll => "take more learners,",
         };
@@ -52,7 +54,7 @@ impl LearnerMemory {
 
     pub(crate) fn json(&self) -> Value {
         json!({
-            "plan": self.plan, "total": self.plan.total(), "least": self.least.total(), "limit": self.limit,
+            "plan": self.plan, "total": self.plan.total(), "host_copy": self.plan.host_copy(), "least": self.least.total(), "limit": self.limit,
             "pass": self.pass, "sharding": self.sharding, "ranks": self.ranks,
         })
     }
@@ -60,7 +62,7 @@ impl LearnerMemory {
 
 impl fmt::Display for LearnerMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { plan, least, pass, limit, ranks, sharding } = self;
+        let Self { plan, least, limit, ranks, sharding, .. } = self;
         let sharding = match sharding {
             Sharding::Replicated => "replicated",
             Sharding::ShardOptimizer => "shard_optimizer",
@@ -72,28 +74,34 @@ impl fmt::Display for LearnerMemory {
         }
         let whom = if *ranks == 1 { "the learner".to_owned() } else { format!("each of {ranks} learners") };
         writeln!(f, " on {whom} ({sharding})")?;
-        writeln!(
-            f,
-            "            weights {}, reference {}, gradients {}, optimizer {}, copy for checkpoints {}",
-            bytes(plan.weights),
-            bytes(plan.reference),
-            bytes(plan.gradients),
-            bytes(plan.optimizer),
-            bytes(plan.copy)
-        )?;
-        writeln!(
-            f,
-            "            a pass of {} tokens: activations {} ({} of {} layers kept), workspace {}; {} with none kept{}",
-            count(pass.tokens),
-            bytes(plan.activations),
-            plan.kept_layers,
-            plan.layers,
-            bytes(plan.workspace),
-            bytes(least.total()),
-            limit.map_or(String::new(), |limit| {
-                format!("; head-room {}", bytes(limit.saturating_sub(plan.total())))
-            }),
-        )
+        let state = |model: &ModelPlan| {
+            let [gradients, optimizer, copy] = [model.gradients, model.optimizer, model.copy].map(bytes);
+            format!("gradients {gradients}, optimizer {optimizer}, copy for checkpoints {copy}")
+        };
+        let MemoryPlan { policy, value_model } = plan;
+        let [weights, reference] = [policy.weights, policy.reference].map(bytes);
+        writeln!(f, "            weights {weights}, reference {reference}, {}", state(policy))?;
+        if let Some(values) = value_model {
+            writeln!(f, "            value model: weights {}, {}", bytes(values.weights), state(values))?;
+        }
+        let pass = |model: &ModelPlan| {
+            let [activations, workspace] = [model.activations, model.workspace].map(bytes);
+            let (kept, layers) = (model.kept_layers, model.layers);
+            format!("activations {activations} ({kept} of {layers} layers kept), workspace {workspace}")
+        };
+        write!(f, "            a pass of {} tokens: {}", count(self.pass.tokens), pass(policy))?;
+        if let Some(values) = value_model {
+            write!(f, "; or of the value model: {}", pass(values))?;
+        }
+        write!(f, "; {} with none kept", bytes(least.total()))?;
+        if let Some(limit) = limit {
+            write!(f, "; head-room {}", bytes(limit.saturating_sub(plan.total())))?;
+        }
+        writeln!(f)?;
+        if plan.host_copy() > 0 {
+            writeln!(f, "            beside it, in host memory: copy for checkpoints {}", bytes(plan.host_copy()))?;
+        }
+        Ok(())
     }
 }
 
@@ -103,4 +111,54 @@ fn multiplies_bf16() -> bool {
     return std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn plan(objective: &str, resources: &str) -> LearnerMemory {
+        let text = format!(
+            "name = 'm'\nmodel.path = 'm'\ndata.train.path = 'x.jsonl'\nevaluation = {{ before = false, after = false, \
+             every_steps = 0 }}\nobjective.kind = '{objective}'\nmodel.precision = 'float32'\nresources = {{ {resources} }}\n"
+        );
+        let spec = pacs_spec::parse(&text, Path::new("m.toml")).expect("a job");
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-untied");
+        LearnerMemory::of(&spec, ModelConfig::read(&model).expect("golden model"), 100)
+    }
+
+    #[test]
+    fn a_value_model_is_shown_and_counted() {
+        let (pacs, ppo) = (plan("pacs", "learners = 1"), plan("ppo", "learners = 1"));
+        let [without, with] = [&pacs, &ppo].map(ToString::to_string);
+        assert!(!without.contains("value model") && !without.contains("host memory"), "{without}");
+        assert!(
+            with.contains("\n            value model: weights ") && with.contains("; or of the value model: "),
+            "{with}"
+        );
+        let values = ppo.plan.value_model.expect("there is one");
+        assert!(ppo.plan.total() >= pacs.plan.total() + values.state(), "its state is there beside the policy's");
+    }
+
+    #[test]
+    fn the_copy_beside_a_gpu_is_said_and_not_counted() {
+        let here = plan("ppo", "learners = 1");
+        let beside = plan("ppo", "learners = 1, device = 'cuda'");
+        assert!(beside.to_string().contains("beside it, in host memory: copy for checkpoints "), "{beside}");
+        let copies = here.plan.policy.copy + here.plan.value_model.map_or(0, |values| values.copy);
+        assert_eq!((beside.plan.host_copy(), beside.plan.policy.copy), (copies, 0));
+    }
+
+    #[test]
+    fn what_is_refused_with_a_value_model_is_not_advised() {
+        let problem = |objective, sharding| {
+            let resources = format!("learners = 2, learner_memory_gib = 0.001, sharding = '{sharding}'");
+            plan(objective, &resources).problem().expect("it takes more")
+        };
+        assert!(problem("pacs", "shard_optimizer").contains("shard_all"));
+        assert!(!problem("ppo", "shard_optimizer").contains("shard_all"));
+        assert!(problem("ppo", "replicated").contains("divide the state"));
+    }
 }

@@ -1,4 +1,4 @@
-use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer};
+use crate::{AbortHandle, CollectiveError, CudaDevice, DeviceBuffer, Limits};
 
 /// Operations that every rank of a generation calls together, in the same order and with matching sizes.
 ///
@@ -61,6 +61,9 @@ pub trait Collective: Send {
     ///
     /// As [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// How long operations may take, whichever memory they work on; they fail by themselves when they take longer.
+    fn limits(&self) -> Limits;
 
     /// A handle with which any thread can end the communicator.
     fn abort_handle(&self) -> AbortHandle;

@@ -22,7 +22,7 @@ pub use collective::Collective;
 pub use error::{CollectiveError, ErrorKind, ListenError, Operation};
 pub use host::{GroupConfig, HostCollective, HostListener, Meeting, meet};
 pub use nccl::{CudaDevice, DeviceBuffer, DeviceError, DeviceMemory, NcclCollective, Versions};
-pub use timeout::{DEVICE_BANDWIDTH_FLOOR, HOST_BANDWIDTH_FLOOR};
+pub use timeout::{DEVICE_BANDWIDTH_FLOOR, HOST_BANDWIDTH_FLOOR, Limits};
 
 #[cfg(target_endian = "big")]
 compile_error!("numbers travel as they lie in memory, and every rank expects them little-endian");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine, StopMode};
 use pacs_runtime::net::{Security, accept};
+use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -267,6 +268,13 @@ fn open(
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
     let mut notes = vec![problems.report.to_string()];
+    let cost = match ModelConfig::read(&spec.model.path) {
+        Ok(config) => Flops::new(&config, config.vocab_size),
+        Err(error) => {
+            notes.push(format!("batches are shared among learners by their tokens alone: {error}"));
+            Flops::of_any_model()
+        }
+    };
 
     let metrics = Lines::new(run_dir.join("metrics.jsonl"));
     let evaluations = Lines::new(run_dir.join("evaluations.jsonl"));
@@ -303,6 +311,7 @@ fn open(
         run_dir: run_dir.clone(),
         heartbeat_interval: timing.heartbeat_interval,
         problems,
+        cost,
         checkpoints,
         metrics: metrics.clone(),
         evaluations: evaluations.clone(),

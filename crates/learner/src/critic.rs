@@ -1,18 +1,18 @@
 //! The value model of objectives that estimate advantages with one: a copy of the policy's trunk with a head of one row.
 
-use pacs_model::{Keep, Parameters};
-use pacs_shape::Sharding;
+use pacs_model::Parameters;
+use pacs_shape::{Flops, Sharding};
 
 use crate::batch::TrainBatch;
 use crate::gradient::PassTensors;
+use crate::memory::{Memory, Trained};
 use crate::metrics::StepMetrics;
 use crate::network::{Flow, Keeping, Network, Source};
 use crate::objective::UpdateObjective;
 use crate::optimizer::UpdateStep;
 use crate::settings::TrainerSettings;
-use crate::trainer::{TrainError, spans};
+use crate::trainer::{TrainError, Update, spans};
 use crate::wire::Wire;
-use crate::work::Flops;
 
 /// One rank's value model: as large as the policy, with moments and a gradient of its own, kept as the policy is.
 #[derive(Debug)]
@@ -53,24 +53,25 @@ impl Critic {
         Ok(())
     }
 
-    /// Makes one update with the answers at the places `mine` of every rank.
+    /// Makes one update with the answers of every rank; `memory` decides what of a forward is kept.
     pub(crate) fn update(
         &mut self,
-        batch: &TrainBatch,
-        mine: &[usize],
+        update: &Update<'_>,
         objective: &UpdateObjective<'_>,
         settings: &TrainerSettings,
+        memory: &mut Memory,
         wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<(), TrainError> {
         self.network.clear_gradients();
-        let counted: Vec<usize> = mine.iter().copied().filter(|place| objective.counts(*place)).collect();
+        let batch = update.batch;
+        let counted: Vec<usize> = update.mine.iter().copied().filter(|place| objective.counts(*place)).collect();
         let passes = batch.passes(&counted, settings.micro_batch_tokens);
         for (i, pass) in passes.iter().enumerate() {
             let flow = if i + 1 == passes.len() { Flow::Leave } else { Flow::Stay };
             let tensors = PassTensors::new(batch, pass, self.network.device());
             let (model, mut around) = self.network.forward(Source::Policy, wire);
-            let open = tensors.open(model, |_| Keep::All, &mut around)?;
+            let open = tensors.open(model, memory.keep(Trained::Values), &mut around)?;
             let values = open.values(model);
             let mut by_value = Vec::with_capacity(values.len());
             for (place, range) in spans(&tensors) {

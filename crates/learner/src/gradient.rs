@@ -5,12 +5,11 @@
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Keep, Model, Stages, Trace, values, values_backward};
-use pacs_shape::{HEAD_CHUNK, PassShape};
+use pacs_shape::{HEAD_CHUNK, PassShape, PassWork};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 
 use crate::batch::{Pass, TrainBatch};
 use crate::sft::Text;
-use crate::work::PassWork;
 
 /// A pass as tensors.
 ///

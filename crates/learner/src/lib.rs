@@ -27,7 +27,6 @@ mod state;
 mod thread;
 mod trainer;
 mod wire;
-mod work;
 mod writer;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};

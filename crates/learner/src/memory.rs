@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pacs_model::Keep;
 use pacs_runtime::{peak_resident_bytes, resident_bytes};
-use pacs_shape::{HEAD_CHUNK, MemoryPlan, PassShape, TrainingSetup, WINDOWS};
+use pacs_shape::{HEAD_CHUNK, PassShape, StateCopy, TrainingSetup, WINDOWS};
 use pacs_torch::device_memory;
 use pacs_torch::tch::Device;
 
@@ -14,6 +14,13 @@ use crate::settings::TrainerSettings;
 /// A plan that is exceeded by so much is wrong.
 const TOLERANCE: f64 = 1.1;
 
+/// Which model a pass trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trained {
+    Policy,
+    Values,
+}
+
 /// The plan of one rank.
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -21,24 +28,38 @@ pub(crate) struct Memory {
     memory_bytes: Option<u64>,
     /// In use before the model was there.
     before: u64,
-    /// The largest plan of the passes so far.
-    largest: Option<MemoryPlan>,
+    /// What was planned for the largest passes so far of the policy and of the value model.
+    largest: [Option<Planned>; 2],
     warned: bool,
+}
+
+/// What was planned for a pass.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    /// Everything that is there meanwhile.
+    bytes: u64,
+    kept_layers: usize,
 }
 
 impl Memory {
     pub(crate) fn new(network: &Network, settings: &TrainerSettings, before: u64) -> Self {
+        let (needs, on_host) = (settings.objective.needs(), network.device() == Device::Cpu);
         let setup = TrainingSetup {
             config: network.config.clone(),
             weight_bytes: network.parameters.flat.kind().elt_size_in_bytes() as u64,
             division: network.division,
             windows: WINDOWS,
-            holds_reference: settings.objective.needs().reference || settings.reference_reset_steps > 1,
-            copies_state: settings.saves_in_background && network.device() == Device::Cpu,
+            holds_reference: needs.reference || settings.reference_reset_steps > 1,
+            trains_values: needs.values,
+            copy: match (settings.saves_in_background, on_host) {
+                (false, _) => StateCopy::Absent,
+                (true, true) => StateCopy::Here,
+                (true, false) => StateCopy::InHostMemory,
+            },
             head_chunk: HEAD_CHUNK,
-            has_kernels: network.device() == Device::Cpu,
+            has_kernels: on_host,
         };
-        Self { setup, memory_bytes: settings.memory_bytes, before, largest: None, warned: false }
+        Self { setup, memory_bytes: settings.memory_bytes, before, largest: [None; 2], warned: false }
     }
 
     /// Memory of `device` that is in use (bytes): by this process in host memory, by all processes on a GPU.
@@ -50,17 +71,22 @@ impl Memory {
     }
 
     /// Decides what a pass keeps of its forward.
-    pub(crate) fn keep(&mut self) -> impl FnOnce(&PassShape) -> Keep {
-        |shape| {
+    pub(crate) fn keep(&mut self, trained: Trained) -> impl FnOnce(&PassShape) -> Keep {
+        move |shape| {
             let layers = self.setup.config.layers;
             let plan = match self.memory_bytes {
                 Some(bytes) => self.setup.fit(shape, bytes),
                 None => self.setup.plan(shape, layers),
             };
-            if self.largest.is_none_or(|largest| plan.total() > largest.total()) {
-                self.largest = Some(plan);
+            let (model, largest) = match (trained, &mut self.largest) {
+                (Trained::Policy, [policy, _]) => (plan.policy, policy),
+                (Trained::Values, [_, values]) => (plan.value_model.unwrap_or(plan.policy), values),
+            };
+            let planned = Planned { bytes: plan.state() + model.pass(), kept_layers: model.kept_layers };
+            if largest.is_none_or(|largest| planned.bytes > largest.bytes) {
+                *largest = Some(planned);
             }
-            if plan.kept_layers == layers { Keep::All } else { Keep::Last(plan.kept_layers) }
+            if model.kept_layers == layers { Keep::All } else { Keep::Last(model.kept_layers) }
         }
     }
 
@@ -69,10 +95,13 @@ impl Memory {
         let peak = if device == Device::Cpu { peak_resident_bytes() } else { Self::used(device) };
         let used = peak.saturating_sub(self.before);
         metrics.insert("memory_used_bytes".to_owned(), used as f64);
-        let Some(largest) = self.largest else { return };
-        let planned = largest.total();
+        for (name, largest) in ["memory_kept_layers", "memory_value_model_kept_layers"].iter().zip(&self.largest) {
+            if let Some(largest) = largest {
+                metrics.insert((*name).to_owned(), largest.kept_layers as f64);
+            }
+        }
+        let Some(planned) = self.largest.iter().flatten().map(|largest| largest.bytes).max() else { return };
         metrics.insert("memory_planned_bytes".to_owned(), planned as f64);
-        metrics.insert("memory_kept_layers".to_owned(), largest.kept_layers as f64);
         if used as f64 > TOLERANCE * planned as f64 && !self.warned {
             self.warned = true;
             let mib = |bytes: u64| bytes >> 20;

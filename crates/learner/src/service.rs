@@ -61,6 +61,17 @@ pub enum LearnerError {
     /// The job spec, the device or an address cannot be used.
     #[error("{0}")]
     Config(String),
+    /// The training thread does not come back from what it was doing.
+    #[error(
+        "the training thread was still at `{activity}` {waited:?} after its learner group was dissolved; look at the disks and \
+         the device of this machine"
+    )]
+    Stuck {
+        /// What it was asked to do.
+        activity: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Something that nobody foresaw.
     #[error("{0}")]
     Bug(String),
@@ -73,6 +84,8 @@ impl LearnerError {
         match self {
             Self::Join(error) => error.exit(),
             Self::Config(_) => Exit::Config,
+            // Another process may find the device or the disk well again.
+            Self::Stuck { .. } => Exit::Again,
             Self::Bug(_) => Exit::Bug,
         }
     }
@@ -161,12 +174,13 @@ async fn serve(
 ) -> Result<Never, ServeError> {
     let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
     let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+    let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
     let (listener, publisher) = (Arc::clone(listener), Arc::clone(publisher));
     let thread = LearnerThread::start(ThreadSetup { spec, device, backend, listener, publisher });
     let client = LearnerServiceClient::new(membership.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let mut rank = Rank { client, worker: membership.worker.0, thread, membership };
+    let mut rank = Rank { client, worker: membership.worker.0, thread, patience, membership };
     rank.run().await
 }
 
@@ -174,6 +188,8 @@ struct Rank<'a> {
     client: LearnerServiceClient<Channel>,
     worker: u64,
     thread: LearnerThread,
+    /// How long the thread may take to come back from a job that nobody wants any more: as long as a task may take.
+    patience: Duration,
     membership: &'a Membership,
 }
 
@@ -183,10 +199,11 @@ impl Rank<'_> {
             let group = self.next_generation().await?;
             let generation = group.generation;
             tracing::info!(generation, rank = group.rank, world_size = group.world_size, "learner group formed");
-            self.activity("connecting to the other ranks");
+            let activity = "connecting to the other ranks";
+            self.activity(activity);
             // Whatever ends this scope early unblocks the thread.
             let abort = AbortOnDrop(AbortHandle::new());
-            let joined = self.unless_dissolved(generation, &abort, Job::Join(group, abort.0.clone())).await?;
+            let joined = self.unless_dissolved(generation, &abort, Job::Join(group, abort.0.clone()), activity).await?;
             match joined {
                 None => {}
                 Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
@@ -204,7 +221,7 @@ impl Rank<'_> {
         loop {
             let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: WAIT_MS };
             let client = self.client.clone();
-            let reply = patiently(|| {
+            let reply = patiently("asking for the learner group", || {
                 let mut client = client.clone();
                 async move { client.join_generation(request).await }
             })
@@ -223,31 +240,29 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
-            let next = patiently(|| {
+            let next = patiently("asking for a task", || {
                 let mut client = client.clone();
                 async move { client.next_task(request).await }
             })
             .await?;
-            let job = match next.task {
+            let (job, activity) = match next.task {
                 None => continue,
                 Some(Task::Regroup(regroup)) => {
                     tracing::warn!(generation, reason = regroup.reason, "the learner group is dissolved");
                     return Ok(());
                 }
-                Some(Task::Prepare(_)) => {
-                    self.activity("loading the model");
-                    Job::Prepare
-                }
+                Some(Task::Prepare(_)) => (Job::Prepare, "loading the model".to_owned()),
                 Some(Task::Train(task)) => {
-                    self.activity(&format!("training step {}", task.step));
-                    Job::Train(task)
+                    let activity = format!("training step {}", task.step);
+                    (Job::Train(task), activity)
                 }
                 Some(Task::Save(task)) => {
-                    self.activity(&format!("saving step {}", task.step));
-                    Job::Save(task)
+                    let activity = format!("saving step {}", task.step);
+                    (Job::Save(task), activity)
                 }
             };
-            let (result, outcome) = match self.unless_dissolved(generation, abort, job).await? {
+            self.activity(&activity);
+            let (result, outcome) = match self.unless_dissolved(generation, abort, job, &activity).await? {
                 None => return Ok(()),
                 Some(Done::Task(result)) => (result, None),
                 Some(Done::Captured(outcome)) => (TaskResult::Captured(v1::CaptureResult {}), Some(outcome)),
@@ -264,7 +279,7 @@ impl Rank<'_> {
                 result: Some(result),
             };
             let client = self.client.clone();
-            patiently(|| {
+            patiently("reporting a task", || {
                 let (mut client, request) = (client.clone(), request.clone());
                 async move { client.complete_task(request).await }
             })
@@ -285,6 +300,7 @@ impl Rank<'_> {
         generation: u64,
         abort: &AbortOnDrop,
         job: Job,
+        activity: &str,
     ) -> Result<Option<Done>, ServeError> {
         let mut running = pin!(self.thread.run(job));
         let reason = tokio::select! {
@@ -296,7 +312,7 @@ impl Rank<'_> {
         tracing::warn!(generation, reason, "the learner group is dissolved in the middle of a task");
         abort.0.abort(format!("the learner group was dissolved: {reason}"));
         // It ends with its next exchange.
-        running.await;
+        within(self.patience, activity, running).await?;
         Ok(None)
     }
 
@@ -305,7 +321,7 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
             let client = self.client.clone();
-            let next = patiently(|| {
+            let next = patiently("asking for a task", || {
                 let mut client = client.clone();
                 async move { client.next_task(request).await }
             })
@@ -334,7 +350,7 @@ async fn report_written(
         tracing::error!(request.generation, kind = ?failure.kind(), "checkpoint not written: {}", failure.message);
     }
     let request = v1::CompleteTaskRequest { result: Some(result), ..request };
-    let reported = patiently(|| {
+    let reported = patiently("reporting a written checkpoint", || {
         let (mut client, request) = (client.clone(), request.clone());
         async move { client.complete_task(request).await }
     })
@@ -357,8 +373,14 @@ fn bug(problem: &str) -> ServeError {
     ServeError::Fatal(LearnerError::Bug(problem.to_owned()))
 }
 
+/// Waits for the thread to come back from a job that was aborted, for no longer than `patience`.
+async fn within(patience: Duration, activity: &str, running: impl Future) -> Result<(), ServeError> {
+    let stuck = |_| LearnerError::Stuck { activity: activity.to_owned(), waited: patience };
+    tokio::time::timeout(patience, running).await.map(drop).map_err(stuck).map_err(ServeError::Fatal)
+}
+
 /// Makes a call, again and again while the coordinator cannot be reached, for as long as [`PATIENCE`] lasts.
-async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, ServeError>
+async fn patiently<T, F>(doing: &str, call: impl Fn() -> F) -> Result<T, ServeError>
 where
     F: Future<Output = Result<tonic::Response<T>, Status>>,
 {
@@ -377,7 +399,10 @@ where
             Err(_) => format!("no answer within {} s", (CALL_WAIT + CALL_DEADLINE).as_secs()),
         };
         if started.elapsed() > PATIENCE {
-            return Err(ServeError::Rejoin(format!("the coordinator does not answer: {problem}")));
+            let waited = started.elapsed().as_secs();
+            return Err(ServeError::Rejoin(format!(
+                "{doing}: the coordinator has not answered for {waited} s: {problem}"
+            )));
         }
         tokio::time::sleep(backoff.wait()).await;
     }
@@ -388,5 +413,19 @@ struct AbortOnDrop(AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort("the registration or the generation ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_does_not_come_back_ends_the_process_to_be_started_again() {
+        let never = within(Duration::from_millis(10), "training step 3", std::future::pending::<()>()).await;
+        let Err(ServeError::Fatal(error)) = never else { panic!("it came back") };
+        assert_eq!(error.exit(), Exit::Again);
+        assert!(error.to_string().contains("still at `training step 3` 10ms after"), "{error}");
+        assert!(within(Duration::from_secs(60), "training step 3", async {}).await.is_ok());
     }
 }

@@ -56,8 +56,8 @@ pub(crate) struct StateContent {
 /// This rank's part of the state behind step `step`.
 pub(crate) fn capture(network: &Network, step: u64, prefix: &str, memory: Memory) -> StateContent {
     let optimizer = &network.optimizer;
-    let own = |tensor: &Tensor| joined(network.own_parts(tensor), memory);
-    let part_of = |tensor: &Tensor| joined(network.optimizer_parts(tensor), memory);
+    let own = |tensor: &Tensor| joined(&network.own_parts(tensor), tensor.kind(), memory);
+    let part_of = |tensor: &Tensor| joined(&network.optimizer_parts(tensor), tensor.kind(), memory);
     let master = match &optimizer.master {
         Some(master) => part_of(master),
         None => own(network.weights()),
@@ -91,14 +91,22 @@ impl StateContent {
     }
 }
 
-fn joined(parts: Vec<Tensor>, memory: Memory) -> Tensor {
-    let [part] = parts.as_slice() else { return Tensor::cat(&parts, 0).to_device(Device::Cpu) };
-    if memory == Memory::Shared || part.device() != Device::Cpu {
-        return part.to_device(Device::Cpu).contiguous();
+/// `parts` of a buffer of `kind`, one behind the other in host memory.
+fn joined(parts: &[Tensor], kind: Kind, memory: Memory) -> Tensor {
+    if let ([part], Memory::Shared) = (parts, memory)
+        && part.device() == Device::Cpu
+    {
+        return part.contiguous();
     }
-    let mut copy = part.empty_like();
-    no_grad(|| copy.copy_(part));
-    copy
+    // Each part goes to its place at once: joined on a GPU they would take memory there that nobody has planned.
+    let elements = parts.iter().map(Tensor::numel).sum::<usize>();
+    let whole = Tensor::empty([elements as i64], (kind, Device::Cpu));
+    let mut start = 0;
+    for values in parts {
+        no_grad(|| part(&whole, start, values.numel()).copy_(values));
+        start += values.numel();
+    }
+    whole
 }
 
 /// Takes over this rank's part of the state in the files of `folder` that begin with `prefix`; returns the step that it is

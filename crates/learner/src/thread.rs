@@ -299,7 +299,9 @@ fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
 /// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.
 fn fail(error: &TrainError) -> v1::TaskFailure {
     match error {
-        TrainError::Collective(_) | TrainError::ExchangesEnded => transient(error),
-        TrainError::Objective(_) | TrainError::Model(_) | TrainError::View(_) => permanent(error),
+        TrainError::Collective(_) | TrainError::ExchangesEnded | TrainError::Overdue { .. } => transient(error),
+        TrainError::Objective(_) | TrainError::Model(_) | TrainError::View(_) | TrainError::TooManyExchanges { .. } => {
+            permanent(error)
+        }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pacs_algo::{ObjectiveError, ObjectiveMetrics};
-use pacs_collective::{Collective, CollectiveError};
+use pacs_collective::{Collective, CollectiveError, Operation};
 use pacs_model::{ModelConfig, ModelError, Parameters};
-use pacs_shape::Sharding;
+use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::ViewError;
 use pacs_torch::tch::{Device, Kind};
@@ -16,7 +16,7 @@ use pacs_torch::tch::{Device, Kind};
 use crate::batch::TrainBatch;
 use crate::critic::Critic;
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
-use crate::memory::Memory;
+use crate::memory::{Memory, Trained};
 use crate::metrics::StepMetrics;
 use crate::network::{Flow, Keeping, Network, Source};
 use crate::objective::{Scored, StepObjective, UpdateObjective};
@@ -24,7 +24,6 @@ use crate::optimizer::UpdateStep;
 use crate::outcomes::outcomes;
 use crate::settings::TrainerSettings;
 use crate::wire::Wire;
-use crate::work::Flops;
 
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +34,29 @@ pub enum TrainError {
     /// The thread that exchanges with other ranks is gone, which an earlier error must have said.
     #[error("the exchanges with the other ranks have ended")]
     ExchangesEnded,
+    /// An exchange did not end, and the communicator did not give it up by itself.
+    #[error(
+        "rank {rank} has waited {waited:?} for {operation} of {bytes} bytes with the other ranks, longer than the \
+         communicator allows: the ranks have to form a new generation"
+    )]
+    Overdue {
+        /// Who waited.
+        rank: usize,
+        /// For what.
+        operation: Operation,
+        /// Bytes of its buffer.
+        bytes: u64,
+        /// How long.
+        waited: Duration,
+    },
+    /// More exchanges wait to be made than there is room for.
+    #[error("{operation} was refused: {most} exchanges with the other ranks wait to be made already")]
+    TooManyExchanges {
+        /// How many may wait.
+        most: usize,
+        /// What was asked for.
+        operation: Operation,
+    },
     /// The objective refused the batch.
     #[error("objective: {0}")]
     Objective(#[from] ObjectiveError),
@@ -272,7 +294,8 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         if let Some(critic) = &mut self.critic {
             let (started, objective) = (Instant::now(), update.objective.on_policy(update.members.clone())?);
-            critic.update(update.batch, &update.mine, &objective, &self.settings, wire, metrics)?;
+            let (settings, memory) = (&self.settings, &mut self.memory);
+            critic.update(update, &objective, settings, memory, wire, metrics)?;
             metrics.add_seconds("value_update", started);
         }
         if !update.objective.trains_policy() {
@@ -333,7 +356,7 @@ impl Trainer {
             let (mut open, mut scored) = (None, Vec::new());
             match &tensors {
                 Some(tensors) => {
-                    let keep = self.memory.keep();
+                    let keep = self.memory.keep(Trained::Policy);
                     let (model, mut around) = self.network.forward(Source::Policy, wire);
                     let pass = tensors.open(model, keep, &mut around)?;
                     let scores = pass.score(model, temperature);
@@ -394,7 +417,7 @@ impl Trainer {
                 continue;
             };
             let tensors = PassTensors::new(batch, pass, self.network.device());
-            let keep = self.memory.keep();
+            let keep = self.memory.keep(Trained::Policy);
             let (model, mut around) = self.network.forward(Source::Policy, wire);
             let open = tensors.open(model, keep, &mut around)?;
             let coefficients = in_order(&tensors, coefficients);
@@ -467,13 +490,13 @@ pub(crate) fn keeping(settings: &TrainerSettings) -> Keeping {
 
 /// One optimizer update, as one rank sees it.
 #[derive(Debug)]
-struct Update<'a> {
-    batch: &'a TrainBatch,
+pub(crate) struct Update<'a> {
+    pub(crate) batch: &'a TrainBatch,
     objective: &'a StepObjective<'a>,
     /// Positions of the mini-batch.
     members: Range<usize>,
     /// This rank's sequences of it, by place.
-    mine: Vec<usize>,
+    pub(crate) mine: Vec<usize>,
     /// The weights are those that the samples were drawn with, as far as this learner knows.
     fresh: bool,
     /// The coefficients are known before the forward.

@@ -3,18 +3,21 @@
 //! Every rank asks for the same exchanges in the same order; that they are made in that order, and what is in their
 //! way, is the communicator's business.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::cell::Cell;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use pacs_collective::Collective;
+use pacs_collective::{AbortHandle, Collective, Limits, Operation};
 use pacs_torch::tch::{Device, Tensor};
 use pacs_torch::{bytes, bytes_mut, f32_mut, f32_ref};
 
 use crate::trainer::TrainError;
 
-/// Exchanges that may wait to be made; asking for more waits. Enough for all buckets of the largest models.
+/// Exchanges that may wait to be made; asking for more is refused. Enough for all buckets of the largest models.
 const QUEUE: usize = 1024;
+/// How long an exchange is waited for beyond what the communicator allows it: that gives it up by itself, and says more.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// What is to be exchanged. Tensors are contiguous and must not be touched until the exchange was waited for.
 #[derive(Debug)]
@@ -46,20 +49,57 @@ pub(crate) struct Traffic {
 /// Hands exchanges to the thread.
 #[derive(Debug)]
 pub(crate) struct Wire<'scope> {
-    requests: Option<SyncSender<(Exchange, SyncSender<Outcome>)>>,
+    requests: Option<SyncSender<Request>>,
     thread: ScopedJoinHandle<'scope, Traffic>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
+    limits: Limits,
+    grace: Duration,
+    abort: AbortHandle,
+    rank: usize,
+    /// How long everything that was asked for may take by the communicator's limits, one behind the other.
+    asked: Cell<Duration>,
+    /// As much of it as is known to be made, and since when.
+    made: (Duration, Instant),
     waited: Duration,
 }
 
+type Request = (Exchange, SyncSender<Outcome>);
+
 /// An exchange that was asked for.
 #[derive(Debug)]
-pub(crate) struct Pending(Receiver<Outcome>);
+pub(crate) struct Pending {
+    outcome: Result<Receiver<Outcome>, Refused>,
+    operation: Operation,
+    bytes: u64,
+    asked_at: Instant,
+    /// How long everything up to it may take.
+    through: Duration,
+}
+
+/// Why an exchange was not taken on.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    QueueFull,
+    Ended,
+}
 
 impl<'scope> Wire<'scope> {
     /// Starts the thread, which borrows the communicator for as long as the scope lasts.
     pub(crate) fn start<'env>(scope: &'scope Scope<'scope, 'env>, collective: &'env mut dyn Collective) -> Self {
-        let (requests, inbox) = sync_channel::<(Exchange, SyncSender<Outcome>)>(QUEUE);
+        Self::start_with(scope, collective, GRACE)
+    }
+
+    fn start_with<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        collective: &'env mut dyn Collective,
+        grace: Duration,
+    ) -> Self {
+        let (requests, inbox) = sync_channel::<Request>(QUEUE);
+        let (running, ended) = sync_channel::<()>(0);
+        let (limits, abort, rank) = (collective.limits(), collective.abort_handle(), collective.rank());
         let thread = scope.spawn(move || {
+            let _running = running;
             let mut traffic = Traffic::default();
             while let Ok((exchange, reply)) = inbox.recv() {
                 let started = Instant::now();
@@ -71,24 +111,57 @@ impl<'scope> Wire<'scope> {
             }
             traffic
         });
-        Self { requests: Some(requests), thread, waited: Duration::ZERO }
+        let (asked, made, waited) = (Cell::default(), (Duration::ZERO, Instant::now()), Duration::ZERO);
+        Self { requests: Some(requests), thread, ended, limits, grace, abort, rank, asked, made, waited }
     }
 
     /// Asks for an exchange.
     pub(crate) fn ask(&self, exchange: Exchange) -> Pending {
+        let (operation, bytes) = (exchange.operation(), exchange.bytes());
+        let through = self.asked.get() + self.limits.of(operation, usize::try_from(bytes).unwrap_or(usize::MAX));
         let (reply, outcome) = sync_channel(1);
         let requests = self.requests.as_ref().expect("the wire is open until it is closed");
-        // Should the thread be gone, waiting says so.
-        let _ = requests.send((exchange, reply));
-        Pending(outcome)
+        let outcome = match requests.try_send((exchange, reply)) {
+            Ok(()) => {
+                self.asked.set(through);
+                Ok(outcome)
+            }
+            Err(TrySendError::Full(_)) => Err(Refused::QueueFull),
+            Err(TrySendError::Disconnected(_)) => Err(Refused::Ended),
+        };
+        Pending { outcome, operation, bytes, asked_at: Instant::now(), through }
     }
 
-    /// Waits until an exchange was made.
+    /// Waits until an exchange was made. One that is overdue ends the communicator, so that no rank waits for it any more.
     pub(crate) fn wait(&mut self, pending: Pending) -> Outcome {
         let started = Instant::now();
-        let outcome = pending.0.recv().unwrap_or(Err(TrainError::ExchangesEnded));
+        let due = self.due(&pending);
+        let Pending { outcome, operation, bytes, through, .. } = pending;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(Refused::QueueFull) => return Err(TrainError::TooManyExchanges { most: QUEUE, operation }),
+            Err(Refused::Ended) => return Err(TrainError::ExchangesEnded),
+        };
+        let outcome =
+            outcome.recv_timeout(due.saturating_duration_since(started)).unwrap_or_else(|error| match error {
+                RecvTimeoutError::Disconnected => Err(TrainError::ExchangesEnded),
+                RecvTimeoutError::Timeout => {
+                    let late = TrainError::Overdue { rank: self.rank, operation, bytes, waited: started.elapsed() };
+                    self.abort.abort(late.to_string());
+                    Err(late)
+                }
+            });
+        if through > self.made.0 {
+            self.made = (through, Instant::now());
+        }
         self.waited += started.elapsed();
         outcome
+    }
+
+    /// When an exchange is overdue. Those before it that are not known to be made go first, each for as long as it may take.
+    fn due(&self, pending: &Pending) -> Instant {
+        let (made, since) = self.made;
+        since.max(pending.asked_at) + pending.through.saturating_sub(made) + self.grace
     }
 
     /// What each rank passed, by rank.
@@ -97,15 +170,28 @@ impl<'scope> Wire<'scope> {
         self.wait(pending)
     }
 
-    /// Ends the thread.
+    /// Ends the thread once everything is made that was asked for, or overdue.
     pub(crate) fn close(mut self) -> Traffic {
         self.requests = None;
+        let left = self.asked.get().saturating_sub(self.made.0) + self.grace;
+        if self.ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            self.abort.abort(format!("rank {} has waited {left:?} for its last exchanges to end", self.rank));
+        }
         let traffic = self.thread.join().unwrap_or_default();
         Traffic { waited: self.waited, ..traffic }
     }
 }
 
 impl Exchange {
+    fn operation(&self) -> Operation {
+        match self {
+            Self::AllReduce(_) => Operation::AllReduceSum,
+            Self::ReduceScatter { .. } => Operation::ReduceScatterSum,
+            Self::AllGather { .. } => Operation::AllGather,
+            Self::Numbers(_) => Operation::AllGatherF64,
+        }
+    }
+
     fn bytes(&self) -> u64 {
         match self {
             Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } | Self::AllGather { buffer, .. } => {
@@ -177,5 +263,165 @@ impl Traffic {
             return 1.0;
         }
         (1.0 - self.waited.as_secs_f64() / self.busy.as_secs_f64()).max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pacs_collective::{CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, HostCollective};
+
+    use super::*;
+
+    /// A communicator whose operations have a limit and do not keep it: they end when they are aborted.
+    struct Stuck {
+        abort: AbortHandle,
+        limits: Limits,
+    }
+
+    impl Stuck {
+        fn new(limit: Duration) -> Self {
+            Self { abort: AbortHandle::new(), limits: Limits::new(limit, 1 << 30, 2) }
+        }
+
+        fn hang<T>(&self, operation: Operation) -> Result<T, CollectiveError> {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !self.abort.has_ended() {
+                assert!(Instant::now() < deadline, "nobody aborts");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let kind = ErrorKind::Aborted { reason: "test".into() };
+            Err(CollectiveError { operation, rank: 1, peer: None, kind })
+        }
+    }
+
+    impl Collective for Stuck {
+        fn rank(&self) -> usize {
+            1
+        }
+
+        fn world_size(&self) -> usize {
+            2
+        }
+
+        fn all_reduce_sum(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
+            self.hang(Operation::AllReduceSum)
+        }
+
+        fn reduce_scatter_sum(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
+            self.hang(Operation::ReduceScatterSum)
+        }
+
+        fn all_gather(&mut self, _: &mut [u8]) -> Result<(), CollectiveError> {
+            self.hang(Operation::AllGather)
+        }
+
+        fn all_gather_f64(&mut self, _: &[f64]) -> Result<Vec<Vec<f64>>, CollectiveError> {
+            self.hang(Operation::AllGatherF64)
+        }
+
+        fn broadcast(&mut self, _: usize, _: &mut [u8]) -> Result<(), CollectiveError> {
+            self.hang(Operation::Broadcast)
+        }
+
+        fn barrier(&mut self) -> Result<(), CollectiveError> {
+            self.hang(Operation::Barrier)
+        }
+
+        fn limits(&self) -> Limits {
+            self.limits
+        }
+
+        fn abort_handle(&self) -> AbortHandle {
+            self.abort.clone()
+        }
+
+        fn device(&self) -> Option<&CudaDevice> {
+            None
+        }
+
+        fn all_reduce_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+            self.hang(Operation::AllReduceSum)
+        }
+
+        fn reduce_scatter_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+            self.hang(Operation::ReduceScatterSum)
+        }
+
+        fn all_gather_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+            self.hang(Operation::AllGather)
+        }
+
+        fn broadcast_device(&mut self, _: usize, _: &DeviceBuffer) -> Result<(), CollectiveError> {
+            self.hang(Operation::Broadcast)
+        }
+    }
+
+    const SHORT: Duration = Duration::from_millis(10);
+
+    #[test]
+    fn an_exchange_that_does_not_end_is_named_and_ends_the_communicator() {
+        let mut stuck = Stuck::new(SHORT);
+        let abort = stuck.abort_handle();
+        let (error, behind) = std::thread::scope(|scope| {
+            let mut wire = Wire::start_with(scope, &mut stuck, SHORT);
+            let first = wire.ask(Exchange::AllReduce(Tensor::from_slice(&[1.0f32; 256])));
+            let second = wire.ask(Exchange::Numbers(vec![1.0]));
+            assert!(wire.due(&second) >= wire.due(&first) + SHORT, "it may begin when the first one has to be done");
+            let error = wire.wait(first).expect_err("it hangs");
+            assert!(abort.has_ended(), "no other rank waits for this one any more");
+            wire.grace = Duration::from_secs(60);
+            let behind = wire.wait(second).expect_err("the communicator has ended");
+            wire.close();
+            (error.to_string(), behind)
+        });
+        assert!(
+            error.starts_with("rank 1 has waited ") && error.contains("for all_reduce_sum of 1024 bytes"),
+            "{error}"
+        );
+        assert!(matches!(behind, TrainError::Collective(_)), "{behind}");
+    }
+
+    #[test]
+    fn closing_does_not_wait_for_ever_for_what_nobody_waits_for() {
+        let mut stuck = Stuck::new(SHORT);
+        let abort = stuck.abort_handle();
+        std::thread::scope(|scope| {
+            let wire = Wire::start_with(scope, &mut stuck, SHORT);
+            drop(wire.ask(Exchange::Numbers(vec![1.0])));
+            wire.close();
+        });
+        assert!(abort.has_ended());
+    }
+
+    #[test]
+    fn a_full_queue_refuses() {
+        let mut stuck = Stuck::new(Duration::from_secs(3600));
+        let abort = stuck.abort_handle();
+        std::thread::scope(|scope| {
+            let mut wire = Wire::start_with(scope, &mut stuck, SHORT);
+            // The thread may have taken the first one already.
+            let pending: Vec<Pending> = (0..QUEUE + 2).map(|_| wire.ask(Exchange::Numbers(vec![1.0]))).collect();
+            let last = pending.into_iter().next_back().expect("there are some");
+            let refused = wire.wait(last).expect_err("there is no room");
+            assert!(matches!(refused, TrainError::TooManyExchanges { most: QUEUE, .. }), "{refused}");
+            abort.abort("enough");
+            wire.close();
+        });
+    }
+
+    #[test]
+    fn what_is_made_in_time_is_handed_over() {
+        let mut alone = HostCollective::alone();
+        std::thread::scope(|scope| {
+            let mut wire = Wire::start(scope, &mut alone);
+            assert_eq!(wire.gather(vec![2.0, 3.0]).expect("alone"), [[2.0, 3.0]]);
+            wire.gather(vec![1.0]).expect("alone");
+            let third = wire.ask(Exchange::Numbers(vec![1.0]));
+            let limit = wire.limits.of(Operation::AllGatherF64, 8) + GRACE;
+            assert_eq!(wire.due(&third) - third.asked_at, limit, "what is made leaves no room to those behind it");
+            wire.wait(third).expect("alone");
+            assert_eq!(wire.close().bytes, 32);
+        });
+        assert!(!alone.abort_handle().has_ended());
     }
 }

@@ -1,5 +1,5 @@
 //! What a model is, without its numbers: its configuration, where its parameters lie in memory, and how much memory
-//! training it takes.
+//! and work training it takes.
 //!
 //! Nothing here computes or holds tensors, so the control plane plans a job with it and the learner lays its memory out
 //! with it.
@@ -11,9 +11,11 @@ mod error;
 mod layout;
 mod memory;
 mod sharding;
+mod work;
 
 pub use config::{ModelConfig, RopeScaling};
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
-pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, PassShape, TrainingSetup, WINDOWS};
+pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS};
 pub use sharding::{Division, Sharding};
+pub use work::{Flops, PassWork};

@@ -18,6 +18,18 @@ pub const HEAD_ROOM: f64 = 0.08;
 /// Pages of libtorch and its libraries that a first training step touches, on a CPU (measured).
 const LIBRARIES: u64 = 96 << 20;
 
+/// Where the copy of the state is that checkpoints are written from while training goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateCopy {
+    /// There is none: training stands still while they are written.
+    #[default]
+    Absent,
+    /// In the memory that the plan is about.
+    Here,
+    /// In host memory, beside a GPU whose memory the plan is about.
+    InHostMemory,
+}
+
 /// What decides how much memory training takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingSetup {
@@ -31,8 +43,10 @@ pub struct TrainingSetup {
     pub windows: usize,
     /// A second set of weights is set aside.
     pub holds_reference: bool,
-    /// Checkpoints are written from a copy of the state in this memory.
-    pub copies_state: bool,
+    /// A value model is trained beside the policy: its trunk once more, with a state of its own.
+    pub trains_values: bool,
+    /// The copy of the state that checkpoints are written from.
+    pub copy: StateCopy,
     /// Scored positions whose logits exist at once.
     pub head_chunk: usize,
     /// The kernels for host memory are used, which make no float32 copies of the logits.
@@ -72,9 +86,18 @@ impl PassShape {
     }
 }
 
-/// Bytes of memory on one rank, by what holds them.
+/// Bytes of memory on one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
+    /// The model that is trained for its answers.
+    pub policy: ModelPlan,
+    /// The model that estimates their returns, where the objective has one.
+    pub value_model: Option<ModelPlan>,
+}
+
+/// Bytes of memory that one model takes on one rank, by what holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelPlan {
     /// Weights that the model computes with.
     pub weights: u64,
     /// Weights of the reference policy.
@@ -83,8 +106,10 @@ pub struct MemoryPlan {
     pub gradients: u64,
     /// Master weights and moments.
     pub optimizer: u64,
-    /// The copy of the state that a checkpoint is written from.
+    /// The copy of the state that a checkpoint is written from, where it is in the same memory.
     pub copy: u64,
+    /// The same where it is in the host's memory and all else is on a GPU; no part of any sum.
+    pub host_copy: u64,
     /// What the forward keeps for the backward.
     pub activations: u64,
     /// Logits and what is derived from them, or what a layer's backward works with: they are never there together. On a
@@ -97,23 +122,86 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Everything together.
+    /// The most that is there at one time. Policy and value model are trained one after the other, so it holds the
+    /// states of both and the larger of their passes.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.state() + self.activations + self.workspace
+        self.state() + self.models().map(|model| model.pass()).max().unwrap_or(0)
     }
 
     /// What is there between passes, too.
     #[must_use]
     pub fn state(&self) -> u64 {
+        self.models().map(|model| model.state()).sum()
+    }
+
+    /// The copy of the state in host memory beside a GPU.
+    #[must_use]
+    pub fn host_copy(&self) -> u64 {
+        self.models().map(|model| model.host_copy).sum()
+    }
+
+    fn models(&self) -> impl Iterator<Item = &ModelPlan> {
+        [&self.policy].into_iter().chain(&self.value_model)
+    }
+}
+
+impl ModelPlan {
+    /// What is there between passes, too.
+    #[must_use]
+    pub fn state(&self) -> u64 {
         self.weights + self.reference + self.gradients + self.optimizer + self.copy
+    }
+
+    /// What a forward and backward takes beside the state.
+    #[must_use]
+    pub fn pass(&self) -> u64 {
+        self.activations + self.workspace
     }
 }
 
 impl TrainingSetup {
-    /// The plan of a pass that keeps the activations of `kept_layers` layers.
+    /// The plan of a pass that keeps the activations of `kept_layers` layers of each model.
     #[must_use]
     pub fn plan(&self, pass: &PassShape, kept_layers: usize) -> MemoryPlan {
+        MemoryPlan {
+            policy: self.model(pass, kept_layers),
+            value_model: self.value_model().map(|values| values.model(pass, kept_layers)),
+        }
+    }
+
+    /// The plan that keeps the activations of as many layers of each model as fit into `bytes` with some head-room; of
+    /// none when nothing fits anyway.
+    #[must_use]
+    pub fn fit(&self, pass: &PassShape, bytes: u64) -> MemoryPlan {
+        let usable = bytes - (bytes as f64 * HEAD_ROOM) as u64;
+        // The states of both models are always there, their passes never at the same time.
+        let room = usable.saturating_sub(self.plan(pass, 0).state());
+        MemoryPlan {
+            policy: self.fitting(pass, room),
+            value_model: self.value_model().map(|values| values.fitting(pass, room)),
+        }
+    }
+
+    /// The setup of the value model alone.
+    fn value_model(&self) -> Option<Self> {
+        let config = self.trains_values.then(|| self.config.of_values())?;
+        Some(Self { config, holds_reference: false, trains_values: false, ..self.clone() })
+    }
+
+    /// The plan of the policy whose pass takes no more than `room`.
+    fn fitting(&self, pass: &PassShape, room: u64) -> ModelPlan {
+        // What a layer takes does not depend on the others, but for the one that is computed again.
+        let (none, all) = (self.model(pass, 0), self.model(pass, self.config.layers));
+        if all.pass() <= room {
+            return all;
+        }
+        let each = (self.model(pass, 1).pass() - none.pass()).max(1);
+        let kept = room.saturating_sub(none.pass()) / each;
+        self.model(pass, (kept as usize).min(self.config.layers.saturating_sub(1)))
+    }
+
+    fn model(&self, pass: &PassShape, kept_layers: usize) -> ModelPlan {
         let config = &self.config;
         let parts = self.division.parts();
         let divided = ParameterLayout::divided(config, parts).total() as u64;
@@ -125,34 +213,22 @@ impl TrainingSetup {
         let set_aside = if self.division.sharding == Sharding::ShardAll { own } else { divided };
         let master_bytes = if self.weight_bytes == 4 { 0 } else { 4 };
         let kept_layers = kept_layers.min(config.layers);
-        // Master weights and moments, whatever the model computes with, and the reference.
-        let copied = 12 + if self.holds_reference { self.weight_bytes } else { 0 };
-        MemoryPlan {
+        // Master weights and moments, whatever the model computes with, and the reference. Replicated state is written by
+        // the first rank alone.
+        let writes = parts > 1 || self.division.rank == 0;
+        let written = if writes { own * (12 + if self.holds_reference { self.weight_bytes } else { 0 }) } else { 0 };
+        ModelPlan {
             weights: held * self.weight_bytes,
             reference: if self.holds_reference { set_aside * self.weight_bytes } else { 0 },
             gradients: held * 4,
             optimizer: own * (8 + master_bytes),
-            copy: if self.copies_state { own * copied } else { 0 },
+            copy: if self.copy == StateCopy::Here { written } else { 0 },
+            host_copy: if self.copy == StateCopy::InHostMemory { written } else { 0 },
             activations: self.activations(pass, kept_layers),
             workspace: self.head_workspace(pass).max(self.layer_workspace(pass)) + self.overhead(pass, kept_layers),
             kept_layers,
             layers: config.layers,
         }
-    }
-
-    /// The plan that keeps the activations of as many layers as fit into `bytes` with some head-room; of none when
-    /// nothing fits anyway.
-    #[must_use]
-    pub fn fit(&self, pass: &PassShape, bytes: u64) -> MemoryPlan {
-        let usable = bytes - (bytes as f64 * HEAD_ROOM) as u64;
-        // What a layer takes does not depend on the others, but for the one that is computed again.
-        let (none, all) = (self.plan(pass, 0), self.plan(pass, self.config.layers));
-        if all.total() <= usable {
-            return all;
-        }
-        let each = (self.plan(pass, 1).total() - none.total()).max(1);
-        let kept = usable.saturating_sub(none.total()) / each;
-        self.plan(pass, (kept as usize).min(self.config.layers.saturating_sub(1)))
     }
 
     fn activations(&self, pass: &PassShape, kept_layers: usize) -> u64 {
@@ -194,6 +270,11 @@ impl TrainingSetup {
     /// Logits of a chunk, and the gradients by hidden states and head.
     fn head_workspace(&self, pass: &PassShape) -> u64 {
         let (d, v, b) = (self.config.hidden as u64, self.config.vocab_size as u64, self.weight_bytes);
+        if self.config.estimates_values {
+            // One row, multiplied in float32: hidden states and their gradients, converted where they are not.
+            let converted = if b == 4 { 0 } else { 8 };
+            return pass.scored * d * (2 * b + converted) + pass.tokens * d * (4 + b);
+        }
         let chunk = pass.scored.min(self.head_chunk as u64);
         let logits = if self.has_kernels { b } else { 2 * b + 8 };
         chunk * v * logits + v * d * b + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
@@ -252,7 +333,8 @@ mod tests {
             division: Division { sharding, rank: 0, ranks },
             windows: 2,
             holds_reference: false,
-            copies_state: false,
+            trains_values: false,
+            copy: StateCopy::Absent,
             head_chunk: 512,
             has_kernels: false,
         }
@@ -263,7 +345,9 @@ mod tests {
     #[test]
     fn state_of_7b_parameters_is_what_arithmetic_says() {
         let pass = PassShape::largest(16_384, 1024, 8192, 8);
-        let gib = |plan: MemoryPlan| [plan.weights, plan.gradients, plan.optimizer].map(|bytes| bytes as f64 / GIB);
+        let gib = |MemoryPlan { policy, .. }: MemoryPlan| {
+            [policy.weights, policy.gradients, policy.optimizer].map(|bytes| bytes as f64 / GIB)
+        };
         // 7.616 billion parameters: 2 bytes of weights, 4 of gradients, 12 of master weights and moments.
         let [weights, gradients, optimizer] = gib(setup(Sharding::Replicated, 8).plan(&pass, 28));
         assert!((weights - 14.19).abs() < 0.01 && (gradients - 28.37).abs() < 0.01 && (optimizer - 85.11).abs() < 0.01);
@@ -278,12 +362,48 @@ mod tests {
     #[test]
     fn the_copy_for_a_checkpoint_is_that_of_what_a_rank_writes() {
         let pass = PassShape::largest(16_384, 1024, 8192, 8);
-        let copying = TrainingSetup { copies_state: true, ..setup(Sharding::ShardAll, 8) };
+        let sharded = setup(Sharding::ShardAll, 8);
+        let copying = TrainingSetup { copy: StateCopy::Here, ..sharded.clone() };
         let plan = copying.plan(&pass, 28);
-        assert_eq!(plan.copy, plan.optimizer, "master weights and moments");
-        assert_eq!(plan.total(), setup(Sharding::ShardAll, 8).plan(&pass, 28).total() + plan.copy);
-        let with_reference = TrainingSetup { holds_reference: true, ..copying }.plan(&pass, 28);
-        assert_eq!(with_reference.copy, plan.copy + with_reference.reference);
+        assert_eq!(plan.policy.copy, plan.policy.optimizer, "master weights and moments");
+        assert_eq!(plan.total(), sharded.plan(&pass, 28).total() + plan.policy.copy);
+        let with_reference = TrainingSetup { holds_reference: true, ..copying }.plan(&pass, 28).policy;
+        assert_eq!(with_reference.copy, plan.policy.copy + with_reference.reference);
+        // Beside a GPU it takes nothing of the GPU, and is said all the same.
+        let beside = TrainingSetup { copy: StateCopy::InHostMemory, ..sharded.clone() }.plan(&pass, 28);
+        assert_eq!((beside.total(), beside.host_copy()), (sharded.plan(&pass, 28).total(), plan.policy.copy));
+        // Only the first rank writes replicated state.
+        let replicated = TrainingSetup { copy: StateCopy::Here, ..setup(Sharding::Replicated, 8) };
+        let second = TrainingSetup { division: Division { rank: 1, ..replicated.division }, ..replicated.clone() };
+        assert_eq!(replicated.plan(&pass, 0).policy.copy, replicated.plan(&pass, 0).policy.optimizer);
+        assert_eq!(second.plan(&pass, 0).policy.copy, 0);
+    }
+
+    #[test]
+    fn a_value_model_has_a_state_of_its_own_and_shares_the_room_of_passes() {
+        let pass = PassShape::largest(16_384, 1024, 8192, 8);
+        let alone =
+            TrainingSetup { copy: StateCopy::Here, holds_reference: true, ..setup(Sharding::ShardOptimizer, 8) };
+        let both = TrainingSetup { trains_values: true, ..alone.clone() };
+        let (policy, plan) = (alone.plan(&pass, 28).policy, both.plan(&pass, 28));
+        let values = plan.value_model.expect("one is trained");
+        assert_eq!((plan.policy, values.reference), (policy, 0), "values are never compared with a reference");
+        // The same but for the head of 152,064 rows, of which one is left.
+        let head = (152_064 - 1) * 3584;
+        let close = |bytes: u64, expected: u64| bytes.abs_diff(expected) < 1 << 20;
+        assert!(
+            close(values.weights, policy.weights - 2 * head) && close(values.gradients, policy.gradients - 4 * head)
+        );
+        assert!(close(values.optimizer, policy.optimizer - 12 * head / 8) && close(values.copy, values.optimizer));
+        assert!(values.activations == policy.activations && values.workspace <= policy.workspace);
+        assert_eq!(plan.total(), plan.policy.state() + values.state() + policy.pass().max(values.pass()));
+        // What the value model holds is missing where activations are kept, for both models.
+        let bytes = 200 << 30;
+        let (fewer, more) = (both.fit(&pass, bytes), alone.fit(&pass, bytes).policy.kept_layers);
+        let kept = [Some(fewer.policy), fewer.value_model].map(|model| model.expect("both").kept_layers);
+        assert!(kept.iter().all(|kept| (1..28).contains(kept) && *kept < more), "{kept:?} of {more}");
+        assert!(kept[1] >= kept[0], "without logits there is room for no fewer layers");
+        assert!(fewer.total() <= (bytes as f64 * (1.0 - HEAD_ROOM)) as u64);
     }
 
     #[test]
@@ -292,10 +412,11 @@ mod tests {
         let bytes = 80 << 30;
         let plan = setup.fit(&pass, bytes);
         let usable = (bytes as f64 * (1.0 - HEAD_ROOM)) as u64;
-        assert!(plan.total() <= usable && (1..28).contains(&plan.kept_layers), "{plan:?}");
-        assert!(setup.plan(&pass, plan.kept_layers + 1).total() > usable);
-        assert_eq!(setup.fit(&pass, 1 << 30).kept_layers, 0, "too little memory for anything");
-        assert_eq!(setup.fit(&pass, u64::MAX).kept_layers, 28);
+        let kept = plan.policy.kept_layers;
+        assert!(plan.total() <= usable && (1..28).contains(&kept), "{plan:?}");
+        assert!(setup.plan(&pass, kept + 1).total() > usable);
+        assert_eq!(setup.fit(&pass, 1 << 30).policy.kept_layers, 0, "too little memory for anything");
+        assert_eq!(setup.fit(&pass, u64::MAX).policy.kept_layers, 28);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From a job to the memory that a learner rank takes.
 
-use pacs_shape::{Division, HEAD_CHUNK, ModelConfig, PassShape, TrainingSetup, WINDOWS};
+use pacs_shape::{Division, HEAD_CHUNK, ModelConfig, PassShape, StateCopy, TrainingSetup, WINDOWS};
 
 use crate::{DeviceKind, JobSpec, Precision};
 
@@ -26,8 +26,12 @@ impl JobSpec {
             division: Division { sharding: self.resources.sharding, rank: 0, ranks: self.resources.learners as usize },
             windows: WINDOWS,
             holds_reference: needs.reference || objective.reference_reset_steps.unwrap_or(0) > 1,
-            // On a GPU the copy is in host memory, which this plan is not about.
-            copies_state: on_cpu && self.saves_in_background(),
+            trains_values: needs.values,
+            copy: match (self.saves_in_background(), on_cpu) {
+                (false, _) => StateCopy::Absent,
+                (true, true) => StateCopy::Here,
+                (true, false) => StateCopy::InHostMemory,
+            },
             head_chunk: HEAD_CHUNK,
             has_kernels: on_cpu,
         }

@@ -6,8 +6,10 @@ use super::link::{Call, FREE_LENGTH_LIMIT};
 use super::listener::HostListener;
 use super::ring::Ring;
 use crate::error::Fault;
-use crate::timeout::{HOST_BANDWIDTH_FLOOR, moved_bytes, timeout};
-use crate::{AbortHandle, Collective, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, Operation};
+use crate::{
+    AbortHandle, Collective, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, HOST_BANDWIDTH_FLOOR, Limits,
+    Operation,
+};
 
 /// The TCP communicator of one rank in one generation. Dropping it ends it for the other ranks.
 #[derive(Debug)]
@@ -107,8 +109,7 @@ impl HostCollective {
         run: impl FnOnce(&Ring, &Call) -> Result<(), Fault>,
     ) -> Result<(), CollectiveError> {
         self.calls += 1;
-        let moved = moved_bytes(operation, bytes, self.world_size);
-        let timeout = timeout(self.timeout, moved, HOST_BANDWIDTH_FLOOR);
+        let timeout = self.limits().of(operation, bytes);
         let call = Call { operation, sequence: self.calls, elements, deadline: Instant::now() + timeout, timeout };
         let result = match (self.abort.reason(), &self.ring) {
             (Some(kind), _) => Err(Fault::own(kind)),
@@ -196,6 +197,10 @@ impl Collective for HostCollective {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.call(Operation::Barrier, 0, 0, Ring::barrier)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::new(self.timeout, HOST_BANDWIDTH_FLOOR, self.world_size)
     }
 
     fn abort_handle(&self) -> AbortHandle {

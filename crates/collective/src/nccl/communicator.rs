@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 use super::api::{Comm, DeviceError, Event, Launch, Stream, UNIQUE_ID_BYTES, Versions};
 use super::device::{CudaDevice, DeviceBuffer};
 use crate::error::Fault;
-use crate::timeout::{DEVICE_BANDWIDTH_FLOOR, moved_bytes, timeout};
 use crate::{
-    AbortHandle, Collective, CollectiveError, ErrorKind, GroupConfig, HostCollective, HostListener, Operation,
+    AbortHandle, Collective, CollectiveError, DEVICE_BANDWIDTH_FLOOR, ErrorKind, GroupConfig, HostCollective,
+    HostListener, Limits, Operation,
 };
 
 /// How long an operation is watched without a pause: many end within it.
@@ -178,6 +178,11 @@ impl Collective for NcclCollective {
         self.ring.barrier()
     }
 
+    fn limits(&self) -> Limits {
+        // Those of the slower of the two networks.
+        self.ring.limits()
+    }
+
     fn abort_handle(&self) -> AbortHandle {
         self.ring.abort_handle()
     }
@@ -265,8 +270,8 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(ring: &'a HostCollective, operation: Operation, bytes: usize) -> Self {
-        let moved = moved_bytes(operation, bytes, ring.world_size());
-        let timeout = timeout(ring.base_timeout(), moved, DEVICE_BANDWIDTH_FLOOR);
+        let limits = Limits::new(ring.base_timeout(), DEVICE_BANDWIDTH_FLOOR, ring.world_size());
+        let timeout = limits.of(operation, bytes);
         Self { ring, started: Instant::now(), timeout }
     }
 

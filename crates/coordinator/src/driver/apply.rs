@@ -6,7 +6,7 @@ use pacs_machine::{Dropped, Effect, End, Event, Snapshot};
 use pacs_types::{GroupId, Purpose};
 
 use super::summary::{RoundNumbers, unix_time};
-use super::{Batch, Driver, RECENT_STEPS};
+use super::{Batch, Driver, RECENT_STEPS, Sharing};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 use crate::records::{ArchivedSample, Manifest, Retention, Round};
 
@@ -95,8 +95,8 @@ impl Driver {
     pub(crate) fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, left_out: Vec<GroupId>, ranks: u32) {
         self.trained = None;
         let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
-        let mini_batches = self.spec.batch.mini_batches;
-        self.batch = Some(Batch::new(step, groups, left_out, ranks, mini_batches, &self.store, prompt_tokens));
+        let sharing = Sharing { ranks, cost: self.cost, store: &self.store, prompt_tokens: &prompt_tokens };
+        self.batch = Some(Batch::new(step, groups, left_out, self.spec.batch.mini_batches, &sharing));
     }
 
     pub(crate) fn step_done(&mut self, step: u64) {

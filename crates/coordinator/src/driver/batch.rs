@@ -1,9 +1,23 @@
 use std::collections::BTreeSet;
 
 use pacs_protocol::v1;
+use pacs_shape::Flops;
 use pacs_types::{FinishReason, GroupId, SampleId};
 
 use super::Store;
+use super::share::{GroupLengths, share};
+
+/// Among whom a batch is shared, and by what.
+pub(crate) struct Sharing<'a> {
+    /// How many ranks there are.
+    pub(crate) ranks: u32,
+    /// What a sequence costs.
+    pub(crate) cost: Flops,
+    /// Where the samples are.
+    pub(crate) store: &'a Store,
+    /// Tokens of a group's prompt.
+    pub(crate) prompt_tokens: &'a dyn Fn(GroupId) -> usize,
+}
 
 /// The batch of a step: who computes what.
 #[derive(Debug)]
@@ -16,15 +30,13 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Shares the groups' sequences among `ranks`, so that each mini-batch costs every rank about the same.
+    /// Shares the groups' sequences among ranks, so that each mini-batch costs every rank about the same.
     pub(crate) fn new(
         step: u64,
         groups: Vec<GroupId>,
         left_out: Vec<GroupId>,
-        ranks: u32,
         mini_batches: u32,
-        store: &Store,
-        prompt_tokens: impl Fn(GroupId) -> usize,
+        sharing: &Sharing<'_>,
     ) -> Self {
         let mut index = Vec::new();
         for mini_batch in 0..mini_batches {
@@ -33,7 +45,7 @@ impl Batch {
                 .filter(|(i, _)| i * u64::from(mini_batches) / groups.len() as u64 == u64::from(mini_batch))
                 .map(|(_, group)| *group)
                 .collect();
-            index.extend(share(&members, ranks, mini_batch, store, &prompt_tokens));
+            index.extend(entries(&members, mini_batch, sharing));
         }
         Self { step, groups, left_out, index }
     }
@@ -62,27 +74,13 @@ impl Batch {
     }
 }
 
-/// The index entries of one mini-batch. Groups stay together while there is one for every rank.
-fn share(
-    groups: &[GroupId],
-    ranks: u32,
-    mini_batch: u32,
-    store: &Store,
-    prompt_tokens: &impl Fn(GroupId) -> usize,
-) -> Vec<v1::SequenceIndex> {
-    let by_group = groups.len() >= ranks as usize;
+/// The index entries of one mini-batch.
+fn entries(groups: &[GroupId], mini_batch: u32, sharing: &Sharing<'_>) -> Vec<v1::SequenceIndex> {
     let mut entries = Vec::new();
-    let mut unit_of_entry = Vec::new();
-    let mut costs: Vec<u64> = Vec::new();
+    let mut lengths = Vec::with_capacity(groups.len());
     for group in groups {
-        let prompt = prompt_tokens(*group) as u64;
-        for (position, (sample_index, sample, verdict)) in store.group(*group).into_iter().enumerate() {
-            if position == 0 || !by_group {
-                costs.push(0);
-            }
-            let unit = costs.len() - 1;
-            costs[unit] += prompt + sample.tokens.len() as u64;
-            unit_of_entry.push(unit);
+        let first = entries.len();
+        for (sample_index, sample, verdict) in sharing.store.group(*group) {
             entries.push(v1::SequenceIndex {
                 group_id: group.0,
                 sample_index,
@@ -94,10 +92,12 @@ fn share(
                 truncated: sample.finish == FinishReason::Length,
             });
         }
+        let answers = entries[first..].iter().map(|entry| entry.answer_tokens as usize).collect();
+        lengths.push(GroupLengths { prompt: (sharing.prompt_tokens)(*group), answers });
     }
-    let rank_of_unit = pacs_algo::balance(&costs, ranks as usize);
-    for (entry, unit) in entries.iter_mut().zip(unit_of_entry) {
-        entry.rank = u32::try_from(rank_of_unit[unit]).unwrap_or(u32::MAX);
+    let ranks = share(&lengths, sharing.ranks as usize, &sharing.cost);
+    for (entry, rank) in entries.iter_mut().zip(ranks.into_iter().flatten()) {
+        entry.rank = u32::try_from(rank).unwrap_or(u32::MAX);
     }
     entries
 }
@@ -138,20 +138,17 @@ mod tests {
     }
 
     #[test]
-    fn every_sequence_has_one_rank_and_groups_stay_together() {
+    fn every_sequence_has_one_rank_and_is_sent_to_it() {
         for (groups, ranks, mini_batches) in [(8u64, 2u32, 2u32), (6, 3, 1), (4, 3, 2), (1, 4, 1), (3, 1, 3)] {
             let store = store(groups, 4);
             let ids = (0..groups).map(GroupId).collect();
-            let batch = Batch::new(5, ids, Vec::new(), ranks, mini_batches, &store, |_| 3);
+            let sharing = Sharing { ranks, cost: Flops::of_any_model(), store: &store, prompt_tokens: &|_| 3 };
+            let batch = Batch::new(5, ids, Vec::new(), mini_batches, &sharing);
             assert_eq!(batch.index.len() as u64, 4 * groups);
             assert!(batch.index.is_sorted_by_key(|entry| (entry.mini_batch, entry.group_id, entry.sample_index)));
             let per_mini_batch = groups / u64::from(mini_batches);
             for entry in &batch.index {
                 assert_eq!(u64::from(entry.mini_batch), entry.group_id / per_mini_batch);
-                let together = batch.index.iter().filter(|other| other.group_id == entry.group_id);
-                if per_mini_batch >= u64::from(ranks) {
-                    assert!(together.map(|other| other.rank).all(|rank| rank == entry.rank));
-                }
             }
             let prompt = [1, 2, 3];
             let tasks: Vec<_> = (0..ranks).map(|rank| batch.task(rank, &store, |_| &prompt)).collect();

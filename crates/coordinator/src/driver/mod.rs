@@ -4,6 +4,7 @@ mod apply;
 mod batch;
 mod clock;
 mod recover;
+mod share;
 mod status;
 mod store;
 mod summary;
@@ -19,12 +20,13 @@ use pacs_machine::{
     Command, Counters, Effect, End, Event, LogLevel, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
 };
 use pacs_protocol::v1;
+use pacs_shape::Flops;
 use pacs_spec::JobSpec;
 use pacs_types::GroupId;
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
-pub(crate) use self::batch::Batch;
+pub(crate) use self::batch::{Batch, Sharing};
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::store::Store;
 pub(crate) use self::verifications::{Verification, Verifications};
@@ -129,6 +131,8 @@ pub(crate) struct Driver {
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Problems,
+    /// What training on a sequence costs.
+    pub(crate) cost: Flops,
     pub(crate) started: Instant,
     /// The machine's time when this process started.
     pub(crate) time_before: Duration,
@@ -184,6 +188,7 @@ pub(crate) struct Parts {
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Problems,
+    pub(crate) cost: Flops,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) metrics: Lines,
     pub(crate) evaluations: Lines,
@@ -202,6 +207,7 @@ impl Driver {
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
             problems: parts.problems,
+            cost: parts.cost,
             started: parts.started,
             time_before: parts.machine.now(),
             machine: parts.machine,

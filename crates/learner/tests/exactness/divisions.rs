@@ -60,8 +60,11 @@ fn a_value_model_is_divided_as_the_policy_is() {
     let settings = TrainerSettings { objective: Objective::Policy(ppo()), critic_learning_rate: 0.05, ..descent() };
     let reference = train("qwen3", 1, &settings);
     for ranks in 1..=3 {
-        let weights = train("qwen3", ranks, &divided(Sharding::ShardOptimizer, &settings));
-        assert_close(&weights, &reference, 1e-5, &format!("{ranks} ranks"));
+        for memory_bytes in [None, Some(0)] {
+            let settings = TrainerSettings { memory_bytes, ..divided(Sharding::ShardOptimizer, &settings) };
+            let weights = train("qwen3", ranks, &settings);
+            assert_close(&weights, &reference, 1e-5, &format!("{ranks} ranks, {memory_bytes:?}"));
+        }
     }
 }
 

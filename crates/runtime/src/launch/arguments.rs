@@ -137,7 +137,7 @@ impl WorkerArguments {
         let (started, deadline) = (Instant::now(), Duration::from_secs(self.join_timeout));
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            let error = match address_towards(coordinator).await {
+            let error = match within(LOOKUP_DEADLINE, address_towards(coordinator)).await {
                 Ok(address) => {
                     tracing::info!("the address of this process is {address} (from the route to the coordinator)");
                     return Ok(address);
@@ -177,6 +177,14 @@ pub fn security(folder: &Path, role: PeerRole) -> Result<Security, TlsError> {
     Security::mutual(folder, role)
 }
 
+/// How long one look-up of a name may take; resolvers keep no deadline of ours.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(15);
+
+async fn within<T>(limit: Duration, found: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no address within {limit:?}"));
+    tokio::time::timeout(limit, found).await.unwrap_or_else(|_| Err(late()))
+}
+
 /// The address that packets to `target` leave from. Nothing is sent.
 async fn address_towards(coordinator: &str) -> std::io::Result<String> {
     let target = super::find(coordinator)?;
@@ -194,6 +202,12 @@ async fn address_towards(coordinator: &str) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_up_that_does_not_end_is_given_up() {
+        let never = within(Duration::from_millis(10), std::future::pending::<std::io::Result<()>>()).await;
+        assert_eq!(never.expect_err("it never ends").to_string(), "no address within 10ms");
+    }
 
     #[tokio::test]
     async fn packets_to_this_machine_leave_from_it() {

@@ -17,6 +17,9 @@ use super::{PeerRole, PlainText, Security};
 /// How long one attempt to connect may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long all of it may take, names looked up and connections made.
+const DIAL_DEADLINE: Duration = Duration::from_secs(15);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -46,6 +49,25 @@ pub async fn dial(address: &str, peer: PeerRole, security: &Security) -> Result<
         .keep_alive_while_idle(true)
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20));
+    within(DIAL_DEADLINE, address, connected(endpoint, address, peer, security)).await
+}
+
+/// Gives an attempt to reach `address` up after `limit`: resolvers keep no deadline of ours.
+async fn within<T>(
+    limit: Duration,
+    address: &str,
+    attempt: impl Future<Output = Result<T, DialError>>,
+) -> Result<T, DialError> {
+    let late = |_| DialError::Unreachable(format!("no connection to {address} within {limit:?}"));
+    tokio::time::timeout(limit, attempt).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+}
+
+async fn connected(
+    endpoint: Endpoint,
+    address: &str,
+    peer: PeerRole,
+    security: &Security,
+) -> Result<Channel, DialError> {
     if matches!(security, Security::Plain)
         && let Ok(mut found) = lookup_host(address).await
         && let Some(elsewhere) = found.find(|found| !found.ip().is_loopback())
@@ -102,4 +124,18 @@ fn error_chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_that_does_not_end_is_given_up_and_named() {
+        let limit = Duration::from_millis(10);
+        let late = within(limit, "node-1:7700", std::future::pending::<Result<(), DialError>>()).await;
+        let Err(DialError::Unreachable(why)) = late else { panic!("it may be tried again: {late:?}") };
+        assert_eq!(why, "no connection to node-1:7700 within 10ms");
+        assert!(within(Duration::from_secs(60), "node-1:7700", async { Ok(1) }).await.is_ok_and(|one| one == 1));
+    }
 }

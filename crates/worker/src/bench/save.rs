@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use pacs_collective::HostCollective;
-use pacs_learner::Trainer;
+use pacs_learner::{Trainer, TrainerSettings};
 use serde_json::json;
 
 use super::{median, print, train};
@@ -37,14 +37,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let subject = work.shape.subject()?;
     let (described, vocabulary) = (subject.describe(), subject.config.vocab_size as u32);
-    let mut trainer = Trainer::new(subject.config, subject.parameters, train::settings(work, 0)?);
+    // The copies that are captured belong to the plan.
+    let settings = TrainerSettings { saves_in_background: true, ..train::settings(work, 0)? };
+    let mut trainer = Trainer::new(subject.config, subject.parameters, settings);
     let folder = Scratch::new(&arguments.folder)?;
-    let mut step = 0;
+    let (mut step, mut memory) = (0, json!(null));
     let mut train_one = |trainer: &mut Trainer| -> Result<f64> {
         step += 1;
         let batch = train::batch(work, vocabulary, step, 0);
         let started = Instant::now();
-        trainer.train(&batch, &mut HostCollective::alone()).context("train")?;
+        let report = trainer.train(&batch, &mut HostCollective::alone()).context("train")?;
+        let number = |name: &str| report.metrics.get(name);
+        memory = json!({"used_bytes": number("memory_used_bytes"), "planned_bytes": number("memory_planned_bytes")});
         Ok(started.elapsed().as_secs_f64())
     };
     // The first one touches memory that later ones find.
@@ -80,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (step, beside, capture) = (median(&plain), median(&beside), median(&captures));
     let between = arguments.every as f64 * step;
     print(&json!({
-        "bench": "save", "model": described, "state_bytes": bytes, "step_seconds": step,
+        "bench": "save", "model": described, "state_bytes": bytes, "memory": memory, "step_seconds": step,
         "capture_seconds": capture, "write_seconds": median(&writes), "step_seconds_beside_writing": beside,
         "foreground_seconds": foreground, "resume_seconds": resume, "steps_between": arguments.every,
         "stall_share": capture / (between + capture),

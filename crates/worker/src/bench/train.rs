@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use pacs_collective::Collective;
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_model::Parameters;
-use pacs_spec::JobSpec;
+use pacs_runtime::{peak_resident_bytes, resident_bytes};
+use pacs_spec::{JobSpec, ObjectiveKind};
 use serde_json::json;
 
 use super::ranks::on_ranks;
@@ -52,6 +54,10 @@ pub(crate) struct Arguments {
     /// What of the training state every rank holds as a whole.
     #[arg(long, default_value = "replicated", value_parser = ["replicated", "shard_optimizer", "shard_all"])]
     sharding: String,
+    /// Objective, with its published settings; that of a job that names none if this is left out.
+    #[arg(long, default_value = ObjectiveKind::default().name(),
+          value_parser = PossibleValuesParser::new(ObjectiveKind::ALL.map(ObjectiveKind::name)))]
+    objective: String,
 }
 
 /// Refuses work that makes no step.
@@ -71,6 +77,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<()> {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     check(arguments)?;
+    let before = resident_bytes();
     let subject = arguments.shape.subject()?;
     let described = subject.describe();
     let vocabulary = subject.config.vocab_size as u32;
@@ -79,15 +86,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (1..arguments.ranks).map(|_| Parameters { layout: layout.clone(), flat: flat.copy() }).collect();
     copies.push(Parameters { layout, flat });
     let config = &subject.config;
-    let mut seconds = on_ranks(copies, |rank, parameters, collective| {
+    let measured = on_ranks(copies, |rank, parameters, collective| {
         let mut trainer = Trainer::new(config.clone(), parameters, settings(arguments, rank)?);
-        let mut seconds = Vec::new();
+        let (mut seconds, mut planned) = (Vec::new(), 0.0);
         for step in 1..=arguments.steps + 1 {
             let batch = batch(arguments, vocabulary, step, rank);
             collective.barrier().context("wait for the other ranks")?;
             let started = Instant::now();
             let report = trainer.train(&batch, collective).context("train")?;
             let elapsed = started.elapsed().as_secs_f64();
+            planned = report.metrics.get("memory_planned_bytes").copied().unwrap_or(planned);
             if step == 1 {
                 continue;
             }
@@ -96,18 +104,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 print(&json!({"bench": "train", "step": step - 1, "seconds": elapsed, "metrics": report.metrics}));
             }
         }
-        Ok(seconds)
+        Ok((seconds, planned))
     })?;
     // Every rank takes as long as the slowest.
-    let seconds = seconds.swap_remove(0);
+    let seconds = &measured[0].0;
+    // All ranks are in this process.
+    let used = peak_resident_bytes().saturating_sub(before);
+    let planned: f64 = measured.iter().map(|(_, planned)| planned).sum();
     let lengths = answer_lengths(arguments);
     let answers: usize = lengths.iter().sum();
     let unshared = answers + lengths.len() * arguments.prompt_tokens;
     let computed = answers + arguments.groups * arguments.prompt_tokens - lengths.len();
-    let median = median(&seconds);
+    let median = median(seconds);
     print(&json!({
         "bench": "train", "model": described, "ranks": arguments.ranks, "sharding": arguments.sharding,
-        "seconds": median,
+        "objective": arguments.objective, "seconds": median,
+        "host_memory": {"used_bytes": used, "planned_bytes": planned},
         "sequence_tokens": unshared, "sequence_tokens_per_second": unshared as f64 / median,
         "computed_tokens": computed, "computed_tokens_per_second": computed as f64 / median,
         "work": {"groups": arguments.groups, "samples": arguments.samples, "prompt_tokens": arguments.prompt_tokens,
@@ -120,15 +132,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 ///
 /// The paths are never read.
 pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSettings> {
-    let (ranks, sharding) = (arguments.ranks, &arguments.sharding);
+    let Arguments { ranks, sharding, objective, .. } = arguments;
     let text = format!(
         "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
-         before = false\nafter = false\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n"
+         before = false\nafter = false\n[objective]\nkind = \"{objective}\"\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n"
     );
     let spec: JobSpec = pacs_spec::parse(&text, Path::new("bench")).context("make the job of a measurement")?;
     let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
     let micro_batch_tokens = arguments.micro_batch_tokens;
-    let settings = TrainerSettings::new(&spec, rank, ranks);
+    let settings = TrainerSettings::new(&spec, rank, *ranks);
     // The plan is that of training alone.
     Ok(TrainerSettings { micro_batch_tokens, memory_bytes, saves_in_background: false, ..settings })
 }

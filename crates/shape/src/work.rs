@@ -1,21 +1,29 @@
-//! How much a training step computes.
+//! How much training a model computes, by arithmetic: what utilisation is reported by, and what work is shared out by.
 
-use pacs_model::{ModelConfig, ParameterLayout};
+use crate::{ModelConfig, ParameterLayout};
 
 /// What a pass has to compute, whatever the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct PassWork {
+pub struct PassWork {
     /// Tokens that go through the trunk.
-    pub(crate) tokens: f64,
+    pub tokens: f64,
     /// Positions that go through the head.
-    pub(crate) targets: f64,
+    pub targets: f64,
     /// Pairs of a token with one that it sees.
-    pub(crate) pairs: f64,
+    pub pairs: f64,
 }
 
 impl PassWork {
+    /// A prompt and the answers behind it, every token of which is scored.
+    #[must_use]
+    pub fn row(prompt: usize, answers: &[usize]) -> Self {
+        let mut work = Self { targets: answers.iter().sum::<usize>() as f64, ..Self::default() };
+        work.add_row(prompt, answers);
+        work
+    }
+
     /// Adds a prompt and the answers behind it, each of which sees the prompt and itself.
-    pub(crate) fn add_row(&mut self, prompt: usize, answers: &[usize]) {
+    pub fn add_row(&mut self, prompt: usize, answers: &[usize]) {
         let own = |tokens: usize| (tokens * (tokens + 1)) as f64 / 2.0;
         self.tokens += (prompt + answers.iter().sum::<usize>()) as f64;
         self.pairs += own(prompt) + answers.iter().map(|&answer| own(answer) + (answer * prompt) as f64).sum::<f64>();
@@ -25,7 +33,7 @@ impl PassWork {
 /// Floating-point operations of one forward and backward of a model: two for each weight and token going forward, four
 /// going backward. Norms, activations and softmax are not counted, nor is what is computed twice.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Flops {
+pub struct Flops {
     per_token: f64,
     per_target: f64,
     per_pair: f64,
@@ -33,7 +41,8 @@ pub(crate) struct Flops {
 
 impl Flops {
     /// Of a model whose head has `rows` rows.
-    pub(crate) fn new(config: &ModelConfig, rows: i64) -> Self {
+    #[must_use]
+    pub fn new(config: &ModelConfig, rows: i64) -> Self {
         let layout = ParameterLayout::new(config);
         let of_layers = layout.parameters().iter().filter(|spec| spec.decay && spec.name.starts_with("model.layers."));
         let weights: usize = of_layers.map(|spec| spec.numel()).sum();
@@ -46,7 +55,15 @@ impl Flops {
         }
     }
 
-    pub(crate) fn of(&self, work: PassWork) -> f64 {
+    /// Of a model that is not known, but for a factor: every token is as much work as any other.
+    #[must_use]
+    pub fn of_any_model() -> Self {
+        Self { per_token: 1.0, per_target: 0.0, per_pair: 0.0 }
+    }
+
+    /// Those of a pass.
+    #[must_use]
+    pub fn of(&self, work: PassWork) -> f64 {
         self.per_token * work.tokens + self.per_target * work.targets + self.per_pair * work.pairs
     }
 }
@@ -61,6 +78,7 @@ mod tests {
         work.add_row(3, &[2, 1]);
         // The prompt: 1 + 2 + 3; the answers: 4 + 5, and 4.
         assert_eq!((work.tokens, work.pairs), (6.0, 19.0));
+        assert_eq!(PassWork::row(3, &[2, 1]), PassWork { targets: 3.0, ..work });
         work.add_row(2, &[]);
         assert_eq!((work.tokens, work.pairs), (8.0, 22.0));
     }
@@ -68,7 +86,7 @@ mod tests {
     #[test]
     fn operations_are_six_a_weight_and_token() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
-        let config = ModelConfig::read(&folder).expect("golden model");
+        let config = ModelConfig::read(&folder).unwrap();
         let flops = Flops::new(&config, config.vocab_size);
         // Three layers of width 64: queries and outputs of 4 heads of 32, keys and values of 2, feed-forward of 144.
         let weights = 3.0 * (64.0 * 128.0 * 2.0 + 64.0 * 64.0 * 2.0 + 3.0 * 64.0 * 144.0);
