@@ -34,10 +34,10 @@ impl Publisher {
         let shared = PathBuf::from("/dev/shm");
         let parent = if shared.is_dir() { shared } else { std::env::temp_dir() };
         let folder = parent.join(format!("pacs-weights-{:08x}", crc32fast::hash(slot.as_bytes())));
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)?;
-        }
-        std::fs::create_dir_all(&folder)?;
+        let cleared = if folder.exists() { std::fs::remove_dir_all(&folder) } else { Ok(()) };
+        cleared
+            .and_then(|()| std::fs::create_dir_all(&folder))
+            .map_err(|error| std::io::Error::new(error.kind(), format!("make `{}` anew: {error}", folder.display())))?;
         Ok(Self { folder, address, published: Arc::default() })
     }
 

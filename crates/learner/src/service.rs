@@ -141,7 +141,7 @@ async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerE
     options.link.security.check_listen(address).map_err(|error| config(error.to_string()))?;
     let slot = format!("{} {}", options.link.coordinator, options.name);
     let publisher = Publisher::new(&slot, address.to_string())
-        .map_err(|error| config(format!("create the folder for published weights: {error}")))?;
+        .map_err(|error| config(format!("prepare the folder for published weights: {error}")))?;
     let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]));
     let server = tonic::transport::Server::builder().add_service(service);

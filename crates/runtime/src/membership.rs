@@ -248,9 +248,8 @@ async fn register(
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let left = deadline.saturating_sub(started.elapsed());
-        let channel = connect(&link.coordinator, &link.security, left)
-            .await
-            .map_err(|error| error.after(started.elapsed()))?;
+        let channel =
+            connect(&link.coordinator, &link.security, left).await.map_err(|error| error.after(started.elapsed()))?;
         let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request.clone())).await;
         let last = match call {
