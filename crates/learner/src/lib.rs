@@ -24,6 +24,7 @@ mod service;
 mod settings;
 mod sft;
 mod state;
+mod state_files;
 mod thread;
 mod trainer;
 mod wire;

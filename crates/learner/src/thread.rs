@@ -11,7 +11,7 @@ use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_runtime::available_bytes;
 use pacs_spec::{JobSpec, Precision};
 use pacs_torch::tch::{Device, Kind};
-use pacs_torch::{device_memory, multiplies_bf16};
+use pacs_torch::{device_memory, multiplies_bf16, release_memory};
 use pacs_types::Generation;
 use tokio::sync::oneshot;
 
@@ -171,6 +171,7 @@ impl State {
         let Some(group) = self.group.clone() else { return Err(transient("prepare came before a generation")) };
         // Its buffers go before new ones are made.
         self.trainer = None;
+        release_memory();
         let spec = &self.setup.spec;
         let kind = match spec.model.precision {
             Precision::Float32 => Kind::Float,
@@ -185,6 +186,7 @@ impl State {
         if !group.checkpoint.is_empty() {
             trainer.restore(Path::new(&group.checkpoint)).map_err(permanent)?;
         }
+        release_memory();
         tracing::info!(step = trainer.step, kind = ?kind, "ready to train");
         self.trainer = Some(trainer);
         Ok(v1::PrepareResult { weights: self.publish()? })

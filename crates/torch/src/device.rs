@@ -71,6 +71,16 @@ pub fn prepare_allocator() {
     }
 }
 
+/// Gives the system back what host buffers have left behind: call it where much was dropped and something else is to come
+/// in its place, for the heap of [`prepare_allocator`] keeps what it has, and a hole is no room for a larger block.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call touches free memory only, under the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Free and all memory of a GPU (bytes), whoever uses it; `None` for host memory, or where CUDA does not say.
 #[must_use]
 pub fn device_memory(device: Device) -> Option<(u64, u64)> {

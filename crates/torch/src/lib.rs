@@ -28,7 +28,9 @@ pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
 pub use cuda::{
     DecodeSlots, DecodeTable, DeviceKernels, KernelError, KernelShape, RowDraw, device_kernels, with_device_kernels,
 };
-pub use device::{DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator};
+pub use device::{
+    DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
+};
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
