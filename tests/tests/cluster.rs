@@ -21,7 +21,8 @@ use tonic_health::pb::health_client::HealthClient;
 /// Many: a signal must come before the last one also where they are made in no time.
 const STEPS: usize = 40;
 
-const WORKERS: [&str; 3] = ["verifier-0", "rollout-0", "learner-0"];
+/// Two learners: they speak TLS with each other, too.
+const WORKERS: [&str; 4] = ["verifier-0", "rollout-0", "learner-0", "learner-1"];
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
@@ -29,6 +30,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn cluster(steps: usize) -> Result<Cluster> {
     let job = Job::tiny()?.with("batch.steps", i64::try_from(steps)?).with("checkpoint.every_steps", 0);
+    let job = job.with("resources.learners", 2);
     Cluster::new(job.with("evaluation.before", false).with("evaluation.after", false))
 }
 

@@ -3,8 +3,8 @@
 //! [`Collective`] is what the learner sees. [`HostCollective`] implements it as a TCP ring between CPUs,
 //! [`NcclCollective`] adds operations on the memory of devices. A communicator lives for one generation: the first error
 //! ends it on every rank, and the ranks that remain connect anew under the next generation. Addresses come from the
-//! coordinator, or from a [`Meeting`] where there is none. There is no discovery beyond that, no retry of an operation, and
-//! no authentication here: the network between learner ranks is trusted.
+//! coordinator, or from a [`Meeting`] where there is none. There is no discovery beyond that, and no retry of an operation.
+//! Ranks know each other by certificates where their [`HostListener`] has some; NCCL's own connections have no such thing.
 //!
 //! Start with [`HostCollective::connect`].
 #![deny(unsafe_code)]
@@ -20,7 +20,7 @@ mod timeout;
 pub use abort::AbortHandle;
 pub use collective::Collective;
 pub use error::{CollectiveError, ErrorKind, ListenError, Operation};
-pub use host::{GroupConfig, HostCollective, HostListener, Meeting, meet};
+pub use host::{CredentialSource, Credentials, GroupConfig, HostCollective, HostListener, Meeting, meet};
 pub use nccl::{CudaDevice, DeviceBuffer, DeviceError, DeviceMemory, NcclCollective, Versions};
 pub use timeout::{DEVICE_BANDWIDTH_FLOOR, HOST_BANDWIDTH_FLOOR, Limits};
 

@@ -4,18 +4,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pacs_collective::{AbortHandle, HostListener};
+use pacs_collective::{AbortHandle, Credentials, HostListener};
 use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{Guard, PeerRole, accept};
+use pacs_runtime::net::{Guard, PeerRole, Security, accept, check_role};
 use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -100,7 +101,7 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
         pacs_torch::init(options.cuda, options.threads).map_err(|error| LearnerError::Config(error.to_string()))?;
     let listener = HostListener::bind(&format!("{}:0", options.bind))
         .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
-    let listener = Arc::new(listener);
+    let listener = Arc::new(secured(listener, &options.link.security));
     let publisher = Arc::new(start_publisher(&options).await?);
     let identity = WorkerIdentity {
         role: Role::Learner,
@@ -129,6 +130,19 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
             }
         }
     }
+}
+
+/// Has ranks show each other that they are learners, where processes have certificates.
+fn secured(listener: HostListener, security: &Security) -> HostListener {
+    if matches!(security, Security::Plain) {
+        return listener;
+    }
+    let security = security.clone();
+    listener.with_credentials(Arc::new(move || {
+        let (client, server) = security.rustls().expect("it is not plain");
+        let name = ServerName::try_from(PeerRole::Learner.dns_name()).expect("the names of roles are DNS names");
+        Credentials { client, server, name, judge: |certificate| check_role(certificate, PeerRole::Learner) }
+    }))
 }
 
 /// Starts the weight service, which lives as long as the process.

@@ -94,7 +94,7 @@ impl HostCollective {
             return Ok(());
         }
         let link = join(listener, group, &self.abort, deadline)?;
-        self.abort.watch([&link.next, &link.previous]);
+        self.abort.watch([link.next.stream(), link.previous.stream()]);
         let ring = self.ring.insert(Ring { link, rank: self.rank, world_size: self.world_size });
         let call = Call { operation: Operation::Connect, sequence: 0, elements: 0, deadline, timeout: self.timeout };
         ring.barrier(&call)

@@ -1,12 +1,10 @@
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::io;
 
-use nix::poll::PollFlags;
 use pacs_types::Generation;
 
 use super::group::GroupConfig;
-use super::wait::{Limit, wait};
+use super::socket::Socket;
+use super::wait::Limit;
 
 /// First bytes of a greeting: names the protocol and its version.
 const MAGIC: [u8; 8] = *b"pacsrng1";
@@ -38,28 +36,28 @@ impl Hello {
         Self { job: job.clone(), generation: *generation, rank: *rank, world_size: addresses.len() }
     }
 
-    pub(crate) fn send(&self, stream: &TcpStream, limit: Limit<'_>) -> io::Result<()> {
+    pub(crate) fn send(&self, socket: &Socket, limit: Limit<'_>) -> io::Result<()> {
         let mut bytes = MAGIC.to_vec();
         for number in [self.generation.0, self.rank as u64, self.world_size as u64] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(text_of(&self.job, TEXT_LIMIT));
-        write_all(stream, &bytes, limit)
+        socket.write_all(&bytes, limit)
     }
 
-    pub(crate) fn receive(stream: &TcpStream, limit: Limit<'_>) -> io::Result<Self> {
+    pub(crate) fn receive(socket: &Socket, limit: Limit<'_>) -> io::Result<Self> {
         let mut magic = [0; 8];
-        read_exact(stream, &mut magic, limit)?;
+        socket.read_exact(&mut magic, limit)?;
         if magic != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not the greeting of a rank"));
         }
         let number = || -> io::Result<u64> {
             let mut bytes = [0; 8];
-            read_exact(stream, &mut bytes, limit)?;
+            socket.read_exact(&mut bytes, limit)?;
             Ok(u64::from_le_bytes(bytes))
         };
         let (generation, rank, world_size) = (Generation(number()?), number()?, number()?);
-        let job = read_text(stream, TEXT_LIMIT, limit)?;
+        let job = read_text(socket, TEXT_LIMIT, limit)?;
         let small = |value: u64| usize::try_from(value).map_err(io::Error::other);
         Ok(Self { job, generation, rank: small(rank)?, world_size: small(world_size)? })
     }
@@ -88,7 +86,7 @@ impl std::fmt::Display for Hello {
 }
 
 impl Answer {
-    pub(crate) fn send(&self, stream: &TcpStream, limit: Limit<'_>) -> io::Result<()> {
+    pub(crate) fn send(&self, socket: &Socket, limit: Limit<'_>) -> io::Result<()> {
         let (code, text) = match self {
             Self::Welcome => (0, ""),
             Self::NotYet(reason) => (1, reason.as_str()),
@@ -96,13 +94,13 @@ impl Answer {
         };
         let mut bytes = vec![code];
         bytes.extend(text_of(text, TEXT_LIMIT));
-        write_all(stream, &bytes, limit)
+        socket.write_all(&bytes, limit)
     }
 
-    pub(crate) fn receive(stream: &TcpStream, limit: Limit<'_>) -> io::Result<Self> {
+    pub(crate) fn receive(socket: &Socket, limit: Limit<'_>) -> io::Result<Self> {
         let mut code = [0];
-        read_exact(stream, &mut code, limit)?;
-        let text = read_text(stream, TEXT_LIMIT, limit)?;
+        socket.read_exact(&mut code, limit)?;
+        let text = read_text(socket, TEXT_LIMIT, limit)?;
         match code[0] {
             0 => Ok(Self::Welcome),
             1 => Ok(Self::NotYet(text)),
@@ -121,46 +119,14 @@ pub(super) fn text_of(text: &str, most: usize) -> Vec<u8> {
 }
 
 /// A text of at most `most` bytes.
-pub(super) fn read_text(stream: &TcpStream, most: usize, limit: Limit<'_>) -> io::Result<String> {
+pub(super) fn read_text(socket: &Socket, most: usize, limit: Limit<'_>) -> io::Result<String> {
     let mut length = [0; 8];
-    read_exact(stream, &mut length, limit)?;
+    socket.read_exact(&mut length, limit)?;
     let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
     if length > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a text of {length} bytes")));
     }
     let mut text = vec![0; length];
-    read_exact(stream, &mut text, limit)?;
+    socket.read_exact(&mut text, limit)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-pub(super) fn write_all(mut stream: &TcpStream, mut bytes: &[u8], limit: Limit<'_>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) => wait_out(error, stream, PollFlags::POLLOUT, limit)?,
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn read_exact(mut stream: &TcpStream, mut bytes: &mut [u8], limit: Limit<'_>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.read(bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => bytes = &mut bytes[read..],
-            Err(error) => wait_out(error, stream, PollFlags::POLLIN, limit)?,
-        }
-    }
-    Ok(())
-}
-
-/// Waits when that is all that the error asks for.
-fn wait_out(error: io::Error, stream: &TcpStream, flags: PollFlags, limit: Limit<'_>) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::Interrupted => Ok(()),
-        io::ErrorKind::WouldBlock if !limit.is_over() => wait(&[(stream.as_fd(), flags)], limit.deadline),
-        io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
-        _ => Err(error),
-    }
 }

@@ -1,6 +1,5 @@
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use super::group::GroupConfig;
 use super::hello::{Answer, Hello};
 use super::link::Link;
 use super::listener::HostListener;
+use super::socket::Socket;
 use super::wait::{Limit, wait};
 use crate::error::Fault;
 use crate::{AbortHandle, ErrorKind};
@@ -66,14 +66,14 @@ impl From<io::Error> for Attempt {
 }
 
 impl Join<'_> {
-    fn dial(&self) -> Result<Option<Arc<TcpStream>>, Fault> {
+    fn dial(&self) -> Result<Option<Socket>, Fault> {
         let next = self.group.next();
         let stopped = || self.stopped();
         let limit = Limit { deadline: self.deadline, stopped: &stopped };
         let (mut pause, mut problem) = (PAUSE.0, String::new());
         loop {
             let latest = match self.try_dial(limit) {
-                Ok(stream) => return Ok(Some(Arc::new(stream))),
+                Ok(socket) => return Ok(Some(socket)),
                 Err(_) if self.stopped() => return Ok(None),
                 Err(Attempt::Refused(reason)) => return Err(self.give_up(next, ErrorKind::Refused { reason })),
                 Err(Attempt::Again(problem)) => problem,
@@ -92,18 +92,21 @@ impl Join<'_> {
         }
     }
 
-    fn try_dial(&self, limit: Limit<'_>) -> Result<TcpStream, Attempt> {
+    fn try_dial(&self, limit: Limit<'_>) -> Result<Socket, Attempt> {
         let stream = connect(&self.group.addresses[self.group.next()], limit)?;
-        prepare(&stream)?;
-        Hello::of(self.group).send(&stream, limit)?;
-        match Answer::receive(&stream, limit)? {
-            Answer::Welcome => Ok(stream),
+        let socket = match self.listener.credentials() {
+            Some(credentials) => Socket::dialled(stream, &credentials, limit)?,
+            None => Socket::plain(stream)?,
+        };
+        Hello::of(self.group).send(&socket, limit)?;
+        match Answer::receive(&socket, limit)? {
+            Answer::Welcome => Ok(socket),
             Answer::NotYet(reason) => Err(Attempt::Again(reason)),
             Answer::Refused(reason) => Err(Attempt::Refused(reason)),
         }
     }
 
-    fn accept(&self) -> Result<Option<Arc<TcpStream>>, Fault> {
+    fn accept(&self) -> Result<Option<Socket>, Fault> {
         let previous = self.group.previous();
         let mut problem = "nobody dialled".to_owned();
         while !self.stopped() {
@@ -111,8 +114,8 @@ impl Join<'_> {
                 return Err(self.timed_out(previous, format!("the peer to dial in ({problem})")));
             }
             match self.listener.accept() {
-                Ok((stream, from)) => match self.welcome(&stream) {
-                    Ok(()) => return Ok(Some(Arc::new(stream))),
+                Ok((stream, from)) => match self.welcome(stream) {
+                    Ok(socket) => return Ok(Some(socket)),
                     Err(reason) => {
                         let news = format!("last refused: {reason}");
                         // A peer that is ahead asks again and again.
@@ -136,18 +139,21 @@ impl Join<'_> {
     }
 
     /// Lets a connection in, or says why not.
-    fn welcome(&self, stream: &TcpStream) -> Result<(), String> {
+    fn welcome(&self, stream: TcpStream) -> Result<Socket, String> {
         let stopped = || self.stopped();
         let limit = Limit { deadline: self.deadline, stopped: &stopped }.within(GREETING_TIMEOUT);
-        let greet = || -> io::Result<Answer> {
-            prepare(stream)?;
-            let answer = Hello::receive(stream, limit)?.judge(self.group);
-            answer.send(stream, limit)?;
-            Ok(answer)
+        let greet = || -> io::Result<(Socket, Answer)> {
+            let socket = match self.listener.credentials() {
+                Some(credentials) => Socket::accepted(stream, &credentials, limit)?,
+                None => Socket::plain(stream)?,
+            };
+            let answer = Hello::receive(&socket, limit)?.judge(self.group);
+            answer.send(&socket, limit)?;
+            Ok((socket, answer))
         };
         match greet() {
-            Ok(Answer::Welcome) => Ok(()),
-            Ok(Answer::NotYet(reason) | Answer::Refused(reason)) => Err(reason),
+            Ok((socket, Answer::Welcome)) => Ok(socket),
+            Ok((_, Answer::NotYet(reason) | Answer::Refused(reason))) => Err(reason),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -180,10 +186,4 @@ fn connect(address: &str, limit: Limit<'_>) -> io::Result<TcpStream> {
         }
     }
     Err(problem)
-}
-
-/// Buffer sizes stay as they are: the kernel grows them with the traffic, unless somebody sets them.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)
 }

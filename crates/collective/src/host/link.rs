@@ -1,12 +1,11 @@
-use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::group::GroupConfig;
+use super::socket::{Socket, is_passing};
 use super::wait::wait;
 use crate::error::Fault;
 use crate::{ErrorKind, Operation};
@@ -17,8 +16,8 @@ pub(crate) const FREE_LENGTH_LIMIT: usize = 1 << 30;
 /// The connections with the two neighbours. Each carries data one way: out to the next rank, in from the previous one.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) next: Arc<TcpStream>,
-    pub(crate) previous: Arc<TcpStream>,
+    pub(crate) next: Socket,
+    pub(crate) previous: Socket,
     next_rank: usize,
     previous_rank: usize,
 }
@@ -45,7 +44,7 @@ pub(crate) enum Receive<'a> {
 }
 
 impl Link {
-    pub(crate) fn new(group: &GroupConfig, next: Arc<TcpStream>, previous: Arc<TcpStream>) -> Self {
+    pub(crate) fn new(group: &GroupConfig, next: Socket, previous: Socket) -> Self {
         Self { next, previous, next_rank: group.next(), previous_rank: group.previous() }
     }
 
@@ -76,7 +75,7 @@ impl Link {
 
     /// A neighbour whose connection is closed.
     pub(crate) fn lost_neighbour(&self) -> Option<usize> {
-        let closed = |socket: &TcpStream| match socket.peek(&mut [0]) {
+        let closed = |socket: &Socket| match socket.stream().peek(&mut [0]) {
             // Data in line is that of the next call.
             Ok(length) => length == 0,
             Err(error) => !is_passing(&error),
@@ -87,8 +86,8 @@ impl Link {
 
     fn wait(&self, call: &Call, sending: bool, receiving: bool) -> io::Result<()> {
         // The next rank never sends: its socket becomes readable when the rank is gone.
-        let outgoing = sending.then(|| (self.next.as_fd(), PollFlags::POLLOUT | PollFlags::POLLIN));
-        let incoming = receiving.then(|| (self.previous.as_fd(), PollFlags::POLLIN));
+        let outgoing = sending.then(|| (self.next.stream().as_fd(), PollFlags::POLLOUT | PollFlags::POLLIN));
+        let incoming = receiving.then(|| (self.previous.stream().as_fd(), PollFlags::POLLIN));
         let sockets: Vec<_> = outgoing.into_iter().chain(incoming).collect();
         wait(&sockets, call.deadline)
     }
@@ -145,34 +144,42 @@ impl Header {
 struct Outbox<'a> {
     header: [u8; HEADER_BYTES],
     payload: &'a [u8],
+    /// Bytes that the socket has taken.
     sent: usize,
+    /// All of them are on their way.
+    flushed: bool,
 }
 
 impl<'a> Outbox<'a> {
     fn new(call: &Call, payload: &'a [u8]) -> Self {
-        Self { header: Header::new(call, payload.len()).encode(), payload, sent: 0 }
+        Self { header: Header::new(call, payload.len()).encode(), payload, sent: 0, flushed: false }
     }
 
     fn is_done(&self) -> bool {
-        self.sent == HEADER_BYTES + self.payload.len()
+        self.flushed
     }
 
     /// Sends what the socket takes; says whether that was anything.
-    fn push(&mut self, mut socket: &TcpStream) -> Result<bool, ErrorKind> {
+    fn push(&mut self, socket: &Socket) -> Result<bool, ErrorKind> {
         if self.is_done() {
             return Ok(false);
         }
-        let header = &self.header[self.sent.min(HEADER_BYTES)..];
-        let payload = &self.payload[self.sent.saturating_sub(HEADER_BYTES)..];
-        match socket.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
+        let pushed = if self.sent < HEADER_BYTES + self.payload.len() {
+            let header = &self.header[self.sent.min(HEADER_BYTES)..];
+            let payload = &self.payload[self.sent.saturating_sub(HEADER_BYTES)..];
+            socket.write(&[IoSlice::new(header), IoSlice::new(payload)])
+        } else {
+            socket.flush().map(|()| 0)
+        };
+        match pushed {
             Ok(written) => {
+                self.flushed = self.sent == HEADER_BYTES + self.payload.len();
                 self.sent += written;
-                Ok(written > 0)
+                Ok(written > 0 || self.flushed)
             }
-            Err(error) if is_passing(&error) => match socket.peek(&mut [0]) {
-                Ok(0) => Err(ErrorKind::PeerClosed),
-                Ok(_) => Err(ErrorKind::Io(io::Error::new(io::ErrorKind::InvalidData, "data against the ring"))),
-                Err(error) if is_passing(&error) => Ok(false),
+            Err(error) if is_passing(&error) => match socket.is_closed() {
+                Ok(true) => Err(ErrorKind::PeerClosed),
+                Ok(false) => Ok(false),
                 Err(error) => Err(broken(error)),
             },
             Err(error) => Err(broken(error)),
@@ -204,7 +211,7 @@ impl<'a> Inbox<'a> {
     }
 
     /// Takes what the socket has; says whether that was anything.
-    fn pull(&mut self, mut socket: &TcpStream) -> Result<bool, ErrorKind> {
+    fn pull(&mut self, socket: &Socket) -> Result<bool, ErrorKind> {
         if self.is_done() {
             return Ok(false);
         }
@@ -244,10 +251,6 @@ impl<'a> Inbox<'a> {
         }
         Err(ErrorKind::OutOfStep { ours: ours.describe(), theirs: theirs.describe() })
     }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 fn broken(error: io::Error) -> ErrorKind {

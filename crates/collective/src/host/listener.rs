@@ -1,16 +1,18 @@
+use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::socket::{CredentialSource, Credentials};
 use crate::ListenError;
 
 /// The port that a rank's predecessor dials.
 ///
 /// It outlives generations, so that a rank has one address for the life of its process: a peer that dials while this
 /// rank is still leaving the previous generation waits in the backlog.
-#[derive(Debug)]
 pub struct HostListener {
     socket: TcpListener,
     address: SocketAddr,
+    credentials: Option<CredentialSource>,
 }
 
 impl HostListener {
@@ -25,9 +27,20 @@ impl HostListener {
             // Accepting is polled, because it has a deadline.
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
-            Ok(Self { socket, address })
+            Ok(Self { socket, address, credentials: None })
         };
         listen().map_err(|source| ListenError { address: address.to_owned(), source })
+    }
+
+    /// The same for ranks with certificates: every connection, those of this rank to others included, is mutual TLS.
+    #[must_use]
+    pub fn with_credentials(self, source: CredentialSource) -> Self {
+        Self { credentials: Some(source), ..self }
+    }
+
+    /// What ranks show each other now; none: they speak plain text.
+    pub(crate) fn credentials(&self) -> Option<Credentials> {
+        self.credentials.as_ref().map(|source| source())
     }
 
     /// Where it listens, with the port that the system chose.
@@ -43,5 +56,12 @@ impl HostListener {
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for HostListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { socket: _, address, credentials } = self;
+        f.debug_struct("HostListener").field("address", address).field("tls", &credentials.is_some()).finish()
     }
 }

@@ -3,8 +3,9 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::hello::{read_exact, read_text, text_of, write_all};
+use super::hello::{read_text, text_of};
 use super::listener::HostListener;
+use super::socket::Socket;
 use super::wait::Limit;
 use crate::error::Fault;
 use crate::{CollectiveError, ErrorKind, ListenError, Operation};
@@ -55,7 +56,7 @@ impl Meeting {
         timeout: Duration,
     ) -> Result<Vec<String>, CollectiveError> {
         let limit = Limit { deadline: Instant::now() + timeout, stopped: &|| false };
-        let mut guests: Vec<Option<(TcpStream, String)>> = (1..world_size).map(|_| None).collect();
+        let mut guests: Vec<Option<(Socket, String)>> = (1..world_size).map(|_| None).collect();
         while guests.iter().any(Option::is_none) {
             if limit.is_over() {
                 let missing: Vec<String> =
@@ -75,8 +76,8 @@ impl Meeting {
         let mut addresses = vec![format!("{}:{}", self.host, listener.address().port())];
         addresses.extend(guests.iter().flatten().map(|(_, address)| address.clone()));
         let answer = answer(0, &addresses.join("\n"));
-        for (stream, _) in guests.iter().flatten() {
-            write_all(stream, &answer, limit).map_err(|source| error(0, ErrorKind::Io(source)))?;
+        for (socket, _) in guests.iter().flatten() {
+            socket.write_all(&answer, limit).map_err(|source| error(0, ErrorKind::Io(source)))?;
         }
         Ok(addresses)
     }
@@ -103,11 +104,11 @@ pub fn meet(
     let mut problem = String::new();
     loop {
         let ask = || -> io::Result<(u8, String)> {
-            let stream = dial(place, limit)?;
-            write_all(&stream, &said, limit)?;
+            let socket = Socket::plain(dial(place, limit)?)?;
+            socket.write_all(&said, limit)?;
             let mut code = [0];
-            read_exact(&stream, &mut code, limit)?;
-            Ok((code[0], read_text(&stream, LIST_LIMIT, limit)?))
+            socket.read_exact(&mut code, limit)?;
+            Ok((code[0], read_text(&socket, LIST_LIMIT, limit)?))
         };
         match ask() {
             Ok((0, list)) => return Ok(list.split('\n').map(str::to_owned).collect()),
@@ -131,14 +132,14 @@ pub fn meet(
 fn welcome(
     stream: TcpStream,
     from: SocketAddr,
-    guests: &mut [Option<(TcpStream, String)>],
+    guests: &mut [Option<(Socket, String)>],
     limit: Limit<'_>,
 ) -> Result<(), String> {
+    let socket = Socket::plain(stream).map_err(|problem| problem.to_string())?;
     let hear = || -> io::Result<[u64; 3]> {
-        stream.set_nonblocking(true)?;
         let limit = limit.within(GREETING_TIMEOUT);
         let mut bytes = [0; 32];
-        read_exact(&stream, &mut bytes, limit)?;
+        socket.read_exact(&mut bytes, limit)?;
         if bytes[..8] != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not the greeting of a rank"));
         }
@@ -154,13 +155,13 @@ fn welcome(
         None => format!("there is no rank {rank} among {world_size} beside rank 0"),
         Some(Some((_, address))) => format!("rank {rank} is here already, from {address}"),
         Some(None) => {
-            let guest = Some((stream, format!("{}:{port}", bracketed(from))));
+            let guest = Some((socket, format!("{}:{port}", bracketed(from))));
             guests[place.expect("it was found above")] = guest;
             return Ok(());
         }
     };
     // What it does not read, it learns from the closed connection.
-    let _ = write_all(&stream, &answer(1, &refusal), limit.within(GREETING_TIMEOUT));
+    let _ = socket.write_all(&answer(1, &refusal), limit.within(GREETING_TIMEOUT));
     Err(refusal)
 }
 
@@ -172,10 +173,7 @@ fn dial(place: &str, limit: Limit<'_>) -> io::Result<TcpStream> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => {
-                stream.set_nonblocking(true)?;
-                return Ok(stream);
-            }
+            Ok(stream) => return Ok(stream),
             Err(error) => problem = error,
         }
     }

@@ -8,9 +8,11 @@ mod link;
 mod listener;
 mod meeting;
 mod ring;
+mod socket;
 mod wait;
 
 pub use communicator::HostCollective;
 pub use group::GroupConfig;
 pub use listener::HostListener;
 pub use meeting::{Meeting, meet};
+pub use socket::{CredentialSource, Credentials};

@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::{ClientConfig, ServerConfig};
+
 pub use self::connection::{Connection, Peer, accept};
 pub use self::dial::{DialError, dial};
 pub use self::guard::Guard;
 pub use self::role::PeerRole;
-pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError};
+pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError, check_role};
 
 use self::tls::Tls;
 
@@ -52,6 +54,16 @@ impl Security {
         match self {
             Self::Plain if !address.ip().is_loopback() => Err(PlainText { address: address.to_string() }),
             Self::Plain | Self::Mutual(_) => Ok(()),
+        }
+    }
+
+    /// What TLS connections use now that do not carry gRPC: as a client, and as a server that asks for a certificate. The
+    /// client asks for the name of a role ([`PeerRole::dns_name`]); whom a server lets in says [`check_role`].
+    #[must_use]
+    pub fn rustls(&self) -> Option<(Arc<ClientConfig>, Arc<ServerConfig>)> {
+        match self {
+            Self::Plain => None,
+            Self::Mutual(tls) => Some((tls.client(), tls.server())),
         }
     }
 

@@ -269,6 +269,18 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| content(path, &"it holds no private key (PEM)"))
 }
 
+/// Whether a certificate is one of `role`.
+///
+/// # Errors
+/// What it is instead.
+pub fn check_role(certificate: &CertificateDer<'_>, role: PeerRole) -> Result<(), String> {
+    match role_of(certificate)? {
+        Some(found) if found == role => Ok(()),
+        Some(found) => Err(format!("its certificate is one of the {found}")),
+        None => Err("its certificate is of no role".to_owned()),
+    }
+}
+
 /// The role that a certificate names; more than one is none.
 pub(super) fn role_of(certificate: &CertificateDer<'_>) -> Result<Option<PeerRole>, String> {
     let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|error| error.to_string())?;
