@@ -45,7 +45,7 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
 
 #[test]
 fn a_rank_that_dies_with_its_part_of_a_checkpoint_half_written_takes_nothing_along() -> Result<()> {
-    // Each rank writes what only it has. The one that is asked second has the longer way to go when the first is done.
+    // The checkpoint of the step before goes to the disk beside these: part of it is written by then, by either rank.
     let faults = [(1, "sampling", 0, 0), (2, "sampling", 1, 3), (3, "saving", 0, 0), (4, "training", 1, 10)];
     for sharding in ["shard_optimizer", "shard_all"] {
         survives(sharding, &faults)?;

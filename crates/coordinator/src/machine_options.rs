@@ -142,7 +142,8 @@ mod tests {
 
     fn of(settings: &str) -> Contrast {
         let spec = format!(
-            "name = \"c\"\n[model]\npath = \"m\"\n[data.train]\npath = \"p.jsonl\"\n[evaluation]\nbefore = false\nafter = false\nevery_steps = 0\n{settings}"
+            "name = \"c\"\n[model]\npath = \"m\"\n[data.train]\npath = \"p.jsonl\"\n\
+             [evaluation]\nbefore = false\nafter = false\nevery_steps = 0\n{settings}"
         );
         contrast(&pacs_spec::parse(&spec, Path::new("job.toml")).unwrap_or_else(|error| panic!("{settings}: {error}")))
     }
