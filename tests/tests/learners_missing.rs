@@ -1,4 +1,5 @@
-//! A learner that does not come back: the run goes on without it, and takes it in again when it does.
+//! Learners that go: one that does not come back is not waited for, and taken in again when it does; one that says so
+//! leaves after a checkpoint, and no step is made twice.
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -38,4 +39,26 @@ fn a_run_goes_on_with_the_ranks_that_remain_and_grows_again() -> Result<()> {
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
     assert!(job.run_path(&format!("checkpoints/step-{STEPS:06}/model/model.safetensors")).exists());
     Ok(())
+}
+
+#[test]
+fn a_learner_that_is_asked_to_end_is_not_lost_but_leaves_when_its_step_is_saved() -> Result<()> {
+    let job = Job::tiny()?.with("batch.steps", 40).with("checkpoint.every_steps", 40);
+    let job = job.with("resources.learners", 2).with("evaluation.before", false).with("evaluation.after", false);
+    let mut run = job.start()?;
+    let generation = |status: &serde_json::Value| status["generation"].as_u64().unwrap_or(0);
+    for asked in 1..=2 {
+        let name = "learner-1";
+        run.wait_until("some steps", |status| {
+            let has_rank = |worker: &serde_json::Value| worker["name"] == name && worker["rank"].as_u64().is_some();
+            let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+            generation(status) == asked && status["step"].as_u64() >= Some(5 * asked) && workers.iter().any(has_rank)
+        })?;
+        // Its grace is half a minute, in which an undisturbed run would have ended.
+        run.signal_worker(name, Signal::SIGTERM)?;
+    }
+    let after = run.wait_until("a generation with its successor", |status| generation(status) == 3)?;
+    assert_eq!(after["counters"]["lost_generations"].as_u64().unwrap_or(0), 0, "{after}");
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(40)
 }

@@ -29,7 +29,8 @@ Examples:
   pacs drain rollout-1                  a worker of the run on this machine
   pacs drain verifier-0 runs/demo       a worker of the run in that folder
 
-A worker that holds a group finishes it first. Learners hold the state of the run and cannot be drained.")]
+A worker that holds a group finishes it first. A learner leaves when its step is saved, if resources.min_learners others
+stay.")]
 pub(crate) struct DrainWorker {
     /// Name of the rollout worker or verifier, as `pacs status` shows it.
     pub(crate) worker: String,

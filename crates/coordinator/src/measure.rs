@@ -185,7 +185,9 @@ async fn rollout(services: Services, slot: u32, bytes: usize, handed_in: Arc<Ato
     let tokens = bytes / 16;
     let text = "x".repeat(bytes - 8 * tokens);
     loop {
-        let _ = services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new() })).await;
+        let _ = services
+            .heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false }))
+            .await;
         let request = v1::LeaseGroupsRequest { worker_id, free_samples: 512, wait_ms: WAIT_MS, request: 0 };
         let leases = services.lease_groups(Request::new(request)).await.map_err(told)?.into_inner().groups;
         let mut calls = tokio::task::JoinSet::new();
@@ -226,7 +228,9 @@ async fn rollout(services: Services, slot: u32, bytes: usize, handed_in: Arc<Ato
 async fn verifier(services: Services) -> Result<bool, String> {
     let worker_id = register(&services, v1::Role::Verifier, "verifier-0".into()).await?;
     loop {
-        let _ = services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new() })).await;
+        let _ = services
+            .heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false }))
+            .await;
         let request = v1::LeaseSamplesRequest { worker_id, max_samples: 256, wait_ms: WAIT_MS, request: 0 };
         let tasks = services.lease_samples(Request::new(request)).await.map_err(told)?.into_inner().tasks;
         services.submit_verdicts(Request::new(judge(worker_id, tasks))).await.map_err(told)?;
@@ -263,7 +267,9 @@ async fn learner(services: Services, folder: PathBuf) -> Result<bool, String> {
         Some(v1::WeightsRef { version, generation, path: folder.display().to_string(), ..Default::default() })
     };
     loop {
-        let _ = services.heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new() })).await;
+        let _ = services
+            .heartbeat(Request::new(v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false }))
+            .await;
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
         let next = services.next_task(Request::new(request)).await.map_err(told)?.into_inner();
         let result = match next.task {

@@ -23,8 +23,8 @@ enum Next {
     },
     /// The checkpoint in flight has to be durable first.
     Settle,
-    /// A learner is back, and the generation takes it in.
-    Grow,
+    /// A learner is back, or is to leave: the generation takes it in, or goes on without it.
+    Regroup,
     End(End),
 }
 
@@ -40,7 +40,7 @@ impl Machine {
             Next::Sample => self.begin_sampling(),
             Next::Save { model, background } => self.begin_save(model, background),
             Next::Settle => self.enter(Phase::Committing),
-            Next::Grow => self.grow(),
+            Next::Regroup => self.regroup(),
             Next::End(end) => self.end(end),
         }
         // Rollouts that may run ahead do so while the learners do something else.
@@ -76,9 +76,9 @@ impl Machine {
             return save(false, false);
         }
         let is_tried = self.save_tried == Some(step);
-        if self.may_grow() && !is_last {
+        if (self.may_grow() || self.must_release()) && !is_last {
             match is_unsaved {
-                false => return Next::Grow,
+                false => return Next::Regroup,
                 // Nothing is lost by it: a step that cannot be saved is not given up.
                 true if !is_tried || self.writing.is_some() => return save(false, false),
                 true => {}

@@ -45,13 +45,39 @@ impl Machine {
         is_short && self.joining().iter().any(|(id, _)| self.rank(*id).is_none())
     }
 
-    /// Dissolves the generation between two steps, for one with more ranks. What it has made is saved already.
-    pub(crate) fn grow(&mut self) {
-        let newcomers: Vec<String> = (self.joining().iter())
-            .filter(|(id, _)| self.rank(*id).is_none())
-            .map(|(_, worker)| worker.name.clone())
-            .collect();
-        self.regroup_reason = format!("{} is there again", newcomers.join(", "));
+    /// Whether a rank is to leave, once what it has trained is saved.
+    pub(crate) fn must_release(&self) -> bool {
+        let ranks = self.team.iter().flat_map(|team| &team.ranks);
+        ranks.filter_map(|id| self.workers.get(id)).any(|worker| worker.draining.is_some())
+    }
+
+    /// Lets a worker that is to leave do so, if it is a rank: at once where that loses nothing, else after the step and a
+    /// checkpoint.
+    pub(crate) fn release_rank(&mut self, worker: WorkerId) {
+        if self.rank(worker).is_none() {
+            return;
+        }
+        let name = self.workers.get(&worker).map_or("", |worker| worker.name.as_str());
+        let note =
+            format!("{name} is to leave: what is trained is saved, then the learners form a generation without it");
+        self.effects.push(Effect::Note(note));
+        if matches!(self.phase, Phase::Sampling) {
+            self.advance();
+        }
+    }
+
+    /// Dissolves the generation between two steps, for one with other ranks. What it has made is saved already.
+    pub(crate) fn regroup(&mut self) {
+        let names = |ids: Vec<&Worker>| ids.iter().map(|worker| worker.name.clone()).collect::<Vec<_>>().join(", ");
+        let newcomers = self.joining().into_iter().filter(|(id, _)| self.rank(*id).is_none());
+        let newcomers = names(newcomers.map(|(_, worker)| worker).collect());
+        let is_leaving = |(id, worker): &(&WorkerId, &Worker)| worker.draining.is_some() && self.rank(**id).is_some();
+        let leaving = names(self.workers.iter().filter(is_leaving).map(|(_, worker)| worker).collect());
+        self.regroup_reason = match (newcomers.as_str(), leaving.as_str()) {
+            (_, "") => format!("{newcomers} is there again"),
+            ("", _) => format!("{leaving} leaves"),
+            _ => format!("{leaving} leaves, {newcomers} is there again"),
+        };
         let note = format!("{}: the learners form a new generation", self.regroup_reason);
         self.effects.push(Effect::Note(note));
         (self.team, self.weights) = (None, None);
@@ -66,7 +92,7 @@ impl Machine {
 
     /// Learners that have asked for a place since the last generation ended, in order of rank.
     fn joining(&self) -> Vec<(WorkerId, &Worker)> {
-        let joining = self.workers.iter().filter(|(_, worker)| worker.joining);
+        let joining = self.workers.iter().filter(|(_, worker)| worker.joining && worker.draining.is_none());
         let mut joining: Vec<_> = joining.map(|(id, worker)| (*id, worker)).collect();
         joining.sort_by_key(|(_, worker)| name_order(&worker.name));
         joining
@@ -89,7 +115,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::verbs::testing::*;
-    use crate::{Effect, Event, Options, TaskKind};
+    use crate::{Command, Directive, Effect, Event, Options, Reply, TaskKind};
     use pacs_types::{Generation, Outcome, Role};
 
     fn short_of_one() -> (Run, Vec<Effect>) {
@@ -181,7 +207,61 @@ mod tests {
         assert_eq!(run.machine.status(run.now).phase, "saving");
         let worker = run.learners[0];
         let asked = run.call(Event::NextTask { worker, generation: Generation(2) });
-        let Ok(crate::Reply::Task(Some(order))) = asked else { panic!("{asked:?}") };
+        let Ok(Reply::Task(Some(order))) = asked else { panic!("{asked:?}") };
         assert_eq!(order.kind, TaskKind::Save { step: 2, model: false, background: false });
+    }
+
+    /// What the coordinator tells a learner with its next heartbeat.
+    fn told(run: &mut Run, worker: pacs_types::WorkerId) -> Directive {
+        match run.call(Event::Heartbeat { worker, activity: String::new() }) {
+            Ok(Reply::Directive(directive)) => directive,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_to_end_leaves_after_its_step_is_saved_and_nothing_is_lost() {
+        let options = Options { learners: 2, min_learners: 1, total_steps: 8, ..options() };
+        let mut run = Run::sampling(options);
+        run.generate_all();
+        run.verify_all(|_| Outcome::Correct);
+        assert_eq!(run.machine.status(run.now).phase, "training");
+        let worker = run.learners[1];
+        for _ in 0..2 {
+            run.step(Event::Ending { worker });
+            assert_eq!(told(&mut run, worker), Directive::Continue, "its state is not saved");
+        }
+        run.train();
+        assert_eq!(run.machine.status(run.now).phase, "saving");
+        run.save();
+        let effects = run.step(Event::CheckpointCommitted { step: 1 });
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rewound { .. })), "{effects:?}");
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        // It asks for a place as the others do, before it hears that it may leave.
+        for worker in run.learners.clone() {
+            assert_eq!(run.call(Event::JoinGeneration { worker }), Ok(Reply::Joined(None)));
+        }
+        assert_eq!(told(&mut run, worker), Directive::LeaveForNow);
+        run.step(Event::Leave { worker, error: None });
+        run.learners[1] = run.register(Role::Learner, "learner-1").0;
+        run.step(Event::JoinGeneration { worker: run.learners[1] });
+        run.prepare();
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(2)));
+        assert!(!status.counters.contains_key("lost_generations"), "{:?}", status.counters);
+    }
+
+    #[test]
+    fn a_rank_that_an_operator_drains_leaves_at_once_where_nothing_is_unsaved_and_is_not_started_again() {
+        let options = Options { learners: 2, min_learners: 1, total_steps: 8, ..options() };
+        let mut run = Run::sampling(options);
+        let worker = run.learners[0];
+        run.command(Command::Drain { worker: "learner-0".into() }).unwrap();
+        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        let effects = run.step(Event::Heartbeat { worker, activity: String::new() });
+        let leave = Effect::Reply(Reply::Directive(Directive::Leave));
+        assert_eq!(effects, [leave, Effect::Drained { name: "learner-0".into() }]);
+        let refused = run.command(Command::Drain { worker: "learner-1".into() }).unwrap_err().to_string();
+        assert!(refused.contains("0 would be left of the 1"), "{refused}");
     }
 }

@@ -156,6 +156,8 @@ pub enum Directive {
     Continue,
     /// The run is over, or another process took the slot.
     Leave,
+    /// What it held is saved or issued again: the process that was asked to end may do so.
+    LeaveForNow,
     /// Unknown: register again.
     Register,
     /// Nothing comes of what the process does: it is to end, and to be started again.

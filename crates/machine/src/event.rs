@@ -37,6 +37,11 @@ pub enum Event {
         /// What it does now.
         activity: String,
     },
+    /// A member's process was asked to end; it goes on for a while, so that what it holds can be saved.
+    Ending {
+        /// Who.
+        worker: WorkerId,
+    },
     /// A member goes.
     Leave {
         /// Who.
@@ -183,7 +188,7 @@ pub enum Command {
     Resume,
     /// Save as soon as the learners are between two tasks.
     Checkpoint,
-    /// Give a rollout worker or verifier no new work, and dismiss it when it holds none.
+    /// Give a worker no new work, and dismiss it when it holds none; a learner, when what it has trained is saved.
     Drain {
         /// Its slot.
         worker: String,

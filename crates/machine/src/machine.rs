@@ -173,6 +173,7 @@ impl Machine {
                 self.register(role, name, host, pid, collective_address);
             }
             Event::Heartbeat { worker, activity } => self.heartbeat(worker, activity),
+            Event::Ending { worker } => self.ending(worker),
             Event::Leave { worker, error } => self.leave(worker, error),
             Event::LeaseGroups { worker, free_samples, request } => {
                 self.lease_groups(worker, free_samples, request);

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use pacs_types::Role;
+use pacs_types::{Role, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
+use crate::worker::{Drain, Worker};
 use crate::{Command, Effect, End, Refusal, Reply, StopMode};
 
 /// Actions that the status shows.
@@ -97,13 +98,26 @@ impl Machine {
     }
 
     fn drain(&mut self, name: &str) -> Result<String, String> {
-        let Some(worker) = self.workers.values_mut().find(|worker| worker.name == name) else {
+        let Some((id, role)) = self.workers.iter().find(|(_, w)| w.name == name).map(|(id, w)| (*id, w.role)) else {
             return Err(format!("there is no worker `{name}`; `pacs status` lists them"));
         };
-        if worker.role == Role::Learner {
-            return Err(format!("`{name}` is a learner, and learners hold the state of the run; `pacs stop` saves it"));
+        if role == Role::Learner {
+            let stays = |(other, worker): (&WorkerId, &Worker)| {
+                *other != id && worker.role == Role::Learner && worker.draining.is_none()
+            };
+            let (stay, least) =
+                (self.workers.iter().filter(|worker| stays(*worker)).count(), self.options.min_learners);
+            if stay < least as usize {
+                return Err(format!(
+                    "`{name}` is a learner, and without it {stay} would be left of the {least} that \
+                     resources.min_learners wants; `pacs stop` saves the run and ends it"
+                ));
+            }
         }
-        worker.draining = true;
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.draining = Some(Drain::Operator);
+        }
+        self.release_rank(id);
         Ok(format!("drained {name}"))
     }
 

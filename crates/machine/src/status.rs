@@ -108,7 +108,7 @@ impl Machine {
                 pid: worker.pid,
                 activity: worker.activity.clone(),
                 active: now.saturating_sub(worker.active_since),
-                draining: worker.draining,
+                draining: worker.draining.is_some(),
                 silent: now.saturating_sub(worker.heard),
                 leases: self.pools().map(|pool| pool.loans_of(*id)).sum(),
                 rank: self.team.as_ref().and_then(|team| team.rank(*id)),

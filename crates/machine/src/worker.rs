@@ -20,10 +20,20 @@ pub(crate) struct Worker {
     pub(crate) heard: Duration,
     /// Its newest request for work that was answered with some, and the loans that it got.
     pub(crate) answered: Option<(u64, Vec<LeaseId>)>,
-    /// It gets no new work.
-    pub(crate) draining: bool,
+    /// It gets no new work and is to leave.
+    pub(crate) draining: Option<Drain>,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
+}
+
+/// Why a worker is to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Drain {
+    /// An operator wants it: it is not to be started again.
+    Operator,
+    /// Its process was asked to end and goes on for a while. Whoever asked may start another one.
+    Ending,
 }
 
 impl Worker {

@@ -153,6 +153,8 @@ pub struct Membership {
     /// What the worker does now.
     pub activity: Activity,
     ended: watch::Receiver<Option<End>>,
+    /// Whether the process was asked to end, which the heartbeats say.
+    ending: watch::Sender<bool>,
     heartbeats: tokio::task::JoinHandle<()>,
     health: Health,
 }
@@ -186,7 +188,8 @@ impl Membership {
         let (end, ended) = watch::channel(None);
         let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(10)));
         let worker = WorkerId(registered.worker_id);
-        let heartbeats = tokio::spawn(beat(client, worker, interval, activity.clone(), end));
+        let (ending, is_ending) = watch::channel(false);
+        let heartbeats = tokio::spawn(beat(client, worker, interval, activity.clone(), is_ending, end));
         link.health.set_ready(true);
         Ok(Self {
             worker,
@@ -195,6 +198,7 @@ impl Membership {
             channel,
             activity,
             ended,
+            ending,
             heartbeats,
             health: link.health.clone(),
         })
@@ -216,8 +220,16 @@ impl Membership {
         tokio::select! {
             result = work => Ended::Work(result),
             leave = self.ended() => leave.map_or(Ended::Lost, Ended::Leave),
-            () = shutdown.leaving() => Ended::Leave(Exit::Again),
+            () = self.leaving(shutdown) => Ended::Leave(Exit::Again),
         }
+    }
+
+    /// Waits until it is time to leave. The coordinator hears of the request at once, and may have what the worker holds
+    /// saved before its grace is over.
+    async fn leaving(&self, shutdown: &Shutdown) {
+        shutdown.requested().await;
+        self.ending.send_replace(true);
+        shutdown.leaving().await;
     }
 
     /// Says goodbye, with the error that ends the worker if there is one. Best effort, bounded by a deadline.
@@ -292,6 +304,7 @@ async fn beat(
     worker: WorkerId,
     interval: Duration,
     activity: Activity,
+    mut ending: watch::Receiver<bool>,
     end: watch::Sender<Option<End>>,
 ) {
     let mut ticker = tokio::time::interval(interval);
@@ -299,8 +312,16 @@ async fn beat(
     let mut heard = Instant::now();
     let mut log_level = v1::LogLevel::Unspecified;
     loop {
-        ticker.tick().await;
-        let request = v1::HeartbeatRequest { worker_id: worker.0, activity: activity.0.borrow().clone() };
+        tokio::select! {
+            _ = ticker.tick() => {}
+            // Without a sender the membership is over, and with it this task.
+            changed = ending.changed() => if changed.is_err() { return },
+        }
+        let request = v1::HeartbeatRequest {
+            worker_id: worker.0,
+            activity: activity.0.borrow().clone(),
+            ending: *ending.borrow_and_update(),
+        };
         let reply = tokio::time::timeout(HEARTBEAT_DEADLINE, client.heartbeat(request)).await;
         let directive = match reply {
             Ok(Ok(reply)) => {

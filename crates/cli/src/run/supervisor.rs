@@ -20,8 +20,12 @@ use tokio::time::sleep;
 use super::adopt::is_worker;
 use super::restarts::{Next, Restarts, describe};
 
-/// A worker that leaves with exit code 0 or 75 was dismissed by the coordinator; the run ends within this time then.
+/// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
 const DISMISSAL: Duration = Duration::from_secs(20);
+
+/// The same with exit code 75, of a run that is stopped. But somebody may have ended this process alone, and then the run
+/// waits for its successor.
+const STOP: Duration = Duration::from_secs(3);
 
 /// How long workers may take to leave after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(5);
@@ -179,7 +183,7 @@ async fn supervise(
             restarts.forgive();
         }
         let (how, next) = match ended {
-            Ok(status) if was_dismissed(status) && changed_within(&mut order, DISMISSAL).await => return,
+            Ok(status) if changed_within(&mut order, dismissal(status)).await => return,
             Ok(status) => (describe(status), restarts.after(status, began.elapsed(), started.elapsed())),
             Err(error) => {
                 (format!("cannot be started with `{}`: {error}", command.program.display()), Next::GiveUp(Exit::Config))
@@ -202,8 +206,13 @@ async fn supervise(
     }
 }
 
-fn was_dismissed(status: ExitStatus) -> bool {
-    [Exit::Done, Exit::Again].iter().any(|exit| status.code() == Some(i32::from(exit.code())))
+/// How long the end of the run may take that a worker has left for.
+fn dismissal(status: ExitStatus) -> Duration {
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if code == Exit::Done.code() => DISMISSAL,
+        Some(code) if code == Exit::Again.code() => STOP,
+        _ => Duration::ZERO,
+    }
 }
 
 fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {

@@ -89,7 +89,7 @@ async fn join(channel: &Channel, role: v1::Role, name: &str) -> Result<Member, S
     let mut beats = JoinSet::new();
     beats.spawn(async move {
         loop {
-            let beat = v1::HeartbeatRequest { worker_id: id, activity: "waits as if it worked".into() };
+            let beat = v1::HeartbeatRequest { worker_id: id, activity: "waits as if it worked".into(), ending: false };
             let _ = client.heartbeat(beat).await;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -52,9 +52,13 @@ impl WorkerService for Services {
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let certified = certified(&request);
-        let v1::HeartbeatRequest { worker_id, activity } = request.into_inner();
+        let v1::HeartbeatRequest { worker_id, activity, ending } = request.into_inner();
         let mut driver = self.0.lock();
         must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
+        if ending {
+            driver.call(Event::Ending { worker: WorkerId(worker_id) })?;
+            driver.notify();
+        }
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
         let log_level = driver.machine.position().log_level;
@@ -62,6 +66,7 @@ impl WorkerService for Services {
             Directive::Continue => v1::Directive::Continue,
             Directive::Leave if driver.machine.ended() == Some(&End::Stopped) => v1::Directive::LeaveForNow,
             Directive::Leave => v1::Directive::Leave,
+            Directive::LeaveForNow => v1::Directive::LeaveForNow,
             Directive::Register => v1::Directive::Register,
             Directive::Restart => v1::Directive::Restart,
         };

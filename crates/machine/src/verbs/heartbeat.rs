@@ -1,13 +1,14 @@
 use pacs_types::WorkerId;
 
 use crate::machine::Machine;
+use crate::worker::Drain;
 use crate::{Directive, Effect, Event, Record, Reply};
 
 impl Machine {
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, activity: String) {
         self.unchanged = true;
         let is_ended = self.is_ended();
-        let holds_nothing = self.pools().all(|pool| pool.loans_of(worker) == 0);
+        let holds_nothing = self.rank(worker).is_none() && self.pools().all(|pool| pool.loans_of(worker) == 0);
         let directive = match self.workers.get_mut(&worker) {
             _ if is_ended => Directive::Leave,
             Some(member) => {
@@ -15,7 +16,11 @@ impl Machine {
                 if member.activity != activity {
                     (member.activity, member.active_since) = (activity, self.now);
                 }
-                if member.draining && holds_nothing { Directive::Leave } else { Directive::Continue }
+                match member.draining {
+                    Some(Drain::Operator) if holds_nothing => Directive::Leave,
+                    Some(Drain::Ending) if holds_nothing => Directive::LeaveForNow,
+                    _ => Directive::Continue,
+                }
             }
             None if self.restarting.contains(&worker) => Directive::Restart,
             None if self.replaced.contains(&worker) => Directive::Leave,

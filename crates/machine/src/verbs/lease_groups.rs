@@ -16,10 +16,10 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Groups(grants));
         }
-        let drains = self.workers.get(&worker).is_none_or(|member| member.draining);
+        let drains = self.workers.get(&worker).is_none_or(|member| member.draining.is_some());
         // Without published weights there is nothing to generate with.
         if self.may_lend() && self.weights.is_some() && !drains {
-            let rollouts = self.workers.values().filter(|w| w.role == Role::Rollout && !w.draining).count();
+            let rollouts = self.workers.values().filter(|w| w.role == Role::Rollout && w.draining.is_none()).count();
             let (now, version) = (self.now, self.policy_version());
             let mut newest_id = self.newest_id;
             let mut free = free_samples as usize;

@@ -3,11 +3,25 @@ use pacs_types::WorkerId;
 use crate::Reply;
 use crate::machine::Machine;
 use crate::phase::Phase;
+use crate::worker::Drain;
 
 /// Generations that may be lost in a row before a learner that leaves while it prepares ends the run.
 const FAILED_PREPARATIONS: u32 = 3;
 
 impl Machine {
+    pub(crate) fn ending(&mut self, worker: WorkerId) {
+        self.reply(Reply::Done);
+        let is_ended = self.is_ended();
+        match self.workers.get_mut(&worker).filter(|member| !is_ended && member.draining.is_none()) {
+            Some(member) => member.draining = Some(Drain::Ending),
+            None => {
+                self.unchanged = true;
+                return;
+            }
+        }
+        self.release_rank(worker);
+    }
+
     pub(crate) fn leave(&mut self, worker: WorkerId, error: Option<String>) {
         self.reply(Reply::Done);
         let Some(member) = self.workers.get(&worker) else {

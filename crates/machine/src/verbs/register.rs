@@ -28,7 +28,7 @@ impl Machine {
             active_since: self.now,
             heard: self.now,
             answered: None,
-            draining: false,
+            draining: None,
             joining: false,
         };
         self.workers.insert(id, worker);

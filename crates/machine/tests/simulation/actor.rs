@@ -25,6 +25,8 @@ pub(crate) struct Actor {
     pub(crate) process: u64,
     /// It lives and says so, and does nothing else.
     pub(crate) stuck: bool,
+    /// It was asked to end, and how many ticks it still goes on.
+    pub(crate) ending: Option<u32>,
     id: Option<WorkerId>,
     /// Requests without an answer, by number, with the tick of their last sending.
     open: BTreeMap<u64, (Event, u32)>,
@@ -69,6 +71,7 @@ impl Actor {
             dead_for: 0,
             process: 0,
             stuck: false,
+            ending: None,
             id: None,
             open: BTreeMap::new(),
             requests: 0,
@@ -91,6 +94,7 @@ impl Actor {
         self.process += 1;
         self.dead_for = dead_for;
         self.stuck = false;
+        self.ending = None;
         self.forget();
     }
 
@@ -123,7 +127,10 @@ impl Actor {
             }
             return sent;
         };
-        if !self.has_open(|event| matches!(event, Event::Heartbeat { .. })) {
+        if !self.has_open(|event| matches!(event, Event::Heartbeat { .. } | Event::Ending { .. })) {
+            if self.ending.is_some() {
+                sent.push(self.ask(tick, Event::Ending { worker }));
+            }
             sent.push(self.ask(tick, Event::Heartbeat { worker, activity: "works".into() }));
         }
         if self.stuck || rng.random_bool(0.3) {
@@ -238,7 +245,7 @@ impl Actor {
             _ => false,
         };
         if self.has_open(|event| match event {
-            Event::Heartbeat { .. } => false,
+            Event::Heartbeat { .. } | Event::Ending { .. } => false,
             Event::CompleteTask { result, .. } => !is_beside(result),
             _ => true,
         }) {
@@ -326,7 +333,7 @@ impl Actor {
             Ok(Reply::Registered(id)) => self.id = Some(id),
             Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
             Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
-            Ok(Reply::Directive(Directive::Leave | Directive::Restart)) => return true,
+            Ok(Reply::Directive(Directive::Leave | Directive::LeaveForNow | Directive::Restart)) => return true,
             Ok(Reply::Groups(groups)) => {
                 let newest = groups.iter().map(|grant| grant.policy_step).max();
                 self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));

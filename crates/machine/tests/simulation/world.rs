@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pacs_machine::{
-    Command, Contrast, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot, Staleness,
-    StopMode, UniformGroups,
+    Command, Contrast, Directive, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot,
+    Staleness, StopMode, UniformGroups,
 };
 use pacs_order::{Curriculum, DrawPlan, SetShare};
 use pacs_types::{GroupId, Role, SampleId};
@@ -169,13 +169,21 @@ impl World {
         if actor.process != caller.process || actor.dead_for > 0 {
             return;
         }
+        if actor.ending.is_some() && answer == Ok(Reply::Directive(Directive::LeaveForNow)) {
+            self.reference.count("left_before_their_grace_was_over");
+        }
         if actor.hear(caller.request, answer, &mut self.rng) {
-            let worker = actor.id();
-            let dead_for = self.rng.random_range(5..40);
-            self.actors[caller.actor].die(dead_for);
-            if let Some(worker) = worker {
-                self.goodbye(worker, None);
-            }
+            self.end(caller.actor);
+        }
+    }
+
+    /// A process ends in order, and another one is started.
+    fn end(&mut self, index: usize) {
+        let worker = self.actors[index].id();
+        let dead_for = self.rng.random_range(5..40);
+        self.actors[index].die(dead_for);
+        if let Some(worker) = worker {
+            self.goodbye(worker, None);
         }
     }
 
@@ -200,6 +208,19 @@ impl World {
             if self.tick < FAULTY_TICKS && self.more.random_bool(0.0005) {
                 self.reference.count("stuck_workers");
                 self.actors[index].stuck = true;
+            }
+            match &mut self.actors[index].ending {
+                Some(0) => {
+                    self.reference.count("graces_that_were_over");
+                    self.end(index);
+                    continue;
+                }
+                Some(left) => *left -= 1,
+                None if self.tick < FAULTY_TICKS && self.more.random_bool(0.001) => {
+                    self.reference.count("ending_workers");
+                    self.actors[index].ending = Some(self.more.random_range(5..80));
+                }
+                None => {}
             }
             let sent = self.actors[index].act(self.tick, &mut self.rng, &self.temper);
             for (request, event) in sent {
@@ -367,8 +388,12 @@ impl World {
             3 => Command::Checkpoint,
             4 => {
                 let workers: Vec<_> = self.actors.iter().filter(|actor| actor.role != Role::Learner).collect();
-                let worker = workers.choose(&mut self.rng).expect("there are workers").name.clone();
+                let mut worker = workers.choose(&mut self.rng).expect("there are workers").name.clone();
                 self.reference.count("drains");
+                let learners: Vec<_> = self.actors.iter().filter(|actor| actor.role == Role::Learner).collect();
+                if let Some(learner) = learners.choose(&mut self.more).filter(|_| self.more.random_bool(0.3)) {
+                    worker = learner.name.clone();
+                }
                 Command::Drain { worker }
             }
             5 => {
