@@ -408,7 +408,8 @@ pub struct BatchSpec {
     /// 100,000,000.
     pub micro_batch_tokens: u32,
     /// Whose log-probs of the sampled tokens are those of the old policy: the `learner`'s (default), computed before the
-    /// first update of a step, or the `rollout` engine's, which were recorded when the tokens were drawn and cost no pass.
+    /// first update of a step, or the `rollout` engine's, which were recorded when the tokens were drawn, by the version that
+    /// drew them where rollouts run ahead (`asynchrony.max_lag`), and cost no pass.
     /// `rollout` needs an objective that compares with the policy of the step's beginning.
     pub old_logprobs: OldLogprobs,
 }
