@@ -7,19 +7,19 @@ use anyhow::{Context, Result, ensure};
 use pacs_tests::program;
 use serde_json::{Value, json};
 
-/// What a measurement of `pacs-worker bench` prints of a model of 40 million parameters with random weights.
+/// What a measurement of `pacs-worker bench` prints of a model of 50 million parameters with random weights.
 fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let config = json!({
-        "model_type": "llama", "vocab_size": 16384, "hidden_size": 448, "intermediate_size": 1280,
-        "num_hidden_layers": 12, "num_attention_heads": 7, "num_key_value_heads": 7, "rms_norm_eps": 1e-5,
+        "model_type": "llama", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536,
+        "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 2048, "rope_theta": 10000.0, "eos_token_id": 7, "tie_word_embeddings": true
     });
     fs::write(folder.path().join("config.json"), config.to_string())?;
     let output = Command::new(program("pacs-worker")?)
         .args(["bench", name, "--random-weights", "--precision", "float32", "--steps", "1", "--model"])
         .arg(folder.path())
-        .args(["--prompt-tokens", "48", "--answer-tokens", "112"])
+        .args(["--prompt-tokens", "64", "--answer-tokens", "160"])
         .args(options)
         .output()
         .context("start pacs-worker")?;
@@ -68,7 +68,7 @@ fn used_with_limit(limit: &str, options: &[&str], kept_layers: &[&str]) -> Resul
 
 #[test]
 fn the_plan_is_confirmed_within_ten_percent() -> Result<()> {
-    let share = used_with_limit("1.2", &[], &["memory_kept_layers"])?;
+    let share = used_with_limit("1.5", &[], &["memory_kept_layers"])?;
     assert!(share < 0.9, "recomputation saves nothing: {share}");
     Ok(())
 }
@@ -76,7 +76,7 @@ fn the_plan_is_confirmed_within_ten_percent() -> Result<()> {
 #[test]
 fn the_plan_holds_the_value_model_and_divides_what_is_kept_of_both() -> Result<()> {
     let both = ["memory_kept_layers", "memory_value_model_kept_layers"];
-    let share = used_with_limit("1.8", &["--objective", "ppo"], &both)?;
+    let share = used_with_limit("2.2", &["--objective", "ppo"], &both)?;
     assert!(share < 0.95, "recomputation saves nothing: {share}");
     Ok(())
 }
