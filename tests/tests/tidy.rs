@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use pacs_tests::root;
 
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["types", "algo", "text", "shape"],
-    &["verify", "protocol", "torch", "collective", "order", "spec"],
+    &["verify", "protocol", "collective", "order", "spec"],
+    &["torch"],
     &["runtime", "data", "machine", "model"],
     &["coordinator", "rollout", "learner", "verifier"],
     &["cli", "worker", "xtask"],

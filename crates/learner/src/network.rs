@@ -315,8 +315,8 @@ impl Network {
                 Some(shard) => {
                     let length = divided.room / self.division.parts();
                     let mine = part(shard, divided.offset / self.division.parts(), length);
-                    let room = Tensor::zeros([divided.room as i64], (kind, Device::Cpu));
-                    Exchange::AllGather { buffer: room.shallow_clone(), part: Some(mine) }.make(collective)?;
+                    let room = Tensor::zeros([divided.room as i64], (kind, shard.device()));
+                    Exchange::AllGather { buffer: room.shallow_clone(), part: Some(mine) }.make_now(collective)?;
                     part(&room, 0, divided.numel)
                 }
             };

@@ -10,6 +10,7 @@ use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_runtime::available_bytes;
 use pacs_spec::{JobSpec, Precision};
+use pacs_torch::LendError;
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{device_memory, multiplies_bf16, release_memory};
 use pacs_types::Generation;
@@ -301,9 +302,14 @@ fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
 /// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.
 fn fail(error: &TrainError) -> v1::TaskFailure {
     match error {
-        TrainError::Collective(_) | TrainError::ExchangesEnded | TrainError::Overdue { .. } => transient(error),
-        TrainError::Objective(_) | TrainError::Model(_) | TrainError::View(_) | TrainError::TooManyExchanges { .. } => {
-            permanent(error)
-        }
+        TrainError::Collective(_)
+        | TrainError::ExchangesEnded
+        | TrainError::Overdue { .. }
+        | TrainError::Lend(LendError::Device(_)) => transient(error),
+        TrainError::Objective(_)
+        | TrainError::Model(_)
+        | TrainError::View(_)
+        | TrainError::Lend(_)
+        | TrainError::TooManyExchanges { .. } => permanent(error),
     }
 }

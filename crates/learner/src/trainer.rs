@@ -10,8 +10,8 @@ use pacs_collective::{Collective, CollectiveError, Operation};
 use pacs_model::{ModelConfig, ModelError, Parameters};
 use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
-use pacs_torch::ViewError;
 use pacs_torch::tch::{Device, Kind};
+use pacs_torch::{LendError, ViewError};
 
 use crate::batch::TrainBatch;
 use crate::critic::Critic;
@@ -66,6 +66,9 @@ pub enum TrainError {
     /// A buffer is not where it should be.
     #[error(transparent)]
     View(#[from] ViewError),
+    /// A buffer cannot be exchanged from where it is.
+    #[error(transparent)]
+    Lend(#[from] LendError),
 }
 
 /// What a training step did.

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use pacs_collective::{AbortHandle, Collective, Limits, Operation};
+use pacs_collective::{AbortHandle, Collective, CudaDevice, Limits, Operation};
 use pacs_torch::tch::{Device, Tensor};
-use pacs_torch::{bytes, bytes_mut, f32_mut, f32_ref};
+use pacs_torch::{LendError, Lent, bytes, bytes_mut, f32_mut, f32_ref, lend};
 
 use crate::trainer::TrainError;
 
@@ -57,6 +57,9 @@ pub(crate) struct Wire<'scope> {
     grace: Duration,
     abort: AbortHandle,
     rank: usize,
+    ranks: usize,
+    /// Whose memory is exchanged without a detour by the host's.
+    device: Option<CudaDevice>,
     /// How long everything that was asked for may take by the communicator's limits, one behind the other.
     asked: Cell<Duration>,
     /// As much of it as is known to be made, and since when.
@@ -64,7 +67,7 @@ pub(crate) struct Wire<'scope> {
     waited: Duration,
 }
 
-type Request = (Exchange, SyncSender<Outcome>);
+type Request = (Exchange, Option<Lent>, SyncSender<Outcome>);
 
 /// An exchange that was asked for.
 #[derive(Debug)]
@@ -78,10 +81,11 @@ pub(crate) struct Pending {
 }
 
 /// Why an exchange was not taken on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Refused {
     QueueFull,
     Ended,
+    NotLent(LendError),
 }
 
 impl<'scope> Wire<'scope> {
@@ -98,13 +102,14 @@ impl<'scope> Wire<'scope> {
         let (requests, inbox) = sync_channel::<Request>(QUEUE);
         let (running, ended) = sync_channel::<()>(0);
         let (limits, abort, rank) = (collective.limits(), collective.abort_handle(), collective.rank());
+        let (ranks, device) = (collective.world_size(), collective.device().cloned());
         let thread = scope.spawn(move || {
             let _running = running;
             let mut traffic = Traffic::default();
-            while let Ok((exchange, reply)) = inbox.recv() {
+            while let Ok((exchange, lent, reply)) = inbox.recv() {
                 let started = Instant::now();
                 traffic.bytes += exchange.bytes();
-                let outcome = exchange.make(collective);
+                let outcome = exchange.make(lent.as_ref(), collective);
                 traffic.busy += started.elapsed();
                 // Nobody waits any more when an earlier exchange has failed.
                 let _ = reply.send(outcome);
@@ -112,7 +117,7 @@ impl<'scope> Wire<'scope> {
             traffic
         });
         let (asked, made, waited) = (Cell::default(), (Duration::ZERO, Instant::now()), Duration::ZERO);
-        Self { requests: Some(requests), thread, ended, limits, grace, abort, rank, asked, made, waited }
+        Self { requests: Some(requests), thread, ended, limits, grace, abort, rank, ranks, device, asked, made, waited }
     }
 
     /// Asks for an exchange.
@@ -121,14 +126,17 @@ impl<'scope> Wire<'scope> {
         let through = self.asked.get() + self.limits.of(operation, usize::try_from(bytes).unwrap_or(usize::MAX));
         let (reply, outcome) = sync_channel(1);
         let requests = self.requests.as_ref().expect("the wire is open until it is closed");
-        let outcome = match requests.try_send((exchange, reply)) {
-            Ok(()) => {
-                self.asked.set(through);
-                Ok(outcome)
-            }
-            Err(TrySendError::Full(_)) => Err(Refused::QueueFull),
-            Err(TrySendError::Disconnected(_)) => Err(Refused::Ended),
-        };
+        let lent = self.device.as_ref().map_or(Ok(None), |device| exchange.lend(device, self.rank, self.ranks));
+        let sent = lent.map_err(Refused::NotLent).and_then(|lent| {
+            requests.try_send((exchange, lent, reply)).map_err(|error| match error {
+                TrySendError::Full(_) => Refused::QueueFull,
+                TrySendError::Disconnected(_) => Refused::Ended,
+            })
+        });
+        let outcome = sent.map(|()| {
+            self.asked.set(through);
+            outcome
+        });
         Pending { outcome, operation, bytes, asked_at: Instant::now(), through }
     }
 
@@ -141,6 +149,7 @@ impl<'scope> Wire<'scope> {
             Ok(outcome) => outcome,
             Err(Refused::QueueFull) => return Err(TrainError::TooManyExchanges { most: QUEUE, operation }),
             Err(Refused::Ended) => return Err(TrainError::ExchangesEnded),
+            Err(Refused::NotLent(error)) => return Err(error.into()),
         };
         let outcome =
             outcome.recv_timeout(due.saturating_duration_since(started)).unwrap_or_else(|error| match error {
@@ -201,17 +210,53 @@ impl Exchange {
         }
     }
 
-    /// Makes it, on the thread that calls. Plain loops over slices: that of a step must not wake the threads that libtorch
+    /// Lends its buffer to the device's operations, if it is there, with what is computed of it so far.
+    fn lend(&self, device: &CudaDevice, rank: usize, ranks: usize) -> Result<Option<Lent>, LendError> {
+        match self {
+            Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } => lend(buffer, device),
+            Self::AllGather { buffer, part } => {
+                if let Some(part) = part {
+                    part_of(buffer, rank, ranks).copy_(part);
+                }
+                lend(buffer, device)
+            }
+            Self::Numbers(_) => Ok(None),
+        }
+    }
+
+    /// Makes it at once.
+    pub(crate) fn make_now(self, collective: &mut dyn Collective) -> Outcome {
+        let (rank, ranks) = (collective.rank(), collective.world_size());
+        let lent = collective.device().map_or(Ok(None), |device| self.lend(device, rank, ranks))?;
+        self.make(lent.as_ref(), collective)
+    }
+
+    /// Makes it, on the thread that calls: on the device, where its buffer is lent to that.
+    fn make(self, lent: Option<&Lent>, collective: &mut dyn Collective) -> Outcome {
+        let Some(lent) = lent else { return self.make_on_host(collective) };
+        match self {
+            Self::AllReduce(_) => collective.all_reduce_sum_device(lent.buffer())?,
+            Self::ReduceScatter { buffer, sum } => {
+                collective.reduce_scatter_sum_device(lent.buffer())?;
+                if let Some(mut sum) = sum {
+                    let _ = sum.g_add_(&part_of(&buffer, collective.rank(), collective.world_size()));
+                }
+            }
+            // This rank's part was put there when it was lent.
+            Self::AllGather { .. } => collective.all_gather_device(lent.buffer())?,
+            Self::Numbers(numbers) => return Ok(collective.all_gather_f64(&numbers)?),
+        }
+        Ok(Vec::new())
+    }
+
+    /// Plain loops over slices: that of a step must not wake the threads that libtorch
     /// computes with.
-    pub(crate) fn make(self, collective: &mut dyn Collective) -> Outcome {
+    fn make_on_host(self, collective: &mut dyn Collective) -> Outcome {
         match self {
             Self::AllReduce(buffer) => on_host(buffer, |host| Ok(collective.all_reduce_sum(f32_mut(host)?)?))?,
             Self::ReduceScatter { buffer, sum } => {
                 let (rank, ranks) = (collective.rank(), collective.world_size());
-                let part = |whole: &Tensor| {
-                    let length = whole.numel() as i64 / ranks as i64;
-                    whole.narrow(0, rank as i64 * length, length)
-                };
+                let part = |whole: &Tensor| part_of(whole, rank, ranks);
                 on_host(buffer, |host| {
                     collective.reduce_scatter_sum(f32_mut(host)?)?;
                     let Some(sum) = sum else { return Ok(()) };
@@ -243,6 +288,12 @@ impl Exchange {
         }
         Ok(Vec::new())
     }
+}
+
+/// One rank's part of a buffer.
+fn part_of(whole: &Tensor, rank: usize, ranks: usize) -> Tensor {
+    let length = whole.numel() as i64 / ranks as i64;
+    whole.narrow(0, rank as i64 * length, length)
 }
 
 /// Works on a buffer in host memory, or on a copy there that is written back.

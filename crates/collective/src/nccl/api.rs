@@ -8,6 +8,8 @@ use thiserror::Error;
 /// `communicator` own them and see to it. Methods may be called from any thread.
 pub(crate) trait Api: fmt::Debug + Send + Sync {
     fn versions(&self) -> Result<Versions, DeviceError>;
+    /// Which of the visible devices it is; none when its memory is this process's own.
+    fn index(&self) -> Option<usize>;
 
     fn create_stream(&self) -> Result<Stream, DeviceError>;
     fn destroy_stream(&self, stream: Stream);
@@ -138,6 +140,12 @@ pub enum DeviceError {
     OldNccl {
         /// What is missing.
         symbol: &'static str,
+    },
+    /// There is nothing behind the device that could do it.
+    #[error("{what} has no such operation")]
+    Unsupported {
+        /// What kind of device.
+        what: &'static str,
     },
     /// A call failed.
     #[error("{call}: {message}")]

@@ -2,6 +2,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::api::{Api, DeviceError, Event, Pointer, Stream, Versions};
+use super::emulated::HostMemory;
 use super::library;
 
 /// One CUDA device of this process, and NCCL for it.
@@ -29,6 +30,18 @@ impl CudaDevice {
     /// When a library does not answer.
     pub fn versions(&self) -> Result<Versions, DeviceError> {
         self.api.versions()
+    }
+
+    /// A device whose memory is this process's own: for what is above the `_device` operations, where there is no GPU.
+    #[must_use]
+    pub fn emulated() -> Self {
+        Self { api: Arc::new(HostMemory::default()) }
+    }
+
+    /// Which of the visible devices it is; none when it is emulated, and its memory this process's own.
+    #[must_use]
+    pub fn index(&self) -> Option<usize> {
+        self.api.index()
     }
 
     /// Memory that somebody else owns, in the state that `stream` will leave it in after all work that it holds now.

@@ -78,6 +78,10 @@ impl Api for Fake {
         Ok(self.versions)
     }
 
+    fn index(&self) -> Option<usize> {
+        None
+    }
+
     fn create_stream(&self) -> Result<Stream, DeviceError> {
         Ok(Stream(self.make()))
     }

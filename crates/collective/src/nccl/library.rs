@@ -145,6 +145,8 @@ fn symbol<F: Copy>(library: &'static SharedLibrary, name: &'static str) -> Resul
 #[derive(Debug)]
 pub(crate) struct Library {
     nccl: &'static Nccl,
+    /// Which of the visible devices.
+    index: usize,
     device: cuda::CUdevice,
     context: Context,
 }
@@ -177,7 +179,7 @@ impl Library {
             check("cuDeviceGet", cuda::cuDeviceGet(&mut device, ordinal))?;
             check("cuDevicePrimaryCtxRetain", cuda::cuDevicePrimaryCtxRetain(&mut context, device))?;
         }
-        Ok(Self { nccl, device, context: Context(context) })
+        Ok(Self { nccl, index, device, context: Context(context) })
     }
 
     /// Makes the device's context that of the calling thread.
@@ -217,6 +219,10 @@ impl Api for Library {
         // SAFETY: see above.
         check("cuDriverGetVersion", unsafe { cuda::cuDriverGetVersion(&mut cuda) })?;
         Ok(Versions { nccl, cuda })
+    }
+
+    fn index(&self) -> Option<usize> {
+        Some(self.index)
     }
 
     fn create_stream(&self) -> Result<Stream, DeviceError> {

@@ -9,6 +9,7 @@
 mod api;
 mod communicator;
 mod device;
+mod emulated;
 #[cfg(test)]
 mod fake;
 mod library;
@@ -18,3 +19,4 @@ mod tests;
 pub use api::{DeviceError, Versions};
 pub use communicator::NcclCollective;
 pub use device::{CudaDevice, DeviceBuffer, DeviceMemory};
+pub use emulated::EmulatedCollective;

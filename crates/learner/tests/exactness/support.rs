@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_algo::{LabelWeights, Objective, PacsConfig, RewardMethod, ScoreEstimator, balance};
-use pacs_collective::{GroupConfig, HostCollective, HostListener};
+use pacs_collective::{Collective, GroupConfig, HostCollective, HostListener};
 use pacs_learner::{IndexEntry, SequenceTokens, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::{Division, Sharding};
 use pacs_spec::{OldLogprobs, OptimizerSpec};
@@ -102,14 +102,19 @@ pub(crate) fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBa
 }
 
 /// Runs every rank of a world on a thread of its own; returns what they return, by rank.
-pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut HostCollective) -> T + Sync) -> Vec<T> {
+pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut dyn Collective) -> T + Sync) -> Vec<T> {
+    on_rings(ranks, |rank, mut ring| run(rank, &mut ring))
+}
+
+/// The same, and hands each rank its ring.
+pub(crate) fn on_rings<T: Send>(ranks: usize, run: impl Fn(usize, HostCollective) -> T + Sync) -> Vec<T> {
     let listeners: Vec<_> =
         (0..ranks).map(|_| Arc::new(HostListener::bind("127.0.0.1:0").expect("a free port"))).collect();
     let addresses: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
     let rank = |(rank, listener): (usize, Arc<HostListener>)| {
         let (addresses, timeout) = (addresses.clone(), Duration::from_secs(60));
         let config = GroupConfig { job: "test".into(), generation: Generation(1), rank, addresses, timeout };
-        run(rank, &mut HostCollective::connect(&listener, config).expect("all ranks are there"))
+        run(rank, HostCollective::connect(&listener, config).expect("all ranks are there"))
     };
     std::thread::scope(|scope| {
         let rank = &rank;
@@ -120,7 +125,7 @@ pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut HostColle
 }
 
 /// A copy of all weights.
-pub(crate) fn weights(trainer: &mut Trainer, collective: &mut HostCollective) -> Tensor {
+pub(crate) fn weights(trainer: &mut Trainer, collective: &mut dyn Collective) -> Tensor {
     trainer.weights(collective, true).expect("all ranks are there").expect("they are wanted").flat.copy()
 }
 
