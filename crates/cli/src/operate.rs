@@ -32,7 +32,7 @@ Examples:
 A worker that holds a group finishes it first. A learner leaves when its step is saved, if resources.min_learners others
 stay.")]
 pub(crate) struct DrainWorker {
-    /// Name of the rollout worker or verifier, as `pacs status` shows it.
+    /// Name of the worker, as `pacs status` shows it.
     pub(crate) worker: String,
     /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
     pub(crate) target: Option<String>,

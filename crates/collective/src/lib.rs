@@ -21,7 +21,7 @@ pub use abort::AbortHandle;
 pub use collective::Collective;
 pub use error::{CollectiveError, ErrorKind, ListenError, Operation};
 pub use host::{CredentialSource, Credentials, GroupConfig, HostCollective, HostListener, Meeting, meet};
-pub use nccl::{CudaDevice, DeviceBuffer, DeviceError, DeviceMemory, EmulatedCollective, NcclCollective, Versions};
+pub use nccl::{CudaDevice, DeviceBuffer, DeviceError, DeviceMemory, NcclCollective, Versions};
 pub use timeout::{DEVICE_BANDWIDTH_FLOOR, HOST_BANDWIDTH_FLOOR, Limits};
 
 #[cfg(target_endian = "big")]

@@ -211,14 +211,6 @@ mod tests {
         assert_eq!(order.kind, TaskKind::Save { step: 2, model: false, background: false });
     }
 
-    /// What the coordinator tells a learner with its next heartbeat.
-    fn told(run: &mut Run, worker: pacs_types::WorkerId) -> Directive {
-        match run.call(Event::Heartbeat { worker, activity: String::new() }) {
-            Ok(Reply::Directive(directive)) => directive,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
     fn a_rank_that_is_to_end_leaves_after_its_step_is_saved_and_nothing_is_lost() {
         let options = Options { learners: 2, min_learners: 1, total_steps: 8, ..options() };
@@ -229,7 +221,7 @@ mod tests {
         let worker = run.learners[1];
         for _ in 0..2 {
             run.step(Event::Ending { worker });
-            assert_eq!(told(&mut run, worker), Directive::Continue, "its state is not saved");
+            assert_eq!(run.told(worker), Directive::Continue, "its state is not saved");
         }
         run.train();
         assert_eq!(run.machine.status(run.now).phase, "saving");
@@ -241,7 +233,7 @@ mod tests {
         for worker in run.learners.clone() {
             assert_eq!(run.call(Event::JoinGeneration { worker }), Ok(Reply::Joined(None)));
         }
-        assert_eq!(told(&mut run, worker), Directive::LeaveForNow);
+        assert_eq!(run.told(worker), Directive::LeaveForNow);
         run.step(Event::Leave { worker, error: None });
         run.learners[1] = run.register(Role::Learner, "learner-1").0;
         run.step(Event::JoinGeneration { worker: run.learners[1] });

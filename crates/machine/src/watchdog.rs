@@ -99,7 +99,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::verbs::testing::*;
-    use crate::{Command, Directive, Effect, End, Event, Options, Reply};
+    use crate::{Command, Directive, Effect, End, Event, Options};
     use pacs_types::Outcome;
 
     fn watched() -> Options {
@@ -124,13 +124,6 @@ mod tests {
             .collect()
     }
 
-    fn told(run: &mut Run, worker: pacs_types::WorkerId) -> Directive {
-        match run.call(Event::Heartbeat { worker, activity: String::new() }) {
-            Ok(Reply::Directive(directive)) => directive,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
     fn work_is_issued_again_then_its_holder_is_started_again_then_the_run_ends_with_a_sentence() {
         let mut run = Run::sampling(watched());
@@ -146,10 +139,10 @@ mod tests {
         let stuck = run.rollout;
         let effects = live(&mut run, 31);
         assert!(notes(&effects)[0].contains("(try 2 of 3)") && notes(&effects)[0].contains("held by rollout-0"));
-        assert_eq!(told(&mut run, stuck), Directive::Restart);
+        assert_eq!(run.told(stuck), Directive::Restart);
         // The rest have nothing to do, and nobody asks them to go.
         let verifier = run.verifier;
-        assert_eq!(told(&mut run, verifier), Directive::Continue);
+        assert_eq!(run.told(verifier), Directive::Continue);
 
         live(&mut run, 31);
         let effects = live(&mut run, 31);
@@ -179,8 +172,8 @@ mod tests {
         run.generate_all();
         live(&mut run, 62);
         let (verifier, rollout) = (run.verifier, run.rollout);
-        assert_eq!(told(&mut run, verifier), Directive::Restart);
-        assert_eq!(told(&mut run, rollout), Directive::Continue);
+        assert_eq!(run.told(verifier), Directive::Restart);
+        assert_eq!(run.told(rollout), Directive::Continue);
     }
 
     #[test]
@@ -189,7 +182,7 @@ mod tests {
         let learner = run.register(pacs_types::Role::Learner, "learner-0").0;
         run.learners = vec![learner];
         live(&mut run, 31);
-        assert_eq!(told(&mut run, learner), Directive::Restart);
+        assert_eq!(run.told(learner), Directive::Restart);
     }
 
     #[test]
@@ -211,7 +204,7 @@ mod tests {
         assert_eq!(notes(&live(&mut run, 49)), [""; 0], "the clock of tasks is another one");
         let effects = live(&mut run, 2);
         assert!(notes(&effects)[0].contains("waits for learner learner-0 to load their state"), "{effects:?}");
-        assert_eq!((told(&mut run, learner), run.machine.status(run.now).phase), (Directive::Restart, "assembling"));
+        assert_eq!((run.told(learner), run.machine.status(run.now).phase), (Directive::Restart, "assembling"));
     }
 
     #[test]

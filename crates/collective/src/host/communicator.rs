@@ -1,11 +1,14 @@
 use std::time::{Duration, Instant};
 
+use bytemuck::cast_slice_mut;
+
 use super::group::GroupConfig;
 use super::join::join;
 use super::link::{Call, FREE_LENGTH_LIMIT};
 use super::listener::HostListener;
 use super::ring::Ring;
 use crate::error::Fault;
+use crate::nccl::with_bytes;
 use crate::{
     AbortHandle, Collective, CollectiveError, CudaDevice, DeviceBuffer, ErrorKind, HOST_BANDWIDTH_FLOOR, Limits,
     Operation,
@@ -21,6 +24,8 @@ pub struct HostCollective {
     ring: Option<Ring>,
     abort: AbortHandle,
     calls: u64,
+    /// A device that is none, and the operations on its memory so far.
+    emulated: Option<(CudaDevice, usize)>,
 }
 
 impl HostCollective {
@@ -34,6 +39,7 @@ impl HostCollective {
             ring: None,
             abort: AbortHandle::new(),
             calls: 0,
+            emulated: None,
         }
     }
 
@@ -61,13 +67,27 @@ impl HostCollective {
         abort: AbortHandle,
     ) -> Result<Self, CollectiveError> {
         let (rank, world_size, timeout) = (group.rank, group.world_size(), group.timeout);
-        let mut communicator = Self { rank, world_size, timeout, ring: None, abort, calls: 0 };
+        let mut communicator = Self { rank, world_size, timeout, ring: None, abort, calls: 0, emulated: None };
         let deadline = Instant::now() + timeout;
         if let Err(fault) = communicator.enter(listener, &group, deadline) {
             return Err(communicator.fail(Operation::Connect, fault));
         }
         tracing::debug!(rank, world_size, generation = %group.generation, "joined the ring");
         Ok(communicator)
+    }
+
+    /// Has a device whose memory is this process's own, and makes the operations on it over the ring: so the paths of
+    /// learners on GPUs run, and are tested, where there is no GPU.
+    #[must_use]
+    pub fn with_emulated_device(mut self) -> Self {
+        self.emulated = Some((CudaDevice::emulated(), 0));
+        self
+    }
+
+    /// Operations on the memory of an emulated device so far.
+    #[must_use]
+    pub fn emulated_operations(&self) -> usize {
+        self.emulated.as_ref().map_or(0, |(_, operations)| *operations)
     }
 
     /// How long an operation may take, the time of its bytes apart.
@@ -137,9 +157,21 @@ impl HostCollective {
         Err(self.fail(Operation::Broadcast, Fault::own(kind)))
     }
 
-    fn no_device_memory(&self, operation: Operation) -> CollectiveError {
+    /// Makes an operation on the memory of an emulated device; there is no other here.
+    fn on_device(
+        &mut self,
+        operation: Operation,
+        data: &DeviceBuffer,
+        run: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        if let Some((_, operations)) = &mut self.emulated {
+            *operations += 1;
+            if let Some(result) = with_bytes(data, |bytes| run(self, bytes)) {
+                return result;
+            }
+        }
         let problem = "the `host` backend cannot reach the memory of a device; copy it to the host, or use `nccl`";
-        self.fail(operation, Fault::own(ErrorKind::Invalid(problem.to_owned())))
+        Err(self.fail(operation, Fault::own(ErrorKind::Invalid(problem.to_owned()))))
     }
 
     /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
@@ -208,23 +240,23 @@ impl Collective for HostCollective {
     }
 
     fn device(&self) -> Option<&CudaDevice> {
-        None
+        self.emulated.as_ref().map(|(device, _)| device)
     }
 
-    fn all_reduce_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
-        Err(self.no_device_memory(Operation::AllReduceSum))
+    fn all_reduce_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.on_device(Operation::AllReduceSum, data, |host, bytes| host.all_reduce_sum(cast_slice_mut(bytes)))
     }
 
-    fn reduce_scatter_sum_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
-        Err(self.no_device_memory(Operation::ReduceScatterSum))
+    fn reduce_scatter_sum_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.on_device(Operation::ReduceScatterSum, data, |host, bytes| host.reduce_scatter_sum(cast_slice_mut(bytes)))
     }
 
-    fn all_gather_device(&mut self, _: &DeviceBuffer) -> Result<(), CollectiveError> {
-        Err(self.no_device_memory(Operation::AllGather))
+    fn all_gather_device(&mut self, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.on_device(Operation::AllGather, data, |host, bytes| host.all_gather(bytes))
     }
 
-    fn broadcast_device(&mut self, _: usize, _: &DeviceBuffer) -> Result<(), CollectiveError> {
-        Err(self.no_device_memory(Operation::Broadcast))
+    fn broadcast_device(&mut self, root: usize, data: &DeviceBuffer) -> Result<(), CollectiveError> {
+        self.on_device(Operation::Broadcast, data, |host, bytes| host.broadcast(root, bytes))
     }
 }
 

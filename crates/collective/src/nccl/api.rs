@@ -141,12 +141,9 @@ pub enum DeviceError {
         /// What is missing.
         symbol: &'static str,
     },
-    /// There is nothing behind the device that could do it.
-    #[error("{what} has no such operation")]
-    Unsupported {
-        /// What kind of device.
-        what: &'static str,
-    },
+    /// There is no device, and no NCCL, behind an emulated one.
+    #[error("an emulated device only lends memory")]
+    Emulated,
     /// A call failed.
     #[error("{call}: {message}")]
     Call {

@@ -32,9 +32,8 @@ impl CudaDevice {
         self.api.versions()
     }
 
-    /// A device whose memory is this process's own: for what is above the `_device` operations, where there is no GPU.
-    #[must_use]
-    pub fn emulated() -> Self {
+    /// A device whose memory is this process's own.
+    pub(crate) fn emulated() -> Self {
         Self { api: Arc::new(HostMemory::default()) }
     }
 
@@ -102,6 +101,11 @@ impl DeviceBuffer {
         let buffer = Self { api: Arc::clone(api), pointer, bytes, ready };
         api.record(ready, stream)?;
         Ok(buffer)
+    }
+
+    /// As [`CudaDevice::index`].
+    pub(crate) fn index(&self) -> Option<usize> {
+        self.api.index()
     }
 
     /// Its length in bytes.

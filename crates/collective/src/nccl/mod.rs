@@ -19,4 +19,4 @@ mod tests;
 pub use api::{DeviceError, Versions};
 pub use communicator::NcclCollective;
 pub use device::{CudaDevice, DeviceBuffer, DeviceMemory};
-pub use emulated::EmulatedCollective;
+pub(crate) use emulated::with_bytes;

@@ -4,7 +4,7 @@ use crate::support::{
     assert_close, descent, golden, on_ranks, on_rings, settings, share, trainer, weights, whole_batch,
 };
 use pacs_algo::{Clip, KlKind, KlPenalty, KlPlace, Objective, PolicyConfig, grpo, ppo};
-use pacs_collective::{EmulatedCollective, HostCollective};
+use pacs_collective::HostCollective;
 use pacs_learner::TrainerSettings;
 use pacs_shape::{Division, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
@@ -63,14 +63,14 @@ fn what_is_exchanged_in_the_memory_of_devices_is_what_goes_over_the_host() {
         for memory_bytes in [None, Some(0)] {
             let settings = TrainerSettings { micro_batch_tokens: 40, memory_bytes, ..divided(sharding, &descent()) };
             let emulated = on_rings(3, |rank, ring| {
-                let mut collective = EmulatedCollective::over(ring);
+                let mut collective = ring.with_emulated_device();
                 let division = Division { rank, ranks: 3, ..settings.division };
                 let mut trainer =
                     trainer(&golden("qwen3"), TrainerSettings { division, ..settings.clone() }, Kind::Float);
                 for step in 1..=2 {
                     trainer.train(&share(whole_batch(step, 2), rank, 3), &mut collective).expect("trains");
                 }
-                assert!(collective.operations() > 0, "nothing was exchanged in the memory of a device");
+                assert!(collective.emulated_operations() > 0, "nothing was exchanged in the memory of a device");
                 weights(&mut trainer, &mut collective)
             });
             let over_host = train("qwen3", 3, &settings);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Command, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode, TaskKind,
-    TaskOrder, TaskResult,
+    Command, Directive, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode,
+    TaskKind, TaskOrder, TaskResult,
 };
 
 pub(crate) struct Run {
@@ -40,6 +40,14 @@ pub(crate) fn trained(effects: &[Effect]) -> Option<(u64, Vec<GroupId>)> {
 }
 
 impl Run {
+    /// What a worker hears with its next heartbeat.
+    pub(crate) fn told(&mut self, worker: WorkerId) -> Directive {
+        match self.call(Event::Heartbeat { worker, activity: String::new() }) {
+            Ok(Reply::Directive(directive)) => directive,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Nobody is there.
     pub(crate) fn new(options: Options) -> Self {
         let now = Duration::from_secs(1000);
