@@ -323,9 +323,13 @@ fn open(
     notes.into_iter().for_each(|text| driver.note(text));
     if let Some(recovered) = recovered {
         driver.recover(recovered);
-        // A line that was written before its record was durable speaks of a step that never was.
+        // A line that was written before its record was durable speaks of what never was: a later step, or an
+        // evaluation that will be made again.
         let step = Some(driver.machine.position().step);
         truncate(&run_dir, [&metrics, &evaluations], driver.archive.as_ref(), step)?;
+        evaluations
+            .retain(|step| driver.machine.has_evaluated(step))
+            .map_err(StartError::file("truncate records in", &run_dir))?;
     }
     driver.begin();
     Ok(driver)

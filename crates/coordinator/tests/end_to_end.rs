@@ -198,6 +198,21 @@ async fn a_lost_learner_undoes_what_was_not_saved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_of_an_evaluation_that_was_lost_does_not_stay() {
+    let job = Job::new();
+    let coordinator = job.start(2, "").await.unwrap();
+    coordinator.request_stop();
+    assert_eq!(end_of(coordinator).await, RunEnd::Stopped { step: 0, checkpoint: None });
+    // What a coordinator leaves that is killed between the line and the record of the evaluation.
+    std::fs::write(job.run_dir().join("evaluations.jsonl"), "{\"step\": 0, \"pass_at_1\": 0.25}\n").unwrap();
+    let coordinator = job.start(2, "").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { step: 2, .. }));
+    fleet.join().await;
+    assert_eq!(job.steps_in("evaluations.jsonl"), [0, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_or_port_in_use_is_one_clear_error() {
     let (job, other) = (Job::new(), Job::new());
     let coordinator = job.start(1, "").await.unwrap();

@@ -219,6 +219,12 @@ impl Machine {
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
     }
 
+    /// Whether the evaluation after this step was made.
+    #[must_use]
+    pub fn has_evaluated(&self, step: u64) -> bool {
+        self.evaluated.contains(&step)
+    }
+
     /// The step in the making, its groups, and those that the learner does not get.
     #[must_use]
     pub fn training(&self) -> Option<(u64, Vec<GroupId>, Vec<GroupId>)> {

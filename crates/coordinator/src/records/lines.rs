@@ -37,13 +37,15 @@ impl Lines {
 
     /// Drops the lines of later steps, and what a crash has left half-written. `None` drops all.
     pub(crate) fn truncate(&self, last_step: Option<u64>) -> io::Result<()> {
-        let mut kept = Vec::new();
-        if let Some(last) = last_step {
-            kept = self.read()?.into_iter().filter(|(step, _)| *step <= last).collect();
-        }
+        self.retain(|step| last_step.is_some_and(|last| step <= last))
+    }
+
+    /// Drops the lines of all other steps, and what a crash has left half-written.
+    pub(crate) fn retain(&self, is_kept: impl Fn(u64) -> bool) -> io::Result<()> {
         if !self.path.exists() {
             return Ok(());
         }
+        let kept: Vec<_> = self.read()?.into_iter().filter(|(step, _)| is_kept(*step)).collect();
         write_atomically(&self.path, |file| {
             kept.iter().try_for_each(|(_, line)| file.write_all(line.as_bytes()).and_then(|()| file.write_all(b"\n")))
         })
@@ -96,6 +98,8 @@ mod tests {
         assert_eq!(lines.numbers("y").unwrap(), []);
         lines.truncate(Some(2)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1,\"x\":0.5}\n{\"step\":2,\"x\":0.5}\n");
+        lines.retain(|step| step == 2).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":2,\"x\":0.5}\n");
         lines.truncate(None).unwrap();
         assert_eq!(lines.steps().unwrap(), [0u64; 0]);
     }
