@@ -42,7 +42,7 @@ struct Planned {
 }
 
 impl Memory {
-    pub(crate) fn new(network: &Network, settings: &TrainerSettings, before: u64) -> Self {
+    pub(crate) fn new(network: &Network, settings: &TrainerSettings, before: u64, has_device_kernels: bool) -> Self {
         let (needs, on_host) = (settings.objective.needs(), network.device() == Device::Cpu);
         let setup = TrainingSetup {
             config: network.config.clone(),
@@ -57,7 +57,8 @@ impl Memory {
                 (true, false) => StateCopy::InHostMemory,
             },
             head_chunk: HEAD_CHUNK,
-            has_kernels: on_host,
+            has_kernels: on_host || has_device_kernels,
+            in_host_memory: on_host,
         };
         Self { setup, memory_bytes: settings.memory_bytes, before, largest: [None; 2], warned: false }
     }

@@ -127,6 +127,11 @@ impl Network {
         self.parameters.flat.device()
     }
 
+    /// Kind that everything but the training state is in.
+    pub(crate) fn compute_kind(&self) -> Kind {
+        self.parameters.flat.kind()
+    }
+
     /// What a forward under the weights of `source` computes with, and what must happen around its buckets.
     pub(crate) fn forward<'a, 'w>(&'a mut self, source: Source, wire: &'a mut Wire<'w>) -> (&'a Model, Around<'a, 'w>) {
         let (model, _, around) = self.around(source, None, wire);

@@ -2,7 +2,7 @@
 
 use pacs_spec::{OptimizerSpec, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{AdamW, ViewError, adamw, bf16_mut, dithered_bf16, f32_mut, f32_ref};
+use pacs_torch::{AdamW, DeviceKernels, ViewError, adamw, bf16_mut, device_kernels, dithered_bf16, f32_mut, f32_ref};
 
 use crate::segment::{Segment, part, zeros};
 
@@ -59,7 +59,9 @@ impl Optimizer {
             let (weights, gradient) = of(segment);
             let decays = segment.matrix || step.spec.weight_decay_on == WeightDecayOn::All;
             let weight_decay = if decays { step.spec.weight_decay } else { 0.0 };
-            if weights.device() == Device::Cpu {
+            if let Some(kernels) = device_kernels() {
+                self.update_on_device(&kernels, step, weight_decay, segment, weights, &gradient);
+            } else if weights.device() == Device::Cpu {
                 self.update_in_place(step, weight_decay, segment, weights, &gradient)?;
             } else {
                 no_grad(|| self.update_by_tensors(step, weight_decay, segment, &weights, &gradient));
@@ -76,16 +78,7 @@ impl Optimizer {
         mut weights: Tensor,
         gradient: &Tensor,
     ) -> Result<(), ViewError> {
-        let spec = step.spec;
-        let options = AdamW {
-            learning_rate: step.learning_rate as f32,
-            beta1: spec.beta1 as f32,
-            beta2: spec.beta2 as f32,
-            epsilon: spec.epsilon as f32,
-            weight_decay: weight_decay as f32,
-            update: self.updates,
-            grad_scale: step.grad_scale as f32,
-        };
+        let options = self.options(step, weight_decay);
         let own = |tensor: &Tensor| part(tensor, segment.shard, segment.len);
         let (mut moment1, mut moment2) = (own(&self.moment1), own(&self.moment2));
         let (moment1, moment2) = (f32_mut(&mut moment1)?, f32_mut(&mut moment2)?);
@@ -100,7 +93,42 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The same update by tensor operations, for devices whose memory the host cannot see.
+    /// The same update by a kernel, where the host cannot see the memory.
+    fn update_on_device(
+        &self,
+        kernels: &DeviceKernels,
+        step: &UpdateStep<'_>,
+        weight_decay: f64,
+        segment: &Segment,
+        mut weights: Tensor,
+        gradient: &Tensor,
+    ) {
+        let options = self.options(step, weight_decay);
+        let own = |tensor: &Tensor| part(tensor, segment.shard, segment.len);
+        let (mut moment1, mut moment2) = (own(&self.moment1), own(&self.moment2));
+        let moments = [&mut moment1, &mut moment2];
+        let updated = match &self.master {
+            Some(master) => {
+                kernels.adamw(&options, &mut own(master), moments, gradient, Some((&mut weights, segment.index)))
+            }
+            None => kernels.adamw(&options, &mut weights, moments, gradient, None),
+        };
+        updated.expect("a device that refuses a kernel computes nothing any more");
+    }
+
+    fn options(&self, step: &UpdateStep<'_>, weight_decay: f64) -> AdamW {
+        AdamW {
+            learning_rate: step.learning_rate as f32,
+            beta1: step.spec.beta1 as f32,
+            beta2: step.spec.beta2 as f32,
+            epsilon: step.spec.epsilon as f32,
+            weight_decay: weight_decay as f32,
+            update: self.updates,
+            grad_scale: step.grad_scale as f32,
+        }
+    }
+
+    /// The same update by tensor operations, for devices without kernels.
     fn update_by_tensors(
         &self,
         step: &UpdateStep<'_>,

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pacs_algo::{ObjectiveError, ObjectiveMetrics};
 use pacs_collective::{Collective, CollectiveError, Operation};
-use pacs_model::{ModelConfig, ModelError, Parameters};
+use pacs_model::{ModelConfig, ModelError, Parameters, kernel_shape, load_kernels};
 use pacs_shape::{Flops, Sharding};
 use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind};
-use pacs_torch::{LendError, ViewError};
+use pacs_torch::{DeviceKernels, LendError, ViewError, with_device_kernels};
 
 use crate::batch::TrainBatch;
 use crate::critic::Critic;
@@ -89,6 +90,8 @@ pub struct Trainer {
     /// The value model, for objectives that have one.
     pub(crate) critic: Option<Critic>,
     flops: Flops,
+    /// Those of a GPU.
+    kernels: Option<Arc<DeviceKernels>>,
     /// Steps done.
     pub(crate) step: u64,
 }
@@ -114,10 +117,28 @@ impl Trainer {
     }
 
     fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {
-        let memory = Memory::new(&network, &settings, before);
         let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings)));
         let flops = Flops::new(&network.config, network.config.vocab_size);
-        Self { settings, memory, network, critic, flops, step: 0 }
+        let kernels = load_kernels(&network.config, network.compute_kind(), network.device()).unwrap_or_else(|error| {
+            tracing::warn!("training is slow, without kernels of the GPU: {error}");
+            None
+        });
+        let memory = Memory::new(&network, &settings, before, kernels.is_some());
+        Self { settings, memory, network, critic, flops, kernels, step: 0 }
+    }
+
+    /// Computes with these kernels from now on. On a GPU the trainer has its own already; this is for kernels on another
+    /// machine.
+    ///
+    /// # Panics
+    /// When they were compiled for another model.
+    pub fn use_device_kernels(&mut self, kernels: Arc<DeviceKernels>) {
+        assert_eq!(
+            kernels.shape(),
+            kernel_shape(&self.network.config, self.network.compute_kind()),
+            "kernels of another model"
+        );
+        self.kernels = Some(kernels);
     }
 
     /// All weights, where they are `wanted`; every rank of `collective` has to call this.
@@ -140,6 +161,13 @@ impl Trainer {
     /// # Errors
     /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
+        match self.kernels.clone() {
+            Some(kernels) => with_device_kernels(&kernels, || self.train_with(batch, collective)),
+            None => self.train_with(batch, collective),
+        }
+    }
+
+    fn train_with(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let ranks = collective.world_size() as f64;
         let mut metrics = StepMetrics {

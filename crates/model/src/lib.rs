@@ -16,6 +16,7 @@ pub mod attention;
 mod checkpoint;
 mod error;
 pub mod import;
+mod kernels;
 mod layer;
 pub mod logprob;
 mod model;
@@ -29,6 +30,7 @@ mod value;
 
 pub use attention::Attention;
 pub use error::ModelError;
+pub use kernels::{kernel_shape, load_kernels};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
 pub use parameters::Parameters;

@@ -3,10 +3,11 @@
 // Legend: `T` tokens, `M` scored positions, `C` positions of one chunk, `D` width, `V` vocabulary.
 
 use pacs_torch::tch::{Kind, Tensor, no_grad};
-use pacs_torch::{accumulate, has_kernels, target_gradient};
+use pacs_torch::{accumulate, device_kernels, has_kernels, target_gradient};
 
 use crate::Model;
 use crate::layer::gradient_kind;
+use crate::ops::launched;
 
 /// Log-probability of each chosen token, and the entropy of the distribution it stands in.
 ///
@@ -27,8 +28,15 @@ pub fn answer_logprobs(
     for rows in rows.chunks(chunk.max(1)) {
         let (index, tokens): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
         let index = Tensor::from_slice(&index).to_device(model.device());
+        let mut logits = model.logits(&hidden.index_select(0, &index));
+        if let Some(kernels) = device_kernels() {
+            let scores = launched(kernels.target_scores(&mut logits, &tokens, None, temperature));
+            logprobs.push(scores.0);
+            entropies.push(scores.1);
+            continue;
+        }
         let tokens = Tensor::from_slice(&tokens).to_device(model.device());
-        let all = log_softmax(model, &model.logits(&hidden.index_select(0, &index)), temperature);
+        let all = log_softmax(model, &logits, temperature);
         logprobs.push(all.gather(1, &tokens.unsqueeze(1), false).squeeze_dim(1));
         entropies.push(entropy(&all, &all.exp()));
     }
@@ -89,25 +97,36 @@ pub fn head_backward(
     assert!(fits, "{m} rows need as many tokens and coefficients");
     no_grad(|| {
         let chunk = chunk.max(1);
-        let mut gradient = HeadGradient {
-            logprobs: Vec::with_capacity(targets.tokens.len()),
-            entropies: Vec::with_capacity(targets.tokens.len()),
-            by_hidden: hidden.zeros_like(),
-        };
+        let by_hidden = hidden.zeros_like();
+        let mut scores = Scores::default();
         let mut by_weight = model.head_slot(gradients);
         for start in (0..count).step_by(chunk) {
             let part = targets.part(start, chunk);
             let narrow = |x: &Tensor| x.narrow(0, start as i64, part.tokens.len() as i64);
             let hidden = narrow(hidden);
-            let by_logits = part.by_logits(model, &hidden, &mut gradient);
+            let by_logits = part.by_logits(model, &hidden, &mut scores);
             if part.coefficients.iter().chain(part.entropy_coefficients).any(|&coefficient| coefficient != 0.0) {
-                narrow(&gradient.by_hidden).copy_(&by_logits.matmul(model.head_weight()));
+                narrow(&by_hidden).copy_(&by_logits.matmul(model.head_weight()));
                 let product = by_logits.tr().matmul(&hidden);
                 accumulate(&mut by_weight, &product).expect("both are contiguous");
             }
         }
-        gradient
+        HeadGradient { logprobs: to_vec(&scores.logprobs), entropies: to_vec(&scores.entropies), by_hidden }
     })
+}
+
+/// What the chunks so far say of their tokens. They stay on the device, so that it is not waited for after every chunk.
+#[derive(Debug, Default)]
+struct Scores {
+    logprobs: Vec<Tensor>,
+    entropies: Vec<Tensor>,
+}
+
+impl Scores {
+    fn push(&mut self, logprobs: Tensor, entropies: Tensor) {
+        self.logprobs.push(logprobs);
+        self.entropies.push(entropies);
+    }
 }
 
 impl Targets<'_> {
@@ -120,29 +139,36 @@ impl Targets<'_> {
     }
 
     /// Gradient by the logits of one chunk, `[C, V]`; notes log-probabilities and entropies.
-    fn by_logits(self, model: &Model, hidden: &Tensor, gradient: &mut HeadGradient) -> Tensor {
+    fn by_logits(self, model: &Model, hidden: &Tensor, noted: &mut Scores) -> Tensor {
         let mut logits = model.logits(hidden);
-        if !has_kernels(&logits) {
-            return self.by_tensors(model, &logits, gradient);
-        }
-        // Written over the logits, row by row in the cache.
         let (by_logprob, by_entropy) = (self.coefficients, self.entropy_coefficients);
-        let scores = target_gradient(&mut logits, self.tokens, by_logprob, by_entropy, self.temperature)
-            .expect("logits are contiguous");
-        gradient.logprobs.extend(scores.iter().map(|score| score.logprob));
-        gradient.entropies.extend(scores.iter().map(|score| score.entropy));
-        logits
+        // Written over the logits, row by row in the cache.
+        if has_kernels(&logits) {
+            let scores = target_gradient(&mut logits, self.tokens, by_logprob, by_entropy, self.temperature)
+                .expect("logits are contiguous");
+            let (logprobs, entropies): (Vec<f32>, Vec<f32>) =
+                scores.iter().map(|score| (score.logprob, score.entropy)).unzip();
+            noted.push(Tensor::from_slice(&logprobs), Tensor::from_slice(&entropies));
+            return logits;
+        }
+        if let Some(kernels) = device_kernels() {
+            let slopes = Some((by_logprob, by_entropy));
+            let scores = launched(kernels.target_scores(&mut logits, self.tokens, slopes, self.temperature));
+            noted.push(scores.0, scores.1);
+            return logits;
+        }
+        self.by_tensors(model, &logits, noted)
     }
 
     /// The same by tensor operations, for every device and kind.
-    fn by_tensors(self, model: &Model, logits: &Tensor, gradient: &mut HeadGradient) -> Tensor {
+    fn by_tensors(self, model: &Model, logits: &Tensor, noted: &mut Scores) -> Tensor {
         let device = model.device();
         let tokens = Tensor::from_slice(self.tokens).to_device(device).unsqueeze(1);
         let all = log_softmax(model, logits, self.temperature);
-        gradient.logprobs.extend(to_vec(&all.gather(1, &tokens, false).squeeze_dim(1)));
+        let logprobs = all.gather(1, &tokens, false).squeeze_dim(1);
         let mut probabilities = all.exp();
         let entropies = entropy(&all, &probabilities);
-        gradient.entropies.extend(to_vec(&entropies));
+        noted.push(logprobs, entropies.shallow_clone());
         let column = |coefficients: &[f32]| {
             let column = Tensor::from_slice(coefficients).to_device(device).to_kind(probabilities.kind());
             column.unsqueeze(1) / self.temperature
@@ -179,6 +205,9 @@ fn entropy(logprobs: &Tensor, probabilities: &Tensor) -> Tensor {
     -probabilities.unsqueeze(1).bmm(&logprobs.unsqueeze(2)).flatten(0, -1)
 }
 
-fn to_vec(x: &Tensor) -> Vec<f32> {
-    Vec::try_from(x.to_kind(Kind::Float)).expect("a float32 vector")
+fn to_vec(parts: &[Tensor]) -> Vec<f32> {
+    if parts.is_empty() {
+        return Vec::new();
+    }
+    Vec::try_from(Tensor::cat(parts, 0).to_kind(Kind::Float)).expect("a float32 vector")
 }

@@ -1,5 +1,5 @@
-//! The small operations of a layer and their backward: fused kernels in host memory, those of a device where generation
-//! has put them in place, tensor operations elsewhere.
+//! The small operations of a layer and their backward: fused kernels in host memory, those of a device where its user has put
+//! them in place, tensor operations elsewhere.
 // Legend: `T` tokens, `D` width, `F` width of the feed-forward block, `H` head.
 
 use pacs_torch::tch::{Kind, Tensor};
@@ -11,7 +11,7 @@ fn fused<T>(result: Result<T, ViewError>) -> T {
 }
 
 /// States why a launch cannot be refused.
-fn launched<T>(result: Result<T, KernelError>) -> T {
+pub(crate) fn launched<T>(result: Result<T, KernelError>) -> T {
     result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
 }
 
@@ -53,6 +53,12 @@ pub(crate) fn rms_norm_backward(
         let (x, gradient) = (x.contiguous(), gradient.contiguous());
         return fused(pacs_torch::rms_norm_backward(&x, weight, epsilon, &gradient, past, weight_gradient));
     }
+    if let Some(kernels) = device_kernels() {
+        let (x, gradient) = (x.contiguous(), gradient.contiguous());
+        let (by_x, by_weight) = launched(kernels.rms_norm_backward(&x, weight, epsilon, &gradient, past));
+        fused(accumulate(weight_gradient, &by_weight));
+        return by_x;
+    }
     let kind = wide(x.kind());
     let (wide_x, slope) = (x.to_kind(kind), gradient.to_kind(kind));
     let scale = (wide_x.square().mean_dim(-1, true, kind) + epsilon).rsqrt();
@@ -83,6 +89,10 @@ pub(crate) fn silu_gate_backward(mut gate_up: Tensor, gradient: &Tensor) -> (Ten
         let activation = fused(pacs_torch::silu_gate_backward(&mut gate_up, gradient));
         return (gate_up, activation);
     }
+    if let Some(kernels) = device_kernels() {
+        let activation = launched(kernels.silu_gate_backward(&mut gate_up, gradient));
+        return (gate_up, activation);
+    }
     let kind = wide(gate_up.kind());
     let [gate, up] = halves(&gate_up).map(|half| half.to_kind(kind));
     let slope = gradient.to_kind(kind);
@@ -98,6 +108,10 @@ pub(crate) fn silu_gate_backward(mut gate_up: Tensor, gradient: &Tensor) -> (Ten
 pub(crate) fn rotate(mut x: Tensor, cos: &Tensor, sin: &Tensor, backwards: bool) -> Tensor {
     if has_kernels(&x) {
         fused(pacs_torch::rotate(&mut x, cos, sin, backwards));
+        return x;
+    }
+    if let Some(kernels) = device_kernels() {
+        launched(kernels.rotate(&mut x, (cos, sin), backwards));
         return x;
     }
     let (cos, sin) = (cos.to_kind(wide(x.kind())).unsqueeze(1), sin.to_kind(wide(x.kind())).unsqueeze(1));

@@ -8,6 +8,7 @@ use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::with_emulated_flash;
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
 /// Logits and log-probabilities; see the fixtures' README.
@@ -45,6 +46,12 @@ impl Golden {
     fn expected(&self, name: &str, sequence: usize) -> Tensor {
         self.expected[name].get(sequence as i64).narrow(0, 0, self.lengths[sequence])
     }
+}
+
+/// Checks with padded blocks, and with one call for all sequences.
+fn each_way(check: impl Fn()) {
+    check();
+    with_emulated_flash(check);
 }
 
 fn hidden(model: &Model, tokens: &Tensor) -> Tensor {
@@ -120,6 +127,10 @@ fn assert_gradients(golden: &Golden, gradient: &Parameters) {
 
 #[test]
 fn gradients_equal_the_reference() {
+    each_way(check_gradients);
+}
+
+fn check_gradients() {
     for name in MODELS {
         for keep in [Keep::All, Keep::Last(0), Keep::Last(1)] {
             let golden = Golden::load(name);
@@ -150,18 +161,51 @@ fn gradients_equal_the_reference() {
 
 #[test]
 fn packed_rows_equal_each_answer_alone() {
+    each_way(check_packed_rows);
+}
+
+/// Rows with and without shared prompts.
+fn mixed_rows() -> [PackedRow; 4] {
+    [
+        PackedRow { prompt_len: 9, answer_lens: vec![5, 1, 7, 5] },
+        PackedRow { prompt_len: 6, answer_lens: vec![40] },
+        PackedRow { prompt_len: 9, answer_lens: vec![3, 0, 50] },
+        PackedRow { prompt_len: 4, answer_lens: vec![] },
+    ]
+}
+
+fn made_up_tokens(rows: &[PackedRow]) -> Tensor {
+    let count: usize = rows.iter().map(PackedRow::tokens).sum();
+    Tensor::from_slice(&(0..count as i64).map(|i| (i * 37 + 11) % 300).collect::<Vec<_>>())
+}
+
+#[test]
+fn gradients_of_packed_rows_are_the_same_in_one_call_as_in_blocks() {
+    let rows = mixed_rows();
+    let (tokens, positions) = (made_up_tokens(&rows), Tensor::from_slice(&packed_positions(&rows)));
     for name in MODELS {
         let golden = Golden::load(name);
         let model = golden.model();
-        let rows = [
-            PackedRow { prompt_len: 9, answer_lens: vec![5, 1, 7, 5] },
-            PackedRow { prompt_len: 6, answer_lens: vec![40] },
-            PackedRow { prompt_len: 9, answer_lens: vec![3, 0, 50] },
-            PackedRow { prompt_len: 4, answer_lens: vec![] },
-        ];
-        let count: usize = rows.iter().map(PackedRow::tokens).sum();
-        let tokens: Vec<i64> = (0..count as i64).map(|i| (i * 37 + 11) % 300).collect();
-        let tokens = Tensor::from_slice(&tokens);
+        let gradient = || {
+            let total = Parameters::zeros(&golden.config, Kind::Float, Device::Cpu);
+            let trace = model.forward(&tokens, &positions, Packed::new(&rows, &model), Keep::Last(1));
+            let by_hidden = trace.hidden().sin();
+            model.backward(trace, &by_hidden, &total.flat);
+            total.flat
+        };
+        let (blocks, flash) = (gradient(), with_emulated_flash(gradient));
+        let scale = f64::try_from(blocks.abs().max()).unwrap();
+        assert!(scale > 0.1 && difference(&blocks, &flash) < 1e-5 * scale.max(1.0), "{name}");
+    }
+}
+
+fn check_packed_rows() {
+    for name in MODELS {
+        let golden = Golden::load(name);
+        let model = golden.model();
+        let rows = mixed_rows();
+        let tokens = made_up_tokens(&rows);
+        let count = tokens.numel();
         let packed = no_grad(|| {
             model.hidden(&tokens, &Tensor::from_slice(&packed_positions(&rows)), &mut Packed::new(&rows, &model))
         });

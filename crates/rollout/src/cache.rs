@@ -9,8 +9,8 @@ use std::sync::Arc;
 use pacs_model::{Attention, ModelConfig};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
 use pacs_torch::{
-    BLOCK_TOKENS, BlockRun, DecodeSlots, DecodeTable, DeviceKernels, KernelError, attend_blocks, device_kernels,
-    has_kernels, store_blocks,
+    BLOCK_TOKENS, BlockRun, DecodeSlots, DecodeTable, DeviceKernels, FlashSequences, KernelError, attend_blocks,
+    device_kernels, flash_attention, has_flash_attention, has_kernels, store_blocks,
 };
 
 /// The cache of all layers.
@@ -91,13 +91,9 @@ impl KvCache {
         let plain = !has_kernels(&self.keys) && on_device.is_none();
         let masked =
             if plain && !decode.is_empty() { Some(Masked::new(&decode, self.keys.kind(), device)?) } else { None };
-        let of_chunk = |span: Span| {
-            let context = span.tokens() - span.new;
-            let slots: Vec<(u32, u32)> = if context == 0 { Vec::new() } else { span.slots(0..span.tokens()).collect() };
-            ChunkOf { context, new: span.new, slots: Slots::new(&slots, device) }
-        };
         let places = plain.then(|| Slots::new(&slots, device));
-        let chunks = chunks.into_iter().map(of_chunk).collect();
+        let head_dim = self.values.size()[4];
+        let chunks = Chunks::new(&chunks, has_flash_attention(device, self.keys.kind(), head_dim), device);
         Ok(Pass { cache: self, decode, on_device, masked, chunks, slots, places })
     }
 }
@@ -131,6 +127,65 @@ impl Slots {
     fn store(&self, (k, v): (&Tensor, &Tensor), keys: &mut Tensor, values: &mut Tensor) {
         let _ = keys.index_put_(&[Some(&self.blocks), None, None, Some(&self.places)], k, false);
         let _ = values.index_put_(&[Some(&self.blocks), None, Some(&self.places)], v, false);
+    }
+}
+
+/// The chunks of a pass, and how they attend.
+#[derive(Debug)]
+enum Chunks {
+    /// By one call for all of them.
+    Together {
+        sequences: FlashSequences,
+        /// Of all tokens of all chunks; none where no chunk has context, so that its own keys are all that it sees.
+        slots: Option<Slots>,
+    },
+    OneByOne(Vec<ChunkOf>),
+}
+
+impl Chunks {
+    fn new(spans: &[Span], has_flash: bool, device: Device) -> Self {
+        let slots = |span: &Span| span.slots(0..span.tokens()).collect::<Vec<_>>();
+        let context = |span: &Span| span.tokens() - span.new;
+        if has_flash && !spans.is_empty() {
+            let lengths: Vec<_> = spans.iter().map(|span| [span.new, span.tokens()]).collect();
+            let any_context = spans.iter().any(|span| context(span) > 0);
+            let slots = any_context.then(|| Slots::new(&spans.iter().flat_map(slots).collect::<Vec<_>>(), device));
+            return Self::Together { sequences: FlashSequences::new(&lengths, device), slots };
+        }
+        let of_chunk = |span: &Span| {
+            let slots = if context(span) == 0 { Vec::new() } else { slots(span) };
+            ChunkOf { context: context(span), new: span.new, slots: Slots::new(&slots, device) }
+        };
+        Self::OneByOne(spans.iter().map(of_chunk).collect())
+    }
+
+    /// Attention of the tokens of the chunks, whose keys and values are in the cache, too; `[T, N H]` in parts.
+    fn attend(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Vec<Tensor> {
+        let chunks = match self {
+            Self::Together { sequences, slots } => {
+                let (k, v) = match slots {
+                    Some(slots) => (slots.keys(keys), slots.values(values)),
+                    None => (k.shallow_clone(), v.shallow_clone()),
+                };
+                let attended = flash_attention(q, &k, &v, sequences).expect(
+                    "the device said that it computes such tensors, and one that fails computes nothing any more",
+                );
+                return vec![attended.flatten(1, 2)];
+            }
+            Self::OneByOne(chunks) => chunks,
+        };
+        let mut start = 0;
+        let attend = |chunk: &ChunkOf| {
+            let part = |x: &Tensor| x.narrow(0, start, chunk.new as i64);
+            let attended = if chunk.context == 0 {
+                causal(&part(q), &part(k), &part(v))
+            } else {
+                behind(&part(q), &chunk.slots.keys(keys), &chunk.slots.values(values), chunk.context as i64)
+            };
+            start += chunk.new as i64;
+            attended
+        };
+        chunks.iter().map(attend).collect()
     }
 }
 
@@ -174,7 +229,7 @@ pub(crate) struct Pass<'a> {
     on_device: Option<OnDevice>,
     /// For devices without kernels.
     masked: Option<Masked>,
-    chunks: Vec<ChunkOf>,
+    chunks: Chunks,
     /// Where each new token goes.
     slots: Vec<(u32, u32)>,
     /// The same, for devices without kernels.
@@ -210,8 +265,8 @@ impl Attention for Pass<'_> {
 impl Pass<'_> {
     /// Attention of all tokens of the pass, whose keys and values are in the cache. Returns `[T, N H]`.
     fn attended(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Tensor {
-        let (_t, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
-        let mut outputs = Vec::with_capacity(1 + self.chunks.len());
+        let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
+        let mut outputs = Vec::new();
         let rows = self.decode.len() as i64;
         if rows > 0 {
             let q = q.narrow(0, 0, rows);
@@ -226,15 +281,9 @@ impl Pass<'_> {
                 }
             });
         }
-        let mut start = rows;
-        for chunk in &self.chunks {
-            let part = |x: &Tensor| x.narrow(0, start, chunk.new as i64);
-            outputs.push(if chunk.context == 0 {
-                causal(&part(q), &part(k), &part(v))
-            } else {
-                behind(&part(q), &chunk.slots.keys(keys), &chunk.slots.values(values), chunk.context as i64)
-            });
-            start += chunk.new as i64;
+        if rows < tokens {
+            let part = |x: &Tensor| x.narrow(0, rows, tokens - rows);
+            outputs.extend(self.chunks.attend((&part(q), &part(k), &part(v)), keys, values));
         }
         let output = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 0) };
         output.reshape([-1, heads * head_dim])
@@ -324,8 +373,8 @@ impl Masked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_torch::plain;
     use pacs_torch::tch::manual_seed;
+    use pacs_torch::{plain, with_emulated_flash};
     use std::path::Path;
 
     fn config() -> ModelConfig {
@@ -366,7 +415,7 @@ mod tests {
         };
         let by_tokens: Vec<usize> = [30].into_iter().chain(31..=85).collect();
         for ends in [&[85][..], &[32, 45, 85], &[45, 84, 85], &by_tokens] {
-            for found in [run(ends), plain(|| run(ends))] {
+            for found in [run(ends), plain(|| run(ends)), with_emulated_flash(|| run(ends))] {
                 let difference = (&found - &whole).abs().max().double_value(&[]);
                 assert!(difference < 1e-5, "{ends:?}: {difference}");
             }
@@ -375,6 +424,12 @@ mod tests {
 
     #[test]
     fn rows_and_chunks_of_one_pass_do_not_see_each_other() {
+        check_one_pass();
+        plain(check_one_pass);
+        with_emulated_flash(check_one_pass);
+    }
+
+    fn check_one_pass() {
         manual_seed(3);
         let config = config();
         let mut cache = KvCache::new(&config, 9, Kind::Float, Device::Cpu).expect("there is room");
@@ -383,6 +438,7 @@ mod tests {
             Span { prompt: (vec![0].into(), 20), answer: (vec![2], 31), new: 1 },
         ];
         let chunk = Span { prompt: (vec![4, 5].into(), 50), answer: (Vec::new(), 0), new: 10 };
+        let whole = Span { prompt: (vec![6].into(), 7), answer: (Vec::new(), 0), new: 7 };
         // What the cache holds before: everything but the last tokens.
         for (spans, skip) in [(&rows[..], 0), (&rows[..], 1), (std::slice::from_ref(&chunk), 0)] {
             let mut span = spans[skip].clone();
@@ -390,7 +446,7 @@ mod tests {
             let [q, k, v] = random(&config, span.tokens());
             let _ = cache.pass(Vec::new(), vec![span]).expect("fits").attend(0, q, k, v);
         }
-        let [q, k, v] = random(&config, 12);
+        let [q, k, v] = random(&config, 19);
         let copies = [cache.keys.copy(), cache.values.copy()];
         let mut run = |decode: Vec<Span>, chunks: Vec<Span>, from: i64, tokens: i64| {
             let part = |x: &Tensor| x.narrow(0, from, tokens);
@@ -398,11 +454,12 @@ mod tests {
             cache.values.copy_(&copies[1]);
             cache.pass(decode, chunks).expect("fits").attend(0, part(&q), part(&k), part(&v))
         };
-        let together = run(rows.to_vec(), vec![chunk.clone()], 0, 12);
+        let together = run(rows.to_vec(), vec![chunk.clone(), whole.clone()], 0, 19);
         let alone = [
             run(vec![rows[0].clone()], Vec::new(), 0, 1),
             run(vec![rows[1].clone()], Vec::new(), 1, 1),
             run(Vec::new(), vec![chunk], 2, 10),
+            run(Vec::new(), vec![whole], 12, 7),
         ];
         assert!((together - Tensor::cat(&alone, 0)).abs().max().double_value(&[]) < 1e-6);
     }

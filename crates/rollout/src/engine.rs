@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use pacs_model::{Model, ModelConfig, Parameters};
+use pacs_model::{Model, ModelConfig, Parameters, kernel_shape, load_kernels};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
-use pacs_torch::{
-    BLOCK_TOKENS, DeviceKernels, Filters, KernelError, KernelShape, RowDraw, device_kernels, with_device_kernels,
-};
+use pacs_torch::{BLOCK_TOKENS, DeviceKernels, Filters, KernelError, RowDraw, device_kernels, with_device_kernels};
 use pacs_types::{FinishReason, NoiseKey, Sample, VersionSpan, WeightVersion};
 
 use crate::cache::{KvCache, Span};
@@ -552,22 +550,13 @@ impl Engine {
     }
 }
 
-/// What the kernels of a GPU are compiled for.
-fn kernel_shape(config: &ModelConfig, kind: Kind) -> KernelShape {
-    let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|size| size as usize);
-    KernelShape { kind, heads, kv_heads, head_dim }
-}
-
 /// The kernels of a GPU, where one computes and they are wanted. Without them generation is slow, and goes on.
 fn of_device(config: &ModelConfig, kernels: Kernels, kind: Kind, device: Device) -> Option<Arc<DeviceKernels>> {
-    if !matches!(device, Device::Cuda(_)) || kernels == Kernels::Reference {
+    if kernels == Kernels::Reference {
         return None;
     }
-    match DeviceKernels::load(kernel_shape(config, kind), device) {
-        Ok(kernels) => Some(Arc::new(kernels)),
-        Err(error) => {
-            tracing::warn!("generation is slow, without kernels of the GPU: {error}");
-            None
-        }
-    }
+    load_kernels(config, kind, device).unwrap_or_else(|error| {
+        tracing::warn!("generation is slow, without kernels of the GPU: {error}");
+        None
+    })
 }

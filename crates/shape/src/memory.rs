@@ -49,8 +49,10 @@ pub struct TrainingSetup {
     pub copy: StateCopy,
     /// Scored positions whose logits exist at once.
     pub head_chunk: usize,
-    /// The kernels for host memory are used, which make no float32 copies of the logits.
+    /// The fused kernels compute, those of host memory or those of a GPU, which make no float32 copies.
     pub has_kernels: bool,
+    /// It is host memory that is taken.
+    pub in_host_memory: bool,
 }
 
 /// What goes through the model at once.
@@ -264,7 +266,7 @@ impl TrainingSetup {
     /// What the process takes beside: in host memory the code of the libraries that are used, their scratch memory, and
     /// gaps between activations of different sizes. A GPU's allocator has the head-room for that.
     fn overhead(&self, pass: &PassShape, kept_layers: usize) -> u64 {
-        if self.has_kernels { LIBRARIES + self.activations(pass, kept_layers) / 16 } else { 0 }
+        if self.in_host_memory { LIBRARIES + self.activations(pass, kept_layers) / 16 } else { 0 }
     }
 
     /// Logits of a chunk, and the gradients by hidden states and head.
@@ -337,6 +339,7 @@ mod tests {
             copy: StateCopy::Absent,
             head_chunk: 512,
             has_kernels: false,
+            in_host_memory: false,
         }
     }
 

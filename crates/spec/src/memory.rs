@@ -33,7 +33,8 @@ impl JobSpec {
                 (true, false) => StateCopy::InHostMemory,
             },
             head_chunk: HEAD_CHUNK,
-            has_kernels: on_cpu,
+            has_kernels: true,
+            in_host_memory: on_cpu,
         }
     }
 

@@ -31,19 +31,20 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// What an update multiplies by.
 #[derive(Clone, Copy)]
-struct Factors {
-    keep: f32,
-    beta1: f32,
-    beta2: f32,
-    epsilon: f32,
-    step_size: f32,
-    root_correction: f32,
-    grad_scale: f32,
+pub(crate) struct Factors {
+    pub(crate) keep: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) step_size: f32,
+    pub(crate) root_correction: f32,
+    pub(crate) grad_scale: f32,
 }
 
 impl AdamW {
-    fn factors(&self) -> Factors {
+    pub(crate) fn factors(&self) -> Factors {
         let update = i32::try_from(self.update).unwrap_or(i32::MAX);
         let correction1 = 1.0 - f64::from(self.beta1).powi(update);
         let correction2 = 1.0 - f64::from(self.beta2).powi(update);

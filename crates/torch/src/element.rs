@@ -63,14 +63,20 @@ impl Element for bf16 {
 /// [`plain`].
 #[must_use]
 pub fn has_kernels(tensor: &Tensor) -> bool {
-    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && !PLAIN.get()
+    tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::Float | Kind::BFloat16) && !is_plain()
 }
 
 thread_local! {
     static PLAIN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work` with libtorch's own operations: on this thread [`has_kernels`] says no meanwhile.
+/// Whether this thread is within [`plain`].
+pub(crate) fn is_plain() -> bool {
+    PLAIN.get()
+}
+
+/// Does `work` with libtorch's own operations, one sequence at a time: on this thread [`has_kernels`] and
+/// [`crate::has_flash_attention`] say no meanwhile.
 pub fn plain<T>(work: impl FnOnce() -> T) -> T {
     /// Sets the flag back, also when `work` panics.
     struct Before(bool);

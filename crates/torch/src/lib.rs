@@ -1,5 +1,5 @@
-//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, the fused kernels of the CPU path, and those of
-//! decoding on a GPU.
+//! The door to libtorch: `tch` itself, process set-up, raw views of tensors, operators that `tch` lacks, the fused kernels
+//! of the CPU path, and those of a GPU.
 //!
 //! This crate and `pacs-collective` are the only ones that may hold `unsafe`. Everything here has a safe signature.
 
@@ -8,10 +8,12 @@ mod adamw;
 mod blocks;
 mod cuda;
 mod device;
+mod dispatch;
 mod dither;
 mod dot;
 mod draw;
 mod element;
+mod flash;
 mod gate;
 mod keep;
 mod lend;
@@ -32,9 +34,11 @@ pub use cuda::{
 pub use device::{
     DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
 };
+pub use dispatch::OperatorError;
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
+pub use flash::{FlashSequences, flash_attention, has_flash_attention, with_emulated_flash};
 pub use gate::{silu_gate, silu_gate_backward};
 pub use keep::Filters;
 pub use lend::{LendError, Lent, lend};

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 
+use cuda::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::sys as cuda;
 use tch::Device;
 
@@ -31,28 +32,16 @@ impl Gpu {
         let Device::Cuda(index) = device else {
             return Err(KernelError::Shape { what: format!("{device:?}") });
         };
-        // `cudarc` panics when it is missing, so it is looked for first.
-        // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
-        if !unsafe { cuda::is_culib_present() } {
-            return Err(KernelError::NoDriver);
-        }
-        let (mut ordinal, mut context, mut processors) = (0, ptr::null_mut(), 0);
-        let mut capability = [0; 2];
-        use cuda::CUdevice_attribute_enum as Attribute;
+        let ordinal = ordinal(index)?;
+        let mut context = ptr::null_mut();
         // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for. The
         // primary context is libtorch's; it is never released, as libtorch never does.
         unsafe {
-            check("cuInit", cuda::cuInit(0))?;
-            check("cuDeviceGet", cuda::cuDeviceGet(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
-            let attribute =
-                |to: &mut i32, which| check("cuDeviceGetAttribute", cuda::cuDeviceGetAttribute(to, which, ordinal));
-            attribute(&mut capability[0], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-            attribute(&mut capability[1], Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-            attribute(&mut processors, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
             check("cuDevicePrimaryCtxRetain", cuda::cuDevicePrimaryCtxRetain(&mut context, ordinal))?;
             check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(context))?;
         }
-        let [major, minor] = capability.map(i32::unsigned_abs);
+        let [major, minor] = compute_capability(index)?;
+        let processors = attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let image = Nvrtc::open()?.compile(&shape.text(), 10 * major + minor)?;
         let mut module = ptr::null_mut();
         // SAFETY: the image ends with a zero byte, and the context is current.
@@ -65,8 +54,43 @@ impl Gpu {
             check(name, unsafe { cuda::cuModuleGetFunction(&mut function, module, text.as_ptr()) })?;
             functions.insert(name, function);
         }
-        Ok(Self { device, context, functions, processors: processors.unsigned_abs().max(1) })
+        Ok(Self { device, context, functions, processors: processors.max(1) })
     }
+}
+
+/// Compute capability of a GPU, major and minor.
+///
+/// # Errors
+/// When there is no driver, or no such GPU.
+pub(crate) fn compute_capability(index: usize) -> Result<[u32; 2], KernelError> {
+    let ordinal = ordinal(index)?;
+    Ok([
+        attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ])
+}
+
+/// The driver's handle of a GPU.
+fn ordinal(index: usize) -> Result<cuda::CUdevice, KernelError> {
+    // `cudarc` panics when it is missing, so it is looked for first.
+    // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
+    if !unsafe { cuda::is_culib_present() } {
+        return Err(KernelError::NoDriver);
+    }
+    let mut ordinal = 0;
+    // SAFETY: the pointer is to a local, and the driver is initialised first.
+    unsafe {
+        check("cuInit", cuda::cuInit(0))?;
+        check("cuDeviceGet", cuda::cuDeviceGet(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
+    }
+    Ok(ordinal)
+}
+
+fn attribute(ordinal: cuda::CUdevice, which: Attribute) -> Result<u32, KernelError> {
+    let mut value = 0;
+    // SAFETY: the pointer is to a local, and the handle is the driver's.
+    check("cuDeviceGetAttribute", unsafe { cuda::cuDeviceGetAttribute(&mut value, which, ordinal) })?;
+    Ok(value.unsigned_abs())
 }
 
 impl Machine for Gpu {

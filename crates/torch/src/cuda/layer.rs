@@ -64,10 +64,9 @@ impl DeviceKernels {
         let width = columns / 2;
         let output = Tensor::empty([tokens, width], (gate_up.kind(), gate_up.device()));
         let packed = self.packed(width, [gate_up, &output].into_iter());
-        let threads = self.threads(width, packed).min(256);
-        let blocks = (width as usize).div_ceil(threads as usize * self.elements(packed));
+        let (threads, blocks) = self.columns(width, packed);
         let arguments = [gate_up.into(), (&output).into(), number(width), i32::from(packed).into()];
-        self.run("silu_gate", [rows(gate_up, columns), dimension(blocks), 1], threads, &arguments)?;
+        self.run("silu_gate", [rows(gate_up, columns), blocks, 1], threads, &arguments)?;
         Ok(output)
     }
 
@@ -129,8 +128,14 @@ impl DeviceKernels {
         Ok((q, rotated))
     }
 
+    /// Threads of a block, and blocks, for one row of independent columns.
+    pub(super) fn columns(&self, width: i64, packed: bool) -> (u32, u32) {
+        let threads = self.threads(width, packed).min(256);
+        (threads, dimension((width as usize).div_ceil(threads as usize * self.elements(packed))))
+    }
+
     /// Threads of a block that has one row of such a width.
-    fn threads(&self, width: i64, packed: bool) -> u32 {
+    pub(super) fn threads(&self, width: i64, packed: bool) -> u32 {
         let steps = (width as usize).div_ceil(self.elements(packed));
         dimension(steps.next_multiple_of(32).min(512))
     }
@@ -179,7 +184,7 @@ impl DeviceKernels {
 }
 
 /// Rows of such a width.
-fn rows(tensor: &Tensor, width: i64) -> u32 {
+pub(super) fn rows(tensor: &Tensor, width: i64) -> u32 {
     dimension(tensor.numel() / width.max(1) as usize)
 }
 

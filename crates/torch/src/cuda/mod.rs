@@ -1,4 +1,4 @@
-//! The kernels of decoding on a GPU: CUDA C++ that NVRTC compiles when a program starts, for the very model that it runs.
+//! The kernels of a GPU, for decoding and for training: CUDA C++ that NVRTC compiles when a program starts, for the very model that it runs.
 //!
 //! The text is in `kernels/`, one file a group; `source.rs` puts it together, `nvrtc.rs` compiles it, `driver.rs` launches it, and
 //! [`DeviceKernels`] is the safe side: it checks shapes, makes outputs and knows the launch geometry. A machine (`launch.rs`) runs
@@ -16,6 +16,9 @@ mod nvrtc;
 mod source;
 #[cfg(test)]
 mod tests;
+mod train;
+#[cfg(test)]
+mod train_tests;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use tch::{Device, Kind};
 
 pub use attention::{DecodeSlots, DecodeTable};
 pub use drawing::RowDraw;
+pub(crate) use driver::compute_capability;
 use emulator::Emulator;
 pub use error::KernelError;
 pub(crate) use launch::{Argument, Launch, Machine};

@@ -19,8 +19,19 @@ pub struct KernelShape {
 }
 
 /// Names of the kernels.
-pub(crate) const KERNELS: [&str; 6] =
-    ["add_rms_norm", "silu_gate", "rotate_store", "attend_blocks", "combine_splits", "draw"];
+pub(crate) const KERNELS: [&str; 11] = [
+    "add_rms_norm",
+    "silu_gate",
+    "rotate_store",
+    "attend_blocks",
+    "combine_splits",
+    "draw",
+    "rms_norm_backward",
+    "silu_gate_backward",
+    "rotate",
+    "target_scores",
+    "adamw",
+];
 
 /// Most query heads that one block computes: what they sum has to fit into registers.
 const MOST_TOGETHER: usize = 8;
@@ -62,6 +73,8 @@ impl KernelShape {
             include_str!("kernels/rotary.cu"),
             include_str!("kernels/attention.cu"),
             include_str!("kernels/draw.cu"),
+            include_str!("kernels/backward.cu"),
+            include_str!("kernels/update.cu"),
         ];
         constants + &parts.concat()
     }

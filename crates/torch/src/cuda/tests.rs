@@ -12,7 +12,7 @@ const S: i64 = BLOCK_TOKENS as i64;
 
 /// Kernels of shapes that take every way through the text: parts of a warp and several a lane, groups of every size, groups
 /// in parts.
-fn every_kernel() -> &'static [DeviceKernels] {
+pub(super) fn every_kernel() -> &'static [DeviceKernels] {
     static KERNELS: OnceLock<Vec<DeviceKernels>> = OnceLock::new();
     KERNELS.get_or_init(|| {
         let shapes = [
@@ -37,15 +37,15 @@ fn every_kernel() -> &'static [DeviceKernels] {
     })
 }
 
-fn tolerance(kind: Kind) -> f64 {
+pub(super) fn tolerance(kind: Kind) -> f64 {
     if kind == Kind::BFloat16 { 1e-2 } else { 1e-5 }
 }
 
-fn wide(x: &Tensor) -> Tensor {
+pub(super) fn wide(x: &Tensor) -> Tensor {
     x.to_kind(Kind::Double)
 }
 
-fn normed(x: &Tensor, weight: &Tensor) -> Tensor {
+pub(super) fn normed(x: &Tensor, weight: &Tensor) -> Tensor {
     let scale = (x.square().mean_dim(-1, true, Kind::Double) + 1e-6).rsqrt();
     x * scale * wide(weight)
 }

@@ -1,0 +1,105 @@
+// The backward of the small operations of a layer, and rotation by itself.
+
+// Sums over a row: of squares, and of x * gradient * weight.
+template <int N>
+__device__ inline void row_sums(
+    const Element* x, const Element* weight, const Element* gradient, int width, float* squares, float* along) {
+    for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
+        const Pack<N> row = *(const Pack<N>*)(x + i), slope = *(const Pack<N>*)(gradient + i);
+        for (int e = 0; e < N; ++e) {
+            const float value = read(row.at[e]);
+            *squares += value * value;
+            *along += value * read(slope.at[e]) * read(weight[i + e]);
+        }
+    }
+}
+
+template <int N>
+__device__ inline void row_slopes(
+    const Element* x, const Element* weight, const Element* gradient, const Element* past, Element* by_x, float* by_weight,
+    int width, float scale, float along) {
+    for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
+        Pack<N> row = *(const Pack<N>*)(x + i), beside;
+        const Pack<N> slope = *(const Pack<N>*)(gradient + i);
+        if (past) beside = *(const Pack<N>*)(past + i);
+        for (int e = 0; e < N; ++e) {
+            const float unit = read(row.at[e]) * scale, by_output = read(slope.at[e]);
+            by_weight[i + e] += by_output * unit;
+            const float by_unit = by_output * read(weight[i + e]);
+            row.at[e] = write((by_unit - unit * along) * scale + (past ? read(beside.at[e]) : 0.0f));
+        }
+        *(Pack<N>*)(by_x + i) = row;
+    }
+}
+
+// Gradient by x of x / rms(x) * weight, plus `past` where there is one; the gradient by the weight, summed over the rows of
+// a block, is added to the block's row of `by_weight`.
+//
+// x, gradient, past, by_x: [rows, width]; weight: [width]; by_weight: [blocks, width]. Blocks take rows in turn. `packed`: as
+// in add_rms_norm.
+extern "C" __global__ void rms_norm_backward(
+    const Element* x, const Element* weight, const Element* gradient, const Element* past, Element* by_x, float* by_weight,
+    int rows, int width, float epsilon, int packed) {
+    const int N = 16 / sizeof(Element);
+    __shared__ float scratch[WARP];
+    by_weight += (size_t)blockIdx.x * width;
+    for (int r = blockIdx.x; r < rows; r += gridDim.x) {
+        const size_t start = (size_t)r * width;
+        const Element *row = x + start, *slope = gradient + start, *beside = past ? past + start : nullptr;
+        float squares = 0.0f, along = 0.0f;
+        if (packed) row_sums<N>(row, weight, slope, width, &squares, &along);
+        else row_sums<1>(row, weight, slope, width, &squares, &along);
+        const float scale = rsqrtf(block_sum(squares, scratch) / width + epsilon);
+        // The mean of the gradient by the unit row times that row.
+        along = block_sum(along, scratch) * scale / width;
+        // Each thread adds to the same columns for every row.
+        if (packed) row_slopes<N>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along);
+        else row_slopes<1>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along);
+    }
+}
+
+template <int N>
+__device__ inline void gate_slopes(Element* gate_up, const Element* gradient, Element* activation, int width) {
+    for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * N; i < width; i += gridDim.y * blockDim.x * N) {
+        Pack<N> gates = *(const Pack<N>*)(gate_up + i), ups = *(const Pack<N>*)(gate_up + width + i), product;
+        const Pack<N> slopes = *(const Pack<N>*)(gradient + i);
+        for (int e = 0; e < N; ++e) {
+            const float gate = read(gates.at[e]), up = read(ups.at[e]), slope = read(slopes.at[e]);
+            const float sigmoid = 1.0f / (1.0f + expf(-gate)), silu = gate * sigmoid;
+            product.at[e] = write(silu * up);
+            gates.at[e] = write(slope * up * (sigmoid + silu * (1.0f - sigmoid)));
+            ups.at[e] = write(slope * silu);
+        }
+        *(Pack<N>*)(activation + i) = product;
+        *(Pack<N>*)(gate_up + i) = gates;
+        *(Pack<N>*)(gate_up + width + i) = ups;
+    }
+}
+
+// Backward of silu_gate: the gradient takes the place of gates and ups; activation = silu(gate) * up.
+//
+// gate_up: [rows, 2 width], gates first; gradient, activation: [rows, width]. Blocks as in silu_gate.
+extern "C" __global__ void silu_gate_backward(
+    Element* gate_up, const Element* gradient, Element* activation, int width, int packed) {
+    gate_up += (size_t)blockIdx.x * 2 * width;
+    gradient += (size_t)blockIdx.x * width, activation += (size_t)blockIdx.x * width;
+    if (packed) gate_slopes<16 / sizeof(Element)>(gate_up, gradient, activation, width);
+    else gate_slopes<1>(gate_up, gradient, activation, width);
+}
+
+// Turns heads in place, forwards (`direction` 1) or back (-1): element i together with element i + HEAD_DIM / 2.
+//
+// x: [tokens, heads, HEAD_DIM], tokens `stride` elements apart; cosines, sines: [tokens, HEAD_DIM / 2]. One block a token.
+extern "C" __global__ void rotate(
+    Element* x, const float* cosines, const float* sines, int heads, long long stride, float direction) {
+    const int half = HEAD_DIM / 2;
+    x += blockIdx.x * stride;
+    cosines += (size_t)blockIdx.x * half, sines += (size_t)blockIdx.x * half;
+    for (int i = threadIdx.x; i < heads * half; i += blockDim.x) {
+        Element* pair = x + i / half * HEAD_DIM + i % half;
+        const float cosine = cosines[i % half], sine = sines[i % half] * direction;
+        const float first = read(pair[0]), second = read(pair[half]);
+        pair[0] = write(first * cosine - second * sine);
+        pair[half] = write(second * cosine + first * sine);
+    }
+}

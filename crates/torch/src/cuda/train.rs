@@ -1,0 +1,213 @@
+//! What training computes beside matrix products and attention. `T` tokens, `D` width, `F` feed-forward width, `C` rows of
+//! logits, `V` vocabulary, `H` head.
+
+use tch::{Kind, Tensor};
+
+use super::layer::{dimension, number, rows};
+use super::{DeviceKernels, KernelError};
+use crate::adamw::AdamW;
+
+/// Blocks a multiprocessor for kernels that take their work in turns: enough to hide the latency of memory.
+const BLOCKS_PER_PROCESSOR: usize = 4;
+const THREADS: u32 = 256;
+
+impl DeviceKernels {
+    /// Backward of the norm that [`Self::add_rms_norm`] gives for `x`: the gradient by `x`, plus `past`, the gradient that flows
+    /// past the norm, rounded once; and the gradient by the weight, `[D]` float32.
+    ///
+    /// `x`, `gradient`, `past`: `[.., D]`, contiguous; `weight`: `[D]`.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When the tensors do not fit each other or these kernels.
+    pub fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        epsilon: f64,
+        gradient: &Tensor,
+        past: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor), KernelError> {
+        let sizes = x.size();
+        let width = *sizes.last().expect("rows have a width");
+        self.expect("rows", x, &sizes);
+        self.expect("a weight", weight, &[width]);
+        self.expect("a gradient", gradient, &sizes);
+        if let Some(past) = past {
+            self.expect("a gradient", past, &sizes);
+        }
+        let by_x = x.empty_like();
+        let packed = self.packed(width, [Some(x), Some(gradient), past, Some(&by_x)].into_iter().flatten());
+        let rows = rows(x, width);
+        let blocks = rows.min(self.many_blocks());
+        let by_weight = Tensor::zeros([i64::from(blocks), width], (Kind::Float, x.device()));
+        let arguments = [
+            x.into(),
+            weight.into(),
+            gradient.into(),
+            past.into(),
+            (&by_x).into(),
+            (&by_weight).into(),
+            number(i64::from(rows)),
+            number(width),
+            (epsilon as f32).into(),
+            i32::from(packed).into(),
+        ];
+        self.run("rms_norm_backward", [blocks, 1, 1], self.threads(width, packed), &arguments)?;
+        Ok((by_x, by_weight.sum_dim_intlist(0, false, Kind::Float)))
+    }
+
+    /// Backward of [`Self::silu_gate`]: `gate_up` becomes the gradient by itself; returns the activation, `[T, F]`.
+    ///
+    /// `gate_up`: `[T, 2 F]`, `gradient`: `[T, F]`, contiguous.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When the tensors do not fit each other or these kernels.
+    pub fn silu_gate_backward(&self, gate_up: &mut Tensor, gradient: &Tensor) -> Result<Tensor, KernelError> {
+        let (tokens, width) = gradient.size2().expect("a gradient is a matrix");
+        self.expect("gates and ups", gate_up, &[tokens, 2 * width]);
+        self.expect("a gradient", gradient, &[tokens, width]);
+        let activation = gradient.empty_like();
+        let packed = self.packed(width, [&*gate_up, gradient, &activation].into_iter());
+        let (threads, blocks) = self.columns(width, packed);
+        let arguments =
+            [(&*gate_up).into(), gradient.into(), (&activation).into(), number(width), i32::from(packed).into()];
+        self.run("silu_gate_backward", [dimension(tokens as usize), blocks, 1], threads, &arguments)?;
+        Ok(activation)
+    }
+
+    /// Turns heads in place by angles whose cosines and sines are `[T, H / 2]` float32.
+    ///
+    /// `x`: `[T, heads, H]`, the heads of a token side by side.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When the tensors do not fit each other or these kernels.
+    pub fn rotate(&self, x: &mut Tensor, (cos, sin): (&Tensor, &Tensor), backwards: bool) -> Result<(), KernelError> {
+        let (tokens, heads, width) = x.size3().expect("heads are [T, heads, H]");
+        let strides = x.stride();
+        assert!(
+            x.kind() == self.kind()
+                && x.device() == self.machine.device()
+                && width as usize == self.shape().head_dim
+                && strides[1..] == [width, 1],
+            "heads {:?} with strides {strides:?}, {:?} {:?}",
+            x.size(),
+            x.kind(),
+            x.device()
+        );
+        for angles in [cos, sin] {
+            self.expect_kind("a rotation", angles, Kind::Float, &[tokens, width / 2]);
+        }
+        let direction: f32 = if backwards { -1.0 } else { 1.0 };
+        let arguments = [(&*x).into(), cos.into(), sin.into(), number(heads), strides[0].into(), direction.into()];
+        let threads = dimension((heads * width / 2) as usize).next_multiple_of(32).min(THREADS);
+        self.run("rotate", [dimension(tokens as usize), 1, 1], threads, &arguments)
+    }
+
+    /// Log-prob of the target of every row and entropy of the row's distribution, `[C]` float32 each, in nats.
+    ///
+    /// With `slopes`, the derivatives of a loss by log-probs and, where it depends on them, by entropies (as many, or none), the
+    /// gradient by the logits takes their place; see [`crate::target_gradient`].
+    ///
+    /// `logits`: `[C, V]`, contiguous.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When the lengths differ, a target lies outside the vocabulary, or the logits do not fit these kernels.
+    pub fn target_scores(
+        &self,
+        logits: &mut Tensor,
+        targets: &[i64],
+        slopes: Option<(&[f32], &[f32])>,
+        temperature: f64,
+    ) -> Result<(Tensor, Tensor), KernelError> {
+        let (count, vocabulary) = logits.size2().expect("logits are a matrix");
+        self.expect("logits", logits, &[targets.len() as i64, vocabulary]);
+        assert!(targets.iter().all(|target| (0..vocabulary).contains(target)), "a target outside the vocabulary");
+        if let Some((by_logprob, by_entropy)) = slopes {
+            let fits = by_logprob.len() == targets.len() && [0, targets.len()].contains(&by_entropy.len());
+            assert!(fits, "{} and {} slopes for {count} rows", by_logprob.len(), by_entropy.len());
+        }
+        let device = self.machine.device();
+        let upload = |values: &[f32]| Tensor::from_slice(values).to_device(device);
+        let targets = Tensor::from_slice(targets).to_device(device);
+        let by_logprob = slopes.map(|slopes| upload(slopes.0));
+        let by_entropy = slopes.filter(|slopes| !slopes.1.is_empty()).map(|slopes| upload(slopes.1));
+        let scores = [(); 2].map(|()| Tensor::empty([count], (Kind::Float, device)));
+        let packed = self.packed(vocabulary, std::iter::once(&*logits));
+        let arguments = [
+            (&*logits).into(),
+            (&targets).into(),
+            by_logprob.as_ref().into(),
+            by_entropy.as_ref().into(),
+            (&scores[0]).into(),
+            (&scores[1]).into(),
+            number(vocabulary),
+            ((1.0 / temperature) as f32).into(),
+            i32::from(packed).into(),
+        ];
+        let threads = self.threads(vocabulary, packed);
+        self.run("target_scores", [dimension(count as usize), 1, 1], threads, &arguments)?;
+        let [logprobs, entropies] = scores;
+        Ok((logprobs, entropies))
+    }
+
+    /// One update of flat float32 buffers of one length, as [`crate::adamw`] makes it: `weights` and both `moments` in place,
+    /// from `gradients`; `compute` are the weights that a bfloat16 model computes with, and the index of the first one among all.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When a buffer differs in length or kind, or is not contiguous.
+    pub fn adamw(
+        &self,
+        options: &AdamW,
+        weights: &mut Tensor,
+        moments: [&mut Tensor; 2],
+        gradients: &Tensor,
+        compute: Option<(&mut Tensor, usize)>,
+    ) -> Result<(), KernelError> {
+        let sizes = weights.size();
+        for buffer in [&*weights, &*moments[0], &*moments[1], gradients] {
+            self.expect_kind("a buffer", buffer, Kind::Float, &sizes);
+        }
+        if let Some((compute, _)) = &compute {
+            self.expect_kind("weights", compute, Kind::BFloat16, &sizes);
+        }
+        let factors = options.factors();
+        let count = weights.numel();
+        let arguments = [
+            (&*weights).into(),
+            (&*moments[0]).into(),
+            (&*moments[1]).into(),
+            gradients.into(),
+            compute.as_ref().map(|(compute, _)| &**compute).into(),
+            (count as i64).into(),
+            compute.as_ref().map_or(0, |(_, first)| *first as i64).into(),
+            factors.keep.into(),
+            factors.beta1.into(),
+            factors.beta2.into(),
+            factors.epsilon.into(),
+            factors.step_size.into(),
+            factors.root_correction.into(),
+            factors.grad_scale.into(),
+        ];
+        let blocks = dimension(count.div_ceil(THREADS as usize)).min(2 * self.many_blocks());
+        self.run("adamw", [blocks, 1, 1], THREADS, &arguments)
+    }
+
+    fn many_blocks(&self) -> u32 {
+        dimension(BLOCKS_PER_PROCESSOR) * self.machine.processors()
+    }
+}
