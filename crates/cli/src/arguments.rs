@@ -164,6 +164,12 @@ pub(crate) struct VerifyGrpc {
     /// Where the service listens.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) address: String,
+    /// PEM file with the authorities that sign the service's certificate; the connection is TLS then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<String>,
+    /// Speak plain text to a service on another machine.
+    #[arg(long, conflicts_with = "ca")]
+    pub(crate) plain_text: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, VerifierStatus, WorkerStatus};
 use pacs_runtime::Exit;
 use serde_json::{Value, json};
-use tonic::{Response, Status as CallStatus};
+use tonic::{Code, Response, Status as CallStatus};
 
 use crate::arguments::Status;
 use crate::failure::Failure;
@@ -41,9 +41,19 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
     match tokio::time::timeout(CALL_DEADLINE, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Failure::again(anyhow!("{}", status.message()))),
+        Ok(Err(status)) => Err(refused(&status)),
         Err(_) => Err(Failure::again(anyhow!("no answer within {} s", CALL_DEADLINE.as_secs()))),
     }
+}
+
+/// What the coordinator has refused would be refused again; what it could not do may go better the next time.
+fn refused(status: &CallStatus) -> Failure {
+    let exit = match status.code() {
+        Code::NotFound | Code::InvalidArgument => Exit::Usage,
+        Code::PermissionDenied | Code::Unauthenticated => Exit::Config,
+        _ => Exit::Again,
+    };
+    Failure::with_exit(exit, anyhow!("{}", status.message()))
 }
 
 fn as_text(status: &GetStatusResponse) -> String {
@@ -342,6 +352,14 @@ mod tests {
             training_problems: 8100,
             ..GetStatusResponse::default()
         }
+    }
+
+    #[test]
+    fn what_was_refused_is_not_to_be_tried_again() {
+        let exit = |code| refused(&CallStatus::new(code, "no worker `rollout-9`")).exit;
+        assert_eq!([Code::NotFound, Code::InvalidArgument].map(exit), [Exit::Usage; 2]);
+        assert_eq!(exit(Code::PermissionDenied), Exit::Config);
+        assert_eq!([Code::Unavailable, Code::FailedPrecondition].map(exit), [Exit::Again; 2]);
     }
 
     #[test]

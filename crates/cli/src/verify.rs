@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_runtime::{Exit, LogFormat, init_logging};
-use pacs_spec::{Extraction, JudgeKind, JudgeSpec};
+use pacs_spec::{Extraction, JudgeKind, JudgeSpec, ServiceAddress};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::rows::Row;
-use crate::arguments::{ExtractionMode, VerifyCommand};
+use crate::arguments::{ExtractionMode, VerifyCommand, VerifyGrpc};
 use crate::failure::Failure;
 use crate::format::{count, seconds};
 use crate::output;
@@ -39,7 +39,10 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
     let (input, by) = match command {
         VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(extraction(math.extraction))),
         VerifyCommand::Exec(exec) => (&exec.input, JudgeKind::Exec(exec.command.clone())),
-        VerifyCommand::Grpc(grpc) => (&grpc.input, JudgeKind::Grpc(grpc.address.clone())),
+        VerifyCommand::Grpc(VerifyGrpc { input, address, ca, plain_text }) => {
+            let service = ServiceAddress { address: address.clone(), ca: ca.clone(), plain_text: *plain_text };
+            (input, JudgeKind::Grpc(service))
+        }
     };
     if !(input.timeout > 0.0 && input.timeout <= MOST_SECONDS) {
         let error = anyhow!("--timeout {}: expected above 0, at most {MOST_SECONDS} seconds", input.timeout);

@@ -28,4 +28,6 @@ pub use pacs_algo::Schedule;
 pub use pacs_shape::Sharding;
 pub use parse::{parse, read};
 pub use types::*;
-pub use verifier::{Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, VerifierKind, VerifierSpec};
+pub use verifier::{
+    Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, ServiceAddress, VerifierKind, VerifierSpec,
+};

@@ -18,6 +18,12 @@ pub struct VerifierSpec {
     pub command: Vec<String>,
     /// Where the service listens, host:port. Required for `grpc`, nothing else has it.
     pub address: Option<String>,
+    /// PEM file, on the verifiers' machines, with the authorities that sign the service's certificate, which has to be one for
+    /// the host of `address`: the connection is TLS then. `grpc` only. Default none.
+    pub ca: Option<String>,
+    /// Speak plain text to a service on another machine. Without this and without `ca` the service has to be on the loopback
+    /// interface of every verifier. `grpc` only. Default false.
+    pub plain_text: bool,
     /// Seconds that one verification may take. Default 10, above 0, at most 3600.
     pub timeout_seconds: f64,
     /// Tries of a verification that failed or timed out, by different verifier workers where there are several. Then
@@ -38,6 +44,8 @@ impl Default for VerifierSpec {
             extraction: Extraction::Lenient,
             command: Vec::new(),
             address: None,
+            ca: None,
+            plain_text: false,
             timeout_seconds: 10.0,
             max_attempts: 3,
             max_replacements: 2,
@@ -132,14 +140,19 @@ pub struct RewardVerifierSpec {
     pub command: Vec<String>,
     /// As `verifier.address`.
     pub address: Option<String>,
+    /// As `verifier.ca`.
+    pub ca: Option<String>,
+    /// As `verifier.plain_text`.
+    pub plain_text: bool,
     /// As `verifier.timeout_seconds`.
     pub timeout_seconds: f64,
 }
 
 impl Default for RewardVerifierSpec {
     fn default() -> Self {
-        let VerifierSpec { kind, extraction, command, address, timeout_seconds, .. } = VerifierSpec::default();
-        Self { weight: 1.0, kind, extraction, command, address, timeout_seconds }
+        let VerifierSpec { kind, extraction, command, address, ca, plain_text, timeout_seconds, .. } =
+            VerifierSpec::default();
+        Self { weight: 1.0, kind, extraction, command, address, ca, plain_text, timeout_seconds }
     }
 }
 
@@ -159,8 +172,19 @@ pub enum JudgeKind {
     Math(Extraction),
     /// A child process: program and arguments.
     Exec(Vec<String>),
-    /// A service, host:port.
-    Grpc(String),
+    /// A service.
+    Grpc(ServiceAddress),
+}
+
+/// Where a service is, and what protects the way there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// host:port.
+    pub address: String,
+    /// PEM file with the authorities for TLS.
+    pub ca: Option<String>,
+    /// Without TLS the service may be elsewhere than on the loopback interface.
+    pub plain_text: bool,
 }
 
 impl VerifierSpec {
@@ -170,7 +194,8 @@ impl VerifierSpec {
     /// The verifier that gives the label.
     #[must_use]
     pub fn judge(&self) -> JudgeSpec {
-        judge(self.kind, self.extraction, &self.command, self.address.as_deref(), self.timeout_seconds)
+        let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
+        judge(self.kind, self.extraction, &self.command, service, self.timeout_seconds)
     }
 }
 
@@ -178,21 +203,26 @@ impl RewardVerifierSpec {
     /// The verifier itself.
     #[must_use]
     pub fn judge(&self) -> JudgeSpec {
-        judge(self.kind, self.extraction, &self.command, self.address.as_deref(), self.timeout_seconds)
+        let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
+        judge(self.kind, self.extraction, &self.command, service, self.timeout_seconds)
     }
+}
+
+fn service(address: Option<&String>, ca: Option<&String>, plain_text: bool) -> ServiceAddress {
+    ServiceAddress { address: address.cloned().unwrap_or_default(), ca: ca.cloned(), plain_text }
 }
 
 fn judge(
     kind: VerifierKind,
     extraction: Extraction,
     command: &[String],
-    address: Option<&str>,
+    service: ServiceAddress,
     timeout_seconds: f64,
 ) -> JudgeSpec {
     let by = match kind {
         VerifierKind::Math => JudgeKind::Math(extraction),
         VerifierKind::Exec => JudgeKind::Exec(command.to_vec()),
-        VerifierKind::Grpc => JudgeKind::Grpc(address.unwrap_or_default().to_owned()),
+        VerifierKind::Grpc => JudgeKind::Grpc(service),
     };
     // The spec bounds the seconds.
     JudgeSpec { by, timeout: Duration::try_from_secs_f64(timeout_seconds).unwrap_or(Duration::MAX) }

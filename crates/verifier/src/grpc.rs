@@ -1,20 +1,20 @@
+use std::path::Path;
 use std::time::Duration;
 
 use pacs_protocol::v1::custom_verifier_service_client::CustomVerifierServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_runtime::Backoff;
+use pacs_runtime::net::{Trust, service_channel};
+use pacs_spec::ServiceAddress;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::fault::Fault;
 use crate::judge::Answer;
 use crate::opinion::Opinion;
 use crate::{Task, VerifierError};
-
-/// How long one connection may take.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A service of the user's own.
 pub(crate) struct Service {
@@ -25,14 +25,19 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(address: &str, limit: Duration, concurrency: usize) -> Result<Self, VerifierError> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| VerifierError::Address { address: address.to_owned(), problem: error.to_string() })?;
-        let channel = endpoint.connect_timeout(CONNECT_DEADLINE).tcp_nodelay(true).connect_lazy();
+    pub(crate) fn new(service: &ServiceAddress, limit: Duration, concurrency: usize) -> Result<Self, VerifierError> {
+        let ServiceAddress { address, ca, plain_text } = service;
+        let refused = |problem: String| VerifierError::Address { address: address.clone(), problem };
+        let trust = match (ca, plain_text) {
+            (Some(ca), _) => Trust::in_file(Path::new(ca)).map_err(|error| refused(error.to_string()))?,
+            (None, true) => Trust::PlainText,
+            (None, false) => Trust::Loopback(not_in_plain_text),
+        };
+        let channel = service_channel(address, &trust).map_err(|error| refused(error.to_string()))?;
         let client = CustomVerifierServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { client, address: address.to_owned(), limit, calls: Semaphore::new(concurrency) })
+        Ok(Self { client, address: address.clone(), limit, calls: Semaphore::new(concurrency) })
     }
 
     /// Asks the service; an outage is waited for as long as the verification may take.
@@ -69,6 +74,13 @@ impl Service {
             tokio::time::sleep(wait).await;
         }
     }
+}
+
+fn not_in_plain_text(address: String) -> String {
+    format!(
+        "{address} is not on this machine: give `verifier.ca` (--ca), the authorities of its certificate, or allow plain text with \
+         `verifier.plain_text = true` (--plain-text)"
+    )
 }
 
 fn read(response: v1::VerifyResponse) -> Result<Answer, Fault> {

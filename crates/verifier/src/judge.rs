@@ -54,7 +54,7 @@ impl Judge {
     /// Must be called within a runtime.
     ///
     /// # Errors
-    /// [`VerifierError::Address`] when a service's address is none.
+    /// [`VerifierError::Address`] when a service's address is none, or the authorities for it cannot be read.
     pub fn new(spec: &JudgeSpec, concurrency: usize, cache_entries: usize) -> Result<Self, VerifierError> {
         let (limit, concurrency) = (spec.timeout, concurrency.max(1));
         let (by, version) = match &spec.by {
@@ -62,7 +62,7 @@ impl Judge {
                 (By::Math(Math::new(*extraction, limit, concurrency)), Some(math_version(*extraction)))
             }
             JudgeKind::Exec(command) => (By::Exec(Exec::new(command.clone(), limit, concurrency)), None),
-            JudgeKind::Grpc(address) => (By::Service(Service::new(address, limit, concurrency)?), None),
+            JudgeKind::Grpc(service) => (By::Service(Service::new(service, limit, concurrency)?), None),
         };
         Ok(Self { by, cache: Cache::new(cache_entries), version: Mutex::new(version.map(Arc::from)) })
     }

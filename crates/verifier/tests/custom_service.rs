@@ -1,15 +1,21 @@
 //! A verifier that is a service: one of `proto/pacs/v1/custom_verifier.proto` in the same process.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pacs_protocol::v1;
 use pacs_protocol::v1::custom_verifier_service_server::{CustomVerifierService, CustomVerifierServiceServer};
-use pacs_spec::{JudgeKind, JudgeSpec};
+use pacs_spec::{JudgeKind, JudgeSpec, ServiceAddress};
 use pacs_types::{Outcome, Verdict};
 use pacs_verifier::{Judge, Judgement, Task};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
@@ -56,7 +62,11 @@ async fn serve(custom: Custom) -> SocketAddr {
 }
 
 fn judge(address: SocketAddr, timeout: Duration, cache_entries: usize) -> Judge {
-    let by = JudgeKind::Grpc(address.to_string());
+    judge_of(ServiceAddress { address: address.to_string(), ..ServiceAddress::default() }, timeout, cache_entries)
+}
+
+fn judge_of(service: ServiceAddress, timeout: Duration, cache_entries: usize) -> Judge {
+    let by = JudgeKind::Grpc(service);
     Judge::new(&JudgeSpec { by, timeout }, 2, cache_entries).expect("a good address")
 }
 
@@ -135,4 +145,77 @@ async fn an_outage_is_waited_for() {
     };
     let (judgement, ()) = tokio::join!(verify(&judge, "right"), late);
     assert_eq!(judgement.verdict.outcome, Outcome::Correct, "{judgement:?}");
+}
+
+/// Answers by TLS in front of a service, as `name`; returns the port and the file with the authority.
+async fn behind_tls(service: SocketAddr, name: &str, folder: &Path) -> (u16, String) {
+    let (authority_key, key) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
+    let mut parameters = CertificateParams::new(Vec::new()).expect("no names");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = parameters.self_signed(&authority_key).expect("an authority");
+    let issuer = Issuer::new(parameters, authority_key);
+    let parameters = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    let certificate = parameters.signed_by(&key, &issuer).expect("a certificate");
+    let ca = folder.join("ca.crt");
+    std::fs::write(&ca, authority.pem()).expect("room");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .expect("they belong together");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut secured = acceptor.accept(stream).await?;
+                let mut inner = TcpStream::connect(service).await?;
+                tokio::io::copy_bidirectional(&mut secured, &mut inner).await
+            });
+        }
+    });
+    (port, ca.display().to_string())
+}
+
+#[tokio::test]
+async fn a_service_with_a_certificate_is_spoken_to_by_tls_and_a_stranger_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = serve(Custom::default()).await;
+    let (port, ca) = behind_tls(service, "localhost", folder.path()).await;
+    let at = |host: &str, ca: Option<&String>| ServiceAddress {
+        address: format!("{host}:{port}"),
+        ca: ca.cloned(),
+        plain_text: false,
+    };
+    let judge = judge_of(at("localhost", Some(&ca)), PATIENT, 0);
+    assert_eq!(verify(&judge, "right").await.verdict.outcome, Outcome::Correct);
+    // A certificate for another host, one of another authority, and a client that speaks plain text.
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).expect("room");
+    let (_, stranger) = behind_tls(service, "localhost", &other).await;
+    for service in [at("127.0.0.1", Some(&ca)), at("localhost", Some(&stranger)), at("localhost", None)] {
+        let judge = judge_of(service.clone(), Duration::from_millis(400), 0);
+        let verdict = verify(&judge, "right").await.verdict;
+        assert!(matches!(verdict.outcome, Outcome::Failed | Outcome::TimedOut), "{service:?}: {verdict:?}");
+    }
+    let by = JudgeKind::Grpc(at("localhost", Some(&"/nowhere.crt".to_owned())));
+    let missing = Judge::new(&JudgeSpec { by, timeout: PATIENT }, 1, 0).map(|_| ()).expect_err("no such file");
+    assert!(missing.to_string().contains("/nowhere.crt"), "{missing}");
+}
+
+#[tokio::test]
+async fn plain_text_stays_on_the_machine_unless_it_is_allowed() {
+    let service = |plain_text| ServiceAddress { address: "192.0.2.1:9".into(), ca: None, plain_text };
+    let limit = Duration::from_millis(300);
+    let refused = verify(&judge_of(service(false), limit, 0), "right").await.verdict;
+    assert_eq!(refused.outcome, Outcome::Failed);
+    assert!(refused.rule.contains("`verifier.ca`") && refused.rule.contains("192.0.2.1:9"), "{refused:?}");
+    // Nobody is there, but that is all that is wrong.
+    let tried = verify(&judge_of(service(true), limit, 0), "right").await.verdict;
+    assert!(tried.outcome != Outcome::Correct && !tried.rule.contains("`verifier.ca`"), "{tried:?}");
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
@@ -15,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{PeerRole, PlainText, Security};
 
 /// How long one attempt to connect may take.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long all of it may take, names looked up and connections made.
 const DIAL_DEADLINE: Duration = Duration::from_secs(15);
@@ -39,10 +40,7 @@ pub enum DialError {
 /// # Errors
 /// See [`DialError`].
 pub async fn dial(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .ok()
-        .filter(|endpoint| endpoint.uri().port().is_some() && endpoint.uri().path() == "/")
-        .ok_or_else(|| DialError::Address(address.to_owned()))?
+    let endpoint = endpoint(address)?
         .connect_timeout(CONNECT_DEADLINE)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
@@ -50,6 +48,14 @@ pub async fn dial(address: &str, peer: PeerRole, security: &Security) -> Result<
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20));
     within(DIAL_DEADLINE, address, connected(endpoint, address, peer, security)).await
+}
+
+/// The endpoint of an address (host:port). Who encrypts is the connector, so its scheme means nothing.
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, DialError> {
+    Endpoint::from_shared(format!("http://{address}"))
+        .ok()
+        .filter(|endpoint| endpoint.uri().port().is_some() && endpoint.uri().path() == "/")
+        .ok_or_else(|| DialError::Address(address.to_owned()))
 }
 
 /// Gives an attempt to reach `address` up after `limit`: resolvers keep no deadline of ours.
@@ -76,21 +82,46 @@ async fn connected(
         return Err(PlainText { address }.into());
     }
     let (target, security) = (Arc::<str>::from(address), security.clone());
-    let connector = tower::service_fn(move |_| connect(Arc::clone(&target), peer, security.clone()));
+    // Called for every connection of a channel, so that names and certificates are looked at anew.
+    let connector = tower::service_fn(move |_| {
+        let target = Arc::clone(&target);
+        let tls = match &security {
+            Security::Plain => None,
+            Security::Mutual(tls) => {
+                // What the peer is matters, not where: its certificate holds its role.
+                let name = ServerName::try_from(peer.dns_name()).expect("the names of roles are DNS names");
+                Some((tls.client(), name))
+            }
+        };
+        async move {
+            let elsewhere: Option<Elsewhere> = tls.is_none().then_some(|address| PlainText { address }.to_string());
+            connect(&target, elsewhere, tls).await
+        }
+    });
     endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
 }
 
 /// What HTTP/2 runs on.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Called for every connection of a channel, so that names and certificates are looked at anew.
-async fn connect(address: Arc<str>, peer: PeerRole, security: Security) -> io::Result<TokioIo<Box<dyn Io>>> {
+/// Says why an address beyond the loopback interface is not connected to.
+pub(super) type Elsewhere = fn(String) -> String;
+
+/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `elsewhere` only
+/// on the loopback interface.
+pub(super) async fn connect(
+    address: &str,
+    elsewhere: Option<Elsewhere>,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+) -> io::Result<TokioIo<Box<dyn Io>>> {
     let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let found: Vec<SocketAddr> = lookup_host(&*address).await?.collect();
+    let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
     for candidate in found {
-        if matches!(security, Security::Plain) && !candidate.ip().is_loopback() {
-            problem = io::Error::other(PlainText { address: candidate.to_string() });
+        if let Some(elsewhere) = elsewhere
+            && !candidate.ip().is_loopback()
+        {
+            problem = io::Error::other(elsewhere(candidate.to_string()));
             continue;
         }
         let stream = match TcpStream::connect(candidate).await {
@@ -101,13 +132,9 @@ async fn connect(address: Arc<str>, peer: PeerRole, security: Security) -> io::R
             }
         };
         stream.set_nodelay(true)?;
-        return Ok(TokioIo::new(match &security {
-            Security::Plain => Box::new(stream),
-            Security::Mutual(tls) => {
-                // What the peer is matters, not where: its certificate holds its role.
-                let name = ServerName::try_from(peer.dns_name()).expect("the names of roles are DNS names");
-                Box::new(TlsConnector::from(tls.client()).connect(name, stream).await?)
-            }
+        return Ok(TokioIo::new(match tls {
+            None => Box::new(stream),
+            Some((config, name)) => Box::new(TlsConnector::from(config).connect(name, stream).await?),
         }));
     }
     Err(problem)

@@ -8,6 +8,7 @@ mod connection;
 mod dial;
 mod guard;
 mod role;
+mod service;
 mod tls;
 
 use std::fmt;
@@ -22,6 +23,7 @@ pub use self::connection::{Connection, Peer, accept};
 pub use self::dial::{DialError, dial};
 pub use self::guard::Guard;
 pub use self::role::PeerRole;
+pub use self::service::{Trust, service_channel};
 pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError, check_role};
 
 use self::tls::Tls;

@@ -244,6 +244,21 @@ fn expiry(chain: &[CertificateDer<'_>], verifier: &dyn ClientCertVerifier) -> Re
     Ok(UnixTime::since_unix_epoch(Duration::from_secs(bad)))
 }
 
+/// What a client needs that knows others by the authorities in a PEM file, and has no certificate itself.
+pub(super) fn of_authorities(path: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| content(path, &error))?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| content(path, &error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
 fn content(path: &Path, problem: &dyn std::fmt::Display) -> TlsError {
     TlsError::Content { path: path.to_owned(), problem: problem.to_string() }
 }

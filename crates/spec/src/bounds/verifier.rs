@@ -12,14 +12,17 @@ struct Described<'a> {
     extraction: Extraction,
     command: &'a [String],
     address: Option<&'a str>,
+    ca: Option<&'a str>,
+    plain_text: bool,
     timeout_seconds: f64,
 }
 
 impl Check {
     pub(super) fn verifiers(&mut self, spec: &JobSpec) {
-        let VerifierSpec { kind, extraction, ref command, ref address, timeout_seconds, .. } = spec.verifier;
-        let address = address.as_deref();
-        self.judge("verifier", &Described { kind, extraction, command, address, timeout_seconds });
+        let VerifierSpec { kind, extraction, ref command, ref address, ref ca, plain_text, timeout_seconds, .. } =
+            spec.verifier;
+        let (address, ca) = (address.as_deref(), ca.as_deref());
+        self.judge("verifier", &Described { kind, extraction, command, address, ca, plain_text, timeout_seconds });
         self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
@@ -59,6 +62,8 @@ impl Check {
                 extraction: verifier.extraction,
                 command: &verifier.command,
                 address: verifier.address.as_deref(),
+                ca: verifier.ca.as_deref(),
+                plain_text: verifier.plain_text,
                 timeout_seconds: verifier.timeout_seconds,
             };
             self.judge(&path, &described);
@@ -99,6 +104,22 @@ impl Check {
                 let message = format!("applies to kind `grpc` only, not to `{}`", judge.kind.name());
                 self.text(&at("address"), address, false, &message);
             }
+        }
+        let not_grpc = format!("applies to kind `grpc` only, not to `{}`", judge.kind.name());
+        if let Some(ca) = judge.ca {
+            let (is_good, message) = match is(VerifierKind::Grpc) {
+                true => (!ca.is_empty(), "expected a PEM file of certificates"),
+                false => (false, not_grpc.as_str()),
+            };
+            self.text(&at("ca"), ca, is_good, message);
+        }
+        if judge.plain_text {
+            let message = match (is(VerifierKind::Grpc), judge.ca) {
+                (false, _) => not_grpc.as_str(),
+                (true, Some(_)) => "with `ca` the connection is TLS; leave one of the two out",
+                (true, None) => return,
+            };
+            self.fail(Problem::new(at("plain_text"), message).with_value("true"), &[]);
         }
     }
 }

@@ -1,7 +1,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::{JudgeKind, JudgeSpec};
+use crate::{JudgeKind, JudgeSpec, ServiceAddress};
 
 const MINIMAL: &str = "
 name = 'job'
@@ -336,6 +336,8 @@ fn verifiers_and_rewards_are_checked_together() {
 kind = 'exec'
 extraction = 'strict'
 address = 'here'
+ca = 'ca.crt'
+plain_text = true
 max_attempts = 0
 [reward]
 format_bonus = 0.5
@@ -348,6 +350,8 @@ weight = nan
 [reward.verifiers.label]
 kind = 'grpc'
 address = 'nohost'
+ca = ''
+plain_text = true
 [reward.verifiers.judge]
 kind = 'llm'
 "
@@ -355,20 +359,24 @@ kind = 'llm'
     refused(
         &text,
         expect![[r#"
-            13 problems in job spec `job.toml`
+            17 problems in job spec `job.toml`
               line 7: verifier.command = []: expected the program that verifies and its arguments, for kind `exec`
               line 9: verifier.extraction: applies to kind `math` only, not to `exec`
               line 10: verifier.address = "here": applies to kind `grpc` only, not to `exec`
-              line 11: verifier.max_attempts = 0: expected 1 to 100
-              line 12: reward.format_strings = []: expected what a well-formed response holds, for there is a `reward.format_bonus`
-              line 14: reward.overlong_tokens = 9000: expected 0 to `rollout.max_new_tokens` (8192)
-              line 15: reward.verifiers.style.address: is required for kind `grpc`: where the service listens, host:port
-              line 17: reward.verifiers.style.comand: unknown key; did you mean `command`?
-              line 18: reward.verifiers.style.command = ["x"]: applies to kind `exec` only, not to `grpc`
-              line 19: reward.verifiers.style.weight = NaN: expected -1000 to 1000
-              line 20: reward.verifiers.label: expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`
-              line 22: reward.verifiers.label.address = "nohost": expected host:port
-              line 24: reward.verifiers.judge.kind = "llm": expected one of `math`, `exec`, `grpc`"#]],
+              line 11: verifier.ca = "ca.crt": applies to kind `grpc` only, not to `exec`
+              line 12: verifier.plain_text = true: applies to kind `grpc` only, not to `exec`
+              line 13: verifier.max_attempts = 0: expected 1 to 100
+              line 14: reward.format_strings = []: expected what a well-formed response holds, for there is a `reward.format_bonus`
+              line 16: reward.overlong_tokens = 9000: expected 0 to `rollout.max_new_tokens` (8192)
+              line 17: reward.verifiers.style.address: is required for kind `grpc`: where the service listens, host:port
+              line 19: reward.verifiers.style.comand: unknown key; did you mean `command`?
+              line 20: reward.verifiers.style.command = ["x"]: applies to kind `exec` only, not to `grpc`
+              line 21: reward.verifiers.style.weight = NaN: expected -1000 to 1000
+              line 22: reward.verifiers.label: expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`
+              line 24: reward.verifiers.label.address = "nohost": expected host:port
+              line 25: reward.verifiers.label.ca = "": expected a PEM file of certificates
+              line 26: reward.verifiers.label.plain_text = true: with `ca` the connection is TLS; leave one of the two out
+              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exec`, `grpc`"#]],
     );
 }
 
@@ -383,6 +391,7 @@ format_strings = ['</think>', '\\boxed{{']
 [reward.verifiers.style]
 kind = 'grpc'
 address = 'node-3:9000'
+ca = 'ca.crt'
 weight = -0.25
 "
     );
@@ -392,6 +401,7 @@ weight = -0.25
     let timeout = std::time::Duration::from_millis(2500);
     assert_eq!(spec.verifier.judge(), JudgeSpec { by: JudgeKind::Exec(command), timeout });
     let style = &spec.reward.verifiers["style"];
-    assert_eq!((style.weight, style.judge().by), (-0.25, JudgeKind::Grpc("node-3:9000".into())));
+    let service = ServiceAddress { address: "node-3:9000".into(), ca: Some("ca.crt".into()), plain_text: false };
+    assert_eq!((style.weight, style.judge().by), (-0.25, JudgeKind::Grpc(service)));
     assert_eq!(spec.reward.format_strings, ["</think>", "\\boxed{"]);
 }

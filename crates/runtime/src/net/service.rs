@@ -1,0 +1,69 @@
+//! Connections to services that are none of this project's roles.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tonic::transport::Channel;
+
+use super::dial::{CONNECT_DEADLINE, DialError, connect, endpoint};
+use super::tls::{TlsError, of_authorities};
+
+/// What protects the connection to a service.
+#[derive(Clone)]
+pub enum Trust {
+    /// Plain text, to addresses of the loopback interface only; the text that says of another address why not.
+    Loopback(fn(String) -> String),
+    /// Plain text to wherever the service is.
+    PlainText,
+    /// TLS: the service has a certificate for the host of its address that one of some authorities signed.
+    Authorities(Arc<ClientConfig>),
+}
+
+impl Trust {
+    /// TLS with the authorities of a PEM file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no certificates.
+    pub fn in_file(path: &Path) -> Result<Self, TlsError> {
+        of_authorities(path).map(Self::Authorities)
+    }
+}
+
+/// A channel to the service at `address` (host:port), which connects when it is used, and again whenever the connection is lost.
+/// Calls fail as unavailable while nobody answers, or not as it should.
+///
+/// Must be called within a runtime.
+///
+/// # Errors
+/// When the address is none.
+pub fn service_channel(address: &str, trust: &Trust) -> Result<Channel, DialError> {
+    let endpoint = endpoint(address)?.connect_timeout(CONNECT_DEADLINE);
+    let (config, elsewhere) = match trust {
+        Trust::Loopback(elsewhere) => (None, Some(*elsewhere)),
+        Trust::PlainText => (None, None),
+        Trust::Authorities(config) => (Some(config), None),
+    };
+    let tls = match config {
+        Some(config) => {
+            let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let name = ServerName::try_from(host).map_err(|_| DialError::Address(address.to_owned()))?;
+            Some((Arc::clone(config), name))
+        }
+        None => None,
+    };
+    let address = Arc::<str>::from(address);
+    let connector = tower::service_fn(move |_| {
+        let (address, tls) = (Arc::clone(&address), tls.clone());
+        async move {
+            let attempt = tokio::time::timeout(CONNECT_DEADLINE, connect(&address, elsewhere, tls));
+            attempt.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        }
+    });
+    Ok(endpoint.tcp_nodelay(true).http2_keep_alive_interval(KEEP_ALIVE).connect_with_connector_lazy(connector))
+}
+
+/// How often a service that says nothing is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
