@@ -91,7 +91,8 @@ pub(crate) fn machine_options(
 fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
     let (retire_after, difficulty_floor) = (spec.data.retire_after, spec.data.difficulty_floor);
     let is_on = retire_after.is_some() || difficulty_floor.is_some();
-    is_on.then(|| Curriculum { plan: problems.plan().clone(), retire_after, difficulty_floor })
+    let least_left = spec.batch.prompts_per_step as usize;
+    is_on.then(|| Curriculum { plan: problems.plan().clone(), retire_after, difficulty_floor, least_left })
 }
 
 /// Groups that every mini-batch has one of, and every rank a sequence in each.

@@ -93,7 +93,7 @@ pub struct StepSummary {
     pub evicted_groups: u64,
     /// Draws since the step before that were skipped: their problems are retired, or teach little.
     pub skipped_draws: u64,
-    /// Retired problems that were drawn again since the step before, because no other was left.
+    /// Retired problems that were drawn again since the step before, because too few others were left.
     pub reopened_problems: u64,
     /// Problems that are retired.
     pub retired_problems: u64,

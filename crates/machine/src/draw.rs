@@ -39,14 +39,18 @@ impl Machine {
         position.cursor = draw.cursor;
         position.ahead = position.ahead.split_off(&GroupId(draw.cursor));
         self.count(counter::SKIPPED_DRAWS, draw.skipped);
-        self.count(counter::REOPENED_PROBLEMS, draw.reopened as u64);
-        if draw.reopened > 0 {
-            self.effects.push(Effect::Note(format!(
-                "{} retired problems are drawn again: no other was left (data.retire_after)",
-                draw.reopened
-            )));
-        }
+        self.note_reopened(draw.reopened);
         draw.group
+    }
+
+    fn note_reopened(&mut self, problems: usize) {
+        if problems == 0 {
+            return;
+        }
+        self.count(counter::REOPENED_PROBLEMS, problems as u64);
+        self.effects.push(Effect::Note(format!(
+            "{problems} retired problems are drawn again: fewer others were left than a step takes (data.retire_after)"
+        )));
     }
 
     /// Notes how a complete group has come out, for when the step is made.
@@ -64,6 +68,8 @@ impl Machine {
         }
         let order = self.order.0.get_or_insert_with(|| Arc::new(DrawOrder::new(curriculum.plan.clone())));
         self.position.history.settle(|group| order.index_at(group.0));
+        let reopened = curriculum.reopen_if_few_are_left(&mut self.position.history);
+        self.note_reopened(reopened);
     }
 
     /// Problems that are not drawn any more because they are solved; none: the job does not retire any.

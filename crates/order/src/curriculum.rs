@@ -22,6 +22,10 @@ pub struct Curriculum {
     /// drawn always; none: all problems are. Above 0.
     #[serde(with = "pacs_types::bits::option")]
     pub difficulty_floor: Option<f64>,
+    /// Problems that a step takes. Where fewer are left, retired ones are drawn again: a step of the same few problems over and
+    /// over teaches those alone.
+    #[serde(default)]
+    pub least_left: usize,
 }
 
 /// What becomes of a draw.
@@ -44,7 +48,7 @@ pub struct Draw {
     pub cursor: u64,
     /// Draws before it that were skipped.
     pub skipped: u64,
-    /// Retired problems that are drawn again from now on, because no other was left.
+    /// Retired problems that are drawn again from now on, because no other was left to look at.
     pub reopened: usize,
 }
 
@@ -87,6 +91,17 @@ impl Curriculum {
         })
     }
 
+    /// Reopens the retired problems where too few others are left, and says how many; to be asked when a step has ended.
+    pub fn reopen_if_few_are_left(&self, history: &mut History) -> usize {
+        let (Some(after), problems) = (self.retire_after, self.plan.problems()) else { return 0 };
+        let retired = history.retired(after);
+        if retired > 0 && problems.saturating_sub(retired) < self.least_left.min(problems) {
+            history.reopen(after)
+        } else {
+            0
+        }
+    }
+
     /// Problems that are not drawn any more.
     #[must_use]
     pub fn retired(&self, history: &History) -> usize {
@@ -104,7 +119,7 @@ mod tests {
 
     fn curriculum(problems: &[usize], retire_after: Option<u32>, difficulty_floor: Option<f64>) -> Curriculum {
         let sets = problems.iter().map(|problems| SetShare { weight: 1.0, problems: *problems }).collect();
-        Curriculum { plan: DrawPlan { seed: 5, shuffle: true, sets }, retire_after, difficulty_floor }
+        Curriculum { plan: DrawPlan { seed: 5, shuffle: true, sets }, retire_after, difficulty_floor, least_left: 0 }
     }
 
     /// Draws one after the other and lets each group come out as `labels` says of its problem; returns the problems.
@@ -134,6 +149,24 @@ mod tests {
         assert!((0..6).all(|problem| count(problem) == 2), "{drawn:?}");
         assert!((6..10).all(|problem| count(problem) >= 20), "{drawn:?}");
         assert!(skipped > 100 && reopened == 0, "{skipped} {reopened}");
+    }
+
+    #[test]
+    fn problems_are_reopened_before_a_step_has_too_few_of_them() {
+        let mut curriculum = curriculum(&[10], Some(1), None);
+        curriculum.least_left = 4;
+        let mut history = History::default();
+        for (solved, reopened) in [(6, 0), (1, 7), (0, 0)] {
+            for problem in 0..solved {
+                history.note(GroupId(problem), Evidence::of([1.0].into_iter()));
+            }
+            // The seventh is another one than the first six.
+            history.settle(|group| if solved == 1 { 6 } else { group.0 as usize });
+            assert_eq!(curriculum.reopen_if_few_are_left(&mut history), reopened);
+        }
+        assert_eq!(curriculum.retired(&history), 0);
+        curriculum.retire_after = None;
+        assert_eq!(curriculum.reopen_if_few_are_left(&mut history), 0);
     }
 
     #[test]

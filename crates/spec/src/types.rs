@@ -121,8 +121,8 @@ pub struct DataSpec {
     /// Shuffle the training problems anew each epoch. Default true.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// A problem is retired, and not drawn any more, when so many of its groups in a row were all right. When no other problem
-    /// is left, all are drawn again until they are solved so often again. Default: none is retired; 1 to 1000. A resumed job
+    /// A problem is retired, and not drawn any more, when so many of its groups in a row were all right. When fewer others are
+    /// left than a step takes, all are drawn again until they are solved so often again. Default: none is retired; 1 to 1000. A resumed job
     /// may change it.
     #[serde(default)]
     pub retire_after: Option<u32>,

@@ -56,7 +56,7 @@ impl Case {
             checkpoint_every_steps,
             uniform_groups: self.uniform,
             max_refills: 2,
-            curriculum: self.skips().then_some(Curriculum { plan, retire_after, difficulty_floor }),
+            curriculum: self.skips().then_some(Curriculum { plan, retire_after, difficulty_floor, least_left: 3 }),
             ..options()
         }
     }

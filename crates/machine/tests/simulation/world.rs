@@ -494,5 +494,6 @@ fn curriculum(seed: u64) -> Option<Curriculum> {
     let plan = DrawPlan { seed, shuffle: rng.random(), sets };
     let retire_after = rng.random_bool(0.7).then(|| rng.random_range(1..=2));
     let difficulty_floor = (retire_after.is_none() || rng.random()).then(|| rng.random_range(0.01..0.9));
-    Some(Curriculum { plan, retire_after, difficulty_floor })
+    let least_left = rng.random_range(0..4);
+    Some(Curriculum { plan, retire_after, difficulty_floor, least_left })
 }
