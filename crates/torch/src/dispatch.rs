@@ -40,9 +40,8 @@ pub(crate) enum Value<'a> {
 /// An operator failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("libtorch's operator {name} failed; standard error has what libtorch says of it (`Exception in aoti_torch`)")]
-pub struct OperatorError {
-    /// The operator.
-    pub name: String,
+pub(crate) struct OperatorError {
+    name: String,
 }
 
 /// Calls the operator `name`, whose overload has no name; it takes these arguments and gives that many tensors.

@@ -1,6 +1,7 @@
 //! Elements that the CPU kernels read and write; they compute in float32.
 
 use std::cell::Cell;
+use std::thread::LocalKey;
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -78,14 +79,19 @@ pub(crate) fn is_plain() -> bool {
 /// Does `work` with libtorch's own operations, one sequence at a time: on this thread [`has_kernels`] and
 /// [`crate::has_flash_attention`] say no meanwhile.
 pub fn plain<T>(work: impl FnOnce() -> T) -> T {
+    with_flag(&PLAIN, work)
+}
+
+/// Does `work` while a flag of this thread is set.
+pub(crate) fn with_flag<T>(flag: &'static LocalKey<Cell<bool>>, work: impl FnOnce() -> T) -> T {
     /// Sets the flag back, also when `work` panics.
-    struct Before(bool);
+    struct Before(&'static LocalKey<Cell<bool>>, bool);
     impl Drop for Before {
         fn drop(&mut self) {
-            PLAIN.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _before = Before(PLAIN.replace(true));
+    let _before = Before(flag, flag.replace(true));
     work()
 }
 

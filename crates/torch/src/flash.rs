@@ -6,7 +6,7 @@ mod emulated;
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda::{compute_capability, device_kernels};
-use crate::dispatch::{OperatorError, Value, call};
+use crate::dispatch::{Value, call};
 use crate::element::is_plain;
 
 pub use emulated::with_emulated_flash;
@@ -70,14 +70,9 @@ pub fn has_flash_attention(device: Device, kind: Kind, head_dim: i64) -> bool {
 ///
 /// `q`: `[query rows, N, H]`, `k` and `v`: `[key rows, K, H]`, where `N` is a multiple of `K`. Returns `[query rows, N, H]`.
 ///
-/// # Errors
-/// When [`has_flash_attention`] says no, or the device fails.
-pub fn flash_attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    sequences: &FlashSequences,
-) -> Result<Tensor, OperatorError> {
+/// # Panics
+/// When there are other rows than planned, [`has_flash_attention`] says no, or the device fails, as for any operation of it.
+pub fn flash_attention(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequences) -> Tensor {
     let [query_rows, key_rows] = sequences.rows;
     assert!(
         q.dim() == 3 && q.size()[0] == query_rows && k.size()[0] == key_rows && v.size() == k.size(),
@@ -109,6 +104,7 @@ pub fn flash_attention(
     // SAFETY: Tensor query, key, value, Tensor? cum_seq_q, cum_seq_k, SymInt max_q, max_k, float dropout_p, bool is_causal,
     // return_debug_mask, *, float? scale, SymInt? window_size_left, window_size_right, Tensor? seqused_k, alibi_slopes
     // -> Tensor output, softmax_logsumexp, rng_state, unused, debug_attn_mask.
-    let [output, ..] = unsafe { call::<5>(c"aten::_flash_attention_forward", &arguments) }?;
-    Ok(output)
+    let outputs = unsafe { call::<5>(c"aten::_flash_attention_forward", &arguments) };
+    let [output, ..] = outputs.unwrap_or_else(|error| panic!("{error}"));
+    output
 }

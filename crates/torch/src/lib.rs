@@ -34,7 +34,6 @@ pub use cuda::{
 pub use device::{
     DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
 };
-pub use dispatch::OperatorError;
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};

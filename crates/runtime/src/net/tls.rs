@@ -192,10 +192,7 @@ fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
             &"it holds one certificate, and the process's own and the authority's are needed",
         ));
     }
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority).map_err(|error| content(&ca, &error))?;
-    }
+    let roots = root_store(&ca, authorities)?;
     let found = role_of(&chain[0]).map_err(|problem| content(&certificate, &problem))?;
     if found != Some(role) {
         let found = found.map_or("of no role".to_owned(), |found| format!("one of the {found}"));
@@ -246,10 +243,7 @@ fn expiry(chain: &[CertificateDer<'_>], verifier: &dyn ClientCertVerifier) -> Re
 
 /// What a client needs that knows others by the authorities in a PEM file, and has no certificate itself.
 pub(super) fn of_authorities(path: &Path) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(path)? {
-        roots.add(authority).map_err(|error| content(path, &error))?;
-    }
+    let roots = root_store(path, certificates(path)?)?;
     let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| content(path, &error))?
@@ -257,6 +251,14 @@ pub(super) fn of_authorities(path: &Path) -> Result<Arc<ClientConfig>, TlsError>
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn root_store(path: &Path, authorities: Vec<CertificateDer<'static>>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority).map_err(|error| content(path, &error))?;
+    }
+    Ok(roots)
 }
 
 fn content(path: &Path, problem: &dyn std::fmt::Display) -> TlsError {

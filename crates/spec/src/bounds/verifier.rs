@@ -113,12 +113,12 @@ impl Check {
             };
             self.text(&at("ca"), ca, is_good, message);
         }
-        if judge.plain_text {
-            let message = match (is(VerifierKind::Grpc), judge.ca) {
-                (false, _) => not_grpc.as_str(),
-                (true, Some(_)) => "with `ca` the connection is TLS; leave one of the two out",
-                (true, None) => return,
-            };
+        let message = match (judge.plain_text, is(VerifierKind::Grpc), judge.ca) {
+            (true, false, _) => Some(not_grpc.as_str()),
+            (true, true, Some(_)) => Some("with `ca` the connection is TLS; leave one of the two out"),
+            _ => None,
+        };
+        if let Some(message) = message {
             self.fail(Problem::new(at("plain_text"), message).with_value("true"), &[]);
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Once;
 use tch::{Kind, Tensor};
 
 use crate::dispatch::{from_word, into_word};
+use crate::element::with_flag;
 
 thread_local! {
     static ACTIVE: Cell<bool> = const { Cell::new(false) };
@@ -21,17 +22,9 @@ pub(super) fn is_active() -> bool {
 /// Does `work` with flash attention on the processor: on this thread [`super::has_flash_attention`] says yes for host
 /// memory meanwhile.
 pub fn with_emulated_flash<T>(work: impl FnOnce() -> T) -> T {
-    /// Sets the flag back, also when `work` panics.
-    struct Before(bool);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            ACTIVE.set(self.0);
-        }
-    }
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(register);
-    let _before = Before(ACTIVE.replace(true));
-    work()
+    with_flag(&ACTIVE, work)
 }
 
 /// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places.
