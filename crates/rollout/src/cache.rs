@@ -62,11 +62,11 @@ impl Span {
 }
 
 impl KvCache {
-    /// A cache of so many blocks.
+    /// A cache of so many blocks, and one behind them that belongs to no sample.
     ///
     /// Nothing is written, so that on a CPU the system gives memory only to blocks that come to be used.
     pub(crate) fn new(config: &ModelConfig, blocks: usize, kind: Kind, device: Device) -> Result<Self, TchError> {
-        let (layers, blocks, tokens) = (config.layers as i64, blocks as i64, BLOCK_TOKENS as i64);
+        let (layers, blocks, tokens) = (config.layers as i64, blocks as i64 + 1, BLOCK_TOKENS as i64);
         let (heads, width) = (config.kv_heads, config.head_dim);
         let keys = Tensor::f_empty([layers, blocks, heads, width, tokens], (kind, device))?;
         let values = Tensor::f_empty([layers, blocks, heads, tokens, width], (kind, device))?;
@@ -78,6 +78,20 @@ impl KvCache {
         2 * config.layers * (config.kv_heads * config.head_dim) as usize * kind.elt_size_in_bytes()
     }
 
+    /// Blocks, with the one that belongs to no sample.
+    pub(crate) fn blocks(&self) -> u32 {
+        u32::try_from(self.keys.size()[1]).expect("a cache has fewer than 2^32 blocks")
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.keys.device()
+    }
+
+    /// The same cache once more.
+    pub(crate) fn shared(&self) -> Self {
+        Self { keys: self.keys.shallow_clone(), values: self.values.shallow_clone() }
+    }
+
     /// Keys and values of a layer.
     fn layer(&self, layer: usize) -> (Tensor, Tensor) {
         (self.keys.get(layer as i64), self.values.get(layer as i64))
@@ -87,14 +101,30 @@ impl KvCache {
     pub(crate) fn pass(&mut self, decode: Vec<Span>, chunks: Vec<Span>) -> Result<Pass<'_>, TchError> {
         let device = self.keys.device();
         let slots: Vec<(u32, u32)> = decode.iter().chain(&chunks).flat_map(|span| span.new_slots()).collect();
-        let on_device = device_kernels().map(|kernels| OnDevice::new(kernels, &decode, &slots, device));
+        let on_device = device_kernels().map(|kernels| {
+            let rows: Vec<[BlockRun<'_>; 2]> = decode.iter().map(Span::runs).collect();
+            OnDevice { kernels, slots: DecodeSlots::new(&slots, device), table: DecodeTable::new(&rows, device) }
+        });
         let plain = !has_kernels(&self.keys) && on_device.is_none();
         let masked =
             if plain && !decode.is_empty() { Some(Masked::new(&decode, self.keys.kind(), device)?) } else { None };
         let places = plain.then(|| Slots::new(&slots, device));
         let head_dim = self.values.size()[4];
         let chunks = Chunks::new(&chunks, has_flash_attention(device, self.keys.kind(), head_dim), device);
-        Ok(Pass { cache: self, decode, on_device, masked, chunks, slots, places })
+        Ok(Pass { cache: self, rows: decode.len(), decode, on_device, masked, chunks, slots, places })
+    }
+
+    /// The attention of a pass of rows that bring one token each, by the kernels of a device, which have all that they need
+    /// to know of them.
+    pub(crate) fn recorded_pass(
+        &mut self,
+        kernels: Arc<DeviceKernels>,
+        slots: DecodeSlots,
+        table: DecodeTable,
+    ) -> Pass<'_> {
+        let (rows, on_device) = (table.rows(), Some(OnDevice { kernels, slots, table }));
+        let (chunks, decode, slots) = (Chunks::OneByOne(Vec::new()), Vec::new(), Vec::new());
+        Pass { cache: self, rows, decode, on_device, masked: None, chunks, slots, places: None }
     }
 }
 
@@ -199,17 +229,10 @@ struct ChunkOf {
 #[derive(Debug)]
 struct OnDevice {
     kernels: Arc<DeviceKernels>,
-    /// Of the rows that decode; none without any.
-    table: Option<DecodeTable>,
+    /// Where each new token goes.
     slots: DecodeSlots,
-}
-
-impl OnDevice {
-    fn new(kernels: Arc<DeviceKernels>, decode: &[Span], slots: &[(u32, u32)], device: Device) -> Self {
-        let rows: Vec<[BlockRun<'_>; 2]> = decode.iter().map(Span::runs).collect();
-        let table = (!rows.is_empty()).then(|| DecodeTable::new(&rows, device));
-        Self { kernels, table, slots: DecodeSlots::new(slots, device) }
-    }
+    /// The blocks of the rows that decode.
+    table: DecodeTable,
 }
 
 /// States why a launch cannot be refused.
@@ -221,6 +244,9 @@ fn launched<T>(result: Result<T, KernelError>) -> T {
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     cache: &'a mut KvCache,
+    /// Rows that decode.
+    rows: usize,
+    /// The same, for host memory.
     decode: Vec<Span>,
     /// For devices with kernels.
     on_device: Option<OnDevice>,
@@ -264,13 +290,11 @@ impl Pass<'_> {
     fn attended(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Tensor {
         let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
         let mut outputs = Vec::new();
-        let rows = self.decode.len() as i64;
+        let rows = self.rows as i64;
         if rows > 0 {
             let q = q.narrow(0, 0, rows);
             outputs.push(match (&self.on_device, &self.masked) {
-                (Some(OnDevice { kernels, table: Some(table), .. }), _) => {
-                    launched(kernels.attend_blocks(&q, keys, values, table))
-                }
+                (Some(OnDevice { kernels, table, .. }), _) => launched(kernels.attend_blocks(&q, keys, values, table)),
                 (_, Some(masked)) => masked.attend(&q, keys, values),
                 _ => {
                     let runs: Vec<[BlockRun<'_>; 2]> = self.decode.iter().map(Span::runs).collect();

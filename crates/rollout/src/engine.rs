@@ -6,10 +6,14 @@ use pacs_model::{Model, ModelConfig, Parameters, kernel_shape, load_kernels};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
-use pacs_torch::{BLOCK_TOKENS, DeviceKernels, Filters, KernelError, RowDraw, device_kernels, with_device_kernels};
+use pacs_torch::{
+    BLOCK_TOKENS, BlockRun, DecodeRow, DeviceKernels, Filters, Graphs, KernelError, RowDraw, device_kernels,
+    with_device_kernels,
+};
 use pacs_types::{FinishReason, NoiseKey, Sample, VersionSpan, WeightVersion};
 
 use crate::cache::{KvCache, Span};
+use crate::graphs::DecodeGraphs;
 use crate::sampler::{RowSampling, Sampled, sample, sample_on_device};
 use crate::schedule::{BlockCounts, Bounds, Chunk, Computed, Plan, Scheduler, Source};
 use crate::stop::{cut_at_stop, tail_has_stop};
@@ -73,6 +77,8 @@ pub struct EngineOptions {
     pub cache_tokens: usize,
     /// Which kernels compute.
     pub kernels: Kernels,
+    /// Whether passes that only decode are recorded as CUDA graphs, where kernels of a GPU compute.
+    pub cuda_graphs: bool,
 }
 
 /// What an engine did so far.
@@ -122,6 +128,7 @@ pub struct Engine {
     device: Device,
     /// Those of a GPU.
     device_kernels: Option<Arc<DeviceKernels>>,
+    graphs: Option<DecodeGraphs>,
     version: WeightVersion,
     cache: KvCache,
     /// With a prompt it keeps the hidden state of its last token, `[1, D]`, which samples that join later start from.
@@ -146,6 +153,16 @@ struct Row {
 }
 
 impl Row {
+    /// What its next token is drawn with.
+    fn draw(&self) -> RowDraw {
+        RowDraw {
+            temperature: self.options.temperature,
+            filters: self.options.filters(),
+            noise_key: self.noise.bits(),
+            position: self.tokens.len() as u64,
+        }
+    }
+
     /// Notes that `version` of the weights generated one more token.
     fn extend_span(&mut self, version: WeightVersion) {
         match self.spans.last_mut() {
@@ -184,7 +201,7 @@ impl Engine {
         };
         let (scheduler, counts) = (Scheduler::new(bounds), EngineCounts::default());
         let device_kernels = of_device(&config, options.kernels, kind, device);
-        Ok(Self {
+        let mut engine = Self {
             model,
             parameters,
             tokenizer,
@@ -192,11 +209,19 @@ impl Engine {
             options,
             device,
             device_kernels,
+            graphs: None,
             version,
             cache,
             scheduler,
             counts,
-        })
+        };
+        if options.cuda_graphs && engine.has_device_kernels() {
+            let graphs = Graphs::new(device).map_err(|error| error.to_string());
+            if let Err(error) = graphs.and_then(|graphs| engine.use_graphs(graphs).map_err(|error| error.to_string())) {
+                tracing::warn!("generation is slower, without CUDA graphs: {error}");
+            }
+        }
+        Ok(engine)
     }
 
     /// Computes with these kernels from now on, unless [`EngineOptions::kernels`] is `reference`. On a GPU the engine has
@@ -211,6 +236,26 @@ impl Engine {
             "kernels of another model"
         );
         self.device_kernels = Some(kernels);
+    }
+
+    /// Records passes that only decode from now on, and does them again by one call. On a GPU the engine does so already;
+    /// this is for another machine whose kernels it has ([`Self::use_device_kernels`]).
+    ///
+    /// # Errors
+    /// When there is no memory for what such passes read.
+    ///
+    /// # Panics
+    /// When the engine has no such kernels.
+    pub fn use_graphs(&mut self, graphs: Graphs) -> Result<(), EngineError> {
+        let kernels = self.device_kernels.clone().expect("graphs are of the kernels of a device");
+        self.graphs = Some(DecodeGraphs::new(graphs, kernels, &self.config, self.options.rows.max(1), &self.cache)?);
+        Ok(())
+    }
+
+    /// How many passes were recorded: one for each size that was needed so far.
+    #[must_use]
+    pub fn recorded_passes(&self) -> usize {
+        self.graphs.as_ref().map_or(0, DecodeGraphs::count)
     }
 
     /// Whether the kernels of a GPU compute.
@@ -371,6 +416,15 @@ impl Engine {
         if plan.is_empty() {
             return Ok(Vec::new());
         }
+        if plan.chunks.is_empty()
+            && !plan.decode.is_empty()
+            && let Some(sampled) = self.replay(&plan.decode)
+        {
+            self.scheduler.computed(plan);
+            let mut ended = self.take_tokens(&plan.decode, &sampled)?;
+            ended.extend(self.compute(&Plan { joined: plan.joined.clone(), ..Plan::default() })?);
+            return Ok(ended);
+        }
         let hidden = self.forward(plan)?;
         self.count(&plan.chunks);
         let Computed { completed, starts } = self.scheduler.computed(plan);
@@ -408,12 +462,14 @@ impl Engine {
         }
         let states = if states.len() == 1 { states.remove(0) } else { Tensor::f_cat(&states, 0)? };
         if self.options.kernels == Kernels::Auto {
-            return self.take_tokens(&rows, &self.model.logits(&states));
+            let sampled = self.sampled(&rows, &self.model.logits(&states))?;
+            return self.take_tokens(&rows, &sampled);
         }
         let mut ended = Vec::new();
         for (place, row) in (0..).zip(rows) {
             let logits = self.model.logits(&states.f_narrow(0, place, 1)?);
-            ended.extend(self.take_tokens(&[row], &logits)?);
+            let sampled = self.sampled(&[row], &logits)?;
+            ended.extend(self.take_tokens(&[row], &sampled)?);
         }
         Ok(ended)
     }
@@ -466,9 +522,38 @@ impl Engine {
         Tensor::from_slice(values).to_kind(Kind::Int64).to_device(self.device)
     }
 
-    /// Draws the next token of `rows` from their logits, and says which rows end with it.
-    fn take_tokens(&mut self, rows: &[usize], logits: &Tensor) -> Result<Vec<Ended>, EngineError> {
-        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = self.sampled(rows, logits)?;
+    /// The next tokens of rows that decode, by a recorded pass; none where there are no graphs, or the device refuses.
+    fn replay(&mut self, rows: &[usize]) -> Option<Sampled> {
+        let mut graphs = self.graphs.take()?;
+        let row = |row: &usize| {
+            let (running, prompt) = (&self.scheduler.running()[*row], self.scheduler.prompt(*row));
+            let generated = &running.sample.tokens;
+            let last = generated.len() - 1;
+            let run = |blocks, tokens| BlockRun { blocks, tokens };
+            DecodeRow {
+                token: generated[last],
+                position: prompt.tokens + last,
+                slot: (running.blocks[last / BLOCK_TOKENS], (last % BLOCK_TOKENS) as u32),
+                runs: [run(&prompt.blocks[..], prompt.tokens), run(&running.blocks[..], generated.len())],
+                draw: running.sample.draw(),
+            }
+        };
+        let rows: Vec<DecodeRow<'_>> = rows.iter().map(row).collect();
+        match graphs.decode(&rows, &self.config, &self.parameters, &self.cache) {
+            Ok(drawn) => {
+                self.graphs = Some(graphs);
+                Some(Sampled::from(drawn))
+            }
+            Err(error) => {
+                tracing::warn!("generation goes on without CUDA graphs, and slower: {error}");
+                None
+            }
+        }
+    }
+
+    /// Gives `rows` their next tokens, and says which rows end with them.
+    fn take_tokens(&mut self, rows: &[usize], sampled: &Sampled) -> Result<Vec<Ended>, EngineError> {
+        let Sampled { tokens, logprobs, sampled_logprobs, entropies } = sampled;
         self.counts.generated_tokens += tokens.len() as u64;
         let mut ended = Vec::new();
         for (place, &index) in rows.iter().enumerate() {
@@ -492,13 +577,7 @@ impl Engine {
     fn sampled(&self, rows: &[usize], logits: &Tensor) -> Result<Sampled, EngineError> {
         let of_rows = || rows.iter().map(|row| &self.scheduler.running()[*row].sample);
         if let Some(kernels) = device_kernels() {
-            let wanted = |row: &Row| RowDraw {
-                temperature: row.options.temperature,
-                filters: row.options.filters(),
-                noise_key: row.noise.bits(),
-                position: row.tokens.len() as u64,
-            };
-            return Ok(sample_on_device(&kernels, logits, &of_rows().map(wanted).collect::<Vec<_>>())?);
+            return Ok(sample_on_device(&kernels, logits, &of_rows().map(Row::draw).collect::<Vec<_>>())?);
         }
         let wanted = |row: &Row| RowSampling {
             temperature: row.options.temperature,

@@ -6,6 +6,7 @@
 
 mod cache;
 mod engine;
+mod graphs;
 mod memory;
 mod sampler;
 mod schedule;

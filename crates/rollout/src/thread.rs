@@ -63,6 +63,7 @@ impl Setup {
             prefill_tokens: PREFILL_TOKENS,
             cache_tokens: usize::try_from(spec.rollout.cache_tokens)?,
             kernels: spec.rollout.kernels,
+            cuda_graphs: spec.rollout.cuda_graphs,
         };
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
         Ok(Self { options, longest, config, tokenizer, device })

@@ -8,7 +8,7 @@ use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, SamplingOptions};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_torch::{DeviceKernels, KernelError, KernelShape};
+use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
@@ -18,7 +18,8 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn engine(name: &str, rows: usize, end_tokens: bool) -> Engine {
-    let options = EngineOptions { rows, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto };
+    let options =
+        EngineOptions { rows, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto, cuda_graphs: true };
     engine_with(name, options, end_tokens)
 }
 
@@ -85,7 +86,13 @@ fn the_most_probable_tokens_are_the_reference_models() {
         let prompts: usize = sequences(name).iter().map(Vec::len).sum();
         let mut finished = run(&mut engine);
         assert_eq!(engine.counts().prompt_tokens, prompts as u64);
-        let options = EngineOptions { rows: 8, prefill_tokens: 16, cache_tokens: 9_000, kernels: Kernels::Reference };
+        let options = EngineOptions {
+            rows: 8,
+            prefill_tokens: 16,
+            cache_tokens: 9_000,
+            kernels: Kernels::Reference,
+            cuda_graphs: true,
+        };
         let mut reference = engine_with(name, options, false);
         for (ticket, prompt) in sequences(name).iter().enumerate() {
             reference
@@ -113,7 +120,13 @@ fn logprobs_equal_those_of_a_plain_forward() {
             }
             (run(&mut engine), engine.counts())
         };
-        let roomy = EngineOptions { rows: 5, prefill_tokens: 64, cache_tokens: 20_000, kernels: Kernels::Auto };
+        let roomy = EngineOptions {
+            rows: 5,
+            prefill_tokens: 64,
+            cache_tokens: 20_000,
+            kernels: Kernels::Auto,
+            cuda_graphs: true,
+        };
         let (mut finished, counts) = sample(roomy);
         assert_eq!((finished.len(), counts.preemptions), (12, 0));
         // Prompts in pieces; a cache so small that samples have to be computed again.
@@ -145,7 +158,13 @@ fn a_sample_does_not_depend_on_its_company() {
     let sampling = options(48);
     // On the reference path not a bit changes: neither with the company nor with the order of arrival.
     let exact = |orders: &[&[u64]], rows: usize| -> Vec<Finished> {
-        let options = EngineOptions { rows, prefill_tokens: 20, cache_tokens: 9_000, kernels: Kernels::Reference };
+        let options = EngineOptions {
+            rows,
+            prefill_tokens: 20,
+            cache_tokens: 9_000,
+            kernels: Kernels::Reference,
+            cuda_graphs: true,
+        };
         let mut finished: Vec<Finished> = orders
             .iter()
             .flat_map(|tickets| {
@@ -240,7 +259,8 @@ fn groups_that_cannot_be_generated_are_refused() {
     assert!(engine.submit(job(1, &[1], 1, SamplingOptions { min_p: 1.0, ..options(5) })).is_err());
     assert!(engine.submit(job(1, &[1], 2, options(5))).is_ok());
     assert!(engine.submit(job(1, &[1], 1, options(5))).is_err(), "a ticket that is in use");
-    let small = EngineOptions { rows: 4, prefill_tokens: 64, cache_tokens: 64, kernels: Kernels::Auto };
+    let small =
+        EngineOptions { rows: 4, prefill_tokens: 64, cache_tokens: 64, kernels: Kernels::Auto, cuda_graphs: true };
     let mut small = engine_with("qwen3", small, true);
     assert!(small.submit(job(1, &[1; 32], 64, options(64))).is_ok(), "a group whose samples fit one by one");
     let refused = small.submit(job(2, &[1; 33], 1, options(64))).expect_err("a sample that never fits");
@@ -298,7 +318,8 @@ fn what_was_cut_off_is_the_difference_of_the_log_probs() {
 #[test]
 fn a_soak_leaves_every_block_free() {
     let prompts = sequences("qwen2-tied");
-    let options = EngineOptions { rows: 24, prefill_tokens: 24, cache_tokens: 700, kernels: Kernels::Auto };
+    let options =
+        EngineOptions { rows: 24, prefill_tokens: 24, cache_tokens: 700, kernels: Kernels::Auto, cuda_graphs: true };
     let mut engine = engine_with("qwen2-tied", options, true);
     let mut random = 1u64;
     let mut below = |end: u64| {
@@ -354,11 +375,20 @@ fn the_kernels_of_a_gpu_generate_the_same_samples() {
             }
             Err(error) => panic!("{error}"),
         };
-        let sample = |on_device: bool| {
-            let options = EngineOptions { rows: 6, prefill_tokens: 9, cache_tokens: 160, kernels: Kernels::Auto };
+        let sample = |on_device: bool, by_graphs: bool| {
+            let options = EngineOptions {
+                rows: 6,
+                prefill_tokens: 9,
+                cache_tokens: 160,
+                kernels: Kernels::Auto,
+                cuda_graphs: true,
+            };
             let mut engine = engine_with(name, options, false);
             if on_device {
                 engine.use_device_kernels(Arc::clone(&kernels));
+            }
+            if by_graphs {
+                engine.use_graphs(Graphs::emulated()).expect("room");
             }
             for (ticket, prompt) in sequences(name).iter().enumerate() {
                 let top_p = if ticket == 1 { 0.9 } else { 1.0 };
@@ -366,11 +396,18 @@ fn the_kernels_of_a_gpu_generate_the_same_samples() {
                     SamplingOptions { temperature: 0.8, top_p, top_k: 60 * ticket as u32, ..self::options(20) };
                 engine.submit(job(ticket as u64, prompt, 2, sampling)).expect("fits");
             }
-            run(&mut engine)
+            // What was recorded before is done again with the weights of then.
+            let mut finished: Vec<Finished> = (0..9).flat_map(|_| engine.step().expect("generates")).collect();
+            let _ = engine.parameters_mut(WeightVersion(1)).flat.g_mul_scalar_(0.9);
+            finished.extend(run(&mut engine));
+            finished.sort_by_key(|finished| (finished.ticket, finished.index));
+            assert_eq!(engine.recorded_passes() > 0, by_graphs);
+            assert!(engine.recorded_passes() <= 4, "one a size");
+            finished
         };
-        let (device, host) = (sample(true), sample(false));
-        assert_eq!(device.len(), 6);
-        for (device, host) in device.iter().zip(&host) {
+        let (device, recorded, host) = (sample(true, false), sample(true, true), sample(false, false));
+        assert_eq!((device.len(), recorded.len()), (6, 6));
+        for (device, host) in device.iter().chain(&recorded).zip(host.iter().cycle()) {
             assert_eq!(device.sample.tokens, host.sample.tokens, "{name}, group {}", host.ticket);
             let close = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
             assert!(close(&device.sample.logprobs, &host.sample.logprobs), "{name}");

@@ -307,6 +307,10 @@ pub struct RolloutSpec {
     /// libtorch's own operations on one sequence at a time: slow, but on a CPU a sample does not depend on what else runs,
     /// to the last bit.
     pub kernels: Kernels,
+    /// Whether a GPU does the passes that only decode as CUDA graphs, recorded once for each of a few batch sizes: the host
+    /// then launches one thing a pass in place of hundreds. Default true; no effect on a CPU. Where a graph cannot be
+    /// recorded, a warning says so and generation goes on without.
+    pub cuda_graphs: bool,
 }
 
 /// What computes the passes of generation.
@@ -333,6 +337,7 @@ impl Default for RolloutSpec {
             max_concurrent_samples: 256,
             cache_tokens: 0,
             kernels: Kernels::Auto,
+            cuda_graphs: true,
         }
     }
 }

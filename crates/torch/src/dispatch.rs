@@ -8,15 +8,38 @@ use std::ptr;
 
 use tch::Tensor;
 
+/// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places. An exception of C++ goes through it.
+pub(crate) type Kernel = unsafe extern "C-unwind" fn(stack: *mut u64, inputs: u64, outputs: u64);
+
 /// The C interface of libtorch, and the allocator of the words behind optional values.
-mod library {
-    use super::{c_char, c_void};
+pub(crate) mod library {
+    use super::{Kernel, c_char, c_void};
 
     unsafe extern "C" {
-        pub(super) fn aoti_torch_call_dispatcher(name: *const c_char, overload: *const c_char, stack: *mut u64) -> i32;
+        pub(crate) fn aoti_torch_call_dispatcher(name: *const c_char, overload: *const c_char, stack: *mut u64) -> i32;
+        /// A library that defines operators.
+        pub(crate) fn aoti_torch_library_init_def(
+            namespace: *const c_char,
+            file: *const c_char,
+            line: u32,
+            library: *mut *mut c_void,
+        ) -> i32;
+        /// A library of kernels for operators that are there.
+        pub(crate) fn aoti_torch_library_init_impl(
+            namespace: *const c_char,
+            key: *const c_char,
+            file: *const c_char,
+            line: u32,
+            library: *mut *mut c_void,
+        ) -> i32;
+        pub(crate) fn aoti_torch_library_def(library: *mut c_void, schema: *const c_char) -> i32;
+        pub(crate) fn aoti_torch_library_impl(library: *mut c_void, name: *const c_char, kernel: Kernel) -> i32;
         /// `operator new(size_t)`: libtorch frees with the operator that belongs to it.
         #[link_name = "_Znwm"]
-        pub(super) fn operator_new(bytes: usize) -> *mut c_void;
+        pub(crate) fn operator_new(bytes: usize) -> *mut c_void;
+        /// `operator delete(void*)`.
+        #[link_name = "_ZdlPv"]
+        pub(crate) fn operator_delete(place: *mut c_void);
     }
 }
 

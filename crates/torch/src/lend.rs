@@ -4,6 +4,8 @@ use std::ptr;
 use pacs_collective::{CudaDevice, DeviceBuffer, DeviceError};
 use tch::{Device, Tensor};
 
+use crate::stream::{StreamError, Streams};
+
 /// The memory of a tensor on loan to an operation among ranks.
 #[derive(Debug)]
 pub struct Lent {
@@ -32,6 +34,15 @@ pub enum LendError {
     /// The device did not mark its stream.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// libtorch did not say which stream it computes in.
+    #[error("{0}")]
+    Stream(String),
+}
+
+impl From<StreamError> for LendError {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error.to_string())
+    }
 }
 
 /// Lends a contiguous tensor in the memory of `device` as it will be after the work that was given to the device so far; `None`
@@ -47,8 +58,11 @@ pub fn lend(tensor: &Tensor, device: &CudaDevice) -> Result<Option<Lent>, LendEr
         return Err(LendError::Scattered { device: tensor.device() });
     }
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-    // Everything here computes in libtorch's default stream.
-    let (pointer, stream) = (tensor.data_ptr().cast::<c_void>(), ptr::null_mut());
+    let pointer = tensor.data_ptr().cast::<c_void>();
+    let stream = match device.index() {
+        Some(index) => Streams::of(index)?.current()?.as_ptr(),
+        None => ptr::null_mut(),
+    };
     // SAFETY: the tensor is contiguous, so its `bytes` bytes lie at `pointer`, in the memory of this device, aligned for its
     // elements; `Lent` keeps them. As for the views of tensors, their owner does not use other handles meanwhile.
     let buffer = unsafe { device.buffer(pointer, bytes, stream) }?;

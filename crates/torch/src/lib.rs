@@ -15,12 +15,15 @@ mod draw;
 mod element;
 mod flash;
 mod gate;
+mod graph;
+mod guard;
 mod keep;
 mod lend;
 mod norm;
 mod parallel;
 mod rotary;
 mod softmax;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod view;
@@ -29,7 +32,8 @@ pub use accumulate::accumulate;
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
 pub use cuda::{
-    DecodeSlots, DecodeTable, DeviceKernels, KernelError, KernelShape, RowDraw, device_kernels, with_device_kernels,
+    DecodeInputs, DecodePass, DecodeRow, DecodeSlots, DecodeTable, DeviceKernels, DrawTable, KernelError, KernelShape,
+    RowDraw, device_kernels, with_device_kernels,
 };
 pub use device::{
     DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
@@ -39,6 +43,7 @@ pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
 pub use flash::{FlashSequences, flash_attention, has_flash_attention, with_emulated_flash};
 pub use gate::{silu_gate, silu_gate_backward};
+pub use graph::{Graph, GraphError, Graphs};
 pub use keep::Filters;
 pub use lend::{LendError, Lent, lend};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};

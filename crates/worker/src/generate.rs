@@ -228,6 +228,7 @@ fn engine(arguments: &Arguments, config: ModelConfig, rows: &[PromptRow]) -> Res
         prefill_tokens: 2048,
         cache_tokens: tokens,
         kernels: if arguments.reference { Kernels::Reference } else { Kernels::Auto },
+        cuda_graphs: true,
     };
     Engine::new(config, parameters, WeightVersion(0), Some(tokenizer), options).context("make room for generation")
 }

@@ -15,14 +15,17 @@ const SMALLEST_SPLIT: usize = 2 * WARPS;
 /// Which blocks the rows of a pass attend to, on the device: the same for all layers.
 #[derive(Debug)]
 pub struct DecodeTable {
-    /// `[B, longest]` int32: blocks of the prompt, then those of the answer.
-    blocks: Tensor,
-    /// `[B, 3]` int32: blocks of the prompt, its tokens, tokens of the answer.
-    runs: Tensor,
-    rows: usize,
-    longest: usize,
-    largest: u32,
+    /// Int32: for each row the blocks of the prompt, then those of the answer.
+    pub(super) blocks: Tensor,
+    /// `[B, 4]` int32: blocks of the prompt, its tokens, tokens of the answer, where in `blocks` the row begins.
+    pub(super) runs: Tensor,
+    pub(super) rows: usize,
+    pub(super) longest: usize,
+    pub(super) largest: u32,
 }
+
+/// Columns of [`DecodeTable::runs`].
+pub(super) const RUN_COLUMNS: usize = 4;
 
 impl DecodeTable {
     /// The table of some rows, none of them empty.
@@ -31,31 +34,56 @@ impl DecodeTable {
     /// When a row has no tokens, or fewer blocks than they take.
     #[must_use]
     pub fn new(rows: &[BlockRow<'_>], device: Device) -> Self {
-        let used = |row: &BlockRow<'_>| {
-            let blocks = row.map(|run| {
-                let blocks = run.tokens.div_ceil(BLOCK_TOKENS);
-                assert!(blocks <= run.blocks.len(), "{} tokens in {} blocks", run.tokens, run.blocks.len());
-                blocks
-            });
-            assert!(blocks != [0, 0], "a row has no tokens");
-            blocks
-        };
-        let used: Vec<[usize; 2]> = rows.iter().map(used).collect();
-        let longest = used.iter().map(|used| used[0] + used[1]).max().unwrap_or(0);
-        let (mut table, mut runs, mut largest) = (vec![0i32; rows.len() * longest], Vec::new(), 0);
-        for (place, (row, used)) in rows.iter().zip(&used).enumerate() {
-            let blocks = row.iter().zip(used).flat_map(|(run, used)| &run.blocks[..*used]);
-            for (to, block) in table[place * longest..].iter_mut().zip(blocks) {
-                *to = i32::try_from(*block).expect("a cache has fewer than 2^31 blocks");
-                largest = largest.max(*block);
+        let TableNumbers { blocks, runs, longest, largest } = TableNumbers::of(rows);
+        let upload = |values: &[i32]| Tensor::from_slice(values).to_device(device);
+        let runs = upload(&runs).view([rows.len() as i64, RUN_COLUMNS as i64]);
+        Self { blocks: upload(&blocks), runs, rows: rows.len(), longest, largest }
+    }
+
+    /// The same table once more.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self { blocks: self.blocks.shallow_clone(), runs: self.runs.shallow_clone(), ..*self }
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// The numbers of a table.
+#[derive(Debug)]
+pub(super) struct TableNumbers {
+    pub(super) blocks: Vec<i32>,
+    pub(super) runs: Vec<i32>,
+    pub(super) longest: usize,
+    pub(super) largest: u32,
+}
+
+impl TableNumbers {
+    pub(super) fn of(rows: &[BlockRow<'_>]) -> Self {
+        let mut numbers =
+            Self { blocks: Vec::new(), runs: Vec::with_capacity(RUN_COLUMNS * rows.len()), longest: 0, largest: 0 };
+        let count = |tokens: usize| i32::try_from(tokens).expect("a row has fewer than 2^31 tokens");
+        for row in rows {
+            let start = numbers.blocks.len();
+            for run in row {
+                let used = run.tokens.div_ceil(BLOCK_TOKENS);
+                assert!(used <= run.blocks.len(), "{} tokens in {} blocks", run.tokens, run.blocks.len());
+                let blocks = &run.blocks[..used];
+                numbers.largest = blocks.iter().copied().fold(numbers.largest, u32::max);
+                let index = |block: &u32| i32::try_from(*block).expect("a cache has fewer than 2^31 blocks");
+                numbers.blocks.extend(blocks.iter().map(index));
             }
-            let count = |tokens: usize| i32::try_from(tokens).expect("a row has fewer than 2^31 tokens");
-            runs.extend([count(used[0]), count(row[0].tokens), count(row[1].tokens)]);
+            let blocks = numbers.blocks.len() - start;
+            assert!(blocks > 0, "a row has no tokens");
+            numbers.longest = numbers.longest.max(blocks);
+            let [prompt, answer] = row.map(|run| run.tokens);
+            numbers.runs.extend([prompt.div_ceil(BLOCK_TOKENS), prompt, answer, start].map(count));
         }
-        let upload = |values: &[i32], columns: usize| {
-            Tensor::from_slice(values).to_device(device).view([rows.len() as i64, columns as i64])
-        };
-        Self { blocks: upload(&table, longest), runs: upload(&runs, 3), rows: rows.len(), longest, largest }
+        numbers
     }
 }
 
@@ -63,8 +91,8 @@ impl DecodeTable {
 #[derive(Debug)]
 pub struct DecodeSlots {
     /// `[T, 2]` int32: block and place.
-    slots: Tensor,
-    largest: u32,
+    pub(super) slots: Tensor,
+    pub(super) largest: u32,
 }
 
 impl DecodeSlots {
@@ -74,11 +102,20 @@ impl DecodeSlots {
     /// When a place lies outside of a block.
     #[must_use]
     pub fn new(slots: &[(u32, u32)], device: Device) -> Self {
-        let number = |value: u32| i32::try_from(value).expect("a cache has fewer than 2^31 blocks");
-        assert!(slots.iter().all(|slot| (slot.1 as usize) < BLOCK_TOKENS), "a block has {BLOCK_TOKENS} places");
-        let values: Vec<i32> = slots.iter().flat_map(|slot| [number(slot.0), number(slot.1)]).collect();
+        let numbers: Vec<i32> = slots.iter().copied().flat_map(Self::numbers).collect();
         let largest = slots.iter().map(|slot| slot.0).max().unwrap_or(0);
-        Self { slots: Tensor::from_slice(&values).to_device(device).view([slots.len() as i64, 2]), largest }
+        Self { slots: Tensor::from_slice(&numbers).to_device(device).view([slots.len() as i64, 2]), largest }
+    }
+
+    /// The same slots once more.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self { slots: self.slots.shallow_clone(), ..*self }
+    }
+
+    pub(super) fn numbers((block, place): (u32, u32)) -> [i32; 2] {
+        assert!((place as usize) < BLOCK_TOKENS, "a block has {BLOCK_TOKENS} places");
+        [block, place].map(|number| i32::try_from(number).expect("a cache has fewer than 2^31 blocks"))
     }
 
     pub(super) fn tensor(&self) -> &Tensor {
@@ -117,8 +154,7 @@ impl DeviceKernels {
         self.expect("keys", keys, &[blocks, k, h, s]);
         self.expect("values", values, &[blocks, k, s, h]);
         assert!(i64::from(table.largest) < blocks, "block {} of {blocks}", table.largest);
-        let units = table.rows * shape.heads / shape.together();
-        let splits = self.splits(units, table.longest);
+        let splits = self.decode_splits(table.rows, table.longest);
         let output = Tensor::empty([rows, n * h], (q.kind(), q.device()));
         // Where nothing is split nothing is written to these.
         let parts = if splits == 1 { 0 } else { rows * n * splits as i64 };
@@ -130,7 +166,6 @@ impl DeviceKernels {
             keys.into(),
             values.into(),
             (&table.blocks).into(),
-            number(table.longest as i64),
             (&table.runs).into(),
             (&output).into(),
             (&partial).into(),
@@ -148,10 +183,13 @@ impl DeviceKernels {
         Ok(output)
     }
 
-    /// Into how many parts rows are divided along their tokens, so that two blocks of the kernel are there for every
-    /// processor, and none of them has next to nothing to do.
-    fn splits(&self, units: usize, longest: usize) -> usize {
+    /// Into how many parts each of `rows` rows is divided along its tokens, the longest having `longest` blocks: so that two
+    /// blocks of the kernel are there for every processor, and none of them has next to nothing to do.
+    #[must_use]
+    pub fn decode_splits(&self, rows: usize, longest: usize) -> usize {
+        let units = rows * self.shape().heads / self.shape().together();
         let wanted = (2 * self.machine.processors() as usize).div_ceil(units.max(1));
-        wanted.min(longest / SMALLEST_SPLIT).max(1)
+        // Few numbers of splits: a recorded pass has one.
+        wanted.min(longest.next_power_of_two() / SMALLEST_SPLIT).max(1)
     }
 }

@@ -1,6 +1,6 @@
 //! From logits to tokens. `B` rows, `V` vocabulary.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::layer::{dimension, number};
 use super::{DeviceKernels, KernelError};
@@ -20,8 +20,22 @@ pub struct RowDraw {
 }
 
 /// Words of 64 bits that the kernel takes and gives a row.
-const OPTION_WORDS: usize = 5;
+pub(super) const OPTION_WORDS: usize = 5;
 const DRAWN_WORDS: usize = 3;
+
+/// What the rows of a pass are drawn with, on the device.
+#[derive(Debug)]
+pub struct DrawTable {
+    /// `[B, 5]` int64.
+    pub(super) words: Tensor,
+}
+
+impl DrawTable {
+    fn new(rows: &[RowDraw], device: Device) -> Self {
+        let words: Vec<i64> = rows.iter().flat_map(RowDraw::words).collect();
+        Self { words: Tensor::from_slice(&words).to_device(device).view([rows.len() as i64, OPTION_WORDS as i64]) }
+    }
+}
 
 /// Most tiles that a row is cut into, and the smallest tile.
 const MOST_TILES: usize = 256;
@@ -41,24 +55,42 @@ impl DeviceKernels {
     /// # Panics
     /// When there are not as many rows of options as of logits, or the logits are none of these kernels.
     pub fn draw(&self, logits: &Tensor, rows: &[RowDraw]) -> Result<Vec<Drawn>, KernelError> {
+        Self::drawn(&self.draw_on_device(logits, &DrawTable::new(rows, logits.device()))?)
+    }
+
+    /// The same without a wait for the device: what [`Self::drawn`] reads.
+    ///
+    /// # Errors
+    /// As [`Self::draw`].
+    ///
+    /// # Panics
+    /// As [`Self::draw`].
+    pub fn draw_on_device(&self, logits: &Tensor, table: &DrawTable) -> Result<Tensor, KernelError> {
         let (count, vocabulary) = logits.size2().expect("logits are [B, V]");
-        self.expect("logits", logits, &[rows.len() as i64, vocabulary]);
+        self.expect("logits", logits, &[count, vocabulary]);
+        self.expect_kind("options", &table.words, Kind::Int64, &[count, OPTION_WORDS as i64]);
         assert!(count > 0 && vocabulary > 0, "logits {count} x {vocabulary}");
-        let words: Vec<i64> = rows.iter().flat_map(RowDraw::words).map(u64::cast_signed).collect();
-        let options = Tensor::from_slice(&words).to_device(logits.device());
         let drawn = Tensor::empty([count, DRAWN_WORDS as i64], (Kind::Int64, logits.device()));
         let tile = (vocabulary as usize).div_ceil(MOST_TILES).next_multiple_of(TILE_STEP).max(SMALLEST_TILE);
         let packed = self.packed(vocabulary, std::iter::once(logits));
         let arguments = [
             logits.into(),
-            (&options).into(),
+            (&table.words).into(),
             (&drawn).into(),
             number(vocabulary),
             number(tile as i64),
             i32::from(packed).into(),
         ];
-        self.run("draw", [dimension(rows.len()), 1, 1], THREADS, &arguments)?;
-        let words: Vec<i64> = Vec::try_from(drawn.view([-1])).map_err(|error: tch::TchError| KernelError::Call {
+        self.run("draw", [dimension(count as usize), 1, 1], THREADS, &arguments)?;
+        Ok(drawn)
+    }
+
+    /// What was drawn, once the device has.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn drawn(words: &Tensor) -> Result<Vec<Drawn>, KernelError> {
+        let words: Vec<i64> = Vec::try_from(words.view([-1])).map_err(|error: tch::TchError| KernelError::Call {
             call: "copy the tokens to the host".to_owned(),
             message: error.to_string(),
         })?;
@@ -67,8 +99,12 @@ impl DeviceKernels {
 }
 
 impl RowDraw {
+    /// The most probable token, whatever the noise.
+    pub(super) const GREEDY: Self =
+        Self { temperature: 1.0, filters: Filters { top_k: 1, ..Filters::OFF }, noise_key: 0, position: 0 };
+
     /// The fields of the kernel's `RowOptions`, in their order.
-    fn words(&self) -> [u64; OPTION_WORDS] {
+    pub(super) fn words(&self) -> [i64; OPTION_WORDS] {
         let Filters { top_k, top_p, min_p } = self.filters;
         let inverse = (1.0 / self.temperature) as f32;
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
@@ -79,6 +115,7 @@ impl RowDraw {
             pair(inverse.to_bits(), (min_p as f32).to_bits()),
             pair(top_k, 0),
         ]
+        .map(u64::cast_signed)
     }
 }
 

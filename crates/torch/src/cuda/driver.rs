@@ -12,6 +12,7 @@ use tch::Device;
 use super::nvrtc::Nvrtc;
 use super::source::KERNELS;
 use super::{KernelError, KernelShape, Launch, Machine};
+use crate::stream::{StreamError, Streams};
 
 /// The kernels, loaded into the primary context of a device.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Gpu {
     context: cuda::CUcontext,
     functions: HashMap<&'static str, cuda::CUfunction>,
     processors: u32,
+    streams: Streams,
 }
 
 // SAFETY: handles of the driver may be used from any thread; every call here makes their context current first.
@@ -33,6 +35,7 @@ impl Gpu {
             return Err(KernelError::Shape { what: format!("{device:?}") });
         };
         let ordinal = ordinal(index)?;
+        let streams = Streams::of(index)?;
         let mut context = ptr::null_mut();
         // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for. The
         // primary context is libtorch's; it is never released, as libtorch never does.
@@ -54,7 +57,7 @@ impl Gpu {
             check(name, unsafe { cuda::cuModuleGetFunction(&mut function, module, text.as_ptr()) })?;
             functions.insert(name, function);
         }
-        Ok(Self { device, context, functions, processors: processors.max(1) })
+        Ok(Self { device, context, functions, processors: processors.max(1), streams })
     }
 }
 
@@ -107,8 +110,7 @@ impl Machine for Gpu {
         let mut arguments: Vec<*mut c_void> =
             launch.arguments.iter().map(|argument| ptr::from_ref(&argument.0).cast_mut().cast()).collect();
         let [x, y, z] = launch.grid;
-        // Nothing in this program gives libtorch another stream than the default one, which is this.
-        let stream = ptr::null_mut();
+        let stream = self.streams.current()?.as_ptr().cast();
         // SAFETY: the driver reads as many arguments as the kernel declares, which the caller has seen to.
         unsafe {
             check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(self.context))?;
@@ -127,6 +129,12 @@ impl Machine for Gpu {
             );
             check(launch.kernel, launched)
         }
+    }
+}
+
+impl From<StreamError> for KernelError {
+    fn from(error: StreamError) -> Self {
+        Self::Call { call: "the stream of libtorch".to_owned(), message: error.to_string() }
     }
 }
 

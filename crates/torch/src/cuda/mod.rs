@@ -10,6 +10,7 @@ mod drawing;
 mod driver;
 mod emulator;
 mod error;
+mod inputs;
 mod launch;
 mod layer;
 mod nvrtc;
@@ -26,10 +27,11 @@ use std::sync::Arc;
 use tch::{Device, Kind};
 
 pub use attention::{DecodeSlots, DecodeTable};
-pub use drawing::RowDraw;
+pub use drawing::{DrawTable, RowDraw};
 pub(crate) use driver::compute_capability;
 use emulator::Emulator;
 pub use error::KernelError;
+pub use inputs::{DecodeInputs, DecodePass, DecodeRow};
 pub(crate) use launch::{Argument, Launch, Machine};
 pub use source::KernelShape;
 

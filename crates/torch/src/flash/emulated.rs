@@ -1,13 +1,13 @@
 //! The operators of flash attention on a processor, slowly: so that everything around them can be checked where no GPU is.
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::CStr;
 use std::ptr;
 use std::sync::Once;
 
 use tch::{Kind, Tensor};
 
-use crate::dispatch::{from_word, into_word};
+use crate::dispatch::{Kernel, from_word, into_word, library};
 use crate::element::with_flag;
 
 thread_local! {
@@ -27,35 +27,23 @@ pub fn with_emulated_flash<T>(work: impl FnOnce() -> T) -> T {
     with_flag(&ACTIVE, work)
 }
 
-/// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places.
-type Kernel = unsafe extern "C" fn(stack: *mut u64, inputs: u64, outputs: u64);
-
-unsafe extern "C" {
-    fn aoti_torch_library_init_impl(
-        namespace: *const c_char,
-        key: *const c_char,
-        file: *const c_char,
-        line: u32,
-        library: *mut *mut c_void,
-    ) -> c_int;
-    fn aoti_torch_library_impl(library: *mut c_void, name: *const c_char, kernel: Kernel) -> c_int;
-    /// `operator delete(void*)`, for the words behind optional values.
-    #[link_name = "_ZdlPv"]
-    fn operator_delete(place: *mut c_void);
-}
-
 /// Registers the kernels for tensors in host memory, for as long as the process lives.
 fn register() {
-    let mut library = ptr::null_mut();
+    let mut host = ptr::null_mut();
     // SAFETY: the texts end with a zero byte, the pointer is to a local, and the kernels take the words of their operators.
     unsafe {
         let place = c"flash/emulated.rs";
-        let made = aoti_torch_library_init_impl(c"aten".as_ptr(), c"CPU".as_ptr(), place.as_ptr(), 1, &mut library);
+        let made =
+            library::aoti_torch_library_init_impl(c"aten".as_ptr(), c"CPU".as_ptr(), place.as_ptr(), 1, &mut host);
         assert_eq!(made, 0, "libtorch takes no kernels for host memory");
         let kernels: [(&CStr, Kernel); 2] =
             [(c"_flash_attention_forward", forward), (c"_flash_attention_backward", backward)];
         for (name, kernel) in kernels {
-            assert_eq!(aoti_torch_library_impl(library, name.as_ptr(), kernel), 0, "libtorch does not take {name:?}");
+            assert_eq!(
+                library::aoti_torch_library_impl(host, name.as_ptr(), kernel),
+                0,
+                "libtorch does not take {name:?}"
+            );
         }
     }
 }
@@ -84,7 +72,7 @@ impl Stack<'_> {
         // SAFETY: the word of an optional points to a word that is the kernel's.
         unsafe {
             let tensor = from_word(place.read());
-            operator_delete(place.cast());
+            library::operator_delete(place.cast());
             tensor
         }
     }
@@ -146,7 +134,7 @@ fn scores(q: &Tensor, k: &Tensor) -> Tensor {
     (q.matmul(&k.transpose(1, 2)) * scale).masked_fill(&hidden, f64::NEG_INFINITY)
 }
 
-unsafe extern "C" fn forward(stack: *mut u64, inputs: u64, outputs: u64) {
+unsafe extern "C-unwind" fn forward(stack: *mut u64, inputs: u64, outputs: u64) {
     let words = inputs.max(outputs) as usize;
     // SAFETY: libtorch's stack has room for inputs and outputs.
     let mut stack = Stack { words: unsafe { std::slice::from_raw_parts_mut(stack, words) }, next: 0 };
@@ -169,7 +157,7 @@ unsafe extern "C" fn forward(stack: *mut u64, inputs: u64, outputs: u64) {
     stack.give([output, sums, nothing(), nothing(), nothing()]);
 }
 
-unsafe extern "C" fn backward(stack: *mut u64, inputs: u64, outputs: u64) {
+unsafe extern "C-unwind" fn backward(stack: *mut u64, inputs: u64, outputs: u64) {
     let words = inputs.max(outputs) as usize;
     // SAFETY: as in `forward`.
     let mut stack = Stack { words: unsafe { std::slice::from_raw_parts_mut(stack, words) }, next: 0 };

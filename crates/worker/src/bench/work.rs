@@ -23,6 +23,7 @@ pub(crate) fn engine(subject: Subject, rows: usize, longest: usize) -> Result<En
         prefill_tokens: PREFILL_TOKENS,
         cache_tokens: rows * (longest + 2 * pacs_torch::BLOCK_TOKENS),
         kernels: Kernels::Auto,
+        cuda_graphs: true,
     };
     Engine::new(config, parameters, WeightVersion(0), tokenizer, options).context("measure")
 }

@@ -51,15 +51,15 @@ __device__ inline void weigh_block(
 }
 
 // q: [B, N, HEAD_DIM], rows `q_stride` elements apart; keys: [P, K, HEAD_DIM, BLOCK_TOKENS], values:
-// [P, K, BLOCK_TOKENS, HEAD_DIM] of one layer; table: [B, table_width], the blocks of each row, those of its prompt
-// first; runs: [B, 3], blocks of the prompt, its tokens, and the tokens behind it. Grid: rows, key heads times the parts
-// that the query heads of one are computed in, splits of the blocks.
+// [P, K, BLOCK_TOKENS, HEAD_DIM] of one layer; table: the blocks of one row behind those of the other, those of its prompt
+// first; runs: [B, 4], blocks of the prompt, its tokens, the tokens behind it, and where in the table the row begins. Grid:
+// rows, key heads times the parts that the query heads of one are computed in, splits of the blocks.
 //
 // With one split the result goes to output, [B, N, HEAD_DIM]. Otherwise every split leaves its unscaled sums in partial,
 // [B, N, splits, HEAD_DIM], and its maximum and total in states, [B, N, splits, 2], for combine_splits.
 extern "C" __global__ void attend_blocks(
-    const Element* q, long long q_stride, const Element* keys, const Element* values, const int* table, int table_width,
-    const int* runs, Element* output, float* partial, float* states, int kv_heads, float scale) {
+    const Element* q, long long q_stride, const Element* keys, const Element* values, const int* table, const int* runs,
+    Element* output, float* partial, float* states, int kv_heads, float scale) {
     const int parts = gridDim.y / kv_heads, splits = gridDim.z;
     const int row = blockIdx.x, key_head = blockIdx.y / parts;
     const int heads = gridDim.y * GROUP, head = blockIdx.y * GROUP;
@@ -72,7 +72,8 @@ extern "C" __global__ void attend_blocks(
     }
     __syncthreads();
 
-    const int prompt_blocks = runs[3 * row], prompt_tokens = runs[3 * row + 1], own_tokens = runs[3 * row + 2];
+    const int prompt_blocks = runs[4 * row], prompt_tokens = runs[4 * row + 1], own_tokens = runs[4 * row + 2];
+    table += runs[4 * row + 3];
     const int blocks = prompt_blocks + (own_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     const int share = (blocks + splits - 1) / splits;
     const int first = blockIdx.z * share, end = first + share < blocks ? first + share : blocks;
@@ -85,7 +86,7 @@ extern "C" __global__ void attend_blocks(
     for (int j = first + warp; j < end; j += WARPS) {
         const int left = j < prompt_blocks ? prompt_tokens - j * BLOCK_TOKENS
                                            : own_tokens - (j - prompt_blocks) * BLOCK_TOKENS;
-        const long long block = table[(size_t)row * table_width + j];
+        const long long block = table[j];
         const size_t start = (size_t)(block * kv_heads + key_head) * HEAD_DIM * BLOCK_TOKENS;
         weigh_block(s, queries, keys + start, values + start, left < BLOCK_TOKENS ? left : BLOCK_TOKENS);
     }
