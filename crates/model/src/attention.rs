@@ -9,7 +9,7 @@ use pacs_torch::has_flash_attention;
 use pacs_torch::tch::{Device, Tensor, with_grad};
 
 use self::blocks::Blocks;
-use self::flash::Flash;
+use self::flash::{Flash, FlashTrace};
 use crate::Model;
 
 /// Computes attention for the model, layer by layer; generation keeps its KV cache behind it.
@@ -123,32 +123,50 @@ impl Attention for Packed {
     }
 }
 
-/// The attention of one layer, with the part of the autograd graph that its backward needs.
+/// The attention of one layer, with what its backward needs.
 #[derive(Debug)]
-pub(crate) struct AttentionTrace {
-    /// Leaves of the graph: rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`.
-    inputs: [Tensor; 3],
-    /// `[T, N H]`, with its graph.
-    output: Tensor,
+pub(crate) struct AttentionTrace(Traced);
+
+#[derive(Debug)]
+enum Traced {
+    Graph {
+        /// Leaves of the graph: rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`.
+        inputs: [Tensor; 3],
+        /// `[T, N H]`, with its graph.
+        output: Tensor,
+    },
+    Flash(FlashTrace),
 }
 
 impl AttentionTrace {
     pub(crate) fn new(packed: &Packed, (q, k, v): (Tensor, Tensor, Tensor)) -> Self {
+        if let Method::Flash(flash) = &packed.method {
+            return Self(Traced::Flash(flash.trace(q, k, v)));
+        }
         let inputs = [q, k, v].map(|x| x.detach().set_requires_grad(true));
         let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
         let output = with_grad(|| packed.all(q, k, v));
-        Self { inputs, output }
+        Self(Traced::Graph { inputs, output })
     }
 
+    /// `[T, N H]`.
     pub(crate) fn output(&self) -> Tensor {
-        self.output.detach()
+        match &self.0 {
+            Traced::Graph { output, .. } => output.detach(),
+            Traced::Flash(trace) => trace.output().flatten(1, 2),
+        }
     }
 
     /// Gradients by queries, keys and values, from that by the output.
     pub(crate) fn backward(self, gradient: &Tensor) -> [Tensor; 3] {
-        // A scalar whose derivative by the output is the gradient.
-        with_grad(|| (&self.output * gradient).sum(gradient.kind())).backward();
-        self.inputs.map(|input| input.grad())
+        match self.0 {
+            Traced::Graph { inputs, output } => {
+                // A scalar whose derivative by the output is the gradient.
+                with_grad(|| (output * gradient).sum(gradient.kind())).backward();
+                inputs.map(|input| input.grad())
+            }
+            Traced::Flash(trace) => trace.backward(gradient),
+        }
     }
 }
 
@@ -191,6 +209,11 @@ impl Gather {
     fn new(index: Vec<i64>, source: usize, device: Device) -> Self {
         let identity = index.len() == source && index.iter().enumerate().all(|(i, &row)| row == i as i64);
         Self((!identity).then(|| Tensor::from_slice(&index).to_device(device)))
+    }
+
+    /// None: all in order.
+    fn index(&self) -> Option<&Tensor> {
+        self.0.as_ref()
     }
 
     fn apply(&self, x: Tensor) -> Tensor {

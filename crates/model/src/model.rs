@@ -16,8 +16,8 @@ use pacs_shape::{EMBEDDING, FINAL_NORM};
 /// Works on packed tokens without a batch dimension; which token sees which is the [`Attention`]'s business. An
 /// in-place update of [`Parameters::flat`] is seen by the next forward.
 ///
-/// Its backward goes layer by layer and is written by hand: autograd is used within attention alone. So what is kept
-/// of a layer's forward, and when its gradients are complete, is decided here and not by a graph.
+/// Its backward goes layer by layer and is written by hand: autograd is used at most within attention. So what is kept of a
+/// layer's forward, and when its gradients are complete, is decided here and not by a graph.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,

@@ -45,6 +45,16 @@ impl FlashSequences {
     pub fn rows(&self) -> [i64; 2] {
         self.rows
     }
+
+    fn expect(&self, q: &Tensor, k: &Tensor, v: &Tensor) {
+        let [query_rows, key_rows] = self.rows;
+        assert!(
+            q.dim() == 3 && q.size()[0] == query_rows && k.size()[0] == key_rows && v.size() == k.size(),
+            "{query_rows} queries and {key_rows} keys were planned, {:?} and {:?} came",
+            q.size(),
+            k.size()
+        );
+    }
 }
 
 /// The widest heads that the kernels' backward takes on every GPU they run on.
@@ -66,6 +76,17 @@ pub fn has_flash_attention(device: Device, kind: Kind, head_dim: i64) -> bool {
     }
 }
 
+/// What [`flash_forward`] gives, all of which [`flash_backward`] needs.
+#[derive(Debug)]
+pub struct FlashOutput {
+    /// `[query rows, N, H]`.
+    pub output: Tensor,
+    /// Log of the sum of the weights of each query.
+    sums: Tensor,
+    /// State of dropout, of which there is none.
+    random: [Tensor; 2],
+}
+
 /// Attends within each sequence, differentiably; the last query sees all keys of its sequence, each one before one key less.
 ///
 /// `q`: `[query rows, N, H]`, `k` and `v`: `[key rows, K, H]`, where `N` is a multiple of `K`. Returns `[query rows, N, H]`.
@@ -73,13 +94,16 @@ pub fn has_flash_attention(device: Device, kind: Kind, head_dim: i64) -> bool {
 /// # Panics
 /// When there are other rows than planned, [`has_flash_attention`] says no, or the device fails, as for any operation of it.
 pub fn flash_attention(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequences) -> Tensor {
-    let [query_rows, key_rows] = sequences.rows;
-    assert!(
-        q.dim() == 3 && q.size()[0] == query_rows && k.size()[0] == key_rows && v.size() == k.size(),
-        "{query_rows} queries and {key_rows} keys were planned, {:?} and {:?} came",
-        q.size(),
-        k.size()
-    );
+    flash_forward(q, k, v, sequences).output
+}
+
+/// The same, with what the backward needs.
+///
+/// # Panics
+/// As [`flash_attention`].
+#[must_use]
+pub fn flash_forward(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequences) -> FlashOutput {
+    sequences.expect(q, k, v);
     let [query_starts, key_starts] = &sequences.starts;
     let [longest_query, longest_key] = sequences.longest;
     let arguments = [
@@ -105,6 +129,43 @@ pub fn flash_attention(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequ
     // return_debug_mask, *, float? scale, SymInt? window_size_left, window_size_right, Tensor? seqused_k, alibi_slopes
     // -> Tensor output, softmax_logsumexp, rng_state, unused, debug_attn_mask.
     let outputs = unsafe { call::<5>(c"aten::_flash_attention_forward", &arguments) };
-    let [output, ..] = outputs.unwrap_or_else(|error| panic!("{error}"));
-    output
+    let [output, sums, state, unused, _] = outputs.unwrap_or_else(|error| panic!("{error}"));
+    FlashOutput { output, sums, random: [state, unused] }
+}
+
+/// Gradients by queries, keys and values of [`flash_forward`], from that by its output, `[query rows, N, H]`. Without a graph of
+/// autograd: what it calls for the operator's gradient is called here.
+///
+/// # Panics
+/// As [`flash_attention`].
+pub fn flash_backward(
+    by_output: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    output: &FlashOutput,
+    sequences: &FlashSequences,
+) -> [Tensor; 3] {
+    sequences.expect(q, k, v);
+    let FlashOutput { output, sums, random: [state, unused] } = output;
+    assert_eq!(by_output.size(), output.size(), "a gradient of another output");
+    let tensors = [by_output, q, k, v, output, sums, &sequences.starts[0], &sequences.starts[1]].map(Value::Tensor);
+    let [longest_query, longest_key] = sequences.longest;
+    let rest = [
+        Value::Int(longest_query),
+        Value::Int(longest_key),
+        // No dropout, causal.
+        Value::Float(0.0),
+        Value::Bool(true),
+        Value::Tensor(state),
+        Value::Tensor(unused),
+        // Scale 1 / sqrt(H), no window on either side.
+        Value::None,
+        Value::None,
+        Value::None,
+    ];
+    let arguments = [&tensors[..], &rest].concat();
+    // SAFETY: Tensor grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, SymInt max_q, max_k, float dropout_p,
+    // bool is_causal, Tensor rng_state, unused, *, float? scale, SymInt? window_size_left, window_size_right
+    // -> (Tensor, Tensor, Tensor).
+    let gradients = unsafe { call::<3>(c"aten::_flash_attention_backward", &arguments) };
+    gradients.unwrap_or_else(|error| panic!("{error}"))
 }

@@ -33,7 +33,7 @@ pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
 pub use cuda::{
     DecodeInputs, DecodePass, DecodeRow, DecodeSlots, DecodeTable, DeviceKernels, DrawTable, KernelError, KernelShape,
-    RowDraw, device_kernels, with_device_kernels,
+    RowCopies, RowDraw, device_kernels, with_device_kernels,
 };
 pub use device::{
     DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
@@ -41,7 +41,10 @@ pub use device::{
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
-pub use flash::{FlashSequences, flash_attention, has_flash_attention, with_emulated_flash};
+pub use flash::{
+    FlashOutput, FlashSequences, flash_attention, flash_backward, flash_forward, has_flash_attention,
+    with_emulated_flash,
+};
 pub use gate::{silu_gate, silu_gate_backward};
 pub use graph::{Graph, GraphError, Graphs};
 pub use keep::Filters;

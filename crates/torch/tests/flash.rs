@@ -3,7 +3,9 @@
 use std::sync::OnceLock;
 
 use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_torch::{FlashSequences, flash_attention, has_flash_attention, with_emulated_flash};
+use pacs_torch::{
+    FlashSequences, flash_attention, flash_backward, flash_forward, has_flash_attention, with_emulated_flash,
+};
 
 /// The same, a sequence at a time.
 fn plainly(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[[usize; 2]]) -> Tensor {
@@ -40,6 +42,13 @@ fn check(device: Device, kind: Kind, tolerance: f64) {
     let inputs = [random(queries, 6), random(keys, 2), random(keys, 2)];
     assert!(has_flash_attention(device, kind, 16));
     let flash = run(&inputs, |q, k, v| flash_attention(q, k, v, &sequences));
+    // The backward by itself is that of the graph.
+    let output = flash_forward(&inputs[0], &inputs[1], &inputs[2], &sequences);
+    let by_output = output.output.sin();
+    let directly = flash_backward(&by_output, inputs.each_ref(), &output, &sequences);
+    for (direct, of_graph) in directly.iter().zip(&flash[1..]) {
+        assert!(direct.allclose(of_graph, tolerance, tolerance, false));
+    }
     let exact = inputs.each_ref().map(|x| x.to_kind(Kind::Double));
     let expected = run(&exact, |q, k, v| plainly(q, k, v, &lengths));
     for (name, (got, expected)) in ["output", "by q", "by k", "by v"].into_iter().zip(flash.iter().zip(&expected)) {

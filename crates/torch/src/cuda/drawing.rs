@@ -99,9 +99,8 @@ impl DeviceKernels {
 }
 
 impl RowDraw {
-    /// The most probable token, whatever the noise.
-    pub(super) const GREEDY: Self =
-        Self { temperature: 1.0, filters: Filters { top_k: 1, ..Filters::OFF }, noise_key: 0, position: 0 };
+    /// What costs least.
+    pub(super) const PLAIN: Self = Self { temperature: 1.0, filters: Filters::OFF, noise_key: 0, position: 0 };
 
     /// The fields of the kernel's `RowOptions`, in their order.
     pub(super) fn words(&self) -> [i64; OPTION_WORDS] {

@@ -85,7 +85,7 @@ impl DecodeInputs {
             position: 0,
             slot: (self.spare, 0),
             runs: [BlockRun { blocks: &spare, tokens: 1 }, none],
-            draw: RowDraw::GREEDY,
+            draw: RowDraw::PLAIN,
         };
         let rows: Vec<DecodeRow<'_>> = rows.iter().copied().chain(std::iter::repeat(filler)).take(size).collect();
         let runs: Vec<BlockRow<'_>> = rows.iter().map(|row| row.runs).collect();
@@ -165,7 +165,7 @@ mod tests {
             position: 40 + token as usize,
             slot,
             runs: [BlockRun { blocks: &[7], tokens: 20 }, BlockRun { blocks, tokens }],
-            draw: RowDraw { noise_key: u64::MAX, position: 3, ..RowDraw::GREEDY },
+            draw: RowDraw { noise_key: u64::MAX, position: 3, ..RowDraw::PLAIN },
         };
         let rows = [row(1, (4, 31), &[2, 4], 64), row(2, (5, 0), &[5], 1)];
         for rows in [&rows[..1], &rows] {

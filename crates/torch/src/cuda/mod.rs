@@ -34,6 +34,7 @@ pub use error::KernelError;
 pub use inputs::{DecodeInputs, DecodePass, DecodeRow};
 pub(crate) use launch::{Argument, Launch, Machine};
 pub use source::KernelShape;
+pub use train::RowCopies;
 
 /// The kernels for one model on one machine.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ pub struct KernelShape {
 }
 
 /// Names of the kernels.
-pub(crate) const KERNELS: [&str; 11] = [
+pub(crate) const KERNELS: [&str; 12] = [
     "add_rms_norm",
     "silu_gate",
     "rotate_store",
@@ -29,6 +29,7 @@ pub(crate) const KERNELS: [&str; 11] = [
     "rms_norm_backward",
     "silu_gate_backward",
     "rotate",
+    "sum_copies",
     "target_scores",
     "adamw",
 ];

@@ -1,7 +1,7 @@
 //! What training computes beside matrix products and attention. `T` tokens, `D` width, `F` feed-forward width, `C` rows of
 //! logits, `V` vocabulary, `H` head.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::layer::{dimension, number, rows};
 use super::{DeviceKernels, KernelError};
@@ -11,7 +11,73 @@ use crate::adamw::AdamW;
 const BLOCKS_PER_PROCESSOR: usize = 4;
 const THREADS: u32 = 256;
 
+/// Where the copies of each row are, of rows that were picked by index.
+#[derive(Debug)]
+pub struct RowCopies {
+    /// `[rows + 1]` int32: where in `copies` those of a row begin.
+    starts: Tensor,
+    /// Int32, those of a row in their order.
+    copies: Tensor,
+}
+
+impl RowCopies {
+    /// Of `rows` rows, picked by `index`.
+    ///
+    /// # Panics
+    /// When the index names a row that is not there.
+    #[must_use]
+    pub fn new(index: &[i64], rows: usize, device: Device) -> Self {
+        let mut starts = vec![0i32; rows + 1];
+        index.iter().for_each(|row| starts[*row as usize + 1] += 1);
+        for row in 0..rows {
+            starts[row + 1] += starts[row];
+        }
+        let mut next = starts.clone();
+        let mut copies = vec![0i32; index.len()];
+        for (copy, row) in (0..).zip(index) {
+            let place = &mut next[*row as usize];
+            copies[*place as usize] = copy;
+            *place += 1;
+        }
+        let upload = |numbers: &[i32]| Tensor::from_slice(numbers).to_device(device);
+        Self { starts: upload(&starts), copies: upload(&copies) }
+    }
+}
+
 impl DeviceKernels {
+    /// For each row the sums of its copies in two tensors: the backward of picking rows by index. Summed in float32 and in
+    /// one order, so that the result is the same every time.
+    ///
+    /// `tensors`: `[copies, ..]`, contiguous, of one size. Returns `[rows, ..]`.
+    ///
+    /// # Errors
+    /// When the launch fails.
+    ///
+    /// # Panics
+    /// When there are other copies than planned, or the tensors are none of these kernels.
+    pub fn sum_copies(&self, tensors: [&Tensor; 2], copies: &RowCopies) -> Result<[Tensor; 2], KernelError> {
+        let mut sizes = tensors[0].size();
+        assert!(copies.copies.size() == sizes[..1], "{:?} copies, planned {:?}", sizes, copies.copies.size());
+        for tensor in tensors {
+            self.expect("copies", tensor, &sizes);
+        }
+        let width: i64 = sizes[1..].iter().product();
+        sizes[0] = copies.starts.size()[0] - 1;
+        let sums = tensors.map(|tensor| Tensor::empty(&sizes, (tensor.kind(), tensor.device())));
+        let arguments = [
+            tensors[0].into(),
+            tensors[1].into(),
+            (&copies.starts).into(),
+            (&copies.copies).into(),
+            (&sums[0]).into(),
+            (&sums[1]).into(),
+            number(width),
+        ];
+        let threads = dimension(width as usize).next_multiple_of(32).min(THREADS);
+        self.run("sum_copies", [dimension(sizes[0] as usize), 2, 1], threads, &arguments)?;
+        Ok(sums)
+    }
+
     /// Backward of the norm that [`Self::add_rms_norm`] gives for `x`: the gradient by `x`, plus `past`, the gradient that flows
     /// past the norm, rounded once; and the gradient by the weight, `[D]` float32.
     ///

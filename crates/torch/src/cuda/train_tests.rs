@@ -3,8 +3,8 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-use super::KernelShape;
 use super::tests::{every_kernel, normed, tolerance, wide};
+use super::{KernelShape, RowCopies};
 use crate::adamw::{AdamW, adamw};
 use crate::dither::to_bf16;
 use crate::testing::{difference, random};
@@ -64,6 +64,25 @@ fn heads_are_turned_in_place_and_back() {
         assert!(difference(&all, &before) < 2.0 * tolerance(kind));
         for (start, len) in [(0, 1), (n + 1, 2)] {
             assert!(all.narrow(1, start, len).equal(&before.narrow(1, start, len)), "the heads beside stay");
+        }
+    }
+}
+
+#[test]
+fn copies_of_rows_are_summed() {
+    tch::manual_seed(10);
+    let index = [3i64, 0, 1, 3, 3, 5, 0];
+    for kernels in every_kernel() {
+        let kind = kernels.shape().kind;
+        for width in [2, 300] {
+            let tensors = [(); 2].map(|()| random(&[7, 2, width], kind));
+            let copies = RowCopies::new(&index, 6, Device::Cpu);
+            let sums = kernels.sum_copies(tensors.each_ref(), &copies).expect("runs");
+            for (sums, tensor) in sums.iter().zip(&tensors) {
+                let mut expected = Tensor::zeros([6, 2, width], (Kind::Double, Device::Cpu));
+                let _ = expected.index_add_(0, &Tensor::from_slice(&index), &wide(tensor));
+                assert!(difference(sums, &expected) < tolerance(kind), "{kind:?} {width}");
+            }
         }
     }
 }

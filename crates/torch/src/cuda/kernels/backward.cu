@@ -103,3 +103,21 @@ extern "C" __global__ void rotate(
         pair[half] = write(second * cosine + first * sine);
     }
 }
+
+// Sums, for each row, of its copies among the rows of two tensors: the backward of picking rows by index, any number of times
+// each. Sums are float32, rounded once, and in one order.
+//
+// first, second: [copies, width]; starts: [rows + 1], where in `copies` the copies of a row begin; sums: [rows, width]. Grid:
+// rows, the two tensors.
+extern "C" __global__ void sum_copies(
+    const Element* first, const Element* second, const int* starts, const int* copies, Element* first_sums,
+    Element* second_sums, int width) {
+    const Element* from = blockIdx.y ? second : first;
+    Element* to = (blockIdx.y ? second_sums : first_sums) + (size_t)blockIdx.x * width;
+    const int start = starts[blockIdx.x], end = starts[blockIdx.x + 1];
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float sum = 0.0f;
+        for (int c = start; c < end; ++c) sum += read(from[(size_t)copies[c] * width + i]);
+        to[i] = write(sum);
+    }
+}
