@@ -120,8 +120,8 @@ mod tests {
     /// On a GPU: products, whose library takes memory of its own, and small kernels.
     #[test]
     fn a_real_device_does_recorded_work_again() {
-        let device = match crate::init(true, 1) {
-            Ok(device) => device,
+        let device = match crate::testing::gpu() {
+            Ok(device) => *device,
             Err(error) => {
                 assert!(Graphs::new(Device::Cuda(0)).is_err(), "there is no GPU");
                 eprintln!("skipped: {error}");

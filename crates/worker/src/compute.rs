@@ -1,6 +1,6 @@
 //! What tools for models compute in, and where.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use pacs_torch::tch::{Device, Kind};
 
@@ -37,7 +37,7 @@ enum DeviceKind {
 impl Compute {
     /// Starts libtorch.
     pub(crate) fn start(&self) -> Result<(Kind, Device)> {
-        let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads)?;
+        let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads).context("start libtorch")?;
         let kind = match self.precision {
             Precision::Bfloat16 => Kind::BFloat16,
             Precision::Auto if pacs_torch::multiplies_bf16(device) => Kind::BFloat16,

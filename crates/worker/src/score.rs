@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 fn write_scores(arguments: &Arguments) -> anyhow::Result<()> {
-    let device: Device = pacs_torch::init(false, arguments.threads)?;
+    let device: Device = pacs_torch::init(false, arguments.threads).context("start libtorch")?;
     let model = || format!("load model `{}`", arguments.model.display());
     let config = ModelConfig::read(&arguments.model).with_context(model)?;
     let requests = read_requests(arguments)?;

@@ -1,17 +1,17 @@
-//! The text of the kernels on a processor, against tensor operations in float64.
+//! The kernels on a processor, and on a GPU where there is one, against tensor operations in float64.
 
 use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::testing::{difference, random};
+use crate::testing::{self, difference, wide};
 use crate::{BLOCK_TOKENS, BlockRun, Drawn, Filters};
 
 const S: i64 = BLOCK_TOKENS as i64;
 
 /// Kernels of shapes that take every way through the text: parts of a warp and several a lane, groups of every size, groups
-/// in parts.
+/// in parts. First those of the emulator, then those of a GPU.
 pub(super) fn every_kernel() -> &'static [DeviceKernels] {
     static KERNELS: OnceLock<Vec<DeviceKernels>> = OnceLock::new();
     KERNELS.get_or_init(|| {
@@ -22,9 +22,10 @@ pub(super) fn every_kernel() -> &'static [DeviceKernels] {
             (Kind::BFloat16, 24, 2, 128),
             (Kind::Float, 4, 4, 16),
         ];
+        let shapes = shapes.map(|(kind, heads, kv_heads, head_dim)| KernelShape { kind, heads, kv_heads, head_dim });
         let mut found = Vec::new();
-        for (kind, heads, kv_heads, head_dim) in shapes {
-            match DeviceKernels::emulated(KernelShape { kind, heads, kv_heads, head_dim }) {
+        for shape in shapes {
+            match DeviceKernels::emulated(shape) {
                 Ok(kernels) => found.push(kernels),
                 Err(KernelError::NoCompiler { problems }) => {
                     eprintln!("skipped: no C++ compiler ({problems}); CXX names one");
@@ -33,16 +34,34 @@ pub(super) fn every_kernel() -> &'static [DeviceKernels] {
                 Err(error) => panic!("{error}"),
             }
         }
+        match testing::gpu() {
+            Ok(gpu) => found.extend(shapes.map(|shape| DeviceKernels::load(shape, *gpu).expect("a GPU has kernels"))),
+            Err(error) => eprintln!("emulated alone: {error}"),
+        }
         found
     })
 }
 
-pub(super) fn tolerance(kind: Kind) -> f64 {
-    if kind == Kind::BFloat16 { 1e-2 } else { 1e-5 }
+/// Kernels of one shape, of each machine.
+pub(super) fn each_machine() -> impl Iterator<Item = &'static DeviceKernels> {
+    let of_shape = every_kernel().first().map(DeviceKernels::shape);
+    every_kernel().iter().filter(move |kernels| Some(kernels.shape()) == of_shape)
 }
 
-pub(super) fn wide(x: &Tensor) -> Tensor {
-    x.to_kind(Kind::Double)
+impl DeviceKernels {
+    /// Where the tensors have to be.
+    pub(super) fn device(&self) -> Device {
+        self.machine.device()
+    }
+
+    /// Numbers in the kind and the place of the kernels.
+    pub(super) fn random(&self, size: &[i64]) -> Tensor {
+        testing::random(size, self.kind()).to_device(self.device())
+    }
+}
+
+pub(super) fn tolerance(kind: Kind) -> f64 {
+    if kind == Kind::BFloat16 { 1e-2 } else { 1e-5 }
 }
 
 pub(super) fn normed(x: &Tensor, weight: &Tensor) -> Tensor {
@@ -56,24 +75,24 @@ fn norms_and_gates_equal_those_of_tensors() {
     for kernels in every_kernel() {
         let kind = kernels.shape().kind;
         for (rows, width) in [(1, 2), (3, 24), (2, 100), (5, 896), (1, 5120)] {
-            let [x, y] = [(); 2].map(|()| random(&[rows, width], kind));
-            let weight = random(&[width], kind);
+            let [x, y] = [(); 2].map(|()| kernels.random(&[rows, width]));
+            let weight = kernels.random(&[width]);
             let (sum, output) = kernels.add_rms_norm(&x, Some(&y), &weight, 1e-6).expect("runs");
             assert!(difference(&sum, &(wide(&x) + wide(&y))) < tolerance(kind));
             // The norm is of the sum as it is kept.
             assert!(difference(&output, &normed(&wide(&sum), &weight)) < tolerance(kind), "{kind:?} {rows} x {width}");
             let (same, output) = kernels.add_rms_norm(&x, None, &weight, 1e-6).expect("runs");
             assert!(same.equal(&x) && difference(&output, &normed(&wide(&x), &weight)) < tolerance(kind));
-            let found = kernels.silu_gate(&random(&[rows, 2 * width], kind)).expect("runs");
+            let found = kernels.silu_gate(&kernels.random(&[rows, 2 * width])).expect("runs");
             assert_eq!(found.size(), [rows, width]);
-            let gate_up = random(&[rows, 2 * width], kind) * 3.0;
+            let gate_up = kernels.random(&[rows, 2 * width]) * 3.0;
             let parts = wide(&gate_up).chunk(2, -1);
             let found = kernels.silu_gate(&gate_up).expect("runs");
             assert!(difference(&found, &(parts[0].silu() * &parts[1])) < tolerance(kind));
         }
         // A row that begins at an odd element is read one by one.
-        let odd = random(&[8 * 16 + 1], kind).narrow(0, 1, 8 * 16).view([8, 16]);
-        let weight = random(&[16], kind);
+        let odd = kernels.random(&[8 * 16 + 1]).narrow(0, 1, 8 * 16).view([8, 16]);
+        let weight = kernels.random(&[16]);
         let (_, output) = kernels.add_rms_norm(&odd, None, &weight, 1e-6).expect("runs");
         assert!(difference(&output, &normed(&wide(&odd), &weight)) < tolerance(kind));
     }
@@ -88,14 +107,14 @@ fn heads_are_normed_turned_and_stored() {
         let tokens = 5;
         let slots = [(3u32, 0u32), (3, 1), (0, 31), (2, 7), (1, 16)];
         for norms in [false, true] {
-            let projected = random(&[tokens, n + 2 * k, h], kind);
-            let weights = [random(&[h], kind), random(&[h], kind)];
-            let angles = Tensor::randn([tokens, h / 2], (Kind::Float, Device::Cpu)) * 10.0;
+            let projected = kernels.random(&[tokens, n + 2 * k, h]);
+            let weights = [kernels.random(&[h]), kernels.random(&[h])];
+            let angles = Tensor::randn([tokens, h / 2], (Kind::Float, kernels.device())) * 10.0;
             let (cos, sin) = (angles.cos(), angles.sin());
-            let unset = |size: [i64; 4]| Tensor::full(size, f64::NAN, (kind, Device::Cpu));
+            let unset = |size: [i64; 4]| Tensor::full(size, f64::NAN, (kind, kernels.device()));
             let (mut keys, mut values) = (unset([4, k, h, S]), unset([4, k, S, h]));
             let given = norms.then_some((&weights[0], &weights[1], 1e-6));
-            let places = DecodeSlots::new(&slots, Device::Cpu);
+            let places = DecodeSlots::new(&slots, kernels.device());
             let (q, rotated) =
                 kernels.rotate_store(&projected, given, (&cos, &sin), &places, (&mut keys, &mut values)).expect("runs");
             let parts = wide(&projected).split_with_sizes([n, k, k], 1);
@@ -140,13 +159,13 @@ fn attention_over_blocks_equals_that_of_each_row_alone() {
         let KernelShape { kind, heads, kv_heads, head_dim } = kernels.shape();
         let [n, k, h] = [heads, kv_heads, head_dim].map(|size| size as i64);
         for batch in batches {
-            let unset = |size: [i64; 4]| Tensor::full(size, f64::NAN, (kind, Device::Cpu));
+            let unset = |size: [i64; 4]| Tensor::full(size, f64::NAN, (kind, kernels.device()));
             let (keys, values) = (unset([62, k, h, S]), unset([62, k, S, h]));
             let fill = |blocks: &[u32], tokens: usize| {
                 for (block, place) in blocks.iter().zip((0..tokens).step_by(BLOCK_TOKENS)) {
                     let (block, tokens) = (i64::from(*block), (tokens - place).min(BLOCK_TOKENS) as i64);
-                    keys.get(block).narrow(-1, 0, tokens).copy_(&random(&[k, h, tokens], kind));
-                    values.get(block).narrow(1, 0, tokens).copy_(&random(&[k, tokens, h], kind));
+                    keys.get(block).narrow(-1, 0, tokens).copy_(&kernels.random(&[k, h, tokens]));
+                    values.get(block).narrow(1, 0, tokens).copy_(&kernels.random(&[k, tokens, h]));
                 }
             };
             for (prompt, prompt_tokens, own, own_tokens) in batch {
@@ -155,8 +174,8 @@ fn attention_over_blocks_equals_that_of_each_row_alone() {
             }
             let run = |blocks, tokens| BlockRun { blocks, tokens };
             let rows: Vec<_> = batch.iter().map(|row| [run(row.0, row.1), run(row.2, row.3)]).collect();
-            let q = random(&[rows.len() as i64, n, h], kind);
-            let table = DecodeTable::new(&rows, Device::Cpu);
+            let q = kernels.random(&[rows.len() as i64, n, h]);
+            let table = DecodeTable::new(&rows, kernels.device());
             let found = kernels.attend_blocks(&q, &keys, &values, &table).expect("runs");
             for (place, row) in rows.iter().enumerate() {
                 let expected = attended(&q.get(place as i64), &keys, &values, row);
@@ -175,7 +194,7 @@ fn attended(q: &Tensor, keys: &Tensor, values: &Tensor, row: &[BlockRun<'_>; 2])
     let gathered = |cache: &Tensor, order: [i64; 4]| {
         let of_run = |run: &BlockRun<'_>| {
             let blocks: Vec<i64> = run.blocks.iter().map(|block| i64::from(*block)).collect();
-            let tokens = cache.index_select(0, &Tensor::from_slice(&blocks)).permute(order);
+            let tokens = cache.index_select(0, &Tensor::from_slice(&blocks).to_device(cache.device())).permute(order);
             tokens.flatten(0, 1).narrow(0, 0, run.tokens as i64)
         };
         let runs: Vec<Tensor> = row.iter().filter(|run| run.tokens > 0).map(of_run).collect();
@@ -238,8 +257,9 @@ fn check_drawn(drawn: &Drawn, logits: &Tensor, options: &RowDraw) {
 #[test]
 fn draws_follow_the_noise_with_every_filter() {
     tch::manual_seed(4);
-    for (kernels, vocabulary) in every_kernel().iter().take(3).zip([5_000i64, 77, 33_000]) {
-        let kind = kernels.shape().kind;
+    for (place, kernels) in every_kernel().iter().enumerate() {
+        // The slowest emulation is of the same text as others.
+        let Some(vocabulary) = [5_000i64, 77, 33_000].get(place % 5).copied() else { continue };
         let mut rows = Vec::new();
         for top_k in [0, 1, 3, 50, 100_000] {
             for top_p in [1e-9, 0.4, 0.95, 1.0] {
@@ -250,7 +270,7 @@ fn draws_follow_the_noise_with_every_filter() {
                 }
             }
         }
-        let logits = random(&[rows.len() as i64, vocabulary], kind) * 3.0;
+        let logits = kernels.random(&[rows.len() as i64, vocabulary]) * 3.0;
         let drawn = kernels.draw(&logits, &rows).expect("runs");
         for (place, (drawn, options)) in drawn.iter().zip(&rows).enumerate() {
             check_drawn(drawn, &logits.get(place as i64), options);
@@ -265,7 +285,6 @@ fn draws_follow_the_noise_with_every_filter() {
 #[test]
 fn equal_tokens_are_kept_in_their_order() {
     tch::manual_seed(5);
-    let Some(kernels) = every_kernel().first() else { return };
     let logits = Tensor::randint(6, [3_000], (Kind::Float, Device::Cpu)) * 0.7;
     let _ = logits.narrow(0, 100, 50).fill_(f64::NEG_INFINITY);
     let mut rows = Vec::new();
@@ -275,36 +294,41 @@ fn equal_tokens_are_kept_in_their_order() {
             rows.push(RowDraw { temperature: 1.0, filters, noise_key: key, position: 9 });
         }
     }
-    let drawn = kernels.draw(&logits.unsqueeze(0).repeat([rows.len() as i64, 1]), &rows).expect("runs");
-    for (drawn, options) in drawn.iter().zip(&rows) {
-        check_drawn(drawn, &logits, options);
+    for kernels in each_machine() {
+        let logits_of_rows = logits.unsqueeze(0).repeat([rows.len() as i64, 1]).to_device(kernels.device());
+        let drawn = kernels.draw(&logits_of_rows, &rows).expect("runs");
+        for (drawn, options) in drawn.iter().zip(&rows) {
+            check_drawn(drawn, &logits, options);
+        }
     }
 }
 
 /// Draws of one distribution, against its exact probabilities.
 #[test]
 fn frequencies_are_the_probabilities() {
-    let Some(kernels) = every_kernel().first() else { return };
     let p = [0.02, 0.3, 0.07, 0.01, 0.12, 0.005, 0.2, 0.07, 0.1, 0.07, 0.03, 0.005];
     let logits = Tensor::from_slice(&p.map(|p: f64| p.ln() as f32 + 3.0));
     let draws = 2_000u64;
     let row = |i: u64| RowDraw { temperature: 1.0, filters: Filters::OFF, noise_key: 11, position: i };
     let rows: Vec<RowDraw> = (0..draws).map(row).collect();
-    let drawn = kernels.draw(&logits.unsqueeze(0).repeat([draws as i64, 1]), &rows).expect("runs");
-    let mut counts = [0.0; 12];
-    for drawn in drawn {
-        counts[drawn.token] += 1.0;
+    for kernels in each_machine() {
+        let logits_of_rows = logits.unsqueeze(0).repeat([draws as i64, 1]).to_device(kernels.device());
+        let mut counts = [0.0; 12];
+        for drawn in kernels.draw(&logits_of_rows, &rows).expect("runs") {
+            counts[drawn.token] += 1.0;
+        }
+        let squares: f64 = counts.iter().zip(p).map(|(n, p)| (n - p * draws as f64).powi(2) / (p * draws as f64)).sum();
+        // Above this with 11 degrees of freedom once in ten thousand times.
+        assert!(squares < 37.4, "chi-squared {squares}: {counts:?}");
     }
-    let squares: f64 = counts.iter().zip(p).map(|(n, p)| (n - p * draws as f64).powi(2) / (p * draws as f64)).sum();
-    // Above this with 11 degrees of freedom once in ten thousand times.
-    assert!(squares < 37.4, "chi-squared {squares}: {counts:?}");
 }
 
 #[test]
 fn barriers_that_are_not_reached_are_found() {
-    let Some(kernels) = every_kernel().first() else { return };
+    let emulated = |kernels: &&DeviceKernels| kernels.device() == Device::Cpu;
+    let Some(kernels) = every_kernel().iter().find(emulated) else { return };
     // A block of half a warp cannot be.
-    let x = random(&[1, 8], kernels.shape().kind);
+    let x = kernels.random(&[1, 8]);
     let arguments = [(&x).into(), (&x).into(), super::layer::number(4), 0i32.into()];
     let refused = kernels.run("silu_gate", [1, 1, 1], 16, &arguments);
     assert!(matches!(refused, Err(KernelError::Call { .. })), "{refused:?}");

@@ -1,13 +1,13 @@
-//! The kernels of training on a processor, against tensor operations in float64.
+//! The kernels of training on a processor, and on a GPU where there is one, against tensor operations in float64.
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-use super::tests::{every_kernel, normed, tolerance, wide};
-use super::{KernelShape, RowCopies};
+use super::tests::{each_machine, every_kernel, normed, tolerance};
+use super::{DeviceKernels, KernelShape, RowCopies};
 use crate::adamw::{AdamW, adamw};
 use crate::dither::to_bf16;
-use crate::testing::{difference, random};
+use crate::testing::{difference, random, wide};
 use crate::{bf16_ref, f32_ref};
 
 /// Leaves of a graph in float64.
@@ -21,8 +21,8 @@ fn backwards_of_norms_and_gates_are_the_slopes() {
     for kernels in every_kernel() {
         let kind = kernels.shape().kind;
         for (rows, width) in [(1, 2), (70, 24), (2, 100), (5, 896), (1, 5120)] {
-            let [x, gradient, past] = [(); 3].map(|()| random(&[rows, width], kind));
-            let weight = random(&[width], kind);
+            let [x, gradient, past] = [(); 3].map(|()| kernels.random(&[rows, width]));
+            let weight = kernels.random(&[width]);
             for past in [None, Some(&past)] {
                 let (by_x, by_weight) = kernels.rms_norm_backward(&x, &weight, 1e-6, &gradient, past).expect("runs");
                 let [x, weight] = leaves([&x, &weight]);
@@ -31,7 +31,7 @@ fn backwards_of_norms_and_gates_are_the_slopes() {
                 assert!(difference(&by_x, &expected) < 4.0 * tolerance(kind), "{kind:?} {rows} x {width}");
                 assert!(difference(&by_weight, &weight.grad()) < 1e-4, "{kind:?} {rows} x {width}");
             }
-            let gate_up = random(&[rows, 2 * width], kind) * 3.0;
+            let gate_up = kernels.random(&[rows, 2 * width]) * 3.0;
             let mut by_gate_up = gate_up.copy();
             let activation = kernels.silu_gate_backward(&mut by_gate_up, &gradient).expect("runs");
             let [gate_up] = leaves([&gate_up]);
@@ -50,9 +50,9 @@ fn heads_are_turned_in_place_and_back() {
     for kernels in every_kernel() {
         let KernelShape { kind, heads, head_dim, .. } = kernels.shape();
         let [n, h] = [heads, head_dim].map(|size| size as i64);
-        let all = random(&[5, n + 3, h], kind);
+        let all = kernels.random(&[5, n + 3, h]);
         let before = all.copy();
-        let angles = Tensor::randn([5, h / 2], (Kind::Float, Device::Cpu)) * 10.0;
+        let angles = Tensor::randn([5, h / 2], (Kind::Float, kernels.device())) * 10.0;
         let (cos, sin) = (angles.cos(), angles.sin());
         let mut part = all.narrow(1, 1, n);
         kernels.rotate(&mut part, (&cos, &sin), false).expect("runs");
@@ -75,8 +75,8 @@ fn copies_of_rows_are_summed() {
     for kernels in every_kernel() {
         let kind = kernels.shape().kind;
         for width in [2, 300] {
-            let tensors = [(); 2].map(|()| random(&[7, 2, width], kind));
-            let copies = RowCopies::new(&index, 6, Device::Cpu);
+            let tensors = [(); 2].map(|()| kernels.random(&[7, 2, width]));
+            let copies = RowCopies::new(&index, 6, kernels.device());
             let sums = kernels.sum_copies(tensors.each_ref(), &copies).expect("runs");
             for (sums, tensor) in sums.iter().zip(&tensors) {
                 let mut expected = Tensor::zeros([6, 2, width], (Kind::Double, Device::Cpu));
@@ -90,11 +90,11 @@ fn copies_of_rows_are_summed() {
 #[test]
 fn targets_are_scored_and_the_logits_become_their_slopes() {
     tch::manual_seed(8);
-    for (kernels, vocabulary) in every_kernel().iter().zip([5_000i64, 77, 33_000, 320, 3]) {
+    for (kernels, vocabulary) in every_kernel().iter().zip([5_000i64, 77, 33_000, 320, 3].into_iter().cycle()) {
         let kind = kernels.shape().kind;
         let rows = 6;
         for (temperature, entropies_count) in [(1.0, true), (0.7, false)] {
-            let logits = random(&[rows, vocabulary], kind) * 4.0;
+            let logits = kernels.random(&[rows, vocabulary]) * 4.0;
             // One row whose mass is all on one token, and a token that cannot be.
             let _ = logits.get(1).get(2).fill_(300.0);
             let _ = logits.get(2).get(0).fill_(f64::NEG_INFINITY);
@@ -128,13 +128,19 @@ fn targets_are_scored_and_the_logits_become_their_slopes() {
 
 #[test]
 fn weights_are_updated_as_in_host_memory() {
+    for kernels in each_machine() {
+        check_updates(kernels);
+    }
+}
+
+fn check_updates(kernels: &DeviceKernels) {
     tch::manual_seed(9);
-    let Some(kernels) = every_kernel().first() else { return };
     let count = 70_001;
-    let host = |x: &Tensor| f32_ref(x).expect("host").to_vec();
-    let (mut weights, mut moment1) = (random(&[count], Kind::Float), random(&[count], Kind::Float) * 0.01);
-    let mut moment2 = random(&[count], Kind::Float).square() * 0.01;
-    let mut compute = Tensor::zeros([count], (Kind::BFloat16, Device::Cpu));
+    let host = |x: &Tensor| f32_ref(&x.to_device(Device::Cpu)).expect("host").to_vec();
+    let random = |size: &[i64]| random(size, Kind::Float).to_device(kernels.device());
+    let (mut weights, mut moment1) = (random(&[count]), random(&[count]) * 0.01);
+    let mut moment2 = random(&[count]).square() * 0.01;
+    let mut compute = Tensor::zeros([count], (Kind::BFloat16, kernels.device()));
     let [mut w, mut m, mut v] = [&weights, &moment1, &moment2].map(host);
     let mut c = vec![bf16::ZERO; w.len()];
     for update in 1..=3 {
@@ -147,7 +153,7 @@ fn weights_are_updated_as_in_host_memory() {
             update,
             grad_scale: 0.5,
         };
-        let gradients = random(&[count], Kind::Float);
+        let gradients = random(&[count]);
         adamw(&options, &mut w, &mut m, &mut v, &host(&gradients), Some((&mut c, 11)));
         let with_compute = (update != 2).then_some((&mut compute, 11));
         let moments = [&mut moment1, &mut moment2];
@@ -156,7 +162,9 @@ fn weights_are_updated_as_in_host_memory() {
     for (found, expected) in [(&weights, &w), (&moment1, &m), (&moment2, &v)] {
         assert!(difference(found, &Tensor::from_slice(expected)) < 1e-6);
     }
-    for (index, (rounded, weight)) in bf16_ref(&compute).expect("host").iter().zip(host(&weights)).enumerate() {
+    for (index, (rounded, weight)) in
+        bf16_ref(&compute.to_device(Device::Cpu)).expect("host").iter().zip(host(&weights)).enumerate()
+    {
         assert_eq!(*rounded, to_bf16(weight, 11 + index));
     }
 }

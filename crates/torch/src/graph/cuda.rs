@@ -154,13 +154,14 @@ impl From<StreamError> for GraphError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeviceError, init};
+    use crate::DeviceError;
+    use crate::testing::gpu;
 
     /// Says something wherever the CUDA half of libtorch can be loaded, with a GPU or without.
     #[test]
     fn the_library_has_all_that_is_called() {
-        let found = init(true, 1);
-        if let Err(error @ DeviceError::NoCudaLibrary(_)) = &found {
+        let found = gpu();
+        if let Err(error @ DeviceError::NoCudaLibrary(_)) = found {
             eprintln!("skipped: {error}");
             return;
         }

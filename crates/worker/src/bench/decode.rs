@@ -34,6 +34,9 @@ pub(crate) struct DecodeArguments {
     /// Steps that are measured, behind two that are not.
     #[arg(long, default_value_t = 32)]
     steps: u32,
+    /// Launch every kernel by itself, to see what CUDA graphs save.
+    #[arg(long)]
+    no_cuda_graphs: bool,
     /// Bandwidth of the memory, GB/s [default: what reading a large buffer gives]
     #[arg(long)]
     bandwidth: Option<f64>,
@@ -70,7 +73,7 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
     let new_tokens = arguments.steps + WARM_STEPS + 1;
     let longest = arguments.context.iter().max().copied().unwrap_or(0) + new_tokens as usize;
     let rows = arguments.batch.iter().max().copied().unwrap_or(0);
-    let mut engine = work::engine(subject, rows, longest)?;
+    let mut engine = work::engine(subject, rows, longest, !arguments.no_cuda_graphs)?;
     for &context in &arguments.context {
         for &batch in &arguments.batch {
             let groups = if arguments.shared_prompt { 1 } else { batch };
@@ -90,7 +93,7 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
                 "tokens_per_second": batch as f64 / step, "weight_bytes": weight_bytes, "kv_bytes": kv_bytes,
                 "bytes_per_second": bytes / step, "memory_bytes_per_second": bandwidth,
                 "floor_ms": bytes / bandwidth * 1e3, "times_the_floor": step / (bytes / bandwidth),
-                "device_kernels": engine.has_device_kernels(),
+                "device_kernels": engine.has_device_kernels(), "cuda_graphs": engine.recorded_passes(),
             }));
         }
     }
@@ -127,7 +130,7 @@ pub(crate) fn prefill(arguments: &PrefillArguments) -> Result<()> {
     let (described, config, kind) = (subject.describe(), subject.config.clone(), subject.kind);
     let longest = arguments.context.iter().max().copied().unwrap_or(0) + 1;
     let rows = arguments.batch.iter().max().copied().unwrap_or(0);
-    let mut engine = work::engine(subject, rows, longest)?;
+    let mut engine = work::engine(subject, rows, longest, false)?;
     // Every weight but the embedding's is multiplied with every token, and that of the head with one a prompt.
     let table = (config.vocab_size * config.hidden) as f64;
     let heads = if config.tie_embeddings { 1.0 } else { 2.0 };

@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// sample waits any more.
     #[arg(long)]
     long_tail: bool,
+    /// Launch every kernel by itself, to see what CUDA graphs save.
+    #[arg(long)]
+    no_cuda_graphs: bool,
     /// Times that the whole work is done and measured, behind one that is not.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -64,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         vec![("uniform", uniform)]
     };
     let longest = lengths.iter().flat_map(|(_, lengths)| lengths).max().copied().unwrap_or(0) as usize;
-    let mut engine = work::engine(subject, rows, arguments.prompt_tokens + longest)?;
+    let mut engine = work::engine(subject, rows, arguments.prompt_tokens + longest, !arguments.no_cuda_graphs)?;
     let mut full = Vec::new();
     for (name, lengths) in &lengths {
         let runs = measure(arguments, &mut engine, &config, name, lengths)?;
@@ -74,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let mut line = json!({
             "bench": "rollout", "model": described, "lengths": name, "seconds": seconds, "new_tokens": last.tokens,
             "tokens_per_second": last.tokens as f64 / seconds, "steps": last.steps, "rows": rows,
-            "preemptions": last.preemptions,
+            "preemptions": last.preemptions, "cuda_graphs": engine.recorded_passes(),
             "work": {"groups": arguments.groups, "samples": arguments.samples,
                      "prompt_tokens": arguments.prompt_tokens, "answer_lengths": lengths},
         });

@@ -14,8 +14,8 @@ use super::shape::Subject;
 pub(crate) const PREFILL_TOKENS: usize = 2048;
 
 /// An engine that runs `rows` samples of at most `longest` tokens, prompt included, none of which shares its prompt; its
-/// samples do not end before their length.
-pub(crate) fn engine(subject: Subject, rows: usize, longest: usize) -> Result<Engine> {
+/// samples do not end before their length. On a GPU passes that decode are CUDA graphs where that is wanted.
+pub(crate) fn engine(subject: Subject, rows: usize, longest: usize, cuda_graphs: bool) -> Result<Engine> {
     let Subject { mut config, parameters, tokenizer, .. } = subject;
     config.end_tokens.clear();
     let options = EngineOptions {
@@ -23,7 +23,7 @@ pub(crate) fn engine(subject: Subject, rows: usize, longest: usize) -> Result<En
         prefill_tokens: PREFILL_TOKENS,
         cache_tokens: rows * (longest + 2 * pacs_torch::BLOCK_TOKENS),
         kernels: Kernels::Auto,
-        cuda_graphs: true,
+        cuda_graphs,
     };
     Engine::new(config, parameters, WeightVersion(0), tokenizer, options).context("measure")
 }

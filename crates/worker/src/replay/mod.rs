@@ -67,7 +67,8 @@ fn replay(arguments: &Arguments) -> Result<()> {
     let model = arguments.model.as_ref().unwrap_or(&spec.model.path);
     let vocabulary = ModelConfig::read(model)?.vocab_size;
     let steps = steps(arguments, &spec)?;
-    let device = pacs_torch::init(spec.resources.device == DeviceKind::Cuda, arguments.threads)?;
+    let device =
+        pacs_torch::init(spec.resources.device == DeviceKind::Cuda, arguments.threads).context("start libtorch")?;
     let kind = match spec.model.precision {
         Precision::Float32 => Kind::Float,
         Precision::Bfloat16 => Kind::BFloat16,
