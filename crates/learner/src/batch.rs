@@ -1,5 +1,6 @@
 //! A rank's share of a batch, and how it is cut into passes that fit the token budget.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -143,7 +144,8 @@ impl TrainBatch {
     /// Cuts `sequences` (places in [`Self::sequences`]) into passes of at most `tokens` tokens.
     ///
     /// A group's prompt stands once a pass with its answers behind it; a group that does not fit is continued in the
-    /// next pass, which is exact because only scalars couple its members.
+    /// next pass, which is exact because only scalars couple its members. The largest pass comes first: a device's allocator
+    /// gives the memory that it took for that one to those behind, where it would take more for every larger one.
     pub(crate) fn passes(&self, sequences: &[usize], tokens: usize) -> Vec<Pass> {
         let mut passes: Vec<Pass> = Vec::new();
         for &place in sequences {
@@ -164,6 +166,7 @@ impl TrainBatch {
             pass.rows.last_mut().expect("the group's row is the last").answers.push(place);
             pass.tokens += answer;
         }
+        passes.sort_by_key(|pass| Reverse(pass.tokens));
         passes
     }
 }
@@ -231,6 +234,8 @@ mod tests {
         assert_eq!(shape, [vec![(1, vec![0, 1])], vec![(1, vec![2])], vec![(2, vec![3])]]);
         assert_eq!(passes.iter().map(|p| p.tokens).collect::<Vec<_>>(), [20, 15, 15]);
         assert_eq!(batch.passes(&[0, 1, 2, 3], 1000).len(), 1);
+        let tokens = batch.passes(&[2, 3, 0, 1], 20).iter().map(|pass| pass.tokens).collect::<Vec<_>>();
+        assert_eq!(tokens, [20, 15, 15], "the largest first");
     }
 
     #[test]

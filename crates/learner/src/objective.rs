@@ -137,8 +137,11 @@ impl<'a> StepObjective<'a> {
         if !self.needs().sums {
             return Ok(self.update(members, &[])?);
         }
+        // Numbers go to the other ranks in the order of the index, which passes do not keep.
+        let mut in_order: Vec<&Scored> = scored.iter().collect();
+        in_order.sort_unstable_by_key(|scored| scored.place);
         let mut mine = Vec::with_capacity(2 * scored.len());
-        for Scored { place, logprobs, .. } in scored {
+        for Scored { place, logprobs, .. } in in_order {
             let position = self.batch.sequences[*place].position;
             let (info, new) = (&self.infos[position], float64(logprobs));
             let sums = self.with_tokens(*place, &new, |tokens| self.objective.sums(position, info, tokens))?;

@@ -233,7 +233,10 @@ impl Exchange {
 
     /// Makes it, on the thread that calls: on the device, where its buffer is lent to that.
     fn make(self, lent: Option<&Lent>, collective: &mut dyn Collective) -> Outcome {
-        let Some(lent) = lent else { return self.make_on_host(collective) };
+        let Some(lent) = lent else {
+            let alone = collective.world_size() == 1 && self.is_on_device();
+            return if alone { self.make_alone() } else { self.make_on_host(collective) };
+        };
         match self {
             Self::AllReduce(_) => collective.all_reduce_sum_device(lent.buffer())?,
             Self::ReduceScatter { buffer, sum } => {
@@ -245,6 +248,34 @@ impl Exchange {
             // This rank's part was put there when it was lent.
             Self::AllGather { .. } => collective.all_gather_device(lent.buffer())?,
             Self::Numbers(numbers) => return Ok(collective.all_gather_f64(&numbers)?),
+        }
+        Ok(Vec::new())
+    }
+
+    fn is_on_device(&self) -> bool {
+        match self {
+            Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } | Self::AllGather { buffer, .. } => {
+                buffer.device() != Device::Cpu
+            }
+            Self::Numbers(_) => false,
+        }
+    }
+
+    /// Makes it for the only rank, whose part is the whole: nothing leaves the device.
+    fn make_alone(self) -> Outcome {
+        match self {
+            Self::AllReduce(_) => {}
+            Self::ReduceScatter { buffer, sum } => {
+                if let Some(mut sum) = sum {
+                    let _ = sum.g_add_(&buffer);
+                }
+            }
+            Self::AllGather { mut buffer, part } => {
+                if let Some(part) = part {
+                    buffer.copy_(&part);
+                }
+            }
+            Self::Numbers(numbers) => return Ok(vec![numbers]),
         }
         Ok(Vec::new())
     }
@@ -458,6 +489,30 @@ mod tests {
             abort.abort("enough");
             wire.close();
         });
+    }
+
+    #[test]
+    fn the_only_rank_has_all_of_it_on_its_device() {
+        let buffer = Tensor::from_slice(&[1.0f32, 2.0]);
+        let make = |on_device: bool| {
+            let [reduced, scattered, sum, gathered] = [(); 4].map(|()| buffer.copy());
+            let part = Some(Tensor::from_slice(&[5.0f32, 6.0]));
+            let exchanges = [
+                Exchange::AllReduce(reduced.shallow_clone()),
+                Exchange::ReduceScatter { buffer: scattered, sum: Some(sum.shallow_clone()) },
+                Exchange::AllGather { buffer: gathered.shallow_clone(), part },
+                Exchange::Numbers(vec![3.0]),
+            ];
+            let make = |exchange: Exchange| {
+                if on_device { exchange.make_alone() } else { exchange.make_on_host(&mut HostCollective::alone()) }
+            };
+            let made = exchanges.map(|exchange| make(exchange).expect("alone"));
+            let found = [reduced, sum, gathered].map(|tensor| f32_ref(&tensor).expect("host").to_vec());
+            (found, made)
+        };
+        let (found, made) = make(true);
+        assert_eq!(found, [[1.0, 2.0], [2.0, 4.0], [5.0, 6.0]]);
+        assert_eq!((found, made), make(false));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! that `[positions, vocabulary]` never exists as a whole.
 // Legend: `T` tokens, `M` scored positions, `C` positions of one chunk, `D` width, `V` vocabulary.
 
-use pacs_torch::tch::{Kind, Tensor, no_grad};
+use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{accumulate, device_kernels, has_kernels, target_gradient};
 
 use crate::Model;
@@ -25,9 +25,13 @@ pub fn answer_logprobs(
 ) -> (Tensor, Tensor) {
     let kind = gradient_kind(model.kind());
     let (mut logprobs, mut entropies) = (Vec::new(), Vec::new());
-    for rows in rows.chunks(chunk.max(1)) {
-        let (index, tokens): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
-        let index = Tensor::from_slice(&index).to_device(model.device());
+    // Brought to the device once, for it is waited for then.
+    let (index, tokens): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
+    expect_within(model, &tokens);
+    let [index, tokens] = [index, tokens].map(|values| Tensor::from_slice(&values).to_device(model.device()));
+    for start in (0..rows.len()).step_by(chunk.max(1)) {
+        let length = chunk.max(1).min(rows.len() - start) as i64;
+        let [index, tokens] = [&index, &tokens].map(|all| all.narrow(0, start as i64, length));
         let mut logits = model.logits(&hidden.index_select(0, &index));
         if let Some(kernels) = device_kernels() {
             let scores = launched(kernels.target_scores(&mut logits, &tokens, None, temperature));
@@ -35,7 +39,6 @@ pub fn answer_logprobs(
             entropies.push(scores.1);
             continue;
         }
-        let tokens = Tensor::from_slice(&tokens).to_device(model.device());
         let all = log_softmax(model, &logits, temperature);
         logprobs.push(all.gather(1, &tokens.unsqueeze(1), false).squeeze_dim(1));
         entropies.push(entropy(&all, &all.exp()));
@@ -95,16 +98,19 @@ pub fn head_backward(
         && targets.coefficients.len() == count
         && (targets.entropy_coefficients.is_empty() || targets.entropy_coefficients.len() == count);
     assert!(fits, "{m} rows need as many tokens and coefficients");
+    expect_within(model, targets.tokens);
     no_grad(|| {
         let chunk = chunk.max(1);
+        let on_device = OnDevice::new(targets, model.device());
         let by_hidden = hidden.zeros_like();
         let mut scores = Scores::default();
         let mut by_weight = model.head_slot(gradients);
         for start in (0..count).step_by(chunk) {
             let part = targets.part(start, chunk);
+            let on_device = on_device.part(start as i64, part.tokens.len() as i64);
             let narrow = |x: &Tensor| x.narrow(0, start as i64, part.tokens.len() as i64);
             let hidden = narrow(hidden);
-            let by_logits = part.by_logits(model, &hidden, &mut scores);
+            let by_logits = part.by_logits(model, &on_device, &hidden, &mut scores);
             if part.coefficients.iter().chain(part.entropy_coefficients).any(|&coefficient| coefficient != 0.0) {
                 narrow(&by_hidden).copy_(&by_logits.matmul(model.head_weight()));
                 let product = by_logits.tr().matmul(&hidden);
@@ -113,6 +119,43 @@ pub fn head_backward(
         }
         HeadGradient { logprobs: to_vec(&scores.logprobs), entropies: to_vec(&scores.entropies), by_hidden }
     })
+}
+
+/// The same on the device of the model, to which they are brought once: it is waited for then.
+struct OnDevice {
+    /// `[M]` int64.
+    tokens: Tensor,
+    /// `[M]` float32.
+    coefficients: Tensor,
+    /// `[M]` float32, where the loss depends on entropies.
+    entropy_coefficients: Option<Tensor>,
+}
+
+impl OnDevice {
+    fn new(targets: Targets<'_>, device: Device) -> Self {
+        let Targets { tokens, coefficients, entropy_coefficients, .. } = targets;
+        let numbers = |values: &[f32]| Tensor::from_slice(values).to_device(device);
+        Self {
+            tokens: Tensor::from_slice(tokens).to_device(device),
+            coefficients: numbers(coefficients),
+            entropy_coefficients: (!entropy_coefficients.is_empty()).then(|| numbers(entropy_coefficients)),
+        }
+    }
+
+    fn part(&self, start: i64, length: i64) -> Self {
+        let part = |all: &Tensor| all.narrow(0, start, length);
+        Self {
+            tokens: part(&self.tokens),
+            coefficients: part(&self.coefficients),
+            entropy_coefficients: self.entropy_coefficients.as_ref().map(part),
+        }
+    }
+}
+
+/// Refuses tokens that the vocabulary does not have.
+fn expect_within(model: &Model, tokens: &[i64]) {
+    let vocabulary = 0..model.config().vocab_size;
+    assert!(tokens.iter().all(|token| vocabulary.contains(token)), "a token outside the vocabulary");
 }
 
 /// What the chunks so far say of their tokens. They stay on the device, so that it is not waited for after every chunk.
@@ -139,7 +182,7 @@ impl Targets<'_> {
     }
 
     /// Gradient by the logits of one chunk, `[C, V]`; notes log-probabilities and entropies.
-    fn by_logits(self, model: &Model, hidden: &Tensor, noted: &mut Scores) -> Tensor {
+    fn by_logits(self, model: &Model, on_device: &OnDevice, hidden: &Tensor, noted: &mut Scores) -> Tensor {
         let mut logits = model.logits(hidden);
         let (by_logprob, by_entropy) = (self.coefficients, self.entropy_coefficients);
         // Written over the logits, row by row in the cache.
@@ -152,32 +195,28 @@ impl Targets<'_> {
             return logits;
         }
         if let Some(kernels) = device_kernels() {
-            let slopes = Some((by_logprob, by_entropy));
-            let scores = launched(kernels.target_scores(&mut logits, self.tokens, slopes, self.temperature));
+            let slopes = Some((&on_device.coefficients, on_device.entropy_coefficients.as_ref()));
+            let scores = launched(kernels.target_scores(&mut logits, &on_device.tokens, slopes, self.temperature));
             noted.push(scores.0, scores.1);
             return logits;
         }
-        self.by_tensors(model, &logits, noted)
+        self.by_tensors(model, on_device, &logits, noted)
     }
 
     /// The same by tensor operations, for every device and kind.
-    fn by_tensors(self, model: &Model, logits: &Tensor, noted: &mut Scores) -> Tensor {
-        let device = model.device();
-        let tokens = Tensor::from_slice(self.tokens).to_device(device).unsqueeze(1);
+    fn by_tensors(self, model: &Model, on_device: &OnDevice, logits: &Tensor, noted: &mut Scores) -> Tensor {
+        let tokens = on_device.tokens.unsqueeze(1);
         let all = log_softmax(model, logits, self.temperature);
         let logprobs = all.gather(1, &tokens, false).squeeze_dim(1);
         let mut probabilities = all.exp();
         let entropies = entropy(&all, &probabilities);
         noted.push(logprobs, entropies.shallow_clone());
-        let column = |coefficients: &[f32]| {
-            let column = Tensor::from_slice(coefficients).to_device(device).to_kind(probabilities.kind());
-            column.unsqueeze(1) / self.temperature
-        };
-        let scale = column(self.coefficients);
+        let column = |coefficients: &Tensor| coefficients.to_kind(probabilities.kind()).unsqueeze(1) / self.temperature;
+        let scale = column(&on_device.coefficients);
         // d logprob / d logits = (one-hot - softmax) / temperature,
         // d entropy / d logits = -softmax * (log-softmax + entropy) / temperature.
-        if self.entropy_coefficients.iter().any(|&coefficient| coefficient != 0.0) {
-            let by_entropy = column(self.entropy_coefficients);
+        if let Some(by_entropy) = &on_device.entropy_coefficients {
+            let by_entropy = column(by_entropy);
             let factor = (all + entropies.unsqueeze(1)) * by_entropy + &scale;
             let _ = probabilities.g_mul_(&-factor);
         } else {

@@ -55,9 +55,7 @@ pub(crate) fn rms_norm_backward(
     }
     if let Some(kernels) = device_kernels() {
         let (x, gradient) = (x.contiguous(), gradient.contiguous());
-        let (by_x, by_weight) = launched(kernels.rms_norm_backward(&x, weight, epsilon, &gradient, past));
-        fused(accumulate(weight_gradient, &by_weight));
-        return by_x;
+        return launched(kernels.rms_norm_backward(&x, weight, epsilon, &gradient, past, weight_gradient));
     }
     let kind = wide(x.kind());
     let (wide_x, slope) = (x.to_kind(kind), gradient.to_kind(kind));

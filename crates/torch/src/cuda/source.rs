@@ -19,7 +19,7 @@ pub struct KernelShape {
 }
 
 /// Names of the kernels.
-pub(crate) const KERNELS: [&str; 12] = [
+pub(crate) const KERNELS: [&str; 13] = [
     "add_rms_norm",
     "silu_gate",
     "rotate_store",
@@ -27,6 +27,7 @@ pub(crate) const KERNELS: [&str; 12] = [
     "combine_splits",
     "draw",
     "rms_norm_backward",
+    "add_column_sums",
     "silu_gate_backward",
     "rotate",
     "sum_copies",

@@ -10,6 +10,7 @@ use crate::adamw::AdamW;
 /// Blocks a multiprocessor for kernels that take their work in turns: enough to hide the latency of memory.
 const BLOCKS_PER_PROCESSOR: usize = 4;
 const THREADS: u32 = 256;
+const WARP: usize = 32;
 
 /// Where the copies of each row are, of rows that were picked by index.
 #[derive(Debug)]
@@ -79,9 +80,9 @@ impl DeviceKernels {
     }
 
     /// Backward of the norm that [`Self::add_rms_norm`] gives for `x`: the gradient by `x`, plus `past`, the gradient that flows
-    /// past the norm, rounded once; and the gradient by the weight, `[D]` float32.
+    /// past the norm, rounded once. Adds the gradient by the weight to `by_weight`.
     ///
-    /// `x`, `gradient`, `past`: `[.., D]`, contiguous; `weight`: `[D]`.
+    /// `x`, `gradient`, `past`: `[.., D]`, contiguous; `weight`: `[D]`; `by_weight`: `[D]` float32.
     ///
     /// # Errors
     /// When the launch fails.
@@ -95,12 +96,14 @@ impl DeviceKernels {
         epsilon: f64,
         gradient: &Tensor,
         past: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor), KernelError> {
+        by_weight: &mut Tensor,
+    ) -> Result<Tensor, KernelError> {
         let sizes = x.size();
         let width = *sizes.last().expect("rows have a width");
         self.expect("rows", x, &sizes);
         self.expect("a weight", weight, &[width]);
         self.expect("a gradient", gradient, &sizes);
+        self.expect_kind("a gradient by a weight", by_weight, Kind::Float, &[width]);
         if let Some(past) = past {
             self.expect("a gradient", past, &sizes);
         }
@@ -108,21 +111,24 @@ impl DeviceKernels {
         let packed = self.packed(width, [Some(x), Some(gradient), past, Some(&by_x)].into_iter().flatten());
         let rows = rows(x, width);
         let blocks = rows.min(self.many_blocks());
-        let by_weight = Tensor::zeros([i64::from(blocks), width], (Kind::Float, x.device()));
+        let parts = Tensor::empty([i64::from(blocks), width], (Kind::Float, x.device()));
         let arguments = [
             x.into(),
             weight.into(),
             gradient.into(),
             past.into(),
             (&by_x).into(),
-            (&by_weight).into(),
+            (&parts).into(),
             number(i64::from(rows)),
             number(width),
             (epsilon as f32).into(),
             i32::from(packed).into(),
         ];
         self.run("rms_norm_backward", [blocks, 1, 1], self.threads(width, packed), &arguments)?;
-        Ok((by_x, by_weight.sum_dim_intlist(0, false, Kind::Float)))
+        let columns = dimension((width as usize).div_ceil(WARP));
+        let arguments = [(&parts).into(), (&*by_weight).into(), number(i64::from(blocks)), number(width)];
+        self.run("add_column_sums", [columns, 1, 1], THREADS, &arguments)?;
+        Ok(by_x)
     }
 
     /// Backward of [`Self::silu_gate`]: `gate_up` becomes the gradient by itself; returns the activation, `[T, F]`.
@@ -178,44 +184,40 @@ impl DeviceKernels {
         self.run("rotate", [dimension(tokens as usize), 1, 1], threads, &arguments)
     }
 
-    /// Log-prob of the target of every row and entropy of the row's distribution, `[C]` float32 each, in nats.
+    /// Log-prob of the target of every row and entropy of the row's distribution, `[C]` float32 each, in nats. Nothing is brought
+    /// to the device, so that it is not waited for.
     ///
-    /// With `slopes`, the derivatives of a loss by log-probs and, where it depends on them, by entropies (as many, or none), the
+    /// With `slopes`, the derivatives of a loss by log-probs and, where it depends on them, by entropies, `[C]` float32 each, the
     /// gradient by the logits takes their place; see [`crate::target_gradient`].
     ///
-    /// `logits`: `[C, V]`, contiguous.
+    /// `logits`: `[C, V]`, contiguous; `targets`: `[C]` int64, each below `V`, which is not looked at here.
     ///
     /// # Errors
     /// When the launch fails.
     ///
     /// # Panics
-    /// When the lengths differ, a target lies outside the vocabulary, or the logits do not fit these kernels.
+    /// When the lengths differ, or the logits do not fit these kernels.
     pub fn target_scores(
         &self,
         logits: &mut Tensor,
-        targets: &[i64],
-        slopes: Option<(&[f32], &[f32])>,
+        targets: &Tensor,
+        slopes: Option<(&Tensor, Option<&Tensor>)>,
         temperature: f64,
     ) -> Result<(Tensor, Tensor), KernelError> {
         let (count, vocabulary) = logits.size2().expect("logits are a matrix");
-        self.expect("logits", logits, &[targets.len() as i64, vocabulary]);
-        assert!(targets.iter().all(|target| (0..vocabulary).contains(target)), "a target outside the vocabulary");
-        if let Some((by_logprob, by_entropy)) = slopes {
-            let fits = by_logprob.len() == targets.len() && [0, targets.len()].contains(&by_entropy.len());
-            assert!(fits, "{} and {} slopes for {count} rows", by_logprob.len(), by_entropy.len());
+        self.expect("logits", logits, &[count, vocabulary]);
+        self.expect_kind("targets", targets, Kind::Int64, &[count]);
+        let (by_logprob, by_entropy) = (slopes.map(|slopes| slopes.0), slopes.and_then(|slopes| slopes.1));
+        for slopes in by_logprob.into_iter().chain(by_entropy) {
+            self.expect_kind("slopes", slopes, Kind::Float, &[count]);
         }
-        let device = self.machine.device();
-        let upload = |values: &[f32]| Tensor::from_slice(values).to_device(device);
-        let targets = Tensor::from_slice(targets).to_device(device);
-        let by_logprob = slopes.map(|slopes| upload(slopes.0));
-        let by_entropy = slopes.filter(|slopes| !slopes.1.is_empty()).map(|slopes| upload(slopes.1));
-        let scores = [(); 2].map(|()| Tensor::empty([count], (Kind::Float, device)));
+        let scores = [(); 2].map(|()| Tensor::empty([count], (Kind::Float, logits.device())));
         let packed = self.packed(vocabulary, std::iter::once(&*logits));
         let arguments = [
             (&*logits).into(),
-            (&targets).into(),
-            by_logprob.as_ref().into(),
-            by_entropy.as_ref().into(),
+            targets.into(),
+            by_logprob.into(),
+            by_entropy.into(),
             (&scores[0]).into(),
             (&scores[1]).into(),
             number(vocabulary),

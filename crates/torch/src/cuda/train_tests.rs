@@ -24,12 +24,15 @@ fn backwards_of_norms_and_gates_are_the_slopes() {
             let [x, gradient, past] = [(); 3].map(|()| kernels.random(&[rows, width]));
             let weight = kernels.random(&[width]);
             for past in [None, Some(&past)] {
-                let (by_x, by_weight) = kernels.rms_norm_backward(&x, &weight, 1e-6, &gradient, past).expect("runs");
+                let before = random(&[width], Kind::Float);
+                let mut by_weight = before.copy().to_device(kernels.device());
+                let by_x = kernels.rms_norm_backward(&x, &weight, 1e-6, &gradient, past, &mut by_weight).expect("runs");
                 let [x, weight] = leaves([&x, &weight]);
                 (normed(&x, &weight) * wide(&gradient)).sum(Kind::Double).backward();
                 let expected = past.map_or_else(|| x.grad(), |past| x.grad() + wide(past));
                 assert!(difference(&by_x, &expected) < 4.0 * tolerance(kind), "{kind:?} {rows} x {width}");
-                assert!(difference(&by_weight, &weight.grad()) < 1e-4, "{kind:?} {rows} x {width}");
+                let expected = weight.grad() + wide(&before);
+                assert!(difference(&by_weight, &expected) < 1e-4, "{kind:?} {rows} x {width}");
             }
             let gate_up = kernels.random(&[rows, 2 * width]) * 3.0;
             let mut by_gate_up = gate_up.copy();
@@ -101,9 +104,12 @@ fn targets_are_scored_and_the_logits_become_their_slopes() {
             let targets: Vec<i64> = (0..rows).map(|row| if row == 2 { 1 } else { (row * 31) % vocabulary }).collect();
             let by_logprob = [0.5f32, -1.0, 0.25, 0.0, 2.0, -0.125];
             let by_entropy: &[f32] = if entropies_count { &[0.1, 0.2, -0.3, 0.0, 0.0, 0.4] } else { &[] };
+            let here = |values: &[i64]| Tensor::from_slice(values).to_device(kernels.device());
+            let by_logprobs = Tensor::from_slice(&by_logprob).to_device(kernels.device());
+            let by_entropies = entropies_count.then(|| Tensor::from_slice(by_entropy).to_device(kernels.device()));
             let mut slopes = logits.copy();
             let (logprobs, entropies) = kernels
-                .target_scores(&mut slopes, &targets, Some((&by_logprob, by_entropy)), temperature)
+                .target_scores(&mut slopes, &here(&targets), Some((&by_logprobs, by_entropies.as_ref())), temperature)
                 .expect("runs");
             // Finite in the graph, and of no weight.
             let [exact] = leaves([&logits.clamp_min(-1e4)]);
@@ -120,7 +126,7 @@ fn targets_are_scored_and_the_logits_become_their_slopes() {
             assert!(difference(&slopes, &exact.grad()) < tolerance(kind), "{kind:?} {vocabulary}");
             // Without slopes nothing is written, and the scores are the same.
             let mut kept = logits.copy();
-            let again = kernels.target_scores(&mut kept, &targets, None, temperature).expect("runs");
+            let again = kernels.target_scores(&mut kept, &here(&targets), None, temperature).expect("runs");
             assert!(kept.equal(&logits) && again.0.equal(&logprobs) && again.1.equal(&entropies));
         }
     }

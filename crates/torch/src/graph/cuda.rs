@@ -82,9 +82,11 @@ impl Recorder {
         drop(attempt(work)?);
         self.streams.synchronize(self.side)?;
         let mut recorded = Recorded::new(self.class)?;
+        // A recording that fails leaves its pool as if it still went on: the next one then begins with another.
+        let pool = mem::take(&mut self.pool);
         recorded.call("the begin of a recording", |class, graph| {
             // SAFETY: a graph that has recorded nothing.
-            unsafe { (class.begin)(graph, self.pool, THREAD_LOCAL) }
+            unsafe { (class.begin)(graph, pool, THREAD_LOCAL) }
         })?;
         let output = attempt(work);
         // Also behind work that failed: the stream must not stay as it is.

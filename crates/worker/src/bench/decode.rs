@@ -70,21 +70,27 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
     let (described, config, kind) = (subject.describe(), subject.config.clone(), subject.kind);
     let weight_bytes = weight_bytes(&config, kind);
     let bandwidth = arguments.bandwidth.map_or_else(|| bandwidth(subject.device), |bandwidth| bandwidth * 1e9);
-    let new_tokens = arguments.steps + WARM_STEPS + 1;
-    let longest = arguments.context.iter().max().copied().unwrap_or(0) + new_tokens as usize;
-    let rows = arguments.batch.iter().max().copied().unwrap_or(0);
+    let (context, rows) = (largest(&arguments.context), largest(&arguments.batch));
+    // The first samples go on while the prompts of the last ones are computed.
+    let passes = |batch: usize, context: usize| {
+        if arguments.shared_prompt { 0 } else { (batch * context).div_ceil(PREFILL_TOKENS) as u32 }
+    };
+    let new_tokens = |batch, context| passes(batch, context) + arguments.steps + WARM_STEPS + 1;
+    let longest = context + new_tokens(rows, context) as usize;
     let mut engine = work::engine(subject, rows, longest, !arguments.no_cuda_graphs)?;
     for &context in &arguments.context {
         for &batch in &arguments.batch {
             let groups = if arguments.shared_prompt { 1 } else { batch };
             for number in 0..groups {
+                let new_tokens = new_tokens(batch, context);
                 let group = work::group(&config, number as u64, (batch / groups) as u32, context, new_tokens);
                 engine.submit(group).context("measure")?;
             }
             let seconds = steps(&mut engine, batch, arguments.steps)?;
             let step = median(&seconds);
-            // The context grows while it is measured.
-            let held = context as f64 + f64::from(WARM_STEPS) + f64::from(arguments.steps) / 2.0;
+            // The context grows while it is measured, and has grown by more for the first samples.
+            let grown = f64::from(passes(batch, context)) / 2.0 + f64::from(WARM_STEPS);
+            let held = context as f64 + grown + f64::from(arguments.steps) / 2.0;
             let kv_bytes = batch as f64 * held * kv_bytes_per_token(&config, kind);
             let bytes = weight_bytes + kv_bytes;
             print(&json!({
@@ -128,8 +134,7 @@ pub(crate) fn prefill(arguments: &PrefillArguments) -> Result<()> {
     check(&arguments.batch, &arguments.context, arguments.repeats > 0)?;
     let subject = arguments.shape.subject()?;
     let (described, config, kind) = (subject.describe(), subject.config.clone(), subject.kind);
-    let longest = arguments.context.iter().max().copied().unwrap_or(0) + 1;
-    let rows = arguments.batch.iter().max().copied().unwrap_or(0);
+    let (longest, rows) = (largest(&arguments.context) + 1, largest(&arguments.batch));
     let mut engine = work::engine(subject, rows, longest, false)?;
     // Every weight but the embedding's is multiplied with every token, and that of the head with one a prompt.
     let table = (config.vocab_size * config.hidden) as f64;
@@ -159,6 +164,10 @@ pub(crate) fn prefill(arguments: &PrefillArguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn largest(values: &[usize]) -> usize {
+    values.iter().max().copied().unwrap_or(0)
 }
 
 fn check(batch: &[usize], context: &[usize], rest: bool) -> Result<()> {

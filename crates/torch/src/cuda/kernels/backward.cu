@@ -17,14 +17,14 @@ __device__ inline void row_sums(
 template <int N>
 __device__ inline void row_slopes(
     const Element* x, const Element* weight, const Element* gradient, const Element* past, Element* by_x, float* by_weight,
-    int width, float scale, float along) {
+    int width, float scale, float along, bool first) {
     for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
         Pack<N> row = *(const Pack<N>*)(x + i), beside;
         const Pack<N> slope = *(const Pack<N>*)(gradient + i);
         if (past) beside = *(const Pack<N>*)(past + i);
         for (int e = 0; e < N; ++e) {
             const float unit = read(row.at[e]) * scale, by_output = read(slope.at[e]);
-            by_weight[i + e] += by_output * unit;
+            by_weight[i + e] = (first ? 0.0f : by_weight[i + e]) + by_output * unit;
             const float by_unit = by_output * read(weight[i + e]);
             row.at[e] = write((by_unit - unit * along) * scale + (past ? read(beside.at[e]) : 0.0f));
         }
@@ -33,7 +33,7 @@ __device__ inline void row_slopes(
 }
 
 // Gradient by x of x / rms(x) * weight, plus `past` where there is one; the gradient by the weight, summed over the rows of
-// a block, is added to the block's row of `by_weight`.
+// a block, goes to the block's row of `by_weight`. No more blocks than rows.
 //
 // x, gradient, past, by_x: [rows, width]; weight: [width]; by_weight: [blocks, width]. Blocks take rows in turn. `packed`: as
 // in add_rms_norm.
@@ -53,8 +53,28 @@ extern "C" __global__ void rms_norm_backward(
         // The mean of the gradient by the unit row times that row.
         along = block_sum(along, scratch) * scale / width;
         // Each thread adds to the same columns for every row.
-        if (packed) row_slopes<N>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along);
-        else row_slopes<1>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along);
+        const bool first = r == blockIdx.x;
+        if (packed) row_slopes<N>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along, first);
+        else row_slopes<1>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along, first);
+    }
+}
+
+// Adds the sum of each column to `sums`. A block has as many columns as a warp has lanes, its warps take rows in turn.
+//
+// rows: [count, width] float32; sums: [width] float32.
+extern "C" __global__ void add_column_sums(const float* rows, float* sums, int count, int width) {
+    __shared__ float parts[WARP][WARP];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    const int column = blockIdx.x * WARP + lane;
+    float sum = 0.0f;
+    if (column < width) {
+        for (int r = warp; r < count; r += warps) sum += rows[(size_t)r * width + column];
+    }
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && column < width) {
+        for (int w = 1; w < warps; ++w) sum += parts[w][lane];
+        sums[column] += sum;
     }
 }
 
