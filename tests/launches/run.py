@@ -93,12 +93,12 @@ def main() -> None:
     log = BUILD / "log"
     log.unlink(missing_ok=True)
     folders = [BUILD, arguments.site / "torch" / "lib", *sorted((arguments.site / "nvidia").glob("*/lib"))]
-    environment = {
+    environment = os.environ | {
         "LD_PRELOAD": " ".join(str(BUILD / soname) for soname in LIBRARIES.values()),
         "LD_LIBRARY_PATH": ":".join(map(str, folders)),
         "LAUNCH_LOG": "/dev/null" if arguments.quiet else str(log),
     }
-    ended = subprocess.run(["env", *(f"{name}={value}" for name, value in environment.items()), *arguments.command])
+    ended = subprocess.run(arguments.command, env=environment)
     if not arguments.quiet:
         print(f"log: {log}", file=sys.stderr)
     sys.exit(ended.returncode)
