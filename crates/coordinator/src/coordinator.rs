@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine, StopMode};
-use pacs_runtime::net::{Security, accept};
+use pacs_runtime::net::{RunGate, RunIdentity, Security, accept};
 use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
 use tokio::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{
-    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
+    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, run_id, starts_so_far, write_atomically,
 };
 use crate::{StartError, services};
 
@@ -79,6 +79,7 @@ impl Default for Timing {
 #[derive(Debug)]
 pub struct Coordinator {
     shared: Shared,
+    run_id: String,
     address: SocketAddr,
     first_events: Mutex<Option<broadcast::Receiver<Progress>>>,
     progress: broadcast::Sender<Progress>,
@@ -110,6 +111,7 @@ impl Coordinator {
         // Workers get this path, and their working directory may be another one.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
         let lock = RunLock::take(&run_dir)?;
+        let run_id = run_id(&run_dir)?;
         let listener = bind(listen, &run_dir).await.map_err(|error| StartError::Listen { address: listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: listen, error })?;
 
@@ -125,9 +127,11 @@ impl Coordinator {
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
         shared.lock().go_on();
+        let run = RunIdentity::told(&run_id).expect("what the run folder holds was checked");
+        let gate = RunGate::new(run);
         let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
-        let router = services::router(&shared, &attempt);
+        let router = services::router(&shared, &attempt, &gate);
         // Ends when the coordinator is dropped, after the calls that wait.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
@@ -137,13 +141,30 @@ impl Coordinator {
         let ticker = tokio::spawn(tick(shared.clone(), timing.tick));
         tracing::info!(%address, run_dir = %run_dir.display(), "serving");
         let first_events = Mutex::new(Some(first_events));
-        Ok(Self { shared, address, first_events, progress, end, timing, _serving: serving, ticker, _lock: lock })
+        Ok(Self {
+            shared,
+            run_id,
+            address,
+            first_events,
+            progress,
+            end,
+            timing,
+            _serving: serving,
+            ticker,
+            _lock: lock,
+        })
     }
 
     /// Where the services are.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The run, as its folder has it.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
     }
 
     /// What happens from now on; the first caller also gets what has happened since the start.
@@ -155,7 +176,7 @@ impl Coordinator {
 
     /// The services, to be called without a network.
     pub(crate) fn services(&self) -> services::Services {
-        services::Services::new(&self.shared)
+        services::Services::new(&self.shared, self.run_id())
     }
 
     /// Asks the run to save and end at the next safe point.

@@ -1,13 +1,14 @@
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use pacs_runtime::net::is_run_id;
 use serde::{Deserialize, Serialize};
 
 use super::write_atomically;
-use crate::StartError;
+use crate::{FileError, StartError};
 
 /// Exclusive use of a run folder, until it is dropped or the process ends.
 #[derive(Debug)]
@@ -61,7 +62,47 @@ impl CoordinatorRecord {
     }
 }
 
+/// The file of a run folder that says which run it is.
+const RUN_ID_FILE: &str = "run_id";
+
+/// The random identifier of the run in a folder, made when the first coordinator starts there, and kept.
+pub(crate) fn run_id(run_dir: &Path) -> Result<String, StartError> {
+    let path = run_dir.join(RUN_ID_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) if is_run_id(text.trim_end()) => return Ok(text.trim_end().to_owned()),
+        Ok(_) => {
+            let problem = "it is not 32 lower-case hexadecimal digits";
+            return Err(FileError::damaged(&path, problem).into());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(StartError::file("read", &path)(error)),
+    }
+    let mut random = [0; 16];
+    let source = Path::new("/dev/urandom");
+    let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
+    read.map_err(StartError::file("read", source))?;
+    let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_atomically(&path, |file| writeln!(file, "{id}")).map_err(StartError::file("write", &path))?;
+    Ok(id)
+}
+
 /// Coordinators that have worked in the folder before.
 pub(crate) fn starts_so_far(run_dir: &Path) -> u64 {
     CoordinatorRecord::read(run_dir).map_or(0, |record| record.starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_one_identifier_for_ever() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = run_id(folder.path()).unwrap();
+        assert!(is_run_id(&id), "{id}");
+        assert_eq!(run_id(folder.path()).unwrap(), id);
+        assert_ne!(run_id(other.path()).unwrap(), id);
+        fs::write(folder.path().join(RUN_ID_FILE), "else").unwrap();
+        assert!(run_id(folder.path()).is_err(), "a damaged identifier is not made anew");
+    }
 }

@@ -4,6 +4,7 @@
 //! run folder
 //! ├── lock                        held by the one coordinator that works here
 //! ├── coordinator.json            where it listens
+//! ├── run_id                      which run this is, made once
 //! ├── job.toml                    the resolved job spec
 //! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
@@ -22,5 +23,5 @@ pub(crate) use archive::{Archive, ArchivedSample, Round};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
 pub use identity::CoordinatorRecord;
-pub(crate) use identity::{RunLock, starts_so_far};
+pub(crate) use identity::{RunLock, run_id, starts_so_far};
 pub(crate) use lines::Lines;

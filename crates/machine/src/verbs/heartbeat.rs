@@ -23,7 +23,7 @@ impl Machine {
                 }
             }
             None if self.restarting.contains(&worker) => Directive::Restart,
-            None if self.replaced.contains(&worker) => Directive::Leave,
+            None if self.replaced.contains(&worker) => Directive::Replaced,
             None => Directive::Register,
         };
         self.reply(Reply::Directive(directive));

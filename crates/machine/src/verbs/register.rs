@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(run.groups(second, 100).len(), first.len());
         let told = |run: &mut Run, worker| run.call(Event::Heartbeat { worker, activity: String::new() });
         let old = run.rollout;
-        assert_eq!(told(&mut run, old), Ok(Reply::Directive(Directive::Leave)));
+        assert_eq!(told(&mut run, old), Ok(Reply::Directive(Directive::Replaced)));
         assert_eq!(told(&mut run, second), Ok(Reply::Directive(Directive::Continue)));
     }
 }
