@@ -16,8 +16,8 @@ where
     E: Send + 'static,
     F: Future<Output = Result<Exit, E>> + Send + 'static,
 {
-    // Two threads: the heartbeat must not wait for a message that is being decoded.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // The heartbeat must wait neither for a message that is being decoded, nor for a role that prepares its device.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build()?;
     let result = runtime.block_on(async {
         shutdown.on_signals()?;
         let role = tokio::spawn(role(shutdown.clone()));

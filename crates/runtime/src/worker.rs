@@ -55,7 +55,7 @@ pub async fn work<W: Worker>(
     shutdown: &Shutdown,
     worker: &mut W,
 ) -> Result<Exit, W::Error> {
-    let (mut fruitless, mut backoff) = (0, Backoff::new(FIRST_WAIT, LONGEST_WAIT));
+    let mut prospects = Prospects::new();
     let mut is_rejoin = false;
     loop {
         let membership = tokio::select! {
@@ -84,21 +84,56 @@ pub async fn work<W: Worker>(
             }
             Ended::Lost(reason) => reason,
         };
-        if was_good {
-            (fruitless, backoff) = (0, Backoff::new(FIRST_WAIT, LONGEST_WAIT));
-        } else {
-            fruitless += 1;
-        }
-        if fruitless >= MOST_FRUITLESS {
+        let Some(wait) = prospects.after(was_good) else {
             tracing::error!(
-                "{fruitless} registrations in a row came to nothing: the process ends, to be started again; the last: {reason}"
+                "{MOST_FRUITLESS} registrations in a row came to nothing: the process ends, to be started again; the last: \
+                 {reason}"
             );
             return Ok(Exit::Again);
-        }
+        };
         tracing::warn!("joining again: {reason}");
         tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
+            () = tokio::time::sleep(wait) => {}
             () = shutdown.requested() => return Ok(Exit::Again),
         }
+    }
+}
+
+/// Whether another registration is worth it.
+struct Prospects {
+    /// Registrations in a row that came to nothing.
+    fruitless: u32,
+    backoff: Backoff,
+}
+
+impl Prospects {
+    fn new() -> Self {
+        Self { fruitless: 0, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    }
+
+    /// How long to wait after a registration; `None` when there have been enough of them.
+    fn after(&mut self, was_good: bool) -> Option<Duration> {
+        if was_good {
+            *self = Self::new();
+        } else {
+            self.fruitless += 1;
+        }
+        (self.fruitless < MOST_FRUITLESS).then(|| self.backoff.wait())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registrations_that_come_to_nothing_end_and_a_good_one_begins_anew() {
+        let mut prospects = Prospects::new();
+        let mut fruitless = |times: u32| (0..times).map(|_| prospects.after(false)).collect::<Vec<_>>();
+        assert!(fruitless(MOST_FRUITLESS - 1).iter().all(|wait| wait.is_some_and(|wait| wait <= LONGEST_WAIT)));
+        assert!(prospects.after(true).is_some_and(|wait| wait <= FIRST_WAIT), "it was good");
+        let mut fruitless = |times: u32| (0..times).map(|_| prospects.after(false)).collect::<Vec<_>>();
+        let waits = fruitless(MOST_FRUITLESS);
+        assert_eq!(waits.iter().position(Option::is_none), Some(MOST_FRUITLESS as usize - 1));
     }
 }

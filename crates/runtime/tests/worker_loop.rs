@@ -109,8 +109,6 @@ impl WorkerService for Coordinator {
 struct Idle {
     /// What ends the next registrations.
     stops: VecDeque<Stop<JoinError>>,
-    /// Every registration comes to nothing.
-    hopeless: bool,
     served: usize,
 }
 
@@ -121,7 +119,6 @@ impl Worker for Idle {
         self.served += 1;
         match self.stops.pop_front() {
             Some(stop) => Err(stop),
-            None if self.hopeless => Err(Stop::Rejoin("nothing works".into())),
             None => std::future::pending().await,
         }
     }
@@ -240,16 +237,6 @@ async fn two_processes_with_one_name_end_in_one_clear_error() {
     let (address, coordinator) = Coordinator::start(OURS, Script::default()).await;
     coordinator.say(Ok(v1::Directive::Replaced));
     assert_eq!(run(&link(address, ""), &mut role, &Shutdown::new()).await.unwrap(), Exit::Config);
-}
-
-#[tokio::test]
-async fn registrations_that_come_to_nothing_end_the_process_to_be_started_again() {
-    let (address, coordinator) = Coordinator::start(OURS, Script::default()).await;
-    let mut role = Idle { hopeless: true, ..Idle::default() };
-    assert_eq!(run(&link(address, ""), &mut role, &Shutdown::new()).await.unwrap(), Exit::Again);
-    let heard = coordinator.heard.borrow().clone();
-    assert_eq!((heard.registrations.len(), role.served), (heard.goodbyes.len(), heard.registrations.len()));
-    assert!((2..100).contains(&role.served), "{}", role.served);
 }
 
 #[tokio::test]
