@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,8 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{
-    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
+    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, count_start, identify, starts_so_far,
+    write_atomically,
 };
 use crate::{StartError, services};
 
@@ -35,19 +36,33 @@ pub struct CoordinatorOptions {
     pub run_dir: PathBuf,
     /// Where to listen; port 0 takes any free one.
     pub listen: SocketAddr,
+    /// Takes another port when that of `listen` is in use. Workers find it through the run folder.
+    pub any_port: bool,
     /// How connections are protected; plain text is for the loopback interface only.
     pub security: Security,
     /// The host that others reach this one by, written into the run folder; `None`: the address listened on.
     pub host: Option<String>,
     /// Which start of the job this is; workers of another one are refused. Empty: any.
     pub attempt: String,
+    /// The id that the run must have (see [`run_id`](crate::run_id)); a new folder takes it. Empty: that of the folder, or a
+    /// random one.
+    pub run_id: String,
 }
 
 impl CoordinatorOptions {
     /// A coordinator that speaks plain text, within this machine.
     #[must_use]
     pub fn local(spec: JobSpec, run_dir: PathBuf, listen: SocketAddr) -> Self {
-        Self { spec, run_dir, listen, security: Security::Plain, host: None, attempt: String::new() }
+        Self {
+            spec,
+            run_dir,
+            listen,
+            any_port: false,
+            security: Security::Plain,
+            host: None,
+            attempt: String::new(),
+            run_id: String::new(),
+        }
     }
 }
 
@@ -80,6 +95,7 @@ impl Default for Timing {
 pub struct Coordinator {
     shared: Shared,
     address: SocketAddr,
+    run_id: String,
     first_events: Mutex<Option<broadcast::Receiver<Progress>>>,
     progress: broadcast::Sender<Progress>,
     end: watch::Receiver<Option<RunEnd>>,
@@ -104,14 +120,16 @@ impl Coordinator {
     /// # Errors
     /// See [`StartError`].
     pub async fn start_with(options: CoordinatorOptions, timing: Timing) -> Result<Self, StartError> {
-        let CoordinatorOptions { spec, run_dir, listen, security, host, attempt } = options;
+        let CoordinatorOptions { spec, run_dir, listen, any_port, security, host, attempt, run_id } = options;
         security.check_listen(listen)?;
         std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
         // Workers get this path, and their working directory may be another one.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
         let lock = RunLock::take(&run_dir)?;
-        let listener = bind(listen, &run_dir).await.map_err(|error| StartError::Listen { address: listen, error })?;
-        let address = listener.local_addr().map_err(|error| StartError::Listen { address: listen, error })?;
+        let run_id = identify(&run_dir, &run_id)?;
+        let failed = |error| StartError::Listen { address: listen, error };
+        let listener = bind(listen, any_port, &run_dir).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
 
         let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
         let opened = {
@@ -120,7 +138,7 @@ impl Coordinator {
             tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
         };
         let driver = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        announce(&spec, &run_dir, address, host)?;
+        announce(&spec, &run_dir, address, host, &run_id)?;
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
@@ -135,15 +153,32 @@ impl Coordinator {
             }
         });
         let ticker = tokio::spawn(tick(shared.clone(), timing.tick));
-        tracing::info!(%address, run_dir = %run_dir.display(), "serving");
+        tracing::info!(%address, %run_id, run_dir = %run_dir.display(), "serving");
         let first_events = Mutex::new(Some(first_events));
-        Ok(Self { shared, address, first_events, progress, end, timing, _serving: serving, ticker, _lock: lock })
+        Ok(Self {
+            shared,
+            address,
+            run_id,
+            first_events,
+            progress,
+            end,
+            timing,
+            _serving: serving,
+            ticker,
+            _lock: lock,
+        })
     }
 
     /// Where the services are.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Which run this is (see [`run_id`](crate::run_id)).
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
     }
 
     /// What happens from now on; the first caller also gets what has happened since the start.
@@ -237,15 +272,18 @@ impl Drop for Coordinator {
 }
 
 /// Listens; where any port will do, at the one of the coordinator before, for its workers dial that.
-async fn bind(listen: SocketAddr, run_dir: &Path) -> std::io::Result<TcpListener> {
-    if listen.port() == 0
+async fn bind(listen: SocketAddr, any_port: bool, run_dir: &Path) -> std::io::Result<TcpListener> {
+    if (any_port || listen.port() == 0)
         && let Ok(record) = CoordinatorRecord::read(run_dir)
         && let Ok(earlier) = record.address.parse::<SocketAddr>()
         && let Ok(listener) = TcpListener::bind((listen.ip(), earlier.port())).await
     {
         return Ok(listener);
     }
-    TcpListener::bind(listen).await
+    match TcpListener::bind(listen).await {
+        Err(error) if any_port && error.kind() == ErrorKind::AddrInUse => TcpListener::bind((listen.ip(), 0)).await,
+        bound => bound,
+    }
 }
 
 async fn tick(shared: Shared, every: Duration) {
@@ -299,7 +337,7 @@ fn open(
             if let Some(manifest) = &resumed {
                 notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
             }
-            let starts = starts_so_far(&run_dir);
+            let starts = starts_so_far(&run_dir)?;
             let options =
                 machine_options(&spec, &problems, timing, resumed.clone(), steps.into_iter().collect(), starts);
             Machine::new(options, Duration::ZERO)
@@ -409,7 +447,13 @@ fn is_fixed(path: &str) -> bool {
 }
 
 /// Writes down the job and where it is served.
-fn announce(spec: &JobSpec, run_dir: &Path, address: SocketAddr, name: Option<String>) -> Result<(), StartError> {
+fn announce(
+    spec: &JobSpec,
+    run_dir: &Path,
+    address: SocketAddr,
+    name: Option<String>,
+    run_id: &str,
+) -> Result<(), StartError> {
     let path = run_dir.join("job.toml");
     write_atomically(&path, |file| file.write_all(spec.resolved_toml().as_bytes()))
         .map_err(StartError::file("write", &path))?;
@@ -423,7 +467,8 @@ fn announce(spec: &JobSpec, run_dir: &Path, address: SocketAddr, name: Option<St
         host,
         pid: std::process::id(),
         job: spec.name.clone(),
-        starts: starts_so_far(run_dir) + 1,
+        run_id: run_id.to_owned(),
+        starts: count_start(run_dir)?,
     };
     record.write(run_dir)
 }

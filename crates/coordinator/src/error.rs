@@ -123,6 +123,25 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// What should be the id of the run is none.
+    #[error("run id `{given}` is not 32 lower-case hexadecimal digits; `pacs run-id` makes one")]
+    RunId {
+        /// As given.
+        given: String,
+    },
+    /// The folder belongs to another run than the launcher means.
+    #[error(
+        "run folder `{}` holds run {found}, and this process was started for run {given}; choose another folder, or take the \
+         id that the folder has", run_dir.display()
+    )]
+    OtherRun {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// The id in the folder.
+        found: String,
+        /// The id that was given.
+        given: String,
+    },
     /// Others would reach it in plain text.
     #[error("listen: {0}")]
     PlainText(#[from] pacs_runtime::net::PlainText),
@@ -163,9 +182,12 @@ impl StartError {
         match self {
             Self::Busy { .. } | Self::Listen { .. } => Exit::Again,
             Self::File(error) => error.exit(),
-            Self::PlainText(_) | Self::SpecChanged { .. } | Self::NoValidCheckpoint { .. } | Self::Data(_) => {
-                Exit::Config
-            }
+            Self::RunId { .. }
+            | Self::OtherRun { .. }
+            | Self::PlainText(_)
+            | Self::SpecChanged { .. }
+            | Self::NoValidCheckpoint { .. }
+            | Self::Data(_) => Exit::Config,
         }
     }
 

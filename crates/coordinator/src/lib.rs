@@ -23,4 +23,4 @@ mod services;
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
 pub use error::{FileError, StartError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-pub use records::CoordinatorRecord;
+pub use records::{CoordinatorRecord, identify, is_run_id, run_id};
