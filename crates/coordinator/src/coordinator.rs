@@ -5,6 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine, StopMode};
+use pacs_protocol::v1::learner_service_server::LearnerService;
+use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_protocol::v1::verifier_service_server::VerifierService;
+use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{Security, accept};
 use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
@@ -19,7 +23,7 @@ use crate::progress::{Progress, RunEnd};
 use crate::records::{
     Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, starts_so_far, write_atomically,
 };
-use crate::{StartError, services};
+use crate::{StartError, services, sizes};
 
 /// Events that a slow watcher may be behind; older ones are dropped for it.
 const PROGRESS_QUEUE: usize = 1024;
@@ -153,8 +157,11 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
-    /// The services, to be called without a network.
-    pub(crate) fn services(&self) -> services::Services {
+    /// The services, to be called without a network, by benchmarks and by whoever has workers in this process.
+    #[must_use]
+    pub fn services(
+        &self,
+    ) -> impl WorkerService + RolloutService + VerifierService + LearnerService + Clone + std::fmt::Debug + use<> {
         services::Services::new(&self.shared)
     }
 
@@ -267,6 +274,8 @@ fn open(
     let checkpoints = Checkpoints::open(&run_dir)?;
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
+    let toml = spec.resolved_toml();
+    sizes::check(&toml, &problems.train, &problems.evaluation)?;
     let mut notes = vec![problems.report.to_string()];
     let cost = match ModelConfig::read(&spec.model.path) {
         Ok(config) => Flops::new(&config, config.vocab_size),
@@ -282,7 +291,6 @@ fn open(
         true => Some(Archive::open(&run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
         false => None,
     };
-    let toml = spec.resolved_toml();
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml)?;
     notes.extend(journal_notes);
     if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {

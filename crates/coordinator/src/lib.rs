@@ -14,11 +14,10 @@ mod driver;
 mod error;
 mod journal;
 mod machine_options;
-#[doc(hidden)]
-pub mod measure;
 mod progress;
 mod records;
 mod services;
+mod sizes;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
 pub use error::{FileError, StartError};

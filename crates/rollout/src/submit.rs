@@ -161,7 +161,8 @@ where
             Ok(Err(status)) if status.code() == Code::NotFound => {
                 return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
             }
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
+            // Out of range: it is larger than a message may be.
+            Ok(Err(status)) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => {
                 return Err(ServeError::Fatal(RolloutError::Engine(format!(
                     "the coordinator refused a sample: {}",
                     status.message()

@@ -13,6 +13,7 @@
 mod database;
 mod frame;
 mod segments;
+mod stored;
 mod writer;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ use self::database::Database;
 pub(crate) use self::frame::{Frame, FrameKey};
 pub(crate) use self::segments::Frames;
 use self::segments::Segments;
+pub(crate) use self::stored::{ReadError, StoredFrame};
 use self::writer::Writer;
 use crate::FileError;
 
@@ -254,6 +256,12 @@ fn put_aside(folder: &Path) -> Result<(), FileError> {
 /// Shares the state of the disk between the writer and those who wait.
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
     Arc::new(watch::Sender::new(Durable { upto, failed: None }))
+}
+
+/// Writes frames to a folder as the journal does, for tests of those who read them.
+#[cfg(test)]
+pub(crate) fn write_frames(folder: &Path, frames: &[Frame]) -> std::io::Result<()> {
+    Segments::open(folder).map_err(std::io::Error::other)?.write(frames)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use pacs_types::{FinishReason, GroupId, Purpose, Sample, Verdict};
+use pacs_types::{FinishReason, GroupId, Purpose, Sample, SampleId, Verdict};
 use parquet::basic::Compression;
 use parquet::column::writer::ColumnWriter;
 use parquet::data_type::ByteArray;
@@ -15,6 +15,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 
 use super::write_atomically;
+use crate::driver::KeptSample;
 
 /// Rounds that may wait to be written; a full queue makes the run wait.
 const QUEUE: usize = 4;
@@ -28,7 +29,7 @@ pub(crate) struct Round {
     pub(crate) samples: Vec<ArchivedSample>,
 }
 
-/// One row.
+/// One row, whose content is read from the journal when it is written.
 #[derive(Debug)]
 pub(crate) struct ArchivedSample {
     pub(crate) group: GroupId,
@@ -37,7 +38,7 @@ pub(crate) struct ArchivedSample {
     pub(crate) gold: String,
     /// Tokens of the prompt, on the first row of a group; empty on the others.
     pub(crate) prompt_tokens: Vec<u32>,
-    pub(crate) sample: Sample,
+    pub(crate) sample: KeptSample,
     pub(crate) verdict: Verdict,
 }
 
@@ -159,9 +160,47 @@ fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     let schema = Arc::new(parse_message_type(SCHEMA)?);
     let properties = Arc::new(WriterProperties::builder().set_compression(Compression::SNAPPY).build());
     let mut writer = SerializedFileWriter::new(&mut *file, schema, properties)?;
-    write_columns(Rows { columns: writer.next_row_group()?, samples: &round.samples }, round)?;
+    let mut rest = round.samples.as_slice();
+    while !rest.is_empty() {
+        let (part, behind) = rest.split_at(part_of(rest));
+        rest = behind;
+        let rows: Vec<Row<'_>> = part.iter().filter_map(Row::read).collect();
+        write_columns(Rows { columns: writer.next_row_group()?, samples: &rows }, round)?;
+    }
     writer.close()?;
     Ok(())
+}
+
+/// Tokens of a row group: what is in memory of a round while it is written.
+const PART_TOKENS: u64 = 1 << 20;
+
+/// How many of the samples go into the next row group.
+fn part_of(samples: &[ArchivedSample]) -> usize {
+    let mut tokens = 0;
+    let fitting = samples.iter().take_while(|row| {
+        tokens += u64::from(row.sample.tokens);
+        tokens <= PART_TOKENS
+    });
+    fitting.count().max(1)
+}
+
+/// A row with its content.
+struct Row<'a> {
+    of: &'a ArchivedSample,
+    sample: Sample,
+}
+
+impl<'a> Row<'a> {
+    fn read(of: &'a ArchivedSample) -> Option<Self> {
+        let id = SampleId { group: of.group, index: of.index };
+        match of.sample.content() {
+            Ok(sample) => Some(Self { of, sample }),
+            Err(error) => {
+                tracing::warn!(sample = %id, "a sample was not archived: {error}");
+                None
+            }
+        }
+    }
 }
 
 /// In the order of the schema.
@@ -171,17 +210,17 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
         Purpose::Evaluate => "evaluate",
     };
     rows.int64(|_| round.step)?;
-    rows.int64(|row| row.group.0)?;
-    rows.int32(|row| row.index as usize)?;
+    rows.int64(|row| row.of.group.0)?;
+    rows.int32(|row| row.of.index as usize)?;
     rows.text(|_| purpose)?;
-    rows.text(|row| &row.question)?;
-    rows.text(|row| &row.gold)?;
+    rows.text(|row| &row.of.question)?;
+    rows.text(|row| &row.of.gold)?;
     rows.text(|row| &row.sample.text)?;
-    rows.optional_text(|row| row.verdict.extracted.as_deref())?;
-    rows.text(|row| row.verdict.outcome.name())?;
-    rows.text(|row| &row.verdict.rule)?;
-    rows.double(|row| row.verdict.label)?;
-    rows.double(|row| row.verdict.reward)?;
+    rows.optional_text(|row| row.of.verdict.extracted.as_deref())?;
+    rows.text(|row| row.of.verdict.outcome.name())?;
+    rows.text(|row| &row.of.verdict.rule)?;
+    rows.double(|row| row.of.verdict.label)?;
+    rows.double(|row| row.of.verdict.reward)?;
     rows.int32(|row| row.sample.tokens.len())?;
     rows.text(|row| finish_name(row.sample.finish))?;
     // An empty `sum` is -0.
@@ -193,7 +232,7 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.float_list(|row| row.sample.sampled_logprobs.clone())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.version.0)).collect())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.tokens)).collect())?;
-    rows.int32_list(|row| row.prompt_tokens.iter().copied().map(int32).collect())?;
+    rows.int32_list(|row| row.of.prompt_tokens.iter().copied().map(int32).collect())?;
     rows.columns.close()?;
     Ok(())
 }
@@ -212,11 +251,11 @@ fn finish_name(finish: FinishReason) -> &'static str {
 /// Writes one column after the other.
 struct Rows<'a, W: io::Write + Send> {
     columns: SerializedRowGroupWriter<'a, W>,
-    samples: &'a [ArchivedSample],
+    samples: &'a [Row<'a>],
 }
 
 impl<W: io::Write + Send> Rows<'_, W> {
-    fn int64(&mut self, value: impl Fn(&ArchivedSample) -> u64) -> Result<()> {
+    fn int64(&mut self, value: impl Fn(&Row<'_>) -> u64) -> Result<()> {
         let values: Vec<i64> = self.samples.iter().map(|row| i64::try_from(value(row)).unwrap_or(i64::MAX)).collect();
         self.column(|column| match column {
             ColumnWriter::Int64ColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -224,7 +263,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn int32(&mut self, value: impl Fn(&ArchivedSample) -> usize) -> Result<()> {
+    fn int32(&mut self, value: impl Fn(&Row<'_>) -> usize) -> Result<()> {
         let values: Vec<i32> = self.samples.iter().map(|row| i32::try_from(value(row)).unwrap_or(i32::MAX)).collect();
         self.column(|column| match column {
             ColumnWriter::Int32ColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -232,7 +271,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn double(&mut self, value: impl Fn(&ArchivedSample) -> f64) -> Result<()> {
+    fn double(&mut self, value: impl Fn(&Row<'_>) -> f64) -> Result<()> {
         let values: Vec<f64> = self.samples.iter().map(value).collect();
         self.column(|column| match column {
             ColumnWriter::DoubleColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -240,7 +279,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> &'s str) -> Result<()> {
+    fn text<'s>(&'s mut self, value: impl Fn(&'s Row<'_>) -> &'s str) -> Result<()> {
         let values: Vec<ByteArray> = self.samples.iter().map(|row| ByteArray::from(value(row))).collect();
         self.column(|column| match column {
             ColumnWriter::ByteArrayColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -248,7 +287,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn optional_text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> Option<&'s str>) -> Result<()> {
+    fn optional_text<'s>(&'s mut self, value: impl Fn(&'s Row<'_>) -> Option<&'s str>) -> Result<()> {
         let values: Vec<ByteArray> = self.samples.iter().filter_map(&value).map(ByteArray::from).collect();
         let levels: Vec<i16> = self.samples.iter().map(|row| i16::from(value(row).is_some())).collect();
         self.column(|column| match column {
@@ -257,7 +296,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn int32_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<i32>) -> Result<()> {
+    fn int32_list(&mut self, value: impl Fn(&Row<'_>) -> Vec<i32>) -> Result<()> {
         let list = List::new(self.samples.iter().map(value));
         self.column(|column| match column {
             ColumnWriter::Int32ColumnWriter(writer) => {
@@ -267,7 +306,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn float_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<f32>) -> Result<()> {
+    fn float_list(&mut self, value: impl Fn(&Row<'_>) -> Vec<f32>) -> Result<()> {
         let list = List::new(self.samples.iter().map(value));
         self.column(|column| match column {
             ColumnWriter::FloatColumnWriter(writer) => {
@@ -314,27 +353,37 @@ impl<T> List<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{Outcome, VersionSpan, WeightVersion};
+    use crate::journal::{Frame, FrameKey, write_frames};
+    use pacs_protocol::v1;
+    use pacs_types::{LeaseId, Outcome, VersionSpan, WeightVersion};
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use prost::Message;
 
-    fn row(group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
+    /// A row whose sample lies in a segment of `folder`.
+    fn row(folder: &Path, group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
         let logprobs = tokens.iter().map(|token| -(*token as f32) / 8.0).collect();
+        let spans = vec![VersionSpan { version: WeightVersion(3), tokens: tokens.len() as u32 }];
+        let sample = Sample {
+            tokens,
+            logprobs,
+            entropy_sum: 0.75,
+            text: "ä 2".into(),
+            finish: FinishReason::Length,
+            version: WeightVersion(3),
+            sampled_logprobs: Vec::new(),
+            spans,
+        };
+        let key = FrameKey::Sample(SampleId { group: GroupId(group), index: 1 }, LeaseId(1));
+        let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());
+        let kept = KeptSample::new(&sample, frame.stored());
+        write_frames(folder, &[frame]).unwrap();
         ArchivedSample {
             group: GroupId(group),
             index: 1,
             question: "1 + 1?".into(),
             gold: "2".into(),
             prompt_tokens: if group == 7 { vec![9, 8] } else { Vec::new() },
-            sample: Sample {
-                tokens,
-                logprobs,
-                entropy_sum: 0.75,
-                text: "ä 2".into(),
-                finish: FinishReason::Length,
-                version: WeightVersion(3),
-                sampled_logprobs: Vec::new(),
-                spans: vec![VersionSpan { version: WeightVersion(3), tokens: 5 }],
-            },
+            sample: kept,
             verdict: Verdict {
                 outcome: Outcome::Wrong,
                 label: 0.25,
@@ -348,7 +397,8 @@ mod tests {
     #[test]
     fn rows_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![], Some(""))];
+        let row = |group, tokens, extracted| row(folder.path(), group, tokens, extracted);
+        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![8], Some(""))];
         let mut archive = Archive::open(folder.path()).unwrap();
         archive.write(Round { step: 12, purpose: Purpose::Train, samples });
         archive.close();
@@ -361,12 +411,28 @@ mod tests {
                 "{{step: 12, group: {group}, sample: 1, purpose: train, question: 1 + 1?, gold: 2, response: ä 2, \
                  extracted: {extracted}, outcome: wrong, rule: number, label: 0.25, reward: -1E0, tokens: {tokens}, \
                  finish: length, logprob_sum: {sum}, entropy_sum: 0.75, version: 3, token_ids: {ids}, \
-                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [5], prompt_ids: {prompt}}}"
+                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [{tokens}], prompt_ids: {prompt}}}"
             )
         };
         assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
         assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
-        assert_eq!(rows[2], expected(9, "", 0, "0E0", "[]", "[]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[]"));
+    }
+
+    #[test]
+    fn a_large_round_is_written_in_parts_and_what_is_lost_costs_its_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = |group| row(folder.path(), group, vec![1; 600_000], None);
+        let mut samples = vec![long(1), long(2), row(folder.path(), 3, vec![1], None)];
+        let nowhere = crate::driver::counted(1, FinishReason::Stop);
+        samples.push(ArchivedSample { sample: nowhere, ..row(folder.path(), 4, vec![1], None) });
+        let mut archive = Archive::open(folder.path()).unwrap();
+        archive.write(Round { step: 1, purpose: Purpose::Train, samples });
+        archive.close();
+        let file = fs::File::open(folder.path().join("samples/step-000001.parquet")).unwrap();
+        let reader = SerializedFileReader::new(file).unwrap();
+        let parts = reader.metadata().row_groups().iter().map(|part| part.num_rows()).collect::<Vec<_>>();
+        assert_eq!(parts, [1, 2]);
     }
 
     #[test]
@@ -374,8 +440,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut archive = Archive::open(folder.path()).unwrap();
         for step in 1..=3 {
-            archive.write(Round { step, purpose: Purpose::Train, samples: vec![row(1, vec![1], None)] });
-            archive.write(Round { step, purpose: Purpose::Evaluate, samples: vec![row(1, vec![1], None)] });
+            archive.write(Round { step, purpose: Purpose::Train, samples: vec![row(folder.path(), 1, vec![1], None)] });
+            archive.write(Round {
+                step,
+                purpose: Purpose::Evaluate,
+                samples: vec![row(folder.path(), 1, vec![1], None)],
+            });
         }
         archive.truncate(Some(1));
         archive.close();
