@@ -172,7 +172,7 @@ fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
 }
 
 /// Tokens of a row group: what is in memory of a round while it is written.
-const PART_TOKENS: u64 = 1 << 20;
+const PART_TOKENS: u64 = 1 << 19;
 
 /// How many of the samples go into the next row group.
 fn part_of(samples: &[ArchivedSample]) -> usize {
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn a_large_round_is_written_in_parts_and_what_is_lost_costs_its_row() {
         let folder = tempfile::tempdir().unwrap();
-        let long = |group| row(folder.path(), group, vec![1; 600_000], None);
+        let long = |group| row(folder.path(), group, vec![1; 300_000], None);
         let mut samples = vec![long(1), long(2), row(folder.path(), 3, vec![1], None)];
         let nowhere = crate::driver::counted(1, FinishReason::Stop);
         samples.push(ArchivedSample { sample: nowhere, ..row(folder.path(), 4, vec![1], None) });

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pacs_machine::{Event, FailureKind, Membership, Reply, TaskKind, TaskOrder, TaskResult};
@@ -8,7 +8,7 @@ use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::next_task_response::Task as WireTask;
 use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -16,6 +16,9 @@ use super::{Services, required, sentence, wrong_answer};
 use crate::driver::{Batch, Driver, Pieces, Received, Shared};
 use crate::records::RankFile;
 
+/// How many pieces are made at once, whatever the number of ranks: other calls need the processors, too.
+static TURNS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))));
 /// A rank that takes no piece of its batch for so long is not waited for: it asks again for the rest, if it lives.
 const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
@@ -141,8 +144,10 @@ fn pieces(driver: &mut Driver, request: &v1::StreamBatchRequest) -> Result<Piece
 async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1::BatchPiece, Status>>) {
     loop {
         let Ok(Ok(room)) = tokio::time::timeout(TAKEN_WITHIN, taken.reserve()).await else { return };
+        let Ok(turn) = TURNS.acquire().await else { return };
         // Reads the disk.
         let made = tokio::task::spawn_blocking(move || (pieces.next(), pieces)).await;
+        drop(turn);
         let piece = match made {
             Ok((None, _)) => return,
             Ok((Some(piece), rest)) => {

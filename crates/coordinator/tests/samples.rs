@@ -1,4 +1,4 @@
-//! No message is larger than it may be, however large what it is made of.
+//! Samples on their way: no message is larger than it may be, and what the disk loses is generated again.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::Path;
@@ -14,8 +14,8 @@ use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
 use pacs_types::MAX_SAMPLE_BYTES;
 use prost::Message;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 const WAIT_MS: u32 = 1000;
 /// Prompts of the step, and samples of a prompt.
@@ -111,8 +111,15 @@ async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
     let mut largest = Largest::default();
 
     let learners: Vec<_> = (0..2).map(|rank| tokio::spawn(learner(channel.clone(), rank))).collect();
-    hand_in(&channel, &mut largest).await;
-    judge(&channel, &mut largest).await;
+    // One as large as may be, others of up to 3 MiB.
+    let bytes = |sample| match sample {
+        0 => MAX_SAMPLE_BYTES - 100,
+        other => 100 + (other as usize % 4) * (1 << 20),
+    };
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    largest.leases = hand_in(&channel, rollout, PROMPTS * SAMPLES, bytes).await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    largest.tasks = judge(&channel, verifier, PROMPTS * SAMPLES).await;
     let mut sequences = 0;
     for learner in learners {
         let (pieces, own) = learner.await.unwrap();
@@ -130,21 +137,17 @@ async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
     assert!(status.left_out.is_empty() && status.encoded_len() < ANSWER_BYTES);
 }
 
-/// Hands in 24 samples: one as large as may be, one that is larger and refused, and others of up to 3 MiB.
-async fn hand_in(channel: &Channel, largest: &mut Largest) {
-    let worker_id = join(channel, v1::Role::Rollout, "rollout-0").await;
+/// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.
+/// Before the first of them, samples that are too large are refused.
+async fn hand_in(channel: &Channel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
     let mut client = RolloutServiceClient::new(channel.clone()).max_encoding_message_size(2 * MAX_MESSAGE_BYTES);
-    let mut handed_in = 0;
-    while handed_in < PROMPTS * SAMPLES {
+    let (mut handed_in, mut largest) = (0, 0);
+    while handed_in < samples {
         let request = v1::LeaseGroupsRequest { worker_id, free_samples: 1000, wait_ms: WAIT_MS, request: 0 };
         let leases = client.lease_groups(request).await.unwrap().into_inner();
-        largest.leases = largest.leases.max(leases.encoded_len());
+        largest = largest.max(leases.encoded_len());
         for lease in leases.groups {
             for wanted in lease.samples {
-                let bytes = match handed_in {
-                    0 => MAX_SAMPLE_BYTES - 100,
-                    other => 100 + (other as usize % 4) * (1 << 20),
-                };
                 let submission = |bytes| v1::SubmitSampleRequest {
                     worker_id,
                     lease_id: lease.lease_id,
@@ -159,23 +162,25 @@ async fn hand_in(channel: &Channel, largest: &mut Largest) {
                     let refused = client.submit_sample(submission(MAX_MESSAGE_BYTES)).await.unwrap_err();
                     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
                 }
-                client.submit_sample(submission(bytes)).await.unwrap();
+                client.submit_sample(submission(bytes(handed_in))).await.unwrap();
                 handed_in += 1;
             }
         }
     }
+    largest
 }
 
-async fn judge(channel: &Channel, largest: &mut Largest) {
-    let worker_id = join(channel, v1::Role::Verifier, "verifier-0").await;
+/// Judges so many samples; returns the largest answer to a request for them.
+async fn judge(channel: &Channel, worker_id: u64, samples: u32) -> usize {
     let mut client = VerifierServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let mut judged = 0;
-    while judged < PROMPTS * SAMPLES {
-        let request = v1::LeaseSamplesRequest { worker_id, max_samples: 1000, wait_ms: WAIT_MS, request: 0 };
+    let (mut judged, mut largest) = (0, 0);
+    while judged < samples {
+        let max_samples = samples - judged;
+        let request = v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms: WAIT_MS, request: 0 };
         let tasks = client.lease_samples(request).await.unwrap().into_inner();
         let bytes = tasks.encoded_len();
-        assert!(tasks.tasks.len() == 1 || bytes <= ANSWER_BYTES, "{} tasks take {bytes} bytes", tasks.tasks.len());
-        largest.tasks = largest.tasks.max(bytes);
+        assert!(tasks.tasks.len() <= 1 || bytes <= ANSWER_BYTES, "{} tasks take {bytes} bytes", tasks.tasks.len());
+        largest = largest.max(bytes);
         let verdicts = tasks.tasks.into_iter().map(|task| {
             judged += 1;
             assert!(!task.response.is_empty() && !task.question.is_empty());
@@ -188,18 +193,57 @@ async fn judge(channel: &Channel, largest: &mut Largest) {
         let request = v1::SubmitVerdictsRequest { worker_id, verdicts: verdicts.collect() };
         client.submit_verdicts(request).await.unwrap();
     }
+    largest
 }
 
 /// Receives one batch; its largest piece, and how many sequences came.
 async fn learner(channel: Channel, slot: u32) -> (usize, u32) {
-    let worker_id = join(&channel, v1::Role::Learner, &format!("learner-{slot}")).await;
-    let mut client = LearnerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+    let (task_id, task) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
+    let stranger = v1::StreamBatchRequest { worker_id, generation, task_id: task_id + 1, ..Default::default() };
+    let refused = client.stream_batch(stranger).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+    let more = v1::StreamBatchRequest { index_received: 1000, ..request };
+    assert_eq!(client.stream_batch(more).await.unwrap_err().code(), Code::InvalidArgument);
+    let (largest, sequences) = whole_batch(&mut client, request).await.unwrap();
+    assert_eq!(sequences, task.rank_sequences);
+    (largest, sequences)
+}
+
+/// The largest piece of a batch, and its sequences.
+async fn whole_batch(
+    client: &mut LearnerServiceClient<Channel>,
+    request: v1::StreamBatchRequest,
+) -> Result<(usize, u32), Status> {
+    let mut stream = client.stream_batch(request).await?.into_inner();
+    let (mut largest, mut sequences) = (0, 0);
+    while let Some(piece) = stream.message().await? {
+        largest = largest.max(piece.encoded_len());
+        sequences += piece.sequences.len() as u32;
+    }
+    Ok((largest, sequences))
+}
+
+/// A learner that is a rank of a generation: its worker, and the generation.
+async fn prepared(channel: &Channel, slot: u32) -> (u64, u64, LearnerServiceClient<Channel>) {
+    let worker_id = join(channel, v1::Role::Learner, &format!("learner-{slot}")).await;
+    let mut client = LearnerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let generation = loop {
         let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
         if let Some(group) = client.join_generation(request).await.unwrap().into_inner().group {
             break group.generation;
         }
     };
+    (worker_id, generation, client)
+}
+
+/// Prepares, and waits for the batch; none when the generation is dissolved.
+async fn train_task(
+    client: &mut LearnerServiceClient<Channel>,
+    worker_id: u64,
+    generation: u64,
+) -> Option<(u64, v1::TrainTask)> {
     loop {
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
         let next = client.next_task(request).await.unwrap().into_inner();
@@ -212,26 +256,79 @@ async fn learner(channel: Channel, slot: u32) -> (usize, u32) {
                 let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
                 client.complete_task(request).await.unwrap();
             }
-            Some(Task::Train(task)) => {
-                let stranger =
-                    v1::StreamBatchRequest { worker_id, generation, task_id: task_id + 1, ..Default::default() };
-                let refused = client.stream_batch(stranger).await.unwrap_err();
-                assert_eq!(refused.code(), Code::FailedPrecondition);
-                let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
-                let more = v1::StreamBatchRequest { index_received: 1000, ..request };
-                assert_eq!(client.stream_batch(more).await.unwrap_err().code(), Code::InvalidArgument);
-                let mut stream = client.stream_batch(request).await.unwrap().into_inner();
-                let (mut largest, mut sequences) = (0, 0);
-                while let Some(piece) = stream.message().await.unwrap() {
-                    largest = largest.max(piece.encoded_len());
-                    sequences += piece.sequences.len() as u32;
-                }
-                assert_eq!(sequences, task.rank_sequences);
-                return (largest, sequences);
-            }
-            Some(other) => panic!("{other:?}"),
+            Some(Task::Train(task)) => return Some((task_id, task)),
+            Some(Task::Regroup(_)) => return None,
+            Some(Task::Save(_)) => panic!("nothing is to be saved"),
         }
     }
+}
+
+/// Damages the first sample that is on the disk.
+fn damage(folder: &Path) {
+    let path = folder.join("run/journal/samples-000001.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Behind the header of the first frame.
+    bytes[40] ^= 1;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sample_that_the_disk_has_lost_is_generated_again_and_judged_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let learners: Vec<_> = (0..2).map(|slot| tokio::spawn(learner(channel.clone(), slot))).collect();
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    hand_in(&channel, rollout, PROMPTS * SAMPLES, |_| 1000).await;
+    damage(folder.path());
+    judge(&channel, verifier, PROMPTS * SAMPLES - 1).await;
+    hand_in(&channel, rollout, 1, |_| 1000).await;
+    judge(&channel, verifier, 1).await;
+    let mut sequences = 0;
+    for learner in learners {
+        sequences += learner.await.unwrap().1;
+    }
+    assert_eq!(sequences, PROMPTS * SAMPLES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_sample_the_disk_has_lost_costs_one_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let first = channel.clone();
+    let lost = |slot| {
+        let channel = first.clone();
+        tokio::spawn(async move {
+            let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+            let (task_id, _) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
+            let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+            // The rank that does not meet the damage may have its part, or hear that the generation is over.
+            let code = whole_batch(&mut client, request).await.map_err(|status| status.code());
+            // Its task stays open until the loss is known.
+            while train_task(&mut client, worker_id, generation).await.is_some() {}
+            code
+        })
+    };
+    let learners = [lost(0), lost(1)];
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    hand_in(&channel, rollout, PROMPTS * SAMPLES, |_| 1000).await;
+    judge(&channel, verifier, PROMPTS * SAMPLES - 1).await;
+    damage(folder.path());
+    judge(&channel, verifier, 1).await;
+    let mut codes = Vec::new();
+    for learner in learners {
+        codes.push(learner.await.unwrap());
+    }
+    assert!(codes.contains(&Err(Code::DataLoss)), "{codes:?}");
+    let mut operator = OperatorServiceClient::new(channel);
+    let status = operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.counters.get("lost_samples"), Some(&1));
 }
 
 #[tokio::test]
