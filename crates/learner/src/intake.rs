@@ -59,6 +59,8 @@ where
             Ok(()) => return Ok(intake.finish()),
             Err(Broken::Malformed(error)) => return Err(error.into()),
             Err(Broken::Silent) => format!("no piece within {} s", PIECE_DEADLINE.as_secs()),
+            // A stream that ends well without a piece has none: it would end so for every rank that asks.
+            Err(Broken::Early) if intake.received() == before => return Err(intake.short().into()),
             Err(Broken::Early) => "the stream ended early".to_owned(),
             Err(Broken::Refused(status)) => match status.code() {
                 Code::NotFound => return Err(IntakeError::Unknown),
@@ -259,6 +261,14 @@ impl Intake {
     fn finish(self) -> TrainBatch {
         let Self { step, index, prompts, sequences, .. } = self;
         TrainBatch { step, index, prompts, sequences }
+    }
+
+    /// There is no more of it.
+    fn short(&self) -> BatchError {
+        let ((entries, sequences), step) = (self.received(), self.step);
+        let Self { entries: all, own, .. } = self;
+        let problem = format!("{entries} of {all} entries and {sequences} of {own} sequences are all that comes");
+        BatchError { step, problem }
     }
 
     fn fail<T>(&self, problem: impl Into<String>) -> Result<T, BatchError> {

@@ -237,6 +237,15 @@ async fn what_another_try_would_not_change_is_not_tried_again() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_less_than_was_announced_is_refused() {
+    let answers = vec![(pieces()[..5].to_vec(), None), (Vec::new(), None)];
+    let (asked, result) = received(answers, PATIENCE).await;
+    assert_eq!(asked, [(0, 0), (8, 4)]);
+    let error = result.unwrap_err();
+    assert_eq!(error.to_string(), "batch of step 3: 8 of 8 entries and 4 of 5 sequences are all that comes");
+}
+
+#[tokio::test]
 async fn a_coordinator_that_sends_nothing_is_given_up() {
     let answers = (0..1000).map(|_| (Vec::new(), Some(Status::unavailable("no")))).collect();
     let (asked, result) = received(answers, Duration::from_millis(300)).await;
