@@ -34,8 +34,6 @@ pub(crate) use self::batch::{Batch, Sharing};
 pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::pieces::{Pieces, Received};
-#[cfg(test)]
-pub(crate) use self::store::counted;
 pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
 use crate::journal::{Audit, DurableUpTo, Frame, Journal};

@@ -164,7 +164,7 @@ fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     while !rest.is_empty() {
         let (part, behind) = rest.split_at(part_of(rest));
         rest = behind;
-        let rows: Vec<Row<'_>> = part.iter().filter_map(Row::read).collect();
+        let rows = part.iter().filter_map(|row| Row::read(row).transpose()).collect::<Result<Vec<_>>>()?;
         write_columns(Rows { columns: writer.next_row_group()?, samples: &rows }, round)?;
     }
     writer.close()?;
@@ -191,14 +191,16 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn read(of: &'a ArchivedSample) -> Option<Self> {
-        let id = SampleId { group: of.group, index: of.index };
+    /// None where the content is lost for good: that costs the row, and not the round.
+    fn read(of: &'a ArchivedSample) -> Result<Option<Self>> {
+        let sample = SampleId { group: of.group, index: of.index };
         match of.sample.content() {
-            Ok(sample) => Some(Self { of, sample }),
-            Err(error) => {
-                tracing::warn!(sample = %id, "a sample was not archived: {error}");
-                None
+            Ok(sample) => Ok(Some(Self { of, sample })),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%sample, "a sample was not archived: {error}");
+                Ok(None)
             }
+            Err(error) => Err(ParquetError::General(format!("{sample}: {error}"))),
         }
     }
 }
@@ -394,6 +396,16 @@ mod tests {
         }
     }
 
+    /// Flips a bit of the last byte that was written to a segment of `folder`.
+    fn damage_newest(folder: &Path) {
+        let segments = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let newest =
+            segments.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).max().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(newest, bytes).unwrap();
+    }
+
     #[test]
     fn rows_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
@@ -424,8 +436,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let long = |group| row(folder.path(), group, vec![1; 300_000], None);
         let mut samples = vec![long(1), long(2), row(folder.path(), 3, vec![1], None)];
-        let nowhere = crate::driver::counted(1, FinishReason::Stop);
-        samples.push(ArchivedSample { sample: nowhere, ..row(folder.path(), 4, vec![1], None) });
+        let lost = row(folder.path(), 4, vec![1], None);
+        damage_newest(folder.path());
+        samples.push(lost);
         let mut archive = Archive::open(folder.path()).unwrap();
         archive.write(Round { step: 1, purpose: Purpose::Train, samples });
         archive.close();
