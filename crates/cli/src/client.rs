@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_runtime::Exit;
 use pacs_runtime::net::{PeerRole, Security};
@@ -35,7 +36,7 @@ pub(crate) async fn connect(address: &str) -> Result<OperatorServiceClient<Chann
             .doing("reach the coordinator")
             .hint("is a run going on there? `pacs run JOB.toml` starts one")
     })?;
-    Ok(OperatorServiceClient::new(channel))
+    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The operator's certificate, if `PACS_TLS_DIR` says where it is; else plain text, which stays within this machine.

@@ -128,6 +128,9 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
     let mut rows = vec![["worker", "role", "where", "heard", "leases", "does"].map(str::to_owned).to_vec()];
     rows.extend(status.workers.iter().map(worker_row));
     let _ = write!(text, "\n{}", table(&rows));
+    if let Some(more) = status.left_out.get("workers") {
+        let _ = writeln!(text, "and {}", plural(u64::from(*more), "more worker", "more workers"));
+    }
 }
 
 /// What the verifier workers did; one that has left is still there.
@@ -207,6 +210,8 @@ fn as_json(status: &GetStatusResponse) -> Value {
             "samples_verifying": queues.samples_verifying,
         },
         "workers": workers,
+        "left_out": sorted(&status.left_out).into_iter().map(|(name, count)| (name.clone(), json!(count)))
+            .collect::<serde_json::Map<_, _>>(),
         "metrics": sorted(&status.metrics).into_iter().map(|(name, value)| (name.clone(), json!(value)))
             .collect::<serde_json::Map<_, _>>(),
         "counters": sorted(&status.counters).into_iter().map(|(name, value)| (name.clone(), json!(value)))

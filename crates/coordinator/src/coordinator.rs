@@ -6,6 +6,10 @@ use std::thread::JoinHandle as ThreadHandle;
 use std::time::Duration;
 
 use pacs_machine::StopMode;
+use pacs_protocol::v1::learner_service_server::LearnerService;
+use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_protocol::v1::verifier_service_server::VerifierService;
+use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{RunGate, RunIdentity, Security, accept};
 use pacs_spec::JobSpec;
 use tokio::net::TcpListener;
@@ -160,8 +164,11 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
-    /// The services, to be called without a network.
-    pub(crate) fn services(&self) -> services::Services {
+    /// The services, to be called without a network, by benchmarks and by whoever has workers in this process.
+    #[must_use]
+    pub fn services(
+        &self,
+    ) -> impl WorkerService + RolloutService + VerifierService + LearnerService + Clone + std::fmt::Debug + use<> {
         services::Services::new(&self.shared, self.run_id())
     }
 

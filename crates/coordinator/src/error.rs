@@ -177,6 +177,18 @@ pub enum StartError {
         /// One line each: what is wrong.
         damages: Vec<String>,
     },
+    /// Something of the job would not fit into the message that carries it.
+    #[error("{what} takes {bytes} bytes in a message, and at most {most} are sent; {remedy}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// What it takes.
+        bytes: usize,
+        /// What it may take.
+        most: usize,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// The problems cannot be loaded.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -194,6 +206,7 @@ impl StartError {
             | Self::PlainText(_)
             | Self::SpecChanged { .. }
             | Self::NoValidCheckpoint { .. }
+            | Self::TooLarge { .. }
             | Self::Data(_) => Exit::Config,
         }
     }

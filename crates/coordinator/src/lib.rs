@@ -14,12 +14,11 @@ mod driver;
 mod error;
 mod journal;
 mod machine_options;
-#[doc(hidden)]
-pub mod measure;
 mod open;
 mod progress;
 mod records;
 mod services;
+mod sizes;
 mod timing;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle};

@@ -13,7 +13,7 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
 use crate::records::{Archive, Checkpoints, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far};
-use crate::{StartError, Timing};
+use crate::{StartError, Timing, sizes};
 
 /// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
 const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
@@ -31,6 +31,8 @@ pub(crate) fn open(
     let checkpoints = Checkpoints::open(&run_dir)?;
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
+    let toml = spec.resolved_toml();
+    sizes::check(&toml, &problems.train, &problems.evaluation)?;
     let mut notes = vec![problems.report.to_string()];
     let cost = match ModelConfig::read(&spec.model.path) {
         Ok(config) => Flops::new(&config, config.vocab_size),
@@ -40,7 +42,6 @@ pub(crate) fn open(
         }
     };
 
-    let toml = spec.resolved_toml();
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch)?;
     notes.extend(journal_notes);
     if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {

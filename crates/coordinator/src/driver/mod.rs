@@ -2,8 +2,12 @@
 
 mod apply;
 mod batch;
+mod bounded;
 mod clock;
+mod content;
 mod disk;
+mod fit;
+mod pieces;
 mod poison;
 mod recover;
 mod share;
@@ -31,9 +35,11 @@ use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
 pub(crate) use self::batch::{Batch, Sharing};
+pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::disk::follow;
-pub(crate) use self::store::Store;
+pub(crate) use self::pieces::{Pieces, Received};
+pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
 pub(crate) use self::waiters::Wait;
 use self::waiters::{Line, Waiters};
@@ -124,7 +130,7 @@ pub(crate) struct Driver {
     pub(crate) job_toml: String,
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
-    pub(crate) problems: Problems,
+    pub(crate) problems: Arc<Problems>,
     /// What training on a sequence costs.
     pub(crate) cost: Flops,
     pub(crate) started: Instant,
@@ -196,7 +202,7 @@ impl Driver {
             spec: parts.spec,
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
-            problems: parts.problems,
+            problems: Arc::new(parts.problems),
             cost: parts.cost,
             started: parts.started,
             time_before: parts.machine.now(),
@@ -342,10 +348,7 @@ impl Driver {
 
     /// The problem that a group is about.
     pub(crate) fn problem(&self, group: GroupId) -> &Problem {
-        match evaluation_problem(group) {
-            Some(index) => &self.problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
-            None => self.problems.train_at(group.0),
-        }
+        problem_of(&self.problems, group)
     }
 
     /// Wakes all calls that wait for something of a kind.
@@ -409,6 +412,14 @@ impl Driver {
         let text = text.into();
         tracing::info!("{text}");
         self.tell_progress(Progress::Note { text });
+    }
+}
+
+/// The problem that a group is about, for those who hold the problems and not the driver.
+pub(crate) fn problem_of(problems: &Problems, group: GroupId) -> &Problem {
+    match evaluation_problem(group) {
+        Some(index) => &problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
+        None => problems.train_at(group.0),
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use pacs_machine::{Effect, End, Event, Record, Reply, Step};
 use pacs_protocol::v1;
-use pacs_types::{Sample, Verdict};
+use pacs_types::Verdict;
 use prost::Message;
 
-use super::Driver;
+use super::{Driver, KeptSample};
 use crate::journal::{FrameKey, Frames, Recovered};
 use crate::records::{Job, LinesOf};
 use crate::services::keep_result;
@@ -191,9 +191,10 @@ impl Driver {
 
     fn load_sample(&mut self, frames: &Frames, key: FrameKey) {
         let FrameKey::Sample(id, _) = key else { return };
-        let read = frames.get(key).and_then(|body| v1::Sample::decode(body.as_slice()).ok());
-        if let Some(sample) = read.and_then(|wire| Sample::try_from(wire).ok()) {
-            self.store.put_sample(id, sample);
+        let Some(frame) = frames.stored(key) else { return };
+        match KeptSample::load(frame) {
+            Ok(sample) => self.store.put_sample(id, sample),
+            Err(error) => tracing::error!(sample = %id, "a sample of the journal cannot be read: {error}"),
         }
     }
 

@@ -45,6 +45,7 @@ impl Driver {
             retired_problems: retired.map(narrow),
             training_problems: narrow(self.problems.train.len()),
             set_aside: status.set_aside.into_iter().map(|(group, reason)| self.set_aside(group, reason)).collect(),
+            left_out: Default::default(),
         }
     }
 }

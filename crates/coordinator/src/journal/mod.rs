@@ -14,6 +14,7 @@
 mod database;
 mod frame;
 mod segments;
+mod stored;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use self::database::Database;
 pub(crate) use self::frame::{Frame, FrameKey};
 pub(crate) use self::segments::Frames;
 use self::segments::Segments;
+pub(crate) use self::stored::{ReadError, StoredFrame};
 use self::writer::Writer;
 use crate::FileError;
 use crate::records::Epoch;
@@ -326,6 +328,12 @@ fn put_aside(folder: &Path) -> Result<(), FileError> {
 /// Shares the state of the disk between the writer and those who wait.
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
     Arc::new(watch::Sender::new(Durable { upto, failed: None }))
+}
+
+/// Writes frames, with the records that they belong to, as the journal does, for tests of those who read them.
+#[cfg(test)]
+pub(crate) fn write_frames(folder: &Path, frames: &[(u64, Frame)]) -> std::io::Result<()> {
+    Segments::open(folder).map_err(std::io::Error::other)?.write(frames)
 }
 
 #[cfg(test)]

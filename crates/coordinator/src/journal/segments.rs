@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pacs_types::GroupId;
 
 use super::frame::{Frame, FrameKey, HEADER_BYTES, checksum, read_header};
+use super::stored::{Segment, StoredFrame};
 use crate::FileError;
 
 /// A segment is closed when it has grown to this.
@@ -47,7 +48,7 @@ pub(super) struct Segments {
 
 #[derive(Debug)]
 struct Current {
-    file: File,
+    segment: Arc<Segment>,
     bytes: u64,
     held: Held,
 }
@@ -90,6 +91,7 @@ impl Segments {
             Some(current) => current,
             None => self.next()?,
         };
+        let begin = current.bytes;
         self.buffer.clear();
         for (seq, frame) in frames {
             current.held.groups.insert(frame.key.sample().group);
@@ -101,7 +103,12 @@ impl Segments {
             }
         }
         flush(&mut current, &mut self.buffer)?;
-        current.file.sync_data()?;
+        current.segment.file.sync_data()?;
+        let mut offset = begin;
+        for (_, frame) in frames {
+            frame.stored().written(&current.segment, offset, frame.body.len());
+            offset += (HEADER_BYTES + frame.body.len()) as u64;
+        }
         if current.bytes < SEGMENT_BYTES {
             self.current = Some(current);
         } else {
@@ -113,10 +120,10 @@ impl Segments {
     fn next(&mut self) -> io::Result<Current> {
         self.number += 1;
         let path = segment_path(&self.folder, self.number);
-        let file = File::options().create_new(true).append(true).open(&path)?;
+        let file = File::options().create_new(true).read(true).append(true).open(&path)?;
         // The name is durable before anything relies on what is in the file.
         File::open(&self.folder)?.sync_all()?;
-        Ok(Current { file, bytes: 0, held: Held::default() })
+        Ok(Current { segment: Arc::new(Segment { path, file }), bytes: 0, held: Held::default() })
     }
 
     /// Begins a new file after a failed write: what it left is a torn tail, and nothing comes behind it.
@@ -144,7 +151,7 @@ impl Segments {
 }
 
 fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
-    current.file.write_all(buffer)?;
+    (&current.segment.file).write_all(buffer)?;
     current.bytes += buffer.len() as u64;
     buffer.clear();
     Ok(())
@@ -153,8 +160,7 @@ fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
 /// Where each sample and verdict is.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
-    files: Vec<(PathBuf, File)>,
-    places: HashMap<FrameKey, (usize, u64, usize)>,
+    places: HashMap<FrameKey, StoredFrame>,
 }
 
 impl Frames {
@@ -183,26 +189,23 @@ impl Frames {
                 file.sync_all().map_err(FileError::file("sync", &path))?;
             }
             let file = File::open(&path).map_err(FileError::file("open", &path))?;
-            let index = frames.files.len();
-            frames.files.push((path, file));
+            let segment = Arc::new(Segment { path, file });
             for (key, offset, length) in scanned.frames {
-                frames.places.insert(key, (index, offset, length));
+                frames.places.insert(key, StoredFrame::at(&segment, offset - HEADER_BYTES as u64, length));
             }
         }
         Ok((frames, notes))
     }
 
+    /// A frame, where it is there.
+    pub(crate) fn stored(&self, key: FrameKey) -> Option<StoredFrame> {
+        self.places.get(&key).cloned()
+    }
+
     /// The content of a frame; none when it is not there.
     pub(crate) fn get(&self, key: FrameKey) -> Option<Vec<u8>> {
-        let (file, offset, length) = *self.places.get(&key)?;
-        let mut body = vec![0; length];
-        match self.files[file].1.read_exact_at(&mut body, offset) {
-            Ok(()) => Some(body),
-            Err(error) => {
-                tracing::error!("read `{}` at byte {offset}: {error}", self.files[file].0.display());
-                None
-            }
-        }
+        let frame = self.stored(key)?;
+        frame.read().inspect_err(|error| tracing::error!(sample = %key.sample(), "{error}")).ok()
     }
 
     /// How many there are.

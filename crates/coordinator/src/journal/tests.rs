@@ -26,7 +26,7 @@ fn key(group: u64, index: u32, lease: u64) -> FrameKey {
 }
 
 fn frame(key: FrameKey, bytes: usize) -> Option<Frame> {
-    Some(Frame { key, body: vec![key.sample().index as u8; bytes] })
+    Some(Frame::new(key, vec![key.sample().index as u8; bytes]))
 }
 
 fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {

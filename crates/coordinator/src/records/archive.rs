@@ -9,13 +9,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pacs_types::{GroupId, Purpose, Sample, Verdict};
+use pacs_types::{GroupId, Purpose, Verdict};
 
 use self::files::{Files, Rounds, list, path};
 use self::merge::{Source, write_merged};
 use self::rows::write_rows;
 use super::atomic::sync_folder;
 use super::write_atomically;
+use crate::driver::KeptSample;
 
 /// The batch of a step, or an evaluation.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Round {
     pub(crate) samples: Vec<ArchivedSample>,
 }
 
-/// One row.
+/// One row, whose content is read from the journal when it is written.
 #[derive(Debug)]
 pub(crate) struct ArchivedSample {
     pub(crate) group: GroupId,
@@ -35,7 +36,7 @@ pub(crate) struct ArchivedSample {
     pub(crate) gold: String,
     /// Tokens of the prompt, on the first row of a group; empty on the others.
     pub(crate) prompt_tokens: Vec<u32>,
-    pub(crate) sample: Sample,
+    pub(crate) sample: KeptSample,
     pub(crate) verdict: Verdict,
 }
 
@@ -185,28 +186,38 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{FinishReason, Outcome, VersionSpan, WeightVersion};
+    use crate::journal::{Frame, FrameKey, write_frames};
+    use pacs_protocol::v1;
+    use pacs_types::{FinishReason, LeaseId, Outcome, Sample, SampleId, VersionSpan, WeightVersion};
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::RowAccessor;
+    use prost::Message;
 
-    fn row(group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
+    /// A row whose sample lies in a segment of `folder`.
+    fn row(folder: &Path, group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
         let logprobs = tokens.iter().map(|token| -(*token as f32) / 8.0).collect();
+        let spans = vec![VersionSpan { version: WeightVersion(3), tokens: tokens.len() as u32 }];
+        let sample = Sample {
+            tokens,
+            logprobs,
+            entropy_sum: 0.75,
+            text: "ä 2".into(),
+            finish: FinishReason::Length,
+            version: WeightVersion(3),
+            sampled_logprobs: Vec::new(),
+            spans,
+        };
+        let key = FrameKey::Sample(SampleId { group: GroupId(group), index: 1 }, LeaseId(1));
+        let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());
+        let kept = KeptSample::new(&sample, frame.stored());
+        write_frames(folder, &[(1, frame)]).unwrap();
         ArchivedSample {
             group: GroupId(group),
             index: 1,
             question: "1 + 1?".into(),
             gold: "2".into(),
             prompt_tokens: if group == 7 { vec![9, 8] } else { Vec::new() },
-            sample: Sample {
-                tokens,
-                logprobs,
-                entropy_sum: 0.75,
-                text: "ä 2".into(),
-                finish: FinishReason::Length,
-                version: WeightVersion(3),
-                sampled_logprobs: Vec::new(),
-                spans: vec![VersionSpan { version: WeightVersion(3), tokens: 5 }],
-            },
+            sample: kept,
             verdict: Verdict {
                 outcome: Outcome::Wrong,
                 label: 0.25,
@@ -217,10 +228,21 @@ mod tests {
         }
     }
 
+    /// Flips a bit of the last byte that was written to a segment of `folder`.
+    fn damage_newest(folder: &Path) {
+        let segments = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let newest =
+            segments.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).max().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(newest, bytes).unwrap();
+    }
+
     #[test]
     fn rows_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![], Some(""))];
+        let row = |group, tokens, extracted| row(folder.path(), group, tokens, extracted);
+        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![8], Some(""))];
         let archive = Archive::open(folder.path()).unwrap();
         archive.write(&Round { step: 12, purpose: Purpose::Train, samples }).unwrap();
         let file = fs::File::open(folder.path().join("samples/step-000012.parquet")).unwrap();
@@ -232,16 +254,33 @@ mod tests {
                 "{{step: 12, group: {group}, sample: 1, purpose: train, question: 1 + 1?, gold: 2, response: ä 2, \
                  extracted: {extracted}, outcome: wrong, rule: number, label: 0.25, reward: -1E0, tokens: {tokens}, \
                  finish: length, logprob_sum: {sum}, entropy_sum: 0.75, version: 3, token_ids: {ids}, \
-                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [5], prompt_ids: {prompt}}}"
+                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [{tokens}], prompt_ids: {prompt}}}"
             )
         };
         assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
         assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
-        assert_eq!(rows[2], expected(9, "", 0, "0E0", "[]", "[]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[]"));
     }
 
-    fn round(step: u64, purpose: Purpose) -> Round {
-        Round { step, purpose, samples: vec![row(step, vec![1, 2], None), row(step + 1, vec![], Some("x"))] }
+    #[test]
+    fn a_large_round_is_written_in_parts_and_what_is_lost_costs_its_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = |group| row(folder.path(), group, vec![1; 300_000], None);
+        let mut samples = vec![long(1), long(2), row(folder.path(), 3, vec![1], None)];
+        let lost = row(folder.path(), 4, vec![1], None);
+        damage_newest(folder.path());
+        samples.push(lost);
+        let archive = Archive::open(folder.path()).unwrap();
+        archive.write(&Round { step: 1, purpose: Purpose::Train, samples }).unwrap();
+        let file = fs::File::open(folder.path().join("samples/step-000001.parquet")).unwrap();
+        let reader = SerializedFileReader::new(file).unwrap();
+        let parts = reader.metadata().row_groups().iter().map(|part| part.num_rows()).collect::<Vec<_>>();
+        assert_eq!(parts, [1, 2]);
+    }
+
+    fn round(folder: &Path, step: u64, purpose: Purpose) -> Round {
+        let samples = vec![row(folder, step, vec![1, 2], None), row(folder, step + 1, vec![8], Some("x"))];
+        Round { step, purpose, samples }
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -270,8 +309,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let archive = Archive::open(folder.path()).unwrap();
         for step in 1..=3 {
-            archive.write(&round(step, Purpose::Train)).unwrap();
-            archive.write(&round(step, Purpose::Evaluate)).unwrap();
+            archive.write(&round(folder.path(), step, Purpose::Train)).unwrap();
+            archive.write(&round(folder.path(), step, Purpose::Evaluate)).unwrap();
         }
         archive.truncate(Purpose::Train, Some(2)).unwrap();
         archive.truncate(Purpose::Evaluate, Some(1)).unwrap();
@@ -283,7 +322,7 @@ mod tests {
     /// An archive with `steps` rounds, merged as far as they go.
     fn merged(folder: &Path, steps: u64) -> Archive {
         let archive = Archive::open(folder).unwrap();
-        (1..=steps).for_each(|step| archive.write(&round(step, Purpose::Train)).unwrap());
+        (1..=steps).for_each(|step| archive.write(&round(folder, step, Purpose::Train)).unwrap());
         while archive.merge_some().unwrap() {}
         archive
     }
@@ -302,7 +341,7 @@ mod tests {
         assert_eq!(rows(folder.path(), merged[2]), expected(1..=64));
         assert_eq!(rows(folder.path(), merged[3]), expected(65..=128));
         // A killed coordinator writes again what it had not written down as done.
-        archive.write(&round(128, Purpose::Train)).unwrap();
+        archive.write(&round(folder.path(), 128, Purpose::Train)).unwrap();
         assert_eq!(names(folder.path()), merged);
         let source = Source::open(&folder.path().join("samples").join(merged[3]), None).unwrap();
         assert_eq!((source.newest(99), source.newest(64)), (Some(99), None), "the footer says which round is where");
@@ -317,7 +356,7 @@ mod tests {
         assert_eq!(rows(folder.path(), "steps-000065-000070.parquet"), expected(65..=70));
         archive.truncate(Purpose::Train, Some(65)).unwrap();
         assert_eq!(names(folder.path()), ["step-000065.parquet", "steps-000001-000064.parquet"]);
-        (66..=70).for_each(|step| archive.write(&round(step, Purpose::Train)).unwrap());
+        (66..=70).for_each(|step| archive.write(&round(folder.path(), step, Purpose::Train)).unwrap());
         archive.truncate(Purpose::Train, Some(63)).unwrap();
         assert_eq!(names(folder.path()), ["steps-000001-000063.parquet"]);
         assert_eq!(rows(folder.path(), "steps-000001-000063.parquet"), expected(1..=63));
@@ -358,7 +397,7 @@ mod tests {
     fn a_file_that_does_not_fit_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let archive = Archive::open(folder.path()).unwrap();
-        (1..=140).for_each(|step| archive.write(&round(step, Purpose::Train)).unwrap());
+        (1..=140).for_each(|step| archive.write(&round(folder.path(), step, Purpose::Train)).unwrap());
         fs::write(folder.path().join("samples/step-000003.parquet"), "something else").unwrap();
         while archive.merge_some().unwrap() {}
         let names = names(folder.path());

@@ -1,13 +1,13 @@
 use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
-use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
+use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Purpose, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, Wait};
+use crate::driver::{Driver, KeptSample, Wait};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -18,9 +18,11 @@ impl RolloutService for Services {
     ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
         let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms, request } = request.into_inner();
         Span::current().record("worker", worker_id);
-        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
         let attempt = |driver: &mut Driver| {
-            let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            let free_samples = free_samples.min(driver.most_free_samples());
+            let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
+            let Reply::Groups(grants) = driver.call(event)? else { return Err(wrong_answer()) };
+            let grants = driver.fit_groups(grants);
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
             Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
         };
@@ -44,15 +46,22 @@ impl RolloutService for Services {
         span.record("lease", lease_id);
         let wire = required("sample", sample)?;
         let body = wire.encode_to_vec();
+        if body.len() > MAX_SAMPLE_BYTES {
+            let problem = format!("takes {} bytes, and a sample may take {MAX_SAMPLE_BYTES}", body.len());
+            return Err(Status::invalid_argument(format!("field `sample`: {problem}")));
+        }
         let sample: Sample = wire.try_into()?;
         let id = SampleId { group: GroupId(group_id), index: sample_index };
         let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
         let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
-        let frame = Frame { key: FrameKey::Sample(id, lease), body };
+        let frame = Frame::new(FrameKey::Sample(id, lease), body);
+        let kept = KeptSample::new(&sample, frame.stored());
+        // The journal has the content.
+        drop(sample);
         let submit = |driver: &mut Driver| {
             let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
             if reply == (Reply::Accepted { fresh: true }) {
-                driver.store.put_sample(id, sample);
+                driver.store.put_sample(id, kept);
                 driver.clock.sample_arrived(std::time::Instant::now());
                 driver.wake_own(worker);
             }

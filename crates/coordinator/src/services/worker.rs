@@ -5,7 +5,7 @@ use pacs_runtime::net::{Peer, PeerRole};
 use pacs_types::{Role, WorkerId};
 use tonic::{Request, Response, Status};
 
-use super::{Services, wrong_answer};
+use super::{Services, check_name, sentence, wrong_answer};
 use crate::driver::Driver;
 
 #[tonic::async_trait]
@@ -18,6 +18,9 @@ impl WorkerService for Services {
         if request.name.is_empty() {
             return Err(Status::invalid_argument("field `name` is empty"));
         }
+        let names =
+            [("name", &request.name), ("host", &request.host), ("collective_address", &request.collective_address)];
+        names.into_iter().try_for_each(|(field, value)| check_name(field, value))?;
         let ours = env!("CARGO_PKG_VERSION");
         if request.version != ours {
             let theirs = request.version;
@@ -68,7 +71,7 @@ impl WorkerService for Services {
         if ending {
             driver.call(Event::Ending { worker: WorkerId(worker_id) })?;
         }
-        let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
+        let event = Event::Heartbeat { worker: WorkerId(worker_id), activity: sentence(activity) };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
         let log_level = driver.machine.position().log_level;
         let directive = match directive {
@@ -94,7 +97,7 @@ impl WorkerService for Services {
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         let certified = certified(&request);
         let v1::LeaveRequest { worker_id, error } = request.into_inner();
-        let error = Some(error).filter(|error| !error.is_empty());
+        let error = Some(sentence(error)).filter(|error| !error.is_empty());
         let event = Event::Leave { worker: WorkerId(worker_id), error };
         let leave = |driver: &mut Driver| {
             must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;

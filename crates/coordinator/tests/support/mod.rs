@@ -412,7 +412,14 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
             Some(Task::Prepare(_)) => TaskResult::Prepared(v1::PrepareResult { weights: weights(group.step) }),
             Some(Task::Train(train)) => {
                 let step = train.step;
-                note_training(train, group.rank, seen);
+                let request = v1::StreamBatchRequest {
+                    worker_id: member.id,
+                    generation,
+                    task_id,
+                    ..v1::StreamBatchRequest::default()
+                };
+                let Some(pieces) = whole_stream(client, request).await else { continue };
+                note_training(&train, pieces, group.rank, seen);
                 let metrics = [("loss".to_owned(), 0.5)].into();
                 TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
             }
@@ -423,15 +430,35 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
     }
 }
 
-fn note_training(train: v1::TrainTask, rank: u32, seen: &Shared) {
-    for data in &train.sequences {
-        let entry = &train.index[data.position as usize];
+/// All pieces of a batch; none when the stream breaks, and the task is asked for again.
+async fn whole_stream(
+    client: &LearnerServiceClient<RunChannel>,
+    request: v1::StreamBatchRequest,
+) -> Option<Vec<v1::BatchPiece>> {
+    let mut stream = client.clone().stream_batch(request).await.ok()?.into_inner();
+    let mut pieces = Vec::new();
+    while let Some(piece) = stream.message().await.ok()? {
+        pieces.push(piece);
+    }
+    Some(pieces)
+}
+
+fn note_training(train: &v1::TrainTask, pieces: Vec<v1::BatchPiece>, rank: u32, seen: &Shared) {
+    let (mut index, mut prompts, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in pieces {
+        index.extend(piece.index);
+        prompts.extend(piece.prompts);
+        sequences.extend(piece.sequences);
+    }
+    assert_eq!((index.len(), sequences.len()), (train.sequences as usize, train.rank_sequences as usize));
+    for data in &sequences {
+        let entry = &index[data.position as usize];
         assert_eq!((entry.rank, entry.answer_tokens as usize), (rank, data.tokens.len()));
-        assert!(train.prompts.iter().any(|prompt| prompt.group_id == entry.group_id && !prompt.tokens.is_empty()));
+        assert!(prompts.iter().any(|prompt| prompt.group_id == entry.group_id && !prompt.tokens.is_empty()));
     }
     let mut seen = seen.lock().unwrap();
-    seen.sequences.entry(train.step).or_default().extend(train.sequences);
-    if rank == 0 && seen.trained.insert(train.step, train.index).is_some() {
+    seen.sequences.entry(train.step).or_default().extend(sequences);
+    if rank == 0 && seen.trained.insert(train.step, index).is_some() {
         seen.trained_again += 1;
     }
 }

@@ -1,10 +1,10 @@
-//! A round as the rows of one row group.
+//! A round as rows, in row groups of a bounded size.
 
 use std::fs;
 use std::io;
 use std::sync::Arc;
 
-use pacs_types::{FinishReason, Purpose};
+use pacs_types::{FinishReason, Purpose, Sample, SampleId};
 use parquet::basic::Compression;
 use parquet::column::writer::ColumnWriter;
 use parquet::data_type::ByteArray;
@@ -46,9 +46,49 @@ message sample {
 pub(super) fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     let schema = Arc::new(parse_message_type(SCHEMA)?);
     let mut writer = SerializedFileWriter::new(&mut *file, schema, properties())?;
-    write_columns(Rows { columns: writer.next_row_group()?, samples: &round.samples }, round)?;
+    let mut rest = round.samples.as_slice();
+    while !rest.is_empty() {
+        let (part, after) = rest.split_at(part_of(rest));
+        rest = after;
+        let rows = part.iter().filter_map(|row| Row::read(row).transpose()).collect::<Result<Vec<_>>>()?;
+        write_columns(Rows { columns: writer.next_row_group()?, samples: &rows }, round)?;
+    }
     writer.close()?;
     Ok(())
+}
+
+/// Tokens of a row group: what is in memory of a round while it is written.
+const PART_TOKENS: u64 = 1 << 19;
+
+/// How many of the samples go into the next row group.
+fn part_of(samples: &[ArchivedSample]) -> usize {
+    let mut tokens = 0;
+    let fitting = samples.iter().take_while(|row| {
+        tokens += u64::from(row.sample.tokens);
+        tokens <= PART_TOKENS
+    });
+    fitting.count().max(1)
+}
+
+/// A row with its content.
+struct Row<'a> {
+    of: &'a ArchivedSample,
+    sample: Sample,
+}
+
+impl<'a> Row<'a> {
+    /// None where the content is lost for good: that costs the row, and not the round.
+    fn read(of: &'a ArchivedSample) -> Result<Option<Self>> {
+        let sample = SampleId { group: of.group, index: of.index };
+        match of.sample.content() {
+            Ok(sample) => Ok(Some(Self { of, sample })),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%sample, "a sample was not archived: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(ParquetError::General(format!("{sample}: {error}"))),
+        }
+    }
 }
 
 /// How all files of the archive are written.
@@ -63,17 +103,17 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
         Purpose::Evaluate => "evaluate",
     };
     rows.int64(|_| round.step)?;
-    rows.int64(|row| row.group.0)?;
-    rows.int32(|row| row.index as usize)?;
+    rows.int64(|row| row.of.group.0)?;
+    rows.int32(|row| row.of.index as usize)?;
     rows.text(|_| purpose)?;
-    rows.text(|row| &row.question)?;
-    rows.text(|row| &row.gold)?;
+    rows.text(|row| &row.of.question)?;
+    rows.text(|row| &row.of.gold)?;
     rows.text(|row| &row.sample.text)?;
-    rows.optional_text(|row| row.verdict.extracted.as_deref())?;
-    rows.text(|row| row.verdict.outcome.name())?;
-    rows.text(|row| &row.verdict.rule)?;
-    rows.double(|row| row.verdict.label)?;
-    rows.double(|row| row.verdict.reward)?;
+    rows.optional_text(|row| row.of.verdict.extracted.as_deref())?;
+    rows.text(|row| row.of.verdict.outcome.name())?;
+    rows.text(|row| &row.of.verdict.rule)?;
+    rows.double(|row| row.of.verdict.label)?;
+    rows.double(|row| row.of.verdict.reward)?;
     rows.int32(|row| row.sample.tokens.len())?;
     rows.text(|row| finish_name(row.sample.finish))?;
     // An empty `sum` is -0.
@@ -85,7 +125,7 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.float_list(|row| row.sample.sampled_logprobs.clone())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.version.0)).collect())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.tokens)).collect())?;
-    rows.int32_list(|row| row.prompt_tokens.iter().copied().map(int32).collect())?;
+    rows.int32_list(|row| row.of.prompt_tokens.iter().copied().map(int32).collect())?;
     rows.columns.close()?;
     Ok(())
 }
@@ -104,11 +144,11 @@ fn finish_name(finish: FinishReason) -> &'static str {
 /// Writes one column after the other.
 struct Rows<'a, W: io::Write + Send> {
     columns: SerializedRowGroupWriter<'a, W>,
-    samples: &'a [ArchivedSample],
+    samples: &'a [Row<'a>],
 }
 
 impl<W: io::Write + Send> Rows<'_, W> {
-    fn int64(&mut self, value: impl Fn(&ArchivedSample) -> u64) -> Result<()> {
+    fn int64(&mut self, value: impl Fn(&Row<'_>) -> u64) -> Result<()> {
         let values: Vec<i64> = self.samples.iter().map(|row| i64::try_from(value(row)).unwrap_or(i64::MAX)).collect();
         self.column(|column| match column {
             ColumnWriter::Int64ColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -116,7 +156,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn int32(&mut self, value: impl Fn(&ArchivedSample) -> usize) -> Result<()> {
+    fn int32(&mut self, value: impl Fn(&Row<'_>) -> usize) -> Result<()> {
         let values: Vec<i32> = self.samples.iter().map(|row| i32::try_from(value(row)).unwrap_or(i32::MAX)).collect();
         self.column(|column| match column {
             ColumnWriter::Int32ColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -124,7 +164,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn double(&mut self, value: impl Fn(&ArchivedSample) -> f64) -> Result<()> {
+    fn double(&mut self, value: impl Fn(&Row<'_>) -> f64) -> Result<()> {
         let values: Vec<f64> = self.samples.iter().map(value).collect();
         self.column(|column| match column {
             ColumnWriter::DoubleColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -132,7 +172,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> &'s str) -> Result<()> {
+    fn text<'s>(&'s mut self, value: impl Fn(&'s Row<'_>) -> &'s str) -> Result<()> {
         let values: Vec<ByteArray> = self.samples.iter().map(|row| ByteArray::from(value(row))).collect();
         self.column(|column| match column {
             ColumnWriter::ByteArrayColumnWriter(writer) => writer.write_batch(&values, None, None),
@@ -140,7 +180,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn optional_text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> Option<&'s str>) -> Result<()> {
+    fn optional_text<'s>(&'s mut self, value: impl Fn(&'s Row<'_>) -> Option<&'s str>) -> Result<()> {
         let values: Vec<ByteArray> = self.samples.iter().filter_map(&value).map(ByteArray::from).collect();
         let levels: Vec<i16> = self.samples.iter().map(|row| i16::from(value(row).is_some())).collect();
         self.column(|column| match column {
@@ -149,7 +189,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn int32_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<i32>) -> Result<()> {
+    fn int32_list(&mut self, value: impl Fn(&Row<'_>) -> Vec<i32>) -> Result<()> {
         let list = List::new(self.samples.iter().map(value));
         self.column(|column| match column {
             ColumnWriter::Int32ColumnWriter(writer) => {
@@ -159,7 +199,7 @@ impl<W: io::Write + Send> Rows<'_, W> {
         })
     }
 
-    fn float_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<f32>) -> Result<()> {
+    fn float_list(&mut self, value: impl Fn(&Row<'_>) -> Vec<f32>) -> Result<()> {
         let list = List::new(self.samples.iter().map(value));
         self.column(|column| match column {
             ColumnWriter::FloatColumnWriter(writer) => {
