@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{PeerRole, PlainText, Security};
+use super::{PeerRole, PlainText, Security, neighbour};
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -94,8 +94,10 @@ async fn connected(
             }
         };
         async move {
-            let elsewhere: Option<Elsewhere> = tls.is_none().then_some(|address| PlainText { address }.to_string());
-            connect(&target, elsewhere, tls).await
+            let within: Option<Within> = tls
+                .is_none()
+                .then_some(Within { elsewhere: |address| PlainText { address }.to_string(), check: neighbour::check });
+            connect(&target, within, tls).await
         }
     });
     endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
@@ -105,23 +107,29 @@ async fn connected(
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Says why an address beyond the loopback interface is not connected to.
-pub(super) type Elsewhere = fn(String) -> String;
+/// What holds for connections that must stay within this machine.
+#[derive(Clone, Copy)]
+pub(super) struct Within {
+    /// Says why an address beyond the loopback interface is not connected to.
+    pub(super) elsewhere: fn(String) -> String,
+    /// Refuses a process, by this process's address of the connection and its own.
+    pub(super) check: fn(SocketAddr, SocketAddr) -> io::Result<()>,
+}
 
-/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `elsewhere` only
+/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `within` only
 /// on the loopback interface.
 pub(super) async fn connect(
     address: &str,
-    elsewhere: Option<Elsewhere>,
+    within: Option<Within>,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 ) -> io::Result<TokioIo<Box<dyn Io>>> {
     let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
     for candidate in found {
-        if let Some(elsewhere) = elsewhere
+        if let Some(within) = within
             && !candidate.ip().is_loopback()
         {
-            problem = io::Error::other(elsewhere(candidate.to_string()));
+            problem = io::Error::other((within.elsewhere)(candidate.to_string()));
             continue;
         }
         let stream = match TcpStream::connect(candidate).await {
@@ -131,6 +139,9 @@ pub(super) async fn connect(
                 continue;
             }
         };
+        if let Some(within) = within {
+            (within.check)(stream.local_addr()?, stream.peer_addr()?)?;
+        }
         stream.set_nodelay(true)?;
         return Ok(TokioIo::new(match tls {
             None => Box::new(stream),

@@ -7,6 +7,7 @@
 mod connection;
 mod dial;
 mod guard;
+mod neighbour;
 mod role;
 mod service;
 mod tls;
