@@ -2,31 +2,24 @@ use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle as ThreadHandle;
+use std::time::Duration;
 
-use pacs_machine::{Event, Machine, StopMode};
+use pacs_machine::StopMode;
 use pacs_runtime::net::{Security, accept};
-use pacs_shape::{Flops, ModelConfig};
-use pacs_spec::{DataSpec, JobSpec};
+use pacs_spec::JobSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::driver::{Driver, Parts, Shared};
-use crate::journal::{Journal, Recovered};
-use crate::machine_options::machine_options;
+use crate::driver::{Shared, follow};
+use crate::open::open;
 use crate::progress::{Progress, RunEnd};
-use crate::records::{
-    Archive, Checkpoints, CoordinatorRecord, Lines, Manifest, RunLock, count_start, identify, starts_so_far,
-    write_atomically,
-};
-use crate::{StartError, services};
+use crate::records::{CoordinatorRecord, RunLock, count_start, identify, write_atomically};
+use crate::{StartError, Timing, services};
 
 /// Events that a slow watcher may be behind; older ones are dropped for it.
 const PROGRESS_QUEUE: usize = 1024;
-/// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
-const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
-
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
@@ -62,30 +55,6 @@ impl CoordinatorOptions {
             host: None,
             attempt: String::new(),
             run_id: String::new(),
-        }
-    }
-}
-
-/// How patient a coordinator is. The default suits real runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Time between two heartbeats of a worker.
-    pub heartbeat_interval: Duration,
-    /// Silence after which a worker is given up.
-    pub heartbeat_timeout: Duration,
-    /// Time between two looks at the clock.
-    pub tick: Duration,
-    /// How long workers are waited for after the end.
-    pub goodbye: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            heartbeat_interval: Duration::from_secs(1),
-            heartbeat_timeout: Duration::from_secs(10),
-            tick: Duration::from_millis(200),
-            goodbye: Duration::from_secs(5),
         }
     }
 }
@@ -137,12 +106,13 @@ impl Coordinator {
             // Reads checkpoints and data files: seconds to minutes.
             tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
         };
-        let driver = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let (driver, done) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         announce(&spec, &run_dir, address, host, &run_id)?;
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
         shared.lock().go_on();
+        follow(&shared, done);
         let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
         let router = services::router(&shared, &attempt);
@@ -223,17 +193,11 @@ impl Coordinator {
     pub async fn wait(self) -> RunEnd {
         let end = self.ended().await;
         self.dismiss_workers().await;
-        let archive = self.shared.lock().archive.take();
-        if let Some(mut archive) = archive
-            && tokio::task::spawn_blocking(move || archive.close()).await.is_err()
-        {
-            tracing::warn!("the archive was not closed");
-        }
-        let shared = self.shared.clone();
-        // The last records say that the run is over.
-        if tokio::task::spawn_blocking(move || shared.lock().journal.close()).await.is_err() {
-            tracing::warn!("the journal was not closed");
-        }
+        // The last jobs end with snapshots for the journal, and the last records say that the run is over.
+        let folder = self.shared.lock().run_folder.close();
+        ended(folder, "the run folder").await;
+        let journal = self.shared.lock().journal.close();
+        ended(journal, "the journal").await;
         end
     }
 
@@ -268,6 +232,24 @@ impl StopHandle {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         self.ticker.abort();
+        let threads = {
+            let mut driver = self.shared.lock();
+            [driver.run_folder.abandon(), driver.journal.close()]
+        };
+        // Another coordinator may take the folder when this one is gone.
+        for thread in threads.into_iter().flatten() {
+            if thread.join().is_err() {
+                tracing::error!("a thread that writes to the run folder panicked");
+            }
+        }
+    }
+}
+
+/// Waits for the end of a thread.
+async fn ended(thread: Option<ThreadHandle<()>>, what: &str) {
+    let Some(thread) = thread else { return };
+    if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
+        tracing::warn!("{what} was not closed");
     }
 }
 
@@ -293,157 +275,6 @@ async fn tick(shared: Shared, every: Duration) {
         ticker.tick().await;
         shared.lock().tick();
     }
-}
-
-/// Opens the run folder and makes the driver of the run that is found there.
-fn open(
-    spec: JobSpec,
-    run_dir: PathBuf,
-    timing: Timing,
-    progress: broadcast::Sender<Progress>,
-) -> Result<Driver, StartError> {
-    let checkpoints = Checkpoints::open(&run_dir)?;
-    let resumed = resume(&checkpoints, &spec)?;
-    let problems = pacs_data::load(&spec)?;
-    let mut notes = vec![problems.report.to_string()];
-    let cost = match ModelConfig::read(&spec.model.path) {
-        Ok(config) => Flops::new(&config, config.vocab_size),
-        Err(error) => {
-            notes.push(format!("batches are shared among learners by their tokens alone: {error}"));
-            Flops::of_any_model()
-        }
-    };
-
-    let metrics = Lines::new(run_dir.join("metrics.jsonl"));
-    let evaluations = Lines::new(run_dir.join("evaluations.jsonl"));
-    let archive = match spec.logging.samples {
-        true => Some(Archive::open(&run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
-        false => None,
-    };
-    let toml = spec.resolved_toml();
-    let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml)?;
-    notes.extend(journal_notes);
-    if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
-        notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
-        journal = journal.discard(&run_dir, &toml)?;
-        recovered = None;
-    }
-    let machine = match &recovered {
-        Some(recovered) => recovered.machine.clone(),
-        None => {
-            let last_step = resumed.as_ref().map(|manifest| manifest.step);
-            truncate(&run_dir, [&metrics, &evaluations], archive.as_ref(), last_step)?;
-            let steps = evaluations.steps().map_err(StartError::file("read", &run_dir.join("evaluations.jsonl")))?;
-            if let Some(manifest) = &resumed {
-                notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
-            }
-            let starts = starts_so_far(&run_dir)?;
-            let options =
-                machine_options(&spec, &problems, timing, resumed.clone(), steps.into_iter().collect(), starts);
-            Machine::new(options, Duration::ZERO)
-        }
-    };
-    let mut driver = Driver::new(Parts {
-        machine,
-        spec,
-        run_dir: run_dir.clone(),
-        heartbeat_interval: timing.heartbeat_interval,
-        problems,
-        cost,
-        checkpoints,
-        metrics: metrics.clone(),
-        evaluations: evaluations.clone(),
-        archive,
-        progress,
-        started: Instant::now(),
-        journal,
-    });
-    notes.into_iter().for_each(|text| driver.note(text));
-    if let Some(recovered) = recovered {
-        driver.recover(recovered);
-        // A line that was written before its record was durable speaks of what never was: a later step, or an
-        // evaluation that will be made again.
-        let step = Some(driver.machine.position().step);
-        truncate(&run_dir, [&metrics, &evaluations], driver.archive.as_ref(), step)?;
-        evaluations
-            .retain(|step| driver.machine.has_evaluated(step))
-            .map_err(StartError::file("truncate records in", &run_dir))?;
-    }
-    driver.begin();
-    Ok(driver)
-}
-
-/// Removes what was written about later steps; about all steps when there is none.
-fn truncate(
-    run_dir: &Path,
-    lines: [&Lines; 2],
-    archive: Option<&Archive>,
-    last_step: Option<u64>,
-) -> Result<(), StartError> {
-    for lines in lines {
-        lines.truncate(last_step).map_err(StartError::file("truncate records in", run_dir))?;
-    }
-    if let Some(archive) = archive {
-        archive.truncate(last_step);
-    }
-    Ok(())
-}
-
-/// Why a journal and the newest checkpoint do not belong together.
-fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
-    let on_disk = resumed.map(|manifest| manifest.step);
-    let last = recovered.records.iter().rev().find_map(|(record, _)| match record.event {
-        Event::CheckpointCommitted { step } => Some(step),
-        _ => None,
-    });
-    let known = last.or(recovered.machine.newest_checkpoint());
-    // One that is being committed may be on disk before the record that says so.
-    let expected = |step: u64| known == Some(step) || recovered.may_commit(step);
-    match (on_disk, known) {
-        (None, None) => None,
-        (Some(step), _) if expected(step) => None,
-        (Some(step), _) => {
-            Some(format!("the newest whole checkpoint is that of step {step}, of which it does not know"))
-        }
-        (None, Some(step)) => Some(format!("its checkpoint of step {step} is gone")),
-    }
-}
-
-/// The checkpoint to go on from, if there is one.
-fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
-    let (newest, damages) = checkpoints.newest_valid()?;
-    for damage in &damages {
-        tracing::error!("a checkpoint was put aside: {damage}");
-    }
-    let Some(manifest) = newest else {
-        if damages.is_empty() {
-            return Ok(None);
-        }
-        let damages = damages.iter().map(ToString::to_string).collect();
-        return Err(StartError::NoValidCheckpoint { folder: checkpoints.folder().to_owned(), damages });
-    };
-    let checkpoint = checkpoints.path(manifest.step);
-    let old = pacs_spec::parse(&manifest.spec, &checkpoint.join("manifest.json")).map_err(|errors| {
-        StartError::SpecChanged { checkpoint: checkpoint.clone(), changes: vec![errors.to_string()] }
-    })?;
-    let (fixed, free): (Vec<_>, Vec<_>) =
-        pacs_spec::differences(&old, spec).into_iter().partition(|difference| is_fixed(&difference.path));
-    if !fixed.is_empty() {
-        let changes = fixed.iter().map(ToString::to_string).collect();
-        return Err(StartError::SpecChanged { checkpoint, changes });
-    }
-    for difference in free {
-        tracing::info!("the job spec has changed: {difference}");
-    }
-    Ok(Some(manifest))
-}
-
-fn is_fixed(path: &str) -> bool {
-    let is_free = DataSpec::FREE.contains(&path);
-    !is_free
-        && FIXED
-            .iter()
-            .any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 /// Writes down the job and where it is served.
@@ -479,30 +310,5 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         SocketAddr::V4(address) if address.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
         SocketAddr::V6(address) if address.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
         address => address,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fixed_paths_are_whole_names() {
-        for (path, fixed) in [
-            ("name", true),
-            ("model.path", true),
-            ("data.shuffle", true),
-            ("data.retire_after", false),
-            ("data.difficulty_floor", false),
-            ("objective.beta", true),
-            ("rollout.samples_per_prompt", true),
-            ("rollout.temperature", false),
-            ("batch.steps", false),
-            ("optimizer.learning_rate", false),
-            ("names", false),
-            ("resources.learners", false),
-        ] {
-            assert_eq!(is_fixed(path), fixed, "{path}");
-        }
     }
 }

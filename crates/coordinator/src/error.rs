@@ -35,6 +35,12 @@ pub enum FileError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Another coordinator has taken the run folder: this one has lost its lock, and writes nothing more.
+    #[error("another coordinator has taken over this run folder ({by}), so this one ends")]
+    Taken {
+        /// Its process and host.
+        by: String,
+    },
 }
 
 impl FileError {
@@ -48,13 +54,14 @@ impl FileError {
                 Trouble::Path | Trouble::Damage => Exit::Config,
             },
             Self::Damaged { .. } => Exit::Config,
+            Self::Taken { .. } => Exit::Again,
         }
     }
 
     /// Whether the file itself is no use any more. What the disk refuses today says nothing of what is on it.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            Self::File { .. } => false,
+            Self::File { .. } | Self::Taken { .. } => false,
             Self::Database { error, .. } => Trouble::of(error) == Trouble::Damage,
             Self::Damaged { .. } => true,
         }

@@ -16,11 +16,16 @@ mod journal;
 mod machine_options;
 #[doc(hidden)]
 pub mod measure;
+mod open;
 mod progress;
 mod records;
 mod services;
+mod timing;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
+pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle};
 pub use error::{FileError, StartError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
+#[cfg(any(test, feature = "faults"))]
+pub use records::slow_disk;
 pub use records::{CoordinatorRecord, identify, is_run_id, run_id};
+pub use timing::Timing;

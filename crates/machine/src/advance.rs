@@ -205,7 +205,7 @@ impl Machine {
         }
         let (groups, excluded) = (evaluation.pool.group_ids().collect(), evaluation.excluded);
         let step = self.position.step;
-        self.evaluated.insert(step);
+        self.note_evaluated();
         self.effects.push(Effect::Evaluated { step, groups, excluded });
         self.advance();
     }

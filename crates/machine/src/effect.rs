@@ -55,7 +55,7 @@ pub enum Effect {
         /// Problems left out because no verdict could be had.
         excluded: u32,
     },
-    /// Make an empty folder for the ranks' files. Done before the next effect; a failure is an event.
+    /// Make an empty folder for the ranks' files. Their task is not handed out before it is there; a failure is an event.
     CreateCheckpoint {
         /// Training steps done.
         step: u64,

@@ -79,6 +79,7 @@ pub struct Machine {
     pub(crate) writing: Option<Writing>,
     /// Step at which a save was tried last.
     pub(crate) save_tried: Option<u64>,
+    /// Steps whose evaluation was made, of those that the job may come by again.
     pub(crate) evaluated: BTreeSet<u64>,
 }
 
@@ -101,6 +102,8 @@ impl Machine {
             // It would be out of date when somebody asks for it again.
             options.start.history = History::default();
         }
+        // Not in the options, too, which are a part of every snapshot.
+        let evaluated = std::mem::take(&mut options.evaluated);
         let mut machine = Self {
             now,
             ticked: now,
@@ -134,7 +137,7 @@ impl Machine {
             exported: options.exported,
             writing: None,
             save_tried: None,
-            evaluated: options.evaluated.clone(),
+            evaluated,
             options,
         };
         machine.advance();
@@ -219,10 +222,20 @@ impl Machine {
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
     }
 
-    /// Whether the evaluation after this step was made.
+    /// Whether the evaluation after this step was made, if one was due: of steps before the present one, it was.
     #[must_use]
     pub fn has_evaluated(&self, step: u64) -> bool {
-        self.evaluated.contains(&step)
+        step < self.position.step || self.evaluated.contains(&step)
+    }
+
+    /// Notes that the evaluation at the present step was made, and forgets those of steps that the job never comes by
+    /// again: it goes on from here, or back to the newest checkpoint or the one in flight. A snapshot does not grow with
+    /// the steps.
+    pub(crate) fn note_evaluated(&mut self) {
+        let writing = self.writing.as_ref().map(|writing| writing.snapshot.step);
+        let (step, restart) = (self.position.step, self.restart.step);
+        self.evaluated.insert(step);
+        self.evaluated.retain(|evaluated| [Some(step), Some(restart), writing].contains(&Some(*evaluated)));
     }
 
     /// The step in the making, its groups, and those that the learner does not get.

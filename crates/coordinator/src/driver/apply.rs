@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use pacs_machine::{Dropped, Effect, End, Event, Snapshot};
+use pacs_machine::{Dropped, Effect, End, Event};
 use pacs_types::{GroupId, Purpose};
+use serde::Serialize;
 
 use super::summary::{RoundNumbers, unix_time};
 use super::{Batch, Driver, RECENT_STEPS, Sharing};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-use crate::records::{ArchivedSample, Manifest, Retention, Round};
+use crate::records::{ArchivedSample, Job, LinesOf, Round};
 
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
@@ -61,7 +62,10 @@ impl Driver {
             }
             Effect::StepDone { step } => self.step_done(step),
             Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
-            Effect::CreateCheckpoint { step, save } => self.create_checkpoint(step, save),
+            Effect::CreateCheckpoint { step, save } => {
+                self.saved.clear();
+                self.create_checkpoint(step, save);
+            }
             Effect::CommitCheckpoint { snapshot, model, save } => self.commit_checkpoint(snapshot, model, save),
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { generation, names } => {
@@ -152,10 +156,10 @@ impl Driver {
             metrics: trained.metrics.into_iter().chain(self.verifications.take_step()).collect(),
             remaining_seconds: self.remaining_seconds(step).unwrap_or(0.0),
         };
-        if let Err(error) = self.metrics.append(&summary.numbers()) {
-            tracing::warn!("metrics.jsonl was not written: {error}");
-        }
+        // Before the line, which says that all of the step is written.
         self.archive_round(step, Purpose::Train, &sampled);
+        let line = line(&summary.numbers());
+        self.hand_over(Job::Append { to: LinesOf::Metrics, step, line, score: None });
         self.keep_snapshot();
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
@@ -187,13 +191,12 @@ impl Driver {
             unparsable_share: numbers.unparsable_share,
             seconds: self.clock.take("evaluating", Instant::now()),
         };
-        if let Err(error) = self.evaluations.append(&summary) {
-            tracing::warn!("evaluations.jsonl was not written: {error}");
-        }
+        self.archive_round(step, Purpose::Evaluate, &groups);
+        let (line, score) = (line(&summary), Some(summary.pass_at_1));
+        self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line, score });
         // The metrics of the next step speak of its own verifications.
         self.verifications.take_step();
         self.take_counted();
-        self.archive_round(step, Purpose::Evaluate, &groups);
         self.tell_progress(Progress::Evaluated(summary));
     }
 
@@ -202,7 +205,7 @@ impl Driver {
         let mut samples = Vec::new();
         for group in groups {
             let judged = self.store.take(*group);
-            if self.archive.is_none() {
+            if !self.run_folder.archives() {
                 continue;
             }
             let problem = self.problem(*group);
@@ -217,59 +220,9 @@ impl Driver {
                 verdict,
             }));
         }
-        if let Some(archive) = &self.archive {
-            archive.write(Round { step, purpose, samples });
+        if self.run_folder.archives() {
+            self.hand_over(Job::Archive(Round { step, purpose, samples }));
         }
-    }
-
-    pub(crate) fn create_checkpoint(&mut self, step: u64, save: u64) {
-        self.saved.clear();
-        self.saves.begin(Instant::now());
-        if let Err(error) = self.checkpoints.create(step, save) {
-            self.tell(Event::CheckpointFailed { step, reason: error.to_string() });
-        }
-    }
-
-    pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool, save: u64) {
-        // They stay until the checkpoint is one: a coordinator that starts in the middle of this does it again.
-        let manifest = Manifest::new(snapshot, model, &self.spec, self.saved.clone());
-        let (checkpoints, evaluations) = (self.checkpoints.clone(), self.evaluations.clone());
-        let (newest, best) = (self.spec.checkpoint.keep as usize, self.spec.checkpoint.keep_best as usize);
-        let records = [self.metrics.clone(), self.evaluations.clone()];
-        let Some(shared) = self.shared.clone() else { return };
-        let durable = self.durable();
-        // Syncing gigabytes takes a while; ends with an event to the machine.
-        tokio::task::spawn_blocking(move || {
-            // A checkpoint never comes before the record that asks for it.
-            if let Err(problem) = tokio::runtime::Handle::current().block_on(durable.wait()) {
-                return tracing::error!("the checkpoint is not committed: {problem}");
-            }
-            // A checkpoint never outlives the records of the steps before it.
-            if let Some(error) = records.iter().find_map(|lines| lines.sync().err()) {
-                tracing::warn!("records were not synced: {error}");
-            }
-            let retention = match evaluations.numbers("pass_at_1") {
-                Ok(scores) => Retention { newest, best, scores },
-                Err(error) => {
-                    // A best one that is removed is lost for good.
-                    tracing::warn!("evaluations.jsonl was not read, so every checkpoint is kept: {error}");
-                    Retention { newest: usize::MAX, ..Retention::default() }
-                }
-            };
-            let committed = checkpoints.commit(&manifest, save, &retention);
-            let Some(shared) = shared.upgrade() else { return };
-            let mut driver = shared.lock();
-            match committed {
-                Ok(path) => {
-                    let seconds = driver.saves.end(Instant::now());
-                    driver.tell_progress(Progress::Saved { step: manifest.step, path, seconds });
-                    driver.tell(Event::CheckpointCommitted { step: manifest.step });
-                }
-                Err(error) => {
-                    driver.tell(Event::CheckpointFailed { step: manifest.step, reason: error.to_string() });
-                }
-            }
-        });
     }
 
     pub(crate) fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
@@ -280,14 +233,7 @@ impl Driver {
         self.trained = None;
         self.saved.clear();
         self.clock.clear();
-        for lines in [&self.metrics, &self.evaluations] {
-            if let Err(error) = lines.truncate(Some(step)) {
-                tracing::warn!("records of undone steps were not removed: {error}");
-            }
-        }
-        if let Some(archive) = &self.archive {
-            archive.truncate(Some(step));
-        }
+        self.hand_over(Job::Truncate { steps: Some(step), evaluations: Some(step) });
         self.note(format!("the learners' state is lost; the run goes on from step {step}"));
         self.keep_snapshot();
     }
@@ -297,7 +243,10 @@ impl Driver {
         let checkpoint = self.checkpoints.path(step);
         let end = match end {
             End::Finished => RunEnd::Finished { step, model: checkpoint.join("model"), checkpoint },
-            End::Stopped => RunEnd::Stopped { step, checkpoint: checkpoint.exists().then_some(checkpoint) },
+            End::Stopped => {
+                let is_saved = self.machine.newest_checkpoint() == Some(step);
+                RunEnd::Stopped { step, checkpoint: is_saved.then_some(checkpoint) }
+            }
             End::Failed { reason } => RunEnd::Failed { reason: reason.clone() },
         };
         tracing::info!(?end, "the run is over");
@@ -308,10 +257,7 @@ impl Driver {
     pub(crate) fn tick(&mut self) {
         if let Some(problem) = self.journal.failure() {
             // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
-            if self.end.borrow().is_none() {
-                self.end.send_replace(Some(RunEnd::Interrupted { reason: problem }));
-            }
-            return;
+            return self.interrupt(problem);
         }
         self.tell(Event::Tick);
         if self.journal.since_snapshot() > MOST_RECORDS {
@@ -328,8 +274,16 @@ impl Driver {
             if newly_stalled {
                 tracing::warn!("{}", status.waiting_for);
             }
-            self.tell_progress(Progress::Waiting { sentence: status.waiting_for });
+            let sentence = self.waits_for_disk().unwrap_or(status.waiting_for);
+            self.tell_progress(Progress::Waiting { sentence });
         }
         self.notify();
     }
+}
+
+/// A line of a file of JSON lines.
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("a summary is numbers with names");
+    line.push(b'\n');
+    line
 }

@@ -3,6 +3,8 @@
 mod apply;
 mod batch;
 mod clock;
+mod disk;
+mod poison;
 mod recover;
 mod share;
 mod status;
@@ -12,7 +14,7 @@ mod verifications;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
@@ -28,11 +30,12 @@ use tonic::Status;
 
 pub(crate) use self::batch::{Batch, Sharing};
 pub(crate) use self::clock::{PhaseClock, SaveClock};
+pub(crate) use self::disk::follow;
 pub(crate) use self::store::Store;
 pub(crate) use self::verifications::{Verification, Verifications};
 use crate::journal::{Audit, DurableUpTo, Frame, Journal};
 use crate::progress::{Progress, RunEnd, StepSummary};
-use crate::records::{Archive, Checkpoints, Lines, RankFile};
+use crate::records::{Checkpoints, RankFile, RunFolder};
 
 /// Longest time that a call may wait for work, whatever it asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -51,14 +54,11 @@ impl Shared {
     pub(crate) fn new(mut driver: Driver) -> Self {
         let changed = Arc::new(watch::Sender::new(0));
         driver.changed = Some(Arc::clone(&changed));
-        let shared = Self { driver: Arc::new(Mutex::new(driver)), changed };
-        shared.lock().shared = Some(shared.downgrade());
-        shared
+        Self { driver: Arc::new(Mutex::new(driver)), changed }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Driver> {
-        // A panic in one call must not take the run down; the machine changes only by completed steps.
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+        poison::enter(&self.driver)
     }
 
     /// Does something with the driver. What comes of it is given out when everything that it relies on is durable.
@@ -170,15 +170,13 @@ pub(crate) struct Driver {
     /// They know of the stall that is going on.
     pub(crate) told_stall: bool,
 
+    /// Where checkpoints are; nothing of it is touched here.
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) metrics: Lines,
-    pub(crate) evaluations: Lines,
-    pub(crate) archive: Option<Archive>,
+    pub(crate) run_folder: RunFolder,
 
     pub(crate) progress: broadcast::Sender<Progress>,
     pub(crate) end: watch::Sender<Option<RunEnd>>,
     pub(crate) changed: Option<Arc<watch::Sender<u64>>>,
-    shared: Option<WeakShared>,
 }
 
 /// What a new driver is made of.
@@ -190,9 +188,7 @@ pub(crate) struct Parts {
     pub(crate) problems: Problems,
     pub(crate) cost: Flops,
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) metrics: Lines,
-    pub(crate) evaluations: Lines,
-    pub(crate) archive: Option<Archive>,
+    pub(crate) run_folder: RunFolder,
     pub(crate) progress: broadcast::Sender<Progress>,
     pub(crate) started: Instant,
     pub(crate) journal: Journal,
@@ -230,13 +226,10 @@ impl Driver {
             told_waiting: None,
             told_stall: false,
             checkpoints: parts.checkpoints,
-            metrics: parts.metrics,
-            evaluations: parts.evaluations,
-            archive: parts.archive,
+            run_folder: parts.run_folder,
             progress: parts.progress,
             end: watch::Sender::new(None),
             changed: None,
-            shared: None,
         }
     }
 

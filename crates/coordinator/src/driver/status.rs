@@ -31,7 +31,7 @@ impl Driver {
                 groups_complete: narrow(queues.groups_complete),
                 groups_wanted: narrow(queues.groups_wanted),
             }),
-            waiting_for: status.waiting_for,
+            waiting_for: self.waits_for_disk().unwrap_or(status.waiting_for),
             metrics: metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             remaining_seconds: self.remaining_seconds(status.step),

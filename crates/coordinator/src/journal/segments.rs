@@ -38,8 +38,8 @@ fn numbers(folder: &Path) -> Result<Vec<u64>, FileError> {
 #[derive(Debug)]
 pub(super) struct Segments {
     folder: PathBuf,
-    /// Segments that are on disk, with the groups that they hold something of; none: they are not known any more.
-    closed: BTreeMap<u64, Option<HashSet<GroupId>>>,
+    /// Segments that are on disk, by number.
+    closed: BTreeMap<u64, Held>,
     number: u64,
     current: Option<Current>,
     buffer: Vec<u8>,
@@ -49,7 +49,23 @@ pub(super) struct Segments {
 struct Current {
     file: File,
     bytes: u64,
+    held: Held,
+}
+
+/// What a segment holds.
+#[derive(Debug, Default)]
+struct Held {
     groups: HashSet<GroupId>,
+    /// The newest record that a frame belongs to; those of an earlier process are older than any snapshot to come.
+    newest: u64,
+}
+
+impl Held {
+    /// Whether nobody needs it: a snapshot that covers the records up to `seq` needs the live groups alone, and knows
+    /// nothing of the groups of later records.
+    fn is_dead(&self, live: &HashSet<GroupId>, seq: u64) -> bool {
+        self.newest <= seq && self.groups.is_disjoint(live)
+    }
 }
 
 impl Segments {
@@ -57,15 +73,16 @@ impl Segments {
     pub(super) fn open(folder: &Path) -> Result<Self, FileError> {
         let mut closed = BTreeMap::new();
         for number in numbers(folder)? {
-            let groups = scan(&segment_path(folder, number))?.frames;
-            closed.insert(number, Some(groups.into_iter().map(|(key, ..)| key.sample().group).collect()));
+            let frames = scan(&segment_path(folder, number))?.frames;
+            let groups = frames.into_iter().map(|(key, ..)| key.sample().group).collect();
+            closed.insert(number, Held { groups, newest: 0 });
         }
         let number = closed.keys().next_back().copied().unwrap_or(0);
         Ok(Self { folder: folder.to_owned(), closed, number, current: None, buffer: Vec::new() })
     }
 
-    /// Writes frames and makes them durable.
-    pub(super) fn write(&mut self, frames: &[Frame]) -> io::Result<()> {
+    /// Writes frames, with the numbers of their records, and makes them durable.
+    pub(super) fn write(&mut self, frames: &[(u64, Frame)]) -> io::Result<()> {
         if frames.is_empty() {
             return Ok(());
         }
@@ -74,8 +91,9 @@ impl Segments {
             None => self.next()?,
         };
         self.buffer.clear();
-        for frame in frames {
-            current.groups.insert(frame.key.sample().group);
+        for (seq, frame) in frames {
+            current.held.groups.insert(frame.key.sample().group);
+            current.held.newest = current.held.newest.max(*seq);
             self.buffer.extend_from_slice(&frame.header());
             self.buffer.extend_from_slice(&frame.body);
             if self.buffer.len() >= BUFFER_BYTES {
@@ -87,7 +105,7 @@ impl Segments {
         if current.bytes < SEGMENT_BYTES {
             self.current = Some(current);
         } else {
-            self.closed.insert(self.number, Some(current.groups));
+            self.closed.insert(self.number, current.held);
         }
         Ok(())
     }
@@ -98,23 +116,23 @@ impl Segments {
         let file = File::options().create_new(true).append(true).open(&path)?;
         // The name is durable before anything relies on what is in the file.
         File::open(&self.folder)?.sync_all()?;
-        Ok(Current { file, bytes: 0, groups: HashSet::new() })
+        Ok(Current { file, bytes: 0, held: Held::default() })
     }
 
     /// Begins a new file after a failed write: what it left is a torn tail, and nothing comes behind it.
     pub(super) fn abandon(&mut self) {
         if let Some(current) = self.current.take() {
-            self.closed.insert(self.number, Some(current.groups));
+            self.closed.insert(self.number, current.held);
         }
     }
 
-    /// Removes the segments that hold nothing of the live groups.
-    pub(super) fn retain(&mut self, live: &HashSet<GroupId>) -> io::Result<()> {
-        if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.groups.is_disjoint(live)) {
-            self.closed.insert(self.number, Some(current.groups));
+    /// Removes the segments that a snapshot of the records up to `seq` does not need: those without its live groups.
+    pub(super) fn retain(&mut self, live: &HashSet<GroupId>, seq: u64) -> io::Result<()> {
+        if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.held.is_dead(live, seq)) {
+            self.closed.insert(self.number, current.held);
         }
-        let is_dead = |groups: &Option<HashSet<GroupId>>| groups.as_ref().is_some_and(|held| held.is_disjoint(live));
-        let dead: Vec<u64> = self.closed.iter().filter(|(_, groups)| is_dead(groups)).map(|(n, _)| *n).collect();
+        let dead = self.closed.iter().filter(|(_, held)| held.is_dead(live, seq));
+        let dead: Vec<u64> = dead.map(|(number, _)| *number).collect();
         for number in dead {
             match fs::remove_file(segment_path(&self.folder, number)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

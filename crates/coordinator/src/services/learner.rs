@@ -33,6 +33,7 @@ impl LearnerService for Services {
         let attempt = |driver: &mut Driver| {
             let Reply::Task(order) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let order = order.filter(|order| !busy || matches!(order.kind, TaskKind::Regroup { .. }));
+            let order = order.filter(|order| driver.may_hand_out(order));
             order.map(|order| task(driver, order)).transpose()
         };
         let task = self.0.poll(wait_ms, attempt).await?;

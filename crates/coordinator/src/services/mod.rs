@@ -41,7 +41,10 @@ impl Services {
 
     /// Writes what is left of the journal and takes nothing more.
     pub(crate) fn forget(&self) {
-        self.0.lock().journal.close();
+        let thread = self.0.lock().journal.close();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the journal's thread panicked");
+        }
     }
 }
 
