@@ -115,6 +115,8 @@ fn registration(role: v1::Role, attempt: &str) -> v1::RegisterRequest {
         version: env!("CARGO_PKG_VERSION").into(),
         collective_address: String::new(),
         attempt: attempt.into(),
+        run_id: String::new(),
+        started: 0,
     }
 }
 

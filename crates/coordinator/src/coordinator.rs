@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::driver::{Shared, follow};
+use crate::driver::{Driver, Shared, Wait, follow};
 use crate::open::open;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, count_start, identify, write_atomically};
@@ -203,9 +203,9 @@ impl Coordinator {
 
     /// Serves until every worker has heard that the run is over and left, but not for ever.
     async fn dismiss_workers(&self) {
-        let gone = self.shared.poll(u32::try_from(self.timing.goodbye.as_millis()).unwrap_or(u32::MAX), |driver| {
-            Ok(driver.has_no_workers().then_some(()))
-        });
+        let goodbye = u32::try_from(self.timing.goodbye.as_millis()).unwrap_or(u32::MAX);
+        let is_alone = |driver: &mut Driver| Ok(driver.has_no_workers().then_some(()));
+        let gone = self.shared.poll(Wait::Goodbye, goodbye, is_alone);
         if !matches!(gone.await, Ok(Some(()))) {
             tracing::info!("some workers have not said goodbye");
         }

@@ -168,6 +168,8 @@ async fn register(services: &Services, role: v1::Role, name: String) -> Result<u
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         attempt: String::new(),
+        run_id: String::new(),
+        started: 0,
         collective_address: "bench:1".into(),
     };
     let reply = services.register(Request::new(request)).await.map_err(told)?;

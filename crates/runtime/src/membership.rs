@@ -182,6 +182,8 @@ impl Membership {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             collective_address: identity.collective_address.clone(),
             attempt: link.attempt.clone(),
+            run_id: String::new(),
+            started: 0,
         };
         let (channel, client, registered) = register(link, request).await?;
         let activity = Activity::new();

@@ -92,6 +92,7 @@ impl WorkerService for Coordinator {
             job_spec: self.script(|script| script.job_spec).unwrap_or(SPEC).to_owned(),
             run_dir: "/runs/test".into(),
             heartbeat_interval_ms: 10,
+            run_id: String::new(),
         }))
     }
 

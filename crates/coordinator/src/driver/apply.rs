@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use pacs_machine::{Dropped, Effect, End, Event};
+use pacs_machine::{Counter, Dropped, Effect, End, PhaseKind};
 use pacs_types::{GroupId, Purpose};
 use serde::Serialize;
 
 use super::summary::{RoundNumbers, unix_time};
-use super::{Batch, Driver, RECENT_STEPS, Sharing};
+use super::{Batch, Driver, RECENT_STEPS, Sharing, Wait};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 use crate::records::{ArchivedSample, Job, LinesOf, Round};
 
@@ -21,23 +21,18 @@ const MOST_RECORDS: u64 = 500_000;
 
 impl Driver {
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
-        let changed = !effects.is_empty();
         for effect in effects {
             self.apply_one(effect);
-        }
-        if changed {
-            self.notify();
         }
     }
 
     fn apply_one(&mut self, effect: Effect) {
         match effect {
-            Effect::Phase(name) => {
-                tracing::debug!(phase = name, "phase");
-                self.clock.enter(name, Instant::now());
+            Effect::Phase(phase) => {
+                tracing::debug!(%phase, "phase");
+                self.clock.enter(phase, Instant::now());
                 self.told_waiting = None;
             }
-            Effect::Persist(record) => self.journal.append(&record, None, None),
             Effect::DropGroup { group, why } => {
                 match why {
                     Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
@@ -74,11 +69,14 @@ impl Driver {
             }
             Effect::Prepared { step } => {
                 self.weights.clone_from(&self.published);
+                self.notify(Wait::Weights);
                 let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
                 self.tell_progress(Progress::Prepared { step, total_steps, learners });
             }
-            Effect::WorkerLost { name, role, why } => {
+            Effect::WorkerLost { worker, name, role, why } => {
                 tracing::warn!(worker = name, %role, "worker lost: it {why}");
+                // A call of its own that still waits is refused at once.
+                self.wake_own(worker);
                 self.tell_progress(Progress::WorkerLost { name, why });
             }
             Effect::Drained { name } => {
@@ -91,8 +89,6 @@ impl Driver {
                 self.tell_progress(Progress::Note { text });
             }
             Effect::Ended(end) => self.finish(&end),
-            // Answers are taken off the list before it gets here.
-            Effect::Reply(_) | Effect::Refuse(_) => {}
         }
     }
 
@@ -105,13 +101,15 @@ impl Driver {
 
     pub(crate) fn step_done(&mut self, step: u64) {
         self.weights.clone_from(&self.published);
+        self.notify(Wait::Weights);
         let Some(batch) = self.batch.take() else { return };
         let sampled: Vec<GroupId> = batch.groups.iter().chain(&batch.left_out).copied().collect();
         let numbers = RoundNumbers::new(&sampled, 1, &self.store);
         let trained = self.trained.take().unwrap_or_default();
         let now = Instant::now();
-        let (sampling, training) = (self.clock.take("sampling", now), self.clock.take("training", now));
-        let stalled = self.clock.take("saving", now) + self.clock.take("committing", now);
+        let (sampling, training) =
+            (self.clock.take(PhaseKind::Sampling, now), self.clock.take(PhaseKind::Training, now));
+        let stalled = self.clock.take(PhaseKind::Saving, now) + self.clock.take(PhaseKind::Committing, now);
         let total = sampling + training;
         let seconds = StepSeconds {
             sampling_seconds: sampling,
@@ -127,7 +125,7 @@ impl Driver {
         }
         self.recent_steps.push_back(seconds.total_seconds);
         let counted = self.take_counted();
-        let count = |name: &str| counted.get(name).copied().unwrap_or(0);
+        let count = |counter: Counter| counted.get(&counter).copied().unwrap_or(0);
         let summary = StepSummary {
             step,
             total_steps: self.spec.batch.steps,
@@ -141,13 +139,13 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
-            failed_verdicts: count("failed_verdicts"),
-            replaced_samples: count("replaced_samples"),
-            dropped_groups: count("dropped_groups"),
-            uniform_groups_left_out: count("uniform_groups_left_out"),
-            evicted_groups: count("evicted_groups"),
-            skipped_draws: count("skipped_draws"),
-            reopened_problems: count("reopened_problems"),
+            failed_verdicts: count(Counter::FailedVerdicts),
+            replaced_samples: count(Counter::ReplacedSamples),
+            dropped_groups: count(Counter::DroppedGroups),
+            uniform_groups_left_out: count(Counter::UniformGroups),
+            evicted_groups: count(Counter::EvictedGroups),
+            skipped_draws: count(Counter::SkippedDraws),
+            reopened_problems: count(Counter::ReopenedProblems),
             retired_problems: self.machine.retired_problems().unwrap_or(0) as u64,
             generated_tokens: numbers.tokens,
             tokens_per_second: numbers.tokens as f64 / seconds.total_seconds.max(f64::MIN_POSITIVE),
@@ -189,7 +187,7 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
-            seconds: self.clock.take("evaluating", Instant::now()),
+            seconds: self.clock.take(PhaseKind::Evaluating, Instant::now()),
         };
         self.archive_round(step, Purpose::Evaluate, &groups);
         let (line, score) = (line(&summary), Some(summary.pass_at_1));
@@ -259,25 +257,27 @@ impl Driver {
             // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
             return self.interrupt(problem);
         }
-        self.tell(Event::Tick);
+        let now = self.now();
+        for event in self.machine.overdue(now) {
+            self.tell(event);
+        }
+        self.offer_again();
         if self.journal.since_snapshot() > MOST_RECORDS {
             self.keep_snapshot();
         }
-        let status = self.machine.status(self.now());
         let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
-        let waits = status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN;
+        let waits = self.machine.phase_age(now) >= WAITING_FIRST && told >= WAITING_AGAIN;
         // What is stuck is named soon, however long the phase has been going on and whatever was said of it.
-        let is_stalled = status.stalled >= STALL_NAMED;
+        let is_stalled = self.machine.stalled_for(now) >= STALL_NAMED;
         let newly_stalled = is_stalled && !std::mem::replace(&mut self.told_stall, is_stalled);
         if (waits || newly_stalled) && self.machine.ended().is_none() {
             self.told_waiting = Some(Instant::now());
+            let sentence = self.waits_for_disk().unwrap_or_else(|| self.machine.waiting_for(now));
             if newly_stalled {
-                tracing::warn!("{}", status.waiting_for);
+                tracing::warn!("{sentence}");
             }
-            let sentence = self.waits_for_disk().unwrap_or(status.waiting_for);
             self.tell_progress(Progress::Waiting { sentence });
         }
-        self.notify();
     }
 }
 

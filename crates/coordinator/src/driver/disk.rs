@@ -5,7 +5,7 @@ use std::time::Instant;
 use pacs_machine::{Event, Snapshot, TaskKind, TaskOrder};
 use tokio::sync::mpsc;
 
-use super::{Driver, Shared};
+use super::{Driver, Shared, Wait};
 use crate::progress::{Progress, RunEnd};
 use crate::records::{Done, Job, MOST_ROUNDS, Manifest};
 
@@ -54,7 +54,7 @@ impl Driver {
         self.run_folder.note(&done);
         match done {
             // Ranks may have waited for it: for the folder of a save, or for room for the samples of the next step.
-            Done::Archived | Done::Created { .. } => self.notify(),
+            Done::Archived | Done::Created { .. } => self.notify(Wait::Task),
             Done::Committed { step, path } => {
                 let seconds = self.saves.end(Instant::now());
                 self.tell_progress(Progress::Saved { step, path, seconds });

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use pacs_machine::{Effect, End, Event, Record, Reply};
+use pacs_machine::{Effect, End, Event, Record, Reply, Step};
 use pacs_protocol::v1;
 use pacs_types::{Sample, Verdict};
 use prost::Message;
@@ -131,8 +131,8 @@ impl Driver {
             Event::CompleteTask { worker, .. } => self.machine.rank(*worker),
             _ => None,
         };
-        let effects = self.machine.step(record.now, record.event.clone());
-        let is_fresh = effects.contains(&Effect::Reply(Reply::Accepted { fresh: true }));
+        let Step { answer, effects, .. } = self.machine.step(record.now, record.event.clone());
+        let is_fresh = answer == Ok(Reply::Accepted { fresh: true });
         match &record.event {
             Event::SubmitSample { lease, sample, .. } if is_fresh => {
                 self.load_sample(frames, FrameKey::Sample(*sample, *lease));
@@ -179,7 +179,13 @@ impl Driver {
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { names, .. } => self.learner_names = names,
             Effect::Prepared { .. } => self.weights.clone_from(&self.published),
-            _ => {}
+            // The clocks, watchers and operators of an earlier process. What it was to commit is done again at the end.
+            Effect::Phase(_)
+            | Effect::CommitCheckpoint { .. }
+            | Effect::WorkerLost { .. }
+            | Effect::Drained { .. }
+            | Effect::Note(_)
+            | Effect::Ended(_) => {}
         }
     }
 

@@ -15,6 +15,7 @@ fn record(seconds: u64, name: &str) -> Record {
         name: name.into(),
         host: "host".into(),
         pid: 7,
+        started: 0,
         collective_address: String::new(),
     };
     Record { now: Duration::from_secs(seconds), event }

@@ -84,6 +84,8 @@ async fn join(channel: &Channel, role: v1::Role, name: &str) -> Result<Member, S
         version: env!("CARGO_PKG_VERSION").into(),
         collective_address: "bench:1".into(),
         attempt: String::new(),
+        run_id: String::new(),
+        started: 0,
     };
     let id = client.register(request).await.map_err(told)?.into_inner().worker_id;
     let mut beats = JoinSet::new();

@@ -8,7 +8,7 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
-use crate::driver::Driver;
+use crate::driver::{Driver, Wait};
 use crate::records::RankFile;
 
 #[tonic::async_trait]
@@ -23,7 +23,7 @@ impl LearnerService for Services {
             let Reply::Joined(membership) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             Ok(membership.map(|membership| group(driver, membership)))
         };
-        let group = self.0.poll(wait_ms, attempt).await?;
+        let group = self.0.poll(Wait::Generation, wait_ms, attempt).await?;
         Ok(Response::new(v1::JoinGenerationResponse { group }))
     }
 
@@ -36,7 +36,7 @@ impl LearnerService for Services {
             let order = order.filter(|order| driver.may_hand_out(order));
             order.map(|order| task(driver, order)).transpose()
         };
-        let task = self.0.poll(wait_ms, attempt).await?;
+        let task = self.0.poll(Wait::Task, wait_ms, attempt).await?;
         Ok(Response::new(task.unwrap_or(v1::NextTaskResponse { task_id: 0, task: None })))
     }
 

@@ -6,7 +6,7 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
-use crate::driver::Driver;
+use crate::driver::{Driver, Wait};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -22,7 +22,7 @@ impl RolloutService for Services {
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
             Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
         };
-        let groups = self.0.poll(wait_ms, attempt).await?.unwrap_or_default();
+        let groups = self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
         Ok(Response::new(v1::LeaseGroupsResponse { groups }))
     }
 
@@ -43,7 +43,7 @@ impl RolloutService for Services {
             if reply == (Reply::Accepted { fresh: true }) {
                 driver.store.put_sample(id, sample);
                 driver.clock.sample_arrived(std::time::Instant::now());
-                driver.notify();
+                driver.wake_own(worker);
             }
             driver.apply(effects);
             Ok(())

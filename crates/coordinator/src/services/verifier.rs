@@ -6,7 +6,7 @@ use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, Verification};
+use crate::driver::{Driver, Verification, Wait};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -22,7 +22,7 @@ impl VerifierService for Services {
             let tasks = grants.into_iter().map(|grant| task(driver, grant.lease, grant.sample)).collect();
             Ok(Some(tasks).filter(|tasks: &Vec<_>| !tasks.is_empty()))
         };
-        let tasks = self.0.poll(wait_ms, attempt).await?.unwrap_or_default();
+        let tasks = self.0.poll(Wait::Samples(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
         Ok(Response::new(v1::LeaseSamplesResponse { tasks }))
     }
 
@@ -43,7 +43,7 @@ impl VerifierService for Services {
                     Err(status) => return Err(status),
                 }
             }
-            driver.notify();
+            driver.wake_own(worker);
             Ok(stale)
         };
         let stale = self.0.call(submit_all).await?;

@@ -32,16 +32,20 @@ impl WorkerService for Services {
                 "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
             )));
         }
-        let (name, host, pid) = (request.name, request.host, request.pid);
-        tracing::info!(%role, name, host, pid, "worker registered");
-        let event = Event::Register { role, name, host, pid, collective_address: request.collective_address };
+        let v1::RegisterRequest { name, host, pid, started, collective_address, .. } = request;
+        let event = Event::Register { role, name: name.clone(), host: host.clone(), pid, started, collective_address };
         let register = |driver: &mut Driver| {
-            let Reply::Registered(worker) = driver.call(event)? else { return Err(wrong_answer()) };
+            let reply = driver.call(event).inspect_err(|refusal| {
+                tracing::warn!(%role, name, host, pid, "a registration was refused: {}", refusal.message());
+            });
+            let Reply::Registered(worker) = reply? else { return Err(wrong_answer()) };
+            tracing::info!(%role, name, host, pid, %worker, "worker registered");
             Ok(v1::RegisterResponse {
                 worker_id: worker.0,
                 job_spec: driver.job_toml.clone(),
                 run_dir: driver.run_dir.display().to_string(),
                 heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
+                run_id: String::new(),
             })
         };
         Ok(Response::new(self.0.call(register).await?))
@@ -57,7 +61,6 @@ impl WorkerService for Services {
         must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
         if ending {
             driver.call(Event::Ending { worker: WorkerId(worker_id) })?;
-            driver.notify();
         }
         let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
@@ -89,7 +92,6 @@ impl WorkerService for Services {
         let leave = |driver: &mut Driver| {
             must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
             driver.call(event)?;
-            driver.notify();
             Ok(())
         };
         self.0.call(leave).await?;

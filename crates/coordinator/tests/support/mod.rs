@@ -212,6 +212,8 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         host: "here".into(),
         pid: 1,
         attempt: String::new(),
+        run_id: String::new(),
+        started: 0,
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let registered = client.register(request).await.unwrap().into_inner();
