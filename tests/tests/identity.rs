@@ -136,6 +136,26 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     check_undisturbed(&second, &first, 12)
 }
 
+/// Nobody answers at the old port any more, and nobody tells the workers so.
+#[test]
+fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
+    // Workers give up a coordinator that is silent for longer, and look for it then in any case.
+    const SILENCE: Duration = Duration::from_secs(110);
+    let job = job("moved", 12)?;
+    let workers = orphans(&job, &format!("127.0.0.1:{}", free_port()?))?;
+    let began = Instant::now();
+    let mut run = job.start_with(&["--listen", &format!("127.0.0.1:{}", free_port()?)])?;
+    let status = run.wait_until("workers", |status| {
+        let there = status["workers"].as_array().map_or(0, Vec::len) == WORKERS.len();
+        there && status["step"].as_u64() >= Some(5)
+    })?;
+    ensure!(began.elapsed() < SILENCE, "it took {} s: {status}", began.elapsed().as_secs());
+    assert_eq!(job.workers()?, workers, "they were taken over");
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(12)?;
+    job.check_no_panic()
+}
+
 #[test]
 fn a_port_that_was_asked_for_and_is_taken_is_an_error() -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
