@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pacs_runtime::launch;
-use pacs_runtime::net::{PeerRole, dial};
-use tonic::transport::Channel;
+use pacs_runtime::net::{PeerRole, RunChannel, RunIdentity, dial};
 
 use crate::{Job, program};
 
@@ -142,15 +141,16 @@ impl Cluster {
         self.job.json_lines("metrics.jsonl").map_or(0, |lines| lines.len())
     }
 
-    /// A connection to the coordinator with the certificate of `role`.
+    /// A connection to the coordinator with the certificate of `role`, for calls of its run.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub async fn channel(&self, role: PeerRole) -> Result<Channel> {
+    pub async fn channel(&self, role: PeerRole) -> Result<RunChannel> {
         self.wait_for("coordinator", |cluster| cluster.said("coordinator").contains("serving "))?;
         let address = launch::find(&self.job.path("run").display().to_string())?;
         let security = launch::security(&self.certificates(), role)?;
-        Ok(dial(&address, PeerRole::Coordinator, &security).await?)
+        let run = RunIdentity::told(fs::read_to_string(self.job.path("run/run_id"))?.trim_end())?;
+        Ok(dial(&address, PeerRole::Coordinator, &security, &run).await?)
     }
 }
 

@@ -11,7 +11,7 @@ use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_runtime::Health;
-use pacs_runtime::net::{PeerRole, Security, dial};
+use pacs_runtime::net::{PeerRole, RunIdentity, Security, dial};
 use pacs_tests::{Cluster, Job};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -155,9 +155,12 @@ fn strangers_and_plain_text_are_turned_away() -> Result<()> {
         OperatorServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await?;
         let address = pacs_runtime::launch::find(&first.job.path("run").display().to_string())?;
         let stranger = pacs_runtime::launch::security(&second.certificates(), PeerRole::Operator)?;
-        assert!(dial(&address, PeerRole::Coordinator, &stranger).await.is_err(), "another authority's");
+        assert!(
+            dial(&address, PeerRole::Coordinator, &stranger, &RunIdentity::default()).await.is_err(),
+            "another authority's"
+        );
         // The connection may stand for a moment before the peer gives it up.
-        let plain = dial(&address, PeerRole::Coordinator, &Security::Plain).await;
+        let plain = dial(&address, PeerRole::Coordinator, &Security::Plain, &RunIdentity::default()).await;
         if let Ok(channel) = plain {
             assert!(OperatorServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await.is_err());
         }
@@ -207,7 +210,7 @@ fn probes_are_answered_in_plain_text() -> Result<()> {
     cluster.start_coordinator(&["--health-listen", &port.to_string()])?;
     runtime()?.block_on(async {
         cluster.channel(PeerRole::Operator).await?;
-        let channel = dial(&port.to_string(), PeerRole::Coordinator, &Security::Plain).await?;
+        let channel = dial(&port.to_string(), PeerRole::Coordinator, &Security::Plain, &RunIdentity::default()).await?;
         let mut client = HealthClient::new(channel);
         for service in ["", Health::READY, Health::PROGRESS] {
             let request = HealthCheckRequest { service: service.into() };

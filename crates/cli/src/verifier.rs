@@ -3,7 +3,7 @@
 use anyhow::Context;
 use pacs_runtime::launch::{PlaceError, Placement};
 use pacs_runtime::net::PeerRole;
-use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging};
+use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging, run_role};
 use pacs_verifier::{VerifierError, VerifierOptions};
 
 use crate::arguments::Verifier;
@@ -11,22 +11,15 @@ use crate::failure::Failure;
 
 pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
-    // Grading has threads of its own; these carry heartbeats and calls.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("start the runtime")
-        .map_err(Failure::bug)?;
-    let result = runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
-        let Placement { link, name } = arguments.worker.place(PeerRole::Verifier).await.map_err(misplaced)?;
-        let options = VerifierOptions { link, name, threads: threads(arguments.threads) };
+    let (worker, threads) = (arguments.worker.clone(), threads(arguments.threads));
+    // Grading has threads of its own; those of the runtime carry heartbeats and calls.
+    let ended = run_role(Shutdown::new(), |shutdown| async move {
+        let Placement { link, name } = worker.place(PeerRole::Verifier).await.map_err(misplaced)?;
+        let options = VerifierOptions { link, name, threads };
         pacs_verifier::run(options, shutdown).await.map_err(failure)
     });
-    runtime.shutdown_background();
-    result
+    let ended = ended.context("start the runtime and its signal handlers").map_err(Failure::bug);
+    ended.unwrap_or_else(Err)
 }
 
 /// As many as were asked for; 0: one a core.

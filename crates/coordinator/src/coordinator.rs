@@ -6,7 +6,7 @@ use std::thread::JoinHandle as ThreadHandle;
 use std::time::Duration;
 
 use pacs_machine::StopMode;
-use pacs_runtime::net::{Security, accept};
+use pacs_runtime::net::{RunGate, RunIdentity, Security, accept};
 use pacs_spec::JobSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -113,9 +113,11 @@ impl Coordinator {
         let shared = Shared::new(driver);
         shared.lock().go_on();
         follow(&shared, done);
+        let run = RunIdentity::told(&run_id).expect("what the run folder holds was checked");
+        let gate = RunGate::new(run);
         let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
-        let router = services::router(&shared, &attempt);
+        let router = services::router(&shared, &attempt, &gate);
         // Ends when the coordinator is dropped, after the calls that wait.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
@@ -160,7 +162,7 @@ impl Coordinator {
 
     /// The services, to be called without a network.
     pub(crate) fn services(&self) -> services::Services {
-        services::Services::new(&self.shared)
+        services::Services::new(&self.shared, self.run_id())
     }
 
     /// Asks the run to save and end at the next safe point.

@@ -27,5 +27,5 @@ pub use error::{FileError, StartError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 #[cfg(any(test, feature = "faults"))]
 pub use records::slow_disk;
-pub use records::{CoordinatorRecord, identify, is_run_id, run_id};
+pub use records::{CoordinatorRecord, identify, run_id};
 pub use timing::Timing;

@@ -9,7 +9,7 @@ use std::fs::File;
 use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
-use pacs_runtime::{Link, Membership, WorkerIdentity};
+use pacs_runtime::{Link, Membership, Shutdown, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use support::{Fleet, Job, Killable, end_of, until};
@@ -66,7 +66,7 @@ async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordina
     let link = Link { attempt: "1.1".to_owned(), ..link };
     let (role, name) = (pacs_types::Role::Verifier, "verifier-9".to_owned());
     let identity = WorkerIdentity { role, name, collective_address: String::new() };
-    let joining = tokio::spawn(async move { Membership::join(&link, &identity).await });
+    let joining = tokio::spawn(async move { Membership::join(&link, &identity, &Shutdown::new()).await });
     // Not a wait: time to ask the wrong one.
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(!joining.is_finished(), "it is of another start");

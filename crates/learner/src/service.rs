@@ -1,5 +1,6 @@
 //! The worker: membership, generations, tasks. The trainer has a thread of its own.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{Guard, PeerRole, Security, accept, check_role};
-use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::net::{Guard, PeerRole, RunChannel, RunGate, Security, accept, check_role, server};
+use pacs_runtime::trace::{self, TraceContext};
+use pacs_runtime::{Exit, JoinError, Link, Membership, Policy, Shutdown, Stop, Worker, WorkerIdentity, work};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
@@ -21,8 +23,6 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use crate::publish::Publisher;
 use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup, written};
@@ -33,8 +33,10 @@ const CALL_WAIT: Duration = Duration::from_secs(5);
 const WAIT_MS: u32 = CALL_WAIT.as_millis() as u32;
 /// How long a call may take beyond its own waiting time (a batch of long answers is a large message).
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
-/// How long the coordinator may fail to answer before the registration is given up.
-const PATIENCE: Duration = Duration::from_secs(120);
+
+const JOIN_GENERATION: Policy = Policy::new("JoinGeneration", CALL_WAIT.saturating_add(CALL_DEADLINE));
+const NEXT_TASK: Policy = Policy::new("NextTask", CALL_WAIT.saturating_add(CALL_DEADLINE));
+const COMPLETE_TASK: Policy = Policy::new("CompleteTask", CALL_DEADLINE);
 
 /// How to run a learner rank.
 #[derive(Clone, Debug)]
@@ -108,27 +110,35 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
         name: options.name.clone(),
         collective_address: listener.address().to_string(),
     };
-    loop {
-        let membership = Membership::join(&options.link, &identity).await?;
-        tracing::info!(worker = %membership.worker, "joined");
-        let work = serve(device, options.backend, &listener, &publisher, &membership);
-        match membership.run_until_ended(&shutdown, work).await {
-            Ended::Work(Err(ServeError::Fatal(error))) => {
-                membership.leave(Some(error.to_string())).await;
-                return Err(error);
-            }
-            Ended::Work(Err(ServeError::Rejoin(reason))) => {
-                tracing::warn!(reason, "joining again");
-                membership.leave(Some(reason)).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            Ended::Work(Ok(never)) => match never {},
-            Ended::Lost => tracing::warn!("registration lost, joining again"),
-            Ended::Leave(exit) => {
-                membership.leave(None).await;
-                return Ok(exit);
-            }
-        }
+    let (link, backend) = (options.link, options.backend);
+    work(&link, &identity, &shutdown, &mut Learner { device, backend, listener, publisher }).await
+}
+
+/// What outlives a registration.
+struct Learner {
+    device: Device,
+    backend: Backend,
+    listener: Arc<HostListener>,
+    publisher: Arc<Publisher>,
+}
+
+impl Worker for Learner {
+    type Error = LearnerError;
+
+    async fn serve(&mut self, membership: &Membership) -> Result<Infallible, ServeError> {
+        let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
+        let spec: JobSpec =
+            toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+        let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
+        let run_id = membership.run_id.get().unwrap_or_default().to_owned();
+        let Self { device, backend, .. } = *self;
+        let (listener, publisher) = (Arc::clone(&self.listener), Arc::clone(&self.publisher));
+        let thread = LearnerThread::start(ThreadSetup { spec, run_id, device, backend, listener, publisher });
+        let client = LearnerServiceClient::new(membership.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let mut rank = Rank { client, worker: membership.worker.0, thread, patience, membership };
+        rank.run().await
     }
 }
 
@@ -157,8 +167,9 @@ async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerE
     let publisher = Publisher::new(&slot, address.to_string())
         .map_err(|error| config(format!("prepare the folder for published weights: {error}")))?;
     let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]));
-    let server = tonic::transport::Server::builder().add_service(service);
+    let gate = RunGate::new(options.link.run_id.clone());
+    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]).of_run(&gate));
+    let server = server().add_service(service);
     let incoming = accept(socket, options.link.security.clone());
     tokio::spawn(async move {
         if let Err(error) = server.serve_with_incoming(incoming).await {
@@ -170,36 +181,10 @@ async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerE
 }
 
 /// Why serving under one registration stopped.
-enum ServeError {
-    /// The worker cannot go on at all.
-    Fatal(LearnerError),
-    /// This registration cannot go on: another one starts afresh.
-    Rejoin(String),
-}
-
-enum Never {}
-
-async fn serve(
-    device: Device,
-    backend: Backend,
-    listener: &Arc<HostListener>,
-    publisher: &Arc<Publisher>,
-    membership: &Membership,
-) -> Result<Never, ServeError> {
-    let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
-    let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
-    let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
-    let (listener, publisher) = (Arc::clone(listener), Arc::clone(publisher));
-    let thread = LearnerThread::start(ThreadSetup { spec, device, backend, listener, publisher });
-    let client = LearnerServiceClient::new(membership.channel.clone())
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let mut rank = Rank { client, worker: membership.worker.0, thread, patience, membership };
-    rank.run().await
-}
+type ServeError = Stop<LearnerError>;
 
 struct Rank<'a> {
-    client: LearnerServiceClient<Channel>,
+    client: LearnerServiceClient<RunChannel>,
     worker: u64,
     thread: LearnerThread,
     /// How long the thread may take to come back from a job that nobody wants any more: as long as a task may take.
@@ -208,7 +193,7 @@ struct Rank<'a> {
 }
 
 impl Rank<'_> {
-    async fn run(&mut self) -> Result<Never, ServeError> {
+    async fn run(&mut self) -> Result<Infallible, ServeError> {
         loop {
             let group = self.next_generation().await?;
             let generation = group.generation;
@@ -235,11 +220,12 @@ impl Rank<'_> {
         loop {
             let request = v1::JoinGenerationRequest { worker_id: self.worker, wait_ms: WAIT_MS };
             let client = self.client.clone();
-            let reply = patiently("asking for the learner group", || {
-                let mut client = client.clone();
-                async move { client.join_generation(request).await }
-            })
-            .await?;
+            let reply = JOIN_GENERATION
+                .run(|| {
+                    let mut client = client.clone();
+                    async move { client.join_generation(request).await }
+                })
+                .await?;
             // No group means "not yet": the waiting happens at the coordinator.
             if let Some(group) = reply.group {
                 return Ok(group);
@@ -254,11 +240,12 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
             let client = self.client.clone();
-            let next = patiently("asking for a task", || {
-                let mut client = client.clone();
-                async move { client.next_task(request).await }
-            })
-            .await?;
+            let next = NEXT_TASK
+                .run(|| {
+                    let mut client = client.clone();
+                    async move { client.next_task(request).await }
+                })
+                .await?;
             let (job, activity) = match next.task {
                 None => continue,
                 Some(Task::Regroup(regroup)) => {
@@ -276,7 +263,14 @@ impl Rank<'_> {
                 }
             };
             self.activity(&activity);
-            let (result, outcome) = match self.unless_dissolved(generation, abort, job, &activity).await? {
+            let context = match job.step() {
+                Some(step) => TraceContext::of_step(self.membership.run_id.get().unwrap_or_default(), step),
+                None => TraceContext::random(),
+            };
+            let (trace_id, step) = (context.trace_id(), job.step());
+            let span = tracing::info_span!("task", %trace_id, generation, task = next.task_id, step);
+            let done = self.unless_dissolved(generation, abort, job, &activity);
+            let (result, outcome) = match trace::within(context, span.clone(), done).await? {
                 None => return Ok(()),
                 Some(Done::Task(result)) => (result, None),
                 Some(Done::Captured(outcome)) => (TaskResult::Captured(v1::CaptureResult {}), Some(outcome)),
@@ -293,14 +287,16 @@ impl Rank<'_> {
                 result: Some(result),
             };
             let client = self.client.clone();
-            patiently("reporting a task", || {
+            let reported = COMPLETE_TASK.run(|| {
                 let (mut client, request) = (client.clone(), request.clone());
                 async move { client.complete_task(request).await }
-            })
-            .await?;
+            });
+            trace::within(context, span.clone(), reported).await?;
+            self.membership.activity.served();
             if let Some(outcome) = outcome {
                 let request = v1::CompleteTaskRequest { result: None, ..request };
-                _writing = Some(AbortTaskOnDrop(tokio::spawn(report_written(self.client.clone(), request, outcome))));
+                let report = trace::within(context, span, report_written(self.client.clone(), request, outcome));
+                _writing = Some(AbortTaskOnDrop(tokio::spawn(report)));
             }
         }
     }
@@ -335,11 +331,12 @@ impl Rank<'_> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
             let client = self.client.clone();
-            let next = patiently("asking for a task", || {
-                let mut client = client.clone();
-                async move { client.next_task(request).await }
-            })
-            .await?;
+            let next = NEXT_TASK
+                .run(|| {
+                    let mut client = client.clone();
+                    async move { client.next_task(request).await }
+                })
+                .await?;
             if let Some(Task::Regroup(regroup)) = next.task {
                 return Ok(regroup.reason);
             }
@@ -353,7 +350,7 @@ impl Rank<'_> {
 
 /// Reports `request` with the outcome of a write, once there is one.
 async fn report_written(
-    client: LearnerServiceClient<Channel>,
+    client: LearnerServiceClient<RunChannel>,
     request: v1::CompleteTaskRequest,
     outcome: oneshot::Receiver<Outcome>,
 ) {
@@ -364,14 +361,15 @@ async fn report_written(
         tracing::error!(request.generation, kind = ?failure.kind(), "checkpoint not written: {}", failure.message);
     }
     let request = v1::CompleteTaskRequest { result: Some(result), ..request };
-    let reported = patiently("reporting a written checkpoint", || {
-        let (mut client, request) = (client.clone(), request.clone());
-        async move { client.complete_task(request).await }
-    })
-    .await;
-    if let Err(ServeError::Rejoin(reason)) = reported {
+    let reported = COMPLETE_TASK
+        .run(|| {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.complete_task(request).await }
+        })
+        .await;
+    if let Err(error) = reported {
         // The coordinator has given the checkpoint up, or will when it hears nothing.
-        tracing::warn!(reason, "the written checkpoint could not be reported");
+        tracing::warn!("the written checkpoint could not be reported: {error}");
     }
 }
 
@@ -391,35 +389,6 @@ fn bug(problem: &str) -> ServeError {
 async fn within(patience: Duration, activity: &str, running: impl Future) -> Result<(), ServeError> {
     let stuck = |_| LearnerError::Stuck { activity: activity.to_owned(), waited: patience };
     tokio::time::timeout(patience, running).await.map(drop).map_err(stuck).map_err(ServeError::Fatal)
-}
-
-/// Makes a call, again and again while the coordinator cannot be reached, for as long as [`PATIENCE`] lasts.
-async fn patiently<T, F>(doing: &str, call: impl Fn() -> F) -> Result<T, ServeError>
-where
-    F: Future<Output = Result<tonic::Response<T>, Status>>,
-{
-    let started = std::time::Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    loop {
-        let problem = match tokio::time::timeout(CALL_WAIT + CALL_DEADLINE, call()).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
-            Ok(Err(status)) => match status.code() {
-                Code::NotFound => return Err(ServeError::Rejoin("the coordinator does not know this worker".into())),
-                Code::FailedPrecondition | Code::InvalidArgument => {
-                    return Err(ServeError::Rejoin(status.message().to_owned()));
-                }
-                _ => status.message().to_owned(),
-            },
-            Err(_) => format!("no answer within {} s", (CALL_WAIT + CALL_DEADLINE).as_secs()),
-        };
-        if started.elapsed() > PATIENCE {
-            let waited = started.elapsed().as_secs();
-            return Err(ServeError::Rejoin(format!(
-                "{doing}: the coordinator has not answered for {waited} s: {problem}"
-            )));
-        }
-        tokio::time::sleep(backoff.wait()).await;
-    }
 }
 
 struct AbortOnDrop(AbortHandle);

@@ -15,6 +15,7 @@ use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{device_memory, multiplies_bf16, release_memory};
 use pacs_types::Generation;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use crate::batch::TrainBatch;
 use crate::checkpoint::CheckpointError;
@@ -47,6 +48,8 @@ pub enum Backend {
 #[derive(Debug)]
 pub(crate) struct ThreadSetup {
     pub(crate) spec: JobSpec,
+    /// Keeps ranks of other runs of the same job out of the communicator.
+    pub(crate) run_id: String,
     pub(crate) device: Device,
     pub(crate) backend: Backend,
     pub(crate) listener: Arc<HostListener>,
@@ -64,6 +67,17 @@ pub(crate) enum Job {
     Save(v1::SaveTask),
 }
 
+impl Job {
+    /// The step that it is about.
+    pub(crate) fn step(&self) -> Option<u64> {
+        match self {
+            Self::Join(..) | Self::Prepare => None,
+            Self::Train(task) => Some(task.step),
+            Self::Save(task) => Some(task.step),
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Done {
@@ -78,19 +92,19 @@ pub(crate) enum Done {
 /// Handle of the thread; dropping it ends the thread after its job.
 #[derive(Clone, Debug)]
 pub(crate) struct LearnerThread {
-    jobs: sync::SyncSender<(Job, oneshot::Sender<Done>)>,
+    jobs: sync::SyncSender<(Job, Span, oneshot::Sender<Done>)>,
 }
 
 impl LearnerThread {
     pub(crate) fn start(setup: ThreadSetup) -> Self {
         // One job at a time is all that the service ever has.
-        let (jobs, inbox) = sync::sync_channel::<(Job, oneshot::Sender<Done>)>(1);
+        let (jobs, inbox) = sync::sync_channel::<(Job, Span, oneshot::Sender<Done>)>(1);
         std::thread::spawn(move || {
             let writer = Writer::default();
             let mut state = State { setup, group: None, collective: None, trainer: None, writer };
-            while let Ok((job, reply)) = inbox.recv() {
+            while let Ok((job, span, reply)) = inbox.recv() {
                 // A caller that is gone lost its registration; the job's effects are fenced by generation.
-                let _ = reply.send(state.run(job));
+                let _ = reply.send(span.in_scope(|| state.run(job)));
             }
         });
         Self { jobs }
@@ -99,7 +113,7 @@ impl LearnerThread {
     /// Does a job; `None` when the thread is gone.
     pub(crate) async fn run(&self, job: Job) -> Option<Done> {
         let (reply, done) = oneshot::channel();
-        self.jobs.try_send((job, reply)).ok()?;
+        self.jobs.try_send((job, Span::current(), reply)).ok()?;
         done.await.ok()
     }
 }
@@ -140,7 +154,7 @@ impl State {
             tracing::warn!("{busy}; going on beside it");
         }
         let config = GroupConfig {
-            job: self.setup.spec.name.clone(),
+            job: self.setup.run_id.clone(),
             generation: Generation(group.generation),
             rank: group.rank as usize,
             addresses: group.addresses.clone(),

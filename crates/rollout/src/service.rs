@@ -1,18 +1,18 @@
 //! The worker: membership, leases in, samples out. The engine has a thread of its own.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::Security;
-use pacs_runtime::{Activity, Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::net::RunChannel;
+use pacs_runtime::trace::TraceContext;
+use pacs_runtime::{Activity, Exit, JoinError, Link, Membership, Policy, Shutdown, Stop, Worker, WorkerIdentity, work};
 use pacs_spec::JobSpec;
 use pacs_types::{GroupId, NoiseKey, Role, SampleId};
 use tokio::sync::{mpsc, watch};
-use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::submit::{Held, Submitting};
 use crate::thread::{Command, EngineThread, Setup};
@@ -23,6 +23,8 @@ use crate::{GroupJob, SamplingOptions};
 const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// How long any call may take beyond its own waiting time.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(20);
+
+const LEASE_GROUPS: Policy = Policy::new("LeaseGroups", LEASE_WAIT.saturating_add(CALL_DEADLINE));
 
 /// How to run a rollout worker.
 #[derive(Clone, Debug)]
@@ -73,43 +75,27 @@ impl RolloutError {
 pub async fn run(options: RolloutOptions, shutdown: Shutdown) -> Result<Exit, RolloutError> {
     let identity =
         WorkerIdentity { role: Role::Rollout, name: options.name.clone(), collective_address: String::new() };
-    loop {
-        let membership = Membership::join(&options.link, &identity).await?;
-        tracing::info!(worker = %membership.worker, "joined");
-        let ended = membership.run_until_ended(&shutdown, serve(&options, &membership)).await;
-        match ended {
-            Ended::Work(Ok(never)) => match never {},
-            Ended::Work(Err(ServeError::Fatal(error))) => {
-                membership.leave(Some(error.to_string())).await;
-                return Err(error);
-            }
-            Ended::Work(Err(ServeError::Rejoin(reason))) => {
-                tracing::warn!(reason, "joining again");
-                membership.leave(Some(reason)).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            Ended::Lost => tracing::warn!("registration lost, joining again"),
-            Ended::Leave(exit) => {
-                membership.leave(None).await;
-                return Ok(exit);
-            }
-        }
+    let link = options.link.clone();
+    work(&link, &identity, &shutdown, &mut Rollout { options }).await
+}
+
+/// What outlives a registration.
+struct Rollout {
+    options: RolloutOptions,
+}
+
+impl Worker for Rollout {
+    type Error = RolloutError;
+
+    async fn serve(&mut self, membership: &Membership) -> Result<Infallible, ServeError> {
+        serve(&self.options, membership).await
     }
 }
 
 /// Why serving under one registration stopped.
-#[derive(Debug)]
-pub(crate) enum ServeError {
-    /// The worker cannot go on at all.
-    Fatal(RolloutError),
-    /// This registration cannot go on: another one starts afresh.
-    Rejoin(String),
-}
+pub(crate) type ServeError = Stop<RolloutError>;
 
-#[derive(Debug)]
-pub(crate) enum Never {}
-
-async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Never, ServeError> {
+async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Infallible, ServeError> {
     let config = |problem: String| ServeError::Fatal(RolloutError::Config(problem));
     let spec: JobSpec = toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
     let setup = Setup::read(&spec, options.cuda, options.threads).map_err(|error| config(error.to_string()))?;
@@ -130,17 +116,25 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
         leases: leases_sender,
         commands: thread.commands.clone(),
         scratch: scratch.path.clone(),
-        security: options.link.security.clone(),
+        link: options.link.clone(),
         activity: membership.activity.clone(),
     };
+    let activity = membership.activity.clone();
     let submit = move |request| {
-        let mut client = client.clone();
-        async move { client.submit_sample(request).await.map(drop) }
+        let (mut client, activity) = (client.clone(), activity.clone());
+        async move { client.submit_sample(request).await.map(|_| activity.served()) }
     };
     let activity = membership.activity.clone();
     let progress = move |in_flight| activity.set(format!("generating {in_flight} samples"));
-    let submitting =
-        Submitting::new(submit, membership.worker.0, in_flight_sender, leases, thread.commands.clone(), progress);
+    let submitting = Submitting::new(
+        submit,
+        membership.worker.0,
+        &membership.run_id,
+        in_flight_sender,
+        leases,
+        thread.commands.clone(),
+        progress,
+    );
     tokio::select! {
         result = leasing.run() => result,
         result = submitting.run(outputs) => result,
@@ -149,7 +143,7 @@ async fn serve(options: &RolloutOptions, membership: &Membership) -> Result<Neve
 
 /// Asks for groups whenever there is room.
 struct Leasing {
-    client: RolloutServiceClient<Channel>,
+    client: RolloutServiceClient<RunChannel>,
     worker: u64,
     rows: usize,
     /// Samples on lease that were not handed in yet.
@@ -160,13 +154,12 @@ struct Leasing {
     commands: std::sync::mpsc::Sender<Command>,
     scratch: PathBuf,
     /// How weights are fetched from a learner elsewhere.
-    security: Security,
+    link: Link,
     activity: Activity,
 }
 
 impl Leasing {
-    async fn run(mut self) -> Result<Never, ServeError> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    async fn run(mut self) -> Result<Infallible, ServeError> {
         // The same number until there is an answer, so that leases whose answer was lost are given again.
         let mut number = 1;
         loop {
@@ -185,19 +178,14 @@ impl Leasing {
                 wait_ms: LEASE_WAIT.as_millis() as u32,
                 request: number,
             };
-            let reply = tokio::time::timeout(LEASE_WAIT + CALL_DEADLINE, self.client.lease_groups(request)).await;
-            match reply {
-                Ok(Ok(reply)) => {
-                    backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-                    number += 1;
-                    for lease in reply.into_inner().groups {
-                        self.start(lease).await?;
-                    }
-                }
-                Ok(Err(status)) if status.code() == Code::NotFound => {
-                    return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
-                }
-                Ok(Err(_)) | Err(_) => tokio::time::sleep(backoff.wait()).await,
+            let call = || {
+                let mut client = self.client.clone();
+                async move { client.lease_groups(request).await }
+            };
+            let reply = LEASE_GROUPS.run(call).await?;
+            number += 1;
+            for lease in reply.groups {
+                self.start(lease).await?;
             }
         }
     }
@@ -206,7 +194,7 @@ impl Leasing {
         let bad = |problem: &str| ServeError::Rejoin(format!("lease {} is malformed: {problem}", lease.lease_id));
         let sampling = lease.sampling.clone().ok_or_else(|| bad("no sampling options"))?;
         let reference = lease.weights.clone().ok_or_else(|| bad("no weights"))?;
-        let path = weights::ensure_local(&reference, &self.scratch, &self.security)
+        let path = weights::ensure_local(&reference, &self.scratch, &self.link)
             .await
             .map_err(|error| ServeError::Rejoin(error.to_string()))?;
         let key = |wanted: &v1::WantedSample| {
@@ -227,6 +215,8 @@ impl Leasing {
             },
         };
         let samples = job.samples.len();
+        let trace_id = TraceContext::of_group(self.link.run_id.get().unwrap_or_default(), lease.group_id).trace_id();
+        tracing::debug!(%trace_id, group = lease.group_id, lease = lease.lease_id, samples, "group leased");
         self.in_flight.send_modify(|in_flight| *in_flight += samples);
         let held = Held { lease: lease.lease_id, group: lease.group_id, samples_left: samples };
         let gone = |_| ServeError::Rejoin("the submitting side ended".into());

@@ -5,24 +5,26 @@
 //! which is repeated until it is answered, so that what is lost on the way costs nobody else anything.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use pacs_protocol::v1;
-use pacs_runtime::Backoff;
+use pacs_runtime::net::RunIdentity;
+use pacs_runtime::trace::{self, TraceContext};
+use pacs_runtime::{CallError, PATIENCE, Policy};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
-use crate::service::{CALL_DEADLINE, Never, RolloutError, ServeError};
+use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
 use crate::thread::{Command, Output};
 
 /// Calls on their way at once; another sample waits, and with it, when the queue of finished ones is full, generation.
 const WINDOW: usize = 64;
-/// How long a sample that cannot be handed in is kept, before the worker gives up its registration.
-const PATIENCE: Duration = Duration::from_secs(120);
+
+const SUBMIT_SAMPLE: Policy = Policy::new("SubmitSample", CALL_DEADLINE);
 
 /// What a lease is about; the engine's ticket is the lease number.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Held {
 pub(crate) struct Submitting<C> {
     call: C,
     worker: u64,
+    run_id: String,
     in_flight: watch::Sender<usize>,
     leases: mpsc::Receiver<Held>,
     held: HashMap<u64, Held>,
@@ -68,6 +71,7 @@ where
     pub(crate) fn new(
         call: C,
         worker: u64,
+        run_id: &RunIdentity,
         in_flight: watch::Sender<usize>,
         leases: mpsc::Receiver<Held>,
         commands: std::sync::mpsc::Sender<Command>,
@@ -75,10 +79,11 @@ where
     ) -> Self {
         let (held, window) = (HashMap::new(), Window::default());
         let progress = Box::new(progress);
-        Self { call, worker, in_flight, leases, held, commands, progress, patience: PATIENCE, window }
+        let run_id = run_id.get().unwrap_or_default().to_owned();
+        Self { call, worker, run_id, in_flight, leases, held, commands, progress, patience: PATIENCE, window }
     }
 
-    pub(crate) async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Never, ServeError> {
+    pub(crate) async fn run(mut self, mut outputs: mpsc::Receiver<Output>) -> Result<Infallible, ServeError> {
         loop {
             let event = tokio::select! {
                 output = outputs.recv(), if self.window.len() < WINDOW => Event::Output(output),
@@ -117,7 +122,7 @@ where
     fn submit(&mut self, finished: crate::Finished) {
         let Some(held) = self.held.get_mut(&finished.ticket) else { return };
         held.samples_left -= 1;
-        let (lease, group_id) = (held.lease, held.group);
+        let (lease, group_id, version) = (held.lease, held.group, finished.sample.version);
         if held.samples_left == 0 {
             self.held.remove(&finished.ticket);
         }
@@ -128,7 +133,11 @@ where
             sample_index: finished.index,
             sample: Some(finished.sample.into()),
         };
-        self.window.push(Box::pin(deliver(self.call.clone(), request, self.patience)));
+        let context = TraceContext::of_group(&self.run_id, group_id);
+        let (trace_id, sample, version) = (context.trace_id(), finished.index, version.0);
+        let span = tracing::info_span!("sample", %trace_id, group = group_id, sample, lease, version);
+        let delivered = deliver(self.call.clone(), request, self.patience);
+        self.window.push(Box::pin(trace::within(context, span, delivered)));
     }
 
     fn settle(&mut self, answer: Answer) {
@@ -150,31 +159,25 @@ where
     C: Fn(v1::SubmitSampleRequest) -> F,
     F: Future<Output = Result<(), Status>>,
 {
-    let answer = |taken| Ok(Answer { lease: request.lease_id, taken });
-    let started = Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    loop {
-        let reply = tokio::time::timeout(CALL_DEADLINE, call(request.clone())).await;
-        let problem = match reply {
-            Ok(Ok(())) => return answer(true),
-            Ok(Err(status)) if status.code() == Code::FailedPrecondition => return answer(false),
-            Ok(Err(status)) if status.code() == Code::NotFound => {
-                return Err(ServeError::Rejoin("the coordinator does not know this worker".into()));
-            }
-            Ok(Err(status)) if status.code() == Code::InvalidArgument => {
-                return Err(ServeError::Fatal(RolloutError::Engine(format!(
-                    "the coordinator refused a sample: {}",
-                    status.message()
-                ))));
-            }
-            Ok(Err(status)) => status.message().to_owned(),
-            Err(_) => format!("no answer within {} s", CALL_DEADLINE.as_secs()),
-        };
-        if started.elapsed() > patience {
-            return Err(ServeError::Rejoin(format!("samples cannot be handed in: {problem}")));
+    let lease = request.lease_id;
+    let submitted = SUBMIT_SAMPLE.patience(patience).run(move || {
+        let submitted = call(request.clone());
+        async move { submitted.await.map(Response::new) }
+    });
+    let taken = match submitted.await {
+        Ok(()) => {
+            tracing::debug!("sample handed in");
+            true
         }
-        tokio::time::sleep(backoff.wait()).await;
-    }
+        // The lease lapsed.
+        Err(CallError::Refused { code: Code::FailedPrecondition, .. }) => false,
+        Err(CallError::Refused { message, .. }) => {
+            let problem = format!("the coordinator refused a sample: {message}");
+            return Err(ServeError::Fatal(RolloutError::Engine(problem)));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Answer { lease, taken })
 }
 
 /// Futures that run side by side and give their results in the order in which they were put in.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use pacs_model::Parameters;
 use pacs_protocol::v1::weight_service_client::WeightServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{PeerRole, Security, dial};
+use pacs_runtime::Link;
+use pacs_runtime::net::PeerRole;
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{ViewError, bytes, bytes_mut};
 
@@ -43,7 +44,7 @@ pub(crate) fn kind(reference: &v1::WeightsRef) -> Option<Kind> {
 pub(crate) async fn ensure_local(
     reference: &v1::WeightsRef,
     scratch: &Path,
-    security: &Security,
+    link: &Link,
 ) -> Result<PathBuf, WeightsError> {
     let published = PathBuf::from(&reference.path);
     if published.metadata().is_ok_and(|file| file.len() == reference.bytes) || reference.address.is_empty() {
@@ -51,7 +52,7 @@ pub(crate) async fn ensure_local(
     }
     let copy = scratch.join(format!("weights-{}-{}", reference.generation, reference.version));
     let problem = |problem: String| WeightsError::Fetch { address: reference.address.clone(), problem };
-    let channel = dial(&reference.address, PeerRole::Learner, security).await;
+    let channel = link.dial(&reference.address, PeerRole::Learner).await;
     let channel = channel.map_err(|error| problem(error.to_string()))?;
     let mut client = WeightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut file = File::create(&copy).map_err(|error| WeightsError::File { path: copy.clone(), error })?;

@@ -1,24 +1,35 @@
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
 /// Waiting times that double up to a limit, for things that are tried again.
-#[derive(Clone, Debug)]
+///
+/// Each is drawn between a half and the whole of its turn: the workers of a run lose their coordinator at one moment, and
+/// must not all come back at one.
+#[derive(Debug)]
 pub struct Backoff {
-    next: Duration,
+    waits: ExponentialBackoff,
     limit: Duration,
 }
 
 impl Backoff {
-    /// Starts with `first`, never waits longer than `limit`.
+    /// Starts with at most `first`, never waits longer than `limit`.
     #[must_use]
     pub fn new(first: Duration, limit: Duration) -> Self {
-        Self { next: first, limit }
+        // The crate adds a random part of the same size to each wait.
+        let waits = ExponentialBuilder::new()
+            .with_factor(2.0)
+            .with_min_delay(first.min(limit) / 2)
+            .with_max_delay(limit / 2)
+            .without_max_times()
+            .with_jitter()
+            .build();
+        Self { waits, limit }
     }
 
     /// How long to wait before the next try.
     pub fn wait(&mut self) -> Duration {
-        let wait = self.next.min(self.limit);
-        self.next = (wait * 2).min(self.limit);
-        wait
+        self.waits.next().unwrap_or(self.limit).min(self.limit)
     }
 }
 
@@ -27,9 +38,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubles_up_to_the_limit() {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(350));
-        let waits: Vec<u128> = (0..4).map(|_| backoff.wait().as_millis()).collect();
-        assert_eq!(waits, [100, 200, 350, 350]);
+    fn doubles_up_to_the_limit_within_its_bounds() {
+        let turns = [100, 200, 350, 350].map(Duration::from_millis);
+        let mut all = Vec::new();
+        for _ in 0..200 {
+            let mut backoff = Backoff::new(turns[0], turns[2]);
+            for turn in turns {
+                let wait = backoff.wait();
+                assert!(turn / 2 <= wait && wait <= turn, "{wait:?} of a turn of {turn:?}");
+                all.push(wait);
+            }
+        }
+        all.sort();
+        all.dedup();
+        assert!(all.len() > 400, "workers that fail at one moment wait for different times: {} of 800", all.len());
+    }
+
+    #[test]
+    fn a_first_wait_beyond_the_limit_is_the_limit() {
+        let mut backoff = Backoff::new(Duration::from_secs(9), Duration::from_secs(1));
+        assert!((0..3).all(|_| backoff.wait() <= Duration::from_secs(1)));
     }
 }

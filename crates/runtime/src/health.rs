@@ -132,10 +132,11 @@ mod tests {
     use tonic_health::pb::health_client::HealthClient;
 
     use super::*;
-    use crate::net::{PeerRole, Security, dial};
+    use crate::net::{PeerRole, RunChannel, RunIdentity, Security, dial};
 
-    async fn client(address: std::net::SocketAddr) -> HealthClient<tonic::transport::Channel> {
-        let channel = dial(&address.to_string(), PeerRole::Coordinator, &Security::Plain).await;
+    async fn client(address: std::net::SocketAddr) -> HealthClient<RunChannel> {
+        let run = RunIdentity::default();
+        let channel = dial(&address.to_string(), PeerRole::Coordinator, &Security::Plain, &run).await;
         HealthClient::new(channel.expect("it listens"))
     }
 

@@ -1,21 +1,30 @@
 //! What every service process needs and no role should write twice: its place in a cluster, protected connections,
-//! membership with the coordinator, health, logging, exit codes, shutdown, and back-off.
+//! membership with the coordinator and the loop that keeps it ([`work`]), the policy of calls ([`Policy`]), traces, health,
+//! logging, exit codes, and shutdown.
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod call;
 mod exit;
 mod health;
 pub mod launch;
+mod log_level;
 mod logging;
 mod membership;
 mod memory;
 pub mod net;
+mod process;
 mod shutdown;
+pub mod trace;
+mod worker;
 
 pub use backoff::Backoff;
+pub use call::{CallError, Meaning, PATIENCE, Policy, Tries, meaning};
 pub use exit::Exit;
 pub use health::Health;
 pub use logging::{LogFormat, init_logging, set_log_level};
-pub use membership::{Activity, Ended, JoinError, Link, Membership, WorkerIdentity, connect};
+pub use membership::{Activity, Ended, HOLDER_MISSED_KEY, JoinError, Link, Membership, WorkerIdentity, connect};
 pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
+pub use process::run_role;
 pub use shutdown::Shutdown;
+pub use worker::{Stop, Worker, work};

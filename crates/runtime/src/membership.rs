@@ -1,21 +1,38 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
 use pacs_types::{Role, WorkerId};
 use tokio::sync::watch;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
-use crate::net::{DialError, PeerRole, PlainText, Security, dial};
-use crate::{Backoff, Exit, Health, Shutdown, launch, set_log_level};
+use crate::call::{Meaning, PATIENCE, Policy, Tries, meaning};
+use crate::log_level::apply_log_level;
+use crate::net::{
+    DialError, PeerRole, PlainText, RunChannel, RunIdentity, Security, dial, dial_any, of_run, run_of_refusal,
+};
+use crate::{Exit, Health, Shutdown, launch};
 
 /// How long one heartbeat may take before it counts as missed.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long one registration may take.
 const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Silence of a coordinator that is worth a line in the log.
+const SILENCE_TOLD: Duration = Duration::from_secs(5);
+
+/// How long a name may be held by a process that is dead: coordinators miss its heartbeats after 10 s by default, and
+/// say so when it is another time.
+const HOLDER_MISSED: Duration = Duration::from_secs(10);
+/// More than any coordinator waits for a heartbeat; what it says is not believed beyond.
+const LONGEST_HOLD: Duration = Duration::from_secs(600);
+
+/// Metadata key, on the refusal of a name that is held: after so many milliseconds without a heartbeat its holder is given up.
+pub const HOLDER_MISSED_KEY: &str = "pacs-missed-after-ms";
 
 /// Why a worker is not, or no longer, a member of the run.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +53,32 @@ pub enum JoinError {
         /// The last failure.
         last: String,
     },
+    /// The coordinator there holds another run, or another start of the job, together.
+    #[error("the own run was looked for at {address} for {} s, and another one is there: {last}", waited.as_secs())]
+    OtherRun {
+        /// Where.
+        address: String,
+        /// For how long it was looked for.
+        waited: Duration,
+        /// What its coordinator said last.
+        last: String,
+    },
     /// The connection would be in plain text.
     #[error(transparent)]
     PlainText(#[from] PlainText),
+    /// Another process has this worker's name, and is alive.
+    #[error(
+        "the name `{name}` belongs to another process, which has been alive for {} s of asking: {holder}; give every process a \
+         name of its own", waited.as_secs()
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// For how long it was asked for.
+        waited: Duration,
+        /// Who holds it, as the coordinator says.
+        holder: String,
+    },
     /// The coordinator does not want this worker.
     #[error("the coordinator refused the registration: {0}")]
     Refused(String),
@@ -50,16 +90,8 @@ impl JoinError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Address { .. } | Self::PlainText(_) => Exit::Usage,
-            Self::Unreachable { .. } => Exit::Again,
-            Self::Refused(_) => Exit::Config,
-        }
-    }
-
-    /// The same after it was tried for longer.
-    fn after(self, waited: Duration) -> Self {
-        match self {
-            Self::Unreachable { address, last, .. } => Self::Unreachable { address, waited, last },
-            other => other,
+            Self::Unreachable { .. } | Self::OtherRun { .. } => Exit::Again,
+            Self::NameTaken { .. } | Self::Refused(_) => Exit::Config,
         }
     }
 }
@@ -71,6 +103,12 @@ pub struct Link {
     pub coordinator: String,
     /// Which start of the job this worker belongs to; empty: any.
     pub attempt: String,
+    /// Which run it belongs to: what the environment says, else what the first registration does, for the life of the
+    /// process.
+    pub run_id: RunIdentity,
+    /// When the process was started, in microseconds since 1970, by somebody who had seen the end of every earlier process
+    /// of this name; 0: not known.
+    pub started: u64,
     /// How long to look for it, at the start and again after a registration is lost.
     pub join_timeout: Duration,
     /// How connections are protected, to the coordinator and between workers.
@@ -83,33 +121,87 @@ impl Link {
     /// A coordinator on this machine, spoken to in plain text.
     #[must_use]
     pub fn local(coordinator: impl Into<String>, join_timeout: Duration) -> Self {
-        let (security, health) = (Security::Plain, Health::default());
-        Self { coordinator: coordinator.into(), attempt: String::new(), join_timeout, security, health }
+        Self {
+            coordinator: coordinator.into(),
+            attempt: String::new(),
+            run_id: RunIdentity::default(),
+            started: 0,
+            join_timeout,
+            security: Security::Plain,
+            health: Health::default(),
+        }
+    }
+
+    /// Connects once to the process of role `peer` at `address` (host:port), as a member of the run.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn dial(&self, address: &str, peer: PeerRole) -> Result<RunChannel, DialError> {
+        dial(address, peer, &self.security, &self.run_id).await
     }
 }
 
-/// Connects to the coordinator at `address` (see [`Link::coordinator`]), trying again with back-off until `deadline` has passed.
+/// How a coordinator is looked for.
+const LOOK: Policy =
+    Policy::new("look for the coordinator", REGISTER_DEADLINE).waits(Duration::from_millis(50), LONGEST_WAIT);
+
+/// Between two tries to find it.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Connects to the coordinator at `address` (see [`Link::coordinator`]), whatever run it holds, trying again with back-off
+/// until `deadline` has passed: for operators.
 ///
 /// # Errors
 /// [`JoinError::Address`] and [`JoinError::PlainText`] at once, [`JoinError::Unreachable`] when the deadline has passed.
 pub async fn connect(address: &str, security: &Security, deadline: Duration) -> Result<Channel, JoinError> {
-    let started = Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut tries = LOOK.patience(deadline).tries();
     loop {
-        let found = match launch::find(address) {
-            Ok(found) => dial(&found, PeerRole::Coordinator, security).await,
-            Err(error) => Err(DialError::Unreachable(error.to_string())),
-        };
-        let last = match found {
+        let last = match find(address, security).await {
             Ok(channel) => return Ok(channel),
-            Err(DialError::Address(address)) => return Err(JoinError::Address { address }),
-            Err(DialError::PlainText(error)) => return Err(error.into()),
-            Err(DialError::Unreachable(last)) => last,
+            Err(Failed::Passing(last)) => last,
+            Err(failed) => return Err(failed.into_error(address, &tries)),
         };
-        if started.elapsed() >= deadline {
-            return Err(JoinError::Unreachable { address: address.to_owned(), waited: started.elapsed(), last });
+        if !tries.again("look for the coordinator", &last).await {
+            return Err(Failed::Passing(last).into_error(address, &tries));
         }
-        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+/// Looks for the coordinator once. It may have moved since the last time.
+async fn find(address: &str, security: &Security) -> Result<Channel, Failed> {
+    let found = launch::find(address).map_err(|error| Failed::Passing(error.to_string()))?;
+    dial_any(&found, PeerRole::Coordinator, security).await.map_err(|error| match error {
+        DialError::Address(address) => Failed::Final(JoinError::Address { address }),
+        DialError::PlainText(error) => Failed::Final(error.into()),
+        DialError::Unreachable(problem) => Failed::Passing(problem),
+    })
+}
+
+/// Why one try to join did not succeed.
+enum Failed {
+    /// No other try can help.
+    Final(JoinError),
+    /// Nobody is there, or not yet.
+    Passing(String),
+    /// A coordinator of this run, or of another start of the job, is there.
+    OtherRun(String),
+    /// A process of this name is a member, and is given up after this silence.
+    NameTaken { name: String, holder: String, missed_after: Duration },
+    /// The coordinator says no.
+    Refused(String),
+}
+
+impl Failed {
+    /// The error, when there is no other try.
+    fn into_error(self, address: &str, tries: &Tries) -> JoinError {
+        let (address, waited) = (address.to_owned(), tries.waited());
+        match self {
+            Self::Final(error) => error,
+            Self::Passing(last) => JoinError::Unreachable { address, waited, last },
+            Self::OtherRun(last) => JoinError::OtherRun { address, waited, last },
+            Self::NameTaken { name, holder, .. } => JoinError::NameTaken { name, waited, holder },
+            Self::Refused(message) => JoinError::Refused(message),
+        }
     }
 }
 
@@ -124,18 +216,31 @@ pub struct WorkerIdentity {
     pub collective_address: String,
 }
 
-/// What the worker is doing, for the status page. Clones share the value.
+/// What the worker is doing, for the status page, and whether anything came of it. Clones share the value.
 #[derive(Clone, Debug)]
-pub struct Activity(Arc<watch::Sender<String>>);
+pub struct Activity {
+    text: Arc<watch::Sender<String>>,
+    served: Arc<AtomicBool>,
+}
 
 impl Activity {
     fn new() -> Self {
-        Self(Arc::new(watch::Sender::new("starting".to_owned())))
+        Self { text: Arc::new(watch::Sender::new("starting".to_owned())), served: Arc::default() }
     }
 
     /// Replaces the value; sent with the next heartbeat.
     pub fn set(&self, activity: impl Into<String>) {
-        self.0.send_replace(activity.into());
+        self.text.send_replace(activity.into());
+    }
+
+    /// Says that the coordinator has taken a result: the registration was worth it.
+    pub fn served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the coordinator has taken a result under this registration.
+    pub(crate) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 }
 
@@ -148,8 +253,10 @@ pub struct Membership {
     pub job_spec: String,
     /// The run folder on the coordinator's machine.
     pub run_dir: String,
+    /// The run.
+    pub run_id: RunIdentity,
     /// The connection, for the services of the role.
-    pub channel: Channel,
+    pub channel: RunChannel,
     /// What the worker does now.
     pub activity: Activity,
     ended: watch::Receiver<Option<End>>,
@@ -160,20 +267,31 @@ pub struct Membership {
 }
 
 /// Why a membership ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
     /// The coordinator said: leave, and how.
     Leave(Exit),
-    /// The registration is unknown or the coordinator cannot be reached.
-    Lost,
+    /// The registration is unknown, the coordinator cannot be reached, or it is another run's.
+    Lost(String),
 }
 
 impl Membership {
-    /// Connects, registers, and starts the heartbeats.
+    /// Connects, registers, and starts the heartbeats. A process that has to end at once is ended through `shutdown`.
     ///
     /// # Errors
     /// See [`JoinError`].
-    pub async fn join(link: &Link, identity: &WorkerIdentity) -> Result<Self, JoinError> {
+    pub async fn join(link: &Link, identity: &WorkerIdentity, shutdown: &Shutdown) -> Result<Self, JoinError> {
+        Self::join_again(link, identity, shutdown, false).await
+    }
+
+    /// The same; a process that `was_member` does not take a refusal for final while it looks for its run, for it may come
+    /// from a coordinator that is just starting.
+    pub(crate) async fn join_again(
+        link: &Link,
+        identity: &WorkerIdentity,
+        shutdown: &Shutdown,
+        was_member: bool,
+    ) -> Result<Self, JoinError> {
         let request = v1::RegisterRequest {
             role: v1::Role::from(identity.role).into(),
             name: identity.name.clone(),
@@ -182,21 +300,36 @@ impl Membership {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             collective_address: identity.collective_address.clone(),
             attempt: link.attempt.clone(),
-            run_id: String::new(),
-            started: 0,
+            run_id: link.run_id.get().unwrap_or_default().to_owned(),
+            started: link.started,
         };
-        let (channel, client, registered) = register(link, request).await?;
+        let Registered { channel, client, answer } = register(link, request, was_member).await?;
         let activity = Activity::new();
         let (end, ended) = watch::channel(None);
-        let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(10)));
-        let worker = WorkerId(registered.worker_id);
+        let worker = WorkerId(answer.worker_id);
+        tracing::info!(%worker, coordinator = link.coordinator, "joined the run");
         let (ending, is_ending) = watch::channel(false);
-        let heartbeats = tokio::spawn(beat(client, worker, interval, activity.clone(), is_ending, end));
+        let heart = Heart {
+            client,
+            worker,
+            name: identity.name.clone(),
+            interval: Duration::from_millis(u64::from(answer.heartbeat_interval_ms.max(10))),
+            activity: activity.clone(),
+            ending: is_ending,
+            shutdown: shutdown.clone(),
+        };
+        let heartbeats = tokio::spawn(async move {
+            // Nobody waits for the end any more when the membership was dropped.
+            if let Some(ended) = heart.beat().await {
+                let _ = end.send(Some(ended));
+            }
+        });
         link.health.set_ready(true);
         Ok(Self {
             worker,
-            job_spec: registered.job_spec,
-            run_dir: registered.run_dir,
+            job_spec: answer.job_spec,
+            run_dir: answer.run_dir,
+            run_id: link.run_id.clone(),
             channel,
             activity,
             ended,
@@ -206,13 +339,11 @@ impl Membership {
         })
     }
 
-    /// Waits until the coordinator has told the worker to leave (and with which exit code) or the registration is lost.
-    async fn ended(&self) -> Option<Exit> {
+    /// Waits until the coordinator has told the worker to leave or the registration is lost.
+    async fn ended(&self) -> End {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(End::Leave(exit))) => Some(*exit),
-            Ok(_) | Err(_) => None,
-        }
+        let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        end.unwrap_or_else(|| End::Lost("the heartbeats have ended".to_owned()))
     }
 
     /// Runs `work` until it is done, the membership ends, or it is time to leave after a request for shutdown.
@@ -221,7 +352,10 @@ impl Membership {
     pub async fn run_until_ended<T>(&self, shutdown: &Shutdown, work: impl Future<Output = T>) -> Ended<T> {
         tokio::select! {
             result = work => Ended::Work(result),
-            leave = self.ended() => leave.map_or(Ended::Lost, Ended::Leave),
+            end = self.ended() => match end {
+                End::Leave(exit) => Ended::Leave(exit),
+                End::Lost(reason) => Ended::Lost(reason),
+            },
             () = self.leaving(shutdown) => Ended::Leave(Exit::Again),
         }
     }
@@ -252,37 +386,105 @@ impl Drop for Membership {
     }
 }
 
-/// Connects and registers, trying again until the join timeout while the coordinator cannot be reached. It is looked for
-/// anew each time: it may have moved, and what answered last may be what a lost node has left behind.
-async fn register(
-    link: &Link,
-    request: v1::RegisterRequest,
-) -> Result<(Channel, WorkerServiceClient<Channel>, v1::RegisterResponse), JoinError> {
-    let (started, deadline) = (Instant::now(), link.join_timeout);
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// A registration that was taken.
+struct Registered {
+    channel: RunChannel,
+    client: WorkerServiceClient<RunChannel>,
+    answer: v1::RegisterResponse,
+}
+
+/// Connects and registers, trying again until the join timeout while the coordinator cannot be reached or is another
+/// run's. It is looked for anew each time: it may have moved, and what answered last may be what a lost node has left
+/// behind.
+async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -> Result<Registered, JoinError> {
+    let mut tries = LOOK.patience(link.join_timeout).tries();
+    let mut told_stranger = false;
+    // Since when the name has been held by a process that another one might outlive.
+    let mut taken_since: Option<Instant> = None;
     loop {
-        let left = deadline.saturating_sub(started.elapsed());
-        let channel =
-            connect(&link.coordinator, &link.security, left).await.map_err(|error| error.after(started.elapsed()))?;
-        let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request.clone())).await;
-        let last = match call {
-            Ok(Ok(registered)) => return Ok((channel, client, registered.into_inner())),
-            Ok(Err(status)) if may_pass(status.code()) => status.message().to_owned(),
-            Ok(Err(status)) => return Err(JoinError::Refused(status.message().to_owned())),
-            Err(_) => format!("no answer to the registration within {} s", REGISTER_DEADLINE.as_secs()),
+        let failed = match register_once(link, request.clone()).await {
+            Ok(registered) => return Ok(registered),
+            Err(failed) => failed,
         };
-        if started.elapsed() >= deadline {
-            let address = link.coordinator.clone();
-            return Err(JoinError::Unreachable { address, waited: started.elapsed(), last });
+        // A coordinator that was away meanwhile counts the holder's silence anew.
+        taken_since = taken_since.filter(|_| matches!(failed, Failed::NameTaken { .. }));
+        let problem = match &failed {
+            Failed::Final(_) => return Err(failed.into_error(&link.coordinator, &tries)),
+            Failed::Refused(_) if !was_member => return Err(failed.into_error(&link.coordinator, &tries)),
+            Failed::NameTaken { name, holder, missed_after } => {
+                // Half as long again, for the coordinator looks at its clock now and then.
+                let margin = *missed_after / 2;
+                let hold = *missed_after + margin;
+                if taken_since.is_none() {
+                    tracing::warn!("the name `{name}` is held: {holder}; asking for {} s more", hold.as_secs());
+                }
+                let waited = taken_since.get_or_insert_with(Instant::now).elapsed();
+                if waited >= hold {
+                    return Err(failed.into_error(&link.coordinator, &tries));
+                }
+                // The join timeout must not end this before it is known whether the holder lives.
+                tries.extend(hold + margin + LONGEST_WAIT - waited);
+                holder.clone()
+            }
+            Failed::OtherRun(problem) => {
+                if !told_stranger {
+                    told_stranger = true;
+                    let left = tries.left().as_secs();
+                    tracing::warn!("{problem}; looking for its own run for {left} s more");
+                }
+                problem.clone()
+            }
+            Failed::Passing(problem) | Failed::Refused(problem) => problem.clone(),
+        };
+        if !tries.again("register", &problem).await {
+            return Err(failed.into_error(&link.coordinator, &tries));
         }
-        tokio::time::sleep(backoff.wait()).await;
     }
 }
 
-/// A coordinator of another start of the job aborts the call: the right one may take its place.
-fn may_pass(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted)
+async fn register_once(link: &Link, request: v1::RegisterRequest) -> Result<Registered, Failed> {
+    let channel = of_run(find(&link.coordinator, &link.security).await?, link.run_id.clone());
+    let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let name = request.name.clone();
+    let call = tokio::time::timeout(REGISTER_DEADLINE, client.clone().register(request)).await;
+    let answer = match call {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => return Err(refusal(link, &name, &status)),
+        Err(_) => {
+            let silent = format!("no answer to the registration within {} s", REGISTER_DEADLINE.as_secs());
+            return Err(Failed::Passing(silent));
+        }
+    };
+    match link.run_id.tell(&answer.run_id) {
+        Ok(true) => Ok(Registered { channel, client, answer }),
+        Ok(false) => Err(Failed::OtherRun(stranger(link, &answer.run_id))),
+        Err(error) => Err(Failed::Refused(format!("its answer does not name a run: {error}"))),
+    }
+}
+
+/// What the refusal of a registration means.
+fn refusal(link: &Link, name: &str, status: &Status) -> Failed {
+    let message = status.message().to_owned();
+    if status.code() == Code::AlreadyExists {
+        let said = status.metadata().get(HOLDER_MISSED_KEY).and_then(|said| said.to_str().ok()?.parse().ok());
+        let missed_after = said.map_or(HOLDER_MISSED, Duration::from_millis).min(LONGEST_HOLD);
+        return Failed::NameTaken { name: name.to_owned(), holder: message, missed_after };
+    }
+    match meaning(status.code()) {
+        Meaning::TryAgain => Failed::Passing(message),
+        Meaning::OtherRun => match run_of_refusal(status) {
+            Some(theirs) => Failed::OtherRun(stranger(link, theirs)),
+            // Another start of the job.
+            None => Failed::OtherRun(message),
+        },
+        Meaning::Gone | Meaning::Refused => Failed::Refused(message),
+    }
+}
+
+/// Says who is there instead of the own run.
+fn stranger(link: &Link, theirs: &str) -> String {
+    let ours = link.run_id.get().unwrap_or_default();
+    format!("the coordinator at {} serves run {theirs}, this worker belongs to run {ours}", link.coordinator)
 }
 
 /// What ended [`Membership::run_until_ended`].
@@ -293,84 +495,127 @@ pub enum Ended<T> {
     /// The coordinator, or whoever sent the process a signal: it is to leave with this exit code, which is
     /// [`Exit::Done`] only when the job is over for good.
     Leave(Exit),
-    /// The registration: it is unknown to the coordinator, or the coordinator cannot be reached.
-    Lost,
+    /// The registration, and why: it is unknown to the coordinator, or the coordinator cannot be reached.
+    Lost(String),
 }
 
-/// How long a coordinator may be silent before the worker gives its registration up: one that was killed is back by then,
-/// and knows the worker and its leases.
-const SILENCE_LIMIT: Duration = Duration::from_secs(120);
-
-async fn beat(
-    mut client: WorkerServiceClient<Channel>,
+/// What keeps a registration alive.
+struct Heart {
+    client: WorkerServiceClient<RunChannel>,
     worker: WorkerId,
+    name: String,
     interval: Duration,
     activity: Activity,
-    mut ending: watch::Receiver<bool>,
-    end: watch::Sender<Option<End>>,
-) {
-    let mut ticker = tokio::time::interval(interval);
-    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
-    let mut log_level = v1::LogLevel::Unspecified;
-    loop {
-        tokio::select! {
-            _ = ticker.tick() => {}
-            // Without a sender the membership is over, and with it this task.
-            changed = ending.changed() => if changed.is_err() { return },
-        }
-        let request = v1::HeartbeatRequest {
-            worker_id: worker.0,
-            activity: activity.0.borrow().clone(),
-            ending: *ending.borrow_and_update(),
-        };
-        let reply = tokio::time::timeout(HEARTBEAT_DEADLINE, client.heartbeat(request)).await;
-        let directive = match reply {
-            Ok(Ok(reply)) => {
-                heard = Instant::now();
-                let reply = reply.into_inner();
-                if reply.log_level() != log_level {
-                    log_level = reply.log_level();
-                    apply_log_level(log_level);
+    ending: watch::Receiver<bool>,
+    shutdown: Shutdown,
+}
+
+impl Heart {
+    /// Sends heartbeats until the membership ends; `None` when it was dropped.
+    async fn beat(mut self) -> Option<End> {
+        let mut ticker = tokio::time::interval(self.interval);
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Silence { heard: Instant::now(), missed: 0, told: false };
+        let mut log_level = v1::LogLevel::Unspecified;
+        loop {
+            tokio::select! {
+                _ = ticker.tick() => {}
+                // Without a sender the membership is over, and with it this task.
+                changed = self.ending.changed() => if changed.is_err() { return None },
+            }
+            let request = v1::HeartbeatRequest {
+                worker_id: self.worker.0,
+                activity: self.activity.text.borrow().clone(),
+                ending: *self.ending.borrow_and_update(),
+            };
+            let reply = tokio::time::timeout(HEARTBEAT_DEADLINE, self.client.heartbeat(request)).await;
+            let problem = match reply {
+                Ok(Ok(reply)) => {
+                    silence.is_over();
+                    let reply = reply.into_inner();
+                    if reply.log_level() != log_level {
+                        log_level = reply.log_level();
+                        apply_log_level(log_level);
+                    }
+                    match self.end(reply.directive()) {
+                        Some(end) => return Some(end),
+                        None => continue,
+                    }
                 }
-                reply.directive()
+                Ok(Err(status)) => match meaning(status.code()) {
+                    Meaning::Gone => return Some(End::Lost("the coordinator does not know this worker".to_owned())),
+                    Meaning::OtherRun => return Some(End::Lost(status.message().to_owned())),
+                    // A certificate that is being exchanged is refused for a moment, too.
+                    Meaning::TryAgain | Meaning::Refused => status.message().to_owned(),
+                },
+                Err(_) => format!("no answer within {} s", HEARTBEAT_DEADLINE.as_secs()),
+            };
+            if let Some(lost) = silence.goes_on(&problem) {
+                return Some(lost);
             }
-            Ok(Err(status)) if status.code() == Code::NotFound => v1::Directive::Register,
-            Ok(Err(_)) | Err(_) if heard.elapsed() < SILENCE_LIMIT => continue,
-            Ok(Err(_)) | Err(_) => {
-                tracing::warn!(%worker, "the coordinator has been silent for {} s", SILENCE_LIMIT.as_secs());
-                v1::Directive::Register
-            }
-        };
-        let ended = match directive {
+        }
+    }
+
+    /// What the coordinator's directive ends.
+    fn end(&self, directive: v1::Directive) -> Option<End> {
+        Some(match directive {
+            v1::Directive::Unspecified | v1::Directive::Continue => return None,
             v1::Directive::Leave => End::Leave(Exit::Done),
             v1::Directive::LeaveForNow => End::Leave(Exit::Again),
-            v1::Directive::Register => End::Lost,
-            v1::Directive::Restart => restart(),
-            v1::Directive::Unspecified | v1::Directive::Continue => continue,
-        };
-        // Nobody waits for the end any more when the membership was dropped.
-        let _ = end.send(Some(ended));
-        return;
+            v1::Directive::Register => End::Lost("the coordinator does not know this worker".to_owned()),
+            v1::Directive::Replaced => {
+                tracing::error!(
+                    worker = %self.worker,
+                    "another process has taken the name `{}`, and this one ends; give every process a name of its own",
+                    self.name
+                );
+                End::Leave(Exit::Config)
+            }
+            v1::Directive::Restart => {
+                tracing::error!(
+                    worker = %self.worker,
+                    "the coordinator says that nothing comes of what this process does: it ends, to be started again"
+                );
+                // Whatever it is stuck in would keep an orderly end from happening, and the coordinator has given its work
+                // to others already.
+                self.shutdown.end_at_once(Exit::Again);
+                End::Leave(Exit::Again)
+            }
+        })
     }
 }
 
-/// Ends the process at once. Whatever it is stuck in would keep an orderly end from happening, and the coordinator has
-/// given its work to others already.
-fn restart() -> ! {
-    tracing::error!("the coordinator says that nothing comes of what this process does: it ends, to be started again");
-    std::process::exit(i32::from(Exit::Again.code()))
+/// How long a coordinator has said nothing.
+struct Silence {
+    heard: Instant,
+    missed: u32,
+    told: bool,
 }
 
-fn apply_log_level(level: v1::LogLevel) {
-    let level = match level {
-        v1::LogLevel::Unspecified => return,
-        v1::LogLevel::Error => tracing::Level::ERROR,
-        v1::LogLevel::Warn => tracing::Level::WARN,
-        v1::LogLevel::Info => tracing::Level::INFO,
-        v1::LogLevel::Debug => tracing::Level::DEBUG,
-        v1::LogLevel::Trace => tracing::Level::TRACE,
-    };
-    tracing::info!(%level, "an operator has set the log level");
-    set_log_level(level);
+impl Silence {
+    fn is_over(&mut self) {
+        if self.told {
+            tracing::info!(
+                missed = self.missed,
+                "the coordinator answers again after {} s",
+                self.heard.elapsed().as_secs()
+            );
+        }
+        *self = Self { heard: Instant::now(), missed: 0, told: false };
+    }
+
+    /// Counts a heartbeat that was not answered; the end, if it was one too many.
+    fn goes_on(&mut self, problem: &str) -> Option<End> {
+        self.missed += 1;
+        let silent = self.heard.elapsed();
+        if silent >= PATIENCE {
+            return Some(End::Lost(format!("the coordinator has been silent for {} s: {problem}", silent.as_secs())));
+        }
+        if silent >= SILENCE_TOLD && !self.told {
+            self.told = true;
+            let left = (PATIENCE - silent).as_secs();
+            tracing::warn!("the coordinator has not answered for {} s, {left} s to go: {problem}", silent.as_secs());
+        }
+        None
+    }
 }

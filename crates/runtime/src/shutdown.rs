@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::Exit;
+
 /// How long a process that is to leave may take for its goodbye.
 const GOODBYE: Duration = Duration::from_secs(6);
 
@@ -23,6 +25,8 @@ struct Requests {
     count: u32,
     /// When the first was made.
     first: Option<Instant>,
+    /// How the process has to end at once.
+    at_once: Option<Exit>,
 }
 
 impl Default for Shutdown {
@@ -119,6 +123,18 @@ impl Shutdown {
     pub async fn given_up(&self) {
         self.leaving().await;
         tokio::time::sleep(GOODBYE).await;
+    }
+
+    /// Has the process end at once, whatever it does: it is stuck, and its work is others' already.
+    pub fn end_at_once(&self, exit: Exit) {
+        self.requested.send_modify(|requests| requests.at_once = Some(exit));
+    }
+
+    /// Waits until the process has to end at once; how.
+    pub async fn at_once(&self) -> Exit {
+        let mut receiver = self.requested.subscribe();
+        let ended = receiver.wait_for(|requests| requests.at_once.is_some()).await;
+        ended.ok().and_then(|requests| requests.at_once).unwrap_or(Exit::Again)
     }
 
     async fn at_least(&self, wanted: u32) {

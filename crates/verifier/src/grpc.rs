@@ -3,18 +3,22 @@ use std::time::Duration;
 
 use pacs_protocol::v1::custom_verifier_service_client::CustomVerifierServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::Backoff;
 use pacs_runtime::net::{Trust, service_channel};
+use pacs_runtime::{CallError, Policy};
 use pacs_spec::ServiceAddress;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use crate::fault::Fault;
 use crate::judge::Answer;
 use crate::opinion::Opinion;
 use crate::{Task, VerifierError};
+
+/// Waits between two tries: a verification has little time.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A service of the user's own.
 pub(crate) struct Service {
@@ -44,35 +48,29 @@ impl Service {
     pub(crate) async fn verify(&self, task: &Task) -> (Result<Answer, Fault>, Duration) {
         let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
         let started = Instant::now();
-        let answer = match tokio::time::timeout(self.limit, self.call(task, started + self.limit)).await {
+        let fault = |code, message| Fault::Service { address: self.address.clone(), code, message };
+        let answer = match tokio::time::timeout(self.limit, self.call(task)).await {
             Ok(Ok(response)) => read(response),
-            Ok(Err(status)) if status.code() == Code::DeadlineExceeded => Err(Fault::Late(self.limit)),
-            Ok(Err(status)) => Err(Fault::Service {
-                address: self.address.clone(),
-                code: status.code(),
-                message: status.message().to_owned(),
-            }),
-            Err(_) => Err(Fault::Late(self.limit)),
+            Ok(Err(CallError::Refused { code: Code::DeadlineExceeded, .. })) | Err(_) => Err(Fault::Late(self.limit)),
+            Ok(Err(CallError::Refused { code, message, .. })) => Err(fault(code, message)),
+            // The last refusal says more than that time ran out.
+            Ok(Err(CallError::OutOfPatience { last, .. })) => Err(fault(Code::Unavailable, last)),
+            Ok(Err(error @ (CallError::Gone { .. } | CallError::OtherRun { .. }))) => {
+                Err(fault(Code::Unknown, error.to_string()))
+            }
         };
         (answer, started.elapsed())
     }
 
-    async fn call(&self, task: &Task, deadline: Instant) -> Result<v1::VerifyResponse, Status> {
+    async fn call(&self, task: &Task) -> Result<v1::VerifyResponse, CallError> {
         let Task { question, response, gold } = task.clone();
         let request = v1::VerifyRequest { question, response, gold };
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        loop {
-            let status = match self.client.clone().verify(request.clone()).await {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status) => status,
-            };
-            let wait = backoff.wait();
-            // The last refusal says more than that time ran out.
-            if status.code() != Code::Unavailable || Instant::now() + wait >= deadline {
-                return Err(status);
-            }
-            tokio::time::sleep(wait).await;
-        }
+        let policy = Policy::of_service("Verify", self.limit).waits(FIRST_WAIT, LONGEST_WAIT);
+        let call = || {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.verify(request).await }
+        };
+        policy.run(call).await
     }
 }
 

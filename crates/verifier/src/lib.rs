@@ -1,7 +1,7 @@
 //! The verifier worker: leases samples from the coordinator, has them judged, hands in verdicts.
 //!
 //! Start at [`run`]. `session` is the loop of one membership, `grading` asks all verifiers of the job about one sample,
-//! `reward` makes one verdict of what they say, and `rpc` tries transient failures again. A [`Judge`] is one verifier:
+//! and `reward` makes one verdict of what they say. A [`Judge`] is one verifier:
 //! `math` on threads of this process, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
 //!
 //! How mathematical answers are compared is not decided here but in `pacs-verify`. A verification that fails is a
@@ -19,7 +19,6 @@ mod judge;
 mod math;
 mod opinion;
 mod reward;
-mod rpc;
 mod session;
 mod worker;
 

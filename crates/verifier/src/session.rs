@@ -3,14 +3,14 @@ use std::time::Duration;
 
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::{Activity, Membership};
+use pacs_runtime::net::{RunChannel, RunIdentity};
+use pacs_runtime::trace::{self, TraceContext};
+use pacs_runtime::{Activity, CallError, Membership, Policy};
 use pacs_types::WorkerId;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 use crate::grading::Grading;
-use crate::rpc::{Failed, call};
 
 /// How long the coordinator may hold a request for work while there is none.
 const WAIT: Duration = Duration::from_secs(5);
@@ -18,14 +18,18 @@ const WAIT: Duration = Duration::from_secs(5);
 /// How long a call may take beyond what it is asked to wait.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+const LEASE_SAMPLES: Policy = Policy::new("LeaseSamples", WAIT.saturating_add(DEADLINE));
+const SUBMIT_VERDICTS: Policy = Policy::new("SubmitVerdicts", DEADLINE);
+
 /// Samples that a worker holds, for each verification that runs at once: enough to hide a round trip, few enough that
 /// a dying worker takes little with it.
 const HELD_PER_THREAD: usize = 8;
 
 /// The work of one membership.
 pub(crate) struct Session {
-    client: VerifierServiceClient<Channel>,
+    client: VerifierServiceClient<RunChannel>,
     worker: WorkerId,
+    run_id: RunIdentity,
     activity: Activity,
     grading: Grading,
     /// Most samples that are held at once.
@@ -38,19 +42,21 @@ impl Session {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let capacity = threads.saturating_mul(HELD_PER_THREAD).min(Semaphore::MAX_PERMITS);
-        Self { client, worker: membership.worker, activity: membership.activity.clone(), grading, capacity }
+        let (worker, run_id) = (membership.worker, membership.run_id.clone());
+        Self { client, worker, run_id, activity: membership.activity.clone(), grading, capacity }
     }
 
     /// Leases, grades and hands in, until a call fails for good.
     ///
     /// Leasing and handing in go on side by side: a slow verification holds back neither the verdicts of the others nor
     /// new work.
-    pub(crate) async fn work(self) -> Failed {
-        let Self { client, worker, activity, grading, capacity } = self;
+    pub(crate) async fn work(self) -> CallError {
+        let Self { client, worker, run_id, activity, grading, capacity } = self;
         let room = Room { free: Arc::new(Semaphore::new(capacity)), capacity, activity };
         // Full only while a call is tried again; then the samples wait, and keep their room.
         let (verdicts, graded) = mpsc::channel(capacity);
-        let leasing = Leasing { client: client.clone(), worker, grading, room: room.clone(), verdicts, answered: 0 };
+        let leasing =
+            Leasing { client: client.clone(), worker, run_id, grading, room: room.clone(), verdicts, answered: 0 };
         let submitting = Submitting { client, worker, room, graded };
         tokio::select! {
             failed = leasing.run() => failed,
@@ -79,8 +85,9 @@ impl Room {
 
 /// Asks for samples whenever half of the room is free, and has them graded.
 struct Leasing {
-    client: VerifierServiceClient<Channel>,
+    client: VerifierServiceClient<RunChannel>,
     worker: WorkerId,
+    run_id: RunIdentity,
     grading: Grading,
     room: Room,
     verdicts: mpsc::Sender<v1::TaskVerdict>,
@@ -89,7 +96,7 @@ struct Leasing {
 }
 
 impl Leasing {
-    async fn run(mut self) -> Failed {
+    async fn run(mut self) -> CallError {
         // Bounded by the room. Dropped with this call, and what runs is given up: its leases are issued again.
         let mut running = JoinSet::new();
         loop {
@@ -101,12 +108,18 @@ impl Leasing {
             for task in tasks {
                 let room = Arc::clone(&self.room.free).acquire_owned().await.expect("the semaphore is never closed");
                 let (grading, verdicts) = (self.grading.clone(), self.verdicts.clone());
-                running.spawn(async move {
+                let context = TraceContext::of_group(self.run_id.get().unwrap_or_default(), task.group_id);
+                let v1::VerifyTask { lease_id: lease, group_id: group, sample_index: sample, .. } = task;
+                let trace_id = context.trace_id();
+                let span = tracing::info_span!("verify", %trace_id, group, sample, lease);
+                running.spawn(trace::within(context, span, async move {
                     let verdict = grading.grade(task).await;
+                    let outcome = verdict.verdict.as_ref().map(|verdict| verdict.outcome().as_str_name());
+                    tracing::debug!(outcome, "sample graded");
                     // Nobody takes it when the session has ended.
                     let _ = verdicts.send(verdict).await;
                     drop(room);
-                });
+                }));
             }
             self.room.tell_activity();
             while running.try_join_next().is_some() {}
@@ -119,12 +132,16 @@ impl Leasing {
         drop(self.room.free.acquire_many(half).await.expect("the semaphore is never closed"));
     }
 
-    async fn lease(&mut self) -> Result<Vec<v1::VerifyTask>, Failed> {
+    async fn lease(&mut self) -> Result<Vec<v1::VerifyTask>, CallError> {
         let wait_ms = u32::try_from(WAIT.as_millis()).expect("a few seconds");
         let max_samples = u32::try_from(self.room.free.available_permits()).unwrap_or(u32::MAX);
         let request = self.answered + 1;
         let request = v1::LeaseSamplesRequest { worker_id: self.worker.0, max_samples, wait_ms, request };
-        let response = call("LeaseSamples", WAIT + DEADLINE, async || self.client.lease_samples(request).await).await?;
+        let call = || {
+            let mut client = self.client.clone();
+            async move { client.lease_samples(request).await }
+        };
+        let response = LEASE_SAMPLES.run(call).await?;
         self.answered += 1;
         Ok(response.tasks)
     }
@@ -132,14 +149,14 @@ impl Leasing {
 
 /// Hands verdicts in as they come.
 struct Submitting {
-    client: VerifierServiceClient<Channel>,
+    client: VerifierServiceClient<RunChannel>,
     worker: WorkerId,
     room: Room,
     graded: mpsc::Receiver<v1::TaskVerdict>,
 }
 
 impl Submitting {
-    async fn run(mut self) -> Failed {
+    async fn run(mut self) -> CallError {
         let mut verdicts = Vec::new();
         loop {
             self.room.tell_activity();
@@ -152,10 +169,14 @@ impl Submitting {
         }
     }
 
-    async fn submit(&mut self, verdicts: Vec<v1::TaskVerdict>) -> Result<(), Failed> {
+    async fn submit(&mut self, verdicts: Vec<v1::TaskVerdict>) -> Result<(), CallError> {
         let request = v1::SubmitVerdictsRequest { worker_id: self.worker.0, verdicts };
-        let response =
-            call("SubmitVerdicts", DEADLINE, async || self.client.submit_verdicts(request.clone()).await).await?;
+        let call = || {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            async move { client.submit_verdicts(request).await }
+        };
+        let response = SUBMIT_VERDICTS.run(call).await?;
+        self.room.activity.served();
         if response.stale > 0 {
             tracing::info!(stale = response.stale, "verdicts came after their lease had lapsed");
         }

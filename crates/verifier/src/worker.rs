@@ -1,19 +1,12 @@
+use std::convert::Infallible;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
+use pacs_runtime::{CallError, Exit, Link, Membership, Shutdown, Stop, Worker, WorkerIdentity, work};
 use pacs_types::Role;
 
 use crate::VerifierError;
 use crate::grading::Grading;
-use crate::rpc::Failed;
 use crate::session::Session;
-
-/// How long a coordinator that accepted the connection may take to answer a registration.
-const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
-
-/// A membership that lasted this long was a good one: after its loss the waiting times start small again.
-const SETTLED: Duration = Duration::from_secs(30);
 
 /// What a verifier worker has to know.
 #[derive(Clone, Debug)]
@@ -31,115 +24,46 @@ pub struct VerifierOptions {
 /// # Errors
 /// See [`VerifierError`]; a lost registration is no error unless the coordinator stays away.
 pub async fn run(options: VerifierOptions, shutdown: Shutdown) -> Result<Exit, VerifierError> {
-    let mut backoff = rejoin_backoff();
-    let mut is_rejoin = false;
-    let mut kept = None;
-    loop {
-        let joined = tokio::select! {
-            joined = join(&options, is_rejoin) => joined?,
-            () = shutdown.requested() => return Ok(Exit::Again),
-        };
-        let since = Instant::now();
-        match serve(joined, &options, &shutdown, &mut kept).await? {
-            Served::Over(exit) => return Ok(exit),
-            Served::Lost => is_rejoin = true,
-        }
-        if since.elapsed() >= SETTLED {
-            backoff = rejoin_backoff();
-        }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
-            () = shutdown.requested() => return Ok(Exit::Again),
-        }
-    }
+    let VerifierOptions { link, name, threads } = options;
+    let identity = WorkerIdentity { role: Role::Verifier, name, collective_address: String::new() };
+    work(&link, &identity, &shutdown, &mut Verifier { threads: threads.max(1), kept: None }).await
 }
 
-fn rejoin_backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+/// What outlives a lost registration.
+struct Verifier {
+    threads: usize,
+    kept: Option<Kept>,
 }
 
-/// Registers within the join timeout. A refusal is final at the start; later it may come from a coordinator that is
-/// just starting again, so the registration is tried until the time is over.
-async fn join(options: &VerifierOptions, is_rejoin: bool) -> Result<Membership, JoinError> {
-    let identity =
-        WorkerIdentity { role: Role::Verifier, name: options.name.clone(), collective_address: String::new() };
-    let started = Instant::now();
-    let mut backoff = rejoin_backoff();
-    loop {
-        let left = options.link.join_timeout.saturating_sub(started.elapsed());
-        let link = Link { join_timeout: left, ..options.link.clone() };
-        let joining = Membership::join(&link, &identity);
-        let error = match tokio::time::timeout(left + REGISTER_DEADLINE, joining).await {
-            Ok(Ok(membership)) => {
-                tracing::info!(worker = %membership.worker, coordinator = options.link.coordinator, "joined the run");
-                return Ok(membership);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => JoinError::Unreachable {
-                address: options.link.coordinator.clone(),
-                waited: started.elapsed(),
-                last: "it accepted the connection but does not answer".to_owned(),
-            },
-        };
-        let may_pass = is_rejoin && matches!(error, JoinError::Refused(_));
-        if !may_pass || started.elapsed() >= options.link.join_timeout {
-            return Err(error);
-        }
-        tokio::time::sleep(backoff.wait()).await;
-    }
-}
-
-/// How a membership ended, when not by an error.
-enum Served {
-    /// The worker is to leave, and how.
-    Over(Exit),
-    /// The registration is gone, but the job is not.
-    Lost,
-}
-
-/// The grading of a job spec: what it remembers and its child processes outlive a lost registration.
+/// The grading of a job spec: what it remembers, and its child processes.
 struct Kept {
     job_spec: String,
     grading: Grading,
 }
 
-async fn serve(
-    membership: Membership,
-    options: &VerifierOptions,
-    shutdown: &Shutdown,
-    kept: &mut Option<Kept>,
-) -> Result<Served, VerifierError> {
-    let threads = options.threads.max(1);
-    let grading = match kept.take().filter(|kept| kept.job_spec == membership.job_spec) {
-        Some(kept) => kept.grading,
-        None => match new_grading(&membership.job_spec, threads) {
-            Ok(grading) => grading,
-            Err(error) => return fail(membership, error).await,
-        },
-    };
-    *kept = Some(Kept { job_spec: membership.job_spec.clone(), grading: grading.clone() });
-    let session = Session::new(&membership, grading, threads);
-    let ended = membership.run_until_ended(shutdown, session.work()).await;
-    match ended {
-        Ended::Work(Failed::Refused(error)) => fail(membership, error).await,
-        Ended::Work(Failed::Unregistered) | Ended::Lost => {
-            tracing::warn!(worker = %membership.worker, "the registration is lost, joining again");
-            membership.leave(None).await;
-            Ok(Served::Lost)
-        }
-        Ended::Leave(exit) => {
-            membership.leave(None).await;
-            Ok(Served::Over(exit))
-        }
+impl Worker for Verifier {
+    type Error = VerifierError;
+
+    async fn serve(&mut self, membership: &Membership) -> Result<Infallible, Stop<VerifierError>> {
+        let grading = self.grading(&membership.job_spec).map_err(Stop::Fatal)?;
+        Err(match Session::new(membership, grading, self.threads).work().await {
+            // Another process would be refused alike.
+            CallError::Refused { call, code, message } => Stop::Fatal(VerifierError::Refused { call, code, message }),
+            error => error.into(),
+        })
     }
 }
 
-fn new_grading(job_spec: &str, threads: usize) -> Result<Grading, VerifierError> {
-    let spec = pacs_spec::parse(job_spec, Path::new("the coordinator's job spec"))?;
-    Grading::new(&spec, threads)
-}
-
-async fn fail(membership: Membership, error: VerifierError) -> Result<Served, VerifierError> {
-    membership.leave(Some(error.to_string())).await;
-    Err(error)
+impl Verifier {
+    fn grading(&mut self, job_spec: &str) -> Result<Grading, VerifierError> {
+        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.job_spec == job_spec) {
+            return Ok(kept.grading.clone());
+        }
+        // The child processes of another spec end first.
+        self.kept = None;
+        let spec = pacs_spec::parse(job_spec, Path::new("the coordinator's job spec"))?;
+        let grading = Grading::new(&spec, self.threads)?;
+        self.kept = Some(Kept { job_spec: job_spec.to_owned(), grading: grading.clone() });
+        Ok(grading)
+    }
 }

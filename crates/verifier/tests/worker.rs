@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+const RUN: &str = "0123456789abcdef0123456789abcdef";
 const SPEC: &str = r#"
 name = "test"
 [model]
@@ -92,7 +93,7 @@ impl WorkerService for Coordinator {
             job_spec: self.script(|script| script.job_spec).unwrap_or(SPEC).to_owned(),
             run_dir: "/runs/test".into(),
             heartbeat_interval_ms: 10,
-            run_id: String::new(),
+            run_id: RUN.into(),
         }))
     }
 

@@ -8,7 +8,7 @@ use pacs_learner::{Backend, LearnerOptions};
 use pacs_rollout::RolloutOptions;
 use pacs_runtime::launch::{PlaceError, Placement, WorkerArguments};
 use pacs_runtime::net::PeerRole;
-use pacs_runtime::{Exit, Shutdown};
+use pacs_runtime::{Exit, Shutdown, run_role};
 
 use crate::Failure;
 
@@ -80,7 +80,7 @@ enum Device {
 }
 
 pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
-    block_on(Shutdown::new(), async |shutdown| {
+    run(Shutdown::new(), |shutdown| async move {
         let Placement { link, name } = arguments.worker.place(PeerRole::Rollout).await.map_err(misplaced)?;
         let (cuda, threads) = (arguments.device == Device::Cuda, arguments.threads);
         let options = RolloutOptions { link, name, cuda, threads };
@@ -94,7 +94,7 @@ pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
 pub(crate) fn learner(arguments: LearnerArguments) -> Result<Exit, Failure> {
     let LearnerArguments { common, bind, grace, collective } = arguments;
     let shutdown = Shutdown::new().with_grace(Duration::from_secs(grace));
-    block_on(shutdown, async |shutdown| {
+    run(shutdown, |shutdown| async move {
         let Placement { link, name } = common.worker.place(PeerRole::Learner).await.map_err(misplaced)?;
         let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
         let (cuda, threads) = (common.device == Device::Cuda, common.threads);
@@ -109,25 +109,10 @@ fn misplaced(error: PlaceError) -> Failure {
     Failure { exit: error.exit(), error: anyhow::Error::new(error).context("find the place of this process in a run") }
 }
 
-fn block_on(shutdown: Shutdown, role: impl AsyncFnOnce(Shutdown) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
-    let bug = |error: anyhow::Error| Failure { error, exit: Exit::Bug };
-    // Two threads: the heartbeat must not wait for a message that is being decoded.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("start the runtime")
-        .map_err(bug)?;
-    let result = runtime.block_on(async {
-        shutdown.on_signals().context("install signal handlers").map_err(bug)?;
-        let asked = shutdown.clone();
-        tokio::select! {
-            result = role(shutdown) => result,
-            // Also while the coordinator is still looked for, or the place of the process.
-            () = asked.given_up() => Ok(Exit::Again),
-        }
-    });
-    // A tensor operation cannot be interrupted; the process does not wait for one that nobody needs.
-    runtime.shutdown_background();
-    result
+fn run<F>(shutdown: Shutdown, role: impl FnOnce(Shutdown) -> F) -> Result<Exit, Failure>
+where
+    F: Future<Output = Result<Exit, Failure>> + Send + 'static,
+{
+    let ended = run_role(shutdown, role).context("start the runtime and its signal handlers");
+    ended.unwrap_or_else(|error| Err(Failure { error, exit: Exit::Bug }))
 }

@@ -56,7 +56,7 @@ pub(crate) struct LaunchKubernetes {
 }
 
 fn run_id(text: &str) -> Result<String, String> {
-    let is_id = pacs_coordinator::is_run_id(text);
+    let is_id = pacs_runtime::net::is_run_id(text);
     is_id.then(|| text.to_owned()).ok_or_else(|| "expected 32 lower-case hexadecimal digits".to_owned())
 }
 

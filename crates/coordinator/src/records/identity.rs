@@ -4,6 +4,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use pacs_runtime::net::is_run_id;
 use serde::{Deserialize, Serialize};
 
 use super::atomic::sync_folder;
@@ -109,12 +110,6 @@ pub fn identify(run_dir: &Path, given: &str) -> Result<String, StartError> {
         return Ok(found);
     }
     Err(StartError::OtherRun { run_dir: run_dir.to_owned(), found, given: given.to_owned() })
-}
-
-/// Whether the text is the id of a run: 32 lower-case hexadecimal digits.
-#[must_use]
-pub fn is_run_id(text: &str) -> bool {
-    text.len() == RUN_ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn read_run_id(path: &Path) -> Result<Option<String>, StartError> {

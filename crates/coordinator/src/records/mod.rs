@@ -35,7 +35,7 @@ pub(crate) use epoch::Epoch;
 pub(crate) use fault::Fault;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::slow_disk;
-pub use identity::{CoordinatorRecord, identify, is_run_id, run_id};
+pub use identity::{CoordinatorRecord, identify, run_id};
 pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
 pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_ROUNDS, RunFolder};

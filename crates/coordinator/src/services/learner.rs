@@ -6,6 +6,7 @@ use pacs_protocol::v1::next_task_response::Task as WireTask;
 use pacs_types::{Generation, WeightVersion, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
 use super::{Services, required, wrong_answer};
 use crate::driver::{Driver, Wait};
@@ -18,6 +19,7 @@ impl LearnerService for Services {
         request: Request<v1::JoinGenerationRequest>,
     ) -> Result<Response<v1::JoinGenerationResponse>, Status> {
         let v1::JoinGenerationRequest { worker_id, wait_ms } = request.into_inner();
+        Span::current().record("worker", worker_id);
         let event = Event::JoinGeneration { worker: WorkerId(worker_id) };
         let attempt = |driver: &mut Driver| {
             let Reply::Joined(membership) = driver.call(event.clone())? else { return Err(wrong_answer()) };
@@ -29,6 +31,7 @@ impl LearnerService for Services {
 
     async fn next_task(&self, request: Request<v1::NextTaskRequest>) -> Result<Response<v1::NextTaskResponse>, Status> {
         let v1::NextTaskRequest { worker_id, generation, wait_ms, busy } = request.into_inner();
+        Span::current().record("worker", worker_id).record("generation", generation);
         let event = Event::NextTask { worker: WorkerId(worker_id), generation: Generation(generation) };
         let attempt = |driver: &mut Driver| {
             let Reply::Task(order) = driver.call(event.clone())? else { return Err(wrong_answer()) };
@@ -47,6 +50,7 @@ impl LearnerService for Services {
         let request = request.into_inner();
         let payload = request.encode_to_vec();
         let v1::CompleteTaskRequest { worker_id, generation, task_id, result } = request;
+        Span::current().record("worker", worker_id).record("generation", generation);
         let wire = required("result", result)?;
         let result = read(&wire)?;
         let worker = WorkerId(worker_id);

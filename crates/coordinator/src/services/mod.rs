@@ -14,24 +14,29 @@ use pacs_protocol::v1::operator_service_server::OperatorServiceServer;
 use pacs_protocol::v1::rollout_service_server::RolloutServiceServer;
 use pacs_protocol::v1::verifier_service_server::VerifierServiceServer;
 use pacs_protocol::v1::worker_service_server::WorkerServiceServer;
-use pacs_runtime::net::Guard;
 use pacs_runtime::net::PeerRole::{Learner, Operator, Rollout, Verifier};
+use pacs_runtime::net::{Called, Guard, RunGate, server};
+use pacs_runtime::trace::{TraceContext, TraceId};
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
 
-/// Implements the services: the run, and which start of the job it is.
+/// Implements the services: the run, which start of the job it is, and its identifier.
 #[derive(Clone, Debug)]
-pub(crate) struct Services(Shared, Arc<str>);
+pub(crate) struct Services(Shared, Arc<str>, Arc<str>);
 
 impl Services {
+    /// The trace of a group, for the log lines that are about it.
+    fn trace_id(&self, group: u64) -> TraceId {
+        TraceContext::of_group(&self.2, group).trace_id()
+    }
+
     /// Without a server.
-    pub(crate) fn new(shared: &Shared) -> Self {
-        Self(shared.clone(), Arc::from(""))
+    pub(crate) fn new(shared: &Shared, run_id: &str) -> Self {
+        Self(shared.clone(), Arc::from(""), Arc::from(run_id))
     }
 
     /// Samples that the run holds.
@@ -48,27 +53,31 @@ impl Services {
     }
 }
 
-/// All services of a run; `attempt` is which start of the job it is, empty when that does not matter.
-pub(crate) fn router(shared: &Shared, attempt: &str) -> Router {
+/// All services of the run of `gate`; `attempt` is which start of the job it is, empty when that does not matter.
+///
+/// Workers name their run with every call; operators mean whatever runs at the address that they give.
+pub(crate) fn router(shared: &Shared, attempt: &str, gate: &RunGate) -> Router<Called> {
     let attempt = Arc::<str>::from(attempt);
+    let run_id = Arc::<str>::from(gate.run().get().unwrap_or_default());
     macro_rules! service {
-        ($server:ident, $name:literal, $allowed:expr) => {{
-            let server = $server::new(Services(shared.clone(), Arc::clone(&attempt)))
+        ($server:ident, $guard:expr) => {{
+            let server = $server::new(Services(shared.clone(), Arc::clone(&attempt), Arc::clone(&run_id)))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            InterceptedService::new(server, Guard::new($name, $allowed))
+            InterceptedService::new(server, $guard)
         }};
     }
-    Server::builder()
+    let member = |service, allowed| Guard::new(service, allowed).of_run(gate);
+    server()
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(20)))
-        .add_service(service!(WorkerServiceServer, "worker", &[Learner, Rollout, Verifier]))
-        .add_service(service!(RolloutServiceServer, "rollout", &[Rollout]))
-        .add_service(service!(VerifierServiceServer, "verifier", &[Verifier]))
-        .add_service(service!(LearnerServiceServer, "learner", &[Learner]))
-        .add_service(service!(OperatorServiceServer, "operator", &[Operator]))
+        .add_service(service!(WorkerServiceServer, member("worker", &[Learner, Rollout, Verifier])))
+        .add_service(service!(RolloutServiceServer, member("rollout", &[Rollout])))
+        .add_service(service!(VerifierServiceServer, member("verifier", &[Verifier])))
+        .add_service(service!(LearnerServiceServer, member("learner", &[Learner])))
+        .add_service(service!(OperatorServiceServer, Guard::new("operator", &[Operator])))
 }
 
 /// The machine answered with something that does not belong to the event.

@@ -4,6 +4,7 @@ use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
 use super::{Services, required, wrong_answer};
 use crate::driver::{Driver, Wait};
@@ -16,13 +17,20 @@ impl RolloutService for Services {
         request: Request<v1::LeaseGroupsRequest>,
     ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
         let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms, request } = request.into_inner();
+        Span::current().record("worker", worker_id);
         let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
             Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
         };
-        let groups = self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        let groups: Vec<v1::GroupLease> =
+            self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        for lease in &groups {
+            let v1::GroupLease { lease_id, group_id, samples, .. } = lease;
+            let (trace_id, samples) = (self.trace_id(*group_id), samples.len());
+            tracing::debug!(%trace_id, group = group_id, lease = lease_id, samples, "group leased");
+        }
         Ok(Response::new(v1::LeaseGroupsResponse { groups }))
     }
 
@@ -31,6 +39,9 @@ impl RolloutService for Services {
         request: Request<v1::SubmitSampleRequest>,
     ) -> Result<Response<v1::SubmitSampleResponse>, Status> {
         let v1::SubmitSampleRequest { worker_id, lease_id, group_id, sample_index, sample } = request.into_inner();
+        let span = Span::current();
+        span.record("worker", worker_id).record("group", group_id).record("sample", sample_index);
+        span.record("lease", lease_id);
         let wire = required("sample", sample)?;
         let body = wire.encode_to_vec();
         let sample: Sample = wire.try_into()?;
@@ -49,6 +60,7 @@ impl RolloutService for Services {
             Ok(())
         };
         self.0.call(submit).await?;
+        tracing::debug!("sample taken");
         Ok(Response::new(v1::SubmitSampleResponse {}))
     }
 }

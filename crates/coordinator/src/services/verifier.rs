@@ -4,6 +4,7 @@ use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_types::{GroupId, LeaseId, SampleId, Verdict, WorkerId};
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
+use tracing::Span;
 
 use super::{Services, required, wrong_answer};
 use crate::driver::{Driver, Verification, Wait};
@@ -16,13 +17,19 @@ impl VerifierService for Services {
         request: Request<v1::LeaseSamplesRequest>,
     ) -> Result<Response<v1::LeaseSamplesResponse>, Status> {
         let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms, request } = request.into_inner();
+        Span::current().record("worker", worker_id);
         let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples, request };
         let attempt = |driver: &mut Driver| {
             let Reply::Samples(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let tasks = grants.into_iter().map(|grant| task(driver, grant.lease, grant.sample)).collect();
             Ok(Some(tasks).filter(|tasks: &Vec<_>| !tasks.is_empty()))
         };
-        let tasks = self.0.poll(Wait::Samples(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        let tasks: Vec<v1::VerifyTask> =
+            self.0.poll(Wait::Samples(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        for task in &tasks {
+            let v1::VerifyTask { lease_id: lease, group_id: group, sample_index: sample, .. } = task;
+            tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "sample leased");
+        }
         Ok(Response::new(v1::LeaseSamplesResponse { tasks }))
     }
 
@@ -31,6 +38,11 @@ impl VerifierService for Services {
         request: Request<v1::SubmitVerdictsRequest>,
     ) -> Result<Response<v1::SubmitVerdictsResponse>, Status> {
         let v1::SubmitVerdictsRequest { worker_id, verdicts } = request.into_inner();
+        Span::current().record("worker", worker_id);
+        for verdict in &verdicts {
+            let v1::TaskVerdict { lease_id: lease, group_id: group, sample_index: sample, .. } = verdict;
+            tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "verdict handed in");
+        }
         let worker = WorkerId(worker_id);
         // All of them are read before one of them counts.
         let verdicts = verdicts.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;

@@ -25,6 +25,11 @@ impl WorkerService for Services {
                 "worker program has version {theirs}, the coordinator {ours}; install the same on all machines"
             )));
         }
+        // The guard has compared the run that the call names; a worker may name it in the request alone.
+        let (ours, theirs) = (&*self.2, &request.run_id);
+        if !theirs.is_empty() && ours != theirs {
+            return Err(Status::aborted(format!("this is run {ours}, and the worker belongs to another one")));
+        }
         let (ours, theirs) = (&*self.1, &request.attempt);
         if !ours.is_empty() && !theirs.is_empty() && ours != theirs {
             tracing::warn!(worker = request.name, "a worker of another start of the job was refused: {theirs}");
@@ -34,6 +39,7 @@ impl WorkerService for Services {
         }
         let v1::RegisterRequest { name, host, pid, started, collective_address, .. } = request;
         let event = Event::Register { role, name: name.clone(), host: host.clone(), pid, started, collective_address };
+        let run_id = self.2.to_string();
         let register = |driver: &mut Driver| {
             let reply = driver.call(event).inspect_err(|refusal| {
                 tracing::warn!(%role, name, host, pid, "a registration was refused: {}", refusal.message());
@@ -45,7 +51,7 @@ impl WorkerService for Services {
                 job_spec: driver.job_toml.clone(),
                 run_dir: driver.run_dir.display().to_string(),
                 heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
-                run_id: String::new(),
+                run_id,
             })
         };
         Ok(Response::new(self.0.call(register).await?))
@@ -72,6 +78,7 @@ impl WorkerService for Services {
             Directive::LeaveForNow => v1::Directive::LeaveForNow,
             Directive::Register => v1::Directive::Register,
             Directive::Restart => v1::Directive::Restart,
+            Directive::Replaced => v1::Directive::Replaced,
         };
         let log_level = match log_level {
             None => v1::LogLevel::Unspecified,

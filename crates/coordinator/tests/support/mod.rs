@@ -14,8 +14,9 @@ use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 /// No test may take longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -191,7 +192,7 @@ pub(crate) async fn until(
 /// A registered worker whose heartbeats go on until it is dropped.
 struct Member {
     id: u64,
-    channel: Channel,
+    channel: RunChannel,
     left: tokio::sync::watch::Receiver<bool>,
     beats: JoinHandle<()>,
 }
@@ -204,6 +205,8 @@ impl Drop for Member {
 
 async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let run = RunIdentity::default();
+    let channel = of_run(channel, run.clone());
     let mut client = WorkerServiceClient::new(channel.clone());
     let request = v1::RegisterRequest {
         role: role.into(),
@@ -217,6 +220,7 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let registered = client.register(request).await.unwrap().into_inner();
+    assert_eq!(run.tell(&registered.run_id), Ok(true));
     assert!(registered.job_spec.contains("name = \"test\""));
     let id = registered.worker_id;
     let (leave, left) = tokio::sync::watch::channel(false);
@@ -388,7 +392,7 @@ async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
     }
 }
 
-async fn work(member: &Member, client: &LearnerServiceClient<Channel>, group: &v1::LearnerGroup, seen: &Shared) {
+async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group: &v1::LearnerGroup, seen: &Shared) {
     let generation = group.generation;
     let weights = |version| {
         (group.rank == 0).then(|| v1::WeightsRef {

@@ -48,7 +48,7 @@ struct Worker {
     outputs: mpsc::Sender<Output>,
     in_flight: watch::Receiver<usize>,
     commands: std::sync::mpsc::Receiver<Command>,
-    ended: tokio::task::JoinHandle<Result<Never, ServeError>>,
+    ended: tokio::task::JoinHandle<Result<Infallible, ServeError>>,
 }
 
 fn worker(coordinator: &Coordinator, leases: u64) -> Worker {
@@ -66,7 +66,8 @@ fn worker_with(coordinator: &Coordinator, leases: u64, patience: Duration) -> Wo
     }
     let coordinator = coordinator.clone();
     let call = move |request| coordinator.clone().submit(request);
-    let mut submitting = Submitting::new(call, 1, in_flight_sender, lease_receiver, command_sender, |_| {});
+    let mut submitting =
+        Submitting::new(call, 1, &RunIdentity::default(), in_flight_sender, lease_receiver, command_sender, |_| {});
     submitting.patience = patience;
     let ended = tokio::spawn(submitting.run(receiver));
     Worker { outputs, in_flight, commands, ended }
@@ -180,11 +181,11 @@ async fn samples_go_before_the_last_word_of_the_engine() {
 async fn patience_ends() {
     let coordinator = Coordinator::new(|_, _| Err(Status::unavailable("never")));
     coordinator.answers.add_permits(1000);
-    let worker = worker_with(&coordinator, 1, Duration::from_millis(50));
+    let worker = worker_with(&coordinator, 1, Duration::from_millis(150));
     worker.outputs.send(finished(0, 0)).await.expect("it listens");
     let ended = worker.ended.await.expect("no panic");
     assert!(matches!(ended, Err(ServeError::Rejoin(problem)) if problem.contains("never")));
-    assert_eq!(coordinator.seen.lock().unwrap().calls.len(), 2, "once more behind the first wait");
+    assert_eq!(coordinator.seen.lock().unwrap().calls.len(), 3, "the last one when patience is over");
     let unknown = Coordinator::new(|_, _| Err(Status::not_found("who are you")));
     unknown.answers.add_permits(1);
     let worker = self::worker(&unknown, 1);

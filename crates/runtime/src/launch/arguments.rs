@@ -2,13 +2,13 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 
 use super::{Launch, LaunchError};
-use crate::net::{CERTIFICATE_FILE, PeerRole, Security, TlsError};
-use crate::{Backoff, Exit, Health, Link};
+use crate::net::{CERTIFICATE_FILE, NoRunId, PeerRole, RunIdentity, Security, TlsError};
+use crate::{Exit, Health, Link, Policy};
 
 /// How a worker finds its run.
 #[derive(Clone, Debug, Args)]
@@ -18,7 +18,8 @@ pub struct WorkerArguments {
     /// names (MASTER_ADDR and the like), at port 7700.
     #[arg(long, value_name = "HOST:PORT|DIR")]
     pub coordinator: Option<String>,
-    /// Name of this process slot, the same after a restart; a second process of the same name replaces the first.
+    /// Name of this process slot, the same after a restart; a second process of the same name is refused while the first
+    /// lives.
     /// Default: $PACS_WORKER_NAME, else the role and the launcher's index (SLURM_PROCID, JOB_COMPLETION_INDEX, RANK and
     /// the like), else the name of the pod.
     #[arg(long)]
@@ -29,6 +30,14 @@ pub struct WorkerArguments {
     /// Which start of the job this worker is for: a coordinator of another start refuses it. Launchers set it.
     #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
     pub attempt: String,
+    /// Identifier of the run that this worker belongs to, as its folder has it: a coordinator of another run is not worked
+    /// for. Supervisors and launchers set it; else the worker keeps to the first run that takes it.
+    #[arg(long, value_name = "ID", env = "PACS_RUN_ID", default_value = "")]
+    pub run_id: String,
+    /// When this process was started, microseconds since 1970, by a supervisor that has seen the end of every earlier process
+    /// of its name. Supervisors set it; 0: nobody has.
+    #[arg(long, value_name = "MICROSECONDS", env = "PACS_STARTED", default_value_t = 0, hide = true)]
+    pub started: u64,
     /// Where to answer health probes (grpc.health.v1, in plain text). Default: nowhere.
     #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
     pub health_listen: Option<String>,
@@ -65,6 +74,11 @@ pub enum PlaceError {
     /// An address or a name is missing, malformed or contradictory.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// The run identifier is none.
+    #[error(
+        "use the run of this process: {0}; give --run-id ID, or set PACS_RUN_ID, to what `run_id` in the run folder says"
+    )]
+    Run(#[from] NoRunId),
     /// Nothing says how connections are protected.
     #[error(
         "it is not said how connections are protected: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
@@ -99,7 +113,7 @@ impl PlaceError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Launch(_) | Self::Unprotected => Exit::Usage,
+            Self::Launch(_) | Self::Run(_) | Self::Unprotected => Exit::Usage,
             Self::Tls(_) => Exit::Config,
             Self::Health { .. } | Self::NoRoute { .. } => Exit::Again,
         }
@@ -115,6 +129,7 @@ impl WorkerArguments {
         let launch = Launch::of_process();
         let coordinator = launch.coordinator(self.coordinator.as_deref())?.logged("the coordinator").value;
         let name = launch.name(self.name.as_deref(), role.name())?.logged("the name of this process").value;
+        let run_id = RunIdentity::told(&self.run_id)?;
         let security = self.security.security(role)?;
         let health = Health::default();
         if let Some(address) = &self.health_listen {
@@ -122,7 +137,8 @@ impl WorkerArguments {
         }
         let join_timeout = Duration::from_secs(self.join_timeout);
         let attempt = self.attempt.clone();
-        Ok(Placement { link: Link { coordinator, attempt, join_timeout, security, health }, name })
+        let started = self.started;
+        Ok(Placement { link: Link { coordinator, attempt, run_id, started, join_timeout, security, health }, name })
     }
 
     /// The address that others reach this process at: what `flag` or the environment says, else the one that packets to
@@ -134,8 +150,8 @@ impl WorkerArguments {
         if let Some(said) = Launch::of_process().own_address(flag) {
             return Ok(said.logged("the address of this process").value);
         }
-        let (started, deadline) = (Instant::now(), Duration::from_secs(self.join_timeout));
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let look = Policy::new("look for the coordinator", LOOKUP_DEADLINE);
+        let mut tries = look.patience(Duration::from_secs(self.join_timeout)).tries();
         loop {
             let error = match within(LOOKUP_DEADLINE, address_towards(coordinator)).await {
                 Ok(address) => {
@@ -144,11 +160,10 @@ impl WorkerArguments {
                 }
                 Err(error) => error,
             };
-            if started.elapsed() >= deadline {
+            if !tries.again("look for the way to the coordinator", &error).await {
                 let coordinator = coordinator.to_owned();
-                return Err(PlaceError::NoRoute { coordinator, waited: started.elapsed(), error });
+                return Err(PlaceError::NoRoute { coordinator, waited: tries.waited(), error });
             }
-            tokio::time::sleep(backoff.wait()).await;
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Launch<'a> {
 }
 
 /// Looks an environment variable up.
-type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+type Lookup<'a> = dyn Fn(&str) -> Option<String> + Send + 'a;
 
 impl fmt::Debug for Launch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +108,7 @@ impl Launch<'static> {
 
 impl<'a> Launch<'a> {
     /// An environment in which `variable` looks names up; empty values count as not set.
-    pub fn new(variable: impl Fn(&str) -> Option<String> + 'a) -> Self {
+    pub fn new(variable: impl Fn(&str) -> Option<String> + Send + 'a) -> Self {
         Self { variable: Box::new(move |name| variable(name).filter(|value| !value.is_empty())) }
     }
 

@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{PeerRole, PlainText, Security, neighbour};
+use super::{PeerRole, PlainText, RunChannel, RunIdentity, Security, neighbour, of_run};
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,11 +35,22 @@ pub enum DialError {
     Unreachable(String),
 }
 
-/// Connects once to the process of role `peer` at `address` (host:port).
+/// Connects once to the process of role `peer` at `address` (host:port), for calls that belong to `run`. While it is not
+/// known it is not named, which registration takes.
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
+pub async fn dial(
+    address: &str,
+    peer: PeerRole,
+    security: &Security,
+    run: &RunIdentity,
+) -> Result<RunChannel, DialError> {
+    Ok(of_run(dial_any(address, peer, security).await?, run.clone()))
+}
+
+/// The same for calls that belong to no run, as operators make them.
+pub(crate) async fn dial_any(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
     let endpoint = endpoint(address)?
         .connect_timeout(CONNECT_DEADLINE)
         .http2_keep_alive_interval(Duration::from_secs(10))

@@ -2,13 +2,16 @@
 //!
 //! A certificate says what its holder is, not where it runs: the role is a name below `pacs.internal` among its DNS names.
 //! So a node needs no certificate of its own, and a worker that moves keeps its identity. [`Security`] holds the files,
-//! [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] says who may call a service.
+//! [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] says who may call a service. Every call names
+//! the run of its caller ([`RunIdentity`]).
 
 mod connection;
 mod dial;
 mod guard;
 mod neighbour;
 mod role;
+mod run;
+mod server;
 mod service;
 mod tls;
 
@@ -21,9 +24,13 @@ use std::time::Duration;
 use rustls::{ClientConfig, ServerConfig};
 
 pub use self::connection::{Connection, Peer, accept};
+pub(crate) use self::dial::dial_any;
 pub use self::dial::{DialError, dial};
-pub use self::guard::Guard;
+pub use self::guard::{Guard, RunGate};
 pub use self::role::PeerRole;
+pub(crate) use self::run::run_of_refusal;
+pub use self::run::{Caller, NoRunId, RUN_ID_KEY, RunChannel, RunIdentity, is_run_id, of_run};
+pub use self::server::{Called, server};
 pub use self::service::{Trust, service_channel};
 pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError, check_role};
 
