@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{PeerRole, PlainText, RunChannel, RunIdentity, Security, neighbour, of_run};
+use crate::launch;
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -49,16 +50,18 @@ pub async fn dial(
     Ok(of_run(dial_any(address, peer, security).await?, run.clone()))
 }
 
-/// The same for calls that belong to no run, as operators make them.
+/// The same for calls that belong to no run, as operators make them. `address` may be the folder of a run, too (see
+/// [`launch::find`]): it is read for every connection, so that a channel follows a coordinator that starts again elsewhere.
 pub(crate) async fn dial_any(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
-    let endpoint = endpoint(address)?
+    let found = launch::find(address).map_err(|error| DialError::Unreachable(error.to_string()))?;
+    let endpoint = endpoint(&found)?
         .connect_timeout(CONNECT_DEADLINE)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20));
-    within(DIAL_DEADLINE, address, connected(endpoint, address, peer, security)).await
+    within(DIAL_DEADLINE, address, connected(endpoint, (address, &found), peer, security)).await
 }
 
 /// The endpoint of an address (host:port). Who encrypts is the connector, so its scheme means nothing.
@@ -81,15 +84,15 @@ async fn within<T>(
 
 async fn connected(
     endpoint: Endpoint,
-    address: &str,
+    (address, found): (&str, &str),
     peer: PeerRole,
     security: &Security,
 ) -> Result<Channel, DialError> {
     if matches!(security, Security::Plain)
-        && let Ok(mut found) = lookup_host(address).await
-        && let Some(elsewhere) = found.find(|found| !found.ip().is_loopback())
+        && let Ok(mut addresses) = lookup_host(found).await
+        && let Some(elsewhere) = addresses.find(|found| !found.ip().is_loopback())
     {
-        let address = format!("{address} ({})", elsewhere.ip());
+        let address = format!("{found} ({})", elsewhere.ip());
         return Err(PlainText { address }.into());
     }
     let (target, security) = (Arc::<str>::from(address), security.clone());
@@ -108,7 +111,7 @@ async fn connected(
             let within: Option<Within> = tls
                 .is_none()
                 .then_some(Within { elsewhere: |address| PlainText { address }.to_string(), check: neighbour::check });
-            connect(&target, within, tls).await
+            connect(&launch::find(&target)?, within, tls).await
         }
     });
     endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
