@@ -1,7 +1,10 @@
 //! A run is told from others of the same machine: by its id, which its workers carry, and not by the port or the names that it has.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -133,6 +136,26 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     check_undisturbed(&second, &first, 12)
 }
 
+/// Nobody answers at the old port any more, and nobody tells the workers so.
+#[test]
+fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
+    // Workers give up a coordinator that is silent for longer, and look for it then in any case.
+    const SILENCE: Duration = Duration::from_secs(110);
+    let job = job("moved", 12)?;
+    let workers = orphans(&job, &format!("127.0.0.1:{}", free_port()?))?;
+    let began = Instant::now();
+    let mut run = job.start_with(&["--listen", &format!("127.0.0.1:{}", free_port()?)])?;
+    let status = run.wait_until("workers", |status| {
+        let there = status["workers"].as_array().map_or(0, Vec::len) == WORKERS.len();
+        there && status["step"].as_u64() >= Some(5)
+    })?;
+    ensure!(began.elapsed() < SILENCE, "it took {} s: {status}", began.elapsed().as_secs());
+    assert_eq!(job.workers()?, workers, "they were taken over");
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(12)?;
+    job.check_no_panic()
+}
+
 #[test]
 fn a_port_that_was_asked_for_and_is_taken_is_an_error() -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
@@ -205,6 +228,52 @@ fn what_belongs_to_another_run_is_not_ended_with_this_one() -> Result<()> {
     assert_eq!(second.workers()?, theirs);
     second.start()?.wait()?.expect_code(0);
     second.check_every_step_once(8)
+}
+
+/// Another user of the machine has taken the port of a coordinator: workers do not even tell it who they are.
+#[test]
+fn workers_do_not_work_for_another_user() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        println!("skipped: only the superuser can start a process of another user");
+        return Ok(());
+    }
+    let thief = job("thief", 2)?;
+    let spec = thief.write_spec()?.display().to_string();
+    let folder = thief.run_path("");
+    fs::create_dir(&folder)?;
+    chown(&folder, Some(NOBODY), Some(NOBODY))?;
+    fs::set_permissions(thief.path(""), fs::Permissions::from_mode(0o755))?;
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let mut command = thief.command("pacs")?;
+    command.args(["coordinator", &spec, "--listen", &listen, "--plaintext", "--run-dir"]).arg(&folder);
+    let output = fs::File::create(thief.path("thief.out"))?;
+    command.stdout(output.try_clone()?).stderr(output).uid(NOBODY).gid(NOBODY);
+    let mut coordinator = match command.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            println!("skipped: another user cannot start the program here ({error})");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let said = || fs::read_to_string(thief.path("thief.out")).unwrap_or_default();
+    let serves = wait_for("coordinator of another user", || {
+        ensure!(coordinator.try_wait()?.is_none(), "it has ended: {}", said());
+        Ok(said().contains("serving "))
+    });
+    let asked = serves.and_then(|()| {
+        let name = ["verifier", "--name", "verifier-0", "--plaintext", "--join-timeout", "1", "--coordinator", &listen];
+        pacs(&thief, &name)
+    });
+    coordinator.kill()?;
+    coordinator.wait()?;
+    let output = asked?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{error}");
+    assert!(error.contains(&format!("a process of user {NOBODY} listens at {listen}")), "{error}");
+    assert!(!said().contains("verifier-0"), "{}", said());
+    Ok(())
 }
 
 /// Runs `pacs` with these arguments.
