@@ -36,4 +36,4 @@ pub use fault::slow_disk;
 pub use identity::CoordinatorRecord;
 pub(crate) use identity::{RunLock, starts_so_far};
 pub(crate) use lines::Lines;
-pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_ROUNDS, RunFolder};
+pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};
