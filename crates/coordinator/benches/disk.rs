@@ -1,5 +1,8 @@
-//! What the disk costs: `cargo bench -p pacs-coordinator --bench disk -- heartbeats FOLDER` and `… -- steps FOLDER [MOST]`,
-//! both with workers that make up what they hand in, over gRPC. Prints one JSON line a measurement.
+//! What the disk costs: `cargo bench -p pacs-coordinator --features faults --bench disk -- WHAT FOLDER`. Prints one JSON line a
+//! measurement.
+//!
+//! `heartbeats` and `steps [MOST]` run coordinators whose workers make up what they hand in, over gRPC; `snapshot` compares
+//! a copy of a machine with writing it out.
 #![allow(clippy::unwrap_used, dead_code, reason = "a measurement that fails ends with a panic")]
 
 #[path = "../tests/support/mod.rs"]
@@ -9,10 +12,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, Timing, slow_disk};
+use pacs_machine::{Event, Machine, Options};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_types::Role;
 use serde_json::json;
 use support::Fleet;
 
@@ -33,7 +39,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let (what, folder) = match arguments.as_slice() {
         [what, folder, ..] => (what.as_str(), PathBuf::from(folder)),
-        _ => return eprintln!("name the measurement, heartbeats or steps, and a folder for it"),
+        _ => return eprintln!("name the measurement, heartbeats, steps or snapshot, and a folder for it"),
     };
     let most = arguments.get(2).map_or(u64::MAX, |most| most.parse().unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -41,6 +47,7 @@ fn main() {
         match what {
             "heartbeats" => heartbeats(&folder).await,
             "steps" => steps(&folder, most).await,
+            "snapshot" => snapshot(),
             other => eprintln!("there is no measurement `{other}`"),
         }
     });
@@ -101,18 +108,13 @@ async fn heartbeats(folder: &Path) {
     }
 }
 
-/// Leaves a folder as a save that came to nothing does.
-fn litter(folder: &Path, files: u64, bytes: u64) {
+/// Leaves a folder as a save that came to nothing does. The blocks are reserved and not written: it is their release that
+/// costs time.
+fn litter(folder: &Path, files: u64, bytes: i64) {
     fs::create_dir_all(folder).unwrap();
-    let piece = vec![1; 1 << 20];
     for file in 0..files {
         let file = fs::File::create(folder.join(format!("rank-{file}.bin"))).unwrap();
-        let mut written = 0;
-        while written < bytes {
-            let length = piece.len().min((bytes - written) as usize);
-            std::io::Write::write_all(&mut &file, &piece[..length]).unwrap();
-            written += length as u64;
-        }
+        fallocate(&file, FallocateFlags::empty(), 0, bytes).unwrap();
     }
 }
 
@@ -175,6 +177,43 @@ async fn steps(folder: &Path, most: u64) {
         });
         println!("{line}");
     }
+}
+
+/// The slots of two of the paper's steps, 1,024 groups of 8 samples each.
+fn snapshot() {
+    let (groups, runs) = (1024, 20);
+    let options =
+        Options { samples_per_prompt: 8, prompts_per_step: groups, max_lag: 1, slots: 2 * groups, ..Options::small() };
+    let mut machine = Machine::new(options, Duration::ZERO);
+    let role = serde_json::to_value(Role::Learner).unwrap();
+    let learner = json!({"role": role, "name": "learner-0", "host": "bench", "pid": 1, "collective_address": "bench:1",
+                         "started": 0});
+    // Ids are counted: the worker has the first one, its task the second.
+    for event in [
+        json!({"register": learner}),
+        json!({"join_generation": {"worker": 1}}),
+        json!({"complete_task": {"worker": 1, "generation": 1, "task": 2, "result": {"prepared": {"weights": 0}}}}),
+    ] {
+        let event: Event = serde_json::from_value(event).unwrap();
+        let _ = machine.step(Duration::ZERO, event);
+    }
+    assert_eq!(machine.in_flight(), 2 * groups as usize, "the slots are full");
+    let timed = |work: &dyn Fn() -> usize| {
+        let began = Instant::now();
+        let bytes = (0..runs).map(|_| work()).sum::<usize>() / runs as usize;
+        (1e3 * began.elapsed().as_secs_f64() / f64::from(runs), bytes)
+    };
+    // The copy is dropped elsewhere.
+    let copies = std::cell::RefCell::new(Vec::new());
+    let (copy_ms, _) = timed(&|| {
+        copies.borrow_mut().push(machine.clone());
+        0
+    });
+    let (write_ms, bytes) = timed(&|| serde_json::to_string(&machine).unwrap().len());
+    let samples = 2 * groups * 8;
+    let line =
+        json!({"bench": "snapshot", "samples": samples, "copy_ms": copy_ms, "write_out_ms": write_ms, "bytes": bytes});
+    println!("{line}");
 }
 
 /// Files below a folder that are asked for, and their bytes.

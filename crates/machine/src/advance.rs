@@ -258,3 +258,49 @@ impl Machine {
         self.effects.push(Effect::Ended(end));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pacs_types::{Outcome, Role};
+
+    use crate::verbs::testing::*;
+    use crate::{EvaluationPlan, Event, Options};
+
+    fn judge(run: &mut Run) {
+        run.generate_all();
+        run.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
+    }
+
+    #[test]
+    fn a_snapshot_knows_the_evaluations_that_the_job_may_come_by_again_and_no_others() {
+        let evaluation =
+            EvaluationPlan { problems: 1, samples_per_problem: 1, every_steps: 1, before: true, after: true };
+        let options = Options { total_steps: 40, checkpoint_every_steps: 3, evaluation, ..options() };
+        let mut run = Run::sampling(options);
+        for step in 1..=30 {
+            judge(&mut run);
+            assert!(run.machine.has_evaluated(step - 1) && !run.machine.has_evaluated(step));
+            judge(&mut run);
+            run.train();
+            if step % 3 == 0 {
+                run.save();
+                run.step(Event::CheckpointCommitted { step });
+            }
+            assert!(run.machine.evaluated.len() <= 3, "{:?}", run.machine.evaluated);
+        }
+        // One step more is made, measured and lost: the one before it is not measured again.
+        judge(&mut run);
+        judge(&mut run);
+        run.train();
+        judge(&mut run);
+        assert!(run.machine.has_evaluated(31));
+        let worker = run.learners[0];
+        run.step(Event::Leave { worker, error: None });
+        run.learners[0] = run.register(Role::Learner, "learner-0").0;
+        run.step(Event::JoinGeneration { worker: run.learners[0] });
+        run.prepare();
+        assert_eq!(run.machine.position().step, 30);
+        assert!(run.machine.has_evaluated(30) && !run.machine.has_evaluated(31));
+        assert_eq!(run.machine.status(run.now).phase, "sampling");
+    }
+}

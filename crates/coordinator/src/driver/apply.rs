@@ -26,19 +26,21 @@ impl Driver {
         }
     }
 
-    fn apply_one(&mut self, effect: Effect) {
+    /// Carries an effect out. Those of records that are taken in again come here, too: what they say of memory is done again,
+    /// and what they had written down is not written twice; nobody is told of it again.
+    pub(crate) fn apply_one(&mut self, effect: Effect) {
+        let live = !self.replaying;
         match effect {
             Effect::Phase(phase) => {
-                tracing::debug!(%phase, "phase");
-                self.clock.enter(phase, Instant::now());
-                self.told_waiting = None;
+                if live {
+                    tracing::debug!(%phase, "phase");
+                    self.clock.enter(phase, Instant::now());
+                    self.told_waiting = None;
+                }
             }
             Effect::DropGroup { group, why } => {
-                match why {
-                    Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
-                    Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
-                    Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
-                    Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
+                if live {
+                    log_dropped(group, why);
                 }
                 self.store.drop_group(group);
             }
@@ -48,47 +50,74 @@ impl Driver {
             }
             Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
             Effect::ReplaceSample(sample) => {
-                tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                if live {
+                    tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                }
                 self.store.drop_sample(sample);
             }
             Effect::Train { step, groups, left_out, ranks, lag } => {
                 self.form_batch(step, groups, left_out, ranks);
                 self.lag = lag;
             }
-            Effect::StepDone { step } => self.step_done(step),
-            Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
+            Effect::StepDone { step } => match self.run_folder.has(LinesOf::Metrics, step) {
+                true => self.step_was_done(),
+                false => self.step_done(step),
+            },
+            Effect::Evaluated { step, groups, excluded } => match self.run_folder.has(LinesOf::Evaluations, step) {
+                true => groups.into_iter().for_each(|group| self.store.drop_group(group)),
+                false => self.evaluated(step, groups, excluded),
+            },
             Effect::CreateCheckpoint { step, save } => {
                 self.saved.clear();
-                self.create_checkpoint(step, save);
+                // What is left of these two when all records are taken in is done then: `go_on`.
+                if live {
+                    self.create_checkpoint(step, save);
+                }
             }
-            Effect::CommitCheckpoint { snapshot, model, save } => self.commit_checkpoint(snapshot, model, save),
+            Effect::CommitCheckpoint { snapshot, model, save } => {
+                if live {
+                    self.commit_checkpoint(snapshot, model, save);
+                }
+            }
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { generation, names } => {
-                tracing::info!(%generation, learners = names.join(" "), "generation formed");
+                if live {
+                    tracing::info!(%generation, learners = names.join(" "), "generation formed");
+                }
                 self.learner_names = names;
             }
             Effect::Prepared { step } => {
                 self.weights.clone_from(&self.published);
-                self.notify(Wait::Weights);
-                let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
-                self.tell_progress(Progress::Prepared { step, total_steps, learners });
+                if live {
+                    self.notify(Wait::Weights);
+                    let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
+                    self.tell_progress(Progress::Prepared { step, total_steps, learners });
+                }
             }
             Effect::WorkerLost { worker, name, role, why } => {
-                tracing::warn!(worker = name, %role, "worker lost: it {why}");
-                // A call of its own that still waits is refused at once.
-                self.wake_own(worker);
-                self.tell_progress(Progress::WorkerLost { name, why });
+                if live {
+                    tracing::warn!(worker = name, %role, "worker lost: it {why}");
+                    // A call of its own that still waits is refused at once.
+                    self.wake_own(worker);
+                    self.tell_progress(Progress::WorkerLost { name, why });
+                }
             }
             Effect::Drained { name } => {
-                if self.drained.insert(name.clone()) {
+                if live && self.drained.insert(name.clone()) {
                     self.tell_progress(Progress::Drained { name });
                 }
             }
             Effect::Note(text) => {
-                tracing::warn!("{text}");
-                self.tell_progress(Progress::Note { text });
+                if live {
+                    tracing::warn!("{text}");
+                    self.tell_progress(Progress::Note { text });
+                }
             }
-            Effect::Ended(end) => self.finish(&end),
+            Effect::Ended(end) => {
+                if live {
+                    self.finish(&end);
+                }
+            }
         }
     }
 
@@ -99,7 +128,16 @@ impl Driver {
         self.batch = Some(Batch::new(step, groups, left_out, self.spec.batch.mini_batches, &sharing));
     }
 
-    pub(crate) fn step_done(&mut self, step: u64) {
+    /// The step is written down already: only memory is to forget it.
+    fn step_was_done(&mut self) {
+        self.weights.clone_from(&self.published);
+        if let Some(batch) = self.batch.take() {
+            batch.groups.iter().chain(&batch.left_out).for_each(|group| self.store.drop_group(*group));
+        }
+        self.trained = None;
+    }
+
+    fn step_done(&mut self, step: u64) {
         self.weights.clone_from(&self.published);
         self.notify(Wait::Weights);
         let Some(batch) = self.batch.take() else { return };
@@ -172,7 +210,7 @@ impl Driver {
         Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
     }
 
-    pub(crate) fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
+    fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
         let k = self.spec.evaluation.samples_per_problem;
         let numbers = RoundNumbers::new(&groups, k, &self.store);
         let summary = EvaluationSummary {
@@ -223,7 +261,7 @@ impl Driver {
         }
     }
 
-    pub(crate) fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
+    fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
         forgotten.iter().for_each(|group| self.store.drop_group(*group));
         self.batch = None;
         self.weights = None;
@@ -278,6 +316,15 @@ impl Driver {
             }
             self.tell_progress(Progress::Waiting { sentence });
         }
+    }
+}
+
+fn log_dropped(group: GroupId, why: Dropped) {
+    match why {
+        Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
+        Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
+        Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
+        Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
     }
 }
 

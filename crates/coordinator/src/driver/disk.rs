@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{Driver, Shared, Wait};
 use crate::progress::{Progress, RunEnd};
-use crate::records::{Done, Job, MOST_ROUNDS, Manifest};
+use crate::records::{Done, Job, MOST_WAITING, Manifest};
 
 /// Follows what the thread of the run folder does, as long as both the thread and the driver are there.
 pub(crate) fn follow(shared: &Shared, mut done: mpsc::Receiver<Done>) {
@@ -29,7 +29,7 @@ impl Driver {
         }
     }
 
-    /// Ends this process's part: what was acknowledged is in the journal, and another process goes on from there.
+    /// Ends this process's part: what was acknowledged is in the journal, and another process resumes from there.
     pub(crate) fn interrupt(&mut self, reason: String) {
         if self.end.borrow().is_none() {
             tracing::error!("the run is interrupted: {reason}");
@@ -53,8 +53,8 @@ impl Driver {
     pub(crate) fn disk_did(&mut self, done: Done) {
         self.run_folder.note(&done);
         match done {
-            // Ranks may have waited for it: for the folder of a save, or for room for the samples of the next step.
-            Done::Archived | Done::Created { .. } => self.notify(Wait::Task),
+            // Ranks may have waited for it: for the folder of a save, or for room for the next step.
+            Done::Written | Done::Created { .. } => self.notify(Wait::Task),
             Done::Committed { step, path } => {
                 let seconds = self.saves.end(Instant::now());
                 self.tell_progress(Progress::Saved { step, path, seconds });
@@ -69,18 +69,18 @@ impl Driver {
             }
             Done::Unarchived { step, reason } => {
                 self.note(format!(
-                    "the samples of step {step} are not archived, the run goes on without them: {reason}"
+                    "the samples of step {step} are not archived, the run continues without them: {reason}"
                 ));
             }
             Done::Failed { reason } => self.interrupt(reason),
         }
     }
 
-    /// Whether a task may be handed out as far as the disk is concerned: a step is not begun while the samples of several
-    /// before it wait to be archived, which would fill the memory; and nobody writes to a folder that is not there.
+    /// Whether a task may be handed out as far as the disk is concerned: a step is not begun while several
+    /// before it wait to be written, whose samples would fill the memory; and nobody writes to a folder that is not there.
     pub(crate) fn may_hand_out(&self, order: &TaskOrder) -> bool {
         match order.kind {
-            TaskKind::Train { .. } => self.run_folder.rounds() < MOST_ROUNDS,
+            TaskKind::Train { .. } => self.run_folder.waiting() < MOST_WAITING,
             TaskKind::Save { step, .. } => self.run_folder.has_folder(step, order.task),
             TaskKind::Prepare | TaskKind::Regroup { .. } => true,
         }
@@ -88,14 +88,15 @@ impl Driver {
 
     /// What the run waits for, if that is the disk and the machine does not know.
     pub(crate) fn waits_for_disk(&self) -> Option<String> {
-        let rounds = self.run_folder.rounds();
-        if rounds >= MOST_ROUNDS && self.machine.training().is_some() {
-            return Some(format!(
-                "waits for the disk to take the samples of {rounds} steps and evaluations before this one"
-            ));
+        let waiting = self.run_folder.waiting();
+        if waiting >= MOST_WAITING && self.machine.training().is_some() {
+            return Some(format!("waits for the disk to take {waiting} steps and evaluations before this one"));
         }
         let (step, save) = self.machine.saving()?;
         let is_there = self.run_folder.has_folder(step, save);
         (!is_there).then(|| format!("waits for the disk to make the folder for the checkpoint of step {step}"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,13 +7,13 @@ use pacs_runtime::Exit;
 /// Enters a mutex whose content is worth something only as long as nobody has panicked in it.
 ///
 /// A panic within a step of the machine leaves an event that is half applied and was never recorded: memory and journal
-/// differ from then on, and what is acknowledged after that may be lost. So the process ends, and the next one goes on from
-/// the journal, which knows nothing of that event. Nobody else has seen the state between: whoever waits for the lock gets
+/// differ from then on, and what is acknowledged after that may be lost. So the process ends, and the next one resumes
+/// from the journal, which knows nothing of that event. Nobody sees the state between: every call that waits for the lock gets
 /// here, and the ticker does several times a second.
 pub(super) fn enter<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|_| {
         let said =
-            "the coordinator panicked in the middle of an event and ends; started again, it goes on from its journal";
+            "the coordinator panicked in the middle of an event and ends; started again, it resumes from its journal";
         tracing::error!("{said}");
         // Where nobody has set up a log.
         eprintln!("error: {said}");
@@ -54,6 +54,6 @@ mod tests {
         let output = Command::new(tests).args(arguments).env(PANIC, "1").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(70), "{said}");
-        assert!(said.contains("goes on from its journal"), "{said}");
+        assert!(said.contains("resumes from its journal"), "{said}");
     }
 }

@@ -3,14 +3,14 @@
 
 use std::time::Instant;
 
-use pacs_machine::{Effect, End, Event, Record, Reply, Step};
+use pacs_machine::{End, Event, Record, Reply, Step};
 use pacs_protocol::v1;
 use pacs_types::Verdict;
 use prost::Message;
 
 use super::{Driver, KeptSample};
 use crate::journal::{FrameKey, Frames, Recovered};
-use crate::records::{Job, LinesOf};
+use crate::records::Job;
 use crate::services::keep_result;
 
 /// Names of what is kept beside the machine.
@@ -149,43 +149,7 @@ impl Driver {
             _ => {}
         }
         for effect in effects {
-            self.replay_effect(effect);
-        }
-    }
-
-    /// Does again what has to do with memory, and what may have been left undone on disk.
-    fn replay_effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::DropGroup { group, .. } | Effect::RestartGroup(group) => self.store.drop_group(group),
-            Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
-            Effect::ReplaceSample(sample) => self.store.drop_sample(sample),
-            Effect::Train { step, groups, left_out, ranks, lag } => {
-                self.form_batch(step, groups, left_out, ranks);
-                self.lag = lag;
-            }
-            Effect::StepDone { step } if self.run_folder.has(LinesOf::Metrics, step) => {
-                self.weights.clone_from(&self.published);
-                if let Some(batch) = self.batch.take() {
-                    batch.groups.iter().chain(&batch.left_out).for_each(|group| self.store.drop_group(*group));
-                }
-                self.trained = None;
-            }
-            Effect::StepDone { step } => self.step_done(step),
-            Effect::Evaluated { step, groups, .. } if self.run_folder.has(LinesOf::Evaluations, step) => {
-                groups.into_iter().for_each(|group| self.store.drop_group(group));
-            }
-            Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
-            Effect::CreateCheckpoint { .. } => self.saved.clear(),
-            Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
-            Effect::GenerationFormed { names, .. } => self.learner_names = names,
-            Effect::Prepared { .. } => self.weights.clone_from(&self.published),
-            // The clocks, watchers and operators of an earlier process. What it was to commit is done again at the end.
-            Effect::Phase(_)
-            | Effect::CommitCheckpoint { .. }
-            | Effect::WorkerLost { .. }
-            | Effect::Drained { .. }
-            | Effect::Note(_)
-            | Effect::Ended(_) => {}
+            self.apply_one(effect);
         }
     }
 

@@ -98,7 +98,7 @@ impl Archive {
     /// Removes the rounds of later steps; all when there is none.
     pub(crate) fn truncate(&self, purpose: Purpose, last: Option<u64>) -> io::Result<()> {
         let _surgery = self.surgery.lock().unwrap_or_else(PoisonError::into_inner);
-        let later = self.files().of(purpose).behind(last);
+        let later = self.files().of(purpose).later_than(last);
         for rounds in &later {
             let whole = path(&self.folder, purpose, rounds);
             // The shorter file is there before the longer one goes.

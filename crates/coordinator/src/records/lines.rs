@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::atomic::sync_folder;
+
 /// Bytes that the search from the end reads first; it doubles while a line is longer.
 const BLOCK: u64 = 4096;
 
@@ -52,7 +54,12 @@ impl Lines {
     pub(crate) fn append(&mut self, step: u64, line: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(File::options().create(true).read(true).append(true).open(&self.path)?),
+            none => {
+                let file = File::options().create(true).read(true).append(true).open(&self.path)?;
+                // Its name is durable before anything relies on what is in it.
+                self.path.parent().map_or(Ok(()), sync_folder)?;
+                none.insert(file)
+            }
         };
         if let Err(error) = file.write_all(line) {
             file.set_len(self.bytes)?;

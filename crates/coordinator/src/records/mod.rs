@@ -38,4 +38,4 @@ pub use fault::slow_disk;
 pub use identity::{CoordinatorRecord, identify, run_id};
 pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
-pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_ROUNDS, RunFolder};
+pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};

@@ -112,7 +112,7 @@ impl Broom<'_> {
         Ok(())
     }
 
-    /// Removes a folder file by file. Files are unlinked whole: whoever has one open, or has linked it elsewhere, keeps it.
+    /// Removes a folder file by file. Files are unlinked whole: a process that has one open keeps it, and so do links elsewhere.
     fn remove(&mut self, folder: &Path) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             if self.is_to_end() {

@@ -4,7 +4,7 @@
 //! Jobs are done in the order in which they are handed over, and each is durable before the next one begins. What follows
 //! from the order:
 //!
-//! - A snapshot of the machine is a job, too, and goes on to the journal when its turn comes. So it never takes the place of
+//! - A snapshot of the machine is a job, too, and reaches the journal when its turn comes. So it never takes the place of
 //!   the record of a step whose samples and line are not on the disk: whatever a crash leaves undone, the journal does again.
 //! - A round is archived before the line of its step is written: where the line is, the samples are.
 //! - A checkpoint is committed after the lines of the steps before it.
@@ -28,13 +28,14 @@ use super::{Archive, Checkpoints, Epoch, Lines, Manifest, Retention, Round};
 use crate::FileError;
 use crate::journal::{DurableUpTo, Extras, Snapshot, Snapshots};
 
-/// Jobs that may wait. The rounds among them are bounded by [`MOST_ROUNDS`], and all others come with a round or wait for
-/// each other, so a full queue is no slow disk but a bug; it ends the process, which goes on from the journal.
+/// Jobs that may wait. [`MOST_WAITING`] bounds the steps among them, and the others come with a step or one at a time, so a
+/// slow disk does not fill the queue. Should something else do, the process ends, and the next one resumes from the journal:
+/// waiting would hold up every call.
 const QUEUE: usize = 256;
 /// What was done and not noticed yet; full, the thread waits, and nobody waits for it then.
 const ENDS: usize = 256;
-/// Rounds that may wait to be archived before no step is begun any more.
-pub(crate) const MOST_ROUNDS: usize = 4;
+/// Steps and evaluations that may wait to be written before no step is begun any more: their samples are in memory.
+pub(crate) const MOST_WAITING: usize = 4;
 /// How long a full disk is tried again.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
@@ -72,17 +73,17 @@ pub(crate) enum Job {
 /// What has become of a job that somebody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Done {
-    /// A round is archived, or given up.
-    Archived,
+    /// The line of a step or an evaluation is written, and its samples before it.
+    Written,
     /// The folder is there: ranks may write.
     Created { step: u64, save: u64 },
     /// There is a new checkpoint.
     Committed { step: u64, path: PathBuf },
     /// The folder could not be made, or made a checkpoint.
     Refused { step: u64, save: u64, reason: String },
-    /// Samples are not archived, and the run goes on without.
+    /// Samples are not archived, and the run continues without them.
     Unarchived { step: u64, reason: String },
-    /// Nothing more will be written: only another start can go on.
+    /// Nothing more will be written: only another start can resume the run.
     Failed { reason: String },
 }
 
@@ -115,8 +116,8 @@ pub(crate) struct RunFolder {
     abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     archives: bool,
-    /// Rounds handed over and not archived yet.
-    rounds: usize,
+    /// Steps and evaluations handed over and not written yet.
+    waiting: usize,
     /// The steps of the last lines, those that wait to be written included.
     steps: Option<u64>,
     evaluations: Option<u64>,
@@ -165,7 +166,7 @@ impl RunFolder {
         let (archives, steps, evaluations) = handle;
         let thread = Some(thread.map_err(failed)?);
         let jobs = Some(jobs);
-        let this = Self { jobs, abandoned, thread, archives, rounds: 0, steps, evaluations, folder: None };
+        let this = Self { jobs, abandoned, thread, archives, waiting: 0, steps, evaluations, folder: None };
         Ok((this, done))
     }
 
@@ -175,23 +176,27 @@ impl RunFolder {
     /// When no more jobs are taken.
     pub(crate) fn hand_over(&mut self, job: Job) -> Result<(), String> {
         match &job {
-            Job::Archive(_) => self.rounds += 1,
-            Job::Append { to: LinesOf::Metrics, step, .. } => self.steps = Some(*step),
-            Job::Append { to: LinesOf::Evaluations, step, .. } => self.evaluations = Some(*step),
+            Job::Append { to, step, .. } => {
+                self.waiting += 1;
+                match to {
+                    LinesOf::Metrics => self.steps = Some(*step),
+                    LinesOf::Evaluations => self.evaluations = Some(*step),
+                }
+            }
             Job::Truncate { steps, evaluations } => {
                 // `None` is less than all steps.
                 self.steps = self.steps.min(*steps);
                 self.evaluations = self.evaluations.min(*evaluations);
             }
             Job::Create { .. } => self.folder = None,
-            Job::Commit { .. } | Job::Keep { .. } => {}
+            Job::Archive(_) | Job::Commit { .. } | Job::Keep { .. } => {}
         }
         match self.jobs.as_ref().map(|jobs| jobs.try_send(job)) {
             Some(Ok(())) => Ok(()),
             Some(Err(TrySendError::Full(_))) => {
                 // Nothing may follow what was left out.
                 self.jobs = None;
-                Err(format!("the disk is {QUEUE} jobs behind"))
+                Err(format!("the disk is {QUEUE} jobs late"))
             }
             Some(Err(TrySendError::Disconnected(_))) => Err("the run folder is not written any more".to_owned()),
             // Closed: what comes now is in the journal alone, and is done at the next start.
@@ -202,7 +207,7 @@ impl RunFolder {
     /// Notes what was done.
     pub(crate) fn note(&mut self, done: &Done) {
         match done {
-            Done::Archived => self.rounds = self.rounds.saturating_sub(1),
+            Done::Written => self.waiting = self.waiting.saturating_sub(1),
             Done::Created { step, save } => self.folder = Some((*step, *save)),
             Done::Committed { .. } | Done::Refused { .. } | Done::Unarchived { .. } | Done::Failed { .. } => {}
         }
@@ -213,9 +218,9 @@ impl RunFolder {
         self.archives
     }
 
-    /// Rounds that wait for the disk.
-    pub(crate) fn rounds(&self) -> usize {
-        self.rounds
+    /// Steps and evaluations that wait for the disk.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
     }
 
     /// Whether the line of a step is written, or about to be.
@@ -331,7 +336,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Samples are for people to look at: without them the run goes on.
+    /// Samples are for people to look at: the run continues without them.
     fn archive(&mut self, round: &Round) -> Result<(), Stop> {
         let Some(archive) = self.archive.clone() else { return Ok(()) };
         // A disk that has not taken one round in all that time does not hold up every round.
@@ -346,18 +351,18 @@ impl Owner {
             tracing::warn!(step, "samples were not archived: {reason}");
             self.tell(Done::Unarchived { step, reason });
         }
-        self.tell(Done::Archived);
         self.sweeper.look();
         Ok(())
     }
 
-    /// A gap in the lines is for good, so the run does not go on without one.
+    /// A gap in the lines is for good, so the run does not continue without one.
     fn append(&mut self, to: LinesOf, step: u64, line: &[u8], score: Option<f64>) -> Result<(), Stop> {
         let appended = self.patiently(|owner| owner.lines(to).append(step, line))?;
         self.or_failed(appended, to, "write")?;
         if let Some(score) = score {
             self.note_score(step, score);
         }
+        self.tell(Done::Written);
         Ok(())
     }
 

@@ -108,7 +108,7 @@ impl Files {
     }
 
     /// The files with rounds of later steps.
-    pub(super) fn behind(&self, last: Option<u64>) -> Vec<Rounds> {
+    pub(super) fn later_than(&self, last: Option<u64>) -> Vec<Rounds> {
         self.0.values().filter(|rounds| last.is_none_or(|last| rounds.last > last)).copied().collect()
     }
 

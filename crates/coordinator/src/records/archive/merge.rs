@@ -39,7 +39,7 @@ impl Source {
         Ok(Self { file, reader, steps })
     }
 
-    /// Whether its row groups can stand beside those of another one.
+    /// Whether its row groups can be in one file with those of another one.
     pub(super) fn fits(&self, other: &Self) -> bool {
         self.root() == other.root()
     }
