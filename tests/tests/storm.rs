@@ -88,9 +88,10 @@ impl Victim {
             self.run_stopped = None;
             self.run.iter().for_each(|run| drop(run.signal(Signal::SIGCONT)));
         }
-        match &mut self.run {
+        let has_ended = self.run.as_mut().map(|run| run.has_ended()).transpose()?;
+        match has_ended {
             None if !self.done && self.again <= now => self.run = Some(self.job.start_at_any_port()?),
-            Some(run) if run.has_ended()? => {
+            Some(true) => {
                 let ended = self.run.take().context("it was there")?.wait()?;
                 match ended.code {
                     Some(0) => self.done = true,
@@ -99,7 +100,7 @@ impl Victim {
                     Some(code) => bail!("the run ended with {code}:\n{}\n{}", ended.stdout, ended.stderr),
                 }
             }
-            _ => {}
+            None | Some(false) => {}
         }
         Ok(())
     }
