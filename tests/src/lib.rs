@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod hosts;
 mod samples;
 
 use std::fs;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use cluster::Cluster;
+pub use hosts::{Host, hosts};
 pub use samples::Archived;
 
 /// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.

@@ -9,18 +9,16 @@ use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
-use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{Guard, PeerRole, Security, accept, check_role};
+use pacs_runtime::net::{PeerRole, Security, check_role};
 use pacs_runtime::{Backoff, Ended, Exit, JoinError, Link, Membership, Shutdown, WorkerIdentity};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
+use pacs_weights::run_tag;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -102,7 +100,8 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     let listener = HostListener::bind(&format!("{}:0", options.bind))
         .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
     let listener = Arc::new(secured(listener, &options.link.security));
-    let publisher = Arc::new(start_publisher(&options).await?);
+    // Made with the first registration, which says what run this is, and kept as long as the process lives.
+    let mut publisher: Option<Arc<Publisher>> = None;
     let identity = WorkerIdentity {
         role: Role::Learner,
         name: options.name.clone(),
@@ -111,6 +110,10 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     loop {
         let membership = Membership::join(&options.link, &identity).await?;
         tracing::info!(worker = %membership.worker, "joined");
+        let publisher = match &publisher {
+            Some(publisher) => Arc::clone(publisher),
+            None => Arc::clone(publisher.insert(Arc::new(start_publisher(&options, &membership)?))),
+        };
         let work = serve(device, options.backend, &listener, &publisher, &membership);
         match membership.run_until_ended(&shutdown, work).await {
             Ended::Work(Err(ServeError::Fatal(error))) => {
@@ -145,28 +148,10 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
     }))
 }
 
-/// Starts the weight service, which lives as long as the process.
-async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerError> {
-    let config = |problem: String| LearnerError::Config(problem);
-    let socket = TcpListener::bind((options.bind.as_str(), 0))
-        .await
-        .map_err(|error| config(format!("listen on {}: {error}", options.bind)))?;
-    let address = socket.local_addr().map_err(|error| config(error.to_string()))?;
-    options.link.security.check_listen(address).map_err(|error| config(error.to_string()))?;
-    let slot = format!("{} {}", options.link.coordinator, options.name);
-    let publisher = Publisher::new(&slot, address.to_string())
-        .map_err(|error| config(format!("prepare the folder for published weights: {error}")))?;
-    let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]));
-    let server = tonic::transport::Server::builder().add_service(service);
-    let incoming = accept(socket, options.link.security.clone());
-    tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(incoming).await {
-            // Rollout workers on this machine go on from shared memory; others report what they miss.
-            tracing::error!(%error, "the weight service ended");
-        }
-    });
-    Ok(publisher)
+/// Opens the store of the run, and hands out what is published.
+fn start_publisher(options: &LearnerOptions, membership: &Membership) -> Result<Publisher, LearnerError> {
+    let run = run_tag(&std::env::var("PACS_RUN_ID").unwrap_or_default(), &membership.run_dir);
+    Publisher::new(&run, &options.bind, &options.link.security).map_err(|error| LearnerError::Config(error.to_string()))
 }
 
 /// Why serving under one registration stopped.

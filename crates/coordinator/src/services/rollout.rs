@@ -51,6 +51,24 @@ impl RolloutService for Services {
         self.0.call(submit).await?;
         Ok(Response::new(v1::SubmitSampleResponse {}))
     }
+
+    async fn await_weights(
+        &self,
+        request: Request<v1::AwaitWeightsRequest>,
+    ) -> Result<Response<v1::AwaitWeightsResponse>, Status> {
+        let request = request.into_inner();
+        let weights = self.0.poll(request.wait_ms, |driver: &mut Driver| driver.announced(&request)).await?;
+        Ok(Response::new(v1::AwaitWeightsResponse { weights }))
+    }
+
+    async fn find_sources(
+        &self,
+        request: Request<v1::FindSourcesRequest>,
+    ) -> Result<Response<v1::FindSourcesResponse>, Status> {
+        let request = request.into_inner();
+        let sources = self.0.call(|driver| driver.sources(&request)).await?;
+        Ok(Response::new(v1::FindSourcesResponse { sources }))
+    }
 }
 
 fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
@@ -75,7 +93,8 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
             seed: spec.seed,
             stream,
         }),
-        weights: driver.weights.clone(),
+        generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
+        min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
     }
 }
 
