@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod hosts;
 mod processes;
 mod samples;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use cluster::Cluster;
+pub use hosts::{Host, hosts};
 pub use processes::RunProcess;
 pub use samples::Archived;
 

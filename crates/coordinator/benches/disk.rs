@@ -18,9 +18,11 @@ use pacs_machine::{Event, Machine, Options};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_runtime::net::{RunIdentity, of_run};
 use pacs_types::Role;
 use serde_json::json;
 use support::Fleet;
+use tonic::transport::Endpoint;
 
 /// Steps after which the growing run is looked at.
 const STEPS: [u64; 3] = [1_000, 10_000, 20_000];
@@ -93,7 +95,7 @@ async fn heartbeats(folder: &Path) {
         let fleet = Fleet::start(coordinator.address(), None);
         support::until(&mut events, |event| matches!(event, Progress::Step(_))).await;
         let began = Instant::now();
-        let mut latencies = beat(coordinator.address()).await;
+        let mut latencies = beat(&coordinator).await;
         latencies.sort_by(f64::total_cmp);
         let percentile = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
         let left = count(&folder.join("run/checkpoints"), &|path| path.to_string_lossy().contains(".discarded-"));
@@ -119,8 +121,10 @@ fn litter(folder: &Path, files: u64, bytes: i64) {
 }
 
 /// Milliseconds of each heartbeat of a worker that does nothing else.
-async fn beat(address: std::net::SocketAddr) -> Vec<f64> {
-    let mut client = WorkerServiceClient::connect(format!("http://{address}")).await.unwrap();
+async fn beat(coordinator: &Coordinator) -> Vec<f64> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    let run = RunIdentity::told(coordinator.run_id()).unwrap();
+    let mut client = WorkerServiceClient::new(of_run(endpoint.connect().await.unwrap(), run));
     let request = v1::RegisterRequest {
         role: v1::Role::Rollout.into(),
         name: "rollout-9".into(),

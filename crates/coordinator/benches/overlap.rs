@@ -6,7 +6,6 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -17,10 +16,10 @@ use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
+use pacs_runtime::net::RunChannel;
 use serde_json::json;
 use support::{Job, Served, WAIT_MS, join, judge, told, weights};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 /// A step takes so many times less with `max_lag` = 1 than with 0 where generation and training cost the same.
 const RATIO_TARGET: f64 = 1.7;
@@ -72,7 +71,7 @@ async fn step_time(max_lag: u32, work: Duration) -> Result<Duration> {
     let mut others = JoinSet::new();
     others.spawn(rollout(channel.clone(), work / GROUPS));
     others.spawn(verifier(channel.clone()));
-    let trained = learner(channel, work, job.folder.clone());
+    let trained = learner(channel, work);
     tokio::select! {
         times = trained => {
             let times = times?;
@@ -85,7 +84,7 @@ async fn step_time(max_lag: u32, work: Duration) -> Result<Duration> {
 
 /// Generates one group after the other, each in the time that a group costs. Samples are handed in beside that, as by an
 /// engine that goes on generating meanwhile.
-async fn rollout(channel: Channel, group_time: Duration) -> Result<()> {
+async fn rollout(channel: RunChannel, group_time: Duration) -> Result<()> {
     let member = join(&channel, v1::Role::Rollout, "rollout-0").await?;
     let (worker_id, mut client) = (member.id, RolloutServiceClient::new(channel));
     let mut handing_in: JoinSet<Result<()>> = JoinSet::new();
@@ -98,7 +97,7 @@ async fn rollout(channel: Channel, group_time: Duration) -> Result<()> {
         for lease in leases {
             tokio::time::sleep(group_time).await;
             for wanted in &lease.samples {
-                let sample = support::sample_of(512, 1000 + wanted.index, support::lease_version(&lease));
+                let sample = support::sample_of(512, 1000 + wanted.index, lease.min_version);
                 let request = support::submission(worker_id, &lease, wanted.index, sample);
                 let mut client = client.clone();
                 handing_in.spawn(async move { client.submit_sample(request).await.map(drop).map_err(told) });
@@ -108,7 +107,7 @@ async fn rollout(channel: Channel, group_time: Duration) -> Result<()> {
 }
 
 /// Judges at once.
-async fn verifier(channel: Channel) -> Result<()> {
+async fn verifier(channel: RunChannel) -> Result<()> {
     let member = join(&channel, v1::Role::Verifier, "verifier-0").await?;
     let (worker_id, mut client) = (member.id, VerifierServiceClient::new(channel));
     loop {
@@ -119,13 +118,13 @@ async fn verifier(channel: Channel) -> Result<()> {
 }
 
 /// Trains each step in the time that it costs; when each was done.
-async fn learner(channel: Channel, work: Duration, folder: PathBuf) -> Result<Vec<Instant>> {
+async fn learner(channel: RunChannel, work: Duration) -> Result<Vec<Instant>> {
     let member = join(&channel, v1::Role::Learner, "learner-0").await?;
     let (worker_id, mut client) = (member.id, LearnerServiceClient::new(channel));
     let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
     let group = client.join_generation(request).await.map_err(told)?.into_inner().group;
     let generation = group.context("no generation was formed")?.generation;
-    let weights = |version| weights(&folder, generation, version);
+    let weights = |version| Some(weights(generation, version));
     let mut done = Vec::new();
     loop {
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };

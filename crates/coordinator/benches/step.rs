@@ -19,13 +19,13 @@ use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_runtime::net::RunChannel;
 use pacs_types::mix;
 use prost::Message;
 use serde_json::{Value, json};
 use support::{CALLS, Job, ROLLOUTS, Served, WAIT_MS, beat, join, judge, told, weights};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 /// How long the coordinator may take to rest after a step.
 const REST: Duration = Duration::from_secs(60);
@@ -119,7 +119,7 @@ async fn play(arguments: &Arguments) -> Result<Value> {
     let (first_sequence, mut first_sequences) = mpsc::channel(arguments.ranks as usize);
     let mut workers = JoinSet::new();
     for rank in 0..arguments.ranks {
-        let learner = Learner { folder: job.folder.clone(), seen: Arc::clone(&seen), first: first_sequence.clone() };
+        let learner = Learner { seen: Arc::clone(&seen), first: first_sequence.clone() };
         workers.spawn(learner.run(coordinator.channel().await?, rank));
     }
     let room = Arc::new(Semaphore::new(usize::try_from(wanted)?));
@@ -181,7 +181,7 @@ async fn or_ended<T>(told: impl Future<Output = Option<T>>, workers: &mut JoinSe
 
 /// Hands in samples until there are as many as there is room for; then it only lives.
 async fn rollout(
-    channel: Channel,
+    channel: RunChannel,
     slot: u32,
     arguments: Arguments,
     seen: Arc<Seen>,
@@ -213,7 +213,7 @@ async fn rollout(
                     entropy_sum: 1.0,
                     text: "x".repeat(arguments.text_bytes * length),
                     finish: v1::FinishReason::Stop.into(),
-                    version: support::lease_version(&lease),
+                    version: lease.min_version,
                     ..v1::Sample::default()
                 };
                 let request = support::submission(worker_id, &lease, wanted.index, sample);
@@ -235,7 +235,7 @@ async fn rollout(
 }
 
 /// Judges until all samples are judged, says when that was, and then only lives.
-async fn verifier(channel: Channel, wanted: u64, seen: Arc<Seen>, last: mpsc::Sender<Instant>) -> Result<()> {
+async fn verifier(channel: RunChannel, wanted: u64, seen: Arc<Seen>, last: mpsc::Sender<Instant>) -> Result<()> {
     let member = join(&channel, v1::Role::Verifier, "verifier-0").await?;
     let (worker_id, mut client) = (member.id, VerifierServiceClient::new(channel).max_decoding_message_size(16 << 20));
     let (mut judged, mut number) = (0, 0);
@@ -257,7 +257,6 @@ async fn verifier(channel: Channel, wanted: u64, seen: Arc<Seen>, last: mpsc::Se
 }
 
 struct Learner {
-    folder: PathBuf,
     seen: Arc<Seen>,
     /// Told when the first sequence is there.
     first: mpsc::Sender<Instant>,
@@ -265,7 +264,7 @@ struct Learner {
 
 impl Learner {
     /// Receives one batch and says that it is trained; then it only lives.
-    async fn run(self, channel: Channel, slot: u32) -> Result<()> {
+    async fn run(self, channel: RunChannel, slot: u32) -> Result<()> {
         let member = join(&channel, v1::Role::Learner, &format!("learner-{slot}")).await?;
         let client = LearnerServiceClient::new(channel).max_decoding_message_size(16 << 20);
         let (worker_id, mut client) = (member.id, client);
@@ -276,7 +275,7 @@ impl Learner {
             }
         };
         let generation = group.generation;
-        let weights = |version| (group.rank == 0).then(|| weights(&self.folder, generation, version)).flatten();
+        let weights = |version| (group.rank == 0).then(|| weights(generation, version));
         loop {
             let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
             let next = client.next_task(request).await.map_err(told)?.into_inner();
@@ -307,7 +306,7 @@ impl Learner {
     /// Takes the batch and lets go of each piece, as a learner does that keeps the batch elsewhere.
     async fn receive(
         &self,
-        client: &mut LearnerServiceClient<Channel>,
+        client: &mut LearnerServiceClient<RunChannel>,
         request: v1::StreamBatchRequest,
         task: &v1::TrainTask,
     ) -> Result<()> {
@@ -326,7 +325,7 @@ impl Learner {
 }
 
 /// Asks for the status every few milliseconds until the end.
-async fn status_times(channel: Channel, seen: Arc<Seen>) -> Result<Value> {
+async fn status_times(channel: RunChannel, seen: Arc<Seen>) -> Result<Value> {
     let mut client = OperatorServiceClient::new(channel);
     let mut times = Vec::new();
     while !seen.ended.load(Ordering::Relaxed) {
@@ -340,7 +339,7 @@ async fn status_times(channel: Channel, seen: Arc<Seen>) -> Result<Value> {
 }
 
 /// Beats every few milliseconds until the end.
-async fn heartbeat_times(channel: Channel, seen: Arc<Seen>) -> Result<Value> {
+async fn heartbeat_times(channel: RunChannel, seen: Arc<Seen>) -> Result<Value> {
     let member = join(&channel, v1::Role::Verifier, "beating").await?;
     let mut client = WorkerServiceClient::new(channel);
     let mut times = Vec::new();

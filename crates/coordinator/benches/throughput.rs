@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,12 +19,12 @@ use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_runtime::net::RunChannel;
 use serde_json::json;
 use support::{CALLS, Job, ROLLOUTS, Served, WAIT_MS, beat, cpu_time, join, judge, register, told, weights};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::Request;
-use tonic::transport::Channel;
 
 /// Samples of a group.
 const GROUP: u32 = 8;
@@ -92,7 +91,7 @@ async fn throughput(job: &Job, sample_bytes: usize) -> Result<(Duration, Duratio
         tasks.spawn(rollout(services.clone(), slot, sample_bytes));
     }
     tasks.spawn(verifier(services.clone()));
-    tasks.spawn(learner(services, job.folder.clone()));
+    tasks.spawn(learner(services));
     // Only the learner ends well.
     let ended = tasks.join_next().await.context("there are workers")?;
     ended.map_err(|panic| anyhow!("{panic}"))??;
@@ -113,7 +112,7 @@ where
         let mut calls = JoinSet::new();
         for lease in leases {
             for wanted in &lease.samples {
-                let sample = v1::Sample { version: support::lease_version(&lease), ..made.clone() };
+                let sample = v1::Sample { version: lease.min_version, ..made.clone() };
                 let request = support::submission(worker_id, &lease, wanted.index, sample);
                 let services = services.clone();
                 if calls.len() >= CALLS {
@@ -137,7 +136,7 @@ async fn verifier(services: impl WorkerService + VerifierService) -> Result<()> 
 }
 
 /// Takes batches and says that they are trained; ends when it has made the last step.
-async fn learner(services: impl WorkerService + LearnerService, folder: PathBuf) -> Result<()> {
+async fn learner(services: impl WorkerService + LearnerService) -> Result<()> {
     let worker_id = register(&services, v1::Role::Learner, "learner-0").await?;
     let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
     let group = services.join_generation(Request::new(request)).await.map_err(told)?.into_inner().group;
@@ -149,7 +148,7 @@ async fn learner(services: impl WorkerService + LearnerService, folder: PathBuf)
         let task_id = next.task_id;
         let result = match next.task {
             None => continue,
-            Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(&folder, generation, 0) }),
+            Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: Some(weights(generation, 0)) }),
             Some(Task::Train(task)) => {
                 let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
                 let pieces = services.stream_batch(Request::new(request)).await.map_err(told)?.into_inner();
@@ -159,7 +158,7 @@ async fn learner(services: impl WorkerService + LearnerService, folder: PathBuf)
                     sequences += piece.map_err(told)?.sequences.len();
                 }
                 ensure!(sequences == task.rank_sequences as usize, "{sequences} sequences came");
-                let weights = weights(&folder, generation, task.step);
+                let weights = Some(weights(generation, task.step));
                 Done::Trained(v1::TrainResult { weights, ..Default::default() })
             }
             // Only the last step is saved.
@@ -181,7 +180,7 @@ async fn in_flight(sample_bytes: usize, samples: u32) -> Result<()> {
     // The slots of two steps: rollouts may be one ahead.
     let wanted = 2 * job.sequences();
     let mut tasks = JoinSet::new();
-    tasks.spawn(prepare(channel.clone(), folder.path().to_owned()));
+    tasks.spawn(prepare(channel.clone()));
     let before = coordinator.resident()?;
     for slot in 0..ROLLOUTS {
         tasks.spawn(hand_in(channel.clone(), slot, sample_bytes, Arc::clone(&handed_in)));
@@ -213,7 +212,7 @@ async fn in_flight(sample_bytes: usize, samples: u32) -> Result<()> {
 }
 
 /// A learner that never gets a batch.
-async fn prepare(channel: Channel, folder: PathBuf) -> Result<()> {
+async fn prepare(channel: RunChannel) -> Result<()> {
     let member = join(&channel, v1::Role::Learner, "learner-0").await?;
     let (worker_id, mut client) = (member.id, LearnerServiceClient::new(channel));
     let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
@@ -225,7 +224,7 @@ async fn prepare(channel: Channel, folder: PathBuf) -> Result<()> {
         match next.task {
             None => {}
             Some(Task::Prepare(_)) => {
-                let result = Done::Prepared(v1::PrepareResult { weights: weights(&folder, generation, 0) });
+                let result = Done::Prepared(v1::PrepareResult { weights: Some(weights(generation, 0)) });
                 let (task_id, result) = (next.task_id, Some(result));
                 let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
                 client.complete_task(request).await.map_err(told)?;
@@ -236,7 +235,7 @@ async fn prepare(channel: Channel, folder: PathBuf) -> Result<()> {
 }
 
 /// As [`rollout`], over the network.
-async fn hand_in(channel: Channel, slot: u32, bytes: usize, handed_in: Arc<AtomicU64>) -> Result<()> {
+async fn hand_in(channel: RunChannel, slot: u32, bytes: usize, handed_in: Arc<AtomicU64>) -> Result<()> {
     let member = join(&channel, v1::Role::Rollout, &format!("rollout-{slot}")).await?;
     let (worker_id, mut client) = (member.id, RolloutServiceClient::new(channel));
     let made = support::sample_of(bytes, 1000, 0);

@@ -169,6 +169,10 @@ impl Coordinator {
     pub fn services(
         &self,
     ) -> impl WorkerService + RolloutService + VerifierService + LearnerService + Clone + std::fmt::Debug + use<> {
+        self.all_services()
+    }
+
+    pub(crate) fn all_services(&self) -> services::Services {
         services::Services::new(&self.shared, self.run_id())
     }
 

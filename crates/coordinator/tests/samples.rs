@@ -12,9 +12,11 @@ use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
+use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
 use pacs_types::MAX_SAMPLE_BYTES;
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use prost::Message;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 const WAIT_MS: u32 = 1000;
@@ -61,8 +63,13 @@ async fn start(folder: &Path) -> Coordinator {
     Coordinator::start(CoordinatorOptions::local(spec(folder, ""), folder.join("run"), listen)).await.unwrap()
 }
 
+async fn connect(coordinator: &Coordinator) -> RunChannel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    of_run(endpoint.connect().await.unwrap(), RunIdentity::told(coordinator.run_id()).unwrap())
+}
+
 /// A worker that beats until the test ends.
-async fn join(channel: &Channel, role: v1::Role, name: &str) -> u64 {
+async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
     let mut client = WorkerServiceClient::new(channel.clone());
     let request = v1::RegisterRequest {
         role: role.into(),
@@ -106,8 +113,7 @@ struct Largest {
 async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = start(folder.path()).await;
-    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
-    let channel = endpoint.connect().await.unwrap();
+    let channel = connect(&coordinator).await;
     let mut largest = Largest::default();
 
     let learners: Vec<_> = (0..2).map(|rank| tokio::spawn(learner(channel.clone(), rank))).collect();
@@ -139,7 +145,7 @@ async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
 
 /// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.
 /// Before the first of them, samples that are too large are refused.
-async fn hand_in(channel: &Channel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
+async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
     let mut client = RolloutServiceClient::new(channel.clone()).max_encoding_message_size(2 * MAX_MESSAGE_BYTES);
     let (mut handed_in, mut largest) = (0, 0);
     while handed_in < samples {
@@ -171,7 +177,7 @@ async fn hand_in(channel: &Channel, worker_id: u64, samples: u32, bytes: impl Fn
 }
 
 /// Judges so many samples; returns the largest answer to a request for them.
-async fn judge(channel: &Channel, worker_id: u64, samples: u32) -> usize {
+async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
     let mut client = VerifierServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (mut judged, mut largest) = (0, 0);
     while judged < samples {
@@ -197,7 +203,7 @@ async fn judge(channel: &Channel, worker_id: u64, samples: u32) -> usize {
 }
 
 /// Receives one batch; its largest piece, and how many sequences came.
-async fn learner(channel: Channel, slot: u32) -> (usize, u32) {
+async fn learner(channel: RunChannel, slot: u32) -> (usize, u32) {
     let (worker_id, generation, mut client) = prepared(&channel, slot).await;
     let (task_id, task) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
     let stranger = v1::StreamBatchRequest { worker_id, generation, task_id: task_id + 1, ..Default::default() };
@@ -213,7 +219,7 @@ async fn learner(channel: Channel, slot: u32) -> (usize, u32) {
 
 /// The largest piece of a batch, and its sequences.
 async fn whole_batch(
-    client: &mut LearnerServiceClient<Channel>,
+    client: &mut LearnerServiceClient<RunChannel>,
     request: v1::StreamBatchRequest,
 ) -> Result<(usize, u32), Status> {
     let mut stream = client.stream_batch(request).await?.into_inner();
@@ -226,7 +232,7 @@ async fn whole_batch(
 }
 
 /// A learner that is a rank of a generation: its worker, and the generation.
-async fn prepared(channel: &Channel, slot: u32) -> (u64, u64, LearnerServiceClient<Channel>) {
+async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
     let worker_id = join(channel, v1::Role::Learner, &format!("learner-{slot}")).await;
     let mut client = LearnerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let generation = loop {
@@ -240,7 +246,7 @@ async fn prepared(channel: &Channel, slot: u32) -> (u64, u64, LearnerServiceClie
 
 /// Prepares, and waits for the batch; none when the generation is dissolved.
 async fn train_task(
-    client: &mut LearnerServiceClient<Channel>,
+    client: &mut LearnerServiceClient<RunChannel>,
     worker_id: u64,
     generation: u64,
 ) -> Option<(u64, v1::TrainTask)> {
@@ -251,7 +257,8 @@ async fn train_task(
         match next.task {
             None => {}
             Some(Task::Prepare(_)) => {
-                let weights = v1::WeightsRef { generation, path: "/dev/null".into(), ..Default::default() };
+                let description = Description::of(VersionId::new(generation, 0), WeightKind::Float32, &[0; 4]);
+                let weights = (&Announcement { description, address: String::new() }).into();
                 let result = Some(Done::Prepared(v1::PrepareResult { weights: Some(weights) }));
                 let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
                 client.complete_task(request).await.unwrap();
@@ -277,8 +284,7 @@ fn damage(folder: &Path) {
 async fn a_sample_that_the_disk_has_lost_is_generated_again_and_judged_again() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = start(folder.path()).await;
-    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
-    let channel = endpoint.connect().await.unwrap();
+    let channel = connect(&coordinator).await;
     let learners: Vec<_> = (0..2).map(|slot| tokio::spawn(learner(channel.clone(), slot))).collect();
     let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
     let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
@@ -298,8 +304,7 @@ async fn a_sample_that_the_disk_has_lost_is_generated_again_and_judged_again() {
 async fn a_batch_whose_sample_the_disk_has_lost_costs_one_generation() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = start(folder.path()).await;
-    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
-    let channel = endpoint.connect().await.unwrap();
+    let channel = connect(&coordinator).await;
     let first = channel.clone();
     let lost = |slot| {
         let channel = first.clone();

@@ -10,19 +10,16 @@ use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
-use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{Guard, PeerRole, RunChannel, RunGate, Security, accept, check_role, server};
+use pacs_runtime::net::{PeerRole, RunChannel, Security, check_role};
 use pacs_runtime::trace::{self, TraceContext};
 use pacs_runtime::{Exit, JoinError, Link, Membership, PATIENCE, Policy, Shutdown, Stop, Worker, WorkerIdentity, work};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::service::interceptor::InterceptedService;
 
 use crate::batch::TrainBatch;
 use crate::intake::{self, IntakeError};
@@ -106,14 +103,15 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     let listener = HostListener::bind(&format!("{}:0", options.bind))
         .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
     let listener = Arc::new(secured(listener, &options.link.security));
-    let publisher = Arc::new(start_publisher(&options).await?);
     let identity = WorkerIdentity {
         role: Role::Learner,
         name: options.name.clone(),
         collective_address: listener.address().to_string(),
     };
-    let (link, backend) = (options.link, options.backend);
-    work(&link, &identity, &shutdown, &mut Learner { device, backend, listener, publisher }).await
+    let LearnerOptions { link, backend, bind, .. } = options;
+    let security = link.security.clone();
+    let mut learner = Learner { device, backend, listener, bind, security, publisher: None };
+    work(&link, &identity, &shutdown, &mut learner).await
 }
 
 /// What outlives a registration.
@@ -121,7 +119,11 @@ struct Learner {
     device: Device,
     backend: Backend,
     listener: Arc<HostListener>,
-    publisher: Arc<Publisher>,
+    /// Address of this machine that weights are handed out at.
+    bind: String,
+    security: Security,
+    /// Opened with the first registration, which tells the run.
+    publisher: Option<Arc<Publisher>>,
 }
 
 impl Worker for Learner {
@@ -134,7 +136,15 @@ impl Worker for Learner {
         let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
         let run_id = membership.run_id.get().unwrap_or_default().to_owned();
         let Self { device, backend, .. } = *self;
-        let (listener, publisher) = (Arc::clone(&self.listener), Arc::clone(&self.publisher));
+        let publisher = match &self.publisher {
+            Some(publisher) => Arc::clone(publisher),
+            None => {
+                let opened = Publisher::new(&run_id, &self.bind, &self.security);
+                let opened = opened.map_err(|error| config(error.to_string()))?;
+                Arc::clone(self.publisher.insert(Arc::new(opened)))
+            }
+        };
+        let listener = Arc::clone(&self.listener);
         let thread = LearnerThread::start(ThreadSetup { spec, run_id, device, backend, listener, publisher });
         let client = LearnerServiceClient::new(membership.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -155,31 +165,6 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
         let name = ServerName::try_from(PeerRole::Learner.dns_name()).expect("the names of roles are DNS names");
         Credentials { client, server, name, judge: |certificate| check_role(certificate, PeerRole::Learner) }
     }))
-}
-
-/// Starts the weight service, which lives as long as the process.
-async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerError> {
-    let config = |problem: String| LearnerError::Config(problem);
-    let socket = TcpListener::bind((options.bind.as_str(), 0))
-        .await
-        .map_err(|error| config(format!("listen on {}: {error}", options.bind)))?;
-    let address = socket.local_addr().map_err(|error| config(error.to_string()))?;
-    options.link.security.check_listen(address).map_err(|error| config(error.to_string()))?;
-    let slot = format!("{} {}", options.link.coordinator, options.name);
-    let publisher = Publisher::new(&slot, address.to_string())
-        .map_err(|error| config(format!("prepare the folder for published weights: {error}")))?;
-    let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let gate = RunGate::new(options.link.run_id.clone());
-    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]).of_run(&gate));
-    let server = server().add_service(service);
-    let incoming = accept(socket, options.link.security.clone());
-    tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(incoming).await {
-            // Rollout workers on this machine go on from shared memory; others report what they miss.
-            tracing::error!(%error, "the weight service ended");
-        }
-    });
-    Ok(publisher)
 }
 
 /// Why serving under one registration stopped.

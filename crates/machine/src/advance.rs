@@ -301,6 +301,6 @@ mod tests {
         run.prepare();
         assert_eq!(run.machine.position().step, 30);
         assert!(run.machine.has_evaluated(30) && !run.machine.has_evaluated(31));
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, crate::PhaseKind::Sampling);
     }
 }

@@ -13,9 +13,11 @@ use pacs_coordinator::{Coordinator, CoordinatorOptions};
 use pacs_protocol::v1;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 /// Longest wait of a call that asks for work.
@@ -112,6 +114,7 @@ const SERVE: &str = "PACS_BENCH_SERVE";
 pub(crate) struct Served {
     child: Child,
     pub(crate) address: String,
+    run: RunIdentity,
 }
 
 impl Served {
@@ -126,15 +129,16 @@ impl Served {
         BufReader::new(output).read_line(&mut address).context("read the coordinator's address")?;
         let address = address.trim().to_owned();
         anyhow::ensure!(!address.is_empty(), "the coordinator did not start");
-        Ok(Self { child, address })
+        let run = RunIdentity::told(&pacs_coordinator::run_id(&job.run_dir())?)?;
+        Ok(Self { child, address, run })
     }
 
-    pub(crate) async fn channel(&self) -> Result<Channel> {
+    pub(crate) async fn channel(&self) -> Result<RunChannel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?;
         // As the workers of a run set it.
         let endpoint =
             endpoint.initial_stream_window_size(Some(4 << 20)).initial_connection_window_size(Some(16 << 20));
-        Ok(endpoint.connect().await?)
+        Ok(of_run(endpoint.connect().await?, self.run.clone()))
     }
 
     /// Processor time of all its threads, to a hundredth of a second.
@@ -217,7 +221,7 @@ pub(crate) struct Member {
 }
 
 /// Registers over the network.
-pub(crate) async fn join(channel: &Channel, role: v1::Role, name: &str) -> Result<Member> {
+pub(crate) async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> Result<Member> {
     let mut client = WorkerServiceClient::new(channel.clone());
     let id = client.register(registration(role, name)).await.map_err(told)?.into_inner().worker_id;
     let mut beats = JoinSet::new();
@@ -278,10 +282,8 @@ pub(crate) fn submission(
 }
 
 /// Weights that nobody reads.
-pub(crate) fn weights(folder: &Path, generation: u64, version: u64) -> Option<v1::WeightsRef> {
-    Some(v1::WeightsRef { version, generation, path: folder.display().to_string(), ..Default::default() })
-}
-
-pub(crate) fn lease_version(lease: &v1::GroupLease) -> u64 {
-    lease.weights.as_ref().map_or(0, |weights| weights.version)
+pub(crate) fn weights(generation: u64, version: u64) -> v1::WeightsRef {
+    let id = VersionId::new(generation, version);
+    let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
+    (&Announcement { description, address: String::new() }).into()
 }

@@ -6,6 +6,7 @@ mod bounded;
 mod clock;
 mod content;
 mod disk;
+mod distribution;
 mod fit;
 mod pieces;
 mod poison;
@@ -144,6 +145,8 @@ pub(crate) struct Driver {
     pub(crate) batch: Option<Batch>,
     /// Newest weights that all ranks have reached: what is lent is generated with them.
     pub(crate) weights: Option<v1::WeightsRef>,
+    /// Who fetches them from whom.
+    pub(crate) distribution: pacs_weights::Distribution,
     /// What rank 0 has published; the other ranks may not be there yet.
     pub(crate) published: Option<v1::WeightsRef>,
     /// What rank 0 reported of the step.
@@ -211,6 +214,7 @@ impl Driver {
             store: Store::default(),
             batch: None,
             weights: None,
+            distribution: pacs_weights::Distribution::default(),
             published: None,
             trained: None,
             saved: BTreeMap::new(),

@@ -7,6 +7,7 @@ use pacs_protocol::v1::complete_task_request::Result as WireResult;
 use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::next_task_response::Task as WireTask;
 use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
+use pacs_weights::Announcement;
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -172,11 +173,15 @@ async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1:
 }
 
 fn read(wire: &WireResult) -> Result<TaskResult, Status> {
-    let version = |weights: &Option<v1::WeightsRef>| weights.as_ref().map(|weights| WeightVersion(weights.version));
+    // What is announced to rollout workers is checked here, where the one that made it hears of it.
+    let version = |weights: &Option<v1::WeightsRef>| -> Result<Option<WeightVersion>, Status> {
+        let weights = weights.as_ref().map(Announcement::try_from).transpose()?;
+        Ok(weights.map(|weights| weights.description.id().version))
+    };
     Ok(match wire {
-        WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights) },
+        WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights)? },
         WireResult::Trained(result) => {
-            TaskResult::Trained { weights: version(&result.weights), skipped_updates: result.skipped_updates }
+            TaskResult::Trained { weights: version(&result.weights)?, skipped_updates: result.skipped_updates }
         }
         WireResult::Captured(_) => TaskResult::Captured,
         WireResult::Saved(_) => TaskResult::Saved,

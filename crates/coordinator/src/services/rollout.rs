@@ -72,6 +72,25 @@ impl RolloutService for Services {
         tracing::debug!("sample taken");
         Ok(Response::new(v1::SubmitSampleResponse {}))
     }
+
+    async fn await_weights(
+        &self,
+        request: Request<v1::AwaitWeightsRequest>,
+    ) -> Result<Response<v1::AwaitWeightsResponse>, Status> {
+        let request = request.into_inner();
+        let announced = |driver: &mut Driver| driver.announced(&request);
+        let weights = self.0.poll(Wait::Weights, request.wait_ms, announced).await?;
+        Ok(Response::new(v1::AwaitWeightsResponse { weights }))
+    }
+
+    async fn find_sources(
+        &self,
+        request: Request<v1::FindSourcesRequest>,
+    ) -> Result<Response<v1::FindSourcesResponse>, Status> {
+        let request = request.into_inner();
+        let sources = self.0.call(|driver| driver.sources(&request)).await?;
+        Ok(Response::new(v1::FindSourcesResponse { sources }))
+    }
 }
 
 fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
@@ -96,7 +115,8 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
             seed: spec.seed,
             stream,
         }),
-        weights: driver.weights.clone(),
+        generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
+        min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
     }
 }
 

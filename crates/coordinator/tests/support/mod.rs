@@ -15,6 +15,7 @@ use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 
@@ -289,11 +290,17 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
             v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS, request: number };
         let Some(leases) = persist!(&member, &seen, client, lease_groups, request) else { continue };
         for lease in leases.groups {
-            let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
-            seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
+            // What a lease wants was announced before.
+            let request = v1::AwaitWeightsRequest { worker_id: member.id, ..v1::AwaitWeightsRequest::default() };
+            if let Some(weights) = persist!(&member, &seen, client, await_weights, request).and_then(|r| r.weights) {
+                let wanted = (lease.generation, lease.min_version);
+                assert!((weights.generation, weights.version) >= wanted, "{weights:?} for {wanted:?}");
+            }
+            let (version, sampling) = (lease.min_version, lease.sampling.clone().unwrap());
+            seen.lock().unwrap().streams.push((lease.purpose(), version, sampling.stream));
             assert!(!lease.prompt_tokens.is_empty());
             for v1::WantedSample { index, attempt } in lease.samples {
-                let what = (lease.purpose, weights.version, lease.group_id, index, attempt);
+                let what = (lease.purpose, version, lease.group_id, index, attempt);
                 if seen.lock().unwrap().acknowledged.contains(&what) {
                     seen.lock().unwrap().asked_again += 1;
                 }
@@ -308,7 +315,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     // Sample 0 of a group is right.
                     text: if index == 0 { "right".into() } else { "wrong".into() },
                     finish: v1::FinishReason::Stop.into(),
-                    version: weights.version,
+                    version,
                     ..v1::Sample::default()
                 };
                 let request = v1::SubmitSampleRequest {
@@ -395,12 +402,9 @@ async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
 async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group: &v1::LearnerGroup, seen: &Shared) {
     let generation = group.generation;
     let weights = |version| {
-        (group.rank == 0).then(|| v1::WeightsRef {
-            version,
-            generation,
-            path: "/dev/null".into(),
-            ..Default::default()
-        })
+        let id = VersionId::new(generation, version);
+        let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
+        (group.rank == 0).then(|| (&Announcement { description, address: String::new() }).into())
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };

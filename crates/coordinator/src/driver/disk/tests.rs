@@ -13,6 +13,7 @@ use pacs_protocol::v1::operator_service_server::OperatorService;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use tonic::Request;
 
 use super::MOST_WAITING;
@@ -110,7 +111,11 @@ async fn learner(services: Services, version: Arc<AtomicU64>) {
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
         let Ok(next) = services.next_task(Request::new(request)).await else { return };
         let v1::NextTaskResponse { task_id, task } = next.into_inner();
-        let weights = |version| Some(v1::WeightsRef { version, generation, ..v1::WeightsRef::default() });
+        let weights = |version| {
+            let id = VersionId::new(generation, version);
+            let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
+            Some((&Announcement { description, address: String::new() }).into())
+        };
         let result = match task {
             None => continue,
             Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(0) }),
@@ -135,7 +140,7 @@ async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
     slow_disk(Duration::from_millis(50));
     let coordinator = start(folder.path()).await;
     slow_disk(Duration::ZERO);
-    let (services, version) = (coordinator.services(), Arc::default());
+    let (services, version) = (coordinator.all_services(), Arc::default());
     let workers = [
         tokio::spawn(rollout(services.clone(), Arc::clone(&version))),
         tokio::spawn(verifier(services.clone())),
