@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use pacs_runtime::launch;
 use pacs_runtime::net::{PeerRole, RunChannel, RunIdentity, dial};
 
-use crate::{Job, program};
+use crate::{Host, Job, program};
 
 /// Longest that any of it may take.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -58,8 +58,20 @@ impl Cluster {
     /// # Errors
     /// When it is not built or cannot be started.
     pub fn start(&mut self, name: &str, binary: &str, arguments: &[&str]) -> Result<()> {
+        self.launch(name, Command::new(program(binary)?), arguments)
+    }
+
+    /// Starts a program of this workspace on another host.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(&mut self, host: &Host, name: &str, binary: &str, arguments: &[&str]) -> Result<()> {
+        let command = host.command(&program(binary)?);
+        self.launch(name, command, arguments)
+    }
+
+    fn launch(&mut self, name: &str, mut command: Command, arguments: &[&str]) -> Result<()> {
         let output = fs::File::options().create(true).append(true).open(self.job.path(&format!("{name}.out")))?;
-        let mut command = Command::new(program(binary)?);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         command.env("PACS_TLS_DIR", self.certificates()).env("PACS_RUN_DIR", self.job.path("run"));
         command.env("PACS_COORDINATOR", self.job.path("run")).env("PACS_JOIN_TIMEOUT", "60");
@@ -83,9 +95,25 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_worker(&mut self, name: &str) -> Result<()> {
+        self.start_worker_with(name, None)
+    }
+
+    /// Starts a worker on another host.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_worker_on(&mut self, host: &Host, name: &str) -> Result<()> {
+        self.start_worker_with(name, Some(host))
+    }
+
+    fn start_worker_with(&mut self, name: &str, host: Option<&Host>) -> Result<()> {
         let role = name.split('-').next().unwrap_or(name);
         let binary = program(if role == "verifier" { "pacs" } else { "pacs-worker" })?.display().to_string();
-        self.start(name, "pacs", &["supervise", "--", &binary, role, "--name", name, "--threads", "1"])
+        let arguments = ["supervise", "--", &binary, role, "--name", name, "--threads", "1"];
+        match host {
+            Some(host) => self.start_on(host, name, "pacs", &arguments),
+            None => self.start(name, "pacs", &arguments),
+        }
     }
 
     /// Waits for the end of a process; its exit code.

@@ -4,8 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod hosts;
+mod processes;
 mod samples;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use cluster::Cluster;
+pub use hosts::{Host, hosts};
+pub use processes::RunProcess;
 pub use samples::Archived;
 
 /// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
@@ -46,6 +51,8 @@ pub struct Job {
     spec: toml::Table,
     /// Name of the run folder in the job's.
     run: &'static str,
+    /// Where `pacs` lists the runs that live, in place of the user's own.
+    state: PathBuf,
 }
 
 impl Job {
@@ -55,7 +62,8 @@ impl Job {
     /// When its files cannot be written.
     pub fn tiny() -> Result<Self> {
         let folder = tempfile::tempdir().context("create a temporary folder")?;
-        let job = Self { spec: Self::tiny_spec(folder.path())?, folder, run: "run" };
+        let state = folder.path().join("state");
+        let job = Self { spec: Self::tiny_spec(folder.path())?, folder, run: "run", state };
         job.write_problems(|i| format!(r#"{{"question": "Question {i}?", "answer": "{}"}}"#, i % 10))?;
         Ok(job)
     }
@@ -120,6 +128,75 @@ impl Job {
         let section = section.as_table_mut().expect("a section of the job");
         section.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// Gives the job a name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.spec.insert("name".to_owned(), name.into());
+        self
+    }
+
+    /// Has `pacs` list the runs that live in this folder, so that those of several jobs are known together.
+    #[must_use]
+    pub fn listed_in(mut self, state: &Path) -> Self {
+        self.state = state.to_owned();
+        self
+    }
+
+    /// A program of this workspace that sees the runs of this job's user.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn command(&self, name: &str) -> Result<Command> {
+        let mut command = Command::new(program(name)?);
+        command.env("XDG_STATE_HOME", &self.state).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// The id of the run.
+    ///
+    /// # Errors
+    /// When the run folder has none.
+    pub fn run_id(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.run_path("run_id")).context("read the id of the run")?.trim().to_owned())
+    }
+
+    /// The workers of the run that live.
+    ///
+    /// # Errors
+    /// When the run has no id.
+    pub fn workers(&self) -> Result<Vec<RunProcess>> {
+        Ok(RunProcess::of(&self.run_id()?))
+    }
+
+    /// All logs of the run, and what `pacs run` said, by name.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn logs(&self) -> Result<BTreeMap<String, String>> {
+        let mut logs = BTreeMap::new();
+        for entry in fs::read_dir(self.run_path("logs")).context("list the logs")? {
+            let entry = entry?;
+            let text = String::from_utf8_lossy(&fs::read(entry.path())?).into_owned();
+            logs.insert(entry.file_name().to_string_lossy().into_owned(), text);
+        }
+        for name in ["stdout", "stderr"] {
+            logs.insert(name.to_owned(), fs::read_to_string(self.path(name)).unwrap_or_default());
+        }
+        Ok(logs)
+    }
+
+    /// Checks that no process of the run has panicked.
+    ///
+    /// # Errors
+    /// When one has, with the lines.
+    pub fn check_no_panic(&self) -> Result<()> {
+        for (name, text) in self.logs()? {
+            let panic = text.lines().find(|line| line.contains("panicked at") || line.contains("exit code 101"));
+            ensure!(panic.is_none(), "{name}: {}", panic.unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Sets a whole section of the spec.
@@ -229,7 +306,16 @@ impl Job {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(&self, options: &[&str]) -> Result<Run> {
-        self.launch(Command::new(program("pacs")?), options)
+        let fixed = if options.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
+        self.launch(Command::new(program("pacs")?), &[fixed, options].concat())
+    }
+
+    /// Starts `pacs run` as a user does, who leaves the port to it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_at_any_port(&self) -> Result<Run> {
+        self.launch(Command::new(program("pacs")?), &[])
     }
 
     /// Starts `pacs run` where no process may write a file past `bytes`, as if the disk were full. What is in a file
@@ -242,7 +328,7 @@ impl Job {
         // The system's answer is then an error, as on a full disk, and no signal.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
         command.arg("-c").arg(script).arg("sh").arg(program("pacs")?);
-        self.launch(command, &[])
+        self.launch(command, &["--listen", "127.0.0.1:0"])
     }
 
     fn launch(&self, mut command: Command, options: &[&str]) -> Result<Run> {
@@ -250,9 +336,7 @@ impl Job {
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
         command.arg("run").arg(spec).arg("--run-dir").arg(self.path(self.run));
-        if !options.contains(&"--listen") {
-            command.args(["--listen", "127.0.0.1:0"]);
-        }
+        command.env("XDG_STATE_HOME", &self.state).env_remove("XDG_RUNTIME_DIR");
         command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().context("start pacs run")?;
         Ok(Run { child, folder: self.folder.path().to_owned(), run_dir: self.path(self.run) })
@@ -287,6 +371,16 @@ done
     pub fn json_lines(&self, name: &str) -> Result<Vec<serde_json::Value>> {
         let text = fs::read_to_string(self.run_path(name)).with_context(|| format!("read {name}"))?;
         text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("read {name}"))).collect()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // Workers of a run that was killed wait for the next one, for minutes.
+        for worker in self.workers().unwrap_or_default() {
+            // It may have ended by itself in this moment.
+            let _ = worker.signal(nix::sys::signal::Signal::SIGKILL);
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use pacs_tests::root;
 
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["types", "algo", "text", "shape"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
     &["runtime", "data", "machine", "model"],
+    &["weights"],
     &["coordinator", "rollout", "learner", "verifier"],
     &["cli", "worker", "xtask"],
 ];

@@ -10,7 +10,7 @@ use pacs_spec::ObjectiveKind;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, RunId, Supervise, Verifier};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Prints the id of the run in a folder, and makes it when the folder has none.
+    RunId(RunId),
     /// Runs a worker, and starts it again when it dies.
     Supervise(Supervise),
     /// Makes certificates for mutual TLS: an authority, and one for each role.
@@ -235,9 +237,10 @@ pub(crate) struct Run {
     /// run of this job goes on.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Where the coordinator listens.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
-    pub(crate) listen: SocketAddr,
+    /// Where the coordinator listens. Default: 127.0.0.1:7700, or another port when that one is in use; a run that is started
+    /// again prefers its port of before.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
     /// Folder with the certificates of all roles, as `pacs certs` writes it; needed to listen beyond this machine.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
@@ -298,7 +301,8 @@ Examples:
   pacs status 10.0.0.5:7700             the run of that coordinator
   pacs status runs/demo --json          the run in that folder, for scripts")]
 pub(crate) struct Status {
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this
+    /// machine; if there are several they are listed, and the exit code is 2.
     pub(crate) target: Option<String>,
     /// Print JSON.
     #[arg(long)]

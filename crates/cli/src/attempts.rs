@@ -1,14 +1,16 @@
 //! How often a run was started, and whether that came to anything: `starts.jsonl` in the run folder.
 //!
 //! Launchers start again what was preempted, lost its node or ran out of time. A run that has come no further after several
-//! starts will not by another.
+//! starts will not by another. It has come further when there is a newer checkpoint, a later step, or more samples in the journal:
+//! a run that is killed five times between two checkpoints loses nothing.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 const FILE: &str = "starts.jsonl";
 
@@ -19,8 +21,20 @@ struct Attempt {
     time: u64,
     /// Newest checkpoint that there was; 0: none.
     step: u64,
+    /// How far the run had come since.
+    #[serde(default)]
+    mark: Mark,
     /// The launcher's name of this start, for example `slurm 17 restart 2`.
     launch: String,
+}
+
+/// How far a run has come after its newest checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    /// Last step of `metrics.jsonl`.
+    step: u64,
+    /// Bytes of samples in the journal.
+    samples: u64,
 }
 
 /// Why a run is not started once more.
@@ -29,8 +43,8 @@ pub(crate) enum AttemptError {
     #[error("{action} `{}`: {error}", path.display())]
     File { action: &'static str, path: std::path::PathBuf, error: io::Error },
     #[error(
-        "the last {starts} starts found the same newest checkpoint (step {step}): the run comes no further; its logs say why. \
-         Remove `{}` to try again, or save more often than it is interrupted (checkpoint.every_steps)", path.display()
+        "the last {starts} starts found the same newest checkpoint (step {step}) and no new step or sample: the run comes no \
+         further; its logs say why. Remove `{}` to try again", path.display()
     )]
     Fruitless { starts: usize, step: u64, path: std::path::PathBuf },
 }
@@ -43,9 +57,9 @@ pub(crate) fn check(run_dir: &Path, limit: usize) -> Result<(), AttemptError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(AttemptError::File { action: "read", path, error }),
     };
-    let step = newest_checkpoint(run_dir);
+    let (step, mark) = (newest_checkpoint(run_dir), mark(run_dir));
     let earlier: Vec<Attempt> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let starts = earlier.iter().rev().take_while(|attempt| attempt.step == step).count();
+    let starts = earlier.iter().rev().take_while(|attempt| (attempt.step, attempt.mark) == (step, mark)).count();
     if limit > 0 && starts >= limit { Err(AttemptError::Fruitless { starts, step, path }) } else { Ok(()) }
 }
 
@@ -53,7 +67,8 @@ pub(crate) fn check(run_dir: &Path, limit: usize) -> Result<(), AttemptError> {
 pub(crate) fn note(run_dir: &Path, launch: &str) -> Result<(), AttemptError> {
     let path = run_dir.join(FILE);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let attempt = Attempt { time, step: newest_checkpoint(run_dir), launch: launch.to_owned() };
+    let (step, mark) = (newest_checkpoint(run_dir), mark(run_dir));
+    let attempt = Attempt { time, step, mark, launch: launch.to_owned() };
     let line = serde_json::to_string(&attempt).expect("numbers and a string are JSON");
     let file = File::options().create(true).append(true).open(&path);
     let written = file.and_then(|mut file| writeln!(file, "{line}").and_then(|()| file.sync_all()));
@@ -79,6 +94,27 @@ fn newest_checkpoint(run_dir: &Path) -> u64 {
     steps.max().unwrap_or(0)
 }
 
+/// How much is read of the end of `metrics.jsonl`: a line takes a few kilobytes.
+const LAST_LINES: u64 = 256 << 10;
+
+fn mark(run_dir: &Path) -> Mark {
+    let metrics = last_line(&run_dir.join("metrics.jsonl")).and_then(|line| serde_json::from_str::<Value>(&line).ok());
+    let step = metrics.and_then(|line| line["step"].as_u64()).unwrap_or(0);
+    let files = fs::read_dir(run_dir.join("journal")).into_iter().flatten().flatten();
+    let segments = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "seg"));
+    let samples = segments.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum();
+    Mark { step, samples }
+}
+
+fn last_line(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_LINES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LAST_LINES).read_to_end(&mut bytes).ok()?;
+    String::from_utf8_lossy(&bytes).lines().next_back().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +133,24 @@ mod tests {
         (0..3).for_each(|_| start().expect("may start"));
         assert!(matches!(start(), Err(AttemptError::Fruitless { step: 4, .. })));
         assert!(check(dir.path(), 0).is_ok(), "no limit");
+    }
+
+    #[test]
+    fn steps_and_samples_in_the_journal_are_progress() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let start = || check(dir.path(), 2).and_then(|()| note(dir.path(), "test"));
+        fs::create_dir_all(dir.path().join("journal")).expect("created");
+        for step in 1..5 {
+            let lines: String = (1..=step).map(|step| format!("{{\"step\": {step}}}\n")).collect();
+            fs::write(dir.path().join("metrics.jsonl"), lines).expect("written");
+            start().expect("another step");
+            fs::write(dir.path().join("journal/samples-000001.seg"), "x".repeat(step)).expect("written");
+            start().expect("another sample");
+        }
+        start().expect("the same for the second time");
+        assert!(matches!(start(), Err(AttemptError::Fruitless { starts: 2, step: 0, .. })));
+        fs::write(dir.path().join("journal/samples-000002.seg"), "x").expect("written");
+        start().expect("another sample");
     }
 
     #[test]

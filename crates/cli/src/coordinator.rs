@@ -18,6 +18,7 @@ use crate::arguments::Coordinator as Arguments;
 use crate::attempts::{self, AttemptError};
 use crate::ending::{self, Ending};
 use crate::failure::Failure;
+use crate::live;
 use crate::plan::default_run_dir;
 use crate::run::{Console, inspect_model, next, start_failure};
 use crate::verifier::misplaced;
@@ -67,6 +68,7 @@ impl Run<'_> {
         let health = self.health().await?;
         attempts::check(self.run_dir, self.arguments.starts_without_progress).map_err(attempt_failure)?;
         let Some(coordinator) = self.start(options, &wishes).await? else { return Ok(Exit::Again) };
+        let _listed = live::list(&coordinator, self.run_dir);
         attempts::note(self.run_dir, &launch_name()).map_err(attempt_failure)?;
         ending::forget(self.run_dir);
         let mut console = Console::new(self.arguments.json);
@@ -112,13 +114,19 @@ impl Run<'_> {
             true => nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
             false => listen.value.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned()),
         };
-        let (run_dir, attempt) = (self.run_dir.to_owned(), self.arguments.attempt.clone());
-        Ok(CoordinatorOptions { spec, run_dir, listen: address, security, host, attempt })
+        Ok(CoordinatorOptions {
+            security,
+            host,
+            attempt: self.arguments.attempt.clone(),
+            run_id: self.arguments.run_id.clone(),
+            ..CoordinatorOptions::local(spec, self.run_dir.to_owned(), address)
+        })
     }
 
     async fn health(self) -> Result<Health, Failure> {
         let health = Health::default();
-        if let Some(address) = &self.arguments.health_listen {
+        // A variable that is empty counts as not set.
+        if let Some(address) = self.arguments.health_listen.as_ref().filter(|address| !address.is_empty()) {
             let serving = health.serve(address).await;
             serving.map_err(|error| Failure::again(error).doing(format!("listen on {address} for health probes")))?;
         }

@@ -7,6 +7,7 @@
 mod arguments;
 mod attempts;
 mod certs;
+mod client;
 mod coordinator;
 mod data;
 mod doctor;
@@ -15,13 +16,16 @@ mod failure;
 mod format;
 mod job;
 mod launch;
+mod live;
 mod memory;
 mod model_folder;
 mod operate;
 mod output;
 mod plan;
 mod preflight;
+mod process;
 mod run;
+mod run_id;
 mod status;
 mod supervise;
 mod target;
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
+        Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Stop(arguments) => operate::stop(&arguments),
         Command::Pause(arguments) => operate::pause(&arguments),

@@ -6,9 +6,9 @@ use pacs_protocol::v1::operate_request::Command;
 use pacs_protocol::v1::{Checkpoint, Drain, LogLevel, OperateRequest, Pause, Resume, StopMode, StopRunRequest};
 use pacs_runtime::Exit;
 
+use crate::client::{block_on, connect, in_time};
 use crate::failure::Failure;
 use crate::output;
-use crate::status::{block_on, in_time};
 use crate::target;
 
 /// A command that needs nothing but the run.
@@ -19,7 +19,7 @@ Examples:
   pacs resume runs/demo                 the run in that folder
   pacs checkpoint 10.0.0.5:7700         the run of that coordinator")]
 pub(crate) struct OnRun {
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -34,7 +34,7 @@ stay.")]
 pub(crate) struct DrainWorker {
     /// Name of the worker, as `pacs status` shows it.
     pub(crate) worker: String,
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct SetValue {
     /// `learning_rate=VALUE`, `slots=N` or `log_level=LEVEL`.
     #[arg(value_name = "NAME=VALUE")]
     pub(crate) setting: String,
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -62,7 +62,7 @@ Examples:
   pacs stop --after-step runs/demo      the run in that folder, when its step is done
   pacs stop --now                       at once; what is not saved yet is lost")]
 pub(crate) struct Stop {
-    /// Coordinator (host:port) or folder of a run. Default: 127.0.0.1:7700.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
     pub(crate) target: Option<String>,
     /// Finish the step in work first.
     #[arg(long)]
@@ -115,7 +115,7 @@ pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
         _ => (StopMode::Save, "writes a checkpoint and ends"),
     };
     block_on(async {
-        let mut client = target::connect(&address).await?;
+        let mut client = connect(&address).await?;
         let request = StopRunRequest { mode: mode.into(), operator: operator() };
         in_time(client.stop_run(request)).await.map_err(|failure| failure.doing("stop the run"))
     })?;
@@ -153,7 +153,7 @@ fn log_level(name: &str) -> Result<LogLevel, String> {
 fn operate(target: Option<&str>, command: Command, doing: &'static str) -> Result<String, Failure> {
     let address = target::address(target)?;
     block_on(async {
-        let mut client = target::connect(&address).await?;
+        let mut client = connect(&address).await?;
         let request = OperateRequest { operator: operator(), command: Some(command) };
         in_time(client.operate(request)).await.map_err(|failure| failure.doing(doing))
     })?;

@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
 use pacs_shape::ModelConfig;
-use pacs_spec::{JobSpec, SourceSpec};
+use pacs_spec::{JobSpec, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
-use crate::format::{count, plural};
+use crate::format::{bytes, count, plural};
 use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
 
@@ -98,7 +98,7 @@ impl<'a> Plan<'a> {
             })),
             "objective": spec.objective.filled(),
             "steps": spec.batch.steps,
-            "sequences_per_step": self.sequences_per_step(),
+            "sequences_per_step": self.spec.sequences_per_step(),
             "updates_per_step": spec.batch.mini_batches,
             "updates": self.updates(),
             "most_answer_tokens_per_step": self.answer_tokens_per_step(),
@@ -110,12 +110,9 @@ impl<'a> Plan<'a> {
                 "verifiers": spec.resources.verifiers,
             },
             "memory": self.memory.as_ref().map(LearnerMemory::json),
+            "weight": weight_json(&spec.step_weight()),
             "problem": self.problem(),
         })
-    }
-
-    fn sequences_per_step(&self) -> u64 {
-        u64::from(self.spec.batch.prompts_per_step) * u64::from(self.spec.rollout.samples_per_prompt)
     }
 
     fn updates(&self) -> u64 {
@@ -123,7 +120,7 @@ impl<'a> Plan<'a> {
     }
 
     fn answer_tokens_per_step(&self) -> u64 {
-        self.sequences_per_step() * u64::from(self.spec.rollout.max_new_tokens)
+        self.spec.sequences_per_step() * u64::from(self.spec.rollout.max_new_tokens)
     }
 
     fn sequence_tokens(&self) -> u64 {
@@ -210,7 +207,7 @@ impl fmt::Display for Plan<'_> {
             "step        {} prompts x {} samples = {} sequences, {updates}",
             count(u64::from(batch.prompts_per_step)),
             rollout.samples_per_prompt,
-            count(self.sequences_per_step()),
+            count(self.spec.sequences_per_step()),
         )?;
         writeln!(f, "run         {} steps, {} updates", count(batch.steps), count(self.updates()))?;
         writeln!(
@@ -229,12 +226,46 @@ impl fmt::Display for Plan<'_> {
         if let Some(memory) = &self.memory {
             write!(f, "{memory}")?;
         }
+        write_weight(f, spec)?;
         writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
         if let Some(report) = report {
             writeln!(f, "prompt      {:?}", report.train.example_prompt)?;
         }
         Ok(())
     }
+}
+
+fn weight_json(weight: &StepWeight) -> Value {
+    json!({
+        "sample_bytes": weight.sample_bytes,
+        "samples_in_bytes": weight.samples_in_bytes,
+        "batch_out_bytes": weight.batch_out_bytes,
+        "rank_bytes": weight.rank_bytes,
+        "largest_message_bytes": weight.largest_message_bytes,
+        "journal_bytes": weight.journal_bytes,
+        "coordinator_bytes": weight.coordinator_bytes,
+    })
+}
+
+/// What a step weighs between processes, at most.
+fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
+    let weight = spec.step_weight();
+    writeln!(
+        f,
+        "coordinator at most {} of memory beside the problems, {} of samples in its journal",
+        bytes(weight.coordinator_bytes),
+        bytes(weight.journal_bytes),
+    )?;
+    let [samples, batch, rank] = [weight.samples_in_bytes, weight.batch_out_bytes, weight.rank_bytes].map(bytes);
+    let ranks = match spec.resources.learners {
+        1 => format!("{batch} to the learner"),
+        learners => format!("{batch} to {learners} learners ({rank} each)"),
+    };
+    writeln!(
+        f,
+        "wire        at most {samples} of samples in and {ranks} a step; messages of up to {}",
+        bytes(weight.largest_message_bytes),
+    )
 }
 
 /// The objective, and what of it is not as published.
@@ -277,6 +308,8 @@ mod tests {
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
             workers     1 rollout worker, 1 learner, 1 verifier (cpu)
+            coordinator at most 136 MiB of memory beside the problems, 22.5 KiB of samples in its journal
+            wire        at most 22.5 KiB of samples in and 37.5 KiB to the learner a step; messages of up to 4.0 MiB
             run folder  runs/demo
         "#]].assert_eq(&plan.to_string());
         assert_eq!(plan.json()["sequences_per_step"], 64);
@@ -303,6 +336,8 @@ mod tests {
             memory      351 MiB on the learner (replicated)
                         weights 603 KiB, reference 0 B, gradients 603 KiB, optimizer 1.2 MiB, copy for checkpoints 1.8 MiB
                         a pass of 16 384 tokens: activations 182 MiB (3 of 3 layers kept), workspace 165 MiB; 241 MiB with none kept
+            coordinator at most 136 MiB of memory beside the problems, 22.5 KiB of samples in its journal
+            wire        at most 22.5 KiB of samples in and 37.5 KiB to the learner a step; messages of up to 4.0 MiB
             run folder  runs/demo
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
         "#]].assert_eq(&text);

@@ -8,19 +8,19 @@ mod console;
 mod logs;
 mod overrides;
 pub(crate) mod restarts;
-mod supervisor;
+pub(crate) mod supervisor;
 mod wall_time;
 mod workers;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
-use pacs_runtime::launch;
+use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
@@ -37,6 +37,7 @@ pub(crate) use self::workers::find_worker;
 use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::format::{count, plural};
+use crate::live;
 use crate::model_folder::{self, ModelFolder};
 
 /// How long workers may still take to leave when the coordinator, which waits for them itself, has ended.
@@ -122,14 +123,18 @@ impl Job<'_> {
         let mut console = Console::new(self.arguments.json);
         let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
         console.say("loading", &text, json!({}));
+        let listen = self.arguments.listen.unwrap_or((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into());
         let options = CoordinatorOptions {
             security: self.security()?,
-            ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), self.arguments.listen)
+            any_port: self.arguments.listen.is_none(),
+            ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), listen)
         };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
+        let _listed = live::list(&coordinator, &self.run_dir);
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
-        self.announce(&console, &spec, address);
-        let mut commands = workers::commands(&spec, worker, address, self.arguments.tls_dir.as_deref())?;
+        self.announce(&console, &spec, address, coordinator.run_id());
+        let run = (self.run_dir.as_path(), coordinator.run_id());
+        let mut commands = workers::commands(&spec, worker, run, self.arguments.tls_dir.as_deref())?;
         // Workers of a run that was killed outlive it, and go on with this one.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {
@@ -180,7 +185,7 @@ impl Job<'_> {
     }
 
     /// Says what is run, and where to look.
-    fn announce(&self, console: &Console, spec: &JobSpec, address: SocketAddr) {
+    fn announce(&self, console: &Console, spec: &JobSpec, address: SocketAddr, run_id: &str) {
         let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
         let workers = [
             plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
@@ -198,13 +203,19 @@ impl Job<'_> {
         let parameters = count(self.model.parameters);
         let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
         let run_dir = self.run_dir.display().to_string();
-        let fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps});
+        let fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps,
+                            "run_id": run_id});
+        let moved = match self.arguments.listen {
+            None if address.port() != DEFAULT_PORT => format!("a free port, as {DEFAULT_PORT} was in use; "),
+            _ => String::new(),
+        };
         let lines = [
             ("job", job),
             ("model", model),
             ("workers", format!("{}; their logs are in {run_dir}/logs", workers.join(", "))),
             ("run folder", run_dir),
-            ("coordinator", format!("{address} (from another terminal: pacs status {address})")),
+            ("run id", run_id.to_owned()),
+            ("coordinator", format!("{address} ({moved}from another terminal: pacs status {address})")),
         ];
         console.block("start", &lines, &fields);
     }
@@ -327,7 +338,8 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
     let failure = Failure::with_exit(error.exit(), error).doing("start the coordinator");
     match listening {
         Some(address) => failure.hint(format!(
-            "`pacs status {address}` says whether a run is going on there; --listen HOST:PORT chooses another port"
+            "`pacs status {address}` says whether a run is going on there; --listen HOST:PORT chooses another port, and without \
+             --listen `pacs run` takes a free one"
         )),
         None => failure,
     }

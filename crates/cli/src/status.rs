@@ -1,24 +1,30 @@
 //! `pacs status`.
 
 use std::fmt::Write;
-use std::future::Future;
 
-use anyhow::{Context, anyhow};
 use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, VerifierStatus, WorkerStatus};
 use pacs_runtime::Exit;
 use serde_json::{Value, json};
-use tonic::{Code, Response, Status as CallStatus};
 
 use crate::arguments::Status;
+use crate::client::{block_on, connect, in_time};
 use crate::failure::Failure;
-use crate::format::{count, percent, plural, seconds};
+use crate::format::{count, percent, plural, seconds, table};
 use crate::output;
-use crate::target::{self, CALL_DEADLINE};
+use crate::target::{self, Choice};
 
 pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
-    let address = target::address(arguments.target.as_deref())?;
+    let address = match target::choose(arguments.target.as_deref())? {
+        Choice::One(address) => address,
+        Choice::Several(found) => {
+            if arguments.json {
+                output::line(format_args!("{:#}", target::as_json(&found)));
+            }
+            return Err(target::ambiguous(&found));
+        }
+    };
     let status = block_on(async {
-        let mut client = target::connect(&address).await?;
+        let mut client = connect(&address).await?;
         in_time(client.get_status(GetStatusRequest {})).await.map_err(|failure| failure.doing("get the status"))
     })?;
     if arguments.json {
@@ -27,33 +33,6 @@ pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
         output::text(as_text(&status));
     }
     Ok(Exit::Done)
-}
-
-pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")
-        .map_err(Failure::bug)?;
-    runtime.block_on(work)
-}
-
-pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(refused(&status)),
-        Err(_) => Err(Failure::again(anyhow!("no answer within {} s", CALL_DEADLINE.as_secs()))),
-    }
-}
-
-/// What the coordinator has refused would be refused again; what it could not do may go better the next time.
-fn refused(status: &CallStatus) -> Failure {
-    let exit = match status.code() {
-        Code::NotFound | Code::InvalidArgument => Exit::Usage,
-        Code::PermissionDenied | Code::Unauthenticated => Exit::Config,
-        _ => Exit::Again,
-    };
-    Failure::with_exit(exit, anyhow!("{}", status.message()))
 }
 
 fn as_text(status: &GetStatusResponse) -> String {
@@ -148,18 +127,9 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
     }
     let mut rows = vec![["worker", "role", "where", "heard", "leases", "does"].map(str::to_owned).to_vec()];
     rows.extend(status.workers.iter().map(worker_row));
-    table(text, &rows);
-}
-
-/// Rows of the same length, the first of them the heading.
-fn table(text: &mut String, rows: &[Vec<String>]) {
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    text.push('\n');
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    let _ = write!(text, "\n{}", table(&rows));
+    if let Some(more) = status.left_out.get("workers") {
+        let _ = writeln!(text, "and {}", plural(u64::from(*more), "more worker", "more workers"));
     }
 }
 
@@ -180,7 +150,7 @@ fn verifiers_table(text: &mut String, status: &GetStatusResponse) {
         row.extend([verifier.p50_seconds, verifier.p99_seconds].map(time));
         rows.push(row);
     }
-    table(text, &rows);
+    let _ = write!(text, "\n{}", table(&rows));
 }
 
 fn worker_row(worker: &WorkerStatus) -> Vec<String> {
@@ -240,6 +210,8 @@ fn as_json(status: &GetStatusResponse) -> Value {
             "samples_verifying": queues.samples_verifying,
         },
         "workers": workers,
+        "left_out": sorted(&status.left_out).into_iter().map(|(name, count)| (name.clone(), json!(count)))
+            .collect::<serde_json::Map<_, _>>(),
         "metrics": sorted(&status.metrics).into_iter().map(|(name, value)| (name.clone(), json!(value)))
             .collect::<serde_json::Map<_, _>>(),
         "counters": sorted(&status.counters).into_iter().map(|(name, value)| (name.clone(), json!(value)))
@@ -352,14 +324,6 @@ mod tests {
             training_problems: 8100,
             ..GetStatusResponse::default()
         }
-    }
-
-    #[test]
-    fn what_was_refused_is_not_to_be_tried_again() {
-        let exit = |code| refused(&CallStatus::new(code, "no worker `rollout-9`")).exit;
-        assert_eq!([Code::NotFound, Code::InvalidArgument].map(exit), [Exit::Usage; 2]);
-        assert_eq!(exit(Code::PermissionDenied), Exit::Config);
-        assert_eq!([Code::Unavailable, Code::FailedPrecondition].map(exit), [Exit::Again; 2]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use crate::arguments::Supervise;
 use crate::failure::Failure;
 use crate::run::restarts::{Next, Restarts, describe};
+use crate::run::supervisor::{STARTED, started};
 
 pub(crate) fn run(arguments: &Supervise) -> Result<Exit, Failure> {
     init_logging(LogFormat::Human);
@@ -84,8 +85,9 @@ fn spawn(command: &[String]) -> Result<Child, Failure> {
     let (program, arguments) = command.split_first().expect("the command line requires a command");
     // A group of its own: a launcher that signals this process's group must not reach the worker twice, for a second
     // SIGTERM means haste.
-    let spawned = Command::new(program).args(arguments).process_group(0).kill_on_drop(true).spawn();
-    spawned.map_err(|error| Failure::config(error).doing(format!("start `{program}`")))
+    let mut command = Command::new(program);
+    command.args(arguments).env(STARTED, started().to_string()).process_group(0).kill_on_drop(true);
+    command.spawn().map_err(|error| Failure::config(error).doing(format!("start `{program}`")))
 }
 
 /// Waits for the end of the worker, passing signals on; whether it was asked to leave.

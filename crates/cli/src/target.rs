@@ -1,77 +1,227 @@
 //! Which coordinator a command means.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use pacs_coordinator::CoordinatorRecord;
-use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
-use pacs_runtime::net::{PeerRole, Security};
-use tonic::transport::Channel;
+use pacs_protocol::v1::GetStatusRequest;
+use pacs_runtime::Exit;
+use serde_json::{Value, json};
 
+use crate::client::{block_on, connect, in_time};
 use crate::failure::Failure;
+use crate::format::{count, table};
+use crate::live::{self, LiveRun};
 
-/// Where `pacs run` listens when nothing else is said.
-const DEFAULT_ADDRESS: &str = "127.0.0.1:7700";
+/// Digits of a run's id that are enough to name it, if no other run's begins so.
+const FEWEST_DIGITS: usize = 4;
 
-/// How long the connection may take: a coordinator that runs answers at once.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// The coordinator that a command means.
+pub(crate) enum Choice {
+    One(String),
+    /// The command names none, and more than one lives.
+    Several(Vec<Found>),
+}
 
-/// How long an answer may take.
-pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A run that lives on this machine.
+pub(crate) struct Found {
+    run: LiveRun,
+    /// Steps that are made and steps that there are, if its coordinator answers.
+    steps: Option<(u64, u64)>,
+}
 
-/// The address that `target` stands for: itself, or that of the coordinator of a run folder.
+/// The address of the coordinator that a command means.
 pub(crate) fn address(target: Option<&str>) -> Result<String, Failure> {
-    let Some(target) = target else { return Ok(DEFAULT_ADDRESS.to_owned()) };
+    match choose(target)? {
+        Choice::One(address) => Ok(address),
+        Choice::Several(found) => Err(ambiguous(&found)),
+    }
+}
+
+/// What `target` stands for: an address, the folder of a run, the id of a live one or its beginning, or its job; without a
+/// target, the one run of this user that lives on this machine.
+pub(crate) fn choose(target: Option<&str>) -> Result<Choice, Failure> {
+    match target {
+        Some(target) => named(target, live::all()).map(Choice::One),
+        None => {
+            let (here, elsewhere): (Vec<LiveRun>, Vec<LiveRun>) = live::all().into_iter().partition(LiveRun::is_here);
+            match here.as_slice() {
+                [] => Err(none(&elsewhere)),
+                [one] => Ok(Choice::One(one.address.clone())),
+                _ => block_on(async { Ok(Choice::Several(survey(here).await)) }),
+            }
+        }
+    }
+}
+
+/// No run lives here. Whether those `elsewhere` live is not known, but they can be named.
+fn none(elsewhere: &[LiveRun]) -> Failure {
+    let listed: Vec<String> = elsewhere.iter().map(|run| format!("{} on {}", run.job, run.host)).collect();
+    let error = match listed.as_slice() {
+        [] => anyhow!("no run of yours lives on this machine"),
+        _ => anyhow!("no run of yours lives on this machine; listed are {}", listed.join(", ")),
+    };
+    Failure::with_exit(Exit::Usage, error)
+        .doing("choose a run")
+        .hint("`pacs run JOB.toml` starts one; one elsewhere is named by its address (host:port), folder or job")
+}
+
+/// More runs than one live, and none was named.
+pub(crate) fn ambiguous(found: &[Found]) -> Failure {
+    let error = anyhow!("{} runs of yours live on this machine:\n{}", found.len(), as_text(found).trim_end());
+    Failure::with_exit(Exit::Usage, error)
+        .doing("choose a run")
+        .hint("name one by its folder, address or job, or by the first digits of its id")
+}
+
+fn named(target: &str, live: Vec<LiveRun>) -> Result<String, Failure> {
+    let doing = || format!("find the coordinator `{target}`");
     let folder = Path::new(target);
-    if folder.is_dir() {
-        return CoordinatorRecord::read(folder).map(|record| record.address).map_err(|error| {
-            let doing = format!("read `{}`", folder.join(CoordinatorRecord::FILE).display());
-            Failure::config(error)
-                .doing(doing)
-                .hint("the folder of a run is runs/<name of the job>, or what --run-dir said")
-        });
+    let of_folder = folder.is_dir().then(|| CoordinatorRecord::read(folder));
+    if let Some(Ok(record)) = of_folder {
+        return Ok(record.address);
     }
     if target.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
         return Ok(target.to_owned());
     }
-    let error = anyhow!("it is neither host:port nor the folder of a run");
-    Err(Failure::config(error).doing(format!("find the coordinator `{target}`")))
-}
-
-/// Connects to the coordinator at `address`.
-pub(crate) async fn connect(address: &str) -> Result<OperatorServiceClient<Channel>, Failure> {
-    let channel = pacs_runtime::connect(address, &security()?, CONNECT_DEADLINE).await.map_err(|error| {
-        Failure::again(error)
-            .doing("reach the coordinator")
-            .hint("is a run going on there? `pacs run JOB.toml` starts one")
-    })?;
-    Ok(OperatorServiceClient::new(channel))
-}
-
-/// The operator's certificate, if `PACS_TLS_DIR` says where it is; else plain text, which stays within this machine.
-fn security() -> Result<Security, Failure> {
-    let Some(folder) = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()) else {
-        return Ok(Security::Plain);
+    let is_meant = |run: &LiveRun| {
+        run.job == target || (target.len() >= FEWEST_DIGITS && run.run_id.starts_with(&target.to_ascii_lowercase()))
     };
-    pacs_runtime::launch::security(Path::new(&folder), PeerRole::Operator)
-        .map_err(|error| Failure::config(error).doing("use the certificates that PACS_TLS_DIR names"))
+    let meant: Vec<LiveRun> = live.into_iter().filter(is_meant).collect();
+    match (meant.as_slice(), of_folder) {
+        ([run], _) => Ok(run.address.clone()),
+        ([], Some(Err(error))) => Err(Failure::config(error)
+            .doing(format!("read `{}`", folder.join(CoordinatorRecord::FILE).display()))
+            .hint("the folder of a run is runs/<name of the job>, or what --run-dir said")),
+        ([], _) => {
+            let error =
+                anyhow!("it is neither host:port, nor the folder of a run, nor the id or job of one that lives");
+            Err(Failure::config(error).doing(doing()))
+        }
+        (several, _) => {
+            let found: Vec<Found> = several.iter().cloned().map(|run| Found { run, steps: None }).collect();
+            let error = anyhow!("{} runs are called so:\n{}", found.len(), as_text(&found).trim_end());
+            let failure = Failure::with_exit(Exit::Usage, error).doing(doing());
+            Err(failure.hint("name one by its folder or address, or by the first digits of its id"))
+        }
+    }
+}
+
+/// Asks all of these runs at once where they are.
+async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
+    let asked: Vec<_> = runs
+        .into_iter()
+        .map(|run| {
+            tokio::spawn(async move {
+                let status = async {
+                    let mut client = connect(&run.address).await?;
+                    in_time(client.get_status(GetStatusRequest {})).await
+                };
+                // A run that does not answer is listed all the same: it lives.
+                let steps = status.await.ok().map(|status| (status.step, status.total_steps));
+                Found { run, steps }
+            })
+        })
+        .collect();
+    let mut found = Vec::new();
+    for task in asked {
+        found.extend(task.await.ok());
+    }
+    found
+}
+
+/// The runs as a table.
+pub(crate) fn as_text(found: &[Found]) -> String {
+    let mut rows = vec![["job", "step", "address", "id", "folder"].map(str::to_owned).to_vec()];
+    rows.extend(found.iter().map(|Found { run, steps }| {
+        let steps = steps.map_or("-".to_owned(), |(step, total)| format!("{} of {}", count(step), count(total)));
+        let id: String = run.run_id.chars().take(2 * FEWEST_DIGITS).collect();
+        vec![run.job.clone(), steps, run.address.clone(), id, run.run_dir.display().to_string()]
+    }));
+    table(&rows)
+}
+
+/// The runs for scripts.
+pub(crate) fn as_json(found: &[Found]) -> Value {
+    let runs = found.iter().map(|Found { run, steps }| {
+        json!({
+            "run_id": run.run_id,
+            "job": run.job,
+            "run_dir": run.run_dir,
+            "address": run.address,
+            "host": run.host,
+            "pid": run.pid,
+            "started": run.started,
+            "step": steps.map(|(step, _)| step),
+            "total_steps": steps.map(|(_, total)| total),
+        })
+    });
+    json!({"runs": runs.collect::<Vec<_>>()})
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn run(job: &str, run_id: &str, address: &str) -> LiveRun {
+        LiveRun {
+            run_id: run_id.into(),
+            job: job.into(),
+            run_dir: format!("/runs/{job}").into(),
+            address: address.into(),
+            host: "node-1".into(),
+            pid: 7,
+            began: 1,
+            started: 1,
+        }
+    }
+
     #[test]
-    fn targets_are_addresses_or_folders() {
-        assert_eq!(address(None).expect("the default"), DEFAULT_ADDRESS);
-        assert_eq!(address(Some("node-3:7700")).expect("an address"), "node-3:7700");
+    fn targets_are_addresses_folders_ids_and_jobs() {
+        let live = || vec![run("one", "abcd01", "h:1"), run("two", "abcd02", "h:2"), run("two", "ff0003", "h:3")];
+        let address = |target: &str| named(target, live());
+        assert_eq!(address("node-3:7700").expect("an address"), "node-3:7700");
+        assert_eq!(address("one").expect("a job"), "h:1");
+        assert_eq!(address("abcd02").expect("an id"), "h:2");
+        assert_eq!(address("FF00").expect("the beginning of an id"), "h:3");
+        for (target, exit, said) in [
+            ("two", Exit::Usage, "2 runs are called so"),
+            ("abcd", Exit::Usage, "2 runs are called so"),
+            ("abc", Exit::Config, "neither host:port"),
+            ("runs/no-such", Exit::Config, "neither host:port"),
+        ] {
+            let failure = address(target).expect_err(target);
+            assert!(failure.exit == exit && failure.to_string().contains(said), "{failure}");
+        }
+
         let dir = tempfile::tempdir().expect("a temporary folder");
         let folder = dir.path().display().to_string();
-        assert!(address(Some(&folder)).expect_err("no run").to_string().contains("coordinator.json"));
-        let record = r#"{"address": "10.0.0.1:9", "host": "h", "pid": 1, "job": "j", "starts": 1}"#;
+        assert!(address(&folder).expect_err("no run").to_string().contains("coordinator.json"));
+        let record = r#"{"address": "10.0.0.1:9", "host": "h", "pid": 1, "job": "j", "run_id": "", "starts": 1}"#;
         std::fs::write(dir.path().join(CoordinatorRecord::FILE), record).expect("written");
-        assert_eq!(address(Some(&folder)).expect("a run"), "10.0.0.1:9");
-        assert!(address(Some("runs/no-such")).expect_err("neither").to_string().contains("neither host:port"));
+        assert_eq!(address(&folder).expect("a run"), "10.0.0.1:9");
+    }
+
+    #[test]
+    fn runs_elsewhere_have_to_be_named() {
+        let failure = none(&[run("one", "abcd01", "h:1")]);
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.to_string().contains("lives on this machine; listed are one on node-1"), "{failure}");
+    }
+
+    #[test]
+    fn several_runs_are_listed() {
+        let runs =
+            [(run("one", &"ab".repeat(16), "h:1"), Some((3, 1000))), (run("two", &"cd".repeat(16), "h:22"), None)];
+        let found = runs.map(|(run, steps)| Found { run, steps });
+        expect_test::expect![[r#"
+            error: failed to choose a run: 2 runs of yours live on this machine:
+            job  step        address  id        folder
+            one  3 of 1 000  h:1      abababab  /runs/one
+            two  -           h:22     cdcdcdcd  /runs/two
+            hint: name one by its folder, address or job, or by the first digits of its id"#]]
+        .assert_eq(&ambiguous(&found).to_string());
+        let json = as_json(&found);
+        assert_eq!((&json["runs"][0]["step"], &json["runs"][1]["step"]), (&json!(3), &Value::Null));
     }
 }

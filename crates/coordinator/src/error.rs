@@ -35,6 +35,12 @@ pub enum FileError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Another coordinator has taken the run folder: this one has lost its lock, and writes nothing more.
+    #[error("another coordinator has taken over this run folder ({by}), so this one ends")]
+    Taken {
+        /// Its process and host.
+        by: String,
+    },
 }
 
 impl FileError {
@@ -48,13 +54,14 @@ impl FileError {
                 Trouble::Path | Trouble::Damage => Exit::Config,
             },
             Self::Damaged { .. } => Exit::Config,
+            Self::Taken { .. } => Exit::Again,
         }
     }
 
     /// Whether the file itself is no use any more. What the disk refuses today says nothing of what is on it.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            Self::File { .. } => false,
+            Self::File { .. } | Self::Taken { .. } => false,
             Self::Database { error, .. } => Trouble::of(error) == Trouble::Damage,
             Self::Damaged { .. } => true,
         }
@@ -123,6 +130,25 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// What should be the id of the run is none.
+    #[error("run id `{given}` is not 32 lower-case hexadecimal digits; `pacs run-id` makes one")]
+    RunId {
+        /// As given.
+        given: String,
+    },
+    /// The folder belongs to another run than the launcher means.
+    #[error(
+        "run folder `{}` holds run {found}, and this process was started for run {given}; choose another folder, or take the \
+         id that the folder has", run_dir.display()
+    )]
+    OtherRun {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// The id in the folder.
+        found: String,
+        /// The id that was given.
+        given: String,
+    },
     /// Others would reach it in plain text.
     #[error("listen: {0}")]
     PlainText(#[from] pacs_runtime::net::PlainText),
@@ -151,6 +177,18 @@ pub enum StartError {
         /// One line each: what is wrong.
         damages: Vec<String>,
     },
+    /// Something of the job would not fit into the message that carries it.
+    #[error("{what} takes {bytes} bytes in a message, and at most {most} are sent; {remedy}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// What it takes.
+        bytes: usize,
+        /// What it may take.
+        most: usize,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// The problems cannot be loaded.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -163,9 +201,13 @@ impl StartError {
         match self {
             Self::Busy { .. } | Self::Listen { .. } => Exit::Again,
             Self::File(error) => error.exit(),
-            Self::PlainText(_) | Self::SpecChanged { .. } | Self::NoValidCheckpoint { .. } | Self::Data(_) => {
-                Exit::Config
-            }
+            Self::RunId { .. }
+            | Self::OtherRun { .. }
+            | Self::PlainText(_)
+            | Self::SpecChanged { .. }
+            | Self::NoValidCheckpoint { .. }
+            | Self::TooLarge { .. }
+            | Self::Data(_) => Exit::Config,
         }
     }
 

@@ -14,13 +14,17 @@ mod driver;
 mod error;
 mod journal;
 mod machine_options;
-#[doc(hidden)]
-pub mod measure;
+mod open;
 mod progress;
 mod records;
 mod services;
+mod sizes;
+mod timing;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle, Timing};
+pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle};
 pub use error::{FileError, StartError};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-pub use records::CoordinatorRecord;
+#[cfg(any(test, feature = "faults"))]
+pub use records::slow_disk;
+pub use records::{CoordinatorRecord, identify, run_id};
+pub use timing::Timing;

@@ -9,7 +9,7 @@ use pacs_machine::{Contrast, EvaluationPlan, Options, Snapshot, Staleness, Unifo
 use pacs_order::Curriculum;
 use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind, VerifierKind};
 
-use crate::coordinator::Timing;
+use crate::Timing;
 use crate::records::Manifest;
 
 /// Ids that one coordinator may give out before they meet those of the next one in the same folder.

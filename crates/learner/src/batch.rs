@@ -4,8 +4,6 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use pacs_protocol::v1;
-
 /// One sequence of the batch, as every rank knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IndexEntry {
@@ -72,63 +70,6 @@ pub struct BatchError {
 }
 
 impl TrainBatch {
-    /// Checks and takes over a task from the wire, for `rank`.
-    ///
-    /// # Errors
-    /// When index, prompts and sequences do not fit together.
-    pub fn from_wire(task: v1::TrainTask, rank: usize) -> Result<Self, BatchError> {
-        let step = task.step;
-        let fail = |problem: String| Err(BatchError { step, problem });
-        let index: Vec<IndexEntry> = task
-            .index
-            .iter()
-            .map(|entry| IndexEntry {
-                group: entry.group_id,
-                mini_batch: entry.mini_batch as usize,
-                rank: entry.rank as usize,
-                label: entry.label,
-                reward: entry.reward,
-                answer_tokens: entry.answer_tokens,
-                truncated: entry.truncated,
-            })
-            .collect();
-        if index.is_empty() {
-            return fail("it has no sequences".into());
-        }
-        if !index.is_sorted_by_key(|entry| entry.mini_batch) {
-            return fail("its index is not in mini-batch order".into());
-        }
-        let prompts: HashMap<u64, Vec<u32>> =
-            task.prompts.into_iter().map(|prompt| (prompt.group_id, prompt.tokens)).collect();
-        let mut sequences: Vec<SequenceTokens> = task
-            .sequences
-            .into_iter()
-            .map(|sequence| SequenceTokens {
-                position: sequence.position as usize,
-                tokens: sequence.tokens,
-                rollout_logprobs: sequence.rollout_logprobs,
-                sampled_logprobs: sequence.sampled_logprobs,
-            })
-            .collect();
-        sequences.sort_by_key(|sequence| sequence.position);
-        let expected = index.iter().enumerate().filter(|(_, entry)| entry.rank == rank).map(|(position, _)| position);
-        if !sequences.iter().map(|sequence| sequence.position).eq(expected) {
-            return fail(format!("the sequences are not those of rank {rank}"));
-        }
-        for sequence in &sequences {
-            let entry = &index[sequence.position];
-            let tokens = sequence.tokens.len();
-            let fits = [sequence.rollout_logprobs.len(), sequence.behaviour_logprobs().len()] == [tokens; 2];
-            if tokens == 0 || tokens != entry.answer_tokens as usize || !fits {
-                return fail(format!("sequence {} has {tokens} tokens, which does not fit", sequence.position));
-            }
-            if prompts.get(&entry.group).is_none_or(Vec::is_empty) {
-                return fail(format!("group {} has no prompt", entry.group));
-            }
-        }
-        Ok(Self { step, index, prompts, sequences })
-    }
-
     /// How many optimizer updates the batch makes.
     #[must_use]
     pub fn mini_batches(&self) -> usize {
@@ -242,35 +183,5 @@ mod tests {
     fn a_sequence_longer_than_the_budget_goes_alone() {
         let batch = batch(&[(1, 50), (2, 5)]);
         assert_eq!(batch.passes(&[0, 1], 20).len(), 2);
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        let task = || v1::TrainTask {
-            step: 3,
-            index: vec![v1::SequenceIndex { group_id: 1, answer_tokens: 2, ..Default::default() }],
-            prompts: vec![v1::GroupPrompt { group_id: 1, tokens: vec![4] }],
-            sequences: vec![v1::SequenceData {
-                position: 0,
-                tokens: vec![5, 6],
-                rollout_logprobs: vec![-1.0, -2.0],
-                sampled_logprobs: vec![-0.5, -1.0],
-            }],
-            ..Default::default()
-        };
-        assert!(TrainBatch::from_wire(task(), 0).is_ok());
-        assert!(TrainBatch::from_wire(task(), 1).is_err(), "another rank's sequence");
-        let broken: [fn(&mut v1::TrainTask); 5] = [
-            |task| task.index.clear(),
-            |task| task.prompts.clear(),
-            |task| task.sequences[0].rollout_logprobs.truncate(1),
-            |task| task.sequences[0].sampled_logprobs.truncate(1),
-            |task| task.index[0].answer_tokens = 3,
-        ];
-        for change in broken {
-            let mut task = task();
-            change(&mut task);
-            assert!(TrainBatch::from_wire(task, 0).is_err());
-        }
     }
 }

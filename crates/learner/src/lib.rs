@@ -12,6 +12,7 @@ mod checkpoint;
 mod critic;
 mod file;
 mod gradient;
+mod intake;
 mod memory;
 mod metrics;
 mod network;

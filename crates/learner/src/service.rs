@@ -10,20 +10,19 @@ use pacs_protocol::v1::FailureKind;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
-use pacs_protocol::v1::weight_service_server::WeightServiceServer;
 use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::net::{Guard, PeerRole, RunChannel, RunGate, Security, accept, check_role, server};
+use pacs_runtime::net::{PeerRole, RunChannel, Security, check_role};
 use pacs_runtime::trace::{self, TraceContext};
-use pacs_runtime::{Exit, JoinError, Link, Membership, Policy, Shutdown, Stop, Worker, WorkerIdentity, work};
+use pacs_runtime::{Exit, JoinError, Link, Membership, PATIENCE, Policy, Shutdown, Stop, Worker, WorkerIdentity, work};
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::service::interceptor::InterceptedService;
 
+use crate::batch::TrainBatch;
+use crate::intake::{self, IntakeError};
 use crate::publish::Publisher;
 use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup, written};
 use crate::writer::Outcome;
@@ -31,7 +30,7 @@ use crate::writer::Outcome;
 /// How long one call waits for a generation or a task.
 const CALL_WAIT: Duration = Duration::from_secs(5);
 const WAIT_MS: u32 = CALL_WAIT.as_millis() as u32;
-/// How long a call may take beyond its own waiting time (a batch of long answers is a large message).
+/// How long a call may take beyond its own waiting time.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
 const JOIN_GENERATION: Policy = Policy::new("JoinGeneration", CALL_WAIT.saturating_add(CALL_DEADLINE));
@@ -104,14 +103,15 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     let listener = HostListener::bind(&format!("{}:0", options.bind))
         .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
     let listener = Arc::new(secured(listener, &options.link.security));
-    let publisher = Arc::new(start_publisher(&options).await?);
     let identity = WorkerIdentity {
         role: Role::Learner,
         name: options.name.clone(),
         collective_address: listener.address().to_string(),
     };
-    let (link, backend) = (options.link, options.backend);
-    work(&link, &identity, &shutdown, &mut Learner { device, backend, listener, publisher }).await
+    let LearnerOptions { link, backend, bind, .. } = options;
+    let security = link.security.clone();
+    let mut learner = Learner { device, backend, listener, bind, security, publisher: None };
+    work(&link, &identity, &shutdown, &mut learner).await
 }
 
 /// What outlives a registration.
@@ -119,7 +119,11 @@ struct Learner {
     device: Device,
     backend: Backend,
     listener: Arc<HostListener>,
-    publisher: Arc<Publisher>,
+    /// Address of this machine that weights are handed out at.
+    bind: String,
+    security: Security,
+    /// Opened with the first registration, which tells the run.
+    publisher: Option<Arc<Publisher>>,
 }
 
 impl Worker for Learner {
@@ -132,7 +136,15 @@ impl Worker for Learner {
         let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
         let run_id = membership.run_id.get().unwrap_or_default().to_owned();
         let Self { device, backend, .. } = *self;
-        let (listener, publisher) = (Arc::clone(&self.listener), Arc::clone(&self.publisher));
+        let publisher = match &self.publisher {
+            Some(publisher) => Arc::clone(publisher),
+            None => {
+                let opened = Publisher::new(&run_id, &self.bind, &self.security);
+                let opened = opened.map_err(|error| config(error.to_string()))?;
+                Arc::clone(self.publisher.insert(Arc::new(opened)))
+            }
+        };
+        let listener = Arc::clone(&self.listener);
         let thread = LearnerThread::start(ThreadSetup { spec, run_id, device, backend, listener, publisher });
         let client = LearnerServiceClient::new(membership.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -155,31 +167,6 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
     }))
 }
 
-/// Starts the weight service, which lives as long as the process.
-async fn start_publisher(options: &LearnerOptions) -> Result<Publisher, LearnerError> {
-    let config = |problem: String| LearnerError::Config(problem);
-    let socket = TcpListener::bind((options.bind.as_str(), 0))
-        .await
-        .map_err(|error| config(format!("listen on {}: {error}", options.bind)))?;
-    let address = socket.local_addr().map_err(|error| config(error.to_string()))?;
-    options.link.security.check_listen(address).map_err(|error| config(error.to_string()))?;
-    let slot = format!("{} {}", options.link.coordinator, options.name);
-    let publisher = Publisher::new(&slot, address.to_string())
-        .map_err(|error| config(format!("prepare the folder for published weights: {error}")))?;
-    let service = WeightServiceServer::new(publisher.server()).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let gate = RunGate::new(options.link.run_id.clone());
-    let service = InterceptedService::new(service, Guard::new("weight", &[PeerRole::Rollout]).of_run(&gate));
-    let server = server().add_service(service);
-    let incoming = accept(socket, options.link.security.clone());
-    tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(incoming).await {
-            // Rollout workers on this machine go on from shared memory; others report what they miss.
-            tracing::error!(%error, "the weight service ended");
-        }
-    });
-    Ok(publisher)
-}
-
 /// Why serving under one registration stopped.
 type ServeError = Stop<LearnerError>;
 
@@ -196,7 +183,7 @@ impl Rank<'_> {
     async fn run(&mut self) -> Result<Infallible, ServeError> {
         loop {
             let group = self.next_generation().await?;
-            let generation = group.generation;
+            let (generation, rank) = (group.generation, group.rank);
             tracing::info!(generation, rank = group.rank, world_size = group.world_size, "learner group formed");
             let activity = "connecting to the other ranks";
             self.activity(activity);
@@ -205,7 +192,7 @@ impl Rank<'_> {
             let joined = self.unless_dissolved(generation, &abort, Job::Join(group, abort.0.clone()), activity).await?;
             match joined {
                 None => {}
-                Some(Done::Joined) => self.serve_generation(generation, &abort).await?,
+                Some(Done::Joined) => self.serve_generation(generation, rank, &abort).await?,
                 Some(Done::Task(TaskResult::Failed(failure))) if failure.kind() == FailureKind::Permanent => {
                     return Err(ServeError::Fatal(LearnerError::Config(failure.message)));
                 }
@@ -234,7 +221,7 @@ impl Rank<'_> {
     }
 
     /// Works on tasks until the generation is over.
-    async fn serve_generation(&mut self, generation: u64, abort: &AbortOnDrop) -> Result<(), ServeError> {
+    async fn serve_generation(&mut self, generation: u64, rank: u32, abort: &AbortOnDrop) -> Result<(), ServeError> {
         // What is written beside training belongs to the generation: nobody asks for it behind its end.
         let mut _writing = None;
         loop {
@@ -252,25 +239,37 @@ impl Rank<'_> {
                     tracing::warn!(generation, reason = regroup.reason, "the learner group is dissolved");
                     return Ok(());
                 }
-                Some(Task::Prepare(_)) => (Job::Prepare, "loading the model".to_owned()),
+                Some(Task::Prepare(_)) => (Ok(Job::Prepare), "loading the model".to_owned()),
                 Some(Task::Train(task)) => {
                     let activity = format!("training step {}", task.step);
-                    (Job::Train(task), activity)
+                    match self.receive(generation, next.task_id, rank, &task).await? {
+                        Intake::Whole(batch) => (Ok(Job::Train(batch, task.learning_rate)), activity),
+                        Intake::Failed(failure) => (Err(failure), activity),
+                        Intake::Withdrawn => continue,
+                        Intake::Dissolved => return Ok(()),
+                    }
                 }
                 Some(Task::Save(task)) => {
                     let activity = format!("saving step {}", task.step);
-                    (Job::Save(task), activity)
+                    (Ok(Job::Save(task)), activity)
                 }
             };
             self.activity(&activity);
-            let context = match job.step() {
+            let step = job.as_ref().ok().and_then(Job::step);
+            let context = match step {
                 Some(step) => TraceContext::of_step(self.membership.run_id.get().unwrap_or_default(), step),
                 None => TraceContext::random(),
             };
-            let (trace_id, step) = (context.trace_id(), job.step());
+            let trace_id = context.trace_id();
             let span = tracing::info_span!("task", %trace_id, generation, task = next.task_id, step);
-            let done = self.unless_dissolved(generation, abort, job, &activity);
-            let (result, outcome) = match trace::within(context, span.clone(), done).await? {
+            let done = match job {
+                Ok(job) => {
+                    let done = self.unless_dissolved(generation, abort, job, &activity);
+                    trace::within(context, span.clone(), done).await?
+                }
+                Err(failure) => Some(Done::Task(TaskResult::Failed(failure))),
+            };
+            let (result, outcome) = match done {
                 None => return Ok(()),
                 Some(Done::Task(result)) => (result, None),
                 Some(Done::Captured(outcome)) => (TaskResult::Captured(v1::CaptureResult {}), Some(outcome)),
@@ -297,6 +296,42 @@ impl Rank<'_> {
                 let request = v1::CompleteTaskRequest { result: None, ..request };
                 let report = trace::within(context, span, report_written(self.client.clone(), request, outcome));
                 _writing = Some(AbortTaskOnDrop(tokio::spawn(report)));
+            }
+        }
+    }
+
+    /// Receives the batch of a task, unless the generation is dissolved meanwhile.
+    async fn receive(
+        &self,
+        generation: u64,
+        task_id: u64,
+        rank: u32,
+        task: &v1::TrainTask,
+    ) -> Result<Intake, ServeError> {
+        self.activity(&format!("receiving the batch of step {}", task.step));
+        let request = v1::StreamBatchRequest { worker_id: self.worker, generation, task_id, ..Default::default() };
+        let open = |request| {
+            let mut client = self.client.clone();
+            async move { client.stream_batch(request).await }
+        };
+        let received = tokio::select! {
+            received = intake::receive(open, request, task, rank, PATIENCE) => received,
+            reason = self.dissolved(generation) => {
+                let reason = reason?;
+                tracing::warn!(generation, reason, "the learner group is dissolved while its batch comes");
+                return Ok(Intake::Dissolved);
+            }
+        };
+        match received {
+            Ok(batch) => Ok(Intake::Whole(batch)),
+            Err(IntakeError::Withdrawn { .. }) => Ok(Intake::Withdrawn),
+            Err(error @ (IntakeError::Unknown | IntakeError::Silent { .. })) => {
+                Err(ServeError::Rejoin(error.to_string()))
+            }
+            // It would come again to every rank that asks.
+            Err(error @ (IntakeError::Malformed(_) | IntakeError::TooLarge { .. })) => {
+                let kind = FailureKind::Permanent.into();
+                Ok(Intake::Failed(v1::TaskFailure { message: error.to_string(), kind }))
             }
         }
     }
@@ -346,6 +381,17 @@ impl Rank<'_> {
     fn activity(&self, activity: &str) {
         self.membership.activity.set(activity);
     }
+}
+
+/// What became of receiving a batch.
+enum Intake {
+    Whole(TrainBatch),
+    /// It cannot be trained on.
+    Failed(v1::TaskFailure),
+    /// The task is another one by now.
+    Withdrawn,
+    /// The generation is over.
+    Dissolved,
 }
 
 /// Reports `request` with the outcome of a write, once there is one.

@@ -63,7 +63,8 @@ pub(crate) enum Job {
     Join(v1::LearnerGroup, AbortHandle),
     /// Do a task.
     Prepare,
-    Train(v1::TrainTask),
+    /// At a learning rate that an operator has set, or that of the job spec.
+    Train(TrainBatch, Option<f64>),
     Save(v1::SaveTask),
 }
 
@@ -72,7 +73,7 @@ impl Job {
     pub(crate) fn step(&self) -> Option<u64> {
         match self {
             Self::Join(..) | Self::Prepare => None,
-            Self::Train(task) => Some(task.step),
+            Self::Train(batch, _) => Some(batch.step),
             Self::Save(task) => Some(task.step),
         }
     }
@@ -134,7 +135,7 @@ impl State {
                 Err(failure) => Err(failure),
             },
             Job::Prepare => self.prepare().map(TaskResult::Prepared),
-            Job::Train(task) => self.train(task).map(TaskResult::Trained),
+            Job::Train(batch, learning_rate) => self.train(&batch, learning_rate).map(TaskResult::Trained),
             Job::Save(task) if task.background => match self.capture(&task) {
                 Ok(None) => Ok(TaskResult::Saved(v1::SaveResult { files: Vec::new() })),
                 Ok(Some(outcome)) => return Done::Captured(outcome),
@@ -228,10 +229,7 @@ impl State {
         self.setup.publisher.publish(&weights, group.generation, trainer.step).map(Some).map_err(transient)
     }
 
-    fn train(&mut self, task: v1::TrainTask) -> Result<v1::TrainResult, v1::TaskFailure> {
-        let rank = self.group.as_ref().map_or(0, |group| group.rank as usize);
-        let learning_rate = task.learning_rate;
-        let batch = TrainBatch::from_wire(task, rank).map_err(permanent)?;
+    fn train(&mut self, batch: &TrainBatch, learning_rate: Option<f64>) -> Result<v1::TrainResult, v1::TaskFailure> {
         let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
             return Err(transient("a training step came before the weights were prepared"));
         };
@@ -239,7 +237,7 @@ impl State {
             trainer.settings_mut().optimizer.learning_rate = learning_rate;
         }
         let started = Instant::now();
-        let report = trainer.train(&batch, collective.as_mut()).map_err(|error| fail(&error))?;
+        let report = trainer.train(batch, collective.as_mut()).map_err(|error| fail(&error))?;
         let trained = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let weights = self.publish()?;

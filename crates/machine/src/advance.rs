@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 
 use pacs_types::{GroupId, WeightVersion};
 
-use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::{Evaluation, Phase, Task, Training};
 use crate::pool::{EVALUATION_GROUPS, Pool};
 use crate::schedule::{Decision, Terms, decide};
-use crate::{Effect, End, StopMode, TaskKind, UniformGroups};
+use crate::{Counter, Effect, End, StopMode, TaskKind, UniformGroups};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,10 +125,7 @@ impl Machine {
             return;
         }
         let per_step = self.options.prompts_per_step as usize;
-        let (trained, making) = match &self.phase {
-            Phase::Training(training) => (training.groups.len(), 1),
-            _ => (0, 0),
-        };
+        let (trained, making) = self.phase.training().map_or((0, 0), |training| (training.groups.len(), 1));
         let steps_left = match self.stop {
             None => self.options.total_steps.saturating_sub(self.position.step + making),
             // What is behind the step in work is not for this process.
@@ -153,7 +149,7 @@ impl Machine {
                 Decision::TooFew | Decision::WaitFor(_) => return,
                 Decision::Evict(stale) => {
                     let version = self.policy_version();
-                    self.count(counter::EVICTED_GROUPS, stale.len() as u64);
+                    self.count(Counter::EvictedGroups, stale.len() as u64);
                     for group in stale {
                         self.pool.restart_group(group, version);
                         self.effects.push(Effect::RestartGroup(group));
@@ -186,7 +182,7 @@ impl Machine {
         // The newest ones stay when too few would be left.
         let may_go = groups.len().saturating_sub(self.options.min_batch_groups as usize);
         let left_out: Vec<GroupId> = uniform.into_iter().take(may_go).collect();
-        self.count(counter::UNIFORM_GROUPS, left_out.len() as u64);
+        self.count(Counter::UniformGroups, left_out.len() as u64);
         let oldest = groups.values().map(|group| group.born().0).min().unwrap_or(self.position.step);
         let lag = self.position.step.saturating_sub(oldest);
         let trained = groups.keys().filter(|group| !left_out.contains(group)).copied().collect();
@@ -205,7 +201,7 @@ impl Machine {
         }
         let (groups, excluded) = (evaluation.pool.group_ids().collect(), evaluation.excluded);
         let step = self.position.step;
-        self.evaluated.insert(step);
+        self.note_evaluated();
         self.effects.push(Effect::Evaluated { step, groups, excluded });
         self.advance();
     }
@@ -217,7 +213,7 @@ impl Machine {
             return;
         }
         self.refills += 1;
-        self.count(counter::UNIFORM_GROUPS, 1);
+        self.count(Counter::UniformGroups, 1);
         if let Some(uniform) = self.pool.remove(group) {
             self.note_evidence(group, &uniform);
         }
@@ -243,7 +239,12 @@ impl Machine {
                 let groups = evaluation.pool.group_ids().collect();
                 self.effects.push(Effect::ForgetEvaluation(groups));
             }
-            _ => {}
+            Phase::Assembling
+            | Phase::Preparing(_)
+            | Phase::Sampling
+            | Phase::Saving(_)
+            | Phase::Committing
+            | Phase::Ended(_) => {}
         }
     }
 
@@ -255,5 +256,51 @@ impl Machine {
         self.interrupt();
         self.enter(Phase::Ended(end.clone()));
         self.effects.push(Effect::Ended(end));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pacs_types::{Outcome, Role};
+
+    use crate::verbs::testing::*;
+    use crate::{EvaluationPlan, Event, Options};
+
+    fn judge(run: &mut Run) {
+        run.generate_all();
+        run.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
+    }
+
+    #[test]
+    fn a_snapshot_knows_the_evaluations_that_the_job_may_come_by_again_and_no_others() {
+        let evaluation =
+            EvaluationPlan { problems: 1, samples_per_problem: 1, every_steps: 1, before: true, after: true };
+        let options = Options { total_steps: 40, checkpoint_every_steps: 3, evaluation, ..options() };
+        let mut run = Run::sampling(options);
+        for step in 1..=30 {
+            judge(&mut run);
+            assert!(run.machine.has_evaluated(step - 1) && !run.machine.has_evaluated(step));
+            judge(&mut run);
+            run.train();
+            if step % 3 == 0 {
+                run.save();
+                run.step(Event::CheckpointCommitted { step });
+            }
+            assert!(run.machine.evaluated.len() <= 3, "{:?}", run.machine.evaluated);
+        }
+        // One step more is made, measured and lost: the one before it is not measured again.
+        judge(&mut run);
+        judge(&mut run);
+        run.train();
+        judge(&mut run);
+        assert!(run.machine.has_evaluated(31));
+        let worker = run.learners[0];
+        run.step(Event::Leave { worker, error: None });
+        run.learners[0] = run.register(Role::Learner, "learner-0").0;
+        run.step(Event::JoinGeneration { worker: run.learners[0] });
+        run.prepare();
+        assert_eq!(run.machine.position().step, 30);
+        assert!(run.machine.has_evaluated(30) && !run.machine.has_evaluated(31));
+        assert_eq!(run.machine.status(run.now).phase, crate::PhaseKind::Sampling);
     }
 }

@@ -48,7 +48,7 @@ impl Machine {
     /// Whether a rank is to leave, once what it has trained is saved.
     pub(crate) fn must_release(&self) -> bool {
         let ranks = self.team.iter().flat_map(|team| &team.ranks);
-        ranks.filter_map(|id| self.workers.get(id)).any(|worker| worker.draining.is_some())
+        ranks.filter_map(|id| self.workers.get(*id)).any(|worker| worker.draining().is_some())
     }
 
     /// Lets a worker that is to leave do so, if it is a rank: at once where that loses nothing, else after the step and a
@@ -57,7 +57,7 @@ impl Machine {
         if self.rank(worker).is_none() {
             return;
         }
-        let name = self.workers.get(&worker).map_or("", |worker| worker.name.as_str());
+        let name = self.workers.get(worker).map_or("", |worker| worker.name.as_str());
         let note =
             format!("{name} is to leave: what is trained is saved, then the learners form a generation without it");
         self.effects.push(Effect::Note(note));
@@ -71,7 +71,7 @@ impl Machine {
         let names = |ids: Vec<&Worker>| ids.iter().map(|worker| worker.name.clone()).collect::<Vec<_>>().join(", ");
         let newcomers = self.joining().into_iter().filter(|(id, _)| self.rank(*id).is_none());
         let newcomers = names(newcomers.map(|(_, worker)| worker).collect());
-        let is_leaving = |(id, worker): &(&WorkerId, &Worker)| worker.draining.is_some() && self.rank(**id).is_some();
+        let is_leaving = |(id, worker): &(WorkerId, &Worker)| worker.draining().is_some() && self.rank(*id).is_some();
         let leaving = names(self.workers.iter().filter(is_leaving).map(|(_, worker)| worker).collect());
         self.regroup_reason = match (newcomers.as_str(), leaving.as_str()) {
             (_, "") => format!("{newcomers} is there again"),
@@ -92,8 +92,8 @@ impl Machine {
 
     /// Learners that have asked for a place since the last generation ended, in order of rank.
     fn joining(&self) -> Vec<(WorkerId, &Worker)> {
-        let joining = self.workers.iter().filter(|(_, worker)| worker.joining && worker.draining.is_none());
-        let mut joining: Vec<_> = joining.map(|(id, worker)| (*id, worker)).collect();
+        let joining = self.workers.iter().filter(|(_, worker)| worker.joining && worker.draining().is_none());
+        let mut joining: Vec<_> = joining.collect();
         joining.sort_by_key(|(_, worker)| name_order(&worker.name));
         joining
     }
@@ -115,7 +115,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::verbs::testing::*;
-    use crate::{Command, Directive, Effect, Event, Options, Reply, TaskKind};
+    use crate::{Command, Counter, Directive, Effect, Event, Options, PhaseKind, Reply, TaskKind};
     use pacs_types::{Generation, Outcome, Role};
 
     fn short_of_one() -> (Run, Vec<Effect>) {
@@ -127,13 +127,13 @@ mod tests {
         run.step(Event::Leave { worker: lost, error: None });
         let worker = run.learners[0];
         run.step(Event::JoinGeneration { worker });
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
         let mut effects = Vec::new();
         for _ in 0..=wait.as_secs() {
             assert!(effects.is_empty());
             run.everybody_beats();
             run.now += Duration::from_secs(1);
-            effects = run.step(Event::Tick);
+            effects = run.tick();
             effects.retain(|effect| matches!(effect, Effect::GenerationFormed { .. }));
         }
         (run, effects)
@@ -149,7 +149,7 @@ mod tests {
         let effects = run.verify_all(|_| Outcome::Correct);
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { ranks: 1, .. })), "{effects:?}");
         run.train();
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
     }
 
     #[test]
@@ -158,35 +158,35 @@ mod tests {
         run.prepare();
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
-        assert_eq!(run.machine.status(run.now).phase, "training");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Training);
         let (back, _) = run.register(Role::Learner, "learner-1");
         run.step(Event::JoinGeneration { worker: back });
         run.train();
         // Of the step that was made meanwhile, there is a checkpoint first.
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = run.save();
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rewound { .. })), "{effects:?}");
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
         run.learners.push(back);
         for worker in run.learners.clone() {
             run.step(Event::JoinGeneration { worker });
         }
         run.prepare();
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(3)));
-        assert_eq!(status.counters["lost_generations"], 1, "growing is no loss");
+        assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 1, Generation(3)));
+        assert_eq!(status.counters[&Counter::LostGenerations], 1, "growing is no loss");
     }
 
     #[test]
     fn a_learner_that_is_back_while_the_run_samples_does_not_wait_for_the_step() {
         let (mut run, _) = short_of_one();
         run.prepare();
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
         let (back, _) = run.register(Role::Learner, "learner-1");
         run.step(Event::JoinGeneration { worker: back });
-        assert_eq!(run.machine.status(run.now).phase, "assembling", "nothing was made since the checkpoint");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling, "nothing was made since the checkpoint");
     }
 
     #[test]
@@ -201,10 +201,10 @@ mod tests {
         run.save();
         run.step(Event::CheckpointFailed { step: 1, reason: "disk full".into() });
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(2)));
+        assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 1, Generation(2)));
         // The next step tries again.
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let worker = run.learners[0];
         let asked = run.call(Event::NextTask { worker, generation: Generation(2) });
         let Ok(Reply::Task(Some(order))) = asked else { panic!("{asked:?}") };
@@ -217,18 +217,18 @@ mod tests {
         let mut run = Run::sampling(options);
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
-        assert_eq!(run.machine.status(run.now).phase, "training");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Training);
         let worker = run.learners[1];
         for _ in 0..2 {
             run.step(Event::Ending { worker });
             assert_eq!(run.told(worker), Directive::Continue, "its state is not saved");
         }
         run.train();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         run.save();
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rewound { .. })), "{effects:?}");
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
         // It asks for a place as the others do, before it hears that it may leave.
         for worker in run.learners.clone() {
             assert_eq!(run.call(Event::JoinGeneration { worker }), Ok(Reply::Joined(None)));
@@ -239,8 +239,8 @@ mod tests {
         run.step(Event::JoinGeneration { worker: run.learners[1] });
         run.prepare();
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step, status.generation), ("sampling", 1, Generation(2)));
-        assert!(!status.counters.contains_key("lost_generations"), "{:?}", status.counters);
+        assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 1, Generation(2)));
+        assert!(!status.counters.contains_key(&Counter::LostGenerations), "{:?}", status.counters);
     }
 
     #[test]
@@ -249,10 +249,10 @@ mod tests {
         let mut run = Run::sampling(options);
         let worker = run.learners[0];
         run.command(Command::Drain { worker: "learner-0".into() }).unwrap();
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
-        let effects = run.step(Event::Heartbeat { worker, activity: String::new() });
-        let leave = Effect::Reply(Reply::Directive(Directive::Leave));
-        assert_eq!(effects, [leave, Effect::Drained { name: "learner-0".into() }]);
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
+        let step = run.whole_step(Event::Heartbeat { worker, activity: String::new() });
+        assert_eq!(step.answer, Ok(Reply::Directive(Directive::Leave)));
+        assert_eq!(step.effects, [Effect::Drained { name: "learner-0".into() }]);
         let refused = run.command(Command::Drain { worker: "learner-1".into() }).unwrap_err().to_string();
         assert!(refused.contains("0 would be left of the 1"), "{refused}");
     }

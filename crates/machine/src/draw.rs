@@ -9,11 +9,10 @@ use std::sync::Arc;
 use pacs_order::{DrawOrder, Evidence};
 use pacs_types::GroupId;
 
-use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::pool::{EVALUATION_GROUPS, Group};
-use crate::{Effect, Snapshot};
+use crate::{Counter, Effect, Snapshot};
 
 /// The order of draws, worked out when it is first asked for. It follows from the options, so machines do not differ in it.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +37,7 @@ impl Machine {
         let draw = curriculum.next(order, &mut position.history, position.cursor, |group| ahead.contains(&group));
         position.cursor = draw.cursor;
         position.ahead = position.ahead.split_off(&GroupId(draw.cursor));
-        self.count(counter::SKIPPED_DRAWS, draw.skipped);
+        self.count(Counter::SkippedDraws, draw.skipped);
         self.note_reopened(draw.reopened);
         draw.group
     }
@@ -47,7 +46,7 @@ impl Machine {
         if problems == 0 {
             return;
         }
-        self.count(counter::REOPENED_PROBLEMS, problems as u64);
+        self.count(Counter::ReopenedProblems, problems as u64);
         self.effects.push(Effect::Note(format!(
             "{problems} retired problems are drawn again: fewer others were left than a step takes (data.retire_after)"
         )));

@@ -2,19 +2,27 @@ use pacs_types::{Generation, GroupId, LeaseId, Purpose, Role, SampleId, WorkerId
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Record, Refusal, Snapshot};
+use crate::{PhaseKind, Record, Refusal, Snapshot};
 
-/// What the driver has to do, in order.
+/// What the caller of an event is told.
+pub type Answer = Result<Reply, Refusal>;
+
+/// What comes of one event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The event, if it changed anything that others may rely on: durable before the answer or an effect is seen by them.
+    pub record: Option<Record>,
+    /// For the caller of the event.
+    pub answer: Answer,
+    /// What the driver has to do, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// Something that the driver has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Make this durable before anything behind it is seen by others.
-    Persist(Record),
-    /// Answer the caller of the event. At most one of `Reply` and `Refuse` is returned, and only `Persist` comes before it.
-    Reply(Reply),
-    /// Turn the caller of the event away.
-    Refuse(Refusal),
-    /// The phase has changed; its name.
-    Phase(&'static str),
+    /// The phase has changed.
+    Phase(PhaseKind),
     /// Forget the samples and verdicts of a group that was dropped.
     DropGroup {
         /// The group.
@@ -55,7 +63,7 @@ pub enum Effect {
         /// Problems left out because no verdict could be had.
         excluded: u32,
     },
-    /// Make an empty folder for the ranks' files. Done before the next effect; a failure is an event.
+    /// Make an empty folder for the ranks' files. Their task is not handed out before it is there; a failure is an event.
     CreateCheckpoint {
         /// Training steps done.
         step: u64,
@@ -93,6 +101,8 @@ pub enum Effect {
     },
     /// A worker is gone.
     WorkerLost {
+        /// Its registration.
+        worker: WorkerId,
         /// Its slot.
         name: String,
         /// What it did.

@@ -21,12 +21,15 @@ pub enum Event {
     Register {
         /// What it does.
         role: Role,
-        /// Name of its slot; replaces the member of that name.
+        /// Name of its slot; only a live member of that name keeps it from the process.
         name: String,
         /// Where it runs.
         host: String,
         /// Its process id there.
         pid: u32,
+        /// When its supervisor started it, in microseconds since 1970, after it had seen the end of every process that it
+        /// had started under this name before; 0: none vouches for that.
+        started: u64,
         /// Learners: where other ranks reach it.
         collective_address: String,
     },
@@ -143,8 +146,6 @@ pub enum Event {
     },
     /// A run that had ended goes on: its workers are gone, its groups are not.
     Reopened,
-    /// Time has passed. Never recorded: what follows from it is, as the events below.
-    Tick,
     /// A worker has not been heard of for too long.
     WorkerSilent {
         /// Who.
@@ -156,6 +157,13 @@ pub enum Event {
         groups: Vec<LeaseId>,
         /// Loans of samples.
         samples: Vec<LeaseId>,
+    },
+    /// Nothing has spoken for these since the workers that held them alone died.
+    AccusationsDue {
+        /// Groups.
+        groups: Vec<GroupId>,
+        /// Samples.
+        samples: Vec<SampleId>,
     },
     /// A group takes too long.
     GroupOverdue {

@@ -1,54 +1,100 @@
 //! What is lost and how the run goes on: workers, whose leases lapse; a learner, which ends its generation; samples and
 //! groups that nothing comes of.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use pacs_types::{GroupId, LeaseId, Role, SampleId, WorkerId};
+use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::pool::Revoked;
-use crate::{Dropped, Effect, Reply};
-
-/// Names of the counters that the machine keeps.
-pub(crate) mod counter {
-    pub(crate) const LAPSED_LEASES: &str = "lapsed_leases";
-    pub(crate) const LOST_WORKERS: &str = "lost_workers";
-    pub(crate) const RESTARTED_WORKERS: &str = "restarted_workers";
-    pub(crate) const LOST_GENERATIONS: &str = "lost_generations";
-    pub(crate) const FAILED_VERDICTS: &str = "failed_verdicts";
-    pub(crate) const STALE_SUBMISSIONS: &str = "stale_submissions";
-    pub(crate) const REPLACED_SAMPLES: &str = "replaced_samples";
-    pub(crate) const LOST_SAMPLES: &str = "lost_samples";
-    pub(crate) const DEADLY_SAMPLES: &str = "deadly_samples";
-    pub(crate) const DROPPED_GROUPS: &str = "dropped_groups";
-    pub(crate) const UNIFORM_GROUPS: &str = "uniform_groups_left_out";
-    pub(crate) const EVICTED_GROUPS: &str = "evicted_groups";
-    pub(crate) const OVERDUE_GROUPS: &str = "overdue_groups";
-    pub(crate) const SET_ASIDE_GROUPS: &str = "set_aside_groups";
-    pub(crate) const STALLS: &str = "stalls";
-    pub(crate) const FAILED_CHECKPOINTS: &str = "failed_checkpoints";
-    pub(crate) const SKIPPED_DRAWS: &str = "skipped_draws";
-    pub(crate) const REOPENED_PROBLEMS: &str = "reopened_problems";
-}
+use crate::pool::{Death, Revoked};
+use crate::{Counter, Dropped, Effect, Reply};
 
 /// A step may drop this many groups, however small it is, before the run fails.
 const MIN_DROPPED_GROUPS: usize = 8;
 /// Groups that may be set aside before the run fails: then it is not the prompts.
 const MOST_SET_ASIDE: usize = 100;
 
-impl Machine {
-    /// Removes a member and issues its work again. When it `died`, that is held against what it worked on.
-    pub(crate) fn lose_worker(&mut self, worker: WorkerId, why: &str, died: bool) {
-        let Some(lost) = self.workers.remove(&worker) else { return };
-        let (name, role) = (lost.name, lost.role);
-        self.count(counter::LOST_WORKERS, 1);
-        self.effects.push(Effect::WorkerLost { name: name.clone(), role, why: why.to_owned() });
-        let revoked = self.revoke_worker(worker, died);
-        self.count(counter::LAPSED_LEASES, revoked.loans as u64);
-        for group in revoked.deadly {
-            self.set_aside(group, &name, why);
+/// So many workers may die together before their deaths say nothing of what they held.
+const FEW_DEATHS: usize = 2;
+/// The same as a share of the role's members, one in so many.
+const FEW_OF_MANY: usize = 8;
+
+/// Deaths of workers that are recent enough for the next one to be of the same cause.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Losses {
+    rollouts: VecDeque<Duration>,
+    verifiers: VecDeque<Duration>,
+    /// When workers were found to be lost together last, by role.
+    together: [Option<Duration>; 2],
+}
+
+impl Losses {
+    /// Notes a death; returns how many there were since a time.
+    fn note(&mut self, role: Role, at: Duration, since: Duration) -> Option<usize> {
+        let recent = match role {
+            Role::Rollout => &mut self.rollouts,
+            Role::Verifier => &mut self.verifiers,
+            // What a learner holds is everybody's step.
+            Role::Learner => return None,
+        };
+        while recent.front().is_some_and(|before| *before <= since) {
+            recent.pop_front();
         }
-        for sample in revoked.deadly_samples {
-            self.give_up_deadly(sample, &name, why);
+        recent.push_back(at);
+        Some(recent.len())
+    }
+}
+
+/// How a worker went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Departure<'a> {
+    /// It said goodbye.
+    Left,
+    /// It ended because of an error.
+    Failed(&'a str),
+    Silent,
+    /// Its name belongs to another registration.
+    Replaced,
+    /// It is told to end because nothing comes of what it does.
+    Stuck(&'a str),
+}
+
+impl Departure<'_> {
+    fn why(self) -> String {
+        match self {
+            Self::Left => "left".to_owned(),
+            Self::Failed(error) => format!("left because of an error: {error}"),
+            Self::Silent => "missed its heartbeats".to_owned(),
+            Self::Replaced => "was replaced by a new process".to_owned(),
+            Self::Stuck(why) => format!("{why}, and is to be started again"),
+        }
+    }
+
+    /// Whether it may be what it held that ended it.
+    fn is_death(self) -> bool {
+        match self {
+            Self::Left => false,
+            // Of one that is stuck, it is what it holds that it may be stuck in.
+            Self::Failed(_) | Self::Silent | Self::Replaced | Self::Stuck(_) => true,
+        }
+    }
+}
+
+impl Machine {
+    /// Removes a member and issues its work again. A death is held against what the worker held.
+    pub(crate) fn lose_worker(&mut self, worker: WorkerId, departure: Departure<'_>) {
+        let Some(lost) = self.workers.remove(worker) else { return };
+        let (name, role, why) = (lost.name, lost.role, departure.why());
+        self.count(Counter::LostWorkers, 1);
+        self.effects.push(Effect::WorkerLost { worker, name: name.clone(), role, why: why.clone() });
+        let revoked = self.revoke_worker(worker);
+        let leases: usize = revoked.iter().map(Revoked::leases).sum();
+        self.count(Counter::LapsedLeases, leases as u64);
+        if departure.is_death() {
+            self.hold_against(role, &revoked, &format!("{name} {why}"));
         }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         if role == Role::Learner && is_rank {
@@ -56,25 +102,89 @@ impl Machine {
         }
     }
 
-    pub(crate) fn revoke_worker(&mut self, worker: WorkerId, died: bool) -> Revoked {
-        let most = self.options.max_worker_losses;
-        let mut all = Revoked::default();
-        for pool in self.pools_mut() {
-            let revoked = pool.revoke_worker(worker, died, most);
-            all.loans += revoked.loans;
-            all.deadly.extend(revoked.deadly);
-            all.deadly_samples.extend(revoked.deadly_samples);
+    /// Gives up a worker that was not heard of for too long. Its process may come back when another one has its name.
+    pub(crate) fn worker_silent(&mut self, worker: WorkerId) {
+        if let Some(member) = self.workers.get(worker) {
+            let (name, process) = (member.name.clone(), member.process.clone());
+            self.names.vacate(name, worker, process);
         }
-        all
+        self.lose_worker(worker, Departure::Silent);
+    }
+
+    /// Ends every lease of a worker: what it held of each pool.
+    pub(crate) fn revoke_worker(&mut self, worker: WorkerId) -> Vec<Revoked> {
+        self.pools_mut().map(|pool| pool.revoke_worker(worker)).collect()
+    }
+
+    /// Holds a death against what the worker held, unless so many die together that it is not what they held.
+    ///
+    /// The time within which deaths are taken together is that of a missed heartbeat: those of one moment are found within
+    /// it. Deaths of workers that held the same thing speak against it however fast they follow each other.
+    fn hold_against(&mut self, role: Role, revoked: &[Revoked], why: &str) {
+        let window = self.options.heartbeat_timeout;
+        let (now, since, most) = (self.now, self.now.saturating_sub(window), self.options.max_worker_losses);
+        let left = self.workers.count(role);
+        let Some(recent) = self.losses.note(role, now, since) else { return };
+        let alone = revoked.iter().map(Revoked::leases).sum::<usize>() == 1;
+        for (pool, revoked) in self.pools_mut().zip(revoked) {
+            pool.hold_against(revoked, Death { at: now, why, alone, most });
+        }
+        let few = if left == 0 { 0 } else { FEW_DEATHS.max((left + recent) / FEW_OF_MANY) };
+        if recent <= few {
+            return;
+        }
+        let is_void = |own: usize| recent.saturating_sub(own) > few;
+        let acquitted: usize = self.pools_mut().map(|pool| pool.acquit(role, since, most, is_void)).sum();
+        if acquitted > 0 {
+            self.note_mass_loss(role, recent, since);
+        }
+    }
+
+    /// Says once of each that workers were lost together.
+    fn note_mass_loss(&mut self, role: Role, recent: usize, since: Duration) {
+        let together = match role {
+            Role::Rollout => &mut self.losses.together[0],
+            Role::Verifier => &mut self.losses.together[1],
+            Role::Learner => return,
+        };
+        // One that goes on is one.
+        let is_known = together.replace(self.now).is_some_and(|before| before > since);
+        if is_known {
+            return;
+        }
+        let seconds = self.options.heartbeat_timeout.as_secs();
+        self.count(Counter::MassLosses, 1);
+        self.effects.push(Effect::Note(format!(
+            "{recent} {role} workers were lost within {seconds} s: that is held against nothing that they worked on"
+        )));
+    }
+
+    /// Gives up what was accused and not acquitted while its time was running.
+    pub(crate) fn accusations_due(&mut self, groups: &[GroupId], samples: &[SampleId]) {
+        for group in groups {
+            let accusation = self.pool_of(*group).and_then(|pool| pool.accusation(*group)).cloned();
+            if let Some(accusation) = accusation {
+                self.set_aside(*group, &accusation.why);
+            }
+        }
+        for sample in samples {
+            let accusation = self.pool_of(sample.group).and_then(|pool| pool.sample_accusation(*sample)).cloned();
+            if let Some(accusation) = accusation {
+                self.give_up_deadly(*sample, &accusation.why);
+            }
+        }
     }
 
     /// Does not try a group again that has killed its workers.
-    fn set_aside(&mut self, group: GroupId, worker: &str, why: &str) {
+    fn set_aside(&mut self, group: GroupId, why: &str) {
+        if self.is_ended() {
+            return;
+        }
         let losses = self.options.max_worker_losses;
-        let what = format!("{losses} workers died while they held it, the last of them alone: {worker} {why}");
+        let what = format!("{losses} workers died while they held it, the last of them alone: {why}");
         self.effects.push(Effect::Note(format!("{group} is set aside: {what}")));
         self.position.set_aside.insert(group, what);
-        self.count(counter::SET_ASIDE_GROUPS, 1);
+        self.count(Counter::SetAsideGroups, 1);
         if self.position.set_aside.len() > MOST_SET_ASIDE {
             return self.fail(format!(
                 "more than {MOST_SET_ASIDE} prompts were set aside because their workers died again and again; look at \
@@ -85,15 +195,15 @@ impl Machine {
     }
 
     /// Does not have a sample judged again that has killed its verifiers.
-    fn give_up_deadly(&mut self, sample: SampleId, worker: &str, why: &str) {
+    fn give_up_deadly(&mut self, sample: SampleId, why: &str) {
         if self.is_ended() {
             return;
         }
         let losses = self.options.max_worker_losses;
         self.effects.push(Effect::Note(format!(
-            "{sample} is given up: {losses} verifiers died while they held it, the last of them alone: {worker} {why}"
+            "{sample} is given up: {losses} verifiers died while they held it, the last of them alone: {why}"
         )));
-        self.count(counter::DEADLY_SAMPLES, 1);
+        self.count(Counter::DeadlySamples, 1);
         self.give_up_sample(sample);
     }
 
@@ -105,7 +215,7 @@ impl Machine {
         self.weights = None;
         self.regroup_reason = reason.to_owned();
         self.workers.values_mut().for_each(|worker| worker.joining = false);
-        self.count(counter::LOST_GENERATIONS, 1);
+        self.count(Counter::LostGenerations, 1);
         self.lost_generations += 1;
         if self.lost_generations >= self.options.max_lost_generations {
             return self.fail(format!(
@@ -180,7 +290,7 @@ impl Machine {
             return self.drop_group(sample.group, Dropped::NoVerdict);
         }
         pool.replace_sample(sample);
-        self.count(counter::REPLACED_SAMPLES, 1);
+        self.count(Counter::ReplacedSamples, 1);
         self.effects.push(Effect::ReplaceSample(sample));
     }
 
@@ -193,7 +303,7 @@ impl Machine {
         if self.is_ended() || self.pool_of(group).and_then(|pool| pool.remove(group)).is_none() {
             return;
         }
-        self.count(counter::DROPPED_GROUPS, 1);
+        self.count(Counter::DroppedGroups, 1);
         self.effects.push(Effect::DropGroup { group, why });
         if let (true, Phase::Evaluating(evaluation)) = (self.is_measured(group), &mut self.phase) {
             evaluation.wanted -= 1;
@@ -210,7 +320,7 @@ impl Machine {
                     format!("they were not done within {} s", self.options.group_timeout.as_secs()),
                     "look at what the rollout workers and verifiers do, or set a larger rollout.group_timeout_seconds",
                 ),
-                _ => (
+                Dropped::NoVerdict | Dropped::Uniform | Dropped::Deadly => (
                     format!(
                         "no verdict could be had for one of their samples (verifications failed or timed out, {} times \
                          for each sample)",
@@ -227,8 +337,8 @@ impl Machine {
     /// What was kept of a sample is gone: it has to be generated again, or its group has.
     pub(crate) fn sample_gone(&mut self, sample: SampleId) {
         self.reply(Reply::Done);
-        self.count(counter::LOST_SAMPLES, 1);
-        if let Phase::Training(training) = &self.phase
+        self.count(Counter::LostSamples, 1);
+        if let Some(training) = self.phase.training()
             && training.groups.contains_key(&sample.group)
         {
             // The ranks cannot be told to forget half a batch.
@@ -242,7 +352,7 @@ impl Machine {
     /// Ends loans that nothing comes of.
     pub(crate) fn lapse(&mut self, groups: &[LeaseId], samples: &[LeaseId]) {
         let lapsed: usize = self.pools_mut().map(|pool| pool.end_loans(groups, samples)).sum();
-        self.count(counter::LAPSED_LEASES, lapsed as u64);
+        self.count(Counter::LapsedLeases, lapsed as u64);
     }
 
     /// Issues a group's open work again, or gives the group up.
@@ -250,7 +360,7 @@ impl Machine {
         let (attempts, now) = (self.options.max_group_attempts, self.now);
         let Some(pool) = self.pool_of(group).filter(|pool| pool.contains(group)) else { return };
         let is_hopeless = pool.reissue_group(group, attempts, now);
-        self.count(counter::OVERDUE_GROUPS, 1);
+        self.count(Counter::OverdueGroups, 1);
         let seconds = self.options.group_timeout.as_secs();
         if is_hopeless {
             self.effects.push(Effect::Note(format!("{group} was not done within {seconds} s {attempts} times")));
@@ -264,11 +374,181 @@ impl Machine {
         let Some(current) = self.phase.task().filter(|current| current.id == task) else { return };
         let ranks = (0u32..).zip(self.team.iter().flat_map(|team| &team.ranks));
         let open: Vec<WorkerId> = ranks.filter(|(rank, _)| !current.done.contains(rank)).map(|(_, id)| *id).collect();
-        let (what, seconds) = (self.phase.name(), self.options.task_timeout.as_secs());
+        let (what, seconds) = (self.phase.kind(), self.options.task_timeout.as_secs());
         if !self.note_stall(seconds) {
             return;
         }
         let why = format!("has reported nothing for {seconds} s of {what}");
         self.restart_all(&why, |_, worker| open.contains(&worker));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verbs::testing::*;
+    use crate::{Event, GroupGrant, Options, PhaseKind, SampleGrant};
+
+    const FLEET: u32 = 1000;
+
+    fn large() -> Options {
+        let groups = FLEET;
+        Options { prompts_per_step: groups, slots: groups, samples_per_prompt: 1, total_steps: 2, ..options() }
+    }
+
+    fn lease(run: &mut Run, worker: WorkerId, role: Role) -> usize {
+        let answer = match role {
+            Role::Rollout => run.call(Event::LeaseGroups { worker, free_samples: 1, request: 0 }),
+            _ => run.call(Event::LeaseSamples { worker, max_samples: 1, request: 0 }),
+        };
+        match answer {
+            Ok(Reply::Groups(groups)) => groups.len(),
+            Ok(Reply::Samples(samples)) => samples.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A fleet takes all the work and falls silent within two seconds; everybody else lives.
+    fn preempt(run: &mut Run, role: Role, round: u32) {
+        let fleet: Vec<WorkerId> = (0..FLEET).map(|slot| run.register(role, &format!("fleet-{slot}")).0).collect();
+        let held: usize = fleet.iter().map(|worker| lease(run, *worker, role)).sum();
+        assert_eq!(held, FLEET as usize, "round {round}");
+        for second in 0..13 {
+            run.everybody_beats();
+            let living = fleet.iter().skip(if second == 0 { FLEET as usize / 2 } else { fleet.len() });
+            for worker in living {
+                assert_eq!(run.told(*worker), crate::Directive::Continue);
+            }
+            run.pass(Duration::from_secs(1));
+        }
+        assert!(fleet.iter().all(|worker| run.machine.worker_role(*worker).is_none()), "all of them are lost");
+    }
+
+    #[test]
+    fn a_fleet_that_is_preempted_again_and_again_accuses_no_prompt() {
+        let mut run = Run::sampling(large());
+        for round in 0..4 {
+            preempt(&mut run, Role::Rollout, round);
+        }
+        // Nothing is isolated: one worker may have all of it.
+        assert_eq!(run.groups(run.rollout, 10_000).len(), FLEET as usize);
+        let status = run.machine.status(run.now);
+        assert_eq!((status.phase, status.set_aside.len()), (PhaseKind::Sampling, 0));
+        assert_eq!(status.counters[&Counter::MassLosses], 4);
+        assert_eq!(status.counters[&Counter::LostWorkers], 4 * u64::from(FLEET));
+    }
+
+    #[test]
+    fn nor_do_verifiers_that_go_together_accuse_an_answer() {
+        let mut run = Run::sampling(large());
+        run.generate_all();
+        for round in 0..4 {
+            preempt(&mut run, Role::Verifier, round);
+        }
+        let effects = run.verify_all(|_| pacs_types::Outcome::Correct);
+        assert_eq!(trained(&effects).map(|(step, groups)| (step, groups.len())), Some((1, FLEET as usize)));
+        let counters = run.machine.status(run.now).counters;
+        assert_eq!((counters[&Counter::MassLosses], counters.get(&Counter::DeadlySamples)), (4, None));
+    }
+
+    /// Workers of one role that hold what they get for three seconds; who holds the pill dies a second later, and every few
+    /// seconds others do.
+    fn find_pill(role: Role, pill: GroupId, others_every: u64) -> (u64, Run) {
+        let options = Options { prompts_per_step: 64, slots: 64, samples_per_prompt: 1, ..options() };
+        let mut run = Run::sampling(Options { max_replacements: 1, ..options });
+        if role == Role::Verifier {
+            run.generate_all();
+        }
+        let name = |slot: usize| format!("fleet-{slot}");
+        let mut fleet: Vec<WorkerId> = (0..40).map(|slot| run.register(role, &name(slot)).0).collect();
+        let mut held: Vec<Vec<(u64, LeaseId, SampleId)>> = vec![Vec::new(); fleet.len()];
+        for second in 0..600 {
+            run.everybody_beats();
+            for slot in 0..fleet.len() {
+                let worker = fleet[slot];
+                assert_eq!(run.told(worker), crate::Directive::Continue);
+                let kills = held[slot].iter().any(|(_, _, sample)| sample.group == pill);
+                let is_preempted =
+                    others_every > 0 && second % others_every == 0 && second as usize % fleet.len() == slot;
+                if kills || is_preempted {
+                    fleet[slot] = run.register(role, &name(slot)).0;
+                    held[slot].clear();
+                    continue;
+                }
+                let (done, left): (Vec<_>, Vec<_>) = held[slot].drain(..).partition(|(since, ..)| since + 3 <= second);
+                held[slot] = left;
+                for (_, lease, sample) in done {
+                    let version = pacs_types::WeightVersion(0);
+                    run.step(match role {
+                        Role::Rollout => Event::SubmitSample { worker, lease, sample, version },
+                        _ => {
+                            let (outcome, label) = (pacs_types::Outcome::Correct, 1.0);
+                            Event::SubmitVerdict { worker, lease, sample, outcome, label }
+                        }
+                    });
+                }
+                let event = match role {
+                    Role::Rollout => Event::LeaseGroups { worker, free_samples: 3, request: 0 },
+                    _ => Event::LeaseSamples { worker, max_samples: 3, request: 0 },
+                };
+                match run.call(event) {
+                    Ok(Reply::Groups(groups)) => held[slot].extend(
+                        groups
+                            .into_iter()
+                            .map(|GroupGrant { lease, group, .. }| (second, lease, SampleId { group, index: 0 })),
+                    ),
+                    Ok(Reply::Samples(samples)) => {
+                        held[slot]
+                            .extend(samples.into_iter().map(|SampleGrant { lease, sample }| (second, lease, sample)));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            run.pass(Duration::from_secs(1));
+            let status = run.machine.status(run.now);
+            let found = status.set_aside.len() as u64 + status.counters.get(&Counter::DeadlySamples).unwrap_or(&0);
+            if found > 0 {
+                return (second, run);
+            }
+        }
+        panic!("the pill is not found");
+    }
+
+    #[test]
+    fn a_prompt_that_kills_is_found_among_preemptions() {
+        for others_every in [0, 5, 2] {
+            let (second, run) = find_pill(Role::Rollout, GroupId(7), others_every);
+            let found: Vec<GroupId> = run.machine.status(run.now).set_aside.into_iter().map(|(id, _)| id).collect();
+            assert_eq!(found, [GroupId(7)]);
+            // Three deaths, and the time that the last of them waits for others.
+            assert!(second < 60, "found after {second} s with a preemption every {others_every} s");
+        }
+    }
+
+    #[test]
+    fn so_is_an_answer_that_does() {
+        for others_every in [0, 5, 2] {
+            let (second, run) = find_pill(Role::Verifier, GroupId(7), others_every);
+            let counters = run.machine.status(run.now).counters;
+            assert_eq!((counters[&Counter::DeadlySamples], counters[&Counter::ReplacedSamples]), (1, 1));
+            assert!(second < 60, "found after {second} s with a preemption every {others_every} s");
+        }
+    }
+
+    #[test]
+    fn a_small_fleet_that_is_lost_at_once_accuses_nobody_either() {
+        let mut run = Run::sampling(Options { prompts_per_step: 2, slots: 2, samples_per_prompt: 1, ..options() });
+        for _ in 0..6 {
+            let second = run.register(Role::Rollout, "rollout-1").0;
+            assert_eq!((lease(&mut run, second, Role::Rollout), run.groups(run.rollout, 1).len()), (1, 1));
+            for _ in 0..12 {
+                run.told(run.verifier);
+                run.told(run.learners[0]);
+                run.pass(Duration::from_secs(1));
+            }
+            run.rollout = run.register(Role::Rollout, "rollout-0").0;
+        }
+        assert_eq!(run.machine.status(run.now).set_aside.len(), 0);
+        assert_eq!(run.groups(run.rollout, 2).len(), 2, "nothing is leased alone");
     }
 }

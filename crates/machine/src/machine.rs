@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pacs_order::History;
@@ -6,12 +6,15 @@ use pacs_types::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, Wo
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Order;
+use crate::lose::Losses;
 use crate::operate::Action;
 use crate::phase::{Phase, Team};
 use crate::pool::{Pool, evaluation_problem, present};
-use crate::worker::Worker;
+use crate::roster::Roster;
+use crate::verbs::Names;
+use crate::worker::{Process, Worker};
 use crate::writing::Writing;
-use crate::{Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, StopMode};
+use crate::{Answer, Counter, Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, Step, StopMode};
 
 /// Everything that a run has decided so far.
 ///
@@ -22,17 +25,21 @@ pub struct Machine {
     pub(crate) now: Duration,
     /// When time was looked at last.
     pub(crate) ticked: Duration,
+    /// What comes of the event at hand.
     #[serde(skip)]
     pub(crate) effects: Vec<Effect>,
+    /// What its caller is told; nothing was said yet.
+    #[serde(skip)]
+    answer: Option<Answer>,
     /// The event at hand has changed nothing that others may rely on.
     #[serde(skip)]
     pub(crate) unchanged: bool,
     #[serde(skip)]
     pub(crate) order: Order,
 
-    pub(crate) workers: BTreeMap<WorkerId, Worker>,
-    /// Workers whose slot another process took: they are told to leave rather than to register again.
-    pub(crate) replaced: BTreeSet<WorkerId>,
+    pub(crate) workers: Roster,
+    pub(crate) names: Names,
+    pub(crate) losses: Losses,
     /// Workers that are to be started again, because nothing came of what they did.
     pub(crate) restarting: BTreeSet<WorkerId>,
     pub(crate) newest_id: u64,
@@ -79,6 +86,7 @@ pub struct Machine {
     pub(crate) writing: Option<Writing>,
     /// Step at which a save was tried last.
     pub(crate) save_tried: Option<u64>,
+    /// Steps whose evaluation was made, of those that the job may come by again.
     pub(crate) evaluated: BTreeSet<u64>,
 }
 
@@ -101,14 +109,18 @@ impl Machine {
             // It would be out of date when somebody asks for it again.
             options.start.history = History::default();
         }
+        // Not in the options, too, which are a part of every snapshot.
+        let evaluated = std::mem::take(&mut options.evaluated);
         let mut machine = Self {
             now,
             ticked: now,
             effects: Vec::new(),
+            answer: None,
             unchanged: false,
             order: Order::default(),
-            workers: BTreeMap::new(),
-            replaced: BTreeSet::new(),
+            workers: Roster::default(),
+            names: Names::default(),
+            losses: Losses::default(),
             restarting: BTreeSet::new(),
             newest_id: options.ids_above,
             newest_generation: Generation(options.generations_above),
@@ -134,7 +146,7 @@ impl Machine {
             exported: options.exported,
             writing: None,
             save_tried: None,
-            evaluated: options.evaluated.clone(),
+            evaluated,
             options,
         };
         machine.advance();
@@ -142,20 +154,15 @@ impl Machine {
         machine
     }
 
-    /// Takes in one event and says what has to be done, in order.
-    pub fn step(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+    /// Takes in one event.
+    pub fn step(&mut self, now: Duration, event: Event) -> Step {
         self.now = self.now.max(now);
-        if event == Event::Tick {
-            return self.tick();
-        }
         let record = Record { now: self.now, event: event.clone() };
         self.unchanged = false;
         self.apply(event);
-        let mut effects = std::mem::take(&mut self.effects);
-        if !std::mem::take(&mut self.unchanged) {
-            effects.insert(0, Effect::Persist(record));
-        }
-        effects
+        let record = (!std::mem::take(&mut self.unchanged)).then_some(record);
+        let answer = self.answer.take().unwrap_or(Ok(Reply::Done));
+        Step { record, answer, effects: std::mem::take(&mut self.effects) }
     }
 
     /// Makes a machine that was restored from its records go on at `now`: nobody is blamed for the time between.
@@ -167,10 +174,10 @@ impl Machine {
         self.workers.values_mut().for_each(|worker| worker.heard = now);
     }
 
-    pub(crate) fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: Event) {
         match event {
-            Event::Register { role, name, host, pid, collective_address } => {
-                self.register(role, name, host, pid, collective_address);
+            Event::Register { role, name, host, pid, started, collective_address } => {
+                self.register(role, name, Process { host, pid, started }, collective_address);
             }
             Event::Heartbeat { worker, activity } => self.heartbeat(worker, activity),
             Event::Ending { worker } => self.ending(worker),
@@ -197,9 +204,22 @@ impl Machine {
             Event::Operator { who, at, command } => self.operate(who, at, command),
             Event::SampleGone { sample } => self.sample_gone(sample),
             Event::Reopened => self.reopen(),
-            Event::Tick => unreachable!("ticks are taken apart before"),
-            Event::WorkerSilent { worker } => self.lose_worker(worker, "missed its heartbeats", true),
+            // What was found overdue was about a run that goes on.
+            Event::WorkerSilent { .. }
+            | Event::LeasesLapsed { .. }
+            | Event::AccusationsDue { .. }
+            | Event::GroupOverdue { .. }
+            | Event::Stalled
+            | Event::TaskOverdue { .. }
+            | Event::CheckpointOverdue { .. }
+            | Event::LearnersMissing
+                if self.is_ended() =>
+            {
+                self.unchanged = true;
+            }
+            Event::WorkerSilent { worker } => self.worker_silent(worker),
             Event::LeasesLapsed { groups, samples } => self.lapse(&groups, &samples),
+            Event::AccusationsDue { groups, samples } => self.accusations_due(&groups, &samples),
             Event::GroupOverdue { group } => self.group_overdue(group),
             Event::Stalled => self.stalled(),
             Event::TaskOverdue { task } => self.task_overdue(task),
@@ -210,25 +230,32 @@ impl Machine {
 
     /// The samples that the run relies on.
     pub fn present(&self) -> impl Iterator<Item = Present> {
-        let (evaluated, trained) = match &self.phase {
-            Phase::Evaluating(evaluation) => (Some(evaluation.pool.present()), None),
-            Phase::Training(training) => (None, Some(present(&training.groups))),
-            _ => (None, None),
-        };
+        let evaluated = self.phase.evaluation().map(|evaluation| evaluation.pool.present());
+        let trained = self.phase.training().map(|training| present(&training.groups));
         let here = self.pool.present().chain(evaluated.into_iter().flatten()).chain(trained.into_iter().flatten());
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
     }
 
-    /// Whether the evaluation after this step was made.
+    /// Whether the evaluation after this step was made, if one was due: of steps before the present one, it was.
     #[must_use]
     pub fn has_evaluated(&self, step: u64) -> bool {
-        self.evaluated.contains(&step)
+        step < self.position.step || self.evaluated.contains(&step)
+    }
+
+    /// Notes that the evaluation at the present step was made, and forgets those of steps that the job never comes by
+    /// again: it goes on from here, or back to the newest checkpoint or the one in flight. A snapshot does not grow with
+    /// the steps.
+    pub(crate) fn note_evaluated(&mut self) {
+        let writing = self.writing.as_ref().map(|writing| writing.snapshot.step);
+        let (step, restart) = (self.position.step, self.restart.step);
+        self.evaluated.insert(step);
+        self.evaluated.retain(|evaluated| [Some(step), Some(restart), writing].contains(&Some(*evaluated)));
     }
 
     /// The step in the making, its groups, and those that the learner does not get.
     #[must_use]
     pub fn training(&self) -> Option<(u64, Vec<GroupId>, Vec<GroupId>)> {
-        let Phase::Training(training) = &self.phase else { return None };
+        let training = self.phase.training()?;
         let groups = training.groups.keys().filter(|group| !training.left_out.contains(group)).copied().collect();
         Some((self.position.step + 1, groups, training.left_out.clone()))
     }
@@ -255,7 +282,7 @@ impl Machine {
 
     /// Members: name, where it runs, its process there.
     pub fn members(&self) -> impl Iterator<Item = (&str, &str, u32)> {
-        self.workers.values().map(|worker| (worker.name.as_str(), worker.host.as_str(), worker.pid))
+        self.workers.values().map(|worker| (worker.name.as_str(), worker.process.host.as_str(), worker.process.pid))
     }
 
     /// Names of the learners by rank; empty while there is no generation.
@@ -280,20 +307,13 @@ impl Machine {
     /// Groups in flight, those of the step in the making included.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        let trained = match &self.phase {
-            Phase::Training(training) => training.groups.len(),
-            _ => 0,
-        };
-        self.pool.len() + trained
+        self.pool.len() + self.phase.training().map_or(0, |training| training.groups.len())
     }
 
     /// All training groups that were drawn and are neither trained on nor given up.
     #[must_use]
     pub fn groups_in_flight(&self) -> BTreeSet<GroupId> {
-        let trained = match &self.phase {
-            Phase::Training(training) => Some(training.groups.keys().copied()),
-            _ => None,
-        };
+        let trained = self.phase.training().map(|training| training.groups.keys().copied());
         self.pool.group_ids().chain(trained.into_iter().flatten()).collect()
     }
 
@@ -312,27 +332,20 @@ impl Machine {
 
     /// The groups that a sample of this group would be handed in for.
     pub(crate) fn pool_of(&mut self, group: GroupId) -> Option<&mut Pool> {
-        match (&mut self.phase, evaluation_problem(group)) {
-            (Phase::Evaluating(evaluation), Some(_)) => Some(&mut evaluation.pool),
-            (_, Some(_)) => None,
-            (_, None) => Some(&mut self.pool),
+        match evaluation_problem(group) {
+            Some(_) => self.phase.evaluation_mut().map(|evaluation| &mut evaluation.pool),
+            None => Some(&mut self.pool),
         }
     }
 
     /// All groups in flight that are not complete batches: those that are measured, then those to train on.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
-        let evaluated = match &self.phase {
-            Phase::Evaluating(evaluation) => Some(&evaluation.pool),
-            _ => None,
-        };
+        let evaluated = self.phase.evaluation().map(|evaluation| &evaluation.pool);
         evaluated.into_iter().chain([&self.pool])
     }
 
     pub(crate) fn pools_mut(&mut self) -> impl Iterator<Item = &mut Pool> {
-        let evaluated = match &mut self.phase {
-            Phase::Evaluating(evaluation) => Some(&mut evaluation.pool),
-            _ => None,
-        };
+        let evaluated = self.phase.evaluation_mut().map(|evaluation| &mut evaluation.pool);
         evaluated.into_iter().chain([&mut self.pool])
     }
 
@@ -349,10 +362,7 @@ impl Machine {
     /// How the run ended, if it did.
     #[must_use]
     pub fn ended(&self) -> Option<&End> {
-        match &self.phase {
-            Phase::Ended(end) => Some(end),
-            _ => None,
-        }
+        if let Phase::Ended(end) = &self.phase { Some(end) } else { None }
     }
 
     /// Whether an operator has paused the run.
@@ -380,23 +390,26 @@ impl Machine {
     }
 
     pub(crate) fn reply(&mut self, reply: Reply) {
-        self.effects.push(Effect::Reply(reply));
+        debug_assert!(self.answer.is_none(), "{:?} was answered before {reply:?}", self.answer);
+        self.answer = Some(Ok(reply));
     }
 
-    /// Turns the caller away; whatever is counted with it comes behind.
+    /// Turns the caller away.
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
+        // These are counted.
         self.unchanged = !matches!(refusal, Refusal::StaleLease { .. } | Refusal::WrongVersion { .. });
-        self.effects.push(Effect::Refuse(refusal));
+        debug_assert!(self.answer.is_none(), "{:?} was answered before {refusal:?}", self.answer);
+        self.answer = Some(Err(refusal));
     }
 
-    pub(crate) fn count(&mut self, name: &str, by: u64) {
+    pub(crate) fn count(&mut self, counter: Counter, by: u64) {
         if by > 0 {
-            *self.position.counters.entry(name.to_owned()).or_default() += by;
+            *self.position.counters.entry(counter).or_default() += by;
         }
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.effects.push(Effect::Phase(phase.name()));
+        self.effects.push(Effect::Phase(phase.kind()));
         self.phase = phase;
         self.phase_since = self.now;
     }
@@ -408,26 +421,27 @@ impl Machine {
 
     /// The member with this id, if it has this role.
     pub(crate) fn member(&self, worker: WorkerId, wanted: Role) -> Result<&Worker, Refusal> {
-        let member = self.workers.get(&worker).ok_or(Refusal::UnknownWorker(worker))?;
+        let Some(member) = self.workers.get(worker) else {
+            return Err(match self.names.is_replaced(worker) {
+                true => Refusal::Replaced(worker),
+                false => Refusal::UnknownWorker(worker),
+            });
+        };
         if member.role != wanted {
             return Err(Refusal::WrongRole { worker, role: member.role, wanted });
         }
         Ok(member)
     }
 
-    pub(crate) fn count_role(&self, role: Role) -> usize {
-        self.workers.values().filter(|worker| worker.role == role).count()
-    }
-
     /// What a member does.
     #[must_use]
     pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {
-        self.workers.get(&worker).map(|member| member.role)
+        self.workers.get(worker).map(|member| member.role)
     }
 
     /// Name of a worker's slot; of one that is not a member, its number.
     #[must_use]
     pub fn worker_name(&self, worker: WorkerId) -> String {
-        self.workers.get(&worker).map_or_else(|| worker.to_string(), |member| member.name.clone())
+        self.workers.get(worker).map_or_else(|| worker.to_string(), |member| member.name.clone())
     }
 }

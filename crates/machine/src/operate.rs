@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use pacs_types::{Role, WorkerId};
+use pacs_types::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::worker::{Drain, Worker};
-use crate::{Command, Effect, End, Refusal, Reply, StopMode};
+use crate::roster::Roster;
+use crate::worker::Drain;
+use crate::{Command, End, Refusal, Reply, StopMode};
 
 /// Actions that the status shows.
 const SHOWN_ACTIONS: usize = 16;
@@ -30,7 +31,7 @@ impl Machine {
             Ok(what) => what,
             Err(problem) => return self.refuse(Refusal::BadCommand { problem }),
         };
-        self.effects.insert(0, Effect::Reply(Reply::Done));
+        self.reply(Reply::Done);
         if self.actions.len() == SHOWN_ACTIONS {
             self.actions.pop_front();
         }
@@ -98,15 +99,13 @@ impl Machine {
     }
 
     fn drain(&mut self, name: &str) -> Result<String, String> {
-        let Some((id, role)) = self.workers.iter().find(|(_, w)| w.name == name).map(|(id, w)| (*id, w.role)) else {
+        let Some((id, role)) = self.workers.find(name).map(|(id, worker)| (id, worker.role)) else {
             return Err(format!("there is no worker `{name}`; `pacs status` lists them"));
         };
         if role == Role::Learner {
-            let stays = |(other, worker): (&WorkerId, &Worker)| {
-                *other != id && worker.role == Role::Learner && worker.draining.is_none()
-            };
-            let (stay, least) =
-                (self.workers.iter().filter(|worker| stays(*worker)).count(), self.options.min_learners);
+            let is_counted = self.workers.get(id).is_some_and(|worker| worker.draining().is_none());
+            let stay = self.workers.staying(Role::Learner) - usize::from(is_counted);
+            let least = self.options.min_learners;
             if stay < least as usize {
                 return Err(format!(
                     "`{name}` is a learner, and without it {stay} would be left of the {least} that \
@@ -114,9 +113,7 @@ impl Machine {
                 ));
             }
         }
-        if let Some(worker) = self.workers.get_mut(&id) {
-            worker.draining = Some(Drain::Operator);
-        }
+        self.workers.drain(id, Drain::Operator);
         self.release_rank(id);
         Ok(format!("drained {name}"))
     }
@@ -181,11 +178,11 @@ impl Machine {
         if *end == End::Finished && self.position.step >= self.options.total_steps {
             return;
         }
-        let workers: Vec<_> = self.workers.keys().copied().collect();
+        let workers: Vec<_> = self.workers.ids().collect();
         for worker in workers {
-            self.revoke_worker(worker, false);
+            self.revoke_worker(worker);
         }
-        self.workers.clear();
+        self.workers = Roster::default();
         (self.team, self.weights, self.stop) = (None, None, None);
         (self.lost_generations, self.lost_saves, self.paused, self.checkpoint_wanted) = (0, 0, false, false);
         self.regroup_reason.clear();
@@ -204,7 +201,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use crate::verbs::testing::*;
-    use crate::{Command, Effect, End, Event, LogLevel, Options, Refusal, Reply, StopMode};
+    use crate::{Command, Effect, End, Event, LogLevel, Options, PhaseKind, Refusal, Reply, StopMode};
     use pacs_types::{GroupId, Outcome};
 
     #[test]
@@ -257,7 +254,7 @@ mod tests {
         let mut run = Run::sampling(Options { max_lag: 1, slots: 4, total_steps: 5, ..options() });
         run.command(Command::Stop(StopMode::AfterStep)).unwrap();
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = run.step(stop(StopMode::Now));
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)), "a stop can be hurried");
     }
@@ -272,9 +269,9 @@ mod tests {
         let beat = Event::Heartbeat { worker, activity: String::new() };
         assert_eq!(run.call(beat.clone()), Ok(Reply::Directive(crate::Directive::Continue)));
         run.hand_in(held);
-        let effects = run.step(beat);
-        let leave = Effect::Reply(Reply::Directive(crate::Directive::Leave));
-        assert_eq!(effects, [leave, Effect::Drained { name: "rollout-0".into() }]);
+        let step = run.whole_step(beat);
+        assert_eq!(step.answer, Ok(Reply::Directive(crate::Directive::Leave)));
+        assert_eq!(step.effects, [Effect::Drained { name: "rollout-0".into() }]);
         for name in ["learner-0", "nobody"] {
             let refused = run.command(Command::Drain { worker: name.into() });
             assert!(matches!(refused, Err(Refusal::BadCommand { .. })), "{name}: {refused:?}");
@@ -287,10 +284,10 @@ mod tests {
         assert!(run.command(Command::Checkpoint).is_err(), "nothing to save");
         run.full_step();
         run.command(Command::Checkpoint).unwrap();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         run.save();
         run.step(Event::CheckpointCommitted { step: 1 });
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
     }
 
     #[test]

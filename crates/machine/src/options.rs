@@ -5,10 +5,7 @@ use pacs_order::{Curriculum, History};
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
-use crate::{Contrast, LogLevel};
-
-/// Counts since the start of the job, by name.
-pub type Counters = BTreeMap<String, u64>;
+use crate::{Contrast, Counters, LogLevel};
 
 /// What a run is to do; fixed while the machine lives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

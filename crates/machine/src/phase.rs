@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
@@ -34,20 +35,69 @@ pub(crate) enum Phase {
     Ended(End),
 }
 
-impl Phase {
-    /// Name for logs and the status page.
-    pub(crate) fn name(&self) -> &'static str {
+/// What the learners do, without the data: for logs, metrics and the status page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PhaseKind {
+    /// Waits for a full generation of learners.
+    Assembling,
+    /// Ranks load their state.
+    Preparing,
+    /// The policy is measured.
+    Evaluating,
+    /// The learners wait for a batch.
+    Sampling,
+    /// Ranks make a step.
+    Training,
+    /// Ranks capture or write their state.
+    Saving,
+    /// The checkpoint in flight has to be durable first.
+    Committing,
+    /// All steps are made.
+    Finished,
+    /// An operator ended the run.
+    Stopped,
+    /// The run cannot go on.
+    Failed,
+}
+
+impl PhaseKind {
+    /// Its name for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Assembling => "assembling",
-            Self::Preparing(_) => "preparing",
-            Self::Evaluating(_) => "evaluating",
+            Self::Preparing => "preparing",
+            Self::Evaluating => "evaluating",
             Self::Sampling => "sampling",
-            Self::Training(_) => "training",
-            Self::Saving(_) => "saving",
+            Self::Training => "training",
+            Self::Saving => "saving",
             Self::Committing => "committing",
-            Self::Ended(End::Finished) => "finished",
-            Self::Ended(End::Stopped) => "stopped",
-            Self::Ended(End::Failed { .. }) => "failed",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for PhaseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Phase {
+    pub(crate) fn kind(&self) -> PhaseKind {
+        match self {
+            Self::Assembling => PhaseKind::Assembling,
+            Self::Preparing(_) => PhaseKind::Preparing,
+            Self::Evaluating(_) => PhaseKind::Evaluating,
+            Self::Sampling => PhaseKind::Sampling,
+            Self::Training(_) => PhaseKind::Training,
+            Self::Saving(_) => PhaseKind::Saving,
+            Self::Committing => PhaseKind::Committing,
+            Self::Ended(End::Finished) => PhaseKind::Finished,
+            Self::Ended(End::Stopped) => PhaseKind::Stopped,
+            Self::Ended(End::Failed { .. }) => PhaseKind::Failed,
         }
     }
 
@@ -56,7 +106,7 @@ impl Phase {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
             Self::Training(training) => Some(&training.task),
-            _ => None,
+            Self::Assembling | Self::Evaluating(_) | Self::Sampling | Self::Committing | Self::Ended(_) => None,
         }
     }
 
@@ -65,7 +115,49 @@ impl Phase {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
             Self::Training(training) => Some(&mut training.task),
-            _ => None,
+            Self::Assembling | Self::Evaluating(_) | Self::Sampling | Self::Committing | Self::Ended(_) => None,
+        }
+    }
+
+    /// The step in the making.
+    pub(crate) fn training(&self) -> Option<&Training> {
+        match self {
+            Self::Training(training) => Some(training),
+            Self::Assembling
+            | Self::Preparing(_)
+            | Self::Evaluating(_)
+            | Self::Sampling
+            | Self::Saving(_)
+            | Self::Committing
+            | Self::Ended(_) => None,
+        }
+    }
+
+    /// The measurement that is being made.
+    pub(crate) fn evaluation(&self) -> Option<&Evaluation> {
+        match self {
+            Self::Evaluating(evaluation) => Some(evaluation),
+            Self::Assembling
+            | Self::Preparing(_)
+            | Self::Sampling
+            | Self::Training(_)
+            | Self::Saving(_)
+            | Self::Committing
+            | Self::Ended(_) => None,
+        }
+    }
+
+    /// The same, to take in what comes.
+    pub(crate) fn evaluation_mut(&mut self) -> Option<&mut Evaluation> {
+        match self {
+            Self::Evaluating(evaluation) => Some(evaluation),
+            Self::Assembling
+            | Self::Preparing(_)
+            | Self::Sampling
+            | Self::Training(_)
+            | Self::Saving(_)
+            | Self::Committing
+            | Self::Ended(_) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::group::{Group, pass_rate_and_mixed_share, present};
 use self::group::{Slot, State};
-pub(crate) use self::suspects::Revoked;
+pub(crate) use self::suspects::{Accusation, Death, Revoked};
 use crate::schedule::Candidate;
 use crate::{QueueDepths, WantedSample};
 
@@ -43,10 +43,15 @@ pub(crate) struct Pool {
     held: BTreeMap<WorkerId, usize>,
     /// How many samples each verifier holds.
     held_samples: BTreeMap<WorkerId, usize>,
-    /// Groups that are lent alone, for they may be what kills their workers.
+    /// Groups that are leased alone, for they may be what kills their workers.
     suspects: BTreeSet<GroupId>,
     /// Samples likewise.
     suspect_samples: BTreeSet<SampleId>,
+    /// Suspects whose worker died while it held nothing else. They wait, and are not leased.
+    accused: BTreeMap<GroupId, Accusation>,
+    /// Samples likewise.
+    #[serde(with = "self::suspects::pairs")]
+    accused_samples: BTreeMap<SampleId, Accusation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +84,8 @@ impl Pool {
     pub(crate) fn add(&mut self, id: GroupId, samples: u32, born: WeightVersion, now: Duration) {
         let samples = vec![Slot::empty(); samples as usize];
         let unjudged = samples.len();
-        let group = Group { drawn: now, started: None, born, samples, unjudged, overdue: 0, evictions: 0, losses: 0 };
+        let group =
+            Group { drawn: now, started: None, born, samples, unjudged, overdue: 0, evictions: 0, deaths: Vec::new() };
         self.groups.insert(id, group);
         self.waiting.push_back(id);
     }
@@ -103,6 +109,16 @@ impl Pool {
 
     pub(crate) fn waiting_groups(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Groups that a rollout worker may be given.
+    pub(crate) fn leasable_groups(&self) -> usize {
+        self.waiting.len().saturating_sub(self.accused.len())
+    }
+
+    /// Samples that a verifier may be given.
+    pub(crate) fn leasable_samples(&self) -> usize {
+        self.unverified.len().saturating_sub(self.accused_samples.len())
     }
 
     pub(crate) fn loans_of(&self, worker: WorkerId) -> usize {
@@ -268,7 +284,7 @@ impl Pool {
         while lent.len() < most {
             let Some(id) = self.unverified.pop_front() else { break };
             let is_suspect = self.suspect_samples.contains(&id);
-            if is_suspect && (holds || !lent.is_empty()) {
+            if self.accused_samples.contains_key(&id) || (is_suspect && (holds || !lent.is_empty())) {
                 kept.push(id);
                 continue;
             }
@@ -324,14 +340,15 @@ impl Pool {
             return self.fail_verification(id, worker, max_attempts, now);
         }
         self.slot_mut(id).state = State::Judged { under: lease, label };
-        self.suspect_samples.remove(&id);
-        let group = self.groups.get_mut(&id.group).expect("a lent sample's group is in the pool");
+        self.clear_sample(id);
+        let group = self.groups.get_mut(&id.group).expect("a leased sample's group is in the pool");
         group.unjudged -= 1;
         if group.unjudged > 0 {
             return Taken::Fresh;
         }
         group.born = group.samples.iter().map(|slot| slot.version).min().unwrap_or(group.born);
         self.suspects.remove(&id.group);
+        self.accused.remove(&id.group);
         self.complete += 1;
         Taken::Completes
     }
@@ -376,9 +393,10 @@ impl Pool {
         let slot = self.slot_mut(id);
         slot.state = State::Missing;
         slot.replaced += 1;
-        (slot.failures, slot.losses) = (0, 0);
+        slot.failures = 0;
+        slot.deaths.clear();
         slot.failed_by = None;
-        self.suspect_samples.remove(&id);
+        self.clear_sample(id);
         self.wait_first(id.group);
     }
 
@@ -400,7 +418,7 @@ impl Pool {
             }
             State::Unverified => self.unverified.retain(|waiting| *waiting != id),
         }
-        self.suspect_samples.remove(&id);
+        self.clear_sample(id);
         let Some(slot) = self.groups.get_mut(&id.group).and_then(|group| group.samples.get_mut(id.index as usize))
         else {
             return false;
@@ -452,8 +470,16 @@ impl Pool {
             self.end_sample_loan(lease);
         }
         self.suspects.remove(&id);
+        self.accused.remove(&id);
         self.suspect_samples.retain(|sample| sample.group != id);
+        self.accused_samples.retain(|sample, _| sample.group != id);
         Some(group)
+    }
+
+    /// Holds nothing against a sample any more.
+    fn clear_sample(&mut self, id: SampleId) {
+        self.suspect_samples.remove(&id);
+        self.accused_samples.remove(&id);
     }
 
     fn loans_matching(
@@ -558,7 +584,8 @@ impl Pool {
         let times = |count: u32| if count == 1 { "once".to_owned() } else { format!("{count} times") };
         let failures: u32 = group.samples.iter().map(|slot| slot.failures).sum();
         let replaced: u32 = group.samples.iter().map(|slot| slot.replaced).sum();
-        let deadly = group.losses.max(group.samples.iter().map(|slot| slot.losses).max().unwrap_or(0));
+        let deaths = group.samples.iter().map(|slot| slot.deaths.len()).max().unwrap_or(0).max(group.deaths.len());
+        let deadly = u32::try_from(deaths).unwrap_or(u32::MAX);
         let all = [
             (group.overdue, "took too long"),
             (group.evictions, "started again with newer weights"),

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use pacs_types::{Generation, LeaseId, Role, SampleId, WeightVersion, WorkerId};
 
 /// Why a caller is turned away.
@@ -6,6 +8,24 @@ pub enum Refusal {
     /// The caller is not a member.
     #[error("worker {0} is not a member (it lapsed, left, was replaced, or the coordinator restarted); register again")]
     UnknownWorker(WorkerId),
+    /// Another process has the caller's name.
+    #[error("worker {0} was replaced by another process of its name; leave")]
+    Replaced(WorkerId),
+    /// A live process has the name that the caller wants.
+    #[error(
+        "the name `{name}` belongs to process {pid} on {host}, which was heard {:.1} s ago; give each worker a name of its own",
+        heard_ago.as_secs_f64()
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Where its holder runs.
+        host: String,
+        /// The holder's process there.
+        pid: u32,
+        /// Time since its last sign of life.
+        heard_ago: Duration,
+    },
     /// The call is for another role.
     #[error("worker {worker} is a {role} worker; only a {wanted} worker may call this")]
     WrongRole {
@@ -73,6 +93,10 @@ pub enum Refusal {
 pub enum RefusalKind {
     /// The caller is unknown.
     NotFound,
+    /// The caller is to leave, as its next heartbeat says.
+    Replaced,
+    /// Somebody else has what the caller wants.
+    Taken,
     /// The call comes too late.
     Stale,
     /// The call is wrong at any time.
@@ -85,6 +109,8 @@ impl Refusal {
     pub fn kind(&self) -> RefusalKind {
         match self {
             Self::UnknownWorker(_) => RefusalKind::NotFound,
+            Self::Replaced(_) => RefusalKind::Replaced,
+            Self::NameTaken { .. } => RefusalKind::Taken,
             Self::StaleLease { .. } | Self::WrongVersion { .. } | Self::StaleGeneration { .. } => RefusalKind::Stale,
             Self::WrongRole { .. } | Self::UnknownTask { .. } | Self::BadCommand { .. } | Self::BadResult { .. } => {
                 RefusalKind::Invalid

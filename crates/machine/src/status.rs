@@ -7,7 +7,7 @@ use crate::operate::Action;
 use crate::phase::{Phase, Task};
 use crate::pool::{Pool, evaluation_problem};
 use crate::schedule::{Decision, decide};
-use crate::{Counters, End, TaskKind};
+use crate::{Counters, End, PhaseKind, TaskKind};
 
 /// Without progress for so long, the sentence says so.
 const NAMED_AFTER: Duration = Duration::from_secs(15);
@@ -15,8 +15,8 @@ const NAMED_AFTER: Duration = Duration::from_secs(15);
 /// What an operator sees of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// Name of the phase.
-    pub phase: &'static str,
+    /// What the learners do.
+    pub phase: PhaseKind,
     /// Time since it began.
     pub phase_age: Duration,
     /// Training steps done.
@@ -101,23 +101,23 @@ impl Machine {
             .workers
             .iter()
             .map(|(id, worker)| WorkerStatus {
-                id: *id,
+                id,
                 name: worker.name.clone(),
                 role: worker.role,
-                host: worker.host.clone(),
-                pid: worker.pid,
+                host: worker.process.host.clone(),
+                pid: worker.process.pid,
                 activity: worker.activity.clone(),
                 active: now.saturating_sub(worker.active_since),
-                draining: worker.draining.is_some(),
+                draining: worker.draining().is_some(),
                 silent: now.saturating_sub(worker.heard),
-                leases: self.pools().map(|pool| pool.loans_of(*id)).sum(),
-                rank: self.team.as_ref().and_then(|team| team.rank(*id)),
+                leases: self.pools().map(|pool| pool.loans_of(id)).sum(),
+                rank: self.team.as_ref().and_then(|team| team.rank(id)),
             })
             .collect();
         workers.sort_by(|a, b| (a.role, a.name.len(), &a.name).cmp(&(b.role, b.name.len(), &b.name)));
         Status {
-            phase: self.phase.name(),
-            phase_age: now.saturating_sub(self.phase_since),
+            phase: self.phase.kind(),
+            phase_age: self.phase_age(now),
             step: self.position.step,
             weights: self.weights,
             generation: self.newest_generation,
@@ -138,12 +138,21 @@ impl Machine {
         }
     }
 
-    fn stalled_for(&self, now: Duration) -> Duration {
+    /// Time since the phase began.
+    #[must_use]
+    pub fn phase_age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.phase_since)
+    }
+
+    /// Time in which nothing has come of anything.
+    #[must_use]
+    pub fn stalled_for(&self, now: Duration) -> Duration {
         if self.is_ended() || self.paused { Duration::ZERO } else { now.saturating_sub(self.progressed) }
     }
 
     /// One sentence: what the run waits for, which role, since when, and whether it is stuck.
-    pub(crate) fn waiting_for(&self, now: Duration) -> String {
+    #[must_use]
+    pub fn waiting_for(&self, now: Duration) -> String {
         let (waiting, stalled) = (self.waits_for(now), self.stalled_for(now));
         match stalled >= NAMED_AFTER {
             true => format!("{waiting}; nothing has happened for {}", seconds(stalled)),
@@ -156,7 +165,7 @@ impl Machine {
         match &self.phase {
             Phase::Assembling => {
                 let joining = self.workers.values().filter(|worker| worker.joining).count();
-                let (wanted, there) = (self.options.learners, self.count_role(Role::Learner));
+                let (wanted, there) = (self.options.learners, self.workers.count(Role::Learner));
                 let least = match self.options.min_learners {
                     least if least < wanted => {
                         format!(" ({least} are enough after {})", seconds(self.options.learner_wait))
@@ -250,7 +259,7 @@ impl Machine {
         let depths = pool.depths();
         let generating = depths.groups_waiting + depths.groups_generating > 0;
         let role = if generating { Role::Rollout } else { Role::Verifier };
-        let there = self.count_role(role);
+        let there = self.workers.count(role);
         let whom = match there {
             0 => format!("a {role} worker, but none is registered"),
             1 => format!("1 {role} worker"),
@@ -279,10 +288,8 @@ impl Machine {
     }
 
     fn depths(&self) -> QueueDepths {
-        let wanted = match &self.phase {
-            Phase::Evaluating(evaluation) => evaluation.wanted,
-            _ => self.options.prompts_per_step as usize,
-        };
+        let per_step = self.options.prompts_per_step as usize;
+        let wanted = self.phase.evaluation().map_or(per_step, |evaluation| evaluation.wanted);
         QueueDepths { groups_wanted: wanted, ..self.current_pool().depths() }
     }
 }

@@ -7,10 +7,10 @@
 
 use pacs_types::{Role, WorkerId};
 
-use crate::lose::counter;
+use crate::lose::Departure;
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::{Effect, Event};
+use crate::{Counter, Effect, Event};
 
 impl Machine {
     /// Something has come of the work.
@@ -36,7 +36,7 @@ impl Machine {
         match &self.phase {
             Phase::Assembling => {
                 self.restart_all("has not asked for a place in the next generation", |machine, worker| {
-                    machine.workers.get(&worker).is_some_and(|member| member.role == Role::Learner && !member.joining)
+                    machine.workers.get(worker).is_some_and(|member| member.role == Role::Learner && !member.joining)
                 })
             }
             Phase::Evaluating(_) | Phase::Sampling if self.stalls > 1 => {
@@ -44,10 +44,10 @@ impl Machine {
             }
             Phase::Evaluating(_) | Phase::Sampling => {
                 let loans: usize = self.pools_mut().map(crate::pool::Pool::end_all_loans).sum();
-                self.count(counter::LAPSED_LEASES, loans as u64);
+                self.count(Counter::LapsedLeases, loans as u64);
             }
-            // The disk has the checkpoint: there is nobody to ask.
-            _ => {}
+            // The disk has the checkpoint: there is nobody to ask. Ranks at a task have a clock of their own.
+            Phase::Committing | Phase::Preparing(_) | Phase::Training(_) | Phase::Saving(_) | Phase::Ended(_) => {}
         }
     }
 
@@ -55,7 +55,7 @@ impl Machine {
     pub(crate) fn note_stall(&mut self, seconds: u64) -> bool {
         let what = self.waiting_for(self.now);
         self.stalls += 1;
-        self.count(counter::STALLS, 1);
+        self.count(Counter::Stalls, 1);
         if self.stalls > self.options.max_stalls {
             let tries = self.options.max_stalls;
             self.fail(format!("nothing has happened for {seconds} s, after {tries} tries to get the run on: {what}"));
@@ -69,20 +69,19 @@ impl Machine {
 
     /// Has workers started again; each is told so with its next heartbeat.
     pub(crate) fn restart_all(&mut self, why: &str, is_stuck: impl Fn(&Self, WorkerId) -> bool) {
-        let stuck: Vec<WorkerId> = self.workers.keys().copied().filter(|worker| is_stuck(self, *worker)).collect();
+        let stuck: Vec<WorkerId> = self.workers.ids().filter(|worker| is_stuck(self, *worker)).collect();
         for worker in stuck {
             self.restarting.insert(worker);
             if self.restarting.len() > crate::worker::MOST_REMEMBERED {
                 self.restarting.pop_first();
             }
-            // It is what it holds that it may be stuck in.
-            self.lose_worker(worker, &format!("{why}, and is to be started again"), true);
+            self.lose_worker(worker, Departure::Stuck(why));
         }
     }
 
     /// Whether a worker holds work, or lets work wait that it should have asked for.
     fn is_stuck(&self, worker: WorkerId) -> bool {
-        let Some(member) = self.workers.get(&worker) else { return false };
+        let Some(member) = self.workers.get(worker) else { return false };
         let holds = self.pools().any(|pool| pool.loans_of(worker) > 0);
         let depths: Vec<_> = self.pools().map(crate::pool::Pool::depths).collect();
         let waits = match member.role {
@@ -99,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::verbs::testing::*;
-    use crate::{Command, Directive, Effect, End, Event, Options};
+    use crate::{Command, Directive, Effect, End, Options, PhaseKind};
     use pacs_types::Outcome;
 
     fn watched() -> Options {
@@ -111,7 +110,7 @@ mod tests {
         let mut effects = Vec::new();
         for _ in 0..seconds {
             run.now += Duration::from_secs(1);
-            effects.extend(run.step(Event::Tick));
+            effects.extend(run.tick());
             run.beat_if_members();
         }
         effects
@@ -159,7 +158,7 @@ mod tests {
             assert_eq!(run.machine.stalls, 1);
             run.full_step();
             assert_eq!(run.machine.stalls, 0);
-            if run.machine.ended().is_some() || run.machine.status(run.now).phase == "saving" {
+            if run.machine.ended().is_some() || run.machine.status(run.now).phase == PhaseKind::Saving {
                 return;
             }
         }
@@ -194,7 +193,7 @@ mod tests {
         assert_eq!(notes(&live(&mut run, 29)), [""; 0]);
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
-        assert_eq!(run.machine.status(run.now).phase, "training");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Training);
     }
 
     #[test]
@@ -204,7 +203,7 @@ mod tests {
         assert_eq!(notes(&live(&mut run, 49)), [""; 0], "the clock of tasks is another one");
         let effects = live(&mut run, 2);
         assert!(notes(&effects)[0].contains("waits for learner learner-0 to load their state"), "{effects:?}");
-        assert_eq!((run.told(learner), run.machine.status(run.now).phase), (Directive::Restart, "assembling"));
+        assert_eq!((run.told(learner), run.machine.status(run.now).phase), (Directive::Restart, PhaseKind::Assembling));
     }
 
     #[test]

@@ -11,19 +11,42 @@ pub(crate) const MOST_REMEMBERED: usize = 1024;
 pub(crate) struct Worker {
     pub(crate) role: Role,
     pub(crate) name: String,
-    pub(crate) host: String,
-    pub(crate) pid: u32,
+    pub(crate) process: Process,
     pub(crate) collective_address: String,
     pub(crate) activity: String,
     /// Since when it does that.
     pub(crate) active_since: Duration,
     pub(crate) heard: Duration,
-    /// Its newest request for work that was answered with some, and the loans that it got.
+    /// Its newest request for work that was answered with some, and the leases that it got.
     pub(crate) answered: Option<(u64, Vec<LeaseId>)>,
-    /// It gets no new work and is to leave.
-    pub(crate) draining: Option<Drain>,
+    /// It gets no new work and is to leave. Set by the roster, which counts it.
+    draining: Option<Drain>,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
+}
+
+/// One process, told apart from the others that were or are started under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    /// When its supervisor started it, in microseconds since 1970, after it had seen the end of all processes that it had
+    /// started under this name before. 0: nobody vouches for that.
+    pub(crate) started: u64,
+}
+
+impl Process {
+    /// Whether this is one process with `holder`, which registers again.
+    pub(crate) fn is(&self, holder: &Self) -> bool {
+        // In containers, a host name and a process id may both be those of an earlier process.
+        let is_older = self.started > 0 && self.started < holder.started;
+        self.host == holder.host && self.pid == holder.pid && !is_older
+    }
+
+    /// Whether a supervisor vouches that `holder` has ended: only one that has seen it end starts a later one.
+    pub(crate) fn outlives(&self, holder: &Self) -> bool {
+        holder.started > 0 && self.started > holder.started
+    }
 }
 
 /// Why a worker is to leave.
@@ -37,11 +60,34 @@ pub(crate) enum Drain {
 }
 
 impl Worker {
-    /// The loans that a request got when it was asked first.
+    pub(crate) fn new(role: Role, name: String, process: Process, collective_address: String, now: Duration) -> Self {
+        Self {
+            role,
+            name,
+            process,
+            collective_address,
+            activity: "registered".to_owned(),
+            active_since: now,
+            heard: now,
+            answered: None,
+            draining: None,
+            joining: false,
+        }
+    }
+
+    pub(crate) fn draining(&self) -> Option<Drain> {
+        self.draining
+    }
+
+    pub(crate) fn drain(&mut self, why: Drain) {
+        self.draining = Some(why);
+    }
+
+    /// The leases that a request got when it was asked first.
     pub(crate) fn given(&self, request: u64) -> &[LeaseId] {
         match &self.answered {
             Some((answered, given)) if *answered == request && request != 0 => given,
-            _ => &[],
+            Some(_) | None => &[],
         }
     }
 }

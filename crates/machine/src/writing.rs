@@ -163,7 +163,7 @@ mod tests {
     use pacs_types::{Generation, Outcome, Role};
 
     use crate::verbs::testing::*;
-    use crate::{Effect, End, Event, FailureKind, Options, StopMode, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, PhaseKind, Reply, Step, StopMode, TaskResult};
 
     /// Two learners with the state of step 1 captured and on its way to the disk, and the task that asked for it.
     fn writing() -> (Run, u64) {
@@ -177,18 +177,27 @@ mod tests {
         };
         let mut run = Run::sampling(options);
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let save = run.task_of(0);
         report(&mut run, 0, save, TaskResult::Captured);
-        assert_eq!(run.machine.status(run.now).phase, "saving", "one rank has not captured its state yet");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving, "one rank has not captured its state yet");
         report(&mut run, 1, save, TaskResult::Captured);
-        assert_eq!(run.machine.status(run.now).phase, "sampling", "training goes on");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling, "training goes on");
         (run, save)
     }
 
     fn report(run: &mut Run, rank: usize, task: u64, result: TaskResult) -> Vec<Effect> {
+        report_whole(run, rank, task, result).effects
+    }
+
+    fn report_whole(run: &mut Run, rank: usize, task: u64, result: TaskResult) -> Step {
         let (worker, generation) = (run.learners[rank], run.machine.status(run.now).generation);
-        run.step(Event::CompleteTask { worker, generation, task, result })
+        run.whole_step(Event::CompleteTask { worker, generation, task, result })
+    }
+
+    /// What comes of a report that changes nothing.
+    fn known() -> Step {
+        Step { record: None, answer: Ok(Reply::Accepted { fresh: false }), effects: Vec::new() }
     }
 
     fn write(run: &mut Run, save: u64) {
@@ -221,12 +230,11 @@ mod tests {
     fn what_a_rank_has_written_stays_written() {
         let (mut run, save) = writing();
         report(&mut run, 0, save, TaskResult::Saved);
-        let effects = report(&mut run, 0, save, cannot_write());
-        assert_eq!(effects, [Effect::Reply(crate::Reply::Accepted { fresh: false })]);
+        assert_eq!(report_whole(&mut run, 0, save, cannot_write()), known());
         let effects = report(&mut run, 1, save, TaskResult::Saved);
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
         // While it is being committed, too.
-        assert_eq!(report(&mut run, 1, save, cannot_write()), [Effect::Reply(crate::Reply::Accepted { fresh: false })]);
+        assert_eq!(report_whole(&mut run, 1, save, cannot_write()), known());
     }
 
     #[test]
@@ -239,13 +247,13 @@ mod tests {
         write(&mut run, save);
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
-        assert_eq!(run.machine.status(run.now).phase, "training");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Training);
         assert_eq!(rewound(&lose_learner(&mut run)), None, "the disk has not said yet whether it is one");
         let sentence = run.machine.status(run.now).waiting_for;
         assert!(sentence.starts_with("waits for the disk to take the checkpoint of step 1"), "{sentence}");
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(rewound(&effects), Some(1));
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
         assert_eq!(run.machine.present().count(), 4, "the batch was generated with weights that the checkpoint knows");
 
         let (mut run, save) = writing();
@@ -260,14 +268,14 @@ mod tests {
         let (mut run, save) = writing();
         run.full_step();
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step), ("committing", 2));
+        assert_eq!((status.phase, status.step), (PhaseKind::Committing, 2));
         assert_eq!(
             status.waiting_for,
             "waits for 2 of 2 learners (learner-0 …) to write the checkpoint of step 1, for 0.0 s"
         );
         write(&mut run, save);
         run.step(Event::CheckpointCommitted { step: 1 });
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         assert_eq!(run.machine.newest_checkpoint(), Some(1));
     }
 
@@ -280,10 +288,10 @@ mod tests {
         let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner-0 failed to write it: no \
                     space left on device";
         assert!(effects.contains(&Effect::Note(said.to_owned())), "{effects:?}");
-        let effects = report(&mut run, 1, save, TaskResult::Saved);
-        assert_eq!(effects.len(), 1, "nobody waits for the other rank's files any more: {effects:?}");
+        let late = report_whole(&mut run, 1, save, TaskResult::Saved);
+        assert_eq!(late, known(), "nobody waits for the other rank's files any more");
         run.train();
-        assert_eq!(run.machine.status(run.now).phase, "saving", "the next step tries again");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving, "the next step tries again");
         assert_eq!(rewound(&lose_learner(&mut run)), Some(0));
     }
 
@@ -295,12 +303,12 @@ mod tests {
         for _ in 0..=61 {
             run.everybody_beats();
             run.now += Duration::from_secs(1);
-            notes.extend(run.step(Event::Tick).into_iter().filter(|effect| matches!(effect, Effect::Note(_))));
+            notes.extend(run.tick().into_iter().filter(|effect| matches!(effect, Effect::Note(_))));
         }
         let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner learner-1 has written \
                     nothing of it for 60 s";
         assert_eq!(notes, [Effect::Note(said.to_owned())]);
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
 
         let (mut run, save) = writing();
         write(&mut run, save);
@@ -323,7 +331,7 @@ mod tests {
         run.step(stop(StopMode::Save));
         write(&mut run, save);
         run.step(Event::CheckpointCommitted { step: 1 });
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = run.save();
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
         let effects = run.step(Event::CheckpointCommitted { step: 2 });
@@ -339,7 +347,7 @@ mod tests {
         let (mut run, save) = writing();
         write(&mut run, save);
         run.step(stop(StopMode::Now));
-        assert_eq!(run.machine.status(run.now).phase, "committing");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Committing);
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)));
     }
@@ -348,18 +356,15 @@ mod tests {
     fn repeats_and_answers_to_something_else_change_nothing() {
         let (mut run, save) = writing();
         for result in [TaskResult::Captured, TaskResult::Captured] {
-            assert_eq!(report(&mut run, 0, save, result).len(), 1);
+            assert_eq!(report_whole(&mut run, 0, save, result), known());
         }
-        let refused = report(&mut run, 0, save, TaskResult::Prepared { weights: None });
-        assert!(
-            matches!(refused.as_slice(), [Effect::Persist(_), Effect::Refuse(_)] | [Effect::Refuse(_)]),
-            "{refused:?}"
-        );
+        let refused = report_whole(&mut run, 0, save, TaskResult::Prepared { weights: None });
+        assert!(refused.answer.is_err() && refused.effects.is_empty(), "{refused:?}");
         report(&mut run, 0, save, TaskResult::Saved);
-        assert_eq!(report(&mut run, 0, save, TaskResult::Saved).len(), 1);
+        assert_eq!(report_whole(&mut run, 0, save, TaskResult::Saved), known());
         let worker = run.learners[0];
         let result = TaskResult::Saved;
-        let stale = run.step(Event::CompleteTask { worker, generation: Generation(9), task: save, result });
-        assert!(matches!(stale.as_slice(), [Effect::Refuse(_)]), "{stale:?}");
+        let stale = run.whole_step(Event::CompleteTask { worker, generation: Generation(9), task: save, result });
+        assert!(stale.answer.is_err() && stale.record.is_none() && stale.effects.is_empty(), "{stale:?}");
     }
 }

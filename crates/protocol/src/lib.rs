@@ -11,5 +11,14 @@ pub mod v1 {
 
 pub use convert::WireError;
 
-/// Largest message that either side accepts. A batch shard of long answers is the biggest message there is.
-pub const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// Largest message that either side sends or accepts.
+///
+/// Whatever grows with a job comes in pieces: a batch as a stream, leases and verdicts as far as they fit into
+/// [`ANSWER_BYTES`]. What cannot be divided is one sample, so [`pacs_types::MAX_SAMPLE_BYTES`] is below this.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// Bytes of list items, such as leases, verdicts or workers, that are put into one message; one item alone may take more.
+pub const ANSWER_BYTES: usize = 4 << 20;
+
+// A sample travels with its question and its reference answer, or with the prompt of its group.
+const _: () = assert!(pacs_types::MAX_SAMPLE_BYTES + ANSWER_BYTES <= MAX_MESSAGE_BYTES);

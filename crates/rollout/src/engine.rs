@@ -273,6 +273,27 @@ impl Engine {
         &mut self.parameters
     }
 
+    /// Whether the weights may lie wherever they are: no recorded pass knows their place.
+    #[must_use]
+    pub fn shares_parameters(&self) -> bool {
+        self.device == Device::Cpu && self.graphs.is_none()
+    }
+
+    /// The same as overwriting the weights ([`Self::parameters_mut`]), without a copy: the engine computes with `parameters`
+    /// where they are, which may be a mapping that other processes share. Returns the old ones: to give so much memory back
+    /// takes longer than a pass may wait.
+    ///
+    /// # Panics
+    /// When they are those of another model, or the engine does not share ([`Self::shares_parameters`]).
+    #[must_use]
+    pub fn replace_parameters(&mut self, parameters: Parameters, version: WeightVersion) -> Parameters {
+        assert!(self.shares_parameters(), "recorded passes know where the weights lie");
+        let fits = |flat: &Tensor| (flat.kind(), flat.device(), flat.size());
+        assert_eq!(fits(&parameters.flat), fits(&self.parameters.flat), "weights of another model");
+        self.model = Model::new(&self.config, &parameters);
+        std::mem::replace(self.parameters_mut(version), parameters)
+    }
+
     /// How many samples could start at once.
     #[must_use]
     pub fn free_samples(&self) -> usize {
@@ -378,6 +399,11 @@ impl Engine {
     /// Forgets a group: its waiting and running samples never finish.
     pub fn cancel(&mut self, ticket: u64) {
         self.scheduler.cancel(ticket);
+    }
+
+    /// Forgets all groups.
+    pub fn cancel_all(&mut self) {
+        self.scheduler.cancel_all();
     }
 
     /// Starts what fits, computes the next chunks of prompts and one token of every sample that runs, and returns the

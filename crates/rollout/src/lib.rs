@@ -6,7 +6,9 @@
 
 mod cache;
 mod engine;
+mod follow;
 mod graphs;
+mod leases;
 mod memory;
 mod sampler;
 mod schedule;
@@ -20,3 +22,4 @@ pub use engine::{Engine, EngineCounts, EngineError, EngineOptions, Finished, Gro
 pub use memory::cache_tokens;
 pub use schedule::BlockCounts;
 pub use service::{RolloutError, RolloutOptions, run};
+pub use weights::{MappedWeights, WeightsError};

@@ -408,6 +408,14 @@ impl<S, P: Default> Scheduler<S, P> {
             }
         }
     }
+
+    /// Forgets all rows of all groups.
+    pub(crate) fn cancel_all(&mut self) {
+        self.waiting.clear();
+        for row in (0..self.running.len()).rev() {
+            self.release(row);
+        }
+    }
 }
 
 fn blocks_of(tokens: usize) -> usize {

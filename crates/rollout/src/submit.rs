@@ -108,7 +108,6 @@ where
                 self.submit(*finished);
                 return Ok(());
             }
-            Some(Output::Weights(problem)) => ServeError::Rejoin(problem),
             Some(Output::Failed(problem)) => ServeError::Fatal(RolloutError::Engine(problem)),
             None => ServeError::Fatal(RolloutError::Engine("the engine ended without a word".into())),
         };

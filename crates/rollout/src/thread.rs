@@ -1,30 +1,39 @@
-//! The thread that owns the engine and its tensors.
+//! The thread that owns the engine and its tensors. It outlives registrations: a worker that joins again has its weights.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc as sync;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use pacs_model::{ModelConfig, Parameters};
-use pacs_protocol::v1;
+use pacs_model::ModelConfig;
 use pacs_spec::JobSpec;
 use pacs_text::Tokenizer;
-use pacs_torch::tch::{Device, Kind};
-use pacs_types::WeightVersion;
+use pacs_torch::tch::Device;
+use pacs_weights::{Description, VersionId};
 use tokio::sync::mpsc;
 
-use crate::weights;
-use crate::{Engine, EngineCounts, EngineError, EngineOptions, Finished, GroupJob, cache_tokens};
+use crate::weights::MappedWeights;
+use crate::{Engine, EngineCounts, EngineOptions, Finished, GroupJob, cache_tokens};
 
 /// Tokens of prompts in one pass: enough to keep matrix products busy, few enough that a pass stays short.
 const PREFILL_TOKENS: usize = 2048;
 /// Finished samples that wait to be handed in; a full channel makes generation wait.
 const FINISHED_QUEUE: usize = 4096;
+/// How often the end of the thread is looked for.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Generate a group with these weights (reference and local file).
-    Generate { job: GroupJob, weights: Arc<(v1::WeightsRef, PathBuf)> },
+    /// Forget all groups, and work for another registration.
+    Attach(mpsc::Sender<Output>),
+    /// Forget all groups: nobody wants them any more.
+    Detach,
+    /// Generate with these weights from the next pass on.
+    Weights(Box<MappedWeights>),
+    /// Generate a group.
+    Generate(GroupJob),
     /// Forget a group.
     Cancel { ticket: u64 },
 }
@@ -34,8 +43,6 @@ pub(crate) enum Command {
 pub(crate) enum Output {
     /// A sample is complete.
     Finished(Box<Finished>),
-    /// Weights could not be loaded.
-    Weights(String),
     /// The engine failed and is gone.
     Failed(String),
 }
@@ -47,6 +54,7 @@ pub(crate) struct Setup {
     pub(crate) options: EngineOptions,
     /// Most tokens of a sample, prompt included.
     longest: usize,
+    model: PathBuf,
     config: ModelConfig,
     tokenizer: Arc<Tokenizer>,
     device: Device,
@@ -66,104 +74,338 @@ impl Setup {
             cuda_graphs: spec.rollout.cuda_graphs,
         };
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
-        Ok(Self { options, longest, config, tokenizer, device })
+        Ok(Self { options, longest, model: spec.model.path.clone(), config, tokenizer, device })
     }
 
-    /// An engine without weights; what the spec leaves open is decided when they have their memory.
-    fn engine(&self, kind: Kind, version: WeightVersion) -> Result<Engine, EngineError> {
-        let parameters = Parameters::zeros(&self.config, kind, self.device);
+    /// The model's configuration, which weights have to fit.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether an engine of the other one serves for this one, too.
+    fn is_like(&self, other: &Self) -> bool {
+        (self.options, self.longest, &self.model, &self.config, self.device)
+            == (other.options, other.longest, &other.model, &other.config, other.device)
+    }
+
+    /// An engine; what the spec leaves open is decided when the weights have their memory.
+    fn engine(&self, weights: MappedWeights) -> Result<Engine, String> {
+        let no_room = |error: &dyn std::fmt::Display| format!("make room for generation: {error}");
+        let kind = weights.kind();
+        let (parameters, version) = weights.into_first(self.device).map_err(|error| no_room(&error))?;
         let mut options = self.options;
         if options.cache_tokens == 0 {
             options.cache_tokens = cache_tokens(&self.config, kind, self.device, options.rows, self.longest);
         }
-        Engine::new(self.config.clone(), parameters, version, Some(Arc::clone(&self.tokenizer)), options)
+        let tokenizer = Some(Arc::clone(&self.tokenizer));
+        Engine::new(self.config.clone(), parameters, version, tokenizer, options).map_err(|error| no_room(&error))
     }
 }
 
-/// Handle of the thread; dropping every command sender ends it.
+/// Handle of the thread.
 #[derive(Debug)]
 pub(crate) struct EngineThread {
-    pub(crate) commands: sync::Sender<Command>,
+    setup: Arc<Setup>,
+    /// The thread ends when the last sender is gone.
+    commands: sync::Sender<Command>,
+    thread: JoinHandle<()>,
+    /// The weights that it was given last.
+    held: Arc<Mutex<Option<Description>>>,
 }
 
 impl EngineThread {
     /// Starts the thread. Commands are bounded by the samples on lease, outputs by [`FINISHED_QUEUE`].
-    pub(crate) fn start(setup: Setup) -> (Self, mpsc::Receiver<Output>) {
+    pub(crate) fn start(setup: Setup) -> std::io::Result<Self> {
         let (commands, inbox) = sync::channel();
+        let setup = Arc::new(setup);
+        let built = Arc::clone(&setup);
+        let generate = move || Worker { setup: &built, engine: None, outbox: None, told: 0 }.run(&inbox);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(generate)?;
+        Ok(Self { setup, commands, thread, held: Arc::default() })
+    }
+
+    /// Whether it serves for `setup`, too.
+    pub(crate) fn serves(&self, setup: &Setup) -> bool {
+        self.setup.is_like(setup) && !self.thread.is_finished()
+    }
+
+    /// What it was built from.
+    pub(crate) fn setup(&self) -> &Arc<Setup> {
+        &self.setup
+    }
+
+    /// Has it work for a registration until the value is dropped.
+    pub(crate) fn attach(&self) -> (Attached, mpsc::Receiver<Output>) {
         let (outbox, outputs) = mpsc::channel(FINISHED_QUEUE);
-        std::thread::spawn(move || {
-            if let Err(error) = generate(&setup, &inbox, &outbox) {
-                // Nobody listens any more when the registration has ended meanwhile.
-                let _ = outbox.blocking_send(error);
+        // A thread that is gone is noticed by what it does not say.
+        let _ = self.commands.send(Command::Attach(outbox));
+        (Attached { commands: self.commands.clone(), held: Arc::clone(&self.held) }, outputs)
+    }
+
+    /// Ends the thread and waits for it; false when it does not come back in time. A pass that it computes comes first.
+    pub(crate) fn end(self, patience: Duration) -> bool {
+        let Self { commands, thread, .. } = self;
+        drop(commands);
+        let started = Instant::now();
+        while !thread.is_finished() {
+            if started.elapsed() > patience {
+                return false;
             }
-        });
-        (Self { commands }, outputs)
+            std::thread::sleep(LOOK);
+        }
+        if thread.join().is_err() {
+            tracing::error!("the generating thread panicked");
+        }
+        true
     }
 }
 
-/// Serves commands until their senders are gone.
-fn generate(setup: &Setup, inbox: &sync::Receiver<Command>, outbox: &mpsc::Sender<Output>) -> Result<(), Output> {
-    let mut engine: Option<Engine> = None;
-    let mut loaded: Option<(u64, u64)> = None;
-    let mut told = 0;
-    loop {
-        let idle = engine.as_ref().is_none_or(Engine::is_idle);
-        if let Some(engine) = engine.as_ref().filter(|engine| idle && engine.counts().preemptions > told) {
-            let EngineCounts { preemptions, recomputed_tokens, .. } = engine.counts();
+/// A registration's hold on the thread.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) commands: sync::Sender<Command>,
+    held: Arc<Mutex<Option<Description>>>,
+}
+
+impl Attached {
+    /// Whether the thread was given these weights last, by whichever registration.
+    pub(crate) fn holds(&self, wanted: &Description) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(wanted)
+    }
+
+    /// Gives the thread weights, for its next pass and the groups that it is given from now on.
+    pub(crate) fn give(&self, weights: MappedWeights) -> VersionId {
+        let description = weights.description.clone();
+        let id = description.id();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        // A thread that is gone is noticed by what it does not say.
+        let _ = self.commands.send(Command::Weights(Box::new(weights)));
+        *held = Some(description);
+        id
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Detach);
+    }
+}
+
+/// What the thread has.
+struct Worker<'a> {
+    setup: &'a Setup,
+    engine: Option<Engine>,
+    /// Nobody listens between two registrations.
+    outbox: Option<mpsc::Sender<Output>>,
+    /// Preemptions that the log knows of.
+    told: u64,
+}
+
+impl Worker<'_> {
+    /// Serves commands until their senders are gone, or the engine fails.
+    fn run(mut self, inbox: &sync::Receiver<Command>) {
+        if let Err(problem) = self.serve(inbox)
+            && let Some(outbox) = &self.outbox
+        {
+            // Nobody listens any more when the registration has ended meanwhile.
+            let _ = outbox.blocking_send(Output::Failed(problem));
+        }
+    }
+
+    fn serve(&mut self, inbox: &sync::Receiver<Command>) -> Result<(), String> {
+        loop {
+            let mut next = match self.engine.as_ref().is_none_or(Engine::is_idle) {
+                true => {
+                    self.tell_preemptions();
+                    inbox.recv().map_err(|_| sync::TryRecvError::Disconnected)
+                }
+                false => inbox.try_recv(),
+            };
+            loop {
+                match next {
+                    Ok(command) => self.obey(command)?,
+                    Err(sync::TryRecvError::Empty) => break,
+                    Err(sync::TryRecvError::Disconnected) => return Ok(()),
+                }
+                next = inbox.try_recv();
+            }
+            let Some(engine) = &mut self.engine else { continue };
+            for finished in engine.step().map_err(|error| error.to_string())? {
+                let output = Output::Finished(Box::new(finished));
+                let sent = self.outbox.as_ref().is_some_and(|outbox| outbox.blocking_send(output).is_ok());
+                if !sent {
+                    // The registration has ended, and its leases with it.
+                    self.outbox = None;
+                    engine.cancel_all();
+                    break;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), String> {
+        match command {
+            Command::Attach(outbox) => {
+                self.outbox = Some(outbox);
+                self.forget();
+            }
+            Command::Detach => {
+                self.outbox = None;
+                self.forget();
+            }
+            Command::Weights(weights) => self.load(*weights)?,
+            Command::Generate(job) => {
+                let engine = self.engine.as_mut().ok_or("a group came before the weights")?;
+                engine.submit(job).map_err(|error| error.to_string())?;
+            }
+            Command::Cancel { ticket } => {
+                if let Some(engine) = &mut self.engine {
+                    engine.cancel(ticket);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.cancel_all();
+        }
+    }
+
+    fn load(&mut self, weights: MappedWeights) -> Result<(), String> {
+        let (id, started) = (weights.description.id(), Instant::now());
+        match &mut self.engine {
+            None => self.engine = Some(self.setup.engine(weights)?),
+            Some(engine) => {
+                let old = weights.replace(engine).map_err(|error| format!("libtorch: {error}"))?;
+                // Ends by itself. Without a thread they are dropped here, which takes longer.
+                let _ = std::thread::Builder::new().name("old-weights".into()).spawn(move || drop(old));
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        tracing::debug!(
+            generation = id.generation.0,
+            version = id.version.0,
+            seconds,
+            "generation stood still for weights"
+        );
+        Ok(())
+    }
+
+    fn tell_preemptions(&mut self) {
+        let Some(EngineCounts { preemptions, recomputed_tokens, .. }) = self.engine.as_ref().map(Engine::counts) else {
+            return;
+        };
+        if preemptions > self.told {
             tracing::info!(
                 preemptions,
                 recomputed_tokens,
                 "the cache was full: samples had to wait and were computed again"
             );
-            told = preemptions;
-        }
-        let next = if idle { inbox.recv().ok() } else { None };
-        if idle && next.is_none() {
-            return Ok(());
-        }
-        for command in next.into_iter().chain(inbox.try_iter()) {
-            match command {
-                Command::Generate { job, weights } => {
-                    let (reference, path) = &*weights;
-                    let wanted = (reference.generation, reference.version);
-                    if loaded != Some(wanted) {
-                        load(setup, &mut engine, reference, path).map_err(Output::Weights)?;
-                        loaded = Some(wanted);
-                    }
-                    let engine = engine.as_mut().expect("loading weights makes an engine");
-                    engine.submit(job).map_err(|error| Output::Failed(error.to_string()))?;
-                }
-                Command::Cancel { ticket } => {
-                    if let Some(engine) = &mut engine {
-                        engine.cancel(ticket);
-                    }
-                }
-            }
-        }
-        if let Some(engine) = &mut engine {
-            for finished in engine.step().map_err(|error| Output::Failed(error.to_string()))? {
-                if outbox.blocking_send(Output::Finished(Box::new(finished))).is_err() {
-                    return Ok(());
-                }
-            }
+            self.told = preemptions;
         }
     }
 }
 
-fn load(
-    setup: &Setup,
-    engine: &mut Option<Engine>,
-    reference: &v1::WeightsRef,
-    path: &std::path::Path,
-) -> Result<(), String> {
-    let kind = weights::kind(reference).ok_or_else(|| format!("weights of unknown kind `{}`", reference.kind))?;
-    let version = WeightVersion(reference.version);
-    let engine = match engine {
-        Some(engine) => engine,
-        None => {
-            let made = setup.engine(kind, version);
-            engine.insert(made.map_err(|error| format!("make room for generation: {error}"))?)
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use pacs_model::Parameters;
+    use pacs_spec::Kernels;
+    use pacs_torch::bytes;
+    use pacs_torch::tch::Kind;
+    use pacs_types::{GroupId, NoiseKey, SampleId};
+    use pacs_weights::{Fetched, HostStore, Received, Transport, WeightKind};
+
+    use super::*;
+    use crate::SamplingOptions;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn setup() -> Setup {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3");
+        let mut config = ModelConfig::read(&model).expect("golden model");
+        config.end_tokens.clear();
+        let tokenizer = Arc::new(Tokenizer::read(&model).expect("golden tokenizer"));
+        let options = EngineOptions {
+            rows: 2,
+            prefill_tokens: 64,
+            cache_tokens: 4000,
+            kernels: Kernels::Auto,
+            cuda_graphs: false,
+        };
+        Setup { options, longest: 200, model, config, tokenizer, device: Device::Cpu }
+    }
+
+    fn weights(setup: &Setup, version: u64) -> MappedWeights {
+        let parameters = Parameters::random(&setup.config, Kind::Float, Device::Cpu, 1);
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let store = HostStore::open_in("run", &[place.path().to_owned()]).expect("a store");
+        let content = bytes(&parameters.flat).expect("host memory");
+        let whole = store.publish(VersionId::new(1, version), WeightKind::Float32, content).expect("room");
+        let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+        MappedWeights::map(&received, &setup.config).expect("of this model")
+    }
+
+    fn group(ticket: u64, samples: u32, max_new_tokens: u32) -> Command {
+        let key = |index| (index, NoiseKey::new(1, 0, SampleId { group: GroupId(ticket), index }));
+        let options =
+            SamplingOptions { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_new_tokens, stop: Vec::new() };
+        Command::Generate(GroupJob { ticket, prompt: vec![1, 2, 3], samples: (0..samples).map(key).collect(), options })
+    }
+
+    fn finished(output: Output) -> Finished {
+        match output {
+            Output::Finished(finished) => *finished,
+            Output::Failed(problem) => panic!("{problem}"),
         }
-    };
-    weights::load(reference, path, engine.parameters_mut(version)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_thread_outlives_a_registration_and_forgets_its_groups() {
+        let thread = EngineThread::start(setup()).expect("a thread");
+        let given = weights(&setup(), 5);
+        let description = given.description.clone();
+        {
+            let (attached, mut outputs) = thread.attach();
+            assert!(!attached.holds(&description));
+            attached.give(given);
+            // More than can be done by the time that the first is out.
+            (1..=20).for_each(|ticket| attached.commands.send(group(ticket, 2, 20)).expect("it lives"));
+            assert_eq!(finished(outputs.blocking_recv().expect("a sample")).sample.version.0, 5);
+        }
+        let (attached, mut outputs) = thread.attach();
+        assert!(attached.holds(&description), "weights stay");
+        attached.commands.send(group(100, 2, 3)).expect("it lives");
+        for _ in 0..2 {
+            assert_eq!(finished(outputs.blocking_recv().expect("a sample")).ticket, 100, "nothing of before");
+        }
+        assert!(thread.serves(&setup()));
+        let other = Setup { longest: 300, ..setup() };
+        assert!(!thread.serves(&other));
+        drop(attached);
+        assert!(thread.end(PATIENCE));
+        assert!(outputs.blocking_recv().is_none());
+    }
+
+    #[test]
+    fn a_thread_that_generates_ends_when_it_is_told_to() {
+        let thread = EngineThread::start(setup()).expect("a thread");
+        let (attached, _outputs) = thread.attach();
+        attached.give(weights(&setup(), 1));
+        (1..=50).for_each(|ticket| attached.commands.send(group(ticket, 2, 100)).expect("it lives"));
+        drop(attached);
+        assert!(thread.end(PATIENCE));
+    }
+
+    #[test]
+    fn a_group_before_any_weights_is_an_error_of_ours() {
+        let thread = EngineThread::start(setup()).expect("a thread");
+        let (attached, mut outputs) = thread.attach();
+        attached.commands.send(group(1, 1, 3)).expect("it lives");
+        let Some(Output::Failed(problem)) = outputs.blocking_recv() else { panic!("it generates without weights") };
+        assert!(problem.contains("before the weights"), "{problem}");
+    }
 }

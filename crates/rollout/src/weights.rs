@@ -1,109 +1,174 @@
-//! Getting a published version of the weights into the engine's parameters.
+//! A received version of the weights, made ready for the engine.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc as sync;
 
-use pacs_model::Parameters;
-use pacs_protocol::v1::weight_service_client::WeightServiceClient;
-use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
-use pacs_runtime::Link;
-use pacs_runtime::net::PeerRole;
-use pacs_torch::tch::{Device, Kind, Tensor};
-use pacs_torch::{ViewError, bytes, bytes_mut};
+use pacs_model::{ModelConfig, ParameterLayout, Parameters};
+use pacs_torch::tch::{Device, Kind, TchError, Tensor};
+use pacs_torch::{ViewError, bytes};
+use pacs_types::WeightVersion;
+use pacs_weights::{Description, Received, WeightKind};
 
-/// Bytes asked for in one call of a transfer.
-const CHUNK_BYTES: u32 = 8 << 20;
-/// How long one chunk may take.
-const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
+use crate::Engine;
 
-/// Why weights could not be loaded.
+/// Bytes that are staged at a time on the way to a device.
+const STAGED_BYTES: usize = 64 << 20;
+/// Distance of the bytes that are touched so that every page is in the page table.
+const PAGE: usize = 4096;
+
+/// Why weights cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WeightsError {
-    #[error("read weights {}: {error}", path.display())]
-    File { path: PathBuf, error: std::io::Error },
-    #[error("weights {}: {problem}", path.display())]
-    Content { path: PathBuf, problem: String },
-    #[error("fetch weights from {address}: {problem}")]
-    Fetch { address: String, problem: String },
+pub enum WeightsError {
+    /// They are not this model's.
+    #[error("{bytes} bytes of {kind:?} do not fit this model, which has {expected}")]
+    OtherModel {
+        /// Their size.
+        bytes: u64,
+        /// Their kind.
+        kind: WeightKind,
+        /// The size of the model's in that kind.
+        expected: u64,
+    },
+    /// The system does not map the file.
+    #[error("map weights: {0}")]
+    Map(#[from] TchError),
+    /// The mapping cannot be read.
     #[error(transparent)]
     View(#[from] ViewError),
 }
 
-/// The kind that published weights are in.
-pub(crate) fn kind(reference: &v1::WeightsRef) -> Option<Kind> {
-    match reference.kind.as_str() {
-        "float32" => Some(Kind::Float),
-        "bfloat16" => Some(Kind::BFloat16),
-        _ => None,
-    }
+/// A version whose bytes are mapped: the copy of this host, shared with its other processes.
+#[derive(Debug)]
+pub struct MappedWeights {
+    pub(crate) description: Description,
+    /// In host memory.
+    parameters: Parameters,
 }
 
-/// Makes sure that the bytes are in a file of this machine: the published one, or else a copy fetched from the learner.
-pub(crate) async fn ensure_local(
-    reference: &v1::WeightsRef,
-    scratch: &Path,
-    link: &Link,
-) -> Result<PathBuf, WeightsError> {
-    let published = PathBuf::from(&reference.path);
-    if published.metadata().is_ok_and(|file| file.len() == reference.bytes) || reference.address.is_empty() {
-        return Ok(published);
-    }
-    let copy = scratch.join(format!("weights-{}-{}", reference.generation, reference.version));
-    let problem = |problem: String| WeightsError::Fetch { address: reference.address.clone(), problem };
-    let channel = link.dial(&reference.address, PeerRole::Learner).await;
-    let channel = channel.map_err(|error| problem(error.to_string()))?;
-    let mut client = WeightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let mut file = File::create(&copy).map_err(|error| WeightsError::File { path: copy.clone(), error })?;
-    let mut offset = 0;
-    while offset < reference.bytes {
-        let request = v1::FetchWeightsRequest {
-            version: reference.version,
-            generation: reference.generation,
-            offset,
-            length: CHUNK_BYTES,
-        };
-        let chunk = tokio::time::timeout(CHUNK_DEADLINE, client.fetch_weights(request))
-            .await
-            .map_err(|_| problem(format!("no answer within {} s", CHUNK_DEADLINE.as_secs())))?
-            .map_err(|status| problem(status.message().to_owned()))?
-            .into_inner()
-            .data;
-        if chunk.is_empty() {
-            return Err(problem(format!("the weights end after {offset} of {} bytes", reference.bytes)));
+impl MappedWeights {
+    /// Maps a version and has the system bring its pages, so that the engine waits for neither.
+    ///
+    /// The mapping is private: nothing that is computed can write through it. The file under it never changes, as the store
+    /// promises, and it may be unlinked.
+    ///
+    /// # Errors
+    /// See [`WeightsError`].
+    pub fn map(received: &Received, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let description = received.whole.description().clone();
+        let layout = ParameterLayout::new(config);
+        let kind = kind(description.kind());
+        let expected = (layout.total() * kind.elt_size_in_bytes()) as u64;
+        if description.bytes() != expected {
+            return Err(WeightsError::OtherModel { bytes: description.bytes(), kind: description.kind(), expected });
         }
-        file.write_all(&chunk).map_err(|error| WeightsError::File { path: copy.clone(), error })?;
-        offset += chunk.len() as u64;
+        let name = received.whole.open_name();
+        let flat = Tensor::f_from_file(&name, false, layout.total() as i64, (kind, Device::Cpu))?;
+        let touched = bytes(&flat)?.iter().step_by(PAGE).fold(0u8, |sum, byte| sum ^ byte);
+        std::hint::black_box(touched);
+        Ok(Self { description, parameters: Parameters { layout, flat } })
     }
-    Ok(copy)
+
+    /// The kind of its numbers.
+    pub(crate) fn kind(&self) -> Kind {
+        self.parameters.flat.kind()
+    }
+
+    fn version(&self) -> WeightVersion {
+        self.description.id().version
+    }
+
+    /// An engine's first weights: as they are in host memory, as a copy on a device.
+    pub(crate) fn into_first(self, device: Device) -> Result<(Parameters, WeightVersion), TchError> {
+        let version = self.version();
+        if device == Device::Cpu {
+            return Ok((self.parameters, version));
+        }
+        let mut flat = Tensor::f_zeros(self.parameters.flat.size(), (self.kind(), device))?;
+        stage(&self.parameters.flat, &mut flat, STAGED_BYTES)?;
+        Ok((Parameters { layout: self.parameters.layout, flat }, version))
+    }
+
+    /// Takes the place of an engine's weights, between two steps. Returns the old ones where they were not overwritten: another
+    /// thread drops them, for to give so much memory back takes longer than a pass may wait.
+    ///
+    /// # Errors
+    /// When they cannot be copied to the engine's device.
+    pub fn replace(self, engine: &mut Engine) -> Result<Option<Parameters>, TchError> {
+        let version = self.version();
+        if engine.shares_parameters() {
+            return Ok(Some(engine.replace_parameters(self.parameters, version)));
+        }
+        // Recorded passes know where the weights lie, so they are overwritten in place.
+        stage(&self.parameters.flat, &mut engine.parameters_mut(version).flat, STAGED_BYTES)?;
+        Ok(None)
+    }
 }
 
-/// Overwrites `parameters` with the bytes at `path`, after checking their number and checksum.
-pub(crate) fn load(reference: &v1::WeightsRef, path: &Path, parameters: &mut Parameters) -> Result<(), WeightsError> {
-    let content = |problem: String| WeightsError::Content { path: path.to_owned(), problem };
-    let expected = parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes();
-    if kind(reference) != Some(parameters.flat.kind()) || reference.bytes != expected as u64 {
-        return Err(content(format!(
-            "{} bytes of {} do not fit this model's {expected} bytes of {:?}",
-            reference.bytes,
-            reference.kind,
-            parameters.flat.kind()
-        )));
+fn kind(kind: WeightKind) -> Kind {
+    match kind {
+        WeightKind::Float32 => Kind::Float,
+        WeightKind::Bfloat16 => Kind::BFloat16,
     }
-    let mut staging = match parameters.flat.device() {
-        Device::Cpu => parameters.flat.shallow_clone(),
-        _ => Tensor::empty(parameters.flat.size(), (parameters.flat.kind(), Device::Cpu)),
-    };
-    let file_error = |error| WeightsError::File { path: path.to_owned(), error };
-    let mut file = File::open(path).map_err(file_error)?;
-    file.read_exact(bytes_mut(&mut staging)?).map_err(file_error)?;
-    let crc32 = crc32fast::hash(bytes(&staging)?);
-    if crc32 != reference.crc32 {
-        return Err(content(format!("checksum {crc32:08x}, expected {:08x}", reference.crc32)));
+}
+
+/// Copies `host` over `target` by way of two buffers, pinned where `target` is on a device: while one is copied to the device,
+/// a thread fills the other.
+fn stage(host: &Tensor, target: &mut Tensor, staged_bytes: usize) -> Result<(), TchError> {
+    let total = host.size1()?;
+    let piece = (staged_bytes / host.kind().elt_size_in_bytes()).max(1) as i64;
+    let device = target.device();
+    let (give, empty) = sync::sync_channel::<Tensor>(2);
+    let (fill, filled) = sync::sync_channel::<Result<(i64, i64, Tensor), TchError>>(2);
+    for _ in 0..2 {
+        let buffer = Tensor::f_empty([piece.min(total)], (host.kind(), Device::Cpu))?;
+        let buffer = if device == Device::Cpu { buffer } else { buffer.f_pin_memory(device)? };
+        give.send(buffer).expect("the receiver is here");
     }
-    if parameters.flat.device() != Device::Cpu {
-        parameters.flat.copy_(&staging);
+    let source = host.shallow_clone();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut begin = 0;
+            while begin < total {
+                let length = piece.min(total - begin);
+                // The other side is gone when it has failed.
+                let Ok(buffer) = empty.recv() else { return };
+                let copied = (|| {
+                    buffer.f_narrow(0, 0, length)?.f_copy_(&source.f_narrow(0, begin, length)?)?;
+                    Ok((begin, length, buffer))
+                })();
+                if fill.send(copied).is_err() {
+                    return;
+                }
+                begin += length;
+            }
+        });
+        for copied in filled {
+            let (begin, length, buffer) = copied?;
+            // Returns when the device has it, so that the buffer can be filled again.
+            target.f_narrow(0, begin, length)?.f_copy_(&buffer.f_narrow(0, 0, length)?)?;
+            // Nobody waits for it after the last piece.
+            let _ = give.send(buffer);
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use pacs_torch::f32_ref;
+
+    use super::*;
+
+    #[test]
+    fn staged_pieces_make_the_whole() {
+        let host = Tensor::arange(1000, (Kind::Float, Device::Cpu));
+        for staged_bytes in [4, 4 * 7, 4 * 500, 4 * 1000, 1 << 20] {
+            let mut target = Tensor::zeros([1000], (Kind::Float, Device::Cpu));
+            stage(&host, &mut target, staged_bytes).expect("host memory");
+            assert_eq!(
+                f32_ref(&target).expect("host"),
+                f32_ref(&host).expect("host"),
+                "{staged_bytes} bytes at a time"
+            );
+        }
     }
-    Ok(())
 }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters, score};
-use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, SamplingOptions};
+use pacs_rollout::{Engine, EngineOptions, Finished, GroupJob, MappedWeights, SamplingOptions, WeightsError};
 use pacs_spec::Kernels;
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind, Tensor};
 use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
+use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
 const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
 
@@ -291,6 +292,55 @@ fn weights_may_be_replaced_while_samples_run() {
     }
     engine.submit(job(2, &prompt, 1, options(3))).expect("fits");
     assert_eq!(run(&mut engine)[0].sample.version, WeightVersion(9));
+}
+
+/// Weights in a store, which a process maps; a tenth smaller than those of the model.
+fn mapped(name: &str, version: u64) -> MappedWeights {
+    let folder = golden(name);
+    let config = ModelConfig::read(&folder).expect("golden model");
+    let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).expect("golden model");
+    let smaller = &parameters.flat * 0.9;
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let store = HostStore::open_in("run", &[place.path().to_owned()]).expect("a store");
+    let id = VersionId::new(1, version);
+    let content = pacs_torch::bytes(&smaller).expect("host memory");
+    let whole = store.publish(id, WeightKind::Float32, content).expect("room");
+    let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+    // The store and its file are gone when this returns.
+    MappedWeights::map(&received, &config).expect("of this model")
+}
+
+#[test]
+fn weights_that_are_mapped_in_the_middle_of_an_answer_are_those_that_were_copied() {
+    let name = "qwen3";
+    let prompt = sequences(name).remove(0);
+    let sample = |maps: bool| {
+        let mut engine = engine(name, 4, false);
+        engine.submit(job(1, &prompt, 3, options(16))).expect("fits");
+        (0..6).for_each(|_| finished_none(&engine.step().expect("generates")));
+        if maps {
+            assert!(mapped(name, 9).replace(&mut engine).expect("of this model").is_some());
+        } else {
+            let _ = engine.parameters_mut(WeightVersion(9)).flat.g_mul_scalar_(0.9);
+        }
+        engine.submit(job(2, &prompt, 1, options(4))).expect("fits");
+        run(&mut engine)
+    };
+    let (mapped, copied) = (sample(true), sample(false));
+    assert_eq!(mapped, copied);
+    let versions = |finished: &Finished| finished.sample.spans.iter().map(|span| span.version.0).collect::<Vec<_>>();
+    assert_eq!(mapped.iter().map(versions).collect::<Vec<_>>(), [vec![7, 9], vec![7, 9], vec![7, 9], vec![9]]);
+}
+
+#[test]
+fn weights_of_another_model_are_refused() {
+    let config = ModelConfig::read(&golden("llama3")).expect("golden model");
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let store = HostStore::open_in("run", &[place.path().to_owned()]).expect("a store");
+    let whole = store.publish(VersionId::new(1, 1), WeightKind::Float32, &[0; 4000]).expect("room");
+    let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+    let refused = MappedWeights::map(&received, &config);
+    assert!(matches!(refused, Err(WeightsError::OtherModel { bytes: 4000, .. })), "{refused:?}");
 }
 
 #[test]

@@ -169,8 +169,7 @@ pub async fn connect(address: &str, security: &Security, deadline: Duration) -> 
 
 /// Looks for the coordinator once. It may have moved since the last time.
 async fn find(address: &str, security: &Security) -> Result<Channel, Failed> {
-    let found = launch::find(address).map_err(|error| Failed::Passing(error.to_string()))?;
-    dial_any(&found, PeerRole::Coordinator, security).await.map_err(|error| match error {
+    dial_any(address, PeerRole::Coordinator, security).await.map_err(|error| match error {
         DialError::Address(address) => Failed::Final(JoinError::Address { address }),
         DialError::PlainText(error) => Failed::Final(error.into()),
         DialError::Unreachable(problem) => Failed::Passing(problem),
@@ -442,7 +441,13 @@ async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -
     }
 }
 
-async fn register_once(link: &Link, request: v1::RegisterRequest) -> Result<Registered, Failed> {
+async fn register_once(link: &Link, mut request: v1::RegisterRequest) -> Result<Registered, Failed> {
+    if link.run_id.get().is_none()
+        && let Some(id) = launch::run_id(&link.coordinator)
+        && link.run_id.tell(&id).is_ok()
+    {
+        request.run_id = id;
+    }
     let channel = of_run(find(&link.coordinator, &link.security).await?, link.run_id.clone());
     let client = WorkerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let name = request.name.clone();

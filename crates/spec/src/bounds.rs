@@ -7,7 +7,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use pacs_algo::{Objective, RewardMethod, Schedule};
+use pacs_types::MAX_SAMPLE_BYTES;
 
+use crate::weight::MOST_SEQUENCES;
 use crate::*;
 
 /// A broken bound, and the other values that take part in it.
@@ -167,6 +169,13 @@ impl Check {
         let rollout = &spec.rollout;
         self.range("rollout.samples_per_prompt", rollout.samples_per_prompt, 1..=1024);
         self.range("rollout.max_new_tokens", rollout.max_new_tokens, 1..=1_000_000);
+        let (most, mebibytes) = (spec.most_new_tokens(), MAX_SAMPLE_BYTES >> 20);
+        let message = format!(
+            "expected at most {most}: a sample with its log-probs and its text has to fit into {mebibytes} MiB of a message"
+        );
+        let fits = u64::from(rollout.max_new_tokens) <= most;
+        let also = &["rollout.top_p", "rollout.top_k", "rollout.min_p"];
+        self.that(fits, "rollout.max_new_tokens", rollout.max_new_tokens, message, also);
         self.range("rollout.temperature", rollout.temperature, 0.01..=10.0);
         self.above_zero("rollout.top_p", rollout.top_p, 1.0);
         self.range("rollout.top_k", rollout.top_k, 0..=1_000_000);
@@ -303,6 +312,13 @@ impl Check {
         let divides = parts > 0 && prompts.is_multiple_of(parts);
         let message = format!("expected a divisor of `batch.prompts_per_step` ({prompts})");
         self.that(divides, "batch.mini_batches", parts, message, &["batch.prompts_per_step"]);
+
+        let sequences = spec.sequences_per_step();
+        let message = format!(
+            "expected fewer: a step has {sequences} sequences, and every learner holds an index of at most {MOST_SEQUENCES}"
+        );
+        let also = &["rollout.samples_per_prompt"];
+        self.that(sequences <= MOST_SEQUENCES, "batch.prompts_per_step", prompts, message, also);
 
         let needs = spec.objective.filled().objective(spec.rollout.max_new_tokens).needs();
         if batch.old_logprobs == OldLogprobs::Rollout {

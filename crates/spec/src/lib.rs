@@ -18,6 +18,7 @@ mod objective;
 mod parse;
 mod types;
 mod verifier;
+mod weight;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
@@ -31,3 +32,4 @@ pub use types::*;
 pub use verifier::{
     Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, ServiceAddress, VerifierKind, VerifierSpec,
 };
+pub use weight::StepWeight;

@@ -283,7 +283,8 @@ pub enum GeneratorPart {
 pub struct RolloutSpec {
     /// Samples per prompt, `n`. Default 8, 1 to 1024 (objectives that compare the samples of a prompt need 2).
     pub samples_per_prompt: u32,
-    /// Most tokens of an answer. Default 8192, 1 to 1,000,000.
+    /// Most tokens of an answer. Default 8192, 1 to 1,000,000, and so few that a sample fits into a message: 838,860, or
+    /// 662,258 where `top_p`, `top_k` or `min_p` cut something off.
     pub max_new_tokens: u32,
     /// Sampling temperature. Default 1.0, 0.01 to 10.
     pub temperature: f64,
@@ -405,7 +406,7 @@ pub enum WeightDecayOn {
 pub struct BatchSpec {
     /// Training steps. Default 300, 1 to 1,000,000,000.
     pub steps: u64,
-    /// Prompts of a step. Default 1024, 1 to 1,000,000.
+    /// Prompts of a step. Default 1024, 1 to 1,000,000, with at most 16,777,216 samples.
     pub prompts_per_step: u32,
     /// Optimizer updates of a step; divides `prompts_per_step`. Default 4, at least 1.
     pub mini_batches: u32,

@@ -1,4 +1,5 @@
 use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
 
 use tch::Device;
 
@@ -13,24 +14,48 @@ pub enum DeviceError {
     /// The library is there, a usable GPU is not.
     #[error("libtorch sees no usable CUDA device; check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES")]
     NoDevice,
+    /// The process has computed otherwise before: libtorch cannot be set up twice.
+    #[error("libtorch computes {before} in this process; it cannot be set up again for {wanted}")]
+    SetUp {
+        /// How.
+        before: String,
+        /// How it was to.
+        wanted: String,
+    },
 }
+
+/// How libtorch was set up: with CUDA or without, and by how many threads.
+static SET_UP: Mutex<Option<(bool, usize)>> = Mutex::new(None);
 
 /// Prepares libtorch for this process and returns the device to compute on.
 ///
 /// Must come before any other libtorch call: a question for CUDA before its library is loaded caches "no CUDA" for good.
-/// `threads` 0 means one per core.
+/// `threads` 0 means one per core. A second call with the same arguments changes nothing.
 ///
 /// # Errors
-/// When `cuda` is asked for and cannot be had.
+/// When `cuda` is asked for and cannot be had, or the process was set up in another way before.
 pub fn init(cuda: bool, threads: usize) -> Result<Device, DeviceError> {
-    if cuda {
-        load_cuda()?;
-    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores } else { threads };
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-    // One stream of work a process: a second pool would only take cores from the first.
-    tch::set_num_interop_threads(1);
+    let mut set_up = SET_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    match *set_up {
+        // libtorch aborts when the second of its pools is set again.
+        Some(before) if before == (cuda, threads) => {}
+        Some(before) => {
+            let named =
+                |(cuda, threads)| format!("{} with {threads} threads", if cuda { "on CUDA" } else { "on the CPU" });
+            return Err(DeviceError::SetUp { before: named(before), wanted: named((cuda, threads)) });
+        }
+        None => {
+            if cuda {
+                load_cuda()?;
+            }
+            tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+            // One stream of work a process: a second pool would only take cores from the first.
+            tch::set_num_interop_threads(1);
+            *set_up = Some((cuda, threads));
+        }
+    }
     if !cuda {
         return Ok(Device::Cpu);
     }

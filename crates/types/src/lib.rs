@@ -11,4 +11,4 @@ mod sample;
 
 pub use ids::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId};
 pub use noise::{NoiseKey, mix};
-pub use sample::{FinishReason, Outcome, Purpose, Sample, Verdict, VersionSpan};
+pub use sample::{FinishReason, MAX_SAMPLE_BYTES, Outcome, Purpose, Sample, Verdict, VersionSpan};

@@ -22,6 +22,9 @@ pub enum FinishReason {
     Length,
 }
 
+/// Most bytes that one sample may take in a message: what cannot be divided bounds the size of all messages.
+pub const MAX_SAMPLE_BYTES: usize = 12 << 20;
+
 /// One generated answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {

@@ -2,11 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
-use pacs_protocol::{MAX_MESSAGE_BYTES, v1};
+use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
 use pacs_runtime::net::{RunChannel, RunIdentity};
 use pacs_runtime::trace::{self, TraceContext};
 use pacs_runtime::{Activity, CallError, Membership, Policy};
 use pacs_types::WorkerId;
+use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -162,9 +163,12 @@ impl Submitting {
             self.room.tell_activity();
             // Never closed: the leasing side holds a sender.
             self.graded.recv_many(&mut verdicts, self.room.capacity).await;
-            let handed_in = self.submit(std::mem::take(&mut verdicts)).await;
-            if let Err(failed) = handed_in {
-                return failed;
+            while !verdicts.is_empty() {
+                let fitting = how_many_fit(&mut verdicts);
+                let rest = verdicts.split_off(fitting);
+                if let Err(failed) = self.submit(std::mem::replace(&mut verdicts, rest)).await {
+                    return failed;
+                }
             }
         }
     }
@@ -181,5 +185,58 @@ impl Submitting {
             tracing::info!(stale = response.stale, "verdicts came after their lease had lapsed");
         }
         Ok(())
+    }
+}
+
+/// Bytes of an extracted answer or a rule that are handed in: a verifier may say what it likes.
+const MOST_TEXT: usize = 64 << 10;
+
+/// How many of the verdicts go into one call, at least one; their texts are cut to what anybody would read.
+fn how_many_fit(verdicts: &mut [v1::TaskVerdict]) -> usize {
+    let mut room = ANSWER_BYTES;
+    let fits = |verdict: &mut v1::TaskVerdict| {
+        if let Some(verdict) = &mut verdict.verdict {
+            let texts = verdict.extracted.iter_mut().chain([&mut verdict.rule]);
+            texts.for_each(|text| text.truncate(text.floor_char_boundary(MOST_TEXT)));
+        }
+        let left = room.checked_sub(verdict.encoded_len() + FIELD_BYTES);
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    verdicts.iter_mut().map(fits).take_while(|fits| *fits).count().max(1)
+}
+
+/// Tag and length of a message in a list.
+const FIELD_BYTES: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_go_into_calls_of_bounded_size_and_none_is_lost() {
+        let verdict = |index: usize, text: usize| v1::TaskVerdict {
+            sample_index: index as u32,
+            verdict: Some(v1::Verdict {
+                extracted: Some("ä".repeat(text)),
+                rule: "x".repeat(text),
+                ..v1::Verdict::default()
+            }),
+            ..v1::TaskVerdict::default()
+        };
+        let mut left: Vec<_> = (0..300).map(|index| verdict(index, index * 1000)).collect();
+        let mut calls = Vec::new();
+        while !left.is_empty() {
+            let fitting = how_many_fit(&mut left);
+            let rest = left.split_off(fitting);
+            calls.push(std::mem::replace(&mut left, rest));
+        }
+        assert!(calls.len() > 1);
+        for verdicts in &calls {
+            let request = v1::SubmitVerdictsRequest { worker_id: 1, verdicts: verdicts.clone() };
+            assert!(request.encoded_len() <= ANSWER_BYTES + 16, "{} bytes", request.encoded_len());
+        }
+        let indices = calls.iter().flatten().map(|verdict| verdict.sample_index);
+        assert!(indices.eq(0..300));
     }
 }

@@ -31,7 +31,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Generates samples for a coordinator.
-    Rollout(role::Arguments),
+    Rollout(role::RolloutArguments),
     /// Computes gradients for a coordinator, as one learner rank.
     Learner(role::LearnerArguments),
     /// Measures training, generation, and the network between ranks; prints JSON lines.
@@ -55,8 +55,8 @@ fn main() -> ExitCode {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
     let is_role = matches!(arguments.command, Command::Rollout(_) | Command::Learner(_));
     let result = match arguments.command {
-        Command::Rollout(arguments) => role::rollout(arguments),
-        Command::Learner(arguments) => role::learner(arguments),
+        Command::Rollout(arguments) => in_role(|| role::rollout(arguments)),
+        Command::Learner(arguments) => in_role(|| role::learner(arguments)),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
@@ -76,6 +76,15 @@ fn main() -> ExitCode {
         pacs_torch::end_process(exit.code());
     }
     exit.into()
+}
+
+/// Runs a role. A panic that unwound out of `main` would run the static destructors of libtorch under the engine or trainer,
+/// which then panics, too, for a reason that means nothing.
+fn in_role(role: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(role)).unwrap_or_else(|_| {
+        // The hook has said where and why.
+        Err(Failure { error: anyhow::anyhow!("go on after a panic"), exit: Exit::Bug })
+    })
 }
 
 /// An error and the exit code that fits.

@@ -14,10 +14,6 @@ use crate::Failure;
 
 /// What both roles need.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  pacs-worker rollout --coordinator node-1:7700 --name rollout-3 --tls-dir certs --threads 8
-  pacs-worker rollout --coordinator 127.0.0.1:7700 --name rollout-3 --plaintext")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     worker: WorkerArguments,
@@ -27,6 +23,21 @@ pub(crate) struct Arguments {
     /// Where tensors live.
     #[arg(long, env = "PACS_DEVICE", value_enum, default_value_t = Device::Cpu)]
     device: Device,
+}
+
+/// What a rollout worker needs besides.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs-worker rollout --coordinator node-1:7700 --name rollout-3 --tls-dir certs --threads 8
+  pacs-worker rollout --coordinator 127.0.0.1:7700 --name rollout-3 --plaintext")]
+pub(crate) struct RolloutArguments {
+    #[command(flatten)]
+    common: Arguments,
+    /// Address of this machine that rollout workers of other machines reach, to fetch weights. Default: $PACS_BIND, else the
+    /// Slurm node's name, else the address from which the coordinator is reached.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<String>,
 }
 
 /// What a learner needs besides.
@@ -79,11 +90,13 @@ enum Device {
     Cuda,
 }
 
-pub(crate) fn rollout(arguments: Arguments) -> Result<Exit, Failure> {
+pub(crate) fn rollout(arguments: RolloutArguments) -> Result<Exit, Failure> {
+    let RolloutArguments { common, bind } = arguments;
     run(Shutdown::new(), |shutdown| async move {
-        let Placement { link, name } = arguments.worker.place(PeerRole::Rollout).await.map_err(misplaced)?;
-        let (cuda, threads) = (arguments.device == Device::Cuda, arguments.threads);
-        let options = RolloutOptions { link, name, cuda, threads };
+        let Placement { link, name } = common.worker.place(PeerRole::Rollout).await.map_err(misplaced)?;
+        let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
+        let (cuda, threads) = (common.device == Device::Cuda, common.threads);
+        let options = RolloutOptions { link, name, bind, cuda, threads };
         pacs_rollout::run(options, shutdown).await.map_err(|error| Failure {
             exit: error.exit(),
             error: anyhow::Error::new(error).context("generate samples"),

@@ -69,6 +69,10 @@ pub(crate) struct Coordinator {
     /// Which start of the job this is: workers of another one are refused. Launchers set it.
     #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]
     pub(crate) attempt: String,
+    /// Which run this is, as `pacs run-id` prints it: a new folder takes this id, and one with another id is refused. Launchers
+    /// set it. Default: the id of the folder; a new one gets a random id.
+    #[arg(long, value_name = "ID", env = "PACS_RUN_ID", default_value = "")]
+    pub(crate) run_id: String,
     /// Starts in a row that find no checkpoint newer than the one before found, after which the run is given up; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) starts_without_progress: usize,
@@ -81,6 +85,17 @@ pub(crate) struct Coordinator {
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  export PACS_RUN_ID=$(pacs run-id /shared/runs/demo)     before the processes of the run are started
+
+The coordinator and all workers of a run must have the same id; strangers are refused.")]
+pub(crate) struct RunId {
+    /// Folder of the run; made when it is not there.
+    pub(crate) run_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,12 @@ pub(crate) struct LaunchKubernetes {
     /// Image with `pacs-worker`, for learners and rollout workers.
     #[arg(long)]
     pub(crate) worker_image: String,
+    /// Namespace that the manifests are applied to, from which, with the job's name, the id of the run is made.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) namespace: String,
+    /// Id of the run, 32 lower-case hexadecimal digits, instead: for a run that begins anew under a name that was used before.
+    #[arg(long, value_name = "ID", value_parser = run_id)]
+    pub(crate) run_id: Option<String>,
     /// Claim of the volume with the model and the problems, mounted read-only at /data.
     #[arg(long, value_name = "NAME", default_value = "pacs-data")]
     pub(crate) data_claim: String,
@@ -47,6 +53,11 @@ pub(crate) struct LaunchKubernetes {
     /// Seconds that the coordinator and learners have to save when their pod is to end: the longest step and checkpoint.
     #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(30..=86_400))]
     pub(crate) grace_period: u32,
+}
+
+fn run_id(text: &str) -> Result<String, String> {
+    let is_id = pacs_runtime::net::is_run_id(text);
+    is_id.then(|| text.to_owned()).ok_or_else(|| "expected 32 lower-case hexadecimal digits".to_owned())
 }
 
 #[derive(Debug, Args)]

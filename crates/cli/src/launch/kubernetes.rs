@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use pacs_spec::{DeviceKind, JobSpec};
+use ring::digest::{SHA256, digest};
 
 use crate::arguments::LaunchKubernetes;
 
@@ -30,8 +31,9 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
     let gpu = resources.device == DeviceKind::Cuda;
     let threads = if resources.threads == 0 { arguments.cpu } else { resources.threads };
     let values = [
+        ("job", scalar(text)),
+        ("run_id", arguments.run_id.clone().unwrap_or_else(|| run_id(&arguments.namespace, &name))),
         ("name", name),
-        ("job", indented(text)),
         ("image", arguments.image.clone()),
         ("worker_image", arguments.worker_image.clone()),
         ("data_claim", arguments.data_claim.clone()),
@@ -60,10 +62,40 @@ fn fill(values: &[(&str, String)]) -> String {
     rest.into_iter().chain(job).fold(TEMPLATE.to_owned(), |text, (key, value)| text.replace(&format!("@{key}@"), value))
 }
 
-/// As the lines of a block below a key.
-fn indented(text: &str) -> String {
+/// The id of the run. Manifests are made and applied again and again, so it is the same each time for the same release.
+fn run_id(namespace: &str, name: &str) -> String {
+    let digest = digest(&SHA256, format!("{namespace}/{name}").as_bytes());
+    digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The text as the value of a key: the lines of a block below it, unless YAML does not take one of its characters as it is.
+fn scalar(text: &str) -> String {
+    if text.chars().any(is_special) {
+        return quoted(text);
+    }
     let lines: Vec<String> = text.lines().map(|line| format!("    {line}").trim_end().to_owned()).collect();
-    lines.join("\n")
+    format!("|\n{}", lines.join("\n"))
+}
+
+/// Whether YAML ends a line there (1.1 does at U+0085, U+2028 and U+2029, and then the text of a TOML comment is a manifest of its
+/// own), or refuses it.
+fn is_special(c: char) -> bool {
+    let is_control = c.is_control() && !matches!(c, '\t' | '\n' | '\r');
+    is_control || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+}
+
+/// In double quotes on one line, with escapes.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            c if c.is_control() || is_special(c) => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
 }
 
 /// Lower-case letters, digits and dashes, none of them at an end.
@@ -100,6 +132,15 @@ rollouts = 2
 verifiers = 2
 ";
 
+    /// As `scalar` does it. JSON is a double-quoted scalar of YAML, but leaves U+0085 and the like as they are.
+    const HELM_JOB: &str = "{{ if regexMatch \"[\\\\x{7f}-\\\\x{9f}\\\\x{2028}\\\\x{2029}\\\\x{feff}\\\\x{fffe}\\\\x{ffff}]\" .Values.job }}\
+                            {{ .Values.job | toJson | replace \"\\u0085\" \"\\\\u0085\" }}{{ else }}|\n\
+                            {{ .Values.job | required \"job: the job spec (TOML)\" | indent 4 }}{{ end }}";
+
+    /// As `run_id` does it.
+    const HELM_RUN_ID: &str =
+        "{{ .Values.runId | default (printf \"%s/%s\" .Release.Namespace .Release.Name | sha256sum | trunc 32) }}";
+
     fn launch(job: &str, more: &[&str]) -> Result<String> {
         let images = ["--image", "registry.example/pacs:0.1.0", "--worker-image", "registry.example/pacs-worker:0.1.0"];
         let line = ["pacs", "launch", "kubernetes", "job.toml"].iter().chain(&images).chain(more);
@@ -124,7 +165,8 @@ verifiers = 2
         let value = |name: &str| format!("{{{{ .Values.{name} }}}}");
         let values = [
             ("name", "{{ .Release.Name }}".to_owned()),
-            ("job", "{{ .Values.job | required \"job: the job spec (TOML)\" | indent 4 }}".to_owned()),
+            ("job", HELM_JOB.to_owned()),
+            ("run_id", HELM_RUN_ID.to_owned()),
             ("image", value("image")),
             ("worker_image", value("workerImage")),
             ("data_claim", value("dataClaim")),
@@ -162,6 +204,31 @@ verifiers = 2
         assert!(error.to_string().contains("at most 40 characters"), "{error}");
         let text = launch(&JOB.replace("\"demo\"", "\"My_Job_\""), &[]).expect("printed");
         assert!(text.contains("name: my-job-coordinator\n"));
+    }
+
+    #[test]
+    fn the_id_is_that_of_the_release() {
+        // printf default/demo | sha256sum
+        let id = "02c8c86b636ca99e50790fccaf6d8050";
+        assert_eq!(run_id("default", "demo"), id);
+        let text = launch(JOB, &[]).expect("printed");
+        assert_eq!(text.matches(&format!("{{name: PACS_RUN_ID, value: \"{id}\"}}")).count(), 4, "all four roles");
+        let given = "0123456789abcdef".repeat(2);
+        assert_eq!(launch(JOB, &["--run-id", &given]).expect("printed").matches(&given).count(), 4);
+        assert!(!launch(JOB, &["--namespace", "lab"]).expect("printed").contains(id));
+    }
+
+    #[test]
+    fn no_character_of_the_job_ends_its_value() {
+        for c in ['\u{85}', '\u{2028}', '\u{2029}', '\u{feff}', '\u{9b}'] {
+            let job = JOB.replace("[resources]\n", &format!("# a \"comment\" \\ {c}---{c}kind: Pod\n[resources]\n"));
+            let text = launch(&job, &[]).expect("printed");
+            assert!(!text.contains(c), "{text}");
+            let line = text.lines().find(|line| line.starts_with("  job.toml: ")).expect("the job");
+            let value = line.strip_prefix("  job.toml: ").expect("a key");
+            // The escapes are those of JSON, too.
+            assert_eq!(serde_json::from_str::<String>(value).expect("quoted"), job);
+        }
     }
 
     #[test]

@@ -80,15 +80,17 @@ fn time_limit(time: &str) -> Result<Option<u64>> {
         None => (None, time),
     };
     let parts = rest.split(':').map(|part| part.parse::<u64>().map_err(|_| malformed())).collect::<Result<Vec<_>>>()?;
-    let seconds = match (days, parts.as_slice()) {
-        (None, [minutes]) => minutes * 60,
-        (None, [minutes, seconds]) => minutes * 60 + seconds,
-        (Some(_), [hours]) => hours * 3600,
-        (Some(_), [hours, minutes]) => hours * 3600 + minutes * 60,
-        (_, [hours, minutes, seconds]) => hours * 3600 + minutes * 60 + seconds,
+    let (hours, minutes, seconds) = match (days, parts.as_slice()) {
+        (None, [minutes]) => (0, *minutes, 0),
+        (None, [minutes, seconds]) => (0, *minutes, *seconds),
+        (Some(_), [hours]) => (*hours, 0, 0),
+        (Some(_), [hours, minutes]) => (*hours, *minutes, 0),
+        (_, [hours, minutes, seconds]) => (*hours, *minutes, *seconds),
         _ => return Err(malformed()),
     };
-    Ok(Some(days.unwrap_or(0) * 86_400 + seconds))
+    let parts = [(days.unwrap_or(0), 86_400), (hours, 3600), (minutes, 60), (seconds, 1)];
+    let total = parts.into_iter().try_fold(0u64, |total, (count, unit)| total.checked_add(count.checked_mul(unit)?));
+    total.map(Some).ok_or_else(malformed)
 }
 
 /// A warning that comes before the first step would have the job go round and round.
@@ -201,6 +203,9 @@ fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allo
     }
     put(script, "logs=$PACS_RUN_DIR/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}");
     put(script, "mkdir -p \"$PACS_RUN_DIR/logs\" || exit 75");
+    put(script, "# Which run this is: made once for the folder, and what belongs to another run is refused.");
+    put(script, "PACS_RUN_ID=$(pacs run-id \"$PACS_RUN_DIR\") || exit");
+    put(script, "export PACS_RUN_ID");
     if tls_dir.is_none() && arguments.only.is_none() {
         put(script, "pacs certs --if-missing \"$PACS_TLS_DIR\" || exit 78");
     }
@@ -394,7 +399,9 @@ mod tests {
         for (time, expected) in times.into_iter().zip(seconds) {
             assert_eq!(time_limit(time).expect("a time"), expected, "{time}");
         }
-        for wrong in ["", "1h", "1:2:3:4", "1-", "x-1"] {
+        for wrong in
+            ["", "1h", "1:2:3:4", "1-", "x-1", "9999999999999999999", "18446744073709551615-0", "307445734561825861"]
+        {
             assert!(time_limit(wrong).is_err(), "{wrong}");
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::adopt::is_worker;
+use super::adopt::Living;
 use super::restarts::{Next, Restarts, describe};
 
 /// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
@@ -37,14 +37,33 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const TAIL_BYTES: u64 = 8192;
 const TAIL_LINES: usize = 8;
 
+/// Tells a process which run it belongs to.
+const RUN_ID: &str = "PACS_RUN_ID";
+
+/// Tells a worker the order in which the processes of its name were started, so that a coordinator gives the name to the latest
+/// one without waiting for the heartbeats of a dead one to be missed.
+pub(crate) const STARTED: &str = "PACS_STARTED";
+
+/// Microseconds since 1970, later each time: clocks are set back.
+pub(crate) fn started() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
+    let later = |last: u64| Some(now.max(last + 1));
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).unwrap_or_else(|last| last);
+    now.max(last + 1)
+}
+
 /// How to start one worker.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerCommand {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
-    /// A process of an earlier run that does this already; it is watched, and started again like any other when it ends.
-    pub(crate) living: Option<u32>,
+    /// The run that it belongs to.
+    pub(crate) run_id: String,
+    /// A process that an earlier `pacs run` has left and that does this already; it is watched, and started again like any other
+    /// when it ends.
+    pub(crate) living: Option<Living>,
 }
 
 /// What happened to a worker process.
@@ -158,8 +177,8 @@ async fn supervise(
     news: mpsc::Sender<WorkerNews>,
     about: About,
 ) {
-    if let Some(pid) = command.living.take() {
-        watch_living(pid, &command.name, &mut order).await;
+    if let Some(living) = command.living.take() {
+        watch_living(living, &mut order).await;
         if *order.borrow() != Order::Run || about.is_retired(&command.name) {
             return;
         }
@@ -219,6 +238,8 @@ fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
     let output = File::options().create(true).append(true).open(log)?;
     Command::new(&command.program)
         .args(&command.arguments)
+        .env(RUN_ID, &command.run_id)
+        .env(STARTED, started().to_string())
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
@@ -244,17 +265,23 @@ async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> i
 }
 
 /// Waits for a process to end that is no child of this one, passing on orders to end it.
-async fn watch_living(pid: u32, name: &str, order: &mut watch::Receiver<Order>) {
-    while is_worker(pid, name) {
+async fn watch_living(living: Living, order: &mut watch::Receiver<Order>) {
+    while living.is_alive() {
         tokio::select! {
             changed = order.changed() => if changed.is_err() { return },
             () = sleep(LOOK_AGAIN) => continue,
         }
         match *order.borrow_and_update() {
             Order::Run | Order::Leave => {}
-            Order::Terminate => signal_group(pid, Signal::SIGTERM),
-            Order::Kill => signal_group(pid, Signal::SIGKILL),
+            Order::Terminate => signal_living(living, Signal::SIGTERM),
+            Order::Kill => signal_living(living, Signal::SIGKILL),
         }
+    }
+}
+
+fn signal_living(living: Living, signal: Signal) {
+    if living.is_alive() {
+        signal_group(living.pid(), signal);
     }
 }
 

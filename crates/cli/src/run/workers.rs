@@ -9,18 +9,20 @@ use pacs_spec::{DeviceKind, JobSpec};
 use super::supervisor::WorkerCommand;
 use crate::failure::Failure;
 
-const WORKER_PROGRAM: &str = "pacs-worker";
+pub(crate) const WORKER_PROGRAM: &str = "pacs-worker";
 
-/// The commands of all workers of `spec`, which dial the coordinator at `address`, with the certificates in `tls_dir` or
-/// within this machine.
+/// The commands of all workers of `spec` in the run `run_id`, with the certificates in `tls_dir` or within this machine. They look
+/// for their coordinator in the run folder and not at an address: they outlive it, and the next one may have to take another port.
 pub(crate) fn commands(
     spec: &JobSpec,
     worker: &Path,
-    address: SocketAddr,
+    (run_dir, run_id): (&Path, &str),
     tls_dir: Option<&Path>,
 ) -> Result<Vec<WorkerCommand>, Failure> {
     let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
-    let address = local(address).to_string();
+    // Relative paths would be addresses.
+    let run_dir = run_dir.canonicalize().context("resolve the run folder").map_err(Failure::config)?;
+    let run_dir = run_dir.display().to_string();
     let resources = &spec.resources;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let security = match tls_dir {
@@ -31,9 +33,10 @@ pub(crate) fn commands(
     let mut add = |role: &str, count: u32, program: &Path, extra: &[String]| {
         for index in 0..count {
             let name = format!("{role}-{index}");
-            let fixed = [role, "--coordinator", &address, "--name", &name].map(str::to_owned);
+            let fixed = [role, "--coordinator", &run_dir, "--name", &name].map(str::to_owned);
             let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
-            commands.push(WorkerCommand { name, program: program.to_owned(), arguments, living: None });
+            let (program, run_id) = (program.to_owned(), run_id.to_owned());
+            commands.push(WorkerCommand { name, program, arguments, run_id, living: None });
         }
     };
     add("verifier", resources.verifiers, &this, &[]);
@@ -92,18 +95,16 @@ mod tests {
         let text = "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
                     resources = { rollouts = 2, learners = 1, verifiers = 1, threads = 3 }";
         let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
-        let address = "0.0.0.0:7700".parse().expect("an address");
-        let commands = commands(&spec, Path::new("/bin/pacs-worker"), address, None).expect("found");
+        let run = (Path::new("/usr/../"), "0123");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None).expect("found");
         let names: Vec<&str> = commands.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["verifier-0", "rollout-0", "rollout-1", "learner-0"]);
-        assert_eq!(
-            commands[0].arguments.join(" "),
-            "verifier --coordinator 127.0.0.1:7700 --name verifier-0 --plaintext"
-        );
+        assert_eq!(commands[0].arguments.join(" "), "verifier --coordinator / --name verifier-0 --plaintext");
+        assert!(commands.iter().all(|command| command.run_id == "0123"));
         assert_eq!(commands[2].program, Path::new("/bin/pacs-worker"));
         assert_eq!(
             commands[2].arguments.join(" "),
-            "rollout --coordinator 127.0.0.1:7700 --name rollout-1 --plaintext --threads 3 --device cpu"
+            "rollout --coordinator / --name rollout-1 --plaintext --threads 3 --device cpu"
         );
     }
 

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use pacs_machine::{Dropped, Effect, End, Event, Snapshot};
+use pacs_machine::{Counter, Dropped, Effect, End, PhaseKind};
 use pacs_types::{GroupId, Purpose};
+use serde::Serialize;
 
 use super::summary::{RoundNumbers, unix_time};
-use super::{Batch, Driver, RECENT_STEPS, Sharing};
+use super::{Batch, Driver, RECENT_STEPS, Sharing, Wait};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
-use crate::records::{ArchivedSample, Manifest, Retention, Round};
+use crate::records::{ArchivedSample, Job, LinesOf, Round};
 
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
@@ -20,29 +21,26 @@ const MOST_RECORDS: u64 = 500_000;
 
 impl Driver {
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
-        let changed = !effects.is_empty();
         for effect in effects {
             self.apply_one(effect);
         }
-        if changed {
-            self.notify();
-        }
     }
 
-    fn apply_one(&mut self, effect: Effect) {
+    /// Carries an effect out. Those of records that are taken in again come here, too: what they say of memory is done again,
+    /// and what they had written down is not written twice; nobody is told of it again.
+    pub(crate) fn apply_one(&mut self, effect: Effect) {
+        let live = !self.replaying;
         match effect {
-            Effect::Phase(name) => {
-                tracing::debug!(phase = name, "phase");
-                self.clock.enter(name, Instant::now());
-                self.told_waiting = None;
+            Effect::Phase(phase) => {
+                if live {
+                    tracing::debug!(%phase, "phase");
+                    self.clock.enter(phase, Instant::now());
+                    self.told_waiting = None;
+                }
             }
-            Effect::Persist(record) => self.journal.append(&record, None, None),
             Effect::DropGroup { group, why } => {
-                match why {
-                    Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
-                    Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
-                    Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
-                    Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
+                if live {
+                    log_dropped(group, why);
                 }
                 self.store.drop_group(group);
             }
@@ -52,43 +50,74 @@ impl Driver {
             }
             Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),
             Effect::ReplaceSample(sample) => {
-                tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                if live {
+                    tracing::warn!(%sample, "a sample was given up for another: its verifications failed or timed out");
+                }
                 self.store.drop_sample(sample);
             }
             Effect::Train { step, groups, left_out, ranks, lag } => {
                 self.form_batch(step, groups, left_out, ranks);
                 self.lag = lag;
             }
-            Effect::StepDone { step } => self.step_done(step),
-            Effect::Evaluated { step, groups, excluded } => self.evaluated(step, groups, excluded),
-            Effect::CreateCheckpoint { step, save } => self.create_checkpoint(step, save),
-            Effect::CommitCheckpoint { snapshot, model, save } => self.commit_checkpoint(snapshot, model, save),
+            Effect::StepDone { step } => match self.run_folder.has(LinesOf::Metrics, step) {
+                true => self.step_was_done(),
+                false => self.step_done(step),
+            },
+            Effect::Evaluated { step, groups, excluded } => match self.run_folder.has(LinesOf::Evaluations, step) {
+                true => groups.into_iter().for_each(|group| self.store.drop_group(group)),
+                false => self.evaluated(step, groups, excluded),
+            },
+            Effect::CreateCheckpoint { step, save } => {
+                self.saved.clear();
+                // What is left of these two when all records are taken in is done then: `go_on`.
+                if live {
+                    self.create_checkpoint(step, save);
+                }
+            }
+            Effect::CommitCheckpoint { snapshot, model, save } => {
+                if live {
+                    self.commit_checkpoint(snapshot, model, save);
+                }
+            }
             Effect::Rewound { step, forgotten } => self.rewound(step, &forgotten),
             Effect::GenerationFormed { generation, names } => {
-                tracing::info!(%generation, learners = names.join(" "), "generation formed");
+                if live {
+                    tracing::info!(%generation, learners = names.join(" "), "generation formed");
+                }
                 self.learner_names = names;
             }
             Effect::Prepared { step } => {
                 self.weights.clone_from(&self.published);
-                let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
-                self.tell_progress(Progress::Prepared { step, total_steps, learners });
+                if live {
+                    self.notify(Wait::Weights);
+                    let (total_steps, learners) = (self.spec.batch.steps, self.learner_names.clone());
+                    self.tell_progress(Progress::Prepared { step, total_steps, learners });
+                }
             }
-            Effect::WorkerLost { name, role, why } => {
-                tracing::warn!(worker = name, %role, "worker lost: it {why}");
-                self.tell_progress(Progress::WorkerLost { name, why });
+            Effect::WorkerLost { worker, name, role, why } => {
+                if live {
+                    tracing::warn!(worker = name, %role, "worker lost: it {why}");
+                    // A call of its own that still waits is refused at once.
+                    self.wake_own(worker);
+                    self.tell_progress(Progress::WorkerLost { name, why });
+                }
             }
             Effect::Drained { name } => {
-                if self.drained.insert(name.clone()) {
+                if live && self.drained.insert(name.clone()) {
                     self.tell_progress(Progress::Drained { name });
                 }
             }
             Effect::Note(text) => {
-                tracing::warn!("{text}");
-                self.tell_progress(Progress::Note { text });
+                if live {
+                    tracing::warn!("{text}");
+                    self.tell_progress(Progress::Note { text });
+                }
             }
-            Effect::Ended(end) => self.finish(&end),
-            // Answers are taken off the list before it gets here.
-            Effect::Reply(_) | Effect::Refuse(_) => {}
+            Effect::Ended(end) => {
+                if live {
+                    self.finish(&end);
+                }
+            }
         }
     }
 
@@ -99,15 +128,26 @@ impl Driver {
         self.batch = Some(Batch::new(step, groups, left_out, self.spec.batch.mini_batches, &sharing));
     }
 
-    pub(crate) fn step_done(&mut self, step: u64) {
+    /// The step is written down already: only memory is to forget it.
+    fn step_was_done(&mut self) {
         self.weights.clone_from(&self.published);
+        if let Some(batch) = self.batch.take() {
+            batch.groups.iter().chain(&batch.left_out).for_each(|group| self.store.drop_group(*group));
+        }
+        self.trained = None;
+    }
+
+    fn step_done(&mut self, step: u64) {
+        self.weights.clone_from(&self.published);
+        self.notify(Wait::Weights);
         let Some(batch) = self.batch.take() else { return };
         let sampled: Vec<GroupId> = batch.groups.iter().chain(&batch.left_out).copied().collect();
         let numbers = RoundNumbers::new(&sampled, 1, &self.store);
         let trained = self.trained.take().unwrap_or_default();
         let now = Instant::now();
-        let (sampling, training) = (self.clock.take("sampling", now), self.clock.take("training", now));
-        let stalled = self.clock.take("saving", now) + self.clock.take("committing", now);
+        let (sampling, training) =
+            (self.clock.take(PhaseKind::Sampling, now), self.clock.take(PhaseKind::Training, now));
+        let stalled = self.clock.take(PhaseKind::Saving, now) + self.clock.take(PhaseKind::Committing, now);
         let total = sampling + training;
         let seconds = StepSeconds {
             sampling_seconds: sampling,
@@ -123,7 +163,7 @@ impl Driver {
         }
         self.recent_steps.push_back(seconds.total_seconds);
         let counted = self.take_counted();
-        let count = |name: &str| counted.get(name).copied().unwrap_or(0);
+        let count = |counter: Counter| counted.get(&counter).copied().unwrap_or(0);
         let summary = StepSummary {
             step,
             total_steps: self.spec.batch.steps,
@@ -137,13 +177,13 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
-            failed_verdicts: count("failed_verdicts"),
-            replaced_samples: count("replaced_samples"),
-            dropped_groups: count("dropped_groups"),
-            uniform_groups_left_out: count("uniform_groups_left_out"),
-            evicted_groups: count("evicted_groups"),
-            skipped_draws: count("skipped_draws"),
-            reopened_problems: count("reopened_problems"),
+            failed_verdicts: count(Counter::FailedVerdicts),
+            replaced_samples: count(Counter::ReplacedSamples),
+            dropped_groups: count(Counter::DroppedGroups),
+            uniform_groups_left_out: count(Counter::UniformGroups),
+            evicted_groups: count(Counter::EvictedGroups),
+            skipped_draws: count(Counter::SkippedDraws),
+            reopened_problems: count(Counter::ReopenedProblems),
             retired_problems: self.machine.retired_problems().unwrap_or(0) as u64,
             generated_tokens: numbers.tokens,
             tokens_per_second: numbers.tokens as f64 / seconds.total_seconds.max(f64::MIN_POSITIVE),
@@ -152,10 +192,10 @@ impl Driver {
             metrics: trained.metrics.into_iter().chain(self.verifications.take_step()).collect(),
             remaining_seconds: self.remaining_seconds(step).unwrap_or(0.0),
         };
-        if let Err(error) = self.metrics.append(&summary.numbers()) {
-            tracing::warn!("metrics.jsonl was not written: {error}");
-        }
+        // Before the line, which says that all of the step is written.
         self.archive_round(step, Purpose::Train, &sampled);
+        let line = line(&summary.numbers());
+        self.hand_over(Job::Append { to: LinesOf::Metrics, step, line, score: None });
         self.keep_snapshot();
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
@@ -170,7 +210,7 @@ impl Driver {
         Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
     }
 
-    pub(crate) fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
+    fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
         let k = self.spec.evaluation.samples_per_problem;
         let numbers = RoundNumbers::new(&groups, k, &self.store);
         let summary = EvaluationSummary {
@@ -185,15 +225,14 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
-            seconds: self.clock.take("evaluating", Instant::now()),
+            seconds: self.clock.take(PhaseKind::Evaluating, Instant::now()),
         };
-        if let Err(error) = self.evaluations.append(&summary) {
-            tracing::warn!("evaluations.jsonl was not written: {error}");
-        }
+        self.archive_round(step, Purpose::Evaluate, &groups);
+        let (line, score) = (line(&summary), Some(summary.pass_at_1));
+        self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line, score });
         // The metrics of the next step speak of its own verifications.
         self.verifications.take_step();
         self.take_counted();
-        self.archive_round(step, Purpose::Evaluate, &groups);
         self.tell_progress(Progress::Evaluated(summary));
     }
 
@@ -202,7 +241,7 @@ impl Driver {
         let mut samples = Vec::new();
         for group in groups {
             let judged = self.store.take(*group);
-            if self.archive.is_none() {
+            if !self.run_folder.archives() {
                 continue;
             }
             let problem = self.problem(*group);
@@ -217,62 +256,12 @@ impl Driver {
                 verdict,
             }));
         }
-        if let Some(archive) = &self.archive {
-            archive.write(Round { step, purpose, samples });
+        if self.run_folder.archives() {
+            self.hand_over(Job::Archive(Round { step, purpose, samples }));
         }
     }
 
-    pub(crate) fn create_checkpoint(&mut self, step: u64, save: u64) {
-        self.saved.clear();
-        self.saves.begin(Instant::now());
-        if let Err(error) = self.checkpoints.create(step, save) {
-            self.tell(Event::CheckpointFailed { step, reason: error.to_string() });
-        }
-    }
-
-    pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool, save: u64) {
-        // They stay until the checkpoint is one: a coordinator that starts in the middle of this does it again.
-        let manifest = Manifest::new(snapshot, model, &self.spec, self.saved.clone());
-        let (checkpoints, evaluations) = (self.checkpoints.clone(), self.evaluations.clone());
-        let (newest, best) = (self.spec.checkpoint.keep as usize, self.spec.checkpoint.keep_best as usize);
-        let records = [self.metrics.clone(), self.evaluations.clone()];
-        let Some(shared) = self.shared.clone() else { return };
-        let durable = self.durable();
-        // Syncing gigabytes takes a while; ends with an event to the machine.
-        tokio::task::spawn_blocking(move || {
-            // A checkpoint never comes before the record that asks for it.
-            if let Err(problem) = tokio::runtime::Handle::current().block_on(durable.wait()) {
-                return tracing::error!("the checkpoint is not committed: {problem}");
-            }
-            // A checkpoint never outlives the records of the steps before it.
-            if let Some(error) = records.iter().find_map(|lines| lines.sync().err()) {
-                tracing::warn!("records were not synced: {error}");
-            }
-            let retention = match evaluations.numbers("pass_at_1") {
-                Ok(scores) => Retention { newest, best, scores },
-                Err(error) => {
-                    // A best one that is removed is lost for good.
-                    tracing::warn!("evaluations.jsonl was not read, so every checkpoint is kept: {error}");
-                    Retention { newest: usize::MAX, ..Retention::default() }
-                }
-            };
-            let committed = checkpoints.commit(&manifest, save, &retention);
-            let Some(shared) = shared.upgrade() else { return };
-            let mut driver = shared.lock();
-            match committed {
-                Ok(path) => {
-                    let seconds = driver.saves.end(Instant::now());
-                    driver.tell_progress(Progress::Saved { step: manifest.step, path, seconds });
-                    driver.tell(Event::CheckpointCommitted { step: manifest.step });
-                }
-                Err(error) => {
-                    driver.tell(Event::CheckpointFailed { step: manifest.step, reason: error.to_string() });
-                }
-            }
-        });
-    }
-
-    pub(crate) fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
+    fn rewound(&mut self, step: u64, forgotten: &[GroupId]) {
         forgotten.iter().for_each(|group| self.store.drop_group(*group));
         self.batch = None;
         self.weights = None;
@@ -280,14 +269,7 @@ impl Driver {
         self.trained = None;
         self.saved.clear();
         self.clock.clear();
-        for lines in [&self.metrics, &self.evaluations] {
-            if let Err(error) = lines.truncate(Some(step)) {
-                tracing::warn!("records of undone steps were not removed: {error}");
-            }
-        }
-        if let Some(archive) = &self.archive {
-            archive.truncate(Some(step));
-        }
+        self.hand_over(Job::Truncate { steps: Some(step), evaluations: Some(step) });
         self.note(format!("the learners' state is lost; the run goes on from step {step}"));
         self.keep_snapshot();
     }
@@ -297,7 +279,10 @@ impl Driver {
         let checkpoint = self.checkpoints.path(step);
         let end = match end {
             End::Finished => RunEnd::Finished { step, model: checkpoint.join("model"), checkpoint },
-            End::Stopped => RunEnd::Stopped { step, checkpoint: checkpoint.exists().then_some(checkpoint) },
+            End::Stopped => {
+                let is_saved = self.machine.newest_checkpoint() == Some(step);
+                RunEnd::Stopped { step, checkpoint: is_saved.then_some(checkpoint) }
+            }
             End::Failed { reason } => RunEnd::Failed { reason: reason.clone() },
         };
         tracing::info!(?end, "the run is over");
@@ -308,28 +293,44 @@ impl Driver {
     pub(crate) fn tick(&mut self) {
         if let Some(problem) = self.journal.failure() {
             // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
-            if self.end.borrow().is_none() {
-                self.end.send_replace(Some(RunEnd::Interrupted { reason: problem }));
-            }
-            return;
+            return self.interrupt(problem);
         }
-        self.tell(Event::Tick);
+        let now = self.now();
+        for event in self.machine.overdue(now) {
+            self.tell(event);
+        }
+        self.offer_again();
         if self.journal.since_snapshot() > MOST_RECORDS {
             self.keep_snapshot();
         }
-        let status = self.machine.status(self.now());
         let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
-        let waits = status.phase_age >= WAITING_FIRST && told >= WAITING_AGAIN;
+        let waits = self.machine.phase_age(now) >= WAITING_FIRST && told >= WAITING_AGAIN;
         // What is stuck is named soon, however long the phase has been going on and whatever was said of it.
-        let is_stalled = status.stalled >= STALL_NAMED;
+        let is_stalled = self.machine.stalled_for(now) >= STALL_NAMED;
         let newly_stalled = is_stalled && !std::mem::replace(&mut self.told_stall, is_stalled);
         if (waits || newly_stalled) && self.machine.ended().is_none() {
             self.told_waiting = Some(Instant::now());
+            let sentence = self.waits_for_disk().unwrap_or_else(|| self.machine.waiting_for(now));
             if newly_stalled {
-                tracing::warn!("{}", status.waiting_for);
+                tracing::warn!("{sentence}");
             }
-            self.tell_progress(Progress::Waiting { sentence: status.waiting_for });
+            self.tell_progress(Progress::Waiting { sentence });
         }
-        self.notify();
     }
+}
+
+fn log_dropped(group: GroupId, why: Dropped) {
+    match why {
+        Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
+        Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
+        Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
+        Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
+    }
+}
+
+/// A line of a file of JSON lines.
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("a summary is numbers with names");
+    line.push(b'\n');
+    line
 }

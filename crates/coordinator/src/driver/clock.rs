@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use pacs_machine::PhaseKind;
+
 /// Where the time goes, by phase.
 #[derive(Debug)]
 pub(crate) struct PhaseClock {
-    phase: &'static str,
+    phase: PhaseKind,
     since: Instant,
-    seconds: BTreeMap<&'static str, f64>,
+    seconds: BTreeMap<PhaseKind, f64>,
     last_sample: Option<Instant>,
     /// When the newest sampling phase ended.
     sampled: Option<Instant>,
@@ -14,16 +16,16 @@ pub(crate) struct PhaseClock {
 
 impl PhaseClock {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { phase: "assembling", since: now, seconds: BTreeMap::new(), last_sample: None, sampled: None }
+        Self { phase: PhaseKind::Assembling, since: now, seconds: BTreeMap::new(), last_sample: None, sampled: None }
     }
 
-    pub(crate) fn enter(&mut self, phase: &'static str, now: Instant) {
+    pub(crate) fn enter(&mut self, phase: PhaseKind, now: Instant) {
         self.settle(now);
-        if self.phase == "sampling" {
+        if self.phase == PhaseKind::Sampling {
             self.sampled = Some(now);
         }
         self.phase = phase;
-        if phase == "sampling" {
+        if phase == PhaseKind::Sampling {
             self.last_sample = None;
         }
     }
@@ -33,9 +35,9 @@ impl PhaseClock {
     }
 
     /// Seconds in a phase since they were taken last.
-    pub(crate) fn take(&mut self, phase: &'static str, now: Instant) -> f64 {
+    pub(crate) fn take(&mut self, phase: PhaseKind, now: Instant) -> f64 {
         self.settle(now);
-        self.seconds.remove(phase).unwrap_or(0.0)
+        self.seconds.remove(&phase).unwrap_or(0.0)
     }
 
     /// Seconds between the last sample and the end of the newest sampling phase.
@@ -105,13 +107,13 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut clock = PhaseClock::new(start);
-        clock.enter("sampling", at(1));
+        clock.enter(PhaseKind::Sampling, at(1));
         clock.sample_arrived(at(4));
-        clock.enter("training", at(6));
-        assert_eq!(clock.take("training", at(9)), 3.0);
-        assert_eq!(clock.take("training", at(10)), 1.0);
-        assert_eq!(clock.take("sampling", at(10)), 5.0);
-        assert_eq!(clock.take("evaluating", at(10)), 0.0);
+        clock.enter(PhaseKind::Training, at(6));
+        assert_eq!(clock.take(PhaseKind::Training, at(9)), 3.0);
+        assert_eq!(clock.take(PhaseKind::Training, at(10)), 1.0);
+        assert_eq!(clock.take(PhaseKind::Sampling, at(10)), 5.0);
+        assert_eq!(clock.take(PhaseKind::Evaluating, at(10)), 0.0);
         assert_eq!(clock.verifying_tail(), 2.0);
     }
 }

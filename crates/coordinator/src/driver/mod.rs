@@ -2,37 +2,51 @@
 
 mod apply;
 mod batch;
+mod bounded;
 mod clock;
+mod content;
+mod disk;
+mod distribution;
+mod fit;
+mod pieces;
+mod poison;
 mod recover;
 mod share;
 mod status;
 mod store;
 mod summary;
 mod verifications;
+mod waiters;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
 use pacs_machine::{
-    Command, Counters, Effect, End, Event, LogLevel, Machine, Refusal, RefusalKind, Reply, StopMode, evaluation_problem,
+    Command, Counter, Counters, Effect, End, Event, LogLevel, Machine, Openings, Refusal, RefusalKind, Reply, Step,
+    StopMode, evaluation_problem,
 };
 use pacs_protocol::v1;
 use pacs_shape::Flops;
 use pacs_spec::JobSpec;
-use pacs_types::GroupId;
+use pacs_types::{GroupId, WorkerId};
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
 pub(crate) use self::batch::{Batch, Sharing};
+pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
-pub(crate) use self::store::Store;
+pub(crate) use self::disk::follow;
+pub(crate) use self::pieces::{Pieces, Received};
+pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
+pub(crate) use self::waiters::Wait;
+use self::waiters::{Line, Waiters};
 use crate::journal::{Audit, DurableUpTo, Frame, Journal};
 use crate::progress::{Progress, RunEnd, StepSummary};
-use crate::records::{Archive, Checkpoints, Lines, RankFile};
+use crate::records::{Checkpoints, RankFile, RunFolder};
 
 /// Longest time that a call may wait for work, whatever it asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -43,22 +57,17 @@ const RECENT_STEPS: usize = 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     driver: Arc<Mutex<Driver>>,
-    /// Counts changes that a waiting call may be interested in.
-    changed: Arc<watch::Sender<u64>>,
+    waiters: Waiters,
 }
 
 impl Shared {
-    pub(crate) fn new(mut driver: Driver) -> Self {
-        let changed = Arc::new(watch::Sender::new(0));
-        driver.changed = Some(Arc::clone(&changed));
-        let shared = Self { driver: Arc::new(Mutex::new(driver)), changed };
-        shared.lock().shared = Some(shared.downgrade());
-        shared
+    pub(crate) fn new(driver: Driver) -> Self {
+        let waiters = driver.waiters.clone();
+        Self { driver: Arc::new(Mutex::new(driver)), waiters }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Driver> {
-        // A panic in one call must not take the run down; the machine changes only by completed steps.
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+        poison::enter(&self.driver)
     }
 
     /// Does something with the driver. What comes of it is given out when everything that it relies on is durable.
@@ -72,36 +81,28 @@ impl Shared {
         result
     }
 
-    /// Tries again after every change, until there is something or `wait_ms` have passed. What is found is given out
-    /// when everything that it relies on is durable.
+    /// Tries, and again whenever there may be what the call waits for, until there is something or `wait_ms` have passed.
+    /// What is found is given out when everything that it relies on is durable.
+    ///
+    /// The attempt holds the driver: it returns what is small, and the answer is built from that outside.
     pub(crate) async fn poll<T>(
         &self,
+        wait: Wait,
         wait_ms: u32,
         mut attempt: impl FnMut(&mut Driver) -> Result<Option<T>, Status>,
     ) -> Result<Option<T>, Status> {
-        let wait = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_WAIT);
-        let deadline = tokio::time::Instant::now() + wait;
-        let mut changed = self.changed.subscribe();
-        loop {
-            // Before the attempt, so that a change during it is not missed.
-            changed.borrow_and_update();
-            let (found, durable) = {
-                let mut driver = self.lock();
-                let found = attempt(&mut driver)?;
-                (found, driver.durable())
-            };
-            if found.is_some() {
-                on_disk(durable).await?;
-                return Ok(found);
-            }
-            if !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
-                return Ok(None);
-            }
-        }
+        let longest = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_WAIT);
+        let deadline = tokio::time::Instant::now() + longest;
+        let has_more = |driver: &Driver| driver.has_more(wait.line());
+        let attempt = |driver: &mut Driver| Ok::<_, Status>(attempt(driver)?.map(|found| (found, driver.durable())));
+        let found = self.waiters.poll(wait, deadline, &self.driver, has_more, attempt).await?;
+        let Some((found, durable)) = found else { return Ok(None) };
+        on_disk(durable).await?;
+        Ok(Some(found))
     }
 
     fn downgrade(&self) -> WeakShared {
-        WeakShared { driver: Arc::downgrade(&self.driver), changed: Arc::downgrade(&self.changed) }
+        WeakShared { driver: Arc::downgrade(&self.driver), waiters: self.waiters.clone() }
     }
 }
 
@@ -113,12 +114,12 @@ async fn on_disk(durable: DurableUpTo) -> Result<(), Status> {
 #[derive(Clone, Debug)]
 struct WeakShared {
     driver: std::sync::Weak<Mutex<Driver>>,
-    changed: std::sync::Weak<watch::Sender<u64>>,
+    waiters: Waiters,
 }
 
 impl WeakShared {
     fn upgrade(&self) -> Option<Shared> {
-        Some(Shared { driver: self.driver.upgrade()?, changed: self.changed.upgrade()? })
+        Some(Shared { driver: self.driver.upgrade()?, waiters: self.waiters.clone() })
     }
 }
 
@@ -130,7 +131,7 @@ pub(crate) struct Driver {
     pub(crate) job_toml: String,
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
-    pub(crate) problems: Problems,
+    pub(crate) problems: Arc<Problems>,
     /// What training on a sequence costs.
     pub(crate) cost: Flops,
     pub(crate) started: Instant,
@@ -144,6 +145,8 @@ pub(crate) struct Driver {
     pub(crate) batch: Option<Batch>,
     /// Newest weights that all ranks have reached: what is lent is generated with them.
     pub(crate) weights: Option<v1::WeightsRef>,
+    /// Who fetches them from whom.
+    pub(crate) distribution: pacs_weights::Distribution,
     /// What rank 0 has published; the other ranks may not be there yet.
     pub(crate) published: Option<v1::WeightsRef>,
     /// What rank 0 reported of the step.
@@ -170,15 +173,13 @@ pub(crate) struct Driver {
     /// They know of the stall that is going on.
     pub(crate) told_stall: bool,
 
+    /// Where checkpoints are; nothing of it is touched here.
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) metrics: Lines,
-    pub(crate) evaluations: Lines,
-    pub(crate) archive: Option<Archive>,
+    pub(crate) run_folder: RunFolder,
 
     pub(crate) progress: broadcast::Sender<Progress>,
     pub(crate) end: watch::Sender<Option<RunEnd>>,
-    pub(crate) changed: Option<Arc<watch::Sender<u64>>>,
-    shared: Option<WeakShared>,
+    waiters: Waiters,
 }
 
 /// What a new driver is made of.
@@ -190,9 +191,7 @@ pub(crate) struct Parts {
     pub(crate) problems: Problems,
     pub(crate) cost: Flops,
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) metrics: Lines,
-    pub(crate) evaluations: Lines,
-    pub(crate) archive: Option<Archive>,
+    pub(crate) run_folder: RunFolder,
     pub(crate) progress: broadcast::Sender<Progress>,
     pub(crate) started: Instant,
     pub(crate) journal: Journal,
@@ -206,7 +205,7 @@ impl Driver {
             spec: parts.spec,
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
-            problems: parts.problems,
+            problems: Arc::new(parts.problems),
             cost: parts.cost,
             started: parts.started,
             time_before: parts.machine.now(),
@@ -215,6 +214,7 @@ impl Driver {
             store: Store::default(),
             batch: None,
             weights: None,
+            distribution: pacs_weights::Distribution::default(),
             published: None,
             trained: None,
             saved: BTreeMap::new(),
@@ -230,13 +230,10 @@ impl Driver {
             told_waiting: None,
             told_stall: false,
             checkpoints: parts.checkpoints,
-            metrics: parts.metrics,
-            evaluations: parts.evaluations,
-            archive: parts.archive,
+            run_folder: parts.run_folder,
             progress: parts.progress,
             end: watch::Sender::new(None),
-            changed: None,
-            shared: None,
+            waiters: Waiters::default(),
         }
     }
 
@@ -267,24 +264,20 @@ impl Driver {
         payload: Option<Vec<u8>>,
         frame: Option<Frame>,
     ) -> Result<(Reply, Vec<Effect>), Status> {
-        let now = self.now();
-        let mut effects = self.machine.step(now, event);
-        let counts = |effect: &Effect| *effect == Effect::Reply(Reply::Accepted { fresh: true });
-        let frame = frame.filter(|_| effects.iter().take(2).any(counts));
-        if matches!(effects.first(), Some(Effect::Persist(_)))
-            && let Effect::Persist(record) = effects.remove(0)
-        {
+        let (now, before) = (self.now(), self.machine.openings());
+        let Step { record, answer, effects } = self.machine.step(now, event);
+        let frame = frame.filter(|_| answer == Ok(Reply::Accepted { fresh: true }));
+        if let Some(record) = record {
             self.journal.append(&record, payload, frame);
         }
-        let has_answer = matches!(effects.first(), Some(Effect::Reply(_) | Effect::Refuse(_)));
-        let answer = has_answer.then(|| effects.remove(0));
+        // They try when the driver is free again: when the effects of this step are applied.
+        self.wake_for(before);
         match answer {
-            Some(Effect::Refuse(refusal)) => {
+            Ok(reply) => Ok((reply, effects)),
+            Err(refusal) => {
                 self.apply(effects);
                 Err(status(&refusal))
             }
-            Some(Effect::Reply(reply)) => Ok((reply, effects)),
-            _ => Ok((Reply::Done, effects)),
         }
     }
 
@@ -318,7 +311,6 @@ impl Driver {
             self.apply_log_level();
         }
         self.journal.audit(Audit { at, who: who.to_owned(), what });
-        self.notify();
         Ok(())
     }
 
@@ -351,24 +343,67 @@ impl Driver {
     /// How often each thing was counted since this was asked last.
     pub(crate) fn take_counted(&mut self) -> Counters {
         let counters = &self.machine.position().counters;
-        let before = |name: &String| self.counted.get(name).copied().unwrap_or(0);
-        let since = counters.iter().map(|(name, count)| (name.clone(), count.saturating_sub(before(name)))).collect();
+        let before = |counter: &Counter| self.counted.get(counter).copied().unwrap_or(0);
+        let since = |(counter, count): (&Counter, &u64)| (*counter, count.saturating_sub(before(counter)));
+        let since = counters.iter().map(since).collect();
         self.counted = counters.clone();
         since
     }
 
     /// The problem that a group is about.
     pub(crate) fn problem(&self, group: GroupId) -> &Problem {
-        match evaluation_problem(group) {
-            Some(index) => &self.problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
-            None => self.problems.train_at(group.0),
+        problem_of(&self.problems, group)
+    }
+
+    /// Wakes all calls that wait for something of a kind.
+    pub(crate) fn notify(&self, wait: Wait) {
+        self.waiters.notify(wait.line());
+    }
+
+    /// Wakes as many calls as there is something new for since `before`.
+    fn wake_for(&self, before: Openings) {
+        let now = self.machine.openings();
+        for (line, new) in [
+            (Line::Groups, now.groups.saturating_sub(before.groups)),
+            (Line::Samples, now.samples.saturating_sub(before.samples)),
+        ] {
+            if new > 0 {
+                self.waiters.offer(line, new);
+            }
+        }
+        if now.generation != before.generation {
+            self.notify(Wait::Generation);
+        }
+        if (now.generation, now.task) != (before.generation, before.task) {
+            self.notify(Wait::Task);
+        }
+        if now.alone && !before.alone {
+            self.notify(Wait::Goodbye);
         }
     }
 
-    /// Wakes the calls that wait.
-    pub(crate) fn notify(&self) {
-        if let Some(changed) = &self.changed {
-            changed.send_modify(|count| *count += 1);
+    /// Offers the work again that nobody who waits has taken: one of them may be able to by now.
+    fn offer_again(&self) {
+        let now = self.machine.openings();
+        for (line, left) in [(Line::Groups, now.groups), (Line::Samples, now.samples)] {
+            if left > 0 {
+                self.waiters.offer(line, left);
+            }
+        }
+    }
+
+    /// Lets a worker's own call try again: what it holds has changed, and with it what it may be given.
+    pub(crate) fn wake_own(&self, worker: WorkerId) {
+        self.waiters.wake_worker(worker);
+    }
+
+    /// Whether there is work left for others who stand in a line.
+    fn has_more(&self, line: Line) -> bool {
+        match line {
+            Line::Groups => self.machine.openings().groups > 0,
+            Line::Samples => self.machine.openings().samples > 0,
+            // A change has woken all of them.
+            Line::Generation | Line::Task | Line::Weights | Line::Goodbye => false,
         }
     }
 
@@ -384,10 +419,21 @@ impl Driver {
     }
 }
 
+/// The problem that a group is about, for those who hold the problems and not the driver.
+pub(crate) fn problem_of(problems: &Problems, group: GroupId) -> &Problem {
+    match evaluation_problem(group) {
+        Some(index) => &problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
+        None => problems.train_at(group.0),
+    }
+}
+
 fn status(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal.kind() {
         RefusalKind::NotFound => Status::not_found(message),
+        // Every caller tries this again, so that it ends as its heartbeats tell it: in order, and not to be started again.
+        RefusalKind::Replaced => Status::unavailable(message),
+        RefusalKind::Taken => Status::already_exists(message),
         RefusalKind::Stale => Status::failed_precondition(message),
         RefusalKind::Invalid => Status::invalid_argument(message),
     }

@@ -15,7 +15,7 @@ impl Driver {
             job: self.spec.name.clone(),
             run_dir: self.run_dir.display().to_string(),
             clock: unix_time(),
-            phase: status.phase.to_owned(),
+            phase: status.phase.name().to_owned(),
             phase_seconds: status.phase_age.as_secs_f64(),
             step: status.step,
             total_steps: self.spec.batch.steps,
@@ -31,11 +31,11 @@ impl Driver {
                 groups_complete: narrow(queues.groups_complete),
                 groups_wanted: narrow(queues.groups_wanted),
             }),
-            waiting_for: status.waiting_for,
+            waiting_for: self.waits_for_disk().unwrap_or(status.waiting_for),
             metrics: metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             remaining_seconds: self.remaining_seconds(status.step),
-            counters: status.counters.into_iter().collect(),
+            counters: status.counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)).collect(),
             verifiers: self.verifications.status(),
             oldest_group: status.oldest_group,
             slots: status.slots,
@@ -45,6 +45,7 @@ impl Driver {
             retired_problems: retired.map(narrow),
             training_problems: narrow(self.problems.train.len()),
             set_aside: status.set_aside.into_iter().map(|(group, reason)| self.set_aside(group, reason)).collect(),
+            left_out: Default::default(),
         }
     }
 }

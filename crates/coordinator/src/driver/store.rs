@@ -1,35 +1,114 @@
 use std::collections::HashMap;
 
-use pacs_types::{GroupId, Sample, SampleId, Verdict};
+use pacs_protocol::v1;
+use pacs_types::{FinishReason, GroupId, Sample, SampleId, Verdict};
+use prost::Message;
 
-/// Samples and verdicts, by group.
+use crate::journal::{ReadError, StoredFrame};
+
+/// What the run knows of each sample, by group: its numbers, its verdict, and where its content lies on the disk.
 ///
-/// A run holds them by the hundred thousand, most of them a few kilobytes, so what is kept beside their content counts: a
-/// group is a list of pointers by index, and nothing has room for more than is in it.
+/// A run holds samples by the hundred thousand, of up to megabytes each, and needs the content of each only three times: to
+/// judge, to train, to archive. So a group is a list of pointers by index to a few numbers, and tokens, log-probs and text
+/// stay in the journal, which has them anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     groups: HashMap<GroupId, Vec<Option<Box<Judged>>>>,
+    largest_text: usize,
 }
 
 #[derive(Debug)]
 struct Judged {
-    sample: Sample,
+    sample: KeptSample,
     verdict: Option<Box<Verdict>>,
 }
 
+/// A sample without its content.
+#[derive(Clone, Debug)]
+pub(crate) struct KeptSample {
+    /// Tokens of the answer.
+    pub(crate) tokens: u32,
+    /// Bytes of its text.
+    pub(crate) text_bytes: u32,
+    /// See [`Sample::entropy_sum`].
+    pub(crate) entropy_sum: f64,
+    pub(crate) finish: FinishReason,
+    frame: StoredFrame,
+}
+
+/// Why the content of a sample cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContentError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The journal's checksum holds, and yet it is no sample.
+    #[error("it is no sample: {0}")]
+    Malformed(String),
+}
+
+impl ContentError {
+    /// Whether the content is lost, rather than out of reach for now.
+    pub(crate) fn is_damage(&self) -> bool {
+        !matches!(self, Self::Read(ReadError::File { .. } | ReadError::Unwritten))
+    }
+}
+
+impl KeptSample {
+    /// What is kept of a sample whose frame is in the journal, or on its way there.
+    pub(crate) fn new(sample: &Sample, frame: StoredFrame) -> Self {
+        let narrow = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        Self {
+            tokens: narrow(sample.tokens.len()),
+            text_bytes: narrow(sample.text.len()),
+            entropy_sum: sample.entropy_sum,
+            finish: sample.finish,
+            frame,
+        }
+    }
+
+    /// The same of a frame that an earlier coordinator has written.
+    pub(crate) fn load(frame: StoredFrame) -> Result<Self, ContentError> {
+        Ok(Self::new(&read(&frame)?, frame))
+    }
+
+    /// Reads the whole sample. Takes the disk, so never under the driver's lock.
+    pub(crate) fn content(&self) -> Result<Sample, ContentError> {
+        read(&self.frame)
+    }
+
+    /// Reads the text alone, and passes over the rest. Takes the disk, so never under the driver's lock.
+    pub(crate) fn text(&self) -> Result<String, ContentError> {
+        let read = TextOfSample::decode(self.frame.read()?.as_slice());
+        read.map(|sample| sample.text).map_err(|error| ContentError::Malformed(error.to_string()))
+    }
+}
+
+fn read(frame: &StoredFrame) -> Result<Sample, ContentError> {
+    let malformed = |error: String| ContentError::Malformed(error);
+    let wire = v1::Sample::decode(frame.read()?.as_slice()).map_err(|error| malformed(error.to_string()))?;
+    wire.try_into().map_err(|error: pacs_protocol::WireError| malformed(error.to_string()))
+}
+
+/// The text of a [`v1::Sample`].
+#[derive(Clone, PartialEq, prost::Message)]
+struct TextOfSample {
+    #[prost(string, tag = "4")]
+    text: String,
+}
+
 impl Store {
-    pub(crate) fn put_sample(&mut self, id: SampleId, mut sample: Sample) {
-        // Lists that were read off the wire have grown by doubling.
-        sample.tokens.shrink_to_fit();
-        sample.logprobs.shrink_to_fit();
-        sample.sampled_logprobs.shrink_to_fit();
-        sample.text.shrink_to_fit();
-        sample.spans.shrink_to_fit();
+    pub(crate) fn put_sample(&mut self, id: SampleId, sample: KeptSample) {
         let (group, index) = (self.groups.entry(id.group).or_default(), id.index as usize);
         if group.len() <= index {
             group.resize_with(index + 1, || None);
         }
+        self.largest_text = self.largest_text.max(sample.text_bytes as usize);
         group[index] = Some(Box::new(Judged { sample, verdict: None }));
+    }
+
+    /// Bytes of the longest text that there ever was.
+    pub(crate) fn largest_text(&self) -> usize {
+        self.largest_text
     }
 
     pub(crate) fn put_verdict(&mut self, id: SampleId, verdict: Verdict) {
@@ -39,19 +118,19 @@ impl Store {
         }
     }
 
-    pub(crate) fn sample(&self, id: SampleId) -> Option<&Sample> {
+    pub(crate) fn sample(&self, id: SampleId) -> Option<&KeptSample> {
         self.judged(id).map(|judged| &judged.sample)
     }
 
     /// The judged samples of a group, by index.
-    pub(crate) fn group(&self, group: GroupId) -> Vec<(u32, &Sample, &Verdict)> {
+    pub(crate) fn group(&self, group: GroupId) -> Vec<(u32, &KeptSample, &Verdict)> {
         let slots = (0u32..).zip(self.groups.get(&group).into_iter().flatten());
         let there = slots.filter_map(|(index, slot)| Some((index, slot.as_deref()?)));
         there.filter_map(|(index, judged)| Some((index, &judged.sample, judged.verdict.as_deref()?))).collect()
     }
 
     /// Takes the judged samples of a group out, by index.
-    pub(crate) fn take(&mut self, group: GroupId) -> Vec<(u32, Sample, Verdict)> {
+    pub(crate) fn take(&mut self, group: GroupId) -> Vec<(u32, KeptSample, Verdict)> {
         let slots = (0u32..).zip(self.groups.remove(&group).into_iter().flatten());
         let there = slots.filter_map(|(index, slot)| Some((index, *slot?)));
         there.filter_map(|(index, Judged { sample, verdict })| Some((index, sample, *verdict?))).collect()
@@ -77,9 +156,15 @@ impl Store {
     }
 }
 
+/// A sample of so many tokens whose content is nowhere, for tests of what counts only.
+#[cfg(test)]
+pub(crate) fn counted(tokens: u32, finish: FinishReason) -> KeptSample {
+    KeptSample { tokens, text_bytes: 0, entropy_sum: 1.0, finish, frame: StoredFrame::default() }
+}
+
 #[cfg(test)]
 mod tests {
-    use pacs_types::{FinishReason, Outcome, WeightVersion};
+    use pacs_types::Outcome;
 
     use super::*;
 
@@ -87,17 +172,8 @@ mod tests {
         SampleId { group: GroupId(group), index }
     }
 
-    /// A sample as the wire gives it: with room for more than is in it.
-    fn sample(token: u32) -> Sample {
-        let mut tokens = Vec::with_capacity(100);
-        tokens.push(token);
-        let mut logprobs = Vec::with_capacity(100);
-        logprobs.push(-1.0);
-        let mut text = String::with_capacity(100);
-        text.push('x');
-        let (finish, version) = (FinishReason::Stop, WeightVersion(0));
-        let (sampled_logprobs, spans) = (Vec::with_capacity(100), Vec::with_capacity(100));
-        Sample { tokens, logprobs, sampled_logprobs, entropy_sum: 0.0, text, finish, version, spans }
+    fn sample(tokens: u32) -> KeptSample {
+        counted(tokens, FinishReason::Stop)
     }
 
     fn verdict(label: f64) -> Verdict {
@@ -120,7 +196,7 @@ mod tests {
         assert_eq!(labels(&store), [(0, 1.0), (3, 0.5)]);
         assert!(store.has(id(7, 2), false) && !store.has(id(7, 2), true) && store.has(id(7, 3), true));
         assert!(!store.has(id(7, 1), false) && !store.has(id(7, 9), false) && !store.has(id(8, 0), false));
-        assert_eq!(store.sample(id(7, 2)).map(|sample| sample.tokens[0]), Some(2));
+        assert_eq!(store.sample(id(7, 2)).map(|sample| sample.tokens), Some(2));
         store.drop_sample(id(7, 0));
         assert_eq!(labels(&store), [(3, 0.5)]);
         // Another one in its place has no verdict yet.
@@ -128,16 +204,21 @@ mod tests {
         assert_eq!(labels(&store), []);
         store.put_verdict(id(7, 3), verdict(0.25));
         let taken = store.take(GroupId(7));
-        assert_eq!(taken.iter().map(|(index, sample, _)| (*index, sample.tokens[0])).collect::<Vec<_>>(), [(3, 5)]);
+        assert_eq!(taken.iter().map(|(index, sample, _)| (*index, sample.tokens)).collect::<Vec<_>>(), [(3, 5)]);
         assert!(!store.has(id(7, 2), false), "the group is gone");
     }
 
     #[test]
-    fn what_is_kept_has_no_room_to_spare() {
-        let mut store = Store::default();
-        store.put_sample(id(0, 0), sample(1));
-        let kept = store.sample(id(0, 0)).unwrap();
-        let room = (kept.tokens.capacity(), kept.logprobs.capacity(), kept.text.capacity());
-        assert_eq!((room, kept.sampled_logprobs.capacity(), kept.spans.capacity()), ((1, 1, 1), 0, 0));
+    fn what_is_kept_of_a_sample_does_not_grow_with_it() {
+        // Its list, its place on the disk and its verdict come to it: some 300 bytes a sample.
+        assert!(size_of::<Judged>() <= 48, "{}", size_of::<Judged>());
+    }
+
+    #[test]
+    fn the_text_of_a_sample_is_read_alone() {
+        let wire =
+            v1::Sample { tokens: vec![7; 1000], logprobs: vec![-0.5; 1000], text: "ä 2".into(), ..Default::default() };
+        let read = TextOfSample::decode(wire.encode_to_vec().as_slice()).unwrap();
+        assert_eq!(read.text, "ä 2");
     }
 }

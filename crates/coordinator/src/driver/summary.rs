@@ -36,7 +36,7 @@ impl RoundNumbers {
             sums.mixed_share += share(low < high);
             for (_, sample, verdict) in samples {
                 sums.samples += 1;
-                sums.tokens += sample.tokens.len() as u64;
+                sums.tokens += u64::from(sample.tokens);
                 sums.reward_mean += verdict.reward;
                 sums.pass_rate += verdict.label;
                 sums.entropy += sample.entropy_sum;
@@ -79,25 +79,16 @@ pub(crate) fn unix_time() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{Sample, SampleId, Verdict, WeightVersion};
+    use crate::driver::store::counted;
+    use pacs_types::{SampleId, Verdict};
 
     #[test]
     fn numbers_of_a_small_round() {
         let mut store = Store::default();
-        let mut put = |group, index, outcome, tokens: usize, finish| {
+        let mut put = |group, index, outcome, tokens, finish| {
             let id = SampleId { group: GroupId(group), index };
             let label = share(outcome == Outcome::Correct);
-            let sample = Sample {
-                tokens: vec![1; tokens],
-                logprobs: vec![0.0; tokens],
-                entropy_sum: 1.0,
-                text: String::new(),
-                finish,
-                version: WeightVersion(0),
-                sampled_logprobs: Vec::new(),
-                spans: Vec::new(),
-            };
-            store.put_sample(id, sample);
+            store.put_sample(id, counted(tokens, finish));
             let verdict = Verdict { outcome, label, reward: 2.0 * label, extracted: None, rule: String::new() };
             store.put_verdict(id, verdict);
         };

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use pacs_machine::Machine;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{Audit, Extras, Records, Snapshot};
 use crate::FileError;
 
 /// Format of the tables and of what is in them.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -46,6 +46,9 @@ impl Database {
         let path = Self::path(folder);
         let open = || {
             let connection = Connection::open(&path)?;
+            // Nobody else may open it, and the index of the log is in this process's memory: a shared one needs mapped
+            // memory, which file systems between hosts do not have.
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             // Every commit is on disk when it returns.
             connection.pragma_update(None, "synchronous", "FULL")?;
@@ -122,13 +125,13 @@ impl Database {
         self.connection.query_row(sql, [], |row| row.get(0)).map_err(FileError::database("read", &self.path))
     }
 
-    /// Makes all of it durable, or nothing.
-    pub(super) fn commit(
+    /// Writes all of it, or nothing: the commit of the transaction makes it durable.
+    pub(super) fn write(
         &mut self,
         rows: &[Row],
         audits: &[Audit],
         snapshot: Option<&(u64, Snapshot)>,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<Transaction<'_>> {
         let transaction = self.connection.transaction()?;
         {
             let mut insert =
@@ -153,6 +156,6 @@ impl Database {
                 transaction.execute("INSERT INTO extras (key, value) VALUES (?, ?)", params![key, value])?;
             }
         }
-        transaction.commit()
+        Ok(transaction)
     }
 }

@@ -1,5 +1,7 @@
 use pacs_types::{GroupId, LeaseId, SampleId};
 
+use super::stored::StoredFrame;
+
 /// Length and checksum, then kind, group, index and lease: all little-endian.
 pub(super) const HEADER_BYTES: usize = 4 + 4 + 1 + 8 + 4 + 8;
 /// No frame is larger; a length beyond it is damage.
@@ -48,9 +50,19 @@ impl FrameKey {
 pub(crate) struct Frame {
     pub(crate) key: FrameKey,
     pub(crate) body: Vec<u8>,
+    stored: StoredFrame,
 }
 
 impl Frame {
+    pub(crate) fn new(key: FrameKey, body: Vec<u8>) -> Self {
+        Self { key, body, stored: StoredFrame::default() }
+    }
+
+    /// To read it again, once it is durable.
+    pub(crate) fn stored(&self) -> StoredFrame {
+        self.stored.clone()
+    }
+
     /// Header and checksum; the body follows.
     pub(super) fn header(&self) -> [u8; HEADER_BYTES] {
         let (kind, sample, lease) = self.key.parts();

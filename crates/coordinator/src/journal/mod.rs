@@ -8,16 +8,22 @@
 //! ```
 //!
 //! One thread writes, in batches: frames first, then the records that rely on them, each made durable before the next.
-//! Who waits for a record waits for all before it. Start with [`Journal::open`].
+//! Who waits for a record waits for all before it. Snapshots come from elsewhere ([`Snapshots`]), later than the records that
+//! they cover. Start with [`Journal::open`].
 
 mod database;
 mod frame;
 mod segments;
+mod stored;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 use pacs_machine::{Machine, Record};
 use pacs_types::GroupId;
@@ -27,8 +33,10 @@ use self::database::Database;
 pub(crate) use self::frame::{Frame, FrameKey};
 pub(crate) use self::segments::Frames;
 use self::segments::Segments;
+pub(crate) use self::stored::{ReadError, StoredFrame};
 use self::writer::Writer;
 use crate::FileError;
+use crate::records::Epoch;
 
 /// How long an answer may wait for the disk.
 const DURABLE_DEADLINE: Duration = Duration::from_secs(60);
@@ -62,7 +70,7 @@ impl Recovered {
     }
 }
 
-/// A snapshot to be written in the place of all records so far.
+/// A snapshot to be written in the place of the records up to some number.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     /// The machine, as JSON.
@@ -71,6 +79,26 @@ pub(crate) struct Snapshot {
     pub(crate) extras: Extras,
     /// Groups whose samples are still needed.
     pub(crate) live: Vec<GroupId>,
+}
+
+impl Snapshot {
+    /// Writes a machine out: megabytes, when thousands of samples are in flight.
+    pub(crate) fn of(machine: &Machine, extras: Extras) -> Self {
+        let live: BTreeSet<GroupId> = machine.present().map(|present| present.sample.group).collect();
+        let machine = serde_json::to_string(machine).expect("a machine is numbers, texts and lists of them");
+        Self { machine, extras, live: live.into_iter().collect() }
+    }
+}
+
+/// Where snapshots are handed in: each waits until the files of the run folder are as far as it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshots(writer::Inbox);
+
+impl Snapshots {
+    /// Puts a snapshot in the place of the records up to number `seq`.
+    pub(crate) fn put(&self, seq: u64, snapshot: Snapshot) {
+        self.0.snapshot(seq, snapshot);
+    }
 }
 
 /// An operator's action, for the record.
@@ -113,7 +141,11 @@ impl Journal {
     /// # Errors
     /// When its files cannot be used. A journal that is damaged is put aside, with a note; one that cannot be read for
     /// another reason, a full disk for example, stays where it is.
-    pub(crate) fn open(run_dir: &Path, spec: &str) -> Result<(Self, Option<Recovered>, Vec<String>), FileError> {
+    pub(crate) fn open(
+        run_dir: &Path,
+        spec: &str,
+        epoch: &Epoch,
+    ) -> Result<(Self, Option<Recovered>, Vec<String>), FileError> {
         let folder = run_dir.join("journal");
         let mut notes = Vec::new();
         let recovered = match recover(&folder, spec) {
@@ -136,26 +168,27 @@ impl Journal {
             }
             Err(error) => return Err(error),
         };
-        let journal = Self::start(&folder, spec)?;
+        let journal = Self::start(&folder, spec, epoch)?;
         Ok((journal, recovered, notes))
     }
 
-    fn start(folder: &Path, spec: &str) -> Result<Self, FileError> {
+    fn start(folder: &Path, spec: &str, epoch: &Epoch) -> Result<Self, FileError> {
         std::fs::create_dir_all(folder).map_err(FileError::file("create folder", folder))?;
         let database = Database::open(folder)?;
         database.describe(spec)?;
         let appended = database.newest()?;
         let segments = Segments::open(folder)?;
-        let writer = Writer::start(database, segments, appended).map_err(FileError::file("start", folder))?;
+        let writer =
+            Writer::start(database, segments, appended, epoch.clone()).map_err(FileError::file("start", folder))?;
         Ok(Self { writer, appended, since_snapshot: 0 })
     }
 
     /// Puts the journal aside and begins an empty one.
-    pub(crate) fn discard(self, run_dir: &Path, spec: &str) -> Result<Self, FileError> {
+    pub(crate) fn discard(self, run_dir: &Path, spec: &str, epoch: &Epoch) -> Result<Self, FileError> {
         let folder = run_dir.join("journal");
         drop(self);
         put_aside(&folder)?;
-        Self::start(&folder, spec)
+        Self::start(&folder, spec, epoch)
     }
 
     /// Adds a record, with what belongs to it. Nothing waits: [`Self::durable`] says when it is on disk.
@@ -171,13 +204,18 @@ impl Journal {
         self.writer.audit(audit);
     }
 
-    /// Puts a snapshot in the place of all records so far.
-    pub(crate) fn snapshot(&mut self, snapshot: Snapshot) {
+    /// Begins a snapshot of the machine as it is now: the number of the newest record that it covers.
+    pub(crate) fn begin_snapshot(&mut self) -> u64 {
         self.since_snapshot = 0;
-        self.writer.snapshot(self.appended, snapshot);
+        self.appended
     }
 
-    /// Records that a restart would have to read.
+    /// Where the snapshot goes when it is written out.
+    pub(crate) fn snapshots(&self) -> Snapshots {
+        Snapshots(self.writer.inbox())
+    }
+
+    /// Records since a snapshot was begun.
     pub(crate) fn since_snapshot(&self) -> u64 {
         self.since_snapshot
     }
@@ -192,9 +230,9 @@ impl Journal {
         self.writer.durable().borrow().failed.clone()
     }
 
-    /// Writes what is left and waits for it.
-    pub(crate) fn close(&mut self) {
-        self.writer.close();
+    /// Takes nothing more: the thread ends when what is left is written.
+    pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
+        self.writer.close()
     }
 }
 
@@ -210,8 +248,44 @@ impl DurableUpTo {
             Ok(Ok(durable)) if durable.upto >= wanted => Ok(()),
             Ok(Ok(durable)) => Err(durable.failed.clone().unwrap_or_default()),
             Ok(Err(_)) => Err("the journal is closed".to_owned()),
-            Err(_) => Err(format!("the disk has not taken the journal within {} s", DURABLE_DEADLINE.as_secs())),
+            Err(_) => Err(late()),
         }
+    }
+
+    /// Waits for the disk, on a thread that may wait.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub(crate) fn wait_blocking(mut self) -> Result<(), String> {
+        let (wanted, deadline) = (self.wanted, Instant::now() + DURABLE_DEADLINE);
+        let mut reached = pin!(self.durable.wait_for(|durable| durable.upto >= wanted || durable.failed.is_some()));
+        // Without a runtime, which may end before this thread does.
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match reached.as_mut().poll(&mut context) {
+                Poll::Ready(Ok(durable)) if durable.upto >= wanted => return Ok(()),
+                Poll::Ready(Ok(durable)) => return Err(durable.failed.clone().unwrap_or_default()),
+                Poll::Ready(Err(_)) => return Err("the journal is closed".to_owned()),
+                Poll::Pending => match deadline.checked_duration_since(Instant::now()) {
+                    Some(left) if !left.is_zero() => std::thread::park_timeout(left),
+                    _ => return Err(late()),
+                },
+            }
+        }
+    }
+}
+
+fn late() -> String {
+    format!("the disk has not taken the journal within {} s", DURABLE_DEADLINE.as_secs())
+}
+
+/// Wakes a thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
@@ -254,6 +328,12 @@ fn put_aside(folder: &Path) -> Result<(), FileError> {
 /// Shares the state of the disk between the writer and those who wait.
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
     Arc::new(watch::Sender::new(Durable { upto, failed: None }))
+}
+
+/// Writes frames, with the records that they belong to, as the journal does, for tests of those who read them.
+#[cfg(test)]
+pub(crate) fn write_frames(folder: &Path, frames: &[(u64, Frame)]) -> std::io::Result<()> {
+    Segments::open(folder).map_err(std::io::Error::other)?.write(frames)
 }
 
 #[cfg(test)]

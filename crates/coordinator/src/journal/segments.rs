@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pacs_types::GroupId;
 
 use super::frame::{Frame, FrameKey, HEADER_BYTES, checksum, read_header};
+use super::stored::{Segment, StoredFrame};
 use crate::FileError;
 
 /// A segment is closed when it has grown to this.
@@ -38,8 +39,8 @@ fn numbers(folder: &Path) -> Result<Vec<u64>, FileError> {
 #[derive(Debug)]
 pub(super) struct Segments {
     folder: PathBuf,
-    /// Segments that are on disk, with the groups that they hold something of; none: they are not known any more.
-    closed: BTreeMap<u64, Option<HashSet<GroupId>>>,
+    /// Segments that are on disk, by number.
+    closed: BTreeMap<u64, Held>,
     number: u64,
     current: Option<Current>,
     buffer: Vec<u8>,
@@ -47,9 +48,25 @@ pub(super) struct Segments {
 
 #[derive(Debug)]
 struct Current {
-    file: File,
+    segment: Arc<Segment>,
     bytes: u64,
+    held: Held,
+}
+
+/// What a segment holds.
+#[derive(Debug, Default)]
+struct Held {
     groups: HashSet<GroupId>,
+    /// The newest record that a frame belongs to; those of an earlier process are older than any snapshot to come.
+    newest: u64,
+}
+
+impl Held {
+    /// Whether nobody needs it: a snapshot that covers the records up to `seq` needs the live groups alone, and knows
+    /// nothing of the groups of later records.
+    fn is_dead(&self, live: &HashSet<GroupId>, seq: u64) -> bool {
+        self.newest <= seq && self.groups.is_disjoint(live)
+    }
 }
 
 impl Segments {
@@ -57,15 +74,16 @@ impl Segments {
     pub(super) fn open(folder: &Path) -> Result<Self, FileError> {
         let mut closed = BTreeMap::new();
         for number in numbers(folder)? {
-            let groups = scan(&segment_path(folder, number))?.frames;
-            closed.insert(number, Some(groups.into_iter().map(|(key, ..)| key.sample().group).collect()));
+            let frames = scan(&segment_path(folder, number))?.frames;
+            let groups = frames.into_iter().map(|(key, ..)| key.sample().group).collect();
+            closed.insert(number, Held { groups, newest: 0 });
         }
         let number = closed.keys().next_back().copied().unwrap_or(0);
         Ok(Self { folder: folder.to_owned(), closed, number, current: None, buffer: Vec::new() })
     }
 
-    /// Writes frames and makes them durable.
-    pub(super) fn write(&mut self, frames: &[Frame]) -> io::Result<()> {
+    /// Writes frames, with the numbers of their records, and makes them durable.
+    pub(super) fn write(&mut self, frames: &[(u64, Frame)]) -> io::Result<()> {
         if frames.is_empty() {
             return Ok(());
         }
@@ -73,9 +91,11 @@ impl Segments {
             Some(current) => current,
             None => self.next()?,
         };
+        let begin = current.bytes;
         self.buffer.clear();
-        for frame in frames {
-            current.groups.insert(frame.key.sample().group);
+        for (seq, frame) in frames {
+            current.held.groups.insert(frame.key.sample().group);
+            current.held.newest = current.held.newest.max(*seq);
             self.buffer.extend_from_slice(&frame.header());
             self.buffer.extend_from_slice(&frame.body);
             if self.buffer.len() >= BUFFER_BYTES {
@@ -83,11 +103,16 @@ impl Segments {
             }
         }
         flush(&mut current, &mut self.buffer)?;
-        current.file.sync_data()?;
+        current.segment.file.sync_data()?;
+        let mut offset = begin;
+        for (_, frame) in frames {
+            frame.stored().written(&current.segment, offset, frame.body.len());
+            offset += (HEADER_BYTES + frame.body.len()) as u64;
+        }
         if current.bytes < SEGMENT_BYTES {
             self.current = Some(current);
         } else {
-            self.closed.insert(self.number, Some(current.groups));
+            self.closed.insert(self.number, current.held);
         }
         Ok(())
     }
@@ -95,26 +120,26 @@ impl Segments {
     fn next(&mut self) -> io::Result<Current> {
         self.number += 1;
         let path = segment_path(&self.folder, self.number);
-        let file = File::options().create_new(true).append(true).open(&path)?;
+        let file = File::options().create_new(true).read(true).append(true).open(&path)?;
         // The name is durable before anything relies on what is in the file.
         File::open(&self.folder)?.sync_all()?;
-        Ok(Current { file, bytes: 0, groups: HashSet::new() })
+        Ok(Current { segment: Arc::new(Segment { path, file }), bytes: 0, held: Held::default() })
     }
 
     /// Begins a new file after a failed write: what it left is a torn tail, and nothing comes behind it.
     pub(super) fn abandon(&mut self) {
         if let Some(current) = self.current.take() {
-            self.closed.insert(self.number, Some(current.groups));
+            self.closed.insert(self.number, current.held);
         }
     }
 
-    /// Removes the segments that hold nothing of the live groups.
-    pub(super) fn retain(&mut self, live: &HashSet<GroupId>) -> io::Result<()> {
-        if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.groups.is_disjoint(live)) {
-            self.closed.insert(self.number, Some(current.groups));
+    /// Removes the segments that a snapshot of the records up to `seq` does not need: those without its live groups.
+    pub(super) fn retain(&mut self, live: &HashSet<GroupId>, seq: u64) -> io::Result<()> {
+        if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.held.is_dead(live, seq)) {
+            self.closed.insert(self.number, current.held);
         }
-        let is_dead = |groups: &Option<HashSet<GroupId>>| groups.as_ref().is_some_and(|held| held.is_disjoint(live));
-        let dead: Vec<u64> = self.closed.iter().filter(|(_, groups)| is_dead(groups)).map(|(n, _)| *n).collect();
+        let dead = self.closed.iter().filter(|(_, held)| held.is_dead(live, seq));
+        let dead: Vec<u64> = dead.map(|(number, _)| *number).collect();
         for number in dead {
             match fs::remove_file(segment_path(&self.folder, number)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -126,7 +151,7 @@ impl Segments {
 }
 
 fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
-    current.file.write_all(buffer)?;
+    (&current.segment.file).write_all(buffer)?;
     current.bytes += buffer.len() as u64;
     buffer.clear();
     Ok(())
@@ -135,8 +160,7 @@ fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
 /// Where each sample and verdict is.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
-    files: Vec<(PathBuf, File)>,
-    places: HashMap<FrameKey, (usize, u64, usize)>,
+    places: HashMap<FrameKey, StoredFrame>,
 }
 
 impl Frames {
@@ -165,26 +189,23 @@ impl Frames {
                 file.sync_all().map_err(FileError::file("sync", &path))?;
             }
             let file = File::open(&path).map_err(FileError::file("open", &path))?;
-            let index = frames.files.len();
-            frames.files.push((path, file));
+            let segment = Arc::new(Segment { path, file });
             for (key, offset, length) in scanned.frames {
-                frames.places.insert(key, (index, offset, length));
+                frames.places.insert(key, StoredFrame::at(&segment, offset - HEADER_BYTES as u64, length));
             }
         }
         Ok((frames, notes))
     }
 
+    /// A frame, where it is there.
+    pub(crate) fn stored(&self, key: FrameKey) -> Option<StoredFrame> {
+        self.places.get(&key).cloned()
+    }
+
     /// The content of a frame; none when it is not there.
     pub(crate) fn get(&self, key: FrameKey) -> Option<Vec<u8>> {
-        let (file, offset, length) = *self.places.get(&key)?;
-        let mut body = vec![0; length];
-        match self.files[file].1.read_exact_at(&mut body, offset) {
-            Ok(()) => Some(body),
-            Err(error) => {
-                tracing::error!("read `{}` at byte {offset}: {error}", self.files[file].0.display());
-                None
-            }
-        }
+        let frame = self.stored(key)?;
+        frame.read().inspect_err(|error| tracing::error!(sample = %key.sample(), "{error}")).ok()
     }
 
     /// How many there are.

@@ -15,6 +15,7 @@ fn record(seconds: u64, name: &str) -> Record {
         name: name.into(),
         host: "host".into(),
         pid: 7,
+        started: 0,
         collective_address: String::new(),
     };
     Record { now: Duration::from_secs(seconds), event }
@@ -25,11 +26,17 @@ fn key(group: u64, index: u32, lease: u64) -> FrameKey {
 }
 
 fn frame(key: FrameKey, bytes: usize) -> Option<Frame> {
-    Some(Frame { key, body: vec![key.sample().index as u8; bytes] })
+    Some(Frame::new(key, vec![key.sample().index as u8; bytes]))
 }
 
 fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {
-    Journal::open(folder, SPEC).unwrap()
+    Journal::open(folder, SPEC, &Epoch::take(folder).unwrap()).unwrap()
+}
+
+/// Puts a snapshot in the place of all records so far.
+fn keep(journal: &mut Journal, live: &[u64]) {
+    let seq = journal.begin_snapshot();
+    journal.snapshots().put(seq, snapshot(live));
 }
 
 fn snapshot(live: &[u64]) -> Snapshot {
@@ -55,7 +62,7 @@ async fn what_was_written_is_read_back_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, recovered, notes) = open(folder.path());
     assert!(recovered.is_none() && notes.is_empty(), "{notes:?}");
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     for i in 0..100u64 {
         let payload = (i % 2 == 0).then(|| vec![i as u8]);
         journal.append(&record(i, &format!("rollout-{i}")), payload, frame(key(i, i as u32, 1), 10 + i as usize));
@@ -75,7 +82,7 @@ async fn what_was_written_is_read_back_in_order() {
     }
     // It goes on behind what is there, and a snapshot takes the place of everything before it.
     journal.append(&record(200, "a"), None, None);
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     journal.append(&record(201, "b"), None, None);
     drop(journal);
     let recovered = open(folder.path()).1.unwrap();
@@ -87,7 +94,7 @@ async fn what_was_written_is_read_back_in_order() {
 fn a_torn_tail_is_cut_off_and_damage_before_it_costs_one_frame() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     for i in 0..4u32 {
         journal.append(&record(1, "a"), None, frame(key(1, i, 1), 100));
     }
@@ -113,14 +120,14 @@ fn a_torn_tail_is_cut_off_and_damage_before_it_costs_one_frame() {
 fn segments_go_with_their_groups() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     journal.append(&record(1, "a"), None, frame(key(1, 0, 1), 100));
-    journal.snapshot(snapshot(&[1]));
+    keep(&mut journal, &[1]);
     drop(journal);
     assert_eq!(segments(folder.path()).len(), 1, "its group is in flight");
     let (mut journal, ..) = open(folder.path());
     journal.append(&record(2, "a"), None, frame(key(2, 0, 1), 100));
-    journal.snapshot(snapshot(&[2]));
+    keep(&mut journal, &[2]);
     drop(journal);
     let (_, recovered, _) = open(folder.path());
     let frames = recovered.unwrap().frames;
@@ -131,10 +138,11 @@ fn segments_go_with_their_groups() {
 fn another_job_and_a_damaged_database_are_put_aside() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     journal.append(&record(1, "a"), None, None);
     drop(journal);
-    let (journal, recovered, notes) = Journal::open(folder.path(), "name = 'other'").unwrap();
+    let epoch = Epoch::take(folder.path()).unwrap();
+    let (journal, recovered, notes) = Journal::open(folder.path(), "name = 'other'", &epoch).unwrap();
     assert!(recovered.is_none() && notes[0].contains("the job spec has changed"), "{notes:?}");
     drop(journal);
     std::fs::write(folder.path().join("journal/journal.db"), "not a database, and longer than its header would be")
@@ -148,7 +156,7 @@ fn another_job_and_a_damaged_database_are_put_aside() {
 fn operators_stay_in_the_audit() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, ..) = open(folder.path());
-    journal.snapshot(snapshot(&[]));
+    keep(&mut journal, &[]);
     let event = Event::Operator { who: "me".into(), at: 5, command: Command::Stop(StopMode::AfterStep) };
     journal.append(&Record { now: Duration::ZERO, event: event.clone() }, None, None);
     journal.audit(Audit { at: 5, who: "me".into(), what: "stop".into() });
@@ -159,4 +167,62 @@ fn operators_stay_in_the_audit() {
         Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
     });
     assert_eq!(row.unwrap(), (5, "me".to_owned(), "stop".to_owned()));
+}
+
+#[tokio::test]
+async fn a_snapshot_that_comes_late_leaves_the_records_behind_it_and_their_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    keep(&mut journal, &[]);
+    journal.append(&record(1, "a"), None, frame(key(1, 0, 1), 100));
+    journal.durable().wait().await.unwrap();
+    let seq = journal.begin_snapshot();
+    journal.append(&record(2, "b"), None, frame(key(2, 0, 1), 100));
+    journal.durable().wait().await.unwrap();
+    // Of group 2, which is on the disk already, it knows nothing.
+    journal.snapshots().put(seq, snapshot(&[]));
+    journal.append(&record(3, "c"), None, None);
+    journal.durable().wait().await.unwrap();
+    drop(journal);
+    let recovered = open(folder.path()).1.unwrap();
+    let seconds: Vec<_> = recovered.records.iter().map(|(record, _)| record.now.as_secs()).collect();
+    assert_eq!(seconds, [2, 3]);
+    assert!(recovered.frames.get(key(2, 0, 1)).is_some());
+}
+
+#[tokio::test]
+async fn of_two_openers_the_first_writes_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut first, ..) = open(folder.path());
+    keep(&mut first, &[]);
+    first.append(&record(1, "a"), None, None);
+    first.durable().wait().await.unwrap();
+    // Where locks hold, a second one does not even get to read.
+    let refused = Journal::open(folder.path(), SPEC, &Epoch::take(folder.path()).unwrap()).unwrap_err();
+    assert_eq!((refused.exit(), refused.is_damage()), (pacs_runtime::Exit::Again, false), "{refused}");
+    // It has taken the epoch all the same, as it does where they are lost.
+    first.append(&record(2, "b"), None, frame(key(1, 0, 1), 100));
+    let problem = first.durable().wait().await.unwrap_err();
+    assert!(problem.starts_with("another coordinator has taken over this run folder"), "{problem}");
+    assert_eq!(first.failure().as_deref(), Some(problem.as_str()));
+    drop(first);
+    let recovered = open(folder.path()).1.unwrap();
+    assert_eq!((recovered.records.len(), recovered.frames.len()), (1, 0));
+}
+
+#[test]
+fn a_thread_waits_for_the_disk_without_a_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(folder.path());
+    keep(&mut journal, &[]);
+    for i in 0..50 {
+        journal.append(&record(i, "a"), None, frame(key(1, i as u32, 1), 1000));
+        journal.durable().wait_blocking().unwrap();
+    }
+    let durable = journal.durable();
+    journal.append(&record(60, "a"), None, None);
+    let later = journal.durable();
+    drop(journal);
+    durable.wait_blocking().unwrap();
+    later.wait_blocking().unwrap();
 }

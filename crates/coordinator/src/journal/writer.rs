@@ -12,6 +12,8 @@ use super::database::{Database, Row};
 use super::frame::Frame;
 use super::segments::Segments;
 use super::{Audit, Durable, Snapshot, durable_channel};
+use crate::FileError;
+use crate::records::Epoch;
 
 /// How long a full disk is tried again before the journal gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,13 +22,16 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Handle of the thread.
 #[derive(Debug)]
 pub(super) struct Writer {
-    shared: Arc<Shared>,
+    shared: Inbox,
     durable: Arc<watch::Sender<Durable>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What is to be written, for those who hand it in and for the thread.
+pub(super) type Inbox = Arc<Shared>;
+
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
 }
@@ -35,7 +40,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     rows: Vec<Row>,
-    frames: Vec<Frame>,
+    /// With the numbers of their records.
+    frames: Vec<(u64, Frame)>,
     audits: Vec<Audit>,
     snapshot: Option<(u64, Snapshot)>,
     closing: bool,
@@ -51,15 +57,21 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Hands a snapshot in; a newer one takes the place of one that waits.
+    pub(super) fn snapshot(&self, seq: u64, snapshot: Snapshot) {
+        self.lock().snapshot = Some((seq, snapshot));
+        self.wake.notify_one();
+    }
 }
 
 impl Writer {
-    pub(super) fn start(database: Database, segments: Segments, upto: u64) -> io::Result<Self> {
+    pub(super) fn start(database: Database, segments: Segments, upto: u64, epoch: Epoch) -> io::Result<Self> {
         let (shared, durable) = (Arc::new(Shared::default()), durable_channel(upto));
         let (inbox, told) = (Arc::clone(&shared), Arc::clone(&durable));
         // Ends when it is closed, after the last batch.
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            write_all(&inbox, &told, database, segments);
+            write_all(&inbox, &told, Disk { database, segments, epoch });
         })?;
         Ok(Self { shared, durable, thread: Some(thread) })
     }
@@ -67,7 +79,7 @@ impl Writer {
     pub(super) fn append(&self, seq: u64, record: String, payload: Option<Vec<u8>>, frame: Option<Frame>) {
         let mut pending = self.shared.lock();
         pending.rows.push(Row { seq, record, payload });
-        pending.frames.extend(frame);
+        pending.frames.extend(frame.map(|frame| (seq, frame)));
         self.shared.wake.notify_one();
     }
 
@@ -76,19 +88,24 @@ impl Writer {
         self.shared.wake.notify_one();
     }
 
-    pub(super) fn snapshot(&self, seq: u64, snapshot: Snapshot) {
-        self.shared.lock().snapshot = Some((seq, snapshot));
-        self.shared.wake.notify_one();
+    pub(super) fn inbox(&self) -> Inbox {
+        Arc::clone(&self.shared)
     }
 
     pub(super) fn durable(&self) -> watch::Receiver<Durable> {
         self.durable.subscribe()
     }
 
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&mut self) -> Option<JoinHandle<()>> {
         self.shared.lock().closing = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take()
+        self.thread.take()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(thread) = self.close()
             && thread.join().is_err()
         {
             tracing::error!("the journal's thread panicked");
@@ -96,13 +113,14 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.close();
-    }
+/// What the thread writes to.
+struct Disk {
+    database: Database,
+    segments: Segments,
+    epoch: Epoch,
 }
 
-fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut database: Database, mut segments: Segments) {
+fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) {
     loop {
         let mut pending = shared.lock();
         while pending.is_empty() && !pending.closing {
@@ -114,55 +132,71 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut database: Da
         let batch = std::mem::take(&mut *pending);
         pending.closing = batch.closing;
         drop(pending);
-        if let Err(problem) = write_patiently(&mut database, &mut segments, &batch) {
-            tracing::error!("the journal cannot be written: {problem}");
-            durable.send_modify(|durable| durable.failed = Some(format!("the journal cannot be written: {problem}")));
+        if let Err(problem) = write_patiently(&mut disk, &batch) {
+            let problem = match problem {
+                Problem::Disk(problem) => format!("the journal cannot be written: {problem}"),
+                Problem::Taken(problem) => problem,
+            };
+            tracing::error!("{problem}");
+            durable.send_modify(|durable| durable.failed = Some(problem));
             return;
         }
         let newest = batch.rows.last().map(|row| row.seq).max(batch.snapshot.as_ref().map(|(seq, _)| *seq));
         durable.send_modify(|durable| durable.upto = durable.upto.max(newest.unwrap_or(0)));
-        if let Some((_, snapshot)) = &batch.snapshot {
-            // What came behind the snapshot is in this batch, or not written yet.
-            let newer = batch.frames.iter().map(|frame| frame.key.sample().group);
-            let live: HashSet<_> = snapshot.live.iter().copied().chain(newer).collect();
-            if let Err(error) = segments.retain(&live) {
+        if let Some((seq, snapshot)) = &batch.snapshot {
+            let live: HashSet<_> = snapshot.live.iter().copied().collect();
+            if let Err(error) = disk.segments.retain(&live, *seq) {
                 tracing::warn!("segments of the journal that nobody needs were not removed: {error}");
             }
         }
     }
 }
 
+/// Why a batch is not written.
+enum Problem {
+    /// The disk refuses, and may not the next time.
+    Disk(String),
+    /// Another coordinator writes here now.
+    Taken(String),
+}
+
 /// Writes a batch: the frames first, then the records that rely on them.
-fn write_patiently(database: &mut Database, segments: &mut Segments, batch: &Pending) -> Result<(), String> {
+fn write_patiently(disk: &mut Disk, batch: &Pending) -> Result<(), Problem> {
     let started = Instant::now();
     let mut frames_written = false;
     loop {
-        let problem = match write(database, segments, batch, &mut frames_written) {
+        let problem = match disk.write(batch, &mut frames_written) {
             Ok(()) => return Ok(()),
-            Err(problem) => problem,
+            Err(Problem::Disk(problem)) if started.elapsed() <= PATIENCE => problem,
+            Err(problem) => return Err(problem),
         };
-        if started.elapsed() > PATIENCE {
-            return Err(problem);
-        }
         tracing::warn!("the journal waits for the disk: {problem}");
         std::thread::sleep(RETRY);
     }
 }
 
-fn write(
-    database: &mut Database,
-    segments: &mut Segments,
-    batch: &Pending,
-    frames_written: &mut bool,
-) -> Result<(), String> {
-    if !*frames_written {
-        if let Err(error) = segments.write(&batch.frames) {
-            segments.abandon();
-            return Err(format!("write samples: {error}"));
+impl Disk {
+    fn write(&mut self, batch: &Pending, frames_written: &mut bool) -> Result<(), Problem> {
+        mine(&self.epoch)?;
+        if !*frames_written {
+            if let Err(error) = self.segments.write(&batch.frames) {
+                self.segments.abandon();
+                return Err(Problem::Disk(format!("write samples: {error}")));
+            }
+            *frames_written = true;
         }
-        *frames_written = true;
+        let refused = |error| Problem::Disk(format!("write records: {error}"));
+        let transaction = self.database.write(&batch.rows, &batch.audits, batch.snapshot.as_ref()).map_err(refused)?;
+        // As late as can be: everything but the commit is done.
+        mine(&self.epoch)?;
+        transaction.commit().map_err(refused)
     }
-    database
-        .commit(&batch.rows, &batch.audits, batch.snapshot.as_ref())
-        .map_err(|error| format!("write records: {error}"))
+}
+
+/// Nothing is written unless the run folder is still this coordinator's.
+fn mine(epoch: &Epoch) -> Result<(), Problem> {
+    epoch.check().map_err(|error| match error {
+        FileError::Taken { .. } => Problem::Taken(error.to_string()),
+        error => Problem::Disk(error.to_string()),
+    })
 }

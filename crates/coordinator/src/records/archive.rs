@@ -1,23 +1,22 @@
+//! All samples with their verdicts, in Parquet: a file a round at first, merged into files of many rounds.
+
+mod files;
+mod merge;
+mod rows;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pacs_types::{FinishReason, GroupId, Purpose, Sample, Verdict};
-use parquet::basic::Compression;
-use parquet::column::writer::ColumnWriter;
-use parquet::data_type::ByteArray;
-use parquet::errors::{ParquetError, Result};
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
-use parquet::schema::parser::parse_message_type;
+use pacs_types::{GroupId, Purpose, Verdict};
 
+use self::files::{Files, Rounds, list, path};
+use self::merge::{Source, write_merged};
+use self::rows::write_rows;
+use super::atomic::sync_folder;
 use super::write_atomically;
-
-/// Rounds that may wait to be written; a full queue makes the run wait.
-const QUEUE: usize = 4;
+use crate::driver::KeptSample;
 
 /// The batch of a step, or an evaluation.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ pub(crate) struct Round {
     pub(crate) samples: Vec<ArchivedSample>,
 }
 
-/// One row.
+/// One row, whose content is read from the journal when it is written.
 #[derive(Debug)]
 pub(crate) struct ArchivedSample {
     pub(crate) group: GroupId,
@@ -37,304 +36,188 @@ pub(crate) struct ArchivedSample {
     pub(crate) gold: String,
     /// Tokens of the prompt, on the first row of a group; empty on the others.
     pub(crate) prompt_tokens: Vec<u32>,
-    pub(crate) sample: Sample,
+    pub(crate) sample: KeptSample,
     pub(crate) verdict: Verdict,
 }
 
-enum Job {
-    Write(Round),
-    /// Remove the rounds of later steps; all when there is none.
-    Truncate(Option<u64>),
-}
-
-/// Writes rounds to `samples/`, on a thread of its own: compression must not hold up the run.
+/// The folder `samples/`. Rounds are written by one thread and merged by another one.
+///
+/// A round is a file when it is written, so that what a crash leaves is whole files. Files of single rounds are merged when
+/// there are enough of them: a run of 20,000 steps leaves a few hundred files, and a merge that a crash interrupts is made
+/// again. Row groups that are appended to one open file would need a spool of their own to survive a crash.
 #[derive(Debug)]
 pub(crate) struct Archive {
-    jobs: Option<SyncSender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    folder: PathBuf,
+    files: Mutex<Index>,
+    /// Held while files are merged or cut: never both at once.
+    surgery: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    train: Files,
+    evaluate: Files,
+}
+
+impl Index {
+    fn of(&mut self, purpose: Purpose) -> &mut Files {
+        match purpose {
+            Purpose::Train => &mut self.train,
+            Purpose::Evaluate => &mut self.evaluate,
+        }
+    }
 }
 
 impl Archive {
     pub(crate) fn open(run_dir: &Path) -> io::Result<Self> {
         let folder = run_dir.join("samples");
         fs::create_dir_all(&folder)?;
-        let (jobs, inbox) = sync_channel(QUEUE);
-        // Ends when the sender is dropped, after the last job.
-        let thread = std::thread::Builder::new().name("archive".into()).spawn(move || {
-            for job in inbox {
-                let result = match job {
-                    Job::Write(round) => write_round(&folder, &round),
-                    Job::Truncate(last) => truncate(&folder, last),
-                };
-                if let Err(error) = result {
-                    tracing::warn!(folder = %folder.display(), "samples were not archived: {error}");
+        let (train, evaluate) = list(&folder)?;
+        Ok(Self { folder, files: Mutex::new(Index { train, evaluate }), surgery: Mutex::new(()) })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes a round as a file, and makes it durable.
+    pub(crate) fn write(&self, round: &Round) -> io::Result<()> {
+        let Round { step, purpose, .. } = *round;
+        // Written before, by a coordinator that was killed before it could say so.
+        if self.files().of(purpose).is_merged(step) {
+            return Ok(());
+        }
+        let mut rounds = Rounds { first: step, last: step, bytes: 0, alone: false };
+        let path = path(&self.folder, purpose, &rounds);
+        write_atomically(&path, |file| write_rows(file, round).map_err(io::Error::other))?;
+        rounds.bytes = fs::metadata(&path)?.len();
+        self.files().of(purpose).insert(rounds);
+        Ok(())
+    }
+
+    /// Removes the rounds of later steps; all when there is none.
+    pub(crate) fn truncate(&self, purpose: Purpose, last: Option<u64>) -> io::Result<()> {
+        let _surgery = self.surgery.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = self.files().of(purpose).later_than(last);
+        for rounds in &later {
+            let whole = path(&self.folder, purpose, rounds);
+            // The shorter file is there before the longer one goes.
+            let shorter = match last.filter(|last| rounds.first <= *last) {
+                Some(last) => self.shorten(purpose, rounds, last)?,
+                None => None,
+            };
+            remove(&whole)?;
+            let mut files = self.files();
+            files.of(purpose).remove(rounds);
+            shorter.into_iter().for_each(|shorter| files.of(purpose).insert(shorter));
+        }
+        if later.is_empty() { Ok(()) } else { sync_folder(&self.folder) }
+    }
+
+    /// Writes the beginning of a merged file as one of its own.
+    fn shorten(&self, purpose: Purpose, rounds: &Rounds, last: u64) -> io::Result<Option<Rounds>> {
+        let source = Source::open(&path(&self.folder, purpose, rounds), None).map_err(io::Error::other)?;
+        let Some(last) = source.newest(last) else { return Ok(None) };
+        let mut shorter = Rounds { last, ..*rounds };
+        let path = path(&self.folder, purpose, &shorter);
+        write_merged(&path, &[source], last)?;
+        shorter.bytes = fs::metadata(&path)?.len();
+        Ok(Some(shorter))
+    }
+
+    /// Makes one file of many, if there are enough; says whether it did.
+    pub(crate) fn merge_some(&self) -> io::Result<bool> {
+        let _surgery = self.surgery.lock().unwrap_or_else(PoisonError::into_inner);
+        for purpose in [Purpose::Train, Purpose::Evaluate] {
+            let some = self.files().of(purpose).mergeable();
+            if let Some(some) = some {
+                self.merge(purpose, &some)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn merge(&self, purpose: Purpose, some: &[Rounds]) -> io::Result<()> {
+        let mut sources: Vec<Source> = Vec::with_capacity(some.len());
+        for rounds in some {
+            match Source::open(&path(&self.folder, purpose, rounds), Some(rounds.first)) {
+                Ok(source) if sources.first().is_none_or(|first| source.fits(first)) => sources.push(source),
+                // An earlier version of the program wrote those before it.
+                Ok(_) => break,
+                // Stays as it is: what cannot be read must not keep the others from being merged.
+                Err(error) => {
+                    tracing::warn!(step = rounds.first, "a file of the archive is not merged: {error}");
+                    self.files().of(purpose).leave_alone(rounds.first);
+                    return Ok(());
                 }
             }
-        })?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
-    }
-
-    pub(crate) fn write(&self, round: Round) {
-        self.send(Job::Write(round));
-    }
-
-    pub(crate) fn truncate(&self, last_step: Option<u64>) {
-        self.send(Job::Truncate(last_step));
-    }
-
-    fn send(&self, job: Job) {
-        if let Some(jobs) = &self.jobs
-            && jobs.send(job).is_err()
+        }
+        let some = &some[..sources.len()];
+        let [first, .., last] = some else {
+            some.iter().for_each(|rounds| self.files().of(purpose).leave_alone(rounds.first));
+            return Ok(());
+        };
+        let mut merged = Rounds { last: last.last, ..*first };
+        let whole = path(&self.folder, purpose, &merged);
+        write_merged(&whole, &sources, last.last)?;
+        merged.bytes = fs::metadata(&whole)?.len();
         {
-            tracing::warn!("samples were not archived: the archive's thread is gone");
+            let mut files = self.files();
+            some.iter().for_each(|rounds| files.of(purpose).remove(rounds));
+            files.of(purpose).insert(merged);
         }
+        some.iter().try_for_each(|rounds| remove(&path(&self.folder, purpose, rounds)))
     }
 
-    /// Waits until everything is written.
-    pub(crate) fn close(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::warn!("samples were not archived: the archive's thread panicked");
-        }
+    fn files(&self) -> MutexGuard<'_, Index> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn name(purpose: Purpose, step: u64) -> String {
-    match purpose {
-        Purpose::Train => format!("step-{step:06}.parquet"),
-        Purpose::Evaluate => format!("eval-{step:06}.parquet"),
-    }
-}
-
-fn truncate(folder: &Path, last_step: Option<u64>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let stem = name.to_str().and_then(|name| name.strip_suffix(".parquet"));
-        let number = stem.and_then(|stem| stem.strip_prefix("step-").or_else(|| stem.strip_prefix("eval-")));
-        let step = number.and_then(|number| number.parse::<u64>().ok());
-        if step.is_some_and(|step| last_step.is_none_or(|last| step > last)) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-const SCHEMA: &str = "
-message sample {
-  required int64 step;
-  required int64 group;
-  required int32 sample;
-  required binary purpose (STRING);
-  required binary question (STRING);
-  required binary gold (STRING);
-  required binary response (STRING);
-  optional binary extracted (STRING);
-  required binary outcome (STRING);
-  required binary rule (STRING);
-  required double label;
-  required double reward;
-  required int32 tokens;
-  required binary finish (STRING);
-  required double logprob_sum;
-  required double entropy_sum;
-  required int64 version;
-  required group token_ids (LIST) { repeated group list { required int32 element; } }
-  required group logprobs (LIST) { repeated group list { required float element; } }
-  required group sampled_logprobs (LIST) { repeated group list { required float element; } }
-  required group span_versions (LIST) { repeated group list { required int32 element; } }
-  required group span_tokens (LIST) { repeated group list { required int32 element; } }
-  required group prompt_ids (LIST) { repeated group list { required int32 element; } }
-}
-";
-
-fn write_round(folder: &Path, round: &Round) -> io::Result<()> {
-    let path: PathBuf = folder.join(name(round.purpose, round.step));
-    write_atomically(&path, |file| write_rows(file, round).map_err(io::Error::other))
-}
-
-fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let properties = Arc::new(WriterProperties::builder().set_compression(Compression::SNAPPY).build());
-    let mut writer = SerializedFileWriter::new(&mut *file, schema, properties)?;
-    write_columns(Rows { columns: writer.next_row_group()?, samples: &round.samples }, round)?;
-    writer.close()?;
-    Ok(())
-}
-
-/// In the order of the schema.
-fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> Result<()> {
-    let purpose = match round.purpose {
-        Purpose::Train => "train",
-        Purpose::Evaluate => "evaluate",
-    };
-    rows.int64(|_| round.step)?;
-    rows.int64(|row| row.group.0)?;
-    rows.int32(|row| row.index as usize)?;
-    rows.text(|_| purpose)?;
-    rows.text(|row| &row.question)?;
-    rows.text(|row| &row.gold)?;
-    rows.text(|row| &row.sample.text)?;
-    rows.optional_text(|row| row.verdict.extracted.as_deref())?;
-    rows.text(|row| row.verdict.outcome.name())?;
-    rows.text(|row| &row.verdict.rule)?;
-    rows.double(|row| row.verdict.label)?;
-    rows.double(|row| row.verdict.reward)?;
-    rows.int32(|row| row.sample.tokens.len())?;
-    rows.text(|row| finish_name(row.sample.finish))?;
-    // An empty `sum` is -0.
-    rows.double(|row| row.sample.logprobs.iter().fold(0.0, |sum, logprob| sum + f64::from(*logprob)))?;
-    rows.double(|row| row.sample.entropy_sum)?;
-    rows.int64(|row| row.sample.version.0)?;
-    rows.int32_list(|row| row.sample.tokens.iter().copied().map(int32).collect())?;
-    rows.float_list(|row| row.sample.logprobs.clone())?;
-    rows.float_list(|row| row.sample.sampled_logprobs.clone())?;
-    rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.version.0)).collect())?;
-    rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.tokens)).collect())?;
-    rows.int32_list(|row| row.prompt_tokens.iter().copied().map(int32).collect())?;
-    rows.columns.close()?;
-    Ok(())
-}
-
-fn int32(value: impl TryInto<i32>) -> i32 {
-    value.try_into().unwrap_or(i32::MAX)
-}
-
-fn finish_name(finish: FinishReason) -> &'static str {
-    match finish {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
-}
-
-/// Writes one column after the other.
-struct Rows<'a, W: io::Write + Send> {
-    columns: SerializedRowGroupWriter<'a, W>,
-    samples: &'a [ArchivedSample],
-}
-
-impl<W: io::Write + Send> Rows<'_, W> {
-    fn int64(&mut self, value: impl Fn(&ArchivedSample) -> u64) -> Result<()> {
-        let values: Vec<i64> = self.samples.iter().map(|row| i64::try_from(value(row)).unwrap_or(i64::MAX)).collect();
-        self.column(|column| match column {
-            ColumnWriter::Int64ColumnWriter(writer) => writer.write_batch(&values, None, None),
-            _ => Err(mismatch("int64")),
-        })
-    }
-
-    fn int32(&mut self, value: impl Fn(&ArchivedSample) -> usize) -> Result<()> {
-        let values: Vec<i32> = self.samples.iter().map(|row| i32::try_from(value(row)).unwrap_or(i32::MAX)).collect();
-        self.column(|column| match column {
-            ColumnWriter::Int32ColumnWriter(writer) => writer.write_batch(&values, None, None),
-            _ => Err(mismatch("int32")),
-        })
-    }
-
-    fn double(&mut self, value: impl Fn(&ArchivedSample) -> f64) -> Result<()> {
-        let values: Vec<f64> = self.samples.iter().map(value).collect();
-        self.column(|column| match column {
-            ColumnWriter::DoubleColumnWriter(writer) => writer.write_batch(&values, None, None),
-            _ => Err(mismatch("double")),
-        })
-    }
-
-    fn text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> &'s str) -> Result<()> {
-        let values: Vec<ByteArray> = self.samples.iter().map(|row| ByteArray::from(value(row))).collect();
-        self.column(|column| match column {
-            ColumnWriter::ByteArrayColumnWriter(writer) => writer.write_batch(&values, None, None),
-            _ => Err(mismatch("binary")),
-        })
-    }
-
-    fn optional_text<'s>(&'s mut self, value: impl Fn(&'s ArchivedSample) -> Option<&'s str>) -> Result<()> {
-        let values: Vec<ByteArray> = self.samples.iter().filter_map(&value).map(ByteArray::from).collect();
-        let levels: Vec<i16> = self.samples.iter().map(|row| i16::from(value(row).is_some())).collect();
-        self.column(|column| match column {
-            ColumnWriter::ByteArrayColumnWriter(writer) => writer.write_batch(&values, Some(&levels), None),
-            _ => Err(mismatch("optional binary")),
-        })
-    }
-
-    fn int32_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<i32>) -> Result<()> {
-        let list = List::new(self.samples.iter().map(value));
-        self.column(|column| match column {
-            ColumnWriter::Int32ColumnWriter(writer) => {
-                writer.write_batch(&list.values, Some(&list.definitions), Some(&list.repetitions))
-            }
-            _ => Err(mismatch("list of int32")),
-        })
-    }
-
-    fn float_list(&mut self, value: impl Fn(&ArchivedSample) -> Vec<f32>) -> Result<()> {
-        let list = List::new(self.samples.iter().map(value));
-        self.column(|column| match column {
-            ColumnWriter::FloatColumnWriter(writer) => {
-                writer.write_batch(&list.values, Some(&list.definitions), Some(&list.repetitions))
-            }
-            _ => Err(mismatch("list of float")),
-        })
-    }
-
-    fn column(&mut self, write: impl FnOnce(&mut ColumnWriter<'_>) -> Result<usize>) -> Result<()> {
-        let mut column = self.columns.next_column()?.ok_or_else(|| mismatch("more columns"))?;
-        write(column.untyped())?;
-        column.close()
-    }
-}
-
-fn mismatch(written: &str) -> ParquetError {
-    ParquetError::General(format!("the schema of the archive has no {written} here"))
-}
-
-/// Lists as Parquet has them: all values, and for each whether it starts a list and whether it is there at all.
-struct List<T> {
-    values: Vec<T>,
-    definitions: Vec<i16>,
-    repetitions: Vec<i16>,
-}
-
-impl<T> List<T> {
-    fn new(lists: impl Iterator<Item = Vec<T>>) -> Self {
-        let mut flat = Self { values: Vec::new(), definitions: Vec::new(), repetitions: Vec::new() };
-        for list in lists {
-            flat.definitions.extend(std::iter::repeat_n(1, list.len()));
-            flat.repetitions.extend((0..list.len()).map(|position| i16::from(position > 0)));
-            if list.is_empty() {
-                flat.definitions.push(0);
-                flat.repetitions.push(0);
-            }
-            flat.values.extend(list);
-        }
-        flat
+/// Removes a file; one that is gone is none to remove.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pacs_types::{Outcome, VersionSpan, WeightVersion};
+    use crate::journal::{Frame, FrameKey, write_frames};
+    use pacs_protocol::v1;
+    use pacs_types::{FinishReason, LeaseId, Outcome, Sample, SampleId, VersionSpan, WeightVersion};
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::RowAccessor;
+    use prost::Message;
 
-    fn row(group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
+    /// A row whose sample lies in a segment of `folder`.
+    fn row(folder: &Path, group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
         let logprobs = tokens.iter().map(|token| -(*token as f32) / 8.0).collect();
+        let spans = vec![VersionSpan { version: WeightVersion(3), tokens: tokens.len() as u32 }];
+        let sample = Sample {
+            tokens,
+            logprobs,
+            entropy_sum: 0.75,
+            text: "ä 2".into(),
+            finish: FinishReason::Length,
+            version: WeightVersion(3),
+            sampled_logprobs: Vec::new(),
+            spans,
+        };
+        let key = FrameKey::Sample(SampleId { group: GroupId(group), index: 1 }, LeaseId(1));
+        let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());
+        let kept = KeptSample::new(&sample, frame.stored());
+        write_frames(folder, &[(1, frame)]).unwrap();
         ArchivedSample {
             group: GroupId(group),
             index: 1,
             question: "1 + 1?".into(),
             gold: "2".into(),
             prompt_tokens: if group == 7 { vec![9, 8] } else { Vec::new() },
-            sample: Sample {
-                tokens,
-                logprobs,
-                entropy_sum: 0.75,
-                text: "ä 2".into(),
-                finish: FinishReason::Length,
-                version: WeightVersion(3),
-                sampled_logprobs: Vec::new(),
-                spans: vec![VersionSpan { version: WeightVersion(3), tokens: 5 }],
-            },
+            sample: kept,
             verdict: Verdict {
                 outcome: Outcome::Wrong,
                 label: 0.25,
@@ -345,13 +228,23 @@ mod tests {
         }
     }
 
+    /// Flips a bit of the last byte that was written to a segment of `folder`.
+    fn damage_newest(folder: &Path) {
+        let segments = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let newest =
+            segments.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).max().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(newest, bytes).unwrap();
+    }
+
     #[test]
     fn rows_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![], Some(""))];
-        let mut archive = Archive::open(folder.path()).unwrap();
-        archive.write(Round { step: 12, purpose: Purpose::Train, samples });
-        archive.close();
+        let row = |group, tokens, extracted| row(folder.path(), group, tokens, extracted);
+        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![8], Some(""))];
+        let archive = Archive::open(folder.path()).unwrap();
+        archive.write(&Round { step: 12, purpose: Purpose::Train, samples }).unwrap();
         let file = fs::File::open(folder.path().join("samples/step-000012.parquet")).unwrap();
         let reader = SerializedFileReader::new(file).unwrap();
         let rows: Vec<String> =
@@ -361,29 +254,154 @@ mod tests {
                 "{{step: 12, group: {group}, sample: 1, purpose: train, question: 1 + 1?, gold: 2, response: ä 2, \
                  extracted: {extracted}, outcome: wrong, rule: number, label: 0.25, reward: -1E0, tokens: {tokens}, \
                  finish: length, logprob_sum: {sum}, entropy_sum: 0.75, version: 3, token_ids: {ids}, \
-                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [5], prompt_ids: {prompt}}}"
+                 logprobs: {logprobs}, sampled_logprobs: [], span_versions: [3], span_tokens: [{tokens}], prompt_ids: {prompt}}}"
             )
         };
         assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
         assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
-        assert_eq!(rows[2], expected(9, "", 0, "0E0", "[]", "[]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[]"));
+    }
+
+    #[test]
+    fn a_large_round_is_written_in_parts_and_what_is_lost_costs_its_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = |group| row(folder.path(), group, vec![1; 300_000], None);
+        let mut samples = vec![long(1), long(2), row(folder.path(), 3, vec![1], None)];
+        let lost = row(folder.path(), 4, vec![1], None);
+        damage_newest(folder.path());
+        samples.push(lost);
+        let archive = Archive::open(folder.path()).unwrap();
+        archive.write(&Round { step: 1, purpose: Purpose::Train, samples }).unwrap();
+        let file = fs::File::open(folder.path().join("samples/step-000001.parquet")).unwrap();
+        let reader = SerializedFileReader::new(file).unwrap();
+        let parts = reader.metadata().row_groups().iter().map(|part| part.num_rows()).collect::<Vec<_>>();
+        assert_eq!(parts, [1, 2]);
+    }
+
+    fn round(folder: &Path, step: u64, purpose: Purpose) -> Round {
+        let samples = vec![row(folder, step, vec![1, 2], None), row(folder, step + 1, vec![8], Some("x"))];
+        Round { step, purpose, samples }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder.join("samples")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Step and group of every row of a file.
+    fn rows(folder: &Path, name: &str) -> Vec<(u64, u64)> {
+        let reader = SerializedFileReader::new(fs::File::open(folder.join("samples").join(name)).unwrap()).unwrap();
+        let rows = reader.get_row_iter(None).unwrap().map(|row| {
+            let row = row.unwrap();
+            (row.get_long(0).unwrap() as u64, row.get_long(1).unwrap() as u64)
+        });
+        rows.collect()
+    }
+
+    fn expected(steps: std::ops::RangeInclusive<u64>) -> Vec<(u64, u64)> {
+        steps.flat_map(|step| [(step, step), (step, step + 1)]).collect()
     }
 
     #[test]
     fn later_rounds_are_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut archive = Archive::open(folder.path()).unwrap();
+        let archive = Archive::open(folder.path()).unwrap();
         for step in 1..=3 {
-            archive.write(Round { step, purpose: Purpose::Train, samples: vec![row(1, vec![1], None)] });
-            archive.write(Round { step, purpose: Purpose::Evaluate, samples: vec![row(1, vec![1], None)] });
+            archive.write(&round(folder.path(), step, Purpose::Train)).unwrap();
+            archive.write(&round(folder.path(), step, Purpose::Evaluate)).unwrap();
         }
-        archive.truncate(Some(1));
-        archive.close();
-        let mut names: Vec<_> = fs::read_dir(folder.path().join("samples"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["eval-000001.parquet", "step-000001.parquet"]);
+        archive.truncate(Purpose::Train, Some(2)).unwrap();
+        archive.truncate(Purpose::Evaluate, Some(1)).unwrap();
+        assert_eq!(names(folder.path()), ["eval-000001.parquet", "step-000001.parquet", "step-000002.parquet"]);
+        archive.truncate(Purpose::Train, None).unwrap();
+        assert_eq!(names(folder.path()), ["eval-000001.parquet"]);
+    }
+
+    /// An archive with `steps` rounds, merged as far as they go.
+    fn merged(folder: &Path, steps: u64) -> Archive {
+        let archive = Archive::open(folder).unwrap();
+        (1..=steps).for_each(|step| archive.write(&round(folder, step, Purpose::Train)).unwrap());
+        while archive.merge_some().unwrap() {}
+        archive
+    }
+
+    #[test]
+    fn many_rounds_become_few_files_with_the_same_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = merged(folder.path(), 130);
+        let merged = [
+            "step-000129.parquet",
+            "step-000130.parquet",
+            "steps-000001-000064.parquet",
+            "steps-000065-000128.parquet",
+        ];
+        assert_eq!(names(folder.path()), merged);
+        assert_eq!(rows(folder.path(), merged[2]), expected(1..=64));
+        assert_eq!(rows(folder.path(), merged[3]), expected(65..=128));
+        // A killed coordinator writes again what it had not written down as done.
+        archive.write(&round(folder.path(), 128, Purpose::Train)).unwrap();
+        assert_eq!(names(folder.path()), merged);
+        let source = Source::open(&folder.path().join("samples").join(merged[3]), None).unwrap();
+        assert_eq!((source.newest(99), source.newest(64)), (Some(99), None), "the footer says which round is where");
+    }
+
+    #[test]
+    fn a_cut_goes_across_the_borders_of_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = merged(folder.path(), 130);
+        archive.truncate(Purpose::Train, Some(70)).unwrap();
+        assert_eq!(names(folder.path()), ["steps-000001-000064.parquet", "steps-000065-000070.parquet"]);
+        assert_eq!(rows(folder.path(), "steps-000065-000070.parquet"), expected(65..=70));
+        archive.truncate(Purpose::Train, Some(65)).unwrap();
+        assert_eq!(names(folder.path()), ["step-000065.parquet", "steps-000001-000064.parquet"]);
+        (66..=70).for_each(|step| archive.write(&round(folder.path(), step, Purpose::Train)).unwrap());
+        archive.truncate(Purpose::Train, Some(63)).unwrap();
+        assert_eq!(names(folder.path()), ["steps-000001-000063.parquet"]);
+        assert_eq!(rows(folder.path(), "steps-000001-000063.parquet"), expected(1..=63));
+        // And the same by what is found in the folder.
+        let archive = Archive::open(folder.path()).unwrap();
+        archive.truncate(Purpose::Train, Some(2)).unwrap();
+        assert_eq!(rows(folder.path(), "steps-000001-000002.parquet"), expected(1..=2));
+        archive.truncate(Purpose::Train, None).unwrap();
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_crash_leaves_of_a_merge_or_a_cut_is_cleared_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let samples = folder.path().join("samples");
+        drop(merged(folder.path(), 64));
+        // Between the new name and the end of the old files; and in the middle of the next one.
+        for step in [1, 30, 64] {
+            fs::copy(
+                samples.join("steps-000001-000064.parquet"),
+                samples.join(files::name(Purpose::Train, step, step)),
+            )
+            .unwrap();
+        }
+        fs::write(samples.join(".steps-000065-000128.parquet.tmp"), "half").unwrap();
+        let archive = Archive::open(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), ["steps-000001-000064.parquet"]);
+        // A cut that wrote the shorter file and did not remove the longer one is made again: its record is still there.
+        fs::copy(samples.join("steps-000001-000064.parquet"), samples.join("steps-000001-000040.parquet")).unwrap();
+        drop(archive);
+        let archive = Archive::open(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), ["steps-000001-000064.parquet"]);
+        archive.truncate(Purpose::Train, Some(40)).unwrap();
+        assert_eq!(rows(folder.path(), "steps-000001-000040.parquet"), expected(1..=40));
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = Archive::open(folder.path()).unwrap();
+        (1..=140).for_each(|step| archive.write(&round(folder.path(), step, Purpose::Train)).unwrap());
+        fs::write(folder.path().join("samples/step-000003.parquet"), "something else").unwrap();
+        while archive.merge_some().unwrap() {}
+        let names = names(folder.path());
+        assert!(names.contains(&"step-000003.parquet".to_owned()), "{names:?}");
+        assert!(names.contains(&"steps-000004-000067.parquet".to_owned()), "{names:?}");
     }
 }

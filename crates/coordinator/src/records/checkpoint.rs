@@ -7,6 +7,7 @@ use pacs_machine::Snapshot;
 use pacs_spec::JobSpec;
 use serde::{Deserialize, Serialize};
 
+use super::Epoch;
 use super::atomic::{sync_folder, write_atomically};
 use crate::FileError;
 
@@ -15,6 +16,8 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 /// What names of folders that are no checkpoints yet begin with; readers skip names that start with a dot.
 const UNFINISHED: &str = ".unfinished-";
+/// Likewise for folders that are to be removed.
+const DISCARDED: &str = ".discarded-";
 
 /// What a checkpoint is: written last, so that a folder without it is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,24 +105,61 @@ impl Checkpoints {
         self.folder.join(format!("{UNFINISHED}{step:06}-{save}"))
     }
 
-    /// Makes an empty folder for the ranks' files, and removes what earlier saves have left unfinished.
+    /// Makes an empty folder for the ranks' files, and discards what earlier saves have left unfinished. One that is there
+    /// already is this very save's: an earlier coordinator made it, and ranks may have written into it.
     pub(crate) fn create(&self, step: u64, save: u64) -> Result<(), FileError> {
+        let path = self.unfinished(step, save);
         let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for entry in entries.filter_map(Result::ok) {
-            let path = entry.path();
-            // Somebody may still write there: then the next save removes it.
+            // Somebody may still write there: then it ends in an error, for its folder is gone.
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED))
-                && let Err(error) = self.remove(&path)
+                && entry.path() != path
+                && let Err(error) = self.discard(&entry.path())
             {
                 tracing::warn!("an unfinished checkpoint stays for now: {error}");
             }
         }
-        let path = self.unfinished(step, save);
-        fs::create_dir(&path).map_err(FileError::file("create folder", &path))
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(FileError::file("create folder", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Makes what the ranks have written a checkpoint, and removes those that need not stay.
-    pub(crate) fn commit(&self, manifest: &Manifest, save: u64, retention: &Retention) -> Result<PathBuf, FileError> {
+    /// Takes a folder out of the way: it is renamed at once, and removed when there is time
+    /// ([`Sweeper`](super::sweep::Sweeper)). One that is not there is none.
+    fn discard(&self, path: &Path) -> Result<(), FileError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let free = (0u32..).map(|n| self.folder.join(format!("{DISCARDED}{}-{n}", name.trim_start_matches('.'))));
+        let Some(free) = free.into_iter().find(|path| !path.exists()) else { return Ok(()) };
+        match fs::rename(path, free) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::file("rename", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Folders that are to be removed, those that an earlier coordinator has left included.
+    pub(crate) fn discarded(&self) -> io::Result<Vec<PathBuf>> {
+        let mut discarded = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(DISCARDED)) {
+                discarded.push(entry.path());
+            }
+        }
+        Ok(discarded)
+    }
+
+    /// Makes what the ranks have written a checkpoint, and discards those that need not stay. Nothing is renamed unless the
+    /// run folder is still this coordinator's.
+    pub(crate) fn commit(
+        &self,
+        manifest: &Manifest,
+        save: u64,
+        retention: &Retention,
+        epoch: &Epoch,
+    ) -> Result<PathBuf, FileError> {
         let unfinished = self.unfinished(manifest.step, save);
         // An earlier coordinator may have come this far and not lived to say so.
         if !unfinished.exists()
@@ -145,17 +185,18 @@ impl Checkpoints {
         let path = unfinished.join(MANIFEST);
         write_atomically(&path, |file| file.write_all(text.as_bytes())).map_err(FileError::file("write", &path))?;
 
+        epoch.check()?;
         let committed = self.path(manifest.step);
         // The same step again, now with the exported model. Readers skip names that start with a dot.
         let replaced = self.folder.join(format!(".replaced-{:06}", manifest.step));
-        self.remove(&replaced)?;
+        self.discard(&replaced)?;
         if committed.exists() {
             fs::rename(&committed, &replaced).map_err(FileError::file("rename", &committed))?;
         }
         fs::rename(&unfinished, &committed).map_err(FileError::file("rename", &unfinished))?;
         sync_folder(&self.folder).map_err(FileError::file("sync folder", &self.folder))?;
         // It is a checkpoint now, whatever becomes of the ones before it.
-        let pruned = self.remove(&replaced).and_then(|()| self.prune(manifest.step, retention));
+        let pruned = self.discard(&replaced).and_then(|()| self.prune(manifest.step, retention));
         if let Err(error) = pruned {
             tracing::warn!("older checkpoints were not removed: {error}");
         }
@@ -166,16 +207,7 @@ impl Checkpoints {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= newest);
         let kept = retention.kept(&steps);
-        steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.remove(&self.path(*step)))
-    }
-
-    fn remove(&self, path: &Path) -> Result<(), FileError> {
-        match fs::remove_dir_all(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(FileError::File { action: "remove folder", path: path.to_owned(), error })
-            }
-            _ => Ok(()),
-        }
+        steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.discard(&self.path(*step)))
     }
 
     /// Steps of the committed checkpoints, ascending.
@@ -216,8 +248,9 @@ impl Checkpoints {
                 continue;
             };
             let (replaced, committed) = (self.folder.join(&name), self.path(step));
-            if !committed.exists() {
-                fs::rename(&replaced, &committed).map_err(FileError::file("rename", &replaced))?;
+            match committed.exists() {
+                true => self.discard(&replaced)?,
+                false => fs::rename(&replaced, &committed).map_err(FileError::file("rename", &replaced))?,
             }
         }
         Ok(())
@@ -227,7 +260,7 @@ impl Checkpoints {
         for step in self.steps()?.into_iter().filter(|step| *step > newest_valid) {
             let path = self.path(step);
             let aside = self.folder.join(format!("damaged-{step:06}"));
-            self.remove(&aside)?;
+            self.discard(&aside)?;
             fs::rename(&path, &aside).map_err(FileError::file("rename", &path))?;
         }
         Ok(())
@@ -295,6 +328,10 @@ mod tests {
         pacs_spec::parse(text, Path::new("test")).unwrap()
     }
 
+    fn epoch(checkpoints: &Checkpoints) -> Epoch {
+        Epoch::take(checkpoints.folder().parent().unwrap()).unwrap()
+    }
+
     fn save(checkpoints: &Checkpoints, step: u64, keep: usize, model: bool) -> PathBuf {
         checkpoints.create(step, 1).unwrap();
         fs::create_dir(checkpoints.unfinished(step, 1).join("sub")).unwrap();
@@ -304,7 +341,8 @@ mod tests {
         let file = RankFile { path: "sub/rank-0".into(), bytes: content.len() as u64, crc32 };
         let snapshot = Snapshot { step, cursor: 10 * step, ..Snapshot::default() };
         let manifest = Manifest::new(snapshot, model, &spec(), BTreeMap::from([(0, vec![file])]));
-        checkpoints.commit(&manifest, 1, &Retention { newest: keep, ..Retention::default() }).unwrap()
+        let retention = Retention { newest: keep, ..Retention::default() };
+        checkpoints.commit(&manifest, 1, &retention, &epoch(checkpoints)).unwrap()
     }
 
     #[test]
@@ -332,8 +370,10 @@ mod tests {
         checkpoints.create(4, 1).unwrap();
         let snapshot = Snapshot { step: 4, ..Snapshot::default() };
         let retention = Retention { newest: 1, best: 1, scores: vec![(1, 0.2), (2, 0.4), (3, 0.3)] };
-        checkpoints.commit(&Manifest::new(snapshot, false, &spec(), BTreeMap::new()), 1, &retention).unwrap();
+        let manifest = Manifest::new(snapshot, false, &spec(), BTreeMap::new());
+        checkpoints.commit(&manifest, 1, &retention, &epoch(&checkpoints)).unwrap();
         assert_eq!(checkpoints.steps().unwrap(), [2, 4]);
+        assert_eq!(checkpoints.discarded().unwrap().len(), 2, "they are out of the way, and removed later");
     }
 
     #[test]
@@ -381,7 +421,9 @@ mod tests {
             checkpoints.create(1, 1).unwrap();
             let file = RankFile { path: path.into(), bytes: 1, crc32: 0 };
             let manifest = Manifest::new(Snapshot::default(), false, &spec(), BTreeMap::from([(0, vec![file])]));
-            assert!(checkpoints.commit(&Manifest { step: 1, ..manifest }, 1, &Retention::default()).is_err(), "{path}");
+            let manifest = Manifest { step: 1, ..manifest };
+            let refused = checkpoints.commit(&manifest, 1, &Retention::default(), &epoch(&checkpoints));
+            assert!(refused.is_err(), "{path}");
         }
         assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
     }
@@ -393,5 +435,35 @@ mod tests {
         let path = save(&checkpoints, 7, 1, false);
         fs::rename(path, checkpoints.folder().join(".replaced-000007")).unwrap();
         assert_eq!(checkpoints.newest_valid().unwrap().0.unwrap().step, 7);
+    }
+
+    #[test]
+    fn a_folder_of_this_very_save_stays_and_others_are_discarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        checkpoints.create(3, 7).unwrap();
+        fs::write(checkpoints.unfinished(3, 7).join("rank-0"), "state").unwrap();
+        checkpoints.create(3, 7).unwrap();
+        assert!(checkpoints.unfinished(3, 7).join("rank-0").exists(), "a rank may have written it already");
+        for save in 8..11 {
+            checkpoints.create(3, save).unwrap();
+            assert!(!checkpoints.unfinished(3, save - 1).exists());
+        }
+        assert_eq!(checkpoints.discarded().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_fenced_coordinator_commits_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        save(&checkpoints, 1, 2, false);
+        let ours = epoch(&checkpoints);
+        checkpoints.create(2, 1).unwrap();
+        let manifest = Manifest::new(Snapshot { step: 2, ..Snapshot::default() }, false, &spec(), BTreeMap::new());
+        epoch(&checkpoints);
+        let refused = checkpoints.commit(&manifest, 1, &Retention::default(), &ours).unwrap_err();
+        assert!(matches!(refused, FileError::Taken { .. }), "{refused}");
+        assert_eq!(checkpoints.steps().unwrap(), [1]);
+        assert!(checkpoints.discarded().unwrap().is_empty(), "nor does it remove any");
     }
 }

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -7,6 +7,7 @@ use nix::fcntl::{Flock, FlockArg};
 use pacs_runtime::net::is_run_id;
 use serde::{Deserialize, Serialize};
 
+use super::atomic::sync_folder;
 use super::write_atomically;
 use crate::{FileError, StartError};
 
@@ -38,6 +39,9 @@ pub struct CoordinatorRecord {
     pub pid: u32,
     /// Name of the job.
     pub job: String,
+    /// The id of the run (see [`run_id`]).
+    #[serde(default)]
+    pub run_id: String,
     /// Coordinators that have worked in this folder, this one included.
     pub starts: u64,
 }
@@ -62,47 +66,237 @@ impl CoordinatorRecord {
     }
 }
 
-/// The file of a run folder that says which run it is.
+/// The file that holds the id of a run.
 const RUN_ID_FILE: &str = "run_id";
 
-/// The random identifier of the run in a folder, made when the first coordinator starts there, and kept.
-pub(crate) fn run_id(run_dir: &Path) -> Result<String, StartError> {
-    let path = run_dir.join(RUN_ID_FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) if is_run_id(text.trim_end()) => return Ok(text.trim_end().to_owned()),
-        Ok(_) => {
-            let problem = "it is not 32 lower-case hexadecimal digits";
-            return Err(FileError::damaged(&path, problem).into());
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(StartError::file("read", &path)(error)),
-    }
-    let mut random = [0; 16];
-    let source = Path::new("/dev/urandom");
-    let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
-    read.map_err(StartError::file("read", source))?;
-    let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_atomically(&path, |file| writeln!(file, "{id}")).map_err(StartError::file("write", &path))?;
-    Ok(id)
+/// Digits of a run id.
+const RUN_ID_DIGITS: usize = 32;
+
+/// The id of the run in this folder, 32 lower-case hexadecimal digits. It is made when there is none, and is never made anew: what
+/// carries another id belongs to another run, whatever port it listens on and whatever its name.
+///
+/// # Errors
+/// When the file cannot be read or written, or holds no id. A damaged one is not replaced, for the workers of the run may still
+/// live and would become strangers to it.
+pub fn run_id(run_dir: &Path) -> Result<String, StartError> {
+    identify(run_dir, "")
 }
 
+/// The same, where a launcher has chosen the id: a folder without one takes `given`, unless that is empty.
+///
+/// # Errors
+/// As [`run_id`]; and when `given` is no id, or not that of the folder.
+pub fn identify(run_dir: &Path, given: &str) -> Result<String, StartError> {
+    if !given.is_empty() && !is_run_id(given) {
+        return Err(StartError::RunId { given: given.to_owned() });
+    }
+    let path = run_dir.join(RUN_ID_FILE);
+    let found = match read_run_id(&path)? {
+        Some(id) => id,
+        None => {
+            let id = match CoordinatorRecord::read(run_dir) {
+                // The file was lost, and the record repeats what it said.
+                Ok(record) if is_run_id(&record.run_id) => record.run_id,
+                _ if given.is_empty() => random_id().map_err(StartError::file("make a run id for", &path))?,
+                _ => given.to_owned(),
+            };
+            write_once(&path, &id).map_err(StartError::file("write", &path))?;
+            // Another process may have been first.
+            let lost = || FileError::damaged(&path, "it was written and is not there");
+            read_run_id(&path)?.ok_or_else(lost)?
+        }
+    };
+    if given.is_empty() || found == given {
+        return Ok(found);
+    }
+    Err(StartError::OtherRun { run_dir: run_dir.to_owned(), found, given: given.to_owned() })
+}
+
+fn read_run_id(path: &Path) -> Result<Option<String>, StartError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StartError::file("read", path)(error)),
+    };
+    let id = String::from_utf8(bytes).ok().map(|text| text.trim_end().to_owned()).filter(|id| is_run_id(id));
+    id.map(Some).ok_or_else(|| {
+        let problem = format!(
+            "it holds no run id ({RUN_ID_DIGITS} lower-case hexadecimal digits); write `run_id` of {} into it, or remove it \
+             when no worker of this run lives any more",
+            CoordinatorRecord::FILE
+        );
+        FileError::damaged(path, problem).into()
+    })
+}
+
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; RUN_ID_DIGITS / 2];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Writes a file that is there completely or not at all, and leaves one that is there already as it is.
+fn write_once(path: &Path, id: &str) -> io::Result<()> {
+    let temporary = path.with_file_name(format!(".{RUN_ID_FILE}.{id}.tmp"));
+    write_synced(File::create(&temporary)?, id)?;
+    // A rename would replace the id of a process that was first.
+    let linked = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)?;
+    match linked {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            // There are file systems without hard links. A crash in between leaves a damaged file there, which is refused.
+            match File::create_new(path) {
+                Ok(file) => write_synced(file, id)?,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        _ => {}
+    }
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+fn write_synced(mut file: File, id: &str) -> io::Result<()> {
+    writeln!(file, "{id}")?;
+    file.sync_all()
+}
+
+/// The file that repeats [`CoordinatorRecord::starts`]. Identifiers and generations are numbered from the number of the start,
+/// so it has to survive a record that cannot be read.
+const STARTS_FILE: &str = "starts";
+
 /// Coordinators that have worked in the folder before.
-pub(crate) fn starts_so_far(run_dir: &Path) -> u64 {
-    CoordinatorRecord::read(run_dir).map_or(0, |record| record.starts)
+///
+/// # Errors
+/// When the folder holds a number that cannot be read, and nothing repeats it: beginning again at zero would give out identifiers
+/// that are in use.
+pub(crate) fn starts_so_far(run_dir: &Path) -> Result<u64, StartError> {
+    let path = run_dir.join(STARTS_FILE);
+    let counted = match fs::read_to_string(&path) {
+        Ok(text) => text.trim_end().parse().map_err(io::Error::other),
+        Err(error) => Err(error),
+    };
+    let recorded = CoordinatorRecord::read(run_dir).map(|record| record.starts);
+    match (counted, recorded) {
+        // One of them is written before the other.
+        (Ok(counted), Ok(recorded)) => Ok(recorded.max(counted)),
+        (Ok(starts), Err(_)) | (Err(_), Ok(starts)) => Ok(starts),
+        (Err(first), Err(second)) if [&first, &second].iter().all(|error| error.kind() == ErrorKind::NotFound) => Ok(0),
+        (Err(first), Err(second)) => {
+            let problem = format!(
+                "it does not say how many coordinators have worked here ({first}), and {} does not either ({second}); write a \
+                 number into it that is at least as large, such as 1000",
+                CoordinatorRecord::FILE
+            );
+            Err(FileError::damaged(&path, problem).into())
+        }
+    }
+}
+
+/// Counts this start, durably.
+pub(crate) fn count_start(run_dir: &Path) -> Result<u64, StartError> {
+    let starts = starts_so_far(run_dir)? + 1;
+    let path = run_dir.join(STARTS_FILE);
+    write_atomically(&path, |file| writeln!(file, "{starts}")).map_err(StartError::file("write", &path))?;
+    Ok(starts)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
     use super::*;
 
+    fn record(run_id: &str, starts: u64) -> CoordinatorRecord {
+        let (address, host, job) = ("127.0.0.1:1".to_owned(), "here".to_owned(), "tiny".to_owned());
+        CoordinatorRecord { address, host, pid: 1, job, run_id: run_id.to_owned(), starts }
+    }
+
     #[test]
-    fn a_run_has_one_identifier_for_ever() {
-        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let id = run_id(folder.path()).unwrap();
+    fn a_folder_has_one_id_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = run_id(dir.path()).unwrap();
         assert!(is_run_id(&id), "{id}");
-        assert_eq!(run_id(folder.path()).unwrap(), id);
+        assert_eq!(run_id(dir.path()).unwrap(), id);
+        assert_eq!(identify(dir.path(), &id).unwrap(), id);
+        assert_eq!(fs::read_to_string(dir.path().join(RUN_ID_FILE)).unwrap(), format!("{id}\n"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left of the writing");
+        let other = tempfile::tempdir().unwrap();
         assert_ne!(run_id(other.path()).unwrap(), id);
-        fs::write(folder.path().join(RUN_ID_FILE), "else").unwrap();
-        assert!(run_id(folder.path()).is_err(), "a damaged identifier is not made anew");
+    }
+
+    #[test]
+    fn processes_that_ask_at_once_get_the_same_id() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let barrier = Barrier::new(8);
+            let ids: Vec<String> = thread::scope(|scope| {
+                let ask = || {
+                    barrier.wait();
+                    run_id(dir.path()).unwrap()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn a_launcher_may_choose_the_id_of_a_new_folder_only() {
+        let (first, second) = ("0123456789abcdef".repeat(2), "f".repeat(32));
+        let dir = tempfile::tempdir().unwrap();
+        for wrong in ["x", "0123456789ABCDEF0123456789ABCDEF", "../../etc/passwd"] {
+            assert!(matches!(identify(dir.path(), wrong), Err(StartError::RunId { .. })), "{wrong}");
+        }
+        assert_eq!(identify(dir.path(), &first).unwrap(), first);
+        let error = identify(dir.path(), &second).unwrap_err();
+        assert_eq!(error.exit().code(), 78);
+        assert!(error.to_string().contains(&first) && error.to_string().contains(&second), "{error}");
+        assert_eq!(run_id(dir.path()).unwrap(), first);
+    }
+
+    #[test]
+    fn a_damaged_id_is_refused_and_a_lost_one_comes_from_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = run_id(dir.path()).unwrap();
+        record(&id, 3).write(dir.path()).unwrap();
+        for damage in ["", "0123", "\u{0}\u{0}\u{0}"] {
+            fs::write(dir.path().join(RUN_ID_FILE), damage).unwrap();
+            let error = run_id(dir.path()).unwrap_err();
+            assert!(error.to_string().contains("holds no run id"), "{error}");
+            assert_eq!(error.exit().code(), 78);
+            assert_eq!(fs::read_to_string(dir.path().join(RUN_ID_FILE)).unwrap(), damage, "it is left as it is");
+        }
+        fs::remove_file(dir.path().join(RUN_ID_FILE)).unwrap();
+        assert_eq!(run_id(dir.path()).unwrap(), id);
+    }
+
+    #[test]
+    fn starts_are_counted_although_a_file_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = || {
+            let starts = count_start(dir.path())?;
+            record("", starts).write(dir.path())?;
+            Ok::<_, StartError>(starts)
+        };
+        assert_eq!(starts_so_far(dir.path()).unwrap(), 0);
+        assert_eq!((count().unwrap(), count().unwrap()), (1, 2));
+        for file in [CoordinatorRecord::FILE, STARTS_FILE] {
+            let before = starts_so_far(dir.path()).unwrap();
+            fs::write(dir.path().join(file), "{").unwrap();
+            assert_eq!(starts_so_far(dir.path()).unwrap(), before, "{file} is damaged");
+            assert_eq!(count().unwrap(), before + 1, "and is mended by the next start");
+            fs::remove_file(dir.path().join(file)).unwrap();
+            assert_eq!(starts_so_far(dir.path()).unwrap(), before + 1, "{file} is lost");
+            count().unwrap();
+        }
+        for file in [CoordinatorRecord::FILE, STARTS_FILE] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let error = count().unwrap_err();
+        assert!(error.to_string().contains("how many coordinators"), "{error}");
+        assert_eq!(error.exit().code(), 78);
     }
 }

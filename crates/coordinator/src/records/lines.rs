@@ -1,106 +1,228 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::write_atomically;
+use super::atomic::sync_folder;
 
-/// A file of JSON lines, each with a `step`.
-#[derive(Clone, Debug)]
+/// Bytes that the search from the end reads first; it doubles while a line is longer.
+const BLOCK: u64 = 4096;
+
+/// A file of JSON lines, each with a `step`, in ascending order of their steps.
+///
+/// The order is what makes it cheap: what is newer than a step lies after one offset, so it is cut off rather than the file
+/// written again.
+#[derive(Debug)]
 pub(crate) struct Lines {
     path: PathBuf,
+    /// None until the first line: a run without evaluations has no file of them.
+    file: Option<File>,
+    /// Bytes of whole lines.
+    bytes: u64,
+    last: Option<u64>,
 }
 
 impl Lines {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
+    /// Opens the file if it is there, and cuts off what a crash has left half-written.
+    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+        let mut lines = Self { path, file: None, bytes: 0, last: None };
+        match File::options().read(true).append(true).open(&lines.path) {
+            Ok(file) => {
+                lines.bytes = file.metadata()?.len();
+                lines.file = Some(file);
+                lines.truncate(Some(u64::MAX))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(lines)
     }
 
-    /// Appends a line; [`Self::sync`] makes it durable.
-    pub(crate) fn append(&self, value: &impl Serialize) -> io::Result<()> {
-        let mut line = serde_json::to_vec(value)?;
-        line.push(b'\n');
-        let mut file = File::options().create(true).append(true).open(&self.path)?;
-        file.write_all(&line)
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The step of the last line.
+    pub(crate) fn last_step(&self) -> Option<u64> {
+        self.last
+    }
+
+    /// Appends a line; [`Self::sync`] makes it durable. A line that does not fit on the disk leaves no part of itself.
+    pub(crate) fn append(&mut self, step: u64, line: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let file = File::options().create(true).read(true).append(true).open(&self.path)?;
+                // Its name is durable before anything relies on what is in it.
+                self.path.parent().map_or(Ok(()), sync_folder)?;
+                none.insert(file)
+            }
+        };
+        if let Err(error) = file.write_all(line) {
+            file.set_len(self.bytes)?;
+            return Err(error);
+        }
+        self.bytes += line.len() as u64;
+        self.last = Some(step);
+        Ok(())
     }
 
     /// Makes all lines durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        match File::open(&self.path) {
-            Ok(file) => file.sync_data(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
+    }
+
+    /// Cuts off the lines of later steps, and durably: a step that is made again must not be there twice. `None` cuts off
+    /// all.
+    pub(crate) fn truncate(&mut self, last_step: Option<u64>) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let (mut end, mut last) = (self.bytes, None);
+        match last_step {
+            None => end = 0,
+            Some(last_step) => {
+                while let Some((start, line)) = line_before(file, end)? {
+                    last = step_of(&line).filter(|step| *step <= last_step);
+                    if last.is_some() {
+                        break;
+                    }
+                    end = start;
+                }
+            }
         }
-    }
-
-    /// Drops the lines of later steps, and what a crash has left half-written. `None` drops all.
-    pub(crate) fn truncate(&self, last_step: Option<u64>) -> io::Result<()> {
-        self.retain(|step| last_step.is_some_and(|last| step <= last))
-    }
-
-    /// Drops the lines of all other steps, and what a crash has left half-written.
-    pub(crate) fn retain(&self, is_kept: impl Fn(u64) -> bool) -> io::Result<()> {
-        if !self.path.exists() {
-            return Ok(());
+        if end != self.bytes {
+            file.set_len(end)?;
+            file.sync_all()?;
         }
-        let kept: Vec<_> = self.read()?.into_iter().filter(|(step, _)| is_kept(*step)).collect();
-        write_atomically(&self.path, |file| {
-            kept.iter().try_for_each(|(_, line)| file.write_all(line.as_bytes()).and_then(|()| file.write_all(b"\n")))
-        })
+        (self.bytes, self.last) = (end, last);
+        Ok(())
     }
 
-    /// The steps of all lines.
-    pub(crate) fn steps(&self) -> io::Result<Vec<u64>> {
-        Ok(self.read()?.into_iter().map(|(step, _)| step).collect())
-    }
-
-    /// A number of every line that has it, with the line's step.
+    /// A number of every line that has it, with the line's step. Reads the whole file.
     pub(crate) fn numbers(&self, name: &str) -> io::Result<Vec<(u64, f64)>> {
-        let number = |line: &str| serde_json::from_str::<Value>(line).ok().and_then(|value| value.get(name)?.as_f64());
-        Ok(self.read()?.into_iter().filter_map(|(step, line)| Some((step, number(&line)?))).collect())
-    }
-
-    fn read(&self) -> io::Result<Vec<(u64, String)>> {
         let file = match fs::File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut lines = Vec::new();
+        let mut numbers = Vec::new();
         for line in BufReader::new(file).lines() {
-            let line = line?;
-            let step = serde_json::from_str::<Value>(&line).ok().and_then(|value| value.get("step")?.as_u64());
-            lines.extend(step.map(|step| (step, line)));
+            let value = serde_json::from_str::<Value>(&line?).unwrap_or_default();
+            let step = value.get("step").and_then(Value::as_u64);
+            numbers.extend(step.zip(value.get(name).and_then(Value::as_f64)));
         }
-        Ok(lines)
+        Ok(numbers)
+    }
+}
+
+#[derive(Deserialize)]
+struct Step {
+    step: u64,
+}
+
+/// The step of a line; none when it is torn or is no such line.
+fn step_of(line: &[u8]) -> Option<u64> {
+    serde_json::from_slice(line.strip_suffix(b"\n")?).ok().map(|Step { step }| step)
+}
+
+/// The line that ends at `end`, and where it starts; the last one may lack its newline.
+fn line_before(file: &File, end: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
+    // The byte before `end` is the line's own newline.
+    let Some(inner) = end.checked_sub(1) else { return Ok(None) };
+    let mut block = BLOCK;
+    loop {
+        let from = end.saturating_sub(block);
+        let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut bytes, from)?;
+        let searched = usize::try_from(inner - from).unwrap_or(usize::MAX);
+        match bytes[..searched].iter().rposition(|byte| *byte == b'\n') {
+            Some(newline) => return Ok(Some((from + newline as u64 + 1, bytes.split_off(newline + 1)))),
+            None if from == 0 => return Ok(Some((0, bytes))),
+            None => block *= 2,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, RngSeed};
     use serde_json::json;
+
+    use super::*;
+
+    fn line(step: u64, padding: usize) -> Vec<u8> {
+        format!("{}\n", json!({"step": step, "x": 0.5, "padding": "p".repeat(padding)})).into_bytes()
+    }
+
+    fn written(path: &Path) -> Vec<u8> {
+        fs::read(path).unwrap_or_default()
+    }
 
     #[test]
     fn later_steps_and_torn_lines_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let lines = Lines::new(path.clone());
+        let mut lines = Lines::open(path.clone()).unwrap();
         lines.truncate(Some(3)).unwrap();
+        assert!(!path.exists(), "a file of no lines is none");
         for step in 1..=4 {
-            lines.append(&json!({"step": step, "x": 0.5})).unwrap();
+            lines.append(step, &line(step, 0)).unwrap();
         }
-        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 5, \"x").unwrap();
-        assert_eq!(lines.steps().unwrap(), [1, 2, 3, 4]);
+        fs::write(&path, [written(&path), b"{\"step\": 5, \"x".to_vec()].concat()).unwrap();
+        let mut lines = Lines::open(path.clone()).unwrap();
+        assert_eq!(lines.last_step(), Some(4));
         assert_eq!(lines.numbers("x").unwrap(), [1, 2, 3, 4].map(|step| (step, 0.5)));
         assert_eq!(lines.numbers("y").unwrap(), []);
         lines.truncate(Some(2)).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1,\"x\":0.5}\n{\"step\":2,\"x\":0.5}\n");
-        lines.retain(|step| step == 2).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":2,\"x\":0.5}\n");
+        assert_eq!(written(&path), [line(1, 0), line(2, 0)].concat());
         lines.truncate(None).unwrap();
-        assert_eq!(lines.steps().unwrap(), [0u64; 0]);
+        assert_eq!((written(&path).len(), lines.last_step()), (0, None));
+        lines.append(1, &line(1, 0)).unwrap();
+        assert_eq!(written(&path), line(1, 0), "what is appended after a cut begins where it was cut");
+    }
+
+    #[test]
+    fn blocks_that_a_power_failure_left_empty_are_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        fs::write(&path, [line(1, 0), vec![0; 10_000], b"\n".to_vec()].concat()).unwrap();
+        assert_eq!(Lines::open(path.clone()).unwrap().last_step(), Some(1));
+        assert_eq!(written(&path), line(1, 0));
+    }
+
+    proptest! {
+        #![proptest_config(Config { cases: 200, rng_seed: RngSeed::Fixed(1), ..Config::default() })]
+
+        /// Cutting from the end leaves what a reader of the whole file would keep, however long lines are and wherever the
+        /// last write was torn; and so does opening the file again.
+        #[test]
+        fn a_cut_keeps_the_steps_up_to_it(
+            steps in prop::collection::btree_map(0u64..60, 0usize..9000, 0..20),
+            torn in prop::option::of((0usize..9000, 0usize..9100)),
+            cuts in prop::collection::vec(prop::option::of(0u64..60), 1..4),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("lines.jsonl");
+            let mut kept: Vec<(u64, Vec<u8>)> = steps.iter().map(|(step, size)| (*step, line(*step, *size))).collect();
+            let mut content = kept.iter().flat_map(|(_, line)| line.clone()).collect::<Vec<u8>>();
+            if let Some((size, length)) = torn {
+                let whole = line(99, size);
+                content.extend(&whole[..length.min(whole.len() - 1)]);
+            }
+            fs::write(&path, content).unwrap();
+            let mut lines = Lines::open(path.clone()).unwrap();
+            for cut in cuts {
+                prop_assert_eq!(lines.last_step(), kept.last().map(|(step, _)| *step));
+                lines.truncate(cut).unwrap();
+                kept.retain(|(step, _)| cut.is_some_and(|cut| *step <= cut));
+                let expected = kept.iter().flat_map(|(_, line)| line.clone()).collect::<Vec<u8>>();
+                prop_assert_eq!(&written(&path), &expected);
+                let again = Lines::open(path.clone()).unwrap();
+                prop_assert_eq!((again.last_step(), again.bytes), (lines.last_step(), lines.bytes));
+            }
+        }
     }
 }

@@ -3,25 +3,39 @@
 //! ```text
 //! run folder
 //! ├── lock                        held by the one coordinator that works here
+//! ├── run_id                      which run this is; written once
+//! ├── epoch                       which coordinator that is, should the lock be lost
 //! ├── coordinator.json            where it listens
-//! ├── run_id                      which run this is, made once
+//! ├── starts                      coordinators that have worked here
 //! ├── job.toml                    the resolved job spec
 //! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
 //! ├── evaluations.jsonl           one line an evaluation
-//! ├── samples/step-000012.parquet, eval-000000.parquet
+//! ├── samples/                    step-000130.parquet, eval-000000.parquet: one round each, merged in time into
+//! │                               steps-000001-000064.parquet and evals-…: a row group a round
 //! └── checkpoints/step-000040/    manifest.json, the ranks' files, model/ in the last one
 //! ```
+//!
+//! After the start one thread writes all of it but the journal: see [`writer`].
 
 mod archive;
 mod atomic;
 mod checkpoint;
+mod epoch;
+mod fault;
 mod identity;
 mod lines;
+mod sweep;
+mod writer;
 
 pub(crate) use archive::{Archive, ArchivedSample, Round};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
-pub use identity::CoordinatorRecord;
-pub(crate) use identity::{RunLock, run_id, starts_so_far};
+pub(crate) use epoch::Epoch;
+pub(crate) use fault::Fault;
+#[cfg(any(test, feature = "faults"))]
+pub use fault::slow_disk;
+pub use identity::{CoordinatorRecord, identify, run_id};
+pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
+pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};

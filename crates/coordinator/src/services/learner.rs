@@ -1,16 +1,28 @@
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
 use pacs_machine::{Event, FailureKind, Membership, Reply, TaskKind, TaskOrder, TaskResult};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as WireResult;
 use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::next_task_response::Task as WireTask;
-use pacs_types::{Generation, WeightVersion, WorkerId};
+use pacs_types::{Generation, GroupId, WeightVersion, WorkerId};
+use pacs_weights::Announcement;
 use prost::Message;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use super::{Services, required, wrong_answer};
-use crate::driver::Driver;
+use super::{Services, required, sentence, wrong_answer};
+use crate::driver::{Batch, Driver, Pieces, Received, Shared, Wait};
 use crate::records::RankFile;
+
+/// How many pieces are made at once, whatever the number of ranks: other calls need the processors, too.
+static TURNS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))));
+/// A rank that takes no piece of its batch for so long is not waited for: it asks again for the rest, if it lives.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
 #[tonic::async_trait]
 impl LearnerService for Services {
@@ -25,7 +37,7 @@ impl LearnerService for Services {
             let Reply::Joined(membership) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             Ok(membership.map(|membership| group(driver, membership)))
         };
-        let group = self.0.poll(wait_ms, attempt).await?;
+        let group = self.0.poll(Wait::Generation, wait_ms, attempt).await?;
         Ok(Response::new(v1::JoinGenerationResponse { group }))
     }
 
@@ -36,10 +48,25 @@ impl LearnerService for Services {
         let attempt = |driver: &mut Driver| {
             let Reply::Task(order) = driver.call(event.clone())? else { return Err(wrong_answer()) };
             let order = order.filter(|order| !busy || matches!(order.kind, TaskKind::Regroup { .. }));
+            let order = order.filter(|order| driver.may_hand_out(order));
             order.map(|order| task(driver, order)).transpose()
         };
-        let task = self.0.poll(wait_ms, attempt).await?;
+        let task = self.0.poll(Wait::Task, wait_ms, attempt).await?;
         Ok(Response::new(task.unwrap_or(v1::NextTaskResponse { task_id: 0, task: None })))
+    }
+
+    type StreamBatchStream = ReceiverStream<Result<v1::BatchPiece, Status>>;
+
+    async fn stream_batch(
+        &self,
+        request: Request<v1::StreamBatchRequest>,
+    ) -> Result<Response<Self::StreamBatchStream>, Status> {
+        let request = request.into_inner();
+        // What the samples of the batch rely on is durable then, themselves included.
+        let pieces = self.0.call(|driver| pieces(driver, &request)).await?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(send(self.0.clone(), pieces, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn complete_task(
@@ -88,23 +115,73 @@ fn task(driver: &Driver, order: TaskOrder) -> Result<v1::NextTaskResponse, Statu
             background,
         }),
         TaskKind::Train { step } => {
-            let batch = driver.batch.as_ref().filter(|batch| batch.step == step);
-            let batch = batch.ok_or_else(|| Status::internal(format!("the batch of step {step} is gone")))?;
-            let prompt = |group: pacs_types::GroupId| driver.problems.train_at(group.0).prompt_tokens.as_slice();
-            let mut task = batch.task(order.rank, &driver.store, prompt);
-            task.learning_rate = driver.machine.position().learning_rate;
-            WireTask::Train(task)
+            let learning_rate = driver.machine.position().learning_rate;
+            WireTask::Train(v1::TrainTask { learning_rate, ..batch(driver, step)?.task(order.rank) })
         }
     };
     Ok(v1::NextTaskResponse { task_id: order.task, task: Some(task) })
 }
 
+fn batch(driver: &Driver, step: u64) -> Result<&Batch, Status> {
+    let batch = driver.batch.as_ref().filter(|batch| batch.step == step);
+    batch.ok_or_else(|| Status::internal(format!("the batch of step {step} is gone")))
+}
+
+/// The pieces of a batch for a rank that is to train on it now.
+fn pieces(driver: &mut Driver, request: &v1::StreamBatchRequest) -> Result<Pieces, Status> {
+    let (worker, generation) = (WorkerId(request.worker_id), Generation(request.generation));
+    let Reply::Task(order) = driver.call(Event::NextTask { worker, generation })? else { return Err(wrong_answer()) };
+    let (rank, step) = match order {
+        Some(TaskOrder { task, rank, kind: TaskKind::Train { step } }) if task == request.task_id => (rank, step),
+        _ => {
+            let task = request.task_id;
+            return Err(Status::failed_precondition(format!("task {task} is not one that this rank is to train")));
+        }
+    };
+    let problems = Arc::clone(&driver.problems);
+    let prompt = move |group: GroupId| problems.train_at(group.0).prompt_tokens.clone();
+    let received = Received { index: request.index_received, sequences: request.sequences_received };
+    let pieces = Pieces::new(batch(driver, step)?.content(), rank, received, prompt);
+    pieces.ok_or_else(|| Status::invalid_argument("more is said to be received of the batch than it has"))
+}
+
+/// Makes one piece after the other, each when the one before it was taken. Ends with the last piece, with a sample that
+/// cannot be read, or when the rank is gone or takes nothing for too long.
+async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1::BatchPiece, Status>>) {
+    loop {
+        let Ok(Ok(room)) = tokio::time::timeout(TAKEN_WITHIN, taken.reserve()).await else { return };
+        let Ok(turn) = TURNS.acquire().await else { return };
+        // Reads the disk.
+        let made = tokio::task::spawn_blocking(move || (pieces.next(), pieces)).await;
+        drop(turn);
+        let piece = match made {
+            Ok((None, _)) => return,
+            Ok((Some(piece), rest)) => {
+                pieces = rest;
+                piece
+            }
+            Err(panic) => return room.send(Err(Status::internal(panic.to_string()))),
+        };
+        match piece {
+            Ok(piece) => room.send(Ok(piece)),
+            Err(lost) => {
+                shared.content_lost(lost.sample, &lost.error);
+                return room.send(Err(Status::data_loss(lost.to_string())));
+            }
+        }
+    }
+}
+
 fn read(wire: &WireResult) -> Result<TaskResult, Status> {
-    let version = |weights: &Option<v1::WeightsRef>| weights.as_ref().map(|weights| WeightVersion(weights.version));
+    // What is announced to rollout workers is checked here, where the one that made it hears of it.
+    let version = |weights: &Option<v1::WeightsRef>| -> Result<Option<WeightVersion>, Status> {
+        let weights = weights.as_ref().map(Announcement::try_from).transpose()?;
+        Ok(weights.map(|weights| weights.description.id().version))
+    };
     Ok(match wire {
-        WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights) },
+        WireResult::Prepared(result) => TaskResult::Prepared { weights: version(&result.weights)? },
         WireResult::Trained(result) => {
-            TaskResult::Trained { weights: version(&result.weights), skipped_updates: result.skipped_updates }
+            TaskResult::Trained { weights: version(&result.weights)?, skipped_updates: result.skipped_updates }
         }
         WireResult::Captured(_) => TaskResult::Captured,
         WireResult::Saved(_) => TaskResult::Saved,
@@ -117,7 +194,7 @@ fn read(wire: &WireResult) -> Result<TaskResult, Status> {
                 v1::FailureKind::Write => FailureKind::Write,
                 v1::FailureKind::Permanent => FailureKind::Permanent,
             };
-            TaskResult::Failed { message: failure.message.clone(), kind }
+            TaskResult::Failed { message: sentence(failure.message.clone()), kind }
         }
     })
 }

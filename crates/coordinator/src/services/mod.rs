@@ -38,16 +38,6 @@ impl Services {
     pub(crate) fn new(shared: &Shared, run_id: &str) -> Self {
         Self(shared.clone(), Arc::from(""), Arc::from(run_id))
     }
-
-    /// Samples that the run holds.
-    pub(crate) fn samples_in_flight(&self) -> usize {
-        self.0.lock().machine.present().count()
-    }
-
-    /// Writes what is left of the journal and takes nothing more.
-    pub(crate) fn forget(&self) {
-        self.0.lock().journal.close();
-    }
 }
 
 /// All services of the run of `gate`; `attempt` is which start of the job it is, empty when that does not matter.
@@ -85,4 +75,26 @@ fn wrong_answer() -> Status {
 /// A field that must be there.
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Status::invalid_argument(format!("field `{field}` is missing")))
+}
+
+/// Most bytes of a name, a host or an address that a worker gives.
+const MOST_NAME: usize = 256;
+/// Most bytes of a sentence that a worker says; the rest is cut off.
+const MOST_SENTENCE: usize = 4096;
+
+/// Refuses a name that is too long: it is passed on to others.
+fn check_name(field: &'static str, name: &str) -> Result<(), Status> {
+    match name.len() {
+        0..=MOST_NAME => Ok(()),
+        bytes => {
+            let problem = format!("field `{field}` has {bytes} bytes, expected at most {MOST_NAME}");
+            Err(Status::invalid_argument(problem))
+        }
+    }
+}
+
+/// What a worker says, as far as anybody would read it.
+fn sentence(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MOST_SENTENCE));
+    text
 }

@@ -5,11 +5,13 @@ use pacs_protocol::v1::operator_service_server::OperatorService;
 use tonic::{Request, Response, Status};
 
 use super::{Services, required};
+use crate::driver::bounded;
 
 #[tonic::async_trait]
 impl OperatorService for Services {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        Ok(Response::new(self.0.lock().status()))
+        let status = self.0.lock().status();
+        Ok(Response::new(bounded(status)))
     }
 
     async fn stop_run(&self, request: Request<v1::StopRunRequest>) -> Result<Response<v1::StopRunResponse>, Status> {

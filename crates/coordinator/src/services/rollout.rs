@@ -1,13 +1,13 @@
 use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
-use pacs_types::{GroupId, LeaseId, Purpose, Sample, SampleId, WorkerId};
+use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Purpose, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::Driver;
+use crate::driver::{Driver, KeptSample, Wait};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -18,13 +18,16 @@ impl RolloutService for Services {
     ) -> Result<Response<v1::LeaseGroupsResponse>, Status> {
         let v1::LeaseGroupsRequest { worker_id, free_samples, wait_ms, request } = request.into_inner();
         Span::current().record("worker", worker_id);
-        let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
         let attempt = |driver: &mut Driver| {
-            let Reply::Groups(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
+            let free_samples = free_samples.min(driver.most_free_samples());
+            let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
+            let Reply::Groups(grants) = driver.call(event)? else { return Err(wrong_answer()) };
+            let grants = driver.fit_groups(grants);
             let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
             Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
         };
-        let groups: Vec<v1::GroupLease> = self.0.poll(wait_ms, attempt).await?.unwrap_or_default();
+        let groups: Vec<v1::GroupLease> =
+            self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
         for lease in &groups {
             let v1::GroupLease { lease_id, group_id, samples, .. } = lease;
             let (trace_id, samples) = (self.trace_id(*group_id), samples.len());
@@ -43,17 +46,24 @@ impl RolloutService for Services {
         span.record("lease", lease_id);
         let wire = required("sample", sample)?;
         let body = wire.encode_to_vec();
+        if body.len() > MAX_SAMPLE_BYTES {
+            let problem = format!("takes {} bytes, and a sample may take {MAX_SAMPLE_BYTES}", body.len());
+            return Err(Status::invalid_argument(format!("field `sample`: {problem}")));
+        }
         let sample: Sample = wire.try_into()?;
         let id = SampleId { group: GroupId(group_id), index: sample_index };
         let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
         let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
-        let frame = Frame { key: FrameKey::Sample(id, lease), body };
+        let frame = Frame::new(FrameKey::Sample(id, lease), body);
+        let kept = KeptSample::new(&sample, frame.stored());
+        // The journal has the content.
+        drop(sample);
         let submit = |driver: &mut Driver| {
             let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
             if reply == (Reply::Accepted { fresh: true }) {
-                driver.store.put_sample(id, sample);
+                driver.store.put_sample(id, kept);
                 driver.clock.sample_arrived(std::time::Instant::now());
-                driver.notify();
+                driver.wake_own(worker);
             }
             driver.apply(effects);
             Ok(())
@@ -61,6 +71,25 @@ impl RolloutService for Services {
         self.0.call(submit).await?;
         tracing::debug!("sample taken");
         Ok(Response::new(v1::SubmitSampleResponse {}))
+    }
+
+    async fn await_weights(
+        &self,
+        request: Request<v1::AwaitWeightsRequest>,
+    ) -> Result<Response<v1::AwaitWeightsResponse>, Status> {
+        let request = request.into_inner();
+        let announced = |driver: &mut Driver| driver.announced(&request);
+        let weights = self.0.poll(Wait::Weights, request.wait_ms, announced).await?;
+        Ok(Response::new(v1::AwaitWeightsResponse { weights }))
+    }
+
+    async fn find_sources(
+        &self,
+        request: Request<v1::FindSourcesRequest>,
+    ) -> Result<Response<v1::FindSourcesResponse>, Status> {
+        let request = request.into_inner();
+        let sources = self.0.call(|driver| driver.sources(&request)).await?;
+        Ok(Response::new(v1::FindSourcesResponse { sources }))
     }
 }
 
@@ -86,7 +115,8 @@ fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
             seed: spec.seed,
             stream,
         }),
-        weights: driver.weights.clone(),
+        generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
+        min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
     }
 }
 

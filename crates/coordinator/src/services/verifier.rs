@@ -1,4 +1,7 @@
-use pacs_machine::{Event, Reply};
+use std::sync::Arc;
+
+use pacs_data::Problems;
+use pacs_machine::{Event, Reply, SampleGrant};
 use pacs_protocol::v1;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_types::{GroupId, LeaseId, SampleId, Verdict, WorkerId};
@@ -7,7 +10,7 @@ use tonic::{Code, Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, Verification};
+use crate::driver::{ContentError, Driver, KeptSample, Verification, Wait, problem_of};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -18,16 +21,36 @@ impl VerifierService for Services {
     ) -> Result<Response<v1::LeaseSamplesResponse>, Status> {
         let v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms, request } = request.into_inner();
         Span::current().record("worker", worker_id);
-        let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples, request };
         let attempt = |driver: &mut Driver| {
-            let Reply::Samples(grants) = driver.call(event.clone())? else { return Err(wrong_answer()) };
-            let tasks = grants.into_iter().map(|grant| task(driver, grant.lease, grant.sample)).collect();
-            Ok(Some(tasks).filter(|tasks: &Vec<_>| !tasks.is_empty()))
+            let max_samples = max_samples.min(driver.most_samples_to_judge());
+            let event = Event::LeaseSamples { worker: WorkerId(worker_id), max_samples, request };
+            let Reply::Samples(grants) = driver.call(event)? else { return Err(wrong_answer()) };
+            let grants = driver.fit_samples(grants);
+            let problems = Arc::clone(&driver.problems);
+            let kept = |grant: SampleGrant| Some((grant, driver.store.sample(grant.sample)?.clone()));
+            let leased: Vec<_> = grants.into_iter().filter_map(kept).collect();
+            Ok((!leased.is_empty()).then_some((leased, problems)))
         };
-        let tasks: Vec<v1::VerifyTask> = self.0.poll(wait_ms, attempt).await?.unwrap_or_default();
-        for task in &tasks {
-            let v1::VerifyTask { lease_id: lease, group_id: group, sample_index: sample, .. } = task;
-            tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "sample leased");
+        // The samples are durable when this is through.
+        let wait = Wait::Samples(WorkerId(worker_id));
+        let Some((leased, problems)) = self.0.poll(wait, wait_ms, attempt).await? else {
+            return Ok(Response::new(v1::LeaseSamplesResponse { tasks: Vec::new() }));
+        };
+        for (grant, _) in &leased {
+            let SampleGrant { lease, sample } = grant;
+            tracing::debug!(trace_id = %self.trace_id(sample.group.0), %sample, %lease, "sample leased");
+        }
+        // Reads the disk.
+        let read = move || -> Vec<_> {
+            leased.into_iter().map(|(grant, sample)| (grant.sample, task(&problems, grant, &sample))).collect()
+        };
+        let read = tokio::task::spawn_blocking(read).await.map_err(|panic| Status::internal(panic.to_string()))?;
+        let mut tasks = Vec::with_capacity(read.len());
+        for (sample, task) in read {
+            match task {
+                Ok(task) => tasks.push(task),
+                Err(error) => self.0.content_lost(sample, &error),
+            }
         }
         Ok(Response::new(v1::LeaseSamplesResponse { tasks }))
     }
@@ -54,7 +77,7 @@ impl VerifierService for Services {
                     Err(status) => return Err(status),
                 }
             }
-            driver.notify();
+            driver.wake_own(worker);
             Ok(stale)
         };
         let stale = self.0.call(submit_all).await?;
@@ -92,8 +115,7 @@ fn verification(wire: v1::Verification) -> Result<Verification, Status> {
 fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<(), Status> {
     let HandedIn { lease, sample, verdict, verifications } = handed_in;
     let (outcome, label) = (verdict.outcome, verdict.label);
-    let frame =
-        Frame { key: FrameKey::Verdict(sample, lease), body: v1::Verdict::from(verdict.clone()).encode_to_vec() };
+    let frame = Frame::new(FrameKey::Verdict(sample, lease), v1::Verdict::from(verdict.clone()).encode_to_vec());
     let event = Event::SubmitVerdict { worker, lease, sample, outcome, label };
     let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
     let fresh = reply == (Reply::Accepted { fresh: true });
@@ -112,16 +134,16 @@ fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<
     Ok(())
 }
 
-fn task(driver: &Driver, lease: LeaseId, sample: SampleId) -> v1::VerifyTask {
-    let problem = driver.problem(sample.group);
-    let answer = driver.store.sample(sample);
-    v1::VerifyTask {
+fn task(problems: &Problems, grant: SampleGrant, kept: &KeptSample) -> Result<v1::VerifyTask, ContentError> {
+    let SampleGrant { lease, sample } = grant;
+    let problem = problem_of(problems, sample.group);
+    Ok(v1::VerifyTask {
         lease_id: lease.0,
         group_id: sample.group.0,
         sample_index: sample.index,
-        response: answer.map(|sample| sample.text.clone()).unwrap_or_default(),
+        response: kept.text()?,
         gold: problem.answer.clone(),
         question: problem.question.clone(),
-        answer_tokens: answer.map_or(0, |sample| u32::try_from(sample.tokens.len()).unwrap_or(u32::MAX)),
-    }
+        answer_tokens: kept.tokens,
+    })
 }

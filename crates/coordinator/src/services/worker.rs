@@ -5,7 +5,7 @@ use pacs_runtime::net::{Peer, PeerRole};
 use pacs_types::{Role, WorkerId};
 use tonic::{Request, Response, Status};
 
-use super::{Services, wrong_answer};
+use super::{Services, check_name, sentence, wrong_answer};
 use crate::driver::Driver;
 
 #[tonic::async_trait]
@@ -18,6 +18,9 @@ impl WorkerService for Services {
         if request.name.is_empty() {
             return Err(Status::invalid_argument("field `name` is empty"));
         }
+        let names =
+            [("name", &request.name), ("host", &request.host), ("collective_address", &request.collective_address)];
+        names.into_iter().try_for_each(|(field, value)| check_name(field, value))?;
         let ours = env!("CARGO_PKG_VERSION");
         if request.version != ours {
             let theirs = request.version;
@@ -37,12 +40,15 @@ impl WorkerService for Services {
                 "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
             )));
         }
-        let (name, host, pid) = (request.name, request.host, request.pid);
-        tracing::info!(%role, name, host, pid, "worker registered");
-        let event = Event::Register { role, name, host, pid, collective_address: request.collective_address };
+        let v1::RegisterRequest { name, host, pid, started, collective_address, .. } = request;
+        let event = Event::Register { role, name: name.clone(), host: host.clone(), pid, started, collective_address };
         let run_id = self.2.to_string();
         let register = |driver: &mut Driver| {
-            let Reply::Registered(worker) = driver.call(event)? else { return Err(wrong_answer()) };
+            let reply = driver.call(event).inspect_err(|refusal| {
+                tracing::warn!(%role, name, host, pid, "a registration was refused: {}", refusal.message());
+            });
+            let Reply::Registered(worker) = reply? else { return Err(wrong_answer()) };
+            tracing::info!(%role, name, host, pid, %worker, "worker registered");
             Ok(v1::RegisterResponse {
                 worker_id: worker.0,
                 job_spec: driver.job_toml.clone(),
@@ -64,9 +70,8 @@ impl WorkerService for Services {
         must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
         if ending {
             driver.call(Event::Ending { worker: WorkerId(worker_id) })?;
-            driver.notify();
         }
-        let event = Event::Heartbeat { worker: WorkerId(worker_id), activity };
+        let event = Event::Heartbeat { worker: WorkerId(worker_id), activity: sentence(activity) };
         let Reply::Directive(directive) = driver.call(event)? else { return Err(wrong_answer()) };
         let log_level = driver.machine.position().log_level;
         let directive = match directive {
@@ -92,12 +97,11 @@ impl WorkerService for Services {
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         let certified = certified(&request);
         let v1::LeaveRequest { worker_id, error } = request.into_inner();
-        let error = Some(error).filter(|error| !error.is_empty());
+        let error = Some(sentence(error)).filter(|error| !error.is_empty());
         let event = Event::Leave { worker: WorkerId(worker_id), error };
         let leave = |driver: &mut Driver| {
             must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
             driver.call(event)?;
-            driver.notify();
             Ok(())
         };
         self.0.call(leave).await?;

@@ -15,6 +15,7 @@ use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 
@@ -215,9 +216,9 @@ async fn join(address: SocketAddr, role: v1::Role, name: String) -> Member {
         host: "here".into(),
         pid: 1,
         attempt: String::new(),
-        version: env!("CARGO_PKG_VERSION").into(),
         run_id: String::new(),
         started: 0,
+        version: env!("CARGO_PKG_VERSION").into(),
     };
     let registered = client.register(request).await.unwrap().into_inner();
     assert_eq!(run.tell(&registered.run_id), Ok(true));
@@ -289,11 +290,17 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
             v1::LeaseGroupsRequest { worker_id: member.id, free_samples: 4, wait_ms: WAIT_MS, request: number };
         let Some(leases) = persist!(&member, &seen, client, lease_groups, request) else { continue };
         for lease in leases.groups {
-            let (weights, sampling) = (lease.weights.clone().unwrap(), lease.sampling.clone().unwrap());
-            seen.lock().unwrap().streams.push((lease.purpose(), weights.version, sampling.stream));
+            // What a lease wants was announced before.
+            let request = v1::AwaitWeightsRequest { worker_id: member.id, ..v1::AwaitWeightsRequest::default() };
+            if let Some(weights) = persist!(&member, &seen, client, await_weights, request).and_then(|r| r.weights) {
+                let wanted = (lease.generation, lease.min_version);
+                assert!((weights.generation, weights.version) >= wanted, "{weights:?} for {wanted:?}");
+            }
+            let (version, sampling) = (lease.min_version, lease.sampling.clone().unwrap());
+            seen.lock().unwrap().streams.push((lease.purpose(), version, sampling.stream));
             assert!(!lease.prompt_tokens.is_empty());
             for v1::WantedSample { index, attempt } in lease.samples {
-                let what = (lease.purpose, weights.version, lease.group_id, index, attempt);
+                let what = (lease.purpose, version, lease.group_id, index, attempt);
                 if seen.lock().unwrap().acknowledged.contains(&what) {
                     seen.lock().unwrap().asked_again += 1;
                 }
@@ -308,7 +315,7 @@ async fn rollout(address: SocketAddr, slot: u32, dies_after: Option<usize>, seen
                     // Sample 0 of a group is right.
                     text: if index == 0 { "right".into() } else { "wrong".into() },
                     finish: v1::FinishReason::Stop.into(),
-                    version: weights.version,
+                    version,
                     ..v1::Sample::default()
                 };
                 let request = v1::SubmitSampleRequest {
@@ -395,12 +402,9 @@ async fn learner(address: SocketAddr, slot: u32, seen: Shared) {
 async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group: &v1::LearnerGroup, seen: &Shared) {
     let generation = group.generation;
     let weights = |version| {
-        (group.rank == 0).then(|| v1::WeightsRef {
-            version,
-            generation,
-            path: "/dev/null".into(),
-            ..Default::default()
-        })
+        let id = VersionId::new(generation, version);
+        let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
+        (group.rank == 0).then(|| (&Announcement { description, address: String::new() }).into())
     };
     while !member.dismissed() {
         let request = v1::NextTaskRequest { worker_id: member.id, generation, wait_ms: WAIT_MS, busy: false };
@@ -412,7 +416,14 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
             Some(Task::Prepare(_)) => TaskResult::Prepared(v1::PrepareResult { weights: weights(group.step) }),
             Some(Task::Train(train)) => {
                 let step = train.step;
-                note_training(train, group.rank, seen);
+                let request = v1::StreamBatchRequest {
+                    worker_id: member.id,
+                    generation,
+                    task_id,
+                    ..v1::StreamBatchRequest::default()
+                };
+                let Some(pieces) = whole_stream(client, request).await else { continue };
+                note_training(&train, pieces, group.rank, seen);
                 let metrics = [("loss".to_owned(), 0.5)].into();
                 TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
             }
@@ -423,15 +434,35 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
     }
 }
 
-fn note_training(train: v1::TrainTask, rank: u32, seen: &Shared) {
-    for data in &train.sequences {
-        let entry = &train.index[data.position as usize];
+/// All pieces of a batch; none when the stream breaks, and the task is asked for again.
+async fn whole_stream(
+    client: &LearnerServiceClient<RunChannel>,
+    request: v1::StreamBatchRequest,
+) -> Option<Vec<v1::BatchPiece>> {
+    let mut stream = client.clone().stream_batch(request).await.ok()?.into_inner();
+    let mut pieces = Vec::new();
+    while let Some(piece) = stream.message().await.ok()? {
+        pieces.push(piece);
+    }
+    Some(pieces)
+}
+
+fn note_training(train: &v1::TrainTask, pieces: Vec<v1::BatchPiece>, rank: u32, seen: &Shared) {
+    let (mut index, mut prompts, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in pieces {
+        index.extend(piece.index);
+        prompts.extend(piece.prompts);
+        sequences.extend(piece.sequences);
+    }
+    assert_eq!((index.len(), sequences.len()), (train.sequences as usize, train.rank_sequences as usize));
+    for data in &sequences {
+        let entry = &index[data.position as usize];
         assert_eq!((entry.rank, entry.answer_tokens as usize), (rank, data.tokens.len()));
-        assert!(train.prompts.iter().any(|prompt| prompt.group_id == entry.group_id && !prompt.tokens.is_empty()));
+        assert!(prompts.iter().any(|prompt| prompt.group_id == entry.group_id && !prompt.tokens.is_empty()));
     }
     let mut seen = seen.lock().unwrap();
-    seen.sequences.entry(train.step).or_default().extend(train.sequences);
-    if rank == 0 && seen.trained.insert(train.step, train.index).is_some() {
+    seen.sequences.entry(train.step).or_default().extend(sequences);
+    if rank == 0 && seen.trained.insert(train.step, index).is_some() {
         seen.trained_again += 1;
     }
 }

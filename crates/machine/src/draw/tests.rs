@@ -6,7 +6,7 @@ use pacs_order::{Curriculum, DrawOrder, DrawPlan, SetShare};
 use pacs_types::{GroupId, Outcome, Role, SampleId};
 
 use crate::verbs::testing::*;
-use crate::{Effect, Event, Machine, Options, Record, Snapshot, UniformGroups};
+use crate::{Counter, Effect, Event, Machine, Options, PhaseKind, Record, Snapshot, UniformGroups};
 
 /// Nearly six epochs of seven problems, whose ends lie at every place of a step.
 const STEPS: u64 = 14;
@@ -123,15 +123,15 @@ impl<'a> Walk<'a> {
     fn act(&mut self) {
         let status = self.run.machine.status(self.run.now);
         let effects = match status.phase {
-            "sampling" => {
+            PhaseKind::Sampling => {
                 self.run.generate_all();
                 let (case, order) = (self.case, &self.order);
                 self.run.verify_all(|sample| case.outcome(order, sample))
             }
-            "preparing" => self.run.prepare(),
-            "training" => self.run.train(),
-            "saving" => self.run.save(),
-            "committing" => self.run.step(Event::CheckpointCommitted { step: status.step }),
+            PhaseKind::Preparing => self.run.prepare(),
+            PhaseKind::Training => self.run.train(),
+            PhaseKind::Saving => self.run.save(),
+            PhaseKind::Committing => self.run.step(Event::CheckpointCommitted { step: status.step }),
             phase => panic!("{phase}"),
         };
         for effect in effects {
@@ -179,7 +179,7 @@ impl<'a> Walk<'a> {
 fn undisturbed(case: &Case) -> Walk<'_> {
     let walk = Walk::new(case, case.options(1)).finish();
     assert_eq!(walk.batches.len() as u64, STEPS);
-    let skipped = walk.run.machine.position().counters.get("skipped_draws").copied().unwrap_or(0);
+    let skipped = walk.run.machine.position().counters.get(&Counter::SkippedDraws).copied().unwrap_or(0);
     assert_eq!(skipped > 0, case.skips(), "{case:?}");
     walk
 }

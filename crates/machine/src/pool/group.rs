@@ -18,8 +18,9 @@ pub(crate) struct Group {
     pub(super) overdue: u32,
     /// How often it was started again because it grew too old.
     pub(super) evictions: u32,
-    /// Workers that died while they held it.
-    pub(super) losses: u32,
+    /// When workers died while they held it: the newest deaths that count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) deaths: Vec<Duration>,
 }
 
 /// One sample of a group.
@@ -38,8 +39,9 @@ pub(super) struct Slot {
     pub(super) failures: u32,
     /// The verifier that failed last, and when.
     pub(super) failed_by: Option<(WorkerId, Duration)>,
-    /// Verifiers that died while they held this sample.
-    pub(super) losses: u32,
+    /// When verifiers died while they held this sample: the newest deaths that count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) deaths: Vec<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +135,7 @@ impl Slot {
             newest: WeightVersion(0),
             failures: 0,
             failed_by: None,
-            losses: 0,
+            deaths: Vec::new(),
         }
     }
 }

@@ -1,3 +1,5 @@
+use pacs_types::Role;
+
 use super::*;
 
 const NOW: Duration = Duration::from_secs(100);
@@ -12,8 +14,14 @@ fn pool(groups: u64, samples: u32) -> Pool {
     pool
 }
 
-fn revoke(pool: &mut Pool, died: bool) -> Revoked {
-    pool.revoke_worker(ROLLOUT, died, 3)
+/// Lets a worker die, as the `now`th second of all; what was accused of it since.
+fn kill(pool: &mut Pool, worker: WorkerId, second: u64, most: u32) -> (Revoked, Vec<GroupId>, Vec<SampleId>) {
+    let at = NOW + Duration::from_secs(second);
+    let revoked = pool.revoke_worker(worker);
+    let alone = revoked.leases() == 1;
+    pool.hold_against(&revoked, Death { at, why: "it died", alone, most });
+    let (groups, samples) = pool.condemnable(at + Duration::from_secs(1));
+    (revoked, groups, samples)
 }
 
 fn sample(group: u64, index: u32) -> SampleId {
@@ -37,7 +45,7 @@ fn a_lapsed_group_waits_first_in_line_with_what_is_missing() {
     assert_eq!(lend(&mut pool, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Fresh);
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Repeat);
-    assert_eq!(revoke(&mut pool, false).loans, 1);
+    assert_eq!(pool.revoke_worker(ROLLOUT).leases(), 1);
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), (VERSION, VERSION), NOW), Taken::Stale);
     assert_eq!(lend(&mut pool, 2), Some((0, vec![(0, 0), (2, 0)])));
 }
@@ -91,7 +99,7 @@ fn a_replacement_is_generated_beside_the_rest_of_its_group() {
         Taken::Stale,
         "lent under the first"
     );
-    assert_eq!(revoke(&mut pool, false).loans, 2);
+    assert_eq!(pool.revoke_worker(ROLLOUT).leases(), 2);
     assert_eq!(lend(&mut pool, 3), Some((0, vec![(0, 0), (1, 1)])));
     assert_eq!(lend(&mut pool, 4), None, "the group waits once");
 }
@@ -132,7 +140,7 @@ fn a_deadly_group_is_found_among_innocent_ones() {
     let mut pool = pool(3, 1);
     for lease in 1..=2 {
         (0..3).for_each(|group| assert!(lend(&mut pool, 10 * lease + group).is_some()));
-        assert_eq!(revoke(&mut pool, true).deadly, []);
+        assert_eq!(kill(&mut pool, ROLLOUT, lease, 3).1, []);
     }
     // Each is lent alone now, so that a third death says which one it was.
     let (place, missing, alone) = pool.next_for(ROLLOUT).expect("a group waits");
@@ -143,8 +151,11 @@ fn a_deadly_group_is_found_among_innocent_ones() {
     assert_eq!(taken, Taken::Fresh);
     let (place, ..) = pool.next_for(ROLLOUT).expect("a group waits");
     let (deadly, _) = pool.lend_group(place, LeaseId(41), ROLLOUT, VERSION, NOW).expect("it waits");
-    assert_eq!(revoke(&mut pool, true).deadly, [deadly]);
+    assert_eq!(kill(&mut pool, ROLLOUT, 9, 3).1, [deadly]);
     assert_ne!(deadly, innocent);
+    let next = pool.next_for(ROLLOUT).map(|(place, ..)| pool.waiting[place]);
+    assert_ne!(next, Some(deadly), "what is accused is not leased");
+    assert_eq!(pool.leasable_groups(), 1);
 }
 
 /// A pool with one group of `samples` samples that all wait for a verifier.
@@ -173,8 +184,8 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     let mut pool = unverified(3);
     for round in 1..=2 {
         assert_eq!(lend_many(&mut pool, 10 * round, 8), [0, 1, 2]);
-        let revoked = pool.revoke_worker(GRADER, true, 3);
-        assert_eq!((revoked.loans, revoked.deadly_samples), (3, Vec::new()));
+        let (revoked, _, accused) = kill(&mut pool, GRADER, round, 3);
+        assert_eq!((revoked.leases(), accused), (3, Vec::new()));
     }
     // Each is lent alone now: what is innocent is judged, and a third death says which one it was.
     assert_eq!(lend_many(&mut pool, 30, 8), [0]);
@@ -183,8 +194,8 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     let right = (Outcome::Correct, 1.0);
     assert_eq!(pool.take_verdict(LeaseId(30), GRADER, sample(0, 0), right, 1, NOW), Taken::Fresh);
     assert_eq!(lend_many(&mut pool, 40, 8), [1]);
-    let revoked = pool.revoke_worker(GRADER, true, 3);
-    assert_eq!(revoked.deadly_samples, [sample(0, 1)]);
+    assert_eq!(kill(&mut pool, GRADER, 9, 3).2, [sample(0, 1)]);
+    assert_eq!((pool.leasable_samples(), pool.unverified()), (1, 2), "what is accused is not leased");
     // The one that takes its place starts with a clean record; the other is a suspect still.
     pool.replace_sample(sample(0, 1));
     assert_eq!(lend(&mut pool, 50), Some((0, vec![(1, 1)])));
@@ -193,7 +204,30 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     assert_eq!(pool.take_verdict(LeaseId(60), GRADER, sample(0, 2), right, 1, NOW), Taken::Fresh);
     assert_eq!(lend_many(&mut pool, 70, 8), [1]);
     assert!(!pool.holds_suspect_sample(GRADER));
-    assert_eq!(pool.revoke_worker(GRADER, true, 3).deadly_samples, []);
+    assert_eq!(kill(&mut pool, GRADER, 20, 3).2, []);
+}
+
+#[test]
+fn deaths_that_say_nothing_are_taken_back() {
+    let mut pool = pool(3, 1);
+    let seconds = |second| NOW + Duration::from_secs(second);
+    for round in 1..=2 {
+        (0..3).for_each(|group| assert!(lend(&mut pool, 10 * round + group).is_some()));
+        kill(&mut pool, ROLLOUT, round, 3);
+    }
+    assert_eq!(pool.suspects.len(), 3);
+    // Of the two deaths one was that of many.
+    assert_eq!(pool.acquit(Role::Rollout, seconds(1), 3, |own| own == 1), 3);
+    assert!(pool.suspects.is_empty() && pool.groups.values().all(|group| group.deaths == [seconds(1)]));
+    // So was that of the worker that held one alone.
+    (0..3).for_each(|group| assert!(lend(&mut pool, 40 + group).is_some()));
+    kill(&mut pool, ROLLOUT, 30, 3);
+    let (place, _, alone) = pool.next_for(ROLLOUT).expect("a group waits");
+    assert!(alone && pool.lend_group(place, LeaseId(50), ROLLOUT, VERSION, NOW).is_some());
+    assert_eq!(kill(&mut pool, ROLLOUT, 60, 3).1.len(), 1);
+    assert_eq!(pool.acquit(Role::Rollout, seconds(50), 3, |_| true), 1);
+    assert_eq!(pool.condemnable(seconds(1000)).0, []);
+    assert_eq!(pool.suspects.len(), 3, "what was held against it before stays");
 }
 
 #[test]
@@ -201,9 +235,9 @@ fn a_verifier_that_says_goodbye_is_held_against_nothing() {
     let mut pool = unverified(2);
     for round in 0..10 {
         assert_eq!(lend_many(&mut pool, 10 * round + 10, 8), [0, 1]);
-        assert_eq!(pool.revoke_worker(GRADER, false, 1), Revoked { loans: 2, ..Revoked::default() });
+        assert_eq!(pool.revoke_worker(GRADER).leases(), 2);
     }
-    assert!(!pool.holds_sample(GRADER));
+    assert!(!pool.holds_sample(GRADER) && pool.suspect_samples.is_empty());
 }
 
 #[test]

@@ -1,7 +1,6 @@
-use crate::lose::counter;
 use crate::machine::Machine;
 use crate::phase::Phase;
-use crate::{Effect, Reply};
+use crate::{Counter, Effect, Reply};
 
 impl Machine {
     pub(crate) fn checkpoint_committed(&mut self, step: u64) {
@@ -24,7 +23,7 @@ impl Machine {
     /// Goes on without the checkpoint of `step`, or ends the run if that was the one that counts.
     pub(crate) fn give_checkpoint_up(&mut self, step: u64, reason: &str) {
         let Some(writing) = self.writing.take_if(|writing| writing.snapshot.step == step) else { return };
-        self.count(counter::FAILED_CHECKPOINTS, 1);
+        self.count(Counter::FailedCheckpoints, 1);
         // Behind one in the background, a stop makes its own.
         if writing.model || (self.stop.is_some() && !writing.background) {
             return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
@@ -53,14 +52,14 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, FailureKind, Options, StopMode, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, PhaseKind, StopMode, TaskResult};
     use pacs_types::{Generation, GroupId, Outcome, Role};
 
     fn saving() -> Run {
         let mut run = Run::sampling(Options { total_steps: 4, checkpoint_every_steps: 2, ..options() });
         run.full_step();
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         run
     }
 
@@ -101,7 +100,7 @@ mod tests {
         run.step(Event::Leave { worker, error: None });
         run.step(Event::CheckpointCommitted { step: 2 });
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step), ("assembling", 2));
+        assert_eq!((status.phase, status.step), (PhaseKind::Assembling, 2));
     }
 
     #[test]
@@ -129,7 +128,7 @@ mod tests {
         let noted = |effect: &Effect| matches!(effect, Effect::Note(note) if note.contains("no space left on device"));
         assert!(effects.iter().any(noted), "{effects:?}");
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.step, status.generation), ("sampling", 2, Generation(1)));
+        assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 2, Generation(1)));
         run.full_step();
         run.full_step();
         let task = run.task_of(0);
@@ -150,16 +149,16 @@ mod tests {
         let mut run = Run::sampling(Options { total_steps: 2, max_lost_saves: 2, ..options() });
         run.full_step();
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = lose_a_peer(&mut run, 1);
         assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
         let status = run.machine.status(run.now);
-        assert_eq!((status.phase, status.generation), ("preparing", Generation(2)));
+        assert_eq!((status.phase, status.generation), (PhaseKind::Preparing, Generation(2)));
         // The steps are made again, and the same thing again and again ends the run although it makes steps.
         run.prepare();
         run.full_step();
         run.full_step();
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = lose_a_peer(&mut run, 2);
         let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
         assert!(reason.contains("2 generations of learners were lost in a row while they saved"), "{reason}");
@@ -170,7 +169,7 @@ mod tests {
         let mut run = Run::sampling(Options { total_steps: 5, ..options() });
         run.full_step();
         run.step(stop(StopMode::Save));
-        assert_eq!(run.machine.status(run.now).phase, "saving");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = lose_a_peer(&mut run, 1);
         assert_eq!(effects.last(), Some(&Effect::Ended(End::Stopped)), "{effects:?}");
         assert_eq!(run.machine.position().step, 0, "what nobody holds is not claimed");
@@ -193,7 +192,7 @@ mod tests {
             run.step(Event::JoinGeneration { worker: run.learners[0] });
             run.prepare();
         }
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
     }
 
     #[test]

@@ -85,7 +85,12 @@ impl Machine {
                 self.settle_history();
                 self.step_done(skipped);
             }
-            _ => unreachable!("only these phases have tasks"),
+            Phase::Assembling
+            | Phase::Evaluating(_)
+            | Phase::Sampling
+            | Phase::Saving(_)
+            | Phase::Committing
+            | Phase::Ended(_) => unreachable!("a save is reported by itself, and these have no tasks"),
         }
     }
 
@@ -131,7 +136,7 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, FailureKind, Options, Refusal, TaskResult};
+    use crate::{Effect, End, Event, FailureKind, Options, PhaseKind, Refusal, TaskResult};
     use pacs_types::{Generation, Outcome, WeightVersion};
 
     #[test]
@@ -140,7 +145,7 @@ mod tests {
         let task = run.task_of(0);
         let report = |run: &mut Run, rank: usize, weights| {
             let worker = run.learners[rank];
-            run.step(Event::CompleteTask {
+            run.whole_step(Event::CompleteTask {
                 worker,
                 generation: Generation(1),
                 task,
@@ -148,18 +153,18 @@ mod tests {
             })
         };
         let refused = report(&mut run, 0, None);
-        assert!(matches!(refused[..], [Effect::Refuse(Refusal::BadResult { .. })]), "{refused:?}");
-        assert!(matches!(report(&mut run, 0, Some(WeightVersion(0)))[..], [Effect::Persist(_), Effect::Reply(_)]));
-        assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).len(), 1, "a repeat changes nothing");
-        assert!(report(&mut run, 1, None).contains(&Effect::Prepared { step: 0 }));
+        assert!(matches!(refused.answer, Err(Refusal::BadResult { .. })), "{refused:?}");
+        assert!(report(&mut run, 0, Some(WeightVersion(0))).record.is_some());
+        assert_eq!(report(&mut run, 0, Some(WeightVersion(0))).record, None, "a repeat changes nothing");
+        assert!(report(&mut run, 1, None).effects.contains(&Effect::Prepared { step: 0 }));
     }
 
     #[test]
     fn failures_regroup_or_end_the_run() {
         for (kind, phase) in [
-            (FailureKind::Generation, "assembling"),
-            (FailureKind::Permanent, "failed"),
-            (FailureKind::Write, "preparing"),
+            (FailureKind::Generation, PhaseKind::Assembling),
+            (FailureKind::Permanent, PhaseKind::Failed),
+            (FailureKind::Write, PhaseKind::Preparing),
         ] {
             let mut run = Run::preparing(options());
             let (worker, task) = (run.learners[0], run.task_of(0));
@@ -188,6 +193,6 @@ mod tests {
             run.step(Event::CompleteTask { worker, generation, task, result });
             run.step(Event::JoinGeneration { worker });
         }
-        assert_eq!(run.machine.status(run.now).phase, "failed");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Failed);
     }
 }

@@ -1,55 +1,49 @@
+use std::time::Duration;
+
 use pacs_types::WorkerId;
 
 use crate::machine::Machine;
 use crate::worker::Drain;
-use crate::{Directive, Effect, Event, Record, Reply};
+use crate::{Directive, Effect, Event, Reply};
 
 impl Machine {
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, activity: String) {
         self.unchanged = true;
         let is_ended = self.is_ended();
         let holds_nothing = self.rank(worker).is_none() && self.pools().all(|pool| pool.loans_of(worker) == 0);
-        let directive = match self.workers.get_mut(&worker) {
+        let directive = match self.workers.get_mut(worker) {
             _ if is_ended => Directive::Leave,
             Some(member) => {
                 member.heard = self.now;
                 if member.activity != activity {
                     (member.activity, member.active_since) = (activity, self.now);
                 }
-                match member.draining {
+                match member.draining() {
                     Some(Drain::Operator) if holds_nothing => Directive::Leave,
                     Some(Drain::Ending) if holds_nothing => Directive::LeaveForNow,
-                    _ => Directive::Continue,
+                    Some(Drain::Operator | Drain::Ending) | None => Directive::Continue,
                 }
             }
             None if self.restarting.contains(&worker) => Directive::Restart,
-            None if self.replaced.contains(&worker) => Directive::Replaced,
+            None if self.names.is_replaced(worker) => Directive::Replaced,
             None => Directive::Register,
         };
         self.reply(Reply::Directive(directive));
-        if let Some(member) = self.workers.get(&worker).filter(|_| directive == Directive::Leave && !is_ended) {
+        if let Some(member) = self.workers.get(worker).filter(|_| directive == Directive::Leave && !is_ended) {
             self.effects.push(Effect::Drained { name: member.name.clone() });
         }
     }
 
-    /// Gives up what is silent. Heartbeats are not recorded, so the tick is not either: what it finds is, one event each.
-    pub(crate) fn tick(&mut self) -> Vec<Effect> {
-        let mut effects = vec![Effect::Reply(Reply::Done)];
+    /// What is due at `now`, in order: events that are to be taken in one by one.
+    ///
+    /// Heartbeats are not recorded, so looking at the time is not either: what it finds is.
+    pub fn overdue(&mut self, now: Duration) -> Vec<Event> {
+        self.now = self.now.max(now);
         if self.is_ended() {
-            return effects;
+            return Vec::new();
         }
         self.forgive_own_silence();
-        for event in self.due() {
-            effects.push(Effect::Persist(Record { now: self.now, event: event.clone() }));
-            self.apply(event);
-            effects.append(&mut self.effects);
-            // The rest was about a run that goes on.
-            if self.is_ended() {
-                break;
-            }
-        }
-        self.unchanged = false;
-        effects
+        self.due()
     }
 
     /// A coordinator that stood still (a slow disk, a suspended machine) has not heard its workers: that time is not
@@ -69,7 +63,16 @@ impl Machine {
         let before = |timeout| self.now.checked_sub(timeout);
         if let Some(limit) = before(self.options.heartbeat_timeout) {
             let silent = self.workers.iter().filter(|(_, worker)| worker.heard < limit);
-            due.extend(silent.map(|(id, _)| Event::WorkerSilent { worker: *id }));
+            due.extend(silent.map(|(id, _)| Event::WorkerSilent { worker: id }));
+            let (mut groups, mut samples) = (Vec::new(), Vec::new());
+            for pool in self.pools() {
+                let condemnable = pool.condemnable(limit);
+                groups.extend(condemnable.0);
+                samples.extend(condemnable.1);
+            }
+            if !(groups.is_empty() && samples.is_empty()) {
+                due.push(Event::AccusationsDue { groups, samples });
+            }
         }
         let limits = (before(self.options.rollout_lease_timeout), before(self.options.verifier_lease_timeout));
         let (mut groups, mut samples) = (Vec::new(), Vec::new());
@@ -104,7 +107,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Directive, Event, Reply};
+    use crate::{Counter, Directive, Event, Reply};
     use std::time::Duration;
 
     #[test]
@@ -121,7 +124,7 @@ mod tests {
         let told = run.call(Event::Heartbeat { worker: rollout, activity: String::new() });
         assert_eq!(told, Ok(Reply::Directive(Directive::Register)));
         assert_eq!(run.machine.status(run.now).queues.groups_waiting, held.len());
-        assert_eq!(run.machine.status(run.now).counters["lapsed_leases"], held.len() as u64);
+        assert_eq!(run.machine.status(run.now).counters[&Counter::LapsedLeases], held.len() as u64);
     }
 
     #[test]

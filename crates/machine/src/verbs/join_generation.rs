@@ -9,11 +9,8 @@ impl Machine {
         if let Err(refusal) = self.member(worker, Role::Learner) {
             return self.refuse(refusal);
         }
-        // The reply depends on what assembling does, and comes first.
-        let before = std::mem::take(&mut self.effects);
-        debug_assert!(before.is_empty(), "joining is the first thing that its event does");
         let mut asked_before = true;
-        if let Some(member) = self.workers.get_mut(&worker) {
+        if let Some(member) = self.workers.get_mut(worker) {
             asked_before = std::mem::replace(&mut member.joining, true);
         }
         self.unchanged = asked_before;
@@ -22,8 +19,8 @@ impl Machine {
             self.advance();
         }
         self.unchanged &= self.effects.is_empty();
-        let reply = Reply::Joined(self.membership(worker));
-        self.effects.insert(0, crate::Effect::Reply(reply));
+        let membership = self.membership(worker);
+        self.reply(Reply::Joined(membership));
     }
 
     fn membership(&self, worker: WorkerId) -> Option<Membership> {
@@ -32,7 +29,7 @@ impl Machine {
         let addresses = team
             .ranks
             .iter()
-            .map(|id| self.workers.get(id).map(|worker| worker.collective_address.clone()).unwrap_or_default())
+            .map(|id| self.workers.get(*id).map(|worker| worker.collective_address.clone()).unwrap_or_default())
             .collect();
         Some(Membership {
             generation: team.generation,

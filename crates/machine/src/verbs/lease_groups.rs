@@ -1,7 +1,6 @@
 use pacs_types::{LeaseId, Purpose, Role, WorkerId};
 
 use crate::machine::Machine;
-use crate::phase::Phase;
 use crate::pool::Pool;
 use crate::{GroupGrant, Reply};
 
@@ -16,10 +15,10 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Groups(grants));
         }
-        let drains = self.workers.get(&worker).is_none_or(|member| member.draining.is_some());
+        let drains = self.workers.get(worker).is_none_or(|member| member.draining().is_some());
         // Without published weights there is nothing to generate with.
         if self.may_lend() && self.weights.is_some() && !drains {
-            let rollouts = self.workers.values().filter(|w| w.role == Role::Rollout && w.draining.is_none()).count();
+            let rollouts = self.workers.staying(Role::Rollout);
             let (now, version) = (self.now, self.policy_version());
             let mut newest_id = self.newest_id;
             let mut free = free_samples as usize;
@@ -50,7 +49,7 @@ impl Machine {
 
     /// What the request was given before, as far as it is still open.
     fn groups_given(&mut self, worker: WorkerId, request: u64) -> Vec<GroupGrant> {
-        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let given = self.workers.get(worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
         let policy_step = self.policy_version().0;
         let open = self.lendable().flat_map(|(purpose, pool)| {
             let lent = given.iter().filter_map(|lease| Some((*lease, pool.lent_group(*lease)?))).collect::<Vec<_>>();
@@ -67,16 +66,13 @@ impl Machine {
 
     /// Remembers what a request was given, for when the answer is lost on its way.
     pub(crate) fn note_answer(&mut self, worker: WorkerId, request: u64, given: Vec<LeaseId>) {
-        if let Some(member) = self.workers.get_mut(&worker).filter(|_| !given.is_empty()) {
+        if let Some(member) = self.workers.get_mut(worker).filter(|_| !given.is_empty()) {
             member.answered = Some((request, given));
         }
     }
 
     fn lendable(&mut self) -> impl Iterator<Item = (Purpose, &mut Pool)> {
-        let evaluated = match &mut self.phase {
-            Phase::Evaluating(evaluation) => Some((Purpose::Evaluate, &mut evaluation.pool)),
-            _ => None,
-        };
+        let evaluated = self.phase.evaluation_mut().map(|evaluation| (Purpose::Evaluate, &mut evaluation.pool));
         evaluated.into_iter().chain([(Purpose::Train, &mut self.pool)])
     }
 }

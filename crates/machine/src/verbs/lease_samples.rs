@@ -10,10 +10,10 @@ impl Machine {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
         }
-        let verifiers = self.workers.values().filter(|w| w.role == Role::Verifier && w.draining.is_none()).count();
-        let drains = self.workers.get(&worker).is_none_or(|member| member.draining.is_some());
+        let verifiers = self.workers.staying(Role::Verifier);
+        let drains = self.workers.get(worker).is_none_or(|member| member.draining().is_some());
         let (now, mut newest_id) = (self.now, self.newest_id);
-        let given = self.workers.get(&worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        let given = self.workers.get(worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
         let open = given.iter().filter_map(|lease| {
             let sample = self.pools().find_map(|pool| pool.lent_sample(*lease))?;
             Some(SampleGrant { lease: *lease, sample })

@@ -1,6 +1,7 @@
 use pacs_types::WorkerId;
 
 use crate::Reply;
+use crate::lose::Departure;
 use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::worker::Drain;
@@ -12,31 +13,29 @@ impl Machine {
     pub(crate) fn ending(&mut self, worker: WorkerId) {
         self.reply(Reply::Done);
         let is_ended = self.is_ended();
-        match self.workers.get_mut(&worker).filter(|member| !is_ended && member.draining.is_none()) {
-            Some(member) => member.draining = Some(Drain::Ending),
-            None => {
-                self.unchanged = true;
-                return;
-            }
+        if is_ended || self.workers.get(worker).is_none_or(|member| member.draining().is_some()) {
+            self.unchanged = true;
+            return;
         }
+        self.workers.drain(worker, Drain::Ending);
         self.release_rank(worker);
     }
 
     pub(crate) fn leave(&mut self, worker: WorkerId, error: Option<String>) {
         self.reply(Reply::Done);
-        let Some(member) = self.workers.get(&worker) else {
+        let Some(member) = self.workers.get(worker) else {
             self.unchanged = true;
             return;
         };
         if self.is_ended() {
             // Should the run go on, what it held is not waited for.
-            self.revoke_worker(worker, false);
-            self.workers.remove(&worker);
+            self.revoke_worker(worker);
+            self.workers.remove(worker);
             return;
         }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         match error {
-            None => self.lose_worker(worker, "left", false),
+            None => self.lose_worker(worker, Departure::Left),
             // Once may be a peer's fault. Again and again, it cannot load its state, and never will.
             Some(error)
                 if is_rank
@@ -45,10 +44,10 @@ impl Machine {
             {
                 let reason = format!("{} could not prepare: {error}", member.name);
                 self.team = None;
-                self.lose_worker(worker, &format!("left because of an error: {error}"), true);
+                self.lose_worker(worker, Departure::Failed(&error));
                 self.fail(reason);
             }
-            Some(error) => self.lose_worker(worker, &format!("left because of an error: {error}"), true),
+            Some(error) => self.lose_worker(worker, Departure::Failed(&error)),
         }
     }
 }
@@ -56,14 +55,14 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use crate::{Effect, End, Event, StopMode};
+    use crate::{Effect, End, Event, PhaseKind, StopMode};
     use pacs_types::Role;
 
     #[test]
     fn a_learner_that_never_can_prepare_ends_the_run() {
         let mut run = Run::preparing(options());
         for attempt in 1..=3 {
-            assert_eq!(run.machine.status(run.now).phase, "preparing");
+            assert_eq!(run.machine.status(run.now).phase, PhaseKind::Preparing);
             let worker = run.learners[0];
             let effects = run.step(Event::Leave { worker, error: Some("no such file".into()) });
             let reason = effects.iter().find_map(|effect| match effect {
@@ -96,6 +95,6 @@ mod tests {
         let worker = run.learners[0];
         let effects = run.step(Event::Leave { worker, error: Some("out of memory".into()) });
         assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
-        assert_eq!(run.machine.status(run.now).phase, "assembling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
     }
 }

@@ -13,3 +13,5 @@ mod submit_sample;
 mod submit_verdict;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub(crate) use self::register::Names;

@@ -1,48 +1,114 @@
+use std::collections::{BTreeSet, VecDeque};
+
 use pacs_types::{Role, WorkerId};
+use serde::{Deserialize, Serialize};
 
-use crate::Reply;
-use crate::lose::counter;
+use crate::lose::Departure;
 use crate::machine::Machine;
-use crate::worker::{MOST_REMEMBERED, Worker};
+use crate::worker::{MOST_REMEMBERED, Process, Worker};
+use crate::{Counter, Refusal, Reply};
 
-impl Machine {
-    pub(crate) fn register(&mut self, role: Role, name: String, host: String, pid: u32, collective_address: String) {
-        let id = WorkerId(self.next_id());
-        self.reply(Reply::Registered(id));
-        let earlier = self.workers.iter().find(|(_, worker)| worker.name == name).map(|(id, _)| *id);
-        if let Some(earlier) = earlier {
-            self.count(counter::RESTARTED_WORKERS, 1);
-            self.replaced.insert(earlier);
-            if self.replaced.len() > MOST_REMEMBERED {
-                self.replaced.pop_first();
+/// Whose a name was, for processes that come back from the dead.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Names {
+    /// Workers whose name another process has: they are told to leave rather than to register again.
+    replaced: BTreeSet<WorkerId>,
+    /// Names whose holder fell silent, oldest first: its process may still live, or be stopped.
+    vacated: VecDeque<(String, WorkerId, Process)>,
+}
+
+impl Names {
+    /// Whether another process has the name of this one.
+    pub(crate) fn is_replaced(&self, worker: WorkerId) -> bool {
+        self.replaced.contains(&worker)
+    }
+
+    /// Notes that a name is free although nobody has seen its holder end.
+    pub(crate) fn vacate(&mut self, name: String, worker: WorkerId, process: Process) {
+        if self.vacated.len() == MOST_REMEMBERED {
+            self.vacated.pop_front();
+        }
+        self.vacated.push_back((name, worker, process));
+    }
+
+    fn replace(&mut self, worker: WorkerId) {
+        self.replaced.insert(worker);
+        if self.replaced.len() > MOST_REMEMBERED {
+            self.replaced.pop_first();
+        }
+    }
+
+    /// Gives a name to a process: earlier ones that may come back find it taken.
+    fn take(&mut self, name: &str, process: &Process) {
+        let vacated = std::mem::take(&mut self.vacated);
+        for (vacant, worker, holder) in vacated {
+            if vacant != name {
+                self.vacated.push_back((vacant, worker, holder));
+            } else if !process.is(&holder) {
+                self.replace(worker);
             }
         }
-        let activity = "registered".to_owned();
-        let worker = Worker {
-            role,
-            name,
-            host,
-            pid,
-            collective_address,
-            activity,
-            active_since: self.now,
-            heard: self.now,
-            answered: None,
-            draining: None,
-            joining: false,
-        };
+    }
+}
+
+impl Machine {
+    /// Takes a process in. A name belongs to a live process until that has missed its heartbeats, or its supervisor
+    /// vouches for its end: two processes that claim one name would push each other out in turns.
+    pub(crate) fn register(&mut self, role: Role, name: String, process: Process, collective_address: String) {
+        let holder = self.workers.find(&name);
+        if let Some((_, holder)) = holder
+            && !process.is(&holder.process)
+            && !process.outlives(&holder.process)
+        {
+            let (host, pid) = (holder.process.host.clone(), holder.process.pid);
+            let heard_ago = self.now.saturating_sub(holder.heard);
+            return self.refuse(Refusal::NameTaken { name, host, pid, heard_ago });
+        }
+        let earlier = holder.map(|(id, holder)| (id, process.is(&holder.process)));
+        let id = WorkerId(self.next_id());
+        self.reply(Reply::Registered(id));
+        self.names.take(&name, &process);
+        let worker = Worker::new(role, name, process, collective_address, self.now);
         self.workers.insert(id, worker);
-        if let Some(earlier) = earlier {
-            self.lose_worker(earlier, "was replaced by a new process", true);
+        if let Some((earlier, is_same)) = earlier {
+            self.count(Counter::RestartedWorkers, 1);
+            // A process whose own registration came twice is to register once more, not to leave.
+            if !is_same {
+                self.names.replace(earlier);
+            }
+            self.lose_worker(earlier, Departure::Replaced);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::testing::*;
-    use crate::{Directive, Effect, Event, Reply};
-    use pacs_types::Role;
+    use crate::{Answer, Directive, Effect, Event, Refusal, Reply};
+    use pacs_types::{Role, WorkerId};
+
+    fn register(run: &mut Run, host: &str, pid: u32, started: u64) -> Answer {
+        run.call(registration(Role::Rollout, "rollout-0", host, pid, started))
+    }
+
+    fn id(answer: Answer) -> WorkerId {
+        match answer {
+            Ok(Reply::Registered(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets so many seconds pass in which these and the rest of the run beat.
+    fn live(run: &mut Run, beating: &[WorkerId], seconds: u64) {
+        for _ in 0..seconds {
+            for worker in [run.verifier, run.learners[0]].iter().chain(beating) {
+                run.step(Event::Heartbeat { worker: *worker, activity: String::new() });
+            }
+            run.pass(Duration::from_secs(1));
+        }
+    }
 
     #[test]
     fn a_new_process_takes_the_slot_and_its_work_is_issued_again() {
@@ -51,9 +117,58 @@ mod tests {
         let (second, effects) = run.register(Role::Rollout, "rollout-0");
         assert!(effects.iter().any(|effect| matches!(effect, Effect::WorkerLost { name, .. } if name == "rollout-0")));
         assert_eq!(run.groups(second, 100).len(), first.len());
-        let told = |run: &mut Run, worker| run.call(Event::Heartbeat { worker, activity: String::new() });
         let old = run.rollout;
-        assert_eq!(told(&mut run, old), Ok(Reply::Directive(Directive::Replaced)));
-        assert_eq!(told(&mut run, second), Ok(Reply::Directive(Directive::Continue)));
+        assert_eq!((run.told(old), run.told(second)), (Directive::Replaced, Directive::Continue));
+        let refused = run.call(Event::LeaseGroups { worker: old, free_samples: 1, request: 0 });
+        assert_eq!(refused, Err(Refusal::Replaced(old)));
+    }
+
+    #[test]
+    fn a_name_is_kept_from_another_process_until_its_holder_falls_silent() {
+        // Who holds the name and who wants it, by process id and start: neither has a supervisor, one has, or the holder was
+        // started later.
+        for (holder, wanting) in [((10, 0), (20, 0)), ((10, 5), (20, 0)), ((10, 0), (20, 7)), ((10, 5), (20, 4))] {
+            let mut run = Run::sampling(options());
+            run.step(Event::Leave { worker: run.rollout, error: None });
+            let first = id(register(&mut run, "a", holder.0, holder.1));
+            live(&mut run, &[first], 3);
+            for _ in 0..20 {
+                let refused = register(&mut run, "b", wanting.0, wanting.1);
+                let Err(Refusal::NameTaken { name, host, pid, heard_ago }) = refused else { panic!("{refused:?}") };
+                let heard = Duration::from_secs(1);
+                assert_eq!((name.as_str(), host.as_str(), pid, heard_ago), ("rollout-0", "a", holder.0, heard));
+                live(&mut run, &[first], 1);
+            }
+            assert_eq!(run.told(first), Directive::Continue);
+            live(&mut run, &[], 11);
+            let second = id(register(&mut run, "b", wanting.0, wanting.1));
+            assert_eq!(run.told(second), Directive::Continue);
+            // The first was stopped, and runs again: it is told to leave, and cannot have the name back.
+            assert_eq!(run.told(first), Directive::Replaced);
+            assert!(register(&mut run, "a", holder.0, 0).is_err());
+            assert_eq!(run.told(second), Directive::Continue);
+        }
+    }
+
+    #[test]
+    fn a_process_that_registers_again_is_one_process() {
+        let mut run = Run::sampling(options());
+        run.step(Event::Leave { worker: run.rollout, error: None });
+        let first = id(register(&mut run, "a", 10, 5));
+        let second = id(register(&mut run, "a", 10, 5));
+        // Should its first answer come last, it registers once more: nobody else has the name.
+        assert_eq!((run.told(first), run.told(second)), (Directive::Register, Directive::Continue));
+        // In a container, an older process may have had the same number on a host of the same name.
+        assert!(matches!(register(&mut run, "a", 10, 4), Err(Refusal::NameTaken { .. })));
+        let third = id(register(&mut run, "a", 10, 6));
+        assert_eq!((run.told(second), run.told(third)), (Directive::Register, Directive::Continue));
+    }
+
+    #[test]
+    fn a_refused_registration_is_not_recorded() {
+        let mut run = Run::sampling(options());
+        let before = run.records.len();
+        assert!(register(&mut run, "b", 77, 0).is_err());
+        assert_eq!(run.records.len(), before);
     }
 }

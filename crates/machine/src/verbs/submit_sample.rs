@@ -1,9 +1,8 @@
 use pacs_types::{LeaseId, Role, SampleId, WeightVersion, WorkerId};
 
-use crate::lose::counter;
 use crate::machine::Machine;
 use crate::pool::Taken;
-use crate::{Refusal, Reply};
+use crate::{Counter, Refusal, Reply};
 
 impl Machine {
     pub(crate) fn submit_sample(&mut self, worker: WorkerId, lease: LeaseId, sample: SampleId, version: WeightVersion) {
@@ -16,7 +15,7 @@ impl Machine {
             && !(oldest..=newest).contains(&version)
             && pool.revoke_group(lease, worker)
         {
-            self.count(counter::LAPSED_LEASES, 1);
+            self.count(Counter::LapsedLeases, 1);
             return self.refuse(Refusal::WrongVersion { sample, found: version, oldest, newest });
         }
         let taken = pool.take_sample(lease, worker, sample, (version, newest), now);
@@ -29,13 +28,13 @@ impl Machine {
                 self.unchanged = true;
                 self.reply(Reply::Accepted { fresh: false });
             }
-            _ => self.refuse_stale(lease, sample),
+            Taken::Stale | Taken::Again | Taken::GiveUp | Taken::Completes => self.refuse_stale(lease, sample),
         }
     }
 
     pub(crate) fn refuse_stale(&mut self, lease: LeaseId, sample: SampleId) {
         self.refuse(Refusal::StaleLease { lease, sample });
-        self.count(counter::STALE_SUBMISSIONS, 1);
+        self.count(Counter::StaleSubmissions, 1);
     }
 }
 

@@ -1,9 +1,8 @@
 use pacs_types::{GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
 
-use crate::Reply;
-use crate::lose::counter;
 use crate::machine::Machine;
 use crate::pool::Taken;
+use crate::{Counter, Reply};
 
 impl Machine {
     pub(crate) fn submit_verdict(
@@ -31,7 +30,7 @@ impl Machine {
             }
             Taken::Again | Taken::GiveUp => {
                 self.reply(Reply::Accepted { fresh: false });
-                self.count(counter::FAILED_VERDICTS, 1);
+                self.count(Counter::FailedVerdicts, 1);
             }
             Taken::Stale => self.refuse_stale(lease, sample),
         }
@@ -54,8 +53,10 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::testing::*;
-    use crate::{Dropped, Effect, End, EvaluationPlan, Event, Options, SampleGrant, WantedSample};
+    use crate::{Counter, Dropped, Effect, End, EvaluationPlan, Event, Options, PhaseKind, SampleGrant, WantedSample};
     use pacs_types::{GroupId, Outcome, Role, SampleId};
 
     #[test]
@@ -70,7 +71,7 @@ mod tests {
         run.generate_all();
         let effects = run.verify_all(|_| Outcome::Wrong);
         assert_eq!(trained(&effects), Some((1, vec![GroupId(1), GroupId(2)])));
-        assert_eq!(run.machine.status(run.now).counters["dropped_groups"], 1);
+        assert_eq!(run.machine.status(run.now).counters[&Counter::DroppedGroups], 1);
     }
 
     #[test]
@@ -87,8 +88,8 @@ mod tests {
         let effects = run.verify_all(|_| Outcome::Wrong);
         assert_eq!(trained(&effects), Some((1, vec![GroupId(0), GroupId(1)])));
         let counters = run.machine.status(run.now).counters;
-        assert_eq!((counters["replaced_samples"], counters["failed_verdicts"]), (1, 2));
-        assert!(!counters.contains_key("dropped_groups"));
+        assert_eq!((counters[&Counter::ReplacedSamples], counters[&Counter::FailedVerdicts]), (1, 2));
+        assert!(!counters.contains_key(&Counter::DroppedGroups));
     }
 
     /// Lends samples, and kills the verifier if `poison` is among them; judges them otherwise.
@@ -118,12 +119,22 @@ mod tests {
         for _ in 0..40 {
             run.generate_all();
             effects.extend(verify_or_die(&mut run, poison));
+            // What is accused is given up when nothing else has died meanwhile.
+            for _ in 0..=options().heartbeat_timeout.as_secs() {
+                run.everybody_beats();
+                run.now += Duration::from_secs(1);
+                effects.extend(run.tick());
+            }
         }
         let of = |wanted: &Effect| effects.iter().filter(|effect| *effect == wanted).count();
         assert_eq!(of(&Effect::ReplaceSample(poison)), 1);
         assert_eq!(of(&Effect::DropGroup { group: GroupId(0), why: Dropped::NoVerdict }), 1);
         let counters = run.machine.status(run.now).counters;
-        assert_eq!((counters["deadly_samples"], counters["lost_workers"]), (2, 6), "three deaths for each of them");
+        assert_eq!(
+            (counters[&Counter::DeadlySamples], counters[&Counter::LostWorkers]),
+            (2, 6),
+            "three deaths for each of them"
+        );
         assert_eq!(trained(&effects).map(|(_, groups)| groups), Some(vec![GroupId(1), GroupId(2)]));
         let named = |effect: &Effect| matches!(effect, Effect::Note(note) if note.contains("3 verifiers died"));
         assert!(effects.iter().any(named), "{effects:?}");
@@ -160,7 +171,7 @@ mod tests {
             _ => None,
         });
         assert_eq!(evaluated, Some((2, 1)), "{effects:?}");
-        assert_eq!(run.machine.status(run.now).phase, "sampling");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 
 use crate::{
-    Command, Directive, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, StopMode,
-    TaskKind, TaskOrder, TaskResult,
+    Answer, Command, Directive, Effect, Event, GroupGrant, Machine, Options, Record, Refusal, Reply, SampleGrant, Step,
+    StopMode, TaskKind, TaskOrder, TaskResult,
 };
 
 pub(crate) struct Run {
@@ -17,10 +17,17 @@ pub(crate) struct Run {
     pub(crate) learners: Vec<WorkerId>,
     /// What was persisted.
     pub(crate) records: Vec<Record>,
+    /// Processes that were started.
+    processes: u32,
 }
 
 pub(crate) fn options() -> Options {
     Options::small()
+}
+
+pub(crate) fn registration(role: Role, name: &str, host: &str, pid: u32, started: u64) -> Event {
+    let collective_address = format!("{name}:1");
+    Event::Register { role, name: name.to_owned(), host: host.to_owned(), pid, started, collective_address }
 }
 
 pub(crate) fn operator(command: Command) -> Event {
@@ -53,7 +60,15 @@ impl Run {
         let now = Duration::from_secs(1000);
         let machine = Machine::new(options, now);
         let nobody = WorkerId(0);
-        Self { machine, now, rollout: nobody, verifier: nobody, learners: Vec::new(), records: Vec::new() }
+        Self {
+            machine,
+            now,
+            rollout: nobody,
+            verifier: nobody,
+            learners: Vec::new(),
+            records: Vec::new(),
+            processes: 0,
+        }
     }
 
     /// Everybody is there, and the learners have a task to prepare.
@@ -77,22 +92,25 @@ impl Run {
         run
     }
 
-    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
-        let effects = self.machine.step(self.now, event);
-        let records = effects.iter().filter_map(|effect| match effect {
-            Effect::Persist(record) => Some(record.clone()),
-            _ => None,
-        });
-        self.records.extend(records);
-        effects
+    /// Takes an event in; what comes of it but the record.
+    pub(crate) fn whole_step(&mut self, event: Event) -> Step {
+        let step = self.machine.step(self.now, event);
+        self.records.extend(step.record.clone());
+        step
     }
 
-    pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Refusal> {
-        match self.step(event).into_iter().find(|effect| !matches!(effect, Effect::Persist(_))) {
-            Some(Effect::Reply(reply)) => Ok(reply),
-            Some(Effect::Refuse(refusal)) => Err(refusal),
-            other => panic!("no answer first, but {other:?}"),
-        }
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+        self.whole_step(event).effects
+    }
+
+    pub(crate) fn call(&mut self, event: Event) -> Answer {
+        self.whole_step(event).answer
+    }
+
+    /// Looks at the time, and takes in what is due.
+    pub(crate) fn tick(&mut self) -> Vec<Effect> {
+        let due = self.machine.overdue(self.now);
+        due.into_iter().flat_map(|event| self.step(event)).collect()
     }
 
     pub(crate) fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
@@ -112,7 +130,7 @@ impl Run {
 
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.step(Event::Tick);
+        self.tick();
     }
 
     pub(crate) fn everybody_beats(&mut self) {
@@ -129,16 +147,12 @@ impl Run {
         }
     }
 
+    /// A new process of a supervisor that has seen the end of the one before.
     pub(crate) fn register(&mut self, role: Role, name: &str) -> (WorkerId, Vec<Effect>) {
-        let effects = self.step(Event::Register {
-            role,
-            name: name.to_owned(),
-            host: "host".to_owned(),
-            pid: 1,
-            collective_address: format!("{name}:1"),
-        });
-        let Some(Effect::Reply(Reply::Registered(worker))) = effects.get(1) else { panic!("{effects:?}") };
-        (*worker, effects)
+        self.processes += 1;
+        let step = self.whole_step(registration(role, name, "host", self.processes, u64::from(self.processes)));
+        let Ok(Reply::Registered(worker)) = step.answer else { panic!("{step:?}") };
+        (worker, step.effects)
     }
 
     pub(crate) fn groups(&mut self, worker: WorkerId, free_samples: u32) -> Vec<GroupGrant> {

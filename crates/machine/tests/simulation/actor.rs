@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use pacs_machine::{
-    Directive, Event, FailureKind, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder, TaskResult,
+    Answer, Directive, Event, FailureKind, GroupGrant, Membership, Refusal, Reply, SampleGrant, TaskKind, TaskOrder,
+    TaskResult,
 };
 use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::Rng;
@@ -27,6 +28,19 @@ pub(crate) struct Actor {
     pub(crate) stuck: bool,
     /// It was asked to end, and how many ticks it still goes on.
     pub(crate) ending: Option<u32>,
+    /// Whether a supervisor starts it, which has seen the end of each of its processes before the next one.
+    pub(crate) supervised: bool,
+    /// It is not started again: it was told to leave for another process of its name, or has found out that there is one.
+    pub(crate) retired: bool,
+    /// Ticks for which the process stands still, and whether it ever did.
+    pub(crate) frozen_for: u32,
+    pub(crate) was_frozen: bool,
+    /// Since when another process has its name, as it is told.
+    pub(crate) refused_since: Option<u32>,
+    /// Ticks for which there was none all the same.
+    pub(crate) alone_for: u32,
+    /// Tells its process ids from those of others.
+    number: u32,
     id: Option<WorkerId>,
     /// Requests without an answer, by number, with the tick of their last sending.
     open: BTreeMap<u64, (Event, u32)>,
@@ -64,10 +78,17 @@ pub(crate) struct Temper {
 }
 
 impl Actor {
-    pub(crate) fn new(role: Role, slot: u32) -> Self {
+    pub(crate) fn new(role: Role, slot: u32, number: u32) -> Self {
         Self {
             role,
             name: format!("{role}-{slot}"),
+            supervised: true,
+            retired: false,
+            frozen_for: 0,
+            was_frozen: false,
+            refused_since: None,
+            alone_for: 0,
+            number,
             dead_for: 0,
             process: 0,
             stuck: false,
@@ -85,8 +106,19 @@ impl Actor {
         }
     }
 
+    /// Another process with the name of this one, which nobody vouches for.
+    pub(crate) fn twin(&self, number: u32, starts_in: u32) -> Self {
+        let twin = Self::new(self.role, 0, number);
+        Self { name: self.name.clone(), supervised: false, dead_for: starts_in, ..twin }
+    }
+
     pub(crate) fn id(&self) -> Option<WorkerId> {
         self.id
+    }
+
+    /// Whether the process exists, whatever it does.
+    pub(crate) fn exists(&self) -> bool {
+        self.dead_for == 0 && !self.retired
     }
 
     /// Ends the process; another one starts after so many ticks.
@@ -95,6 +127,8 @@ impl Actor {
         self.dead_for = dead_for;
         self.stuck = false;
         self.ending = None;
+        (self.frozen_for, self.was_frozen) = (0, false);
+        (self.refused_since, self.alone_for) = (None, 0);
         self.forget();
     }
 
@@ -122,7 +156,9 @@ impl Actor {
             if self.open.is_empty() {
                 let (role, name) = (self.role, self.name.clone());
                 let collective_address = format!("{name}:1");
-                let event = Event::Register { role, name, host: "host".into(), pid: 1, collective_address };
+                let started = if self.supervised { 1 + self.process } else { 0 };
+                let pid = 10_000 * self.number + self.process as u32;
+                let event = Event::Register { role, name, host: "host".into(), pid, started, collective_address };
                 sent.push(self.ask(tick, event));
             }
             return sent;
@@ -327,10 +363,14 @@ impl Actor {
     }
 
     /// Hears an answer. Returns whether the process ends, as it was told to.
-    pub(crate) fn hear(&mut self, request: u64, answer: Result<Reply, Refusal>, rng: &mut ChaCha8Rng) -> bool {
+    pub(crate) fn hear(&mut self, tick: u32, request: u64, answer: Answer, rng: &mut ChaCha8Rng) -> bool {
         let Some((event, _)) = self.open.remove(&request) else { return false };
         match answer {
-            Ok(Reply::Registered(id)) => self.id = Some(id),
+            Ok(Reply::Registered(id)) => (self.id, self.refused_since, self.alone_for) = (Some(id), None, 0),
+            // It asks again.
+            Err(Refusal::NameTaken { .. }) => drop(self.refused_since.get_or_insert(tick)),
+            // Its next heartbeat tells it to leave.
+            Err(Refusal::Replaced(_)) => {}
             Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
             Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
             Ok(Reply::Directive(

@@ -74,6 +74,14 @@ fn runs_finish_and_never_break_an_invariant() {
         "generations_with_more",
         "skipped_draws",
         "reopened_problems",
+        "twins",
+        "two_with_one_name",
+        "frozen_processes",
+        "half_dead_told_to_leave",
+        "names_taken_over",
+        "registered_twice",
+        "mass_preemptions",
+        "mass_losses",
     ] {
         assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
     }

@@ -7,7 +7,7 @@ use pacs_machine::{
     evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
-use pacs_types::{Generation, GroupId, LeaseId, SampleId};
+use pacs_types::{Generation, GroupId, LeaseId, SampleId, WorkerId};
 
 #[derive(Debug, Default)]
 pub(crate) struct Reference {
@@ -40,11 +40,34 @@ pub(crate) struct Reference {
     pub(crate) evaluated: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
     pub(crate) counts: BTreeMap<String, u64>,
+    /// The processes behind registrations: which actor's, and the how manyeth.
+    processes: BTreeMap<WorkerId, (usize, u64)>,
+    /// The newest registration.
+    newest: Option<WorkerId>,
 }
 
 impl Reference {
     pub(crate) fn count(&mut self, name: &str) {
         *self.counts.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Notes whose a registration is.
+    pub(crate) fn registered(&mut self, id: WorkerId, process: (usize, u64)) {
+        self.processes.insert(id, process);
+        self.newest = Some(id);
+    }
+
+    /// Checks that no name is taken from a process that lives: only silence frees it.
+    pub(crate) fn lost(&mut self, id: WorkerId, why: &str, exists: impl Fn((usize, u64)) -> bool) {
+        if why != "was replaced by a new process" {
+            return;
+        }
+        let (old, new) = (self.processes[&id], self.processes[&self.newest.expect("another one has registered")]);
+        if old == new {
+            return self.count("registered_twice");
+        }
+        assert!(!exists(old), "{id} lives, and its name was given to another process");
+        self.count("names_taken_over");
     }
 
     /// Checks an answer that somebody may see.

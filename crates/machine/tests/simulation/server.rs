@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use pacs_machine::{Effect, Event, Machine, Options, Record, Refusal, Reply};
+use pacs_machine::{Answer, Effect, Event, Machine, Options, Record, Step};
 
 /// Who asked, and which of its requests this was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) struct Caller {
 /// What others see, in order, once everything before it is durable.
 #[derive(Clone, Debug)]
 pub(crate) enum Output {
-    Answer { caller: Option<Caller>, event: Event, answer: Result<Reply, Refusal> },
+    Answer { caller: Option<Caller>, event: Event, answer: Answer },
     Effect(Effect),
 }
 
@@ -63,28 +63,29 @@ impl Server {
 
     pub(crate) fn step(&mut self, now: Duration, event: Event, caller: Option<Caller>) {
         let before = self.suspicious.then(|| self.machine.recorded());
-        let effects = self.machine.step(now, event.clone());
+        let step = self.machine.step(now, event.clone());
         if self.trace {
-            println!("{now:?} {event:?} -> {effects:?}");
+            println!("{now:?} {event:?} -> {step:?}");
         }
-        let recorded = effects.iter().any(|effect| matches!(effect, Effect::Persist(_)));
+        let Step { record, answer, effects } = step;
         if let Some(before) = before
-            && !recorded
+            && record.is_none()
         {
             assert_eq!(before, self.machine.recorded(), "{event:?} changed the machine and was not recorded");
         }
-        for effect in effects {
-            let output = match effect {
-                Effect::Persist(record) => {
-                    self.unsynced.push(record);
-                    continue;
-                }
-                Effect::Reply(reply) => Output::Answer { caller, event: event.clone(), answer: Ok(reply) },
-                Effect::Refuse(refusal) => Output::Answer { caller, event: event.clone(), answer: Err(refusal) },
-                effect => Output::Effect(effect),
-            };
-            self.outputs.push_back(output);
+        self.unsynced.extend(record);
+        self.outputs.push_back(Output::Answer { caller, event, answer });
+        self.outputs.extend(effects.into_iter().map(Output::Effect));
+    }
+
+    /// Looks at the time.
+    pub(crate) fn tick(&mut self, now: Duration) {
+        let before = self.suspicious.then(|| self.machine.recorded());
+        let due = self.machine.overdue(now);
+        if let Some(before) = before {
+            assert_eq!(before, self.machine.recorded(), "looking at the time changed the machine");
         }
+        due.into_iter().for_each(|event| self.step(now, event, None));
     }
 
     /// Makes everything durable; returns what others may see now.

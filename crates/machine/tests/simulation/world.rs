@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pacs_machine::{
-    Command, Contrast, Directive, Effect, End, EvaluationPlan, Event, Machine, Options, Refusal, Reply, Snapshot,
+    Answer, Command, Contrast, Directive, Effect, End, EvaluationPlan, Event, Machine, Options, Reply, Snapshot,
     Staleness, StopMode, UniformGroups,
 };
 use pacs_order::{Curriculum, DrawPlan, SetShare};
@@ -20,13 +20,15 @@ use crate::server::{Caller, Output, Server};
 /// Faults end here.
 const FAULTY_TICKS: u32 = 500;
 const MOST_TICKS: u32 = 20_000;
+/// Nobody is refused a name for longer than this but by a process that lives; then there are two, and one ends.
+const MOST_REFUSED: u32 = 250;
 const TICK: Duration = Duration::from_millis(200);
 
 enum Message {
     /// To the coordinator.
     Request(Caller, Event),
     /// To a worker.
-    Answer(Caller, Result<Reply, Refusal>),
+    Answer(Caller, Answer),
     /// To the coordinator, from its own disk.
     Disk(Event),
 }
@@ -35,6 +37,8 @@ pub(crate) struct World {
     rng: ChaCha8Rng,
     /// For what was thought of later.
     more: ChaCha8Rng,
+    /// For processes that share a name, stand still, or are lost together.
+    fleet: ChaCha8Rng,
     now: Duration,
     tick: u32,
     server: Server,
@@ -59,12 +63,19 @@ impl World {
         let mut actors = Vec::new();
         let counts = [(Role::Rollout, rng.random_range(1..=3)), (Role::Verifier, rng.random_range(1..=3))];
         for (role, count) in counts.into_iter().chain([(Role::Learner, options.learners)]) {
-            actors.extend((0..count).map(|slot| Actor::new(role, slot)));
+            for slot in 0..count {
+                actors.push(Actor::new(role, slot, actors.len() as u32));
+            }
         }
         let deadly = if rng.random_bool(0.15) { vec![GroupId(rng.random_range(0..8))] } else { Vec::new() };
         // A stream of its own: what it decides leaves the rest of the seed's story as it was.
         let mut more = ChaCha8Rng::seed_from_u64(seed);
         more.set_stream(1);
+        let mut fleet = ChaCha8Rng::seed_from_u64(seed);
+        fleet.set_stream(3);
+        for actor in &mut actors {
+            actor.supervised = fleet.random_bool(0.8);
+        }
         let (group, index) = (GroupId(more.random_range(0..8)), more.random_range(0..options.samples_per_prompt));
         let temper = Temper {
             poison: more.random_bool(0.15).then_some(SampleId { group, index }),
@@ -81,6 +92,7 @@ impl World {
             server,
             rng,
             more,
+            fleet,
             now: Duration::ZERO,
             tick: 0,
             down_for: 0,
@@ -104,6 +116,7 @@ impl World {
                 self.calm_down();
             }
             self.deliver();
+            self.fleet_acts();
             self.workers_act();
             self.coordinator_acts();
             match &self.reference.ended {
@@ -127,7 +140,8 @@ impl World {
         assert_eq!(self.server.machine.position().step, self.server.machine.options().total_steps);
         assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
         let mut counts = self.reference.counts;
-        counts.extend(self.server.machine.status(self.now).counters);
+        let counters = self.server.machine.status(self.now).counters;
+        counts.extend(counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)));
         counts
     }
 
@@ -164,16 +178,85 @@ impl World {
         }
     }
 
-    fn answered(&mut self, caller: Caller, answer: Result<Reply, Refusal>) {
+    fn answered(&mut self, caller: Caller, answer: Answer) {
+        let is_over = self.server.machine.ended().is_some();
         let actor = &mut self.actors[caller.actor];
-        if actor.process != caller.process || actor.dead_for > 0 {
+        if actor.process != caller.process || !actor.exists() {
             return;
         }
+        if actor.frozen_for > 0 {
+            // It lies in the socket until the process runs again.
+            let again = self.tick + actor.frozen_for + 1;
+            return self.network.push((again, Message::Answer(caller, answer)));
+        }
+        let is_told_to_leave = answer == Ok(Reply::Directive(Directive::Leave)) && !is_over;
+        if is_told_to_leave && actor.was_frozen {
+            self.reference.count("half_dead_told_to_leave");
+        }
+        // One that has left for another process of its name is not started again.
+        let name = actor.name.clone();
+        let is_another =
+            |(index, other): (usize, &Actor)| index != caller.actor && other.name == name && other.exists();
+        let retires = is_told_to_leave && self.actors.iter().enumerate().any(is_another);
+        let actor = &mut self.actors[caller.actor];
         if actor.ending.is_some() && answer == Ok(Reply::Directive(Directive::LeaveForNow)) {
             self.reference.count("left_before_their_grace_was_over");
         }
-        if actor.hear(caller.request, answer, &mut self.rng) {
+        if actor.hear(self.tick, caller.request, answer, &mut self.rng) {
+            actor.retired = retires;
             self.end(caller.actor);
+        }
+    }
+
+    /// What supervisors do not see: processes that stand still, more of a name than one, and hosts that go together.
+    fn fleet_acts(&mut self) {
+        for index in 0..self.actors.len() {
+            if let Some(since) = self.actors[index].refused_since {
+                let name = self.actors[index].name.clone();
+                let is_held =
+                    |(other, holder): (usize, &Actor)| other != index && holder.name == name && holder.exists();
+                if self.actors.iter().enumerate().any(is_held) {
+                    self.actors[index].alone_for = 0;
+                    if self.tick > since + MOST_REFUSED {
+                        self.reference.count("two_with_one_name");
+                        self.actors[index].die(0);
+                        self.actors[index].retired = true;
+                    }
+                } else {
+                    self.actors[index].alone_for += 1;
+                    assert!(self.actors[index].alone_for < MOST_REFUSED, "{name} is kept from its only process");
+                }
+            }
+            if self.tick >= FAULTY_TICKS || !self.actors[index].exists() {
+                continue;
+            }
+            let frozen = self.fleet.random_bool(0.0006);
+            if frozen {
+                self.reference.count("frozen_processes");
+                self.actors[index].frozen_for = self.fleet.random_range(5..80);
+                self.actors[index].was_frozen = true;
+            }
+            if self.actors.len() < 20 && self.fleet.random_bool(if frozen { 0.5 } else { 0.0004 }) {
+                self.reference.count("twins");
+                let starts_in = self.fleet.random_range(1..50);
+                self.actors.push(self.actors[index].twin(self.actors.len() as u32, starts_in));
+            }
+        }
+        // Somebody looks after a slot that nobody has any more.
+        for index in 0..self.actors.len() {
+            let name = self.actors[index].name.clone();
+            let lives = |actor: &Actor| actor.name == name && !actor.retired;
+            if !self.actors.iter().any(lives) {
+                self.actors[index].die(5);
+                self.actors[index].retired = false;
+            }
+        }
+        if self.tick < FAULTY_TICKS && self.fleet.random_bool(0.002) {
+            self.reference.count("mass_preemptions");
+            let role = if self.fleet.random() { Role::Rollout } else { Role::Verifier };
+            for actor in self.actors.iter_mut().filter(|actor| actor.role == role && actor.exists()) {
+                actor.die(self.fleet.random_range(1..40));
+            }
         }
     }
 
@@ -198,6 +281,13 @@ impl World {
         for index in order {
             if self.actors[index].dead_for > 0 {
                 self.actors[index].dead_for -= 1;
+                continue;
+            }
+            if self.actors[index].retired {
+                continue;
+            }
+            if self.actors[index].frozen_for > 0 {
+                self.actors[index].frozen_for -= 1;
                 continue;
             }
             let doomed = self.actors[index].is_doomed(&self.temper) && self.rng.random_bool(0.3);
@@ -267,7 +357,7 @@ impl World {
             }
             return;
         }
-        self.server.step(self.now, Event::Tick, None);
+        self.server.tick(self.now);
         if self.fault(0.004) {
             return self.crash();
         }
@@ -292,12 +382,23 @@ impl World {
             match output {
                 Output::Answer { caller, event, answer } => {
                     self.reference.answer(&event, &answer, &options);
+                    if let (Some(caller), Ok(Reply::Registered(id))) = (caller, &answer) {
+                        self.reference.registered(*id, (caller.actor, caller.process));
+                    }
                     if let Some(caller) = caller.filter(|caller| caller.process != u64::MAX) {
                         self.send(Message::Answer(caller, answer));
                     }
                 }
                 Output::Effect(effect) => {
                     self.reference.effect(&effect, &options, self.committed.as_ref());
+                    if let Effect::WorkerLost { worker, why, .. } = &effect {
+                        let actors = &self.actors;
+                        let exists = |(actor, process): (usize, u64)| {
+                            let actor: &Actor = &actors[actor];
+                            actor.process == process && actor.exists()
+                        };
+                        self.reference.lost(*worker, why, exists);
+                    }
                     self.carry_out(effect);
                 }
             }

@@ -132,7 +132,8 @@ impl WorkerArguments {
         let run_id = RunIdentity::told(&self.run_id)?;
         let security = self.security.security(role)?;
         let health = Health::default();
-        if let Some(address) = &self.health_listen {
+        // A variable that is empty counts as not set.
+        if let Some(address) = self.health_listen.as_ref().filter(|address| !address.is_empty()) {
             health.serve(address).await.map_err(|error| PlaceError::Health { address: address.clone(), error })?;
         }
         let join_timeout = Duration::from_secs(self.join_timeout);

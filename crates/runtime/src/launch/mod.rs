@@ -12,7 +12,7 @@ use std::fmt;
 
 pub use self::arguments::{PlaceError, Placement, SecurityArguments, WorkerArguments, security};
 pub use self::hostlist::hosts;
-pub use self::rendezvous::{RECORD_FILE, find};
+pub use self::rendezvous::{RECORD_FILE, find, run_id};
 
 /// The port that a coordinator listens on when only its host is known.
 pub const DEFAULT_PORT: u16 = 7700;

@@ -6,8 +6,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::net::is_run_id;
+
 /// The file of a run folder that says where its coordinator listens.
 pub const RECORD_FILE: &str = "coordinator.json";
+
+/// The file of a run folder that says which run it is.
+const RUN_ID_FILE: &str = "run_id";
 
 /// As much of the file as is needed here.
 #[derive(Deserialize)]
@@ -30,6 +35,14 @@ pub fn find(coordinator: &str) -> io::Result<String> {
     found.map_err(|error| io::Error::new(error.kind(), format!("read `{}`: {error}", path.display())))
 }
 
+/// The id of the run in the folder that `coordinator` is; `None` when it is an address, or the folder has none yet.
+#[must_use]
+pub fn run_id(coordinator: &str) -> Option<String> {
+    let folder = Path::new(coordinator);
+    let text = folder.is_absolute().then(|| fs::read_to_string(folder.join(RUN_ID_FILE)).ok())??;
+    Some(text.trim_end().to_owned()).filter(|id| is_run_id(id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,5 +55,11 @@ mod tests {
         assert_eq!(find(&folder).expect_err("nothing yet").kind(), io::ErrorKind::NotFound);
         fs::write(dir.path().join(RECORD_FILE), r#"{"address": "n3:41", "job": "tiny"}"#).expect("written");
         assert_eq!(find(&folder).expect("an address"), "n3:41");
+        let id = "0123456789abcdef".repeat(2);
+        for (text, found) in [("nonsense\n".to_owned(), None), (format!("{id}\n"), Some(id))] {
+            fs::write(dir.path().join(RUN_ID_FILE), text).expect("written");
+            assert_eq!(run_id(&folder), found);
+        }
+        assert_eq!(run_id("node-1:7700"), None);
     }
 }

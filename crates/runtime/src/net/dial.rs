@@ -13,7 +13,8 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{PeerRole, PlainText, RunChannel, RunIdentity, Security, of_run};
+use super::{PeerRole, PlainText, RunChannel, RunIdentity, Security, neighbour, of_run};
+use crate::launch;
 
 /// How long one attempt to connect may take.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -49,16 +50,18 @@ pub async fn dial(
     Ok(of_run(dial_any(address, peer, security).await?, run.clone()))
 }
 
-/// The same for calls that belong to no run, as operators make them.
+/// The same for calls that belong to no run, as operators make them. `address` may be the folder of a run, too (see
+/// [`launch::find`]): it is read for every connection, so that a channel follows a coordinator that starts again elsewhere.
 pub(crate) async fn dial_any(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
-    let endpoint = endpoint(address)?
+    let found = launch::find(address).map_err(|error| DialError::Unreachable(error.to_string()))?;
+    let endpoint = endpoint(&found)?
         .connect_timeout(CONNECT_DEADLINE)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20));
-    within(DIAL_DEADLINE, address, connected(endpoint, address, peer, security)).await
+    within(DIAL_DEADLINE, address, connected(endpoint, (address, &found), peer, security)).await
 }
 
 /// The endpoint of an address (host:port). Who encrypts is the connector, so its scheme means nothing.
@@ -81,15 +84,15 @@ async fn within<T>(
 
 async fn connected(
     endpoint: Endpoint,
-    address: &str,
+    (address, found): (&str, &str),
     peer: PeerRole,
     security: &Security,
 ) -> Result<Channel, DialError> {
     if matches!(security, Security::Plain)
-        && let Ok(mut found) = lookup_host(address).await
-        && let Some(elsewhere) = found.find(|found| !found.ip().is_loopback())
+        && let Ok(mut addresses) = lookup_host(found).await
+        && let Some(elsewhere) = addresses.find(|found| !found.ip().is_loopback())
     {
-        let address = format!("{address} ({})", elsewhere.ip());
+        let address = format!("{found} ({})", elsewhere.ip());
         return Err(PlainText { address }.into());
     }
     let (target, security) = (Arc::<str>::from(address), security.clone());
@@ -105,8 +108,10 @@ async fn connected(
             }
         };
         async move {
-            let elsewhere: Option<Elsewhere> = tls.is_none().then_some(|address| PlainText { address }.to_string());
-            connect(&target, elsewhere, tls).await
+            let within: Option<Within> = tls
+                .is_none()
+                .then_some(Within { elsewhere: |address| PlainText { address }.to_string(), check: neighbour::check });
+            connect(&launch::find(&target)?, within, tls).await
         }
     });
     endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
@@ -116,23 +121,29 @@ async fn connected(
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Says why an address beyond the loopback interface is not connected to.
-pub(super) type Elsewhere = fn(String) -> String;
+/// What holds for connections that must stay within this machine.
+#[derive(Clone, Copy)]
+pub(super) struct Within {
+    /// Says why an address beyond the loopback interface is not connected to.
+    pub(super) elsewhere: fn(String) -> String,
+    /// Refuses a process, by this process's address of the connection and its own.
+    pub(super) check: fn(SocketAddr, SocketAddr) -> io::Result<()>,
+}
 
-/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `elsewhere` only
+/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `within` only
 /// on the loopback interface.
 pub(super) async fn connect(
     address: &str,
-    elsewhere: Option<Elsewhere>,
+    within: Option<Within>,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 ) -> io::Result<TokioIo<Box<dyn Io>>> {
     let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
     for candidate in found {
-        if let Some(elsewhere) = elsewhere
+        if let Some(within) = within
             && !candidate.ip().is_loopback()
         {
-            problem = io::Error::other(elsewhere(candidate.to_string()));
+            problem = io::Error::other((within.elsewhere)(candidate.to_string()));
             continue;
         }
         let stream = match TcpStream::connect(candidate).await {
@@ -142,6 +153,9 @@ pub(super) async fn connect(
                 continue;
             }
         };
+        if let Some(within) = within {
+            (within.check)(stream.local_addr()?, stream.peer_addr()?)?;
+        }
         stream.set_nodelay(true)?;
         return Ok(TokioIo::new(match tls {
             None => Box::new(stream),

@@ -8,6 +8,7 @@
 mod connection;
 mod dial;
 mod guard;
+mod neighbour;
 mod role;
 mod run;
 mod server;

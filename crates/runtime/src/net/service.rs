@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tonic::transport::Channel;
 
-use super::dial::{CONNECT_DEADLINE, DialError, connect, endpoint};
+use super::dial::{CONNECT_DEADLINE, DialError, Within, connect, endpoint};
 use super::tls::{TlsError, of_authorities};
 
 /// What protects the connection to a service.
@@ -41,8 +41,9 @@ impl Trust {
 /// When the address is none.
 pub fn service_channel(address: &str, trust: &Trust) -> Result<Channel, DialError> {
     let endpoint = endpoint(address)?.connect_timeout(CONNECT_DEADLINE);
-    let (config, elsewhere) = match trust {
-        Trust::Loopback(elsewhere) => (None, Some(*elsewhere)),
+    let (config, within) = match trust {
+        // A service may well have a user of its own.
+        Trust::Loopback(elsewhere) => (None, Some(Within { elsewhere: *elsewhere, check: |_, _| Ok(()) })),
         Trust::PlainText => (None, None),
         Trust::Authorities(config) => (Some(config), None),
     };
@@ -58,7 +59,7 @@ pub fn service_channel(address: &str, trust: &Trust) -> Result<Channel, DialErro
     let connector = tower::service_fn(move |_| {
         let (address, tls) = (Arc::clone(&address), tls.clone());
         async move {
-            let attempt = tokio::time::timeout(CONNECT_DEADLINE, connect(&address, elsewhere, tls));
+            let attempt = tokio::time::timeout(CONNECT_DEADLINE, connect(&address, within, tls));
             attempt.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
         }
     });

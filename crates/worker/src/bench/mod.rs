@@ -7,6 +7,7 @@ mod rollout;
 mod save;
 mod shape;
 mod train;
+mod weights;
 mod work;
 
 use clap::Subcommand;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Prefill(decode::PrefillArguments),
     /// Bandwidth between learner ranks, by operation and size; names a slow rank.
     Collective(collective::Arguments),
+    /// A version of the weights on its way to rollout workers: bytes and seconds of each transport, and the pause of decoding.
+    Weights(weights::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
@@ -39,6 +42,7 @@ pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
         Command::Decode(arguments) => decode::decode(arguments),
         Command::Prefill(arguments) => decode::prefill(arguments),
         Command::Collective(arguments) => collective::run(arguments),
+        Command::Weights(arguments) => weights::run(arguments),
     };
     result.map_err(Failure::config)?;
     Ok(Exit::Done)

@@ -1,52 +1,125 @@
-//! The archive of a run: one Parquet file a step.
+//! The archive of a run: files of one step each, and merged files with a row group a step.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 
 use super::recorded::{RecordedGroup, RecordedSample, RecordedStep};
+
+/// A file with the steps from its first to its last.
+struct Steps {
+    first: u64,
+    last: u64,
+    path: PathBuf,
+}
 
 /// Recorded steps of the run in `run_dir`, which must follow each other. They must begin with the first, unless the
 /// weights that they begin with were `given`.
 pub(super) fn steps(run_dir: &Path, given: bool) -> Result<impl Iterator<Item = Result<RecordedStep>> + use<>> {
     let folder = run_dir.join("samples");
     let files = files(&folder).with_context(|| format!("read `{}`", folder.display()))?;
-    let Some((first, _)) = files.first() else {
+    let Some(Steps { first, .. }) = files.first() else {
         bail!("`{}` holds no steps; `logging.samples` must be on when they are made", folder.display());
     };
     ensure!(given || *first == 1, "the archive begins with step {first}; name the weights before it with `--model`");
     for pair in files.windows(2) {
-        let [(before, _), (after, _)] = pair else { continue };
+        let [Steps { last: before, .. }, Steps { first: after, .. }] = pair else { continue };
         ensure!(before + 1 == *after, "`{}` goes from step {before} to step {after}", folder.display());
     }
-    Ok(files.into_iter().map(|(number, path)| {
-        let groups = groups(&path).with_context(|| format!("read `{}`", path.display()))?;
-        Ok(RecordedStep { number, groups })
-    }))
+    Ok(Recorded { files: files.into(), open: None })
 }
 
-/// Files of training steps by number.
-fn files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut files = Vec::new();
+/// Reads one row group after the other: a merged file may be larger than memory.
+struct Recorded {
+    files: VecDeque<Steps>,
+    open: Option<Open>,
+}
+
+/// A file that is being read.
+struct Open {
+    steps: Steps,
+    reader: SerializedFileReader<File>,
+    /// The step and the row group that come next.
+    next: (u64, usize),
+}
+
+impl Iterator for Recorded {
+    type Item = Result<RecordedStep>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => match Open::new(self.files.pop_front()?) {
+                Ok(open) => open,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let step = open.step();
+        self.open = Some(open).filter(|open| step.is_ok() && open.next.0 <= open.steps.last);
+        Some(step)
+    }
+}
+
+impl Open {
+    fn new(steps: Steps) -> Result<Self> {
+        let open = || Ok::<_, anyhow::Error>(SerializedFileReader::new(File::open(&steps.path)?)?);
+        let reader = open().with_context(|| format!("read `{}`", steps.path.display()))?;
+        Ok(Self { next: (steps.first, 0), steps, reader })
+    }
+
+    fn step(&mut self) -> Result<RecordedStep> {
+        let (number, row_group) = self.next;
+        self.next = (number + 1, row_group + 1);
+        let read = || {
+            let rows = self.reader.get_row_group(row_group)?;
+            groups(number, RowIter::from_row_group(None, rows.as_ref())?)
+        };
+        let groups = read().with_context(|| format!("read step {number} of `{}`", self.steps.path.display()))?;
+        Ok(RecordedStep { number, groups })
+    }
+}
+
+/// Files of training steps, by their steps. Where a merge was interrupted, single steps are in the merged file, too.
+fn files(folder: &Path) -> Result<Vec<Steps>> {
+    let mut files: Vec<Steps> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        let number = name.and_then(|name| name.strip_prefix("step-")?.strip_suffix(".parquet")?.parse().ok());
-        files.extend(number.map(|number| (number, path)));
+        files.extend(name.and_then(span).map(|(first, last)| Steps { first, last, path: path.clone() }));
     }
-    files.sort();
+    files.sort_by_key(|steps| (steps.first, std::cmp::Reverse(steps.last)));
+    let mut reached = None;
+    files.retain(|steps| {
+        let is_new = reached.is_none_or(|reached| steps.last > reached);
+        reached = reached.max(Some(steps.last));
+        is_new
+    });
     Ok(files)
 }
 
-/// Groups of a file in its order. A prompt stands on the first row of its group.
-fn groups(path: &Path) -> Result<Vec<RecordedGroup>> {
-    let reader = SerializedFileReader::new(File::open(path)?)?;
+/// The first and the last step of a file, by its name: `step-000012.parquet` or `steps-000001-000064.parquet`.
+fn span(name: &str) -> Option<(u64, u64)> {
+    let stem = name.strip_suffix(".parquet")?;
+    if let Some(step) = stem.strip_prefix("step-") {
+        let step = step.parse().ok()?;
+        return Some((step, step));
+    }
+    let (first, last) = stem.strip_prefix("steps-")?.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
+/// Groups of a step in the order of its rows. A prompt stands on the first row of its group.
+fn groups(step: u64, rows: RowIter<'_>) -> Result<Vec<RecordedGroup>> {
     let mut groups: Vec<RecordedGroup> = Vec::new();
-    for row in reader.get_row_iter(None)? {
+    for row in rows {
         let row = row?;
+        let of = long(&row, "step")?;
+        ensure!(u64::try_from(of) == Ok(step), "these are the samples of step {of}");
         let group = u64::try_from(long(&row, "group")?)?;
         if groups.last().is_none_or(|last| last.group != group) {
             let prompt_tokens = tokens(&row, "prompt_ids")?;

@@ -1,5 +1,5 @@
 //! `cargo xtask bench coordinator`: samples a second, memory, and restart of the coordinator; `cargo xtask bench
-//! asynchrony`: what it is worth that generation runs ahead.
+//! asynchrony`: what it is worth that generation runs ahead; `cargo xtask bench step`: what a step of a large job takes.
 
 use anyhow::Result;
 use clap::Args;
@@ -7,16 +7,33 @@ use clap::Args;
 use crate::process::{cargo, check};
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Timed {
     /// Seconds that each throughput takes if it meets its target, or that the steps take altogether.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
 }
 
-/// `what` names the measurement.
-pub(crate) fn run(what: &str, arguments: &Arguments) -> Result<()> {
-    let seconds = arguments.seconds.to_string();
-    let measure =
-        ["run", "--release", "--quiet", "-p", "pacs-coordinator", "--example", "measure", "--", what, &seconds];
-    check("measure the coordinator", &mut cargo(&measure))
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask bench step\n  cargo xtask bench step -- --mean-tokens 8192 --equal --ranks 8\n  \
+                  cargo xtask bench step -- --help"
+)]
+pub(crate) struct Step {
+    /// Options of the benchmark: prompts, samples, their lengths, and learner ranks.
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
+pub(crate) fn timed(bench: &str, arguments: &Timed) -> Result<()> {
+    run(bench, &["--seconds".to_owned(), arguments.seconds.to_string()])
+}
+
+pub(crate) fn step(arguments: &Step) -> Result<()> {
+    run("step", &arguments.options)
+}
+
+fn run(bench: &str, options: &[String]) -> Result<()> {
+    let mut command = vec!["bench", "--quiet", "-p", "pacs-coordinator", "--bench", bench, "--"];
+    command.extend(options.iter().map(String::as_str));
+    check("measure the coordinator", &mut cargo(&command))
 }

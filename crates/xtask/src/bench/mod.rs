@@ -15,9 +15,11 @@ pub(crate) enum Bench {
     /// Makes training steps, beside hand-written PyTorch on the same work.
     Train(beside::Arguments),
     /// Takes samples from lease to batch through the coordinator and its journal, fills it, and starts it again.
-    Coordinator(coordinator::Arguments),
+    Coordinator(coordinator::Timed),
     /// Times steps with and without generation running ahead of training, with workers that wait instead of computing.
-    Asynchrony(coordinator::Arguments),
+    Asynchrony(coordinator::Timed),
+    /// Plays a step of a large job with made-up samples: the coordinator's memory, messages and waiting times.
+    Step(coordinator::Step),
     /// Generates samples, beside Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -26,8 +28,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Verify(arguments) => verify::run(arguments),
         Bench::Train(arguments) => beside::run("train", arguments),
-        Bench::Coordinator(arguments) => coordinator::run("coordinator", arguments),
-        Bench::Asynchrony(arguments) => coordinator::run("asynchrony", arguments),
+        Bench::Coordinator(arguments) => coordinator::timed("throughput", arguments),
+        Bench::Asynchrony(arguments) => coordinator::timed("overlap", arguments),
+        Bench::Step(arguments) => coordinator::step(arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }

@@ -8,6 +8,7 @@ fn script(name: &str, script: &str) -> WorkerCommand {
         name: name.into(),
         program: "/bin/sh".into(),
         arguments: vec!["-c".into(), script.into()],
+        run_id: "0123".into(),
         living: None,
     }
 }
@@ -112,4 +113,21 @@ fn a_hurry_cuts_the_wait_short() {
         shutdown.request();
         timeout(DEADLINE, supervisor.finish(Duration::from_secs(60), &shutdown)).await.expect("it is ended at once");
     });
+}
+
+#[test]
+fn workers_hear_of_their_run_and_of_the_order_of_their_starts() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let say = "echo \"$PACS_RUN_ID $PACS_STARTED\"; exit 70";
+    runtime().block_on(async {
+        let mut supervisor = Supervisor::start(vec![script("w", say)], dir.path());
+        for _ in 0..2 {
+            assert!(matches!(next(&mut supervisor).await, WorkerNews::Restarting { .. }));
+        }
+        supervisor.finish(Duration::ZERO, &Shutdown::new()).await;
+    });
+    let said = fs::read_to_string(dir.path().join("w.log")).expect("the log");
+    let starts: Vec<u64> =
+        said.lines().map(|line| line.strip_prefix("0123 ").expect(line).parse().expect(line)).collect();
+    assert!(starts.len() >= 2 && starts.is_sorted_by(|a, b| a < b), "{said}");
 }

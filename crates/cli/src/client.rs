@@ -1,0 +1,80 @@
+//! Calls of an operator's command to a coordinator.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use pacs_protocol::MAX_MESSAGE_BYTES;
+use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_runtime::Exit;
+use pacs_runtime::net::{PeerRole, Security};
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status as CallStatus};
+
+use crate::failure::Failure;
+
+/// How long the connection may take: a coordinator that runs answers at once.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long an answer may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .map_err(Failure::bug)?;
+    runtime.block_on(work)
+}
+
+/// Connects to the coordinator at `address`.
+pub(crate) async fn connect(address: &str) -> Result<OperatorServiceClient<Channel>, Failure> {
+    let channel = pacs_runtime::connect(address, &security()?, CONNECT_DEADLINE).await.map_err(|error| {
+        Failure::again(error)
+            .doing("reach the coordinator")
+            .hint("is a run going on there? `pacs run JOB.toml` starts one")
+    })?;
+    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The operator's certificate, if `PACS_TLS_DIR` says where it is; else plain text, which stays within this machine.
+fn security() -> Result<Security, Failure> {
+    let Some(folder) = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()) else {
+        return Ok(Security::Plain);
+    };
+    pacs_runtime::launch::security(Path::new(&folder), PeerRole::Operator)
+        .map_err(|error| Failure::config(error).doing("use the certificates that PACS_TLS_DIR names"))
+}
+
+pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(refused(&status)),
+        Err(_) => Err(Failure::again(anyhow!("no answer within {} s", CALL_DEADLINE.as_secs()))),
+    }
+}
+
+/// What the coordinator has refused would be refused again; what it could not do may go better the next time.
+fn refused(status: &CallStatus) -> Failure {
+    let exit = match status.code() {
+        Code::NotFound | Code::InvalidArgument => Exit::Usage,
+        Code::PermissionDenied | Code::Unauthenticated => Exit::Config,
+        _ => Exit::Again,
+    };
+    Failure::with_exit(exit, anyhow!("{}", status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_not_to_be_tried_again() {
+        let exit = |code| refused(&CallStatus::new(code, "no worker `rollout-9`")).exit;
+        assert_eq!([Code::NotFound, Code::InvalidArgument].map(exit), [Exit::Usage; 2]);
+        assert_eq!(exit(Code::PermissionDenied), Exit::Config);
+        assert_eq!([Code::Unavailable, Code::FailedPrecondition].map(exit), [Exit::Again; 2]);
+    }
+}

@@ -1,0 +1,226 @@
+//! The runs of this user that live: one small file for each in a folder of the user's own, written when a coordinator serves and
+//! removed when it ends.
+//!
+//! The folder is `$XDG_STATE_HOME/pacs/runs`, else `~/.local/state/pacs/runs`, else `$XDG_RUNTIME_DIR/pacs/runs`. The last one
+//! only if need be: it goes with the user's session, which a run outlives, and batch jobs have none. A home may be that of many
+//! machines, so an entry says on which machine its process is.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pacs_coordinator::{Coordinator, CoordinatorRecord};
+use serde::{Deserialize, Serialize};
+
+use crate::process;
+
+/// A coordinator that serves, or did when its process was last seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LiveRun {
+    pub(crate) run_id: String,
+    pub(crate) job: String,
+    pub(crate) run_dir: PathBuf,
+    /// host:port.
+    pub(crate) address: String,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    /// When the process began, in clock ticks (see [`process::began`]).
+    pub(crate) began: u64,
+    /// When the coordinator was started, in seconds since 1970.
+    pub(crate) started: u64,
+}
+
+impl LiveRun {
+    fn of(coordinator: &Coordinator, run_dir: &Path) -> io::Result<Self> {
+        let run_dir = run_dir.canonicalize()?;
+        let CoordinatorRecord { address, host, pid, job, .. } = CoordinatorRecord::read(&run_dir)?;
+        let began = process::began(pid).ok_or_else(|| io::Error::other("/proc does not show this process"))?;
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let run_id = coordinator.run_id().to_owned();
+        Ok(Self { run_id, job, run_dir, address, host, pid, began, started })
+    }
+
+    pub(crate) fn is_here(&self) -> bool {
+        self.host == process::host()
+    }
+
+    /// Whether the run is over: its process is gone, or another coordinator works in its folder.
+    fn is_stale(&self) -> bool {
+        let is_gone = self.is_here() && process::began(self.pid) != Some(self.began);
+        let record = CoordinatorRecord::read(&self.run_dir);
+        is_gone || record.is_ok_and(|record| (record.pid, &record.host) != (self.pid, &self.host))
+    }
+
+    fn file_name(&self) -> String {
+        // With the process: who removes what a dead one has left must not hit its successor.
+        format!("{}-{}.json", self.run_id, self.pid)
+    }
+}
+
+/// The entry of a run; removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Listed(Option<PathBuf>);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // The next command that reads the folder removes what is stale.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Lists a run. One that cannot be listed is none the worse for it, so there is a warning and no error.
+pub(crate) fn list(coordinator: &Coordinator, run_dir: &Path) -> Listed {
+    let listed = LiveRun::of(coordinator, run_dir).and_then(|run| write(&run, &folders(|name| std::env::var_os(name))));
+    match listed {
+        Ok(path) => Listed(Some(path)),
+        Err(error) => {
+            tracing::warn!("`pacs status` will not find this run by itself: {error}; name its folder");
+            Listed(None)
+        }
+    }
+}
+
+/// All runs of this user that are not known to be over, oldest first; also those on other machines, of which nothing but that is
+/// known.
+pub(crate) fn all() -> Vec<LiveRun> {
+    read(&folders(|name| std::env::var_os(name)))
+}
+
+/// Where entries may be, the preferred folder first.
+fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    // Relative ones are invalid by the specification of these variables.
+    let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/state")));
+    let found = [state, folder("XDG_RUNTIME_DIR")];
+    found.into_iter().flatten().map(|folder| folder.join("pacs/runs")).collect()
+}
+
+fn write(run: &LiveRun, folders: &[PathBuf]) -> io::Result<PathBuf> {
+    let mut problem = io::Error::new(ErrorKind::NotFound, "neither HOME nor XDG_STATE_HOME nor XDG_RUNTIME_DIR is set");
+    for folder in folders {
+        match write_in(run, folder) {
+            Ok(path) => return Ok(path),
+            Err(error) => problem = io::Error::new(error.kind(), format!("write in `{}`: {error}", folder.display())),
+        }
+    }
+    Err(problem)
+}
+
+fn write_in(run: &LiveRun, folder: &Path) -> io::Result<PathBuf> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if !is_private(folder) {
+        return Err(io::Error::other("it is not this user's own"));
+    }
+    let path = folder.join(run.file_name());
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, serde_json::to_string_pretty(run).expect("strings and numbers are JSON"))?;
+    fs::rename(&temporary, &path)?;
+    Ok(path)
+}
+
+/// Whether nobody else can have written there; a folder of ours is made so.
+fn is_private(folder: &Path) -> bool {
+    let owner = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.uid());
+    owner(folder).is_some_and(|uid| Some(uid) == owner(Path::new("/proc/self")))
+        && fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).is_ok()
+}
+
+/// The entries of these folders, without what is stale, which is removed.
+fn read(folders: &[PathBuf]) -> Vec<LiveRun> {
+    let mut runs = Vec::new();
+    for folder in folders.iter().filter(|folder| folder.is_dir() && is_private(folder)) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            // One that was removed meanwhile is over, too.
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            match serde_json::from_str::<LiveRun>(&text) {
+                Ok(run) if !run.is_stale() => runs.push(run),
+                _ => drop(fs::remove_file(&path)),
+            }
+        }
+    }
+    runs.sort_by(|a, b| (a.started, &a.run_id).cmp(&(b.started, &b.run_id)));
+    runs.dedup();
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(run_dir: &Path, pid: u32) -> LiveRun {
+        LiveRun {
+            run_id: "a".repeat(32),
+            job: "tiny".into(),
+            run_dir: run_dir.into(),
+            address: "127.0.0.1:1".into(),
+            host: process::host(),
+            pid,
+            began: process::began(pid).unwrap_or_default(),
+            started: 1,
+        }
+    }
+
+    #[test]
+    fn folders_are_those_of_the_user() {
+        let variables = |set: &'static [(&str, &str)]| {
+            folders(move |name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value)))
+        };
+        assert_eq!(variables(&[("HOME", "/h")]), [Path::new("/h/.local/state/pacs/runs")]);
+        assert_eq!(
+            variables(&[("HOME", "/h"), ("XDG_STATE_HOME", "/s"), ("XDG_RUNTIME_DIR", "/r")]),
+            [Path::new("/s/pacs/runs"), Path::new("/r/pacs/runs")]
+        );
+        assert_eq!(variables(&[("HOME", ""), ("XDG_STATE_HOME", "relative")]), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_is_stale_is_removed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (folder, run_dir) = (dir.path().join("state/pacs/runs"), dir.path().join("run"));
+        let folders = [folder.clone()];
+        assert_eq!(read(&folders), []);
+        let live = run(&run_dir, std::process::id());
+        let path = write(&live, &folders).expect("written");
+        assert_eq!(fs::metadata(&folder).expect("made").permissions().mode() & 0o777, 0o700);
+        assert_eq!(read(&folders), [live.clone()]);
+
+        // The process id was used again, the process is gone, or the file is damaged.
+        write(&LiveRun { began: live.began + 1, run_id: "b".repeat(32), ..live.clone() }, &folders).expect("written");
+        write(&run(&run_dir, u32::MAX), &folders).expect("written");
+        fs::write(folder.join("x.json"), "{").expect("written");
+        // Of a process on another machine nothing is known.
+        let elsewhere = LiveRun { host: "elsewhere".into(), started: 2, pid: 7, ..live.clone() };
+        write(&elsewhere, &folders).expect("written");
+        assert_eq!(read(&folders), [live.clone(), elsewhere]);
+        assert_eq!(fs::read_dir(&folder).expect("listed").count(), 2);
+
+        // The folder says that another coordinator works there now.
+        fs::create_dir(&run_dir).expect("made");
+        let record = r#"{"address": "h:9", "host": "h", "pid": 1, "job": "tiny", "run_id": "", "starts": 1}"#;
+        fs::write(run_dir.join(CoordinatorRecord::FILE), record).expect("written");
+        assert_eq!(read(&folders), []);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_passed_over() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::write(dir.path().join("file"), "").expect("written");
+        let folders = ["file/pacs/runs", "second"].map(|name| dir.path().join(name));
+        let run = run(dir.path(), std::process::id());
+        let path = write(&run, &folders).expect("the second one");
+        assert!(path.starts_with(&folders[1]));
+        assert!(write(&run, &folders[..1]).is_err() && write(&run, &[]).is_err());
+        drop(Listed(Some(path.clone())));
+        assert!(!path.exists());
+    }
+}

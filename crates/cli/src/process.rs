@@ -1,0 +1,80 @@
+//! What the system says of a process.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// When the process began, in clock ticks since the machine did; none when it is not there, or has ended and nobody has asked
+/// how. The system uses process ids again: a process is its id and this.
+pub(crate) fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program comes before, and may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    // proc_pid_stat(5) counts the state as field 3 and the start as field 22.
+    let began = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(began)
+}
+
+/// Whether the process belongs to the user of this one.
+pub(crate) fn is_own(pid: u32) -> bool {
+    let owner = |pid: &str| fs::metadata(format!("/proc/{pid}")).ok().map(|metadata| metadata.uid());
+    owner(&pid.to_string()).is_some_and(|uid| Some(uid) == owner("self"))
+}
+
+/// The file that the process executes, without the mark of one that was replaced since.
+pub(crate) fn program(pid: u32) -> Option<PathBuf> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let bytes = path.into_os_string().into_vec();
+    let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(&bytes);
+    Some(OsString::from_vec(bytes.to_vec()).into())
+}
+
+/// Whether the process was started with this variable in its environment.
+pub(crate) fn has_variable(pid: u32, name: &str, value: &str) -> bool {
+    let wanted = format!("{name}={value}");
+    words(pid, "environ").iter().any(|word| word == wanted.as_bytes())
+}
+
+/// Whether the process was started with this option.
+pub(crate) fn has_option(pid: u32, option: &str, value: &str) -> bool {
+    words(pid, "cmdline").windows(2).any(|pair| pair[0] == option.as_bytes() && pair[1] == value.as_bytes())
+}
+
+/// A file of the process that is a list of words; empty when it cannot be read.
+fn words(pid: u32, file: &str) -> Vec<Vec<u8>> {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_while_it_lives() {
+        let this = std::process::id();
+        assert!(began(this).is_some_and(|ticks| ticks > 0) && began(this) == began(this));
+        assert!(is_own(this) && !has_variable(this, "PACS_NO_SUCH", "x"));
+        assert_eq!(program(this), std::env::current_exe().ok());
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep");
+        assert!(began(child.id()).is_some());
+        child.kill().expect("killed");
+        // Nobody has asked yet how it has ended: it has a process id still.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while began(child.id()).is_some() {
+            assert!(std::time::Instant::now() < deadline, "a dead process counts as alive");
+        }
+        child.wait().expect("it ended");
+        assert_eq!((began(child.id()), began(u32::MAX)), (None, None));
+    }
+}

@@ -1,0 +1,289 @@
+//! A coordinator to be measured, and workers that make up what they hand in.
+
+#![allow(dead_code, reason = "every benchmark uses its part")]
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use pacs_coordinator::{Coordinator, CoordinatorOptions};
+use pacs_protocol::v1;
+use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tonic::transport::Endpoint;
+use tonic::{Request, Status};
+
+/// Longest wait of a call that asks for work.
+pub(crate) const WAIT_MS: u32 = 1000;
+/// Rollout workers: each has so many calls in flight that the disk takes them in batches.
+pub(crate) const ROLLOUTS: u32 = 4;
+pub(crate) const CALLS: usize = 64;
+
+/// A job with made-up problems.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// Where the run folder is made; has to be empty.
+    pub(crate) folder: PathBuf,
+    pub(crate) prompts: u32,
+    /// Samples of a prompt.
+    pub(crate) samples: u32,
+    pub(crate) steps: u64,
+    pub(crate) max_lag: u32,
+    pub(crate) max_new_tokens: u32,
+    pub(crate) learners: u32,
+    /// Whether samples are archived.
+    pub(crate) archive: bool,
+}
+
+impl Job {
+    pub(crate) fn new(folder: &Path, prompts: u32, samples: u32, steps: u64) -> Self {
+        let folder = folder.to_owned();
+        Self { folder, prompts, samples, steps, max_lag: 1, max_new_tokens: 64, learners: 1, archive: false }
+    }
+
+    pub(crate) fn sequences(&self) -> u64 {
+        u64::from(self.prompts) * u64::from(self.samples)
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// Starts its coordinator in this process.
+    pub(crate) async fn start(&self) -> Result<Coordinator> {
+        let problems = self.folder.join("problems.jsonl");
+        let rows: Vec<String> =
+            (0..2000).map(|i| format!("{{\"question\": \"What is {i} + 1?\", \"answer\": \"{}\"}}", i + 1)).collect();
+        std::fs::write(&problems, rows.join("\n"))?;
+        let model = roomy_model(&self.folder)?;
+        let Self { prompts, samples, steps, max_lag, max_new_tokens, learners, archive, .. } = self;
+        let text = format!(
+            "name = 'bench'\nmodel.path = '{}'\ndata.train.path = '{}'\nrollout.samples_per_prompt = {samples}\n\
+             rollout.max_new_tokens = {max_new_tokens}\nrollout.max_concurrent_samples = 65536\n\
+             batch = {{ steps = {steps}, prompts_per_step = {prompts}, mini_batches = 1 }}\n\
+             evaluation = {{ every_steps = 0, before = false, after = false }}\ncheckpoint.every_steps = 0\n\
+             logging.samples = {archive}\nasynchrony.max_lag = {max_lag}\nresources.learners = {learners}\n",
+            model.display(),
+            problems.display(),
+        );
+        let spec = pacs_spec::parse(&text, Path::new("bench")).map_err(|errors| anyhow!("{errors}"))?;
+        let listen: SocketAddr = "127.0.0.1:0".parse()?;
+        Ok(Coordinator::start(CoordinatorOptions::local(spec, self.run_dir(), listen)).await?)
+    }
+
+    fn json(&self) -> Value {
+        let Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive } = self;
+        json!([folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive])
+    }
+
+    fn read(text: &str) -> Result<Self> {
+        let (folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive) = serde_json::from_str(text)?;
+        Ok(Self { folder, prompts, samples, steps, max_lag, max_new_tokens, learners, archive })
+    }
+}
+
+/// The golden model's tokenizer and configuration with room for long answers, in `folder`/model.
+fn roomy_model(folder: &Path) -> Result<PathBuf> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+    let model = folder.join("model");
+    std::fs::create_dir_all(&model)?;
+    for entry in std::fs::read_dir(&golden)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            std::fs::copy(&path, model.join(path.file_name().context("a file has a name")?))?;
+        }
+    }
+    let config = model.join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+    json["max_position_embeddings"] = 1_000_000.into();
+    std::fs::write(&config, json.to_string())?;
+    Ok(model)
+}
+
+/// Set for the process that is to be the coordinator: its job.
+const SERVE: &str = "PACS_BENCH_SERVE";
+
+/// A coordinator in a process of its own, whose memory and processor time are its alone. Killed when it is dropped.
+pub(crate) struct Served {
+    child: Child,
+    pub(crate) address: String,
+    run: RunIdentity,
+}
+
+impl Served {
+    pub(crate) fn start(job: &Job) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .env(SERVE, job.json().to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the coordinator")?;
+        let mut address = String::new();
+        let output = child.stdout.take().context("reach the coordinator's output")?;
+        BufReader::new(output).read_line(&mut address).context("read the coordinator's address")?;
+        let address = address.trim().to_owned();
+        anyhow::ensure!(!address.is_empty(), "the coordinator did not start");
+        let run = RunIdentity::told(&pacs_coordinator::run_id(&job.run_dir())?)?;
+        Ok(Self { child, address, run })
+    }
+
+    pub(crate) async fn channel(&self) -> Result<RunChannel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?;
+        // As the workers of a run set it.
+        let endpoint =
+            endpoint.initial_stream_window_size(Some(4 << 20)).initial_connection_window_size(Some(16 << 20));
+        Ok(of_run(endpoint.connect().await?, self.run.clone()))
+    }
+
+    /// Processor time of all its threads, to a hundredth of a second.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        cpu_time(&self.child.id().to_string())
+    }
+
+    pub(crate) fn resident(&self) -> Result<u64> {
+        memory(self.child.id(), "VmRSS:")
+    }
+
+    pub(crate) fn peak(&self) -> Result<u64> {
+        memory(self.child.id(), "VmHWM:")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Is the coordinator, in a process that [`Served`] has started, until it is killed; returns in others.
+pub(crate) fn serve_if_told() -> Result<()> {
+    let Ok(told) = std::env::var(SERVE) else { return Ok(()) };
+    let job = Job::read(&told)?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let coordinator = job.start().await?;
+        println!("{}", coordinator.address());
+        std::future::pending().await
+    })
+}
+
+/// Linux counts processor time in hundredths of a second, on every architecture.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that all threads of a process have used; `self` is this one.
+pub(crate) fn cpu_time(process: &str) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth behind it.
+    let (_, fields) = stat.rsplit_once(')').context("its stat has no name")?;
+    let ticks: Option<Vec<u64>> = fields.split_whitespace().skip(11).take(2).map(|field| field.parse().ok()).collect();
+    let ticks: u64 = ticks.filter(|ticks| ticks.len() == 2).context("its stat has no times")?.iter().sum();
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+fn memory(process: u32, what: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).context("the system does not say")?;
+    Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
+}
+
+pub(crate) fn told(status: Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
+}
+
+fn registration(role: v1::Role, name: &str) -> v1::RegisterRequest {
+    v1::RegisterRequest {
+        role: role.into(),
+        name: name.to_owned(),
+        host: "bench".into(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        collective_address: "bench:1".into(),
+        ..Default::default()
+    }
+}
+
+/// Registers with services of this process.
+pub(crate) async fn register(services: &impl WorkerService, role: v1::Role, name: &str) -> Result<u64> {
+    let reply = services.register(Request::new(registration(role, name))).await.map_err(told)?;
+    Ok(reply.into_inner().worker_id)
+}
+
+/// A member of the run that beats as long as it is not dropped.
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    _beats: JoinSet<()>,
+}
+
+/// Registers over the network.
+pub(crate) async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> Result<Member> {
+    let mut client = WorkerServiceClient::new(channel.clone());
+    let id = client.register(registration(role, name)).await.map_err(told)?.into_inner().worker_id;
+    let mut beats = JoinSet::new();
+    beats.spawn(async move {
+        loop {
+            let _ = client.heartbeat(beat(id)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    Ok(Member { id, _beats: beats })
+}
+
+pub(crate) fn beat(worker_id: u64) -> v1::HeartbeatRequest {
+    v1::HeartbeatRequest { worker_id, activity: "waits as if it worked".into(), ending: false }
+}
+
+/// Verdicts without a look at the answers: every other one is right.
+pub(crate) fn judge(worker_id: u64, tasks: Vec<v1::VerifyTask>) -> v1::SubmitVerdictsRequest {
+    let verdicts = tasks.into_iter().map(|task| {
+        let right = task.sample_index % 2 == 0;
+        let verdict = v1::Verdict {
+            outcome: if right { v1::Outcome::Correct } else { v1::Outcome::Wrong }.into(),
+            label: f64::from(u8::from(right)),
+            reward: f64::from(u8::from(right)),
+            extracted: None,
+            rule: "bench".into(),
+        };
+        let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
+        let verdict = Some(verdict);
+        v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications: Vec::new() }
+    });
+    v1::SubmitVerdictsRequest { worker_id, verdicts: verdicts.collect() }
+}
+
+/// Half of a sample of so many bytes is text, a quarter token ids, a quarter log-probs.
+pub(crate) fn sample_of(bytes: usize, token: u32, version: u64) -> v1::Sample {
+    let tokens = bytes / 16;
+    v1::Sample {
+        tokens: vec![token; tokens],
+        logprobs: vec![-0.5; tokens],
+        entropy_sum: 1.0,
+        text: "x".repeat(bytes - 8 * tokens),
+        finish: v1::FinishReason::Stop.into(),
+        version,
+        ..v1::Sample::default()
+    }
+}
+
+/// The request that hands a sample of a lease in.
+pub(crate) fn submission(
+    worker_id: u64,
+    lease: &v1::GroupLease,
+    index: u32,
+    sample: v1::Sample,
+) -> v1::SubmitSampleRequest {
+    let (lease_id, group_id) = (lease.lease_id, lease.group_id);
+    v1::SubmitSampleRequest { worker_id, lease_id, group_id, sample_index: index, sample: Some(sample) }
+}
+
+/// Weights that nobody reads.
+pub(crate) fn weights(generation: u64, version: u64) -> v1::WeightsRef {
+    let id = VersionId::new(generation, version);
+    let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
+    (&Announcement { description, address: String::new() }).into()
+}

@@ -1,0 +1,189 @@
+//! Opens a run folder: from its journal, from its newest checkpoint, or from the beginning.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pacs_machine::{Event, Machine};
+use pacs_shape::{Flops, ModelConfig};
+use pacs_spec::{DataSpec, JobSpec};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::driver::{Driver, Parts};
+use crate::journal::{Journal, Recovered};
+use crate::machine_options::machine_options;
+use crate::progress::Progress;
+use crate::records::{Archive, Checkpoints, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far};
+use crate::{StartError, Timing, sizes};
+
+/// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
+const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
+
+/// Opens the run folder and makes the driver of the run that is found there.
+///
+/// What it finds it puts in order itself; from then on the threads of the journal and of the run folder write there.
+pub(crate) fn open(
+    spec: JobSpec,
+    run_dir: PathBuf,
+    timing: Timing,
+    progress: broadcast::Sender<Progress>,
+) -> Result<(Driver, mpsc::Receiver<Done>), StartError> {
+    let epoch = Epoch::take(&run_dir)?;
+    let checkpoints = Checkpoints::open(&run_dir)?;
+    let resumed = resume(&checkpoints, &spec)?;
+    let problems = pacs_data::load(&spec)?;
+    let toml = spec.resolved_toml();
+    sizes::check(&toml, &problems.train, &problems.evaluation)?;
+    let mut notes = vec![problems.report.to_string()];
+    let cost = match ModelConfig::read(&spec.model.path) {
+        Ok(config) => Flops::new(&config, config.vocab_size),
+        Err(error) => {
+            notes.push(format!("batches are shared among learners by their tokens alone: {error}"));
+            Flops::of_any_model()
+        }
+    };
+
+    let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch)?;
+    notes.extend(journal_notes);
+    if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
+        notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
+        journal = journal.discard(&run_dir, &toml, &epoch)?;
+        recovered = None;
+    }
+    let mut files = open_files(&run_dir, checkpoints.clone(), spec.logging.samples)?;
+    let machine = match &recovered {
+        Some(recovered) => recovered.machine.clone(),
+        None => {
+            let last_step = resumed.as_ref().map(|manifest| manifest.step);
+            files.truncate(last_step, last_step).map_err(StartError::file("truncate records in", &run_dir))?;
+            // An evaluation at the step that the job stands at is not made again.
+            let evaluated = files.evaluations.last_step().into_iter().collect();
+            if let Some(manifest) = &resumed {
+                notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
+            }
+            let starts = starts_so_far(&run_dir)?;
+            let options = machine_options(&spec, &problems, timing, resumed.clone(), evaluated, starts);
+            Machine::new(options, Duration::ZERO)
+        }
+    };
+    let kept = (spec.checkpoint.keep as usize, spec.checkpoint.keep_best as usize);
+    let (run_folder, done) = RunFolder::start(files, kept, epoch, journal.snapshots(), Fault::current())?;
+    let mut driver = Driver::new(Parts {
+        machine,
+        spec,
+        run_dir,
+        heartbeat_interval: timing.heartbeat_interval,
+        problems,
+        cost,
+        checkpoints,
+        run_folder,
+        progress,
+        started: Instant::now(),
+        journal,
+    });
+    notes.into_iter().for_each(|text| driver.note(text));
+    if let Some(recovered) = recovered {
+        driver.recover(recovered);
+        // A line that was written before its record was durable speaks of what never was: a later step, or an
+        // evaluation that will be made again.
+        let step = driver.machine.position().step;
+        let evaluations = if driver.machine.has_evaluated(step) { Some(step) } else { step.checked_sub(1) };
+        driver.hand_over(Job::Truncate { steps: Some(step), evaluations });
+    }
+    driver.begin();
+    Ok((driver, done))
+}
+
+/// Opens the files that the run adds to.
+fn open_files(run_dir: &Path, checkpoints: Checkpoints, archives: bool) -> Result<Files, StartError> {
+    let lines = |name: &str| {
+        let path = run_dir.join(name);
+        Lines::open(path.clone()).map_err(StartError::file("open", &path))
+    };
+    let archive = match archives {
+        true => Some(Archive::open(run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
+        false => None,
+    };
+    Ok(Files { checkpoints, metrics: lines("metrics.jsonl")?, evaluations: lines("evaluations.jsonl")?, archive })
+}
+
+/// Why a journal and the newest checkpoint do not belong together.
+fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
+    let on_disk = resumed.map(|manifest| manifest.step);
+    let last = recovered.records.iter().rev().find_map(|(record, _)| match record.event {
+        Event::CheckpointCommitted { step } => Some(step),
+        _ => None,
+    });
+    let known = last.or(recovered.machine.newest_checkpoint());
+    // One that is being committed may be on disk before the record that says so.
+    let expected = |step: u64| known == Some(step) || recovered.may_commit(step);
+    match (on_disk, known) {
+        (None, None) => None,
+        (Some(step), _) if expected(step) => None,
+        (Some(step), _) => {
+            Some(format!("the newest whole checkpoint is that of step {step}, of which it does not know"))
+        }
+        (None, Some(step)) => Some(format!("its checkpoint of step {step} is gone")),
+    }
+}
+
+/// The checkpoint to go on from, if there is one.
+fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
+    let (newest, damages) = checkpoints.newest_valid()?;
+    for damage in &damages {
+        tracing::error!("a checkpoint was put aside: {damage}");
+    }
+    let Some(manifest) = newest else {
+        if damages.is_empty() {
+            return Ok(None);
+        }
+        let damages = damages.iter().map(ToString::to_string).collect();
+        return Err(StartError::NoValidCheckpoint { folder: checkpoints.folder().to_owned(), damages });
+    };
+    let checkpoint = checkpoints.path(manifest.step);
+    let old = pacs_spec::parse(&manifest.spec, &checkpoint.join("manifest.json")).map_err(|errors| {
+        StartError::SpecChanged { checkpoint: checkpoint.clone(), changes: vec![errors.to_string()] }
+    })?;
+    let (fixed, free): (Vec<_>, Vec<_>) =
+        pacs_spec::differences(&old, spec).into_iter().partition(|difference| is_fixed(&difference.path));
+    if !fixed.is_empty() {
+        let changes = fixed.iter().map(ToString::to_string).collect();
+        return Err(StartError::SpecChanged { checkpoint, changes });
+    }
+    for difference in free {
+        tracing::info!("the job spec has changed: {difference}");
+    }
+    Ok(Some(manifest))
+}
+
+fn is_fixed(path: &str) -> bool {
+    let is_free = DataSpec::FREE.contains(&path);
+    !is_free
+        && FIXED
+            .iter()
+            .any(|fixed| path.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_paths_are_whole_names() {
+        for (path, fixed) in [
+            ("name", true),
+            ("model.path", true),
+            ("data.shuffle", true),
+            ("data.retire_after", false),
+            ("data.difficulty_floor", false),
+            ("objective.beta", true),
+            ("rollout.samples_per_prompt", true),
+            ("rollout.temperature", false),
+            ("batch.steps", false),
+            ("optimizer.learning_rate", false),
+            ("names", false),
+            ("resources.learners", false),
+        ] {
+            assert_eq!(is_fixed(path), fixed, "{path}");
+        }
+    }
+}

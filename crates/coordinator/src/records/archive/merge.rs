@@ -1,0 +1,100 @@
+//! Several files into one, and one file into a shorter one, by copying row groups as they are.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use parquet::column::writer::ColumnCloseResult;
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::KeyValue;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+
+use super::rows::properties;
+use crate::records::write_atomically;
+
+/// Key of the footer under which a merged file says which step each of its row groups is of, in order: `1,2,3`.
+const STEPS: &str = "pacs.steps";
+
+/// A file whose row groups are copied.
+pub(super) struct Source {
+    file: File,
+    reader: SerializedFileReader<File>,
+    /// The step of each row group.
+    steps: Vec<u64>,
+}
+
+impl Source {
+    /// Opens a file; one of a single round has the step `of_its_name`.
+    pub(super) fn open(path: &Path, of_its_name: Option<u64>) -> Result<Self> {
+        let (file, reader) = (File::open(path)?, SerializedFileReader::new(File::open(path)?)?);
+        let groups = reader.num_row_groups();
+        let steps = match of_its_name {
+            Some(step) => vec![step; groups],
+            None => listed(&reader).unwrap_or_default(),
+        };
+        if steps.len() != groups {
+            return Err(ParquetError::General(format!("its footer names {} of {groups} rounds", steps.len())));
+        }
+        Ok(Self { file, reader, steps })
+    }
+
+    /// Whether its row groups can be in one file with those of another one.
+    pub(super) fn fits(&self, other: &Self) -> bool {
+        self.root() == other.root()
+    }
+
+    /// The last step that is not later than `last`.
+    pub(super) fn newest(&self, last: u64) -> Option<u64> {
+        self.steps.iter().copied().filter(|step| *step <= last).max()
+    }
+
+    fn root(&self) -> &parquet::schema::types::Type {
+        self.reader.metadata().file_metadata().schema_descr().root_schema()
+    }
+
+    fn copy(&self, group: usize, mut to: SerializedRowGroupWriter<'_, &mut File>) -> Result<()> {
+        let group = self.reader.metadata().row_group(group);
+        for column in group.columns() {
+            let close = ColumnCloseResult {
+                bytes_written: u64::try_from(column.compressed_size()).unwrap_or(0),
+                rows_written: u64::try_from(group.num_rows()).unwrap_or(0),
+                metadata: column.clone(),
+                bloom_filter: None,
+                column_index: None,
+                offset_index: None,
+            };
+            to.append_column(&self.file, close)?;
+        }
+        to.close()?;
+        Ok(())
+    }
+}
+
+/// The step of each row group, as the footer of a merged file has it.
+fn listed(reader: &SerializedFileReader<File>) -> Option<Vec<u64>> {
+    let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+    let steps = pairs.iter().find(|pair| pair.key == STEPS)?.value.as_deref()?;
+    steps.split(',').map(|step| step.parse().ok()).collect()
+}
+
+/// Writes the rounds of the sources up to `last` as one file, which is there completely or not at all.
+pub(super) fn write_merged(path: &Path, sources: &[Source], last: u64) -> io::Result<()> {
+    write_atomically(path, |file| merge(file, sources, last).map_err(io::Error::other))
+}
+
+fn merge(file: &mut File, sources: &[Source], last: u64) -> Result<()> {
+    let Some(first) = sources.first() else { return Ok(()) };
+    let schema = first.reader.metadata().file_metadata().schema_descr().root_schema_ptr();
+    let mut writer = SerializedFileWriter::new(file, schema, properties())?;
+    let mut steps = Vec::new();
+    for source in sources {
+        for (group, step) in source.steps.iter().enumerate().filter(|(_, step)| **step <= last) {
+            source.copy(group, writer.next_row_group()?)?;
+            steps.push(step.to_string());
+        }
+    }
+    writer.append_key_value_metadata(KeyValue::new(STEPS.to_owned(), steps.join(",")));
+    writer.close()?;
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What is refused before a run begins because a message could not carry it in the middle of one.
+
+use pacs_data::Problem;
+use pacs_protocol::ANSWER_BYTES;
+
+use crate::StartError;
+
+/// What travels with a sample: its question and its reference answer, or the prompt of its group. A sample takes up to
+/// [`pacs_types::MAX_SAMPLE_BYTES`], and both are in one message with a few numbers.
+const MOST_BYTES: usize = ANSWER_BYTES - 4096;
+/// A token id, at most.
+const TOKEN_BYTES: usize = 5;
+
+/// Checks the parts of messages that the job alone decides about.
+///
+/// # Errors
+/// When one is too large to be sent.
+pub(crate) fn check(spec: &str, train: &[Problem], evaluation: &[Problem]) -> Result<(), StartError> {
+    refuse(|| "the job spec".to_owned(), spec.len(), "every worker gets it; shorten its texts")?;
+    let sets = [("training", train), ("evaluation", evaluation)];
+    for (set, problems) in sets {
+        for (row, problem) in problems.iter().enumerate() {
+            let what = || format!("{set} problem {} (`{}`)", row + 1, begin(problem));
+            let judged = problem.question.len() + problem.answer.len();
+            let remedy = "question and reference answer go to a verifier with each sample; shorten or remove it";
+            refuse(what, judged, remedy)?;
+            let prompt = problem.prompt_tokens.len() * TOKEN_BYTES;
+            refuse(what, prompt, "its prompt goes to learners with its samples; lower `data.max_prompt_tokens`")?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse(what: impl Fn() -> String, bytes: usize, remedy: &'static str) -> Result<(), StartError> {
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    Err(StartError::TooLarge { what: what(), bytes, most: MOST_BYTES, remedy })
+}
+
+/// The first words of a question.
+fn begin(problem: &Problem) -> String {
+    problem.question.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_message_could_carry_is_named() {
+        let problem = |question: usize, tokens: usize| Problem {
+            question: "x".repeat(question),
+            answer: "2".to_owned(),
+            prompt_tokens: vec![1; tokens],
+        };
+        let small = [problem(10, 10), problem(1000, 1000)];
+        assert!(check("name = 'm'", &small, &small).is_ok());
+        let said = |spec: &str, problem: Problem| check(spec, &small, &[problem]).unwrap_err().to_string();
+        let question = said("", problem(5 << 20, 10));
+        assert!(
+            question.starts_with("evaluation problem 1 (`xxxx") && question.contains("takes 5242881"),
+            "{question}"
+        );
+        assert!(said("", problem(10, 1 << 20)).contains("lower `data.max_prompt_tokens`"));
+        assert!(said(&"#".repeat(5 << 20), problem(1, 1)).starts_with("the job spec takes"));
+    }
+}

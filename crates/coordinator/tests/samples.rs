@@ -1,0 +1,354 @@
+//! Samples on their way: no message is larger than it may be, and what the disk loses is generated again.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::path::Path;
+
+use pacs_coordinator::{Coordinator, CoordinatorOptions};
+use pacs_protocol::v1::complete_task_request::Result as Done;
+use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
+use pacs_protocol::v1::next_task_response::Task;
+use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
+use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
+use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
+use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
+use pacs_types::MAX_SAMPLE_BYTES;
+use pacs_weights::{Announcement, Description, VersionId, WeightKind};
+use prost::Message;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+
+const WAIT_MS: u32 = 1000;
+/// Prompts of the step, and samples of a prompt.
+const PROMPTS: u32 = 6;
+const SAMPLES: u32 = 4;
+
+fn spec(folder: &Path, changes: &str) -> pacs_spec::JobSpec {
+    let rows: Vec<String> =
+        (0..20).map(|i| format!("{{\"question\": \"What is {i} + 1?\", \"answer\": \"{}\"}}", i + 1)).collect();
+    std::fs::write(folder.join("train.jsonl"), rows.join("\n")).unwrap();
+    let model = roomy_model(folder);
+    let text = format!(
+        "name = 'large'\nmodel.path = '{}'\ndata.train.path = '{}/train.jsonl'\nrollout.max_new_tokens = 600000\n\
+         rollout.samples_per_prompt = {SAMPLES}\nrollout.max_concurrent_samples = 65536\nasynchrony.max_lag = 0\n\
+         evaluation = {{ every_steps = 0, before = false, after = false }}\ncheckpoint.every_steps = 0\n\
+         batch = {{ steps = 2, prompts_per_step = {PROMPTS}, mini_batches = 1 }}\nresources.learners = 2\n{changes}",
+        model.display(),
+        folder.display()
+    );
+    pacs_spec::parse(&text, Path::new("large")).unwrap()
+}
+
+/// The golden model's tokenizer and configuration with room for long answers, in `folder`/model.
+fn roomy_model(folder: &Path) -> std::path::PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+    let model = folder.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    for entry in std::fs::read_dir(&golden).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            std::fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let config = model.join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["max_position_embeddings"] = 1_000_000.into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    model
+}
+
+async fn start(folder: &Path) -> Coordinator {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    Coordinator::start(CoordinatorOptions::local(spec(folder, ""), folder.join("run"), listen)).await.unwrap()
+}
+
+async fn connect(coordinator: &Coordinator) -> RunChannel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    of_run(endpoint.connect().await.unwrap(), RunIdentity::told(coordinator.run_id()).unwrap())
+}
+
+/// A worker that beats until the test ends.
+async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
+    let mut client = WorkerServiceClient::new(channel.clone());
+    let request = v1::RegisterRequest {
+        role: role.into(),
+        name: name.into(),
+        host: "here".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        collective_address: "here:1".into(),
+        ..Default::default()
+    };
+    let worker_id = client.register(request).await.unwrap().into_inner().worker_id;
+    tokio::spawn(async move {
+        let beat = v1::HeartbeatRequest { worker_id, ..Default::default() };
+        while client.heartbeat(beat.clone()).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    });
+    worker_id
+}
+
+/// A sample whose tokens take a third of `bytes` with their log-probs, and whose text takes the rest.
+fn sample(bytes: usize) -> v1::Sample {
+    let tokens = bytes / 3 / 7;
+    v1::Sample {
+        tokens: vec![150_000; tokens],
+        logprobs: vec![-0.5; tokens],
+        text: "x".repeat(bytes - 7 * tokens),
+        finish: v1::FinishReason::Stop.into(),
+        ..Default::default()
+    }
+}
+
+/// The largest message of each kind that was seen.
+#[derive(Debug, Default)]
+struct Largest {
+    leases: usize,
+    tasks: usize,
+    pieces: usize,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    let mut largest = Largest::default();
+
+    let learners: Vec<_> = (0..2).map(|rank| tokio::spawn(learner(channel.clone(), rank))).collect();
+    // One as large as may be, others of up to 3 MiB.
+    let bytes = |sample| match sample {
+        0 => MAX_SAMPLE_BYTES - 100,
+        other => 100 + (other as usize % 4) * (1 << 20),
+    };
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    largest.leases = hand_in(&channel, rollout, PROMPTS * SAMPLES, bytes).await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    largest.tasks = judge(&channel, verifier, PROMPTS * SAMPLES).await;
+    let mut sequences = 0;
+    for learner in learners {
+        let (pieces, own) = learner.await.unwrap();
+        largest.pieces = largest.pieces.max(pieces);
+        sequences += own;
+    }
+    assert_eq!(sequences, PROMPTS * SAMPLES);
+
+    // One item alone may take more than a list of them.
+    assert!(largest.leases <= ANSWER_BYTES, "{largest:?}");
+    assert!(largest.tasks > ANSWER_BYTES && largest.tasks <= MAX_MESSAGE_BYTES, "{largest:?}");
+    assert!(largest.pieces <= MAX_MESSAGE_BYTES, "{largest:?}");
+    let mut operator = OperatorServiceClient::new(channel);
+    let status = operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert!(status.left_out.is_empty() && status.encoded_len() < ANSWER_BYTES);
+}
+
+/// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.
+/// Before the first of them, samples that are too large are refused.
+async fn hand_in(channel: &RunChannel, worker_id: u64, samples: u32, bytes: impl Fn(u32) -> usize) -> usize {
+    let mut client = RolloutServiceClient::new(channel.clone()).max_encoding_message_size(2 * MAX_MESSAGE_BYTES);
+    let (mut handed_in, mut largest) = (0, 0);
+    while handed_in < samples {
+        let request = v1::LeaseGroupsRequest { worker_id, free_samples: 1000, wait_ms: WAIT_MS, request: 0 };
+        let leases = client.lease_groups(request).await.unwrap().into_inner();
+        largest = largest.max(leases.encoded_len());
+        for lease in leases.groups {
+            for wanted in lease.samples {
+                let submission = |bytes| v1::SubmitSampleRequest {
+                    worker_id,
+                    lease_id: lease.lease_id,
+                    group_id: lease.group_id,
+                    sample_index: wanted.index,
+                    sample: Some(sample(bytes)),
+                };
+                if handed_in == 0 {
+                    let refused = client.submit_sample(submission(MAX_SAMPLE_BYTES)).await.unwrap_err();
+                    assert_eq!(refused.code(), Code::InvalidArgument);
+                    assert!(refused.message().contains("a sample may take"), "{refused}");
+                    let refused = client.submit_sample(submission(MAX_MESSAGE_BYTES)).await.unwrap_err();
+                    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+                }
+                client.submit_sample(submission(bytes(handed_in))).await.unwrap();
+                handed_in += 1;
+            }
+        }
+    }
+    largest
+}
+
+/// Judges so many samples; returns the largest answer to a request for them.
+async fn judge(channel: &RunChannel, worker_id: u64, samples: u32) -> usize {
+    let mut client = VerifierServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let (mut judged, mut largest) = (0, 0);
+    while judged < samples {
+        let max_samples = samples - judged;
+        let request = v1::LeaseSamplesRequest { worker_id, max_samples, wait_ms: WAIT_MS, request: 0 };
+        let tasks = client.lease_samples(request).await.unwrap().into_inner();
+        let bytes = tasks.encoded_len();
+        assert!(tasks.tasks.len() <= 1 || bytes <= ANSWER_BYTES, "{} tasks take {bytes} bytes", tasks.tasks.len());
+        largest = largest.max(bytes);
+        let verdicts = tasks.tasks.into_iter().map(|task| {
+            judged += 1;
+            assert!(!task.response.is_empty() && !task.question.is_empty());
+            let label = f64::from(task.sample_index % 2);
+            let outcome = if label > 0.5 { v1::Outcome::Correct } else { v1::Outcome::Wrong }.into();
+            let verdict = v1::Verdict { outcome, label, reward: label, ..Default::default() };
+            let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
+            v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict), verifications: Vec::new() }
+        });
+        let request = v1::SubmitVerdictsRequest { worker_id, verdicts: verdicts.collect() };
+        client.submit_verdicts(request).await.unwrap();
+    }
+    largest
+}
+
+/// Receives one batch; its largest piece, and how many sequences came.
+async fn learner(channel: RunChannel, slot: u32) -> (usize, u32) {
+    let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+    let (task_id, task) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
+    let stranger = v1::StreamBatchRequest { worker_id, generation, task_id: task_id + 1, ..Default::default() };
+    let refused = client.stream_batch(stranger).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+    let more = v1::StreamBatchRequest { index_received: 1000, ..request };
+    assert_eq!(client.stream_batch(more).await.unwrap_err().code(), Code::InvalidArgument);
+    let (largest, sequences) = whole_batch(&mut client, request).await.unwrap();
+    assert_eq!(sequences, task.rank_sequences);
+    (largest, sequences)
+}
+
+/// The largest piece of a batch, and its sequences.
+async fn whole_batch(
+    client: &mut LearnerServiceClient<RunChannel>,
+    request: v1::StreamBatchRequest,
+) -> Result<(usize, u32), Status> {
+    let mut stream = client.stream_batch(request).await?.into_inner();
+    let (mut largest, mut sequences) = (0, 0);
+    while let Some(piece) = stream.message().await? {
+        largest = largest.max(piece.encoded_len());
+        sequences += piece.sequences.len() as u32;
+    }
+    Ok((largest, sequences))
+}
+
+/// A learner that is a rank of a generation: its worker, and the generation.
+async fn prepared(channel: &RunChannel, slot: u32) -> (u64, u64, LearnerServiceClient<RunChannel>) {
+    let worker_id = join(channel, v1::Role::Learner, &format!("learner-{slot}")).await;
+    let mut client = LearnerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let generation = loop {
+        let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
+        if let Some(group) = client.join_generation(request).await.unwrap().into_inner().group {
+            break group.generation;
+        }
+    };
+    (worker_id, generation, client)
+}
+
+/// Prepares, and waits for the batch; none when the generation is dissolved.
+async fn train_task(
+    client: &mut LearnerServiceClient<RunChannel>,
+    worker_id: u64,
+    generation: u64,
+) -> Option<(u64, v1::TrainTask)> {
+    loop {
+        let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
+        let next = client.next_task(request).await.unwrap().into_inner();
+        let task_id = next.task_id;
+        match next.task {
+            None => {}
+            Some(Task::Prepare(_)) => {
+                let description = Description::of(VersionId::new(generation, 0), WeightKind::Float32, &[0; 4]);
+                let weights = (&Announcement { description, address: String::new() }).into();
+                let result = Some(Done::Prepared(v1::PrepareResult { weights: Some(weights) }));
+                let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result };
+                client.complete_task(request).await.unwrap();
+            }
+            Some(Task::Train(task)) => return Some((task_id, task)),
+            Some(Task::Regroup(_)) => return None,
+            Some(Task::Save(_)) => panic!("nothing is to be saved"),
+        }
+    }
+}
+
+/// Damages the first sample that is on the disk.
+fn damage(folder: &Path) {
+    let path = folder.join("run/journal/samples-000001.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Behind the header of the first frame.
+    bytes[40] ^= 1;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sample_that_the_disk_has_lost_is_generated_again_and_judged_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    let learners: Vec<_> = (0..2).map(|slot| tokio::spawn(learner(channel.clone(), slot))).collect();
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    hand_in(&channel, rollout, PROMPTS * SAMPLES, |_| 1000).await;
+    damage(folder.path());
+    judge(&channel, verifier, PROMPTS * SAMPLES - 1).await;
+    hand_in(&channel, rollout, 1, |_| 1000).await;
+    judge(&channel, verifier, 1).await;
+    let mut sequences = 0;
+    for learner in learners {
+        sequences += learner.await.unwrap().1;
+    }
+    assert_eq!(sequences, PROMPTS * SAMPLES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_sample_the_disk_has_lost_costs_one_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    let first = channel.clone();
+    let lost = |slot| {
+        let channel = first.clone();
+        tokio::spawn(async move {
+            let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+            let (task_id, _) = train_task(&mut client, worker_id, generation).await.expect("nobody is lost");
+            let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+            // The rank that does not meet the damage may have its part, or hear that the generation is over.
+            let code = whole_batch(&mut client, request).await.map_err(|status| status.code());
+            // Its task stays open until the loss is known.
+            while train_task(&mut client, worker_id, generation).await.is_some() {}
+            code
+        })
+    };
+    let learners = [lost(0), lost(1)];
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    hand_in(&channel, rollout, PROMPTS * SAMPLES, |_| 1000).await;
+    judge(&channel, verifier, PROMPTS * SAMPLES - 1).await;
+    damage(folder.path());
+    judge(&channel, verifier, 1).await;
+    let mut codes = Vec::new();
+    for learner in learners {
+        codes.push(learner.await.unwrap());
+    }
+    assert!(codes.contains(&Err(Code::DataLoss)), "{codes:?}");
+    let mut operator = OperatorServiceClient::new(channel);
+    let status = operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.counters.get("lost_samples"), Some(&1));
+}
+
+#[tokio::test]
+async fn a_name_that_no_status_could_show_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    let mut client = WorkerServiceClient::new(endpoint.connect().await.unwrap());
+    let request = v1::RegisterRequest {
+        role: v1::Role::Verifier.into(),
+        name: "x".repeat(8 << 20),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..Default::default()
+    };
+    let refused = client.register(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("field `name` has 8388608 bytes"), "{refused}");
+}

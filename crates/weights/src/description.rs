@@ -1,0 +1,353 @@
+//! What a version of the weights is, so that its receiver can tell whether it has it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pacs_protocol::{WireError, v1};
+use pacs_types::{Generation, WeightVersion};
+
+/// Bounds of a piece (bytes). Small ones make a chain of hosts start early, large ones cost fewer round trips.
+const PIECE_BYTES: Range<u64> = 1 << 20..(64 << 20) + 1;
+/// Pieces that a version is divided into where the bounds allow it.
+const PIECES: u64 = 512;
+/// What an announcement may say at most: 16 TiB in 256 Ki pieces, which is 8 MiB of digests.
+const MOST_BYTES: u64 = 1 << 44;
+const MOST_PIECES: u64 = 1 << 18;
+/// Threads that digest a version.
+const MOST_THREADS: usize = 8;
+
+/// A BLAKE3 digest.
+pub type Digest = [u8; 32];
+
+/// Names a version of the weights; a later one is greater, also after a lost generation has set the job back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionId {
+    /// The generation of learners that published it.
+    pub generation: Generation,
+    /// Optimizer steps that it has seen.
+    pub version: WeightVersion,
+}
+
+impl VersionId {
+    /// Version `version` of generation `generation`.
+    #[must_use]
+    pub fn new(generation: u64, version: u64) -> Self {
+        Self { generation: Generation(generation), version: WeightVersion(version) }
+    }
+}
+
+impl fmt::Display for VersionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "version {} of generation {}", self.version.0, self.generation.0)
+    }
+}
+
+/// The kind of the published numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// IEEE single precision.
+    Float32,
+    /// Its leading half.
+    Bfloat16,
+}
+
+impl WeightKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
+
+    fn element_bytes(self) -> u64 {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 => 2,
+        }
+    }
+}
+
+/// One version of the weights: raw bytes in the layout of the model's parameters, divided into pieces of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    id: VersionId,
+    kind: WeightKind,
+    bytes: u64,
+    piece_bytes: u64,
+    pieces: Arc<[Digest]>,
+    digest: Digest,
+}
+
+impl Description {
+    /// Describes `content`.
+    ///
+    /// # Panics
+    /// When there is nothing to describe.
+    #[must_use]
+    pub fn of(id: VersionId, kind: WeightKind, content: &[u8]) -> Self {
+        let piece_bytes = piece_bytes(content.len() as u64);
+        Self::digested(id, kind, content, piece_bytes, |_, piece| Ok::<_, std::convert::Infallible>(hash(piece)))
+            .unwrap_or_else(|never| match never {})
+    }
+
+    /// Has `digest` digest every piece of `content`, on several threads; it may do more with a piece while it is in the cache.
+    pub(crate) fn digested<E: Send>(
+        id: VersionId,
+        kind: WeightKind,
+        content: &[u8],
+        piece_bytes: u64,
+        digest: impl Fn(u64, &[u8]) -> Result<Digest, E> + Sync,
+    ) -> Result<Self, E> {
+        assert!(!content.is_empty(), "a model has parameters");
+        let parts: Vec<&[u8]> = content.chunks(usize::try_from(piece_bytes).expect("a piece fits in memory")).collect();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(parts.len());
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(usize, Digest)>, E> {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(part) = parts.get(index) else { return Ok(done) };
+                done.push((index, digest(index as u64 * piece_bytes, part)?));
+            }
+        };
+        let mut done = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut done = work()?;
+            for helper in helpers {
+                match helper.join() {
+                    Ok(more) => done.extend(more?),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            Ok(done)
+        })?;
+        done.sort_unstable_by_key(|(index, _)| *index);
+        let pieces: Arc<[Digest]> = done.into_iter().map(|(_, digest)| digest).collect();
+        let bytes = content.len() as u64;
+        let digest = overall(kind, bytes, piece_bytes, &pieces);
+        Ok(Self { id, kind, bytes, piece_bytes, pieces, digest })
+    }
+
+    /// Which version it is.
+    #[must_use]
+    pub fn id(&self) -> VersionId {
+        self.id
+    }
+
+    /// What its numbers are.
+    #[must_use]
+    pub fn kind(&self) -> WeightKind {
+        self.kind
+    }
+
+    /// Its size (bytes).
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many pieces it has, at least one.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Digest over what it is and the digests of all its pieces.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Where a piece lies in the file.
+    ///
+    /// # Panics
+    /// When there is no such piece.
+    #[must_use]
+    pub fn piece(&self, index: usize) -> Range<u64> {
+        assert!(index < self.pieces.len(), "piece {index} of {}", self.pieces.len());
+        let begin = index as u64 * self.piece_bytes;
+        begin..(begin + self.piece_bytes).min(self.bytes)
+    }
+
+    /// Whether a piece that was digested to `found` is that one.
+    #[must_use]
+    pub fn is_piece(&self, index: usize, found: &Digest) -> bool {
+        self.pieces.get(index) == Some(found)
+    }
+
+    /// Name of its file in a store: two contents never share one.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let prefix: String = self.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{}-{prefix}", self.id.generation.0, self.id.version.0)
+    }
+}
+
+/// The version that the file of a store holds.
+pub(crate) fn id_of_file(name: &str) -> Option<VersionId> {
+    let mut parts = name.splitn(3, '-');
+    let mut number = || parts.next()?.parse().ok();
+    let (generation, version) = (number()?, number()?);
+    parts.next()?;
+    Some(VersionId::new(generation, version))
+}
+
+/// How large the pieces of so many bytes are.
+pub(crate) fn piece_bytes(bytes: u64) -> u64 {
+    (bytes / PIECES).next_power_of_two().clamp(PIECE_BYTES.start, PIECE_BYTES.end - 1)
+}
+
+pub(crate) fn hash(bytes: &[u8]) -> Digest {
+    *blake3::hash(bytes).as_bytes()
+}
+
+fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"pacs weights 1 ").update(kind.name().as_bytes());
+    hasher.update(&bytes.to_le_bytes()).update(&piece_bytes.to_le_bytes());
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// A version, and where its first sender is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// What is announced.
+    pub description: Description,
+    /// Data address of the learner that published it (host:port); empty when it serves none.
+    pub address: String,
+}
+
+impl From<&Announcement> for v1::WeightsRef {
+    fn from(announcement: &Announcement) -> Self {
+        let Description { id, kind, bytes, piece_bytes, pieces, digest } = &announcement.description;
+        Self {
+            version: id.version.0,
+            generation: id.generation.0,
+            address: announcement.address.clone(),
+            bytes: *bytes,
+            kind: kind.name().to_owned(),
+            piece_bytes: *piece_bytes,
+            piece_digests: pieces.concat().into(),
+            digest: digest.to_vec().into(),
+        }
+    }
+}
+
+impl TryFrom<&v1::WeightsRef> for Announcement {
+    type Error = WireError;
+
+    fn try_from(wire: &v1::WeightsRef) -> Result<Self, WireError> {
+        let wrong = |field: &'static str, problem: String| Err(WireError { field, problem });
+        let kind = match wire.kind.as_str() {
+            "float32" => WeightKind::Float32,
+            "bfloat16" => WeightKind::Bfloat16,
+            other => return wrong("weights.kind", format!("is `{}`", other.escape_debug())),
+        };
+        let (bytes, piece_bytes) = (wire.bytes, wire.piece_bytes);
+        if bytes == 0 || bytes > MOST_BYTES || !bytes.is_multiple_of(kind.element_bytes()) {
+            return wrong("weights.bytes", format!("is {bytes}"));
+        }
+        // Nothing is taken into memory by the piece, so a small one only costs round trips.
+        if piece_bytes == 0 || piece_bytes >= PIECE_BYTES.end || bytes.div_ceil(piece_bytes) > MOST_PIECES {
+            return wrong("weights.piece_bytes", format!("is {piece_bytes} for {bytes} bytes"));
+        }
+        let (digests, rest) = wire.piece_digests.as_chunks::<32>();
+        if !rest.is_empty() || digests.len() as u64 != bytes.div_ceil(piece_bytes) {
+            let problem = format!("has {} bytes for {} pieces", wire.piece_digests.len(), bytes.div_ceil(piece_bytes));
+            return wrong("weights.piece_digests", problem);
+        }
+        let pieces: Arc<[Digest]> = digests.into();
+        let digest = overall(kind, bytes, piece_bytes, &pieces);
+        if wire.digest[..] != digest {
+            return wrong("weights.digest", "does not belong to the digests of the pieces".into());
+        }
+        if !wire.address.is_empty() && !is_address(&wire.address) {
+            return wrong("weights.address", "is not host:port".into());
+        }
+        let id = VersionId::new(wire.generation, wire.version);
+        let description = Description { id, kind, bytes, piece_bytes, pieces, digest };
+        Ok(Self { description, address: wire.address.clone() })
+    }
+}
+
+/// Whether a text can be an address that is dialled (host:port); names are not looked up here.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:%".contains(&byte);
+    !bare.is_empty() && text.len() <= 300 && bare.bytes().all(plain) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announcement() -> Announcement {
+        let content: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
+        let digested = Description::digested(VersionId::new(2, 7), WeightKind::Float32, &content, 4096, |_, piece| {
+            Ok::<_, std::convert::Infallible>(hash(piece))
+        });
+        Announcement { description: digested.unwrap_or_else(|never| match never {}), address: "10.0.0.7:4711".into() }
+    }
+
+    #[test]
+    fn pieces_cover_the_bytes_and_are_told_apart() {
+        let description = announcement().description;
+        assert_eq!((description.bytes(), description.pieces()), (40_000, 10));
+        let covered: u64 = (0..10).map(|index| description.piece(index)).map(|piece| piece.end - piece.start).sum();
+        assert_eq!((covered, description.piece(9)), (40_000, 36_864..40_000));
+        let content: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
+        assert!(description.is_piece(3, &hash(&content[3 * 4096..4 * 4096])));
+        assert!(!description.is_piece(4, &hash(&content[3 * 4096..4 * 4096])));
+    }
+
+    #[test]
+    fn a_file_is_named_after_version_and_content() {
+        let name = announcement().description.file_name();
+        assert_eq!(id_of_file(&name), Some(VersionId::new(2, 7)));
+        assert_eq!(id_of_file("lock"), None);
+        assert!(name.starts_with("2-7-") && name.len() == 4 + 16, "{name}");
+    }
+
+    #[test]
+    fn large_models_have_large_pieces() {
+        assert_eq!(piece_bytes(1000), 1 << 20);
+        assert_eq!(piece_bytes(1 << 30), 2 << 20);
+        assert_eq!(piece_bytes(15 << 30), 32 << 20);
+        assert_eq!(piece_bytes(140 << 30), 64 << 20);
+    }
+
+    #[test]
+    fn an_announcement_survives_the_wire() {
+        let wire = v1::WeightsRef::from(&announcement());
+        assert_eq!(Announcement::try_from(&wire), Ok(announcement()));
+    }
+
+    #[test]
+    fn senseless_announcements_are_refused_by_field() {
+        let refused = |change: fn(&mut v1::WeightsRef)| {
+            let mut wire = v1::WeightsRef::from(&announcement());
+            change(&mut wire);
+            Announcement::try_from(&wire).expect_err("must be refused").field
+        };
+        assert_eq!(refused(|wire| wire.kind = "int8".into()), "weights.kind");
+        assert_eq!(refused(|wire| wire.bytes = 0), "weights.bytes");
+        assert_eq!(refused(|wire| wire.bytes = u64::MAX - 3), "weights.bytes");
+        assert_eq!(refused(|wire| wire.bytes = 39_999), "weights.bytes");
+        assert_eq!(refused(|wire| wire.piece_bytes = 0), "weights.piece_bytes");
+        assert_eq!(refused(|wire| wire.piece_bytes = 1 << 40), "weights.piece_bytes");
+        assert_eq!(refused(|wire| (wire.bytes, wire.piece_bytes) = (1 << 40, 1)), "weights.piece_bytes");
+        assert_eq!(refused(|wire| wire.piece_digests = vec![0; 319].into()), "weights.piece_digests");
+        assert_eq!(refused(|wire| wire.piece_digests = vec![0; 320].into()), "weights.digest");
+        assert_eq!(refused(|wire| wire.kind = "bfloat16".into()), "weights.digest");
+        assert_eq!(refused(|wire| wire.address = "10.0.0.7".into()), "weights.address");
+        assert_eq!(refused(|wire| wire.address = "10.0.0.7:0".into()), "weights.address");
+        assert_eq!(refused(|wire| wire.address = "a b:1".into()), "weights.address");
+    }
+}

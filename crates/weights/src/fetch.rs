@@ -1,0 +1,403 @@
+//! Bringing a version to this host from those that have it, piece by piece.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pacs_runtime::Backoff;
+use pacs_runtime::net::{PeerRole, Security};
+
+use crate::shelf::Shelf;
+use crate::store::CHUNK;
+use crate::wire::{Request, STALL, Status, Wire};
+use crate::{Part, StoreError};
+
+/// Breaks, wrong pieces or empty answers in a row after which a source counts as failed.
+const STRIKES: u32 = 2;
+/// A link so slow is still waited for (bytes a second).
+const SLOW_RATE: u64 = 2 << 20;
+/// How often those who wait look whether they still should.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Somebody who has a version, or is fetching it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its data address (host:port).
+    pub address: String,
+    /// What its certificate has to say.
+    pub role: PeerRole,
+}
+
+/// Names sources, best first, given the addresses of those that failed.
+pub type SourceFinder<'a> = dyn Fn(&[String]) -> Result<Vec<Source>, String> + Sync + 'a;
+
+/// How to fetch.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// How connections are protected.
+    pub security: Security,
+    /// The run that sources must belong to.
+    pub run: String,
+    /// Connections at once.
+    pub connections: usize,
+    /// How long no piece may come, whoever is asked, before it is given up; pieces of many megabytes may take longer.
+    pub patience: Duration,
+}
+
+impl FetchOptions {
+    /// As rollout workers fetch.
+    #[must_use]
+    pub fn new(security: Security, run: impl Into<String>) -> Self {
+        Self { security, run: run.into(), connections: 4, patience: Duration::from_secs(60) }
+    }
+}
+
+/// What was fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes that came over the network and were right.
+    pub bytes: u64,
+    /// Pieces that were here from an earlier attempt.
+    pub resumed_pieces: usize,
+    /// Pieces whose digest was wrong, and that were fetched again.
+    pub wrong_pieces: u64,
+}
+
+/// Why a version could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody sent anything for too long.
+    #[error("no piece of the weights came for {} s: {last}", patience.as_secs())]
+    NoProgress {
+        /// For how long.
+        patience: Duration,
+        /// The last problem.
+        last: String,
+    },
+    /// It cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nobody wants it any more.
+    #[error("fetching was given up")]
+    Cancelled,
+}
+
+/// Brings the pieces that `part` lacks; each is handed on by `shelf` once it is verified.
+///
+/// # Errors
+/// See [`FetchError`]. What was verified stays in the file, and is not fetched again.
+pub fn fetch(
+    part: &Part,
+    shelf: &Shelf,
+    finder: &SourceFinder<'_>,
+    options: &FetchOptions,
+    cancelled: &AtomicBool,
+) -> Result<Fetched, FetchError> {
+    let ready = part.verified()?;
+    let missing: VecDeque<usize> = (0..ready.len()).filter(|index| !ready[*index]).collect();
+    let counts = Fetched { resumed_pieces: ready.len() - missing.len(), ..Fetched::default() };
+    shelf.begin(part.description(), part.file(), ready);
+    let threads = options.connections.clamp(1, missing.len().max(1));
+    let state = State {
+        left: missing.len(),
+        missing,
+        avoid: BTreeMap::new(),
+        progressed: Instant::now(),
+        sources: Vec::new(),
+        strikes: BTreeMap::new(),
+        failed: Vec::new(),
+        last: "nobody was asked yet".to_owned(),
+        counts,
+        ended: None,
+    };
+    let backoff = Mutex::new(Backoff::new(Duration::from_millis(50), Duration::from_secs(2)));
+    let transfer = Transfer {
+        part,
+        shelf,
+        finder,
+        options,
+        cancelled,
+        state: Mutex::new(state),
+        changed: Condvar::new(),
+        backoff,
+    };
+    std::thread::scope(|scope| {
+        for number in 1..threads {
+            let transfer = &transfer;
+            scope.spawn(move || transfer.work(number));
+        }
+        transfer.work(0);
+    });
+    let state = transfer.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match state.ended {
+        None => Ok(state.counts),
+        Some(error) => {
+            shelf.remove(part.description().id());
+            Err(error)
+        }
+    }
+}
+
+struct Transfer<'a> {
+    part: &'a Part,
+    shelf: &'a Shelf,
+    finder: &'a SourceFinder<'a>,
+    options: &'a FetchOptions,
+    cancelled: &'a AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held by the one that asks for sources.
+    backoff: Mutex<Backoff>,
+}
+
+struct State {
+    /// In order: what is passed on is then wanted there first, too.
+    missing: VecDeque<usize>,
+    /// Pieces that are not verified yet.
+    left: usize,
+    /// Who has sent a piece wrong.
+    avoid: BTreeMap<usize, String>,
+    progressed: Instant,
+    sources: Vec<Source>,
+    strikes: BTreeMap<String, u32>,
+    failed: Vec<String>,
+    last: String,
+    counts: Fetched,
+    ended: Option<FetchError>,
+}
+
+/// What came of asking for a piece.
+enum Outcome {
+    Right,
+    Wrong,
+    NotYet,
+    Unknown,
+}
+
+impl Transfer<'_> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches pieces over one connection at a time until none is missing.
+    fn work(&self, number: usize) {
+        let mut buffer = vec![0; CHUNK];
+        let mut connected: Option<(Source, Wire)> = None;
+        while let Some((index, avoid)) = self.next() {
+            let bad = avoid.as_deref();
+            let usable = connected.take().filter(|(source, _)| self.may_ask(source, bad));
+            let tried = match usable {
+                Some(connected) => Ok(connected),
+                None => match self.source(number, bad) {
+                    None => {
+                        self.give_back(index);
+                        continue;
+                    }
+                    Some(source) => {
+                        let dialled =
+                            Wire::dial(&source.address, source.role, &self.options.security, &self.options.run);
+                        dialled.map(|wire| (source.clone(), wire)).map_err(|error| (source, error))
+                    }
+                },
+            };
+            let (source, mut wire) = match tried {
+                Ok(connected) => connected,
+                Err((source, error)) => {
+                    self.give_back(index);
+                    self.strike(&source, &error.to_string(), 1);
+                    continue;
+                }
+            };
+            match self.piece(&mut wire, index, &mut buffer) {
+                Ok(Outcome::Right) => {
+                    self.verified(index, &source);
+                    connected = Some((source, wire));
+                }
+                Ok(Outcome::Wrong) => {
+                    let mut state = self.lock();
+                    state.counts.wrong_pieces += 1;
+                    state.avoid.insert(index, source.address.clone());
+                    drop(state);
+                    self.give_back(index);
+                    tracing::warn!(
+                        source = source.address,
+                        index,
+                        "a piece of the weights was wrong; it is fetched again"
+                    );
+                    self.strike(&source, "it sent a piece with another digest", 1);
+                    connected = Some((source, wire));
+                }
+                Ok(Outcome::NotYet) => {
+                    self.give_back(index);
+                    // On slow links a piece takes a while to get to the source, too.
+                    if self.lock().progressed.elapsed() > self.patience() / 2 {
+                        self.strike(&source, "it waits for pieces itself", 1);
+                    }
+                    connected = Some((source, wire));
+                }
+                Ok(Outcome::Unknown) => {
+                    self.give_back(index);
+                    self.strike(&source, "it does not have this version (any more)", STRIKES);
+                }
+                Err(FetchError::NoProgress { last, .. }) => {
+                    self.give_back(index);
+                    self.strike(&source, &last, 1);
+                }
+                Err(error) => {
+                    self.end(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How long no piece may come: a large one may take longer.
+    fn patience(&self) -> Duration {
+        let piece = self.part.description().piece(0);
+        self.options.patience + Duration::from_secs((piece.end - piece.start) / SLOW_RATE)
+    }
+
+    /// The next piece to fetch, and who is not to be asked for it; `None` when this is over.
+    fn next(&self) -> Option<(usize, Option<String>)> {
+        let mut state = self.lock();
+        loop {
+            if state.left == 0 || state.ended.is_some() {
+                return None;
+            }
+            if self.cancelled.load(Ordering::Acquire) {
+                state.ended = Some(FetchError::Cancelled);
+            } else if state.progressed.elapsed() > self.patience() {
+                let last = std::mem::take(&mut state.last);
+                state.ended = Some(FetchError::NoProgress { patience: self.patience(), last });
+            } else if let Some(index) = state.missing.pop_front() {
+                let avoid = state.avoid.get(&index).cloned();
+                return Some((index, avoid));
+            } else {
+                state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    fn give_back(&self, index: usize) {
+        let mut state = self.lock();
+        let place = state.missing.partition_point(|other| *other < index);
+        state.missing.insert(place, index);
+        self.changed.notify_all();
+    }
+
+    fn verified(&self, index: usize, source: &Source) {
+        let piece = self.part.description().piece(index);
+        let mut state = self.lock();
+        state.left -= 1;
+        state.counts.bytes += piece.end - piece.start;
+        state.progressed = Instant::now();
+        state.strikes.remove(&source.address);
+        drop(state);
+        self.shelf.verified(self.part.description().id(), index);
+        self.changed.notify_all();
+    }
+
+    fn strike(&self, source: &Source, problem: &str, strikes: u32) {
+        let mut state = self.lock();
+        state.last = format!("{}: {problem}", source.address);
+        let count = state.strikes.entry(source.address.clone()).or_default();
+        *count += strikes;
+        if *count >= STRIKES && !state.failed.contains(&source.address) {
+            tracing::warn!(source = source.address, "a source of weights is given up: {problem}");
+            state.failed.push(source.address.clone());
+        }
+    }
+
+    fn end(&self, error: FetchError) {
+        self.lock().ended.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Whether a source that has not failed is good for a piece: one that sent it wrong is only asked again where there is no
+    /// other.
+    fn may_ask(&self, source: &Source, bad: Option<&str>) -> bool {
+        let state = self.lock();
+        let is_good = |other: &Source| !state.failed.contains(&other.address);
+        let has_other = || state.sources.iter().any(|other| other != source && is_good(other));
+        is_good(source) && (bad != Some(&source.address) || !has_other())
+    }
+
+    /// A source to dial; `None` when there is none now, after a while.
+    fn source(&self, number: usize, bad: Option<&str>) -> Option<Source> {
+        if let Some(source) = self.known(number, bad) {
+            return Some(source);
+        }
+        let mut backoff = self.backoff.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have asked meanwhile.
+        if let Some(source) = self.known(number, bad) {
+            return Some(source);
+        }
+        let failed = {
+            let state = self.lock();
+            if state.ended.is_some() {
+                return None;
+            }
+            state.failed.clone()
+        };
+        if !failed.is_empty() {
+            std::thread::sleep(backoff.wait());
+        }
+        let found = (self.finder)(&failed);
+        let mut state = self.lock();
+        match found {
+            Ok(found) if !found.is_empty() => {
+                // One that is named again although it failed is the only one there is.
+                let again = |address: &String| found.iter().any(|source| source.address == *address);
+                state.failed.retain(|address| !again(address));
+                state.strikes.retain(|address, _| !again(address));
+                state.sources = found;
+            }
+            Ok(_) => state.last = "nobody has it".to_owned(),
+            Err(problem) => state.last = format!("ask who has it: {problem}"),
+        }
+        drop(state);
+        self.known(number, bad)
+    }
+
+    fn known(&self, number: usize, bad: Option<&str>) -> Option<Source> {
+        let state = self.lock();
+        let good: Vec<&Source> =
+            state.sources.iter().filter(|source| !state.failed.contains(&source.address)).collect();
+        let other: Vec<&Source> = good.iter().copied().filter(|source| bad != Some(&source.address)).collect();
+        let choice = if other.is_empty() { good } else { other };
+        choice.get(number.checked_rem(choice.len())?).map(|source| (*source).clone())
+    }
+
+    fn piece(&self, wire: &mut Wire, index: usize, buffer: &mut [u8]) -> Result<Outcome, FetchError> {
+        let description = self.part.description();
+        let broken = |error: io::Error| FetchError::NoProgress { patience: STALL, last: error.to_string() };
+        let first = u32::try_from(index).map_err(|error| broken(io::Error::other(error)))?;
+        let request = Request { id: description.id(), digest: *description.digest(), first, count: 1 };
+        let piece = description.piece(index);
+        wire.expect(piece.end - piece.start);
+        request.write(wire).map_err(broken)?;
+        match wire.status().map_err(broken)? {
+            Status::Here => {}
+            Status::NotYet => return Ok(Outcome::NotYet),
+            Status::Unknown | Status::Stranger => return Ok(Outcome::Unknown),
+        }
+        // The deadline is that of the bytes; the time before was the source's own waiting.
+        wire.expect(piece.end - piece.start);
+        let (mut hasher, mut offset) = (blake3::Hasher::new(), piece.start);
+        while offset < piece.end {
+            let length = buffer.len().min(usize::try_from(piece.end - offset).unwrap_or(usize::MAX));
+            let chunk = &mut buffer[..length];
+            wire.read_exact(chunk).map_err(broken)?;
+            // While it is in the cache of this core; it counts when the whole piece is right.
+            hasher.update(chunk);
+            self.part.write(chunk, offset)?;
+            offset += length as u64;
+        }
+        let right = description.is_piece(index, hasher.finalize().as_bytes());
+        Ok(if right { Outcome::Right } else { Outcome::Wrong })
+    }
+}

@@ -1,0 +1,27 @@
+//! Bringing a published version of the weights to every host once, and to every process of a host as one copy.
+//!
+//! A version has a [`Description`]: what it is, and a digest of each of its pieces. The [`HostStore`] is a folder in shared
+//! memory in which the processes of a run on one host keep versions; they map the files instead of copying them. A version
+//! that the host lacks is brought by [`fetch`] from the [`DataServer`] of a learner or of another host that has it, piece by
+//! piece, and each piece is passed on as soon as its digest is right. [`Distribution`] says who fetches from whom.
+//!
+//! What is not here: tensors (the callers', who map the file), and the calls by which a version is announced
+//! (`RolloutService`).
+#![forbid(unsafe_code)]
+
+mod description;
+mod distribution;
+mod fetch;
+mod receive;
+mod server;
+mod shelf;
+mod store;
+mod wire;
+
+pub use description::{Announcement, Description, Digest, VersionId, WeightKind, is_address};
+pub use distribution::{Distribution, FAN_OUT};
+pub use fetch::{FetchError, FetchOptions, Fetched, Source, SourceFinder, fetch};
+pub use receive::{ReceiveError, Received, Receiver, Transport};
+pub use server::{DataServer, ServerOptions};
+pub use shelf::Shelf;
+pub use store::{Claim, HostStore, Part, StoreError, Whole, run_tag};

@@ -1,0 +1,181 @@
+//! Handing weights to other hosts.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pacs_runtime::net::Security;
+
+use crate::shelf::{Piece, Shelf};
+use crate::wire::{MAGIC, Pace, Request, Status, Wire};
+
+/// How long a connection may be silent between two requests.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a piece that is on its way here is waited for; the receiver's own patience for a status is longer.
+const PIECE_WAIT: Duration = Duration::from_secs(5);
+
+/// How a [`DataServer`] serves.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// How connections are protected.
+    pub security: Security,
+    /// The run whose members it serves.
+    pub run: String,
+    /// Connections at once; more are told to come again.
+    pub connections: usize,
+    /// Most bytes a second, all connections together; for measurements.
+    pub rate: Option<u64>,
+}
+
+impl ServerOptions {
+    /// Without a limit of rate.
+    #[must_use]
+    pub fn new(security: Security, run: impl Into<String>) -> Self {
+        Self { security, run: run.into(), connections: 64, rate: None }
+    }
+}
+
+/// Serves the versions on a shelf until it is dropped. Every connection has a thread of its own, so a slow receiver holds
+/// nobody up.
+#[derive(Debug)]
+pub struct DataServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    shelf: Shelf,
+    options: ServerOptions,
+    pace: Pace,
+    sent: AtomicU64,
+    connections: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl DataServer {
+    /// Listens on `bind` (host:port).
+    ///
+    /// # Errors
+    /// When the address cannot be used, or plain text would leave the machine.
+    pub fn start(bind: &str, shelf: Shelf, options: ServerOptions) -> io::Result<Self> {
+        let listener = TcpListener::bind(bind)?;
+        let address = listener.local_addr()?;
+        options.security.check_listen(address).map_err(io::Error::other)?;
+        let pace = Pace::new(options.rate);
+        let (sent, connections, ended) = Default::default();
+        let shared = Arc::new(Shared { shelf, options, pace, sent, connections, ended });
+        let serving = Arc::clone(&shared);
+        std::thread::Builder::new().name("weights-accept".into()).spawn(move || accept(&listener, &serving))?;
+        Ok(Self { address, shared })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Bytes of weights that it has sent.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.shared.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for DataServer {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    loop {
+        let accepted = listener.accept();
+        if shared.ended.load(Ordering::Acquire) {
+            return;
+        }
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: others give some back.
+                tracing::warn!("a receiver of weights was not let in: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        // No handshake: what it costs is what there is too little of. The receiver sees a closed connection, and tries again.
+        let Some(place) = Place::take(shared) else {
+            tracing::debug!(%peer, "a receiver of weights was turned away: all connections are taken");
+            continue;
+        };
+        let spawned = std::thread::Builder::new().name("weights-send".into()).spawn(move || {
+            if let Err(error) = serve(stream, &place.0) {
+                match error.kind() {
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset => {
+                        tracing::debug!(%peer, "a receiver of weights has left: {error}");
+                    }
+                    _ => tracing::warn!(%peer, "a receiver of weights was turned away: {error}"),
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%peer, "no thread for a receiver of weights: {error}");
+        }
+    }
+}
+
+/// One of the connections.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let taken = shared.connections.fetch_add(1, Ordering::AcqRel);
+        let place = Self(Arc::clone(shared));
+        (taken < shared.options.connections).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    let (mut wire, run) = Wire::accept(stream, &shared.options.security)?;
+    wire.write_all(&MAGIC)?;
+    if run != shared.options.run {
+        wire.write_all(&[Status::Stranger as u8])?;
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another run"));
+    }
+    wire.write_all(&[Status::Here as u8])?;
+    loop {
+        wire.wait_up_to(IDLE)?;
+        let request = Request::read(&mut wire)?;
+        for index in request.first..request.first.saturating_add(request.count) {
+            if shared.ended.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let piece = shared.shelf.piece(request.id, &request.digest, index as usize, PIECE_WAIT)?;
+            let (status, found) = match piece {
+                Piece::Ready(file, range) => (Status::Here, Some((file, range))),
+                Piece::NotYet => (Status::NotYet, None),
+                Piece::Unknown => (Status::Unknown, None),
+            };
+            wire.expect(found.as_ref().map_or(0, |(_, range)| range.end - range.start));
+            wire.write_all(&[status as u8])?;
+            // The receiver asks again, here or elsewhere.
+            let Some((mut file, range)) = found else { break };
+            let pace = |bytes| {
+                shared.pace.wait(bytes);
+                shared.sent.fetch_add(bytes, Ordering::Relaxed);
+            };
+            wire.send(&mut file, range, &pace)?;
+        }
+    }
+}

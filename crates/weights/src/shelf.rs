@@ -1,0 +1,114 @@
+//! What a process hands on: versions that it has, and pieces of the one that it is fetching.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{Description, Digest, VersionId, Whole};
+
+/// Versions that are handed on at most: the newest, the one before, and the one on its way.
+const MOST: usize = 3;
+
+/// The versions that a [`DataServer`](crate::DataServer) serves. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Shelf(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    entries: Mutex<Vec<Entry>>,
+    /// A piece was verified, or a version has gone.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Entry {
+    description: Description,
+    file: Arc<File>,
+    /// Verified pieces; `None` when all are.
+    ready: Option<Vec<bool>>,
+}
+
+/// How a piece stands.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// It lies there in the file, which is opened anew: a sender moves its own position.
+    Ready(File, Range<u64>),
+    /// It is on its way here.
+    NotYet,
+    /// The version is not here, or has no such piece.
+    Unknown,
+}
+
+impl Shelf {
+    /// Hands a whole version on from now on.
+    pub fn put(&self, whole: &Whole) {
+        self.insert(Entry { description: whole.description().clone(), file: Arc::clone(whole.file()), ready: None });
+    }
+
+    /// Hands on the verified pieces of a version that is being fetched.
+    pub(crate) fn begin(&self, description: &Description, file: &Arc<File>, ready: Vec<bool>) {
+        self.insert(Entry { description: description.clone(), file: Arc::clone(file), ready: Some(ready) });
+    }
+
+    pub(crate) fn verified(&self, id: VersionId, index: usize) {
+        let mut entries = self.lock();
+        let entry = entries.iter_mut().find(|entry| entry.description.id() == id);
+        if let Some(flag) = entry.and_then(|entry| entry.ready.as_mut()).and_then(|ready| ready.get_mut(index)) {
+            *flag = true;
+        }
+        drop(entries);
+        self.0.changed.notify_all();
+    }
+
+    /// Stops handing on a version.
+    pub(crate) fn remove(&self, id: VersionId) {
+        self.lock().retain(|entry| entry.description.id() != id);
+        self.0.changed.notify_all();
+    }
+
+    /// Stops handing on the versions before `oldest`.
+    pub fn retire_before(&self, oldest: VersionId) {
+        self.lock().retain(|entry| entry.description.id() >= oldest);
+        self.0.changed.notify_all();
+    }
+
+    fn insert(&self, entry: Entry) {
+        let mut entries = self.lock();
+        entries.retain(|other| other.description.id() != entry.description.id());
+        entries.push(entry);
+        entries.sort_by_key(|entry| entry.description.id());
+        let surplus = entries.len().saturating_sub(MOST);
+        entries.drain(..surplus);
+        drop(entries);
+        self.0.changed.notify_all();
+    }
+
+    /// Finds a piece, waiting up to `patience` for one that is on its way.
+    pub(crate) fn piece(&self, id: VersionId, digest: &Digest, index: usize, patience: Duration) -> io::Result<Piece> {
+        let deadline = Instant::now() + patience;
+        let mut entries = self.lock();
+        loop {
+            let known = |entry: &&Entry| entry.description.id() == id && entry.description.digest() == digest;
+            let Some(entry) = entries.iter().find(known).filter(|entry| index < entry.description.pieces()) else {
+                return Ok(Piece::Unknown);
+            };
+            if entry.ready.as_ref().is_none_or(|ready| ready[index]) {
+                let file = File::open(format!("/proc/self/fd/{}", entry.file.as_raw_fd()))?;
+                return Ok(Piece::Ready(file, entry.description.piece(index)));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Piece::NotYet);
+            }
+            entries = self.0.changed.wait_timeout(entries, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        // Every change is one assignment, so a panic elsewhere has left nothing half done.
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

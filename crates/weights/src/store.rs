@@ -1,0 +1,529 @@
+//! The folder in which the processes of a run on one host keep versions of the weights.
+//!
+//! A file under its final name was verified by the process that wrote it, and is never written again: others map it as it
+//! is. `<name>.part` is a version on its way; who holds its lock (flock, which the kernel gives back when the holder dies)
+//! brings it, the others wait for the file. Every process holds a shared lock on `lock`; a folder that nobody holds is a
+//! leftover, and the next process of this user removes it. We rejected a memfd: it needs a broker that hands the descriptor
+//! to processes that start later.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::geteuid;
+
+use crate::description::{id_of_file, piece_bytes};
+use crate::{Description, Digest, VersionId, WeightKind};
+
+/// The file that says whether a folder is in use.
+const LOCK: &str = "lock";
+/// How long a folder that somebody else is about to remove is waited for.
+const FOLDER_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes that are digested and written while they are in the cache of a core.
+pub(crate) const CHUNK: usize = 256 << 10;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder belongs to somebody else, or others may enter it.
+    #[error(
+        "`{}` is {found}, and a folder of user {} that nobody else may enter (mode 0700) is needed; remove it, or name another \
+         place with PACS_WEIGHTS_DIR", path.display(), geteuid()
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// What it is instead.
+        found: String,
+    },
+    /// No folder has room.
+    #[error("{needed} bytes of weights do not fit into `{}`, which has {free} bytes left", path.display())]
+    NoRoom {
+        /// The folder that was tried last.
+        path: PathBuf,
+        /// The size of the version.
+        needed: u64,
+        /// What is left there.
+        free: u64,
+    },
+    /// The name of a run cannot be the name of a folder.
+    #[error("run `{}` cannot be the name of a folder", .0.escape_debug())]
+    Run(String),
+    /// The system refuses.
+    #[error("{doing} `{}`: {error}", path.display())]
+    File {
+        /// What was to be done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it was not.
+        error: io::Error,
+    },
+}
+
+fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |error| StoreError::File { doing, path: path.to_owned(), error }
+}
+
+/// The name of a run in the names of folders: its id where processes know one, else one that is made of `known`, which is the
+/// same for all of them.
+#[must_use]
+pub fn run_tag(run_id: &str, known: &str) -> String {
+    if run_id.is_empty() { blake3::hash(known.as_bytes()).to_hex()[..32].to_owned() } else { run_id.to_owned() }
+}
+
+/// Versions of the weights on this host. Dropping the last store of a run on a host removes them.
+#[derive(Debug)]
+pub struct HostStore {
+    folders: Vec<Folder>,
+    /// The missing room was complained about.
+    told: AtomicBool,
+}
+
+impl HostStore {
+    /// The store of a run in shared memory, and among the temporary files for what does not fit there; in
+    /// `PACS_WEIGHTS_DIR` alone where that is set. What runs of this user have left behind is removed.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open(run: &str) -> Result<Self, StoreError> {
+        if let Some(chosen) = std::env::var_os("PACS_WEIGHTS_DIR").filter(|chosen| !chosen.is_empty()) {
+            return Self::open_in(run, &[PathBuf::from(chosen)]);
+        }
+        let places = [PathBuf::from("/dev/shm"), std::env::temp_dir()];
+        Self::open_in(run, &places.into_iter().filter(|place| place.is_dir()).collect::<Vec<_>>())
+    }
+
+    /// The store of a run in folders that are there already, the first one that has room.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open_in(run: &str, places: &[PathBuf]) -> Result<Self, StoreError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if run.is_empty() || run.len() > 64 || !run.bytes().all(plain) {
+            return Err(StoreError::Run(run.to_owned()));
+        }
+        let folders = places.iter().map(|place| Folder::open(place, run)).collect::<Result<_, _>>()?;
+        Ok(Self { folders, told: AtomicBool::new(false) })
+    }
+
+    /// The version, if this host has it whole.
+    ///
+    /// # Errors
+    /// When what is there cannot be read.
+    pub fn find(&self, description: &Description) -> Result<Option<Whole>, StoreError> {
+        let found = self.folders.iter().find_map(|folder| folder.find(description).transpose());
+        found.transpose()
+    }
+
+    /// Writes a version, which the processes of this host find from now on.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
+        self.with_room(content.len() as u64, |folder| folder.publish(id, kind, content))
+    }
+
+    /// Takes on to bring a version here, unless it is here or on its way.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn claim(&self, description: &Description) -> Result<Claim, StoreError> {
+        if let Some(whole) = self.find(description)? {
+            return Ok(Claim::Whole(whole));
+        }
+        // One that is on its way in a later folder, which had room when the first had none, is waited for there.
+        let name = format!("{}.part", description.file_name());
+        if let Some(folder) = self.folders.iter().find(|folder| folder.path.join(&name).exists()) {
+            return folder.claim(description);
+        }
+        self.with_room(description.bytes(), |folder| folder.claim(description))
+    }
+
+    /// Removes the versions before `oldest`. Who has one open or mapped keeps it.
+    pub fn retire_before(&self, oldest: VersionId) {
+        self.folders.iter().for_each(|folder| folder.retire_before(oldest));
+    }
+
+    fn with_room<T>(
+        &self,
+        bytes: u64,
+        mut make: impl FnMut(&Folder) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut last = None;
+        for folder in &self.folders {
+            match folder.check_room(bytes).and_then(|()| make(folder)) {
+                Err(error @ StoreError::NoRoom { .. }) => last = Some(error),
+                made => {
+                    if let (Some(error), Ok(_)) = (&last, &made)
+                        && !self.told.swap(true, Ordering::Relaxed)
+                    {
+                        tracing::warn!("{error}; they are kept in `{}`, which is slower", folder.path.display());
+                    }
+                    return made;
+                }
+            }
+        }
+        let none = || StoreError::NoRoom { path: PathBuf::new(), needed: bytes, free: 0 };
+        Err(last.unwrap_or_else(none))
+    }
+}
+
+/// Whether a version has to be brought.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is here.
+    Whole(Whole),
+    /// The caller is to bring it.
+    Ours(Part),
+    /// Another process brings it; ask again soon.
+    Theirs,
+}
+
+/// A version that is here, verified, and will not change.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    description: Description,
+    file: Arc<File>,
+}
+
+impl Whole {
+    /// What it is.
+    #[must_use]
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Its bytes; also when the name is gone.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// A name under which its bytes can be opened by this process as long as this value lives, also when it was retired.
+    #[must_use]
+    pub fn open_name(&self) -> String {
+        use std::os::fd::AsRawFd;
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+}
+
+/// A version on its way, that this process brings.
+#[derive(Debug)]
+pub struct Part {
+    description: Description,
+    /// Holds the lock.
+    file: Arc<File>,
+    part: PathBuf,
+    whole: PathBuf,
+}
+
+impl Part {
+    /// What it is to become.
+    #[must_use]
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Its bytes so far.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Which pieces are there already, from a process that was ended while it brought them: found by their digests.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn verified(&self) -> Result<Vec<bool>, StoreError> {
+        let present = self.file.metadata().map_err(file_error("look at", &self.part))?.len();
+        let mut chunk = vec![0; CHUNK];
+        let pieces = 0..self.description.pieces();
+        pieces
+            .map(|index| {
+                let piece = self.description.piece(index);
+                if piece.end > present {
+                    return Ok(false);
+                }
+                let found = digest_file(&self.file, piece.start, piece.end, &mut chunk);
+                let found = found.map_err(file_error("read", &self.part))?;
+                Ok(self.description.is_piece(index, &found))
+            })
+            .collect()
+    }
+
+    /// Writes bytes of a piece; it counts as nothing until the piece was verified.
+    ///
+    /// # Errors
+    /// When there is no room, above all.
+    pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        write_at(&self.file, &self.part, bytes, offset, self.description.bytes())
+    }
+
+    /// Gives up what was brought so far.
+    pub fn abandon(self) {
+        // The next one to claim it makes it anew.
+        let _ = fs::remove_file(&self.part);
+    }
+
+    /// Makes the version known, once all its pieces were verified.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn finish(self) -> Result<Whole, StoreError> {
+        fs::rename(&self.part, &self.whole).map_err(file_error("rename", &self.part))?;
+        // Others who wait for the lock see the file under its name by then.
+        let file = open_readable(&self.whole).map_err(file_error("open", &self.whole))?;
+        Ok(Whole { description: self.description, file: Arc::new(file) })
+    }
+}
+
+fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64, needed: u64) -> Result<(), StoreError> {
+    file.write_all_at(bytes, offset).map_err(|error| {
+        let full = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG].map(|errno| Some(errno as i32));
+        if full.contains(&error.raw_os_error()) {
+            return StoreError::NoRoom { path: path.to_owned(), needed, free: free_bytes(path) };
+        }
+        file_error("write", path)(error)
+    })
+}
+
+fn digest_file(file: &File, mut begin: u64, end: u64, chunk: &mut [u8]) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    while begin < end {
+        let length = chunk.len().min(usize::try_from(end - begin).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut chunk[..length], begin)?;
+        hasher.update(&chunk[..length]);
+        begin += length as u64;
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn free_bytes(path: &Path) -> u64 {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    statvfs(folder).map_or(u64::MAX, |about| about.blocks_available() as u64 * about.fragment_size() as u64)
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    options
+}
+
+fn open_readable(path: &Path) -> io::Result<File> {
+    options().open(path)
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// One folder of a store.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    lock: File,
+}
+
+impl Folder {
+    fn open(place: &Path, run: &str) -> Result<Self, StoreError> {
+        let prefix = format!("pacs-{}-", geteuid());
+        let path = place.join(format!("{prefix}{run}"));
+        sweep(place, &prefix, &path);
+        let started = Instant::now();
+        loop {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(file_error("create", &path)(error));
+                }
+                _ => {}
+            }
+            match check_folder(&path).and_then(|()| hold(&path)) {
+                Ok(Some(lock)) => return Ok(Self { path, lock }),
+                // Somebody removes it just now.
+                Ok(None) => {}
+                Err(StoreError::File { error, .. }) if is_missing(&error) => {}
+                Err(error) => return Err(error),
+            }
+            if started.elapsed() > FOLDER_DEADLINE {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "another process removes it, and does not end");
+                return Err(file_error("use", &path)(error));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let free = free_bytes(&self.path);
+        if free < bytes {
+            return Err(StoreError::NoRoom { path: self.path.clone(), needed: bytes, free });
+        }
+        Ok(())
+    }
+
+    fn find(&self, description: &Description) -> Result<Option<Whole>, StoreError> {
+        let path = self.path.join(description.file_name());
+        let file = match open_readable(&path) {
+            Ok(file) => file,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(file_error("open", &path)(error)),
+        };
+        let about = file.metadata().map_err(file_error("look at", &path))?;
+        if !about.is_file() || about.len() != description.bytes() || about.uid() != geteuid().as_raw() {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "it is no file of the size that was announced");
+            return Err(file_error("use", &path)(error));
+        }
+        Ok(Some(Whole { description: description.clone(), file: Arc::new(file) }))
+    }
+
+    fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
+        // Its final name holds the digest, which is known when all is written.
+        let part = self.path.join(format!("{}-{}-published.part", id.generation.0, id.version.0));
+        let file = options().write(true).create(true).truncate(true).open(&part);
+        let file = file.map_err(file_error("create", &part))?;
+        let bytes = content.len() as u64;
+        let described = Description::digested(id, kind, content, piece_bytes(bytes), |offset, piece| {
+            let mut hasher = blake3::Hasher::new();
+            for (chunk, begin) in piece.chunks(CHUNK).zip((offset..).step_by(CHUNK)) {
+                hasher.update(chunk);
+                write_at(&file, &part, chunk, begin, bytes)?;
+            }
+            Ok(*hasher.finalize().as_bytes())
+        });
+        let description = described.inspect_err(|_| drop(fs::remove_file(&part)))?;
+        let whole = self.path.join(description.file_name());
+        Part { description, file: Arc::new(file), part, whole }.finish()
+    }
+
+    fn claim(&self, description: &Description) -> Result<Claim, StoreError> {
+        let whole = self.path.join(description.file_name());
+        let part = self.path.join(format!("{}.part", description.file_name()));
+        let file = options().write(true).create(true).truncate(false).open(&part);
+        let file = file.map_err(file_error("create", &part))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Claim::Theirs),
+            Err(TryLockError::Error(error)) => return Err(file_error("lock", &part)(error)),
+        }
+        // The one before may have finished, or given up and removed it, between the two lines above.
+        if let Some(found) = self.find(description)? {
+            if is_same(&file, &part) {
+                let _ = fs::remove_file(&part);
+            }
+            return Ok(Claim::Whole(found));
+        }
+        if !is_same(&file, &part) {
+            return Ok(Claim::Theirs);
+        }
+        Ok(Claim::Ours(Part { description: description.clone(), file: Arc::new(file), part, whole }))
+    }
+
+    fn retire_before(&self, oldest: VersionId) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if id_of_file(&name).is_none_or(|id| id >= oldest) {
+                continue;
+            }
+            // Who still brings it hears from its sender that nobody has it any more.
+            let held = name.ends_with(".part")
+                && open_readable(&entry.path())
+                    .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            if !held
+                && let Err(error) = fs::remove_file(entry.path())
+                && !is_missing(&error)
+            {
+                tracing::warn!("old weights `{}` are not removed: {error}", entry.path().display());
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // The last one out. Best effort: the next process of this user removes what is left.
+        if self.lock.try_lock().is_ok() {
+            remove(&self.path);
+        }
+    }
+}
+
+/// Whether `path` still names the file.
+fn is_same(file: &File, path: &Path) -> bool {
+    let named = fs::symlink_metadata(path).ok().map(|about| (about.dev(), about.ino()));
+    named.is_some() && named == file.metadata().ok().map(|about| (about.dev(), about.ino()))
+}
+
+fn check_folder(path: &Path) -> Result<(), StoreError> {
+    let about = fs::symlink_metadata(path).map_err(file_error("look at", path))?;
+    let found = if about.is_symlink() {
+        "a symbolic link".to_owned()
+    } else if !about.is_dir() {
+        "no folder".to_owned()
+    } else if about.uid() != geteuid().as_raw() {
+        format!("a folder of user {}", about.uid())
+    } else if about.mode() & 0o777 != 0o700 {
+        format!("of mode {:04o}", about.mode() & 0o777)
+    } else {
+        return Ok(());
+    };
+    Err(StoreError::NotOurs { path: path.to_owned(), found })
+}
+
+/// Holds a folder; `None` when it is being removed.
+fn hold(folder: &Path) -> Result<Option<File>, StoreError> {
+    let path = folder.join(LOCK);
+    let lock = options().write(true).create(true).truncate(false).open(&path);
+    let lock = lock.map_err(file_error("create", &path))?;
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(is_same(&lock, &path).then_some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(file_error("lock", &path)(error)),
+    }
+}
+
+/// Removes the folders of this user that nobody holds, but not `own`: what a process that was killed has brought of this run is
+/// of use.
+fn sweep(place: &Path, prefix: &str, own: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path == own || !entry.file_name().to_string_lossy().starts_with(prefix) || check_folder(&path).is_err() {
+            continue;
+        }
+        // One without a lock is being made, or was left by a process that was killed in that moment.
+        let Ok(lock) = options().write(true).create(true).truncate(false).open(path.join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() && is_same(&lock, &path.join(LOCK)) {
+            tracing::info!("weights that a run has left are removed: {}", path.display());
+            remove(&path);
+        }
+    }
+}
+
+/// Removes a folder whose lock is held exclusively. It gets another name first, so that nobody makes a file in it meanwhile
+/// and takes it for theirs.
+fn remove(path: &Path) {
+    let gone = path.with_file_name(format!("pacs-{}-gone-{}", geteuid(), std::process::id()));
+    let _ = fs::remove_dir_all(&gone);
+    if fs::rename(path, &gone).is_ok() {
+        let _ = fs::remove_dir_all(&gone);
+    }
+}
+
+/// What a file holds, for tests.
+#[cfg(test)]
+pub(crate) fn content(whole: &Whole) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(whole.description.bytes()).expect("small")];
+    whole.file.read_exact_at(&mut bytes, 0).expect("it is whole");
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

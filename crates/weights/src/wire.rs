@@ -1,0 +1,346 @@
+//! The protocol of weights: fixed-size frames over a blocking stream, plain or TLS, with a deadline on every read and write.
+//!
+//! A client sends the magic and the run; the server answers with the magic and a status byte. Each request names a version by
+//! id and digest, and a range of pieces; the server answers each piece with a status byte and, if it has it, its bytes, whose
+//! number both know from the description. Numbers are little-endian.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pacs_runtime::net::{PeerRole, Security, check_role};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, Connection, ServerConnection};
+
+use crate::store::CHUNK;
+use crate::{Digest, VersionId};
+
+/// Names the protocol and its version.
+pub(crate) const MAGIC: [u8; 8] = *b"PACSWGT1";
+/// Longest name of a run.
+pub(crate) const MOST_RUN: usize = 64;
+/// How long the other side may take to say who it is.
+pub(crate) const GREETING: Duration = Duration::from_secs(10);
+/// How long one read or write may take.
+pub(crate) const STALL: Duration = Duration::from_secs(15);
+/// Slower than this, a sender or receiver counts as dead (bytes a second).
+const LEAST_RATE: u64 = 256 << 10;
+/// Plain text that TLS takes before the socket has to.
+const TLS_AHEAD: usize = 256 << 10;
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// The bytes follow.
+    Here = 0,
+    /// The version is not here (any more).
+    Unknown = 1,
+    /// It is on its way here.
+    NotYet = 2,
+    /// Another run, or another protocol.
+    Stranger = 3,
+}
+
+impl Status {
+    fn read(byte: u8) -> io::Result<Self> {
+        let known = [Self::Here, Self::Unknown, Self::NotYet, Self::Stranger];
+        let status = known.into_iter().find(|status| *status as u8 == byte);
+        status.ok_or_else(|| invalid(format!("status {byte}")))
+    }
+}
+
+pub(crate) fn invalid(problem: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.into())
+}
+
+/// Asks for pieces of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) id: VersionId,
+    pub(crate) digest: Digest,
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+const REQUEST_BYTES: usize = 8 + 8 + 32 + 4 + 4;
+
+impl Request {
+    pub(crate) fn write(&self, wire: &mut Wire) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(REQUEST_BYTES);
+        bytes.extend(self.id.generation.0.to_le_bytes());
+        bytes.extend(self.id.version.0.to_le_bytes());
+        bytes.extend(self.digest);
+        bytes.extend(self.first.to_le_bytes());
+        bytes.extend(self.count.to_le_bytes());
+        wire.write_all(&bytes)
+    }
+
+    pub(crate) fn read(wire: &mut Wire) -> io::Result<Self> {
+        let mut bytes = [0; REQUEST_BYTES];
+        wire.read_exact(&mut bytes)?;
+        let mut rest = &bytes[..];
+        let mut long = || take(&mut rest).map(u64::from_le_bytes);
+        let id = VersionId::new(long()?, long()?);
+        let digest = take(&mut rest)?;
+        let mut short = || take(&mut rest).map(u32::from_le_bytes);
+        Ok(Self { id, digest, first: short()?, count: short()? })
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk().ok_or_else(|| invalid("a frame is too short"))?;
+    *rest = left;
+    Ok(*taken)
+}
+
+/// A connection.
+pub(crate) struct Wire {
+    stream: BufReader<TcpStream>,
+    tls: Option<Box<Connection>>,
+    /// When what goes on now must be over, whatever single reads take.
+    deadline: Instant,
+}
+
+impl Wire {
+    /// Dials a sender of a role, and says which run this is.
+    pub(crate) fn dial(address: &str, role: PeerRole, security: &Security, run: &str) -> io::Result<Self> {
+        use std::net::ToSocketAddrs;
+        let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for candidate in address.to_socket_addrs()? {
+            if matches!(security, Security::Plain) && !candidate.ip().is_loopback() {
+                problem = io::Error::other(format!("{candidate}: plain text never leaves the machine"));
+                continue;
+            }
+            match TcpStream::connect_timeout(&candidate, GREETING) {
+                Ok(stream) => return Self::greet(stream, role, security, run),
+                Err(error) => problem = error,
+            }
+        }
+        Err(problem)
+    }
+
+    fn greet(stream: TcpStream, role: PeerRole, security: &Security, run: &str) -> io::Result<Self> {
+        let tls = match security.rustls() {
+            None => None,
+            Some((client, _)) => {
+                let name = ServerName::try_from(role.dns_name()).map_err(io::Error::other)?;
+                Some(Connection::from(ClientConnection::new(client, name).map_err(io::Error::other)?))
+            }
+        };
+        let mut wire = Self::new(stream, tls)?;
+        wire.handshake()?;
+        let mut hello = MAGIC.to_vec();
+        hello.push(u8::try_from(run.len()).map_err(io::Error::other)?);
+        hello.extend(run.as_bytes());
+        wire.write_all(&hello)?;
+        let mut magic = [0; MAGIC.len()];
+        wire.read_exact(&mut magic)?;
+        if magic != MAGIC {
+            return Err(invalid("it does not hand out weights, or is of another version of this program"));
+        }
+        match wire.status()? {
+            Status::Here => Ok(wire),
+            Status::Stranger => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another run")),
+            status => Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("it answers {status:?}"))),
+        }
+    }
+
+    /// Lets a rollout worker greet; the run that it says it is of.
+    pub(crate) fn accept(stream: TcpStream, security: &Security) -> io::Result<(Self, String)> {
+        let tls = match security.rustls() {
+            None => None,
+            Some((_, server)) => Some(Connection::from(ServerConnection::new(server).map_err(io::Error::other)?)),
+        };
+        let mut wire = Self::new(stream, tls)?;
+        wire.handshake()?;
+        if let Some(tls) = &wire.tls {
+            let shown = tls.peer_certificates().and_then(|chain| chain.first());
+            let judged = shown.ok_or_else(|| "it shows no certificate".to_owned());
+            let judged = judged.and_then(|certificate| check_role(certificate, PeerRole::Rollout));
+            judged.map_err(|problem| io::Error::new(io::ErrorKind::PermissionDenied, problem))?;
+        }
+        let mut magic = [0; MAGIC.len()];
+        wire.read_exact(&mut magic)?;
+        if magic != MAGIC {
+            return Err(invalid("it speaks another protocol"));
+        }
+        let mut length = [0];
+        wire.read_exact(&mut length)?;
+        let length = usize::from(length[0]);
+        if length > MOST_RUN {
+            return Err(invalid("the name of its run is too long"));
+        }
+        let mut run = vec![0; length];
+        wire.read_exact(&mut run)?;
+        Ok((wire, String::from_utf8_lossy(&run).into_owned()))
+    }
+
+    fn new(stream: TcpStream, mut tls: Option<Connection>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(STALL))?;
+        stream.set_write_timeout(Some(STALL))?;
+        if let Some(tls) = &mut tls {
+            tls.set_buffer_limit(Some(TLS_AHEAD));
+        }
+        let capacity = if tls.is_some() { TLS_AHEAD } else { 0 };
+        let stream = BufReader::with_capacity(capacity, stream);
+        Ok(Self { stream, tls: tls.map(Box::new), deadline: Instant::now() + GREETING })
+    }
+
+    fn handshake(&mut self) -> io::Result<()> {
+        while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            self.check_deadline()?;
+            let Some(tls) = &mut self.tls else { break };
+            if tls.wants_write() {
+                tls.write_tls(self.stream.get_mut())?;
+            } else {
+                take_in(tls, &mut self.stream)?;
+            }
+        }
+        self.push_out()
+    }
+
+    /// From now on, `bytes` have to be through in the time that the slowest peer may take.
+    pub(crate) fn expect(&mut self, bytes: u64) {
+        self.deadline = Instant::now() + STALL + Duration::from_secs(bytes / LEAST_RATE);
+    }
+
+    /// From now on, something has to be through within `limit`, which may be longer than a read takes.
+    pub(crate) fn wait_up_to(&mut self, limit: Duration) -> io::Result<()> {
+        self.deadline = Instant::now() + limit;
+        self.stream.get_ref().set_read_timeout(Some(limit))
+    }
+
+    fn check_deadline(&self) -> io::Result<()> {
+        if Instant::now() > self.deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it is too slow"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn status(&mut self) -> io::Result<Status> {
+        let mut byte = [0];
+        self.read_exact(&mut byte)?;
+        Status::read(byte[0])
+    }
+
+    pub(crate) fn read_exact(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.read(bytes)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => bytes = &mut bytes[read..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, and waits for something; 0 at the end.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.check_deadline()?;
+            let read = match &mut self.tls {
+                None => self.stream.read(bytes),
+                Some(tls) => match tls.reader().read(bytes) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => match take_in(tls, &mut self.stream) {
+                        Ok(0) => return Ok(0),
+                        Ok(_) => continue,
+                        Err(error) => Err(error),
+                    },
+                    other => other,
+                },
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What a timeout of the system is called.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                other => return other,
+            }
+        }
+    }
+
+    pub(crate) fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if self.tls.is_none() {
+            return self.stream.get_mut().write_all(bytes);
+        }
+        while !bytes.is_empty() {
+            self.check_deadline()?;
+            let Some(tls) = &mut self.tls else { break };
+            let written = tls.writer().write(bytes)?;
+            bytes = &bytes[written..];
+            self.push_out()?;
+        }
+        Ok(())
+    }
+
+    /// Sends a range of a file; `pace` is told before so many bytes are sent. In plain text the kernel moves them.
+    pub(crate) fn send(&mut self, file: &mut File, range: Range<u64>, pace: &dyn Fn(u64)) -> io::Result<()> {
+        file.seek(SeekFrom::Start(range.start))?;
+        let (mut left, mut chunk) = (range.end - range.start, Vec::new());
+        while left > 0 {
+            self.check_deadline()?;
+            let length = left.min(if self.tls.is_none() { 4 * CHUNK } else { CHUNK } as u64);
+            pace(length);
+            if self.tls.is_none() {
+                // The library asks for sendfile where it can be had.
+                let sent = io::copy(&mut (&*file).take(length), self.stream.get_mut())?;
+                if sent < length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            } else {
+                chunk.resize(usize::try_from(length).map_err(io::Error::other)?, 0);
+                file.read_exact(&mut chunk)?;
+                self.write_all(&chunk)?;
+            }
+            left -= length;
+        }
+        Ok(())
+    }
+
+    fn push_out(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        while tls.wants_write() {
+            match tls.write_tls(self.stream.get_mut()) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes what the stream has and decrypts it; 0 at its end.
+fn take_in(tls: &mut Connection, stream: &mut BufReader<TcpStream>) -> io::Result<usize> {
+    let read = tls.read_tls(stream)?;
+    if let Err(error) = tls.process_new_packets() {
+        // The other side learns why, if it still listens.
+        let _ = tls.write_tls(stream.get_mut());
+        return Err(invalid(error.to_string()));
+    }
+    Ok(read)
+}
+
+/// Bytes a second that all who share it may send together.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace(Option<Arc<std::sync::Mutex<Instant>>>, u64);
+
+impl Pace {
+    pub(crate) fn new(rate: Option<u64>) -> Self {
+        Self(rate.map(|_| Arc::new(std::sync::Mutex::new(Instant::now()))), rate.unwrap_or(0).max(1))
+    }
+
+    /// Waits until `bytes` more may be sent.
+    pub(crate) fn wait(&self, bytes: u64) {
+        let Some(next) = &self.0 else { return };
+        let turn = {
+            let mut next = next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let turn = (*next).max(Instant::now());
+            *next = turn + Duration::from_secs_f64(bytes as f64 / self.1 as f64);
+            turn
+        };
+        std::thread::sleep(turn.saturating_duration_since(Instant::now()));
+    }
+}

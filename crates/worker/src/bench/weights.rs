@@ -1,0 +1,306 @@
+//! `pacs-worker bench weights`.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use pacs_model::ModelConfig;
+use pacs_rollout::MappedWeights;
+use pacs_runtime::net::{PeerRole, Security};
+use pacs_torch::bytes;
+use pacs_torch::tch::{Device, Kind};
+use pacs_types::WorkerId;
+use pacs_weights::{
+    DataServer, Distribution, FetchOptions, HostStore, Received, Receiver, ServerOptions, Shelf, Source, Transport,
+    VersionId, WeightKind, Whole,
+};
+use serde_json::json;
+
+use super::{median, print, shape, work};
+
+/// The run that all of it belongs to.
+const RUN: &str = "bench";
+
+/// How a version of the weights gets to rollout workers: `shared` (a file that processes of a host map) beside a plain copy of
+/// memory, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when weights are swapped.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+                  pacs-worker bench weights --shape smollm2-135m --threads 2\n  \
+                  pacs certs certs && pacs-worker bench weights --shape smollm2-135m --tls-dir certs --receivers 16 --link-rate 40")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    shape: shape::Arguments,
+    /// Folder with the certificates of all roles (`pacs certs`), to measure `stream` with TLS, too.
+    #[arg(long)]
+    tls_dir: Option<PathBuf>,
+    /// Hosts that receive the version at the same time, each in a store of its own [0: not measured]
+    #[arg(long, default_value_t = 0)]
+    receivers: u64,
+    /// Megabytes a second that each host can send when there are several: on one machine all share its processors, and it is
+    /// links that a tree is for.
+    #[arg(long, default_value_t = 40)]
+    link_rate: u64,
+    /// Connections of one receiver.
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Folder for the stores. Default: shared memory.
+    #[arg(long, default_value = "/dev/shm")]
+    folder: PathBuf,
+    /// Samples that decode while weights are swapped.
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
+    /// Times that each is measured.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.repeats == 0 || arguments.rows == 0 || arguments.connections == 0 || arguments.link_rate == 0 {
+        bail!("measure: repeats, rows, connections and rate must be above 0");
+    }
+    let subject = arguments.shape.subject()?;
+    if subject.device != Device::Cpu {
+        bail!("measure weights on a device: what is measured is the way through host memory; take --device cpu");
+    }
+    let bench = Bench { arguments, described: subject.describe(), config: subject.config.clone() };
+    let kind = if subject.kind == Kind::Float { WeightKind::Float32 } else { WeightKind::Bfloat16 };
+    let content = bytes(&subject.parameters.flat).context("measure")?;
+    let sender = Host::new(&arguments.folder, Security::Plain, None)?;
+    bench.copy_and_share(&sender, kind, content)?;
+    let published = sender.publish(VersionId::new(1, 1), kind, content)?;
+    bench.stream(&sender, &published, &Security::Plain)?;
+    if let Some(folder) = &arguments.tls_dir {
+        let security = |role: PeerRole| pacs_runtime::launch::security(folder, role).context("read certificates");
+        let sender = Host::new(&arguments.folder, security(PeerRole::Learner)?, None)?;
+        let published = sender.publish(VersionId::new(1, 1), kind, content)?;
+        bench.stream(&sender, &published, &security(PeerRole::Rollout)?)?;
+    }
+    if arguments.receivers > 0 {
+        bench.tree(kind, content)?;
+    }
+    drop((published, sender));
+    bench.pause(subject, kind)
+}
+
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    described: serde_json::Value,
+    config: ModelConfig,
+}
+
+impl Bench<'_> {
+    /// `shared`: from the announcement to a mapping with all its pages, as a share of a copy of the same bytes.
+    fn copy_and_share(&self, sender: &Host, kind: WeightKind, content: &[u8]) -> Result<()> {
+        let mut target = vec![0u8; content.len()];
+        let (mut copies, mut writes, mut maps) = (vec![], vec![], vec![]);
+        for repeat in 0..self.arguments.repeats as u64 {
+            let started = Instant::now();
+            target.copy_from_slice(content);
+            copies.push(started.elapsed().as_secs_f64());
+            std::hint::black_box(&target);
+            let started = Instant::now();
+            let published = sender.publish(VersionId::new(0, repeat), kind, content)?;
+            writes.push(started.elapsed().as_secs_f64());
+            let receiver =
+                Receiver::new(Arc::clone(&sender.store), Shelf::default(), FetchOptions::new(Security::Plain, RUN));
+            let started = Instant::now();
+            let nobody = |_: &[String]| Err("it is on this host".to_owned());
+            let received = receiver.receive(published.description(), &nobody, &AtomicBool::new(false));
+            let mapped = MappedWeights::map(&received.context("receive")?, &self.config).context("map")?;
+            maps.push(started.elapsed().as_secs_f64());
+            drop(mapped);
+            sender.store.retire_before(VersionId::new(1, 0));
+        }
+        let (copy, map) = (median(&copies), median(&maps));
+        print(&json!({
+            "bench": "weights", "transport": Transport::Shared.name(), "model": self.described, "bytes": content.len(),
+            "seconds": map, "copy_seconds": copy, "share_of_a_copy": map / copy,
+            "copy_gigabytes_per_second": rate(content.len() as u64, copy), "publish_seconds": median(&writes),
+            "publish_gigabytes_per_second": rate(content.len() as u64, median(&writes)),
+        }));
+        Ok(())
+    }
+
+    /// `stream`: one receiver on the loopback interface.
+    fn stream(&self, sender: &Host, published: &Whole, security: &Security) -> Result<()> {
+        let bytes = published.description().bytes();
+        let (mut seconds, before) = (Vec::new(), processor_seconds()?);
+        for _ in 0..self.arguments.repeats {
+            let host = Host::new(&self.arguments.folder, Security::Plain, None)?;
+            let source = Source { address: sender.server.address().to_string(), role: PeerRole::Learner };
+            let finder = |_: &[String]| Ok(vec![source.clone()]);
+            let started = Instant::now();
+            let received = self.receive(&host, security, published, &finder)?;
+            seconds.push(started.elapsed().as_secs_f64());
+            if received.fetched.bytes != bytes {
+                bail!("measure: {} of {bytes} bytes came over the network", received.fetched.bytes);
+            }
+        }
+        // What it takes on a machine that does nothing else, however busy this one is.
+        let processor = (processor_seconds()? - before) / self.arguments.repeats as f64;
+        let tls = !matches!(security, Security::Plain);
+        print(&json!({
+            "bench": "weights", "transport": Transport::Stream.name(), "tls": tls, "receivers": 1, "bytes": bytes,
+            "seconds": median(&seconds), "gigabytes_per_second": rate(bytes, median(&seconds)),
+            "processor_seconds": processor, "connections": self.arguments.connections, "target": if tls { "1 or more" } else { "2 or more" },
+        }));
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        host: &Host,
+        security: &Security,
+        published: &Whole,
+        finder: &pacs_weights::SourceFinder<'_>,
+    ) -> Result<Received> {
+        let options =
+            FetchOptions { connections: self.arguments.connections, ..FetchOptions::new(security.clone(), RUN) };
+        let receiver = Receiver::new(Arc::clone(&host.store), host.shelf.clone(), options);
+        receiver.receive(published.description(), finder, &AtomicBool::new(false)).context("receive")
+    }
+
+    /// Many hosts, who hand on to each other, beside one.
+    fn tree(&self, kind: WeightKind, content: &[u8]) -> Result<()> {
+        let rate_limit = self.arguments.link_rate * 1_000_000;
+        let mut seconds = Vec::new();
+        for receivers in [1, self.arguments.receivers] {
+            let sender = Host::new(&self.arguments.folder, Security::Plain, Some(rate_limit))?;
+            let published = sender.publish(VersionId::new(2, receivers), kind, content)?;
+            let tree = Mutex::new(Distribution::default());
+            let lock = || tree.lock().unwrap_or_else(PoisonError::into_inner);
+            lock().announce(published.description().id(), &sender.server.address().to_string());
+            let hosts: Vec<Host> = (0..receivers)
+                .map(|_| Host::new(&self.arguments.folder, Security::Plain, Some(rate_limit)))
+                .collect::<Result<_>>()?;
+            let started = Instant::now();
+            std::thread::scope(|scope| {
+                let threads = (1..).zip(&hosts).map(|(number, host)| {
+                    let (published, lock) = (&published, &lock);
+                    scope.spawn(move || {
+                        let address = host.server.address().to_string();
+                        let finder = |failed: &[String]| Ok(lock().find(WorkerId(number), &address, failed));
+                        let received = self.receive(host, &Security::Plain, published, &finder);
+                        lock().holds(WorkerId(number));
+                        received.map(drop)
+                    })
+                });
+                let threads: Vec<_> = threads.collect();
+                threads.into_iter().try_for_each(|thread| match thread.join() {
+                    Ok(received) => received,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+            })?;
+            seconds.push(started.elapsed().as_secs_f64());
+            let sent = sender.server.sent_bytes() as f64 / content.len() as f64;
+            print(&json!({
+                "bench": "weights", "transport": Transport::Stream.name(), "receivers": receivers,
+                "bytes": content.len(), "seconds": seconds[seconds.len() - 1], "link_megabytes_per_second": self.arguments.link_rate,
+                "copies_sent_by_the_learner": sent,
+            }));
+        }
+        print(&json!({
+            "bench": "weights", "receivers": self.arguments.receivers, "times_one_receiver": seconds[1] / seconds[0],
+            "target": "less than 3",
+        }));
+        Ok(())
+    }
+
+    /// What decoding sees when weights are swapped between two passes.
+    fn pause(&self, subject: shape::Subject, kind: WeightKind) -> Result<()> {
+        const NEW_TOKENS: u32 = 24;
+        let rows = self.arguments.rows;
+        let host = Host::new(&self.arguments.folder, Security::Plain, None)?;
+        let content = bytes(&subject.parameters.flat).context("measure")?;
+        let mut mapped = Vec::new();
+        for version in 1..=self.arguments.repeats as u64 {
+            let whole = host.publish(VersionId::new(3, version), kind, content)?;
+            let received = Received { whole, transport: Transport::Shared, fetched: Default::default() };
+            mapped.push(MappedWeights::map(&received, &self.config).context("map")?);
+            // The mapping keeps what the name does not.
+            host.store.retire_before(VersionId::new(4, 0));
+        }
+        let mut engine = work::engine(subject, rows, 8 + NEW_TOKENS as usize, false)?;
+        let (mut swaps, mut passes, mut firsts) = (vec![], vec![], vec![]);
+        for (number, weights) in (0..).zip(mapped) {
+            engine.submit(work::group(&self.config, number, rows as u32, 8, NEW_TOKENS)).context("measure")?;
+            let timed = |engine: &mut pacs_rollout::Engine| -> Result<f64> {
+                let started = Instant::now();
+                engine.step().context("generate")?;
+                Ok(started.elapsed().as_secs_f64())
+            };
+            // The first passes compute the prompt.
+            (0..3).try_for_each(|_| timed(&mut engine).map(drop))?;
+            (0..6).try_for_each(|_| timed(&mut engine).map(|pass| passes.push(pass)))?;
+            let started = Instant::now();
+            let old = weights.replace(&mut engine).context("swap weights")?;
+            swaps.push(started.elapsed().as_secs_f64());
+            drop(old);
+            firsts.push(timed(&mut engine)?);
+            while !engine.is_idle() {
+                timed(&mut engine)?;
+            }
+        }
+        let (swap, pass, first) = (median(&swaps), median(&passes), median(&firsts));
+        print(&json!({
+            "bench": "weights", "pause_seconds": swap + (first - pass).max(0.0), "swap_seconds": swap, "pass_seconds": pass,
+            "pass_seconds_after_swap": first, "rows": rows, "target": "less than a pass",
+        }));
+        Ok(())
+    }
+}
+
+/// Processor time that all threads of this process have used, to a hundredth of a second.
+fn processor_seconds() -> Result<f64> {
+    // Linux counts in hundredths on every architecture.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth after it.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse);
+    let ticks: Vec<f64> = ticks.collect::<Result<_, _>>().context("/proc/self/stat has no times")?;
+    Ok(ticks.iter().sum::<f64>() / TICKS)
+}
+
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    bytes as f64 / seconds / 1e9
+}
+
+/// A host: a store, and what hands it on.
+struct Host {
+    store: Arc<HostStore>,
+    shelf: Shelf,
+    server: DataServer,
+    place: PathBuf,
+}
+
+impl Host {
+    fn new(parent: &Path, security: Security, rate: Option<u64>) -> Result<Self> {
+        static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let place = parent.join(format!("pacs-bench-weights-{}-{number}", std::process::id()));
+        std::fs::create_dir(&place).with_context(|| format!("create folder `{}`", place.display()))?;
+        let store = HostStore::open_in(RUN, std::slice::from_ref(&place)).context("open a store")?;
+        let shelf = Shelf::default();
+        let options = ServerOptions { rate, ..ServerOptions::new(security, RUN) };
+        let server = DataServer::start("127.0.0.1:0", shelf.clone(), options).context("listen on 127.0.0.1")?;
+        Ok(Self { store: Arc::new(store), shelf, server, place })
+    }
+
+    fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole> {
+        let whole = self.store.publish(id, kind, content).context("publish")?;
+        self.shelf.put(&whole);
+        Ok(whole)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.place) {
+            tracing::warn!("`{}` was not removed: {error}", self.place.display());
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The processes of a run, as the system shows them.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process of this machine that belongs to a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunProcess {
+    /// Its process id.
+    pub pid: i32,
+    /// Name of its slot, for example `rollout-0`.
+    pub name: String,
+}
+
+impl RunProcess {
+    /// The workers that were started for the run of this id and still live, by name.
+    #[must_use]
+    pub fn of(run_id: &str) -> Vec<Self> {
+        let variable = format!("PACS_RUN_ID={run_id}");
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut found: Vec<Self> = processes
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let environment = fs::read(entry.path().join("environ")).ok()?;
+                environment.split(|byte| *byte == 0).find(|word| *word == variable.as_bytes())?;
+                let line = fs::read(entry.path().join("cmdline")).ok()?;
+                let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"--name");
+                // Children of a verifier have the variable, too, but no name.
+                let name = String::from_utf8_lossy(words.nth(1)?).into_owned();
+                Some(Self { pid, name })
+            })
+            .collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid), signal).with_context(|| format!("signal {}", self.name))
+    }
+}

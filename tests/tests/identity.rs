@@ -1,0 +1,364 @@
+//! A run is told from others of the same machine: by its id, which its workers carry, and not by the port or the names that it has.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use pacs_tests::{Job, Run, RunProcess};
+
+/// Longest that any of it may take.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+const WORKERS: [&str; 3] = ["learner-0", "rollout-0", "verifier-0"];
+
+/// A job that is not over before something happens to it.
+fn job(name: &str, steps: i64) -> Result<Job> {
+    let job = Job::tiny()?.named(name).with("batch.steps", steps).with("checkpoint.every_steps", 5);
+    Ok(job.with("evaluation.before", false).with("evaluation.after", false))
+}
+
+fn wait_for(what: &str, mut found: impl FnMut() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !found()? {
+        ensure!(began.elapsed() < DEADLINE, "no {what} within {} s", DEADLINE.as_secs());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn wait_for_step(run: &mut Run, step: u64) -> Result<()> {
+    run.wait_until(&format!("step {step}"), |status| status["step"].as_u64() >= Some(step)).map(drop)
+}
+
+/// A port that nobody uses at the moment.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn lines_with<'a>(text: &'a str, wanted: &'a str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.contains(wanted)).collect()
+}
+
+/// Starts the run of a job, and kills it when its workers have made something. They live on.
+fn orphans(job: &Job, listen: &str) -> Result<Vec<RunProcess>> {
+    let mut run = job.start_with(&["--listen", listen])?;
+    wait_for_step(&mut run, 2)?;
+    let workers = job.workers()?;
+    ensure!(workers.iter().map(|worker| worker.name.as_str()).eq(WORKERS), "{workers:?}");
+    run.signal(Signal::SIGKILL)?;
+    run.wait()?;
+    Ok(workers)
+}
+
+/// Waits until each of these workers of `ours` was told by the run `theirs` that it is a stranger there.
+fn wait_for_refusals(ours: &Job, theirs: &Job) -> Result<()> {
+    let (our_id, their_id) = (ours.run_id()?, theirs.run_id()?);
+    let said_by_coordinator = format!("run {our_id} was refused: this is run {their_id}");
+    wait_for("word of the strangers in the other run's log", || {
+        Ok(theirs.logs()?.get("coordinator.log").is_some_and(|log| log.contains(&said_by_coordinator)))
+    })?;
+    for worker in WORKERS {
+        wait_for(&format!("word of the other run in the log of {worker}"), || {
+            Ok(ours.logs()?.get(&format!("{worker}.log")).is_some_and(|log| log.contains(&their_id)))
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks that nothing of the run `stranger` came into that of `job`, and that neither side complained more than once.
+fn check_undisturbed(job: &Job, stranger: &Job, steps: u64) -> Result<()> {
+    job.check_every_step_once(steps)?;
+    job.check_no_panic()?;
+    let logs = job.logs()?;
+    for (name, log) in &logs {
+        ensure!(lines_with(log, "was replaced").is_empty(), "{name}: a worker was replaced:\n{log}");
+    }
+    let complaints = lines_with(&logs["coordinator.log"], &stranger.run_id()?).len();
+    ensure!(complaints <= 1, "{complaints} lines about one stranger");
+    for worker in WORKERS {
+        let log = &stranger.logs()?[&format!("{worker}.log")];
+        let complaints = lines_with(log, &job.run_id()?).len();
+        ensure!(complaints <= 2, "{complaints} lines about one other run in the log of {worker}:\n{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
+    let (first, second) = (job("first", 12)?, job("second", 12)?);
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let workers = orphans(&first, &listen)?;
+
+    let run = second.start_with(&["--listen", &listen])?;
+    wait_for_refusals(&first, &second)?;
+    run.wait()?.expect_code(0);
+    check_undisturbed(&second, &first, 12)?;
+    assert_eq!(first.workers()?, workers, "they wait for their own run");
+
+    let ended = first.start_with(&["--listen", &listen])?.wait()?;
+    ended.expect_code(0);
+    for worker in WORKERS {
+        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+    }
+    first.check_every_step_once(12)?;
+    first.check_no_panic()
+}
+
+#[test]
+fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
+    let (first, second) = (job("first", 12)?, job("second", 12)?);
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    orphans(&first, &listen)?;
+
+    let mut other = second.start_with(&["--listen", &listen])?;
+    wait_for_step(&mut other, 1)?;
+    // So that it is still there when the first one is done.
+    operate(&second, &["pause", &second.run_path("").display().to_string()])?;
+    wait_for_refusals(&first, &second)?;
+
+    let ended = first.start_at_any_port()?.wait()?;
+    ended.expect_code(0);
+    for worker in WORKERS {
+        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+    }
+    first.check_every_step_once(12)?;
+    first.check_no_panic()?;
+
+    ensure!(!other.has_ended()?, "the other run was paused");
+    operate(&second, &["resume", &second.run_path("").display().to_string()])?;
+    other.wait()?.expect_code(0);
+    check_undisturbed(&second, &first, 12)
+}
+
+/// Nobody answers at the old port any more, and nobody tells the workers so.
+#[test]
+fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
+    // Workers give up a coordinator that is silent for longer, and look for it then in any case.
+    const SILENCE: Duration = Duration::from_secs(110);
+    let job = job("moved", 12)?;
+    let workers = orphans(&job, &format!("127.0.0.1:{}", free_port()?))?;
+    let began = Instant::now();
+    let mut run = job.start_with(&["--listen", &format!("127.0.0.1:{}", free_port()?)])?;
+    let status = run.wait_until("workers", |status| {
+        let there = status["workers"].as_array().map_or(0, Vec::len) == WORKERS.len();
+        there && status["step"].as_u64() >= Some(5)
+    })?;
+    ensure!(began.elapsed() < SILENCE, "it took {} s: {status}", began.elapsed().as_secs());
+    assert_eq!(job.workers()?, workers, "they were taken over");
+    run.wait()?.expect_code(0);
+    job.check_every_step_once(12)?;
+    job.check_no_panic()
+}
+
+#[test]
+fn a_port_that_was_asked_for_and_is_taken_is_an_error() -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let listen = taken.local_addr()?.to_string();
+    let ended = job("one", 2)?.start_with(&["--listen", &listen])?.wait()?;
+    ended.expect_code(75);
+    assert!(ended.stderr.contains(&listen) && ended.stderr.contains("without --listen"), "{}", ended.stderr);
+    Ok(())
+}
+
+/// A second process claims the name of one that lives: it waits until it is clear that the other one does, and gives up.
+#[test]
+fn a_name_that_is_held_by_a_live_process_is_not_taken_over() -> Result<()> {
+    let job = job("names", 100_000)?;
+    let mut run = job.start()?;
+    wait_for_step(&mut run, 1)?;
+    let before = job.workers()?;
+    let folder = job.run_path("").canonicalize()?.display().to_string();
+    let claims: Vec<(&str, std::process::Child)> = WORKERS
+        .into_iter()
+        .map(|name| {
+            let role = name.split('-').next().unwrap_or(name);
+            let program = if role == "verifier" { "pacs" } else { "pacs-worker" };
+            let mut command = job.command(program)?;
+            command.args([role, "--coordinator", &folder, "--name", name, "--plaintext", "--threads", "1"]);
+            let output = fs::File::create(job.path(&format!("{name}.out")))?;
+            Ok((name, command.stdout(output.try_clone()?).stderr(output).spawn()?))
+        })
+        .collect::<Result<_>>()?;
+    for (name, mut claim) in claims {
+        let said = || fs::read_to_string(job.path(&format!("{name}.out"))).unwrap_or_default();
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = claim.try_wait()? {
+                break status;
+            }
+            if began.elapsed() > DEADLINE {
+                claim.kill()?;
+                claim.wait()?;
+                bail!("the second {name} does not end:\n{}", said());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(78), "{}", said());
+        let said = said();
+        let errors = lines_with(&said, "error: failed to");
+        assert_eq!(errors.len(), 1, "{said}");
+        let holder = before.iter().find(|worker| worker.name == name).context("it was there")?;
+        assert!(errors[0].contains(name) && errors[0].contains(&holder.pid.to_string()), "{said}");
+    }
+    assert_eq!(job.workers()?, before, "nobody was replaced");
+    let step = run.status()?.context("a status")?["step"].as_u64().context("a step")?;
+    wait_for_step(&mut run, step + 1)?;
+    run.signal(Signal::SIGINT)?;
+    let ended = run.wait()?;
+    ended.expect_code(75);
+    assert!(!ended.stdout.contains(" is gone"), "{}", ended.stdout);
+    job.check_no_panic()
+}
+
+/// A process that looks like a worker of the run, but is one of another, is neither adopted nor ended.
+#[test]
+fn what_belongs_to_another_run_is_not_ended_with_this_one() -> Result<()> {
+    let (first, second) = (job("first", 8)?, job("second", 8)?);
+    // The second run waits for its coordinator when the first one ends.
+    let theirs = orphans(&second, "127.0.0.1:0")?;
+    orphans(&first, "127.0.0.1:0")?;
+    first.start()?.wait()?.expect_code(0);
+    assert_eq!(first.workers()?, [], "its own have ended with it");
+    assert_eq!(second.workers()?, theirs);
+    second.start()?.wait()?.expect_code(0);
+    second.check_every_step_once(8)
+}
+
+/// Another user of the machine has taken the port of a coordinator: workers do not even tell it who they are.
+#[test]
+fn workers_do_not_work_for_another_user() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        println!("skipped: only the superuser can start a process of another user");
+        return Ok(());
+    }
+    let thief = job("thief", 2)?;
+    let spec = thief.write_spec()?.display().to_string();
+    let folder = thief.run_path("");
+    fs::create_dir(&folder)?;
+    chown(&folder, Some(NOBODY), Some(NOBODY))?;
+    fs::set_permissions(thief.path(""), fs::Permissions::from_mode(0o755))?;
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let mut command = thief.command("pacs")?;
+    command.args(["coordinator", &spec, "--listen", &listen, "--plaintext", "--run-dir"]).arg(&folder);
+    let output = fs::File::create(thief.path("thief.out"))?;
+    command.stdout(output.try_clone()?).stderr(output).uid(NOBODY).gid(NOBODY);
+    let mut coordinator = match command.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            println!("skipped: another user cannot start the program here ({error})");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let said = || fs::read_to_string(thief.path("thief.out")).unwrap_or_default();
+    let serves = wait_for("coordinator of another user", || {
+        ensure!(coordinator.try_wait()?.is_none(), "it has ended: {}", said());
+        Ok(said().contains("serving "))
+    });
+    let asked = serves.and_then(|()| {
+        let name = ["verifier", "--name", "verifier-0", "--plaintext", "--join-timeout", "1", "--coordinator", &listen];
+        pacs(&thief, &name)
+    });
+    coordinator.kill()?;
+    coordinator.wait()?;
+    let output = asked?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{error}");
+    assert!(error.contains(&format!("a process of user {NOBODY} listens at {listen}")), "{error}");
+    assert!(!said().contains("verifier-0"), "{}", said());
+    Ok(())
+}
+
+/// Runs `pacs` with these arguments.
+fn pacs(job: &Job, arguments: &[&str]) -> Result<Output> {
+    job.command("pacs")?.args(arguments).output().context("run pacs")
+}
+
+fn operate(job: &Job, arguments: &[&str]) -> Result<()> {
+    let output = pacs(job, arguments)?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
+    let first = job("first", 100_000)?;
+    let state = first.path("state");
+    let second = job("second", 100_000)?.listed_in(&state);
+    let asked = |arguments: &[&str]| -> Result<(Option<i32>, String, String)> {
+        let output = pacs(&first, arguments)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+    };
+    let (code, _, said) = asked(&["status"])?;
+    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+
+    let mut one = first.start_at_any_port()?;
+    wait_for_step(&mut one, 1)?;
+    let (code, status, said) = asked(&["status"])?;
+    assert!(code == Some(0) && status.contains("first in "), "{status}{said}");
+
+    let mut two = second.start_at_any_port()?;
+    wait_for_step(&mut two, 1)?;
+    let folders = [&first, &second].map(|job| job.run_path("").canonicalize());
+    for command in ["status", "pause", "stop"] {
+        let (code, _, said) = asked(&[command])?;
+        assert_eq!(code, Some(2), "{said}");
+        for (name, folder) in ["first", "second"].iter().zip(&folders) {
+            let folder = folder.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.display().to_string();
+            assert!(said.lines().any(|line| line.starts_with(name) && line.contains(&folder)), "{said}");
+        }
+    }
+    let (code, json, _) = asked(&["status", "--json"])?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    assert_eq!(code, Some(2));
+    assert!(
+        json["runs"].as_array().is_some_and(|runs| runs.len() == 2 && runs[0]["step"].as_u64() >= Some(1)),
+        "{json}"
+    );
+
+    let id = second.run_id()?;
+    for target in ["second", &id[..8]] {
+        let (code, status, said) = asked(&["status", target])?;
+        assert!(code == Some(0) && status.contains("second in "), "{status}{said}");
+    }
+    // What was killed lives no more, whatever is still listed.
+    one.signal(Signal::SIGKILL)?;
+    one.wait()?;
+    let (code, status, said) = asked(&["status"])?;
+    assert!(code == Some(0) && status.contains("second in "), "{status}{said}");
+    let (code, _, said) = asked(&["stop"])?;
+    assert_eq!(code, Some(0), "{said}");
+    two.wait()?.expect_code(75);
+    let (code, _, said) = asked(&["status"])?;
+    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_coordinator_that_is_meant_for_another_run_does_not_touch_the_folder() -> Result<()> {
+    let job = job("one", 2)?;
+    let spec = job.write_spec()?.display().to_string();
+    let folder = job.run_path("").display().to_string();
+    let id = String::from_utf8(pacs(&job, &["run-id", &folder])?.stdout)?.trim().to_owned();
+    assert_eq!(job.run_id()?, id);
+    assert_eq!(String::from_utf8(pacs(&job, &["run-id", &folder])?.stdout)?.trim(), id, "made once");
+    let other = "f".repeat(32);
+    let output = job
+        .command("pacs")?
+        .args(["coordinator", &spec, "--run-dir", &folder, "--listen", "127.0.0.1:0", "--plaintext"])
+        .env("PACS_RUN_ID", &other)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains(&id) && said.contains(&other), "{said}");
+    assert!(!job.run_path("coordinator.json").exists(), "it has not begun to work there");
+    Ok(())
+}
