@@ -187,6 +187,23 @@ fn certificates_are_taken_up_while_the_coordinator_runs() -> Result<()> {
 }
 
 #[test]
+fn two_processes_of_one_name_end_in_one_clear_error() -> Result<()> {
+    let mut cluster = cluster(6)?;
+    cluster.start_coordinator(&[])?;
+    let verifier = ["verifier", "--name", "verifier-0", "--threads", "1"];
+    cluster.start("first", "pacs", &verifier)?;
+    cluster.wait_for("registration", |cluster| cluster.said("first").contains("joined the run"))?;
+    cluster.start("second", "pacs", &verifier)?;
+    assert_eq!(cluster.code("second")?, Some(78), "{}", cluster.said("second"));
+    let said = cluster.said("second");
+    ensure!(said.contains("error: ") && said.contains("the name `verifier-0` belongs to another process"), "{said}");
+    ensure!(!cluster.said("first").contains("joining again"), "{}", cluster.said("first"));
+    let registered = cluster.said("coordinator").matches("worker registered").count();
+    ensure!(registered == 1, "{registered} registrations:\n{}", cluster.said("coordinator"));
+    Ok(())
+}
+
+#[test]
 fn plain_text_does_not_leave_the_machine() -> Result<()> {
     let mut cluster = cluster(6)?;
     let spec = cluster.job.path("job.toml").display().to_string();

@@ -433,6 +433,12 @@ impl Machine {
         Ok(member)
     }
 
+    /// Silence after which a member is given up, and its name is free.
+    #[must_use]
+    pub fn heartbeat_timeout(&self) -> Duration {
+        self.options.heartbeat_timeout
+    }
+
     /// What a member does.
     #[must_use]
     pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {

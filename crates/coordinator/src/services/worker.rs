@@ -1,9 +1,12 @@
+use std::time::Duration;
+
 use pacs_machine::{Directive, End, Event, LogLevel, Reply};
 use pacs_protocol::v1;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_runtime::HOLDER_MISSED_KEY;
 use pacs_runtime::net::{Peer, PeerRole};
 use pacs_types::{Role, WorkerId};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Services, check_name, sentence, wrong_answer};
 use crate::driver::Driver;
@@ -44,8 +47,9 @@ impl WorkerService for Services {
         let event = Event::Register { role, name: name.clone(), host: host.clone(), pid, started, collective_address };
         let run_id = self.2.to_string();
         let register = |driver: &mut Driver| {
-            let reply = driver.call(event).inspect_err(|refusal| {
+            let reply = driver.call(event).map_err(|refusal| {
                 tracing::warn!(%role, name, host, pid, "a registration was refused: {}", refusal.message());
+                with_patience(refusal, driver.machine.heartbeat_timeout())
             });
             let Reply::Registered(worker) = reply? else { return Err(wrong_answer()) };
             tracing::info!(%role, name, host, pid, %worker, "worker registered");
@@ -107,6 +111,15 @@ impl WorkerService for Services {
         self.0.call(leave).await?;
         Ok(Response::new(v1::LeaveResponse {}))
     }
+}
+
+/// Says with the refusal of a name that is held how long its holder may be silent: that long the worker asks again.
+fn with_patience(mut refusal: Status, heartbeat_timeout: Duration) -> Status {
+    if refusal.code() == Code::AlreadyExists {
+        let milliseconds = u64::try_from(heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
+        refusal.metadata_mut().insert(HOLDER_MISSED_KEY, milliseconds.into());
+    }
+    refusal
 }
 
 /// The role in the caller's certificate; in plain text there is none.
