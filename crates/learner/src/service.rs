@@ -101,7 +101,7 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
         .map_err(|error| LearnerError::Config(format!("listen on {}: {error}", options.bind)))?;
     let listener = Arc::new(secured(listener, &options.link.security));
     // Made with the first registration, which says what run this is, and kept as long as the process lives.
-    let mut publisher: Option<Arc<Publisher>> = None;
+    let mut publisher = LeaveOnDrop(None);
     let identity = WorkerIdentity {
         role: Role::Learner,
         name: options.name.clone(),
@@ -110,9 +110,9 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
     loop {
         let membership = Membership::join(&options.link, &identity).await?;
         tracing::info!(worker = %membership.worker, "joined");
-        let publisher = match &publisher {
+        let publisher = match &publisher.0 {
             Some(publisher) => Arc::clone(publisher),
-            None => Arc::clone(publisher.insert(Arc::new(start_publisher(&options, &membership)?))),
+            None => Arc::clone(publisher.0.insert(Arc::new(start_publisher(&options, &membership)?))),
         };
         let work = serve(device, options.backend, &listener, &publisher, &membership);
         match membership.run_until_ended(&shutdown, work).await {
@@ -146,6 +146,17 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
         let name = ServerName::try_from(PeerRole::Learner.dns_name()).expect("the names of roles are DNS names");
         Credentials { client, server, name, judge: |certificate| check_role(certificate, PeerRole::Learner) }
     }))
+}
+
+/// Removes what was published, whatever the training thread still does that holds the publisher, too.
+struct LeaveOnDrop(Option<Arc<Publisher>>);
+
+impl Drop for LeaveOnDrop {
+    fn drop(&mut self) {
+        if let Some(publisher) = &self.0 {
+            publisher.leave();
+        }
+    }
 }
 
 /// Opens the store of the run, and hands out what is published.
