@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -10,36 +11,44 @@ use anyhow::{Context, Result, ensure};
 #[derive(Debug)]
 pub struct Host {
     namespace: String,
-    /// Its address on the link to the other one.
+    /// Its address for the others.
     pub address: String,
+    /// Lives as long as a host that is plugged into it.
+    switch: Option<Arc<Host>>,
 }
 
-/// Two hosts with a link between them; `None`, said aloud, where they cannot be made: it takes root, `ip` and `unshare`. The
-/// addresses exist within the two namespaces alone.
+/// Hosts that reach each other, each by a link of its own; `None`, said aloud, where they cannot be made: it takes root, `ip` and
+/// `unshare`. Their addresses exist within them alone.
 ///
 /// # Errors
 /// When one was made and the rest was not.
-pub fn hosts() -> Result<Option<[Host; 2]>> {
+pub fn hosts(count: u8) -> Result<Option<Vec<Host>>> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let host = |side: u8| Host {
         namespace: format!("pacs-{}-{number}-{side}", std::process::id()),
         address: format!("10.213.77.{side}"),
+        switch: None,
     };
-    let hosts = [host(1), host(2)];
-    if let Err(error) = hosts[0].make() {
+    let switch = Arc::new(host(0));
+    if let Err(error) = switch.make() {
         eprintln!("SKIPPED: no hosts of their own network can be made here: {error:#}");
         return Ok(None);
     }
-    hosts[1].make()?;
-    let [first, second] = hosts.each_ref().map(|host| host.namespace.as_str());
-    ip(&["-n", first, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", second])?;
-    for host in &hosts {
-        let address = format!("{}/24", host.address);
-        ip(&["-n", &host.namespace, "address", "add", &address, "dev", "eth0"])?;
-        for link in ["lo", "eth0"] {
-            ip(&["-n", &host.namespace, "link", "set", link, "up"])?;
-        }
+    switch.ip(&["link", "add", "switch", "type", "bridge", "stp_state", "0", "forward_delay", "0"])?;
+    switch.ip(&["link", "set", "switch", "up"])?;
+    let mut hosts = Vec::new();
+    for side in 1..=count {
+        let mut host = host(side);
+        host.switch = Some(Arc::clone(&switch));
+        host.make()?;
+        let port = format!("port{side}");
+        switch.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &host.namespace])?;
+        switch.ip(&["link", "set", &port, "master", "switch", "up"])?;
+        host.ip(&["address", "add", &format!("{}/24", host.address), "dev", "eth0"])?;
+        host.ip(&["link", "set", "lo", "up"])?;
+        host.ip(&["link", "set", "eth0", "up"])?;
+        hosts.push(host);
     }
     Ok(Some(hosts))
 }
@@ -50,6 +59,10 @@ impl Host {
         let tried = self.command(Path::new("true")).stdin(Stdio::null()).output().context("start a program there")?;
         ensure!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
         Ok(())
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.namespace], arguments].concat()).map(drop)
     }
 
     /// A command that runs a program there. What is sent to its process is sent to the program: every step takes the place of the
@@ -79,7 +92,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // What runs there keeps it alive until it has ended.
+        // What runs there keeps it alive until it has ended. The switch goes when the last host has.
+        self.switch = None;
         let _ = ip(&["netns", "delete", &self.namespace]);
     }
 }

@@ -38,6 +38,11 @@ impl Publisher {
         Ok(Self { store, shelf, server, newest: Mutex::new(None) })
     }
 
+    /// Removes what was published, unless rollout workers of this host still use it. The process ends.
+    pub(crate) fn leave(&self) {
+        self.store.leave();
+    }
+
     /// Writes the weights as `version` of `generation`.
     pub(crate) fn publish(
         &self,

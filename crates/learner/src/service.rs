@@ -167,6 +167,15 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
     }))
 }
 
+impl Drop for Learner {
+    fn drop(&mut self) {
+        // Removes what was published, whatever the training thread still does that holds the publisher, too.
+        if let Some(publisher) = &self.publisher {
+            publisher.leave();
+        }
+    }
+}
+
 /// Why serving under one registration stopped.
 type ServeError = Stop<LearnerError>;
 

@@ -110,7 +110,9 @@ impl Distribution {
             let depth = self.depth(place, worker)?;
             let failed = failed.is_some_and(|failed| failed.contains(&place));
             let full = load(place).saturating_sub(FAN_OUT - 1);
-            (!failed && !self.address(place).is_empty()).then_some(((full, depth, load(place), place), place))
+            // The learner has other work for its link.
+            let key = (full, depth, load(place), place == Place::Root, place);
+            (!failed && !self.address(place).is_empty()).then_some((key, place))
         });
         candidates.min().map(|(_, place)| place)
     }

@@ -161,7 +161,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
             if shared.ended.load(Ordering::Acquire) {
                 return Ok(());
             }
-            let piece = shared.shelf.piece(request.id, &request.digest, index as usize, PIECE_WAIT)?;
+            let piece = shared.shelf.piece(request.id, &request.digest, index as usize, PIECE_WAIT);
             let (status, found) = match piece {
                 Piece::Ready(file, range) => (Status::Here, Some((file, range))),
                 Piece::NotYet => (Status::NotYet, None),
@@ -170,12 +170,12 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
             wire.expect(found.as_ref().map_or(0, |(_, range)| range.end - range.start));
             wire.write_all(&[status as u8])?;
             // The receiver asks again, here or elsewhere.
-            let Some((mut file, range)) = found else { break };
+            let Some((file, range)) = found else { break };
             let pace = |bytes| {
                 shared.pace.wait(bytes);
                 shared.sent.fetch_add(bytes, Ordering::Relaxed);
             };
-            wire.send(&mut file, range, &pace)?;
+            wire.send(&file, range, &pace)?;
         }
     }
 }

@@ -1,9 +1,7 @@
 //! What a process hands on: versions that it has, and pieces of the one that it is fetching.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,8 +32,8 @@ struct Entry {
 /// How a piece stands.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// It lies there in the file, which is opened anew: a sender moves its own position.
-    Ready(File, Range<u64>),
+    /// It lies there in the file.
+    Ready(Arc<File>, Range<u64>),
     /// It is on its way here.
     NotYet,
     /// The version is not here, or has no such piece.
@@ -87,21 +85,20 @@ impl Shelf {
     }
 
     /// Finds a piece, waiting up to `patience` for one that is on its way.
-    pub(crate) fn piece(&self, id: VersionId, digest: &Digest, index: usize, patience: Duration) -> io::Result<Piece> {
+    pub(crate) fn piece(&self, id: VersionId, digest: &Digest, index: usize, patience: Duration) -> Piece {
         let deadline = Instant::now() + patience;
         let mut entries = self.lock();
         loop {
             let known = |entry: &&Entry| entry.description.id() == id && entry.description.digest() == digest;
             let Some(entry) = entries.iter().find(known).filter(|entry| index < entry.description.pieces()) else {
-                return Ok(Piece::Unknown);
+                return Piece::Unknown;
             };
             if entry.ready.as_ref().is_none_or(|ready| ready[index]) {
-                let file = File::open(format!("/proc/self/fd/{}", entry.file.as_raw_fd()))?;
-                return Ok(Piece::Ready(file, entry.description.piece(index)));
+                return Piece::Ready(Arc::clone(&entry.file), entry.description.piece(index));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Piece::NotYet);
+                return Piece::NotYet;
             }
             entries = self.0.changed.wait_timeout(entries, left).unwrap_or_else(PoisonError::into_inner).0;
         }

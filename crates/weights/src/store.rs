@@ -14,10 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::statvfs::statvfs;
-use nix::unistd::geteuid;
+use rustix::fs::{OFlags, statvfs};
+use rustix::io::Errno;
 
 use crate::description::{id_of_file, piece_bytes};
 use crate::{Description, Digest, VersionId, WeightKind};
@@ -35,7 +33,7 @@ pub enum StoreError {
     /// The folder belongs to somebody else, or others may enter it.
     #[error(
         "`{}` is {found}, and a folder of user {} that nobody else may enter (mode 0700) is needed; remove it, or name another \
-         place with PACS_WEIGHTS_DIR", path.display(), geteuid()
+         place with PACS_WEIGHTS_DIR", path.display(), user()
     )]
     NotOurs {
         /// The folder.
@@ -150,6 +148,12 @@ impl HostStore {
     /// Removes the versions before `oldest`. Who has one open or mapped keeps it.
     pub fn retire_before(&self, oldest: VersionId) {
         self.folders.iter().for_each(|folder| folder.retire_before(oldest));
+    }
+
+    /// Gives the store up, and removes it if no other process holds it: for processes that end while a thread still has it. What
+    /// is asked of it afterwards fails.
+    pub fn leave(&self) {
+        self.folders.iter().for_each(Folder::leave);
     }
 
     fn with_room<T>(
@@ -285,9 +289,14 @@ impl Part {
     }
 }
 
+/// The user that this process acts as.
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64, needed: u64) -> Result<(), StoreError> {
     file.write_all_at(bytes, offset).map_err(|error| {
-        let full = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG].map(|errno| Some(errno as i32));
+        let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG].map(|errno| Some(errno.raw_os_error()));
         if full.contains(&error.raw_os_error()) {
             return StoreError::NoRoom { path: path.to_owned(), needed, free: free_bytes(path) };
         }
@@ -308,12 +317,12 @@ fn digest_file(file: &File, mut begin: u64, end: u64, chunk: &mut [u8]) -> io::R
 
 fn free_bytes(path: &Path) -> u64 {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    statvfs(folder).map_or(u64::MAX, |about| about.blocks_available() as u64 * about.fragment_size() as u64)
+    statvfs(folder).map_or(u64::MAX, |about| about.f_bavail * about.f_frsize)
 }
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    options.read(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     options
 }
 
@@ -334,7 +343,7 @@ struct Folder {
 
 impl Folder {
     fn open(place: &Path, run: &str) -> Result<Self, StoreError> {
-        let prefix = format!("pacs-{}-", geteuid());
+        let prefix = format!("pacs-{}-", user());
         let path = place.join(format!("{prefix}{run}"));
         sweep(place, &prefix, &path);
         let started = Instant::now();
@@ -376,7 +385,7 @@ impl Folder {
             Err(error) => return Err(file_error("open", &path)(error)),
         };
         let about = file.metadata().map_err(file_error("look at", &path))?;
-        if !about.is_file() || about.len() != description.bytes() || about.uid() != geteuid().as_raw() {
+        if !about.is_file() || about.len() != description.bytes() || about.uid() != user() {
             let error = io::Error::new(io::ErrorKind::InvalidData, "it is no file of the size that was announced");
             return Err(file_error("use", &path)(error));
         }
@@ -446,12 +455,19 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // The last one out. Best effort: the next process of this user removes what is left.
-        if self.lock.try_lock().is_ok() {
+impl Folder {
+    /// The last one out removes it. Best effort: the next process of this user removes what is left.
+    fn leave(&self) {
+        // Once it was left, the name may be that of another process's folder.
+        if self.lock.try_lock().is_ok() && is_same(&self.lock, &self.path.join(LOCK)) {
             remove(&self.path);
         }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -467,7 +483,7 @@ fn check_folder(path: &Path) -> Result<(), StoreError> {
         "a symbolic link".to_owned()
     } else if !about.is_dir() {
         "no folder".to_owned()
-    } else if about.uid() != geteuid().as_raw() {
+    } else if about.uid() != user() {
         format!("a folder of user {}", about.uid())
     } else if about.mode() & 0o777 != 0o700 {
         format!("of mode {:04o}", about.mode() & 0o777)
@@ -510,7 +526,7 @@ fn sweep(place: &Path, prefix: &str, own: &Path) {
 /// Removes a folder whose lock is held exclusively. It gets another name first, so that nobody makes a file in it meanwhile
 /// and takes it for theirs.
 fn remove(path: &Path) {
-    let gone = path.with_file_name(format!("pacs-{}-gone-{}", geteuid(), std::process::id()));
+    let gone = path.with_file_name(format!("pacs-{}-gone-{}", user(), std::process::id()));
     let _ = fs::remove_dir_all(&gone);
     if fs::rename(path, &gone).is_ok() {
         let _ = fs::remove_dir_all(&gone);

@@ -5,13 +5,16 @@
 //! number both know from the description. Numbers are little-endian.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pacs_runtime::net::{PeerRole, Security, check_role};
+use rustix::fs::sendfile;
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
@@ -275,26 +278,37 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends a range of a file; `pace` is told before so many bytes are sent. In plain text the kernel moves them.
-    pub(crate) fn send(&mut self, file: &mut File, range: Range<u64>, pace: &dyn Fn(u64)) -> io::Result<()> {
-        file.seek(SeekFrom::Start(range.start))?;
-        let (mut left, mut chunk) = (range.end - range.start, Vec::new());
-        while left > 0 {
+    /// Sends a range of a file; `pace` is told before so many bytes are sent. In plain text the kernel sends from the page cache.
+    pub(crate) fn send(&mut self, file: &File, range: Range<u64>, pace: &dyn Fn(u64)) -> io::Result<()> {
+        let (mut at, mut chunk) = (range.start, Vec::new());
+        while at < range.end {
             self.check_deadline()?;
-            let length = left.min(if self.tls.is_none() { 4 * CHUNK } else { CHUNK } as u64);
-            pace(length);
+            let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(CHUNK);
+            pace(length as u64);
             if self.tls.is_none() {
-                // The library asks for sendfile where it can be had.
-                let sent = io::copy(&mut (&*file).take(length), self.stream.get_mut())?;
-                if sent < length {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
+                self.send_cached(file, at, length)?;
             } else {
-                chunk.resize(usize::try_from(length).map_err(io::Error::other)?, 0);
-                file.read_exact(&mut chunk)?;
+                chunk.resize(length, 0);
+                file.read_exact_at(&mut chunk, at)?;
                 self.write_all(&chunk)?;
             }
-            left -= length;
+            at += length as u64;
+        }
+        Ok(())
+    }
+
+    /// The library's own copy does not ask for `sendfile`, for a file that changes would change what is on its way. These do not.
+    fn send_cached(&mut self, file: &File, mut at: u64, length: usize) -> io::Result<()> {
+        let mut left = length;
+        while left > 0 {
+            match sendfile(self.stream.get_ref(), file, Some(&mut at), left) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(sent) => left -= sent,
+                Err(Errno::INTR) => {}
+                // What a timeout of the system is called.
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

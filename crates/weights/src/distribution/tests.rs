@@ -34,7 +34,8 @@ fn who_has_it_all_makes_room_and_is_as_good_as_the_root() {
     (1..=2).for_each(|worker| drop(ask(&mut tree, worker, &[])));
     tree.holds(WorkerId(1));
     assert_eq!(ask(&mut tree, 3, &[]).as_deref(), Some("host-1:1"), "it is idle, and the root sends to one");
-    assert_eq!(ask(&mut tree, 4, &[]).as_deref(), Some("learner:1"));
+    assert_eq!(ask(&mut tree, 4, &[]).as_deref(), Some("host-1:1"), "as loaded as the root, which has other work");
+    assert_eq!(ask(&mut tree, 5, &[]).as_deref(), Some("learner:1"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn store(place: &TempDir) -> HostStore {
 }
 
 fn folder(place: &TempDir) -> PathBuf {
-    place.path().join(format!("pacs-{}-run", geteuid()))
+    place.path().join(format!("pacs-{}-run", user()))
 }
 
 /// Three pieces, the last of them short.
@@ -95,16 +95,20 @@ fn the_last_one_out_removes_the_folder_and_leftovers_are_swept() {
     let (first, second) = (store(&place), store(&place));
     drop(first);
     assert!(folder(&place).exists(), "it is in use");
-    drop(second);
+    second.leave();
     assert!(!folder(&place).exists());
+    let third = store(&place);
+    drop(second);
+    assert!(folder(&place).exists(), "it is another's by now");
+    drop(third);
     // A process that was killed leaves its folder, and no lock.
-    let left = place.path().join(format!("pacs-{}-killed", geteuid()));
+    let left = place.path().join(format!("pacs-{}-killed", user()));
     DirBuilder::new().mode(0o700).create(&left).expect("created");
     fs::write(left.join("1-1-00"), b"weights").expect("written");
     let in_use = HostStore::open_in("other", &[place.path().to_owned()]).expect("a store");
     assert!(!left.exists(), "swept");
     let third = store(&place);
-    assert!(place.path().join(format!("pacs-{}-other", geteuid())).exists(), "what is in use is not");
+    assert!(place.path().join(format!("pacs-{}-other", user())).exists(), "what is in use is not");
     drop((in_use, third));
     assert_eq!(fs::read_dir(place.path()).expect("the place").count(), 0);
 }
