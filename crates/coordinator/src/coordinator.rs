@@ -5,6 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine, StopMode};
+use pacs_protocol::v1::learner_service_server::LearnerService;
+use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_protocol::v1::verifier_service_server::VerifierService;
+use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{Security, accept};
 use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
@@ -153,8 +157,15 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
-    /// The services, to be called without a network.
-    pub(crate) fn services(&self) -> services::Services {
+    /// The services, to be called without a network, by benchmarks and by whoever has workers in this process.
+    #[must_use]
+    pub fn services(
+        &self,
+    ) -> impl WorkerService + RolloutService + VerifierService + LearnerService + Clone + std::fmt::Debug + use<> {
+        services::Services::new(&self.shared)
+    }
+
+    pub(crate) fn own_services(&self) -> services::Services {
         services::Services::new(&self.shared)
     }
 

@@ -76,7 +76,7 @@ pub struct Held {
 /// When the run cannot be started or does not go its way.
 pub async fn throughput(load: &Load) -> Result<Measured, String> {
     let coordinator = Arc::new(start(load, load.steps).await?);
-    let services = coordinator.services();
+    let services = coordinator.own_services();
     let (began, cpu_before) = (Instant::now(), cpu_time()?);
     let mut tasks = tokio::task::JoinSet::new();
     for slot in 0..ROLLOUTS {
@@ -107,7 +107,7 @@ pub async fn throughput(load: &Load) -> Result<Measured, String> {
 /// As [`throughput`].
 pub async fn held(load: &Load) -> Result<Held, String> {
     let coordinator = start(load, 2).await?;
-    let services = coordinator.services();
+    let services = coordinator.own_services();
     let handed_in: Arc<AtomicU64> = Arc::default();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(learner(services.clone(), load.folder.clone()));
@@ -131,7 +131,7 @@ pub async fn held(load: &Load) -> Result<Held, String> {
     let (began, cpu_before) = (Instant::now(), cpu_time()?);
     let coordinator = start(load, 2).await?;
     let (restart, restart_cpu) = (began.elapsed(), cpu_time()?.saturating_sub(cpu_before));
-    let found = coordinator.services().samples_in_flight();
+    let found = coordinator.own_services().samples_in_flight();
     if found as u64 != wanted {
         return Err(format!("{found} of {wanted} samples were found again"));
     }

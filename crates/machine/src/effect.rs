@@ -164,7 +164,7 @@ pub enum Reply {
 pub enum Directive {
     /// Go on.
     Continue,
-    /// The run is over, or another process took the slot.
+    /// The run is over.
     Leave,
     /// What it held is saved or issued again: the process that was asked to end may do so.
     LeaveForNow,
@@ -172,6 +172,8 @@ pub enum Directive {
     Register,
     /// Nothing comes of what the process does: it is to end, and to be started again.
     Restart,
+    /// Another process has the name: this one is to end, and not to be started again.
+    Replaced,
 }
 
 /// A group on loan to a rollout worker.

@@ -347,6 +347,7 @@ async fn beat(
             v1::Directive::LeaveForNow => End::Leave(Exit::Again),
             v1::Directive::Register => End::Lost,
             v1::Directive::Restart => restart(),
+            v1::Directive::Replaced => End::Leave(Exit::Config),
             v1::Directive::Unspecified | v1::Directive::Continue => continue,
         };
         // Nobody waits for the end any more when the membership was dropped.

@@ -72,6 +72,7 @@ impl WorkerService for Services {
             Directive::LeaveForNow => v1::Directive::LeaveForNow,
             Directive::Register => v1::Directive::Register,
             Directive::Restart => v1::Directive::Restart,
+            Directive::Replaced => v1::Directive::Replaced,
         };
         let log_level = match log_level {
             None => v1::LogLevel::Unspecified,

@@ -25,7 +25,7 @@ impl Machine {
                 }
             }
             None if self.restarting.contains(&worker) => Directive::Restart,
-            None if self.names.is_replaced(worker) => Directive::Leave,
+            None if self.names.is_replaced(worker) => Directive::Replaced,
             None => Directive::Register,
         };
         self.reply(Reply::Directive(directive));

@@ -118,7 +118,7 @@ mod tests {
         assert!(effects.iter().any(|effect| matches!(effect, Effect::WorkerLost { name, .. } if name == "rollout-0")));
         assert_eq!(run.groups(second, 100).len(), first.len());
         let old = run.rollout;
-        assert_eq!((run.told(old), run.told(second)), (Directive::Leave, Directive::Continue));
+        assert_eq!((run.told(old), run.told(second)), (Directive::Replaced, Directive::Continue));
         let refused = run.call(Event::LeaseGroups { worker: old, free_samples: 1, request: 0 });
         assert_eq!(refused, Err(Refusal::Replaced(old)));
     }
@@ -144,7 +144,7 @@ mod tests {
             let second = id(register(&mut run, "b", wanting.0, wanting.1));
             assert_eq!(run.told(second), Directive::Continue);
             // The first was stopped, and runs again: it is told to leave, and cannot have the name back.
-            assert_eq!(run.told(first), Directive::Leave);
+            assert_eq!(run.told(first), Directive::Replaced);
             assert!(register(&mut run, "a", holder.0, 0).is_err());
             assert_eq!(run.told(second), Directive::Continue);
         }

@@ -373,7 +373,9 @@ impl Actor {
             Err(Refusal::Replaced(_)) => {}
             Ok(Reply::Directive(Directive::Continue)) | Ok(Reply::Accepted { .. } | Reply::Done) => {}
             Ok(Reply::Directive(Directive::Register)) | Err(Refusal::UnknownWorker(_)) => self.forget(),
-            Ok(Reply::Directive(Directive::Leave | Directive::LeaveForNow | Directive::Restart)) => return true,
+            Ok(Reply::Directive(
+                Directive::Leave | Directive::LeaveForNow | Directive::Restart | Directive::Replaced,
+            )) => return true,
             Ok(Reply::Groups(groups)) => {
                 let newest = groups.iter().map(|grant| grant.policy_step).max();
                 self.weights = newest.map_or(self.weights, |newest| newest.max(self.weights));
