@@ -196,7 +196,7 @@ fn two_processes_of_one_name_end_in_one_clear_error() -> Result<()> {
     cluster.start("second", "pacs", &verifier)?;
     assert_eq!(cluster.code("second")?, Some(78), "{}", cluster.said("second"));
     let said = cluster.said("second");
-    ensure!(said.contains("error: ") && said.contains("the name `verifier-0` belongs to another process"), "{said}");
+    ensure!(said.contains("error: ") && said.contains("the name `verifier-0` is taken by a live process"), "{said}");
     ensure!(!cluster.said("first").contains("joining again"), "{}", cluster.said("first"));
     let registered = cluster.said("coordinator").matches("worker registered").count();
     ensure!(registered == 1, "{registered} registrations:\n{}", cluster.said("coordinator"));

@@ -252,7 +252,7 @@ fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
     let weight = spec.step_weight();
     writeln!(
         f,
-        "coordinator at most {} of memory beside the problems, {} of samples in its journal",
+        "coordinator at most {} of memory without the problems, {} of samples in its journal",
         bytes(weight.coordinator_bytes),
         bytes(weight.journal_bytes),
     )?;
@@ -308,7 +308,7 @@ mod tests {
             run         40 steps, 40 updates
             tokens      at most 1 536 answer tokens a step, 1 048 tokens a sequence
             workers     1 rollout worker, 1 learner, 1 verifier (cpu)
-            coordinator at most 136 MiB of memory beside the problems, 22.5 KiB of samples in its journal
+            coordinator at most 136 MiB of memory without the problems, 22.5 KiB of samples in its journal
             wire        at most 22.5 KiB of samples in and 37.5 KiB to the learner a step; messages of up to 4.0 MiB
             run folder  runs/demo
         "#]].assert_eq(&plan.to_string());
@@ -336,7 +336,7 @@ mod tests {
             memory      351 MiB on the learner (replicated)
                         weights 603 KiB, reference 0 B, gradients 603 KiB, optimizer 1.2 MiB, copy for checkpoints 1.8 MiB
                         a pass of 16 384 tokens: activations 182 MiB (3 of 3 layers kept), workspace 165 MiB; 241 MiB with none kept
-            coordinator at most 136 MiB of memory beside the problems, 22.5 KiB of samples in its journal
+            coordinator at most 136 MiB of memory without the problems, 22.5 KiB of samples in its journal
             wire        at most 22.5 KiB of samples in and 37.5 KiB to the learner a step; messages of up to 4.0 MiB
             run folder  runs/demo
             prompt      "<|im_start|>user\nWhat is 10 + 81? Answer with \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"

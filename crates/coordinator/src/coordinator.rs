@@ -164,7 +164,7 @@ impl Coordinator {
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
-    /// The services, to be called without a network, by benchmarks and by whoever has workers in this process.
+    /// The services, to be called without a network: by benchmarks, and by workers in this process.
     #[must_use]
     pub fn services(
         &self,

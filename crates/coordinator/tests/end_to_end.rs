@@ -5,14 +5,17 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_runtime::{Link, Membership, Shutdown, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use support::{Fleet, Job, Killable, end_of, until};
+use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
@@ -68,7 +71,7 @@ async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordina
     let identity = WorkerIdentity { role, name, collective_address: String::new() };
     let joining = tokio::spawn(async move { Membership::join(&link, &identity, &Shutdown::new()).await });
     // Not a wait: time to ask the wrong one.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!joining.is_finished(), "it is of another start");
     point_to(&new);
     let membership = joining.await.unwrap().unwrap();
@@ -279,6 +282,47 @@ async fn a_killed_coordinator_goes_on_with_the_same_learners_and_nothing_is_done
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn so_does_one_whose_rollouts_run_ahead() {
     survives_kills("[asynchrony]\nmax_lag = 2", 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_of_a_live_process_is_refused_and_one_that_comes_back_is_told_to_leave() {
+    let job = Job::new();
+    let coordinator = job.start(3, "").await.unwrap();
+    let mut client = WorkerServiceClient::connect(format!("http://{}", coordinator.address())).await.unwrap();
+    let registration = |pid| v1::RegisterRequest {
+        role: v1::Role::Verifier.into(),
+        name: "verifier-0".into(),
+        host: "here".into(),
+        pid,
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..v1::RegisterRequest::default()
+    };
+    let beat = |worker_id| v1::HeartbeatRequest { worker_id, activity: String::new(), ending: false };
+    let first = client.register(registration(1)).await.unwrap().into_inner().worker_id;
+    // For longer than a worker may be silent, the holder beats.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        let refused = client.register(registration(2)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+        assert!(refused.message().contains("process 1 on here"), "{refused}");
+        assert_eq!(client.heartbeat(beat(first)).await.unwrap().into_inner().directive(), v1::Directive::Continue);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Now it stands still.
+    let mut clients = client.clone();
+    let taken = async {
+        loop {
+            match clients.register(registration(2)).await {
+                Ok(registered) => return registered.into_inner().worker_id,
+                Err(refused) => assert_eq!(refused.code(), Code::AlreadyExists, "{refused}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let second = tokio::time::timeout(support::PATIENCE, taken).await.expect("the name is free again");
+    assert_eq!(client.heartbeat(beat(first)).await.unwrap().into_inner().directive(), v1::Directive::Replaced);
+    assert_eq!(client.register(registration(1)).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(client.heartbeat(beat(second)).await.unwrap().into_inner().directive(), v1::Directive::Continue);
 }
 
 fn json(field: &Field) -> serde_json::Value {

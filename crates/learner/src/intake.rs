@@ -1,7 +1,8 @@
 //! Taking a batch in from the coordinator, piece by piece.
 //!
-//! A piece is checked and taken over before the next one is asked for, so the batch is in memory once. A stream that breaks
-//! is opened again behind what came; one that contradicts itself ends the run, for it would come again to whoever asks.
+//! A piece is checked and moved out of its message before the next one is asked for, so the batch is in memory once. A stream
+//! that breaks is resumed after the last whole piece. A batch that contradicts itself ends the run: a new generation of learners
+//! would receive the same one.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -160,7 +160,9 @@ impl Machine {
             (StopMode::Save, Phase::Sampling) => self.advance(),
             // The step in work is finished, and what is behind it is no work of this process.
             (StopMode::AfterStep, Phase::Sampling) if self.paused => self.advance(),
-            _ => {}
+            // What the ranks do comes to an end by itself, and then what comes next is a save.
+            (StopMode::AfterStep, Phase::Sampling)
+            | (StopMode::Save | StopMode::AfterStep, Phase::Training(_) | Phase::Saving(_) | Phase::Ended(_)) => {}
         }
     }
 

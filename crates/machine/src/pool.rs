@@ -368,7 +368,10 @@ impl Pool {
         let slot = self.groups.get(&id.group).and_then(|group| group.samples.get(id.index as usize));
         match slot.map(|slot| slot.state) {
             Some(State::Judged { under, .. }) if under == lease => Taken::Repeat,
-            _ => Taken::Stale,
+            Some(
+                State::Missing | State::Generating { .. } | State::Unverified | State::Verifying | State::Judged { .. },
+            )
+            | None => Taken::Stale,
         }
     }
 

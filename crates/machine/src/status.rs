@@ -198,7 +198,10 @@ impl Machine {
             Phase::Saving(task) => {
                 let how = match task.kind {
                     TaskKind::Save { background: true, .. } => "capture",
-                    _ => "write",
+                    TaskKind::Save { background: false, .. }
+                    | TaskKind::Prepare
+                    | TaskKind::Train { .. }
+                    | TaskKind::Regroup { .. } => "write",
                 };
                 let (whom, step) = (self.open_ranks(task), self.position.step);
                 format!("waits for {whom} to {how} the checkpoint of step {step}, for {age}")
@@ -237,13 +240,11 @@ impl Machine {
             return format!("{what} waits for the operator: the run is paused (`pacs resume` goes on)");
         }
         // Enough groups are complete, but a certain one has to be among them.
-        let due = match (&self.phase, pool.complete() >= wanted) {
-            (Phase::Sampling, true) => match decide(self.terms(), pool.candidates()) {
-                Decision::WaitFor(group) => Some(group),
-                _ => None,
-            },
-            _ => None,
-        };
+        let is_enough = matches!(self.phase, Phase::Sampling) && pool.complete() >= wanted;
+        let due = is_enough.then(|| decide(self.terms(), pool.candidates())).and_then(|decision| match decision {
+            Decision::WaitFor(group) => Some(group),
+            Decision::Train(_) | Decision::TooFew | Decision::Evict(_) => None,
+        });
         if let Some(due) = due.and_then(|group| pool.open(group)) {
             let lag = self.options.max_lag;
             return format!(

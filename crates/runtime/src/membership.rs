@@ -67,10 +67,7 @@ pub enum JoinError {
     #[error(transparent)]
     PlainText(#[from] PlainText),
     /// Another process has this worker's name, and is alive.
-    #[error(
-        "the name `{name}` belongs to another process, which has been alive for {} s of asking: {holder}; give every process a \
-         name of its own", waited.as_secs()
-    )]
+    #[error("the name `{name}` is taken by a live process, after {} s of asking: {holder}", waited.as_secs())]
     NameTaken {
         /// The name.
         name: String,

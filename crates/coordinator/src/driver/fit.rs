@@ -1,4 +1,4 @@
-//! Answers of bounded size: what does not fit into a message is leased again, to whoever asks next.
+//! Answers of bounded size: leases that do not fit into a message return to the queue.
 
 use pacs_machine::{Event, GroupGrant, SampleGrant};
 use pacs_protocol::ANSWER_BYTES;

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_goes_on_wherever_it_broke() {
+    fn a_stream_is_resumed_wherever_it_broke() {
         let folder = tempfile::tempdir().unwrap();
         let content = batch(folder.path(), &[30_000, 30_000, 60_000, 10, 60_000, 20, 30]);
         let whole: Vec<v1::BatchPiece> = pieces(&content, 0, Received::default()).collect::<Result<_, _>>().unwrap();

@@ -1,4 +1,4 @@
-//! Reading a frame back while the run goes on.
+//! Reading frames back during the run.
 //!
 //! The journal has every sample on disk before anybody hears of it, so memory holds only where it is: a sample is read when
 //! it is judged, trained on or archived, mostly out of the system's cache of files. A segment that is removed meanwhile stays
@@ -34,7 +34,7 @@ pub(crate) struct StoredFrame(Arc<OnceLock<Place>>);
 /// Why a frame cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// Whoever asks was told of the frame before it was durable.
+    /// The frame was asked for before it was durable.
     #[error("it is not on the disk yet")]
     Unwritten,
     /// The disk refuses; it may not later.
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_read_where_it_was_written_even_behind_the_end_of_its_segment() {
+    fn a_frame_is_read_where_it_was_written_even_after_its_segment_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let mut segments = Segments::open(folder.path()).unwrap();
         let (first, second) = (frames(&[b"one", b""]), frames(&[b"three"]));

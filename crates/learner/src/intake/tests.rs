@@ -197,7 +197,7 @@ async fn received(
 }
 
 #[tokio::test]
-async fn a_broken_stream_goes_on_where_it_broke() {
+async fn a_broken_stream_is_resumed_where_it_broke() {
     let pieces = pieces();
     let rest = |from: usize, to: usize| pieces[from..to].to_vec();
     let answers = vec![

@@ -113,7 +113,7 @@ impl Group {
     pub(crate) fn judged_labels(&self) -> impl Iterator<Item = f64> {
         self.samples.iter().filter_map(|slot| match slot.state {
             State::Judged { label, .. } => Some(label),
-            _ => None,
+            State::Missing | State::Generating { .. } | State::Unverified | State::Verifying => None,
         })
     }
 

@@ -179,7 +179,6 @@ impl World {
     }
 
     fn answered(&mut self, caller: Caller, answer: Answer) {
-        let is_over = self.server.machine.ended().is_some();
         let actor = &mut self.actors[caller.actor];
         if actor.process != caller.process || !actor.exists() {
             return;
@@ -189,16 +188,11 @@ impl World {
             let again = self.tick + actor.frozen_for + 1;
             return self.network.push((again, Message::Answer(caller, answer)));
         }
-        let is_told_to_leave = answer == Ok(Reply::Directive(Directive::Leave)) && !is_over;
-        if is_told_to_leave && actor.was_frozen {
+        // One that has left for another process of its name is not started again.
+        let retires = answer == Ok(Reply::Directive(Directive::Replaced));
+        if retires && actor.was_frozen {
             self.reference.count("half_dead_told_to_leave");
         }
-        // One that has left for another process of its name is not started again.
-        let name = actor.name.clone();
-        let is_another =
-            |(index, other): (usize, &Actor)| index != caller.actor && other.name == name && other.exists();
-        let retires = is_told_to_leave && self.actors.iter().enumerate().any(is_another);
-        let actor = &mut self.actors[caller.actor];
         if actor.ending.is_some() && answer == Ok(Reply::Directive(Directive::LeaveForNow)) {
             self.reference.count("left_before_their_grace_was_over");
         }

@@ -40,6 +40,12 @@ fn call(work: &Shared, waiters: &Waiters, id: u64, able: bool) -> JoinHandle<Opt
     })
 }
 
+/// What is left, and tries.
+fn counts(work: &Shared) -> (usize, usize) {
+    let work = lock(work);
+    (work.left, work.tries)
+}
+
 fn offer(work: &Shared, waiters: &Waiters, units: usize) {
     let mut work = lock(work);
     work.left += units;
@@ -121,7 +127,8 @@ async fn new_work_wakes_no_more_calls_than_there_are_pieces() {
         let before = lock(&work).tries;
         offer(&work, &waiters, units);
         settle(1000).await;
-        assert_eq!((lock(&work).tries - before, lock(&work).left), (units, 0));
+        let work = lock(&work);
+        assert_eq!((work.tries - before, work.left), (units, 0));
     }
     let done: Vec<usize> = tasks.iter().enumerate().filter(|(_, task)| task.is_finished()).map(|(i, _)| i).collect();
     assert_eq!(done, (0..12).collect::<Vec<_>>(), "in the order in which they came");
@@ -140,7 +147,7 @@ async fn a_call_that_cannot_take_it_keeps_its_place_and_lets_the_next_one_try() 
     let before = lock(&work).tries;
     offer(&work, &waiters, 3);
     settle(8).await;
-    assert_eq!((lock(&work).left, lock(&work).tries - before), (1, 3));
+    assert_eq!(counts(&work), (1, before + 3));
     waiters.wake_worker(WorkerId(0));
     settle(8).await;
     assert_eq!(lock(&work).tries - before, 4, "its own state may have changed");

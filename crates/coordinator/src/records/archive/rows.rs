@@ -48,8 +48,8 @@ pub(super) fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     let mut writer = SerializedFileWriter::new(&mut *file, schema, properties())?;
     let mut rest = round.samples.as_slice();
     while !rest.is_empty() {
-        let (part, after) = rest.split_at(part_of(rest));
-        rest = after;
+        let part;
+        (part, rest) = rest.split_at(part_of(rest));
         let rows = part.iter().filter_map(|row| Row::read(row).transpose()).collect::<Result<Vec<_>>>()?;
         write_columns(Rows { columns: writer.next_row_group()?, samples: &rows }, round)?;
     }
