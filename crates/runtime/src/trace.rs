@@ -95,7 +95,7 @@ impl TraceContext {
         };
         let (version, trace, span, _flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
         let is_known = version == 0 && parts.next().is_none() || (1..0xff).contains(&version);
-        (is_known && trace != 0 && span != 0).then(|| Self { trace, span: span as u64 })
+        (is_known && trace != 0 && span != 0).then_some(Self { trace, span: span as u64 })
     }
 
     /// The metadata of a call that is made from here.
