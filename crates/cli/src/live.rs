@@ -191,7 +191,7 @@ mod tests {
         let live = run(&run_dir, std::process::id());
         let path = write(&live, &folders).expect("written");
         assert_eq!(fs::metadata(&folder).expect("made").permissions().mode() & 0o777, 0o700);
-        assert_eq!(read(&folders), [live.clone()]);
+        assert_eq!(read(&folders), std::slice::from_ref(&live));
 
         // The process id was used again, the process is gone, or the file is damaged.
         write(&LiveRun { began: live.began + 1, run_id: "b".repeat(32), ..live.clone() }, &folders).expect("written");
