@@ -13,10 +13,10 @@ use nix::sys::signal::Signal;
 use pacs_tests::{Job, Run, RunProcess};
 
 /// How long the storm lasts when `PACS_STORM_SECONDS` does not say.
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 10;
 
 /// Steps of a job. The storm starts new jobs when it has outlived these.
-const STEPS: u64 = 24;
+const STEPS: u64 = 12;
 
 /// Longest that a job may still take when the storm is over.
 const CALM: Duration = Duration::from_secs(300);
@@ -24,7 +24,8 @@ const CALM: Duration = Duration::from_secs(300);
 /// Longest pause between two attacks, in milliseconds: a run must come to something in between.
 const PAUSE: u64 = 3000;
 
-/// Longest that a process stands still, in milliseconds. Longer than a coordinator waits for heartbeats.
+/// Longest that a worker stands still, in milliseconds: longer than a coordinator waits for heartbeats. In a short storm it is
+/// half of its length.
 const STOPPED: u64 = 14_000;
 
 /// SplitMix64: few lines, and the same numbers everywhere.
@@ -66,13 +67,15 @@ struct Victim {
     stopped: Vec<(RunProcess, Instant)>,
     /// The same of `pacs run` itself.
     run_stopped: Option<Instant>,
+    /// Longest that a worker stands still, in milliseconds.
+    longest_stop: u64,
     done: bool,
 }
 
 impl Victim {
-    fn new(name: &str, state: &Path) -> Result<Self> {
-        let job = job(name, state)?;
-        Ok(Self { job, run: None, again: Instant::now(), stopped: Vec::new(), run_stopped: None, done: false })
+    fn new(name: &str, state: &Path, longest_stop: u64) -> Result<Self> {
+        let (job, again, stopped) = (job(name, state)?, Instant::now(), Vec::new());
+        Ok(Self { job, run: None, again, stopped, run_stopped: None, longest_stop, done: false })
     }
 
     /// Starts again what is due, and takes note of what has ended.
@@ -134,7 +137,7 @@ impl Victim {
         };
         let _ = worker.signal(signal);
         if signal == Signal::SIGSTOP {
-            let until = Instant::now() + Duration::from_millis(random.below(STOPPED));
+            let until = Instant::now() + Duration::from_millis(random.below(self.longest_stop));
             self.stopped.push((worker.clone(), until));
         }
         Ok(format!("{signal} to {}", worker.name))
@@ -184,16 +187,18 @@ fn runs_survive_a_storm_of_signals() -> Result<()> {
     let state = tempfile::tempdir()?;
     let names = ["first", "second"];
     let undisturbed: Vec<Job> = names.map(|name| job(name, state.path())).into_iter().collect::<Result<_>>()?;
-    for job in &undisturbed {
-        job.start()?.wait()?.expect_code(0);
+    let runs: Vec<Run> = undisturbed.iter().map(Job::start).collect::<Result<_>>()?;
+    for run in runs {
+        run.wait()?.expect_code(0);
     }
 
     let began = Instant::now();
+    let longest_stop = u64::try_from(lasts.as_millis() / 2)?.clamp(1, STOPPED);
     let (mut rounds, mut attacks) = (0, 0);
     while began.elapsed() < lasts {
         rounds += 1;
         let mut victims: Vec<Victim> =
-            names.map(|name| Victim::new(name, state.path())).into_iter().collect::<Result<_>>()?;
+            names.map(|name| Victim::new(name, state.path(), longest_stop)).into_iter().collect::<Result<_>>()?;
         for victim in &mut victims {
             victim.tend()?;
             // Both have a port of their own before one dies: else the other might take that of the dead one.
