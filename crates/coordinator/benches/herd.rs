@@ -555,7 +555,7 @@ async fn live(
 }
 
 /// p50, p99 and the largest of times in microseconds, in milliseconds.
-fn quantiles(times: &mut Vec<u64>) -> serde_json::Value {
+fn quantiles(times: &mut [u64]) -> serde_json::Value {
     times.sort_unstable();
     let at = |share: f64| {
         let place = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));

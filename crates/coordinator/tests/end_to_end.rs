@@ -11,11 +11,13 @@ use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
 use pacs_protocol::v1;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
+use pacs_runtime::net::{RunIdentity, of_run};
 use pacs_runtime::{Link, Membership, Shutdown, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use support::{Fleet, Job, Killable, end_of, until};
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
@@ -288,7 +290,9 @@ async fn so_does_one_whose_rollouts_run_ahead() {
 async fn a_name_of_a_live_process_is_refused_and_one_that_comes_back_is_told_to_leave() {
     let job = Job::new();
     let coordinator = job.start(3, "").await.unwrap();
-    let mut client = WorkerServiceClient::connect(format!("http://{}", coordinator.address())).await.unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap();
+    let run = RunIdentity::told(coordinator.run_id()).unwrap();
+    let mut client = WorkerServiceClient::new(of_run(endpoint.connect().await.unwrap(), run));
     let registration = |pid| v1::RegisterRequest {
         role: v1::Role::Verifier.into(),
         name: "verifier-0".into(),

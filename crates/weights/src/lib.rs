@@ -24,4 +24,4 @@ pub use fetch::{FetchError, FetchOptions, Fetched, Source, SourceFinder, fetch};
 pub use receive::{ReceiveError, Received, Receiver, Transport};
 pub use server::{DataServer, ServerOptions};
 pub use shelf::Shelf;
-pub use store::{Claim, HostStore, Part, StoreError, Whole, run_tag};
+pub use store::{Claim, HostStore, Part, StoreError, Whole};

@@ -70,13 +70,6 @@ fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
     move |error| StoreError::File { doing, path: path.to_owned(), error }
 }
 
-/// The name of a run in the names of folders: its id where processes know one, else one that is made of `known`, which is the
-/// same for all of them.
-#[must_use]
-pub fn run_tag(run_id: &str, known: &str) -> String {
-    if run_id.is_empty() { blake3::hash(known.as_bytes()).to_hex()[..32].to_owned() } else { run_id.to_owned() }
-}
-
 /// Versions of the weights on this host. Dropping the last store of a run on a host removes them.
 #[derive(Debug)]
 pub struct HostStore {

@@ -150,8 +150,10 @@ async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
         let mut most = 0;
         loop {
             let status = services.get_status(Request::new(v1::GetStatusRequest {})).await.unwrap().into_inner();
+            // The machine, which waits for a checkpoint, names no number.
             let waiting = status.waiting_for.strip_prefix("waits for the disk to take ");
-            most = most.max(waiting.map_or(0, |rest| rest.split_once(' ').unwrap().0.parse::<usize>().unwrap()));
+            let steps = waiting.and_then(|rest| rest.split_once(" steps and evaluations")?.0.parse::<usize>().ok());
+            most = most.max(steps.unwrap_or(0));
             if status.step == STEPS {
                 return most;
             }
