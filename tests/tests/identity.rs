@@ -92,14 +92,16 @@ fn check_undisturbed(job: &Job, stranger: &Job, steps: u64) -> Result<()> {
 
 #[test]
 fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
-    let (first, second) = (job("first", 12)?, job("second", 12)?);
+    // The other run is still there when the last worker of the first has asked it.
+    const STEPS: u64 = 60;
+    let (first, second) = (job("first", 12)?, job("second", STEPS)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
     let workers = orphans(&first, &listen)?;
 
     let run = second.start_with(&["--listen", &listen])?;
     wait_for_refusals(&first, &second)?;
     run.wait()?.expect_code(0);
-    check_undisturbed(&second, &first, 12)?;
+    check_undisturbed(&second, &first, STEPS)?;
     assert_eq!(first.workers()?, workers, "they wait for their own run");
 
     let ended = first.start_with(&["--listen", &listen])?.wait()?;
@@ -113,7 +115,7 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
 
 #[test]
 fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
-    let (first, second) = (job("first", 12)?, job("second", 12)?);
+    let (first, second) = (job("first", 12)?, job("second", 40)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
     orphans(&first, &listen)?;
 
@@ -134,7 +136,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     ensure!(!other.has_ended()?, "the other run was paused");
     operate(&second, &["resume", &second.run_path("").display().to_string()])?;
     other.wait()?.expect_code(0);
-    check_undisturbed(&second, &first, 12)
+    check_undisturbed(&second, &first, 40)
 }
 
 /// Nobody answers at the old port any more, and nobody tells the workers so.
@@ -142,7 +144,9 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
 fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
     // Workers give up a coordinator that is silent for longer, and look for it then in any case.
     const SILENCE: Duration = Duration::from_secs(110);
-    let job = job("moved", 12)?;
+    // Long enough to be looked at on a fast machine.
+    const STEPS: u64 = 60;
+    let job = job("moved", STEPS)?;
     let workers = orphans(&job, &format!("127.0.0.1:{}", free_port()?))?;
     let began = Instant::now();
     let mut run = job.start_with(&["--listen", &format!("127.0.0.1:{}", free_port()?)])?;
@@ -153,7 +157,7 @@ fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()
     ensure!(began.elapsed() < SILENCE, "it took {} s: {status}", began.elapsed().as_secs());
     assert_eq!(job.workers()?, workers, "they were taken over");
     run.wait()?.expect_code(0);
-    job.check_every_step_once(12)?;
+    job.check_every_step_once(STEPS)?;
     job.check_no_panic()
 }
 
