@@ -18,8 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(240);
 const WORKERS: [&str; 3] = ["learner-0", "rollout-0", "verifier-0"];
 
 /// A job that is not over before something happens to it.
-fn job(name: &str, steps: i64) -> Result<Job> {
-    let job = Job::tiny()?.named(name).with("batch.steps", steps).with("checkpoint.every_steps", 5);
+fn job(name: &str, steps: u64) -> Result<Job> {
+    let job = Job::tiny()?.named(name).with("batch.steps", i64::try_from(steps)?).with("checkpoint.every_steps", 5);
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
 }
 
