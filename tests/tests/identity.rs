@@ -113,6 +113,29 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
     first.check_no_panic()
 }
 
+/// The journal does not know them, and nobody else would end them: a second worker of each name would be started.
+#[test]
+fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
+    let job = job("young", 4)?;
+    let run = job.start()?;
+    let workers = || Ok::<_, anyhow::Error>(if job.run_id().is_ok() { job.workers()? } else { Vec::new() });
+    wait_for("process of each worker", || Ok(workers()?.iter().map(|worker| worker.name.as_str()).eq(WORKERS)))?;
+    run.signal(Signal::SIGKILL)?;
+    run.wait()?;
+    let young = workers()?;
+
+    let mut run = job.start()?;
+    wait_for_step(&mut run, 1)?;
+    assert_eq!(workers()?, young, "a worker has a double");
+    let ended = run.wait()?;
+    ended.expect_code(0);
+    for worker in WORKERS {
+        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+    }
+    job.check_every_step_once(4)?;
+    job.check_no_panic()
+}
+
 #[test]
 fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     let (first, second) = (job("first", 12)?, job("second", 40)?);

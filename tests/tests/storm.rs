@@ -21,6 +21,9 @@ const STEPS: u64 = 12;
 /// Longest that a job may still take when the storm is over.
 const CALM: Duration = Duration::from_secs(300);
 
+/// Longest that a worker may still live when its run is over.
+const LEAVE: Duration = Duration::from_secs(10);
+
 /// Longest pause between two attacks, in milliseconds: a run must come to something in between.
 const PAUSE: u64 = 3000;
 
@@ -148,6 +151,8 @@ impl Victim {
         self.stopped.iter_mut().for_each(|(_, until)| *until = Instant::now());
         self.run_stopped = self.run_stopped.map(|_| Instant::now());
         let began = Instant::now();
+        // Also once for a run that has ended in the storm: workers may stand still that it has not known.
+        self.tend()?;
         while !self.done {
             self.tend()?;
             if began.elapsed() > CALM {
@@ -166,7 +171,12 @@ impl Victim {
             let stranger = log.lines().find(|line| line.contains("was refused: this is run"));
             ensure!(stranger.is_none(), "{name}: {}", stranger.unwrap_or_default());
         }
-        ensure!(self.job.workers()?.is_empty(), "workers of a run that is over: {:?}", self.job.workers()?);
+        // One that was started at the moment of a kill is still about to hear that its name is taken.
+        let began = Instant::now();
+        while !self.job.workers()?.is_empty() {
+            ensure!(began.elapsed() < LEAVE, "workers of a run that is over: {:?}", self.job.workers()?);
+            sleep(Duration::from_millis(20));
+        }
         Ok(())
     }
 }

@@ -23,6 +23,12 @@ pub(crate) fn began(pid: u32) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then_some(began)
 }
 
+/// The ids of all processes that this one can see.
+pub(crate) fn all() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Whether the process belongs to the user of this one.
 pub(crate) fn is_own(pid: u32) -> bool {
     let owner = |pid: &str| fs::metadata(format!("/proc/{pid}")).ok().map(|metadata| metadata.uid());
@@ -64,7 +70,7 @@ mod tests {
     fn a_process_is_known_while_it_lives() {
         let this = std::process::id();
         assert!(began(this).is_some_and(|ticks| ticks > 0) && began(this) == began(this));
-        assert!(is_own(this) && !has_variable(this, "PACS_NO_SUCH", "x"));
+        assert!(all().contains(&this) && is_own(this) && !has_variable(this, "PACS_NO_SUCH", "x"));
         assert_eq!(program(this), std::env::current_exe().ok());
         let mut child = Command::new("sleep").arg("60").spawn().expect("sleep");
         assert!(began(child.id()).is_some());

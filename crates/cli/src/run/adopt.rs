@@ -1,10 +1,12 @@
-//! Workers that an earlier `pacs run` of the same folder has left: when that was killed, they live on, hold the state of
-//! the run, and wait for their coordinator.
+//! Workers that an earlier `pacs run` of the same folder has left. When `pacs run` is killed, its workers live on, hold the
+//! state of the run, and wait for their coordinator.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::supervisor::WorkerCommand;
+use nix::sys::signal::Signal;
+
+use super::supervisor::{COORDINATOR, WorkerCommand, signal_group};
 use super::workers::WORKER_PROGRAM;
 use crate::process;
 
@@ -16,26 +18,30 @@ pub(crate) struct Living {
 }
 
 impl Living {
-    /// The process, if `command` would start one like it: of this user, of this run, with this program and name. Its command line
-    /// alone proves nothing, for the workers of all runs have the same names.
+    /// The process, if `command` would start one like it: of this user, of this run, with this program, name and run folder (the
+    /// copy of a folder has the same id). Its command line alone proves nothing, for the workers of all runs have the same names.
     fn prove(pid: u32, command: &WorkerCommand) -> Option<Self> {
         let living = Self { pid, began: process::began(pid)? };
         let program = process::program(pid)?;
         let is_worker = process::is_own(pid)
             && process::has_variable(pid, "PACS_RUN_ID", &command.run_id)
             && process::has_option(pid, "--name", &command.name)
+            && command.coordinator().is_none_or(|folder| process::has_option(pid, COORDINATOR, folder))
             && is_program_of(&program, &command.program);
         // Last: its id may have become that of another process meanwhile.
         (is_worker && living.is_alive()).then_some(living)
     }
 
-    pub(crate) fn pid(self) -> u32 {
-        self.pid
-    }
-
     /// Whether this process, and not another one of its id, still lives.
     pub(crate) fn is_alive(self) -> bool {
         process::began(self.pid) == Some(self.began)
+    }
+
+    /// Sends the signal to the process and its children.
+    pub(crate) fn signal(self, signal: Signal) {
+        if self.is_alive() {
+            signal_group(self.pid, signal);
+        }
     }
 }
 
@@ -46,17 +52,30 @@ fn is_program_of(found: &Path, program: &Path) -> bool {
     program.canonicalize().is_ok_and(|program| program == found) || same_name()
 }
 
-/// Notes in each command the process that does its work already.
-pub(crate) fn adopt(commands: &mut [WorkerCommand], known: &[(String, String, u32)]) {
-    let here = process::host();
+/// Notes in each command the process of this machine that does its work already.
+///
+/// All processes are looked at, not just the members that the journal names: a worker that was started a moment before its
+/// coordinator was killed has never registered. Where several processes have one name, the member stays, or else the one that was
+/// started last; the others would only be refused, so they are killed.
+pub(crate) fn adopt(commands: &mut [WorkerCommand], members: &[(String, String, u32)]) {
+    let (here, processes) = (process::host(), process::all());
     for command in commands {
-        let of_slot = known.iter().find(|(name, host, _)| *name == command.name && *host == here);
-        command.living = of_slot.and_then(|(.., pid)| Living::prove(*pid, command));
+        let mut found: Vec<Living> = processes.iter().filter_map(|pid| Living::prove(*pid, command)).collect();
+        let is_member = |living: &Living| {
+            members.iter().any(|(name, host, pid)| *name == command.name && *host == here && *pid == living.pid)
+        };
+        found.sort_by_key(|living| (is_member(living), living.began));
+        command.living = found.pop();
+        for surplus in found {
+            tracing::warn!("process {} is a second {} of this run; it is killed", surplus.pid, command.name);
+            surplus.signal(Signal::SIGKILL);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -64,53 +83,71 @@ mod tests {
 
     /// A shell that looks like the worker `rollout-7` of a run.
     fn worker(run_id: &str) -> Child {
-        Command::new("/bin/sh")
-            .args(["-c", "read -r line", "worker", "--name", "rollout-7"])
-            .env("PACS_RUN_ID", run_id)
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("a shell")
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read -r line", "worker", "--name", "rollout-7", "--coordinator", "/run"]);
+        command.env("PACS_RUN_ID", run_id).stdin(Stdio::piped()).process_group(0).spawn().expect("a shell")
     }
 
-    fn command(name: &str, run_id: &str, program: &str) -> WorkerCommand {
+    fn command(name: &str, run_id: &str, program: &str, folder: &str) -> WorkerCommand {
         WorkerCommand {
             name: name.to_owned(),
             program: program.into(),
-            arguments: Vec::new(),
+            arguments: ["rollout", "--coordinator", folder].map(str::to_owned).to_vec(),
             run_id: run_id.to_owned(),
             living: None,
         }
     }
 
+    /// The id of the process that is adopted for `command`.
+    fn adopted(command: WorkerCommand, members: &[(String, String, u32)]) -> Option<u32> {
+        let mut commands = [command];
+        adopt(&mut commands, members);
+        commands[0].living.map(|living| living.pid)
+    }
+
+    /// Waits until the process has its arguments, a moment after it was started.
+    fn wait_for(process: &Child, command: &WorkerCommand) -> Living {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match Living::prove(process.id(), command) {
+                Some(living) => return living,
+                None => assert!(Instant::now() < deadline, "no proof of process {}", process.id()),
+            }
+        }
+    }
+
+    fn end(mut process: Child) {
+        drop(process.stdin.take());
+        process.wait().expect("it ends");
+    }
+
     #[test]
     fn only_workers_of_the_same_run_are_adopted() {
-        let (mut ours, mut theirs) = (worker("one"), worker("two"));
-        let here = process::host();
-        let known = |name: &str, host: &str, pid| (name.to_owned(), host.to_owned(), pid);
-        let all = |pid| ["rollout-7", "rollout-8"].map(|name| known(name, &here, pid)).to_vec();
-        let adopted = |command: WorkerCommand, known: &[_]| {
-            let mut commands = [command];
-            adopt(&mut commands, known);
-            commands[0].living.map(Living::pid)
-        };
-        let ours_is_adopted = || adopted(command("rollout-7", "one", "/bin/sh"), &all(ours.id()));
-        // A process has its arguments a moment after it was started.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while ours_is_adopted().is_none() && Instant::now() < deadline {}
-        assert_eq!(ours_is_adopted(), Some(ours.id()));
-        assert_eq!(adopted(command("rollout-8", "one", "/bin/sh"), &all(ours.id())), None, "of another name");
-        assert_eq!(adopted(command("rollout-7", "one", "/bin/cat"), &all(ours.id())), None, "another program");
-        let elsewhere = [known("rollout-7", "another", ours.id())];
-        assert_eq!(adopted(command("rollout-7", "one", "/bin/sh"), &elsewhere), None, "on another machine");
-        while adopted(command("rollout-7", "two", "/bin/sh"), &all(theirs.id())).is_none() && Instant::now() < deadline
-        {
-        }
-        assert_eq!(adopted(command("rollout-7", "one", "/bin/sh"), &all(theirs.id())), None, "of another run");
-        let living = Living::prove(ours.id(), &command("rollout-7", "one", "/bin/sh")).expect("ours");
-        for child in [&mut ours, &mut theirs] {
-            drop(child.stdin.take());
-            child.wait().expect("it ends");
-        }
+        // Other tests and other runs of them look at the same machine.
+        let (one, two) = (format!("one-{}", std::process::id()), format!("two-{}", std::process::id()));
+        let ours = worker(&one);
+        let wanted = || command("rollout-7", &one, "/bin/sh", "/run");
+        let living = wait_for(&ours, &wanted());
+        assert_eq!(adopted(wanted(), &[]), Some(ours.id()));
+        assert_eq!(adopted(command("rollout-8", &one, "/bin/sh", "/run"), &[]), None, "of another name");
+        assert_eq!(adopted(command("rollout-7", &one, "/bin/cat", "/run"), &[]), None, "another program");
+        assert_eq!(adopted(command("rollout-7", &one, "/bin/sh", "/copy"), &[]), None, "of a copy of the folder");
+        assert_eq!(adopted(command("rollout-7", &two, "/bin/sh", "/run"), &[]), None, "of another run");
+        end(ours);
         assert!(!living.is_alive());
+        assert_eq!(adopted(wanted(), &[]), None, "it has ended");
+    }
+
+    #[test]
+    fn of_several_processes_of_one_name_the_member_stays() {
+        let run_id = format!("three-{}", std::process::id());
+        let wanted = || command("rollout-7", &run_id, "/bin/sh", "/run");
+        let [mut unknown, member] = [worker(&run_id), worker(&run_id)];
+        let living = [&unknown, &member].map(|process| wait_for(process, &wanted()));
+        let members = [("rollout-7".to_owned(), process::host(), member.id())];
+        assert_eq!(adopted(wanted(), &members), Some(member.id()));
+        unknown.wait().expect("it was killed");
+        assert_eq!(living.map(Living::is_alive), [false, true]);
+        end(member);
     }
 }

@@ -44,6 +44,9 @@ const RUN_ID: &str = "PACS_RUN_ID";
 /// one without waiting for the heartbeats of a dead one to be missed.
 pub(crate) const STARTED: &str = "PACS_STARTED";
 
+/// Names the run folder, or the address, in which a worker looks for its coordinator.
+pub(super) const COORDINATOR: &str = "--coordinator";
+
 /// Microseconds since 1970, later each time: clocks are set back.
 pub(crate) fn started() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
@@ -64,6 +67,14 @@ pub(crate) struct WorkerCommand {
     /// A process that an earlier `pacs run` has left and that does this already; it is watched, and started again like any other
     /// when it ends.
     pub(crate) living: Option<Living>,
+}
+
+impl WorkerCommand {
+    /// Where the worker looks for its coordinator.
+    pub(super) fn coordinator(&self) -> Option<&str> {
+        let mut words = self.arguments.iter().skip_while(|word| *word != COORDINATOR);
+        words.nth(1).map(String::as_str)
+    }
 }
 
 /// What happened to a worker process.
@@ -273,15 +284,9 @@ async fn watch_living(living: Living, order: &mut watch::Receiver<Order>) {
         }
         match *order.borrow_and_update() {
             Order::Run | Order::Leave => {}
-            Order::Terminate => signal_living(living, Signal::SIGTERM),
-            Order::Kill => signal_living(living, Signal::SIGKILL),
+            Order::Terminate => living.signal(Signal::SIGTERM),
+            Order::Kill => living.signal(Signal::SIGKILL),
         }
-    }
-}
-
-fn signal_living(living: Living, signal: Signal) {
-    if living.is_alive() {
-        signal_group(living.pid(), signal);
     }
 }
 
@@ -291,7 +296,8 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-fn signal_group(pid: u32, signal: Signal) {
+/// Sends the signal to the group that the process leads.
+pub(super) fn signal_group(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // It may have ended by itself in this moment.
         let _ = killpg(Pid::from_raw(pid), signal);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use pacs_spec::{DeviceKind, JobSpec};
 
-use super::supervisor::WorkerCommand;
+use super::supervisor::{COORDINATOR, WorkerCommand};
 use crate::failure::Failure;
 
 pub(crate) const WORKER_PROGRAM: &str = "pacs-worker";
@@ -33,7 +33,7 @@ pub(crate) fn commands(
     let mut add = |role: &str, count: u32, program: &Path, extra: &[String]| {
         for index in 0..count {
             let name = format!("{role}-{index}");
-            let fixed = [role, "--coordinator", &run_dir, "--name", &name].map(str::to_owned);
+            let fixed = [role, COORDINATOR, &run_dir, "--name", &name].map(str::to_owned);
             let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
             let (program, run_id) = (program.to_owned(), run_id.to_owned());
             commands.push(WorkerCommand { name, program, arguments, run_id, living: None });
