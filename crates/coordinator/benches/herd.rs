@@ -5,6 +5,8 @@
 //! $ cargo bench -p pacs-coordinator --bench herd -- waiting      # or members, leases, rejoin; with options: --help
 //! ```
 
+mod support;
+
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -27,15 +29,18 @@ use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::Backoff;
 use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
-use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 
+use self::support::{beat, judge, registration, sample_of, submission, weights};
+
 /// Longest wait of a call that asks for work, as rollout workers and verifiers have it.
 const WAIT_MS: u32 = 5000;
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Size of a sample: 8 tokens.
+const SAMPLE_BYTES: usize = 128;
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -126,24 +131,6 @@ async fn start(folder: &Path, prompts: u32, steps: u64) -> Result<Coordinator> {
 trait Local: WorkerService + RolloutService + VerifierService + LearnerService + Clone {}
 impl<T: WorkerService + RolloutService + VerifierService + LearnerService + Clone> Local for T {}
 
-fn registration(role: v1::Role, name: String) -> v1::RegisterRequest {
-    v1::RegisterRequest {
-        role: role.into(),
-        name,
-        host: "bench".into(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        collective_address: "bench:1".into(),
-        attempt: String::new(),
-        run_id: String::new(),
-        started: 0,
-    }
-}
-
-fn beat(worker_id: u64) -> v1::HeartbeatRequest {
-    v1::HeartbeatRequest { worker_id, activity: "benches".into(), ending: false }
-}
-
 /// What workers of a run share.
 #[derive(Debug, Default)]
 struct Run {
@@ -155,7 +142,7 @@ struct Run {
 
 /// Registers a worker and keeps it a member.
 async fn join(services: &impl Local, run: &Arc<Run>, role: v1::Role, name: String) -> Result<u64> {
-    let reply = services.register(Request::new(registration(role, name))).await?;
+    let reply = services.register(Request::new(registration(role, &name))).await?;
     let worker_id = reply.into_inner().worker_id;
     let (services, run) = (services.clone(), Arc::clone(run));
     tokio::spawn(async move {
@@ -186,26 +173,15 @@ async fn rollout(services: impl Local, run: Arc<Run>, name: String) -> Result<()
         for lease in services.lease_groups(Request::new(request)).await?.into_inner().groups {
             // Without a lag, everything in flight is of the newest version.
             let version = run.steps.load(Ordering::SeqCst);
-            let submit = lease.samples.into_iter().map(|wanted| {
-                let sample = v1::Sample {
-                    tokens: vec![1000 + wanted.index; 8],
-                    logprobs: vec![-0.5; 8],
-                    entropy_sum: 1.0,
-                    text: "an answer".into(),
-                    finish: v1::FinishReason::Stop.into(),
-                    version,
-                    ..v1::Sample::default()
-                };
-                services.submit_sample(Request::new(v1::SubmitSampleRequest {
-                    worker_id,
-                    lease_id: lease.lease_id,
-                    group_id: lease.group_id,
-                    sample_index: wanted.index,
-                    sample: Some(sample),
-                }))
-            });
-            for submitted in submit.collect::<Vec<_>>() {
-                submitted.await?;
+            // All at once, as an engine hands them in: one by one, a step would be as many round trips to the disk.
+            let mut calls = JoinSet::new();
+            for wanted in &lease.samples {
+                let sample = sample_of(SAMPLE_BYTES, 1000 + wanted.index, version);
+                let (services, request) = (services.clone(), submission(worker_id, &lease, wanted.index, sample));
+                calls.spawn(async move { services.submit_sample(Request::new(request)).await });
+            }
+            while let Some(submitted) = calls.join_next().await {
+                submitted??;
             }
         }
     }
@@ -217,22 +193,8 @@ async fn verifier(services: impl Local, run: Arc<Run>, name: String) -> Result<(
     for number in 1.. {
         let request = v1::LeaseSamplesRequest { worker_id, max_samples: 64, wait_ms: WAIT_MS, request: number };
         let tasks = services.lease_samples(Request::new(request)).await?.into_inner().tasks;
-        let verdicts = tasks.into_iter().map(|task| {
-            let right = task.sample_index % 2 == 0;
-            let verdict = v1::Verdict {
-                outcome: if right { v1::Outcome::Correct } else { v1::Outcome::Wrong }.into(),
-                label: f64::from(u8::from(right)),
-                reward: f64::from(u8::from(right)),
-                extracted: None,
-                rule: "bench".into(),
-            };
-            let v1::VerifyTask { lease_id, group_id, sample_index, .. } = task;
-            let verdict = Some(verdict);
-            v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications: Vec::new() }
-        });
-        let verdicts: Vec<_> = verdicts.collect();
-        if !verdicts.is_empty() {
-            services.submit_verdicts(Request::new(v1::SubmitVerdictsRequest { worker_id, verdicts })).await?;
+        if !tasks.is_empty() {
+            services.submit_verdicts(Request::new(judge(worker_id, tasks))).await?;
         }
     }
     Ok(())
@@ -243,11 +205,7 @@ async fn learner(services: impl Local, run: Arc<Run>) -> Result<()> {
     let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
     let group = services.join_generation(Request::new(request)).await?.into_inner().group;
     let generation = group.context("form a generation")?.generation;
-    let weights = |version| {
-        let id = VersionId::new(generation, version);
-        let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
-        Some((&Announcement { description, address: String::new() }).into())
-    };
+    let weights = |version| Some(weights(generation, version));
     loop {
         let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
         let next = services.next_task(Request::new(request)).await?.into_inner();
@@ -512,7 +470,7 @@ async fn live(
             let client = client.as_mut()?;
             let result = match worker {
                 None => {
-                    client.register(registration(v1::Role::Rollout, format!("rollout-{slot}"))).await.map(|reply| {
+                    client.register(registration(v1::Role::Rollout, &format!("rollout-{slot}"))).await.map(|reply| {
                         let registered = reply.into_inner();
                         // The same run, or there would be no registration.
                         let _ = run.tell(&registered.run_id);

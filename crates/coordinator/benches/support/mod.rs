@@ -196,7 +196,7 @@ pub(crate) fn told(status: Status) -> anyhow::Error {
     anyhow!("{}", status.message())
 }
 
-fn registration(role: v1::Role, name: &str) -> v1::RegisterRequest {
+pub(crate) fn registration(role: v1::Role, name: &str) -> v1::RegisterRequest {
     v1::RegisterRequest {
         role: role.into(),
         name: name.to_owned(),

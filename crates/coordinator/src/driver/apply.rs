@@ -19,6 +19,10 @@ const STALL_NAMED: Duration = Duration::from_secs(20);
 /// Records behind a snapshot before another one is made although no step was.
 const MOST_RECORDS: u64 = 500_000;
 
+/// Least time between the snapshots of two steps. A snapshot copies the whole roster, so one for each step of a job that makes a
+/// hundred a second would cost more than the steps do; a restart replays the records of this much time at most.
+const SNAPSHOT_PERIOD: Duration = Duration::from_secs(1);
+
 impl Driver {
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
@@ -196,7 +200,9 @@ impl Driver {
         self.archive_round(step, Purpose::Train, &sampled);
         let line = line(&summary.numbers());
         self.hand_over(Job::Append { to: LinesOf::Metrics, step, line, score: None });
-        self.keep_snapshot();
+        if self.journal.snapshot_age() >= SNAPSHOT_PERIOD {
+            self.keep_snapshot();
+        }
         self.newest_step = Some(summary.clone());
         self.tell_progress(Progress::Step(Box::new(summary)));
     }

@@ -126,6 +126,8 @@ pub(crate) struct Journal {
     appended: u64,
     /// Records since the newest snapshot.
     since_snapshot: u64,
+    /// When that was begun.
+    snapshot_at: Instant,
 }
 
 /// For those who wait for the disk without holding the journal.
@@ -180,7 +182,7 @@ impl Journal {
         let segments = Segments::open(folder)?;
         let writer =
             Writer::start(database, segments, appended, epoch.clone()).map_err(FileError::file("start", folder))?;
-        Ok(Self { writer, appended, since_snapshot: 0 })
+        Ok(Self { writer, appended, since_snapshot: 0, snapshot_at: Instant::now() })
     }
 
     /// Puts the journal aside and begins an empty one.
@@ -207,6 +209,7 @@ impl Journal {
     /// Begins a snapshot of the machine as it is now: the number of the newest record that it covers.
     pub(crate) fn begin_snapshot(&mut self) -> u64 {
         self.since_snapshot = 0;
+        self.snapshot_at = Instant::now();
         self.appended
     }
 
@@ -218,6 +221,11 @@ impl Journal {
     /// Records since a snapshot was begun.
     pub(crate) fn since_snapshot(&self) -> u64 {
         self.since_snapshot
+    }
+
+    /// Time since a snapshot was begun.
+    pub(crate) fn snapshot_age(&self) -> Duration {
+        self.snapshot_at.elapsed()
     }
 
     /// To wait until all that was added so far is durable.
