@@ -10,8 +10,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, statvfs};
@@ -220,6 +220,9 @@ pub struct Part {
     file: Arc<File>,
     part: PathBuf,
     whole: PathBuf,
+    /// One writes at a time. The kernel allows no more for a file, and those who wait for it there spin, which costs a host of few
+    /// cores a fifth of its rate.
+    writes: Mutex<()>,
 }
 
 impl Part {
@@ -261,6 +264,7 @@ impl Part {
     /// # Errors
     /// When there is no room, above all.
     pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        let _one = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         write_at(&self.file, &self.part, bytes, offset, self.description.bytes())
     }
 
@@ -401,7 +405,7 @@ impl Folder {
         });
         let description = described.inspect_err(|_| drop(fs::remove_file(&part)))?;
         let whole = self.path.join(description.file_name());
-        Part { description, file: Arc::new(file), part, whole }.finish()
+        Part { description, file: Arc::new(file), part, whole, writes: Mutex::new(()) }.finish()
     }
 
     fn claim(&self, description: &Description) -> Result<Claim, StoreError> {
@@ -424,7 +428,13 @@ impl Folder {
         if !is_same(&file, &part) {
             return Ok(Claim::Theirs);
         }
-        Ok(Claim::Ours(Part { description: description.clone(), file: Arc::new(file), part, whole }))
+        Ok(Claim::Ours(Part {
+            description: description.clone(),
+            file: Arc::new(file),
+            part,
+            whole,
+            writes: Mutex::new(()),
+        }))
     }
 
     fn retire_before(&self, oldest: VersionId) {
