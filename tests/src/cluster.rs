@@ -146,8 +146,34 @@ impl Cluster {
     /// # Errors
     /// When it is gone.
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.pid(name)?)?), signal).context("signal it")
+    }
+
+    /// Kills the worker that a process of this name supervises.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_worker(&self, name: &str) -> Result<()> {
+        let supervisor = self.pid(name)?;
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
+        let worker = children.split_whitespace().next().with_context(|| format!("{name} has no worker"))?;
+        kill(Pid::from_raw(worker.parse()?), Signal::SIGKILL).context("kill it")
+    }
+
+    /// Names of the files of weights in the shared memory that a process sees, those on their way included.
+    #[must_use]
+    pub fn weights_on_host_of(&self, name: &str) -> Vec<String> {
+        let Ok(pid) = self.pid(name) else { return Vec::new() };
+        let stores = fs::read_dir(format!("/proc/{pid}/root/dev/shm")).into_iter().flatten().flatten();
+        // It may be gone at the next look: that of a worker that leaves is removed.
+        let files = stores.flat_map(|store| fs::read_dir(store.path()).into_iter().flatten().flatten());
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())).collect()
+    }
+
+    fn pid(&self, name: &str) -> Result<u32> {
         let (_, child) = self.processes.iter().find(|(known, _)| known == name).context("a process of this name")?;
-        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal it")
+        Ok(child.id())
     }
 
     /// Waits for something.

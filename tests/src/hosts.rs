@@ -76,6 +76,32 @@ impl Host {
         command
     }
 
+    /// Bounds what the host sends over its link, in kilobytes a second.
+    ///
+    /// # Errors
+    /// When `tc` is not there, or the kernel has no such queue.
+    pub fn slow_down(&self, rate: u32) -> Result<()> {
+        let mut command = Command::new("ip");
+        let (rate, queue) = (format!("{}kbit", 8 * rate), ["burst", "32k", "latency", "400ms"]);
+        command.args([
+            "netns",
+            "exec",
+            &self.namespace,
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            &rate,
+        ]);
+        let output = command.args(queue).stdin(Stdio::null()).output().context("start `tc`")?;
+        ensure!(output.status.success(), "tc qdisc add: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
     /// Bytes that have come over the link so far, and that have gone.
     ///
     /// # Errors

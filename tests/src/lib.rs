@@ -270,6 +270,19 @@ impl Job {
         Ok(())
     }
 
+    /// Checks that the model after so many steps is that of another run, to the last bit.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check_same_bits(&self, other: &Self, step: u64) -> Result<()> {
+        let bits = |job: &Self| -> Result<Vec<u32>> { Ok(job.exported(step)?.into_iter().map(f32::to_bits).collect()) };
+        let (ours, theirs) = (bits(self)?, bits(other)?);
+        ensure!(!ours.is_empty() && ours.len() == theirs.len(), "{} and {} weights", ours.len(), theirs.len());
+        let differing = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+        ensure!(differing == 0, "{differing} of {} weights differ", ours.len());
+        Ok(())
+    }
+
     /// Checks that each of so many steps was made and counted once, and that something was trained.
     ///
     /// # Errors

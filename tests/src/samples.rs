@@ -1,6 +1,7 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 
@@ -11,6 +12,10 @@ use crate::Job;
 pub struct Archived {
     /// Name of the file: the step or evaluation.
     pub file: String,
+    /// The step that it was drawn for.
+    pub step: i64,
+    /// What it was drawn for: `train` or an evaluation.
+    pub purpose: String,
     /// Its group.
     pub group: i64,
     /// Its position in the group.
@@ -49,6 +54,34 @@ impl Job {
     }
 }
 
+impl Job {
+    /// Checks the life of every sample of a job with so many prompts a step and samples a prompt: each step has its groups, each
+    /// group its samples, and none is there twice.
+    ///
+    /// # Errors
+    /// When that is not so.
+    pub fn check_every_sample_once(&self, steps: u64, prompts: usize, samples: usize) -> Result<()> {
+        let mut groups = BTreeMap::<(i64, i64), BTreeSet<i32>>::new();
+        for sample in self.samples()?.into_iter().filter(|sample| sample.purpose == "train") {
+            let is_new = groups.entry((sample.step, sample.group)).or_default().insert(sample.sample);
+            ensure!(is_new, "sample {} of group {} is there twice", sample.sample, sample.group);
+        }
+        let distinct: BTreeSet<i64> = groups.keys().map(|(_, group)| *group).collect();
+        ensure!(distinct.len() == groups.len(), "a group was trained on in two steps: {:?}", groups.keys());
+        for step in 1..=i64::try_from(steps)? {
+            let of_step: Vec<_> = groups.range((step, i64::MIN)..=(step, i64::MAX)).collect();
+            let whole = of_step.iter().all(|(_, indices)| indices.len() == samples);
+            ensure!(of_step.len() == prompts && whole, "step {step} has {of_step:?}");
+        }
+        ensure!(
+            groups.len() as u64 == steps * prompts as u64,
+            "the archive has groups of no step: {:?}",
+            groups.keys()
+        );
+        Ok(())
+    }
+}
+
 fn archived(file: &str, row: &Row) -> Result<Archived> {
     let field = |name: &str| {
         let found = row.get_column_iter().find(|(column, _)| column.as_str() == name);
@@ -62,11 +95,15 @@ fn archived(file: &str, row: &Row) -> Result<Archived> {
         Field::Double(number) => Ok(number),
         other => bail!("column {name} holds {other:?}"),
     };
-    let (Field::Long(group), Field::Int(sample)) = (field("group")?, field("sample")?) else {
-        bail!("group and sample are no numbers");
+    let (Field::Long(step), Field::Long(group), Field::Int(sample)) =
+        (field("step")?, field("group")?, field("sample")?)
+    else {
+        bail!("step, group and sample are no numbers");
     };
     Ok(Archived {
         file: file.to_owned(),
+        step,
+        purpose: text("purpose")?,
         group,
         sample,
         response: text("response")?,

@@ -65,6 +65,51 @@ fn run_on(count: u8) -> Result<Option<Vec<(f64, f64)>>> {
     Ok(Some(links))
 }
 
+/// The link is so slow that a version takes seconds, and one end of it is killed while it is on its way.
+#[test]
+fn neither_end_of_a_transfer_leaves_half_a_version_when_it_is_killed() -> Result<()> {
+    const STEPS: u64 = 8;
+    let Some(hosts) = hosts(2)? else { return Ok(()) };
+    if let Err(error) = hosts[0].slow_down(400) {
+        eprintln!("SKIPPED: no link can be slowed down here: {error:#}");
+        return Ok(());
+    }
+    let job = || -> Result<Job> {
+        let job = Job::tiny()?.with("batch.steps", STEPS as i64).with("checkpoint.every_steps", 2);
+        let job = job.with("evaluation.before", false).with("evaluation.after", false);
+        // Samples are then the same to the last bit, whatever company they had.
+        Ok(job.with("rollout.kernels", "reference"))
+    };
+    let undisturbed = job()?;
+    undisturbed.start()?.wait()?.expect_code(0);
+
+    let mut cluster = Cluster::new(job()?)?;
+    let spec = cluster.job.path("job.toml").display().to_string();
+    let listen = format!("{}:0", hosts[0].address);
+    cluster.start_on(&hosts[0], "coordinator", "pacs", &["coordinator", &spec, "--listen", &listen])?;
+    cluster.start_worker_on(&hosts[0], "learner-0")?;
+    cluster.start_worker_on(&hosts[0], "verifier-0")?;
+    cluster.start_worker_on(&hosts[1], "rollout-0")?;
+    for victim in ["rollout-0", "learner-0", "rollout-0", "learner-0"] {
+        let steps = cluster.steps();
+        cluster.wait_for("version on its way", |cluster| {
+            cluster.weights_on_host_of("rollout-0").iter().any(|file| file.ends_with(".part"))
+        })?;
+        cluster.kill_worker(victim)?;
+        cluster.wait_for("step after the kill", |cluster| cluster.steps() > steps)?;
+        let files = cluster.weights_on_host_of("rollout-0");
+        // The version in use, the one before, which slower hosts may still fetch, and the next one.
+        let halves = files.iter().filter(|file| file.ends_with(".part")).count();
+        ensure!(files.len() <= 3 && halves <= 1, "superseded or half versions are left: {files:?}");
+    }
+    for process in ["coordinator", "learner-0", "verifier-0", "rollout-0"] {
+        assert_eq!(cluster.code(process)?, Some(0), "{}", cluster.said(process));
+        ensure!(!cluster.said(process).contains("panicked"), "{}", cluster.said(process));
+    }
+    cluster.job.check_every_step_once(STEPS)?;
+    undisturbed.check_same_weights(&cluster.job, STEPS)
+}
+
 #[test]
 fn a_worker_that_loses_its_registration_joins_again_and_works() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 400).with("checkpoint.every_steps", 0);

@@ -24,6 +24,7 @@ use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown};
 use pacs_spec::JobSpec;
+use pacs_weights::HostStore;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::timeout;
@@ -141,10 +142,12 @@ impl Job<'_> {
             console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
         }
         let mut supervisor = Supervisor::start(commands, logs);
-        let stop = coordinator.stop_handle();
+        let (stop, run_id) = (coordinator.stop_handle(), coordinator.run_id().to_owned());
         let mut end = pin!(coordinator.wait());
         let wall = WallTime::new(self.arguments.stop_before);
-        match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
+        let outcome =
+            watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await;
+        let exit = match outcome {
             Outcome::Ended(RunEnd::Failed { reason }) => {
                 // The worker that failed says more than the coordinator can.
                 let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
@@ -174,7 +177,9 @@ impl Job<'_> {
                 supervisor.finish(Duration::ZERO, &shutdown).await;
                 Err(lost_worker(&worker))
             }
-        }
+        };
+        remove_weights(&run_id);
+        exit
     }
 
     /// Plain text within this machine, unless there are certificates.
@@ -319,6 +324,16 @@ pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress
             Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were too many for the terminal"),
             Err(RecvError::Closed) => std::future::pending().await,
         }
+    }
+}
+
+/// Removes the weights that the run's workers have left on this host. The last one to leave does that by itself, unless it was
+/// killed.
+fn remove_weights(run_id: &str) {
+    // A store removes its folder when it is dropped and no other process holds it.
+    match HostStore::open(run_id) {
+        Ok(store) => drop(store),
+        Err(error) => tracing::warn!("weights that the workers may have left are not removed: {error}"),
     }
 }
 

@@ -88,7 +88,7 @@ impl Receiver {
     }
 
     /// Gets a version: the host's copy where there is one or another process brings it, else from the sources that `finder`
-    /// names. Versions before the one that was received last are removed.
+    /// names. Versions before the one that was received last, also by an earlier process, are removed.
     ///
     /// # Errors
     /// See [`ReceiveError`].
@@ -115,6 +115,8 @@ impl Receiver {
             }
         };
         let before = self.newest.lock().unwrap_or_else(PoisonError::into_inner).replace(description.id());
+        // A process that starts again does not know which version its predecessor used last, but the store has it.
+        let before = before.or_else(|| self.store.newest_before(description.id()));
         if let Some(before) = before {
             self.store.retire_before(before.min(description.id()));
             self.shelf.retire_before(before.min(description.id()));

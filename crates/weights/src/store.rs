@@ -138,6 +138,14 @@ impl HostStore {
         self.with_room(description.bytes(), |folder| folder.claim(description))
     }
 
+    /// The newest whole version before `id`.
+    pub(crate) fn newest_before(&self, id: VersionId) -> Option<VersionId> {
+        let entries = self.folders.iter().filter_map(|folder| fs::read_dir(&folder.path).ok()).flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let whole = names.filter(|name| !name.ends_with(".part")).filter_map(|name| id_of_file(&name));
+        whole.filter(|other| *other < id).max()
+    }
+
     /// Removes the versions before `oldest`. Who has one open or mapped keeps it.
     pub fn retire_before(&self, oldest: VersionId) {
         self.folders.iter().for_each(|folder| folder.retire_before(oldest));

@@ -380,4 +380,10 @@ fn superseded_versions_are_removed() {
         kept.push(published.description().file_name());
     }
     assert_eq!(files(), kept[2..], "the newest, and the one before that may be in use");
+    // The process starts again, and does not know what it has received.
+    let published = learner_host.publish(5);
+    kept.push(published.description().file_name());
+    let again = host.receiver(options());
+    again.receive(published.description(), &finder, &AtomicBool::new(false)).expect("fetched");
+    assert_eq!(files(), kept[3..], "the same after a restart");
 }

@@ -1,12 +1,12 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | sim | storm | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | sim | chaos | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chaos;
 mod demo;
 mod process;
 mod setup;
 mod sim;
-mod storm;
 mod test;
 
 use std::process::ExitCode;
@@ -32,7 +32,7 @@ enum Task {
     /// Simulates the coordinator's state machine with faults of every kind, one run a seed.
     Sim(sim::Arguments),
     /// Kills, stops and ends the processes of two runs at random, and compares what they come to with undisturbed ones.
-    Storm(storm::Arguments),
+    Chaos(chaos::Arguments),
     /// Measures one part by itself and prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),
         Task::Sim(arguments) => sim::run(&arguments),
-        Task::Storm(arguments) => storm::run(&arguments),
+        Task::Chaos(arguments) => chaos::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
     };
     match result {

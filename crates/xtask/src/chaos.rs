@@ -1,0 +1,28 @@
+//! `cargo xtask chaos`: two runs at once under random faults, for as long as asked, in all modes.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::process::{cargo, check};
+use crate::setup;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How long it lasts.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Decides what is done to whom; that of an earlier one does the same again. Default: another one each time.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::libtorch()?;
+    check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    let mut command = cargo(&["test", "--release", "--workspace", "--test", "chaos", "--", "--nocapture"]);
+    command.env("PACS_CHAOS_SECONDS", (60 * arguments.minutes).to_string());
+    if let Some(seed) = arguments.seed {
+        command.env("PACS_CHAOS_SEED", seed.to_string());
+    }
+    check("survive chaos (its seed is above; --seed N takes it)", &mut command)
+}
