@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::libtorch()?;
-    check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins", "--test", "chaos"]))?;
     let mut command = cargo(&["test", "--release", "--workspace", "--test", "chaos", "--", "--nocapture"]);
     command.env("PACS_CHAOS_SECONDS", (60 * arguments.minutes).to_string());
     if let Some(seed) = arguments.seed {

@@ -242,7 +242,11 @@ step() {
     do :; done
     case $code in
     0 | 75) ;;
-    *) if goes_on; then echo "$code" >"$logs.failed" && give_up "$role" "$code"; fi ;;
+    *) if goes_on; then
+        # A supervisor is killed from outside alone: its node was lost, or Slurm ended the step. That condemns no run.
+        if ((code > 128)); then touch "$logs.lost"; else echo "$code" >"$logs.failed"; fi
+        give_up "$role" "$code"
+    fi ;;
     esac
 }
 "#;
@@ -275,7 +279,7 @@ echo "$(date -u +%FT%TZ) the coordinator ended with exit code $code: ${ending:-i
 # The workers were told to leave before; their last lines are on their way.
 sleep 2
 
-if [ "$code" -eq 75 ]; then
+if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
     # An operator stopped it: it goes on when somebody submits it again.
     [ "$ending" = stopped ] && exit 75
     # Slurm ended the steps. A job that is preempted must still be there when its grace is over.
@@ -299,6 +303,7 @@ trap : TERM
 const END_OF_JOINED: &str = r#"
 while [ -n "$(jobs -rp)" ]; do wait; done
 [ -s "$logs.failed" ] && exit "$(cat "$logs.failed")"
+[ -e "$logs.lost" ] && scontrol requeue "$SLURM_JOB_ID" && sleep 300
 exit 0
 "#;
 
