@@ -5,7 +5,9 @@ use pacs_verify::{GoldError, Mode, check_gold, grade};
 
 fn outcome(gold: &str, answer: &str) -> (Outcome, String) {
     let verdict = grade(&format!("Hence $\\boxed{{{answer}}}$."), gold, Mode::Strict);
-    (verdict.outcome, verdict.rule)
+    // The rule, without how the two sides were read.
+    let rule = verdict.rule.split(": ").next().unwrap_or_default().to_owned();
+    (verdict.outcome, rule)
 }
 
 #[test]
@@ -120,7 +122,7 @@ fn equal_answers_are_correct() {
         ("-2", r"\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}", "integer"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\langle 1, 2 \rangle", "matrix"),
         // Words and choices.
-        ("7:32", "14:64", "rational"),
+        ("7:32", "14:64", "ratio"),
         (r"\text{Evelyn}", "evelyn", "text"),
         (r"\text{(B)}", "B", "text"),
         (r"\text{C}", r"\mathrm{C}", "text"),
@@ -212,7 +214,8 @@ fn what_cannot_be_shown_is_undecided() {
         [("9^{9^{9^9}}", "9^{9^{9^9}}+1"), ("5", "1/0"), ("0", r"10^{40}\sqrt{2} - \sqrt{2 \cdot 10^{80}}")]
     {
         let verdict = grade(&format!("\\boxed{{{answer}}}"), gold, Mode::Lenient);
-        assert_eq!((verdict.outcome, verdict.rule.as_str()), (Outcome::Unparsable, "undecided"), "{gold} and {answer}");
+        assert_eq!(verdict.outcome, Outcome::Unparsable, "{gold} and {answer}");
+        assert!(verdict.rule.starts_with("undecided: "), "{gold} and {answer}: {}", verdict.rule);
     }
 }
 

@@ -22,11 +22,11 @@ pub(super) fn expression(tokens: &[Token], budget: &mut Budget) -> Result<Expr, 
         return Err(ParseError::Empty);
     }
     budget.spend(tokens.len()).ok_or(ParseError::TooComplex)?;
-    let mut parser = Parser { tokens: tokens.to_vec(), at: 0, depth: 0, bars: 0, angles: 0, budget };
+    let mut parser = Parser { tokens: tokens.to_vec(), at: 0, depth: 0, bars: 0, budget };
     let expr = parser.ratio()?;
     match parser.peek() {
         None => Ok(expr),
-        Some(_) => Err(ParseError::Syntax("something left over behind an expression")),
+        Some(_) => Err(ParseError::Syntax("something left over after an expression")),
     }
 }
 
@@ -37,8 +37,6 @@ pub(super) struct Parser<'a> {
     depth: usize,
     /// Open absolute-value bars.
     pub(super) bars: usize,
-    /// Enclosing trigonometric functions, in which a degree sign is an angle.
-    pub(super) angles: usize,
     pub(super) budget: &'a mut Budget,
 }
 
@@ -158,7 +156,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers behind it.
+    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers after it.
     ///
     /// Looks at the tokens and takes them only when they fit: reading them to find out would double the work at every
     /// level of a nested fraction.
@@ -188,7 +186,7 @@ impl Parser<'_> {
         Ok(Number::exact(whole.value + BigRational::new(top, bottom)))
     }
 
-    /// An operand with its powers, factorials, per cents and units; true for a plain number.
+    /// An operand with its powers, factorials, per cents and degrees; true for a plain number.
     pub(super) fn factor(&mut self) -> Result<(Expr, bool), ParseError> {
         if self.sign() {
             let (inner, _) = self.nested(Self::factor)?;
@@ -207,12 +205,12 @@ impl Parser<'_> {
             match next {
                 Token::Bang => expr = Expr::Call(Function::Factorial, vec![expr]),
                 Token::Percent => expr = Expr::Percent(Box::new(expr)),
-                Token::Degree => expr = self.degrees(expr),
-                Token::Text(_) => {
-                    self.units();
+                Token::Degree => {
+                    self.at += 1;
+                    expr = self.degrees(expr)?;
+                    literal = false;
                     continue;
                 }
-                Token::Over if matches!(self.tokens.get(self.at + 1), Some(Token::Text(_))) => {}
                 Token::Caret => {
                     self.at += 1;
                     expr = self.power(expr)?;
@@ -243,36 +241,20 @@ impl Parser<'_> {
         Ok(Expr::Symbol(format!("{}_{base}", number.value)))
     }
 
-    /// Skips units with their exponents: `cm^2`, `miles / hour`, `N \cdot m^{-2}`.
-    fn units(&mut self) {
-        while matches!(self.peek(), Some(Token::Text(_))) {
-            self.at += 1;
-            let exponent = match self.rest() {
-                [Token::Caret, Token::Number(_), ..] => 2,
-                [Token::Caret, Token::Minus, Token::Number(_), ..] => 3,
-                [Token::Caret, Token::Open(Group::Brace), Token::Number(_), Token::Close(Group::Brace), ..] => 4,
-                [
-                    Token::Caret,
-                    Token::Open(Group::Brace),
-                    Token::Minus,
-                    Token::Number(_),
-                    Token::Close(Group::Brace),
-                    ..,
-                ] => 5,
-                _ => 0,
-            };
-            self.at += exponent;
-            if matches!(self.rest(), [Token::Over | Token::Times, Token::Text(_), ..]) {
-                self.at += 1;
-            }
+    /// Degrees, with the minutes of arc that follow: `30^\circ 15'`.
+    fn degrees(&mut self, expr: Expr) -> Result<Expr, ParseError> {
+        let minutes = match self.rest() {
+            [Token::Number(minutes), Token::Prime, ..] => Some((minutes, 2)),
+            [Token::Number(minutes), Token::Caret, Token::Prime, ..] => Some((minutes, 3)),
+            _ => None,
+        };
+        let mut angle = expr;
+        if let Some((minutes, used)) = minutes {
+            let minutes = Expr::Number(minutes.number()?);
+            self.at += used;
+            angle = Expr::Sum(vec![angle, Expr::Product(vec![minutes, Expr::integer(60).inverse()])]);
         }
-    }
-
-    fn degrees(&self, expr: Expr) -> Expr {
-        if self.angles == 0 {
-            return expr;
-        }
-        Expr::product(vec![expr, Expr::Constant(Constant::Pi), Expr::integer(180).inverse()])
+        Ok(Expr::Product(vec![angle, Expr::Constant(Constant::Degree)]))
     }
 
     fn power(&mut self, base: Expr) -> Result<Expr, ParseError> {
@@ -284,7 +266,7 @@ impl Parser<'_> {
         match inside {
             Some((Token::Degree, used)) => {
                 self.at += used;
-                return Ok(self.degrees(base));
+                return self.degrees(base);
             }
             Some((Token::Prime, used)) => {
                 self.at += used;
@@ -328,6 +310,6 @@ fn digit(literal: &Literal) -> Option<&str> {
 fn primed(base: Expr) -> Result<Expr, ParseError> {
     match base {
         Expr::Symbol(name) => Ok(Expr::Symbol(format!("{name}'"))),
-        _ => Err(ParseError::Syntax("a prime behind something that has no name")),
+        _ => Err(ParseError::Syntax("a prime after something that has no name")),
     }
 }
