@@ -193,7 +193,12 @@ impl Unit {
     pub(crate) fn measures_the_same(&self, other: &Self) -> bool {
         /// Say no more than that something is counted.
         const ANY: &[&str] = &["unit", "way", "piece", "item", "thing", "people", "person", "number"];
-        let any = |unit: &Self| unit.counted.is_empty() || unit.counted.iter().any(|noun| ANY.contains(&noun.as_str()));
+        let is_any = |noun: &String| ANY.contains(&noun.as_str()) || noun.starts_with("unit^");
+        let any = |unit: &Self| unit.counted.is_empty() || unit.counted.iter().any(is_any);
+        let power = |unit: &Self| unit.counted.iter().find(|noun| noun.starts_with("unit")).cloned();
+        if let (Some(own), Some(other)) = (power(self), power(other)) {
+            return own == other;
+        }
         let counted = any(self) || any(other) || self.counted.iter().any(|noun| other.counted.contains(noun));
         self.dimensions == other.dimensions && self.currency == other.currency && counted
     }

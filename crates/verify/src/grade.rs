@@ -2,7 +2,6 @@
 
 use pacs_types::{Outcome, Verdict};
 
-use crate::answer::Answer;
 use crate::compare::Rule;
 use crate::extract;
 use crate::form::Work;
@@ -126,8 +125,7 @@ fn is_evaluated(gold: &Reading, found: &Reading) -> bool {
         return true;
     }
     let mut budget = Budget::new();
-    let is_equation = matches!(gold.raw, Answer::Equation { names: false, .. });
-    let [reference, work] = [gold, found].map(|side| Work::of(&side.raw, is_equation, &mut budget));
+    let [reference, work] = [gold, found].map(|side| Work::of(&side.raw, &mut budget));
     work.is_within(reference)
 }
 

@@ -66,7 +66,12 @@ impl Reading {
         match (&self.settled.answer, &found.settled.answer) {
             (Answer::Text(_), Answer::Text(_)) => None,
             (Answer::Text(_), other) | (other, Answer::Text(_)) => {
-                if self.word_key().is_some_and(|gold| found.word_key() == Some(gold)) {
+                let same = |gold: &String, found: &String| {
+                    // A single letter without a font is a variable, of which case is a part.
+                    text_key(gold) == text_key(found) && (text_key(gold).chars().count() > 1 || letters_of(gold) == letters_of(found))
+                };
+                let words = self.word().zip(found.word());
+                if words.is_some_and(|(gold, found)| same(&gold, &found)) {
                     return Some(Judgement { equal: true, rule: Rule::Text }.into());
                 }
                 let Answer::Scalar(expr) = other else { return None };
@@ -138,17 +143,21 @@ impl Reading {
     }
 
     /// The answer as a word: `\text{(B)}` and `B` are the same choice, `odd` and `\text{odd}` the same word.
-    fn word_key(&self) -> Option<String> {
+    fn word(&self) -> Option<String> {
         match &self.settled.answer {
-            Answer::Text(text) => Some(text_key(text)),
-            Answer::Scalar(expr) if letters(expr).is_some() => letters(expr).map(|word| text_key(&word)),
+            Answer::Text(text) => Some(text.clone()),
+            Answer::Scalar(expr) if letters(expr).is_some() => letters(expr),
             _ => {
                 let plain = self.source.trim_matches(|c: char| !c.is_alphanumeric());
                 let is_word = !plain.is_empty() && plain.chars().all(|c| c.is_alphabetic() || c.is_whitespace());
-                is_word.then(|| text_key(plain))
+                is_word.then(|| plain.to_owned())
             }
         }
     }
+}
+
+fn letters_of(word: &str) -> String {
+    word.chars().filter(|c| c.is_alphanumeric()).collect()
 }
 
 fn equal(gold: &Answer, found: &Answer, budget: &mut Budget) -> Option<Decision> {

@@ -117,6 +117,9 @@ fn copying_the_question_does_not_pay() {
             counts[0] += i32::from(any.is_some());
             counts[1] += i32::from(formulas.iter().filter(is_work).any(|formula| pays(&formula, ANY)));
             counts[2] += i32::from(formulas.iter().any(|formula| pays(&formula, EVALUATED)));
+            if let Some(formula) = formulas.iter().find(|formula| !is_work(formula) && pays(formula, EVALUATED)) {
+                println!("  {set}: {formula} is the reference {}", problem.answer);
+            }
             let copied = formulas.iter().filter(is_work).find(|formula| pays(formula, EVALUATED));
             counts[3] += i32::from(copied.is_some());
             if let Some(formula) = copied {
@@ -138,7 +141,7 @@ fn mutations(answer: &str) -> Vec<String> {
     while at < bytes.len() {
         let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         if digits > 0 {
-            if digits < 10 {
+            if digits < 10 && answer != "0" {
                 let number: u64 = answer[at..at + digits].parse().expect("digits");
                 mutated.push(format!("{}{}{}", &answer[..at], number + 1, &answer[at + digits..]));
             }
@@ -147,7 +150,7 @@ fn mutations(answer: &str) -> Vec<String> {
             at += 1;
         }
     }
-    if !answer.contains(['=', '<', '>', ',', '\\']) {
+    if !answer.contains(['=', '<', '>', ',', '\\']) && answer != "0" {
         mutated.push(answer.strip_prefix('-').map_or_else(|| format!("-{answer}"), str::to_owned));
     }
     if let Some((first, _)) = answer.rsplit_once(',').filter(|_| !answer.contains(['(', '[', '{'])) {
@@ -186,7 +189,7 @@ fn rewritten(answer: &str) -> Vec<String> {
         format!("{answer}."),
         format!("${answer}$"),
     ];
-    if !answer.contains("\\text") && !answer.contains("\\left") {
+    if !answer.contains("\\text") && !answer.contains("\\left") && !answer.contains("\\{") {
         forms.push(answer.replace('{', "{ ").replace('}', " }").replace("{ ,  }", "{,}"));
     }
     // `x = 5` turned around, where there is one sign and no list.
@@ -221,18 +224,29 @@ fn a_reference_written_otherwise_is_correct() {
 /// Letters that stand for variables and nothing else: not part of a word or command, no unit, no constant, no function.
 const LETTERS: &str = "abckpqruvwxyzn";
 
-/// The text with its single letters exchanged for those `by` places further.
+/// The text with its letters exchanged for those `by` places further: of runs of at most three that are no word.
 fn renamed(text: &str, by: usize) -> String {
-    let chars: Vec<char> = text.chars().collect();
+    const WORDS: &[&str] = &["and", "or", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "abs", "gcd", "lcm", "max", "min", "det", "inf", "no", "yes", "pi", "oo", "lg"];
     let letters: Vec<char> = LETTERS.chars().collect();
-    let is_letter = |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(|c| c.is_alphabetic() || *c == '\\');
     let mut out = String::with_capacity(text.len());
-    for (at, &c) in chars.iter().enumerate() {
-        let place = letters.iter().position(|letter| *letter == c);
-        match place.filter(|_| !is_letter(at.checked_sub(1)) && !is_letter(Some(at + 1))) {
-            Some(place) => out.push(letters[(place + by) % letters.len()]),
-            None => out.push(c),
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let is_command = next == '\\';
+        let start = usize::from(is_command);
+        let length = rest[start..].find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len() - start);
+        if length == 0 {
+            let taken = if is_command { 1 } else { next.len_utf8() };
+            out.push_str(&rest[..taken]);
+            rest = &rest[taken..];
+            continue;
         }
+        let (run, behind) = rest.split_at(start + length);
+        let is_variables = !is_command && length <= 3 && !WORDS.contains(&run);
+        out.extend(run.chars().map(|c| match letters.iter().position(|letter| *letter == c).filter(|_| is_variables) {
+            Some(place) => letters[(place + by) % letters.len()],
+            None => c,
+        }));
+        rest = behind;
     }
     out
 }

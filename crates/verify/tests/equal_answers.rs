@@ -43,7 +43,7 @@ fn equal_answers_are_correct() {
         (r"\$28.00", "28", "integer"),
         (r"28\%", "28", "percent"),
         (r"10\%", "0.1", "percent"),
-        (r"60^\circ", r"60 \text{ degrees}", "integer"),
+        (r"60^\circ", r"60 \text{ degrees}", "identical"),
         (r"54\text{ cm}^2", "54", "integer"),
         ("135 square feet", "135", "integer"),
         ("35 miles/hour", "35", "integer"),
@@ -89,7 +89,7 @@ fn equal_answers_are_correct() {
         // Intervals and sets of numbers.
         (r"x \geq 5", r"5 \leq x", "inequality"),
         (r"x \geq 5", r"[5, \infty)", "region"),
-        (r"-2 \le x < 7", r"x \in [-2, 7)", "sequence"),
+        (r"-2 \le x < 7", r"x \in [-2, 7)", "region"),
         (r"(-\infty, 1) \cup (2, 3]", r"(2,3] \cup (-\infty,1)", "region"),
         (r"x \ne 3", r"\mathbb{R} \setminus \{3\}", "region"),
         (r"(-\infty, \infty)", r"\mathbb{R}", "region"),

@@ -293,7 +293,7 @@ impl Region {
 fn preimage(expr: &Expr, set: Region, budget: &mut Budget) -> Option<Region> {
     budget.step()?;
     match expr {
-        Expr::Symbol(_) => return Some(set),
+        Expr::Symbol(name) => return (!name.contains('(')).then_some(set),
         Expr::Call(Function::Abs, arguments) => {
             let zero = End { at: 0.0, written: Some(Expr::integer(0)), is_closed: true };
             let positive = Region(vec![Interval { low: zero, high: End::infinite(f64::INFINITY) }]);

@@ -204,11 +204,20 @@ pub(super) fn inequalities(gold: &Answer, found: &Answer, budget: &mut Budget) -
     }
 }
 
+/// A variable, or a function of one.
+fn is_variable(expr: &Expr) -> bool {
+    match expr {
+        Expr::Symbol(name) => !name.contains('('),
+        Expr::Product(factors) => matches!(&factors[..], [Expr::Symbol(head), Expr::Symbol(_)] if matches!(head.as_str(), "f" | "g" | "h")),
+        _ => false,
+    }
+}
+
 /// `-1 < f < 1` and `(-1, 1)`, where the ends or what lies between them have variables.
 fn is_same_interval(gold: &Answer, found: &Answer, budget: &mut Budget) -> bool {
     let ends = |answer: &Answer| match answer {
         Answer::Chain(sides, orders) => match (&sides[..], &orders[..]) {
-            ([low, between, high], [at_low, at_high]) if matches!(between, Expr::Symbol(_)) => {
+            ([low, between, high], [at_low, at_high]) if is_variable(between) => {
                 Some(([*at_low == Order::Less, *at_high == Order::Less], [low.clone(), high.clone()]))
             }
             _ => None,

@@ -230,14 +230,12 @@ impl Parser<'_> {
         Err(ParseError::TooDeep)
     }
 
-    /// Digits with a base: `1011_2`. Base ten is a plain number.
+    /// Digits with a base: `1011_2`.
     fn based(&mut self, digits: &Expr) -> Result<Expr, ParseError> {
         let base = self.subscript()?;
         let base = base.trim_start_matches('0');
         let Expr::Number(number) = digits else { return Err(ParseError::Syntax("a base of no number")) };
-        if base == "10" || base == "ten" {
-            return Ok(digits.clone());
-        }
+        let base = if base == "ten" { "10" } else { base };
         Ok(Expr::Symbol(format!("{}_{base}", number.value)))
     }
 

@@ -432,6 +432,12 @@ impl Lexer<'_> {
             self.out.push(Token::Function(function));
             return Ok(());
         }
+        // `\text{A3}_{16}`
+        let is_digit = |c: char| matches!(c, '0'..='9' | 'A'..='F');
+        if self.rest.trim_start().starts_with('_') && words.starts_with(is_digit) && words.chars().all(is_digit) {
+            self.out.push(Token::Symbol(words.to_owned()));
+            return Ok(());
+        }
         let mut inside = Lexer {
             rest: words,
             out: std::mem::take(&mut self.out),

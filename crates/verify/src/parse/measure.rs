@@ -61,6 +61,11 @@ fn units_start(tokens: &[Token]) -> usize {
             _ => break,
         }
     }
+    // `12^{\text{th}}`
+    let depth = |token: &Token| i32::from(matches!(token, Token::Open(_))) - i32::from(matches!(token, Token::Close(_)));
+    if tokens[start..].iter().map(depth).sum::<i32>() != 0 {
+        return tokens.len();
+    }
     // `12 / \text{s}`
     match tokens.get(..start) {
         Some([.., Token::Over]) => start - 1,
@@ -83,7 +88,8 @@ fn unit(tokens: &[Token]) -> Option<Unit> {
             Token::Open(Group::Round) | Token::Close(Group::Round) => {}
             Token::Caret => {
                 let (exponent, used) = exponent(rest)?;
-                parts.last_mut()?.1 *= exponent;
+                let power = &mut parts.last_mut()?.1;
+                *power = power.checked_mul(exponent)?;
                 rest = &rest[used..];
             }
             _ => return None,

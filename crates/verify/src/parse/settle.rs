@@ -77,17 +77,19 @@ fn equation(
     declared: &mut Vec<String>,
     budget: &mut Budget,
 ) -> Result<Answer, ParseError> {
+    // What is written twice says nothing; what is calculated on one side (`1 + 2 = 3`) does.
+    if sides.iter().all(|side| *side == sides[0]) && !matches!(sides[0], Answer::Opaque(_)) {
+        return Err(ParseError::Syntax("an equation that says nothing"));
+    }
     let mut read = Vec::with_capacity(sides.len());
     for side in sides {
         read.push(settled(side, declared, budget)?);
     }
-    for pair in read.windows(2) {
+    // Of what is named, the last value counts, whatever it went through; without a name the sides state a fact.
+    for pair in read.windows(2).filter(|_| !names) {
         if numbers_differ(&pair[0], &pair[1], budget) {
             return Err(ParseError::Syntax("sides that are different numbers"));
         }
-    }
-    if read.iter().all(|side| *side == read[0]) && !matches!(read[0], Answer::Opaque(_)) {
-        return Err(ParseError::Syntax("an equation that says nothing"));
     }
     let right = Box::new(read.pop().ok_or(ParseError::Empty)?);
     let left = Box::new(read.swap_remove(0));

@@ -355,7 +355,7 @@ fn is_one_name(tokens: &[Token]) -> bool {
         _ if is_letter(first) && is_applied(without_index(rest)) => true,
         // `AB`, `\angle ABC`, `|AB|`, `m\angle A`
         Token::Symbol(name) if name == "m" || name == "d" => !rest.is_empty() && rest.iter().all(is_figure),
-        _ => is_figure(first) && rest.iter().all(is_figure),
+        _ => matches!(first, Token::Symbol(_) | Token::Bar) && is_figure(first) && rest.iter().all(is_figure),
     }
 }
 
@@ -413,24 +413,8 @@ fn inequality(sides: &[&[Token]], relations: &[Relation], budget: &mut Budget) -
     match (orders.ok_or(not_a_chain)?.as_slice(), &mut read[..]) {
         ([order], [left, right]) => Ok(Answer::Inequality(*order, left.clone(), right.clone())),
         (orders, _) if orders.contains(&Order::NotEqual) || orders.len() > MAX_ITEMS => Err(not_a_chain),
-        // `a < x ≤ b` is an interval.
-        ([low, high], [from, Expr::Symbol(_), to]) => {
-            let bracket = |order: &Order| if *order == Order::Less { Bracket::Round } else { Bracket::Square };
-            let items = vec![Answer::Scalar(from.clone()), Answer::Scalar(to.clone())];
-            Ok(Answer::Sequence { open: bracket(low), close: bracket(high), items })
-        }
-        ([low, high], [from, Expr::Product(factors), to]) if is_application(factors) => {
-            let bracket = |order: &Order| if *order == Order::Less { Bracket::Round } else { Bracket::Square };
-            let items = vec![Answer::Scalar(from.clone()), Answer::Scalar(to.clone())];
-            Ok(Answer::Sequence { open: bracket(low), close: bracket(high), items })
-        }
         (orders, _) => Ok(Answer::Chain(read.clone(), orders.to_vec())),
     }
-}
-
-/// Whether factors are a function and its variable: `f(x)`.
-fn is_application(factors: &[Expr]) -> bool {
-    matches!(factors, [Expr::Symbol(head), Expr::Symbol(_)] if matches!(head.as_str(), "f" | "g" | "h"))
 }
 
 /// Parts with colons between them: a ratio, a time, or a value with its label.

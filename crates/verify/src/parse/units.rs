@@ -2,7 +2,8 @@
 //!
 //! What stands after a value is either in this table or it is not read at all. A unit has dimensions and a scale, so
 //! that 5 km are 5,000 m and are not 5 m. A thing that is counted (`apples`) has neither; the last word of its name must
-//! be in `nouns.txt`, the nouns that the questions of GSM8K, MATH and their kin ask to count.
+//! be in `nouns.txt`, the nouns that the questions of GSM8K, MATH and their kin ask to count, or another plural. Plurals
+//! that change a number (`thirds`, `dozens`) are a closed class and have their own table.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -230,6 +231,19 @@ fn nouns() -> &'static [&'static str] {
     })
 }
 
+/// Whether a word that is in no table has the form of a plural, and so names something that is counted.
+fn is_plural(word: &str) -> bool {
+    const OTHERS: &[&str] = &["unless", "always", "perhaps", "besides", "towards", "versus", "across", "yours", "folds", "wrongs", "means"];
+    let is_plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    is_plain && word.len() >= 4 && word.ends_with('s') && !word.ends_with("ss") && !word.ends_with("us") && !word.ends_with("is")
+        && !OTHERS.contains(&word)
+}
+
+/// `tenths`, `hundredths`: parts of a whole.
+fn is_fraction(word: &str) -> bool {
+    word.len() > 4 && (word.ends_with("ths") || word.ends_with("th")) && !is_noun(word)
+}
+
 /// Whether letters without a font are the abbreviation of a unit and might as well be a product of variables.
 pub(super) fn is_abbreviation(word: &str) -> bool {
     word.len() <= 4 && ABBREVIATIONS.contains(&format!(" {word} "))
@@ -268,11 +282,12 @@ pub(super) fn phrase(words: &str) -> Option<Unit> {
     let mut power = 1;
     let mut next_power = None;
     let mut label: Vec<&str> = Vec::new();
+    let mut label_power = 1;
     for (at, name) in words.iter().enumerate() {
         let exponent = power * next_power.take().unwrap_or(1);
         match *name {
             "per" | "/" if at > 0 => {
-                unit.close(&label, singular)?;
+                unit.close(&label, label_power, singular)?;
                 label.clear();
                 power = -power;
             }
@@ -292,32 +307,36 @@ pub(super) fn phrase(words: &str) -> Option<Unit> {
                 Some(Word::Unit { dimensions, scale, currency }) => unit.times(*dimensions, scale, currency, exponent)?,
                 Some(Word::Factor(by)) if unit.is_bare() => unit.factor *= BigInt::from(*by),
                 Some(Word::Factor(_)) => return None,
-                None if OPERATIVE.contains(name) => return None,
-                None => label.push(name),
+                None if OPERATIVE.contains(name) || is_fraction(name) => return None,
+                None => {
+                    label.push(name);
+                    label_power = exponent;
+                }
             },
         }
     }
     if next_power.is_some() {
         return None;
     }
-    unit.close(&label, singular)?;
+    unit.close(&label, label_power, singular)?;
     unit.written = words.join(" ");
     Some(unit)
 }
 
 impl Unit {
     /// Takes the words of a counted thing, of which the last one must be a noun of the table.
-    fn close(&mut self, label: &[&str], singular: fn(&str) -> Option<&'static str>) -> Option<()> {
+    fn close(&mut self, label: &[&str], power: i8, singular: fn(&str) -> Option<&'static str>) -> Option<()> {
         let Some(last) = label.last() else { return Some(()) };
         if label.len() > 4 {
             return None;
         }
         match singular(last) {
+            Some("unit") if power != 1 => self.counted.push(format!("unit^{power}")),
             Some(noun) => self.counted.push(noun.to_owned()),
             None if PLAIN.contains(last) => {}
             None => {
-                self.counted.push((*last).to_owned());
-                self.is_known = false;
+                self.counted.push(last.trim_end_matches('s').to_owned());
+                self.is_known &= is_plural(last);
             }
         }
         Some(())
@@ -336,6 +355,9 @@ pub(super) fn joined(parts: &[(String, i8)]) -> Option<Unit> {
                 return None;
             }
             unit = unit.powered(*exponent)?;
+            for noun in unit.counted.iter_mut().filter(|noun| *noun == "unit") {
+                *noun = format!("unit^{exponent}");
+            }
         }
         let written = if all.written.is_empty() { unit.written.clone() } else { format!("{} {}", all.written, unit.written) };
         all = all.product(unit)?;
@@ -354,17 +376,19 @@ mod tests {
         assert_eq!(unit("km").dimensions, unit("miles").dimensions);
         assert_eq!(unit("km").scale, unit("meters").scale * BigInt::from(1000));
         assert_eq!(unit("square feet").dimensions, AREA);
-        assert_eq!(unit("miles per hour"), unit("mph"));
+        assert_eq!(unit("miles per hour").scale, unit("mph").scale);
+        assert_ne!(unit("square units").counted, unit("units").counted);
         assert_eq!(unit("hours").scale, unit("minutes").scale * BigInt::from(60));
         assert_ne!(unit("dollars").currency, unit("euros").currency);
         assert_eq!(unit("children tickets").counted, ["ticket"]);
         assert_eq!(unit("thousand apples").factor, BigInt::from(1000));
-        assert!(unit("grommets") != unit("apples") && !unit("grommets").is_known);
+        assert!(unit("grommets").is_known && !unit("grommets").measures_the_same(&unit("apples")));
+        assert!(!unit("incorrectly").is_known);
     }
 
     #[test]
     fn what_changes_a_number_is_no_unit() {
-        for words in ["is wrong", "less than x", "if n", "or apples", "fewer apples", "half apples", "square"] {
+        for words in ["is wrong", "less than x", "if n", "or apples", "fewer apples", "half apples", "square", "tenths"] {
             assert!(phrase(words).is_none(), "{words}");
         }
     }
@@ -372,6 +396,7 @@ mod tests {
     #[test]
     fn the_nouns_are_sorted_words() {
         assert!(nouns().windows(2).all(|pair| pair[0] < pair[1]));
-        assert!(nouns().iter().all(|noun| noun.len() >= 3 && !OPERATIVE.contains(noun) && word(noun).is_none()));
+        let odd: Vec<_> = nouns().iter().filter(|n| n.len() < 3 || OPERATIVE.contains(n) || word(n).is_some()).collect();
+        assert!(odd.is_empty(), "{odd:?}");
     }
 }
