@@ -95,7 +95,8 @@ impl Clock {
     /// Whether two times are one; a time without its half of the day is the one of either half.
     pub(crate) fn same(self, other: Self) -> bool {
         let as_written = |clock: Self| [clock.hour, clock.minute, clock.second];
-        let halves_agree = self.after_noon.is_none() || other.after_noon.is_none() || self.after_noon == other.after_noon;
+        let halves_agree =
+            self.after_noon.is_none() || other.after_noon.is_none() || self.after_noon == other.after_noon;
         self.of_day() == other.of_day() || (halves_agree && as_written(self) == as_written(other))
     }
 }
@@ -155,7 +156,9 @@ impl Unit {
         currency: &'static str,
         exponent: i8,
     ) -> Option<()> {
-        if !(-6..=6).contains(&exponent) || !(self.currency.is_empty() || currency.is_empty() || self.currency == currency) {
+        if !(-6..=6).contains(&exponent)
+            || !(self.currency.is_empty() || currency.is_empty() || self.currency == currency)
+        {
             return None;
         }
         for (own, other) in self.dimensions.iter_mut().zip(dimensions) {

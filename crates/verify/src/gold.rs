@@ -123,7 +123,8 @@ pub(crate) fn read(gold: &str, budget: &mut Budget) -> Result<Reading, GoldError
 fn leniency(gold: &str, read: &Reading, budget: &mut Budget) -> Option<Leniency> {
     /// Words from which on an answer is a sentence.
     const SENTENCE: usize = 4;
-    let is_sentence = |answer: &Answer| matches!(answer, Answer::Text(text) if text.split_whitespace().count() >= SENTENCE);
+    let is_sentence =
+        |answer: &Answer| matches!(answer, Answer::Text(text) if text.split_whitespace().count() >= SENTENCE);
     let with_units = Notation { letters: Letters::Units, ..Notation::PLAIN };
     let as_list = Notation { commas: Commas::Lists, ..Notation::PLAIN };
     let answer = &read.settled.answer;
@@ -143,7 +144,8 @@ fn leniency(gold: &str, read: &Reading, budget: &mut Budget) -> Option<Leniency>
     if read.source.len() + 8 < gold.trim().len() {
         return Some(Leniency::Embedded);
     }
-    let ends_in_unit = |answer: &Answer| matches!(answer, Answer::Quantity(inner, _) if matches!(**inner, Answer::Scalar(_)));
+    let ends_in_unit =
+        |answer: &Answer| matches!(answer, Answer::Quantity(inner, _) if matches!(**inner, Answer::Scalar(_)));
     if read.source.contains(|c: char| c.is_ascii_alphabetic())
         && read.in_notation(with_units, budget).is_some_and(|answer| ends_in_unit(&answer))
     {

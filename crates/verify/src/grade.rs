@@ -100,7 +100,11 @@ fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget;
         let same = source_key(first) == gold.key;
         let outcome = if same { Outcome::Correct } else { Outcome::Unparsable };
         let why = problem.map_or_else(String::new, |problem| format!(": the answer {problem}"));
-        return verdict(outcome, Some(first.clone()), if same { "text".to_owned() } else { format!("unreadable{why}") });
+        return verdict(
+            outcome,
+            Some(first.clone()),
+            if same { "text".to_owned() } else { format!("unreadable{why}") },
+        );
     };
     let decision = gold.judge(&found, for_comparison);
     let why = |rule: &str| reason(rule, &gold, &found, &decision);

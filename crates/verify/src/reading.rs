@@ -68,7 +68,8 @@ impl Reading {
             (Answer::Text(_), other) | (other, Answer::Text(_)) => {
                 let same = |gold: &String, found: &String| {
                     // A single letter without a font is a variable, of which case is a part.
-                    text_key(gold) == text_key(found) && (text_key(gold).chars().count() > 1 || letters_of(gold) == letters_of(found))
+                    text_key(gold) == text_key(found)
+                        && (text_key(gold).chars().count() > 1 || letters_of(gold) == letters_of(found))
                 };
                 let words = self.word().zip(found.word());
                 if words.is_some_and(|(gold, found)| same(&gold, &found)) {
@@ -80,7 +81,11 @@ impl Reading {
                 }
                 let gold = self.in_notation(products, budget);
                 let answer = found.in_notation(products, budget);
-                equal(gold.as_ref().unwrap_or(&self.settled.answer), answer.as_ref().unwrap_or(&found.settled.answer), budget)
+                equal(
+                    gold.as_ref().unwrap_or(&self.settled.answer),
+                    answer.as_ref().unwrap_or(&found.settled.answer),
+                    budget,
+                )
             }
             _ => None,
         }
@@ -205,22 +210,31 @@ fn variables(answer: &Answer) -> Vec<String> {
     names
 }
 
-/// Whether a variable occurs as a whole number of periods of an angle, and only so: `\frac{\pi}{6} + k\pi`.
+/// Whether a variable occurs as a whole number of periods of an angle, and only so: `\frac{\pi}{6} + k\pi`. Beside other
+/// variables, in powers and in functions it is a quantity of its own.
 fn counts_periods(answer: &Answer, name: &str) -> bool {
     let is_it = |expr: &Expr| matches!(expr, Expr::Symbol(other) if other == name);
     let is_period = |expr: &Expr| matches!(expr, Expr::Constant(Constant::Pi | Constant::Degree));
-    let (mut all, mut periods) = (0, 0);
+    let is_plain = |term: &Expr| {
+        !term.any(|node| match node {
+            Expr::Symbol(_) => !is_it(node),
+            Expr::Power(..) | Expr::Call(..) => true,
+            _ => false,
+        })
+    };
+    let mut found = false;
+    let mut only = true;
     expressions(answer, &mut |expr| {
-        expr.walk(&mut |node| {
-            all += usize::from(is_it(node));
-            if let Expr::Product(factors) = node
-                && factors.iter().any(|factor| factor.any(is_period))
-            {
-                periods += factors.iter().filter(|factor| factor.any(is_it)).count();
-            }
-        });
+        let terms = match expr {
+            Expr::Sum(terms) => terms.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for term in terms.iter().filter(|term| term.any(is_it)) {
+            found = true;
+            only &= term.any(is_period) && is_plain(term);
+        }
     });
-    all > 0 && periods >= all
+    found && only
 }
 
 /// The letters of a product of variables, which is what a short word is read as.

@@ -36,6 +36,7 @@ impl Writer {
     fn kind(&mut self, answer: &Answer) {
         let kind = match answer {
             Answer::Scalar(Expr::Number(_)) => "number ",
+            Answer::Scalar(Expr::Negative(inner)) if matches!(**inner, Expr::Number(_)) => "number ",
             Answer::Scalar(_) => "expression ",
             Answer::Text(_) => "words ",
             Answer::Sequence { open: Bracket::Round, close: Bracket::Round, items } if items.len() != 2 => "tuple ",
@@ -113,7 +114,9 @@ impl Writer {
                 self.push(" ∈ ");
                 self.push(domain);
             }
-            Answer::Matrix(rows) => self.joined(rows, "; ", |out, row| out.joined(row, ", ", |out, cell| out.expr(cell, 0))),
+            Answer::Matrix(rows) => {
+                self.joined(rows, "; ", |out, row| out.joined(row, ", ", |out, cell| out.expr(cell, 0)))
+            }
             Answer::Equation { left, right, .. } => {
                 self.answer(left);
                 self.push(" = ");
@@ -219,7 +222,8 @@ impl Writer {
                     Expr::PlusMinus(_) => "±",
                     _ => "∓",
                 });
-                self.expr(inner, 2);
+                let is_number = matches!(**inner, Expr::Number(_));
+                self.expr(inner, if is_number { 0 } else { 2 });
             }
             Expr::Power(base, exponent) => {
                 self.expr(base, 3);

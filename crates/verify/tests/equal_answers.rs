@@ -28,7 +28,7 @@ fn equal_answers_are_correct() {
         (r"\frac{2}{3}", r"{2 \over 3}", "rational"),
         ("1 1/2", r"1\frac12", "rational"),
         ("3.46 \\times 10^3", "3460", "integer"),
-        ("174", "174_{10}", "integer"),
+        ("174", "174_{10}", "base"),
         ("4210_5", "4210_{5}", "base"),
         ("4210_5", "4210", "base"),
         (r"\frac{3}{4}", r"\text{3/4}", "rational"),

@@ -293,6 +293,7 @@ fn characters_are_read_as_what_they_look_like() {
             (r"\log_{10} 2", r"\lg 2"),
             (r"2\cos 30^\circ + 2i\sin 30^\circ", r"2\operatorname{cis} 30^\circ"),
             (r"\sqrt[3]{x}", "x^{1/3}"),
+            (r"a_k + a_{k-1} + \ldots + a_0", r"a_0 + a_1 + a_2 + \cdots + a_k"),
             (
                 r"f(x)=\begin{cases} x & x\ge 0 \\ -x & x<0\end{cases}",
                 r"\begin{cases} -x, & \text{if } x<0 \\ x, & \text{if } x\ge 0\end{cases}",
@@ -354,6 +355,17 @@ fn what_is_left_to_calculate_is_no_answer() {
         ("(x-3)(x+3)", "x^2-9"),
         (r"11\sqrt2", r"\sqrt{242}"),
         ("0", "a+b=0"),
+        ("x^2-4", "(x-2)(x+2)"),
+        ("2x(x+1)", "2x^2+2x"),
+        ("104", r"(\sqrt{105}-1)(\sqrt{105}+1)"),
+        (r"3+4\sqrt2", r"\sqrt{41+24\sqrt2}"),
+        (r"5\sqrt{21}", r"\sqrt{15}\cdot\sqrt{35}"),
+        ("16", "144/9"),
+        ("0.4", r"2.4 \div 6"),
+        ("64a^6", "(4a^2)^3"),
+        ("1", r"\binom{n}{0}"),
+        ("-1", r"e^{i\pi}"),
+        ("6", r"36^{10} \div 6^{19}"),
     ] {
         let rule = rule(gold, answer);
         assert!(rule.starts_with("unevaluated: "), "{gold} <- {answer}: {rule}");
@@ -374,7 +386,9 @@ fn what_is_left_to_calculate_is_no_answer() {
         (r"\frac{m+n}{2}", r"\frac12(m+n)"),
         ("y = 2x+3", "y-3=2x"),
         (r"\frac73", r"2\frac13"),
-        (r"x^2-4", "(x-2)(x+2)"),
+        ("y_1 = -2x^2+4x+3", "-2(x-1)^2+5"),
+        (r"\sqrt{2+\sqrt{3}}", r"\frac{\sqrt6+\sqrt2}{2}"),
+        ("12^{10}", r"2^{20} \cdot 3^{10}"),
     ] {
         let verdict = grade(&format!("\\boxed{{{answer}}}"), gold, EVALUATED);
         assert_eq!(verdict.outcome, Outcome::Correct, "{gold} <- {answer}: {}", verdict.rule);
@@ -386,7 +400,7 @@ fn a_reason_says_how_both_sides_were_read() {
     let rule = |gold: &str, answer: &str| grade(&format!("\\boxed{{{answer}}}"), gold, ANY).rule;
     assert_eq!(rule(r"5\text{ km}", r"5\text{ m}"), "unit: quantity 5 km | quantity 5 m");
     assert_eq!(rule("1:2:3", r"\frac16"), "ratio: ratio 1:2:3 | expression 1/6");
-    assert_eq!(rule("-2,1", "-2.1"), "kind: list -2, 1 | number -21/10");
+    assert_eq!(rule("-2,1", "-2.1"), "set: list -2, 1 | number -21/10");
     assert_eq!(rule("5", r"\text{never}"), "text: number 5 | words \"never\"");
     assert!(rule("5", "((1").starts_with("unreadable: the answer has "), "{}", rule("5", "((1"));
 }

@@ -20,10 +20,14 @@ struct Described<'a> {
 
 impl Check {
     pub(super) fn verifiers(&mut self, spec: &JobSpec) {
-        let VerifierSpec { kind, extraction, form, ref command, ref address, ref ca, plain_text, timeout_seconds, .. } =
-            spec.verifier;
+        let VerifierSpec {
+            kind, extraction, form, ref command, ref address, ref ca, plain_text, timeout_seconds, ..
+        } = spec.verifier;
         let (address, ca) = (address.as_deref(), ca.as_deref());
-        self.judge("verifier", &Described { kind, extraction, form, command, address, ca, plain_text, timeout_seconds });
+        self.judge(
+            "verifier",
+            &Described { kind, extraction, form, command, address, ca, plain_text, timeout_seconds },
+        );
         self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);

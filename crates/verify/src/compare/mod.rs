@@ -121,7 +121,8 @@ impl Judgement {
 /// Compares a reference with what was found. The nesting of answers is bounded by the parser, the work by `budget`.
 pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     use Answer::{
-        Cases, Chain, Choice, Clock, Equation, Inequality, List, Matrix, Opaque, Quantity, Ratio, Scalar, Sequence, Set, Text,
+        Cases, Chain, Choice, Clock, Equation, Inequality, List, Matrix, Opaque, Quantity, Ratio, Scalar, Sequence,
+        Set, Text,
     };
     if budget.step().is_none() {
         return Judgement::undecided();
@@ -146,7 +147,9 @@ pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
         (Equation { .. }, _) | (_, Equation { .. }) => relation::equations(gold, found, budget),
         (Ratio(_), _) | (_, Ratio(_)) => quantity::ratios(gold, found, budget),
         (Cases(gold), Cases(found)) => cases(gold, found, budget),
-        (Inequality(..) | Chain(..), _) | (_, Inequality(..) | Chain(..)) => relation::inequalities(gold, found, budget),
+        (Inequality(..) | Chain(..), _) | (_, Inequality(..) | Chain(..)) => {
+            relation::inequalities(gold, found, budget)
+        }
         (Sequence { .. }, Sequence { .. }) => sequences(gold, found, budget),
         // A pair in set braces or none keeps its order as long as the reference has one …
         (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others, _) | Set(others)) => {
@@ -208,7 +211,14 @@ pub(crate) fn text_key(text: &str) -> String {
 /// Whether words say that nothing fulfils what was asked for.
 fn means_nothing(words: &str) -> bool {
     const PHRASES: &[&str] = &[
-        "nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "empty", "nosuchvalues",
+        "nosolution",
+        "nosolutions",
+        "norealsolution",
+        "norealsolutions",
+        "emptyset",
+        "theemptyset",
+        "empty",
+        "nosuchvalues",
         "nosolutionexists",
     ];
     PHRASES.contains(&text_key(words).as_str())
@@ -217,8 +227,27 @@ fn means_nothing(words: &str) -> bool {
 /// The number that a word counts up to.
 fn counting_word(word: &str) -> Option<i64> {
     const WORDS: &[&str] = &[
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-        "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
     ];
     let word = word.trim().to_lowercase();
     WORDS.iter().position(|name| *name == word).and_then(|at| i64::try_from(at).ok())
@@ -234,10 +263,18 @@ fn choices(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     match (gold, found) {
         (Answer::Choice(gold, _), Answer::Choice(found, _)) => Judgement::new(gold == found, Rule::Choice),
         (Answer::Choice(letter, value), found) => {
-            if is_letter(found, letter) { Judgement::new(true, Rule::Choice) } else { compare(value, found, budget) }
+            if is_letter(found, letter) {
+                Judgement::new(true, Rule::Choice)
+            } else {
+                compare(value, found, budget)
+            }
         }
         (gold, Answer::Choice(letter, value)) => {
-            if is_letter(gold, letter) { Judgement::new(true, Rule::Choice) } else { compare(gold, value, budget) }
+            if is_letter(gold, letter) {
+                Judgement::new(true, Rule::Choice)
+            } else {
+                compare(gold, value, budget)
+            }
         }
         _ => Judgement::new(false, Rule::Kind),
     }

@@ -239,6 +239,8 @@ pub(super) struct Probe {
     real: bool,
     /// A power such as `x^{1/3}` of a negative number is the real root.
     real_roots: bool,
+    /// What the first variable is, where every whole number counts.
+    first: Option<i64>,
 }
 
 /// Points at which two expressions are compared.
@@ -246,11 +248,16 @@ const POINTS: u64 = 8;
 
 impl Probe {
     /// A probe for expressions without variables.
-    pub(super) const NONE: Self = Self { index: 0, whole: false, real: false, real_roots: true };
+    pub(super) const NONE: Self = Self { index: 0, whole: false, real: false, real_roots: true, first: None };
 
     /// The points at which two expressions are compared, of mixed size and sign.
     pub(super) fn all(whole: bool) -> impl Iterator<Item = Self> {
         (0..POINTS).map(move |index| Self { index, whole, ..Self::NONE })
+    }
+
+    /// Every whole number of a range for the first variable, for functions that change at few of them.
+    pub(super) fn grid() -> impl Iterator<Item = Self> {
+        (1..=40).map(|first: i64| Self { index: first.unsigned_abs(), whole: true, first: Some(first), ..Self::NONE })
     }
 
     /// The same point, among the real numbers unless the expressions have an `i`.
@@ -262,10 +269,17 @@ impl Probe {
     /// every other point, so that `\binom{n}{k}` has a value at some.
     pub(super) fn whole_value(self, name: &str) -> Option<i64> {
         let place = i64::try_from(place(name).unwrap_or(0).min(7)).unwrap_or(0);
+        if let Some(first) = self.first.filter(|_| place == 0) {
+            return Some(first);
+        }
         let spread = i64::try_from(self.hash(name) % 3).unwrap_or(0);
         let descending = 14 - 4 * place.min(3) + spread;
         let ascending = 3 + 4 * place + spread;
         self.whole.then_some(if self.index.is_multiple_of(2) { descending } else { ascending })
+    }
+
+    pub(super) fn is_of_grid(self) -> bool {
+        self.first.is_some()
     }
 
     fn hash(self, name: &str) -> u64 {
@@ -302,9 +316,7 @@ pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Va
             Value::rational(&number.value)
         }
         Expr::Constant(Constant::Pi) => Value::real(Double::PI, 0.0),
-        Expr::Constant(Constant::Degree) => {
-            Value::real(Double::PI, 0.0)?.times(Value::whole(180.0).inverted()?)
-        }
+        Expr::Constant(Constant::Degree) => Value::real(Double::PI, 0.0)?.times(Value::whole(180.0).inverted()?),
         Expr::Constant(Constant::Euler) => Value::real(Double::E, 0.0),
         Expr::Constant(Constant::Imaginary) => Value::new(Double::ZERO, Double::ONE, 0.0),
         Expr::Constant(Constant::Infinity) | Expr::PlusMinus(_) | Expr::MinusPlus(_) | Expr::Matrix(_) => None,

@@ -60,7 +60,8 @@ fn quotient(parts: &[Expr]) -> Option<Expr> {
 }
 
 fn in_proportion(gold: &[Expr], found: &[Expr], budget: &mut Budget) -> bool {
-    let is_zero = |part: &Expr| matches!(part, Expr::Number(number) if number.value == BigRational::from_integer(0.into()));
+    let is_zero =
+        |part: &Expr| matches!(part, Expr::Number(number) if number.value == BigRational::from_integer(0.into()));
     // `12:00` is a time and in no proportion to `1:00`.
     if gold.iter().chain(found).any(is_zero) {
         return gold.iter().zip(found).all(|(gold, found)| scalar::compare(gold, found, budget).equal);

@@ -264,15 +264,17 @@ impl Region {
 
     /// The set with every number multiplied and shifted.
     fn mapped(&self, factor: &Expr, shift: &Expr, budget: &mut Budget) -> Option<Self> {
-        let (by, to) = (value(factor, Probe::NONE, budget)?.position()?, value(shift, Probe::NONE, budget)?.position()?);
+        let (by, to) =
+            (value(factor, Probe::NONE, budget)?.position()?, value(shift, Probe::NONE, budget)?.position()?);
         if by == 0.0 {
             return None;
         }
         let end = |end: &End| End {
             at: if end.at.is_infinite() { end.at * by.signum() } else { end.at * by + to },
-            written: end.written.as_ref().map(|written| {
-                Expr::Sum(vec![Expr::Product(vec![written.clone(), factor.clone()]), shift.clone()])
-            }),
+            written: end
+                .written
+                .as_ref()
+                .map(|written| Expr::Sum(vec![Expr::Product(vec![written.clone(), factor.clone()]), shift.clone()])),
             is_closed: end.is_closed,
         };
         let interval = |interval: &Interval| {

@@ -143,7 +143,9 @@ fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -
         },
         _ => None,
     };
-    let (Some((gold_head, variable)), Some((found_head, other))) = (head(gold[0]), head(found[0])) else { return false };
+    let (Some((gold_head, variable)), Some((found_head, other))) = (head(gold[0]), head(found[0])) else {
+        return false;
+    };
     if gold_head != found_head {
         return false;
     }
@@ -208,7 +210,9 @@ pub(super) fn inequalities(gold: &Answer, found: &Answer, budget: &mut Budget) -
 fn is_variable(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(name) => !name.contains('('),
-        Expr::Product(factors) => matches!(&factors[..], [Expr::Symbol(head), Expr::Symbol(_)] if matches!(head.as_str(), "f" | "g" | "h")),
+        Expr::Product(factors) => {
+            matches!(&factors[..], [Expr::Symbol(head), Expr::Symbol(_)] if matches!(head.as_str(), "f" | "g" | "h"))
+        }
         _ => false,
     }
 }

@@ -153,7 +153,17 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     if means_whole_numbers(gold) || means_whole_numbers(found) {
         return at_whole_numbers(gold, found, budget);
     }
-    at_points(gold, found, false, budget)
+    // Floors agree between their steps, so that every whole number has to be tried.
+    let has_steps = |expr: &Expr| {
+        expr.any(|node| matches!(node, Expr::Call(Function::Floor | Function::Ceil, arguments) if arguments[0].has_symbols()))
+    };
+    if has_steps(gold) || has_steps(found) {
+        let judgement = at_points(gold, found, Probe::grid(), budget);
+        if !judgement.equal {
+            return judgement;
+        }
+    }
+    at_points(gold, found, Probe::all(false), budget)
 }
 
 /// Whether an expression is a power `e^a` or `e^{aπ}` with a real algebraic number `a` that is not zero, which is
@@ -171,7 +181,8 @@ fn is_transcendental(expr: &Expr) -> bool {
     let is_multiple = |exponent: &Expr| match exponent {
         Expr::Product(factors) => {
             let pis = factors.iter().filter(|factor| **factor == Expr::Constant(Constant::Pi)).count();
-            let others = factors.iter().all(|factor| *factor == Expr::Constant(Constant::Pi) || !has(factor, Constant::Pi));
+            let others =
+                factors.iter().all(|factor| *factor == Expr::Constant(Constant::Pi) || !has(factor, Constant::Pi));
             pis <= 1 && others
         }
         one => *one == Expr::Constant(Constant::Pi) || !has(one, Constant::Pi),
@@ -274,17 +285,21 @@ fn at_whole_numbers(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement
             _ => {}
         }
     }
-    if agreeing > 1 { Judgement::new(true, Rule::WholeNumbers) } else { at_points(gold, found, true, budget) }
+    if agreeing > 1 {
+        Judgement::new(true, Rule::WholeNumbers)
+    } else {
+        at_points(gold, found, Probe::all(true), budget)
+    }
 }
 
 /// Points that agree after which no others are looked at.
 const ENOUGH: u32 = 5;
 
-fn at_points(gold: &Expr, found: &Expr, whole: bool, budget: &mut Budget) -> Judgement {
+fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, budget: &mut Budget) -> Judgement {
     let has_variables = gold.has_symbols() || found.has_symbols();
     let is_complex = has(gold, Constant::Imaginary) || has(found, Constant::Imaginary);
     let mut agreeing = 0;
-    for probe in Probe::all(whole) {
+    for probe in probes {
         let probe = probe.over(has_variables, is_complex);
         if let (Some(a), Some(b)) = (value(gold, probe, budget), value(found, probe, budget)) {
             match a.agreement(b) {
@@ -293,7 +308,7 @@ fn at_points(gold: &Expr, found: &Expr, whole: bool, budget: &mut Budget) -> Jud
                 Agreement::Unknown => {}
             }
         }
-        if !has_variables || agreeing >= ENOUGH {
+        if !has_variables || (agreeing >= ENOUGH && !probe.is_of_grid()) {
             break;
         }
     }

@@ -13,6 +13,7 @@ use num_traits::Zero;
 use super::ParseError;
 use super::lexer::{Group, Token};
 use super::literal::{Literal, integer};
+use super::words::ELLIPSIS;
 use crate::answer::{Constant, Expr, Function, Number};
 use crate::limits::{Budget, MAX_DEPTH};
 
@@ -99,7 +100,7 @@ impl Parser<'_> {
                 }
                 Some(Token::Plus | Token::Minus) => self.term()?,
                 _ if terms.is_empty() => self.term()?,
-                _ => return Ok(Expr::sum(terms)),
+                _ => return Ok(Expr::sum(continued(terms))),
             };
             terms.push(term);
         }
@@ -310,4 +311,38 @@ fn primed(base: Expr) -> Result<Expr, ParseError> {
         Expr::Symbol(name) => Ok(Expr::Symbol(format!("{name}'"))),
         _ => Err(ParseError::Syntax("a prime after something that has no name")),
     }
+}
+
+/// `a_0 + a_1 + … + a_k` and `a_k + a_{k-1} + … + a_0` as one name for the sum from the first to the last, where what is
+/// written out before and after the dots goes up by one each.
+fn continued(terms: Vec<Expr>) -> Vec<Expr> {
+    let Some(dots) = terms.iter().position(|term| matches!(term, Expr::Symbol(name) if name == ELLIPSIS)) else {
+        return terms;
+    };
+    let indexed = |term: &Expr| match term {
+        Expr::Symbol(name) => name.split_once('_').map(|(head, index)| (head.to_owned(), index.to_owned())),
+        _ => None,
+    };
+    let all = |terms: &[Expr]| terms.iter().map(indexed).collect::<Option<Vec<_>>>();
+    let (Some(mut before), Some(mut after)) = (all(&terms[..dots]), all(&terms[dots + 1..])) else { return terms };
+    let number = |index: &str| index.parse::<u64>().ok();
+    if before.first().is_some_and(|(_, index)| number(index).is_none()) {
+        // Turned around, so that it starts at a number.
+        before.reverse();
+        after.reverse();
+        std::mem::swap(&mut before, &mut after);
+    }
+    let (Some((head, low)), Some((_, high))) = (before.first(), after.last()) else { return terms };
+    let is_one_name = before.iter().chain(&after).all(|(other, _)| other == head);
+    let rises = |(at, (_, index)): (u64, &(String, String))| number(low).map(|low| low + at) == number(index);
+    // From the end: `k`, `k-1`, …
+    let falls = |(back, (_, index)): (usize, &(String, String))| match back {
+        0 => index == high,
+        _ => *index == format!("{high}Minus{back}"),
+    };
+    let is_plain = number(low).is_some()
+        && is_one_name
+        && (0..).zip(&before).all(rises)
+        && after.iter().rev().enumerate().all(falls);
+    if is_plain { vec![Expr::Symbol(format!("{head}_{low}{ELLIPSIS}{high}"))] } else { terms }
 }

@@ -180,7 +180,8 @@ impl Lexer<'_> {
     fn digits_with_letters(&mut self) -> Option<String> {
         let end = self.rest.find(|c: char| !matches!(c, '0'..='9' | 'A'..='F')).unwrap_or(self.rest.len());
         let (digits, behind) = self.rest.split_at(end);
-        let is_mixed = digits.contains(|c: char| c.is_ascii_digit()) && digits.contains(|c: char| c.is_ascii_alphabetic());
+        let is_mixed =
+            digits.contains(|c: char| c.is_ascii_digit()) && digits.contains(|c: char| c.is_ascii_alphabetic());
         if !is_mixed || !behind.trim_start().starts_with('_') {
             return None;
         }
@@ -225,10 +226,13 @@ impl Lexer<'_> {
             return self.out.push(letter(word.chars().next().unwrap_or_default()));
         }
         // Spaces tell a short noun after a number from a product of three variables.
-        let is_word = units::is_word(&word) && (letters > 3 || !word.is_ascii() || !after_value || spaced);
-        let is_product = self.rest.trim_start().starts_with(['+', '*', '/', '^', '_', '<', '>']);
-        let of_language = is_short_word(&word) && !(after_value && !spaced) && !is_product;
-        if (is_word && !is_product) || of_language || after_words || !word.is_ascii() {
+        let is_word = units::is_word(&word) && (letters > 3 || !word.is_ascii() || (after_value && spaced));
+        let is_product = self.rest.trim_start().starts_with(['+', '*', '/', '^', '_', '<', '>'])
+            || self.notation.letters == Letters::Products;
+        // `by-bz` are products; `by the` are words, and so is a lone `no`.
+        let is_apart = self.rest.is_empty() || self.rest.starts_with([' ', ',', '.', ';', '!', '~', '\\', '}', '$']);
+        let of_language = is_short_word(&word) && (spaced || self.out.is_empty()) && is_apart && !is_product;
+        if (is_word && (after_value || !is_product)) || of_language || after_words || !word.is_ascii() {
             return self.text_word(&word, self.rest);
         }
         // Capitals name a figure, an angle or an order; unlike a product they do not commute.
@@ -263,7 +267,8 @@ impl Lexer<'_> {
         }
         match command(&name) {
             Command::Skip => {
-                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label" | "phantom" | "hphantom" | "vphantom") {
+                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label" | "phantom" | "hphantom" | "vphantom")
+                {
                     self.braced();
                 }
                 if matches!(name.as_str(), "left" | "right") && self.rest.trim_start().starts_with('.') {
@@ -368,7 +373,8 @@ impl Lexer<'_> {
             '∞' => self.push(Token::Constant(Constant::Infinity)),
             'π' => self.push(Token::Constant(Constant::Pi)),
             '∛' => {
-                let index = [Token::Open(Group::Square), Token::Number(Literal::of_digits("3")), Token::Close(Group::Square)];
+                let index =
+                    [Token::Open(Group::Square), Token::Number(Literal::of_digits("3")), Token::Close(Group::Square)];
                 self.out.push(Token::Sqrt);
                 self.out.extend(index);
                 Ok(())
@@ -421,14 +427,17 @@ impl Lexer<'_> {
         let before = self.rest;
         let content = self.braced();
         let words = content.trim();
-        let commands = ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed"];
+        let commands =
+            ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed"];
         if commands.iter().any(|math| words.contains(math)) {
             // A formula in a text font: its brace group is read like any other.
             self.rest = before;
             return Ok(());
         }
         let name = words.trim_start_matches('\\').to_ascii_lowercase();
-        if let Some(function) = function(&name).filter(|_| self.rest.trim_start().starts_with(['(', '\\', '^', '{', '_'])) {
+        if let Some(function) =
+            function(&name).filter(|_| self.rest.trim_start().starts_with(['(', '\\', '^', '{', '_']))
+        {
             self.out.push(Token::Function(function));
             return Ok(());
         }
@@ -454,8 +463,8 @@ impl Lexer<'_> {
     /// Reads words; `after` is what follows them.
     fn prose(&mut self, after: &str) -> Result<(), ParseError> {
         while let Some(next) = self.rest.chars().next() {
-            let is_number = next.is_ascii_digit()
-                || (next == '.' && self.rest[1..].starts_with(|c: char| c.is_ascii_digit()));
+            let is_number =
+                next.is_ascii_digit() || (next == '.' && self.rest[1..].starts_with(|c: char| c.is_ascii_digit()));
             if is_number {
                 self.number();
             } else if is_letter(next) {
@@ -469,7 +478,10 @@ impl Lexer<'_> {
                     word.push_str(&self.take_while(is_letter));
                 }
                 let rest = if self.rest.trim().is_empty() { after } else { self.rest };
-                if word.chars().count() == 1 && is_variable_in(self.rest, self.out.last()) {
+                // `km/h`, `m/s`
+                let is_unit =
+                    self.is_after_value() || matches!(&self.out[..], [.., Token::Text(_), Token::Over | Token::Times]);
+                if word.chars().count() == 1 && !is_unit && is_variable_in(self.rest, self.out.last()) {
                     self.out.extend(word.chars().map(letter));
                 } else {
                     self.text_word(&word, rest);
@@ -503,7 +515,9 @@ impl Lexer<'_> {
             "times" if after_value && before_value => Token::Times,
             "over" if after_value && before_value => Token::Over,
             "is" | "equals" | "are" | "be" if !self.out.is_empty() && before_value => Token::Relation(Relation::Equal),
-            "approximately" | "approx" | "about" | "roughly" if before_value && starts => Token::Relation(Relation::About),
+            "approximately" | "approx" | "about" | "roughly" if before_value && starts => {
+                Token::Relation(Relation::About)
+            }
             "exactly" | "only" | "just" if before_value && starts && !after_value => return,
             "squared" | "cubed" if after_value => {
                 self.out.push(Token::Caret);
@@ -661,7 +675,10 @@ fn environment(name: &str) -> Option<Environment> {
     if name.contains("matrix") || name.contains("array") {
         return Some(Environment::Matrix);
     }
-    ["cases", "align", "gather", "split", "aligned", "gathered"].iter().any(|lines| name.contains(lines)).then_some(Environment::Lines)
+    ["cases", "align", "gather", "split", "aligned", "gathered"]
+        .iter()
+        .any(|lines| name.contains(lines))
+        .then_some(Environment::Lines)
 }
 
 fn superscript(c: char) -> Option<char> {

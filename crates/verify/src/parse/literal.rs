@@ -40,9 +40,8 @@ pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
             *rest = &rest[bytes..];
         }
     }
-    let is_point = |behind: &str| {
-        behind.starts_with(|c: char| c.is_ascii_digit()) || !repeating(&mut { behind }).is_empty()
-    };
+    let is_point =
+        |behind: &str| behind.starts_with(|c: char| c.is_ascii_digit()) || !repeating(&mut { behind }).is_empty();
     let points: &[&str] = if commas == Commas::Decimal { &[".", "{,}", ","] } else { &[".", "{,}"] };
     if let Some(behind) = points.iter().find_map(|point| rest.strip_prefix(point)).filter(|behind| is_point(behind)) {
         *rest = behind;

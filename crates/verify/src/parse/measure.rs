@@ -62,7 +62,8 @@ fn units_start(tokens: &[Token]) -> usize {
         }
     }
     // `12^{\text{th}}`
-    let depth = |token: &Token| i32::from(matches!(token, Token::Open(_))) - i32::from(matches!(token, Token::Close(_)));
+    let depth =
+        |token: &Token| i32::from(matches!(token, Token::Open(_))) - i32::from(matches!(token, Token::Close(_)));
     if tokens[start..].iter().map(depth).sum::<i32>() != 0 {
         return tokens.len();
     }
@@ -103,7 +104,9 @@ fn exponent(tokens: &[Token]) -> Option<(i8, usize)> {
         [Token::Number(digits), ..] => (digits, 1, 1),
         [Token::Minus, Token::Number(digits), ..] => (digits, -1, 2),
         [Token::Open(Group::Brace), Token::Number(digits), Token::Close(Group::Brace), ..] => (digits, 1, 3),
-        [Token::Open(Group::Brace), Token::Minus, Token::Number(digits), Token::Close(Group::Brace), ..] => (digits, -1, 4),
+        [Token::Open(Group::Brace), Token::Minus, Token::Number(digits), Token::Close(Group::Brace), ..] => {
+            (digits, -1, 4)
+        }
         _ => return None,
     };
     let exponent: i8 = digits.plain_digits()?.parse().ok().filter(|exponent| (1..=6).contains(exponent))?;
@@ -172,7 +175,8 @@ fn sum(tokens: &[Token], read: &mut dyn FnMut(&[Token]) -> Result<Answer, ParseE
         rest = &after[length..];
         let Answer::Scalar(value) = read(value)? else { return Err(NO_UNIT) };
         let in_first = first.get_or_insert_with(|| unit.clone());
-        let fits = in_first.dimensions == unit.dimensions && in_first.currency == unit.currency && unit.counted.is_empty();
+        let fits =
+            in_first.dimensions == unit.dimensions && in_first.currency == unit.currency && unit.counted.is_empty();
         if !fits || in_first.dimensions == [0; DIMENSIONS] || terms.len() >= MAX_PARTS {
             return Err(NO_UNIT);
         }

@@ -123,14 +123,39 @@ fn choice(tokens: &[Token]) -> Option<(String, &[Token])> {
 /// Cuts out `for all x \in \mathbb{R}`, `for some integer k` and their like; returns the variables that they name.
 fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
     const WORDS: &[&str] = &[
-        "for", "all", "any", "every", "each", "some", "where", "with", "is", "are", "an", "a", "arbitrary", "integer", "integers",
-        "real", "reals", "number", "numbers", "natural", "rational", "complex", "positive", "nonnegative", "values", "of",
+        "for",
+        "all",
+        "any",
+        "every",
+        "each",
+        "some",
+        "where",
+        "with",
+        "is",
+        "are",
+        "an",
+        "a",
+        "arbitrary",
+        "integer",
+        "integers",
+        "real",
+        "reals",
+        "number",
+        "numbers",
+        "natural",
+        "rational",
+        "complex",
+        "positive",
+        "nonnegative",
+        "values",
+        "of",
     ];
     let is_quantifier = |text: &str| {
         let mut words = text.split_whitespace();
         let first = words.next().unwrap_or_default();
         let second = words.next();
-        (first == "for" && matches!(second, Some("all" | "any" | "every" | "each" | "some"))) || (first == "where" && second.is_none())
+        (first == "for" && matches!(second, Some("all" | "any" | "every" | "each" | "some")))
+            || (first == "where" && second.is_none())
             || text == "∀"
     };
     let mut depth = 0i32;
@@ -336,18 +361,36 @@ fn is_definition(tokens: &[Token]) -> bool {
 fn is_one_name(tokens: &[Token]) -> bool {
     let Some((first, rest)) = tokens.split_first() else { return false };
     let is_letter = |token: &Token| matches!(token, Token::Symbol(_) | Token::Constant(_));
+    /// Commands that stand before or over the letters of a figure.
+    const FIGURES: &[&str] = &[
+        "angle",
+        "measuredangle",
+        "triangle",
+        "bigtriangleup",
+        "overline",
+        "overrightarrow",
+        "overarc",
+        "widehat",
+        "vec",
+        "odot",
+        "square",
+        "arc",
+        "wideparen",
+    ];
     let is_figure = |token: &Token| match token {
-        Token::Symbol(name) => name.chars().next().is_some_and(char::is_uppercase) || name.chars().count() > 2,
-        Token::Bar | Token::Degree | Token::Prime | Token::Underscore | Token::Number(_) | Token::Caret => true,
+        Token::Symbol(name) => name.chars().next().is_some_and(char::is_uppercase) || FIGURES.contains(&name.as_str()),
+        Token::Bar | Token::Prime | Token::Underscore | Token::Number(_) => true,
         Token::Open(Group::Brace) | Token::Close(Group::Brace) => true,
-        Token::Constant(_) => false,
         _ => false,
     };
     match first {
-        Token::Text(_) => rest.iter().all(|token| matches!(token, Token::Text(_) | Token::Symbol(_) | Token::Number(_) | Token::Open(_) | Token::Close(_))),
+        Token::Text(_) => rest.iter().all(|token| {
+            matches!(token, Token::Text(_) | Token::Symbol(_) | Token::Number(_) | Token::Open(_) | Token::Close(_))
+        }),
         // `\frac{dM}{dt}`
         Token::Fraction => {
-            let is_differential = |token: &Token| matches!(token, Token::Symbol(name) if name == "d" || name == "partial");
+            let is_differential =
+                |token: &Token| matches!(token, Token::Symbol(name) if name == "d" || name == "partial");
             rest.iter().filter(|token| is_differential(token)).count() == 2
         }
         Token::Function(_) if rest.is_empty() => true,
@@ -364,7 +407,8 @@ fn without_index(tokens: &[Token]) -> &[Token] {
     match tokens {
         [Token::Prime, rest @ ..] => without_index(rest),
         [Token::Underscore | Token::Caret, Token::Open(Group::Brace), rest @ ..] => {
-            let close = rest.iter().position(|token| *token == Token::Close(Group::Brace)).map_or(rest.len(), |at| at + 1);
+            let close =
+                rest.iter().position(|token| *token == Token::Close(Group::Brace)).map_or(rest.len(), |at| at + 1);
             without_index(&rest[close..])
         }
         [Token::Underscore, _, rest @ ..] => without_index(rest),
@@ -512,7 +556,10 @@ fn tuples(open: Bracket, close: Bracket, items: &[Answer]) -> Result<Answer, Par
         if all.len() * values.len() > MAX_TUPLES {
             return Err(ParseError::Syntax("more signs than can be written out"));
         }
-        all = all.iter().flat_map(|tuple| values.iter().map(|value| [tuple.as_slice(), &[value.clone()]].concat())).collect();
+        all = all
+            .iter()
+            .flat_map(|tuple| values.iter().map(|value| [tuple.as_slice(), &[value.clone()]].concat()))
+            .collect();
     }
     let mut tuples: Vec<_> = all.into_iter().map(|items| Answer::Sequence { open, close, items }).collect();
     Ok(if tuples.len() == 1 { tuples.remove(0) } else { Answer::List(tuples, Joint::Comma) })
@@ -558,7 +605,11 @@ fn cases(inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, 
         let value = value.strip_suffix(&[Token::Separator(Joint::Comma)]).unwrap_or(value);
         let value = answer(value, depth + 1, budget)?;
         let condition = match condition {
-            [Token::Text(word), rest @ ..] if !rest.is_empty() && ["if", "for", "when", "where"].contains(&word.as_str()) => rest,
+            [Token::Text(word), rest @ ..]
+                if !rest.is_empty() && ["if", "for", "when", "where"].contains(&word.as_str()) =>
+            {
+                rest
+            }
             whole => whole,
         };
         let condition = condition.strip_suffix(&[Token::Separator(Joint::Comma)]).unwrap_or(condition);

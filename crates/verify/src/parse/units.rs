@@ -19,7 +19,11 @@ const NOUNS: &str = include_str!("nouns.txt");
 
 /// What a word after a value means.
 enum Word {
-    Unit { dimensions: [i8; DIMENSIONS], scale: BigRational, currency: &'static str },
+    Unit {
+        dimensions: [i8; DIMENSIONS],
+        scale: BigRational,
+        currency: &'static str,
+    },
     /// Multiplies the value: `12 thousand`.
     Factor(u64),
 }
@@ -57,10 +61,10 @@ struct Entry(&'static str, [i8; DIMENSIONS], u64, u64);
 
 /// Metres, kilograms, seconds, kelvins, amperes and bytes have the scale 1.
 const TABLE: &[Entry] = &[
-    Entry("m meter meters metre metres mètre mètres metro metros 米", LENGTH, 1, 1),
-    Entry("km kilometer kilometers kilometre kilometres kms 千米 公里", LENGTH, 1000, 1),
+    Entry("m meter meters metre metres mètre mètres metro metros м метр метра метров 米", LENGTH, 1, 1),
+    Entry("km kilometer kilometers kilometre kilometres kms kilómetros kilomètres км 千米 公里", LENGTH, 1000, 1),
     Entry("dm decimeter decimeters decimetre decimetres 分米", LENGTH, 1, 10),
-    Entry("cm centimeter centimeters centimetre centimetres cms 厘米", LENGTH, 1, 100),
+    Entry("cm centimeter centimeters centimetre centimetres cms centímetros centimètres см 厘米", LENGTH, 1, 100),
     Entry("mm millimeter millimeters millimetre millimetres 毫米", LENGTH, 1, 1000),
     Entry("µm μm micron microns micrometer micrometers", LENGTH, 1, 1_000_000),
     Entry("nm nanometer nanometers nanometre nanometres", LENGTH, 1, 1_000_000_000),
@@ -79,21 +83,21 @@ const TABLE: &[Entry] = &[
     Entry("cup cups", VOLUME, 473_176_473, 2_000_000_000_000),
     Entry("tbsp tablespoon tablespoons", VOLUME, 473_176_473, 32_000_000_000_000),
     Entry("tsp teaspoon teaspoons", VOLUME, 473_176_473, 96_000_000_000_000),
-    Entry("kg kgs kilogram kilograms kilo kilos 千克 公斤", MASS, 1, 1),
-    Entry("g gm gms gram grams gramme grammes 克", MASS, 1, 1000),
+    Entry("kg kgs kilogram kilograms kilo kilos кг 千克 公斤", MASS, 1, 1),
+    Entry("g gm gms gram grams gramme grammes gramos г 克", MASS, 1, 1000),
     Entry("mg milligram milligrams", MASS, 1, 1_000_000),
     Entry("lb lbs pound pounds", MASS, 45_359_237, 100_000_000),
     Entry("oz ounce ounces", MASS, 45_359_237, 1_600_000_000),
     Entry("ton tons", MASS, 90_718_474, 100_000),
     Entry("tonne tonnes 吨", MASS, 1000, 1),
-    Entry("s sec secs second seconds segundo segundos 秒", TIME, 1, 1),
+    Entry("s sec secs second seconds segundo segundos secondes sekunden секунд 秒", TIME, 1, 1),
     Entry("ms millisecond milliseconds", TIME, 1, 1000),
-    Entry("min mins minute minutes minuto minutos 分钟 分", TIME, 60, 1),
-    Entry("h hr hrs hour hours hora horas heure heures stunde stunden 小时", TIME, 3600, 1),
-    Entry("d day days día días dia dias jour jours tag tage 天 日", TIME, 86_400, 1),
+    Entry("min mins minute minutes minuto minutos minuten минут 分钟 分", TIME, 60, 1),
+    Entry("h hr hrs hour hours hora horas heure heures stunde stunden час часа часов 小时", TIME, 3600, 1),
+    Entry("d day days día días dia dias jour jours tag tage день дня дней 天 日", TIME, 86_400, 1),
     Entry("wk week weeks semana semanas semaine semaines woche wochen 周", TIME, 604_800, 1),
     Entry("month months mes meses mois monat monate 个月 月", TIME, 31_556_952, 12),
-    Entry("yr yrs year years año años ans jahr jahre 年", TIME, 31_556_952, 1),
+    Entry("yr yrs year years año años ans jahr jahre год года лет 年 岁", TIME, 31_556_952, 1),
     Entry("decade decades", TIME, 315_569_520, 1),
     Entry("century centuries", TIME, 3_155_695_200, 1),
     Entry("hz hertz", FREQUENCY, 1, 1),
@@ -171,11 +175,68 @@ const PLAIN: &[&str] = &[
 /// Words that turn what they stand with into another number, or into no number. None of them may be part of the name of
 /// a thing that is counted.
 const OPERATIVE: &[&str] = &[
-    "not", "no", "non", "never", "or", "and", "is", "are", "was", "were", "be", "isn't", "if", "else", "then", "than", "less", "fewer",
-    "under", "over", "below", "above", "about", "around", "plus", "minus", "times", "half", "halves", "third", "thirds", "quarter",
-    "quarters", "fourth", "fourths", "fifth", "fifths", "twice", "double", "triple", "squared", "cubed", "square", "cube", "root",
-    "negative", "wrong", "incorrect", "false", "except", "but", "between", "to", "from", "at", "most", "least", "up", "by",
-    "divided", "without", "maybe",
+    "not",
+    "no",
+    "non",
+    "never",
+    "or",
+    "and",
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "isn't",
+    "if",
+    "else",
+    "then",
+    "than",
+    "less",
+    "fewer",
+    "under",
+    "over",
+    "below",
+    "above",
+    "about",
+    "around",
+    "plus",
+    "minus",
+    "times",
+    "half",
+    "halves",
+    "third",
+    "thirds",
+    "quarter",
+    "quarters",
+    "fourth",
+    "fourths",
+    "fifth",
+    "fifths",
+    "twice",
+    "double",
+    "triple",
+    "squared",
+    "cubed",
+    "square",
+    "cube",
+    "root",
+    "negative",
+    "wrong",
+    "incorrect",
+    "false",
+    "except",
+    "but",
+    "between",
+    "to",
+    "from",
+    "at",
+    "most",
+    "least",
+    "up",
+    "by",
+    "divided",
+    "without",
+    "maybe",
 ];
 
 /// Remarks after a counted thing that leave its number as it is.
@@ -233,9 +294,15 @@ fn nouns() -> &'static [&'static str] {
 
 /// Whether a word that is in no table has the form of a plural, and so names something that is counted.
 fn is_plural(word: &str) -> bool {
-    const OTHERS: &[&str] = &["unless", "always", "perhaps", "besides", "towards", "versus", "across", "yours", "folds", "wrongs", "means"];
+    const OTHERS: &[&str] =
+        &["unless", "always", "perhaps", "besides", "towards", "versus", "across", "yours", "folds", "wrongs", "means"];
     let is_plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    is_plain && word.len() >= 4 && word.ends_with('s') && !word.ends_with("ss") && !word.ends_with("us") && !word.ends_with("is")
+    is_plain
+        && word.len() >= 4
+        && word.ends_with('s')
+        && !word.ends_with("ss")
+        && !word.ends_with("us")
+        && !word.ends_with("is")
         && !OTHERS.contains(&word)
 }
 
@@ -252,7 +319,12 @@ pub(super) fn is_abbreviation(word: &str) -> bool {
 /// Whether a word by itself is in the table, abbreviations aside: it is a word and no product.
 pub(super) fn is_word(word: &str) -> bool {
     let lower = word.to_lowercase();
-    let in_table = || self::word(&lower).is_some() || PLAIN.contains(&lower.as_str()) || is_noun(&lower);
+    let in_table = || {
+        matches!(lower.as_str(), "square" | "cubic")
+            || self::word(&lower).is_some()
+            || PLAIN.contains(&lower.as_str())
+            || is_noun(&lower)
+    };
     !is_abbreviation(word) && (in_table() || is_degree(&lower)) && (lower.chars().count() > 1 || !lower.is_ascii())
 }
 
@@ -304,7 +376,9 @@ pub(super) fn phrase(words: &str) -> Option<Unit> {
             // Between a counted thing and what it is made of: `slices of pizza`.
             "of" if label.last().is_some_and(|noun| is_noun(noun)) || unit.is_some() => label.clear(),
             _ => match word(name).filter(|_| label.is_empty()) {
-                Some(Word::Unit { dimensions, scale, currency }) => unit.times(*dimensions, scale, currency, exponent)?,
+                Some(Word::Unit { dimensions, scale, currency }) => {
+                    unit.times(*dimensions, scale, currency, exponent)?
+                }
                 Some(Word::Factor(by)) if unit.is_bare() => unit.factor *= BigInt::from(*by),
                 Some(Word::Factor(_)) => return None,
                 None if OPERATIVE.contains(name) || is_fraction(name) => return None,
@@ -359,7 +433,8 @@ pub(super) fn joined(parts: &[(String, i8)]) -> Option<Unit> {
                 *noun = format!("unit^{exponent}");
             }
         }
-        let written = if all.written.is_empty() { unit.written.clone() } else { format!("{} {}", all.written, unit.written) };
+        let written =
+            if all.written.is_empty() { unit.written.clone() } else { format!("{} {}", all.written, unit.written) };
         all = all.product(unit)?;
         all.written = written;
     }
@@ -388,7 +463,8 @@ mod tests {
 
     #[test]
     fn what_changes_a_number_is_no_unit() {
-        for words in ["is wrong", "less than x", "if n", "or apples", "fewer apples", "half apples", "square", "tenths"] {
+        for words in ["is wrong", "less than x", "if n", "or apples", "fewer apples", "half apples", "square", "tenths"]
+        {
             assert!(phrase(words).is_none(), "{words}");
         }
     }
@@ -396,7 +472,8 @@ mod tests {
     #[test]
     fn the_nouns_are_sorted_words() {
         assert!(nouns().windows(2).all(|pair| pair[0] < pair[1]));
-        let odd: Vec<_> = nouns().iter().filter(|n| n.len() < 3 || OPERATIVE.contains(n) || word(n).is_some()).collect();
+        let odd: Vec<_> =
+            nouns().iter().filter(|n| n.len() < 3 || OPERATIVE.contains(n) || word(n).is_some()).collect();
         assert!(odd.is_empty(), "{odd:?}");
     }
 }

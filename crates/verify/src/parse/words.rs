@@ -8,9 +8,9 @@ pub(super) const ELLIPSIS: &str = "…";
 
 /// Short words that are answers or belong to sentences, and no products.
 const SHORT_WORDS: &[&str] = &[
-    "no", "yes", "odd", "red", "the", "is", "are", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne", "one", "two",
-    "six", "ten", "new", "each", "left", "it", "at", "on", "with", "than", "has", "was", "be", "an", "as", "may", "east", "west",
-    "east", "both", "when",
+    "no", "yes", "odd", "red", "the", "is", "are", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne",
+    "one", "two", "six", "ten", "new", "each", "left", "it", "at", "on", "with", "than", "has", "was", "be", "an",
+    "as", "may", "east", "west", "east", "both", "when",
 ];
 
 /// Whether a word of two or three letters is one of a language rather than variables that stand side by side.
@@ -89,7 +89,8 @@ pub(super) fn command(name: &str) -> Command {
         "left" | "right" | "big" | "Big" | "bigg" | "Bigg" | "bigl" | "bigr" | "Bigl" | "Bigr" | "biggl" | "biggr"
         | "displaystyle" | "textstyle" | "scriptstyle" | "limits" | "nolimits" | "quad" | "qquad" | "boxed"
         | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label"
-        | "phantom" | "hphantom" | "vphantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut" | "mathclose" | "mathopen" => {
+        | "phantom" | "hphantom" | "vphantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut"
+        | "mathclose" | "mathopen" => {
             return Command::Skip;
         }
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "mbox" | "hbox" | "textsf" | "texttt" | "emph" => {
