@@ -92,7 +92,7 @@ impl Reading {
     }
 
     /// Letters after a number that are the abbreviation of a unit. As long as they may be variables they count as a unit
-    /// only beside a number without letters or with a unit in words.
+    /// only when the other side is a number without letters or has a unit in words.
     fn with_units(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let units = Notation { letters: Letters::Units, ..Notation::PLAIN };
         let may_have_unit = |reading: &Self| reading.source.contains(|c: char| c.is_ascii_alphabetic());
@@ -210,7 +210,7 @@ fn variables(answer: &Answer) -> Vec<String> {
     names
 }
 
-/// Whether a variable occurs as a whole number of periods of an angle, and only so: `\frac{\pi}{6} + k\pi`. Beside other
+/// Whether a variable occurs as a whole number of periods of an angle, and only so: `\frac{\pi}{6} + k\pi`. Next to other
 /// variables, in powers and in functions it is a quantity of its own.
 fn counts_periods(answer: &Answer, name: &str) -> bool {
     let is_it = |expr: &Expr| matches!(expr, Expr::Symbol(other) if other == name);

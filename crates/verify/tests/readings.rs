@@ -162,6 +162,10 @@ fn relations_are_read_whole() {
             ("x>1", r"x>1 \text{ or } x>2"),
             ("y=2x+3", "2x+3"),
             ("xy=6", "y=6/x"),
+            ("(2,3)", "]2,3["),
+            ("[2,3)", "[2,3["),
+            ("2n+1", r"2n+1\text{ for all }n \ge 1"),
+            (r"k=2n, n\in\mathbb{Z}", r"k=2m, m\in\mathbb{Z}"),
             ("AB = 5", "5"),
             ("f(x)=x^2", "x^2"),
             ("f(x)=x^2", "f(t)=t^2"),
@@ -214,6 +218,7 @@ fn ratios_times_and_digits() {
             (r"12:41\text{ p.m.}", "12:41 PM"),
             (r"\text{1:03 PM}", r"1:03\text{ p.m.}"),
             (r"2:30\text{ p.m.}", "14:30"),
+            (r"\text{5 PM}", r"5:00\text{ p.m.}"),
             (r"0.\dot{3}", r"\frac13"),
             (r"\frac13", r"0.\bar{3}"),
             (r"\frac{1}{7}", r"0.\dot{1}4285\dot{7}"),
@@ -317,6 +322,8 @@ fn a_phrase_that_hedges_is_no_answer() {
         ("The answer is at least 5.", "5"),
         ("The answer is 10 or 11.", "11"),
         ("The answer is maybe 5.", "5"),
+        ("The answer might be 5.", "5"),
+        ("It is not clear, but the answer could be 5.", "5"),
         ("The answer is unknown, maybe 5, maybe 8.", "5"),
     ] {
         assert_ne!(outcome(response, gold), Outcome::Correct, "{response}");

@@ -45,7 +45,7 @@ pub(super) fn equations(gold: &Answer, found: &Answer, budget: &mut Budget) -> J
     Judgement::new(equal, Rule::Equation)
 }
 
-/// `x = 1` beside a set of numbers is the point.
+/// `x = 1`, compared with a set of numbers, is the point.
 fn points(gold: &Answer, found: &Answer, budget: &mut Budget) -> Option<Judgement> {
     if matches!(gold, Answer::Scalar(_)) || matches!(found, Answer::Scalar(_)) {
         return None;

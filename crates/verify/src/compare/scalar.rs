@@ -71,7 +71,9 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     }
     // A logarithm without a base is decimal in some books and natural in others; both sides are read alike.
     let is_bare_log = |node: &Expr| matches!(node, Expr::Call(Function::Log, arguments) if arguments.len() == 1);
-    if gold.any(is_bare_log) || found.any(is_bare_log) {
+    // In an expression with a natural one it cannot be natural, too.
+    let is_mixed = |side: &Expr| side.any(is_bare_log) && side.any(|node| matches!(node, Expr::Call(Function::Ln, _)));
+    if (gold.any(is_bare_log) || found.any(is_bare_log)) && !is_mixed(gold) && !is_mixed(found) {
         let second = decide(&natural_logs(gold), &natural_logs(found), budget);
         if second.equal {
             return second;

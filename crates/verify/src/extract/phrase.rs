@@ -94,7 +94,7 @@ const FILLERS: &[&str] = &[
 ];
 
 /// What announces an answer, in lower case, and whether it is final.
-const MARKS: [(&str, bool); 9] = [
+const MARKS: &[(&str, bool)] = &[
     ("final answer is", true),
     ("final answer:", true),
     ("final answer", true),
@@ -106,6 +106,17 @@ const MARKS: [(&str, bool); 9] = [
     ("answer is:", false),
 ];
 
+/// What announces no more than a guess, or what the answer is not.
+const GUESSES: &[&str] = &[
+    "answer could be",
+    "answer might be",
+    "answer may be",
+    "answer can be",
+    "answer isn't",
+    "answer cannot be",
+    "answer can't be",
+];
+
 /// The last phrase with something after it.
 pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
     // ASCII only, so that offsets stay those of `text`.
@@ -114,12 +125,13 @@ pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
         .iter()
         .filter_map(|(mark, is_final)| lower.rfind(mark).map(|at| (at, at + mark.len(), *is_final)))
         .collect();
+    found.extend(GUESSES.iter().filter_map(|mark| lower.rfind(mark).map(|at| (at, at + mark.len(), false))));
     // Ordered by where the mark ends: "final answer: the answer is 5" is one announcement.
     found.sort_unstable_by_key(|(at, end, is_final)| (*end, *at, *is_final));
     let &(at, end, _) = found.last()?;
     let is_final = found.iter().any(|(start, _, is_final)| *is_final && at.saturating_sub(*start) <= 64);
     let sentence = sentence(&text[end..]);
-    let is_hedged = is_hedged(sentence);
+    let is_hedged = GUESSES.iter().any(|mark| lower[at..].starts_with(mark)) || is_hedged(sentence);
     let states_value = states_value(sentence);
     let value = first_value(sentence).filter(|_| states_value).map_or(sentence, |(start, _)| &sentence[start..]);
     let candidates = if is_hedged { Vec::new() } else { read(value) };

@@ -113,7 +113,7 @@ fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
     Some(inside)
 }
 
-/// The digits that go on after dots: `0.333\ldots`, of which a digit stands there three times or a group twice at the end.
+/// The period that dots continue: `0.333\ldots`, where a digit stands three times or a group twice at the end.
 fn period(decimals: &str, rest: &mut &str) -> Option<String> {
     let behind = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
     let period = (1..=6).find_map(|length| {

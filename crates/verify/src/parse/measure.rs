@@ -199,6 +199,7 @@ pub(super) fn clock(tokens: &[Token]) -> Option<Clock> {
         _ => None,
     };
     let (hour, minute, second) = match time {
+        [hour] => (number(hour)?, 0, 0),
         [hour, Token::Ratio, minute] => (number(hour)?, number(minute)?, 0),
         [hour, Token::Ratio, minute, Token::Ratio, second] => (number(hour)?, number(minute)?, number(second)?),
         _ => return None,

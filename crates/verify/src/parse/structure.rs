@@ -13,12 +13,30 @@ const MAX_TUPLES: usize = 16;
 
 /// Reads all of an answer: one that may start with the letter of a choice.
 pub(super) fn whole(tokens: &[Token], budget: &mut Budget) -> Result<Answer, ParseError> {
+    if let Some(interval) = turned_brackets(tokens) {
+        return answer(&interval, 0, budget);
+    }
     if let Some((letter, value)) = choice(tokens)
         && let Ok(value) = answer(value, 0, budget)
     {
         return Ok(Answer::Choice(letter, Box::new(value)));
     }
     answer(tokens, 0, budget)
+}
+
+/// `]2, 3]` and `]2, 3[`, the French and German way to write an open end, with round brackets.
+fn turned_brackets(tokens: &[Token]) -> Option<Vec<Token>> {
+    let (open, inside, close) = match tokens {
+        [Token::Close(Group::Square), inside @ .., close] => (Group::Round, inside, close),
+        [Token::Open(Group::Square), inside @ .., close @ Token::Open(Group::Square)] => (Group::Square, inside, close),
+        _ => return None,
+    };
+    let close = match close {
+        Token::Open(Group::Square) => Group::Round,
+        Token::Close(Group::Square) => Group::Square,
+        _ => return None,
+    };
+    is_closed(inside).then(|| [&[Token::Open(open)], inside, &[Token::Close(close)]].concat())
 }
 
 /// Reads an answer or a part of one.
@@ -174,6 +192,8 @@ fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
             Token::Text(text) if text.split_whitespace().all(|word| WORDS.contains(&word)) => {}
             Token::Symbol(name) => names.push(name.clone()),
             Token::Relation(Relation::In) | Token::Domain(_) | Token::Reals => {}
+            // `for all n \ge 1` says for which values the answer holds.
+            Token::Relation(Relation::Greater | Relation::GreaterOrEqual) | Token::Number(_) if !names.is_empty() => {}
             Token::Open(Group::Brace) | Token::Close(Group::Brace) => {}
             _ => return None,
         }
@@ -464,11 +484,11 @@ fn inequality(sides: &[&[Token]], relations: &[Relation], budget: &mut Budget) -
 /// Parts with colons between them: a ratio, a time, or a value with its label.
 fn ratio(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let parts: Vec<_> = split(tokens, |token| *token == Token::Ratio).collect();
-    if parts.len() == 1 {
-        return sets(tokens, depth, budget);
-    }
     if let Some(clock) = measure::clock(tokens) {
         return Ok(Answer::Clock(clock));
+    }
+    if parts.len() == 1 {
+        return sets(tokens, depth, budget);
     }
     if let [label, value] = parts[..]
         && matches!(label.first(), Some(Token::Text(_)))

@@ -423,7 +423,7 @@ pub(super) fn joined(parts: &[(String, i8)]) -> Option<Unit> {
     for (words, exponent) in parts {
         let mut unit = phrase(words)?;
         if *exponent != 1 {
-            // `units^2` are square units; nobody counts apples squared.
+            // `units^2` are square units; apples have no square.
             let is_unit = unit.dimensions != NONE || unit.counted.iter().all(|noun| noun == "unit");
             if !is_unit && *exponent != -1 {
                 return None;

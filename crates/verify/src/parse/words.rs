@@ -10,7 +10,7 @@ pub(super) const ELLIPSIS: &str = "…";
 const SHORT_WORDS: &[&str] = &[
     "no", "yes", "odd", "red", "the", "is", "are", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne",
     "one", "two", "six", "ten", "new", "each", "left", "it", "at", "on", "with", "than", "has", "was", "be", "an",
-    "as", "may", "east", "west", "east", "both", "when",
+    "as", "may", "east", "west", "both", "when",
 ];
 
 /// Whether a word of two or three letters is one of a language rather than variables that stand side by side.
