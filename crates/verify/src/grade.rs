@@ -47,8 +47,8 @@ impl From<Mode> for Rules {
     }
 }
 
-/// Most steps of one grading: reading either side and comparing them have a budget each.
-pub const MAX_GRADE_STEPS: u32 = 3 * MAX_STEPS;
+/// Most steps of one grading: reading either side, comparing them and looking at their form have a budget each.
+pub const MAX_GRADE_STEPS: u32 = 4 * MAX_STEPS;
 
 /// Grades a response against the reference answer.
 ///
@@ -64,13 +64,13 @@ pub fn grade(response: &str, gold: &str, rules: impl Into<Rules>) -> Verdict {
 #[must_use]
 pub fn grade_counted(response: &str, gold: &str, rules: impl Into<Rules>) -> (Verdict, u32) {
     // A budget each, so that no response can use up what the reference needs to be read.
-    let mut budgets = [Budget::new(), Budget::new(), Budget::new()];
+    let mut budgets = [Budget::new(), Budget::new(), Budget::new(), Budget::new()];
     let verdict = grade_within(response, gold, rules.into(), &mut budgets);
     (verdict, budgets.iter().map(Budget::taken).sum())
 }
 
-fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget; 3]) -> Verdict {
-    let [for_gold, for_response, for_comparison] = budgets;
+fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget; 4]) -> Verdict {
+    let [for_gold, for_response, for_comparison, for_form] = budgets;
     let gold = match gold::read(gold, for_gold) {
         Ok(gold) => gold,
         Err(error) => return verdict(Outcome::Failed, None, error.to_string()),
@@ -116,7 +116,7 @@ fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget;
     if matches!(judgement.rule, Rule::Undecided | Rule::Unread) {
         return verdict(Outcome::Unparsable, Some(found.source.clone()), why(rule));
     }
-    if judgement.equal && rules.form == Form::Evaluated && !is_evaluated(&gold, &found) {
+    if judgement.equal && rules.form == Form::Evaluated && !is_evaluated(&gold, &found, for_form) {
         return verdict(Outcome::Unparsable, Some(found.source.clone()), why("unevaluated"));
     }
     let outcome = if judgement.equal { Outcome::Correct } else { Outcome::Wrong };
@@ -124,13 +124,12 @@ fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget;
 }
 
 /// Whether an equal answer leaves no more to calculate than the reference.
-fn is_evaluated(gold: &Reading, found: &Reading) -> bool {
+fn is_evaluated(gold: &Reading, found: &Reading, budget: &mut Budget) -> bool {
     if gold.key == found.key {
         return true;
     }
-    let mut budget = Budget::new();
-    let [reference, work] = [gold, found].map(|side| Work::of(&side.raw, &mut budget));
-    work.is_within(reference)
+    let [reference, work] = [gold, found].map(|side| Work::of(&side.raw, budget));
+    work.is_within(reference) && !budget.is_spent()
 }
 
 /// The rule that decided, and how the reference and the answer were read.
