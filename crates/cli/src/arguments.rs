@@ -126,13 +126,24 @@ pub(crate) struct VerifyInput {
 #[command(after_help = "\
 Examples:
   pacs verify math --input rows.jsonl > verdicts.jsonl
-  cat rows.jsonl | pacs verify math --input - --extraction strict")]
+  cat rows.jsonl | pacs verify math --input - --extraction strict --form any")]
 pub(crate) struct VerifyMath {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
     /// Where the answer may stand.
     #[arg(long, value_enum, default_value_t = ExtractionMode::Lenient)]
     pub(crate) extraction: ExtractionMode,
+    /// How far it has to be worked out.
+    #[arg(long, value_enum, default_value_t = AnswerForm::Evaluated)]
+    pub(crate) form: AnswerForm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AnswerForm {
+    /// As far as the reference: no arithmetic left between explicit numbers.
+    Evaluated,
+    /// Not at all: whatever has the value of the reference.
+    Any,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -119,6 +119,10 @@ fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
         let _ = writeln!(text, "{name}  {from}{more}: {}", plural(source.rows as u64, "row", "rows"));
         findings(&mut text, "rows that cannot be read", &source.bad_rows);
         findings(&mut text, "answers that the verifier cannot read", &source.unreadable_answers);
+        findings(&mut text, "answers that may be read otherwise than they were meant", &source.lenient_answers);
+        for proposal in &source.proposals {
+            let _ = writeln!(text, "    {proposal}");
+        }
         findings(&mut text, "questions that stood there before", &source.duplicates);
         if let Some(prompts) = source.prompts {
             let _ = writeln!(
@@ -157,6 +161,8 @@ fn as_json(found: &pacs_data::DataCheck) -> Value {
             "rows": source.rows,
             "bad_rows": findings(&source.bad_rows),
             "unreadable_answers": findings(&source.unreadable_answers),
+            "lenient_answers": findings(&source.lenient_answers),
+            "proposals": source.proposals,
             "duplicates": findings(&source.duplicates),
             "prompt_tokens": source.prompts.map(|prompts| json!({
                 "shortest": prompts.shortest,
@@ -188,6 +194,8 @@ mod tests {
             train: SourceCheck {
                 rows: 7473,
                 bad_rows: findings(1, &["t.jsonl:17: not a JSON object"]),
+                lenient_answers: findings(2, &["t.jsonl:9: `5 km` has letters that are a unit or variables"]),
+                proposals: vec!["letters that are a unit or variables (2): write the unit as `\\text{…}`".into()],
                 duplicates: findings(3, &["t.jsonl:5: the question of t.jsonl:2"]),
                 prompts: Some(pacs_data::PromptLengths {
                     shortest: 20,
@@ -212,6 +220,10 @@ mod tests {
             data.train  t.jsonl: 7 473 rows
               rows that cannot be read: 1
                 t.jsonl:17: not a JSON object
+              answers that may be read otherwise than they were meant: 2
+                t.jsonl:9: `5 km` has letters that are a unit or variables
+                and 1 more
+                letters that are a unit or variables (2): write the unit as `\text{…}`
               questions that stood there before: 3
                 t.jsonl:5: the question of t.jsonl:2
                 and 2 more
@@ -234,6 +246,6 @@ mod tests {
         .assert_eq(&problems(&found()).join("\n"));
         let mut clean = found();
         (clean.train.bad_rows, clean.overlap) = (Findings::default(), Findings::default());
-        assert!(problems(&clean).is_empty(), "repeated questions and long prompts are no error");
+        assert!(problems(&clean).is_empty(), "repeated questions, lenient readings and long prompts are no error");
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_runtime::{Exit, LogFormat, init_logging};
-use pacs_spec::{Extraction, JudgeKind, JudgeSpec, ServiceAddress};
+use pacs_spec::{Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::rows::Row;
-use crate::arguments::{ExtractionMode, VerifyCommand, VerifyGrpc};
+use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, VerifyMath};
 use crate::failure::Failure;
 use crate::format::{count, seconds};
 use crate::output;
@@ -37,7 +37,7 @@ const MOST_SECONDS: f64 = 3600.0;
 pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
     init_logging(LogFormat::Human);
     let (input, by) = match command {
-        VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(extraction(math.extraction))),
+        VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(spec_of(math))),
         VerifyCommand::Exec(exec) => (&exec.input, JudgeKind::Exec(exec.command.clone())),
         VerifyCommand::Grpc(VerifyGrpc { input, address, ca, plain_text }) => {
             let service = ServiceAddress { address: address.clone(), ca: ca.clone(), plain_text: *plain_text };
@@ -66,12 +66,17 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
     result
 }
 
-fn extraction(mode: ExtractionMode) -> Extraction {
-    match mode {
+fn spec_of(math: &VerifyMath) -> MathSpec {
+    let extraction = match math.extraction {
         ExtractionMode::Lenient => Extraction::Lenient,
         ExtractionMode::Strict => Extraction::Strict,
         ExtractionMode::Number => Extraction::Number,
-    }
+    };
+    let form = match math.form {
+        AnswerForm::Evaluated => Form::Evaluated,
+        AnswerForm::Any => Form::Any,
+    };
+    MathSpec { extraction, form }
 }
 
 /// One line of the output.

@@ -1,8 +1,9 @@
 //! What is wrong with the rows of a job, each with its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use pacs_spec::{JobSpec, SourceSpec};
+use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
+use pacs_verify::{Leniency, inspect_gold};
 
 use crate::load::normalised;
 use crate::prompt::JobPrompter;
@@ -32,6 +33,10 @@ pub struct SourceCheck {
     pub bad_rows: Findings,
     /// Rows whose reference answer the verifier cannot read.
     pub unreadable_answers: Findings,
+    /// Rows whose reference answer the built-in verifier reads by a rule that may not be what was meant.
+    pub lenient_answers: Findings,
+    /// What to do about those, each kind once with the number of its rows.
+    pub proposals: Vec<String>,
     /// Questions that stood in the source before.
     pub duplicates: Findings,
     /// Lengths of the prompts; absent without a model folder, or without rows.
@@ -70,15 +75,15 @@ pub struct PromptLengths {
 /// [`DataError`] when a file, the tokenizer or the template cannot be used. What is wrong with rows is no error.
 pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
     let prompter = if with_prompts { Some(JobPrompter::new(spec)?) } else { None };
-    let gold = gold_check(spec.verifier.kind);
-    let mut train = Checking::new(prompter.as_ref(), gold);
+    let kind = spec.verifier.kind;
+    let mut train = Checking::new(prompter.as_ref(), kind);
     for (_, source) in spec.data.train_sets() {
         train.read(source)?;
     }
     let mut overlap = Findings::default();
     let mut evaluation = None;
     if let Some(source) = &spec.data.evaluation {
-        let mut checking = Checking::new(prompter.as_ref(), gold);
+        let mut checking = Checking::new(prompter.as_ref(), kind);
         checking.read(source)?;
         for (question, place) in &checking.order {
             if let Some(trained) = train.places.get(question) {
@@ -93,6 +98,9 @@ pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError>
 struct Checking<'a> {
     prompter: Option<&'a JobPrompter>,
     gold: GoldCheck,
+    /// Whether the built-in verifier grades, which alone can be asked how it reads an answer.
+    is_math: bool,
+    lenient: BTreeMap<Leniency, u64>,
     found: SourceCheck,
     /// Where each normalised question stands first.
     places: HashMap<String, String>,
@@ -102,9 +110,17 @@ struct Checking<'a> {
 }
 
 impl<'a> Checking<'a> {
-    fn new(prompter: Option<&'a JobPrompter>, gold: GoldCheck) -> Self {
-        let (found, places) = (SourceCheck::default(), HashMap::new());
-        Self { prompter, gold, found, places, order: Vec::new(), lengths: Vec::new() }
+    fn new(prompter: Option<&'a JobPrompter>, kind: VerifierKind) -> Self {
+        Self {
+            prompter,
+            gold: gold_check(kind),
+            is_math: kind == VerifierKind::Math,
+            lenient: BTreeMap::new(),
+            found: SourceCheck::default(),
+            places: HashMap::new(),
+            order: Vec::new(),
+            lengths: Vec::new(),
+        }
     }
 
     fn read(&mut self, source: &SourceSpec) -> Result<(), DataError> {
@@ -123,6 +139,13 @@ impl<'a> Checking<'a> {
         };
         if let Err(reason) = (self.gold)(&row.answer) {
             self.found.unreadable_answers.add(|| format!("{}: {reason}", row.place));
+        } else if self.is_math
+            && let Ok(gold) = inspect_gold(&row.answer)
+            && let Some(leniency) = gold.leniency
+        {
+            *self.lenient.entry(leniency).or_default() += 1;
+            let (place, answer, reading) = (&row.place, row.answer.trim(), gold.reading);
+            self.found.lenient_answers.add(|| format!("{place}: `{answer:.80}` has {leniency}; read as {reading}"));
         }
         if let Some(prompter) = self.prompter {
             self.lengths.push(prompter.prompt(&row.question)?.tokens.len());
@@ -151,6 +174,8 @@ impl<'a> Checking<'a> {
             limit,
             overlong: self.lengths.iter().filter(|length| **length > limit).count(),
         });
+        let proposal = |(leniency, count): (&Leniency, &u64)| format!("{leniency} ({count}): {}", leniency.advice());
+        self.found.proposals = self.lenient.iter().map(proposal).collect();
         self.found
     }
 }
@@ -221,6 +246,27 @@ mod tests {
         let own = check(&job(folder.path(), "verifier = { kind = 'exec', command = ['v'] }"), false).expect("read");
         assert_eq!(own.train.unreadable_answers.count, 0, "only the verifier of the job can say");
         assert_eq!(own.train.prompts, None);
+    }
+
+    #[test]
+    fn answers_of_more_than_one_meaning_are_named_with_a_proposal() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let train = [
+            r#"{"question": "Which?", "answer": "\\textbf{(D)}\\ 42"}"#,
+            r#"{"question": "Why?", "answer": "The sum of the two is always less than zero."}"#,
+            r#"{"question": "How far?", "answer": "5 km"}"#,
+            r#"{"question": "How many?", "answer": "7"}"#,
+        ];
+        std::fs::write(folder.path().join("train.jsonl"), train.join("\n")).expect("written");
+        std::fs::write(folder.path().join("test.jsonl"), r#"{"question": "And?", "answer": "8"}"#).expect("written");
+        let found = check(&job(folder.path(), ""), false).expect("the files can be read").train;
+        assert_eq!((found.unreadable_answers.count, found.lenient_answers.count), (0, 3), "{found:?}");
+        let [choice, prose, letters] = &found.lenient_answers.first[..] else { panic!("{found:?}") };
+        assert!(choice.contains("train.jsonl:1: ") && choice.ends_with("read as choice D with 42"), "{choice}");
+        assert!(prose.contains("prose") && letters.contains("unit or variables"), "{prose} {letters}");
+        assert!(found.proposals.len() == 3 && found.proposals[0].contains("answer_field"), "{:?}", found.proposals);
+        let own = check(&job(folder.path(), "verifier = { kind = 'exec', command = ['v'] }"), false).expect("read");
+        assert_eq!(own.train.lenient_answers.count, 0, "only the built-in verifier can be asked");
     }
 
     #[test]

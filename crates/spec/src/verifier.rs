@@ -13,6 +13,8 @@ pub struct VerifierSpec {
     pub kind: VerifierKind,
     /// Where the answer may stand. Default `lenient`. `math` only.
     pub extraction: Extraction,
+    /// How far an answer has to be worked out. Default `evaluated`. `math` only.
+    pub form: Form,
     /// Program and arguments of the child process, as it is started on the verifiers' machines; at most 256 strings.
     /// Required for `exec`, nothing else has it.
     pub command: Vec<String>,
@@ -42,6 +44,7 @@ impl Default for VerifierSpec {
         Self {
             kind: VerifierKind::Math,
             extraction: Extraction::Lenient,
+            form: Form::Evaluated,
             command: Vec::new(),
             address: None,
             ca: None,
@@ -91,6 +94,17 @@ pub enum Extraction {
     Number,
 }
 
+/// How far an answer has to be worked out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As far as the reference: no arithmetic left to do between explicit numbers, and no function of explicit numbers
+    /// that the reference does not have. A question that is copied into the box earns nothing.
+    Evaluated,
+    /// Not at all: whatever has the value of the reference is correct, the rule of the PACS paper.
+    Any,
+}
+
 /// What the reward of a sample is made of: the weighted rewards of the verifiers, a bonus for the format, and a penalty
 /// for running into the limit. The label is that of `[verifier]` whatever the reward is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,6 +150,8 @@ pub struct RewardVerifierSpec {
     pub kind: VerifierKind,
     /// As `verifier.extraction`.
     pub extraction: Extraction,
+    /// As `verifier.form`.
+    pub form: Form,
     /// As `verifier.command`.
     pub command: Vec<String>,
     /// As `verifier.address`.
@@ -150,9 +166,9 @@ pub struct RewardVerifierSpec {
 
 impl Default for RewardVerifierSpec {
     fn default() -> Self {
-        let VerifierSpec { kind, extraction, command, address, ca, plain_text, timeout_seconds, .. } =
+        let VerifierSpec { kind, extraction, form, command, address, ca, plain_text, timeout_seconds, .. } =
             VerifierSpec::default();
-        Self { weight: 1.0, kind, extraction, command, address, ca, plain_text, timeout_seconds }
+        Self { weight: 1.0, kind, extraction, form, command, address, ca, plain_text, timeout_seconds }
     }
 }
 
@@ -169,11 +185,20 @@ pub struct JudgeSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JudgeKind {
     /// The built-in verifier of mathematical answers.
-    Math(Extraction),
+    Math(MathSpec),
     /// A child process: program and arguments.
     Exec(Vec<String>),
     /// A service.
     Grpc(ServiceAddress),
+}
+
+/// What the built-in verifier takes for a correct answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MathSpec {
+    /// Where the answer may stand.
+    pub extraction: Extraction,
+    /// How far it has to be worked out.
+    pub form: Form,
 }
 
 /// Where a service is, and what protects the way there.
@@ -195,7 +220,8 @@ impl VerifierSpec {
     #[must_use]
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
-        judge(self.kind, self.extraction, &self.command, service, self.timeout_seconds)
+        let math = MathSpec { extraction: self.extraction, form: self.form };
+        judge(self.kind, math, &self.command, service, self.timeout_seconds)
     }
 }
 
@@ -204,7 +230,8 @@ impl RewardVerifierSpec {
     #[must_use]
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
-        judge(self.kind, self.extraction, &self.command, service, self.timeout_seconds)
+        let math = MathSpec { extraction: self.extraction, form: self.form };
+        judge(self.kind, math, &self.command, service, self.timeout_seconds)
     }
 }
 
@@ -214,13 +241,13 @@ fn service(address: Option<&String>, ca: Option<&String>, plain_text: bool) -> S
 
 fn judge(
     kind: VerifierKind,
-    extraction: Extraction,
+    math: MathSpec,
     command: &[String],
     service: ServiceAddress,
     timeout_seconds: f64,
 ) -> JudgeSpec {
     let by = match kind {
-        VerifierKind::Math => JudgeKind::Math(extraction),
+        VerifierKind::Math => JudgeKind::Math(math),
         VerifierKind::Exec => JudgeKind::Exec(command.to_vec()),
         VerifierKind::Grpc => JudgeKind::Grpc(service),
     };

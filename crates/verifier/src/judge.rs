@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pacs_spec::{Extraction, JudgeKind, JudgeSpec};
+use pacs_spec::{JudgeKind, JudgeSpec, MathSpec};
 use pacs_types::Verdict;
 
 use crate::VerifierError;
@@ -58,9 +58,7 @@ impl Judge {
     pub fn new(spec: &JudgeSpec, concurrency: usize, cache_entries: usize) -> Result<Self, VerifierError> {
         let (limit, concurrency) = (spec.timeout, concurrency.max(1));
         let (by, version) = match &spec.by {
-            JudgeKind::Math(extraction) => {
-                (By::Math(Math::new(*extraction, limit, concurrency)), Some(math_version(*extraction)))
-            }
+            JudgeKind::Math(math) => (By::Math(Math::new(*math, limit, concurrency)), Some(math_version(*math))),
             JudgeKind::Exec(command) => (By::Exec(Exec::new(command.clone(), limit, concurrency)), None),
             JudgeKind::Grpc(service) => (By::Service(Service::new(service, limit, concurrency)?), None),
         };
@@ -108,6 +106,6 @@ pub(crate) struct Answer {
     pub(crate) version: Arc<str>,
 }
 
-fn math_version(extraction: Extraction) -> String {
-    format!("math {} {extraction:?}", env!("CARGO_PKG_VERSION"))
+fn math_version(MathSpec { extraction, form }: MathSpec) -> String {
+    format!("math {} {extraction:?} {form:?}", env!("CARGO_PKG_VERSION"))
 }

@@ -2,9 +2,9 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pacs_spec::Extraction;
+use pacs_spec::{Extraction, Form, MathSpec};
 use pacs_types::Verdict;
-use pacs_verify::Mode;
+use pacs_verify::{Mode, Rules};
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
@@ -22,13 +22,18 @@ pub(crate) struct Math {
 }
 
 impl Math {
-    pub(crate) fn new(extraction: Extraction, limit: Duration, threads: usize) -> Self {
-        let mode = match extraction {
+    pub(crate) fn new(math: MathSpec, limit: Duration, threads: usize) -> Self {
+        let mode = match math.extraction {
             Extraction::Lenient => Mode::Lenient,
             Extraction::Strict => Mode::Strict,
             Extraction::Number => Mode::Number,
         };
-        Self::with(Arc::new(move |task| pacs_verify::grade(&task.response, &task.gold, mode)), limit, threads)
+        let form = match math.form {
+            Form::Evaluated => pacs_verify::Form::Evaluated,
+            Form::Any => pacs_verify::Form::Any,
+        };
+        let rules = Rules { mode, form };
+        Self::with(Arc::new(move |task| pacs_verify::grade(&task.response, &task.gold, rules)), limit, threads)
     }
 
     fn with(grade: Arc<Grade>, limit: Duration, threads: usize) -> Self {
@@ -94,13 +99,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_spec_chooses_the_extraction() {
-        let outcome = async |extraction| {
-            let math = Math::new(extraction, Duration::from_secs(60), 1);
-            verdict(&math, "2 + 3 = 5").await.outcome
+    async fn the_spec_chooses_extraction_and_form() {
+        let outcome = async |response, extraction, form| {
+            let math = Math::new(MathSpec { extraction, form }, Duration::from_secs(60), 1);
+            verdict(&math, response).await.outcome
         };
-        assert_eq!(outcome(Extraction::Lenient).await, Outcome::Correct);
-        assert_eq!(outcome(Extraction::Strict).await, Outcome::Unparsable);
+        assert_eq!(outcome("2 + 3 = 5", Extraction::Lenient, Form::Evaluated).await, Outcome::Correct);
+        assert_eq!(outcome("2 + 3 = 5", Extraction::Strict, Form::Evaluated).await, Outcome::Unparsable);
+        assert_eq!(outcome(r"\boxed{2 + 3}", Extraction::Strict, Form::Evaluated).await, Outcome::Unparsable);
+        assert_eq!(outcome(r"\boxed{2 + 3}", Extraction::Strict, Form::Any).await, Outcome::Correct);
     }
 
     #[tokio::test]

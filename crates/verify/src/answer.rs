@@ -1,6 +1,8 @@
 //! What an answer is once it has been read.
 
+use num_bigint::BigInt;
 use num_rational::BigRational;
+use num_traits::One;
 
 /// A final answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +23,7 @@ pub(crate) enum Answer {
     /// `{1, 2}` with set braces: the order does not count. Empty for `∅`.
     Set(Vec<Answer>),
     /// Several answers without brackets: the order does not count, unless a tuple stands on the other side.
-    List(Vec<Answer>),
+    List(Vec<Answer>, Joint),
     /// Pieces joined by `∪`.
     Union(Vec<Answer>),
     /// Pieces joined by `∩`.
@@ -30,14 +32,179 @@ pub(crate) enum Answer {
     Difference(Box<Answer>, Box<Answer>),
     /// The real numbers.
     Reals,
+    /// Another set of numbers: `ℤ`, `ℕ`, `ℚ`, `ℂ`.
+    Domain(&'static str),
+    /// `x ∈ ℤ`: says what a variable may be.
+    Member(Box<Answer>, &'static str),
     /// Rows of a matrix or vector.
     Matrix(Vec<Vec<Expr>>),
-    /// `left = right`.
-    Equation(Box<Answer>, Box<Answer>),
+    /// `left = right`; `names` when the left side only says what the right side is called (`x`, `f(x)`, `AB`) and is
+    /// nothing that is calculated with (`xy`, `x^2`).
+    Equation { left: Box<Answer>, right: Box<Answer>, names: bool },
+    /// `a = b = c`; settled into an equation of the first and the last side when the numbers among them agree.
+    Equalities { sides: Vec<Answer>, names: bool },
     /// `left op right`.
     Inequality(Order, Expr, Expr),
+    /// `a < b ≤ c`, rising; one order less than there are sides.
+    Chain(Vec<Expr>, Vec<Order>),
+    /// `1 : 2 : 3`.
+    Ratio(Vec<Expr>),
+    /// A time of day.
+    Clock(Clock),
+    /// A value with a unit or with the name of what is counted.
+    Quantity(Box<Answer>, Unit),
+    /// `(D) 42`: the letter of a choice, and what stands there.
+    Choice(String, Box<Answer>),
+    /// A function by cases: value and condition.
+    Cases(Vec<(Answer, Answer)>),
+    /// An answer for all (or some) values of the variables that are named; settled into what it says of them.
+    For(Box<Answer>, Vec<String>),
     /// Tokens that could not be read; they only ever stand beside an `=`.
     Opaque(String),
+}
+
+/// What stands between the members of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joint {
+    /// Commas, semicolons or lines.
+    Comma,
+    And,
+    Or,
+}
+
+/// Hours and minutes as they were written, and the half of the day (true after noon).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Clock {
+    pub(crate) hour: u32,
+    pub(crate) minute: u32,
+    pub(crate) second: u32,
+    pub(crate) after_noon: Option<bool>,
+}
+
+impl Clock {
+    /// The time on a clock of 24 hours.
+    fn of_day(self) -> [u32; 3] {
+        let hour = match self.after_noon {
+            Some(true) if self.hour < 12 => self.hour + 12,
+            Some(false) if self.hour == 12 => 0,
+            _ => self.hour,
+        };
+        [hour, self.minute, self.second]
+    }
+
+    /// Whether two times are one; a time without its half of the day is the one of either half.
+    pub(crate) fn same(self, other: Self) -> bool {
+        let as_written = |clock: Self| [clock.hour, clock.minute, clock.second];
+        let halves_agree =
+            self.after_noon.is_none() || other.after_noon.is_none() || self.after_noon == other.after_noon;
+        self.of_day() == other.of_day() || (halves_agree && as_written(self) == as_written(other))
+    }
+}
+
+/// Length, mass, time, temperature, money, current, data.
+pub(crate) const DIMENSIONS: usize = 7;
+
+/// What a value is measured in.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Unit {
+    /// Powers of the dimensions.
+    pub(crate) dimensions: [i8; DIMENSIONS],
+    /// How many of the first unit of the dimensions one of these is.
+    pub(crate) scale: BigRational,
+    /// Multiplies the value and belongs to it: `12 thousand`.
+    pub(crate) factor: BigInt,
+    /// Currency of money, or the scale of a temperature; two of them have no rate of exchange.
+    pub(crate) currency: &'static str,
+    /// Degrees of an angle, which belong to the value.
+    pub(crate) degrees: bool,
+    /// Things that are counted, in the singular where the table has them.
+    pub(crate) counted: Vec<String>,
+    /// Whether all of its words are in the tables.
+    pub(crate) is_known: bool,
+    /// As it was written, for the reason of a verdict.
+    pub(crate) written: String,
+}
+
+impl Unit {
+    pub(crate) fn none() -> Self {
+        Self {
+            dimensions: [0; DIMENSIONS],
+            scale: BigRational::one(),
+            factor: BigInt::one(),
+            currency: "",
+            degrees: false,
+            counted: Vec::new(),
+            is_known: true,
+            written: String::new(),
+        }
+    }
+
+    /// Whether there is nothing that a value could be measured in.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.dimensions == [0; DIMENSIONS] && self.currency.is_empty() && self.counted.is_empty()
+    }
+
+    pub(crate) fn is_some(&self) -> bool {
+        !self.is_bare()
+    }
+
+    /// Multiplies with a power of another unit; `None` beyond the powers that anybody writes.
+    pub(crate) fn times(
+        &mut self,
+        dimensions: [i8; DIMENSIONS],
+        scale: &BigRational,
+        currency: &'static str,
+        exponent: i8,
+    ) -> Option<()> {
+        if !(-6..=6).contains(&exponent)
+            || !(self.currency.is_empty() || currency.is_empty() || self.currency == currency)
+        {
+            return None;
+        }
+        for (own, other) in self.dimensions.iter_mut().zip(dimensions) {
+            *own = own.checked_add(other.checked_mul(exponent)?).filter(|power| (-24..=24).contains(power))?;
+        }
+        self.scale = &self.scale * scale.pow(i32::from(exponent));
+        if !currency.is_empty() {
+            self.currency = currency;
+        }
+        Some(())
+    }
+
+    /// The unit to a power: `feet squared`.
+    pub(crate) fn again(&mut self, exponent: i8) -> Option<()> {
+        *self = self.clone().powered(exponent)?;
+        Some(())
+    }
+
+    pub(crate) fn powered(self, exponent: i8) -> Option<Self> {
+        let mut all = Self { dimensions: [0; DIMENSIONS], scale: BigRational::one(), ..self.clone() };
+        all.times(self.dimensions, &self.scale, self.currency, exponent)?;
+        Some(all)
+    }
+
+    pub(crate) fn product(mut self, other: Self) -> Option<Self> {
+        self.times(other.dimensions, &other.scale, other.currency, 1)?;
+        self.factor *= other.factor;
+        self.degrees |= other.degrees;
+        self.counted.extend(other.counted);
+        self.is_known &= other.is_known;
+        Some(self)
+    }
+
+    /// Whether values in the two can be compared at all: the same dimensions, and things that are counted alike.
+    pub(crate) fn measures_the_same(&self, other: &Self) -> bool {
+        /// Say no more than that something is counted.
+        const ANY: &[&str] = &["unit", "way", "piece", "item", "thing", "people", "person", "number"];
+        let is_any = |noun: &String| ANY.contains(&noun.as_str()) || noun.starts_with("unit^");
+        let any = |unit: &Self| unit.counted.is_empty() || unit.counted.iter().any(is_any);
+        let power = |unit: &Self| unit.counted.iter().find(|noun| noun.starts_with("unit")).cloned();
+        if let (Some(own), Some(other)) = (power(self), power(other)) {
+            return own == other;
+        }
+        let counted = any(self) || any(other) || self.counted.iter().any(|noun| other.counted.contains(noun));
+        self.dimensions == other.dimensions && self.currency == other.currency && counted
+    }
 }
 
 /// Relation of an inequality; greater-than is turned around while reading.
@@ -91,6 +258,8 @@ pub(crate) enum Constant {
     Euler,
     Imaginary,
     Infinity,
+    /// π/180, the degree sign.
+    Degree,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +292,12 @@ pub(crate) enum Function {
     Lcm,
     Max,
     Min,
-    /// Resolved while reading, like the matrix that it is applied to.
+    /// Carried out before comparing, like the matrix that it is applied to.
     Determinant,
+    /// The decimal logarithm, `Log` to the base ten once it is read.
+    Lg,
+    /// `cos + i sin`, once it is read.
+    Cis,
 }
 
 impl Answer {
@@ -139,20 +312,10 @@ impl Answer {
         }
         matches!(expr, Expr::Number(number) if number.is_decimal)
     }
-
-    /// Whether this is what stands before an `=` to name what follows: `x`, `f(2)`, `(x, y)`, `|AB|`, `S_1 : S`.
-    pub(crate) fn is_name(&self) -> bool {
-        match self {
-            Self::Scalar(expr) => expr.is_name(),
-            Self::Text(_) => true,
-            Self::Sequence { items, .. } | Self::List(items) | Self::Set(items) => items.iter().all(Self::is_name),
-            _ => false,
-        }
-    }
 }
 
 impl Function {
-    /// Whether degree signs in the argument mean angles.
+    /// Whether the argument is an angle, so that a degree sign in it counts.
     pub(crate) fn takes_angle(self) -> bool {
         matches!(self, Self::Sin | Self::Cos | Self::Tan | Self::Cot | Self::Sec | Self::Csc)
     }
@@ -202,19 +365,7 @@ impl Expr {
         if terms.len() == 1 { terms.remove(0) } else { Self::Sum(terms) }
     }
 
-    /// Whether this stands before an `=` to name what follows: `x`, `f(2)`, `|AB|`, `\frac{m}{n}`.
-    fn is_name(&self) -> bool {
-        match self {
-            Self::Symbol(_) | Self::Constant(Constant::Euler | Constant::Imaginary) => true,
-            Self::Inverse(x) => x.is_name(),
-            Self::Call(Function::Abs, arguments) => arguments.iter().all(Self::is_name),
-            // A symbol before a bracket may be a function, so what follows it may be anything.
-            Self::Product(factors) => factors.first().is_some_and(Self::is_name),
-            _ => false,
-        }
-    }
-
-    fn children(&self) -> Vec<&Self> {
+    pub(crate) fn children(&self) -> Vec<&Self> {
         match self {
             Self::Number(_) | Self::Constant(_) | Self::Symbol(_) => Vec::new(),
             Self::Sum(items) | Self::Product(items) | Self::Call(_, items) => items.iter().collect(),

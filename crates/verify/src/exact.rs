@@ -181,10 +181,10 @@ fn logarithm(x: &BigRational, base: &BigRational, budget: &mut Budget) -> Option
 mod tests {
     use super::*;
     use crate::answer::Answer;
-    use crate::parse::{Commas, parse};
+    use crate::parse::{Notation, parse};
 
     fn value(text: &str) -> Option<String> {
-        let Ok(Answer::Scalar(expr)) = parse(text, Commas::Thousands, &mut Budget::new()) else {
+        let Ok(Answer::Scalar(expr)) = parse(text, Notation::PLAIN, &mut Budget::new()) else {
             panic!("{text} is no scalar")
         };
         exact(&expr, &mut Budget::new()).map(|value| value.to_string())
@@ -212,7 +212,6 @@ mod tests {
             ("1.07e16", "10700000000000000"),
             ("-2^2", "-4"),
             ("--3", "3"),
-            ("7:32", "7/32"),
             (r"28\%", "7/25"),
             (r"{3 \over 4}", "3/4"),
             (r"{5 \choose 2}", "10"),
@@ -222,11 +221,9 @@ mod tests {
             (r"\gcd(12, 18)", "6"),
             (r"\sum_{k=1}^{10} k^2", "385"),
             (r"\prod_{i=1}^5 i", "120"),
-            (r"\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}", "-2"),
             ("12'345", "12345"),
             (r"12{,}\!345", "12345"),
             ("0{,}5", "1/2"),
-            ("174_{10}", "174"),
             ("2²", "4"),
         ] {
             assert_eq!(value(text).as_deref(), Some(expected), "{text}");

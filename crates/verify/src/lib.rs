@@ -5,7 +5,8 @@
 //! 1. `extract` finds the text of the answer (a box, a final-answer phrase, or the last expression);
 //! 2. `parse` reads that text, LaTeX or plain, into an [`Answer`](answer::Answer) tree;
 //! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, modulo a prime, then in
-//!    numbers with error bounds.
+//!    numbers with error bounds;
+//! 4. `form` says whether an answer that is equal has been worked out as far as the reference.
 //!
 //! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
 //! equal. Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
@@ -16,8 +17,13 @@ mod answer;
 mod compare;
 mod exact;
 mod extract;
+mod form;
+mod gold;
 mod grade;
 mod limits;
 mod parse;
+mod reading;
+mod render;
 
-pub use grade::{GoldError, MAX_GRADE_STEPS, Mode, check_gold, grade, grade_counted};
+pub use gold::{GoldCheck, GoldError, Leniency, check_gold, inspect_gold};
+pub use grade::{Form, MAX_GRADE_STEPS, Mode, Rules, grade, grade_counted};

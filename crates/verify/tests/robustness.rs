@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pacs_types::Outcome;
-use pacs_verify::{MAX_GRADE_STEPS, Mode, check_gold, grade_counted};
+use pacs_verify::{Form, MAX_GRADE_STEPS, Mode, Rules, check_gold, grade_counted};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -11,7 +11,9 @@ use proptest::test_runner::RngSeed;
 static WORST: AtomicU32 = AtomicU32::new(0);
 
 fn check(response: &str, gold: &str) {
-    for mode in [Mode::Lenient, Mode::Strict, Mode::Number] {
+    let rules = |form: Form| move |mode| Rules { mode, form };
+    let evaluated = [Mode::Lenient, Mode::Strict, Mode::Number].map(rules(Form::Evaluated));
+    for mode in evaluated.into_iter().chain([rules(Form::Any)(Mode::Lenient)]) {
         let (verdict, steps) = grade_counted(response, gold, mode);
         assert!(steps <= MAX_GRADE_STEPS, "{steps} steps for {response:.200?} and {gold:.200?}");
         let worst = WORST.fetch_max(steps, Ordering::Relaxed);

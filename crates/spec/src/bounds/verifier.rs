@@ -1,7 +1,7 @@
 //! Bounds of `[verifier]` and `[reward]`.
 
 use super::Check;
-use crate::{Extraction, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
+use crate::{Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
 
 /// Most reward verifiers of a job.
 const MOST_VERIFIERS: usize = 8;
@@ -10,6 +10,7 @@ const MOST_VERIFIERS: usize = 8;
 struct Described<'a> {
     kind: VerifierKind,
     extraction: Extraction,
+    form: Form,
     command: &'a [String],
     address: Option<&'a str>,
     ca: Option<&'a str>,
@@ -19,10 +20,14 @@ struct Described<'a> {
 
 impl Check {
     pub(super) fn verifiers(&mut self, spec: &JobSpec) {
-        let VerifierSpec { kind, extraction, ref command, ref address, ref ca, plain_text, timeout_seconds, .. } =
-            spec.verifier;
+        let VerifierSpec {
+            kind, extraction, form, ref command, ref address, ref ca, plain_text, timeout_seconds, ..
+        } = spec.verifier;
         let (address, ca) = (address.as_deref(), ca.as_deref());
-        self.judge("verifier", &Described { kind, extraction, command, address, ca, plain_text, timeout_seconds });
+        self.judge(
+            "verifier",
+            &Described { kind, extraction, form, command, address, ca, plain_text, timeout_seconds },
+        );
         self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
@@ -60,6 +65,7 @@ impl Check {
             let described = Described {
                 kind: verifier.kind,
                 extraction: verifier.extraction,
+                form: verifier.form,
                 command: &verifier.command,
                 address: verifier.address.as_deref(),
                 ca: verifier.ca.as_deref(),
@@ -75,10 +81,11 @@ impl Check {
         let at = |key: &str| format!("{path}.{key}");
         let is = |kind| judge.kind == kind;
         self.above_zero(&at("timeout_seconds"), judge.timeout_seconds, 3600.0);
-        let given = judge.extraction != Extraction::Lenient;
-        if given && !is(VerifierKind::Math) {
+        let of_math =
+            [("extraction", judge.extraction != Extraction::Lenient), ("form", judge.form != Form::Evaluated)];
+        for (key, _) in of_math.into_iter().filter(|(_, given)| *given && !is(VerifierKind::Math)) {
             let message = format!("applies to kind `math` only, not to `{}`", judge.kind.name());
-            self.fail(Problem::new(at("extraction"), message), &[]);
+            self.fail(Problem::new(at(key), message), &[]);
         }
         let not_exec = format!("applies to kind `exec` only, not to `{}`", judge.kind.name());
         let message = match (is(VerifierKind::Exec), judge.command) {

@@ -1,16 +1,21 @@
 //! Decides whether two answers mean the same.
 
 mod double;
+mod naming;
 mod numeric;
+mod quantity;
 mod region;
 mod relation;
 mod residue;
 mod scalar;
 
-use crate::answer::{Answer, Bracket, Expr};
+use crate::answer::{Answer, Bracket, Expr, Joint};
 use crate::limits::Budget;
 
+use naming::Naming;
+pub(crate) use naming::{expressions, mapped};
 use region::Region;
+pub(crate) use scalar::numbers_differ;
 
 /// What was decided, and by which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +53,20 @@ pub(crate) enum Rule {
     Matrix,
     Equation,
     Inequality,
+    /// Parts of a ratio.
+    Ratio,
+    /// Times of day.
+    Clock,
+    /// Units of other dimensions, or other things that are counted.
+    Unit,
+    /// The letter of a choice.
+    Choice,
+    /// Functions by cases.
+    Cases,
     /// The answers are of different kinds.
     Kind,
+    /// The answer has words whose meaning is not known, and the reference has others.
+    Unread,
     /// Neither equality nor difference could be shown.
     Undecided,
 }
@@ -75,7 +92,13 @@ impl Rule {
             Self::Matrix => "matrix",
             Self::Equation => "equation",
             Self::Inequality => "inequality",
+            Self::Ratio => "ratio",
+            Self::Clock => "clock",
+            Self::Unit => "unit",
+            Self::Choice => "choice",
+            Self::Cases => "cases",
             Self::Kind => "kind",
+            Self::Unread => "unread",
             Self::Undecided => "undecided",
         }
     }
@@ -91,53 +114,196 @@ impl Judgement {
     }
 
     fn with(self, rule: Rule) -> Self {
-        if self.rule == Rule::Undecided { self } else { Self { rule, ..self } }
+        if matches!(self.rule, Rule::Undecided | Rule::Unread) { self } else { Self { rule, ..self } }
     }
 }
 
 /// Compares a reference with what was found. The nesting of answers is bounded by the parser, the work by `budget`.
 pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
-    use Answer::{Equation, Inequality, List, Matrix, Opaque, Scalar, Sequence, Set, Text};
+    use Answer::{
+        Cases, Chain, Choice, Clock, Equation, Inequality, List, Matrix, Opaque, Quantity, Ratio, Scalar, Sequence,
+        Set, Text,
+    };
     if budget.step().is_none() {
         return Judgement::undecided();
     }
     match (gold, found) {
         (Scalar(gold), Scalar(found)) => scalar::compare(gold, found, budget),
+        (Quantity(..), _) | (_, Quantity(..)) => quantity::compare(gold, found, budget),
+        (Choice(..), _) | (_, Choice(..)) => choices(gold, found, budget),
         (Text(gold), Text(found)) => Judgement::new(text_key(gold) == text_key(found), Rule::Text),
+        (Text(word), Scalar(number)) | (Scalar(number), Text(word)) => {
+            let counted = counting_word(word).map(Expr::integer);
+            Judgement::new(counted.is_some_and(|counted| scalar::compare(&counted, number, budget).equal), Rule::Text)
+        }
+        (Text(word), Set(items)) | (Set(items), Text(word)) => {
+            Judgement::new(items.is_empty() && means_nothing(word), Rule::Set)
+        }
         (Opaque(gold), Opaque(found)) => Judgement::new(gold == found, Rule::Identical),
-        (Equation(..), _) | (_, Equation(..)) => relation::equations(gold, found, budget),
-        (Inequality(..), _) | (_, Inequality(..)) => relation::inequalities(gold, found, budget),
+        (Clock(gold), Clock(found)) => Judgement::new(gold.same(*found), Rule::Clock),
+        (Clock(clock), Ratio(parts)) | (Ratio(parts), Clock(clock)) => {
+            Judgement::new(quantity::is_time(parts, *clock), Rule::Clock)
+        }
+        (Equation { .. }, _) | (_, Equation { .. }) => relation::equations(gold, found, budget),
+        (Ratio(_), _) | (_, Ratio(_)) => quantity::ratios(gold, found, budget),
+        (Cases(gold), Cases(found)) => cases(gold, found, budget),
+        (Inequality(..) | Chain(..), _) | (_, Inequality(..) | Chain(..)) => {
+            relation::inequalities(gold, found, budget)
+        }
         (Sequence { .. }, Sequence { .. }) => sequences(gold, found, budget),
         // A pair in set braces or none keeps its order as long as the reference has one …
-        (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others) | Set(others)) => {
-            Judgement::new(in_order(items, others, budget), Rule::Sequence)
+        (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others, _) | Set(others)) => {
+            let others = relation::by_name(others);
+            Judgement::new(in_order(items, &others, budget), Rule::Sequence)
         }
-        // … and has none when the reference has none.
-        (List(items) | Set(items), Sequence { open: Bracket::Round, close: Bracket::Round, items: others }) => {
+        // … and has none when the reference has none, unless the reference says what each is called.
+        (List(items, _) | Set(items), Sequence { open: Bracket::Round, close: Bracket::Round, items: others }) => {
+            if relation::have_names(items) {
+                return Judgement::new(in_order(&relation::by_name(items), others, budget), Rule::Sequence);
+            }
             Judgement::new(in_any_order(items, others, budget), Rule::Set)
         }
-        (Set(gold) | List(gold), Set(found) | List(found)) => {
+        (List(items, joint), List(others, other)) => lists((items, *joint), (others, *other), budget),
+        (Set(gold) | List(gold, _), Set(found) | List(found, _)) => {
             Judgement::new(in_any_order(gold, found, budget), Rule::Set)
         }
-        (Set(items) | List(items), Scalar(_)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
+        (Set(items) | List(items, _), Scalar(_)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
             Judgement::new(in_any_order(items, std::slice::from_ref(found), budget), Rule::Set)
         }
-        (Scalar(_), Set(items) | List(items)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
+        (Scalar(_), Set(items) | List(items, _)) if items.iter().all(|item| matches!(item, Scalar(_))) => {
             Judgement::new(in_any_order(std::slice::from_ref(gold), items, budget), Rule::Set)
         }
-        (Set(items) | List(items), single) if items.len() == 1 => compare(&items[0], single, budget),
-        (single, Set(items) | List(items)) if items.len() == 1 => compare(single, &items[0], budget),
+        (Set(items) | List(items, _), single) if items.len() == 1 => compare(&items[0], single, budget),
+        (single, Set(items) | List(items, _)) if items.len() == 1 => compare(single, &items[0], budget),
         (Matrix(gold), Matrix(found)) => Judgement::new(matrices(gold, found, budget), Rule::Matrix),
         (Matrix(rows), Sequence { items, .. }) => Judgement::new(is_vector(rows, items, true, budget), Rule::Matrix),
         (Sequence { items, .. }, Matrix(rows)) => Judgement::new(is_vector(rows, items, false, budget), Rule::Matrix),
+        (Answer::Domain(gold), Answer::Domain(found)) => Judgement::new(gold == found, Rule::Set),
+        (Answer::Member(gold, domain), Answer::Member(found, other)) => {
+            Judgement::new(domain == other && compare(gold, found, budget).equal, Rule::Set)
+        }
         _ => regions(gold, found, budget),
     }
 }
 
-/// What is left of words when case, spaces and marks do not count.
+/// What is left of words when case, spaces and punctuation do not count. Digits, signs and relations do, and so does a
+/// gap between two numbers.
 pub(crate) fn text_key(text: &str) -> String {
-    let key: String = text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let chars: Vec<char> = text.chars().collect();
+    let mut key = String::with_capacity(text.len());
+    for (at, &c) in chars.iter().enumerate() {
+        let digit = |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(char::is_ascii_digit);
+        let (before, after) = (digit(at.checked_sub(1)), digit(Some(at + 1)));
+        match c {
+            _ if c.is_alphanumeric() => key.extend(c.to_lowercase()),
+            '<' | '>' | '≤' | '≥' | '=' | '≠' | '+' | '*' | '/' | '^' | '×' | '÷' | '%' | '√' => key.push(c),
+            '.' | ':' if after => key.push(c),
+            // A sign before a number, possibly after a space; between letters it is a hyphen.
+            '-' if after || chars[at + 1..].iter().all(|c| !c.is_alphanumeric()) && key.is_empty() => key.push(c),
+            '-' if chars.get(at + 1) == Some(&' ') && digit(Some(at + 2)) => key.push(c),
+            ' ' | ',' if before && after || c == ',' && before && digit(Some(at + 2)) => key.push(' '),
+            _ => {}
+        }
+    }
     if key == "dne" { "doesnotexist".to_owned() } else { key }
+}
+
+/// Whether words say that nothing fulfils what was asked for.
+fn means_nothing(words: &str) -> bool {
+    const PHRASES: &[&str] = &[
+        "nosolution",
+        "nosolutions",
+        "norealsolution",
+        "norealsolutions",
+        "emptyset",
+        "theemptyset",
+        "empty",
+        "nosuchvalues",
+        "nosolutionexists",
+    ];
+    PHRASES.contains(&text_key(words).as_str())
+}
+
+/// The number that a word counts up to.
+fn counting_word(word: &str) -> Option<i64> {
+    const WORDS: &[&str] = &[
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+    ];
+    let word = word.trim().to_lowercase();
+    WORDS.iter().position(|name| *name == word).and_then(|at| i64::try_from(at).ok())
+}
+
+/// The letter of a choice with or without what stands there.
+fn choices(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
+    let is_letter = |answer: &Answer, letter: &str| match answer {
+        Answer::Text(text) => text_key(text) == letter.to_lowercase(),
+        Answer::Scalar(Expr::Symbol(name)) => name == letter,
+        _ => false,
+    };
+    match (gold, found) {
+        (Answer::Choice(gold, _), Answer::Choice(found, _)) => Judgement::new(gold == found, Rule::Choice),
+        (Answer::Choice(letter, value), found) => {
+            if is_letter(found, letter) {
+                Judgement::new(true, Rule::Choice)
+            } else {
+                compare(value, found, budget)
+            }
+        }
+        (gold, Answer::Choice(letter, value)) => {
+            if is_letter(gold, letter) {
+                Judgement::new(true, Rule::Choice)
+            } else {
+                compare(gold, value, budget)
+            }
+        }
+        _ => Judgement::new(false, Rule::Kind),
+    }
+}
+
+/// The same values under the same conditions.
+fn cases(gold: &[(Answer, Answer)], found: &[(Answer, Answer)], budget: &mut Budget) -> Judgement {
+    let has_same = |one: &(Answer, Answer), others: &[(Answer, Answer)], budget: &mut Budget| {
+        others.iter().any(|other| compare(&one.0, &other.0, budget).equal && compare(&one.1, &other.1, budget).equal)
+    };
+    let equal = gold.len() == found.len()
+        && gold.iter().all(|one| has_same(one, found, budget))
+        && found.iter().all(|one| has_same(one, gold, budget));
+    Judgement::new(equal, Rule::Cases)
+}
+
+/// Lists, in any order; with names (`x = 3, y = 4`) each value must have its own.
+fn lists((gold, joint): (&[Answer], Joint), (found, other): (&[Answer], Joint), budget: &mut Budget) -> Judgement {
+    if let Some(equal) = relation::named_lists(gold, found, budget) {
+        return Judgement::new(equal, Rule::Set);
+    }
+    if in_any_order(gold, found, budget) && !region::are_at_odds(gold, joint, other) {
+        return Judgement::new(true, Rule::Set);
+    }
+    let lists = [(gold, joint), (found, other)].map(|(items, joint)| Answer::List(items.to_vec(), joint));
+    match (Region::new(&lists[0], budget), Region::new(&lists[1], budget)) {
+        (Some(gold), Some(found)) => Judgement::new(gold.same(&found, budget), Rule::Region),
+        _ => Judgement::new(false, Rule::Set),
+    }
 }
 
 /// Tuples, points and intervals.

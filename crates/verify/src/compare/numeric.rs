@@ -10,7 +10,9 @@ use num_rational::BigRational;
 use num_traits::{ToPrimitive, Zero};
 
 use super::double::{Double, EPSILON};
+use super::naming::place;
 use crate::answer::{Constant, Expr, Function};
+use crate::exact::exact;
 use crate::limits::Budget;
 
 /// A complex number and how far it may be off.
@@ -75,6 +77,25 @@ impl Value {
     /// Whether the sign of a real value is known and positive.
     pub(super) fn is_positive(self) -> bool {
         self.is_real() && self.re.high > self.error
+    }
+
+    /// Whether the sign of a real value is known and negative.
+    fn is_negative(self) -> bool {
+        self.is_real() && self.re.high < -self.error
+    }
+
+    fn is_whole(self) -> bool {
+        self.im == Double::ZERO && self.error == 0.0 && self.re.high.fract() == 0.0
+    }
+
+    /// The real power of a negative number with an exponent of odd denominator.
+    fn real_power(self, exponent: &BigRational, value: Self) -> Option<Self> {
+        let is_odd = |n: &BigInt| (n % BigInt::from(2)) != BigInt::zero();
+        if exponent.is_integer() || !is_odd(exponent.denom()) {
+            return None;
+        }
+        let power = self.negated().pow(value)?;
+        Some(if is_odd(exponent.numer()) { power.negated() } else { power })
     }
 
     /// Whether the value is known not to be zero.
@@ -214,20 +235,51 @@ pub(super) struct Probe {
     index: u64,
     /// Whole numbers, for expressions that mean whole numbers (`n!`, `(-1)^n`).
     whole: bool,
+    /// What has no real value has none at all, as where variables stand for real numbers.
+    real: bool,
+    /// A power such as `x^{1/3}` of a negative number is the real root.
+    real_roots: bool,
+    /// What the first variable is, where every whole number counts.
+    first: Option<i64>,
 }
+
+/// Points at which two expressions are compared.
+const POINTS: u64 = 8;
 
 impl Probe {
     /// A probe for expressions without variables.
-    pub(super) const NONE: Self = Self { index: 0, whole: false };
+    pub(super) const NONE: Self = Self { index: 0, whole: false, real: false, real_roots: true, first: None };
 
-    /// The points at which two expressions are compared: of mixed size, and the last ones negative for some variables.
+    /// The points at which two expressions are compared, of mixed size and sign.
     pub(super) fn all(whole: bool) -> impl Iterator<Item = Self> {
-        (0..5).map(move |index| Self { index, whole })
+        (0..POINTS).map(move |index| Self { index, whole, ..Self::NONE })
     }
 
-    /// The whole number that stands for a variable.
+    /// Every whole number of a range for the first variable, for functions that change at few of them.
+    pub(super) fn grid() -> impl Iterator<Item = Self> {
+        (1..=40).map(|first: i64| Self { index: first.unsigned_abs(), whole: true, first: Some(first), ..Self::NONE })
+    }
+
+    /// The same point, among the real numbers unless the expressions have an `i`.
+    pub(super) fn over(self, has_variables: bool, is_complex: bool) -> Self {
+        Self { real: has_variables && !is_complex, real_roots: !is_complex, ..self }
+    }
+
+    /// The whole number that stands for a variable: those that occur first are the larger ones, or the smaller ones at
+    /// every other point, so that `\binom{n}{k}` has a value at some.
     pub(super) fn whole_value(self, name: &str) -> Option<i64> {
-        self.whole.then(|| 3 + i64::try_from(self.hash(name) % 19).unwrap_or(0))
+        let place = i64::try_from(place(name).unwrap_or(0).min(7)).unwrap_or(0);
+        if let Some(first) = self.first.filter(|_| place == 0) {
+            return Some(first);
+        }
+        let spread = i64::try_from(self.hash(name) % 3).unwrap_or(0);
+        let descending = 14 - 4 * place.min(3) + spread;
+        let ascending = 3 + 4 * place + spread;
+        self.whole.then_some(if self.index.is_multiple_of(2) { descending } else { ascending })
+    }
+
+    pub(super) fn is_of_grid(self) -> bool {
+        self.first.is_some()
     }
 
     fn hash(self, name: &str) -> u64 {
@@ -239,12 +291,18 @@ impl Probe {
             return whole as f64;
         }
         let unit = (self.hash(name) >> 11) as f64 / (1u64 << 53) as f64;
+        let is_even = place(name).unwrap_or(0).is_multiple_of(2);
         match self.index {
             0 => 1.1 + 2.0 * unit,
-            1 => 0.1 + 0.8 * unit,
-            2 => 3.3 + 6.0 * unit,
-            3 => -2.7 + 2.5 * unit,
-            _ => -3.0 + 6.0 * unit,
+            1 => -2.7 + 2.5 * unit,
+            2 => 0.1 + 0.8 * unit,
+            3 => -3.0 + 6.0 * unit,
+            4 => 3.3 + 6.0 * unit,
+            5 => -0.9 + 1.8 * unit,
+            6 if is_even => 2.0 + 6.0 * unit,
+            6 => 0.1 + 0.8 * unit,
+            _ if is_even => 0.05 + 0.9 * unit,
+            _ => 1.5 + 4.0 * unit,
         }
     }
 }
@@ -258,6 +316,7 @@ pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Va
             Value::rational(&number.value)
         }
         Expr::Constant(Constant::Pi) => Value::real(Double::PI, 0.0),
+        Expr::Constant(Constant::Degree) => Value::real(Double::PI, 0.0)?.times(Value::whole(180.0).inverted()?),
         Expr::Constant(Constant::Euler) => Value::real(Double::E, 0.0),
         Expr::Constant(Constant::Imaginary) => Value::new(Double::ZERO, Double::ONE, 0.0),
         Expr::Constant(Constant::Infinity) | Expr::PlusMinus(_) | Expr::MinusPlus(_) | Expr::Matrix(_) => None,
@@ -280,12 +339,22 @@ pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Va
         Expr::Negative(x) => Some(value(x, probe, budget)?.negated()),
         Expr::Percent(x) => value(x, probe, budget)?.times(Value::whole(100.0).inverted()?),
         Expr::Power(base, exponent) => {
-            let exponent = value(exponent, probe, budget)?;
+            let power = value(exponent, probe, budget)?;
             budget.spend(FUNCTION_STEPS)?;
             if matches!(**base, Expr::Constant(Constant::Euler)) {
-                return exponent.exp();
+                return power.exp();
             }
-            value(base, probe, budget)?.pow(exponent)
+            let base = value(base, probe, budget)?;
+            if base.is_negative() && probe.real_roots {
+                let exponent = exact(exponent, budget);
+                if let Some(root) = exponent.as_ref().and_then(|exponent| base.real_power(exponent, power)) {
+                    return Some(root);
+                }
+                if probe.real && !exponent.is_some_and(|exponent| exponent.is_integer()) && !power.is_whole() {
+                    return None;
+                }
+            }
+            base.pow(power)
         }
         Expr::Call(function, arguments) => {
             budget.spend(FUNCTION_STEPS)?;
@@ -293,7 +362,10 @@ pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Va
             for argument in arguments {
                 values.push(value(argument, probe, budget)?);
             }
-            call(*function, &values)
+            let is_root = matches!(function, Function::Root | Function::Ln | Function::Log);
+            let value = call(*function, &values)?;
+            // Among the real numbers there is no square root and no logarithm of a negative one.
+            (!(probe.real && is_root) || value.is_real()).then_some(value)
         }
     }
 }
@@ -440,10 +512,10 @@ fn gamma(x: f64) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::answer::Answer;
-    use crate::parse::{Commas, parse};
+    use crate::parse::{Notation, parse};
 
     fn of(text: &str) -> Value {
-        let Ok(Answer::Scalar(expr)) = parse(text, Commas::Thousands, &mut Budget::new()) else {
+        let Ok(Answer::Scalar(expr)) = parse(text, Notation::PLAIN, &mut Budget::new()) else {
             panic!("{text} is no scalar")
         };
         value(&expr, Probe::NONE, &mut Budget::new()).unwrap_or_else(|| panic!("{text} has no value"))

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::numeric::{Probe, value};
 use super::scalar;
-use crate::answer::{Answer, Bracket, Constant, Expr, Order};
+use crate::answer::{Answer, Bracket, Constant, Expr, Function, Joint, Order};
 use crate::limits::{Budget, MAX_ITEMS};
 
 /// An end of an interval: where it lies, and as it was written (`None` at infinity).
@@ -92,14 +92,12 @@ impl Region {
                 _ => None,
             },
             Answer::Set(items) => {
-                let points = items.iter().map(|item| match item {
-                    Answer::Scalar(point) => {
-                        let end = End::new(point, true, budget).filter(|end| end.at.is_finite())?;
-                        Some(Interval { low: end.clone(), high: end })
-                    }
-                    _ => None,
-                });
-                Self::joined(points.collect::<Option<_>>()?, budget)
+                let mut points = Vec::with_capacity(items.len());
+                for item in items {
+                    let Answer::Scalar(point) = item else { return None };
+                    points.extend(Self::point(point, budget)?.0);
+                }
+                Self::joined(points, budget)
             }
             Answer::Union(pieces) => {
                 let mut intervals = Vec::new();
@@ -120,7 +118,13 @@ impl Region {
                 Self::new(set, budget)?.intersection(&without, budget)
             }
             Answer::Inequality(order, left, right) => Self::of_inequality(*order, left, right, budget),
-            Answer::List(pieces) => Self::of_list(pieces, budget),
+            Answer::Chain(sides, orders) => Self::of_chain(sides, orders, budget),
+            Answer::List(pieces, joint) => Self::of_list(pieces, *joint, budget),
+            // `x = 1`
+            Answer::Equation { left, right, names: true } => match (&**left, &**right) {
+                (Answer::Scalar(Expr::Symbol(_)), Answer::Scalar(point)) => Self::point(point, budget),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -129,27 +133,52 @@ impl Region {
         Self(vec![Interval { low: End::infinite(f64::NEG_INFINITY), high: End::infinite(f64::INFINITY) }])
     }
 
-    /// `x < 3`, the variable on either side.
-    fn of_inequality(order: Order, left: &Expr, right: &Expr, budget: &mut Budget) -> Option<Self> {
-        let mut end = |expr: &Expr, is_closed: bool| End::new(expr, is_closed, budget);
-        let is_closed = order == Order::LessOrEqual;
-        let (below, above) = (End::infinite(f64::NEG_INFINITY), End::infinite(f64::INFINITY));
-        let intervals = match (order, left, right) {
-            (Order::NotEqual, Expr::Symbol(_), point) | (Order::NotEqual, point, Expr::Symbol(_)) => {
-                let point = end(point, false)?;
-                vec![Interval { low: below, high: point.clone() }, Interval { low: point, high: above }]
-            }
-            (_, Expr::Symbol(_), bound) => vec![Interval { low: below, high: end(bound, is_closed)? }],
-            (_, bound, Expr::Symbol(_)) => vec![Interval { low: end(bound, is_closed)?, high: above }],
-            _ => return None,
-        };
-        Some(Self(intervals))
+    fn point(expr: &Expr, budget: &mut Budget) -> Option<Self> {
+        let end = End::new(expr, true, budget).filter(|end| end.at.is_finite())?;
+        Some(Self(vec![Interval { low: end.clone(), high: end }]))
     }
 
-    /// Several inequalities: apart from each other they can only be meant as alternatives, overlapping ones only as
-    /// conditions that hold together.
-    fn of_list(pieces: &[Answer], budget: &mut Budget) -> Option<Self> {
-        if !pieces.iter().all(|piece| matches!(piece, Answer::Inequality(..) | Answer::Sequence { .. })) {
+    /// `x < 3`, and what is linear in one variable or the absolute value of such.
+    fn of_inequality(order: Order, left: &Expr, right: &Expr, budget: &mut Budget) -> Option<Self> {
+        let is_closed = order == Order::LessOrEqual;
+        let (below, above) = (End::infinite(f64::NEG_INFINITY), End::infinite(f64::INFINITY));
+        match (order, left.has_symbols(), right.has_symbols()) {
+            (Order::NotEqual, true, false) => preimage(left, Self::point(right, budget)?.complement(), budget),
+            (Order::NotEqual, false, true) => preimage(right, Self::point(left, budget)?.complement(), budget),
+            (_, true, false) => {
+                let high = End::new(right, is_closed, budget)?;
+                preimage(left, Self(vec![Interval { low: below, high }]), budget)
+            }
+            (_, false, true) => {
+                let low = End::new(left, is_closed, budget)?;
+                preimage(right, Self(vec![Interval { low, high: above }]), budget)
+            }
+            _ => None,
+        }
+    }
+
+    /// `1 < 2x + 1 < 5`
+    fn of_chain(sides: &[Expr], orders: &[Order], budget: &mut Budget) -> Option<Self> {
+        let ([low, between, high], [at_low, at_high]) = (sides, orders) else { return None };
+        let low = End::new(low, *at_low == Order::LessOrEqual, budget)?;
+        let high = End::new(high, *at_high == Order::LessOrEqual, budget)?;
+        let interval = Interval { low, high };
+        if interval.is_empty() {
+            return None;
+        }
+        preimage(between, Self(vec![interval]), budget)
+    }
+
+    /// Several conditions: joined by `or` they are alternatives, by `and` they hold together. Without a word, those apart
+    /// from each other can only be meant as alternatives, and overlapping ones only to hold together.
+    fn of_list(pieces: &[Answer], joint: Joint, budget: &mut Budget) -> Option<Self> {
+        let is_condition = |piece: &Answer| matches!(piece, Answer::Inequality(..) | Answer::Chain(..));
+        let is_set = |piece: &Answer| {
+            is_condition(piece)
+                || matches!(piece, Answer::Sequence { .. } | Answer::Equation { .. })
+                || (joint == Joint::Or && matches!(piece, Answer::Union(_) | Answer::Set(_)))
+        };
+        if !pieces.iter().all(is_set) || pieces.iter().all(|piece| matches!(piece, Answer::Equation { .. })) {
             return None;
         }
         let regions: Vec<Self> = pieces.iter().map(|piece| Self::new(piece, budget)).collect::<Option<_>>()?;
@@ -157,8 +186,11 @@ impl Region {
         for region in &regions {
             common = common.intersection(region, budget)?;
         }
-        if !common.0.is_empty() {
-            return pieces.iter().all(|piece| matches!(piece, Answer::Inequality(..))).then_some(common);
+        let are_conditions = pieces.iter().all(is_condition);
+        match joint {
+            Joint::And if are_conditions => return Some(common),
+            Joint::Comma if !common.0.is_empty() => return are_conditions.then_some(common),
+            _ => {}
         }
         Self::joined(regions.into_iter().flat_map(|region| region.0).collect(), budget)
     }
@@ -230,6 +262,28 @@ impl Region {
         Self::joined(common, budget)
     }
 
+    /// The set with every number multiplied and shifted.
+    fn mapped(&self, factor: &Expr, shift: &Expr, budget: &mut Budget) -> Option<Self> {
+        let (by, to) =
+            (value(factor, Probe::NONE, budget)?.position()?, value(shift, Probe::NONE, budget)?.position()?);
+        if by == 0.0 {
+            return None;
+        }
+        let end = |end: &End| End {
+            at: if end.at.is_infinite() { end.at * by.signum() } else { end.at * by + to },
+            written: end
+                .written
+                .as_ref()
+                .map(|written| Expr::Sum(vec![Expr::Product(vec![written.clone(), factor.clone()]), shift.clone()])),
+            is_closed: end.is_closed,
+        };
+        let interval = |interval: &Interval| {
+            let (low, high) = (end(&interval.low), end(&interval.high));
+            if by > 0.0 { Interval { low, high } } else { Interval { low: high, high: low } }
+        };
+        Self::joined(self.0.iter().map(interval).collect(), budget)
+    }
+
     /// Whether two sets are the same.
     pub(super) fn same(&self, other: &Self, budget: &mut Budget) -> bool {
         self.0.len() == other.0.len()
@@ -237,15 +291,47 @@ impl Region {
     }
 }
 
+/// The numbers at which an expression of one variable is in a set.
+fn preimage(expr: &Expr, set: Region, budget: &mut Budget) -> Option<Region> {
+    budget.step()?;
+    match expr {
+        Expr::Symbol(name) => return (!name.contains('(')).then_some(set),
+        Expr::Call(Function::Abs, arguments) => {
+            let zero = End { at: 0.0, written: Some(Expr::integer(0)), is_closed: true };
+            let positive = Region(vec![Interval { low: zero, high: End::infinite(f64::INFINITY) }]);
+            let right = set.intersection(&positive, budget)?;
+            let left = right.mapped(&Expr::integer(-1), &Expr::integer(0), budget)?;
+            let both = right.0.into_iter().chain(left.0).collect();
+            return preimage(&arguments[0], Region::joined(both, budget)?, budget);
+        }
+        _ => {}
+    }
+    let names = expr.symbols();
+    let first = names.first()?;
+    if names.iter().any(|name| name != first) {
+        return None;
+    }
+    let (factor, summand) = scalar::linear(expr, &Expr::Symbol((*first).to_owned()), budget)?;
+    // x = (y − b) / a
+    let shift = Expr::Product(vec![summand.negative(), factor.clone().inverse()]);
+    set.mapped(&factor.inverse(), &shift, budget)
+}
+
+/// Whether `and` in one list and `or` in the other say something else of the same conditions.
+pub(super) fn are_at_odds(gold: &[Answer], joint: Joint, other: Joint) -> bool {
+    let has_condition = gold.iter().any(|item| matches!(item, Answer::Inequality(..) | Answer::Chain(..)));
+    has_condition && matches!((joint, other), (Joint::And, Joint::Or) | (Joint::Or, Joint::And))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::{Commas, parse};
+    use crate::parse::{Commas, Notation, parse};
 
     fn same(a: &str, b: &str) -> bool {
         let read = |text: &str| {
-            let answer =
-                parse(text, Commas::Lists, &mut Budget::new()).unwrap_or_else(|error| panic!("{text} {error}"));
+            let notation = Notation { commas: Commas::Lists, ..Notation::PLAIN };
+            let answer = parse(text, notation, &mut Budget::new()).unwrap_or_else(|error| panic!("{text} {error}"));
             Region::new(&answer, &mut Budget::new()).unwrap_or_else(|| panic!("{text} is no set of numbers"))
         };
         read(a).same(&read(b), &mut Budget::new())

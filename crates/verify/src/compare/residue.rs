@@ -41,6 +41,7 @@ fn residue(expr: &Expr, point: u64, budget: &mut Budget) -> Option<u64> {
         Expr::Number(number) => of_rational(&number.value, budget),
         Expr::Constant(Constant::Imaginary) => Some(IMAGINARY),
         Expr::Constant(Constant::Pi) => Some(value_of("pi", point)),
+        Expr::Constant(Constant::Degree) => Some(times(value_of("pi", point), inverse(180, budget)?)),
         Expr::Constant(Constant::Euler) => Some(value_of("e", point)),
         Expr::Symbol(name) => Some(value_of(name, point)),
         Expr::Sum(terms) => terms.iter().try_fold(0, |sum, term| Some((sum + residue(term, point, budget)?) % PRIME)),
@@ -120,10 +121,10 @@ fn inverse(value: u64, budget: &mut Budget) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::answer::Answer;
-    use crate::parse::{Commas, parse};
+    use crate::parse::{Notation, parse};
 
     fn same(a: &str, b: &str) -> Option<bool> {
-        let read = |text| match parse(text, Commas::Thousands, &mut Budget::new()) {
+        let read = |text| match parse(text, Notation::PLAIN, &mut Budget::new()) {
             Ok(Answer::Scalar(expr)) => expr,
             other => panic!("{text} is no scalar: {other:?}"),
         };

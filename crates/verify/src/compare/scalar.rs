@@ -9,9 +9,10 @@
 use num_rational::BigRational;
 use num_traits::Signed;
 
+use super::naming::Naming;
 use super::numeric::{Agreement, Probe, Value, value};
 use super::{Judgement, Rule, residue};
-use crate::answer::{Constant, Expr, Function, Number};
+use crate::answer::{Answer, Constant, Expr, Function, Number};
 use crate::exact::{exact, exact_at};
 use crate::limits::Budget;
 
@@ -24,7 +25,42 @@ pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgeme
             let judgement = if as_written.equal { as_written } else { plain_compare(gold, found, budget) };
             judgement.with(Rule::Percent)
         }
-        _ => plain_compare(gold, found, budget),
+        _ => in_degrees(gold, found, budget),
+    }
+}
+
+/// A degree sign that one side lacks: 45° are π/4, and 45 where the other side has no π that would make it radians.
+fn in_degrees(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
+    let judgement = plain_compare(gold, found, budget);
+    let (in_gold, in_found) = (has(gold, Constant::Degree), has(found, Constant::Degree));
+    if judgement.equal || in_gold == in_found {
+        return judgement;
+    }
+    let (with, without) = if in_gold { (gold, found) } else { (found, gold) };
+    if has(without, Constant::Pi) {
+        return judgement;
+    }
+    let plain = without_degrees(with);
+    if in_gold { plain_compare(&plain, found, budget) } else { plain_compare(gold, &plain, budget) }
+}
+
+fn has(expr: &Expr, constant: Constant) -> bool {
+    expr.any(|node| *node == Expr::Constant(constant))
+}
+
+/// The expression with its degree signs left out, except in angles that a function is applied to.
+fn without_degrees(expr: &Expr) -> Expr {
+    match expr {
+        Expr::Call(function, _) if function.takes_angle() => expr.clone(),
+        Expr::Product(factors) => {
+            let rest: Vec<Expr> = factors
+                .iter()
+                .filter(|factor| **factor != Expr::Constant(Constant::Degree))
+                .map(without_degrees)
+                .collect();
+            if rest.is_empty() { Expr::integer(1) } else { Expr::product(rest) }
+        }
+        _ => expr.map(&mut without_degrees),
     }
 }
 
@@ -35,15 +71,13 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     }
     // A logarithm without a base is decimal in some books and natural in others; both sides are read alike.
     let is_bare_log = |node: &Expr| matches!(node, Expr::Call(Function::Log, arguments) if arguments.len() == 1);
-    if gold.any(is_bare_log) || found.any(is_bare_log) {
+    // In an expression with a natural one it cannot be natural, too.
+    let is_mixed = |side: &Expr| side.any(is_bare_log) && side.any(|node| matches!(node, Expr::Call(Function::Ln, _)));
+    if (gold.any(is_bare_log) || found.any(is_bare_log)) && !is_mixed(gold) && !is_mixed(found) {
         let second = decide(&natural_logs(gold), &natural_logs(found), budget);
         if second.equal {
             return second;
         }
-    }
-    // `120m`: a letter behind what is otherwise a number is its unit, when the reference has no letters.
-    if let Some(plain) = without_unit(found).filter(|_| !gold.has_symbols()) {
-        return decide(gold, &plain, budget);
     }
     // `1/(N+1)` and `1/(n+1)`: the same, unless one of them uses both letters.
     if differ_in_case_only(gold, found) {
@@ -53,14 +87,6 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
         }
     }
     judgement
-}
-
-/// A number without the letter of a unit behind it.
-fn without_unit(expr: &Expr) -> Option<Expr> {
-    let Expr::Product(factors) = expr else { return None };
-    let [number @ .., Expr::Symbol(unit)] = &factors[..] else { return None };
-    let is_unit = matches!(unit.as_str(), "m" | "s" | "g" | "h" | "l" | "L" | "N" | "J" | "W" | "V");
-    (is_unit && !number.is_empty() && !number.iter().any(Expr::has_symbols)).then(|| Expr::product(number.to_vec()))
 }
 
 fn natural_logs(expr: &Expr) -> Expr {
@@ -106,18 +132,72 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     if gold == found {
         return Judgement::new(true, Rule::Identical);
     }
+    // No power of e like these is rational, however close it comes: e^{π√163} and its nearest integer.
+    if matches!(&values, (Some(_), None)) && is_transcendental(found)
+        || matches!(&values, (None, Some(_))) && is_transcendental(gold) && decimal(found).is_none()
+    {
+        let literal = decimal(gold).is_some() || decimal(found).is_some();
+        if !literal {
+            return Judgement::new(false, Rule::Numeric);
+        }
+    }
     match (&values, decimal(gold), decimal(found)) {
         ((Some(literal), None), Some(_), _) if !found.has_symbols() => return rounded(found, literal, budget),
         ((None, Some(literal)), _, Some(_)) if !gold.has_symbols() => return rounded(gold, literal, budget),
         _ => {}
     }
+    // From here on values stand for the variables, and which ones must not depend on the letters.
+    let naming = Naming::of(&[gold, found]);
+    let (gold, found) = &(naming.apply(gold), naming.apply(found));
     if let Some(equal) = residue::equal(gold, found, budget) {
         return Judgement::new(equal, Rule::Residues);
     }
     if means_whole_numbers(gold) || means_whole_numbers(found) {
         return at_whole_numbers(gold, found, budget);
     }
+    // Floors agree between their steps, so that every whole number has to be tried.
+    let has_steps = |expr: &Expr| {
+        expr.any(|node| matches!(node, Expr::Call(Function::Floor | Function::Ceil, arguments) if arguments[0].has_symbols()))
+    };
+    if has_steps(gold) || has_steps(found) {
+        let judgement = at_points(gold, found, Probe::grid(), budget);
+        if !judgement.equal {
+            return judgement;
+        }
+    }
     at_points(gold, found, Probe::all(false), budget)
+}
+
+/// Whether an expression is a power `e^a` or `e^{aπ}` with a real algebraic number `a` that is not zero, which is
+/// transcendental (Lindemann; Gelfond and Schneider).
+fn is_transcendental(expr: &Expr) -> bool {
+    let is_algebraic = |exponent: &Expr| {
+        !exponent.any(|node| match node {
+            Expr::Constant(constant) => *constant != Constant::Pi,
+            Expr::Symbol(_) | Expr::PlusMinus(_) | Expr::MinusPlus(_) | Expr::Matrix(_) => true,
+            Expr::Call(function, _) => *function != Function::Root,
+            Expr::Power(_, power) => !matches!(&**power, Expr::Number(_)),
+            _ => false,
+        })
+    };
+    let is_multiple = |exponent: &Expr| match exponent {
+        Expr::Product(factors) => {
+            let pis = factors.iter().filter(|factor| **factor == Expr::Constant(Constant::Pi)).count();
+            let others =
+                factors.iter().all(|factor| *factor == Expr::Constant(Constant::Pi) || !has(factor, Constant::Pi));
+            pis <= 1 && others
+        }
+        one => *one == Expr::Constant(Constant::Pi) || !has(one, Constant::Pi),
+    };
+    let exponent = match expr {
+        Expr::Power(base, exponent) if **base == Expr::Constant(Constant::Euler) => exponent,
+        Expr::Call(Function::Exp, arguments) => &arguments[0],
+        Expr::Negative(inner) | Expr::Inverse(inner) => return is_transcendental(inner),
+        _ => return false,
+    };
+    is_algebraic(exponent)
+        && is_multiple(exponent)
+        && value(exponent, Probe::NONE, &mut Budget::new()).is_some_and(|value| value.is_real() && value.is_nonzero())
 }
 
 fn is_infinite(expr: &Expr) -> bool {
@@ -168,7 +248,7 @@ fn rounds_to((gold, a): (&Expr, &BigRational), (found, b): (&Expr, &BigRational)
     let half: BigRational = BigRational::new(1.into(), 2.into());
     let at_decimals = |value: &BigRational| (value / unit() + &half).floor();
     let size = a.abs().max(b.abs());
-    // Small numbers have their digits further behind.
+    // Small numbers have their digits further back.
     (a - b).abs() <= size / BigRational::from_integer(1000.into()) && at_decimals(a) == at_decimals(b)
 }
 
@@ -203,16 +283,26 @@ fn at_whole_numbers(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement
         match (exact_at(gold, &variables, budget), exact_at(found, &variables, budget)) {
             (Some(a), Some(b)) if a == b => agreeing += 1,
             (Some(_), Some(_)) => return Judgement::new(false, Rule::WholeNumbers),
-            _ => return at_points(gold, found, Probe::all(true), budget),
+            // Where one has no value (a factorial of a negative number), the point says nothing.
+            _ => {}
         }
     }
-    if agreeing > 1 { Judgement::new(true, Rule::WholeNumbers) } else { Judgement::undecided() }
+    if agreeing > 1 {
+        Judgement::new(true, Rule::WholeNumbers)
+    } else {
+        at_points(gold, found, Probe::all(true), budget)
+    }
 }
+
+/// Points that agree after which no others are looked at.
+const ENOUGH: u32 = 5;
 
 fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, budget: &mut Budget) -> Judgement {
     let has_variables = gold.has_symbols() || found.has_symbols();
+    let is_complex = has(gold, Constant::Imaginary) || has(found, Constant::Imaginary);
     let mut agreeing = 0;
     for probe in probes {
+        let probe = probe.over(has_variables, is_complex);
         if let (Some(a), Some(b)) = (value(gold, probe, budget), value(found, probe, budget)) {
             match a.agreement(b) {
                 Agreement::Same => agreeing += 1,
@@ -220,7 +310,7 @@ fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, bud
                 Agreement::Unknown => {}
             }
         }
-        if !has_variables {
+        if !has_variables || (agreeing >= ENOUGH && !probe.is_of_grid()) {
             break;
         }
     }
@@ -233,6 +323,7 @@ pub(super) fn constant_ratio(gold: (&Expr, &Expr), found: (&Expr, &Expr), budget
     let mut ratio: Option<Value> = None;
     let mut agreeing = 0;
     for probe in Probe::all(false) {
+        let probe = probe.over(true, false);
         let mut difference =
             |(left, right): (&Expr, &Expr)| value(left, probe, budget)?.minus(value(right, probe, budget)?);
         let (Some(a), Some(b)) = (difference(gold), difference(found)) else { continue };
@@ -272,4 +363,61 @@ pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &E
     decide(&outer, &doubled, budget).equal
         && decide(a, b, budget).rule != Rule::Undecided
         && !decide(a, b, budget).equal
+}
+
+/// Whether a value is what an equation says of the one variable that is not in it, while all others are: `y = 2x` and
+/// `2x`, but neither `xy = 6` and `6` nor `7 = 11a + c` and `11a + c`.
+pub(super) fn is_solved_for_one(sides: (&Expr, &Expr), value: &Expr, budget: &mut Budget) -> bool {
+    let of_equation = names(&[sides.0, sides.1]);
+    let of_value = names(&[value]);
+    let mut missing = of_equation.iter().filter(|name| !of_value.contains(name));
+    let (Some(variable), None) = (missing.next(), missing.next()) else { return false };
+    let variable = Expr::Symbol((*variable).to_owned());
+    !of_value.is_empty()
+        && of_value.iter().all(|name| of_equation.contains(name))
+        && is_solved_by(&variable, value, sides, budget)
+}
+
+fn names<'a>(exprs: &[&'a Expr]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = exprs.iter().flat_map(|expr| expr.symbols()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Whether two sides are different numbers, a decimal standing for what it is rounded from.
+pub(crate) fn numbers_differ(a: &Answer, b: &Answer, budget: &mut Budget) -> bool {
+    let number = |answer: &Answer| match answer {
+        Answer::Scalar(expr) if !expr.has_symbols() && !is_infinite(expr) => Some(expr.clone()),
+        _ => None,
+    };
+    let (Some(a), Some(b)) = (number(a), number(b)) else { return false };
+    let judgement = compare(&a, &b, budget);
+    if judgement.equal || judgement.rule == Rule::Undecided {
+        return false;
+    }
+    if decimal(&a).is_none() && decimal(&b).is_none() {
+        return true;
+    }
+    /// How far a rounded value may be off, as a part of it.
+    const ROUGHLY: f64 = 0.01;
+    match (value(&a, Probe::NONE, budget), value(&b, Probe::NONE, budget)) {
+        (Some(a), Some(b)) => a.minus(b).is_none_or(|off| off.magnitude() > ROUGHLY * a.magnitude()),
+        _ => false,
+    }
+}
+
+/// Factor and summand of an expression that is linear in a variable; `None` when it is not.
+pub(super) fn linear(expr: &Expr, variable: &Expr, budget: &mut Budget) -> Option<(Expr, Expr)> {
+    let at = |value: Expr| expr.replaced(variable, &value);
+    let fraction = |above: i64, below: i64| Expr::Product(vec![Expr::integer(above), Expr::integer(below).inverse()]);
+    let summand = at(Expr::integer(0));
+    let factor = Expr::Sum(vec![at(Expr::integer(1)), summand.clone().negative()]);
+    for place in [fraction(5, 2), fraction(-7, 3)] {
+        let line = Expr::Sum(vec![Expr::Product(vec![factor.clone(), place.clone()]), summand.clone()]);
+        if !decide(&at(place), &line, budget).equal {
+            return None;
+        }
+    }
+    Some((factor, summand))
 }

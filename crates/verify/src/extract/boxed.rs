@@ -71,13 +71,15 @@ fn starts(text: &str) -> impl DoubleEndedIterator<Item = (usize, &'static str)> 
 }
 
 fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
-    let behind = &text[start + command.len()..];
-    let argument = behind.trim_start();
+    let after = &text[start + command.len()..];
+    let argument = after.trim_start();
     let at = text.len() - argument.len();
     if !argument.starts_with('{') {
-        // `\boxed 5`
-        let length = argument.find(|c: char| c.is_whitespace() || c == '$').unwrap_or(argument.len());
-        let is_bare = behind.len() > argument.len() && length > 0;
+        // `\boxed 5`, `\boxed5`
+        let ends = [argument.find(|c: char| c.is_whitespace() || c == '$'), argument.find("\\)"), argument.find("\\]")];
+        let length = ends.into_iter().flatten().min().unwrap_or(argument.len());
+        let is_separate = after.len() > argument.len() || !after.starts_with(|c: char| c.is_alphabetic());
+        let is_bare = is_separate && length > 0;
         return is_bare.then(|| Found { start, end: at + length, content: &argument[..length] });
     }
     // A closing brace that a stray backslash escaped closes nevertheless, when none does otherwise.

@@ -43,6 +43,14 @@ pub(super) fn announced(sentence: &str) -> Option<String> {
     latest.map(|expression| expression.content.clone())
 }
 
+/// Where the first formula or number of a text stands.
+pub(super) fn first_value(text: &str) -> Option<(usize, usize)> {
+    let segments = segments(text);
+    let numbers = numbers_between(text, &segments);
+    let first = segments.iter().chain(&numbers).min_by_key(|expression| expression.start);
+    first.map(|expression| (expression.start, expression.end))
+}
+
 /// The end of a text, in which its last expression stands.
 fn tail(text: &str) -> &str {
     const BYTES: usize = 8 << 10;
@@ -114,7 +122,7 @@ fn segments(text: &str) -> Vec<Expression> {
     segments
 }
 
-/// Where `close` stands, escaped characters skipped; math does not go on over an empty line, nor without end. An error
+/// Where `close` stands, escaped characters skipped; math does not extend over an empty line, nor without end. An error
 /// says how far was searched.
 fn closing(text: &str, close: &str) -> Result<usize, usize> {
     let bytes = text.as_bytes();

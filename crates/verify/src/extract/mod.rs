@@ -21,11 +21,12 @@ pub(crate) fn candidates(response: &str, mode: Mode) -> Vec<String> {
     }
     let found_phrase = phrase::last_phrase(text);
     match (found_box, found_phrase) {
-        // "The final answer is …" behind the last box takes the answer back.
-        (Some(found), Some(phrase)) if phrase.is_final && phrase.at > found.end && !phrase.candidates.is_empty() => {
+        // "The final answer is 4" after the last box takes the answer back; "… is correct" does not.
+        (Some(found), Some(phrase)) if phrase.is_final && phrase.at > found.end && phrase.states_value => {
             phrase.candidates
         }
         (Some(found), _) => vec![found.content],
+        (None, Some(phrase)) if phrase.is_hedged => Vec::new(),
         (None, Some(phrase)) if !phrase.candidates.is_empty() => phrase.candidates,
         _ if mode == Mode::Lenient => last_expressions(boxed::before_truncated_box(text)),
         _ => Vec::new(),

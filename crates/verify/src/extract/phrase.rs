@@ -1,6 +1,6 @@
 //! "The answer is …" and its relatives.
 
-use super::last::{announced, last_expressions, leading_formulas};
+use super::last::{announced, first_value, last_expressions, leading_formulas};
 
 /// A phrase that announces the answer.
 pub(super) struct Phrase {
@@ -8,11 +8,93 @@ pub(super) struct Phrase {
     pub(super) at: usize,
     /// Whether it says "final".
     pub(super) is_final: bool,
+    /// Whether a value follows at once, rather than a remark on one.
+    pub(super) states_value: bool,
+    /// Whether it takes back what it says, or leaves open which of several values it is.
+    pub(super) is_hedged: bool,
     pub(super) candidates: Vec<String>,
 }
 
+/// Words between the announcement and a value that make it no answer: a denial, a guess, a choice, a bound.
+const HEDGES: &[&str] = &[
+    "not",
+    "never",
+    "neither",
+    "nor",
+    "either",
+    "no",
+    "none",
+    "maybe",
+    "perhaps",
+    "possibly",
+    "probably",
+    "likely",
+    "unknown",
+    "unclear",
+    "unsure",
+    "uncertain",
+    "undetermined",
+    "cannot",
+    "cant",
+    "between",
+    "somewhere",
+    "one",
+    "some",
+    "any",
+    "among",
+    "might",
+    "may",
+    "could",
+    "would",
+    "least",
+    "most",
+    "less",
+    "fewer",
+    "more",
+    "greater",
+    "larger",
+    "smaller",
+    "bigger",
+    "under",
+    "below",
+    "above",
+    "wrong",
+    "guess",
+    "other",
+];
+
+/// Words between the announcement and a value that say nothing.
+const FILLERS: &[&str] = &[
+    "the",
+    "a",
+    "an",
+    "is",
+    "are",
+    "be",
+    "to",
+    "equal",
+    "equals",
+    "therefore",
+    "thus",
+    "hence",
+    "then",
+    "so",
+    "now",
+    "indeed",
+    "simply",
+    "exactly",
+    "number",
+    "value",
+    "of",
+    "option",
+    "choice",
+    "approximately",
+    "about",
+    "by",
+];
+
 /// What announces an answer, in lower case, and whether it is final.
-const MARKS: [(&str, bool); 9] = [
+const MARKS: &[(&str, bool)] = &[
     ("final answer is", true),
     ("final answer:", true),
     ("final answer", true),
@@ -24,7 +106,18 @@ const MARKS: [(&str, bool); 9] = [
     ("answer is:", false),
 ];
 
-/// The last phrase with something behind it.
+/// What announces no more than a guess, or what the answer is not.
+const GUESSES: &[&str] = &[
+    "answer could be",
+    "answer might be",
+    "answer may be",
+    "answer can be",
+    "answer isn't",
+    "answer cannot be",
+    "answer can't be",
+];
+
+/// The last phrase with something after it.
 pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
     // ASCII only, so that offsets stay those of `text`.
     let lower = text.to_ascii_lowercase();
@@ -32,17 +125,67 @@ pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
         .iter()
         .filter_map(|(mark, is_final)| lower.rfind(mark).map(|at| (at, at + mark.len(), *is_final)))
         .collect();
+    found.extend(GUESSES.iter().filter_map(|mark| lower.rfind(mark).map(|at| (at, at + mark.len(), false))));
     // Ordered by where the mark ends: "final answer: the answer is 5" is one announcement.
     found.sort_unstable_by_key(|(at, end, is_final)| (*end, *at, *is_final));
     let &(at, end, _) = found.last()?;
     let is_final = found.iter().any(|(start, _, is_final)| *is_final && at.saturating_sub(*start) <= 64);
     let sentence = sentence(&text[end..]);
-    Some(Phrase { at, is_final, candidates: read(sentence) })
+    let is_hedged = GUESSES.iter().any(|mark| lower[at..].starts_with(mark)) || is_hedged(sentence);
+    let states_value = states_value(sentence);
+    let value = first_value(sentence).filter(|_| states_value).map_or(sentence, |(start, _)| &sentence[start..]);
+    let candidates = if is_hedged { Vec::new() } else { read(value) };
+    Some(Phrase { at, is_final, states_value, is_hedged, candidates })
+}
+
+/// The words up to the first value of a sentence.
+fn words_before_value(sentence: &str) -> Option<Vec<String>> {
+    let (start, _) = first_value(sentence)?;
+    let word =
+        |word: &str| word.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
+    Some(sentence[..start].split_whitespace().map(word).filter(|word| !word.is_empty()).collect())
+}
+
+/// The answer without the words that only introduce it: `option B`.
+fn without_fillers(answer: &str) -> &str {
+    let is_filler = |word: &str| word.len() > 1 && FILLERS.contains(&word.to_lowercase().as_str());
+    match answer.rsplit_once(' ') {
+        Some((words, last)) if words.split_whitespace().all(is_filler) => last,
+        _ => answer,
+    }
+}
+
+fn states_value(sentence: &str) -> bool {
+    words_before_value(sentence).is_some_and(|words| words.iter().all(|word| FILLERS.contains(&word.as_str())))
+}
+
+fn is_hedged(sentence: &str) -> bool {
+    let Some(words) = words_before_value(sentence) else { return false };
+    // `isn't`
+    let denies = |word: &str| {
+        word.len() > 3
+            && word.ends_with("nt")
+            && matches!(&word[..word.len() - 2], "is" | "does" | "was" | "would" | "could" | "can")
+    };
+    // Only the words since the verb count: `the most that anybody can have is 5`.
+    let verb = words.iter().rposition(|word| matches!(word.as_str(), "is" | "are" | "equals" | "be" | "has" | "have"));
+    let since = &words[verb.map_or(0, |at| at + 1)..];
+    if since.iter().any(|word| HEDGES.contains(&word.as_str())) || words.iter().any(|word| denies(word)) {
+        return true;
+    }
+    let Some((_, end)) = first_value(sentence) else { return false };
+    let rest = sentence[end..].trim_start_matches([',', ' ']);
+    let names_others = |rest: &str| first_value(rest).is_some();
+    // A clause that names another value; what is but a list (`3 or 5`) is read as one.
+    let is_list =
+        sentence.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic) && word.len() > 1).count() <= 2;
+    !is_list && rest.strip_prefix("or ").is_some_and(|rest| names_others(rest) && !rest.starts_with(['$', '\\']))
 }
 
 fn read(sentence: &str) -> Vec<String> {
     let start = sentence.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, ':' | '*' | '='));
     let start = start.trim_end().trim_end_matches(['.', '*']).trim_end();
+    let start = without_fillers(start);
     if start.is_empty() {
         return Vec::new();
     }

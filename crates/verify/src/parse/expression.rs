@@ -13,6 +13,7 @@ use num_traits::Zero;
 use super::ParseError;
 use super::lexer::{Group, Token};
 use super::literal::{Literal, integer};
+use super::words::ELLIPSIS;
 use crate::answer::{Constant, Expr, Function, Number};
 use crate::limits::{Budget, MAX_DEPTH};
 
@@ -22,11 +23,11 @@ pub(super) fn expression(tokens: &[Token], budget: &mut Budget) -> Result<Expr, 
         return Err(ParseError::Empty);
     }
     budget.spend(tokens.len()).ok_or(ParseError::TooComplex)?;
-    let mut parser = Parser { tokens: tokens.to_vec(), at: 0, depth: 0, bars: 0, angles: 0, budget };
+    let mut parser = Parser { tokens: tokens.to_vec(), at: 0, depth: 0, bars: 0, budget };
     let expr = parser.ratio()?;
     match parser.peek() {
         None => Ok(expr),
-        Some(_) => Err(ParseError::Syntax("something left over behind an expression")),
+        Some(_) => Err(ParseError::Syntax("something left over after an expression")),
     }
 }
 
@@ -37,8 +38,6 @@ pub(super) struct Parser<'a> {
     depth: usize,
     /// Open absolute-value bars.
     pub(super) bars: usize,
-    /// Enclosing trigonometric functions, in which a degree sign is an angle.
-    pub(super) angles: usize,
     pub(super) budget: &'a mut Budget,
 }
 
@@ -101,7 +100,7 @@ impl Parser<'_> {
                 }
                 Some(Token::Plus | Token::Minus) => self.term()?,
                 _ if terms.is_empty() => self.term()?,
-                _ => return Ok(Expr::sum(terms)),
+                _ => return Ok(Expr::sum(continued(terms))),
             };
             terms.push(term);
         }
@@ -158,7 +157,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers behind it.
+    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers after it.
     ///
     /// Looks at the tokens and takes them only when they fit: reading them to find out would double the work at every
     /// level of a nested fraction.
@@ -188,7 +187,7 @@ impl Parser<'_> {
         Ok(Number::exact(whole.value + BigRational::new(top, bottom)))
     }
 
-    /// An operand with its powers, factorials, per cents and units; true for a plain number.
+    /// An operand with its powers, factorials, per cents and degrees; true for a plain number.
     pub(super) fn factor(&mut self) -> Result<(Expr, bool), ParseError> {
         if self.sign() {
             let (inner, _) = self.nested(Self::factor)?;
@@ -207,12 +206,12 @@ impl Parser<'_> {
             match next {
                 Token::Bang => expr = Expr::Call(Function::Factorial, vec![expr]),
                 Token::Percent => expr = Expr::Percent(Box::new(expr)),
-                Token::Degree => expr = self.degrees(expr),
-                Token::Text(_) => {
-                    self.units();
+                Token::Degree => {
+                    self.at += 1;
+                    expr = self.degrees(expr)?;
+                    literal = false;
                     continue;
                 }
-                Token::Over if matches!(self.tokens.get(self.at + 1), Some(Token::Text(_))) => {}
                 Token::Caret => {
                     self.at += 1;
                     expr = self.power(expr)?;
@@ -232,47 +231,29 @@ impl Parser<'_> {
         Err(ParseError::TooDeep)
     }
 
-    /// Digits with a base: `1011_2`. Base ten is a plain number.
+    /// Digits with a base: `1011_2`.
     fn based(&mut self, digits: &Expr) -> Result<Expr, ParseError> {
         let base = self.subscript()?;
         let base = base.trim_start_matches('0');
         let Expr::Number(number) = digits else { return Err(ParseError::Syntax("a base of no number")) };
-        if base == "10" || base == "ten" {
-            return Ok(digits.clone());
-        }
+        let base = if base == "ten" { "10" } else { base };
         Ok(Expr::Symbol(format!("{}_{base}", number.value)))
     }
 
-    /// Skips units with their exponents: `cm^2`, `miles / hour`, `N \cdot m^{-2}`.
-    fn units(&mut self) {
-        while matches!(self.peek(), Some(Token::Text(_))) {
-            self.at += 1;
-            let exponent = match self.rest() {
-                [Token::Caret, Token::Number(_), ..] => 2,
-                [Token::Caret, Token::Minus, Token::Number(_), ..] => 3,
-                [Token::Caret, Token::Open(Group::Brace), Token::Number(_), Token::Close(Group::Brace), ..] => 4,
-                [
-                    Token::Caret,
-                    Token::Open(Group::Brace),
-                    Token::Minus,
-                    Token::Number(_),
-                    Token::Close(Group::Brace),
-                    ..,
-                ] => 5,
-                _ => 0,
-            };
-            self.at += exponent;
-            if matches!(self.rest(), [Token::Over | Token::Times, Token::Text(_), ..]) {
-                self.at += 1;
-            }
+    /// Degrees, with the minutes of arc that follow: `30^\circ 15'`.
+    fn degrees(&mut self, expr: Expr) -> Result<Expr, ParseError> {
+        let minutes = match self.rest() {
+            [Token::Number(minutes), Token::Prime, ..] => Some((minutes, 2)),
+            [Token::Number(minutes), Token::Caret, Token::Prime, ..] => Some((minutes, 3)),
+            _ => None,
+        };
+        let mut angle = expr;
+        if let Some((minutes, used)) = minutes {
+            let minutes = Expr::Number(minutes.number()?);
+            self.at += used;
+            angle = Expr::Sum(vec![angle, Expr::Product(vec![minutes, Expr::integer(60).inverse()])]);
         }
-    }
-
-    fn degrees(&self, expr: Expr) -> Expr {
-        if self.angles == 0 {
-            return expr;
-        }
-        Expr::product(vec![expr, Expr::Constant(Constant::Pi), Expr::integer(180).inverse()])
+        Ok(Expr::Product(vec![angle, Expr::Constant(Constant::Degree)]))
     }
 
     fn power(&mut self, base: Expr) -> Result<Expr, ParseError> {
@@ -284,7 +265,7 @@ impl Parser<'_> {
         match inside {
             Some((Token::Degree, used)) => {
                 self.at += used;
-                return Ok(self.degrees(base));
+                return self.degrees(base);
             }
             Some((Token::Prime, used)) => {
                 self.at += used;
@@ -328,6 +309,40 @@ fn digit(literal: &Literal) -> Option<&str> {
 fn primed(base: Expr) -> Result<Expr, ParseError> {
     match base {
         Expr::Symbol(name) => Ok(Expr::Symbol(format!("{name}'"))),
-        _ => Err(ParseError::Syntax("a prime behind something that has no name")),
+        _ => Err(ParseError::Syntax("a prime after something that has no name")),
     }
+}
+
+/// `a_0 + a_1 + … + a_k` and `a_k + a_{k-1} + … + a_0` as one name for the sum from the first to the last, where what is
+/// written out before and after the dots goes up by one each.
+fn continued(terms: Vec<Expr>) -> Vec<Expr> {
+    let Some(dots) = terms.iter().position(|term| matches!(term, Expr::Symbol(name) if name == ELLIPSIS)) else {
+        return terms;
+    };
+    let indexed = |term: &Expr| match term {
+        Expr::Symbol(name) => name.split_once('_').map(|(head, index)| (head.to_owned(), index.to_owned())),
+        _ => None,
+    };
+    let all = |terms: &[Expr]| terms.iter().map(indexed).collect::<Option<Vec<_>>>();
+    let (Some(mut before), Some(mut after)) = (all(&terms[..dots]), all(&terms[dots + 1..])) else { return terms };
+    let number = |index: &str| index.parse::<u64>().ok();
+    if before.first().is_some_and(|(_, index)| number(index).is_none()) {
+        // Turned around, so that it starts at a number.
+        before.reverse();
+        after.reverse();
+        std::mem::swap(&mut before, &mut after);
+    }
+    let (Some((head, low)), Some((_, high))) = (before.first(), after.last()) else { return terms };
+    let is_one_name = before.iter().chain(&after).all(|(other, _)| other == head);
+    let rises = |(at, (_, index)): (u64, &(String, String))| number(low).map(|low| low + at) == number(index);
+    // From the end: `k`, `k-1`, …
+    let falls = |(back, (_, index)): (usize, &(String, String))| match back {
+        0 => index == high,
+        _ => *index == format!("{high}Minus{back}"),
+    };
+    let is_plain = number(low).is_some()
+        && is_one_name
+        && (0..).zip(&before).all(rises)
+        && after.iter().rev().enumerate().all(falls);
+    if is_plain { vec![Expr::Symbol(format!("{head}_{low}{ELLIPSIS}{high}"))] } else { terms }
 }

@@ -2,8 +2,10 @@
 
 use super::ParseError;
 use super::literal::{Commas, Literal, literal};
-use super::words::{Command, bare_word, command};
-use crate::answer::{Constant, Function};
+use super::units;
+use super::words::{Command, ELLIPSIS, bare_word, command, function, is_short_word};
+use super::{Letters, Notation};
+use crate::answer::{Constant, Function, Joint};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
@@ -36,16 +38,22 @@ pub(super) enum Token {
     Bar,
     Open(Group),
     Close(Group),
-    Separator,
+    Separator(Joint),
     Relation(Relation),
     Union,
     Intersection,
     Difference,
     EmptySet,
     Reals,
+    /// Another set of numbers: `ℤ`.
+    Domain(&'static str),
+    /// A sign of money, by its unit.
+    Currency(char),
     BeginMatrix,
     BeginDeterminant,
     EndMatrix,
+    BeginCases,
+    EndCases,
     NextCell,
     NextRow,
 }
@@ -62,6 +70,8 @@ enum Environment {
     Matrix,
     /// Lines of a system or derivation.
     Lines,
+    /// Values and their conditions.
+    Cases,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +94,12 @@ pub(super) enum Relation {
     GreaterOrEqual,
     About,
     In,
+    NotIn,
     Implies,
 }
 
-pub(super) fn tokens(text: &str, commas: Commas) -> Result<Vec<Token>, ParseError> {
-    let mut lexer = Lexer { rest: text, out: Vec::new(), depth: 0, environments: Vec::new(), commas };
+pub(super) fn tokens(text: &str, notation: Notation) -> Result<Vec<Token>, ParseError> {
+    let mut lexer = Lexer { rest: text, out: Vec::new(), depth: 0, environments: Vec::new(), notation, spaced: false };
     while let Some(next) = lexer.rest.chars().next() {
         lexer.token(next)?;
     }
@@ -101,21 +112,29 @@ struct Lexer<'a> {
     /// Open round, square and set brackets.
     depth: usize,
     environments: Vec<Environment>,
-    commas: Commas,
+    notation: Notation,
+    /// Whether white space stands before what comes.
+    spaced: bool,
 }
 
 impl Lexer<'_> {
     fn token(&mut self, next: char) -> Result<(), ParseError> {
+        let spaced = self.spaced;
         match next {
             '0'..='9' => self.number(),
             '.' if self.rest[1..].starts_with(|c: char| c.is_ascii_digit()) => self.number(),
-            'a'..='z' | 'A'..='Z' => self.letters(),
+            '.' if self.rest.starts_with("...") => {
+                self.skip(3);
+                self.push(Token::Symbol(ELLIPSIS.to_owned()))?;
+            }
+            c if is_letter(c) => self.letters(),
             '\\' => self.backslash()?,
             _ => {
                 self.skip(next.len_utf8());
                 self.character(next)?;
             }
         }
+        self.spaced = next.is_whitespace() || (spaced && self.spaced && next == '$');
         Ok(())
     }
 
@@ -142,19 +161,100 @@ impl Lexer<'_> {
     }
 
     fn number(&mut self) {
+        if let Some(digits) = self.digits_with_letters() {
+            return self.out.push(Token::Symbol(digits));
+        }
         // Within brackets a comma separates coordinates.
-        let in_brackets = self.commas == Commas::Thousands && self.depth > 0;
-        let commas = if in_brackets { Commas::Lists } else { self.commas };
+        let in_brackets = self.notation.commas == Commas::Thousands && self.depth > 0;
+        let commas = if in_brackets { Commas::Lists } else { self.notation.commas };
         let literal = literal(&mut self.rest, commas);
+        let ordinal = ordinal(&literal).filter(|suffix| self.rest.starts_with(suffix));
         self.out.push(Token::Number(literal));
+        if let Some(suffix) = ordinal.filter(|_| !self.rest[2..].starts_with(|c: char| c.is_alphanumeric())) {
+            self.skip(suffix.len());
+            self.out.push(Token::Text(suffix.to_owned()));
+        }
     }
 
+    /// `A3` before a base: digits of which some are letters.
+    fn digits_with_letters(&mut self) -> Option<String> {
+        let end = self.rest.find(|c: char| !matches!(c, '0'..='9' | 'A'..='F')).unwrap_or(self.rest.len());
+        let (digits, behind) = self.rest.split_at(end);
+        let is_mixed =
+            digits.contains(|c: char| c.is_ascii_digit()) && digits.contains(|c: char| c.is_ascii_alphabetic());
+        if !is_mixed || !behind.trim_start().starts_with('_') {
+            return None;
+        }
+        self.rest = behind;
+        Some(digits.to_owned())
+    }
+
+    /// Whether a value ends here, so that what follows may be its unit or a factor.
+    fn is_after_value(&self) -> bool {
+        let value = |token: &Token| {
+            matches!(token, Token::Number(_) | Token::Constant(_) | Token::Close(_) | Token::Percent | Token::Degree)
+        };
+        self.out.last().is_some_and(value)
+    }
+
+    /// Letters without a font: words of formulas, words of a language, units, or variables side by side.
     fn letters(&mut self) {
-        let word = self.take_while(|c| c.is_ascii_alphabetic());
+        if let Some(digits) = self.digits_with_letters() {
+            return self.out.push(Token::Symbol(digits));
+        }
+        let spaced = self.spaced;
+        let word = self.take_while(is_letter);
+        let after_value = self.is_after_value();
+        let after_words = matches!(self.out.last(), Some(Token::Text(_)));
+        let is_time = matches!(&self.out[..], [.., Token::Ratio, Token::Number(_)]) && units::half_day(&word).is_some();
+        let is_unit = self.notation.letters == Letters::Units && after_value && units::is_abbreviation(&word);
+        if is_unit || is_time {
+            return self.out.push(Token::Text(word));
+        }
+        if word == "x" && matches!(self.out.last(), Some(Token::Number(_))) && is_power_of_ten(self.rest) {
+            return self.out.push(Token::Times);
+        }
         if let Some(token) = bare_word(&word) {
             return self.out.push(token);
         }
+        let letters = word.chars().count();
+        // `A stopped clock`, `Day a`: an article.
+        if matches!(word.as_str(), "A" | "a" | "I") && !after_value && starts_word(self.rest) {
+            return self.text(&word);
+        }
+        if letters == 1 && word.is_ascii() {
+            return self.out.push(letter(word.chars().next().unwrap_or_default()));
+        }
+        // Spaces tell a short noun after a number from a product of three variables.
+        let is_word = units::is_word(&word) && (letters > 3 || !word.is_ascii() || (after_value && spaced));
+        let is_product = self.rest.trim_start().starts_with(['+', '*', '/', '^', '_', '<', '>'])
+            || self.notation.letters == Letters::Products;
+        // `by-bz` are products; `by the` are words, and so is a lone `no`.
+        let is_apart = self.rest.is_empty() || self.rest.starts_with([' ', ',', '.', ';', '!', '~', '\\', '}', '$']);
+        let of_language = is_short_word(&word) && (spaced || self.out.is_empty()) && is_apart && !is_product;
+        if (is_word && (after_value || !is_product)) || of_language || after_words || !word.is_ascii() {
+            return self.text_word(&word, self.rest);
+        }
+        // Capitals name a figure, an angle or an order; unlike a product they do not commute.
+        if letters >= 3 && word.bytes().all(|b| b.is_ascii_uppercase()) {
+            return self.out.push(Token::Symbol(word));
+        }
+        let may_be_word = letters >= 4 && !after_value && !is_product;
+        if may_be_word && self.notation.letters != Letters::Products {
+            return self.text(&word);
+        }
         self.out.extend(word.chars().map(letter));
+    }
+
+    /// Adds words, to those before them where there are any.
+    fn text(&mut self, words: &str) {
+        match self.out.last_mut() {
+            Some(Token::Text(text)) => {
+                text.push(' ');
+                text.push_str(words);
+            }
+            _ => self.out.push(Token::Text(words.to_owned())),
+        }
     }
 
     fn backslash(&mut self) -> Result<(), ParseError> {
@@ -167,7 +267,8 @@ impl Lexer<'_> {
         }
         match command(&name) {
             Command::Skip => {
-                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label" | "phantom") {
+                if matches!(name.as_str(), "hspace" | "vspace" | "tag" | "label" | "phantom" | "hphantom" | "vphantom")
+                {
                     self.braced();
                 }
                 if matches!(name.as_str(), "left" | "right") && self.rest.trim_start().starts_with('.') {
@@ -175,7 +276,7 @@ impl Lexer<'_> {
                 }
             }
             Command::Token(token) => self.push(token)?,
-            Command::Words => self.words(),
+            Command::Words => self.words()?,
             Command::Font => self.font(name == "mathbb"),
             Command::Begin => self.begin(),
             Command::End => self.end(),
@@ -190,9 +291,11 @@ impl Lexer<'_> {
             '}' => self.push(Token::Close(Group::Set)),
             '%' => self.push(Token::Percent),
             '|' => self.push(Token::Bar),
+            '$' => self.push(Token::Currency('$')),
             '\\' => {
                 let Some(environment) = self.environments.last() else { return Ok(()) };
-                let row = if *environment == Environment::Matrix { Token::NextRow } else { Token::Separator };
+                let is_lines = *environment == Environment::Lines;
+                let row = if is_lines { Token::Separator(Joint::Comma) } else { Token::NextRow };
                 // The extra space of `\\[2pt]`; a matrix row may start with a bracket of its own.
                 if let Some((space, behind)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
                     && space.ends_with(|c: char| c.is_ascii_alphabetic())
@@ -201,7 +304,7 @@ impl Lexer<'_> {
                 }
                 self.push(row)
             }
-            // Spacing, `\$`, math delimiters, and a backslash that something cut short.
+            // Spacing, math delimiters, and a backslash that something cut short.
             _ => Ok(()),
         }
     }
@@ -223,7 +326,7 @@ impl Lexer<'_> {
             '±' => self.push(Token::PlusMinus),
             '∓' => self.push(Token::MinusPlus),
             '*' if self.take_prefix("*") => self.push(Token::Caret),
-            '*' | '×' | '·' | '⋅' => self.push(Token::Times),
+            '*' | '×' | '·' | '⋅' | '∙' | '•' | '∗' => self.push(Token::Times),
             '/' | '÷' | '⁄' => self.push(Token::Over),
             ':' if self.take_prefix("=") => self.push(Token::Relation(Relation::Equal)),
             ':' => self.push(Token::Ratio),
@@ -235,26 +338,49 @@ impl Lexer<'_> {
             '%' => self.push(Token::Percent),
             '°' => self.push(Token::Degree),
             '|' => self.push(Token::Bar),
-            ',' | ';' => self.push(Token::Separator),
-            '&' if self.environments.last() == Some(&Environment::Matrix) => self.push(Token::NextCell),
+            ',' | ';' | '，' | '、' | '；' => self.push(Token::Separator(Joint::Comma)),
+            '&' if matches!(self.environments.last(), Some(Environment::Matrix | Environment::Cases)) => {
+                self.push(Token::NextCell)
+            }
             '<' => relation(self, Relation::Less, Relation::LessOrEqual),
             '>' => relation(self, Relation::Greater, Relation::GreaterOrEqual),
             '=' if self.take_prefix("=") => self.push(Token::Relation(Relation::Equal)),
             '=' => self.push(Token::Relation(Relation::Equal)),
-            '≤' => self.push(Token::Relation(Relation::LessOrEqual)),
-            '≥' => self.push(Token::Relation(Relation::GreaterOrEqual)),
+            '≤' | '⩽' | '≦' => self.push(Token::Relation(Relation::LessOrEqual)),
+            '≥' | '⩾' | '≧' => self.push(Token::Relation(Relation::GreaterOrEqual)),
             '≠' => self.push(Token::Relation(Relation::NotEqual)),
             '≈' => self.push(Token::Relation(Relation::About)),
             '∈' => self.push(Token::Relation(Relation::In)),
+            '∉' => self.push(Token::Relation(Relation::NotIn)),
+            '⇒' | '→' | '⟹' | '⇔' => self.push(Token::Relation(Relation::Implies)),
+            '∧' => self.push(Token::Separator(Joint::And)),
+            '∨' => self.push(Token::Separator(Joint::Or)),
+            '…' | '⋯' => self.push(Token::Symbol(ELLIPSIS.to_owned())),
+            '⌊' => self.push(Token::Open(Group::Floor)),
+            '⌋' => self.push(Token::Close(Group::Floor)),
+            '⌈' => self.push(Token::Open(Group::Ceil)),
+            '⌉' => self.push(Token::Close(Group::Ceil)),
             '∪' => self.push(Token::Union),
             '∩' => self.push(Token::Intersection),
             '∖' => self.push(Token::Difference),
             '∅' => self.push(Token::EmptySet),
             'ℝ' => self.push(Token::Reals),
+            'ℤ' => self.push(Token::Domain("ℤ")),
+            'ℕ' => self.push(Token::Domain("ℕ")),
+            'ℚ' => self.push(Token::Domain("ℚ")),
+            'ℂ' => self.push(Token::Domain("ℂ")),
             '√' => self.push(Token::Sqrt),
             '∞' => self.push(Token::Constant(Constant::Infinity)),
             'π' => self.push(Token::Constant(Constant::Pi)),
-            _ if superscript(next).is_some() => self.superscripts(next),
+            '∛' => {
+                let index =
+                    [Token::Open(Group::Square), Token::Number(Literal::of_digits("3")), Token::Close(Group::Square)];
+                self.out.push(Token::Sqrt);
+                self.out.extend(index);
+                Ok(())
+            }
+            _ if superscript(next).is_some() => self.raised(next, superscript, Token::Caret),
+            _ if subscript(next).is_some() => self.raised(next, subscript, Token::Underscore),
             _ if vulgar_fraction(next).is_some() => {
                 let (above, below) = vulgar_fraction(next).unwrap_or_default();
                 self.out.push(Token::Fraction);
@@ -262,8 +388,8 @@ impl Lexer<'_> {
                 Ok(())
             }
             _ if next.is_alphabetic() => self.push(Token::Symbol(next.to_string())),
-            '.' | '$' | '~' | '&' | '`' | '"' | '?' | '#' | '@' => Ok(()),
-            '€' | '£' | '¥' | '¢' => Ok(()),
+            '.' | '$' | '~' | '&' | '`' | '"' | '?' | '#' | '@' | '。' | '“' | '”' => Ok(()),
+            '€' | '£' | '¥' | '¢' | '₹' | '₩' => self.push(Token::Currency(next)),
             _ if next.is_whitespace() || next.is_control() => Ok(()),
             _ => Err(ParseError::Syntax("a character that is not part of any notation")),
         }
@@ -296,30 +422,110 @@ impl Lexer<'_> {
         trimmed[1..end].to_owned()
     }
 
-    /// `\text{…}`: a separator, a sign, a unit or an answer in words.
-    fn words(&mut self) {
+    /// `\text{…}`: words, and the numbers and marks among them.
+    fn words(&mut self) -> Result<(), ParseError> {
         let before = self.rest;
         let content = self.braced();
         let words = content.trim();
-        let is_number = words.starts_with(|c: char| c.is_ascii_digit() || c == '-')
-            && words.chars().all(|c| "0123456789.,{}-+/".contains(c));
-        let has_math = ["\\frac", "\\dfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed", "$"]
-            .iter()
-            .any(|math| words.contains(math));
-        if is_number || has_math {
+        let commands =
+            ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed"];
+        if commands.iter().any(|math| words.contains(math)) {
             // A formula in a text font: its brace group is read like any other.
             self.rest = before;
-            return;
+            return Ok(());
         }
-        let known = match words.to_ascii_lowercase().as_str() {
-            "" => return,
-            "and" | "or" | ", and" | ", or" | "," | ";" => Some(Token::Separator),
-            "%" | "\\%" | "percent" => Some(Token::Percent),
-            "if" | "for" | "when" if self.environments.last() == Some(&Environment::Lines) => Some(Token::Separator),
-            _ => None,
+        let name = words.trim_start_matches('\\').to_ascii_lowercase();
+        if let Some(function) =
+            function(&name).filter(|_| self.rest.trim_start().starts_with(['(', '\\', '^', '{', '_']))
+        {
+            self.out.push(Token::Function(function));
+            return Ok(());
+        }
+        // `\text{A3}_{16}`
+        let is_digit = |c: char| matches!(c, '0'..='9' | 'A'..='F');
+        if self.rest.trim_start().starts_with('_') && words.starts_with(is_digit) && words.chars().all(is_digit) {
+            self.out.push(Token::Symbol(words.to_owned()));
+            return Ok(());
+        }
+        let mut inside = Lexer {
+            rest: words,
+            out: std::mem::take(&mut self.out),
+            depth: self.depth,
+            environments: Vec::new(),
+            notation: self.notation,
+            spaced: true,
         };
-        let text = || words.replace('\\', "").trim_matches(|c: char| c == '~' || c == ',').trim().to_owned();
-        self.out.push(known.unwrap_or_else(|| Token::Text(text())));
+        let read = inside.prose(self.rest);
+        self.out = inside.out;
+        read
+    }
+
+    /// Reads words; `after` is what follows them.
+    fn prose(&mut self, after: &str) -> Result<(), ParseError> {
+        while let Some(next) = self.rest.chars().next() {
+            let is_number =
+                next.is_ascii_digit() || (next == '.' && self.rest[1..].starts_with(|c: char| c.is_ascii_digit()));
+            if is_number {
+                self.number();
+            } else if is_letter(next) {
+                let mut word = self.take_while(is_letter);
+                // `o'clock`, `p.m.`, `right-angled`
+                while let Some(mark) = self.rest.chars().next().filter(|c| matches!(c, '.' | '-' | '\'' | '’'))
+                    && self.rest[mark.len_utf8()..].starts_with(is_letter)
+                {
+                    self.skip(mark.len_utf8());
+                    word.push(mark);
+                    word.push_str(&self.take_while(is_letter));
+                }
+                let rest = if self.rest.trim().is_empty() { after } else { self.rest };
+                // `km/h`, `m/s`
+                let is_unit =
+                    self.is_after_value() || matches!(&self.out[..], [.., Token::Text(_), Token::Over | Token::Times]);
+                if word.chars().count() == 1 && !is_unit && is_variable_in(self.rest, self.out.last()) {
+                    self.out.extend(word.chars().map(letter));
+                } else {
+                    self.text_word(&word, rest);
+                }
+            } else if next == '\\' {
+                self.backslash()?;
+            } else if next == '.' || next == '!' {
+                self.skip(1);
+            } else {
+                self.skip(next.len_utf8());
+                self.character(next)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A word of a language: one that stands for a mark, or a part of what is said in words.
+    fn text_word(&mut self, word: &str, rest: &str) {
+        let lower = word.to_lowercase();
+        let rest = rest.trim_start();
+        let before_value = rest.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '\\' | '(' | '$' | '-' | '.'));
+        let after_value = self.is_after_value() || matches!(self.out.last(), Some(Token::Symbol(_)));
+        let starts = !matches!(self.out.last(), Some(Token::Text(_)));
+        let token = match lower.as_str() {
+            "and" => Token::Separator(Joint::And),
+            "or" => Token::Separator(Joint::Or),
+            "percent" | "percentage" | "pct" if after_value => Token::Percent,
+            "to" if after_value && before_value => Token::Ratio,
+            "plus" if before_value => Token::Plus,
+            "minus" | "negative" if before_value && starts => Token::Minus,
+            "times" if after_value && before_value => Token::Times,
+            "over" if after_value && before_value => Token::Over,
+            "is" | "equals" | "are" | "be" if !self.out.is_empty() && before_value => Token::Relation(Relation::Equal),
+            "approximately" | "approx" | "about" | "roughly" if before_value && starts => {
+                Token::Relation(Relation::About)
+            }
+            "exactly" | "only" | "just" if before_value && starts && !after_value => return,
+            "squared" | "cubed" if after_value => {
+                self.out.push(Token::Caret);
+                Token::Number(Literal::of_digits(if lower == "squared" { "2" } else { "3" }))
+            }
+            _ => return self.text(word),
+        };
+        self.out.push(token);
     }
 
     /// `\mathrm{…}`: one letter is a variable (behind a number a unit), several are a function or words.
@@ -331,35 +537,52 @@ impl Lexer<'_> {
         match (letters.next(), letters.next()) {
             (None, _) => {}
             (Some('R'), None) if is_blackboard => self.out.push(Token::Reals),
+            (Some('Z'), None) if is_blackboard => self.out.push(Token::Domain("ℤ")),
+            (Some('N'), None) if is_blackboard => self.out.push(Token::Domain("ℕ")),
+            (Some('Q'), None) if is_blackboard => self.out.push(Token::Domain("ℚ")),
+            (Some('C'), None) if is_blackboard => self.out.push(Token::Domain("ℂ")),
             (Some(one), None) if one.is_alphabetic() => {
-                let behind_number = match &self.out[..] {
-                    [.., Token::Number(_)] => true,
+                let after_number = match &self.out[..] {
+                    [.., Token::Number(_) | Token::Degree] => true,
                     [.., unit, Token::Times | Token::Over] => matches!(unit, Token::Text(_)),
                     _ => false,
                 };
-                let is_unit = behind_number && !matches!(one, 'e' | 'i' | 'd') && !is_blackboard;
+                let is_unit = after_number && !matches!(one, 'e' | 'i' | 'd') && !is_blackboard;
                 self.out.push(if is_unit { Token::Text(one.to_string()) } else { letter(one) });
             }
             _ if name.bytes().all(|b| b.is_ascii_alphabetic()) => {
                 self.out.push(bare_word(name).unwrap_or_else(|| Token::Text(name.to_owned())));
             }
             _ if name.chars().all(|c| c.is_alphabetic() || " ~()".contains(c)) => {
-                self.out.push(Token::Text(name.replace('~', " ")));
+                self.text(&name.replace('~', " "));
             }
             // A formula in another font: its brace group is read like any other.
             _ => self.rest = before,
         }
     }
 
-    /// Superscript digits in a row are one exponent.
-    fn superscripts(&mut self, first: char) -> Result<(), ParseError> {
-        let mut digits = String::from(superscript(first).unwrap_or_default());
-        while let Some(digit) = self.rest.chars().next().and_then(superscript) {
-            digits.push_str(digit);
-            self.skip(self.rest.chars().next().map_or(0, char::len_utf8));
+    /// Superscript (or subscript) digits in a row are one exponent (or index).
+    fn raised(&mut self, first: char, of: fn(char) -> Option<char>, mark: Token) -> Result<(), ParseError> {
+        let mut plain = String::from(of(first).unwrap_or_default());
+        while let Some(next) = self.rest.chars().next()
+            && let Some(digit) = of(next)
+        {
+            plain.push(digit);
+            self.skip(next.len_utf8());
         }
-        self.out.push(Token::Caret);
-        self.push(Token::Number(Literal::of_digits(&digits)))
+        self.out.extend([mark, Token::Open(Group::Brace)]);
+        for c in plain.chars() {
+            match c {
+                '-' => self.out.push(Token::Minus),
+                '+' => self.out.push(Token::Plus),
+                '0'..='9' => match self.out.last_mut() {
+                    Some(Token::Number(literal)) => literal.whole.push(c),
+                    _ => self.out.push(Token::Number(Literal::of_digits(&c.to_string()))),
+                },
+                _ => self.out.push(letter(c)),
+            }
+        }
+        self.push(Token::Close(Group::Brace))
     }
 
     fn begin(&mut self) {
@@ -374,29 +597,98 @@ impl Lexer<'_> {
                 let is_determinant = name.eq_ignore_ascii_case("vmatrix");
                 self.out.push(if is_determinant { Token::BeginDeterminant } else { Token::BeginMatrix });
             }
-            Some(Environment::Lines) => self.environments.push(Environment::Lines),
+            // `\begin{cases} x, & x > 0 \\ … \end{cases}`; without columns it holds a system.
+            Some(Environment::Lines) if name.contains("cases") && self.has_conditions(&name) => {
+                self.environments.push(Environment::Cases);
+                self.out.push(Token::BeginCases);
+            }
+            Some(Environment::Lines | Environment::Cases) => self.environments.push(Environment::Lines),
             None => {}
         }
     }
 
     fn end(&mut self) {
         let name = self.braced();
-        if environment(&name).is_some() && self.environments.pop() == Some(Environment::Matrix) {
-            self.out.push(Token::EndMatrix);
+        if environment(&name).is_none() {
+            return;
+        }
+        match self.environments.pop() {
+            Some(Environment::Matrix) => self.out.push(Token::EndMatrix),
+            Some(Environment::Cases) => self.out.push(Token::EndCases),
+            Some(Environment::Lines) | None => {}
         }
     }
+
+    /// Whether the lines up to the end of an environment have a second column that is no right side of a relation.
+    fn has_conditions(&self, name: &str) -> bool {
+        let content = self.rest.split_once(&format!("\\end{{{name}}}")).map_or(self.rest, |(content, _)| content);
+        let is_side = |cell: &str| cell.trim_start().starts_with(['=', '<', '>']);
+        content.split('&').skip(1).any(|cell| !is_side(cell))
+    }
+}
+
+/// Letters that make up words; those of Greek are variables, one by one.
+fn is_letter(c: char) -> bool {
+    c.is_ascii_alphabetic() || (!c.is_ascii() && c.is_alphabetic() && !is_symbol(c))
+}
+
+/// Letters beyond ASCII that are symbols of formulas: Greek, letter-like signs, modifiers, mathematical alphabets.
+fn is_symbol(c: char) -> bool {
+    matches!(c, '\u{370}'..='\u{3ff}' | '\u{1d00}'..='\u{1dbf}' | '\u{2070}'..='\u{209f}' | '\u{2100}'..='\u{214f}' | 'ª' | 'º' | 'µ' | '\u{1d400}'..='\u{1d7ff}')
+}
+
+/// The suffix of an ordinal number: `21st`, `12th`.
+fn ordinal(literal: &Literal) -> Option<&'static str> {
+    let digits = literal.plain_digits()?.as_bytes();
+    let tens = digits.len().checked_sub(2).map(|at| digits[at]);
+    Some(match digits.last()? {
+        _ if tens == Some(b'1') => "th",
+        b'1' => "st",
+        b'2' => "nd",
+        b'3' => "rd",
+        _ => "th",
+    })
+}
+
+fn is_power_of_ten(rest: &str) -> bool {
+    let rest = rest.trim_start().strip_prefix("10").unwrap_or_default();
+    rest.starts_with('^') || rest.starts_with("**") || rest.starts_with(|c| superscript(c).is_some())
+}
+
+/// Whether a word of a language follows, after a space.
+fn starts_word(rest: &str) -> bool {
+    let word = rest.strip_prefix(' ').map(str::trim_start).unwrap_or_default();
+    let letters = word.chars().take_while(|c| is_letter(*c)).count();
+    letters >= 3 && function(&word[..word.find(|c| !is_letter(c)).unwrap_or(word.len())]).is_none()
+}
+
+/// Whether a letter among words is a variable: a mark of formulas stands next to it.
+fn is_variable_in(rest: &str, last: Option<&Token>) -> bool {
+    let marks = ['<', '>', '=', '+', '-', '*', '/', '^', '_', '≤', '≥', '≠', '∈'];
+    let is_mark = |token: &Token| {
+        matches!(token, Token::Relation(_) | Token::Plus | Token::Minus | Token::Times | Token::Over | Token::Caret)
+    };
+    rest.trim_start().starts_with(marks) || last.is_some_and(is_mark)
 }
 
 fn environment(name: &str) -> Option<Environment> {
     if name.contains("matrix") || name.contains("array") {
         return Some(Environment::Matrix);
     }
-    ["cases", "align", "gather", "split"].iter().any(|lines| name.contains(lines)).then_some(Environment::Lines)
+    ["cases", "align", "gather", "split", "aligned", "gathered"]
+        .iter()
+        .any(|lines| name.contains(lines))
+        .then_some(Environment::Lines)
 }
 
-fn superscript(c: char) -> Option<&'static str> {
-    let digits = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-    "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().position(|digit| digit == c).map(|at| digits[at])
+fn superscript(c: char) -> Option<char> {
+    let at = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ".chars().position(|raised| raised == c)?;
+    "0123456789+-ni".chars().nth(at)
+}
+
+fn subscript(c: char) -> Option<char> {
+    let at = "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₖₘₚₛₜ".chars().position(|lowered| lowered == c)?;
+    "0123456789+-aeoxnkmpst".chars().nth(at)
 }
 
 fn vulgar_fraction(c: char) -> Option<(&'static str, &'static str)> {

@@ -40,12 +40,16 @@ pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
             *rest = &rest[bytes..];
         }
     }
-    let is_point = |behind: &str| behind.starts_with(|c: char| c.is_ascii_digit()) || behind.starts_with("\\overline");
+    let is_point =
+        |behind: &str| behind.starts_with(|c: char| c.is_ascii_digit()) || !repeating(&mut { behind }).is_empty();
     let points: &[&str] = if commas == Commas::Decimal { &[".", "{,}", ","] } else { &[".", "{,}"] };
     if let Some(behind) = points.iter().find_map(|point| rest.strip_prefix(point)).filter(|behind| is_point(behind)) {
         *rest = behind;
         literal.decimals = Some(digits(rest).to_owned());
-        literal.repeating = overlined(rest).to_owned();
+        literal.repeating = repeating(rest);
+        if let Some(period) = period(literal.decimals.as_deref().unwrap_or_default(), rest) {
+            literal.repeating = period;
+        }
     }
     literal.exponent = exponent(rest);
     literal
@@ -73,16 +77,52 @@ fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
     (count == 3 && !is_mixed).then(|| (&group[..3], rest.len() - group.len() + 3))
 }
 
-/// The digits of `\overline{…}`.
-fn overlined<'a>(rest: &mut &'a str) -> &'a str {
-    let Some((inside, behind)) = rest.strip_prefix("\\overline{").and_then(|inside| inside.split_once('}')) else {
-        return "";
+/// The digits that repeat: under a line (`\overline{12}`, `\bar3`), or from one dot to the other (`\dot{1}2\dot{3}`).
+fn repeating(rest: &mut &str) -> String {
+    let mut behind = *rest;
+    if let Some(digits) = marked(&mut behind, &["\\overline", "\\bar"]) {
+        *rest = behind;
+        return digits.to_owned();
+    }
+    let Some(first) = marked(&mut behind, &["\\dot"]) else { return String::new() };
+    let mut after = behind;
+    let between = digits(&mut after);
+    match marked(&mut after, &["\\dot"]) {
+        Some(last) => {
+            *rest = after;
+            format!("{first}{between}{last}")
+        }
+        None => {
+            *rest = behind;
+            first.to_owned()
+        }
+    }
+}
+
+/// The digits of a group, or the digit, that follow one of the commands.
+fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
+    let argument = commands.iter().find_map(|command| rest.strip_prefix(command))?.trim_start();
+    let (inside, behind) = match argument.strip_prefix('{') {
+        Some(inside) => inside.split_once('}')?,
+        None => argument.split_at_checked(1)?,
     };
     if inside.is_empty() || !inside.bytes().all(|b| b.is_ascii_digit()) {
-        return "";
+        return None;
     }
     *rest = behind;
-    inside
+    Some(inside)
+}
+
+/// The period that dots continue: `0.333\ldots`, where a digit stands three times or a group twice at the end.
+fn period(decimals: &str, rest: &mut &str) -> Option<String> {
+    let behind = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
+    let period = (1..=6).find_map(|length| {
+        let times = if length == 1 { 3 } else { 2 };
+        let tail = decimals.get(decimals.len().checked_sub(length)?..)?;
+        decimals.ends_with(&tail.repeat(times)).then_some(tail)
+    })?;
+    *rest = behind;
+    Some(period.to_owned())
 }
 
 /// The power of ten of `1.5e-3`; 0 when there is none.

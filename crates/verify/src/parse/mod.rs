@@ -1,18 +1,25 @@
 //! Text to [`Answer`]: `lexer` makes tokens (numbers are in `literal`, word lists in `words`), `structure` splits lists,
-//! relations, sets and brackets, `expression` and `operand` read expressions, `matrix` calculates with matrices.
+//! relations, sets and brackets, `measure` takes units (`units`) off, `expression` and `operand` read expressions.
+//! [`settle`] carries out what is left to do before an answer can be compared; `matrix` calculates with matrices.
 
 mod expression;
 mod lexer;
 mod literal;
 mod matrix;
+mod measure;
 mod operand;
+mod settle;
 mod structure;
+mod units;
 mod words;
+
+use std::borrow::Cow;
 
 use crate::answer::Answer;
 use crate::limits::{Budget, MAX_ANSWER_BYTES};
 
 pub(crate) use literal::Commas;
+pub(crate) use settle::{Settled, settle};
 
 /// Why a text could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,14 +36,52 @@ pub(crate) enum ParseError {
     Syntax(&'static str),
 }
 
+/// What letters in a row without a font are, where that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Letters {
+    /// Few are variables side by side, many are a word.
+    Plain,
+    /// After a value, an abbreviation is a unit: `5 km`.
+    Units,
+    /// Always variables side by side.
+    Products,
+}
+
+/// How what has more than one meaning is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Notation {
+    pub(crate) commas: Commas,
+    pub(crate) letters: Letters,
+}
+
+impl Notation {
+    pub(crate) const PLAIN: Self = Self { commas: Commas::Thousands, letters: Letters::Plain };
+}
+
 /// Reads one answer.
-pub(crate) fn parse(text: &str, commas: Commas, budget: &mut Budget) -> Result<Answer, ParseError> {
+pub(crate) fn parse(text: &str, notation: Notation, budget: &mut Budget) -> Result<Answer, ParseError> {
     if text.len() > MAX_ANSWER_BYTES {
         return Err(ParseError::TooLong);
     }
     budget.spend(text.len()).ok_or(ParseError::TooComplex)?;
-    let tokens = lexer::tokens(&single_escapes(text), commas)?;
-    structure::answer(&tokens, 0, budget)
+    let tokens = lexer::tokens(&single_escapes(&plain_characters(text)), notation)?;
+    structure::whole(&tokens, budget)
+}
+
+/// The text without invisible characters, and with spaces and full-width forms as the ASCII characters that they are
+/// variants of.
+fn plain_characters(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() {
+        return Cow::Borrowed(text);
+    }
+    let plain = |c: char| match c {
+        '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{fe0e}' | '\u{fe0f}' => None,
+        '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => Some(' '),
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0),
+        '\u{2212}' | '\u{2010}'..='\u{2013}' | '\u{fe63}' => Some('-'),
+        _ => Some(c),
+    };
+    Cow::Owned(text.chars().filter_map(plain).collect())
 }
 
 /// Undoes doubled backslashes (`\\frac`), which data sets that were escaped twice have throughout.

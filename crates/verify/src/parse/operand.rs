@@ -152,10 +152,17 @@ impl Parser<'_> {
                 exponent = Some(self.exponent()?);
             }
         }
-        self.angles += usize::from(function.takes_angle());
-        let argument = self.nested(Self::argument);
-        self.angles -= usize::from(function.takes_angle());
-        let argument = argument?;
+        let argument = self.nested(Self::argument)?;
+        match function {
+            Function::Lg => base = Some(Expr::integer(10)),
+            Function::Cis => {
+                let sine = Expr::Call(Function::Sin, vec![argument.clone()]);
+                let cosine = Expr::Call(Function::Cos, vec![argument]);
+                return Ok(Expr::Sum(vec![cosine, Expr::Product(vec![Expr::Constant(Constant::Imaginary), sine])]));
+            }
+            _ => {}
+        }
+        let function = if function == Function::Lg { Function::Log } else { function };
         let is_inverse = exponent == Some(Expr::integer(1).negative());
         if let (true, Some(inverse)) = (is_inverse, function.inverse()) {
             return Ok(Expr::Call(inverse, vec![argument]));
@@ -178,9 +185,10 @@ impl Parser<'_> {
         let mut arguments = Vec::new();
         loop {
             arguments.push(self.nested(Self::ratio)?);
-            if !self.eat(&Token::Separator) {
+            if !matches!(self.peek(), Some(Token::Separator(_))) {
                 break;
             }
+            self.at += 1;
         }
         self.expect(&Token::Close(group), "a bracket that is not closed")?;
         if arguments.len() > MAX_ITEMS {

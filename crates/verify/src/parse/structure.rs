@@ -1,26 +1,106 @@
-//! Tokens to answers: lists, relations, sets and brackets. What is left is for `expression`.
+//! Tokens to answers: lists, relations, ratios, sets and brackets. What is left is for `expression`; what stands after a
+//! value is for `measure`.
 
 use super::ParseError;
 use super::expression::expression;
 use super::lexer::{Group, Relation, Token};
-use super::matrix;
-use crate::answer::{Answer, Bracket, Constant, Expr, Order};
+use super::measure;
+use crate::answer::{Answer, Bracket, Constant, Expr, Joint, Order};
 use crate::limits::{Budget, MAX_DEPTH, MAX_ITEMS};
 
-/// Reads a whole answer.
+/// Most tuples that signs `±` in one of them stand for.
+const MAX_TUPLES: usize = 16;
+
+/// Reads all of an answer: one that may start with the letter of a choice.
+pub(super) fn whole(tokens: &[Token], budget: &mut Budget) -> Result<Answer, ParseError> {
+    if let Some(interval) = turned_brackets(tokens) {
+        return answer(&interval, 0, budget);
+    }
+    if let Some((letter, value)) = choice(tokens)
+        && let Ok(value) = answer(value, 0, budget)
+    {
+        return Ok(Answer::Choice(letter, Box::new(value)));
+    }
+    answer(tokens, 0, budget)
+}
+
+/// `]2, 3]` and `]2, 3[`, the French and German way to write an open end, with round brackets.
+fn turned_brackets(tokens: &[Token]) -> Option<Vec<Token>> {
+    let (open, inside, close) = match tokens {
+        [Token::Close(Group::Square), inside @ .., close] => (Group::Round, inside, close),
+        [Token::Open(Group::Square), inside @ .., close @ Token::Open(Group::Square)] => (Group::Square, inside, close),
+        _ => return None,
+    };
+    let close = match close {
+        Token::Open(Group::Square) => Group::Round,
+        Token::Close(Group::Square) => Group::Square,
+        _ => return None,
+    };
+    is_closed(inside).then(|| [&[Token::Open(open)], inside, &[Token::Close(close)]].concat())
+}
+
+/// Reads an answer or a part of one.
 pub(super) fn answer(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     if depth > MAX_DEPTH {
         return Err(ParseError::TooDeep);
     }
     budget.spend(tokens.len()).ok_or(ParseError::TooComplex)?;
+    if let Some((rest, variables)) = without_quantifier(tokens) {
+        let inner = answer(&rest, depth + 1, budget)?;
+        return Ok(Answer::For(Box::new(inner), variables));
+    }
     if let Some(words) = only_words(tokens) {
         return Ok(Answer::Text(words));
     }
-    let members: Vec<_> = split(tokens, |token| *token == Token::Separator).filter(|part| !part.is_empty()).collect();
+    let members: Vec<_> = split(tokens, is_separator).filter(|part| !part.is_empty()).collect();
     match members[..] {
         [] => Err(ParseError::Empty),
         [one] => relation(one, depth, budget),
-        _ => Ok(Answer::List(items(&members, depth, budget)?)),
+        _ => list(&members, joint(tokens), depth, budget),
+    }
+}
+
+fn is_separator(token: &Token) -> bool {
+    matches!(token, Token::Separator(_))
+}
+
+/// The strongest word between the members of a list.
+fn joint(tokens: &[Token]) -> Joint {
+    let mut depth = 0i32;
+    let mut found = Joint::Comma;
+    for token in tokens {
+        depth += nesting(token);
+        match token {
+            Token::Separator(Joint::Or) if depth == 0 => return Joint::Or,
+            Token::Separator(Joint::And) if depth == 0 => found = Joint::And,
+            _ => {}
+        }
+    }
+    found
+}
+
+fn list(members: &[&[Token]], joint: Joint, depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
+    let items = items(members, depth, budget)?;
+    let is_parameter = |item: &Answer| matches!(item, Answer::Member(_, domain) if *domain != "ℂ");
+    let has_inequality = items.iter().any(|item| matches!(item, Answer::Inequality(..) | Answer::Chain(..)));
+    // `k\pi, k \in \mathbb{Z}` is one answer for every k; `x > 3, x \in \mathbb{Z}` are two conditions.
+    if has_inequality || !items.iter().any(is_parameter) || items.iter().all(is_parameter) {
+        return Ok(Answer::List(items, joint));
+    }
+    let (parameters, mut values): (Vec<_>, Vec<_>) = items.into_iter().partition(is_parameter);
+    let names = parameters.iter().filter_map(|parameter| match parameter {
+        Answer::Member(name, _) => symbol(name),
+        _ => None,
+    });
+    let names = names.collect();
+    let inner = if values.len() == 1 { values.remove(0) } else { Answer::List(values, joint) };
+    Ok(Answer::For(Box::new(inner), names))
+}
+
+fn symbol(answer: &Answer) -> Option<String> {
+    match answer {
+        Answer::Scalar(Expr::Symbol(name)) => Some(name.clone()),
+        _ => None,
     }
 }
 
@@ -32,15 +112,103 @@ fn items(members: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Vec<
     let mut items = Vec::with_capacity(members.len());
     for member in members {
         match answer(member, depth + 1, budget)? {
-            Answer::List(inner) => items.extend(inner),
+            Answer::List(inner, _) => items.extend(inner),
             one => items.push(one),
         }
     }
     Ok(items)
 }
 
-/// Joins the words when there is nothing but words (and marks or digits after the first of them).
+/// The letter of a choice and what stands after it: `\textbf{(D)}\ 42`, `\text{A}\ 12`, `(A) 12`, `A) 12`.
+fn choice(tokens: &[Token]) -> Option<(String, &[Token])> {
+    let is_letter = |name: &str| matches!(name.as_bytes(), [b'A'..=b'J']);
+    let (letter, is_marked, rest) = match tokens {
+        [Token::Open(Group::Round), Token::Text(name), Token::Close(Group::Round), rest @ ..] => (name, true, rest),
+        [Token::Open(Group::Round), Token::Symbol(name), Token::Close(Group::Round), rest @ ..] => (name, false, rest),
+        [Token::Text(name), Token::Close(Group::Round), rest @ ..] => (name, true, rest),
+        [Token::Symbol(name), Token::Close(Group::Round), rest @ ..] => (name, true, rest),
+        [Token::Text(name), rest @ ..] => (name, true, rest),
+        _ => return None,
+    };
+    let starts_value = match rest.first()? {
+        Token::Number(_) | Token::Fraction | Token::Sqrt | Token::Currency(_) => true,
+        Token::Text(_) | Token::Minus | Token::Constant(_) | Token::Open(_) | Token::Symbol(_) => is_marked,
+        _ => false,
+    };
+    (is_letter(letter) && starts_value && !rest.iter().any(is_separator)).then(|| (letter.clone(), rest))
+}
+
+/// Cuts out `for all x \in \mathbb{R}`, `for some integer k` and their like; returns the variables that they name.
+fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
+    const WORDS: &[&str] = &[
+        "for",
+        "all",
+        "any",
+        "every",
+        "each",
+        "some",
+        "where",
+        "with",
+        "is",
+        "are",
+        "an",
+        "a",
+        "arbitrary",
+        "integer",
+        "integers",
+        "real",
+        "reals",
+        "number",
+        "numbers",
+        "natural",
+        "rational",
+        "complex",
+        "positive",
+        "nonnegative",
+        "values",
+        "of",
+    ];
+    let is_quantifier = |text: &str| {
+        let mut words = text.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        let second = words.next();
+        (first == "for" && matches!(second, Some("all" | "any" | "every" | "each" | "some")))
+            || (first == "where" && second.is_none())
+            || text == "∀"
+    };
+    let mut depth = 0i32;
+    let start = tokens.iter().position(|token| {
+        depth += nesting(token);
+        depth == 0 && matches!(token, Token::Text(text) if is_quantifier(text))
+    })?;
+    // Without anything before it, it is no remark on an answer.
+    if start == 0 {
+        return None;
+    }
+    let length = tokens[start..].iter().position(is_separator).unwrap_or(tokens.len() - start);
+    let mut names = Vec::new();
+    for token in &tokens[start..start + length] {
+        match token {
+            Token::Text(text) if text.split_whitespace().all(|word| WORDS.contains(&word)) => {}
+            Token::Symbol(name) => names.push(name.clone()),
+            Token::Relation(Relation::In) | Token::Domain(_) | Token::Reals => {}
+            // `for all n \ge 1` says for which values the answer holds.
+            Token::Relation(Relation::Greater | Relation::GreaterOrEqual) | Token::Number(_) if !names.is_empty() => {}
+            Token::Open(Group::Brace) | Token::Close(Group::Brace) => {}
+            _ => return None,
+        }
+    }
+    let rest = [&tokens[..start], &tokens[start + length..]].concat();
+    Some((rest, names))
+}
+
+/// Joins the words when there is nothing but words (and marks or digits among them), or a lone sign.
 fn only_words(tokens: &[Token]) -> Option<String> {
+    if let [sign] = tokens
+        && let Some(sign) = sign_name(sign)
+    {
+        return Some(sign.to_owned());
+    }
     let is_mark = |token: &Token| matches!(token, Token::Open(Group::Round | Group::Brace) | Token::Close(_));
     if !matches!(tokens.iter().find(|token| !is_mark(token))?, Token::Text(_)) {
         return None;
@@ -52,7 +220,11 @@ fn only_words(tokens: &[Token]) -> Option<String> {
             Token::Constant(Constant::Euler) => words.push("e".to_owned()),
             Token::Constant(Constant::Imaginary) => words.push("i".to_owned()),
             Token::Number(literal) if literal.decimals.is_none() => words.push(literal.whole.clone()),
-            Token::Prime | Token::Bang | Token::Minus | Token::Separator | Token::Ratio | Token::Underscore => {}
+            // What a mark between words says depends on the words, so that it is kept.
+            Token::Ratio if !labels_a_value(tokens) => words.push(":".to_owned()),
+            Token::Minus => words.push("-".to_owned()),
+            Token::Separator(_) if !labels_a_value(tokens) => words.push(",".to_owned()),
+            Token::Prime | Token::Bang | Token::Underscore => {}
             mark if is_mark(mark) => {}
             _ => return None,
         }
@@ -60,15 +232,40 @@ fn only_words(tokens: &[Token]) -> Option<String> {
     Some(words.join(" "))
 }
 
+/// Whether words name values: `Alice: 1, Bob: 23`.
+fn labels_a_value(tokens: &[Token]) -> bool {
+    tokens.windows(2).any(|pair| matches!(pair, [Token::Ratio, Token::Number(_)]))
+}
+
+fn sign_name(token: &Token) -> Option<&'static str> {
+    Some(match token {
+        Token::Relation(Relation::Less) => "<",
+        Token::Relation(Relation::Greater) => ">",
+        Token::Relation(Relation::LessOrEqual) => "≤",
+        Token::Relation(Relation::GreaterOrEqual) => "≥",
+        Token::Relation(Relation::Equal) => "=",
+        Token::Relation(Relation::NotEqual) => "≠",
+        Token::Plus => "+",
+        Token::Minus => "-",
+        Token::Times => "×",
+        Token::Over => "÷",
+        _ => return None,
+    })
+}
+
+fn nesting(token: &Token) -> i32 {
+    match token {
+        Token::Open(_) | Token::BeginMatrix | Token::BeginDeterminant | Token::BeginCases => 1,
+        Token::Close(_) | Token::EndMatrix | Token::EndCases => -1,
+        _ => 0,
+    }
+}
+
 /// Splits at tokens outside of all brackets.
-fn split<'a>(tokens: &'a [Token], at: impl Fn(&Token) -> bool + 'a) -> impl Iterator<Item = &'a [Token]> {
+pub(super) fn split<'a>(tokens: &'a [Token], at: impl Fn(&Token) -> bool + 'a) -> impl Iterator<Item = &'a [Token]> {
     let mut depth = 0i32;
     tokens.split(move |token| {
-        match token {
-            Token::Open(_) | Token::BeginMatrix | Token::BeginDeterminant => depth += 1,
-            Token::Close(_) | Token::EndMatrix => depth -= 1,
-            _ => {}
-        }
+        depth += nesting(token);
         depth == 0 && at(token)
     })
 }
@@ -76,7 +273,7 @@ fn split<'a>(tokens: &'a [Token], at: impl Fn(&Token) -> bool + 'a) -> impl Iter
 fn relation(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let mut sides: Vec<&[Token]> = split(tokens, |token| matches!(token, Token::Relation(_))).collect();
     if sides.len() == 1 {
-        return sets(tokens, depth, budget);
+        return ratio(tokens, depth, budget);
     }
     let mut relations = Vec::new();
     let mut end = 0;
@@ -92,65 +289,219 @@ fn relation(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answe
     }
     if let Some(about) = relations.iter().position(|relation| *relation == Relation::About) {
         // `x = 1/3 ≈ 0.33`: the exact value stands before the sign; `x ≈ 11` has no other.
-        if about == 0 && is_name(sides[0]) {
+        if about == 0 && (sides[0].is_empty() || is_name(sides[0])) {
             return answer(&tokens[sides[0].len() + 1..], depth + 1, budget);
         }
         sides.truncate(about + 1);
         relations.truncate(about);
     }
-    if let Some(member) = relations.iter().rposition(|relation| *relation == Relation::In) {
-        return sets(sides[member + 1], depth, budget);
+    if let Some(member) = relations.iter().rposition(|relation| matches!(relation, Relation::In | Relation::NotIn)) {
+        return membership(&sides, &relations, member, depth, budget);
     }
-    let (first, last) = (sides[0], sides[sides.len() - 1]);
+    let first = sides[0];
     if relations.is_empty() {
-        return sets(first, depth, budget);
+        return ratio(first, depth, budget);
     }
     if relations.iter().all(|relation| *relation == Relation::Equal) {
-        let left = match answer(first, depth + 1, budget) {
-            Err(ParseError::TooComplex) => return Err(ParseError::TooComplex),
-            left => left.unwrap_or_else(|_| Answer::Opaque(format!("{first:?}"))),
-        };
-        return Ok(Answer::Equation(Box::new(left), Box::new(answer(last, depth + 1, budget)?)));
+        return equation(&sides, depth, budget);
     }
     inequality(&sides, &relations, budget)
+}
+
+/// `x \in S`: what stands before the sign may only name what is in the set.
+fn membership(
+    sides: &[&[Token]],
+    relations: &[Relation],
+    member: usize,
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<Answer, ParseError> {
+    if member != 0 || relations.len() != 1 || !is_name(sides[0]) {
+        return Err(ParseError::Syntax("a value that is said to be in a set"));
+    }
+    let set = answer(sides[1], depth + 1, budget)?;
+    match (set, relations[0]) {
+        (Answer::Domain(domain), Relation::In) => {
+            Ok(Answer::Member(Box::new(answer(sides[0], depth + 1, budget)?), domain))
+        }
+        (set, Relation::In) => Ok(set),
+        (set, _) => Ok(Answer::Difference(Box::new(Answer::Reals), Box::new(set))),
+    }
+}
+
+fn equation(sides: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
+    let mut read = Vec::with_capacity(sides.len());
+    let last = sides.len() - 1;
+    for (at, side) in sides.iter().enumerate() {
+        // `= 5`
+        if side.is_empty() && at == 0 {
+            continue;
+        }
+        let side = match answer(side, depth + 1, budget) {
+            Err(ParseError::TooComplex) => return Err(ParseError::TooComplex),
+            // Whatever the value is called on the left.
+            Err(_) if at < last => Answer::Opaque(format!("{side:?}")),
+            side => side?,
+        };
+        read.push(side);
+    }
+    let names = is_definition(sides[0]);
+    match read.len() {
+        0 => Err(ParseError::Empty),
+        1 => Ok(read.remove(0)),
+        2 => {
+            let right = Box::new(read.remove(1));
+            Ok(Answer::Equation { left: Box::new(read.remove(0)), right, names })
+        }
+        _ => Ok(Answer::Equalities { sides: read, names }),
+    }
 }
 
 /// Whether these tokens name something and do not calculate.
 fn is_name(tokens: &[Token]) -> bool {
     tokens.iter().all(|token| {
-        let is_bracket = matches!(token, Token::Open(_) | Token::Close(_) | Token::Bar | Token::Separator);
-        is_bracket || matches!(token, Token::Symbol(_) | Token::Text(_) | Token::Underscore)
-    })
+        let is_bracket = matches!(token, Token::Open(_) | Token::Close(_) | Token::Bar | Token::Separator(_));
+        let is_letter = matches!(token, Token::Symbol(_) | Token::Constant(Constant::Euler | Constant::Imaginary));
+        is_bracket || is_letter || matches!(token, Token::Text(_) | Token::Underscore | Token::Prime | Token::Number(_))
+    }) && tokens.iter().any(|token| !matches!(token, Token::Number(_)))
+}
+
+/// Whether what stands before an `=` is what the other side is called, so that the other side alone is the answer: a
+/// letter, a function of letters or numbers, a figure in capitals, words, or several of these. A product of variables
+/// is none: `xy = 6` is a curve.
+fn is_definition(tokens: &[Token]) -> bool {
+    let tokens = match tokens {
+        [Token::Open(Group::Round | Group::Brace), inside @ .., Token::Close(_)] if is_closed(inside) => inside,
+        _ => tokens,
+    };
+    let mut parts = split(tokens, |token| matches!(token, Token::Separator(_) | Token::Ratio));
+    !tokens.is_empty() && parts.all(is_one_name)
+}
+
+fn is_one_name(tokens: &[Token]) -> bool {
+    let Some((first, rest)) = tokens.split_first() else { return false };
+    let is_letter = |token: &Token| matches!(token, Token::Symbol(_) | Token::Constant(_));
+    /// Commands that stand before or over the letters of a figure.
+    const FIGURES: &[&str] = &[
+        "angle",
+        "measuredangle",
+        "triangle",
+        "bigtriangleup",
+        "overline",
+        "overrightarrow",
+        "overarc",
+        "widehat",
+        "vec",
+        "odot",
+        "square",
+        "arc",
+        "wideparen",
+    ];
+    let is_figure = |token: &Token| match token {
+        Token::Symbol(name) => name.chars().next().is_some_and(char::is_uppercase) || FIGURES.contains(&name.as_str()),
+        Token::Bar | Token::Prime | Token::Underscore | Token::Number(_) => true,
+        Token::Open(Group::Brace) | Token::Close(Group::Brace) => true,
+        _ => false,
+    };
+    match first {
+        Token::Text(_) => rest.iter().all(|token| {
+            matches!(token, Token::Text(_) | Token::Symbol(_) | Token::Number(_) | Token::Open(_) | Token::Close(_))
+        }),
+        // `\frac{dM}{dt}`
+        Token::Fraction => {
+            let is_differential =
+                |token: &Token| matches!(token, Token::Symbol(name) if name == "d" || name == "partial");
+            rest.iter().filter(|token| is_differential(token)).count() == 2
+        }
+        Token::Function(_) if rest.is_empty() => true,
+        // A letter with index and primes, which may be applied to letters and numbers.
+        _ if is_letter(first) && is_applied(without_index(rest)) => true,
+        // `AB`, `\angle ABC`, `|AB|`, `m\angle A`
+        Token::Symbol(name) if name == "m" || name == "d" => !rest.is_empty() && rest.iter().all(is_figure),
+        _ => matches!(first, Token::Symbol(_) | Token::Bar) && is_figure(first) && rest.iter().all(is_figure),
+    }
+}
+
+/// What follows index, primes and an inverse sign.
+fn without_index(tokens: &[Token]) -> &[Token] {
+    match tokens {
+        [Token::Prime, rest @ ..] => without_index(rest),
+        [Token::Underscore | Token::Caret, Token::Open(Group::Brace), rest @ ..] => {
+            let close =
+                rest.iter().position(|token| *token == Token::Close(Group::Brace)).map_or(rest.len(), |at| at + 1);
+            without_index(&rest[close..])
+        }
+        [Token::Underscore, _, rest @ ..] => without_index(rest),
+        [Token::Caret, Token::Prime, rest @ ..] => without_index(rest),
+        _ => tokens,
+    }
+}
+
+fn is_applied(tokens: &[Token]) -> bool {
+    match tokens {
+        [] => true,
+        [Token::Open(Group::Round), arguments @ .., Token::Close(Group::Round)] => {
+            let mut arguments = arguments.split(is_separator);
+            arguments.all(|argument| match argument {
+                [Token::Minus, Token::Number(_)] | [Token::Number(_)] => true,
+                [Token::Symbol(_) | Token::Constant(_), index @ ..] => without_index(index).is_empty(),
+                _ => false,
+            })
+        }
+        _ => false,
+    }
 }
 
 fn inequality(sides: &[&[Token]], relations: &[Relation], budget: &mut Budget) -> Result<Answer, ParseError> {
-    let mut side = |at: usize| expression(sides[at], budget);
-    match relations {
-        [Relation::NotEqual] => Ok(Answer::Inequality(Order::NotEqual, side(0)?, side(1)?)),
-        [Relation::Less] => Ok(Answer::Inequality(Order::Less, side(0)?, side(1)?)),
-        [Relation::LessOrEqual] => Ok(Answer::Inequality(Order::LessOrEqual, side(0)?, side(1)?)),
-        [Relation::Greater] => Ok(Answer::Inequality(Order::Less, side(1)?, side(0)?)),
-        [Relation::GreaterOrEqual] => Ok(Answer::Inequality(Order::LessOrEqual, side(1)?, side(0)?)),
-        [left, right] => {
-            // `a < x ≤ b` is an interval.
-            let rising = |relation| matches!(relation, Relation::Less | Relation::LessOrEqual);
-            let falling = |relation| matches!(relation, Relation::Greater | Relation::GreaterOrEqual);
-            let (low, high, at_low, at_high) = if rising(*left) && rising(*right) {
-                (side(0)?, side(2)?, *left, *right)
-            } else if falling(*left) && falling(*right) {
-                (side(2)?, side(0)?, *right, *left)
-            } else {
-                return Err(ParseError::Syntax("relations that do not form a chain"));
-            };
-            let bracket = |relation| match relation {
-                Relation::Less | Relation::Greater => Bracket::Round,
-                _ => Bracket::Square,
-            };
-            let items = vec![Answer::Scalar(low), Answer::Scalar(high)];
-            Ok(Answer::Sequence { open: bracket(at_low), close: bracket(at_high), items })
-        }
-        _ => Err(ParseError::Syntax("relations that do not form a chain")),
+    let order = |relation: Relation| match relation {
+        Relation::Less | Relation::Greater => Some(Order::Less),
+        Relation::LessOrEqual | Relation::GreaterOrEqual => Some(Order::LessOrEqual),
+        Relation::NotEqual => Some(Order::NotEqual),
+        _ => None,
+    };
+    let falls = |relation: &Relation| matches!(relation, Relation::Greater | Relation::GreaterOrEqual);
+    let mut read = Vec::with_capacity(sides.len());
+    for side in sides {
+        read.push(expression(side, budget)?);
     }
+    let mut orders = relations.iter().map(|relation| order(*relation)).collect::<Option<Vec<_>>>();
+    let not_a_chain = ParseError::Syntax("relations that do not form a chain");
+    if relations.iter().all(falls) {
+        read.reverse();
+        if let Some(orders) = &mut orders {
+            orders.reverse();
+        }
+    } else if relations.iter().any(falls) {
+        return Err(not_a_chain);
+    }
+    match (orders.ok_or(not_a_chain)?.as_slice(), &mut read[..]) {
+        ([order], [left, right]) => Ok(Answer::Inequality(*order, left.clone(), right.clone())),
+        (orders, _) if orders.contains(&Order::NotEqual) || orders.len() > MAX_ITEMS => Err(not_a_chain),
+        (orders, _) => Ok(Answer::Chain(read.clone(), orders.to_vec())),
+    }
+}
+
+/// Parts with colons between them: a ratio, a time, or a value with its label.
+fn ratio(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
+    let parts: Vec<_> = split(tokens, |token| *token == Token::Ratio).collect();
+    if let Some(clock) = measure::clock(tokens) {
+        return Ok(Answer::Clock(clock));
+    }
+    if parts.len() == 1 {
+        return sets(tokens, depth, budget);
+    }
+    if let [label, value] = parts[..]
+        && matches!(label.first(), Some(Token::Text(_)))
+        && is_one_name(label)
+    {
+        let left = Box::new(answer(label, depth + 1, budget)?);
+        return Ok(Answer::Equation { left, right: Box::new(answer(value, depth + 1, budget)?), names: true });
+    }
+    let parts = parts.into_iter().map(|part| expression(part, budget)).collect::<Result<Vec<_>, _>>()?;
+    if parts.len() > MAX_ITEMS {
+        return Err(ParseError::Syntax("too many members"));
+    }
+    Ok(Answer::Ratio(parts))
 }
 
 /// Unions of differences of intersections.
@@ -173,24 +524,25 @@ fn sets(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, P
     if pieces.len() > 1 {
         return Ok(Answer::Intersection(items(&pieces, depth, budget)?));
     }
-    bracketed(tokens, depth, budget)
+    measure::measured(tokens, &mut |value| bracketed(value, depth, budget))
 }
 
 /// A pair of brackets around everything, or an expression.
 fn bracketed(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
-    let tokens = without_units(tokens);
     match tokens {
         [Token::EmptySet] => return Ok(Answer::Set(Vec::new())),
         [Token::Reals] => return Ok(Answer::Reals),
+        [Token::Domain(domain)] => return Ok(Answer::Domain(domain)),
+        [Token::BeginCases, inside @ .., Token::EndCases] => return cases(inside, depth, budget),
         _ => {}
     }
     let Some((open, inside, close)) = enclosed(tokens) else { return scalar(tokens, budget) };
-    let members: Vec<_> = split(inside, |token| *token == Token::Separator).filter(|part| !part.is_empty()).collect();
+    let members: Vec<_> = split(inside, is_separator).filter(|part| !part.is_empty()).collect();
     let bracket = |group| if group == Group::Square { Bracket::Square } else { Bracket::Round };
     match (open, close, members.len()) {
         (Group::Set, Group::Set, 0) => Ok(Answer::Set(Vec::new())),
         (Group::Set, Group::Set, _) => match condition(inside) {
-            Some(condition) => answer(condition, depth + 1, budget),
+            Some(condition) => conditions(condition, inside, depth, budget),
             None => Ok(Answer::Set(items(&members, depth, budget)?)),
         },
         (Group::Brace, Group::Brace, _) => answer(inside, depth + 1, budget),
@@ -198,8 +550,11 @@ fn bracketed(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answ
             if members.len() > MAX_ITEMS {
                 return Err(ParseError::Syntax("too many members"));
             }
-            let items = members.iter().map(|member| answer(member, depth + 1, budget)).collect::<Result<_, _>>()?;
-            Ok(Answer::Sequence { open: bracket(open), close: bracket(close), items })
+            let mut items = Vec::with_capacity(members.len());
+            for member in &members {
+                items.push(answer(member, depth + 1, budget)?);
+            }
+            tuples(bracket(open), bracket(close), &items)
         }
         (Group::Round, Group::Round, 1) | (Group::Square, Group::Square, 1) => match scalar(tokens, budget) {
             Ok(scalar) => Ok(scalar),
@@ -210,7 +565,27 @@ fn bracketed(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answ
     }
 }
 
-/// What stands behind the bar of `{x | x > 3}`.
+/// A tuple, or those that a tuple with signs `±` stands for.
+fn tuples(open: Bracket, close: Bracket, items: &[Answer]) -> Result<Answer, ParseError> {
+    let mut all: Vec<Vec<Answer>> = vec![Vec::with_capacity(items.len())];
+    for item in items {
+        let values = match item {
+            Answer::List(values, _) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        if all.len() * values.len() > MAX_TUPLES {
+            return Err(ParseError::Syntax("more signs than can be written out"));
+        }
+        all = all
+            .iter()
+            .flat_map(|tuple| values.iter().map(|value| [tuple.as_slice(), &[value.clone()]].concat()))
+            .collect();
+    }
+    let mut tuples: Vec<_> = all.into_iter().map(|items| Answer::Sequence { open, close, items }).collect();
+    Ok(if tuples.len() == 1 { tuples.remove(0) } else { Answer::List(tuples, Joint::Comma) })
+}
+
+/// What stands after the bar of `{x | x > 3}`.
 fn condition(inside: &[Token]) -> Option<&[Token]> {
     let is_bar = |token: &Token| matches!(token, Token::Bar | Token::Ratio);
     let is_variable = matches!(inside.first(), Some(Token::Symbol(_)));
@@ -220,44 +595,76 @@ fn condition(inside: &[Token]) -> Option<&[Token]> {
     (states && !condition.iter().any(is_bar)).then_some(condition)
 }
 
-/// Cuts units off the end: `(3, 4) \text{ cm}`.
-fn without_units(mut tokens: &[Token]) -> &[Token] {
-    while let [rest @ .., Token::Over, Token::Text(_)] | [rest @ .., Token::Text(_)] = tokens
-        && !rest.is_empty()
-    {
-        tokens = rest;
+/// The set of what fulfils a condition, in the numbers that stand before the bar: `{n \in \mathbb{Z} | n > 3}`.
+fn conditions(condition: &[Token], inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
+    let before = &inside[..inside.len() - condition.len() - 1];
+    let condition = answer(condition, depth + 1, budget)?;
+    if before.len() == 1 {
+        return Ok(condition);
     }
-    tokens
+    match answer(before, depth + 1, budget)? {
+        Answer::Reals => Ok(condition),
+        of => {
+            let mut all = vec![of];
+            match condition {
+                Answer::List(items, _) => all.extend(items),
+                one => all.push(one),
+            }
+            Ok(Answer::List(all, Joint::And))
+        }
+    }
+}
+
+/// The lines of a function by cases.
+fn cases(inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
+    let mut lines = Vec::new();
+    let is_row = |token: &Token| *token == Token::NextRow;
+    for line in split(inside, is_row).filter(|line| !line.is_empty()) {
+        let cells: Vec<_> = split(line, |token| *token == Token::NextCell).collect();
+        let [value, condition] = cells[..] else { return Err(ParseError::Syntax("a case without its condition")) };
+        let value = value.strip_suffix(&[Token::Separator(Joint::Comma)]).unwrap_or(value);
+        let value = answer(value, depth + 1, budget)?;
+        let condition = match condition {
+            [Token::Text(word), rest @ ..]
+                if !rest.is_empty() && ["if", "for", "when", "where"].contains(&word.as_str()) =>
+            {
+                rest
+            }
+            whole => whole,
+        };
+        let condition = condition.strip_suffix(&[Token::Separator(Joint::Comma)]).unwrap_or(condition);
+        lines.push((value, answer(condition, depth + 1, budget)?));
+        if lines.len() > MAX_ITEMS {
+            return Err(ParseError::Syntax("too many cases"));
+        }
+    }
+    if lines.is_empty() { Err(ParseError::Empty) } else { Ok(Answer::Cases(lines)) }
 }
 
 /// The inside of the brackets, when the first one is closed by the last token.
 fn enclosed(tokens: &[Token]) -> Option<(Group, &[Token], Group)> {
     let [Token::Open(open), inside @ .., Token::Close(close)] = tokens else { return None };
+    is_closed(inside).then_some((*open, inside, *close))
+}
+
+/// Whether a bracket that opens before these tokens is closed after them and not before.
+fn is_closed(inside: &[Token]) -> bool {
     let mut depth = 0i32;
-    for token in inside {
+    inside.iter().all(|token| {
         match token {
             Token::Open(_) => depth += 1,
             Token::Close(_) => depth -= 1,
             _ => {}
         }
-        if depth < 0 {
-            return None;
-        }
-    }
-    Some((*open, inside, *close))
+        depth >= 0
+    })
 }
 
 fn scalar(tokens: &[Token], budget: &mut Budget) -> Result<Answer, ParseError> {
     let expr = expression(tokens, budget)?;
-    if matrix::has_matrix(&expr) {
-        return matrix::reduce(expr, budget);
-    }
     if expr.is_two_valued() {
         let both = [true, false].map(|plus| Answer::Scalar(expr.with_sign(plus)));
-        return Ok(Answer::List(both.into()));
-    }
-    if expr.any(|node| matches!(node, Expr::Call(crate::answer::Function::Determinant, _))) {
-        return Err(ParseError::Syntax("a determinant of no matrix"));
+        return Ok(Answer::List(both.into(), Joint::And));
     }
     Ok(Answer::Scalar(expr))
 }

@@ -1,24 +1,29 @@
 //! What words and LaTeX commands mean.
 
 use super::lexer::{Group, Relation, Series, Token};
-use crate::answer::{Constant, Function};
+use crate::answer::{Constant, Function, Joint};
 
-/// Units that are short enough to be mistaken for a product of variables; longer words are never products.
-const SHORT_UNITS: [&str; 37] = [
-    "cm", "mm", "km", "dm", "nm", "kg", "mg", "lb", "lbs", "oz", "ft", "yd", "mi", "hr", "hrs", "min", "mins", "sec",
-    "secs", "am", "pm", "mph", "kph", "kmh", "sq", "cu", "deg", "th", "st", "nd", "rd", "usd", "eur", "gal", "ml",
-    "pts", "rad",
+/// The name under which dots stand in an expression or list: for what is not written.
+pub(super) const ELLIPSIS: &str = "…";
+
+/// Short words that are answers or belong to sentences, and no products.
+const SHORT_WORDS: &[&str] = &[
+    "no", "yes", "odd", "red", "the", "is", "are", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne",
+    "one", "two", "six", "ten", "new", "each", "left", "it", "at", "on", "with", "than", "has", "was", "be", "an",
+    "as", "may", "east", "west", "both", "when",
 ];
 
-/// Short words that are answers, not products.
-const SHORT_WORDS: [&str; 16] =
-    ["no", "yes", "odd", "red", "the", "is", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne"];
+/// Whether a word of two or three letters is one of a language rather than variables that stand side by side.
+pub(super) fn is_short_word(word: &str) -> bool {
+    SHORT_WORDS.contains(&word.to_lowercase().as_str())
+}
 
-/// Letters in a row without a backslash; `None` when they are variables that stand side by side.
+/// What letters in a row without a backslash mean in a formula; `None` when they are no word of formulas.
 pub(super) fn bare_word(word: &str) -> Option<Token> {
     let lower = word.to_ascii_lowercase();
     match lower.as_str() {
-        "and" | "or" => return Some(Token::Separator),
+        "and" => return Some(Token::Separator(Joint::And)),
+        "or" => return Some(Token::Separator(Joint::Or)),
         "pi" => return Some(Token::Constant(Constant::Pi)),
         "infinity" | "infty" | "inf" | "oo" => return Some(Token::Constant(Constant::Infinity)),
         "percent" | "percentage" | "pct" => return Some(Token::Percent),
@@ -28,14 +33,10 @@ pub(super) fn bare_word(word: &str) -> Option<Token> {
         _ => {}
     }
     // Without a backslash `min` is minutes.
-    if let Some(function) = function(&lower).filter(|_| lower != "min") {
-        return Some(Token::Function(function));
-    }
-    let is_word = word.len() >= 4 || SHORT_UNITS.contains(&lower.as_str()) || SHORT_WORDS.contains(&lower.as_str());
-    (word.len() >= 2 && is_word).then(|| Token::Text(word.to_owned()))
+    function(&lower).filter(|_| lower != "min").map(Token::Function)
 }
 
-fn function(name: &str) -> Option<Function> {
+pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
         "sin" => Function::Sin,
         "cos" => Function::Cos,
@@ -51,6 +52,8 @@ fn function(name: &str) -> Option<Function> {
         "tanh" => Function::Tanh,
         "ln" => Function::Ln,
         "log" => Function::Log,
+        "lg" => Function::Lg,
+        "cis" => Function::Cis,
         "gcd" => Function::Gcd,
         "lcm" => Function::Lcm,
         "max" => Function::Max,
@@ -86,7 +89,8 @@ pub(super) fn command(name: &str) -> Command {
         "left" | "right" | "big" | "Big" | "bigg" | "Bigg" | "bigl" | "bigr" | "Bigl" | "Bigr" | "biggl" | "biggr"
         | "displaystyle" | "textstyle" | "scriptstyle" | "limits" | "nolimits" | "quad" | "qquad" | "boxed"
         | "fbox" | "hspace" | "vspace" | "thinspace" | "nonumber" | "ensuremath" | "mathstrut" | "tag" | "label"
-        | "phantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut" | "mathclose" | "mathopen" => {
+        | "phantom" | "hphantom" | "vphantom" | "middle" | "Large" | "large" | "hfill" | "hline" | "strut"
+        | "mathclose" | "mathopen" => {
             return Command::Skip;
         }
         "text" | "textbf" | "textit" | "textrm" | "textnormal" | "mbox" | "hbox" | "textsf" | "texttt" | "emph" => {
@@ -105,6 +109,9 @@ pub(super) fn command(name: &str) -> Command {
         "setminus" | "smallsetminus" | "backslash" => Token::Difference,
         "emptyset" | "varnothing" => Token::EmptySet,
         "R" | "reals" | "Reals" => Token::Reals,
+        "Z" | "integers" => Token::Domain("ℤ"),
+        "N" | "naturals" => Token::Domain("ℕ"),
+        "Q" => Token::Domain("ℚ"),
         "sqrt" => Token::Sqrt,
         "binom" | "dbinom" | "tbinom" => Token::Function(Function::Binomial),
         "pi" => C(Constant::Pi),
@@ -128,16 +135,19 @@ pub(super) fn command(name: &str) -> Command {
         "rbrack" => Close(Group::Square),
         "langle" => Open(Group::Round),
         "rangle" => Close(Group::Round),
-        "le" | "leq" | "leqslant" => R(Relation::LessOrEqual),
-        "ge" | "geq" | "geqslant" => R(Relation::GreaterOrEqual),
+        "le" | "leq" | "leqslant" | "leqq" => R(Relation::LessOrEqual),
+        "ge" | "geq" | "geqslant" | "geqq" => R(Relation::GreaterOrEqual),
         "lt" => R(Relation::Less),
         "gt" => R(Relation::Greater),
         "ne" | "neq" => R(Relation::NotEqual),
         "approx" | "simeq" | "sim" | "approxeq" => R(Relation::About),
         "in" => R(Relation::In),
+        "notin" => R(Relation::NotIn),
+        "ldots" | "cdots" | "dots" | "dotsc" | "dotsb" | "vdots" | "hdots" => Token::Symbol(ELLIPSIS.to_owned()),
         "Rightarrow" | "implies" | "Longrightarrow" | "iff" | "Leftrightarrow" => R(Relation::Implies),
         "equiv" | "coloneqq" => R(Relation::Equal),
-        "land" | "lor" => Token::Separator,
+        "land" | "wedge" => Token::Separator(Joint::And),
+        "lor" | "vee" => Token::Separator(Joint::Or),
         _ => match function(name) {
             Some(function) => Token::Function(function),
             None => Token::Symbol(name.to_owned()),

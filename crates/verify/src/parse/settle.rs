@@ -1,0 +1,97 @@
+//! What is carried out between reading and comparing, so that the form of an answer can be looked at before.
+
+use super::{ParseError, matrix};
+use crate::answer::{Answer, Expr, Function};
+use crate::compare::numbers_differ;
+use crate::limits::Budget;
+
+/// An answer that can be compared.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settled {
+    pub(crate) answer: Answer,
+    /// Variables that the answer says it holds for all (or some) values of.
+    pub(crate) declared: Vec<String>,
+}
+
+/// Carries out matrices, checks that sides which are said to be equal are not different numbers, and takes off for which
+/// variables an answer holds.
+///
+/// # Errors
+/// When the answer contradicts itself (`3 = 4`), says nothing (`0 = 0`), or calculates what matrices have no rule for.
+pub(crate) fn settle(answer: Answer, budget: &mut Budget) -> Result<Settled, ParseError> {
+    let mut declared = Vec::new();
+    let answer = settled(answer, &mut declared, budget)?;
+    Ok(Settled { answer, declared })
+}
+
+fn settled(answer: Answer, declared: &mut Vec<String>, budget: &mut Budget) -> Result<Answer, ParseError> {
+    budget.step().ok_or(ParseError::TooComplex)?;
+    let mut all = |items: Vec<Answer>, budget: &mut Budget| -> Result<Vec<Answer>, ParseError> {
+        items.into_iter().map(|item| settled(item, declared, budget)).collect()
+    };
+    Ok(match answer {
+        Answer::Scalar(expr) => return scalar(expr, budget),
+        Answer::Sequence { open, close, items } => Answer::Sequence { open, close, items: all(items, budget)? },
+        Answer::Set(items) => Answer::Set(all(items, budget)?),
+        Answer::List(items, joint) => Answer::List(all(items, budget)?, joint),
+        Answer::Union(items) => Answer::Union(all(items, budget)?),
+        Answer::Intersection(items) => Answer::Intersection(all(items, budget)?),
+        Answer::Difference(set, without) => {
+            let set = settled(*set, declared, budget)?;
+            Answer::Difference(Box::new(set), Box::new(settled(*without, declared, budget)?))
+        }
+        Answer::Equation { left, right, names } => {
+            return equation(vec![*left, *right], names, declared, budget);
+        }
+        Answer::Equalities { sides, names } => return equation(sides, names, declared, budget),
+        Answer::Quantity(inner, unit) => Answer::Quantity(Box::new(settled(*inner, declared, budget)?), unit),
+        Answer::Choice(letter, inner) => Answer::Choice(letter, Box::new(settled(*inner, declared, budget)?)),
+        Answer::Cases(cases) => {
+            let mut lines = Vec::with_capacity(cases.len());
+            for (value, condition) in cases {
+                lines.push((settled(value, declared, budget)?, settled(condition, declared, budget)?));
+            }
+            Answer::Cases(lines)
+        }
+        Answer::For(inner, names) => {
+            declared.extend(names);
+            return settled(*inner, declared, budget);
+        }
+        other => other,
+    })
+}
+
+fn scalar(expr: Expr, budget: &mut Budget) -> Result<Answer, ParseError> {
+    if matrix::has_matrix(&expr) {
+        return matrix::reduce(expr, budget);
+    }
+    if expr.any(|node| matches!(node, Expr::Call(Function::Determinant, _))) {
+        return Err(ParseError::Syntax("a determinant of no matrix"));
+    }
+    Ok(Answer::Scalar(expr))
+}
+
+fn equation(
+    sides: Vec<Answer>,
+    names: bool,
+    declared: &mut Vec<String>,
+    budget: &mut Budget,
+) -> Result<Answer, ParseError> {
+    // What is written twice says nothing; what is calculated on one side (`1 + 2 = 3`) does.
+    if sides.iter().all(|side| *side == sides[0]) && !matches!(sides[0], Answer::Opaque(_)) {
+        return Err(ParseError::Syntax("an equation that says nothing"));
+    }
+    let mut read = Vec::with_capacity(sides.len());
+    for side in sides {
+        read.push(settled(side, declared, budget)?);
+    }
+    // Of what is named, the last value counts, whatever it went through; without a name the sides state a fact.
+    for pair in read.windows(2).filter(|_| !names) {
+        if numbers_differ(&pair[0], &pair[1], budget) {
+            return Err(ParseError::Syntax("sides that are different numbers"));
+        }
+    }
+    let right = Box::new(read.pop().ok_or(ParseError::Empty)?);
+    let left = Box::new(read.swap_remove(0));
+    Ok(Answer::Equation { left, right, names })
+}
