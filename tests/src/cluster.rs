@@ -22,6 +22,8 @@ pub struct Cluster {
     /// The job.
     pub job: Job,
     processes: Vec<(String, Child)>,
+    /// Files that processes which are started may have open.
+    files: Option<u32>,
 }
 
 impl Cluster {
@@ -31,7 +33,7 @@ impl Cluster {
     /// When that cannot be done.
     pub fn new(job: Job) -> Result<Self> {
         job.write_spec()?;
-        let cluster = Self { job, processes: Vec::new() };
+        let cluster = Self { job, processes: Vec::new(), files: None };
         cluster.make_certificates()?;
         Ok(cluster)
     }
@@ -53,12 +55,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// Lets processes that are started from now on have so many files open.
+    pub fn limit_files(&mut self, files: u32) {
+        self.files = Some(files);
+    }
+
+    /// Lets them have as many as this process.
+    pub fn no_limits(&mut self) {
+        self.files = None;
+    }
+
     /// Starts a program of this workspace; what it says goes to `<name>.out` in the job's folder.
     ///
     /// # Errors
     /// When it is not built or cannot be started.
     pub fn start(&mut self, name: &str, binary: &str, arguments: &[&str]) -> Result<()> {
-        self.launch(name, Command::new(program(binary)?), arguments)
+        let program = program(binary)?;
+        let command = match self.files {
+            None => Command::new(program),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(program);
+                shell
+            }
+        };
+        self.launch(name, command, arguments)
     }
 
     /// Starts a program of this workspace on another host.

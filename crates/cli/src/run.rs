@@ -278,7 +278,7 @@ async fn watch(
         };
         match occurrence {
             Occurrence::Progress(progress) => {
-                if matches!(progress, Progress::Step(_) | Progress::Evaluated(_)) {
+                if matches!(progress, Progress::Step(_) | Progress::Evaluated(_) | Progress::Narrowed { .. }) {
                     supervisor.advanced();
                 }
                 wall.note(&progress);

@@ -8,11 +8,13 @@ use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::driver::{Driver, Parts};
+use crate::driver::{Door, Driver, Parts};
 use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
-use crate::records::{Archive, Checkpoints, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far};
+use crate::records::{
+    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far,
+};
 use crate::{StartError, Timing, sizes};
 
 /// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
@@ -28,19 +30,21 @@ pub(crate) fn open(
     progress: broadcast::Sender<Progress>,
 ) -> Result<(Driver, mpsc::Receiver<Done>), StartError> {
     let epoch = Epoch::take(&run_dir)?;
-    let checkpoints = Checkpoints::open(&run_dir)?;
+    let model = ModelConfig::read(&spec.model.path);
+    let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
+    let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
     let toml = spec.resolved_toml();
     sizes::check(&toml, &problems.train, &problems.evaluation)?;
     let mut notes = vec![problems.report.to_string()];
-    let cost = match ModelConfig::read(&spec.model.path) {
-        Ok(config) => Flops::new(&config, config.vocab_size),
-        Err(error) => {
-            notes.push(format!("batches are shared among learners by their tokens alone: {error}"));
-            Flops::of_any_model()
-        }
-    };
+    if let Err(error) = &model {
+        notes.push(format!(
+            "batches are shared among learners by their tokens alone, and samples are not checked against the vocabulary: {error}"
+        ));
+    }
+    let cost = model.as_ref().map_or_else(|_| Flops::of_any_model(), |model| Flops::new(model, model.vocab_size));
+    let door = Door::new(&spec, model.as_ref().ok());
 
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch)?;
     notes.extend(journal_notes);
@@ -73,6 +77,7 @@ pub(crate) fn open(
         run_dir,
         heartbeat_interval: timing.heartbeat_interval,
         problems,
+        door,
         cost,
         checkpoints,
         run_folder,

@@ -46,6 +46,11 @@ pub enum Progress {
         /// Its slot.
         name: String,
     },
+    /// Likewise: the search for the group that training fails by has come further, so a learner that died did not die in vain.
+    Narrowed {
+        /// A sentence.
+        text: String,
+    },
     /// Something that the operator should read.
     Note {
         /// A sentence.

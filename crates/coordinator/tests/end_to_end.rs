@@ -156,7 +156,7 @@ async fn a_stopped_run_goes_on_and_a_damaged_checkpoint_falls_back() {
     let total = stopped + 2;
     // The one before is the newest even step: it is kept.
     let before = if stopped % 2 == 0 { stopped - 2 } else { stopped - 1 };
-    std::fs::write(checkpoint.join("rank-1.bin"), "something else").unwrap();
+    std::fs::write(checkpoint.join("training-state-1-of-2.safetensors"), "something else").unwrap();
     let coordinator = job.start(total, "[optimizer]\nlearning_rate = 1e-5").await.unwrap();
     let fleet = Fleet::start(coordinator.address(), None);
     let end = end_of(coordinator).await;
@@ -236,10 +236,10 @@ async fn only_damaged_checkpoints_are_no_fresh_start() {
     let fleet = Fleet::start(coordinator.address(), None);
     let RunEnd::Finished { checkpoint, .. } = end_of(coordinator).await else { panic!("it finishes") };
     fleet.join().await;
-    std::fs::remove_file(checkpoint.join("rank-0.bin")).unwrap();
+    std::fs::remove_file(checkpoint.join("training-state-0-of-2.safetensors")).unwrap();
     let refused = job.start(1, "").await.unwrap_err();
     assert!(
-        matches!(&refused, StartError::NoValidCheckpoint { damages, .. } if damages[0].contains("rank-0.bin")),
+        matches!(&refused, StartError::NoValidCheckpoint { damages, .. } if damages[0].contains("training-state-0-of-2.safetensors")),
         "{refused}"
     );
 }

@@ -54,6 +54,7 @@ fn roomy_model(folder: &Path) -> std::path::PathBuf {
     let config = model.join("config.json");
     let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     json["max_position_embeddings"] = 1_000_000.into();
+    json["vocab_size"] = 200_000.into();
     std::fs::write(&config, json.to_string()).unwrap();
     model
 }

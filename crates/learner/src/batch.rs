@@ -46,6 +46,19 @@ impl SequenceTokens {
     }
 }
 
+impl TrainBatch {
+    /// The first group with a token that a vocabulary of `size` does not have, and the token. The kernels would read beyond
+    /// the embedding.
+    #[must_use]
+    pub fn outside_vocabulary(&self, size: i64) -> Option<(u64, u32)> {
+        let outside = |tokens: &[u32]| tokens.iter().copied().find(|token| i64::from(*token) >= size);
+        let prompts = self.prompts.iter().find_map(|(group, tokens)| Some((*group, outside(tokens)?)));
+        let answer =
+            |sequence: &SequenceTokens| Some((self.index.get(sequence.position)?.group, outside(&sequence.tokens)?));
+        prompts.or_else(|| self.sequences.iter().find_map(answer))
+    }
+}
+
 /// All that one rank needs for a training step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainBatch {

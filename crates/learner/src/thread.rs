@@ -1,5 +1,7 @@
 //! The thread that owns the trainer, its tensors and the communicator.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as sync;
@@ -236,8 +238,22 @@ impl State {
         if let Some(learning_rate) = learning_rate {
             trainer.settings_mut().optimizer.learning_rate = learning_rate;
         }
+        let vocabulary = trainer.network.config.vocab_size;
+        if let Some((group, token)) = batch.outside_vocabulary(vocabulary) {
+            let problem = format!("group {group} has token {token}, and the vocabulary has {vocabulary} tokens");
+            return Err(permanent(problem));
+        }
         let started = Instant::now();
-        let report = trainer.train(batch, collective.as_mut()).map_err(|error| fail(&error))?;
+        let report = panic::catch_unwind(AssertUnwindSafe(|| trainer.train(batch, collective.as_mut())));
+        let report = match report {
+            Ok(report) => report.map_err(|error| fail(&error))?,
+            Err(payload) => {
+                // Half an update is in them. The coordinator forms a new generation, which loads its state anew, and finds out
+                // whether it is the batch that the step fails by; a process that ended would only come later.
+                (self.trainer, self.collective) = (None, None);
+                return Err(transient(format!("the step panicked: {}", panic_message(payload.as_ref()))));
+            }
+        };
         let trained = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let weights = self.publish()?;
@@ -277,6 +293,12 @@ impl State {
         let files = files.map_err(|error| fail_save(&error))?;
         Ok(v1::SaveResult { files })
     }
+}
+
+/// What a panic said.
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("nothing")
 }
 
 fn transient(error: impl std::fmt::Display) -> v1::TaskFailure {

@@ -7,7 +7,7 @@ use pacs_types::{GroupId, WeightVersion};
 use crate::machine::Machine;
 use crate::phase::{Evaluation, Phase, Task, Training};
 use crate::pool::{EVALUATION_GROUPS, Pool};
-use crate::schedule::{Decision, Terms, decide};
+use crate::schedule::{Candidate, Decision, Terms, decide};
 use crate::{Counter, Effect, End, StopMode, TaskKind, UniformGroups};
 
 /// What comes next.
@@ -134,7 +134,9 @@ impl Machine {
         let needed = usize::try_from(steps_left).unwrap_or(usize::MAX).saturating_mul(per_step);
         let room = (self.options.slots as usize).saturating_sub(trained);
         let (samples, version, now) = (self.options.samples_per_prompt, self.policy_version(), self.now);
-        while self.pool.len() < room.min(needed) {
+        // Those that rest while others are tried take no room, or no batch would be full.
+        let held = self.held_groups().len();
+        while self.pool.len() < room.min(needed) + held {
             let group = self.draw();
             self.pool.add(group, samples, version, now);
         }
@@ -144,7 +146,7 @@ impl Machine {
     pub(crate) fn try_train(&mut self) {
         let groups = self.options.prompts_per_step as usize;
         while matches!(self.phase, Phase::Sampling) && !self.paused && self.pool.complete() >= groups {
-            match decide(self.terms(), self.pool.candidates()) {
+            match decide(self.terms(), self.candidates()) {
                 Decision::Train(batch) => return self.begin_training(&batch),
                 Decision::TooFew | Decision::WaitFor(_) => return,
                 Decision::Evict(stale) => {
@@ -157,6 +159,14 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// The groups that the next batch is chosen from.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let held = self.held_groups();
+        let mut candidates = self.pool.candidates();
+        candidates.retain(|candidate| !held.contains(&candidate.id));
+        candidates
     }
 
     pub(crate) fn terms(&self) -> Terms {

@@ -118,6 +118,8 @@ pub enum Effect {
     },
     /// Something that the operator should read.
     Note(String),
+    /// Likewise: the search for the group that training fails by has come further, so learners do not die in vain.
+    Narrowed(String),
     /// The run is over.
     Ended(End),
 }
@@ -133,6 +135,8 @@ pub enum Dropped {
     Uniform,
     /// Its workers died again and again.
     Deadly,
+    /// Training fails with it.
+    Poisonous,
 }
 
 /// Answer to the caller of an event.

@@ -32,6 +32,7 @@ mod refusal;
 mod roster;
 mod schedule;
 mod status;
+mod trial;
 mod verbs;
 mod watchdog;
 mod worker;

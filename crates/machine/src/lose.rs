@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::pool::{Death, Revoked};
+use crate::trial::Found;
 use crate::{Counter, Dropped, Effect, Reply};
 
 /// A step may drop this many groups, however small it is, before the run fails.
@@ -98,15 +99,15 @@ impl Machine {
         }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         if role == Role::Learner && is_rank {
-            self.lose_generation(&format!("{name} {why}"));
+            self.lose_ranks(&format!("{name} {why}"), departure.is_death());
         }
     }
 
     /// Gives up a worker that was not heard of for too long. Its process may come back when another one has its name.
     pub(crate) fn worker_silent(&mut self, worker: WorkerId) {
         if let Some(member) = self.workers.get(worker) {
-            let (name, process) = (member.name.clone(), member.process.clone());
-            self.names.vacate(name, worker, process);
+            let (role, name, process) = (member.role, member.name.clone(), member.process.clone());
+            self.names.vacate(role, name, worker, process);
         }
         self.lose_worker(worker, Departure::Silent);
     }
@@ -209,14 +210,28 @@ impl Machine {
 
     /// Ends the generation: its state is gone, so the job goes back to where it can be loaded again.
     pub(crate) fn lose_generation(&mut self, reason: &str) {
+        self.lose_ranks(reason, true);
+    }
+
+    /// The same; `speaks` says whether the batch in training may be the cause.
+    fn lose_ranks(&mut self, reason: &str, speaks: bool) {
         if self.is_ended() || self.team.take().is_none() {
             return;
         }
+        let found = if speaks { self.training_failed(reason, false) } else { None };
+        self.end_generation(reason, found);
+    }
+
+    /// Goes back to where the job can be loaded again. A failure that leads closer to its cause is not in vain.
+    pub(crate) fn end_generation(&mut self, reason: &str, found: Option<Found>) {
+        self.team = None;
         self.weights = None;
         self.regroup_reason = reason.to_owned();
         self.workers.values_mut().for_each(|worker| worker.joining = false);
         self.count(Counter::LostGenerations, 1);
-        self.lost_generations += 1;
+        if !matches!(found, Some(Found::Fewer | Found::Guilty(_))) {
+            self.lost_generations += 1;
+        }
         if self.lost_generations >= self.options.max_lost_generations {
             return self.fail(format!(
                 "{} generations of learners were lost in a row without a finished step; the last because {reason}",
@@ -235,12 +250,20 @@ impl Machine {
             }
         }
         // The files are written already, so the job goes back to them unless the disk refuses.
-        if self.committing().is_some() {
-            return self.wait_for_writing();
+        let is_committing = self.committing().is_some();
+        if is_committing {
+            self.wait_for_writing();
+        } else {
+            self.writing = None;
+            self.rewind();
         }
-        self.writing = None;
-        self.rewind();
-        self.advance();
+        // Its group is in the pool again by now.
+        if let Some(Found::Guilty(group)) = found {
+            self.quarantine(group);
+        }
+        if !is_committing {
+            self.advance();
+        }
     }
 
     /// Stands still until the checkpoint in flight is durable, or given up.
@@ -303,6 +326,7 @@ impl Machine {
         if self.is_ended() || self.pool_of(group).and_then(|pool| pool.remove(group)).is_none() {
             return;
         }
+        self.not_a_suspect(group);
         self.count(Counter::DroppedGroups, 1);
         self.effects.push(Effect::DropGroup { group, why });
         if let (true, Phase::Evaluating(evaluation)) = (self.is_measured(group), &mut self.phase) {
@@ -310,7 +334,7 @@ impl Machine {
             evaluation.excluded += 1;
             return self.finish_evaluation_if_complete();
         }
-        if why != Dropped::Deadly {
+        if !matches!(why, Dropped::Deadly | Dropped::Poisonous) {
             self.failed_groups += 1;
         }
         if self.failed_groups > MIN_DROPPED_GROUPS.max(self.options.prompts_per_step as usize) {
@@ -320,7 +344,7 @@ impl Machine {
                     format!("they were not done within {} s", self.options.group_timeout.as_secs()),
                     "look at what the rollout workers and verifiers do, or set a larger rollout.group_timeout_seconds",
                 ),
-                Dropped::NoVerdict | Dropped::Uniform | Dropped::Deadly => (
+                Dropped::NoVerdict | Dropped::Uniform | Dropped::Deadly | Dropped::Poisonous => (
                     format!(
                         "no verdict could be had for one of their samples (verifications failed or timed out, {} times \
                          for each sample)",
@@ -342,7 +366,7 @@ impl Machine {
             && training.groups.contains_key(&sample.group)
         {
             // The ranks cannot be told to forget half a batch.
-            self.lose_generation(&format!("{sample} of the batch in training is gone from the disk"));
+            self.lose_ranks(&format!("{sample} of the batch in training is gone from the disk"), false);
         }
         if self.pool_of(sample.group).is_some_and(|pool| pool.lose_sample(sample)) {
             self.effects.push(Effect::ReplaceSample(sample));

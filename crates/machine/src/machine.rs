@@ -11,6 +11,7 @@ use crate::operate::Action;
 use crate::phase::{Phase, Team};
 use crate::pool::{Pool, evaluation_problem, present};
 use crate::roster::Roster;
+use crate::trial::Trials;
 use crate::verbs::Names;
 use crate::worker::{Process, Worker};
 use crate::writing::Writing;
@@ -63,6 +64,10 @@ pub struct Machine {
 
     /// Training groups in flight, without those of the step in the making.
     pub(crate) pool: Pool,
+    /// The search for a group that training fails by.
+    pub(crate) trials: Trials,
+    /// Step up to which groups may be late, because some have rested while it was on.
+    pub(crate) crowded_until: u64,
     /// Groups that could not be completed since the last step.
     pub(crate) failed_groups: usize,
     /// Groups that were refilled since the last step.
@@ -134,6 +139,8 @@ impl Machine {
             progressed: now,
             stalls: 0,
             pool: Pool::default(),
+            trials: Trials::default(),
+            crowded_until: 0,
             failed_groups: 0,
             refills: 0,
             paused: false,
@@ -443,6 +450,12 @@ impl Machine {
     #[must_use]
     pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {
         self.workers.get(worker).map(|member| member.role)
+    }
+
+    /// Version of the newest weights that anything may be generated with: one for each step that is made.
+    #[must_use]
+    pub fn newest_version(&self) -> WeightVersion {
+        self.policy_version()
     }
 
     /// Name of a worker's slot; of one that is not a member, its number.

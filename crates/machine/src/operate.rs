@@ -99,8 +99,16 @@ impl Machine {
     }
 
     fn drain(&mut self, name: &str) -> Result<String, String> {
-        let Some((id, role)) = self.workers.find(name).map(|(id, worker)| (id, worker.role)) else {
-            return Err(format!("there is no worker `{name}`; `pacs status` lists them"));
+        let found: Vec<_> = self.workers.find_all(name).into_iter().map(|(id, worker)| (id, worker.role)).collect();
+        let (id, role) = match found[..] {
+            [] => return Err(format!("there is no worker `{name}`; `pacs status` lists them")),
+            [one] => one,
+            _ => {
+                return Err(format!(
+                    "workers of {} roles have the name `{name}`; start them under names of their own",
+                    found.len()
+                ));
+            }
         };
         if role == Role::Learner {
             let is_counted = self.workers.get(id).is_some_and(|worker| worker.draining().is_none());

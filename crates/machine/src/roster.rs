@@ -11,7 +11,8 @@ use crate::worker::{Drain, Worker};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Roster {
     members: BTreeMap<WorkerId, Worker>,
-    by_name: HashMap<String, WorkerId>,
+    /// Slots are of a role: a verifier may have the name of a learner, and takes nothing of it.
+    by_name: [HashMap<String, WorkerId>; 3],
     rollouts: Count,
     learners: Count,
     verifiers: Count,
@@ -27,7 +28,7 @@ struct Count {
 
 impl Roster {
     pub(crate) fn insert(&mut self, id: WorkerId, worker: Worker) {
-        self.by_name.insert(worker.name.clone(), id);
+        self.by_name[slots_of(worker.role)].insert(worker.name.clone(), id);
         let count = self.count_mut(worker.role);
         count.all += 1;
         count.draining += usize::from(worker.draining().is_some());
@@ -37,8 +38,9 @@ impl Roster {
     pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         let worker = self.members.remove(&id)?;
         // Another registration may have the name by now.
-        if self.by_name.get(&worker.name) == Some(&id) {
-            self.by_name.remove(&worker.name);
+        let names = &mut self.by_name[slots_of(worker.role)];
+        if names.get(&worker.name) == Some(&id) {
+            names.remove(&worker.name);
         }
         let count = self.count_mut(worker.role);
         count.all -= 1;
@@ -62,10 +64,15 @@ impl Roster {
         self.members.get_mut(&id)
     }
 
-    /// The member of a name.
-    pub(crate) fn find(&self, name: &str) -> Option<(WorkerId, &Worker)> {
-        let id = *self.by_name.get(name)?;
+    /// The member of a role and a name.
+    pub(crate) fn find(&self, role: Role, name: &str) -> Option<(WorkerId, &Worker)> {
+        let id = *self.by_name[slots_of(role)].get(name)?;
         Some((id, self.members.get(&id)?))
+    }
+
+    /// All members of a name, one of each role at most.
+    pub(crate) fn find_all(&self, name: &str) -> Vec<(WorkerId, &Worker)> {
+        Role::ALL.into_iter().filter_map(|role| self.find(role, name)).collect()
     }
 
     /// In order of registration.
@@ -113,6 +120,14 @@ impl Roster {
             Role::Learner => &mut self.learners,
             Role::Verifier => &mut self.verifiers,
         }
+    }
+}
+
+fn slots_of(role: Role) -> usize {
+    match role {
+        Role::Rollout => 0,
+        Role::Learner => 1,
+        Role::Verifier => 2,
     }
 }
 
@@ -173,8 +188,20 @@ mod tests {
         roster.insert(WorkerId(1), worker(Role::Rollout, "a"));
         roster.insert(WorkerId(2), worker(Role::Rollout, "a"));
         roster.remove(WorkerId(1));
-        assert_eq!(roster.find("a").map(|(id, _)| id), Some(WorkerId(2)));
+        assert_eq!(roster.find(Role::Rollout, "a").map(|(id, _)| id), Some(WorkerId(2)));
         roster.remove(WorkerId(2));
-        assert!(roster.find("a").is_none() && roster.is_empty());
+        assert!(roster.find(Role::Rollout, "a").is_none() && roster.is_empty());
+    }
+
+    #[test]
+    fn roles_have_names_of_their_own() {
+        let mut roster = Roster::default();
+        roster.insert(WorkerId(1), worker(Role::Learner, "a"));
+        roster.insert(WorkerId(2), worker(Role::Verifier, "a"));
+        assert_eq!(roster.find(Role::Learner, "a").map(|(id, _)| id), Some(WorkerId(1)));
+        assert_eq!(roster.find_all("a").len(), 2);
+        roster.remove(WorkerId(2));
+        assert_eq!(roster.find(Role::Learner, "a").map(|(id, _)| id), Some(WorkerId(1)));
+        assert!(roster.find(Role::Verifier, "a").is_none());
     }
 }

@@ -241,7 +241,7 @@ impl Machine {
         }
         // Enough groups are complete, but a certain one has to be among them.
         let is_enough = matches!(self.phase, Phase::Sampling) && pool.complete() >= wanted;
-        let due = is_enough.then(|| decide(self.terms(), pool.candidates())).and_then(|decision| match decision {
+        let due = is_enough.then(|| decide(self.terms(), self.candidates())).and_then(|decision| match decision {
             Decision::WaitFor(group) => Some(group),
             Decision::Train(_) | Decision::TooFew | Decision::Evict(_) => None,
         });

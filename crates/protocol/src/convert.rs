@@ -12,8 +12,17 @@ pub struct WireError {
     pub problem: String,
 }
 
+/// Lowest log-probability of a token that is taken (nats). A draw of 53 random bits reaches no token below -37, and rounding in
+/// float32 none below -104; what is lower was not drawn, and the exponential of a few of them overflows in importance weights.
+pub const LOWEST_LOGPROB: f32 = -500.0;
+/// Highest one: log-probabilities are at most 0, and engines round.
+pub const HIGHEST_LOGPROB: f32 = 0.01;
+/// Largest reward of a verdict, either way: up to nine verifiers of up to 1e6 (see docs/VERIFIERS.md), weighted by up to 1000.
+pub const MOST_REWARD: f64 = 1e10;
+
 impl WireError {
-    fn new(field: &'static str, problem: impl Into<String>) -> Self {
+    /// Says what is wrong with a field: what was found, and what the limit is.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
     }
 
@@ -89,16 +98,12 @@ impl TryFrom<v1::Sample> for Sample {
             let problem = format!("has {} values for {} tokens", wire.logprobs.len(), wire.tokens.len());
             return Err(WireError::new("logprobs", problem));
         }
-        if let Some(bad) = wire.logprobs.iter().find(|value| !value.is_finite()) {
-            return Err(WireError::new("logprobs", format!("holds {bad}")));
-        }
+        within_bounds("logprobs", &wire.logprobs)?;
         if !wire.sampled_logprobs.is_empty() && wire.tokens.len() != wire.sampled_logprobs.len() {
             let problem = format!("has {} values for {} tokens", wire.sampled_logprobs.len(), wire.tokens.len());
             return Err(WireError::new("sampled_logprobs", problem));
         }
-        if let Some(bad) = wire.sampled_logprobs.iter().find(|value| !value.is_finite()) {
-            return Err(WireError::new("sampled_logprobs", format!("holds {bad}")));
-        }
+        within_bounds("sampled_logprobs", &wire.sampled_logprobs)?;
         if !wire.entropy_sum.is_finite() {
             return Err(WireError::new("entropy_sum", format!("is {}", wire.entropy_sum)));
         }
@@ -116,6 +121,16 @@ impl TryFrom<v1::Sample> for Sample {
     }
 }
 
+/// Refuses what no engine has drawn a token with.
+fn within_bounds(field: &'static str, logprobs: &[f32]) -> Result<(), WireError> {
+    match logprobs.iter().find(|value| !(LOWEST_LOGPROB..=HIGHEST_LOGPROB).contains(*value)) {
+        Some(bad) => {
+            Err(WireError::new(field, format!("holds {bad:e}, expected {LOWEST_LOGPROB} to {HIGHEST_LOGPROB}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The spans of a sample: they cover its tokens, and the oldest has the version of the sample.
 fn spans(wire: &v1::Sample) -> Result<Vec<VersionSpan>, WireError> {
     let tokens = wire.tokens.len();
@@ -126,6 +141,9 @@ fn spans(wire: &v1::Sample) -> Result<Vec<VersionSpan>, WireError> {
     let covered: u64 = wire.spans.iter().map(|span| u64::from(span.tokens)).sum();
     if covered != tokens as u64 || wire.spans.iter().any(|span| span.tokens == 0) {
         return Err(WireError::new("spans", format!("cover {covered} of {tokens} tokens, or have an empty span")));
+    }
+    if !wire.spans.is_sorted_by_key(|span| span.version) {
+        return Err(WireError::new("spans", "go back to older weights"));
     }
     let oldest = wire.spans.iter().map(|span| span.version).min();
     if oldest != Some(wire.version) {
@@ -155,8 +173,22 @@ impl TryFrom<v1::Verdict> for Verdict {
         if !(0.0..=1.0).contains(&wire.label) {
             return Err(WireError::new("label", format!("is {}, expected 0 to 1", wire.label)));
         }
-        if !wire.reward.is_finite() {
-            return Err(WireError::new("reward", format!("is {}", wire.reward)));
+        if !(-MOST_REWARD..=MOST_REWARD).contains(&wire.reward) {
+            let problem = format!("is {:e}, expected -{MOST_REWARD:e} to {MOST_REWARD:e}", wire.reward);
+            return Err(WireError::new("reward", problem));
+        }
+        // The label is trained on and the outcome reported: one of them would be a lie.
+        match outcome {
+            Outcome::Correct if wire.label == 0.0 => {
+                return Err(WireError::new("label", "is 0 for a correct answer, expected above 0"));
+            }
+            Outcome::Wrong | Outcome::Unparsable if wire.label == 1.0 => {
+                return Err(WireError::new(
+                    "label",
+                    format!("is 1 for one that is {}, expected below 1", outcome.name()),
+                ));
+            }
+            Outcome::Correct | Outcome::Wrong | Outcome::Unparsable | Outcome::Failed | Outcome::TimedOut => {}
         }
         Ok(Self { outcome, label: wire.label, reward: wire.reward, extracted: wire.extracted, rule: wire.rule })
     }
@@ -204,7 +236,11 @@ mod tests {
         assert_eq!(refused(|s| s.logprobs[0] = f32::NAN), "logprobs");
         assert_eq!(refused(|s| s.sampled_logprobs.truncate(1)), "sampled_logprobs");
         assert_eq!(refused(|s| s.sampled_logprobs[1] = f32::INFINITY), "sampled_logprobs");
+        assert_eq!(refused(|s| s.logprobs[0] = -3e38), "logprobs");
+        assert_eq!(refused(|s| s.sampled_logprobs[0] = 3e38), "sampled_logprobs");
+        assert_eq!(refused(|s| s.sampled_logprobs[0] = 0.1), "sampled_logprobs");
         assert_eq!(refused(|s| s.entropy_sum = f64::INFINITY), "entropy_sum");
+        assert_eq!(refused(|s| (s.spans[0].version, s.spans[1].version) = (4, 3)), "spans");
         assert_eq!(refused(|s| s.spans[0].tokens = 2), "spans");
         assert_eq!(refused(|s| (s.spans[0].tokens, s.spans[1].tokens) = (0, 2)), "spans");
         assert_eq!(refused(|s| s.version = 4), "version");
@@ -217,5 +253,31 @@ mod tests {
         assert_eq!(Verdict::try_from(v1::Verdict::from(verdict.clone())), Ok(verdict.clone()));
         let wire = v1::Verdict { label: 1.5, ..verdict.into() };
         assert_eq!(Verdict::try_from(wire).expect_err("must be refused").field, "label");
+    }
+
+    #[test]
+    fn verdicts_that_contradict_themselves_are_refused_by_field() {
+        use Outcome::{Correct, Failed, TimedOut, Unparsable, Wrong};
+        let read = |outcome, label, reward| {
+            let verdict = Verdict { outcome, label, reward, extracted: None, rule: String::new() };
+            Verdict::try_from(v1::Verdict::from(verdict)).map_err(|error| error.field).err()
+        };
+        for (outcome, label, reward, refused) in [
+            (Correct, 1.0, 1.0, None),
+            (Correct, 0.2, -MOST_REWARD, None),
+            (Correct, 0.0, 0.0, Some("label")),
+            (Correct, -0.0, 0.0, Some("label")),
+            (Wrong, 0.9, 0.0, None),
+            (Wrong, 1.0, 0.0, Some("label")),
+            (Unparsable, 1.0, 0.0, Some("label")),
+            (Failed, 0.0, 0.0, None),
+            (TimedOut, 1.0, 0.0, None),
+            (Wrong, 0.0, 1e308, Some("reward")),
+            (Wrong, 0.0, -1e308, Some("reward")),
+            (Wrong, 0.0, f64::NAN, Some("reward")),
+            (Wrong, f64::NAN, 0.0, Some("label")),
+        ] {
+            assert_eq!(read(outcome, label, reward), refused, "{outcome:?} {label} {reward}");
+        }
     }
 }

@@ -9,13 +9,21 @@ pub mod v1 {
     tonic::include_proto!("pacs.v1");
 }
 
-pub use convert::WireError;
+pub use convert::{HIGHEST_LOGPROB, LOWEST_LOGPROB, MOST_REWARD, WireError};
 
 /// Largest message that either side sends or accepts.
 ///
 /// Whatever grows with a job comes in pieces: a batch as a stream, leases and verdicts as far as they fit into
 /// [`ANSWER_BYTES`]. What cannot be divided is one sample, so [`pacs_types::MAX_SAMPLE_BYTES`] is below this.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// Most bytes of a call that hands verdicts in. A message in memory takes many times what it takes on the wire, 57 times where
+/// the verdicts in it are empty; so this is small.
+pub const MAX_VERDICTS_BYTES: usize = 256 << 10;
+/// Most verdicts in one call, and most bytes of a text in one of them.
+pub const MOST_VERDICTS: usize = 4096;
+/// See [`MOST_VERDICTS`].
+pub const MOST_VERDICT_TEXT: usize = 16 << 10;
 
 /// Bytes of list items, such as leases, verdicts or workers, that are put into one message; one item alone may take more.
 pub const ANSWER_BYTES: usize = 4 << 20;

@@ -12,11 +12,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::net::accept_probes;
 
 /// How often a watcher is told of progress that stopped, at the latest.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -62,11 +63,13 @@ impl Health {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .concurrency_limit_per_connection(16)
             .timeout(Duration::from_secs(10))
             .add_service(HealthServer::new(Answers(self.clone())).max_decoding_message_size(4096));
         tokio::spawn(async move {
-            if let Err(error) = server.serve_with_incoming(TcpIncoming::from(listener)).await {
+            if let Err(error) = server.serve_with_incoming(accept_probes(listener)).await {
                 tracing::error!("the health service ended: {error}");
             }
         });

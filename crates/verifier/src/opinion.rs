@@ -34,6 +34,14 @@ impl Opinion {
         if !(0.0..=1.0).contains(&label) {
             return garbage(format!("label is {label}, expected 0 to 1"));
         }
+        // The coordinator refuses them: the label is trained on, the outcome reported, and one of them would be a lie.
+        match outcome {
+            Outcome::Correct if label == 0.0 => return garbage("label is 0 for a correct answer".to_owned()),
+            Outcome::Wrong | Outcome::Unparsable if label == 1.0 => {
+                return garbage(format!("label is 1 for an answer that is {}", outcome.name()));
+            }
+            Outcome::Correct | Outcome::Wrong | Outcome::Unparsable | Outcome::Failed | Outcome::TimedOut => {}
+        }
         let reward = reward.unwrap_or(label);
         if !(-MOST_REWARD..=MOST_REWARD).contains(&reward) {
             return garbage(format!("reward is {reward}, expected -{MOST_REWARD} to {MOST_REWARD}"));
@@ -77,6 +85,8 @@ mod tests {
         let fault = |opinion: Opinion| opinion.verdict("exec").expect_err("no verdict").to_string();
         assert!(fault(Opinion { label: Some(1.5), ..opinion(Outcome::Correct) }).contains("label is 1.5"));
         assert!(fault(Opinion { label: Some(f64::NAN), ..opinion(Outcome::Correct) }).contains("label is NaN"));
+        assert!(fault(Opinion { label: Some(0.0), ..opinion(Outcome::Correct) }).contains("label is 0 for a correct"));
+        assert!(fault(Opinion { label: Some(1.0), ..opinion(Outcome::Unparsable) }).contains("that is unparsable"));
         for reward in [f64::INFINITY, f64::NAN, -1e300] {
             let rewarded = Opinion { reward: Some(reward), ..opinion(Outcome::Wrong) };
             assert!(fault(rewarded).contains("expected -1000000 to 1000000"), "{reward}");

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
-use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, v1};
+use pacs_protocol::{MAX_MESSAGE_BYTES, MAX_VERDICTS_BYTES, MOST_VERDICT_TEXT, MOST_VERDICTS, v1};
 use pacs_runtime::net::{RunChannel, RunIdentity};
 use pacs_runtime::trace::{self, TraceContext};
 use pacs_runtime::{Activity, CallError, Membership, Policy};
@@ -188,22 +188,22 @@ impl Submitting {
     }
 }
 
-/// Bytes of an extracted answer or a rule that are handed in: a verifier may say what it likes.
-const MOST_TEXT: usize = 64 << 10;
+/// Bytes of verdicts in one call, beside which one more has room below what the coordinator takes.
+const CALL_BYTES: usize = MAX_VERDICTS_BYTES / 2;
 
 /// How many of the verdicts go into one call, at least one; their texts are cut to what anybody would read.
 fn how_many_fit(verdicts: &mut [v1::TaskVerdict]) -> usize {
-    let mut room = ANSWER_BYTES;
+    let mut room = CALL_BYTES;
     let fits = |verdict: &mut v1::TaskVerdict| {
         if let Some(verdict) = &mut verdict.verdict {
             let texts = verdict.extracted.iter_mut().chain([&mut verdict.rule]);
-            texts.for_each(|text| text.truncate(text.floor_char_boundary(MOST_TEXT)));
+            texts.for_each(|text| text.truncate(text.floor_char_boundary(MOST_VERDICT_TEXT)));
         }
         let left = room.checked_sub(verdict.encoded_len() + FIELD_BYTES);
         room = left.unwrap_or(0);
         left.is_some()
     };
-    verdicts.iter_mut().map(fits).take_while(|fits| *fits).count().max(1)
+    verdicts.iter_mut().take(MOST_VERDICTS).map(fits).take_while(|fits| *fits).count().max(1)
 }
 
 /// Tag and length of a message in a list.
@@ -234,7 +234,7 @@ mod tests {
         assert!(calls.len() > 1);
         for verdicts in &calls {
             let request = v1::SubmitVerdictsRequest { worker_id: 1, verdicts: verdicts.clone() };
-            assert!(request.encoded_len() <= ANSWER_BYTES + 16, "{} bytes", request.encoded_len());
+            assert!(request.encoded_len() <= CALL_BYTES + 16, "{} bytes", request.encoded_len());
         }
         let indices = calls.iter().flatten().map(|verdict| verdict.sample_index);
         assert!(indices.eq(0..300));

@@ -85,7 +85,7 @@ impl Console {
             }
             Progress::WorkerLost { name, why } => format!("worker {name} is gone: {why}; its work is issued again"),
             Progress::Drained { name } => format!("worker {name} is drained and leaves"),
-            Progress::Note { text } => text.clone(),
+            Progress::Narrowed { text } | Progress::Note { text } => text.clone(),
         };
         vec![text]
     }
@@ -162,7 +162,7 @@ fn progress_json(progress: &Progress) -> Value {
         }
         Progress::WorkerLost { name, why } => json!({"event": "worker_lost", "worker": name, "text": why}),
         Progress::Drained { name } => json!({"event": "worker_drained", "worker": name}),
-        Progress::Note { text } => json!({"event": "note", "text": text}),
+        Progress::Narrowed { text } | Progress::Note { text } => json!({"event": "note", "text": text}),
     }
 }
 

@@ -111,6 +111,12 @@ impl Driver {
                     self.tell_progress(Progress::Drained { name });
                 }
             }
+            Effect::Narrowed(text) => {
+                if live {
+                    tracing::warn!("{text}");
+                    self.tell_progress(Progress::Narrowed { text });
+                }
+            }
             Effect::Note(text) => {
                 if live {
                     tracing::warn!("{text}");
@@ -330,6 +336,7 @@ fn log_dropped(group: GroupId, why: Dropped) {
         Dropped::NoVerdict => tracing::warn!(%group, "a group was dropped: its verifications failed"),
         Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
         Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
+        Dropped::Poisonous => tracing::error!(%group, "a group was quarantined: training fails with it"),
         Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
     }
 }

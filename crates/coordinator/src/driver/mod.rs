@@ -7,6 +7,7 @@ mod clock;
 mod content;
 mod disk;
 mod distribution;
+mod door;
 mod fit;
 mod pieces;
 mod poison;
@@ -39,6 +40,7 @@ pub(crate) use self::batch::{Batch, Sharing};
 pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::disk::follow;
+pub(crate) use self::door::{Door, known_versions};
 pub(crate) use self::pieces::{Pieces, Received};
 pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
@@ -58,12 +60,18 @@ const RECENT_STEPS: usize = 10;
 pub(crate) struct Shared {
     driver: Arc<Mutex<Driver>>,
     waiters: Waiters,
+    door: Arc<Door>,
 }
 
 impl Shared {
     pub(crate) fn new(driver: Driver) -> Self {
-        let waiters = driver.waiters.clone();
-        Self { driver: Arc::new(Mutex::new(driver)), waiters }
+        let (waiters, door) = (driver.waiters.clone(), Arc::clone(&driver.door));
+        Self { driver: Arc::new(Mutex::new(driver)), waiters, door }
+    }
+
+    /// What the job allows of what workers hand in.
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Driver> {
@@ -102,7 +110,8 @@ impl Shared {
     }
 
     fn downgrade(&self) -> WeakShared {
-        WeakShared { driver: Arc::downgrade(&self.driver), waiters: self.waiters.clone() }
+        let (driver, waiters, door) = (Arc::downgrade(&self.driver), self.waiters.clone(), Arc::clone(&self.door));
+        WeakShared { driver, waiters, door }
     }
 }
 
@@ -115,11 +124,13 @@ async fn on_disk(durable: DurableUpTo) -> Result<(), Status> {
 struct WeakShared {
     driver: std::sync::Weak<Mutex<Driver>>,
     waiters: Waiters,
+    door: Arc<Door>,
 }
 
 impl WeakShared {
     fn upgrade(&self) -> Option<Shared> {
-        Some(Shared { driver: self.driver.upgrade()?, waiters: self.waiters.clone() })
+        let (waiters, door) = (self.waiters.clone(), Arc::clone(&self.door));
+        Some(Shared { driver: self.driver.upgrade()?, waiters, door })
     }
 }
 
@@ -132,6 +143,8 @@ pub(crate) struct Driver {
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Arc<Problems>,
+    /// What the job allows of what workers hand in.
+    pub(crate) door: Arc<Door>,
     /// What training on a sequence costs.
     pub(crate) cost: Flops,
     pub(crate) started: Instant,
@@ -189,6 +202,7 @@ pub(crate) struct Parts {
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Problems,
+    pub(crate) door: Door,
     pub(crate) cost: Flops,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_folder: RunFolder,
@@ -206,6 +220,7 @@ impl Driver {
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
             problems: Arc::new(parts.problems),
+            door: Arc::new(parts.door),
             cost: parts.cost,
             started: parts.started,
             time_before: parts.machine.now(),

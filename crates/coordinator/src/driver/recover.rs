@@ -156,7 +156,8 @@ impl Driver {
     fn load_sample(&mut self, frames: &Frames, key: FrameKey) {
         let FrameKey::Sample(id, _) = key else { return };
         let Some(frame) = frames.stored(key) else { return };
-        match KeptSample::load(frame) {
+        // What an earlier version took at the door is generated again rather than trained on.
+        match KeptSample::load(frame, |sample| self.door.sample(sample)) {
             Ok(sample) => self.store.put_sample(id, sample),
             Err(error) => tracing::error!(sample = %id, "a sample of the journal cannot be read: {error}"),
         }
@@ -165,8 +166,10 @@ impl Driver {
     fn load_verdict(&mut self, frames: &Frames, key: FrameKey) {
         let FrameKey::Verdict(id, _) = key else { return };
         let read = frames.get(key).and_then(|body| v1::Verdict::decode(body.as_slice()).ok());
-        if let Some(verdict) = read.and_then(|wire| Verdict::try_from(wire).ok()) {
-            self.store.put_verdict(id, verdict);
+        let Some(wire) = read else { return };
+        match Verdict::try_from(wire).and_then(|verdict| self.door.verdict(&verdict).map(|()| verdict)) {
+            Ok(verdict) => self.store.put_verdict(id, verdict),
+            Err(error) => tracing::error!(sample = %id, "a verdict of the journal is none: {error}"),
         }
     }
 }

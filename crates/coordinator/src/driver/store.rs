@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use pacs_protocol::v1;
+use pacs_protocol::{WireError, v1};
 use pacs_types::{FinishReason, GroupId, Sample, SampleId, Verdict};
 use prost::Message;
 
@@ -66,9 +66,14 @@ impl KeptSample {
         }
     }
 
-    /// The same of a frame that an earlier coordinator has written.
-    pub(crate) fn load(frame: StoredFrame) -> Result<Self, ContentError> {
-        Ok(Self::new(&read(&frame)?, frame))
+    /// The same of a frame that an earlier coordinator has written, if `check` takes it.
+    pub(crate) fn load(
+        frame: StoredFrame,
+        check: impl FnOnce(&Sample) -> Result<(), WireError>,
+    ) -> Result<Self, ContentError> {
+        let sample = read(&frame)?;
+        check(&sample).map_err(|error| ContentError::Malformed(error.to_string()))?;
+        Ok(Self::new(&sample, frame))
     }
 
     /// Reads the whole sample. Takes the disk, so never under the driver's lock.
@@ -86,7 +91,7 @@ impl KeptSample {
 fn read(frame: &StoredFrame) -> Result<Sample, ContentError> {
     let malformed = |error: String| ContentError::Malformed(error);
     let wire = v1::Sample::decode(frame.read()?.as_slice()).map_err(|error| malformed(error.to_string()))?;
-    wire.try_into().map_err(|error: pacs_protocol::WireError| malformed(error.to_string()))
+    wire.try_into().map_err(|error: WireError| malformed(error.to_string()))
 }
 
 /// The text of a [`v1::Sample`].

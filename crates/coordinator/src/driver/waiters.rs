@@ -20,6 +20,8 @@ use pacs_types::WorkerId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::poison::enter;
+
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -144,8 +146,7 @@ impl Waiters {
         let mut place: Option<Place> = None;
         loop {
             {
-                // A panic in one call must not take the run down.
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = enter(state);
                 let was_woken = place.as_mut().map(|place| place.is_standing = false).is_some();
                 let found = attempt(&mut state);
                 if matches!(found, Ok(Some(_))) {

@@ -9,7 +9,7 @@ use super::{Audit, Extras, Records, Snapshot};
 use crate::FileError;
 
 /// Format of the tables and of what is in them.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

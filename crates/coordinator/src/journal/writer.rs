@@ -71,6 +71,7 @@ impl Writer {
         let (inbox, told) = (Arc::clone(&shared), Arc::clone(&durable));
         // Ends when it is closed, after the last batch.
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            let _guard = Panicked(&told);
             write_all(&inbox, &told, Disk { database, segments, epoch });
         })?;
         Ok(Self { shared, durable, thread: Some(thread) })
@@ -109,6 +110,19 @@ impl Drop for Writer {
             && thread.join().is_err()
         {
             tracing::error!("the journal's thread panicked");
+        }
+    }
+}
+
+/// Says that nothing more will be durable, should the thread panic: those who wait would do so to their deadline, and others
+/// would hand in what is never written.
+struct Panicked<'a>(&'a watch::Sender<Durable>);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let problem = "the journal cannot be written: its thread panicked".to_owned();
+            self.0.send_modify(|durable| durable.failed = Some(problem));
         }
     }
 }

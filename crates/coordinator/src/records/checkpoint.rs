@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pacs_machine::Snapshot;
 use pacs_spec::JobSpec;
 use serde::{Deserialize, Serialize};
 
-use super::Epoch;
 use super::atomic::{sync_folder, write_atomically};
+use super::{Coverage, Epoch};
 use crate::FileError;
 
 /// Format of the manifest.
@@ -77,17 +78,37 @@ impl Retention {
     }
 }
 
+/// Bytes of a checkpoint that are read back before it counts. A larger one counts when its headers do, and is read back by the
+/// sweeper, for minutes perhaps; until then the ones before it stay.
+const READ_AT_ONCE: u64 = 2 << 30;
+
 /// The checkpoints of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
+    /// What each of them has to hold; none where the model is not known.
+    coverage: Option<Coverage>,
+    read_at_once: u64,
+    unread: Arc<Mutex<Option<Unread>>>,
+}
+
+/// A checkpoint that is to be read back before those are discarded that need not stay beside it.
+#[derive(Clone, Debug)]
+struct Unread {
+    step: u64,
+    retention: Retention,
 }
 
 impl Checkpoints {
     pub(crate) fn open(run_dir: &Path) -> Result<Self, FileError> {
         let folder = run_dir.join("checkpoints");
         fs::create_dir_all(&folder).map_err(FileError::file("create folder", &folder))?;
-        Ok(Self { folder })
+        Ok(Self { folder, coverage: None, read_at_once: READ_AT_ONCE, unread: Arc::default() })
+    }
+
+    /// The same, where each has to hold this.
+    pub(crate) fn holding(self, coverage: Option<Coverage>) -> Self {
+        Self { coverage, ..self }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -181,6 +202,14 @@ impl Checkpoints {
             let folder = path.parent().unwrap_or(&unfinished);
             sync_folder(folder).map_err(FileError::file("sync folder", folder))?;
         }
+        if let Some(coverage) = &self.coverage {
+            coverage.check(&unfinished, manifest)?;
+        }
+        let bytes: u64 = manifest.files.values().flatten().map(|file| file.bytes).sum();
+        let is_small = bytes <= self.read_at_once;
+        if is_small {
+            check_content(&unfinished, manifest)?;
+        }
         let text = serde_json::to_string_pretty(manifest).expect("a manifest is JSON");
         let path = unfinished.join(MANIFEST);
         write_atomically(&path, |file| file.write_all(text.as_bytes())).map_err(FileError::file("write", &path))?;
@@ -188,7 +217,7 @@ impl Checkpoints {
         epoch.check()?;
         let committed = self.path(manifest.step);
         // The same step again, now with the exported model. Readers skip names that start with a dot.
-        let replaced = self.folder.join(format!(".replaced-{:06}", manifest.step));
+        let replaced = self.replaced(manifest.step);
         self.discard(&replaced)?;
         if committed.exists() {
             fs::rename(&committed, &replaced).map_err(FileError::file("rename", &committed))?;
@@ -196,11 +225,42 @@ impl Checkpoints {
         fs::rename(&unfinished, &committed).map_err(FileError::file("rename", &unfinished))?;
         sync_folder(&self.folder).map_err(FileError::file("sync folder", &self.folder))?;
         // It is a checkpoint now, whatever becomes of the ones before it.
-        let pruned = self.discard(&replaced).and_then(|()| self.prune(manifest.step, retention));
+        let pruned = match is_small {
+            true => self.discard(&replaced).and_then(|()| self.prune(manifest.step, retention)),
+            false => {
+                let unread = Unread { step: manifest.step, retention: retention.clone() };
+                *self.unread() = Some(unread);
+                Ok(())
+            }
+        };
         if let Err(error) = pruned {
             tracing::warn!("older checkpoints were not removed: {error}");
         }
         Ok(committed)
+    }
+
+    /// Where the checkpoint of a step lies that another one of it takes the place of.
+    fn replaced(&self, step: u64) -> PathBuf {
+        self.folder.join(format!(".replaced-{step:06}"))
+    }
+
+    fn unread(&self) -> MutexGuard<'_, Option<Unread>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads back what was committed and is not read yet, and discards those that need not stay beside it. One that cannot be
+    /// read back takes nobody's place.
+    pub(super) fn read_back(&self) {
+        let Some(Unread { step, retention }) = self.unread().take() else { return };
+        let pruned = match self.read(step) {
+            Ok(_) => self.discard(&self.replaced(step)).and_then(|()| self.prune(step, &retention)),
+            Err(damage) => {
+                return tracing::error!("the checkpoint of step {step} is damaged, older ones stay: {damage}");
+            }
+        };
+        if let Err(error) = pruned {
+            tracing::warn!("older checkpoints were not removed: {error}");
+        }
     }
 
     fn prune(&self, newest: u64, retention: &Retention) -> Result<(), FileError> {
@@ -277,19 +337,28 @@ impl Checkpoints {
             let problem = format!("says format {} and step {}", manifest.format, manifest.step);
             return Err(FileError::damaged(&path, problem));
         }
-        for file in manifest.files.values().flatten() {
-            let path = inside(&folder, &file.path)?;
-            let (bytes, crc32) = checksum(&path).map_err(|error| FileError::damaged(&path, error.to_string()))?;
-            if (bytes, crc32) != (file.bytes, file.crc32) {
-                let problem = format!(
-                    "has {bytes} bytes with CRC-32 {crc32:08x}, the manifest says {} bytes with {:08x}",
-                    file.bytes, file.crc32
-                );
-                return Err(FileError::damaged(&path, problem));
-            }
+        if let Some(coverage) = &self.coverage {
+            coverage.check(&folder, &manifest)?;
         }
+        check_content(&folder, &manifest)?;
         Ok(manifest)
     }
+}
+
+/// Reads every file of a checkpoint and compares it with what its rank has said.
+fn check_content(folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
+    for file in manifest.files.values().flatten() {
+        let path = inside(folder, &file.path)?;
+        let (bytes, crc32) = checksum(&path).map_err(|error| FileError::damaged(&path, error.to_string()))?;
+        if (bytes, crc32) != (file.bytes, file.crc32) {
+            let problem = format!(
+                "has {bytes} bytes with CRC-32 {crc32:08x}, the manifest says {} bytes with {:08x}",
+                file.bytes, file.crc32
+            );
+            return Err(FileError::damaged(&path, problem));
+        }
+    }
+    Ok(())
 }
 
 /// A path that a rank reported, as long as it stays in the folder.
@@ -426,6 +495,56 @@ mod tests {
             assert!(refused.is_err(), "{path}");
         }
         assert_eq!(checkpoints.steps().unwrap(), [0u64; 0]);
+    }
+
+    #[test]
+    fn a_save_that_holds_nothing_takes_nobodys_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = pacs_shape::ModelConfig::read(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied"),
+        );
+        let coverage = Coverage::new(&spec(), &config.unwrap());
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        save(&checkpoints, 1, 1, false);
+        let checkpoints = checkpoints.holding(Some(coverage));
+        let empty = RankFile { path: "training-state.safetensors".into(), bytes: 0, crc32: 0 };
+        for files in [BTreeMap::new(), BTreeMap::from([(0, vec![empty.clone()])]), BTreeMap::from([(0, Vec::new())])] {
+            checkpoints.create(2, 1).unwrap();
+            fs::write(checkpoints.unfinished(2, 1).join(&empty.path), "").unwrap();
+            let manifest = Manifest::new(Snapshot { step: 2, ..Snapshot::default() }, false, &spec(), files);
+            let retention = Retention { newest: 1, ..Retention::default() };
+            let refused = checkpoints.commit(&manifest, 1, &retention, &epoch(&checkpoints)).unwrap_err();
+            assert!(refused.is_damage(), "{refused}");
+            assert_eq!(checkpoints.steps().unwrap(), [1]);
+            assert!(checkpoints.discarded().unwrap().is_empty(), "nor is any removed");
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_was_made_up_is_found_before_anything_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        save(&checkpoints, 1, 1, false);
+        let lied = |checkpoints: &Checkpoints, step: u64| {
+            checkpoints.create(step, 1).unwrap();
+            fs::write(checkpoints.unfinished(step, 1).join("rank-0"), "state").unwrap();
+            let file = RankFile { path: "rank-0".into(), bytes: 5, crc32: 1 };
+            let snapshot = Snapshot { step, ..Snapshot::default() };
+            let manifest = Manifest::new(snapshot, false, &spec(), BTreeMap::from([(0, vec![file])]));
+            let retention = Retention { newest: 1, ..Retention::default() };
+            checkpoints.commit(&manifest, 1, &retention, &epoch(checkpoints))
+        };
+        let refused = lied(&checkpoints, 2).unwrap_err();
+        assert!(refused.to_string().contains("CRC-32"), "{refused}");
+        // One that is too large to be read at once counts, and is read by the sweeper.
+        let large = Checkpoints { read_at_once: 4, ..checkpoints };
+        lied(&large, 3).unwrap();
+        large.read_back();
+        assert_eq!(large.steps().unwrap(), [1, 3]);
+        save(&large, 4, 1, false);
+        assert_eq!(large.steps().unwrap(), [1, 3, 4], "not yet");
+        large.read_back();
+        assert_eq!(large.steps().unwrap(), [4]);
     }
 
     #[test]

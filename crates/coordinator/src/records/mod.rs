@@ -21,6 +21,7 @@
 mod archive;
 mod atomic;
 mod checkpoint;
+mod coverage;
 mod epoch;
 mod fault;
 mod identity;
@@ -31,6 +32,9 @@ mod writer;
 pub(crate) use archive::{Archive, ArchivedSample, Round};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
+pub(crate) use coverage::Coverage;
+#[cfg(test)]
+pub(crate) use coverage::state_file;
 pub(crate) use epoch::Epoch;
 pub(crate) use fault::Fault;
 #[cfg(any(test, feature = "faults"))]

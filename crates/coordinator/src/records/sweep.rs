@@ -12,9 +12,9 @@ const SLICE: Duration = Duration::from_millis(10);
 /// No rest is longer: a disk that is slow for another reason is not waited for twice.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
-/// Removes discarded folders and merges files of the archive, when there is nothing better to do.
+/// Reads large checkpoints back, removes discarded folders and merges files of the archive, when there is nothing better to do.
 ///
-/// It has no queue: what is to be done is what lies in the folders, so what a crash interrupts is found at the next start.
+/// It has no queue: but for a checkpoint to be read, what is to be done is what lies in the folders, so what a crash interrupts is found at the next start.
 #[derive(Debug)]
 pub(crate) struct Sweeper {
     shared: Arc<Shared>,
@@ -94,6 +94,7 @@ impl Broom<'_> {
     }
 
     fn sweep(&mut self, checkpoints: &Checkpoints, archive: Option<&Archive>) -> io::Result<()> {
+        checkpoints.read_back();
         for folder in checkpoints.discarded()? {
             // Somebody may still write there: then the next look removes it.
             if let Err(error) = self.remove(&folder) {

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
-use super::{Services, required, sentence, wrong_answer};
+use super::{Services, check_name, required, sentence, wrong_answer};
 use crate::driver::{Batch, Driver, Pieces, Received, Shared, Wait};
 use crate::records::RankFile;
 
@@ -172,7 +172,32 @@ async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1:
     }
 }
 
+/// Most metrics of a step, and files of a rank: they are kept in memory, in the journal and in a line for each step.
+const MOST_METRICS: usize = 1024;
+const MOST_FILES: usize = 16_384;
+
+/// Refuses more than any learner reports.
+fn check_amount(wire: &WireResult) -> Result<(), Status> {
+    let too_many = |field: &str, count: usize, most: usize| {
+        Err(Status::invalid_argument(format!("field `{field}` has {count} entries, expected at most {most}")))
+    };
+    match wire {
+        WireResult::Trained(v1::TrainResult { metrics, .. }) if metrics.len() > MOST_METRICS => {
+            too_many("trained.metrics", metrics.len(), MOST_METRICS)
+        }
+        WireResult::Trained(result) => result.metrics.keys().try_for_each(|name| check_name("trained.metrics", name)),
+        WireResult::Saved(v1::SaveResult { files }) if files.len() > MOST_FILES => {
+            too_many("saved.files", files.len(), MOST_FILES)
+        }
+        WireResult::Saved(result) => {
+            result.files.iter().try_for_each(|file| check_name("saved.files.path", &file.path))
+        }
+        WireResult::Prepared(_) | WireResult::Captured(_) | WireResult::Failed(_) => Ok(()),
+    }
+}
+
 fn read(wire: &WireResult) -> Result<TaskResult, Status> {
+    check_amount(wire)?;
     // What is announced to rollout workers is checked here, where the one that made it hears of it.
     let version = |weights: &Option<v1::WeightsRef>| -> Result<Option<WeightVersion>, Status> {
         let weights = weights.as_ref().map(Announcement::try_from).transpose()?;

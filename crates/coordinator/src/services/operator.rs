@@ -4,7 +4,7 @@ use pacs_protocol::v1::operate_request::Command as WireCommand;
 use pacs_protocol::v1::operator_service_server::OperatorService;
 use tonic::{Request, Response, Status};
 
-use super::{Services, required};
+use super::{Services, check_name, required};
 use crate::driver::bounded;
 
 #[tonic::async_trait]
@@ -16,6 +16,7 @@ impl OperatorService for Services {
 
     async fn stop_run(&self, request: Request<v1::StopRunRequest>) -> Result<Response<v1::StopRunResponse>, Status> {
         let request = request.into_inner();
+        check_name("operator", &request.operator)?;
         let mode = match request.mode() {
             v1::StopMode::Unspecified | v1::StopMode::Save => StopMode::Save,
             v1::StopMode::AfterStep => StopMode::AfterStep,
@@ -27,11 +28,15 @@ impl OperatorService for Services {
 
     async fn operate(&self, request: Request<v1::OperateRequest>) -> Result<Response<v1::OperateResponse>, Status> {
         let v1::OperateRequest { operator, command } = request.into_inner();
+        check_name("operator", &operator)?;
         let command = match required("command", command)? {
             WireCommand::Pause(_) => Command::Pause,
             WireCommand::Resume(_) => Command::Resume,
             WireCommand::Checkpoint(_) => Command::Checkpoint,
-            WireCommand::Drain(v1::Drain { worker }) => Command::Drain { worker },
+            WireCommand::Drain(v1::Drain { worker }) => {
+                check_name("drain.worker", &worker)?;
+                Command::Drain { worker }
+            }
             WireCommand::Slots(slots) => Command::SetSlots(slots),
             WireCommand::LearningRate(rate) => Command::SetLearningRate(rate),
             WireCommand::LogLevel(level) => Command::SetLogLevel(log_level(level)?),

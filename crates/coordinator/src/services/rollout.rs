@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, KeptSample, Wait};
+use crate::driver::{Driver, KeptSample, Wait, known_versions};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -51,14 +51,17 @@ impl RolloutService for Services {
             return Err(Status::invalid_argument(format!("field `sample`: {problem}")));
         }
         let sample: Sample = wire.try_into()?;
+        self.0.door().sample(&sample)?;
         let id = SampleId { group: GroupId(group_id), index: sample_index };
         let (worker, lease) = (WorkerId(worker_id), LeaseId(lease_id));
         let event = Event::SubmitSample { worker, lease, sample: id, version: sample.version };
         let frame = Frame::new(FrameKey::Sample(id, lease), body);
         let kept = KeptSample::new(&sample, frame.stored());
+        let spans = sample.spans.clone();
         // The journal has the content.
         drop(sample);
         let submit = |driver: &mut Driver| {
+            known_versions(&spans, driver.machine.newest_version())?;
             let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
             if reply == (Reply::Accepted { fresh: true }) {
                 driver.store.put_sample(id, kept);

@@ -4,13 +4,14 @@ use pacs_data::Problems;
 use pacs_machine::{Event, Reply, SampleGrant};
 use pacs_protocol::v1;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
+use pacs_protocol::{MOST_VERDICTS, WireError};
 use pacs_types::{GroupId, LeaseId, SampleId, Verdict, WorkerId};
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{ContentError, Driver, KeptSample, Verification, Wait, problem_of};
+use crate::driver::{ContentError, Door, Driver, KeptSample, Verification, Wait, problem_of};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -61,13 +62,17 @@ impl VerifierService for Services {
     ) -> Result<Response<v1::SubmitVerdictsResponse>, Status> {
         let v1::SubmitVerdictsRequest { worker_id, verdicts } = request.into_inner();
         Span::current().record("worker", worker_id);
+        if verdicts.len() > MOST_VERDICTS {
+            let problem = format!("has {} entries, expected at most {MOST_VERDICTS}", verdicts.len());
+            return Err(WireError::new("verdicts", problem).into());
+        }
         for verdict in &verdicts {
             let v1::TaskVerdict { lease_id: lease, group_id: group, sample_index: sample, .. } = verdict;
             tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "verdict handed in");
         }
         let worker = WorkerId(worker_id);
         // All of them are read before one of them counts.
-        let verdicts = verdicts.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let verdicts = verdicts.into_iter().map(|wire| read(wire, self.0.door())).collect::<Result<Vec<_>, _>>()?;
         let submit_all = |driver: &mut Driver| {
             let mut stale = 0;
             for handed_in in verdicts {
@@ -93,12 +98,15 @@ struct HandedIn {
     verifications: Vec<Verification>,
 }
 
-fn read(wire: v1::TaskVerdict) -> Result<HandedIn, Status> {
+fn read(wire: v1::TaskVerdict, door: &Door) -> Result<HandedIn, Status> {
     let v1::TaskVerdict { lease_id, group_id, sample_index, verdict, verifications } = wire;
+    let verdict = required("verdict", verdict)?.try_into()?;
+    door.verdict(&verdict)?;
+    door.verifications(&verifications)?;
     Ok(HandedIn {
         lease: LeaseId(lease_id),
         sample: SampleId { group: GroupId(group_id), index: sample_index },
-        verdict: required("verdict", verdict)?.try_into()?,
+        verdict,
         verifications: verifications.into_iter().map(verification).collect::<Result<_, _>>()?,
     })
 }
@@ -106,9 +114,6 @@ fn read(wire: v1::TaskVerdict) -> Result<HandedIn, Status> {
 fn verification(wire: v1::Verification) -> Result<Verification, Status> {
     let outcome = wire.outcome().try_into()?;
     let v1::Verification { verifier, reward, elapsed_us, cached, .. } = wire;
-    if !reward.is_finite() {
-        return Err(Status::invalid_argument(format!("field `verifications.reward`: is {reward}")));
-    }
     Ok(Verification { verifier, outcome, reward, elapsed_us, cached })
 }
 

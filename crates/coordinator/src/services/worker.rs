@@ -21,8 +21,14 @@ impl WorkerService for Services {
         if request.name.is_empty() {
             return Err(Status::invalid_argument("field `name` is empty"));
         }
-        let names =
-            [("name", &request.name), ("host", &request.host), ("collective_address", &request.collective_address)];
+        let names = [
+            ("name", &request.name),
+            ("host", &request.host),
+            ("collective_address", &request.collective_address),
+            ("version", &request.version),
+            ("run_id", &request.run_id),
+            ("attempt", &request.attempt),
+        ];
         names.into_iter().try_for_each(|(field, value)| check_name(field, value))?;
         let ours = env!("CARGO_PKG_VERSION");
         if request.version != ours {

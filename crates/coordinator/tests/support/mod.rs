@@ -126,6 +126,11 @@ pub(crate) struct Seen {
     pub(crate) trained_again: u32,
     /// Calls that had to be made again.
     pub(crate) retries: u32,
+    /// What learners are to do: report saves of nothing, and fail by this group.
+    pub(crate) saves_nothing: bool,
+    pub(crate) pill: Option<u64>,
+    /// Training tasks that have failed by it.
+    pub(crate) poisoned: u32,
 }
 
 pub(crate) type Shared = Arc<Mutex<Seen>>;
@@ -423,10 +428,21 @@ async fn work(member: &Member, client: &LearnerServiceClient<RunChannel>, group:
                     ..v1::StreamBatchRequest::default()
                 };
                 let Some(pieces) = whole_stream(client, request).await else { continue };
+                if fails_by(&pieces, seen) {
+                    let failure = v1::TaskFailure {
+                        message: "cannot digest it".into(),
+                        kind: v1::FailureKind::Generation.into(),
+                    };
+                    let result = Some(TaskResult::Failed(failure));
+                    let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result };
+                    let _ = persist!(member, seen, client, complete_task, request);
+                    continue;
+                }
                 note_training(&train, pieces, group.rank, seen);
                 let metrics = [("loss".to_owned(), 0.5)].into();
                 TaskResult::Trained(v1::TrainResult { weights: weights(step), metrics, skipped_updates: 0 })
             }
+            Some(Task::Save(_)) if seen.lock().unwrap().saves_nothing => TaskResult::Saved(v1::SaveResult::default()),
             Some(Task::Save(save)) => TaskResult::Saved(save_files(&save, group.rank)),
         };
         let request = v1::CompleteTaskRequest { worker_id: member.id, generation, task_id, result: Some(result) };
@@ -445,6 +461,15 @@ async fn whole_stream(
         pieces.push(piece);
     }
     Some(pieces)
+}
+
+/// Whether a batch has the group that learners are to fail by.
+fn fails_by(pieces: &[v1::BatchPiece], seen: &Shared) -> bool {
+    let mut seen = seen.lock().unwrap();
+    let mut entries = pieces.iter().flat_map(|piece| &piece.index);
+    let fails = seen.pill.is_some_and(|pill| entries.any(|entry| entry.group_id == pill));
+    seen.poisoned += u32::from(fails);
+    fails
 }
 
 fn note_training(train: &v1::TrainTask, pieces: Vec<v1::BatchPiece>, rank: u32, seen: &Shared) {
@@ -467,19 +492,44 @@ fn note_training(train: &v1::TrainTask, pieces: Vec<v1::BatchPiece>, rank: u32, 
     }
 }
 
+/// Writes a half of the state each, and rank 0 the model.
 fn save_files(save: &v1::SaveTask, rank: u32) -> v1::SaveResult {
-    let directory = Path::new(&save.directory);
-    let mut names = vec![format!("rank-{rank}.bin")];
+    let total = parameters();
+    let (start, held) = [(0, total / 2), (total / 2, total - total / 2)][rank as usize];
+    let state = state_file(save.step, start, held);
+    let mut files = vec![(format!("training-state-{rank}-of-2.safetensors"), state)];
     if save.model && rank == 0 {
-        std::fs::create_dir(directory.join("model")).unwrap();
-        names.push("model/config.json".into());
+        std::fs::create_dir(Path::new(&save.directory).join("model")).unwrap();
+        files.push(("model/config.json".into(), b"{}".to_vec()));
+        files.push(("model/model.safetensors".into(), state_file(save.step, 0, total)));
     }
-    let write = |path: String| {
-        let content = format!("{path} at step {}", save.step);
-        std::fs::write(directory.join(&path), &content).unwrap();
-        v1::SavedFile { path, bytes: content.len() as u64, crc32: crc32fast::hash(content.as_bytes()) }
-    };
-    v1::SaveResult { files: names.into_iter().map(write).collect() }
+    v1::SaveResult { files: files.into_iter().map(|(path, content)| write_file(save, path, &content)).collect() }
+}
+
+pub(crate) fn write_file(save: &v1::SaveTask, path: String, content: &[u8]) -> v1::SavedFile {
+    std::fs::write(Path::new(&save.directory).join(&path), content).unwrap();
+    v1::SavedFile { path, bytes: content.len() as u64, crc32: crc32fast::hash(content) }
+}
+
+/// Parameters of the job's model, as state files count them.
+fn parameters() -> usize {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
+    pacs_shape::ParameterLayout::new(&pacs_shape::ModelConfig::read(&model).unwrap()).total()
+}
+
+/// A state file of zeros that holds so many parameters, from one on.
+pub(crate) fn state_file(step: u64, start: usize, held: usize) -> Vec<u8> {
+    let bytes = 4 * held;
+    let tensor = |place: usize| serde_json::json!({"dtype": "F32", "shape": [held], "data_offsets": [place * bytes, (place + 1) * bytes]});
+    let metadata = serde_json::json!({"step": step.to_string(), "ranges": format!("{start}+{held}")});
+    let header = serde_json::json!({
+        "__metadata__": metadata, "master": tensor(0), "moment1": tensor(1), "moment2": tensor(2),
+    });
+    let header = header.to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.resize(file.len() + 3 * bytes, 0);
+    file
 }
 
 /// A coordinator in a process of its own, which can be killed.

@@ -2,6 +2,7 @@ use pacs_types::{Generation, Role, WeightVersion, WorkerId};
 
 use crate::machine::Machine;
 use crate::phase::{Phase, Task};
+use crate::trial::Found;
 use crate::{Effect, FailureKind, Refusal, Reply, TaskKind, TaskResult};
 
 impl Machine {
@@ -14,7 +15,7 @@ impl Machine {
         if self.is_of_writing(task) {
             return self.report_of_writing(worker, rank, task, result);
         }
-        let (newest_id, now, ranks) = (self.newest_id, self.now, self.team_size());
+        let (newest_id, now, ranks, step) = (self.newest_id, self.now, self.team_size(), self.position.step);
         let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
             if task == 0 || task > newest_id {
                 return self.refuse(Refusal::UnknownTask { task });
@@ -34,7 +35,7 @@ impl Machine {
             self.unchanged = true;
             return self.reply(Reply::Accepted { fresh: false });
         }
-        if let Err(problem) = check(current, rank, &result) {
+        if let Err(problem) = check(current, rank, &result, step) {
             return self.refuse(Refusal::BadResult { task, problem });
         }
         current.done.insert(rank);
@@ -61,7 +62,7 @@ impl Machine {
     pub(crate) fn task_failed(&mut self, worker: WorkerId, message: &str, kind: FailureKind) {
         let name = self.worker_name(worker);
         match kind {
-            FailureKind::Permanent => self.fail(format!("{name} failed for good: {message}")),
+            FailureKind::Permanent => self.failed_for_good(&format!("{name} failed for good: {message}")),
             // It has lost nothing: what it trained is in its memory.
             FailureKind::Write => {
                 let step = self.saving().map_or(self.position.step, |(step, _)| step);
@@ -69,6 +70,14 @@ impl Machine {
             }
             // Also in a save: without the peer, neither this checkpoint nor the next step would come about.
             FailureKind::Generation => self.lose_generation(&format!("{name} failed: {message}")),
+        }
+    }
+
+    /// Ends the run, unless what has failed is a step, and it may be one of its groups that it fails by.
+    fn failed_for_good(&mut self, reason: &str) {
+        match self.training_failed(reason, true) {
+            None | Some(Found::NotTheData) => self.fail(reason.to_owned()),
+            found @ Some(Found::Suspects | Found::Fewer | Found::Guilty(_)) => self.end_generation(reason, found),
         }
     }
 
@@ -82,6 +91,9 @@ impl Machine {
             }
             Phase::Training(training) => {
                 let skipped = u64::from(training.task.skipped_updates);
+                if !self.training_succeeded() {
+                    return self.undo_trial();
+                }
                 self.settle_history();
                 self.step_done(skipped);
             }
@@ -103,6 +115,7 @@ impl Machine {
         let step = self.position.step;
         self.weights = Some(WeightVersion(step));
         self.effects.push(Effect::StepDone { step });
+        self.renew_late();
         if self.position.skipped_updates > self.options.max_skipped_updates {
             return self.fail(format!(
                 "{} optimizer updates were skipped because their gradient was not finite, more than the {} that \
@@ -114,8 +127,8 @@ impl Machine {
     }
 }
 
-/// Whether a result fits its task.
-fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
+/// Whether a result fits its task, in a job that has made `made` steps.
+fn check(task: &Task, rank: u32, result: &TaskResult, made: u64) -> Result<(), String> {
     match (&task.kind, result) {
         (TaskKind::Prepare, TaskResult::Prepared { weights })
         | (TaskKind::Train { .. }, TaskResult::Trained { weights, .. })
@@ -123,6 +136,9 @@ fn check(task: &Task, rank: u32, result: &TaskResult) -> Result<(), String> {
         {
             Err("rank 0 must name the weights that it published".to_owned())
         }
+        (TaskKind::Prepare, TaskResult::Prepared { weights: Some(version) }) if version.0 != made => Err(format!(
+            "the weights that a job is resumed with after step {made} must have version v{made}, not {version}"
+        )),
         (TaskKind::Train { step }, TaskResult::Trained { weights: Some(version), .. }) if version.0 != *step => {
             Err(format!("the weights after step {step} must have version v{step}, not {version}"))
         }

@@ -14,7 +14,16 @@ pub(crate) struct Names {
     /// Workers whose name another process has: they are told to leave rather than to register again.
     replaced: BTreeSet<WorkerId>,
     /// Names whose holder fell silent, oldest first: its process may still live, or be stopped.
-    vacated: VecDeque<(String, WorkerId, Process)>,
+    vacated: VecDeque<Vacant>,
+}
+
+/// A slot, and who had it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Vacant {
+    role: Role,
+    name: String,
+    worker: WorkerId,
+    process: Process,
 }
 
 impl Names {
@@ -24,11 +33,11 @@ impl Names {
     }
 
     /// Notes that a name is free although nobody has seen its holder end.
-    pub(crate) fn vacate(&mut self, name: String, worker: WorkerId, process: Process) {
+    pub(crate) fn vacate(&mut self, role: Role, name: String, worker: WorkerId, process: Process) {
         if self.vacated.len() == MOST_REMEMBERED {
             self.vacated.pop_front();
         }
-        self.vacated.push_back((name, worker, process));
+        self.vacated.push_back(Vacant { role, name, worker, process });
     }
 
     fn replace(&mut self, worker: WorkerId) {
@@ -39,13 +48,13 @@ impl Names {
     }
 
     /// Gives a name to a process: earlier ones that may come back find it taken.
-    fn take(&mut self, name: &str, process: &Process) {
+    fn take(&mut self, role: Role, name: &str, process: &Process) {
         let vacated = std::mem::take(&mut self.vacated);
-        for (vacant, worker, holder) in vacated {
-            if vacant != name {
-                self.vacated.push_back((vacant, worker, holder));
-            } else if !process.is(&holder) {
-                self.replace(worker);
+        for vacant in vacated {
+            if (vacant.role, vacant.name.as_str()) != (role, name) {
+                self.vacated.push_back(vacant);
+            } else if !process.is(&vacant.process) {
+                self.replace(vacant.worker);
             }
         }
     }
@@ -53,9 +62,10 @@ impl Names {
 
 impl Machine {
     /// Takes a process in. A name belongs to a live process until that has missed its heartbeats, or its supervisor
-    /// vouches for its end: two processes that claim one name would push each other out in turns.
+    /// vouches for its end: two processes that claim one name would push each other out in turns. Each role has names of its
+    /// own, so that no certificate of one role takes the slot of another.
     pub(crate) fn register(&mut self, role: Role, name: String, process: Process, collective_address: String) {
-        let holder = self.workers.find(&name);
+        let holder = self.workers.find(role, &name);
         if let Some((_, holder)) = holder
             && !process.is(&holder.process)
             && !process.outlives(&holder.process)
@@ -67,7 +77,7 @@ impl Machine {
         let earlier = holder.map(|(id, holder)| (id, process.is(&holder.process)));
         let id = WorkerId(self.next_id());
         self.reply(Reply::Registered(id));
-        self.names.take(&name, &process);
+        self.names.take(role, &name, &process);
         let worker = Worker::new(role, name, process, collective_address, self.now);
         self.workers.insert(id, worker);
         if let Some((earlier, is_same)) = earlier {
@@ -162,6 +172,29 @@ mod tests {
         assert!(matches!(register(&mut run, "a", 10, 4), Err(Refusal::NameTaken { .. })));
         let third = id(register(&mut run, "a", 10, 6));
         assert_eq!((run.told(second), run.told(third)), (Directive::Register, Directive::Continue));
+    }
+
+    #[test]
+    fn a_worker_of_another_role_takes_nothing_of_a_name() {
+        let mut run = Run::sampling(options());
+        let learner = run.learners[0];
+        let verifier = id(run.call(registration(Role::Verifier, "learner-0", "b", 77, 5)));
+        let rollout = id(run.call(registration(Role::Rollout, "learner-0", "c", 78, u64::MAX)));
+        for worker in [learner, verifier, rollout] {
+            assert_eq!(run.told(worker), Directive::Continue);
+        }
+        assert_eq!(run.machine.rank(learner), Some(0));
+        // Nor when it comes to a slot that has fallen vacant.
+        live(&mut run, &[verifier, rollout], 1);
+        for _ in 0..11 {
+            for worker in [verifier, rollout, run.verifier, run.rollout] {
+                run.step(Event::Heartbeat { worker, activity: String::new() });
+            }
+            run.pass(Duration::from_secs(1));
+        }
+        let second = id(run.call(registration(Role::Verifier, "learner-0", "d", 79, u64::MAX)));
+        assert_eq!((run.told(learner), run.told(second)), (Directive::Register, Directive::Continue));
+        assert_eq!(run.told(verifier), Directive::Replaced);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Reference {
     pub(crate) generation: Generation,
     /// Its ranks.
     ranks: usize,
+    /// Generations that were formed.
+    formed: u32,
     pub(crate) version: Option<u64>,
     /// Steps that are made.
     made: u64,
@@ -157,13 +159,15 @@ impl Reference {
                     self.uniform.insert(*group, self.made + 1);
                 }
                 match (evaluation_problem(*group), why) {
-                    (_, Dropped::Deadly) => drop(self.set_aside.insert(*group)),
+                    (_, Dropped::Deadly | Dropped::Poisonous) => drop(self.set_aside.insert(*group)),
                     (Some(_), _) => {}
                     (None, _) => drop(self.dropped.insert(*group)),
                 }
             }
             Effect::RestartGroup(group) => {
-                assert_eq!(options.staleness, Staleness::Evict);
+                // Also when groups have rested while it was found out which of them training fails by.
+                let rested = self.formed > 2;
+                assert!(options.staleness == Staleness::Evict || rested, "{group} starts again for nothing");
                 // The noise goes on where it was: places that were replaced stay so.
                 self.generated.retain(|sample, _| sample.group != *group);
                 self.judged.retain(|sample| sample.group != *group);
@@ -171,6 +175,7 @@ impl Reference {
             Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
             Effect::GenerationFormed { generation, names } => {
                 assert!(*generation > self.generation, "generations go up");
+                self.formed += 1;
                 assert!((options.min_learners as usize..=options.learners as usize).contains(&names.len()));
                 if self.ranks > 0 && names.len() != self.ranks {
                     self.count(if names.len() < self.ranks {
@@ -277,7 +282,8 @@ impl Reference {
         assert_eq!(places, expected, "used, in flight, dropped, set aside and requeued are not what was drawn");
         // An operator may have taken slots away since they were filled.
         let options = machine.options();
-        let most = (options.max_lag + 1) * options.prompts_per_step;
+        // And the groups of one batch may rest while it is found out which of them training fails by.
+        let most = (options.max_lag + 2) * options.prompts_per_step;
         assert!(machine.in_flight() <= most as usize, "more groups in flight than the bound allows");
     }
 
@@ -333,6 +339,7 @@ impl Reference {
 }
 
 fn most_samples(options: &Options) -> usize {
-    let training = (options.max_lag + 1) * options.prompts_per_step * options.samples_per_prompt;
+    // The groups of one batch may rest beside those in flight.
+    let training = (options.max_lag + 2) * options.prompts_per_step * options.samples_per_prompt;
     (training + options.evaluation.problems * options.evaluation.samples_per_problem) as usize
 }

@@ -3,34 +3,53 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::admission::{Admission, Holder, Seat};
 use super::tls::{Tls, role_of};
 use super::{PeerRole, Security};
 
-/// How long a peer may take to prove who it is.
+/// How long a peer may take to prove who it is and to say what it speaks.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a peer may take to its first call.
+const FIRST_CALL: Duration = Duration::from_secs(30);
+/// Connections of probes at once.
+const PROBES: usize = 64;
 
-/// Peers that may prove who they are at the same time; others wait in the system's queue.
-const HANDSHAKES: usize = 256;
+/// What every client of HTTP/2 says first.
+const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Who is at the other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Where it dialled from.
     pub address: Option<SocketAddr>,
     /// What its certificate says; `None` in plain text, within one machine.
     pub role: Option<PeerRole>,
+    holder: Holder,
+}
+
+impl Peer {
+    /// A peer whose connection is not one of [`accept`].
+    #[must_use]
+    pub fn new(address: Option<SocketAddr>, role: Option<PeerRole>) -> Self {
+        Self { address, role, holder: Holder::default() }
+    }
+
+    /// Notes that a call of the peer was let in: its connection stays, however many others come.
+    pub(super) fn settle(&self) {
+        self.holder.settle();
+    }
 }
 
 /// A connection that came in, with its peer's identity.
@@ -38,6 +57,11 @@ pub struct Peer {
 pub struct Connection {
     stream: Stream,
     peer: Peer,
+    /// What was read already and is to be read again.
+    ahead: &'static [u8],
+    /// Until its first call.
+    stranger: Option<Stranger>,
+    _seat: Seat,
 }
 
 #[derive(Debug)]
@@ -46,14 +70,36 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Accepts connections until the stream is dropped. Peers without a certificate of ours are turned away.
+/// What ends a connection that nothing comes of.
+#[derive(Debug)]
+struct Stranger {
+    put_out: oneshot::Receiver<()>,
+    /// None where peers need not call.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Accepts connections until the stream is dropped. Peers without a certificate of ours are turned away, and so are those
+/// that say nothing: however many they are, they neither take all file descriptors nor hold others up.
 #[must_use]
 pub fn accept(listener: TcpListener, security: Security) -> ReceiverStream<io::Result<Connection>> {
-    // Full when the server takes none: then the handshakes wait.
+    accept_into(listener, security, Admission::of_process(), Some(FIRST_CALL))
+}
+
+/// Accepts connections of probes, in plain text: a few, of which a new one takes the place of the oldest.
+pub(crate) fn accept_probes(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
+    accept_into(listener, Security::Plain, Admission::new(PROBES, PROBES), None)
+}
+
+fn accept_into(
+    listener: TcpListener,
+    security: Security,
+    admission: Admission,
+    first_call: Option<Duration>,
+) -> ReceiverStream<io::Result<Connection>> {
+    // Full when the server takes none: then they wait, each for as long as it has to greet.
     let (sender, connections) = mpsc::channel(64);
     // Ends with the receiver.
     tokio::spawn(async move {
-        let room = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -63,45 +109,86 @@ pub fn accept(listener: TcpListener, security: Security) -> ReceiverStream<io::R
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, mostly: others give some back.
-                    tracing::warn!("a connection was not accepted: {error}");
+                    admission.complain_of(|| format!("a connection was not accepted: {error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
-            let (security, sender) = (security.clone(), sender.clone());
+            // Closed at once where there is no room: left in the system's queue it would keep others from being seen.
+            let Some((seat, mut put_out)) = admission.admit(address.ip()) else {
+                admission
+                    .complain_of(|| format!("{address} was turned away: all connections are taken by peers that work"));
+                continue;
+            };
+            let (security, sender, admission) = (security.clone(), sender.clone(), admission.clone());
             tokio::spawn(async move {
-                let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(stream, address, &security)).await;
-                drop(permit);
-                match greeted {
-                    Ok(Ok(connection)) => drop(sender.send(Ok(connection)).await),
-                    Ok(Err(error)) => tracing::warn!(peer = %address, "a peer was turned away: {error}"),
-                    Err(_) => tracing::warn!(peer = %address, "a peer did not say who it is in time"),
-                }
+                let greeted = async {
+                    let greeted = greet(stream, address, &security).await?;
+                    let room = sender.reserve().await.map_err(io::Error::other)?;
+                    Ok::<_, io::Error>((greeted, room))
+                };
+                let greeted = tokio::select! {
+                    greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeted) => greeted,
+                    _ = &mut put_out => return,
+                };
+                let ((stream, role), room) = match greeted {
+                    Ok(Ok(greeted)) => greeted,
+                    Ok(Err(error)) => return admission.complain_of(|| format!("{address} was turned away: {error}")),
+                    Err(_) => return admission.complain_of(|| format!("{address} did not say who it is in time")),
+                };
+                let peer = Peer { address: Some(address), role, holder: seat.holder() };
+                let deadline = first_call.map(|wait| Box::pin(tokio::time::sleep(wait)));
+                let stranger = Some(Stranger { put_out, deadline });
+                room.send(Ok(Connection { stream, peer, ahead: &PREFACE, stranger, _seat: seat }));
             });
         }
     });
     ReceiverStream::new(connections)
 }
 
-async fn greet(stream: TcpStream, address: SocketAddr, security: &Security) -> io::Result<Connection> {
+/// Takes the first words of a peer, which show that it speaks HTTP/2 and means to.
+async fn greet(stream: TcpStream, address: SocketAddr, security: &Security) -> io::Result<(Stream, Option<PeerRole>)> {
     stream.set_nodelay(true)?;
-    match security {
+    let mut said = [0; PREFACE.len()];
+    let (stream, role) = match security {
         Security::Plain => {
-            let peer = Peer { address: Some(address), role: None };
-            Ok(Connection { stream: Stream::Plain(stream), peer })
+            let mut stream = stream;
+            stream.read_exact(&mut said).await?;
+            (Stream::Plain(stream), None)
         }
-        Security::Mutual(tls) => handshake(stream, address, tls).await,
+        Security::Mutual(tls) => {
+            let (mut stream, role) = handshake(stream, tls).await?;
+            stream.read_exact(&mut said).await?;
+            (Stream::Tls(Box::new(stream)), Some(role))
+        }
+    };
+    match said == PREFACE {
+        true => Ok((stream, role)),
+        false => Err(io::Error::other(format!("{address} does not speak HTTP/2"))),
     }
 }
 
-async fn handshake(stream: TcpStream, address: SocketAddr, tls: &Tls) -> io::Result<Connection> {
+async fn handshake(stream: TcpStream, tls: &Tls) -> io::Result<(TlsStream<TcpStream>, PeerRole)> {
     let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let role = certificate.map(role_of).transpose().map_err(io::Error::other)?.flatten();
     let role = role.ok_or_else(|| io::Error::other("its certificate names no role"))?;
-    let peer = Peer { address: Some(address), role: Some(role) };
-    Ok(Connection { stream: Stream::Tls(Box::new(stream)), peer })
+    Ok((stream, role))
+}
+
+impl Stranger {
+    /// Why the connection has to end, if it has to; whether the peer is a stranger still.
+    fn poll(&mut self, context: &mut Context<'_>) -> Result<bool, io::Error> {
+        match Pin::new(&mut self.put_out).poll(context) {
+            Poll::Ready(Ok(())) => Err(io::Error::new(io::ErrorKind::TimedOut, "another connection needs the room")),
+            // Nobody can put it out any more.
+            Poll::Ready(Err(_)) => Ok(false),
+            Poll::Pending => match self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
+                Some(Poll::Ready(())) => Err(io::Error::new(io::ErrorKind::TimedOut, "no call in time")),
+                Some(Poll::Pending) | None => Ok(true),
+            },
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -114,7 +201,21 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        if let Some(stranger) = &mut this.stranger {
+            match stranger.poll(context) {
+                Ok(true) => {}
+                Ok(false) => this.stranger = None,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if !this.ahead.is_empty() {
+            let (now, later) = this.ahead.split_at(this.ahead.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            this.ahead = later;
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }

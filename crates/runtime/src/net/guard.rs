@@ -45,6 +45,7 @@ impl Interceptor for Guard {
         if let Some(gate) = &self.gate {
             gate.check(&request, peer)?;
         }
+        peer.settle();
         Ok(request)
     }
 }
@@ -156,7 +157,7 @@ mod tests {
     fn call(gate: &RunGate, method: &str, run: Option<&str>) -> Result<(), Status> {
         let http = tonic::codegen::http::Request::builder().uri(format!("http://host{method}")).body(());
         let mut request = Request::from_http(with_called_path(http.expect("a request")));
-        request.extensions_mut().insert(Peer { address: Some(([127, 0, 0, 1], 4).into()), role: None });
+        request.extensions_mut().insert(Peer::new(Some(([127, 0, 0, 1], 4).into()), None));
         if let Some(run) = run {
             request.metadata_mut().insert(RUN_ID_KEY, MetadataValue::try_from(run).expect("a value"));
         }

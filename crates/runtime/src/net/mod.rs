@@ -5,6 +5,7 @@
 //! [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] says who may call a service. Every call names
 //! the run of its caller ([`RunIdentity`]).
 
+mod admission;
 mod connection;
 mod dial;
 mod guard;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
 
+pub(crate) use self::connection::accept_probes;
 pub use self::connection::{Connection, Peer, accept};
 pub(crate) use self::dial::dial_any;
 pub use self::dial::{DialError, dial};

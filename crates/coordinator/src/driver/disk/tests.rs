@@ -13,13 +13,16 @@ use pacs_protocol::v1::operator_service_server::OperatorService;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
+use pacs_shape::{ModelConfig, ParameterLayout};
 use pacs_weights::{Announcement, Description, VersionId, WeightKind};
 use tonic::Request;
 
 use super::MOST_WAITING;
+use crate::records::state_file;
 use crate::services::Services;
 use crate::{Coordinator, CoordinatorOptions, RunEnd, Timing, slow_disk};
 
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/qwen2-tied");
 const STEPS: u64 = 12;
 const WAIT_MS: u32 = 200;
 /// No test may take longer.
@@ -28,12 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn start(folder: &Path) -> Coordinator {
     let problems = folder.join("problems.jsonl");
     std::fs::write(&problems, "{\"question\": \"1 + 1?\", \"answer\": \"2\"}\n").unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
     let text = format!(
         "name = 'slow'\nmodel.path = '{}'\ndata.train.path = '{}'\nrollout.samples_per_prompt = 2\n\
          rollout.max_new_tokens = 16\nbatch = {{ steps = {STEPS}, prompts_per_step = 1, mini_batches = 1 }}\n\
          evaluation = {{ every_steps = 0, before = false, after = false }}\ncheckpoint.every_steps = 5\n",
-        model.display(),
+        MODEL,
         problems.display()
     );
     let spec = pacs_spec::parse(&text, Path::new("slow")).unwrap();
@@ -102,6 +104,23 @@ async fn verifier(services: Services) {
     }
 }
 
+/// Writes what the coordinator looks for in a save.
+fn saved(save: &v1::SaveTask) -> Vec<v1::SavedFile> {
+    let config = ModelConfig::read(Path::new(MODEL)).unwrap();
+    let total = ParameterLayout::new(&config).total();
+    let state = state_file(save.step, &format!("0+{total}"), total);
+    let mut files = vec![("training-state.safetensors", state.clone())];
+    if save.model {
+        files.extend([("model/config.json", b"{}".to_vec()), ("model/model.safetensors", state)]);
+        std::fs::create_dir(Path::new(&save.directory).join("model")).unwrap();
+    }
+    let write = |(path, content): (&str, Vec<u8>)| {
+        std::fs::write(Path::new(&save.directory).join(path), &content).unwrap();
+        v1::SavedFile { path: path.into(), bytes: content.len() as u64, crc32: crc32fast::hash(&content) }
+    };
+    files.into_iter().map(write).collect()
+}
+
 async fn learner(services: Services, version: Arc<AtomicU64>) {
     let worker_id = register(&services, v1::Role::Learner, "learner-0").await;
     let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
@@ -125,7 +144,7 @@ async fn learner(services: Services, version: Arc<AtomicU64>) {
             }
             Some(Task::Save(save)) => {
                 assert!(Path::new(&save.directory).is_dir(), "the folder is there before ranks hear of it");
-                Done::Saved(v1::SaveResult { files: Vec::new() })
+                Done::Saved(v1::SaveResult { files: saved(&save) })
             }
             Some(Task::Regroup(regroup)) => panic!("{}", regroup.reason),
         };

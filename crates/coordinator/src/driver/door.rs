@@ -1,0 +1,272 @@
+//! What the job allows of what workers hand in. Whatever gets past here is in the journal, is trained on, and comes again after
+//! every restart; so it is refused at the door, and once more when a journal is read that an earlier version has written.
+
+use pacs_protocol::{ANSWER_BYTES, MOST_VERDICT_TEXT, WireError, v1};
+use pacs_shape::ModelConfig;
+use pacs_spec::{JobSpec, VerifierKind, VerifierSpec};
+use pacs_types::{MAX_SAMPLE_BYTES, Sample, Verdict, VersionSpan, WeightVersion};
+use tonic::Status;
+
+/// Most bytes of text that a token decodes to: the longest known are runs of 512 blanks, and bytes that are no text become
+/// three each.
+const TEXT_BYTES_PER_TOKEN: usize = 4096;
+/// A token, its two log-probs and its span in a message, at most.
+const BYTES_PER_TOKEN: usize = 5 + 4 + 4 + 16;
+/// The rest of a sample and of the call that hands it in.
+const CALL_BYTES: usize = 4096;
+/// Largest reward of one verifier, either way (docs/VERIFIERS.md).
+const MOST_VERIFIER_REWARD: f64 = 1e6;
+/// How far sums of many rounded numbers may be beyond their bounds, as a share of them.
+const ROUNDING: f64 = 1.01;
+
+/// The limits of a job.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    /// Rows of the model's embedding; none where its config cannot be read.
+    vocabulary: Option<u32>,
+    max_new_tokens: u32,
+    math: bool,
+    most_reward: f64,
+    /// Each with its largest reward.
+    verifiers: Vec<(String, f64)>,
+}
+
+impl Door {
+    pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
+        let most = |kind| if kind == VerifierKind::Math { 1.0 } else { MOST_VERIFIER_REWARD };
+        let reward = &spec.reward;
+        let label = (VerifierSpec::LABEL.to_owned(), most(spec.verifier.kind));
+        let more = reward.verifiers.iter().map(|(name, verifier)| (name.clone(), most(verifier.kind)));
+        let weights = [reward.weight].into_iter().chain(reward.verifiers.values().map(|verifier| verifier.weight));
+        let verifiers: Vec<_> = [label].into_iter().chain(more).collect();
+        let weighted: f64 = weights.zip(&verifiers).map(|(weight, (_, most))| weight.abs() * most).sum();
+        let most_reward = (weighted + reward.format_bonus.abs() + reward.overlong_penalty) * ROUNDING;
+        Self {
+            vocabulary: model.and_then(|model| u32::try_from(model.vocab_size).ok()),
+            max_new_tokens: spec.rollout.max_new_tokens,
+            math: spec.verifier.kind == VerifierKind::Math,
+            most_reward,
+            verifiers,
+        }
+    }
+
+    /// Most bytes of a call that hands a sample of this job in.
+    pub(crate) fn sample_bytes(&self) -> usize {
+        let of_tokens =
+            BYTES_PER_TOKEN.saturating_add(TEXT_BYTES_PER_TOKEN).saturating_mul(self.max_new_tokens as usize);
+        of_tokens.min(MAX_SAMPLE_BYTES + ANSWER_BYTES - CALL_BYTES) + CALL_BYTES
+    }
+
+    /// Checks a sample against the lease that asked for it: how many tokens, of which vocabulary.
+    pub(crate) fn sample(&self, sample: &Sample) -> Result<(), WireError> {
+        let (tokens, most) = (sample.tokens.len(), self.max_new_tokens);
+        if tokens > most as usize {
+            let problem = format!("has {tokens} values, and the lease allows {most} (`rollout.max_new_tokens`)");
+            return Err(WireError::new("tokens", problem));
+        }
+        if let Some(vocabulary) = self.vocabulary
+            && let Some(token) = sample.tokens.iter().find(|token| **token >= vocabulary)
+        {
+            let problem = format!("holds {token}, and the model's vocabulary has {vocabulary} tokens");
+            return Err(WireError::new("tokens", problem));
+        }
+        let bytes = sample.text.len();
+        if bytes > TEXT_BYTES_PER_TOKEN.saturating_mul(tokens) {
+            let problem =
+                format!("has {bytes} bytes for {tokens} tokens, expected at most {TEXT_BYTES_PER_TOKEN} each");
+            return Err(WireError::new("text", problem));
+        }
+        let most = f64::from(self.vocabulary.unwrap_or(u32::MAX)).ln() * tokens as f64 * ROUNDING + 1.0;
+        if !(-1.0..=most).contains(&sample.entropy_sum) {
+            let problem = format!("is {:e}, expected 0 to {most:.1} for {tokens} tokens", sample.entropy_sum);
+            return Err(WireError::new("entropy_sum", problem));
+        }
+        Ok(())
+    }
+
+    /// Checks a verdict against what the verifiers of the job can say.
+    pub(crate) fn verdict(&self, verdict: &Verdict) -> Result<(), WireError> {
+        let Verdict { outcome, label, reward, extracted, rule } = verdict;
+        if self.math && outcome.is_conclusive() && *label != 0.0 && *label != 1.0 {
+            return Err(WireError::new(
+                "label",
+                format!("is {label}, expected 0 or 1 from `verifier.kind` = \"math\""),
+            ));
+        }
+        let most = self.most_reward;
+        if !(-most..=most).contains(reward) {
+            let problem = format!("is {reward:e}, and with this job's `[reward]` it is within {most} of 0");
+            return Err(WireError::new("reward", problem));
+        }
+        for (field, text) in [("extracted", extracted.as_deref().unwrap_or_default()), ("rule", rule)] {
+            if text.len() > MOST_VERDICT_TEXT {
+                let problem = format!("has {} bytes, expected at most {MOST_VERDICT_TEXT}", text.len());
+                return Err(WireError::new(field, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what is said of the verifiers that were asked: those of the job, each once at most.
+    pub(crate) fn verifications(&self, verifications: &[v1::Verification]) -> Result<(), WireError> {
+        let (count, most) = (verifications.len(), self.verifiers.len());
+        if count > most {
+            return Err(WireError::new(
+                "verifications",
+                format!("has {count} entries, and the job has {most} verifiers"),
+            ));
+        }
+        for (position, verification) in verifications.iter().enumerate() {
+            let name = &verification.verifier;
+            let Some((_, most)) = self.verifiers.iter().find(|(known, _)| known == name) else {
+                let known: Vec<&str> = self.verifiers.iter().map(|(known, _)| known.as_str()).collect();
+                let problem = format!("{} is none of this job's verifiers: {}", shown(name), known.join(", "));
+                return Err(WireError::new("verifications.verifier", problem));
+            };
+            if verifications[..position].iter().any(|earlier| earlier.verifier == *name) {
+                return Err(WireError::new("verifications.verifier", format!("names `{name}` twice")));
+            }
+            if !(-most..=*most).contains(&verification.reward) {
+                let problem = format!("is {:e} of `{name}`, expected -{most} to {most}", verification.reward);
+                return Err(WireError::new("verifications.reward", problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name that somebody made up, as much of it as anybody would read.
+fn shown(name: &str) -> String {
+    const SHOWN: usize = 64;
+    format!("{:?}", &name[..name.floor_char_boundary(SHOWN)])
+}
+
+/// Checks that no token is of weights that there are not yet: its lease would never have lapsed for its age.
+pub(crate) fn known_versions(spans: &[VersionSpan], newest: WeightVersion) -> Result<(), Status> {
+    match spans.iter().map(|span| span.version).max().filter(|version| *version > newest) {
+        Some(version) => Err(Status::failed_precondition(format!(
+            "field `spans`: tokens of weights {version}, and the newest are {newest}; drop the sample"
+        ))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use pacs_types::{FinishReason, Outcome};
+
+    use super::*;
+
+    fn door(more: &str) -> Door {
+        let text = format!(
+            "name = 'test'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\nrollout.max_new_tokens = 4\n\
+             evaluation = {{ before = false, after = false, every_steps = 0 }}\n{more}"
+        );
+        let spec = pacs_spec::parse(&text, Path::new("test")).unwrap_or_else(|error| panic!("{more}: {error}"));
+        Door { vocabulary: Some(100), ..Door::new(&spec, None) }
+    }
+
+    fn sample() -> Sample {
+        Sample {
+            tokens: vec![5, 99, 0, 1],
+            logprobs: vec![-0.5; 4],
+            sampled_logprobs: Vec::new(),
+            entropy_sum: 18.0,
+            text: "42".into(),
+            finish: FinishReason::Length,
+            version: WeightVersion(3),
+            spans: [3, 4].map(|version| VersionSpan { version: WeightVersion(version), tokens: 2 }).to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_sample_is_what_its_lease_asked_for() {
+        let door = door("");
+        assert_eq!(door.sample(&sample()), Ok(()));
+        let refused = |change: fn(&mut Sample)| {
+            let mut sample = sample();
+            change(&mut sample);
+            let error = door.sample(&sample).expect_err("must be refused");
+            (error.field, error.problem)
+        };
+        let (field, problem) = refused(|sample| sample.tokens.push(1));
+        assert_eq!(
+            (field, problem.as_str()),
+            ("tokens", "has 5 values, and the lease allows 4 (`rollout.max_new_tokens`)")
+        );
+        let (field, problem) = refused(|sample| sample.tokens[2] = 100);
+        assert_eq!((field, problem.as_str()), ("tokens", "holds 100, and the model's vocabulary has 100 tokens"));
+        assert_eq!(refused(|sample| sample.text = "x".repeat(20_000)).0, "text");
+        assert_eq!(refused(|sample| sample.entropy_sum = 1e300).0, "entropy_sum");
+        assert_eq!(refused(|sample| sample.entropy_sum = -2.0).0, "entropy_sum");
+        assert!(
+            Door { vocabulary: None, ..door.clone() }.sample(&Sample { tokens: vec![u32::MAX; 4], ..sample() }).is_ok()
+        );
+        assert!(known_versions(&sample().spans, WeightVersion(4)).is_ok());
+        let ahead = known_versions(&sample().spans, WeightVersion(3)).expect_err("of the future");
+        assert!(ahead.message().contains("weights v4, and the newest are v3"), "{ahead}");
+    }
+
+    #[test]
+    fn a_verdict_is_what_the_verifiers_of_the_job_can_say() {
+        let verdict = |label, reward| Verdict {
+            outcome: Outcome::Wrong,
+            label,
+            reward,
+            extracted: Some("x".into()),
+            rule: "number".into(),
+        };
+        let field = |door: &Door, verdict: &Verdict| door.verdict(verdict).map_err(|error| error.field).err();
+        let math = door("");
+        assert_eq!(field(&math, &verdict(0.0, 0.0)), None);
+        assert_eq!(field(&math, &verdict(0.5, 0.0)), Some("label"));
+        assert_eq!(field(&math, &Verdict { outcome: Outcome::Failed, ..verdict(0.5, 0.0) }), None, "nobody reads it");
+        assert_eq!(field(&math, &verdict(0.0, 3.0)), Some("reward"));
+        let weighted = door("[reward]\nweight = 10.0\nformat_bonus = -5.0\nformat_strings = ['x']");
+        assert_eq!(field(&weighted, &verdict(0.0, 15.0)), None);
+        assert_eq!(field(&weighted, &verdict(0.0, 17.0)), Some("reward"));
+        let own = door("[verifier]\nkind = 'exec'\ncommand = ['x']");
+        assert_eq!(field(&own, &verdict(0.5, -1e6)), None);
+        assert_eq!(field(&own, &verdict(0.5, 1e308)), Some("reward"));
+        let long = "x".repeat(MOST_VERDICT_TEXT + 1);
+        assert_eq!(field(&math, &Verdict { extracted: Some(long.clone()), ..verdict(0.0, 0.0) }), Some("extracted"));
+        assert_eq!(field(&math, &Verdict { rule: long, ..verdict(0.0, 0.0) }), Some("rule"));
+    }
+
+    #[test]
+    fn only_verifiers_of_the_job_are_counted_each_once() {
+        let door = door("[reward.verifiers.style]\nkind = 'exec'\ncommand = ['x']");
+        let verification = |verifier: &str, reward| v1::Verification {
+            verifier: verifier.into(),
+            outcome: v1::Outcome::Wrong.into(),
+            reward,
+            elapsed_us: 1,
+            cached: false,
+        };
+        let check = |verifications: &[v1::Verification]| {
+            door.verifications(verifications).map_err(|error| (error.field, error.problem)).err()
+        };
+        assert_eq!(check(&[verification("label", 1.0), verification("style", 1e6)]), None);
+        let (field, problem) = check(&[verification(&"\u{1b}x".repeat(1 << 20), 0.0)]).expect("made up");
+        assert_eq!(field, "verifications.verifier");
+        assert!(
+            problem.ends_with("is none of this job's verifiers: label, style") && problem.len() < 1000,
+            "{problem}"
+        );
+        let twice = check(&[verification("label", 0.0), verification("label", 0.0)]);
+        assert_eq!(twice, Some(("verifications.verifier", "names `label` twice".into())));
+        assert_eq!(check(&[verification("label", 2.0)]).map(|(field, _)| field), Some("verifications.reward"));
+        let three = [verification("label", 0.0), verification("style", 0.0), verification("label", 0.0)];
+        assert_eq!(check(&three).map(|(field, _)| field), Some("verifications"));
+    }
+
+    #[test]
+    fn a_call_has_room_for_the_longest_sample_of_the_job_and_little_more() {
+        let door = door("");
+        assert!((16_000..32_000).contains(&door.sample_bytes()), "{}", door.sample_bytes());
+        let longest = Door { max_new_tokens: 1_000_000, ..door };
+        assert_eq!(longest.sample_bytes(), pacs_protocol::MAX_MESSAGE_BYTES);
+    }
+}
