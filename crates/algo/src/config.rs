@@ -57,7 +57,7 @@ pub enum RewardMethod {
 pub enum LabelWeights {
     /// All one.
     None,
-    /// Both labels of a question weigh the same.
+    /// What is right and what is wrong of a question weigh the same: for labels between 0 and 1, too.
     Question,
     /// Only positive labels count.
     OnlyPositive,

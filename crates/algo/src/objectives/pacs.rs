@@ -1,5 +1,5 @@
 use crate::group::members_by_group;
-use crate::weights::weights;
+use crate::weights::{Halves, weighted};
 use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator};
 
 /// What the objective needs to know of one answer.
@@ -26,7 +26,7 @@ pub struct PacsStep {
     pub reward_proxy: Vec<f64>,
     /// Score: the logit of the modelled probability that the answer is correct.
     pub score: Vec<f64>,
-    /// Weight of the sequence's label.
+    /// Weight of the sequence's label; of a label between 0 and 1, what its two halves weigh together.
     pub weight: Vec<f64>,
     /// Weighted cross entropy of each sequence.
     pub sequence_loss: Vec<f64>,
@@ -111,15 +111,16 @@ impl PacsStep {
         let proxies: Vec<f64> = members.iter().map(|&i| reward_proxy(config, &sequences[i])).collect();
         let labels: Vec<f64> = members.iter().map(|&i| sequences[i].label).collect();
         let scores = estimator::scores(config.score, &proxies);
-        let weights = weights(config.label_weights, &labels);
-        let losses: Vec<f64> = (0..members.len()).map(|m| weights[m] * cross_entropy(scores[m], labels[m])).collect();
+        let halves = weighted(config.label_weights, &labels);
+        let losses: Vec<f64> =
+            scores.iter().zip(&halves).map(|(score, halves)| cross_entropy(*score, *halves)).collect();
         let dscores: Vec<f64> =
-            (0..members.len()).map(|m| weights[m] * cross_entropy_slope(scores[m], labels[m]) / divisor).collect();
+            scores.iter().zip(&halves).map(|(score, halves)| cross_entropy_slope(*score, *halves) / divisor).collect();
         let dproxies = estimator::backward(config.score, &proxies, &dscores);
         for (m, &i) in members.iter().enumerate() {
             self.reward_proxy[i] = proxies[m];
             self.score[i] = scores[m];
-            self.weight[i] = weights[m];
+            self.weight[i] = halves[m].sum();
             self.sequence_loss[i] = losses[m];
             self.dloss_dscore[i] = dscores[m];
             self.dloss_dproxy[i] = dproxies[m];
@@ -161,14 +162,16 @@ fn proxy_slope(config: &PacsConfig, sequence: &Sequence) -> f64 {
     }
 }
 
-/// Cross entropy of a label with the probability whose logit is `score`, in a form that does not overflow.
-fn cross_entropy(score: f64, label: f64) -> f64 {
-    score.max(0.0) - score * label + (-score.abs()).exp().ln_1p()
+/// Cross entropy of a weighted label with the probability whose logit is `score`, in a form that does not overflow.
+fn cross_entropy(score: f64, Halves { right, wrong }: Halves) -> f64 {
+    // `-ln sigmoid(score)` less the tail that both halves share.
+    let tail = (-score.abs()).exp().ln_1p();
+    right * ((-score).max(0.0) + tail) + wrong * (score.max(0.0) + tail)
 }
 
-/// `sigmoid(score) - label`, in a form that keeps the small difference of a confident, correct score.
-fn cross_entropy_slope(score: f64, label: f64) -> f64 {
-    (1.0 - label) * sigmoid(score) - label * sigmoid(-score)
+/// Its derivative by the score, in a form that keeps the small difference of a confident, correct score.
+fn cross_entropy_slope(score: f64, Halves { right, wrong }: Halves) -> f64 {
+    wrong * sigmoid(score) - right * sigmoid(-score)
 }
 
 fn sigmoid(x: f64) -> f64 {
@@ -247,10 +250,27 @@ mod tests {
 
     #[test]
     fn slope_of_a_saturated_score_is_not_lost() {
-        assert_eq!(cross_entropy_slope(800.0, 1.0), 0.0);
-        assert!((cross_entropy_slope(50.0, 1.0) + (-50f64).exp()).abs() < 1e-30);
-        assert!((cross_entropy_slope(-50.0, 0.0) - (-50f64).exp()).abs() < 1e-30);
-        assert_eq!(cross_entropy(-1000.0, 1.0), 1000.0);
-        assert_eq!(cross_entropy_slope(-1000.0, 1.0), -1.0);
+        let (right, wrong) = (Halves { right: 1.0, wrong: 0.0 }, Halves { right: 0.0, wrong: 1.0 });
+        assert_eq!(cross_entropy_slope(800.0, right), 0.0);
+        assert!((cross_entropy_slope(50.0, right) + (-50f64).exp()).abs() < 1e-30);
+        assert!((cross_entropy_slope(-50.0, wrong) - (-50f64).exp()).abs() < 1e-30);
+        assert_eq!(cross_entropy(-1000.0, right), 1000.0);
+        assert_eq!(cross_entropy_slope(-1000.0, right), -1.0);
+    }
+
+    #[test]
+    fn the_best_of_graded_answers_is_pushed_up_and_the_worst_down() {
+        let group = |label: f64, odd: f64| {
+            let at = |m| Sequence { label: if m == 3 { odd } else { label }, old_logprob_sum: -3.0, ..SEQUENCE };
+            pacs(&CONFIG, &(0..8).map(at).collect::<Vec<_>>()).unwrap()
+        };
+        // Labels are counted in neither: seven and one are not seven and one.
+        let best = group(0.2, 0.4);
+        assert!(best.dloss_dlogprob[3] < 0.0 && best.dloss_dlogprob[0] > 0.0, "{best:?}");
+        let worst = group(0.8, 0.6);
+        assert!(worst.dloss_dlogprob[3] > 0.0 && worst.dloss_dlogprob[0] < 0.0, "{worst:?}");
+        // A label that is nearly another one is pushed nearly the same.
+        let near = group(0.2, 0.2 + 1e-9);
+        assert!(near.dloss_dlogprob.iter().all(|coefficient| coefficient.abs() < 1e-8), "{near:?}");
     }
 }
