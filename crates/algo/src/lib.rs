@@ -27,7 +27,7 @@ pub use config::{LabelWeights, PacsConfig, RewardMethod, ScoreEstimator};
 pub use error::ObjectiveError;
 pub use kl::KlKind;
 pub use metrics::ObjectiveMetrics;
-pub use objective::{LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
+pub use objective::{Contrasts, LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
 pub use objectives::*;
 pub use pass_at_k::pass_at_k;
 pub use policy::{

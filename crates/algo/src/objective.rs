@@ -4,8 +4,8 @@ use crate::metrics::ObjectiveMetrics;
 use crate::objectives::pacs::{PacsStep, Sequence, pacs};
 use crate::sequence::{Placed, check_infos};
 use crate::{
-    Answer, KlPlace, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
-    StepSummary, TokenAdvantages, TokenData, ValueOutcome,
+    Answer, KlPlace, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, SequenceInfo,
+    StepBaseline, StepSummary, TokenAdvantages, TokenData, ValueOutcome,
 };
 
 /// A training objective: the one door through which trainer, replay and tests call any of them.
@@ -52,6 +52,18 @@ pub struct Needs {
     /// Before the forward the coefficients of an update whose new policy is the old one are known: every log-ratio is 0.
     /// Those of a value model are not, its values are needed.
     pub known_on_policy: bool,
+}
+
+/// What an objective contrasts between the answers of one prompt: where it is all the same they teach nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contrasts {
+    /// Their labels.
+    Labels,
+    /// Their rewards.
+    Rewards,
+    /// Nothing that is known before the update: an answer teaches without the others of its prompt, or they differ by
+    /// numbers that only a learner has.
+    Nothing,
 }
 
 /// Sums over the tokens of one answer (nats, float64).
@@ -135,6 +147,20 @@ impl Objective {
                 sums: false,
                 known_on_policy: config.importance.is_none() && config.kl.is_none() && config.entropy == 0.0,
             },
+        }
+    }
+
+    /// What tells the answers of a prompt from each other.
+    #[must_use]
+    pub fn contrasts(&self) -> Contrasts {
+        match self {
+            Self::Pacs(config) if config.actor_term || config.score == ScoreEstimator::Naive => Contrasts::Nothing,
+            Self::Pacs(_) => Contrasts::Labels,
+            // A penalty in the reward differs between answers of equal rewards.
+            Self::Policy(config) if !config.advantage.compares_group() || config.kl_at(KlPlace::Reward).is_some() => {
+                Contrasts::Nothing
+            }
+            Self::Policy(_) => Contrasts::Rewards,
         }
     }
 

@@ -329,6 +329,20 @@ impl Check {
                            of; expected \"learner\", or `objective.reference_reset_steps` = 1";
             let starts = !needs.old_is_reference || resets == Some(1);
             self.that(starts, "batch.old_logprobs", "rollout", message, &["objective.reference_reset_steps"]);
+            let rollout = &spec.rollout;
+            let filters = rollout.top_p < 1.0 || rollout.top_k > 0 || rollout.min_p > 0.0;
+            let accepts = spec.asynchrony.staleness == StalenessKind::Accept;
+            let message = if accepts {
+                "expected \"learner\": with the rollout engine's own log-probs as the old ones, the weights of \
+                 `objective.importance` do not see how old a token is, which `asynchrony.staleness` = \"accept\" relies on"
+            } else {
+                "expected \"learner\": with the rollout engine's own log-probs as the old ones and no filter on its samples, \
+                 all weights of `objective.importance` are 1"
+            };
+            let says_nothing = needs.rollout && (accepts || !filters);
+            let also =
+                &["objective.importance", "asynchrony.staleness", "rollout.top_p", "rollout.top_k", "rollout.min_p"];
+            self.that(!says_nothing, "batch.old_logprobs", "rollout", message, also);
         }
 
         let learners = spec.resources.learners;

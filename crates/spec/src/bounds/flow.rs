@@ -1,3 +1,5 @@
+use pacs_algo::Contrasts;
+
 use super::Check;
 use crate::*;
 
@@ -63,6 +65,13 @@ impl Check {
         let message =
             "expected \"keep\": with `rollout.samples_per_prompt` = 1 the labels of a group are always the same";
         self.that(!alone, "groups.uniform", name, message, &["rollout.samples_per_prompt"]);
+        let contrasts = spec.objective.filled().objective(spec.rollout.max_new_tokens).contrasts();
+        let keeps = groups.uniform == UniformKind::Keep;
+        let message = "expected \"keep\": this objective learns from a group whose labels and rewards are all the same, too \
+                       (`ppo` and `reinforce_pp` compare beyond the group, a penalty with `objective.kl_place` = \"reward\" \
+                       differs within it, `pacs` with `score` = \"naive\" or `actor_term` compares nothing)";
+        let also = &["objective.kind", "objective.kl_place", "objective.score", "objective.actor_term"];
+        self.that(keeps || contrasts != Contrasts::Nothing, "groups.uniform", name, message, also);
     }
 }
 
@@ -104,6 +113,16 @@ mod tests {
                 None,
             ),
             ("groups.uniform = 'refill'", None),
+            ("groups.uniform = 'drop'\nobjective.kind = 'reinforce_pp_baseline'", None),
+            ("groups.uniform = 'drop'\nobjective.kind = 'reinforce_pp'", Some("compare beyond the group")),
+            ("groups.uniform = 'refill'\nobjective.kind = 'ppo'", Some("compare beyond the group")),
+            ("groups.uniform = 'drop'\nobjective.score = 'naive'", Some("compares nothing")),
+            ("groups.uniform = 'drop'\nobjective.actor_term = true", Some("compares nothing")),
+            ("groups.uniform = 'drop'\nobjective = { kind = 'grpo', kl_coefficient = 0.1 }", None),
+            (
+                "groups.uniform = 'drop'\nobjective = { kind = 'grpo', kl_coefficient = 0.1, kl_place = 'reward' }",
+                Some("differs within it"),
+            ),
             ("groups.max_refills = 5", Some("only `groups.uniform` = \"refill\"")),
             (
                 "groups.uniform = 'drop'\nrollout.samples_per_prompt = 1\nobjective = { kind = 'reinforce_pp' }",
