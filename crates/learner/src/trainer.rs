@@ -264,7 +264,7 @@ impl Trainer {
             self.score(old, batch, &needed, wire, |place, logprobs| {
                 objective.set_old(place, logprobs);
                 if starts_on_policy && !first(place) {
-                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
+                    metrics.compare(batch, place, logprobs);
                 }
             })?;
         }
@@ -368,7 +368,7 @@ impl Trainer {
             let mut scored = Vec::with_capacity(live.len());
             self.score(Source::Policy, batch, &live, wire, |place, logprobs| {
                 if update.fresh {
-                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
+                    metrics.compare(batch, place, logprobs);
                 }
                 scored.push(Scored { place, logprobs: logprobs.to_vec(), entropies: Vec::new() });
             })?;
@@ -476,8 +476,8 @@ impl Trainer {
         metrics.sums.entropy += sum(&scores.entropies);
     }
 
-    /// Scores the first sequence of an update that nothing else of was compared with the rollout engine, so that the
-    /// comparison never goes dark.
+    /// Scores a sequence of an update that nothing else of was compared with the rollout engine, so that the comparison does
+    /// not go dark while any sequence is of the weights being trained.
     fn compare_one(
         &mut self,
         update: &Update<'_>,
@@ -488,9 +488,10 @@ impl Trainer {
         if !update.fresh {
             return Ok(());
         }
-        let first = if is_due { &update.mine[..update.mine.len().min(1)] } else { &[] };
-        self.score(Source::Policy, update.batch, first, wire, |place, logprobs| {
-            metrics.compare(logprobs, &update.batch.sequences[place].rollout_logprobs);
+        let current = || update.mine.iter().copied().find(|place| update.batch.is_current(*place));
+        let one: Vec<usize> = is_due.then(current).flatten().into_iter().collect();
+        self.score(Source::Policy, update.batch, &one, wire, |place, logprobs| {
+            metrics.compare(update.batch, place, logprobs);
         })
     }
 
@@ -578,7 +579,7 @@ fn sum(values: &[f32]) -> f64 {
 
 fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
     for (place, range) in spans(tensors) {
-        metrics.compare(&scores.logprobs[range], &batch.sequences[place].rollout_logprobs);
+        metrics.compare(batch, place, &scores.logprobs[range]);
     }
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
                 rollout_logprobs: vec![-5.7; length as usize],
                 // Some as if a filter had cut something off.
+                version: step - 1,
                 sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
             });
             index.push(IndexEntry {

@@ -345,6 +345,28 @@ fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
 }
 
 #[test]
+fn log_probs_are_compared_where_one_version_has_made_both() {
+    let compared = |mini_batches: usize, objective: Objective, stale: fn(usize) -> bool| {
+        let mut batch = whole_batch(5, mini_batches);
+        for (place, sequence) in batch.sequences.iter_mut().enumerate().filter(|(place, _)| stale(*place)) {
+            // Older weights found them much less likely: that is training, and no fault of an engine.
+            (sequence.version, sequence.rollout_logprobs) = (3, vec![-90.0 - place as f32; sequence.tokens.len()]);
+        }
+        let mut trainer = trainer("qwen3", TrainerSettings { objective, ..settings() });
+        trainer.train(&batch, &mut HostCollective::alone()).expect("trains").metrics
+    };
+    for mini_batches in [1, 3] {
+        for objective in [Objective::Pacs(PACS), Objective::Policy(grpo())] {
+            let some = compared(mini_batches, objective, |place| place % 3 != 0);
+            assert!(some["logprob_mismatch_max"] > 0.0 && some["logprob_mismatch_max"] < 40.0, "{some:?}");
+            let none = compared(mini_batches, objective, |_| true);
+            let named = |name: &&String| name.starts_with("logprob_mismatch");
+            assert_eq!(none.keys().filter(named).count(), 0, "nothing was compared, and nothing is said");
+        }
+    }
+}
+
+#[test]
 fn a_truncated_state_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut trainer = trainer("qwen3", settings());
