@@ -31,9 +31,9 @@ pub use objective::{Contrasts, LogprobSums, Needs, Objective, ObjectiveStep, Seq
 pub use objectives::*;
 pub use pass_at_k::pass_at_k;
 pub use policy::{
-    AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
-    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, ValueOutcome,
-    group_advantages,
+    AdvantageEstimator, Aggregation, Clip, Divergence, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty,
+    KlPlace, Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, Surrogate, TokenAdvantages, ValueConfig,
+    ValueOutcome, group_advantages,
 };
 pub use schedule::{LearningRate, Schedule};
 pub use sequence::{Answer, SequenceInfo, TokenData};

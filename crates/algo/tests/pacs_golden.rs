@@ -118,6 +118,7 @@ fn sequences(input: &Value) -> Vec<Sequence> {
                 new_logprob_sum: masked_sum(&input["new_logprob"][i]),
                 old_logprob_sum: masked_sum(&input["old_logprob"][i]),
                 tokens: mask.iter().filter(|&&m| m == 1.0).count() as u32,
+                importance: 1.0,
             }
         })
         .collect()
@@ -139,6 +140,7 @@ fn config(value: &Value) -> PacsConfig {
         },
         label_weights: serde_json::from_value(value["weight_mode"].clone()).unwrap(),
         actor_term: false,
+        importance: None,
     }
 }
 

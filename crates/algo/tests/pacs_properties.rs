@@ -62,6 +62,7 @@ proptest! {
             reward_method: RewardMethod::LogRatio,
             label_weights: LabelWeights::None,
             actor_term: false,
+            importance: None,
         };
         let sequences: Vec<Sequence> = sequences
             .into_iter()
@@ -91,6 +92,7 @@ proptest! {
             new_logprob_sum: -4.0 + log_ratio,
             old_logprob_sum: -4.0,
             tokens: 3,
+            importance: 1.0,
         };
         let sequences: Vec<Sequence> = members.iter().map(sequence).collect();
         let step = pacs(&config, &sequences).unwrap();
@@ -150,7 +152,7 @@ fn config() -> impl Strategy<Value = PacsConfig> {
         LabelWeights::OnlyNegative,
     ]);
     (0.1..3.0f64, score, reward_method, label_weights).prop_map(|(beta, score, reward_method, label_weights)| {
-        PacsConfig { beta, score, reward_method, label_weights, actor_term: false }
+        PacsConfig { beta, score, reward_method, label_weights, actor_term: false, importance: None }
     })
 }
 
@@ -166,6 +168,7 @@ fn batch() -> impl Strategy<Value = Vec<Sequence>> {
                 new_logprob_sum,
                 old_logprob_sum: new_logprob_sum - log_ratio,
                 tokens,
+                importance: 1.0,
             })
             .collect()
     })

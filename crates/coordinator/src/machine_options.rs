@@ -110,7 +110,8 @@ fn smallest_batch(spec: &JobSpec) -> u32 {
 fn contrast(spec: &JobSpec) -> Contrast {
     let policy = match spec.objective.objective(spec.rollout.max_new_tokens) {
         Objective::Pacs(pacs) if pacs.actor_term || pacs.score == ScoreEstimator::Naive => return Contrast::None,
-        Objective::Pacs(_) => return Contrast::Group,
+        Objective::Pacs(_) | Objective::Disco(_) => return Contrast::Group,
+        Objective::Real(_) | Objective::External => return Contrast::None,
         Objective::Policy(policy) => policy,
     };
     let RewardSpec { format_bonus, overlong_tokens, verifiers, .. } = &spec.reward;
@@ -127,6 +128,8 @@ fn contrast(spec: &JobSpec) -> Contrast {
         AdvantageEstimator::Grpo
         | AdvantageEstimator::DrGrpo
         | AdvantageEstimator::Rloo
+        | AdvantageEstimator::WeightedRloo { .. }
+        | AdvantageEstimator::MaxRl
         | AdvantageEstimator::ReinforcePpBaseline => Contrast::Group,
         AdvantageEstimator::ReinforcePp { .. } | AdvantageEstimator::Remax | AdvantageEstimator::Gae { .. } => {
             Contrast::Step

@@ -1,6 +1,6 @@
 //! What a valid job does otherwise than its author may think: nothing of it is an error.
 
-use pacs_algo::{Contrasts, Objective};
+use pacs_algo::Objective;
 
 use crate::{JobSpec, OldLogprobs, RewardSpec};
 
@@ -57,7 +57,7 @@ impl JobSpec {
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(_, is)| *is).map(|(name, _)| format!("`reward.{name}`")).collect();
-        let by_labels = objective.contrasts() == Contrasts::Labels || matches!(objective, Objective::Pacs(_));
+        let by_labels = matches!(objective, Objective::Pacs(_) | Objective::Real(_) | Objective::Disco(_));
         (by_labels && !parts.is_empty()).then(|| {
             let kind = self.objective.kind.name();
             let parts = parts.join(", ");
@@ -98,6 +98,7 @@ mod tests {
         for (more, expected) in [
             ("asynchrony.max_lag = 4\nobjective.kind = 'grpo'", Some("samples may be 4 versions old")),
             ("asynchrony.max_lag = 4", Some("samples may be 4 versions old")),
+            ("asynchrony.max_lag = 4\nobjective.importance = 'truncate'", None),
             ("asynchrony.max_lag = 4\nobjective = { kind = 'grpo', importance = 'truncate' }", None),
             ("asynchrony.max_lag = 4\nobjective.kind = 'grpo'\nbatch.old_logprobs = 'rollout'", None),
             (

@@ -15,6 +15,9 @@ pub struct Sequence {
     pub old_logprob_sum: f64,
     /// How many tokens the sums run over, above 0.
     pub tokens: u32,
+    /// What its loss weighs as a sample: 1, or its importance weight, which is a constant. At 0 it still stands in the
+    /// baseline of the others.
+    pub importance: f64,
 }
 
 /// The objective at one mini-batch. Vectors are in the order of the sequences.
@@ -41,7 +44,8 @@ pub struct PacsStep {
     pub dloss_dlogprob: Vec<f64>,
 }
 
-/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10).
+/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10); importance weights, which the paper does not
+/// have, multiply the loss of a sequence as constants.
 ///
 /// Pass every sequence of the mini-batch at once: all members of a group, and all groups that share the divisor.
 /// No bit of the result depends on the order of the sequences. A group split over two calls is not detected: the
@@ -70,14 +74,20 @@ fn check(config: &PacsConfig, sequences: &[Sequence]) -> Result<(), ObjectiveErr
     if !(beta.is_finite() && beta > 0.0) {
         return Err(ObjectiveError::Beta { beta });
     }
+    if let Some(weights) = config.importance {
+        let holds = weights.cap >= 1.0 && weights.cap.is_finite();
+        if !holds {
+            return Err(ObjectiveError::Setting { name: "importance_cap", value: weights.cap, expected: "1 or more" });
+        }
+    }
     if sequences.is_empty() {
         return Err(ObjectiveError::NoSequences);
     }
     sequences.iter().enumerate().try_for_each(|(index, sequence)| check_sequence(index, sequence))
 }
 
-fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveError> {
-    let &Sequence { group, label, new_logprob_sum: new, old_logprob_sum: old, tokens } = sequence;
+pub(crate) fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveError> {
+    let &Sequence { group, label, new_logprob_sum: new, old_logprob_sum: old, tokens, importance } = sequence;
     if tokens == 0 {
         return Err(ObjectiveError::EmptyAnswer { index, group });
     }
@@ -86,6 +96,9 @@ fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveErro
     }
     if !(new.is_finite() && old.is_finite()) {
         return Err(ObjectiveError::LogprobSum { index, group, new, old });
+    }
+    if !(importance.is_finite() && importance >= 0.0) {
+        return Err(ObjectiveError::Overflow { index, group });
     }
     Ok(())
 }
@@ -112,10 +125,10 @@ impl PacsStep {
         let labels: Vec<f64> = members.iter().map(|&i| sequences[i].label).collect();
         let scores = estimator::scores(config.score, &proxies);
         let halves = weighted(config.label_weights, &labels);
-        let losses: Vec<f64> =
-            scores.iter().zip(&halves).map(|(score, halves)| cross_entropy(*score, *halves)).collect();
+        let weighted = |m: usize, value: f64| sequences[members[m]].importance * value;
+        let losses: Vec<f64> = (0..members.len()).map(|m| weighted(m, cross_entropy(scores[m], halves[m]))).collect();
         let dscores: Vec<f64> =
-            scores.iter().zip(&halves).map(|(score, halves)| cross_entropy_slope(*score, *halves) / divisor).collect();
+            (0..members.len()).map(|m| weighted(m, cross_entropy_slope(scores[m], halves[m])) / divisor).collect();
         let dproxies = estimator::backward(config.score, &proxies, &dscores);
         for (m, &i) in members.iter().enumerate() {
             self.reward_proxy[i] = proxies[m];
@@ -190,9 +203,10 @@ mod tests {
         reward_method: RewardMethod::LogRatio,
         label_weights: LabelWeights::Question,
         actor_term: false,
+        importance: None,
     };
     const SEQUENCE: Sequence =
-        Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2 };
+        Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2, importance: 1.0 };
 
     #[test]
     fn unusable_input_is_refused_by_name() {
@@ -240,6 +254,19 @@ mod tests {
             assert!((added - plain.sequence_loss[i] / 2.0).abs() < 1e-15 && added > 0.0, "{added}");
         }
         assert_eq!(with.loss, plain.loss);
+    }
+
+    #[test]
+    fn a_masked_sample_has_no_loss_and_stays_in_the_baseline() {
+        let old = |old_logprob_sum: f64, label: f64| Sequence { old_logprob_sum, label, ..SEQUENCE };
+        let group = [old(-4.0, 1.0), old(-2.5, 0.0), old(-3.0, 0.0)];
+        let plain = pacs(&CONFIG, &group).unwrap();
+        let masked = pacs(&CONFIG, &[group[0], group[1], Sequence { importance: 0.0, ..group[2] }]).unwrap();
+        assert_eq!((masked.score, masked.sequence_loss[2]), (plain.score, 0.0));
+        assert_eq!(masked.sequence_loss[..2], plain.sequence_loss[..2]);
+        assert!(masked.dloss_dlogprob[2] != 0.0 && masked.dloss_dlogprob != plain.dloss_dlogprob);
+        let halved = pacs(&CONFIG, &group.map(|s| Sequence { importance: 0.5, ..s })).unwrap();
+        assert!((halved.loss - plain.loss / 2.0).abs() < 1e-15);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) const PACS: PacsConfig = PacsConfig {
     reward_method: RewardMethod::LogRatio,
     label_weights: LabelWeights::Question,
     actor_term: false,
+    importance: None,
 };
 
 pub(crate) fn golden(name: &str) -> PathBuf {
@@ -34,6 +35,7 @@ pub(crate) fn settings() -> TrainerSettings {
         reference_reset_steps: 1,
         reset_optimizer: false,
         critic_learning_rate: 2e-5,
+        external: None,
         // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
         // zero becomes a difference in proportion to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
