@@ -81,10 +81,13 @@ def scores(proxies, estimator):
     return proxies
 
 
-def label_weight(label, labels, mode):
+def label_weights(label, labels, mode):
+    """What `ln sigma(score)` and `ln (1 - sigma(score))` weigh in the cross entropy of an answer, before its label."""
     if mode == "question":
-        return len(labels) / (len(set(labels)) * labels.count(label))
-    return {"none": 1.0, "only_positive": float(label == 1), "only_negative": float(label == 0)}[mode]
+        n, right = len(labels), sum(labels)
+        return (n / (2 * right), n / (2 * (n - right))) if 0 < right < n else (1.0, 1.0)
+    weight = {"none": 1.0, "only_positive": float(label == 1), "only_negative": float(label == 0)}[mode]
+    return weight, weight
 
 
 def pacs_loss(rows, s):
@@ -101,9 +104,10 @@ def pacs_loss(rows, s):
             proxies = torch.stack([row["new"].mean() for row in group])
         labels = [row["label"] for row in group]
         for row, score in zip(group, scores(s["beta"] * proxies, s["score"])):
-            target = score.new_tensor(float(row["label"]))
-            entropy = torch.nn.functional.binary_cross_entropy_with_logits(score, target)
-            loss = label_weight(row["label"], labels, s["label_weights"]) * entropy
+            label = float(row["label"])
+            right, wrong = label_weights(label, labels, s["label_weights"])
+            log_sigmoid = torch.nn.functional.logsigmoid
+            loss = -right * label * log_sigmoid(score) - wrong * (1 - label) * log_sigmoid(-score)
             if s["actor_term"]:
                 loss = loss + loss.detach() * row["new"].sum()
             losses.append(loss)

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use crate::ImportanceWeights;
+
 /// Settings of the PACS objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PacsConfig {
@@ -14,6 +16,9 @@ pub struct PacsConfig {
     /// Add the first term of the paper's gradient (eq. 5): every answer becomes less likely in proportion to its own
     /// cross entropy. The reference code leaves it out.
     pub actor_term: bool,
+    /// Weights `p_old / p_rollout` of whole answers, for samples that older weights have drawn; never of single tokens, which
+    /// have no loss of their own.
+    pub importance: Option<ImportanceWeights>,
 }
 
 /// How a group's reward proxies become scores (paper eq. 6, 9, 10).
@@ -57,7 +62,7 @@ pub enum RewardMethod {
 pub enum LabelWeights {
     /// All one.
     None,
-    /// Both labels of a question weigh the same.
+    /// What is right and what is wrong of a question weigh the same: for labels between 0 and 1, too.
     Question,
     /// Only positive labels count.
     OnlyPositive,

@@ -116,6 +116,19 @@ pub enum ObjectiveError {
         /// The group.
         group: u64,
     },
+    /// The objective is a program of its own, and nothing was asked of it.
+    #[error("the objective is a program; its answer has to be passed in")]
+    NoProgram,
+    /// A program has not answered for every answer.
+    #[error("{values} {what} were given for {answers} answers")]
+    Answers {
+        /// Losses or coefficients.
+        what: &'static str,
+        /// How many were given.
+        values: usize,
+        /// How many answers there are.
+        answers: usize,
+    },
     /// Advantages are divided by their deviation over all tokens, and one token has none.
     #[error("advantages are divided by their deviation over all tokens, which takes 2 tokens that count or more")]
     TooFewTokens,

@@ -27,13 +27,13 @@ pub use config::{LabelWeights, PacsConfig, RewardMethod, ScoreEstimator};
 pub use error::ObjectiveError;
 pub use kl::KlKind;
 pub use metrics::ObjectiveMetrics;
-pub use objective::{LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
+pub use objective::{Contrasts, LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
 pub use objectives::*;
 pub use pass_at_k::pass_at_k;
 pub use policy::{
-    AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty, KlPlace,
-    Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, TokenAdvantages, ValueConfig, ValueOutcome,
-    group_advantages,
+    AdvantageEstimator, Aggregation, Clip, Divergence, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty,
+    KlPlace, Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, Surrogate, TokenAdvantages, ValueConfig,
+    ValueOutcome, group_advantages,
 };
 pub use schedule::{LearningRate, Schedule};
 pub use sequence::{Answer, SequenceInfo, TokenData};

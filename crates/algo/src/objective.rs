@@ -2,10 +2,12 @@ use std::collections::BTreeMap;
 
 use crate::metrics::ObjectiveMetrics;
 use crate::objectives::pacs::{PacsStep, Sequence, pacs};
+use crate::policy::importance::held;
 use crate::sequence::{Placed, check_infos};
 use crate::{
-    Answer, KlPlace, Normaliser, ObjectiveError, PacsConfig, PolicyConfig, RewardMethod, SequenceInfo, StepBaseline,
-    StepSummary, TokenAdvantages, TokenData, ValueOutcome,
+    AdvantageEstimator, Answer, DiscoConfig, ImportanceLevel, ImportanceWeights, KlPlace, Normaliser, ObjectiveError,
+    PacsConfig, PolicyConfig, RealConfig, RewardMethod, ScalarStep, ScoreEstimator, SequenceInfo, StepBaseline,
+    StepSummary, Surrogate, TokenAdvantages, TokenData, ValueOutcome,
 };
 
 /// A training objective: the one door through which trainer, replay and tests call any of them.
@@ -25,6 +27,13 @@ pub enum Objective {
     Pacs(PacsConfig),
     /// Clipped policy gradient: GRPO, PPO, RLOO, REINFORCE++ and their variants.
     Policy(PolicyConfig),
+    /// Rewards as labels of a mean log-ratio, with an anchor.
+    Real(RealConfig),
+    /// Right answers above wrong ones by their mean log-prob, near the old policy.
+    Disco(DiscoConfig),
+    /// A program of the job's own, which gets what every answer is and its log-probs as sums, and gives its loss and
+    /// coefficient. What it says comes in by [`scalars`](Objective::scalars).
+    External,
 }
 
 /// What an objective reads, and what ranks have to tell each other.
@@ -47,11 +56,23 @@ pub struct Needs {
     pub summaries: bool,
     /// Those summaries are made of old log-probs too.
     pub summaries_read_old: bool,
-    /// [`LogprobSums`] of every answer must be gathered, once an update: two numbers a sequence.
+    /// [`LogprobSums`] of every answer must be gathered, once an update: three numbers a sequence.
     pub sums: bool,
     /// Before the forward the coefficients of an update whose new policy is the old one are known: every log-ratio is 0.
     /// Those of a value model are not, its values are needed.
     pub known_on_policy: bool,
+}
+
+/// What an objective contrasts between the answers of one prompt: where it is all the same they teach nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contrasts {
+    /// Their labels.
+    Labels,
+    /// Their rewards.
+    Rewards,
+    /// Nothing that is known before the update: an answer teaches without the others of its prompt, or they differ by
+    /// numbers that only a learner has.
+    Nothing,
 }
 
 /// Sums over the tokens of one answer (nats, float64).
@@ -61,6 +82,8 @@ pub struct LogprobSums {
     pub new: f64,
     /// Under the reference policy.
     pub old: f64,
+    /// Of the distribution drawn from, by the rollout engine.
+    pub rollout: f64,
 }
 
 /// What the answers of one mini-batch have to do with each other.
@@ -70,6 +93,8 @@ pub enum UpdateState {
     Pacs(PacsStep),
     /// What losses are divided by.
     Policy(Normaliser),
+    /// Everything, likewise.
+    Scalar(ScalarStep),
 }
 
 /// Loss and derivatives of one answer.
@@ -110,31 +135,71 @@ impl Objective {
         match self {
             Self::Pacs(config) => {
                 let log_ratio = config.reward_method == RewardMethod::LogRatio;
+                let weighted = config.importance.is_some();
                 Needs {
-                    old: log_ratio,
+                    old: log_ratio || weighted,
                     old_is_reference: true,
-                    rollout: false,
+                    rollout: weighted,
                     reference: false,
                     values: false,
                     entropy: false,
                     summaries: false,
                     summaries_read_old: false,
                     sums: true,
-                    known_on_policy: log_ratio,
+                    known_on_policy: log_ratio && !weighted,
                 }
             }
-            Self::Policy(config) => Needs {
+            Self::Real(_) | Self::Disco(_) | Self::External => Needs {
                 old: true,
                 old_is_reference: false,
-                rollout: config.importance.is_some(),
+                rollout: *self == Self::External,
+                reference: false,
+                values: false,
+                entropy: false,
+                summaries: false,
+                summaries_read_old: false,
+                sums: true,
+                known_on_policy: matches!(self, Self::Real(_)),
+            },
+            Self::Policy(config) => Needs {
+                // A mask compares with the rollout engine's policy alone.
+                old: !config.is_masked() || config.kl_at(KlPlace::Reward).is_some(),
+                old_is_reference: false,
+                rollout: config.importance.is_some() || config.is_masked(),
                 reference: config.kl.is_some(),
                 values: config.advantage.uses_values(),
                 entropy: config.entropy > 0.0,
                 summaries: config.exchanges_summaries(),
                 summaries_read_old: config.kl_at(KlPlace::Reward).is_some(),
                 sums: false,
-                known_on_policy: config.importance.is_none() && config.kl.is_none() && config.entropy == 0.0,
+                // The loss of a weighted or masked log-prob is made of that log-prob.
+                known_on_policy: config.importance.is_none()
+                    && config.kl.is_none()
+                    && config.entropy == 0.0
+                    && config.surrogate == Surrogate::Clipped,
             },
+        }
+    }
+
+    /// What tells the answers of a prompt from each other.
+    #[must_use]
+    pub fn contrasts(&self) -> Contrasts {
+        match self {
+            Self::Pacs(config) if config.actor_term || config.score == ScoreEstimator::Naive => Contrasts::Nothing,
+            Self::Pacs(_) | Self::Disco(_) => Contrasts::Labels,
+            // Its anchor teaches of a group of equal labels, too; of a program nothing is known.
+            Self::Real(_) | Self::External => Contrasts::Nothing,
+            // A penalty in the reward differs between answers of equal rewards.
+            Self::Policy(config) if !config.advantage.compares_group() || config.kl_at(KlPlace::Reward).is_some() => {
+                Contrasts::Nothing
+            }
+            // Its weight is 0 where all labels are the same.
+            Self::Policy(PolicyConfig { advantage: AdvantageEstimator::WeightedRloo { right, wrong }, .. })
+                if (*right, *wrong) != (0.0, 0.0) =>
+            {
+                Contrasts::Labels
+            }
+            Self::Policy(_) => Contrasts::Rewards,
         }
     }
 
@@ -149,7 +214,7 @@ impl Objective {
         tokens: &TokenData<'_>,
     ) -> Result<StepSummary, ObjectiveError> {
         match self {
-            Self::Pacs(_) => Ok(StepSummary::default()),
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => Ok(StepSummary::default()),
             Self::Policy(config) => config.summary(index, info, tokens),
         }
     }
@@ -164,12 +229,12 @@ impl Objective {
     pub fn baseline(&self, infos: &[SequenceInfo], summaries: &[StepSummary]) -> Result<StepBaseline, ObjectiveError> {
         check_infos(infos)?;
         match self {
-            Self::Pacs(_) => Ok(StepBaseline::default()),
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => Ok(StepBaseline::default()),
             Self::Policy(config) => config.check().and_then(|()| config.baseline(infos, summaries)),
         }
     }
 
-    /// Advantages of the tokens of answer `index` of those that `baseline` was made of; none for PACS.
+    /// Advantages of the tokens of answer `index` of those that `baseline` was made of; none for objectives without.
     ///
     /// # Errors
     /// As [`Self::summary`]; when an advantage overflows.
@@ -181,7 +246,7 @@ impl Objective {
         tokens: &TokenData<'_>,
     ) -> Result<TokenAdvantages, ObjectiveError> {
         match self {
-            Self::Pacs(_) => Ok(TokenAdvantages::default()),
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => Ok(TokenAdvantages::default()),
             Self::Policy(config) => config.advantages(baseline, index, info, tokens),
         }
     }
@@ -202,6 +267,7 @@ impl Objective {
         Ok(LogprobSums {
             new: if needs.sums { sum(answer.new_logprobs()?) } else { 0.0 },
             old: if needs.sums && needs.old { sum(answer.old_logprobs()?) } else { 0.0 },
+            rollout: if needs.sums && needs.rollout { sum(answer.rollout_logprobs()?) } else { 0.0 },
         })
     }
 
@@ -214,15 +280,33 @@ impl Objective {
     /// # Panics
     /// When sums are read and there is not one for each answer.
     pub fn update(&self, infos: &[SequenceInfo], sums: &[LogprobSums]) -> Result<UpdateState, ObjectiveError> {
+        let sequences = |importance: Option<ImportanceWeights>| -> Vec<Sequence> {
+            assert_eq!(infos.len(), sums.len(), "every answer has its sums");
+            infos.iter().zip(sums).map(|(info, sums)| coupled(info, *sums, importance)).collect()
+        };
         match self {
-            Self::Pacs(config) => {
-                assert_eq!(infos.len(), sums.len(), "every answer has its sums");
-                let sequences: Vec<Sequence> =
-                    infos.iter().zip(sums).map(|(info, sums)| coupled(info, *sums)).collect();
-                pacs(config, &sequences).map(UpdateState::Pacs)
-            }
+            Self::Pacs(config) => pacs(config, &sequences(config.importance)).map(UpdateState::Pacs),
+            Self::Real(config) => config.evaluate(&sequences(None)).map(UpdateState::Scalar),
+            Self::Disco(config) => config.evaluate(&sequences(None)).map(UpdateState::Scalar),
+            Self::External => Err(ObjectiveError::NoProgram),
             Self::Policy(config) => config.normaliser(infos).map(UpdateState::Policy),
         }
+    }
+
+    /// The state of an update whose loss and coefficients a program has given, one of each an answer.
+    ///
+    /// # Errors
+    /// When there is not one of each for every answer, or a number is not finite.
+    pub fn scalars(infos: &[SequenceInfo], step: ScalarStep) -> Result<UpdateState, ObjectiveError> {
+        for (what, values) in [("losses", &step.loss), ("coefficients", &step.dloss_dlogprob)] {
+            if values.len() != infos.len() {
+                return Err(ObjectiveError::Answers { what, values: values.len(), answers: infos.len() });
+            }
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                return Err(ObjectiveError::Overflow { index, group: infos[index].group });
+            }
+        }
+        Ok(UpdateState::Scalar(step))
     }
 
     /// Loss and derivatives of answer `index` of those that `state` was made of.
@@ -251,6 +335,23 @@ impl Objective {
                     let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
                     outcome.metrics.add_ratios(&log_ratios);
                 }
+                if let Some(weights) = &config.importance {
+                    let (old, rollout) = (answer.old_logprobs()?, answer.rollout_logprobs()?);
+                    let sums = LogprobSums { new: 0.0, old: old.iter().sum(), rollout: rollout.iter().sum() };
+                    let (weight, is_cut) = held(weights, log_weight(weights, sums, info.tokens));
+                    let tokens = info.tokens as usize;
+                    outcome.metrics.add_importance(&vec![weight; tokens], if is_cut { tokens } else { 0 });
+                }
+                Ok(outcome)
+            }
+            (Self::Real(_) | Self::Disco(_) | Self::External, UpdateState::Scalar(step)) => {
+                let answer = Placed::new(index, info, tokens);
+                let mut outcome = SequenceOutcome::zeroed(info.tokens as usize);
+                outcome.loss = step.loss[index];
+                outcome.dloss_dlogprob.fill(step.dloss_dlogprob[index]);
+                let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+                let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
+                outcome.metrics.add_ratios(&log_ratios);
                 Ok(outcome)
             }
             (Self::Policy(config), UpdateState::Policy(normaliser)) => {
@@ -265,7 +366,7 @@ impl Objective {
     #[must_use]
     pub fn of_policy(self) -> Self {
         match self {
-            Self::Pacs(_) => self,
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => self,
             Self::Policy(config) => Self::Policy(PolicyConfig { value: None, ..config }),
         }
     }
@@ -274,7 +375,7 @@ impl Objective {
     #[must_use]
     pub fn trains_policy(&self, step: u64) -> bool {
         match self {
-            Self::Pacs(_) => true,
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => true,
             Self::Policy(config) => config.trains_policy(step),
         }
     }
@@ -296,7 +397,10 @@ impl Objective {
         tokens: &TokenData<'_>,
     ) -> Result<ValueOutcome, ObjectiveError> {
         match (self, state) {
-            (Self::Pacs(_), UpdateState::Pacs(_)) => Ok(ValueOutcome::zeroed(info.tokens as usize)),
+            (Self::Pacs(_), UpdateState::Pacs(_))
+            | (Self::Real(_) | Self::Disco(_) | Self::External, UpdateState::Scalar(_)) => {
+                Ok(ValueOutcome::zeroed(info.tokens as usize))
+            }
             (Self::Policy(config), UpdateState::Policy(normaliser)) => {
                 config.value_sequence(normaliser, index, info, targets, tokens)
             }
@@ -308,7 +412,7 @@ impl Objective {
     #[must_use]
     pub fn inert(&self, info: &SequenceInfo, advantages: &TokenAdvantages) -> Option<ObjectiveMetrics> {
         match self {
-            Self::Pacs(_) => None,
+            Self::Pacs(_) | Self::Real(_) | Self::Disco(_) | Self::External => None,
             Self::Policy(config) => config.inert(info, advantages),
         }
     }
@@ -345,14 +449,23 @@ impl Objective {
     }
 }
 
-/// An answer as PACS sees it.
-fn coupled(info: &SequenceInfo, sums: LogprobSums) -> Sequence {
+/// An answer as objectives see it that couple answers by their log-probs.
+fn coupled(info: &SequenceInfo, sums: LogprobSums, importance: Option<ImportanceWeights>) -> Sequence {
     Sequence {
+        importance: importance.map_or(1.0, |weights| held(&weights, log_weight(&weights, sums, info.tokens)).0),
         group: info.group,
         label: info.label,
         new_logprob_sum: sums.new,
         old_logprob_sum: sums.old,
         tokens: info.tokens,
+    }
+}
+
+/// Logarithm of the weight of an answer as a whole.
+fn log_weight(weights: &ImportanceWeights, sums: LogprobSums, tokens: u32) -> f64 {
+    match weights.level {
+        ImportanceLevel::Geometric => (sums.old - sums.rollout) / f64::from(tokens),
+        ImportanceLevel::Sequence | ImportanceLevel::Token => sums.old - sums.rollout,
     }
 }
 

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use pacs_algo::{
-    AdvantageEstimator, Aggregation, Answer, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind,
-    KlPenalty, KlPlace, LabelWeights, LogprobSums, Needs, Objective, ObjectiveError, ObjectiveMetrics, ObjectiveStep,
-    PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, SequenceInfo, StepSummary, TokenData, ValueConfig, dapo,
-    dr_grpo, grpo, gspo, ppo, reinforce_pp, reinforce_pp_baseline, remax, rloo,
+    AdvantageEstimator, Aggregation, Answer, Clip, DiscoConfig, ImportanceLevel, ImportanceMode, ImportanceWeights,
+    KlKind, KlPenalty, KlPlace, LabelWeights, LogprobSums, Needs, Objective, ObjectiveError, ObjectiveMetrics,
+    ObjectiveStep, PacsConfig, PolicyConfig, RealConfig, RewardMethod, ScoreEstimator, SequenceInfo, StepSummary,
+    Surrogate, TokenData, ValueConfig, cispo, dapo, dppo, dr_grpo, grpo, gspo, maxrl, ppo, reinforce_pp,
+    reinforce_pp_baseline, remax, rloo, weighted_rloo,
 };
 use proptest::prelude::*;
 
@@ -17,6 +18,12 @@ proptest! {
         at in any::<prop::sample::Index>(),
         token in any::<prop::sample::Index>(),
     ) {
+        // Weights that are constants are no part of what a difference sees; the vectors of plain PyTorch cover them.
+        let constants = match &objective {
+            Objective::Policy(config) => config.surrogate != Surrogate::Clipped,
+            _ => false,
+        };
+        prop_assume!(!constants);
         let step = objective.evaluate(&batch.answers()).unwrap();
         let i = at.index(batch.0.len());
         let t = token.index(batch.0[i].new.len());
@@ -67,10 +74,19 @@ proptest! {
     #[test]
     fn on_policy_the_coefficients_are_known_before_the_forward(mut batch in batch(), objective in objective()) {
         let objective = match objective {
-            Objective::Pacs(config) => Objective::Pacs(PacsConfig { reward_method: RewardMethod::LogRatio, ..config }),
+            Objective::Pacs(config) => {
+                let reward_method = RewardMethod::LogRatio;
+                Objective::Pacs(PacsConfig { reward_method, importance: None, ..config })
+            }
+            // Scores are log-probs, which no log-ratio gives.
+            Objective::Disco(_) | Objective::External => return Ok(()),
+            Objective::Real(_) => objective,
             Objective::Policy(config) => {
                 let advantage = if config.advantage.uses_values() { grpo().advantage } else { config.advantage };
                 let config = PolicyConfig { advantage, kl: None, importance: None, entropy: 0.0, value: None, ..config };
+                if config.surrogate != Surrogate::Clipped {
+                    return Ok(());
+                }
                 Objective::Policy(config)
             }
         };
@@ -188,6 +204,7 @@ proptest! {
         let compares = match objective {
             Objective::Pacs(config) => config.score.min_group_size() > 1,
             Objective::Policy(config) => config.advantage.compares_group(),
+            Objective::Real(_) | Objective::Disco(_) | Objective::External => false,
         };
         if compares {
             let refused =
@@ -226,6 +243,48 @@ fn a_mini_batch_whose_answers_are_all_masked_has_no_gradient() {
         assert_eq!(step.loss, 0.0);
         assert!(step.sequences.iter().all(|sequence| sequence.dloss_dlogprob == [0.0]));
         assert_eq!(step.sequences[0].metrics.to_vec().iter().sum::<f64>(), 1.0, "counted as masked, nothing else");
+    }
+}
+
+/// One pass rate and one exponent at a time: what other objectives weigh a prompt by, on policy.
+#[test]
+fn one_family_holds_the_first_updates_of_its_kin() {
+    for right in 1..8 {
+        let answer = |i| {
+            let label = if i < right { 1.0 } else { 0.0 };
+            sample(0, label, false, &[(-1.0 - f64::from(i) / 8.0, 0.0, 0.0, 0.0); 3])
+        };
+        let batch = Batch((0..8).map(answer).collect());
+        let coefficients = |objective: Objective| -> Vec<f64> {
+            let step = objective.evaluate(&batch.answers()).unwrap();
+            step.sequences.iter().map(|sequence| sequence.dloss_dlogprob[0]).collect()
+        };
+        let of = |a: f64, b: f64| coefficients(Objective::Policy(weighted_rloo(a, b)));
+        let (p, n) = (f64::from(right) / 8.0, 8.0f64);
+        let pacs = PacsConfig {
+            beta: 2.0,
+            score: ScoreEstimator::Rloo,
+            reward_method: RewardMethod::LogRatio,
+            label_weights: LabelWeights::Question,
+            actor_term: false,
+            importance: None,
+        };
+        let summed = |config: PolicyConfig| {
+            Objective::Policy(PolicyConfig { aggregation: Aggregation::SeqMeanTokenSum, ..config })
+        };
+        let deviation = (p * (1.0 - p) * n / (n - 1.0)).sqrt();
+        let epsilon = deviation / (deviation + 1e-6);
+        for (what, kin, mine, scale) in [
+            ("rloo", coefficients(Objective::Policy(rloo())), of(0.0, 0.0), 1.0),
+            ("dr_grpo", coefficients(summed(dr_grpo(1.0))), of(0.0, 0.0), (n - 1.0) / n),
+            ("maxrl", coefficients(Objective::Policy(maxrl())), of(1.0, 0.0), (n - 1.0) / n),
+            ("grpo", coefficients(summed(grpo())), of(0.5, 0.5), epsilon * ((n - 1.0) / n).powf(1.5)),
+            ("pacs", coefficients(Objective::Pacs(pacs)), of(1.0, 1.0), 2.0 / 4.0),
+        ] {
+            for (kin, mine) in kin.iter().zip(&mine) {
+                assert!(close(*kin, scale * mine), "{what}, {right} of 8 right: {kin} is not {scale} x {mine}");
+            }
+        }
     }
 }
 
@@ -395,7 +454,13 @@ fn importance(level: ImportanceLevel, cap: f64) -> ImportanceWeights {
 }
 
 fn objective() -> impl Strategy<Value = Objective> {
-    prop_oneof![1 => pacs_config().prop_map(Objective::Pacs), 4 => policy_config().prop_map(Objective::Policy)]
+    prop_oneof![
+        2 => pacs_config().prop_map(Objective::Pacs),
+        5 => policy_config().prop_map(Objective::Policy),
+        1 => (0.2..3.0f64).prop_map(|tau| Objective::Real(RealConfig { tau })),
+        1 => (0.5..20.0f64, 0.0..0.2f64, 0.0..10.0f64)
+            .prop_map(|(tau, delta, penalty)| Objective::Disco(DiscoConfig { tau, delta, penalty })),
+    ]
 }
 
 fn pacs_config() -> impl Strategy<Value = PacsConfig> {
@@ -403,9 +468,18 @@ fn pacs_config() -> impl Strategy<Value = PacsConfig> {
     let score = prop::sample::select(vec![ScoreEstimator::Rloo, ScoreEstimator::DrGrpo, ScoreEstimator::Naive]);
     let reward_method = prop::sample::select(vec![RewardMethod::LogRatio, RewardMethod::MeanLogprob]);
     let label_weights = prop::sample::select(vec![LabelWeights::None, LabelWeights::Question]);
+    let level = prop::sample::select(vec![ImportanceLevel::Sequence, ImportanceLevel::Geometric]);
+    let mode = prop::sample::select(vec![ImportanceMode::Truncate, ImportanceMode::Mask]);
+    let importance = (level, mode, 1.0..3.0f64).prop_map(|(level, mode, cap)| ImportanceWeights { level, mode, cap });
+    let settings = (0.1..3.0f64, score, reward_method, label_weights, prop::option::of(importance));
     // The actor term is no derivative of the loss; a test of its own says what it is.
-    (0.1..3.0f64, score, reward_method, label_weights).prop_map(|(beta, score, reward_method, label_weights)| {
-        PacsConfig { beta, score, reward_method, label_weights, actor_term: false }
+    settings.prop_map(|(beta, score, reward_method, label_weights, importance)| PacsConfig {
+        beta,
+        score,
+        reward_method,
+        label_weights,
+        actor_term: false,
+        importance,
     })
 }
 
@@ -421,6 +495,11 @@ fn policy_config() -> impl Strategy<Value = PolicyConfig> {
         PolicyConfig { advantage: AdvantageEstimator::ReinforcePp { gamma: 0.9 }, ..reinforce_pp() },
         reinforce_pp_baseline(),
         remax(),
+        weighted_rloo(1.0, 1.0),
+        weighted_rloo(0.5, 2.0),
+        maxrl(),
+        cispo(),
+        dppo(),
         ppo(),
         PolicyConfig { advantage: AdvantageEstimator::Gae { gamma: 0.99, lambda: 0.95 }, ..ppo() },
     ]);
@@ -438,7 +517,8 @@ fn policy_config() -> impl Strategy<Value = PolicyConfig> {
         kind,
         place,
     }));
-    let level = prop::sample::select(vec![ImportanceLevel::Token, ImportanceLevel::Sequence]);
+    let level =
+        prop::sample::select(vec![ImportanceLevel::Token, ImportanceLevel::Sequence, ImportanceLevel::Geometric]);
     let mode = prop::sample::select(vec![ImportanceMode::Truncate, ImportanceMode::Mask]);
     let importance = prop::option::of((level, mode, 1.0..3.0f64).prop_map(|(level, mode, cap)| ImportanceWeights {
         level,

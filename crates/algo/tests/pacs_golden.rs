@@ -18,7 +18,7 @@ const ABSOLUTE_STANDARDISED: f64 = 1e-14;
 fn every_case_matches() {
     let golden = golden();
     let cases = golden["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 95);
+    assert_eq!(cases.len(), 98);
     let failures: Vec<String> = cases
         .iter()
         .flat_map(|case| {
@@ -118,6 +118,7 @@ fn sequences(input: &Value) -> Vec<Sequence> {
                 new_logprob_sum: masked_sum(&input["new_logprob"][i]),
                 old_logprob_sum: masked_sum(&input["old_logprob"][i]),
                 tokens: mask.iter().filter(|&&m| m == 1.0).count() as u32,
+                importance: 1.0,
             }
         })
         .collect()
@@ -139,6 +140,7 @@ fn config(value: &Value) -> PacsConfig {
         },
         label_weights: serde_json::from_value(value["weight_mode"].clone()).unwrap(),
         actor_term: false,
+        importance: None,
     }
 }
 

@@ -62,6 +62,7 @@ proptest! {
             reward_method: RewardMethod::LogRatio,
             label_weights: LabelWeights::None,
             actor_term: false,
+            importance: None,
         };
         let sequences: Vec<Sequence> = sequences
             .into_iter()
@@ -76,6 +77,31 @@ proptest! {
             prop_assert!((measured - advantage).abs() < 1e-12);
             if positives == 0.0 || positives == n {
                 prop_assert_eq!(step.dloss_dlogprob[i], 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_higher_label_never_gets_a_lower_push(
+        members in prop::collection::vec((0.0..=1.0f64, prop::sample::select(vec![-1.5, 0.0, 0.0, 0.7])), 2..10),
+        config in config(),
+    ) {
+        let sequence = |&(label, log_ratio): &(f64, f64)| Sequence {
+            group: 0,
+            label,
+            new_logprob_sum: -4.0 + log_ratio,
+            old_logprob_sum: -4.0,
+            tokens: 3,
+            importance: 1.0,
+        };
+        let sequences: Vec<Sequence> = members.iter().map(sequence).collect();
+        let step = pacs(&config, &sequences).unwrap();
+        for (i, a) in sequences.iter().enumerate() {
+            for (j, b) in sequences.iter().enumerate() {
+                if a.label > b.label && a.new_logprob_sum == b.new_logprob_sum {
+                    let (a, b) = (step.dloss_dlogprob[i], step.dloss_dlogprob[j]);
+                    prop_assert!(a <= b + 1e-12 * (1.0 + b.abs()), "{a} is above {b}: {members:?}");
+                }
             }
         }
     }
@@ -126,13 +152,13 @@ fn config() -> impl Strategy<Value = PacsConfig> {
         LabelWeights::OnlyNegative,
     ]);
     (0.1..3.0f64, score, reward_method, label_weights).prop_map(|(beta, score, reward_method, label_weights)| {
-        PacsConfig { beta, score, reward_method, label_weights, actor_term: false }
+        PacsConfig { beta, score, reward_method, label_weights, actor_term: false, importance: None }
     })
 }
 
 /// One to five groups of two to six members, whose members lie together.
 fn batch() -> impl Strategy<Value = Vec<Sequence>> {
-    let member = (prop::sample::select(vec![0.0, 0.0, 1.0, 1.0, 0.5]), -20.0..-0.1f64, -2.0..2.0f64, 1u32..50);
+    let member = (prop::sample::select(vec![0.0, 0.0, 1.0, 1.0, 0.5, 0.1]), -20.0..-0.1f64, -2.0..2.0f64, 1u32..50);
     prop::collection::vec(prop::collection::vec(member, 2..7), 1..6).prop_map(|groups| {
         let members = groups.iter().enumerate().flat_map(|(group, members)| members.iter().map(move |m| (group, m)));
         members
@@ -142,6 +168,7 @@ fn batch() -> impl Strategy<Value = Vec<Sequence>> {
                 new_logprob_sum,
                 old_logprob_sum: new_logprob_sum - log_ratio,
                 tokens,
+                importance: 1.0,
             })
             .collect()
     })

@@ -111,6 +111,7 @@ impl<'a> Plan<'a> {
             },
             "memory": self.memory.as_ref().map(LearnerMemory::json),
             "weight": weight_json(&spec.step_weight()),
+            "notes": spec.advice(),
             "problem": self.problem(),
         })
     }
@@ -227,6 +228,9 @@ impl fmt::Display for Plan<'_> {
             write!(f, "{memory}")?;
         }
         write_weight(f, spec)?;
+        for advice in spec.advice() {
+            writeln!(f, "note        {advice}")?;
+        }
         writeln!(f, "run folder  {}", default_run_dir(spec).display())?;
         if let Some(report) = report {
             writeln!(f, "prompt      {:?}", report.train.example_prompt)?;

@@ -95,6 +95,9 @@ impl Coordinator {
     pub async fn start_with(options: CoordinatorOptions, timing: Timing) -> Result<Self, StartError> {
         let CoordinatorOptions { spec, run_dir, listen, any_port, security, host, attempt, run_id } = options;
         security.check_listen(listen)?;
+        for advice in spec.advice() {
+            tracing::warn!("{advice}");
+        }
         std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
         // Workers get this path, and their working directory may be another one.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pacs_algo::{AdvantageEstimator, Objective, ScoreEstimator};
+use pacs_algo::{AdvantageEstimator, Contrasts, Objective, ScoreEstimator};
 use pacs_data::Problems;
-use pacs_machine::{Contrast, EvaluationPlan, Options, Snapshot, Staleness, UniformGroups};
+use pacs_machine::{Contrast, EvaluationPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups};
 use pacs_order::Curriculum;
 use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind, VerifierKind};
 
@@ -49,6 +49,11 @@ pub(crate) fn machine_options(
             UniformKind::Keep => UniformGroups::Keep,
             UniformKind::Drop => UniformGroups::Drop,
             UniformKind::Refill => UniformGroups::Refill,
+        },
+        // Jobs for which it is neither are refused where groups are to be dropped or refilled.
+        uniform_by: match spec.objective.objective(spec.rollout.max_new_tokens).contrasts() {
+            Contrasts::Rewards => UniformBy::Rewards,
+            Contrasts::Labels | Contrasts::Nothing => UniformBy::Labels,
         },
         max_refills: spec.groups.max_refills.unwrap_or(spec.batch.prompts_per_step.saturating_mul(3)),
         min_batch_groups: smallest_batch(spec),
@@ -105,7 +110,8 @@ fn smallest_batch(spec: &JobSpec) -> u32 {
 fn contrast(spec: &JobSpec) -> Contrast {
     let policy = match spec.objective.objective(spec.rollout.max_new_tokens) {
         Objective::Pacs(pacs) if pacs.actor_term || pacs.score == ScoreEstimator::Naive => return Contrast::None,
-        Objective::Pacs(_) => return Contrast::Group,
+        Objective::Pacs(_) | Objective::Disco(_) => return Contrast::Group,
+        Objective::Real(_) | Objective::External => return Contrast::None,
         Objective::Policy(policy) => policy,
     };
     let RewardSpec { format_bonus, overlong_tokens, verifiers, .. } = &spec.reward;
@@ -122,6 +128,8 @@ fn contrast(spec: &JobSpec) -> Contrast {
         AdvantageEstimator::Grpo
         | AdvantageEstimator::DrGrpo
         | AdvantageEstimator::Rloo
+        | AdvantageEstimator::WeightedRloo { .. }
+        | AdvantageEstimator::MaxRl
         | AdvantageEstimator::ReinforcePpBaseline => Contrast::Group,
         AdvantageEstimator::ReinforcePp { .. } | AdvantageEstimator::Remax | AdvantageEstimator::Gae { .. } => {
             Contrast::Step

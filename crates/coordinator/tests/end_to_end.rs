@@ -229,6 +229,24 @@ async fn a_folder_or_port_in_use_is_one_clear_error() {
     assert_eq!(end_of(coordinator).await, RunEnd::Stopped { step: 0, checkpoint: None });
 }
 
+/// Rollouts that run ahead are verified while the policy is measured, and the steps count that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evaluation_takes_nothing_from_the_counts_of_the_steps() {
+    let job = Job::new();
+    let coordinator = job.start(4, "[asynchrony]\nmax_lag = 2").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    let seen = std::sync::Arc::clone(&fleet.seen);
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { .. }));
+    fleet.join().await;
+    let lines = std::fs::read_to_string(job.run_dir().join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |name: &str| lines.iter().map(|line| line[name].as_f64().unwrap()).sum::<f64>();
+    let seen = seen.lock().unwrap();
+    assert!(seen.failed_measurements > 0, "no verification of an evaluation failed");
+    let of_steps = (seen.failed_verdicts - seen.failed_measurements) as f64;
+    assert_eq!((sum("failed_verdicts"), sum("verifier_label_failed")), (of_steps, of_steps));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_damaged_checkpoints_are_no_fresh_start() {
     let job = Job::new();

@@ -36,18 +36,31 @@ impl Prompter {
         Ok(Self { tokenizer, template, variables: Map::new(), system, suffix })
     }
 
+    /// The same with another chat template; `origin` says in errors where it comes from.
+    ///
+    /// # Errors
+    /// When `source` is no valid Jinja text.
+    pub fn with_template(self, source: &str, origin: &Path) -> Result<Self, DataError> {
+        Ok(Self { template: self.template.replaced(source, origin)?, ..self })
+    }
+
+    /// The same with variables that are passed to the chat template.
+    #[must_use]
+    pub fn with_variables(self, variables: Map<String, Value>) -> Self {
+        Self { variables, ..self }
+    }
+
     /// The prompter of a job.
     fn of_job(spec: &JobSpec) -> Result<Self, DataError> {
         let data = &spec.data;
         let mut prompter = Self::read(&spec.model.path, data.system.clone(), data.prompt_suffix.clone())?;
         if let Some(source) = &spec.model.chat_template {
-            prompter.template = prompter.template.replaced(source, Path::new("model.chat_template"))?;
+            prompter = prompter.with_template(source, Path::new("model.chat_template"))?;
         }
-        prompter.variables = match serde_json::to_value(&spec.model.template_variables) {
-            Ok(Value::Object(variables)) => variables,
+        match serde_json::to_value(&spec.model.template_variables) {
+            Ok(Value::Object(variables)) => Ok(prompter.with_variables(variables)),
             other => unreachable!("a TOML table became {other:?}"),
-        };
-        Ok(prompter)
+        }
     }
 
     /// The prompt of a question.
@@ -68,6 +81,33 @@ impl Prompter {
         let text = self.template.render(messages, true, &self.variables)?;
         let tokens = self.tokenizer.encode(&text, self.template.is_plain())?;
         Ok(Prompt { text, tokens })
+    }
+
+    /// What stands there when a conversation was answered: its prompt, and the answer that is its last message up to where
+    /// the template ends it. Without a template the answer follows its prompt as it would be generated, with nothing in
+    /// between.
+    ///
+    /// # Errors
+    /// When the template refuses.
+    pub fn answered(&self, messages: &[Message]) -> Result<String, DataError> {
+        match messages.split_last() {
+            Some((answer, asked)) if self.template.is_plain() => {
+                Ok(self.template.render(asked, true, &self.variables)? + &answer.content)
+            }
+            _ => Ok(self.template.render(messages, false, &self.variables)?),
+        }
+    }
+
+    /// Whether there is no chat template.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.template.is_plain()
+    }
+
+    /// The tokenizer that prompts are written with.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// A prompt that is not to be written into a template.

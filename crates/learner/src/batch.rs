@@ -36,6 +36,9 @@ pub struct SequenceTokens {
     /// Log-prob of each under the distribution that it was drawn from, behind top-k, top-p and min-p (nats). Empty when
     /// nothing was cut off: then it is `rollout_logprobs`.
     pub sampled_logprobs: Vec<f32>,
+    /// Version of the weights that generated its oldest token. Where that is the one that a step trains, the learner computes
+    /// `rollout_logprobs` itself, up to rounding.
+    pub version: u64,
 }
 
 impl SequenceTokens {
@@ -87,6 +90,12 @@ impl TrainBatch {
     #[must_use]
     pub fn mini_batches(&self) -> usize {
         self.index.last().map_or(0, |entry| entry.mini_batch + 1)
+    }
+
+    /// Whether all tokens of the sequence at `place` come from the weights that the step trains.
+    pub(crate) fn is_current(&self, place: usize) -> bool {
+        // Step `n` trains version `n - 1`.
+        self.sequences[place].version + 1 >= self.step
     }
 
     /// Positions of the members of a mini-batch, which are consecutive.
@@ -170,6 +179,7 @@ mod tests {
             tokens: vec![1; tokens],
             rollout_logprobs: vec![-1.0; tokens],
             sampled_logprobs: Vec::new(),
+            version: 0,
         };
         TrainBatch {
             step: 1,

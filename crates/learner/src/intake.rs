@@ -226,7 +226,7 @@ impl Intake {
     }
 
     fn take_sequence(&mut self, sequence: v1::SequenceData) -> Result<(), BatchError> {
-        let v1::SequenceData { position, mut tokens, mut rollout_logprobs, mut sampled_logprobs } = sequence;
+        let v1::SequenceData { position, mut tokens, mut rollout_logprobs, mut sampled_logprobs, version } = sequence;
         let at = |problem: &str| format!("sequence {position} {problem}");
         // In order and each once, so nothing else can come.
         if self.positions.get(self.sequences.len()) != Some(&position) {
@@ -255,7 +255,8 @@ impl Intake {
         tokens.shrink_to_fit();
         rollout_logprobs.shrink_to_fit();
         sampled_logprobs.shrink_to_fit();
-        self.sequences.push(SequenceTokens { position: position as usize, tokens, rollout_logprobs, sampled_logprobs });
+        let position = position as usize;
+        self.sequences.push(SequenceTokens { position, tokens, rollout_logprobs, sampled_logprobs, version });
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod around;
 mod batch;
 mod checkpoint;
 mod critic;
+mod external;
 mod file;
 mod gradient;
 mod intake;
@@ -33,6 +34,7 @@ mod writer;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 pub use checkpoint::{Captured, CheckpointError};
+pub use external::{ExternalError, ExternalSettings};
 pub use service::{LearnerError, LearnerOptions, run};
 pub use settings::TrainerSettings;
 pub use sft::{FineTuneLoss, FineTuneReport, FineTuner, FineTunerSettings, Text};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pacs_algo::ObjectiveMetrics;
 
+use crate::batch::TrainBatch;
 use crate::wire::Traffic;
 
 macro_rules! sums {
@@ -82,9 +83,13 @@ impl StepMetrics {
         *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
     }
 
-    /// Compares a pass's log-probs with the rollout engine's.
-    pub(crate) fn compare(&mut self, learner: &[f32], rollout: &[f32]) {
-        for (a, b) in learner.iter().zip(rollout) {
+    /// Compares log-probs of the sequence at `place` with the rollout engine's. Those of older weights differ by training,
+    /// which is no mismatch, and are passed over.
+    pub(crate) fn compare(&mut self, batch: &TrainBatch, place: usize, learner: &[f32]) {
+        if !batch.is_current(place) {
+            return;
+        }
+        for (a, b) in learner.iter().zip(&batch.sequences[place].rollout_logprobs) {
             let difference = f64::from((a - b).abs());
             self.sums.mismatch += difference;
             self.mismatch_max = self.mismatch_max.max(difference);
@@ -114,7 +119,10 @@ impl StepMetrics {
         }
         put("learner_entropy", self.sums.entropy / self.sums.scored_tokens);
         put("logprob_mismatch_mean", self.sums.mismatch / self.sums.compared_tokens);
-        put("logprob_mismatch_max", self.mismatch_max);
+        // Where nothing was compared there is no largest difference either; 0 would say that all is well.
+        if self.sums.compared_tokens > 0.0 {
+            put("logprob_mismatch_max", self.mismatch_max);
+        }
         put("trained_sequences", self.sums.trained_sequences);
         put("trained_tokens", self.sums.trained_tokens);
         put("trained_tokens_per_second", self.sums.trained_tokens / self.step_seconds);

@@ -1,12 +1,15 @@
 //! From a batch and the log-probs of its answers to the coefficients of the backward.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use pacs_algo::{
-    LogprobSums, Needs, Objective, ObjectiveError, SequenceInfo, StepSummary, TokenAdvantages, TokenData, UpdateState,
+    LogprobSums, Needs, Objective, ObjectiveError, ScalarStep, SequenceInfo, StepSummary, TokenAdvantages, TokenData,
+    UpdateState,
 };
 
 use crate::batch::{IndexEntry, TrainBatch};
+use crate::external::External;
 use crate::gradient::TokenCoefficients;
 use crate::metrics::StepMetrics;
 use crate::trainer::TrainError;
@@ -126,11 +129,13 @@ impl<'a> StepObjective<'a> {
     }
 
     /// An update, with the sums of all its answers where the objective couples answers by their log-probs. `scored`
-    /// are this rank's answers in it; they are read only in that case.
+    /// are this rank's answers in it; they are read only in that case. `external` is the program of the objective, on the rank
+    /// that asks it.
     pub(crate) fn gathered(
         &self,
         members: Range<usize>,
         scored: &[Scored],
+        external: Option<&Mutex<External>>,
         wire: &mut Wire<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<UpdateObjective<'_>, TrainError> {
@@ -140,24 +145,54 @@ impl<'a> StepObjective<'a> {
         // Numbers go to the other ranks in the order of the index, which passes do not keep.
         let mut in_order: Vec<&Scored> = scored.iter().collect();
         in_order.sort_unstable_by_key(|scored| scored.place);
-        let mut mine = Vec::with_capacity(2 * scored.len());
+        let mut mine = Vec::with_capacity(3 * scored.len());
         for Scored { place, logprobs, .. } in in_order {
             let position = self.batch.sequences[*place].position;
             let (info, new) = (&self.infos[position], float64(logprobs));
             let sums = self.with_tokens(*place, &new, |tokens| self.objective.sums(position, info, tokens))?;
-            mine.extend([sums.new, sums.old]);
+            mine.extend([sums.new, sums.old, sums.rollout]);
         }
         let sums = self.gather(members.clone(), &mine, wire)?;
-        let sums: Vec<LogprobSums> = sums.into_iter().map(|[new, old]| LogprobSums { new, old }).collect();
-        let update = self.update(members.clone(), &sums)?;
+        let sums: Vec<LogprobSums> =
+            sums.into_iter().map(|[new, old, rollout]| LogprobSums { new, old, rollout }).collect();
+        let update = match self.objective {
+            Objective::External => self.answered(members.clone(), &sums, external, wire)?,
+            _ => self.update(members.clone(), &sums)?,
+        };
+        if self.needs().old {
+            metrics.log_ratios.extend(sums.iter().map(|sums| sums.new - sums.old));
+        }
         if let UpdateState::Pacs(step) = &update.state {
-            if self.needs().old {
-                metrics.log_ratios.extend(sums.iter().map(|sums| sums.new - sums.old));
-            }
             metrics.scores.extend(&step.score);
             metrics.positive.extend(self.infos[members].iter().map(|info| info.label > 0.5));
         }
         Ok(update)
+    }
+
+    /// An update whose numbers a program gives: one rank asks it, and all hear what it said.
+    fn answered(
+        &self,
+        members: Range<usize>,
+        sums: &[LogprobSums],
+        external: Option<&Mutex<External>>,
+        wire: &mut Wire<'_>,
+    ) -> Result<UpdateObjective<'_>, TrainError> {
+        let infos = &self.infos[members.clone()];
+        let mut said = Vec::new();
+        if let Some(external) = external {
+            let update = self.batch.index[members.start].mini_batch;
+            // A thread that panicked while it asked has ended the learner.
+            let mut external = external.lock().unwrap_or_else(PoisonError::into_inner);
+            let ScalarStep { loss, dloss_dlogprob } = external.ask((self.batch.step, update), infos, sums)?;
+            // Told apart by their number, which is the first.
+            said.push(loss.len() as f64);
+            said.extend(loss.into_iter().chain(dloss_dlogprob));
+        }
+        let heard = wire.gather(said)?.into_iter().flatten().collect::<Vec<f64>>();
+        let (first, numbers) = heard.split_first().ok_or(ObjectiveError::NoProgram)?;
+        let (loss, coefficients) = numbers.split_at((*first as usize).min(numbers.len()));
+        let step = ScalarStep { loss: loss.to_vec(), dloss_dlogprob: coefficients.to_vec() };
+        Ok(UpdateObjective { step: self, first: members.start, state: Objective::scalars(infos, step)? })
     }
 
     fn update(&self, members: Range<usize>, sums: &[LogprobSums]) -> Result<UpdateObjective<'_>, ObjectiveError> {
@@ -254,7 +289,7 @@ impl UpdateObjective<'_> {
     pub(crate) fn counts(&self, place: usize) -> bool {
         let info = &self.step.infos[self.step.batch.sequences[place].position];
         match &self.step.objective {
-            Objective::Pacs(_) => false,
+            Objective::Pacs(_) | Objective::Real(_) | Objective::Disco(_) | Objective::External => false,
             Objective::Policy(config) => config.counts(info),
         }
     }

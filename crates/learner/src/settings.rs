@@ -1,6 +1,10 @@
+use std::time::Duration;
+
 use pacs_algo::{LearningRate, Objective};
 use pacs_shape::Division;
-use pacs_spec::{JobSpec, OldLogprobs, OptimizerSpec};
+use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpec};
+
+use crate::external::ExternalSettings;
 
 /// What the job spec says about training, as the trainer needs it.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +17,8 @@ pub struct TrainerSettings {
     pub reset_optimizer: bool,
     /// Learning rate of the value model, for objectives that have one.
     pub critic_learning_rate: f64,
+    /// The program that computes the objective, where one does.
+    pub external: Option<ExternalSettings>,
     /// AdamW.
     pub optimizer: OptimizerSpec,
     /// Optimizer updates of the job, over which the learning rate follows its schedule.
@@ -44,6 +50,7 @@ impl TrainerSettings {
             reference_reset_steps: objective.reference_reset_steps.unwrap_or(0),
             reset_optimizer: objective.reset_optimizer.unwrap_or(false),
             critic_learning_rate: objective.critic_learning_rate.unwrap_or(spec.optimizer.learning_rate),
+            external: external(&objective),
             optimizer: spec.optimizer.clone(),
             updates: spec.batch.steps.saturating_mul(u64::from(spec.batch.mini_batches)),
             temperature: spec.rollout.temperature,
@@ -61,4 +68,11 @@ impl TrainerSettings {
         let OptimizerSpec { warmup_updates, schedule, final_learning_rate_ratio: final_ratio, .. } = self.optimizer;
         LearningRate { base, warmup_updates, schedule, final_ratio, updates: self.updates }
     }
+}
+
+/// The program of an objective whose settings are all there.
+fn external(objective: &ObjectiveSpec) -> Option<ExternalSettings> {
+    let is_external = objective.kind == ObjectiveKind::External;
+    let (command, seconds) = is_external.then(|| objective.command.clone().zip(objective.timeout_seconds)).flatten()?;
+    Some(ExternalSettings { command, timeout: Duration::from_secs_f64(seconds) })
 }

@@ -341,6 +341,7 @@ fn fail(error: &TrainError) -> v1::TaskFailure {
         | TrainError::Overdue { .. }
         | TrainError::Lend(LendError::Device(_)) => transient(error),
         TrainError::Objective(_)
+        | TrainError::External(_)
         | TrainError::Model(_)
         | TrainError::View(_)
         | TrainError::Lend(_)

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pacs_algo::{ObjectiveError, ObjectiveMetrics};
+use pacs_algo::{Objective, ObjectiveError, ObjectiveMetrics};
 use pacs_collective::{Collective, CollectiveError, Operation};
 use pacs_model::{ModelConfig, ModelError, Parameters, kernel_shape, load_kernels};
 use pacs_shape::{Flops, Sharding};
@@ -16,6 +16,7 @@ use pacs_torch::{DeviceKernels, LendError, ViewError, with_device_kernels};
 
 use crate::batch::TrainBatch;
 use crate::critic::Critic;
+use crate::external::{External, ExternalError};
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
 use crate::memory::{Memory, Trained};
 use crate::metrics::StepMetrics;
@@ -61,6 +62,9 @@ pub enum TrainError {
     /// The objective refused the batch.
     #[error("objective: {0}")]
     Objective(#[from] ObjectiveError),
+    /// The program of the objective gave none.
+    #[error(transparent)]
+    External(#[from] ExternalError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -89,6 +93,8 @@ pub struct Trainer {
     pub(crate) network: Network,
     /// The value model, for objectives that have one.
     pub(crate) critic: Option<Critic>,
+    /// The program of the objective, on the rank that asks it.
+    external: Option<Mutex<External>>,
     flops: Flops,
     /// Those of a GPU.
     kernels: Option<Arc<DeviceKernels>>,
@@ -118,13 +124,16 @@ impl Trainer {
 
     fn assemble(network: Network, settings: TrainerSettings, before: u64) -> Self {
         let critic = settings.objective.needs().values.then(|| Critic::new(&network, keeping(&settings)));
+        let asks = settings.objective == Objective::External && settings.division.rank == 0;
+        let program = settings.external.clone().filter(|_| asks);
+        let external = program.map(|program| Mutex::new(External::new(program)));
         let flops = Flops::new(&network.config, network.config.vocab_size);
         let kernels = load_kernels(&network.config, network.compute_kind(), network.device()).unwrap_or_else(|error| {
             tracing::warn!("training is slow, without kernels of the GPU: {error}");
             None
         });
         let memory = Memory::new(&network, &settings, before, kernels.is_some());
-        Self { settings, memory, network, critic, flops, kernels, step: 0 }
+        Self { settings, memory, network, critic, external, flops, kernels, step: 0 }
     }
 
     /// Computes with these kernels from now on. On a GPU the trainer has its own already; this is for kernels on another
@@ -264,7 +273,7 @@ impl Trainer {
             self.score(old, batch, &needed, wire, |place, logprobs| {
                 objective.set_old(place, logprobs);
                 if starts_on_policy && !first(place) {
-                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
+                    metrics.compare(batch, place, logprobs);
                 }
             })?;
         }
@@ -368,18 +377,19 @@ impl Trainer {
             let mut scored = Vec::with_capacity(live.len());
             self.score(Source::Policy, batch, &live, wire, |place, logprobs| {
                 if update.fresh {
-                    metrics.compare(logprobs, &batch.sequences[place].rollout_logprobs);
+                    metrics.compare(batch, place, logprobs);
                 }
                 scored.push(Scored { place, logprobs: logprobs.to_vec(), entropies: Vec::new() });
             })?;
-            let objective = update.objective.gathered(update.members.clone(), &scored, wire, metrics)?;
+            let asked = self.external.as_ref();
+            let objective = update.objective.gathered(update.members.clone(), &scored, asked, wire, metrics)?;
             let coefficients = coefficients(&objective, &scored, metrics)?;
             self.compare_one(update, live.is_empty(), wire, metrics)?;
             return self.backward(update, &coefficients, false, wire, metrics);
         }
         let mut objective = match couples {
             true => None,
-            false => Some(update.objective.gathered(update.members.clone(), &[], wire, metrics)?),
+            false => Some(update.objective.gathered(update.members.clone(), &[], None, wire, metrics)?),
         };
         for round in 0..rounds {
             let flow = if round + 1 == rounds { Flow::Leave } else { Flow::Stay };
@@ -406,7 +416,10 @@ impl Trainer {
             }
             let objective = match &mut objective {
                 Some(objective) => objective,
-                None => objective.insert(update.objective.gathered(update.members.clone(), &scored, wire, metrics)?),
+                None => {
+                    let (members, asked) = (update.members.clone(), self.external.as_ref());
+                    objective.insert(update.objective.gathered(members, &scored, asked, wire, metrics)?)
+                }
             };
             let coefficients = coefficients(objective, &scored, metrics)?;
             let coefficients = tensors.as_ref().map(|tensors| in_order(tensors, &coefficients)).unwrap_or_default();
@@ -476,8 +489,8 @@ impl Trainer {
         metrics.sums.entropy += sum(&scores.entropies);
     }
 
-    /// Scores the first sequence of an update that nothing else of was compared with the rollout engine, so that the
-    /// comparison never goes dark.
+    /// Scores a sequence of an update that nothing else of was compared with the rollout engine, so that the comparison does
+    /// not go dark while any sequence is of the weights being trained.
     fn compare_one(
         &mut self,
         update: &Update<'_>,
@@ -488,9 +501,10 @@ impl Trainer {
         if !update.fresh {
             return Ok(());
         }
-        let first = if is_due { &update.mine[..update.mine.len().min(1)] } else { &[] };
-        self.score(Source::Policy, update.batch, first, wire, |place, logprobs| {
-            metrics.compare(logprobs, &update.batch.sequences[place].rollout_logprobs);
+        let current = || update.mine.iter().copied().find(|place| update.batch.is_current(*place));
+        let one: Vec<usize> = is_due.then(current).flatten().into_iter().collect();
+        self.score(Source::Policy, update.batch, &one, wire, |place, logprobs| {
+            metrics.compare(update.batch, place, logprobs);
         })
     }
 
@@ -578,7 +592,7 @@ fn sum(values: &[f32]) -> f64 {
 
 fn compare_pass(batch: &TrainBatch, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
     for (place, range) in spans(tensors) {
-        metrics.compare(&scores.logprobs[range], &batch.sequences[place].rollout_logprobs);
+        metrics.compare(batch, place, &scores.logprobs[range]);
     }
 }
 

@@ -186,7 +186,11 @@ impl Machine {
         }
         let step = self.position.step + 1;
         let uniform: Vec<GroupId> = match self.options.uniform_groups {
-            UniformGroups::Drop => groups.iter().filter(|(_, group)| group.is_uniform()).map(|(id, _)| *id).collect(),
+            UniformGroups::Drop => groups
+                .iter()
+                .filter(|(_, group)| group.is_uniform(self.options.uniform_by))
+                .map(|(id, _)| *id)
+                .collect(),
             UniformGroups::Keep | UniformGroups::Refill => Vec::new(),
         };
         // The newest ones stay when too few would be left.
@@ -216,10 +220,10 @@ impl Machine {
         self.advance();
     }
 
-    /// Lets the next prompt take the place of a complete group whose labels are all the same, if the job wants that.
+    /// Lets the next prompt take the place of a complete group that has nothing to contrast, if the job wants that.
     pub(crate) fn refill_if_uniform(&mut self, group: GroupId) {
         let wanted = self.options.uniform_groups == UniformGroups::Refill && self.refills < self.options.max_refills;
-        if !wanted || !self.pool.is_uniform(group) {
+        if !wanted || !self.pool.is_uniform(group, self.options.uniform_by) {
             return;
         }
         self.refills += 1;
@@ -271,14 +275,45 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use pacs_types::{Outcome, Role};
+    use pacs_types::{GroupId, Outcome, Role, SampleId};
 
     use crate::verbs::testing::*;
-    use crate::{EvaluationPlan, Event, Options};
+    use crate::{Effect, EvaluationPlan, Event, Options, SampleGrant, UniformBy, UniformGroups};
 
     fn judge(run: &mut Run) {
         run.generate_all();
         run.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
+    }
+
+    /// Groups that step 1 trains on and leaves out, where labels are `(label, reward)` of group and sample.
+    fn trained_and_left_out(uniform_by: UniformBy, judge: fn(SampleId) -> (f64, f64)) -> (Vec<u64>, Vec<u64>) {
+        let uniform_groups = UniformGroups::Drop;
+        let mut run = Run::sampling(Options { uniform_groups, uniform_by, min_batch_groups: 1, ..options() });
+        run.generate_all();
+        let (worker, mut effects) = (run.verifier, Vec::new());
+        for SampleGrant { lease, sample } in run.samples() {
+            let (label, reward) = judge(sample);
+            let outcome = if label > 0.5 { Outcome::Correct } else { Outcome::Wrong };
+            let reward = Some(reward);
+            effects.extend(run.step(Event::SubmitVerdict { worker, lease, sample, outcome, label, reward }));
+        }
+        let numbers = |groups: &[GroupId]| groups.iter().map(|group| group.0).collect::<Vec<_>>();
+        let train = effects.iter().find_map(|effect| match effect {
+            Effect::Train { groups, left_out, .. } => Some((numbers(groups), numbers(left_out))),
+            _ => None,
+        });
+        train.expect("a step begins")
+    }
+
+    #[test]
+    fn groups_are_uniform_by_what_the_objective_contrasts() {
+        // Group 0: one label, rewards that differ. Group 1: labels that differ, one reward.
+        let judge = |sample: SampleId| {
+            let odd = f64::from(sample.index % 2);
+            if sample.group.0 == 0 { (1.0, 1.0 + odd) } else { (odd, 0.5) }
+        };
+        assert_eq!(trained_and_left_out(UniformBy::Labels, judge), (vec![1], vec![0]));
+        assert_eq!(trained_and_left_out(UniformBy::Rewards, judge), (vec![0], vec![1]));
     }
 
     #[test]

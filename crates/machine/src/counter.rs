@@ -21,6 +21,8 @@ pub enum Counter {
     LostGenerations,
     /// Verifications that failed or timed out.
     FailedVerdicts,
+    /// Those of them that were verifications of an evaluation.
+    EvaluationFailedVerdicts,
     /// Samples and verdicts that came after their lease had ended.
     StaleSubmissions,
     /// Samples that were given up for others because no verdict could be had.
@@ -31,7 +33,9 @@ pub enum Counter {
     DeadlySamples,
     /// Groups that were given up for the next prompts.
     DroppedGroups,
-    /// Groups that the learner did not get because their labels are all the same.
+    /// Those of them that were problems of an evaluation, which is made without them.
+    ExcludedProblems,
+    /// Groups that the learner did not get because they had nothing to contrast.
     #[serde(rename = "uniform_groups_left_out")]
     UniformGroups,
     /// Groups that were started again because they would have grown too old.
@@ -61,11 +65,13 @@ impl Counter {
             Self::MassLosses => "mass_losses",
             Self::LostGenerations => "lost_generations",
             Self::FailedVerdicts => "failed_verdicts",
+            Self::EvaluationFailedVerdicts => "evaluation_failed_verdicts",
             Self::StaleSubmissions => "stale_submissions",
             Self::ReplacedSamples => "replaced_samples",
             Self::LostSamples => "lost_samples",
             Self::DeadlySamples => "deadly_samples",
             Self::DroppedGroups => "dropped_groups",
+            Self::ExcludedProblems => "excluded_problems",
             Self::UniformGroups => "uniform_groups_left_out",
             Self::EvictedGroups => "evicted_groups",
             Self::OverdueGroups => "overdue_groups",
@@ -91,11 +97,13 @@ mod tests {
             Counter::MassLosses,
             Counter::LostGenerations,
             Counter::FailedVerdicts,
+            Counter::EvaluationFailedVerdicts,
             Counter::StaleSubmissions,
             Counter::ReplacedSamples,
             Counter::LostSamples,
             Counter::DeadlySamples,
             Counter::DroppedGroups,
+            Counter::ExcludedProblems,
             Counter::UniformGroups,
             Counter::EvictedGroups,
             Counter::OverdueGroups,

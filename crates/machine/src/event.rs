@@ -94,6 +94,9 @@ pub enum Event {
         /// The label, when the outcome is conclusive.
         #[serde(with = "pacs_types::bits")]
         label: f64,
+        /// The reward, likewise. Records of versions that did not say it have none.
+        #[serde(default, with = "pacs_types::bits::option")]
+        reward: Option<f64>,
     },
     /// A learner wants to be a rank of the next generation.
     JoinGeneration {

@@ -317,7 +317,7 @@ impl Machine {
         self.effects.push(Effect::ReplaceSample(sample));
     }
 
-    fn is_measured(&self, group: GroupId) -> bool {
+    pub(crate) fn is_measured(&self, group: GroupId) -> bool {
         crate::evaluation_problem(group).is_some()
     }
 
@@ -328,6 +328,7 @@ impl Machine {
         }
         self.not_a_suspect(group);
         self.count(Counter::DroppedGroups, 1);
+        self.count(Counter::ExcludedProblems, u64::from(self.is_measured(group)));
         self.effects.push(Effect::DropGroup { group, why });
         if let (true, Phase::Evaluating(evaluation)) = (self.is_measured(group), &mut self.phase) {
             evaluation.wanted -= 1;
@@ -507,7 +508,7 @@ mod tests {
                         Role::Rollout => Event::SubmitSample { worker, lease, sample, version },
                         _ => {
                             let (outcome, label) = (pacs_types::Outcome::Correct, 1.0);
-                            Event::SubmitVerdict { worker, lease, sample, outcome, label }
+                            Event::SubmitVerdict { worker, lease, sample, outcome, label, reward: Some(label) }
                         }
                     });
                 }

@@ -9,7 +9,7 @@ use crate::draw::Order;
 use crate::lose::Losses;
 use crate::operate::Action;
 use crate::phase::{Phase, Team};
-use crate::pool::{Pool, evaluation_problem, present};
+use crate::pool::{Judgement, Pool, evaluation_problem, present};
 use crate::roster::Roster;
 use crate::trial::Trials;
 use crate::verbs::Names;
@@ -198,8 +198,8 @@ impl Machine {
             Event::LeaseSamples { worker, max_samples, request } => {
                 self.lease_samples(worker, max_samples, request);
             }
-            Event::SubmitVerdict { worker, lease, sample, outcome, label } => {
-                self.submit_verdict(worker, lease, sample, outcome, label);
+            Event::SubmitVerdict { worker, lease, sample, outcome, label, reward } => {
+                self.submit_verdict(worker, lease, sample, Judgement { outcome, label, reward });
             }
             Event::JoinGeneration { worker } => self.join_generation(worker),
             Event::NextTask { worker, generation } => self.next_task(worker, generation),

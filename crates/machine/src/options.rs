@@ -30,8 +30,11 @@ pub struct Options {
     pub slots: u32,
     /// What happens to a group that would become too old.
     pub staleness: Staleness,
-    /// What happens to a group whose labels are all the same.
+    /// What happens to a group in which nothing differs that the objective contrasts.
     pub uniform_groups: UniformGroups,
+    /// What that is.
+    #[serde(default)]
+    pub uniform_by: UniformBy,
     /// Uniform groups that are refilled in one step before the rest is kept.
     pub max_refills: u32,
     /// A batch from which uniform groups are dropped keeps at least so many groups, at most `prompts_per_step`.
@@ -110,6 +113,7 @@ impl Options {
             slots: 2,
             staleness: Staleness::Wait,
             uniform_groups: UniformGroups::Keep,
+            uniform_by: UniformBy::Labels,
             max_refills: 0,
             min_batch_groups: 1,
             contrast: Contrast::Group,
@@ -184,7 +188,18 @@ pub enum Staleness {
     Accept,
 }
 
-/// What happens to a group whose labels are all the same.
+/// What an objective contrasts between the samples of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniformBy {
+    /// The labels of its verifier.
+    #[default]
+    Labels,
+    /// The rewards, of which the label may be one part: equal labels with different rewards are something to learn from.
+    Rewards,
+}
+
+/// What happens to a group in which nothing differs that the objective contrasts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UniformGroups {

@@ -4,14 +4,14 @@ mod suspects;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use pacs_types::{GroupId, LeaseId, Outcome, SampleId, WeightVersion, WorkerId};
+use pacs_types::{GroupId, LeaseId, SampleId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::group::{Group, pass_rate_and_mixed_share, present};
+pub(crate) use self::group::{Group, Judgement, pass_rate_and_mixed_share, present};
 use self::group::{Slot, State};
 pub(crate) use self::suspects::{Accusation, Death, Revoked};
 use crate::schedule::Candidate;
-use crate::{QueueDepths, WantedSample};
+use crate::{QueueDepths, UniformBy, WantedSample};
 
 /// Ids of evaluation groups start here, so that they never meet those of training groups, and so that the noise of an
 /// evaluation does not depend on how many prompts were trained on before it.
@@ -326,7 +326,7 @@ impl Pool {
         lease: LeaseId,
         worker: WorkerId,
         id: SampleId,
-        verdict: (Outcome, f64),
+        judgement: Judgement,
         max_attempts: u32,
         now: Duration,
     ) -> Taken {
@@ -335,11 +335,11 @@ impl Pool {
             _ => return self.repeat_or_stale(lease, id),
         }
         self.end_sample_loan(lease);
-        let (outcome, label) = verdict;
+        let Judgement { outcome, label, reward } = judgement;
         if !outcome.is_conclusive() {
             return self.fail_verification(id, worker, max_attempts, now);
         }
-        self.slot_mut(id).state = State::Judged { under: lease, label };
+        self.slot_mut(id).state = State::Judged { under: lease, label, reward };
         self.clear_sample(id);
         let group = self.groups.get_mut(&id.group).expect("a leased sample's group is in the pool");
         group.unjudged -= 1;
@@ -602,9 +602,9 @@ impl Pool {
             .collect()
     }
 
-    /// Whether a complete group's labels are all the same.
-    pub(crate) fn is_uniform(&self, id: GroupId) -> bool {
-        self.groups.get(&id).is_some_and(Group::is_uniform)
+    /// Whether a complete group has nothing that differs between its samples, by what the objective contrasts.
+    pub(crate) fn is_uniform(&self, id: GroupId, by: UniformBy) -> bool {
+        self.groups.get(&id).is_some_and(|group| group.is_uniform(by))
     }
 }
 

@@ -334,7 +334,7 @@ mod tests {
         let grants = run.samples();
         let lease = grants[0].lease;
         let (outcome, sample) = (pacs_types::Outcome::TimedOut, grants[0].sample);
-        run.step(crate::Event::SubmitVerdict { worker: verifier, lease, sample, outcome, label: 0.0 });
+        run.step(crate::Event::SubmitVerdict { worker: verifier, lease, sample, outcome, label: 0.0, reward: None });
         run.verifier = run.register(pacs_types::Role::Verifier, "verifier-0").0;
         assert_ne!(run.verifier, worker);
         let oldest = run.machine.status(run.now).oldest_group.unwrap();

@@ -6,7 +6,7 @@ mod verifier;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use pacs_algo::{Objective, RewardMethod, Schedule};
+use pacs_algo::{ImportanceLevel, Objective, RewardMethod, Schedule};
 use pacs_types::MAX_SAMPLE_BYTES;
 
 use crate::weight::MOST_SEQUENCES;
@@ -218,6 +218,8 @@ impl Check {
             Objective::Pacs(config) => {
                 (config.score.min_group_size() > 1, "this `objective.score`".to_owned(), &["objective.score"])
             }
+            Objective::Disco(_) => (true, quoted([kind].into_iter()), &["objective.kind"]),
+            Objective::Real(_) | Objective::External => (false, quoted([kind].into_iter()), &["objective.kind"]),
             Objective::Policy(config) => {
                 (config.advantage.compares_group(), quoted([kind].into_iter()), &["objective.kind"])
             }
@@ -242,6 +244,12 @@ impl Check {
             ("importance_cap", objective.importance_cap, 1.0..=1000.0),
             ("entropy_coefficient", objective.entropy_coefficient, 0.0..=10.0),
             ("lambda", objective.lambda, 0.0..=1.0),
+            ("pass_exponent", objective.pass_exponent, 0.0..=10.0),
+            ("fail_exponent", objective.fail_exponent, 0.0..=10.0),
+            ("constraint_delta", objective.constraint_delta, 0.0..=10.0),
+            ("constraint_penalty", objective.constraint_penalty, 0.0..=1e6),
+            ("ratio_cap", objective.ratio_cap, 1.0..=1000.0),
+            ("timeout_seconds", objective.timeout_seconds, 1.0..=3600.0),
         ] {
             if let Some(value) = value {
                 self.range(&at(key), value, bounds);
@@ -249,12 +257,30 @@ impl Check {
         }
         for (key, value, most) in [
             ("gamma", objective.gamma, 1.0),
+            ("tau", objective.tau, 1000.0),
             ("value_clip", objective.value_clip, 1000.0),
             ("critic_learning_rate", objective.critic_learning_rate, 1.0),
         ] {
             if let Some(value) = value {
                 self.above_zero(&at(key), value, most);
             }
+        }
+        if objective.kind == ObjectiveKind::External {
+            let command = objective.command.as_deref().unwrap_or_default();
+            let names = command.first().is_some_and(|program| !program.is_empty());
+            let message = "is required: the program that computes the objective, with its arguments";
+            self.that(names, &at("command"), format!("{command:?}"), message, &["objective.kind"]);
+        }
+        let weighs = objective.importance.is_some_and(|importance| importance != ImportanceKind::Off);
+        if objective.kind == ObjectiveKind::Pacs && weighs {
+            let message =
+                "expected \"sequence\" or \"geometric\": a single token has no part of its own in the loss of `pacs`";
+            let holds = objective.importance_level != Some(ImportanceLevel::Token);
+            self.that(holds, &at("importance_level"), "\"token\"", message, &["objective.kind"]);
+            let steps = objective.reference_reset_steps.unwrap_or(1);
+            let message = "expected 1: weights compare with the policy at the start of the step, and the reference is an older \
+                           one; or `objective.importance` = \"off\"";
+            self.that(steps == 1, &at("reference_reset_steps"), steps, message, &["objective.importance"]);
         }
         if let Some(dual) = objective.dual_clip {
             let holds = dual == 0.0 || (dual > 1.0 && dual <= 1000.0);
@@ -329,6 +355,21 @@ impl Check {
                            of; expected \"learner\", or `objective.reference_reset_steps` = 1";
             let starts = !needs.old_is_reference || resets == Some(1);
             self.that(starts, "batch.old_logprobs", "rollout", message, &["objective.reference_reset_steps"]);
+            let rollout = &spec.rollout;
+            let filters = rollout.top_p < 1.0 || rollout.top_k > 0 || rollout.min_p > 0.0;
+            let accepts = spec.asynchrony.staleness == StalenessKind::Accept;
+            let message = if accepts {
+                "expected \"learner\": with the rollout engine's own log-probs as the old ones, the weights of \
+                 `objective.importance` do not see how old a token is, which `asynchrony.staleness` = \"accept\" relies on"
+            } else {
+                "expected \"learner\": with the rollout engine's own log-probs as the old ones and no filter on its samples, \
+                 all weights of `objective.importance` are 1"
+            };
+            let weighs = spec.objective.importance.is_some_and(|importance| importance != ImportanceKind::Off);
+            let says_nothing = weighs && (accepts || !filters);
+            let also =
+                &["objective.importance", "asynchrony.staleness", "rollout.top_p", "rollout.top_k", "rollout.min_p"];
+            self.that(!says_nothing, "batch.old_logprobs", "rollout", message, also);
         }
 
         let learners = spec.resources.learners;

@@ -33,7 +33,8 @@ pub enum StalenessKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GroupsSpec {
-    /// What happens to a group whose labels are all the same. Default `keep`, as in the paper.
+    /// What happens to a group in which nothing differs that the objective contrasts: labels for `pacs`, rewards for the
+    /// others. Default `keep`, as in the paper; `ppo` and `reinforce_pp` have no other, for they compare beyond the group.
     pub uniform: UniformKind,
     /// `uniform = "refill"`: groups that are refilled in one step before the rest is kept. Default 3 times
     /// `batch.prompts_per_step`; 1 to 1,000,000.

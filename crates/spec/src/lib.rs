@@ -6,6 +6,7 @@
 //! field is its meaning, default and range.
 #![forbid(unsafe_code)]
 
+mod advice;
 mod bounds;
 mod difference;
 mod errors;

@@ -1,8 +1,9 @@
 //! The objective of a job: one list of settings, of which every kind uses its own.
 
 use pacs_algo::{
-    AdvantageEstimator, Aggregation, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty,
-    KlPlace, LabelWeights, Objective, PacsConfig, PolicyConfig, RewardMethod, ScoreEstimator, ValueConfig,
+    AdvantageEstimator, Aggregation, Clip, DiscoConfig, Divergence, ImportanceLevel, ImportanceMode, ImportanceWeights,
+    KlKind, KlPenalty, KlPlace, LabelWeights, Objective, PacsConfig, PolicyConfig, RealConfig, RewardMethod,
+    ScoreEstimator, Surrogate, ValueConfig,
 };
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -27,21 +28,45 @@ pub struct ObjectiveSpec {
     /// PACS: clear the optimizer's moments at every reference reset. Default false.
     pub reset_optimizer: Option<bool>,
 
+    /// `weighted_rloo`: exponent `a` of the weight `p^-a (1 - p)^-b` of a prompt with pass rate `p`. Default 1.0, 0 to 10.
+    pub pass_exponent: Option<f64>,
+    /// `weighted_rloo`: exponent `b` of the same. Default 1.0, 0 to 10.
+    pub fail_exponent: Option<f64>,
+    /// `real`: what the mean log-ratio of an answer is divided by. `disco`: temperature of the wrong answers of a prompt, below
+    /// which the likeliest of them count alone. Default 0.5 (`disco` 10), above 0, at most 1,000.
+    pub tau: Option<f64>,
+    /// `disco`: divergence from the old policy that costs nothing, nats a token. Default 1e-4, 0 to 10.
+    pub constraint_delta: Option<f64>,
+    /// `disco`: weight of the square of what is beyond. Default 1000, 0 to 1,000,000.
+    pub constraint_penalty: Option<f64>,
+    /// `dppo`: how far a probability has gone: `tv`, its difference, or `kl`, nats of the token against all others. Default
+    /// `tv`.
+    pub divergence: Option<Divergence>,
+    /// `dppo`: the largest weight of a token. Default 20, 1 to 1,000.
+    pub ratio_cap: Option<f64>,
+    /// `external`: program and arguments of the objective; `docs/OBJECTIVES.md` says what it is asked. Required.
+    pub command: Option<Vec<String>>,
+    /// `external`: seconds that it may take to start and for an update. Default 60, 1 to 3,600.
+    pub timeout_seconds: Option<f64>,
+
     /// Training steps between resets of the reference policy to the current one. PACS: default 1, as the reference code
     /// does, at least 1. Others: the reference of the KL penalty; default 0 (never: it stays the model of the job).
     pub reference_reset_steps: Option<u64>,
 
-    /// All but PACS: the probability ratio is held above 1 minus this. Default 0.2 (`gspo` 3e-4), 0 to 1.
+    /// Policy gradients: the probability ratio is held above 1 minus this. `dppo`: a token that became so much less likely, with
+    /// a negative advantage, is left out. Default 0.2 (`gspo` 3e-4, `cispo` 1: no bound), 0 to 1.
     pub clip_low: Option<f64>,
-    /// All but PACS: the probability ratio is held below 1 plus this. Default 0.2 (`dapo` 0.28, `gspo` 4e-4), 0 to 1,000.
+    /// Policy gradients: the probability ratio is held below 1 plus this. `dppo`: a token that became so much likelier, with a
+    /// positive advantage, is left out. Default 0.2 (`dapo` 0.28, `gspo` 4e-4, `cispo` 4), 0 to 1,000.
     pub clip_high: Option<f64>,
-    /// All but PACS: bound of the loss of a negative advantage, in units of that advantage; 0 turns it off. Default 3
+    /// Policy gradients but `cispo` and `dppo`: bound of the loss of a negative advantage, in units of that advantage; 0 turns it off. Default 3
     /// (`dr_grpo`, `dapo` and `gspo` 0), above 1, at most 1,000.
     pub dual_clip: Option<f64>,
-    /// All but PACS: how token losses become one number. Default by kind: `seq_mean_token_mean` for `grpo`, `gspo` and
-    /// `ppo`, `seq_mean_token_sum_norm` for `dr_grpo`, `seq_mean_token_sum` for `rloo`, `token_mean` for the others.
+    /// Policy gradients: how token losses become one number. Default by kind: `seq_mean_token_mean` for `grpo`, `gspo` and
+    /// `ppo`, `seq_mean_token_sum_norm` for `dr_grpo`, `seq_mean_token_sum` for `rloo`, `weighted_rloo` and `maxrl`,
+    /// `token_mean` for the others.
     pub aggregation: Option<AggregationKind>,
-    /// All but PACS: leave truncated answers out of the loss. Default false (`dapo` true).
+    /// Policy gradients: leave truncated answers out of the loss. Default false (`dapo` true).
     pub mask_truncated: Option<bool>,
     /// `reinforce_pp` and `ppo`: discount of a reward for every token before it. Default 1.0, above 0, at most 1.
     pub gamma: Option<f64>,
@@ -55,21 +80,22 @@ pub struct ObjectiveSpec {
     pub critic_learning_rate: Option<f64>,
     /// `ppo`: first steps in which the value model is trained and the policy is not. Default 0, fewer than `batch.steps`.
     pub critic_warmup_steps: Option<u64>,
-    /// All but PACS: weight of the mean entropy of the policy, which is subtracted from the loss. Default 0 (off), at
+    /// Policy gradients: weight of the mean entropy of the policy, which is subtracted from the loss. Default 0 (off), at
     /// most 10.
     pub entropy_coefficient: Option<f64>,
-    /// All but PACS: weight of a KL penalty against a frozen reference policy. Default 0 (off), at most 10.
+    /// Policy gradients: weight of a KL penalty against a frozen reference policy. Default 0 (off), at most 10.
     pub kl_coefficient: Option<f64>,
-    /// All but PACS: estimator of that penalty. Default `k3`.
+    /// Policy gradients: estimator of that penalty. Default `k3`.
     pub kl_kind: Option<KlKind>,
-    /// All but PACS: where the penalty enters, `loss` or `reward`. Default `loss`.
+    /// Policy gradients: where the penalty enters, `loss` or `reward`. Default `loss`.
     pub kl_place: Option<KlPlace>,
-    /// All but PACS: correction for the difference between the rollout engine's and the learner's log-probs. Default
-    /// `off`.
+    /// PACS and policy gradients but `dppo`: correction for the difference between the rollout engine's and the learner's
+    /// log-probs, by kernels or by the age of weights. Default `off`. PACS: with `reference_reset_steps` = 1 only.
     pub importance: Option<ImportanceKind>,
-    /// All but PACS: what is corrected, each `token` or each `sequence` as a whole. Default `token`.
+    /// What is corrected: each `token`, each `sequence` as a whole, or that by the `geometric` mean of its tokens. Default
+    /// `token`; PACS: `sequence`, and no single tokens.
     pub importance_level: Option<ImportanceLevel>,
-    /// All but PACS: the largest weight of that correction. Default 2.0, 1 to 1,000.
+    /// The largest weight of that correction. Default 2.0, 1 to 1,000.
     pub importance_cap: Option<f64>,
 }
 
@@ -96,6 +122,20 @@ pub enum ObjectiveKind {
     ReinforcePpBaseline,
     /// Proximal policy optimisation, with a value model beside the policy.
     Ppo,
+    /// REINFORCE with a leave-one-out baseline, each prompt weighted by its pass rate.
+    WeightedRloo,
+    /// The likelihood of right answers, expanded in pass@k.
+    Maxrl,
+    /// Log-probs weighted by clipped ratios.
+    Cispo,
+    /// A trust region of probabilities instead of ratios.
+    Dppo,
+    /// Rewards as labels of the mean log-ratio of an answer.
+    Real,
+    /// Right answers above wrong ones by their mean log-prob, near the old policy.
+    Disco,
+    /// A program of your own.
+    External,
 }
 
 /// How token losses become one number.
@@ -128,7 +168,7 @@ pub enum ImportanceKind {
 
 impl ObjectiveKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::Pacs,
         Self::Grpo,
         Self::DrGrpo,
@@ -138,6 +178,13 @@ impl ObjectiveKind {
         Self::ReinforcePp,
         Self::ReinforcePpBaseline,
         Self::Ppo,
+        Self::WeightedRloo,
+        Self::Maxrl,
+        Self::Cispo,
+        Self::Dppo,
+        Self::Real,
+        Self::Disco,
+        Self::External,
     ];
 
     /// The name in a spec.
@@ -153,6 +200,13 @@ impl ObjectiveKind {
             Self::ReinforcePp => "reinforce_pp",
             Self::ReinforcePpBaseline => "reinforce_pp_baseline",
             Self::Ppo => "ppo",
+            Self::WeightedRloo => "weighted_rloo",
+            Self::Maxrl => "maxrl",
+            Self::Cispo => "cispo",
+            Self::Dppo => "dppo",
+            Self::Real => "real",
+            Self::Disco => "disco",
+            Self::External => "external",
         }
     }
 
@@ -161,10 +215,10 @@ impl ObjectiveKind {
         table(&self.defaults()).contains_key(key)
     }
 
-    /// The published settings of all kinds but PACS; `length` is the constant that some aggregations divide by.
+    /// The published settings of policy gradients; `length` is the constant that some aggregations divide by.
     fn policy(self, length: f64) -> Option<PolicyConfig> {
         Some(match self {
-            Self::Pacs => return None,
+            Self::Pacs | Self::Real | Self::Disco | Self::External => return None,
             Self::Grpo => pacs_algo::grpo(),
             Self::DrGrpo => pacs_algo::dr_grpo(length),
             Self::Dapo => pacs_algo::dapo(),
@@ -173,25 +227,27 @@ impl ObjectiveKind {
             Self::ReinforcePp => pacs_algo::reinforce_pp(),
             Self::ReinforcePpBaseline => pacs_algo::reinforce_pp_baseline(),
             Self::Ppo => pacs_algo::ppo(),
+            Self::WeightedRloo => pacs_algo::weighted_rloo(1.0, 1.0),
+            Self::Maxrl => pacs_algo::maxrl(),
+            Self::Cispo => pacs_algo::cispo(),
+            Self::Dppo => pacs_algo::dppo(),
         })
     }
 
     /// Every setting that the kind has a use for, at its default.
     #[must_use]
     pub fn defaults(self) -> ObjectiveSpec {
-        let Some(policy) = self.policy(1.0) else {
-            return ObjectiveSpec {
-                kind: self,
-                beta: Some(1.0),
-                score: Some(ScoreEstimator::Rloo),
-                reward_method: Some(RewardMethod::LogRatio),
-                label_weights: Some(LabelWeights::Question),
-                actor_term: Some(false),
-                reset_optimizer: Some(false),
-                reference_reset_steps: Some(1),
-                ..ObjectiveSpec::default()
-            };
+        let Some(policy) = self.policy(1.0) else { return self.other_defaults() };
+        let (pass_exponent, fail_exponent) = match policy.advantage {
+            AdvantageEstimator::WeightedRloo { right, wrong } => (Some(right), Some(wrong)),
+            _ => (None, None),
         };
+        let (divergence, ratio_cap) = match policy.surrogate {
+            Surrogate::Masked { divergence, cap } => (Some(divergence), Some(cap)),
+            Surrogate::Clipped | Surrogate::Weighted => (None, None),
+        };
+        // A mask weighs by the rollout engine's log-probs itself.
+        let weighs = divergence.is_none();
         let (gamma, lambda) = match policy.advantage {
             AdvantageEstimator::ReinforcePp { gamma } => (Some(gamma), None),
             AdvantageEstimator::Gae { gamma, lambda } => (Some(gamma), Some(lambda)),
@@ -202,7 +258,11 @@ impl ObjectiveKind {
             reference_reset_steps: Some(0),
             clip_low: Some(policy.clip.low),
             clip_high: Some(policy.clip.high),
-            dual_clip: Some(policy.clip.dual.unwrap_or(0.0)),
+            pass_exponent,
+            fail_exponent,
+            divergence,
+            ratio_cap,
+            dual_clip: (policy.surrogate == Surrogate::Clipped).then_some(policy.clip.dual.unwrap_or(0.0)),
             aggregation: Some(AggregationKind::from(policy.aggregation)),
             mask_truncated: Some(policy.mask_truncated),
             gamma,
@@ -214,10 +274,43 @@ impl ObjectiveKind {
             kl_coefficient: Some(0.0),
             kl_kind: Some(KlKind::K3),
             kl_place: Some(KlPlace::Loss),
-            importance: Some(ImportanceKind::Off),
-            importance_level: Some(ImportanceLevel::Token),
-            importance_cap: Some(2.0),
+            importance: weighs.then_some(ImportanceKind::Off),
+            importance_level: weighs.then_some(ImportanceLevel::Token),
+            importance_cap: weighs.then_some(2.0),
             ..ObjectiveSpec::default()
+        }
+    }
+
+    /// The same for kinds that are no policy gradient.
+    fn other_defaults(self) -> ObjectiveSpec {
+        let plain = ObjectiveSpec { kind: self, ..ObjectiveSpec::default() };
+        match self {
+            Self::Real => ObjectiveSpec { tau: Some(pacs_algo::real().tau), ..plain },
+            Self::Disco => {
+                let DiscoConfig { tau, delta, penalty } = pacs_algo::disco();
+                ObjectiveSpec {
+                    tau: Some(tau),
+                    constraint_delta: Some(delta),
+                    constraint_penalty: Some(penalty),
+                    ..plain
+                }
+            }
+            Self::External => {
+                ObjectiveSpec { command: Some(Vec::new()), timeout_seconds: Some(EXTERNAL_TIMEOUT), ..plain }
+            }
+            _ => ObjectiveSpec {
+                beta: Some(1.0),
+                score: Some(ScoreEstimator::Rloo),
+                reward_method: Some(RewardMethod::LogRatio),
+                label_weights: Some(LabelWeights::Question),
+                actor_term: Some(false),
+                reset_optimizer: Some(false),
+                reference_reset_steps: Some(1),
+                importance: Some(ImportanceKind::Off),
+                importance_level: Some(ImportanceLevel::Sequence),
+                importance_cap: Some(2.0),
+                ..plain
+            },
         }
     }
 }
@@ -249,9 +342,13 @@ impl ObjectiveSpec {
     #[must_use]
     pub fn objective(&self, max_new_tokens: u32) -> Objective {
         let length = f64::from(max_new_tokens);
-        let Some(published) = self.kind.policy(length) else { return Objective::Pacs(self.pacs()) };
+        let Some(published) = self.kind.policy(length) else { return self.other_objective() };
         let advantage = match (published.advantage, self.gamma) {
             (AdvantageEstimator::ReinforcePp { .. }, Some(gamma)) => AdvantageEstimator::ReinforcePp { gamma },
+            (AdvantageEstimator::WeightedRloo { right, wrong }, _) => AdvantageEstimator::WeightedRloo {
+                right: self.pass_exponent.unwrap_or(right),
+                wrong: self.fail_exponent.unwrap_or(wrong),
+            },
             (AdvantageEstimator::Gae { gamma, lambda }, set) => {
                 AdvantageEstimator::Gae { gamma: set.unwrap_or(gamma), lambda: self.lambda.unwrap_or(lambda) }
             }
@@ -267,8 +364,16 @@ impl ObjectiveSpec {
             high: self.clip_high.unwrap_or(published.clip.high),
             dual: self.dual_clip.map_or(published.clip.dual, |dual| (dual > 0.0).then_some(dual)),
         };
+        let surrogate = match published.surrogate {
+            Surrogate::Masked { divergence, cap } => Surrogate::Masked {
+                divergence: self.divergence.unwrap_or(divergence),
+                cap: self.ratio_cap.unwrap_or(cap),
+            },
+            other => other,
+        };
         Objective::Policy(PolicyConfig {
             advantage,
+            surrogate,
             clip,
             aggregation: self.aggregation.map_or(published.aggregation, |kind| kind.with(length)),
             mask_truncated: self.mask_truncated.unwrap_or(published.mask_truncated),
@@ -280,6 +385,22 @@ impl ObjectiveSpec {
         })
     }
 
+    fn other_objective(&self) -> Objective {
+        match self.kind {
+            ObjectiveKind::Real => Objective::Real(RealConfig { tau: self.tau.unwrap_or(pacs_algo::real().tau) }),
+            ObjectiveKind::Disco => {
+                let published = pacs_algo::disco();
+                Objective::Disco(DiscoConfig {
+                    tau: self.tau.unwrap_or(published.tau),
+                    delta: self.constraint_delta.unwrap_or(published.delta),
+                    penalty: self.constraint_penalty.unwrap_or(published.penalty),
+                })
+            }
+            ObjectiveKind::External => Objective::External,
+            _ => Objective::Pacs(self.pacs()),
+        }
+    }
+
     fn pacs(&self) -> PacsConfig {
         PacsConfig {
             beta: self.beta.unwrap_or(1.0),
@@ -287,6 +408,7 @@ impl ObjectiveSpec {
             reward_method: self.reward_method.unwrap_or(RewardMethod::LogRatio),
             label_weights: self.label_weights.unwrap_or(LabelWeights::Question),
             actor_term: self.actor_term.unwrap_or(false),
+            importance: self.importance_weights(),
         }
     }
 
@@ -302,8 +424,8 @@ impl ObjectiveSpec {
             ImportanceKind::Truncate => ImportanceMode::Truncate,
             ImportanceKind::Mask => ImportanceMode::Mask,
         };
-        let (level, cap) =
-            (self.importance_level.unwrap_or(ImportanceLevel::Token), self.importance_cap.unwrap_or(2.0));
+        let usual = if self.kind == ObjectiveKind::Pacs { ImportanceLevel::Sequence } else { ImportanceLevel::Token };
+        let (level, cap) = (self.importance_level.unwrap_or(usual), self.importance_cap.unwrap_or(2.0));
         Some(ImportanceWeights { level, mode, cap })
     }
 }
@@ -331,6 +453,9 @@ impl From<Aggregation> for AggregationKind {
         }
     }
 }
+
+/// Seconds that a program may take for an update: far longer than arithmetic on a few numbers an answer needs.
+const EXTERNAL_TIMEOUT: f64 = 60.0;
 
 /// Learning rate of a value model in the PACS paper's scripts, ten times that of the policy.
 const CRITIC_LEARNING_RATE: f64 = 1e-5;
@@ -360,7 +485,7 @@ mod tests {
             assert_eq!(plain.filled().changed(), [""; 0]);
             match (kind.policy(64.0), plain.objective(64)) {
                 (Some(published), Objective::Policy(config)) => assert_eq!(config, published),
-                (published, objective) => assert!(published.is_none() && matches!(objective, Objective::Pacs(_))),
+                (published, objective) => assert!(published.is_none() && !matches!(objective, Objective::Policy(_))),
             }
         }
         let spec = ObjectiveSpec { kind: ObjectiveKind::Dapo, clip_high: Some(0.5), ..ObjectiveSpec::default() };
@@ -384,6 +509,7 @@ mod tests {
             "reward_method = 'mean_logprob'",
             "label_weights = 'none'",
             "actor_term = true",
+            "importance = 'mask'",
         ] {
             assert_ne!(set(ObjectiveKind::Pacs, text), plain(ObjectiveKind::Pacs), "{text}");
         }
@@ -399,6 +525,19 @@ mod tests {
             "entropy_coefficient = 0.01",
         ] {
             assert_ne!(set(ObjectiveKind::ReinforcePp, text), plain(ObjectiveKind::ReinforcePp), "{text}");
+        }
+        for (kind, text) in [
+            (ObjectiveKind::WeightedRloo, "pass_exponent = 0.5"),
+            (ObjectiveKind::WeightedRloo, "fail_exponent = 0.0"),
+            (ObjectiveKind::Dppo, "divergence = 'kl'"),
+            (ObjectiveKind::Dppo, "ratio_cap = 5.0"),
+            (ObjectiveKind::Cispo, "clip_high = 7.0"),
+            (ObjectiveKind::Real, "tau = 1.0"),
+            (ObjectiveKind::Disco, "tau = 1.0"),
+            (ObjectiveKind::Disco, "constraint_delta = 1.0"),
+            (ObjectiveKind::Disco, "constraint_penalty = 1.0"),
+        ] {
+            assert_ne!(set(kind, text), plain(kind), "{text}");
         }
         for text in ["gamma = 0.9", "lambda = 0.9", "value_clip = 0.1", "critic_warmup_steps = 2"] {
             assert_ne!(set(ObjectiveKind::Ppo, text), plain(ObjectiveKind::Ppo), "{text}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use pacs_data::{PromptRow, Prompter, read_prompts};
+use pacs_data::{PromptRow, read_prompts};
 use pacs_model::{ModelConfig, Parameters};
 use pacs_rollout::{Engine, EngineOptions, GroupJob, SamplingOptions, cache_tokens};
 use pacs_runtime::Exit;
@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::Failure;
 use crate::compute::Compute;
+use crate::prompting::Prompting;
 
 /// What to generate.
 #[derive(Debug, Args)]
@@ -35,7 +36,9 @@ use crate::compute::Compute;
                   samples.jsonl --n 8 --max-new-tokens 256\n  \
                   echo '{\"question\": \"What is 2 + 3?\"}' | pacs-worker generate --model models/smollm2-135m-instruct \
                   --temperature 0\n  \
-                  pacs-worker generate --model models/m --input p.jsonl --top-p 0.95 --min-p 0.02 --stop '\\n\\n' --stop 'Q:'"
+                  pacs-worker generate --model models/m --input p.jsonl --top-p 0.95 --min-p 0.02 --stop '\\n\\n' --stop 'Q:'\n  \
+                  pacs-worker generate --model models/m --input q.jsonl --chat-template chat.jinja \\\n      \
+                  --template-variables '{\"enable_thinking\": false}'"
 )]
 pub(crate) struct Arguments {
     /// Hugging Face folder.
@@ -78,6 +81,8 @@ pub(crate) struct Arguments {
     /// System message before every question; the chat template may bring its own.
     #[arg(long)]
     system: Option<String>,
+    #[command(flatten)]
+    prompting: Prompting,
     /// Samples that are generated at once.
     #[arg(long, default_value_t = 64)]
     rows: usize,
@@ -179,7 +184,9 @@ fn sampling(arguments: &Arguments) -> Result<SamplingOptions> {
 }
 
 fn read_rows(arguments: &Arguments) -> Result<Vec<PromptRow>> {
-    let prompter = Prompter::read(&arguments.model, arguments.system.clone(), arguments.suffix.clone())
+    let prompting = &arguments.prompting;
+    let prompter = prompting
+        .prompter(&arguments.model, arguments.system.clone(), arguments.suffix.clone())
         .with_context(|| format!("load model `{}`", arguments.model.display()))?;
     let mut reader: Box<dyn BufRead> = if is_standard(&arguments.input) {
         Box::new(BufReader::new(std::io::stdin()))

@@ -5,6 +5,7 @@ mod bench;
 mod compute;
 mod generate;
 mod import;
+mod prompting;
 mod replay;
 mod role;
 mod score;

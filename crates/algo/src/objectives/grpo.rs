@@ -1,6 +1,6 @@
 //! Group-relative policy optimisation and its variants.
 
-use crate::{AdvantageEstimator, Aggregation, Clip, PolicyConfig, RatioLevel};
+use crate::{AdvantageEstimator, Aggregation, Clip, PolicyConfig, RatioLevel, Surrogate};
 
 /// GRPO (Shao et al. 2024, arXiv 2402.03300): `A = (R - mean) / (std + 1e-6)` within the group, a clipped token ratio,
 /// the mean over answers of the mean over their tokens. Without a KL penalty, and with the dual clip of 3, as the PACS
@@ -10,6 +10,7 @@ pub fn grpo() -> PolicyConfig {
     PolicyConfig {
         advantage: AdvantageEstimator::Grpo,
         ratio: RatioLevel::Token,
+        surrogate: Surrogate::Clipped,
         clip: Clip { low: 0.2, high: 0.2, dual: Some(3.0) },
         aggregation: Aggregation::SeqMeanTokenMean,
         mask_truncated: false,

@@ -1,5 +1,5 @@
 use crate::group::members_by_group;
-use crate::weights::weights;
+use crate::weights::{Halves, weighted};
 use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator};
 
 /// What the objective needs to know of one answer.
@@ -15,6 +15,9 @@ pub struct Sequence {
     pub old_logprob_sum: f64,
     /// How many tokens the sums run over, above 0.
     pub tokens: u32,
+    /// What its loss weighs as a sample: 1, or its importance weight, which is a constant. At 0 it still stands in the
+    /// baseline of the others.
+    pub importance: f64,
 }
 
 /// The objective at one mini-batch. Vectors are in the order of the sequences.
@@ -26,7 +29,7 @@ pub struct PacsStep {
     pub reward_proxy: Vec<f64>,
     /// Score: the logit of the modelled probability that the answer is correct.
     pub score: Vec<f64>,
-    /// Weight of the sequence's label.
+    /// Weight of the sequence's label; of a label between 0 and 1, what its two halves weigh together.
     pub weight: Vec<f64>,
     /// Weighted cross entropy of each sequence.
     pub sequence_loss: Vec<f64>,
@@ -41,7 +44,8 @@ pub struct PacsStep {
     pub dloss_dlogprob: Vec<f64>,
 }
 
-/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10).
+/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10); importance weights, which the paper does not
+/// have, multiply the loss of a sequence as constants.
 ///
 /// Pass every sequence of the mini-batch at once: all members of a group, and all groups that share the divisor.
 /// No bit of the result depends on the order of the sequences. A group split over two calls is not detected: the
@@ -70,14 +74,20 @@ fn check(config: &PacsConfig, sequences: &[Sequence]) -> Result<(), ObjectiveErr
     if !(beta.is_finite() && beta > 0.0) {
         return Err(ObjectiveError::Beta { beta });
     }
+    if let Some(weights) = config.importance {
+        let holds = weights.cap >= 1.0 && weights.cap.is_finite();
+        if !holds {
+            return Err(ObjectiveError::Setting { name: "importance_cap", value: weights.cap, expected: "1 or more" });
+        }
+    }
     if sequences.is_empty() {
         return Err(ObjectiveError::NoSequences);
     }
     sequences.iter().enumerate().try_for_each(|(index, sequence)| check_sequence(index, sequence))
 }
 
-fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveError> {
-    let &Sequence { group, label, new_logprob_sum: new, old_logprob_sum: old, tokens } = sequence;
+pub(crate) fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveError> {
+    let &Sequence { group, label, new_logprob_sum: new, old_logprob_sum: old, tokens, importance } = sequence;
     if tokens == 0 {
         return Err(ObjectiveError::EmptyAnswer { index, group });
     }
@@ -86,6 +96,9 @@ fn check_sequence(index: usize, sequence: &Sequence) -> Result<(), ObjectiveErro
     }
     if !(new.is_finite() && old.is_finite()) {
         return Err(ObjectiveError::LogprobSum { index, group, new, old });
+    }
+    if !(importance.is_finite() && importance >= 0.0) {
+        return Err(ObjectiveError::Overflow { index, group });
     }
     Ok(())
 }
@@ -111,15 +124,16 @@ impl PacsStep {
         let proxies: Vec<f64> = members.iter().map(|&i| reward_proxy(config, &sequences[i])).collect();
         let labels: Vec<f64> = members.iter().map(|&i| sequences[i].label).collect();
         let scores = estimator::scores(config.score, &proxies);
-        let weights = weights(config.label_weights, &labels);
-        let losses: Vec<f64> = (0..members.len()).map(|m| weights[m] * cross_entropy(scores[m], labels[m])).collect();
+        let halves = weighted(config.label_weights, &labels);
+        let weighted = |m: usize, value: f64| sequences[members[m]].importance * value;
+        let losses: Vec<f64> = (0..members.len()).map(|m| weighted(m, cross_entropy(scores[m], halves[m]))).collect();
         let dscores: Vec<f64> =
-            (0..members.len()).map(|m| weights[m] * cross_entropy_slope(scores[m], labels[m]) / divisor).collect();
+            (0..members.len()).map(|m| weighted(m, cross_entropy_slope(scores[m], halves[m])) / divisor).collect();
         let dproxies = estimator::backward(config.score, &proxies, &dscores);
         for (m, &i) in members.iter().enumerate() {
             self.reward_proxy[i] = proxies[m];
             self.score[i] = scores[m];
-            self.weight[i] = weights[m];
+            self.weight[i] = halves[m].sum();
             self.sequence_loss[i] = losses[m];
             self.dloss_dscore[i] = dscores[m];
             self.dloss_dproxy[i] = dproxies[m];
@@ -161,14 +175,16 @@ fn proxy_slope(config: &PacsConfig, sequence: &Sequence) -> f64 {
     }
 }
 
-/// Cross entropy of a label with the probability whose logit is `score`, in a form that does not overflow.
-fn cross_entropy(score: f64, label: f64) -> f64 {
-    score.max(0.0) - score * label + (-score.abs()).exp().ln_1p()
+/// Cross entropy of a weighted label with the probability whose logit is `score`, in a form that does not overflow.
+fn cross_entropy(score: f64, Halves { right, wrong }: Halves) -> f64 {
+    // `-ln sigmoid(score)` less the tail that both halves share.
+    let tail = (-score.abs()).exp().ln_1p();
+    right * ((-score).max(0.0) + tail) + wrong * (score.max(0.0) + tail)
 }
 
-/// `sigmoid(score) - label`, in a form that keeps the small difference of a confident, correct score.
-fn cross_entropy_slope(score: f64, label: f64) -> f64 {
-    (1.0 - label) * sigmoid(score) - label * sigmoid(-score)
+/// Its derivative by the score, in a form that keeps the small difference of a confident, correct score.
+fn cross_entropy_slope(score: f64, Halves { right, wrong }: Halves) -> f64 {
+    wrong * sigmoid(score) - right * sigmoid(-score)
 }
 
 fn sigmoid(x: f64) -> f64 {
@@ -187,9 +203,10 @@ mod tests {
         reward_method: RewardMethod::LogRatio,
         label_weights: LabelWeights::Question,
         actor_term: false,
+        importance: None,
     };
     const SEQUENCE: Sequence =
-        Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2 };
+        Sequence { group: 7, label: 1.0, new_logprob_sum: -3.0, old_logprob_sum: -4.0, tokens: 2, importance: 1.0 };
 
     #[test]
     fn unusable_input_is_refused_by_name() {
@@ -240,6 +257,19 @@ mod tests {
     }
 
     #[test]
+    fn a_masked_sample_has_no_loss_and_stays_in_the_baseline() {
+        let old = |old_logprob_sum: f64, label: f64| Sequence { old_logprob_sum, label, ..SEQUENCE };
+        let group = [old(-4.0, 1.0), old(-2.5, 0.0), old(-3.0, 0.0)];
+        let plain = pacs(&CONFIG, &group).unwrap();
+        let masked = pacs(&CONFIG, &[group[0], group[1], Sequence { importance: 0.0, ..group[2] }]).unwrap();
+        assert_eq!((masked.score, masked.sequence_loss[2]), (plain.score, 0.0));
+        assert_eq!(masked.sequence_loss[..2], plain.sequence_loss[..2]);
+        assert!(masked.dloss_dlogprob[2] != 0.0 && masked.dloss_dlogprob != plain.dloss_dlogprob);
+        let halved = pacs(&CONFIG, &group.map(|s| Sequence { importance: 0.5, ..s })).unwrap();
+        assert!((halved.loss - plain.loss / 2.0).abs() < 1e-15);
+    }
+
+    #[test]
     fn messages_say_what_to_do() {
         let error = ObjectiveError::GroupTooSmall { group: 9, size: 1, estimator: ScoreEstimator::Rloo };
         assert_eq!(error.to_string(), "group 9 has 1 sequences; the Rloo score needs 2");
@@ -247,10 +277,27 @@ mod tests {
 
     #[test]
     fn slope_of_a_saturated_score_is_not_lost() {
-        assert_eq!(cross_entropy_slope(800.0, 1.0), 0.0);
-        assert!((cross_entropy_slope(50.0, 1.0) + (-50f64).exp()).abs() < 1e-30);
-        assert!((cross_entropy_slope(-50.0, 0.0) - (-50f64).exp()).abs() < 1e-30);
-        assert_eq!(cross_entropy(-1000.0, 1.0), 1000.0);
-        assert_eq!(cross_entropy_slope(-1000.0, 1.0), -1.0);
+        let (right, wrong) = (Halves { right: 1.0, wrong: 0.0 }, Halves { right: 0.0, wrong: 1.0 });
+        assert_eq!(cross_entropy_slope(800.0, right), 0.0);
+        assert!((cross_entropy_slope(50.0, right) + (-50f64).exp()).abs() < 1e-30);
+        assert!((cross_entropy_slope(-50.0, wrong) - (-50f64).exp()).abs() < 1e-30);
+        assert_eq!(cross_entropy(-1000.0, right), 1000.0);
+        assert_eq!(cross_entropy_slope(-1000.0, right), -1.0);
+    }
+
+    #[test]
+    fn the_best_of_graded_answers_is_pushed_up_and_the_worst_down() {
+        let group = |label: f64, odd: f64| {
+            let at = |m| Sequence { label: if m == 3 { odd } else { label }, old_logprob_sum: -3.0, ..SEQUENCE };
+            pacs(&CONFIG, &(0..8).map(at).collect::<Vec<_>>()).unwrap()
+        };
+        // Labels are counted in neither: seven and one are not seven and one.
+        let best = group(0.2, 0.4);
+        assert!(best.dloss_dlogprob[3] < 0.0 && best.dloss_dlogprob[0] > 0.0, "{best:?}");
+        let worst = group(0.8, 0.6);
+        assert!(worst.dloss_dlogprob[3] > 0.0 && worst.dloss_dlogprob[0] < 0.0, "{worst:?}");
+        // A label that is nearly another one is pushed nearly the same.
+        let near = group(0.2, 0.2 + 1e-9);
+        assert!(near.dloss_dlogprob.iter().all(|coefficient| coefficient.abs() < 1e-8), "{near:?}");
     }
 }

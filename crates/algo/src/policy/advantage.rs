@@ -124,11 +124,26 @@ impl PolicyConfig {
             }
             members.sort_by(|&a, &b| summaries[a].reward.total_cmp(&summaries[b].reward));
             let rewards: Vec<f64> = members.iter().map(|&i| summaries[i].reward).collect();
+            let labels: f64 = members.iter().map(|&i| infos[i].label).sum();
+            let weight = self.group_weight(labels / members.len() as f64);
             for (i, advantage) in members.into_iter().zip(group_advantages(self.advantage, &rewards)) {
-                centred[i] = advantage;
+                centred[i] = weight * advantage;
             }
         }
         Ok(centred)
+    }
+
+    /// What the advantages of a prompt weigh whose mean label is `p`. Where all labels are the same the weight has no limit,
+    /// and there is nothing to weigh.
+    fn group_weight(&self, p: f64) -> f64 {
+        match self.advantage {
+            AdvantageEstimator::WeightedRloo { right: 0.0, wrong: 0.0 } => 1.0,
+            AdvantageEstimator::WeightedRloo { right, wrong } if p > 0.0 && p < 1.0 => {
+                p.powf(-right) * (1.0 - p).powf(-wrong)
+            }
+            AdvantageEstimator::WeightedRloo { .. } => 0.0,
+            _ => 1.0,
+        }
     }
 
     /// The reward sits on the last token; a KL penalty in the reward on every one.
@@ -176,7 +191,15 @@ pub fn group_advantages(estimator: AdvantageEstimator, rewards: &[f64]) -> Vec<f
         (AdvantageEstimator::Grpo, [only]) => vec![only / (1.0 + estimator::STD_EPSILON)],
         (_, [only]) => vec![*only],
         (AdvantageEstimator::Grpo, _) => estimator::scores(ScoreEstimator::Grpo, rewards),
-        (AdvantageEstimator::Rloo, _) => estimator::scores(ScoreEstimator::Rloo, rewards),
+        (AdvantageEstimator::Rloo | AdvantageEstimator::WeightedRloo { .. }, _) => {
+            estimator::scores(ScoreEstimator::Rloo, rewards)
+        }
+        (AdvantageEstimator::MaxRl, _) => {
+            let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+            // Without anything right there is no likelihood to raise.
+            let scale = if mean > 0.0 { 1.0 / mean } else { 0.0 };
+            estimator::scores(ScoreEstimator::DrGrpo, rewards).iter().map(|centred| centred * scale).collect()
+        }
         (AdvantageEstimator::DrGrpo | AdvantageEstimator::ReinforcePpBaseline, _) => {
             estimator::scores(ScoreEstimator::DrGrpo, rewards)
         }

@@ -10,7 +10,9 @@ pub struct PolicyConfig {
     pub advantage: AdvantageEstimator,
     /// What is compared between the new and the old policy.
     pub ratio: RatioLevel,
-    /// How far the ratio may go.
+    /// What of a token's ratio is trained on.
+    pub surrogate: Surrogate,
+    /// How far the ratio may go; for DPPO how far the probability may.
     pub clip: Clip,
     /// How token losses become one number.
     pub aggregation: Aggregation,
@@ -36,6 +38,15 @@ pub enum AdvantageEstimator {
     DrGrpo,
     /// Reward minus the mean of the others of the group.
     Rloo,
+    /// The same times `p^-right (1 - p)^-wrong`, with `p` the mean label of the group.
+    WeightedRloo {
+        /// Exponent of the share that is right.
+        right: f64,
+        /// Exponent of the share that is wrong.
+        wrong: f64,
+    },
+    /// Reward minus the group mean, over that mean.
+    MaxRl,
     /// Discounted return, whitened over all tokens of the step.
     ReinforcePp {
         /// Discount a token, above 0, at most 1.
@@ -59,7 +70,15 @@ impl AdvantageEstimator {
     /// with.
     #[must_use]
     pub fn compares_group(self) -> bool {
-        matches!(self, Self::Grpo | Self::DrGrpo | Self::Rloo | Self::ReinforcePpBaseline)
+        matches!(
+            self,
+            Self::Grpo
+                | Self::DrGrpo
+                | Self::Rloo
+                | Self::WeightedRloo { .. }
+                | Self::MaxRl
+                | Self::ReinforcePpBaseline
+        )
     }
 
     /// Whether advantages are whitened over all tokens of the step.
@@ -83,6 +102,33 @@ pub enum RatioLevel {
     Token,
     /// The geometric mean of the token ratios of an answer (GSPO).
     Sequence,
+}
+
+/// What of a token's ratio is trained on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Surrogate {
+    /// The ratio itself, which stops to pull beyond its bounds.
+    Clipped,
+    /// The log-prob, weighted by the ratio within its bounds as a constant: no token stops to pull (CISPO).
+    Weighted,
+    /// The log-prob, weighted by the ratio to the rollout engine's policy as a constant; nothing where the probability has
+    /// gone too far and would go further (DPPO).
+    Masked {
+        /// How far is measured.
+        divergence: Divergence,
+        /// The largest weight, at least 1.
+        cap: f64,
+    },
+}
+
+/// Distance of two policies at one token, which is told apart from all others together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divergence {
+    /// Total variation: the difference of the token's probabilities.
+    Tv,
+    /// Kullback-Leibler divergence of the rollout engine's policy from the one being trained, nats.
+    Kl,
 }
 
 /// How far the ratio of new to old probabilities may go before a token stops to pull.
@@ -159,6 +205,8 @@ pub enum ImportanceLevel {
     Token,
     /// All tokens of an answer by the product of theirs: unbiased before the cap, of a variance that grows with length.
     Sequence,
+    /// All tokens of an answer by the geometric mean of theirs: of one scale whatever the length, and biased.
+    Geometric,
 }
 
 /// What happens to weights that are too large.
@@ -202,7 +250,13 @@ impl PolicyConfig {
             AdvantageEstimator::Gae { gamma, lambda } => {
                 positive("gamma", gamma).and(share("gamma", gamma)).and(share("lambda", lambda))?;
             }
+            AdvantageEstimator::WeightedRloo { right, wrong } => {
+                not_negative("pass_exponent", right).and(not_negative("fail_exponent", wrong))?;
+            }
             _ => {}
+        }
+        if let Surrogate::Masked { cap, .. } = self.surrogate {
+            bound("ratio_cap", cap, cap >= 1.0 && cap.is_finite(), "1 or more")?;
         }
         share("clip_low", self.clip.low).and(not_negative("clip_high", self.clip.high))?;
         if let Some(dual) = self.clip.dual {
@@ -221,6 +275,11 @@ impl PolicyConfig {
                 .and(positive("the length of the value aggregation", value.aggregation.length()))?;
         }
         Ok(())
+    }
+
+    /// Whether its trust region is around the policy of the rollout engine.
+    pub(crate) fn is_masked(&self) -> bool {
+        matches!(self.surrogate, Surrogate::Masked { .. })
     }
 
     pub(crate) fn kl_at(&self, place: KlPlace) -> Option<KlPenalty> {

@@ -16,19 +16,26 @@ pub(crate) fn weights(config: &ImportanceWeights, old: &[f64], rollout: &[f64]) 
     let log_weights: Vec<f64> = match config.level {
         ImportanceLevel::Token => differences.collect(),
         ImportanceLevel::Sequence => vec![differences.sum(); old.len()],
+        ImportanceLevel::Geometric => vec![differences.sum::<f64>() / old.len() as f64; old.len()],
     };
     let mut weights = Weights::default();
     for log_weight in log_weights {
-        let plain = log_weight.exp();
-        let kept = match config.mode {
-            ImportanceMode::Truncate => plain.min(config.cap),
-            ImportanceMode::Mask if plain > config.cap || plain * config.cap < 1.0 => 0.0,
-            ImportanceMode::Mask => plain,
-        };
-        weights.cut += usize::from(kept != plain);
+        let (kept, is_cut) = held(config, log_weight);
+        weights.cut += usize::from(is_cut);
         weights.weight.push(kept);
     }
     weights
+}
+
+/// A weight within its bounds, and whether these have changed it.
+pub(crate) fn held(config: &ImportanceWeights, log_weight: f64) -> (f64, bool) {
+    let plain = log_weight.exp();
+    let kept = match config.mode {
+        ImportanceMode::Truncate => plain.min(config.cap),
+        ImportanceMode::Mask if plain > config.cap || plain * config.cap < 1.0 => 0.0,
+        ImportanceMode::Mask => plain,
+    };
+    (kept, kept != plain)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use super::importance::{Weights, weights};
-use super::surrogate::surrogate;
-use super::{KlPlace, Normaliser, RatioLevel, TokenAdvantages};
+use super::surrogate::Ratio;
+use super::{KlPlace, Normaliser, RatioLevel, Surrogate, TokenAdvantages};
 use crate::metrics::ObjectiveMetrics;
 use crate::sequence::{Placed, check_infos};
 use crate::{ObjectiveError, PolicyConfig, SequenceInfo, SequenceOutcome, TokenData};
@@ -67,7 +67,12 @@ impl PolicyConfig {
         targets: &TokenAdvantages,
         outcome: &mut SequenceOutcome,
     ) -> Result<(), ObjectiveError> {
-        let (new, old) = (answer.new_logprobs()?, answer.old_logprobs()?);
+        // The trust region of a mask is around the policy that has sampled.
+        let old = match self.surrogate {
+            Surrogate::Masked { .. } => answer.rollout_logprobs()?,
+            Surrogate::Clipped | Surrogate::Weighted => answer.old_logprobs()?,
+        };
+        let new = answer.new_logprobs()?;
         let advantages = answer.checked("advantages", Some(&targets.advantages))?;
         let log_ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
         let importance = match &self.importance {
@@ -88,7 +93,7 @@ impl PolicyConfig {
                 RatioLevel::Token => log_ratios[t],
                 RatioLevel::Sequence => mean_log_ratio,
             };
-            let step = surrogate(&self.clip, advantage, log_ratio);
+            let step = self.surrogate(advantage, Ratio { log_ratio, new: new[t] });
             outcome.loss += scale * weight * step.loss;
             metrics.clipped += f64::from(u8::from(step.clipped));
             metrics.dual_clipped += f64::from(u8::from(step.dual_clipped));
@@ -151,7 +156,7 @@ impl ObjectiveMetrics {
         self.advantage_tokens += advantages.len() as f64;
     }
 
-    fn add_importance(&mut self, weights: &[f64], cut: usize) {
+    pub(crate) fn add_importance(&mut self, weights: &[f64], cut: usize) {
         for weight in weights {
             self.importance += weight;
             self.importance_squares += weight * weight;

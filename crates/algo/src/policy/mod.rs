@@ -2,7 +2,7 @@
 
 mod advantage;
 mod config;
-mod importance;
+pub(crate) mod importance;
 mod loss;
 mod normaliser;
 mod returns;

@@ -1,4 +1,62 @@
-use super::Clip;
+use super::{Clip, Divergence, PolicyConfig, Surrogate as Kind};
+
+/// What the surrogate of a token is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratio {
+    /// New log-prob less the one that the ratio compares with (nats).
+    pub(crate) log_ratio: f64,
+    /// New log-prob (nats).
+    pub(crate) new: f64,
+}
+
+impl PolicyConfig {
+    /// The surrogate of a token, by the kind that the objective has.
+    pub(crate) fn surrogate(&self, advantage: f64, ratio: Ratio) -> Surrogate {
+        match self.surrogate {
+            Kind::Clipped => surrogate(&self.clip, advantage, ratio.log_ratio),
+            Kind::Weighted => weighted(&self.clip, advantage, ratio),
+            Kind::Masked { divergence, cap } => masked(&self.clip, divergence, cap, advantage, ratio),
+        }
+    }
+}
+
+/// `-A sg(clamp(r)) ln p` (CISPO, arXiv 2506.13585, eq. 4 and 5).
+fn weighted(clip: &Clip, advantage: f64, Ratio { log_ratio, new }: Ratio) -> Surrogate {
+    if advantage == 0.0 {
+        return Surrogate::default();
+    }
+    let ratio = log_ratio.exp();
+    let weight = ratio.clamp(1.0 - clip.low, 1.0 + clip.high);
+    let slope = -advantage * weight;
+    Surrogate { loss: slope * new, slope, clipped: weight != ratio, dual_clipped: false }
+}
+
+/// `-A sg(min(r, cap)) ln p` where the probability has not gone too far the way that the advantage sends it (DPPO, arXiv
+/// 2602.04879, the binary masks).
+fn masked(clip: &Clip, divergence: Divergence, cap: f64, advantage: f64, Ratio { log_ratio, new }: Ratio) -> Surrogate {
+    if advantage == 0.0 {
+        return Surrogate::default();
+    }
+    let (now, before) = (new.exp(), (new - log_ratio).exp());
+    let (limit, goes_on) = if advantage > 0.0 { (clip.high, now > before) } else { (clip.low, now < before) };
+    let distance = match divergence {
+        Divergence::Tv => (now - before).abs(),
+        Divergence::Kl => binary_kl(before, now, log_ratio),
+    };
+    if goes_on && distance > limit {
+        return Surrogate { clipped: true, ..Surrogate::default() };
+    }
+    let slope = -advantage * log_ratio.exp().min(cap);
+    Surrogate { loss: slope * new, slope, clipped: false, dual_clipped: log_ratio.exp() > cap }
+}
+
+/// Divergence of two distributions over a token and all others together.
+fn binary_kl(before: f64, now: f64, log_ratio: f64) -> f64 {
+    let others = 1.0 - before;
+    // Nothing is left for the others: their part has the limit 0.
+    let of_others = if others > 0.0 { others * (others.ln() - (1.0 - now).ln()) } else { 0.0 };
+    -before * log_ratio + of_others
+}
 
 /// The clipped surrogate of one ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,6 +89,31 @@ pub(crate) fn surrogate(clip: &Clip, advantage: f64, log_ratio: f64) -> Surrogat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mask_looks_at_probabilities_and_at_where_they_go() {
+        let clip = Clip { low: 0.2, high: 0.2, dual: None };
+        let at = |divergence, advantage: f64, before: f64, now: f64| {
+            masked(&clip, divergence, 20.0, advantage, Ratio { log_ratio: (now / before).ln(), new: now.ln() })
+        };
+        // A ratio of 100 of a rare token is no distance; one of 1.8 of a likely one is.
+        assert!(!at(Divergence::Tv, 1.0, 0.001, 0.1).clipped && at(Divergence::Tv, 1.0, 0.5, 0.9).clipped);
+        assert_eq!(at(Divergence::Tv, 1.0, 0.001, 0.1).slope, -20.0, "held by the cap");
+        assert!(!at(Divergence::Tv, 1.0, 0.9, 0.5).clipped, "it comes back");
+        assert!(at(Divergence::Tv, -1.0, 0.9, 0.5).clipped && !at(Divergence::Tv, -1.0, 0.5, 0.9).clipped);
+        assert!(at(Divergence::Kl, 1.0, 0.5, 0.9).clipped && !at(Divergence::Kl, 1.0, 0.5, 0.6).clipped);
+        assert!(
+            (binary_kl(0.2, 0.3, 1.5f64.ln()) - (0.2 * (2.0f64 / 3.0).ln() + 0.8 * (8.0f64 / 7.0).ln())).abs() < 1e-12
+        );
+    }
+
+    #[test]
+    fn a_weighted_token_pulls_beyond_its_bounds() {
+        let clip = Clip { low: 1.0, high: 4.0, dual: None };
+        let at = |ratio: f64| weighted(&clip, 2.0, Ratio { log_ratio: ratio.ln(), new: -0.5 });
+        assert!((at(9.0).slope + 10.0).abs() < 1e-12 && at(9.0).clipped && (at(9.0).loss - 5.0).abs() < 1e-12);
+        assert!((at(0.01).slope + 0.02).abs() < 1e-12 && !at(0.01).clipped, "no lower bound");
+    }
 
     #[test]
     fn only_moves_that_go_on_are_stopped() {

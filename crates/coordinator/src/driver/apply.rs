@@ -174,6 +174,8 @@ impl Driver {
         self.recent_steps.push_back(seconds.total_seconds);
         let counted = self.take_counted();
         let count = |counter: Counter| counted.get(&counter).copied().unwrap_or(0);
+        // Training goes on beside an evaluation: what the latter counts is told apart by its name, not by its time.
+        let training = |all: Counter, measured: Counter| count(all).saturating_sub(count(measured));
         let summary = StepSummary {
             step,
             total_steps: self.spec.batch.steps,
@@ -187,9 +189,9 @@ impl Driver {
             answer_tokens_mean: numbers.answer_tokens_mean(),
             truncated_share: numbers.truncated_share,
             unparsable_share: numbers.unparsable_share,
-            failed_verdicts: count(Counter::FailedVerdicts),
+            failed_verdicts: training(Counter::FailedVerdicts, Counter::EvaluationFailedVerdicts),
             replaced_samples: count(Counter::ReplacedSamples),
-            dropped_groups: count(Counter::DroppedGroups),
+            dropped_groups: training(Counter::DroppedGroups, Counter::ExcludedProblems),
             uniform_groups_left_out: count(Counter::UniformGroups),
             evicted_groups: count(Counter::EvictedGroups),
             skipped_draws: count(Counter::SkippedDraws),
@@ -242,9 +244,6 @@ impl Driver {
         self.archive_round(step, Purpose::Evaluate, &groups);
         let (line, score) = (line(&summary), Some(summary.pass_at_1));
         self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line, score });
-        // The metrics of the next step speak of its own verifications.
-        self.verifications.take_step();
-        self.take_counted();
         self.tell_progress(Progress::Evaluated(summary));
     }
 
@@ -337,7 +336,9 @@ fn log_dropped(group: GroupId, why: Dropped) {
         Dropped::Overdue => tracing::warn!(%group, "a group was dropped: it was not done in time"),
         Dropped::Deadly => tracing::error!(%group, "a group was set aside: its workers died"),
         Dropped::Poisonous => tracing::error!(%group, "a group was quarantined: training fails with it"),
-        Dropped::Uniform => tracing::debug!(%group, "a group was refilled: its labels are all the same"),
+        Dropped::Uniform => {
+            tracing::debug!(%group, "a group was refilled: nothing in it differs that the objective contrasts")
+        }
     }
 }
 

@@ -91,6 +91,7 @@ impl Pieces {
                 tokens: content.tokens,
                 rollout_logprobs: content.logprobs,
                 sampled_logprobs: content.sampled_logprobs,
+                version: content.version.0,
             };
             bytes += sequence.encoded_len() + FIELD_BYTES + prompt_bytes;
             piece.prompts.extend(prompt);
@@ -141,8 +142,8 @@ mod tests {
                 entropy_sum: 1.0,
                 text: format!("answer {position}"),
                 finish: FinishReason::Stop,
-                version: WeightVersion(0),
-                spans: vec![VersionSpan { version: WeightVersion(0), tokens }],
+                version: WeightVersion(6),
+                spans: vec![VersionSpan { version: WeightVersion(6), tokens }],
             };
             let key = FrameKey::Sample(SampleId { group, index }, LeaseId(1));
             let frame = Frame::new(key, v1::Sample::from(sample.clone()).encode_to_vec());
@@ -189,7 +190,7 @@ mod tests {
                     let entry = &index[data.position as usize];
                     assert_eq!((entry.rank, entry.answer_tokens as usize), (rank, data.tokens.len()));
                     assert!(prompts.contains(&entry.group_id), "no later than its first sequence");
-                    assert_eq!((data.rollout_logprobs[0], data.sampled_logprobs[0]), (-0.5, -0.25));
+                    assert_eq!((data.rollout_logprobs[0], data.sampled_logprobs[0], data.version), (-0.5, -0.25, 6));
                     seen.push(data.position);
                 }
             }

@@ -27,12 +27,15 @@ pub(crate) struct Verifications {
 }
 
 impl Verifications {
-    pub(crate) fn note(&mut self, worker: &str, verification: &Verification) {
+    /// Takes a verification in; `measured` is one of an evaluation, of which the metrics of steps say nothing.
+    pub(crate) fn note(&mut self, worker: &str, verification: &Verification, measured: bool) {
         let key = (worker.to_owned(), verification.verifier.clone());
         let known = self.by_worker.len() < MOST_PAIRS || self.by_worker.contains_key(&key);
         let key = if known { key } else { (OTHERS.to_owned(), key.1) };
         self.by_worker.entry(key).or_default().note(verification);
-        self.of_step.entry(verification.verifier.clone()).or_default().note(verification);
+        if !measured {
+            self.of_step.entry(verification.verifier.clone()).or_default().note(verification);
+        }
     }
 
     /// What was done since this was asked last, as metrics: `verifier_<name>_<what>`.
@@ -188,8 +191,9 @@ mod tests {
             ("b", Outcome::Wrong, 0),
             ("b", Outcome::TimedOut, 9000),
         ] {
-            verifications.note(worker, &verification(outcome, us));
+            verifications.note(worker, &verification(outcome, us), false);
         }
+        verifications.note("a", &verification(Outcome::Correct, 5), true);
         let metrics = verifications.take_step();
         let of = |what: &str| metrics[&format!("verifier_label_{what}")];
         assert_eq!((of("verdicts"), of("failed"), of("timed_out"), of("cache_hits")), (4.0, 1.0, 1.0, 1.0));
@@ -199,14 +203,14 @@ mod tests {
         let status = verifications.status();
         let workers: Vec<_> = status.iter().map(|entry| (entry.worker.as_str(), entry.cache_hits)).collect();
         assert_eq!(workers, [("a", 0), ("b", 1)]);
-        assert_eq!((status[0].outcomes["correct"], status[1].outcomes["timed_out"]), (1, 1));
+        assert_eq!((status[0].outcomes["correct"], status[1].outcomes["timed_out"]), (2, 1));
     }
 
     #[test]
     fn ever_new_workers_share_an_entry() {
         let mut verifications = Verifications::default();
         for worker in 0..1000 {
-            verifications.note(&format!("verifier-{worker}"), &verification(Outcome::Wrong, 1));
+            verifications.note(&format!("verifier-{worker}"), &verification(Outcome::Wrong, 1), false);
         }
         assert_eq!(verifications.status().len(), MOST_PAIRS + 1);
     }

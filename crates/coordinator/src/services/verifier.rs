@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use pacs_data::Problems;
-use pacs_machine::{Event, Reply, SampleGrant};
+use pacs_machine::{Event, Reply, SampleGrant, evaluation_problem};
 use pacs_protocol::v1;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::{MOST_VERDICTS, WireError};
@@ -119,15 +119,15 @@ fn verification(wire: v1::Verification) -> Result<Verification, Status> {
 
 fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<(), Status> {
     let HandedIn { lease, sample, verdict, verifications } = handed_in;
-    let (outcome, label) = (verdict.outcome, verdict.label);
+    let (outcome, label, reward) = (verdict.outcome, verdict.label, Some(verdict.reward));
     let frame = Frame::new(FrameKey::Verdict(sample, lease), v1::Verdict::from(verdict.clone()).encode_to_vec());
-    let event = Event::SubmitVerdict { worker, lease, sample, outcome, label };
+    let event = Event::SubmitVerdict { worker, lease, sample, outcome, label, reward };
     let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
     let fresh = reply == (Reply::Accepted { fresh: true });
     // A repeat was counted before.
     if fresh || !outcome.is_conclusive() {
-        let name = driver.machine.worker_name(worker);
-        verifications.iter().for_each(|verification| driver.verifications.note(&name, verification));
+        let (name, measured) = (driver.machine.worker_name(worker), evaluation_problem(sample.group).is_some());
+        verifications.iter().for_each(|verification| driver.verifications.note(&name, verification, measured));
     }
     // Stored before the effects are applied: this may be the verdict that completes the batch.
     if fresh {

@@ -119,6 +119,8 @@ pub(crate) struct Seen {
     pub(crate) started_from: Vec<(String, u64)>,
     pub(crate) streams: Vec<(v1::Purpose, u64, u64)>,
     pub(crate) failed_verdicts: u32,
+    /// Those of them that were of evaluations.
+    pub(crate) failed_measurements: u32,
     /// Samples that were acknowledged: purpose, weights, group, index, attempt.
     acknowledged: BTreeSet<(i32, u64, u64, u32, u32)>,
     /// Acknowledged samples that were asked for again, and steps that were trained again.
@@ -355,7 +357,10 @@ async fn verifier(address: SocketAddr, seen: Shared) {
             count += 1;
             let (outcome, label) = match task.response.as_str() {
                 _ if count % 3 == 0 => {
-                    seen.lock().unwrap().failed_verdicts += 1;
+                    let mut seen = seen.lock().unwrap();
+                    seen.failed_verdicts += 1;
+                    // Groups of evaluations have ids of their own.
+                    seen.failed_measurements += u32::from(task.group_id >= 1 << 40);
                     // A label that nobody may ever see.
                     (v1::Outcome::Failed, 0.5)
                 }

@@ -44,6 +44,7 @@ fn own() -> Vec<v1::SequenceData> {
         position: entry.0,
         tokens: vec![entry.0; entry.1.answer_tokens as usize],
         rollout_logprobs: vec![-1.0; entry.1.answer_tokens as usize],
+        version: 3,
         sampled_logprobs: vec![-0.5; if entry.0.is_multiple_of(2) { 0 } else { entry.1.answer_tokens as usize }],
     };
     (0..).zip(index()).filter(|(_, entry)| entry.rank == 1).map(data).collect()

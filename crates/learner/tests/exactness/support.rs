@@ -22,6 +22,7 @@ pub(crate) const PACS: PacsConfig = PacsConfig {
     reward_method: RewardMethod::LogRatio,
     label_weights: LabelWeights::Question,
     actor_term: false,
+    importance: None,
 };
 
 pub(crate) fn golden(name: &str) -> PathBuf {
@@ -34,6 +35,7 @@ pub(crate) fn settings() -> TrainerSettings {
         reference_reset_steps: 1,
         reset_optimizer: false,
         critic_learning_rate: 2e-5,
+        external: None,
         // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
         // zero becomes a difference in proportion to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
@@ -74,6 +76,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
                 rollout_logprobs: vec![-5.7; length as usize],
                 // Some as if a filter had cut something off.
+                version: step - 1,
                 sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
             });
             index.push(IndexEntry {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use pacs_algo::{
     AdvantageEstimator, Clip, ImportanceLevel, ImportanceMode, ImportanceWeights, KlKind, KlPenalty, KlPlace,
-    Objective, PacsConfig, PolicyConfig, ValueConfig, dapo, dr_grpo, grpo, gspo, ppo, reinforce_pp,
-    reinforce_pp_baseline, rloo,
+    Objective, PacsConfig, PolicyConfig, ValueConfig, cispo, dapo, disco, dppo, dr_grpo, grpo, gspo, maxrl, ppo, real,
+    reinforce_pp, reinforce_pp_baseline, rloo, weighted_rloo,
 };
 use pacs_collective::HostCollective;
-use pacs_learner::{TrainBatch, Trainer, TrainerSettings};
+use pacs_learner::{ExternalSettings, TrainBatch, Trainer, TrainerSettings};
 use pacs_shape::Division;
 use pacs_torch::tch::{Device, Kind, Tensor};
 
@@ -120,6 +122,10 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
         ("reinforce_pp with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..reinforce_pp() }, "reference_kl"),
         ("rloo with a penalty", PolicyConfig { kl: kl(KlPlace::Reward), ..rloo() }, "reference_kl"),
         ("grpo with a bonus", PolicyConfig { entropy: 0.5, ..grpo() }, "policy_kl_k3"),
+        ("weighted_rloo", weighted_rloo(0.5, 1.5), "policy_kl_k3"),
+        ("maxrl", maxrl(), "advantage_std"),
+        ("cispo", PolicyConfig { clip: Clip { low: 0.02, high: 0.02, dual: None }, ..cispo() }, "ratio_clipped_share"),
+        ("dppo", dppo(), "policy_kl_k3"),
         ("ppo", PolicyConfig { advantage: estimated, value: values(0.05), ..ppo() }, "value_clipped_share"),
         ("ppo with everything", everything, "value_explained_variance"),
     ]
@@ -165,6 +171,44 @@ fn of_objective(metric: &str) -> bool {
         "return_",
     ];
     prefixes.iter().any(|prefix| metric.starts_with(prefix))
+}
+
+/// Objectives that couple answers by their log-probs, and one that is a program.
+#[test]
+fn objectives_of_whole_answers_are_exact_under_ranks_and_passes() {
+    let importance = |level, mode| Some(ImportanceWeights { level, mode, cap: 1.5 });
+    let truncated = importance(ImportanceLevel::Geometric, ImportanceMode::Truncate);
+    let masked = importance(ImportanceLevel::Sequence, ImportanceMode::Mask);
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/objectives/pairwise.py");
+    let command = vec!["python3".to_owned(), example.display().to_string(), "2.0".to_owned()];
+    let external = ExternalSettings { command, timeout: Duration::from_secs(60) };
+    let has_python = Command::new("python3").arg("--version").output().is_ok();
+    if !has_python {
+        eprintln!("skipped: the objective that is a program, for there is no python3");
+    }
+    for (name, objective) in [
+        ("pacs with weights", Objective::Pacs(PacsConfig { importance: truncated, ..PACS })),
+        ("pacs with a mask", Objective::Pacs(PacsConfig { importance: masked, ..PACS })),
+        ("real", Objective::Real(real())),
+        ("disco", Objective::Disco(disco())),
+        ("external", Objective::External),
+    ] {
+        if objective == Objective::External && !has_python {
+            continue;
+        }
+        let settings = TrainerSettings { objective, external: Some(external.clone()), ..descent() };
+        let (reference, metrics) = train_and_report("qwen3", 1, 3, &settings);
+        assert!(metrics["log_ratio_abs_mean"] > 0.0, "{name}: {metrics:?}");
+        assert!(
+            (&reference - flat(&mut trainer("qwen3", settings.clone()))).abs().max().double_value(&[]) > 1e-4,
+            "{name}"
+        );
+        let small = TrainerSettings { micro_batch_tokens: 30, ..settings.clone() };
+        for (ranks, settings) in [(3, &settings), (2, &small)] {
+            let weights = train("qwen3", ranks, 3, settings);
+            assert_close(&weights, &reference, 5e-6, &format!("{name}, {ranks} ranks"));
+        }
+    }
 }
 
 #[test]
@@ -342,6 +386,28 @@ fn restores_bit_for_bit(kind: Kind, long: &TrainerSettings) {
         resumed.train(&whole_batch(step, 2), &mut collective).expect("trains");
     }
     assert!(flat(&mut whole).equal(&flat(&mut resumed)), "the resumed {kind:?} weights differ");
+}
+
+#[test]
+fn log_probs_are_compared_where_one_version_has_made_both() {
+    let compared = |mini_batches: usize, objective: Objective, stale: fn(usize) -> bool| {
+        let mut batch = whole_batch(5, mini_batches);
+        for (place, sequence) in batch.sequences.iter_mut().enumerate().filter(|(place, _)| stale(*place)) {
+            // Older weights found them much less likely: that is training, and no fault of an engine.
+            (sequence.version, sequence.rollout_logprobs) = (3, vec![-90.0 - place as f32; sequence.tokens.len()]);
+        }
+        let mut trainer = trainer("qwen3", TrainerSettings { objective, ..settings() });
+        trainer.train(&batch, &mut HostCollective::alone()).expect("trains").metrics
+    };
+    for mini_batches in [1, 3] {
+        for objective in [Objective::Pacs(PACS), Objective::Policy(grpo())] {
+            let some = compared(mini_batches, objective, |place| place % 3 != 0);
+            assert!(some["logprob_mismatch_max"] > 0.0 && some["logprob_mismatch_max"] < 40.0, "{some:?}");
+            let none = compared(mini_batches, objective, |_| true);
+            let named = |name: &&String| name.starts_with("logprob_mismatch");
+            assert_eq!(none.keys().filter(named).count(), 0, "nothing was compared, and nothing is said");
+        }
+    }
 }
 
 #[test]

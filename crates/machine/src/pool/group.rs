@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pacs_types::{GroupId, LeaseId, SampleId, WeightVersion, WorkerId};
+use pacs_types::{GroupId, LeaseId, Outcome, SampleId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
+
+use crate::UniformBy;
 
 /// The samples of one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,14 @@ pub(crate) struct Group {
     /// When workers died while they held it: the newest deaths that count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deaths: Vec<Duration>,
+}
+
+/// What a verifier says of a sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Judgement {
+    pub(crate) outcome: Outcome,
+    pub(crate) label: f64,
+    pub(crate) reward: Option<f64>,
 }
 
 /// One sample of a group.
@@ -57,6 +67,8 @@ pub(super) enum State {
         under: LeaseId,
         #[serde(with = "pacs_types::bits")]
         label: f64,
+        #[serde(default, with = "pacs_types::bits::option", skip_serializing_if = "Option::is_none")]
+        reward: Option<f64>,
     },
 }
 
@@ -100,8 +112,16 @@ impl Group {
         !is_lent && self.born <= version && self.samples.iter().filter(is_there).all(|slot| slot.newest <= version)
     }
 
-    pub(crate) fn is_uniform(&self) -> bool {
-        let (_, low, high) = self.labels();
+    /// Whether nothing that an objective contrasts differs between its samples. Labels stand in for rewards that a record
+    /// of an earlier version does not have.
+    pub(crate) fn is_uniform(&self, by: UniformBy) -> bool {
+        let (_, low, high) = match by {
+            UniformBy::Labels => self.labels(),
+            UniformBy::Rewards => bounds(self.samples.iter().filter_map(|slot| match slot.state {
+                State::Judged { label, reward, .. } => Some(reward.unwrap_or(label)),
+                State::Missing | State::Generating { .. } | State::Unverified | State::Verifying => None,
+            })),
+        };
         low == high
     }
 
@@ -119,10 +139,15 @@ impl Group {
 
     /// Sum, smallest and largest of the labels that are there.
     pub(super) fn labels(&self) -> (f64, f64, f64) {
-        self.judged_labels().fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), label| {
-            (sum + label, low.min(label), high.max(label))
-        })
+        bounds(self.judged_labels())
     }
+}
+
+/// Sum, smallest and largest.
+fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    values.fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), value| {
+        (sum + value, low.min(value), high.max(value))
+    })
 }
 
 impl Slot {

@@ -1,4 +1,4 @@
-use pacs_types::Role;
+use pacs_types::{Outcome, Role};
 
 use super::*;
 
@@ -22,6 +22,10 @@ fn kill(pool: &mut Pool, worker: WorkerId, second: u64, most: u32) -> (Revoked, 
     pool.hold_against(&revoked, Death { at, why: "it died", alone, most });
     let (groups, samples) = pool.condemnable(at + Duration::from_secs(1));
     (revoked, groups, samples)
+}
+
+fn judged(outcome: Outcome, label: f64) -> Judgement {
+    Judgement { outcome, label, reward: Some(1.0) }
 }
 
 fn sample(group: u64, index: u32) -> SampleId {
@@ -66,7 +70,7 @@ fn failed_verifications_go_to_another_verifier_and_end() {
     pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
     pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW);
     assert_eq!(lend_one_sample(&mut pool, 5, true, NOW), Some(sample(0, 0)));
-    let failed = (Outcome::TimedOut, 0.0);
+    let failed = judged(Outcome::TimedOut, 0.0);
     assert_eq!(pool.take_verdict(LeaseId(5), GRADER, sample(0, 0), failed, 2, NOW), Taken::Again);
     assert_eq!(lend_one_sample(&mut pool, 6, true, NOW), None, "another verifier should have it");
     assert_eq!(lend_one_sample(&mut pool, 6, true, NOW + OTHER_VERIFIER_PREFERENCE), Some(sample(0, 0)));
@@ -82,7 +86,7 @@ fn a_replacement_is_generated_beside_the_rest_of_its_group() {
     assert_eq!(lend(&mut pool, 1), Some((0, vec![(0, 0), (1, 0), (2, 0)])));
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Fresh);
     lend_one_sample(&mut pool, 5, false, NOW);
-    let failed = (Outcome::Failed, 0.0);
+    let failed = judged(Outcome::Failed, 0.0);
     assert_eq!(pool.take_verdict(LeaseId(5), GRADER, sample(0, 1), failed, 1, NOW), Taken::GiveUp);
     pool.replace_sample(sample(0, 1));
     assert_eq!(lend_one_sample(&mut pool, 6, false, NOW), None, "it waits for a rollout worker");
@@ -112,17 +116,18 @@ fn verdicts_count_once() {
         pool.take_sample(LeaseId(1), ROLLOUT, sample(0, index), (VERSION, VERSION), NOW);
         let lease = LeaseId(10 + u64::from(index));
         lend_one_sample(&mut pool, lease.0, false, NOW);
-        let right = (Outcome::Correct, f64::from(index));
+        let right = judged(Outcome::Correct, f64::from(index));
         let taken = if index == 0 { Taken::Fresh } else { Taken::Completes };
         assert_eq!(pool.take_verdict(lease, GRADER, sample(0, index), right, 1, NOW), taken);
         assert_eq!(pool.take_verdict(lease, GRADER, sample(0, index), right, 1, NOW), Taken::Repeat);
     }
     assert_eq!(pool.complete(), 1);
-    assert!(!pool.is_uniform(GroupId(0)));
+    assert!(!pool.is_uniform(GroupId(0), UniformBy::Labels));
+    assert!(pool.is_uniform(GroupId(0), UniformBy::Rewards), "the labels differ, and the rewards do not");
     let groups = pool.take(&[GroupId(0)]);
     assert_eq!(pass_rate_and_mixed_share(groups.values()), (0.5, 1.0));
     pool.put_back(groups);
-    assert_eq!(pool.take_verdict(LeaseId(99), GRADER, sample(0, 0), (Outcome::Wrong, 0.0), 1, NOW), Taken::Stale);
+    assert_eq!(pool.take_verdict(LeaseId(99), GRADER, sample(0, 0), judged(Outcome::Wrong, 0.0), 1, NOW), Taken::Stale);
 }
 
 #[test]
@@ -191,7 +196,7 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     assert_eq!(lend_many(&mut pool, 30, 8), [0]);
     assert!(pool.holds_suspect_sample(GRADER));
     assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing is lent beside it");
-    let right = (Outcome::Correct, 1.0);
+    let right = judged(Outcome::Correct, 1.0);
     assert_eq!(pool.take_verdict(LeaseId(30), GRADER, sample(0, 0), right, 1, NOW), Taken::Fresh);
     assert_eq!(lend_many(&mut pool, 40, 8), [1]);
     assert_eq!(kill(&mut pool, GRADER, 9, 3).2, [sample(0, 1)]);
@@ -247,7 +252,7 @@ fn a_sample_that_is_gone_is_generated_with_other_noise() {
     pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW);
     lend_one_sample(&mut pool, 5, false, NOW);
     assert!(pool.lose_sample(sample(0, 0)) && !pool.lose_sample(sample(0, 0)) && !pool.lose_sample(sample(0, 1)));
-    let late = pool.take_verdict(LeaseId(5), GRADER, sample(0, 0), (Outcome::Correct, 1.0), 1, NOW);
+    let late = pool.take_verdict(LeaseId(5), GRADER, sample(0, 0), judged(Outcome::Correct, 1.0), 1, NOW);
     assert_eq!(late, Taken::Stale);
     assert_eq!(lend(&mut pool, 2), Some((0, vec![(0, 1)])));
 }

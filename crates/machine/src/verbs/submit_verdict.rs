@@ -1,24 +1,17 @@
-use pacs_types::{GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
+use pacs_types::{GroupId, LeaseId, Role, SampleId, WorkerId};
 
 use crate::machine::Machine;
-use crate::pool::Taken;
+use crate::pool::{Judgement, Taken};
 use crate::{Counter, Reply};
 
 impl Machine {
-    pub(crate) fn submit_verdict(
-        &mut self,
-        worker: WorkerId,
-        lease: LeaseId,
-        sample: SampleId,
-        outcome: Outcome,
-        label: f64,
-    ) {
+    pub(crate) fn submit_verdict(&mut self, worker: WorkerId, lease: LeaseId, sample: SampleId, judgement: Judgement) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
         }
         let (now, attempts) = (self.now, self.options.max_attempts);
         let Some(pool) = self.pool_of(sample.group) else { return self.refuse_stale(lease, sample) };
-        let taken = pool.take_verdict(lease, worker, sample, (outcome, label), attempts, now);
+        let taken = pool.take_verdict(lease, worker, sample, judgement, attempts, now);
         match taken {
             Taken::Fresh | Taken::Completes => {
                 self.progress();
@@ -31,6 +24,7 @@ impl Machine {
             Taken::Again | Taken::GiveUp => {
                 self.reply(Reply::Accepted { fresh: false });
                 self.count(Counter::FailedVerdicts, 1);
+                self.count(Counter::EvaluationFailedVerdicts, u64::from(self.is_measured(sample.group)));
             }
             Taken::Stale => self.refuse_stale(lease, sample),
         }
@@ -107,6 +101,7 @@ mod tests {
             sample,
             outcome: Outcome::Wrong,
             label: 0.0,
+            reward: Some(0.0),
         };
         grants.into_iter().flat_map(|grant| run.step(verdict(grant))).collect()
     }

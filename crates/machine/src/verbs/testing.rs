@@ -200,7 +200,14 @@ impl Run {
                 let outcome = outcome(sample);
                 let label = f64::from(u8::from(outcome == Outcome::Correct));
                 let worker = self.verifier;
-                effects.extend(self.step(Event::SubmitVerdict { worker, lease, sample, outcome, label }));
+                effects.extend(self.step(Event::SubmitVerdict {
+                    worker,
+                    lease,
+                    sample,
+                    outcome,
+                    label,
+                    reward: Some(label),
+                }));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pacs_machine::{
     Answer, Command, Contrast, Directive, Effect, End, EvaluationPlan, Event, Machine, Options, Reply, Snapshot,
-    Staleness, StopMode, UniformGroups,
+    Staleness, StopMode, UniformBy, UniformGroups,
 };
 use pacs_order::{Curriculum, DrawPlan, SetShare};
 use pacs_types::{GroupId, Role, SampleId};
@@ -539,6 +539,8 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         slots: rng.random_range(prompts_per_step..=prompts_per_step * (max_lag + 1)),
         staleness: *staleness.choose(rng).expect("not empty"),
         uniform_groups: *uniform.choose(rng).expect("not empty"),
+        // Drawn from what is drawn already, so that a seed stays the run that it was.
+        uniform_by: if samples_per_prompt == 3 { UniformBy::Rewards } else { UniformBy::Labels },
         max_refills: rng.random_range(0..=6),
         min_batch_groups: rng.random_range(1..=prompts_per_step),
         contrast: Contrast::None,

@@ -1,3 +1,5 @@
+use pacs_algo::Contrasts;
+
 use super::Check;
 use crate::*;
 
@@ -27,8 +29,10 @@ impl Check {
         let kind = staleness_name(asynchrony.staleness);
         self.that(wait || asynchrony.max_lag > 0, "asynchrony.staleness", kind, message, &["asynchrony.max_lag"]);
         let weighted = spec.objective.importance.is_some_and(|importance| importance != ImportanceKind::Off);
-        let message = "expected `objective.importance` = \"truncate\" or \"mask\" beside it, which `objective.kind` = \
-                       \"pacs\" does not have: what is too old has to weigh less";
+        // Its weights are those of the rollout engine's own log-probs.
+        let weighted = weighted || spec.objective.kind == ObjectiveKind::Dppo;
+        let message =
+            "expected `objective.importance` = \"truncate\" or \"mask\" beside it: what is too old has to weigh less";
         self.that(
             asynchrony.staleness != StalenessKind::Accept || weighted,
             "asynchrony.staleness",
@@ -63,6 +67,14 @@ impl Check {
         let message =
             "expected \"keep\": with `rollout.samples_per_prompt` = 1 the labels of a group are always the same";
         self.that(!alone, "groups.uniform", name, message, &["rollout.samples_per_prompt"]);
+        let contrasts = spec.objective.filled().objective(spec.rollout.max_new_tokens).contrasts();
+        let keeps = groups.uniform == UniformKind::Keep;
+        let message = "expected \"keep\": this objective learns from a group whose labels and rewards are all the same, too \
+                       (`ppo` and `reinforce_pp` compare beyond the group, a penalty with `objective.kl_place` = \"reward\" \
+                       differs within it, `pacs` with `score` = \"naive\" or `actor_term` compares nothing, `real` has an anchor, and what `external` \
+                       learns from is not known)";
+        let also = &["objective.kind", "objective.kl_place", "objective.score", "objective.actor_term"];
+        self.that(keeps || contrasts != Contrasts::Nothing, "groups.uniform", name, message, also);
     }
 }
 
@@ -103,7 +115,36 @@ mod tests {
                 "asynchrony = { max_lag = 1, staleness = 'accept' }\nobjective = { kind = 'grpo', importance = 'mask' }",
                 None,
             ),
+            ("asynchrony = { max_lag = 1, staleness = 'accept' }\nobjective.importance = 'mask'", None),
+            ("asynchrony = { max_lag = 1, staleness = 'accept' }\nobjective.kind = 'dppo'", None),
+            ("objective = { importance = 'mask', reference_reset_steps = 2 }", Some("the reference is an older one")),
+            ("objective = { importance = 'mask', importance_level = 'token' }", Some("has no part of its own")),
+            ("objective = { kind = 'dppo', importance = 'mask' }", Some("`dppo` would ignore it")),
+            ("objective.kind = 'external'", Some("is required: the program")),
+            ("objective = { kind = 'external', command = ['python3', 'mine.py'] }", None),
+            ("objective.kind = 'grpo'\nobjective.importance = 'mask'\nbatch.old_logprobs = 'rollout'", Some("are 1")),
+            (
+                "objective = { kind = 'grpo', importance = 'mask' }\nbatch.old_logprobs = 'rollout'\nrollout.top_p = 0.9",
+                None,
+            ),
+            (
+                "objective = { kind = 'grpo', importance = 'mask' }\nbatch.old_logprobs = 'rollout'\nrollout.top_p = 0.9\n\
+                 asynchrony = { max_lag = 1, staleness = 'accept' }",
+                Some("do not see how old a token is"),
+            ),
             ("groups.uniform = 'refill'", None),
+            ("groups.uniform = 'drop'\nobjective.kind = 'real'", Some("expected \"keep\"")),
+            ("groups.uniform = 'drop'\nobjective.kind = 'disco'", None),
+            ("groups.uniform = 'drop'\nobjective.kind = 'reinforce_pp_baseline'", None),
+            ("groups.uniform = 'drop'\nobjective.kind = 'reinforce_pp'", Some("compare beyond the group")),
+            ("groups.uniform = 'refill'\nobjective.kind = 'ppo'", Some("compare beyond the group")),
+            ("groups.uniform = 'drop'\nobjective.score = 'naive'", Some("compares nothing")),
+            ("groups.uniform = 'drop'\nobjective.actor_term = true", Some("compares nothing")),
+            ("groups.uniform = 'drop'\nobjective = { kind = 'grpo', kl_coefficient = 0.1 }", None),
+            (
+                "groups.uniform = 'drop'\nobjective = { kind = 'grpo', kl_coefficient = 0.1, kl_place = 'reward' }",
+                Some("differs within it"),
+            ),
             ("groups.max_refills = 5", Some("only `groups.uniform` = \"refill\"")),
             (
                 "groups.uniform = 'drop'\nrollout.samples_per_prompt = 1\nobjective = { kind = 'reinforce_pp' }",

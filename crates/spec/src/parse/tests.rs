@@ -212,7 +212,7 @@ fn settings_that_an_objective_would_ignore_are_refused() {
         &with("objective.clip_high = 0.28"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
+              line 6: objective.clip_high = 0.28: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`, `weighted_rloo`, `maxrl`, `cispo`, `dppo`"#]],
     );
     refused(
         &with("[objective]\nkind = 'gspo'\nkl_kind = 'k2'\nreference_reset_steps = 5\nimportance_cap = 3"),
@@ -232,7 +232,7 @@ fn settings_that_an_objective_would_ignore_are_refused() {
         &with("objective.entropy_coefficient = 0.01"),
         expect![[r#"
             1 problem in job spec `job.toml`
-              line 6: objective.entropy_coefficient = 0.01: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`"#]],
+              line 6: objective.entropy_coefficient = 0.01: `pacs` would ignore it; it is for `grpo`, `dr_grpo`, `dapo`, `gspo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `ppo`, `weighted_rloo`, `maxrl`, `cispo`, `dppo`"#]],
     );
     refused(
         &with("[objective]\nkind = 'grpo'\nlambda = 0.9\nvalue_clip = 0.2\ncritic_warmup_steps = 1"),

@@ -172,6 +172,7 @@ pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usi
         tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
         rollout_logprobs: vec![0.0; *length],
         sampled_logprobs: Vec::new(),
+        version: step.saturating_sub(1),
     });
     let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
         .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))

@@ -137,6 +137,7 @@ fn groups(step: u64, rows: RowIter<'_>) -> Result<Vec<RecordedGroup>> {
             label: double(&row, "label")?,
             reward: double(&row, "reward")?,
             truncated,
+            version: u64::try_from(long(&row, "version")?).ok(),
         };
         groups.last_mut().expect("a group was pushed").samples.push(sample);
     }

@@ -29,6 +29,8 @@ pub(super) struct RecordedSample {
     pub(super) reward: f64,
     /// Whether it ended at the length limit, where that was recorded.
     pub(super) truncated: Option<bool>,
+    /// Version of the weights that generated its oldest token, where that was recorded.
+    pub(super) version: Option<u64>,
 }
 
 /// The groups of a training step.
@@ -82,6 +84,8 @@ impl RecordedStep {
                     tokens: sample.tokens,
                     rollout_logprobs: sample.logprobs,
                     sampled_logprobs: sample.sampled_logprobs,
+                    // Without a record samples count as those of the weights that they train.
+                    version: sample.version.unwrap_or(self.number.saturating_sub(1)),
                 });
                 batch.index.push(IndexEntry {
                     group: id,
@@ -148,7 +152,15 @@ pub(super) fn read(path: &Path) -> Result<impl Iterator<Item = Result<RecordedGr
             let group = group.get_or_insert_with(|| RecordedGroup { group: row.group, ..RecordedGroup::default() });
             group.prompt_tokens = row.prompt_tokens;
             let Row { tokens, logprobs, sampled_logprobs, label, reward, truncated, .. } = row;
-            group.samples.push(RecordedSample { tokens, logprobs, sampled_logprobs, label, reward, truncated });
+            group.samples.push(RecordedSample {
+                tokens,
+                logprobs,
+                sampled_logprobs,
+                label,
+                reward,
+                truncated,
+                version: None,
+            });
         }
     }))
 }

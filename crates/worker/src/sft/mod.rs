@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::Failure;
 use crate::compute::Compute;
+use crate::prompting::Prompting;
 use writing::Writer;
 
 /// What to learn, by which model.
@@ -87,9 +88,8 @@ pub(crate) struct Arguments {
     /// Most tokens that go through the model at once; a longer row goes alone.
     #[arg(long, default_value_t = 16384)]
     micro_batch_tokens: usize,
-    /// Jinja text that takes the place of the folder's chat template, as `model.chat_template` does in a job.
-    #[arg(long)]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    prompting: Prompting,
     /// System message of rows that have none.
     #[arg(long)]
     system: Option<String>,
@@ -136,7 +136,8 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
     let (kind, device) = arguments.compute.start()?;
     let folder = folder(arguments)?;
     let config = ModelConfig::read(&folder)?;
-    let writer = Writer::new(&folder, arguments.chat_template.as_deref(), &config)?;
+    // Rows bring their own system message or get that of the arguments, and questions their suffix, as they are read.
+    let writer = Writer::new(arguments.prompting.prompter(&folder, None, String::new())?, &config);
     let data = load(arguments, &writer, &config, &arguments.data)?;
     ensure!(!data.is_empty(), "`{}` has no row to learn from", arguments.data.display());
     let evaluation = arguments.eval.as_ref().map(|path| load(arguments, &writer, &config, path)).transpose()?;

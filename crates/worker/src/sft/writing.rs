@@ -1,32 +1,25 @@
 //! Conversations as tokens, as the model will meet them: what stands in front of an answer when it is generated is
 //! context, the answer up to its end token is learnt.
 
-use std::path::Path;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use pacs_data::Prompter;
 use pacs_learner::Text;
 use pacs_model::ModelConfig;
-use pacs_text::{ChatTemplate, Message, Tokenizer};
-use serde_json::Map;
+use pacs_text::Message;
 
 use super::rows::ASSISTANT;
 
 /// Writes conversations down for one model.
 pub(super) struct Writer {
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
+    /// What is in front of an answer is written by what writes the prompts of rollouts, so that both are one text.
+    prompter: Prompter,
     end_tokens: Vec<u32>,
 }
 
 impl Writer {
-    /// The writer of the model in `folder`; `other` is a file whose template takes the place of the folder's.
-    pub(super) fn new(folder: &Path, other: Option<&Path>, config: &ModelConfig) -> Result<Self> {
-        let (tokenizer, mut template) = (Tokenizer::read(folder)?, ChatTemplate::read(folder)?);
-        if let Some(path) = other {
-            let source = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
-            template = template.replaced(&source, path)?;
-        }
-        Ok(Self { tokenizer, template, end_tokens: config.end_tokens.clone() })
+    /// The writer of a model.
+    pub(super) fn new(prompter: Prompter, config: &ModelConfig) -> Self {
+        Self { prompter, end_tokens: config.end_tokens.clone() }
     }
 
     /// The texts of a conversation: one, where what is written in front of each answer begins with what was written
@@ -35,16 +28,20 @@ impl Writer {
     pub(super) fn texts(&self, messages: &[Message]) -> Result<Vec<Text>> {
         let (mut texts, mut text, mut written) = (Vec::new(), Text::default(), String::new());
         for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
-            let context = self.render(&messages[..i], true)?;
-            let whole = self.render(&messages[..=i], false)?;
+            let prompt = self.prompter.messages(&messages[..i])?;
+            let (context, whole) = (prompt.text, self.prompter.answered(&messages[..=i])?);
             let Some(answer) = whole.strip_prefix(&context) else {
                 bail!("the chat template does not write answer {i} behind the prompt that asks for it");
             };
             match context.strip_prefix(&written) {
-                Some(next) => text.extend(&self.encode(next, text.tokens.is_empty())?, false),
-                None => {
-                    texts.push(std::mem::take(&mut text));
-                    text.extend(&self.encode(&context, true)?, false);
+                Some(next) if !text.tokens.is_empty() => {
+                    text.extend(&self.prompter.tokenizer().encode(next, false)?, false);
+                }
+                _ => {
+                    if !text.tokens.is_empty() {
+                        texts.push(std::mem::take(&mut text));
+                    }
+                    text.extend(&prompt.tokens, false);
                 }
             }
             self.add_answer(&mut text, answer)?;
@@ -54,23 +51,11 @@ impl Writer {
         Ok(texts)
     }
 
-    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        if self.template.is_plain() {
-            // Prompt and answer as they are: an empty line between them would be one more thing to generate.
-            return Ok(messages.iter().map(|message| message.content.as_str()).collect());
-        }
-        Ok(self.template.render(messages, add_generation_prompt, &Map::new())?)
-    }
-
-    fn encode(&self, text: &str, first: bool) -> Result<Vec<u32>> {
-        Ok(self.tokenizer.encode(text, first && self.template.is_plain())?)
-    }
-
     /// An answer is learnt up to its first end token; what the template writes behind it is context.
     fn add_answer(&self, text: &mut Text, answer: &str) -> Result<()> {
-        let mut tokens = self.tokenizer.encode(answer, false)?;
+        let mut tokens = self.prompter.tokenizer().encode(answer, false)?;
         let mut end = tokens.iter().position(|token| self.end_tokens.contains(token));
-        if let (None, true, Some(token)) = (end, self.template.is_plain(), self.end_tokens.first()) {
+        if let (None, true, Some(token)) = (end, self.prompter.is_plain(), self.end_tokens.first()) {
             end = Some(tokens.len());
             tokens.push(*token);
         }
@@ -83,7 +68,7 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
@@ -92,14 +77,15 @@ mod tests {
     }
 
     fn writer(folder: &Path) -> Writer {
-        Writer::new(folder, None, &ModelConfig::read(folder).expect("golden model")).expect("golden tokenizer")
+        let prompter = Prompter::read(folder, None, String::new()).expect("golden tokenizer");
+        Writer::new(prompter, &ModelConfig::read(folder).expect("golden model"))
     }
 
     /// What is learnt of each text, and the whole of it.
     fn written(writer: &Writer, messages: &[(&str, &str)]) -> Vec<(String, String)> {
         let message = |(role, content): &(&str, &str)| Message { role: role.to_string(), content: content.to_string() };
         let messages: Vec<Message> = messages.iter().map(message).collect();
-        let decode = |tokens: &[u32]| writer.tokenizer.decode(tokens, false).expect("known tokens");
+        let decode = |tokens: &[u32]| writer.prompter.tokenizer().decode(tokens, false).expect("known tokens");
         let texts = writer.texts(&messages).expect("a conversation");
         let parts = texts.iter().map(|text| {
             let learnt: Vec<u32> =
@@ -132,8 +118,55 @@ mod tests {
             std::fs::copy(golden("qwen2-tied").join(name), folder.path().join(name)).expect("copied");
         }
         let writer = writer(folder.path());
-        let end = writer.tokenizer.decode(&writer.end_tokens[..1], false).expect("a token");
+        let end = writer.prompter.tokenizer().decode(&writer.end_tokens[..1], false).expect("a token");
         let parts = written(&writer, &[("user", "1+1="), ("assistant", "2")]);
         assert_eq!(parts, [(format!("2{end}"), format!("1+1=2{end}"))]);
+        let parts = written(&writer, &[("system", "Add."), ("user", "1+1="), ("assistant", "2")]);
+        assert_eq!(parts[0].1, format!("Add.\n\n1+1=2{end}"), "as a rollout with a system message is asked");
+        let turns = [("user", "1+1="), ("assistant", "2"), ("user", "2+2="), ("assistant", "4")];
+        let parts = written(&writer, &turns);
+        assert_eq!(
+            parts.len(),
+            2,
+            "an empty line parts earlier turns, as it does in what a rollout is asked: {parts:?}"
+        );
+    }
+    /// Whatever is asked, by whichever template: a model is tuned on the very tokens that a rollout starts from.
+    #[test]
+    fn what_is_in_front_of_an_answer_is_what_rollouts_are_asked() {
+        let plain = tempfile::tempdir().expect("a temporary folder");
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(golden("qwen2-tied").join(name), plain.path().join(name)).expect("copied");
+        }
+        let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ mark }}";
+        let variables = || serde_json::json!({"mark": "!", "enable_thinking": false});
+        for folder in [plain.path().to_owned(), golden("qwen2-tied"), golden("qwen3"), golden("llama3")] {
+            for own in [None, Some(template)] {
+                for system in [None, Some("Add.")] {
+                    let prompter = || {
+                        let (system, suffix) = (system.map(str::to_owned), " Think.".to_owned());
+                        let read = Prompter::read(&folder, system, suffix).expect("golden tokenizer");
+                        let read = match own {
+                            Some(source) => read.with_template(source, Path::new("test")).expect("a template"),
+                            None => read,
+                        };
+                        read.with_variables(variables().as_object().expect("an object").clone())
+                    };
+                    let asked = prompter().question("1+1?").expect("a prompt").tokens;
+                    let user = Message::user("1+1? Think.");
+                    let answer = Message { role: ASSISTANT.to_owned(), content: "2".to_owned() };
+                    let row = [system.map(Message::system), Some(user), Some(answer)];
+                    let messages: Vec<Message> = row.into_iter().flatten().collect();
+                    let writer = Writer::new(prompter(), &ModelConfig::read(&folder).expect("golden model"));
+                    // A template that writes something behind the answer and nothing in front of it cannot be learnt.
+                    let Ok(texts) = writer.texts(&messages) else {
+                        assert!(own.is_some(), "{folder:?}");
+                        continue;
+                    };
+                    let learnt = texts[0].learnt.iter().take_while(|learnt| !**learnt).count();
+                    assert_eq!(texts[0].tokens[..learnt], asked[..], "{folder:?} {own:?} {system:?}");
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,36 @@
+//! How prompts are written down, where no job says it: the same flags for every command that writes some.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use pacs_data::Prompter;
+use serde_json::{Map, Value};
+
+/// Chat template and variables, as `model.chat_template` and `model.template_variables` of a job.
+#[derive(Debug, Args)]
+pub(crate) struct Prompting {
+    /// File with a Jinja text that takes the place of the folder's chat template, as `model.chat_template` does in a job.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// Variables passed to the chat template, a JSON object, as `model.template_variables` in a job:
+    /// '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", value_parser = variables)]
+    template_variables: Option<Map<String, Value>>,
+}
+
+impl Prompting {
+    /// The prompter of the model in `folder`: the one that a job with these settings has.
+    pub(crate) fn prompter(&self, folder: &Path, system: Option<String>, suffix: String) -> Result<Prompter> {
+        let mut prompter = Prompter::read(folder, system, suffix)?;
+        if let Some(path) = &self.chat_template {
+            let source = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+            prompter = prompter.with_template(&source, path)?;
+        }
+        Ok(prompter.with_variables(self.template_variables.clone().unwrap_or_default()))
+    }
+}
+
+fn variables(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|error| format!("expected a JSON object such as {{\"key\": true}}: {error}"))
+}
