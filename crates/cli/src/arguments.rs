@@ -241,9 +241,14 @@ pub(crate) struct Run {
     /// again prefers its port of before.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Folder with the certificates of all roles, as `pacs certs` writes it; needed to listen beyond this machine.
+    /// Folder with the certificates of all roles, as `pacs certs` writes it, so that workers of other machines can join. Default:
+    /// the run makes its own, in its folder, and removes them when it ends.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
+    /// Speak plain text with the workers, over the loopback interface: every user of this machine can then read and command the
+    /// run.
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub(crate) plaintext: bool,
     /// The `pacs-worker` program. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,

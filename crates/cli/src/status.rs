@@ -14,8 +14,8 @@ use crate::output;
 use crate::target::{self, Choice};
 
 pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
-    let address = match target::choose(arguments.target.as_deref())? {
-        Choice::One(address) => address,
+    let target = match target::choose(arguments.target.as_deref())? {
+        Choice::One(target) => target,
         Choice::Several(found) => {
             if arguments.json {
                 output::line(format_args!("{:#}", target::as_json(&found)));
@@ -24,7 +24,7 @@ pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
         }
     };
     let status = block_on(async {
-        let mut client = connect(&address).await?;
+        let mut client = connect(&target).await?;
         in_time(client.get_status(GetStatusRequest {})).await.map_err(|failure| failure.doing("get the status"))
     })?;
     if arguments.json {

@@ -134,9 +134,13 @@ pub(crate) struct Certs {
     /// Write nothing when all of it is there already, and good for another three days.
     #[arg(long)]
     pub(crate) if_missing: bool,
+    /// Do not keep the authority's key: it signs these certificates and is forgotten, so that nothing that reads the folder can make
+    /// others. Made again, they have a new authority; processes that use the folder go over to it by themselves.
+    #[arg(long)]
+    pub(crate) forget_authority: bool,
     /// Write one file with which processes of this role can join for some hours, and no more: to be handed to a machine that
     /// shall not have the folder. It goes to --output, and is given to the process as --tls-dir FILE.
-    #[arg(long, value_name = "ROLE", requires = "output", conflicts_with_all = ["days", "if_missing"])]
+    #[arg(long, value_name = "ROLE", requires = "output", conflicts_with_all = ["days", "if_missing", "forget_authority"])]
     pub(crate) join: Option<PeerRole>,
     /// Hours for which the file of --join is good.
     #[arg(long, value_name = "N", default_value_t = 24, requires = "join", value_parser = clap::value_parser!(u32).range(1..=8760))]
