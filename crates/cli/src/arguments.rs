@@ -10,7 +10,7 @@ use pacs_spec::ObjectiveKind;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, RunId, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
@@ -45,6 +45,9 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Guards a program that judges answers: verifiers start it.
+    #[command(hide = true)]
+    ExecChild(ExecChild),
     /// Prints the id of the run in a folder, and makes it when the folder has none.
     RunId(RunId),
     /// Runs a worker, and starts it again when it dies.
@@ -153,6 +156,10 @@ Examples:
 pub(crate) struct VerifyExec {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
+    /// A variable of this environment that the program is told besides the usual ones, as `verifier.environment` of a job; may be
+    /// given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pass_env: Vec<String>,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

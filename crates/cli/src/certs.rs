@@ -44,6 +44,10 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
         ));
         return Ok(Exit::Done);
     }
+    if arguments.forget_authority {
+        forget(folder)
+            .map_err(|error| Failure::config(error).doing(format!("forget the authority of `{}`", folder.display())))?;
+    }
     if arguments.if_missing && is_complete(folder, STALE) {
         return Ok(Exit::Done);
     }
@@ -105,6 +109,17 @@ pub(crate) fn issue(folder: &Path, life: std::time::Duration) -> Result<()> {
     let mut trusted = params.self_signed(&key)?.pem();
     earlier_authorities(folder).iter().for_each(|authority| trusted.push_str(authority));
     sign(folder, &trusted, &Issuer::new(params, key), life)
+}
+
+/// Removes the key of an authority that an earlier call has kept.
+fn forget(folder: &Path) -> Result<()> {
+    let key = folder.join("ca").join(CA_KEY_FILE);
+    match fs::remove_file(&key) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove `{}`", key.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// The authorities that processes which have read the folder before may rely on, newest first.
@@ -293,6 +308,27 @@ mod tests {
         fs::set_permissions(folder.join(KEY_FILE), std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("set");
         let error = Security::mutual(&folder, PeerRole::Learner).expect_err("exposed");
         assert!(matches!(error, TlsError::Exposed { mode: 0o644, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_authority_is_forgotten_when_asked() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        certs(dir.path(), false);
+        let read = || fs::read_to_string(dir.path().join("learner/tls.crt")).expect("written");
+        let (key, before) = (dir.path().join("ca").join(CA_KEY_FILE), read());
+        let forget = |if_missing| {
+            let arguments = Certs { forget_authority: true, ..arguments(dir.path(), if_missing) };
+            assert_eq!(run(&arguments).expect("done"), Exit::Done);
+            assert!(!key.exists());
+        };
+        assert!(key.exists());
+        forget(true);
+        assert_eq!(read(), before, "what it has signed is good");
+        forget(false);
+        assert_ne!(read(), before);
+        for role in PeerRole::ALL {
+            assert!(security(dir.path(), role).is_ok(), "{role}");
+        }
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
-use pacs_runtime::Exit;
 use pacs_runtime::launch::security as security_in;
 use pacs_runtime::net::{PeerRole, Security};
+use pacs_runtime::{Exit, harmless};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status as CallStatus};
 
@@ -75,7 +75,7 @@ fn refused(status: &CallStatus) -> Failure {
         Code::PermissionDenied | Code::Unauthenticated => Exit::Config,
         _ => Exit::Again,
     };
-    Failure::with_exit(exit, anyhow!("{}", status.message()))
+    Failure::with_exit(exit, anyhow!("{}", harmless(status.message())))
 }
 
 #[cfg(test)]

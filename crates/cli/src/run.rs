@@ -25,7 +25,7 @@ use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
 use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
-use pacs_runtime::{Exit, Shutdown};
+use pacs_runtime::{Exit, Shutdown, harmless};
 use pacs_spec::JobSpec;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -175,7 +175,7 @@ impl Job<'_> {
                 Outcome::Ended(RunEnd::Interrupted { reason }) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
                     let hint = "nothing that was acknowledged is lost; the same command goes on";
-                    Err(Failure::again(anyhow!("{reason}")).doing("go on with the run").hint(hint))
+                    Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint))
                 }
                 Outcome::Ended(end) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
@@ -385,17 +385,17 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
 
 fn lost_worker(worker: &GivenUp) -> Failure {
     let GivenUp { name, how, exit, log, tail } = worker;
-    let lines: String = tail.iter().map(|line| format!("\n  | {line}")).collect();
+    let lines: String = tail.iter().map(|line| format!("\n  | {}", harmless(line))).collect();
     let error = anyhow!("worker {name} {how}; the end of its log `{}`:{lines}", log.display());
     Failure::with_exit(*exit, error).doing("keep the workers running")
 }
 
 fn failed_run(reason: &str, cause: Option<GivenUp>, logs: &Path) -> Failure {
     match cause {
-        Some(worker) => lost_worker(&worker).doing(format!("finish the run ({reason})")),
+        Some(worker) => lost_worker(&worker).doing(format!("finish the run ({})", harmless(reason))),
         None => {
             let hint = format!("the logs in {} say more", logs.display());
-            Failure::bug(anyhow!("{reason}")).doing("finish the run").hint(hint)
+            Failure::bug(anyhow!("{}", harmless(reason))).doing("finish the run").hint(hint)
         }
     }
 }

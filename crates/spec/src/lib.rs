@@ -30,6 +30,7 @@ pub use pacs_shape::Sharding;
 pub use parse::{parse, read};
 pub use types::*;
 pub use verifier::{
-    Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, ServiceAddress, VerifierKind, VerifierSpec,
+    ExecLimits, ExecSpec, Extraction, JudgeKind, JudgeSpec, RewardSpec, RewardVerifierSpec, ServiceAddress,
+    VerifierKind, VerifierSpec,
 };
 pub use weight::StepWeight;

@@ -1,10 +1,12 @@
 //! Roles that are started on their own, and what launches them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 use pacs_runtime::launch::{SecurityArguments, WorkerArguments};
 use pacs_runtime::net::PeerRole;
+use pacs_verifier::Guarded;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -22,6 +24,16 @@ pub(crate) struct Verifier {
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pacs exec-child '{\"part\": \"guard\", …}' -- python3 my_verifier.py")]
+pub(crate) struct ExecChild {
+    /// What verifiers pass on.
+    pub(crate) guarded: Guarded,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +147,8 @@ pub(crate) struct Certs {
     #[arg(long)]
     pub(crate) if_missing: bool,
     /// Do not keep the authority's key: it signs these certificates and is forgotten, so that nothing that reads the folder can make
-    /// others. Made again, they have a new authority; processes that use the folder go over to it by themselves.
+    /// others. One that an earlier call has kept is removed. Made again, they have a new authority; processes that use the folder
+    /// go over to it by themselves.
     #[arg(long)]
     pub(crate) forget_authority: bool,
     /// Write one file with which processes of this role can join for some hours, and no more: to be handed to a machine that
