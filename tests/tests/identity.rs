@@ -47,7 +47,11 @@ fn lines_with<'a>(text: &'a str, wanted: &'a str) -> Vec<&'a str> {
 
 /// Starts the run of a job, and kills it when its workers have made something. They live on.
 fn orphans(job: &Job, listen: &str) -> Result<Vec<RunProcess>> {
-    let mut run = job.start_with(&["--listen", listen])?;
+    orphans_with(job, &["--listen", listen])
+}
+
+fn orphans_with(job: &Job, options: &[&str]) -> Result<Vec<RunProcess>> {
+    let mut run = job.start_with(options)?;
     wait_for_step(&mut run, 2)?;
     let workers = job.workers()?;
     ensure!(workers.iter().map(|worker| worker.name.as_str()).eq(WORKERS), "{workers:?}");
@@ -96,12 +100,50 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
     const STEPS: u64 = 60;
     let (first, second) = (job("first", 12)?, job("second", STEPS)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
-    let workers = orphans(&first, &listen)?;
+    // In plain text nothing but the run's id tells them apart.
+    let options = ["--listen", &listen, "--plaintext"];
+    let workers = orphans_with(&first, &options)?;
 
-    let run = second.start_with(&["--listen", &listen])?;
+    let run = second.start_with(&options)?;
     wait_for_refusals(&first, &second)?;
     run.wait()?.expect_code(0);
     check_undisturbed(&second, &first, STEPS)?;
+    assert_eq!(first.workers()?, workers, "they wait for their own run");
+
+    let ended = first.start_with(&options)?.wait()?;
+    ended.expect_code(0);
+    for worker in WORKERS {
+        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+    }
+    first.check_every_step_once(12)?;
+    first.check_no_panic()
+}
+
+/// The other run on the port has another authority: the workers of the first do not even ask it for anything, and it hears of no
+/// run. What it says of itself does not matter, so it may as well be an attacker's.
+#[test]
+fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_know() -> Result<()> {
+    const STEPS: u64 = 60;
+    let (first, second) = (job("first", 12)?, job("second", STEPS)?);
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let workers = orphans(&first, &listen)?;
+    // As a thief would have it that knows the run's id.
+    fs::create_dir(second.run_path(""))?;
+    fs::copy(first.run_path("run_id"), second.run_path("run_id"))?;
+
+    let run = second.start_with(&["--listen", &listen])?;
+    wait_for("strangers who are turned away", || {
+        let turned_away = |log: &String| lines_with(log, "a peer was turned away").len() >= WORKERS.len();
+        Ok(second.run_path("logs").exists() && second.logs()?.get("coordinator.log").is_some_and(turned_away))
+    })?;
+    run.wait()?.expect_code(0);
+    second.check_every_step_once(STEPS)?;
+    for (name, log) in second.logs()? {
+        ensure!(
+            lines_with(&log, "is held").is_empty() && lines_with(&log, "was replaced").is_empty(),
+            "{name}:\n{log}"
+        );
+    }
     assert_eq!(first.workers()?, workers, "they wait for their own run");
 
     let ended = first.start_with(&["--listen", &listen])?.wait()?;
@@ -110,7 +152,53 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
         assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
+    assert!(!first.run_path("certificates").exists(), "no key stays of a run that has ended");
     first.check_no_panic()
+}
+
+/// Without the certificates of a run its port is of no use: neither in plain text nor with others does anybody hear of it or stop
+/// it, and every command of its user finds them in the run folder.
+#[test]
+fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
+    let job = job("closed", 100_000)?;
+    let mut run = job.start()?;
+    wait_for_step(&mut run, 1)?;
+    let mode = |name: &str| Ok::<_, anyhow::Error>(fs::metadata(job.run_path(name))?.permissions().mode() & 0o777);
+    assert_eq!((mode("")?, mode("certificates")?, mode("certificates/operator/tls.key")?), (0o700, 0o700, 0o600));
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(job.run_path("coordinator.json"))?)?;
+    let address = record["address"].as_str().context("an address")?.to_owned();
+
+    let stranger = Job::tiny()?;
+    let certs = stranger.path("certs").display().to_string();
+    ensure!(pacs(&stranger, &["certs", &certs])?.status.success(), "no certificates");
+    for (how, folder) in [("in plain text", None), ("with other certificates", Some(&certs))] {
+        for command in ["status", "pause", "stop"] {
+            let mut asked = stranger.command("pacs")?;
+            asked
+                .args([command, &address])
+                .env_remove("PACS_TLS_DIR")
+                .envs(folder.map(|folder| ("PACS_TLS_DIR", folder)));
+            let output = asked.output()?;
+            assert!(!output.status.success(), "{command} {how}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
+    let folder = job.run_path("").display().to_string();
+    for arguments in [
+        &["status"][..],
+        &["status", &address],
+        &["status", &folder],
+        &["pause"],
+        &["resume", &address],
+        &["checkpoint", "closed"],
+        &["set", "learning_rate=1e-6"],
+        &["drain", "verifier-0", &folder],
+        &["stop", &job.run_id()?[..8]],
+    ] {
+        operate(&job, arguments)?;
+    }
+    run.wait()?.expect_code(75);
+    assert!(!job.run_path("certificates").exists(), "no key stays of a run that has ended");
+    Ok(())
 }
 
 /// The journal does not know them, and nobody else would end them: a second worker of each name would be started.
@@ -140,15 +228,15 @@ fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
 fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     let (first, second) = (job("first", 12)?, job("second", 40)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
-    orphans(&first, &listen)?;
+    orphans_with(&first, &["--listen", &listen, "--plaintext"])?;
 
-    let mut other = second.start_with(&["--listen", &listen])?;
+    let mut other = second.start_with(&["--listen", &listen, "--plaintext"])?;
     wait_for_step(&mut other, 1)?;
     // So that it is still there when the first one is done.
     operate(&second, &["pause", &second.run_path("").display().to_string()])?;
     wait_for_refusals(&first, &second)?;
 
-    let ended = first.start_at_any_port()?.wait()?;
+    let ended = first.start_with(&["--plaintext"])?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
         assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
@@ -208,7 +296,8 @@ fn a_name_that_is_held_by_a_live_process_is_not_taken_over() -> Result<()> {
             let role = name.split('-').next().unwrap_or(name);
             let program = if role == "verifier" { "pacs" } else { "pacs-worker" };
             let mut command = job.command(program)?;
-            command.args([role, "--coordinator", &folder, "--name", name, "--plaintext", "--threads", "1"]);
+            command.args([role, "--coordinator", &folder, "--name", name, "--threads", "1", "--tls-dir"]);
+            command.arg(job.run_path("certificates"));
             let output = fs::File::create(job.path(&format!("{name}.out")))?;
             Ok((name, command.stdout(output.try_clone()?).stderr(output).spawn()?))
         })

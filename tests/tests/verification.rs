@@ -32,9 +32,10 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn start(address: &str, name: &str) -> Result<Self> {
+    fn start(folder: &str, name: &str) -> Result<Self> {
         let mut command = Command::new(program("pacs")?);
-        command.args(["verifier", "--coordinator", address, "--name", name, "--threads", "1", "--plaintext"]);
+        command.args(["verifier", "--coordinator", folder, "--name", name, "--threads", "1", "--tls-dir"]);
+        command.arg(format!("{folder}/certificates"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Self { name: name.to_owned(), process })
     }
@@ -55,11 +56,9 @@ impl Drop for Verifier {
 
 /// Kills two verifiers by turns whenever they hold samples, so many times, and starts others in their place.
 fn kill_verifiers(run: &mut Run, most: usize) -> Result<usize> {
-    let status = run.wait_until("an address", |status| status["run_dir"].is_string())?;
+    let status = run.wait_until("a folder", |status| status["run_dir"].is_string())?;
     let folder = status["run_dir"].as_str().context("a folder")?;
-    let record: Value = serde_json::from_str(&fs::read_to_string(format!("{folder}/coordinator.json"))?)?;
-    let address = record["address"].as_str().context("an address")?.to_owned();
-    let mut verifiers = [Verifier::start(&address, "elastic-0")?, Verifier::start(&address, "elastic-1")?];
+    let mut verifiers = [Verifier::start(folder, "elastic-0")?, Verifier::start(folder, "elastic-1")?];
     let mut killed = 0;
     while !run.has_ended()? {
         let Some(status) = run.status()? else { continue };
@@ -67,7 +66,7 @@ fn kill_verifiers(run: &mut Run, most: usize) -> Result<usize> {
         if killed < most && next.works(&status) {
             let name = next.name.clone();
             next.process.kill()?;
-            *next = Verifier::start(&address, &name)?;
+            *next = Verifier::start(folder, &name)?;
             killed += 1;
         }
     }

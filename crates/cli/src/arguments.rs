@@ -10,7 +10,7 @@ use pacs_spec::ObjectiveKind;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, RunId, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
@@ -45,6 +45,9 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
+    /// Guards a program that judges answers: verifiers start it.
+    #[command(hide = true)]
+    ExecChild(ExecChild),
     /// Prints the id of the run in a folder, and makes it when the folder has none.
     RunId(RunId),
     /// Runs a worker, and starts it again when it dies.
@@ -164,6 +167,10 @@ Examples:
 pub(crate) struct VerifyExec {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
+    /// A variable of this environment that the program is told besides the usual ones, as `verifier.environment` of a job; may be
+    /// given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pass_env: Vec<String>,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
@@ -252,9 +259,14 @@ pub(crate) struct Run {
     /// again prefers its port of before.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Folder with the certificates of all roles, as `pacs certs` writes it; needed to listen beyond this machine.
+    /// Folder with the certificates of all roles, as `pacs certs` writes it, so that workers of other machines can join. Default:
+    /// the run makes its own, in its folder, and removes them when it ends.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
+    /// Speak plain text with the workers, over the loopback interface: every user of this machine can then read and command the
+    /// run.
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub(crate) plaintext: bool,
     /// The `pacs-worker` program. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,

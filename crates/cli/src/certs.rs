@@ -24,7 +24,10 @@ const CA_KEY_FILE: &str = "ca.key";
 const CA_LIFE: Duration = Duration::days(3650);
 
 /// Certificates that expire within this time are made again.
-const STALE: std::time::Duration = std::time::Duration::from_secs(3 * 24 * 3600);
+const STALE: std::time::Duration = DAY.saturating_mul(3);
+
+/// One day.
+pub(crate) const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 /// Clocks of a cluster may differ by this much.
 const SKEW: Duration = Duration::hours(1);
@@ -41,11 +44,18 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
         ));
         return Ok(Exit::Done);
     }
-    if arguments.if_missing && is_complete(folder) {
+    if arguments.forget_authority {
+        forget(folder)
+            .map_err(|error| Failure::config(error).doing(format!("forget the authority of `{}`", folder.display())))?;
+    }
+    if arguments.if_missing && is_complete(folder, STALE) {
         return Ok(Exit::Done);
     }
-    make(folder, arguments.days)
-        .map_err(|error| Failure::config(error).doing(format!("make certificates in `{}`", folder.display())))?;
+    let made = match arguments.forget_authority {
+        true => issue(folder, DAY * arguments.days),
+        false => make(folder, arguments.days),
+    };
+    made.map_err(|error| Failure::config(error).doing(format!("make certificates in `{}`", folder.display())))?;
     let roles = PeerRole::ALL.map(PeerRole::name).join(", ");
     output::line(format_args!(
         "wrote {}/{{{roles}}}: {}, {} and {} each",
@@ -54,21 +64,22 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
         CERTIFICATE_FILE,
         KEY_FILE
     ));
+    let authority = match arguments.forget_authority {
+        true => "the authority's key was not kept: nothing there signs new certificates".to_owned(),
+        false => format!("{}/ca/{CA_KEY_FILE} signs new certificates: keep it off the cluster", folder.display()),
+    };
     output::line(format_args!(
-        "give a process its role's folder only, or --tls-dir {} to all where they share one user; {}/ca/{} signs new \
-         certificates: keep it off the cluster",
+        "give a process its role's folder only, or --tls-dir {} to all where they share one user; {authority}",
         folder.display(),
-        folder.display(),
-        CA_KEY_FILE
     ));
     Ok(Exit::Done)
 }
 
-/// Whether a call would have nothing to add: every role's is there, and good for some days.
-fn is_complete(folder: &Path) -> bool {
+/// Whether every role's certificate is there, and good for longer than `left`.
+pub(crate) fn is_complete(folder: &Path, left: std::time::Duration) -> bool {
     PeerRole::ALL.iter().all(|role| {
         let folder = folder.join(role.name());
-        Security::mutual(&folder, *role).is_ok_and(|security| security.valid_for() > Some(STALE))
+        Security::mutual(&folder, *role).is_ok_and(|security| security.valid_for() > Some(left))
     })
 }
 
@@ -80,26 +91,67 @@ fn make(folder: &Path, days: u32) -> Result<()> {
     }
     let key = authority_key(folder)?;
     if !path.join(CA_FILE).exists() {
-        write(&path.join(CA_FILE), &authority_params()?.self_signed(&key)?.pem(), 0o644)?;
+        write(&path.join(CA_FILE), &authority_params(CA_LIFE)?.self_signed(&key)?.pem(), 0o644)?;
     }
     let certificate = authority_certificate(folder)?;
-    let issuer = Issuer::new(authority_params()?, key);
-    for role in PeerRole::ALL {
-        let folder = folder.join(role.name());
-        create_folder(&folder)?;
+    sign(folder, &certificate, &Issuer::new(authority_params(CA_LIFE)?, key), Duration::days(i64::from(days)))
+}
+
+/// Makes certificates for all roles with an authority of their own, whose key is never written and is forgotten here: nothing that
+/// is left in the folder, or reaches a child of a worker, can sign another certificate. Called again, it takes a new authority.
+///
+/// Processes that read the folder meanwhile go on: for each new connection they read again, and authorities of before stay trusted
+/// for as long as certificates that they have signed may be in use.
+pub(crate) fn issue(folder: &Path, life: std::time::Duration) -> Result<()> {
+    let life = Duration::try_from(life)?;
+    let key = KeyPair::generate()?;
+    let params = authority_params(life)?;
+    let mut trusted = params.self_signed(&key)?.pem();
+    earlier_authorities(folder).iter().for_each(|authority| trusted.push_str(authority));
+    sign(folder, &trusted, &Issuer::new(params, key), life)
+}
+
+/// Removes the key of an authority that an earlier call has kept.
+fn forget(folder: &Path) -> Result<()> {
+    let key = folder.join("ca").join(CA_KEY_FILE);
+    match fs::remove_file(&key) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove `{}`", key.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The authorities that processes which have read the folder before may rely on, newest first.
+fn earlier_authorities(folder: &Path) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----\n";
+    // The one of before, and the one before that: it still counts where a call was ended between its writes.
+    const MOST: usize = 2;
+    let text = fs::read_to_string(folder.join(PeerRole::Coordinator.name()).join(CA_FILE)).unwrap_or_default();
+    text.split_inclusive(END).filter(|block| block.ends_with(END)).take(MOST).map(str::to_owned).collect()
+}
+
+/// Writes a certificate for each role, and the authorities that its peers are trusted by.
+fn sign(folder: &Path, trusted: &str, issuer: &Issuer<'_, KeyPair>, life: Duration) -> Result<()> {
+    let folders = PeerRole::ALL.map(|role| (role, folder.join(role.name())));
+    // Everybody trusts the new authority before anybody shows what it has signed.
+    for (_, folder) in &folders {
+        create_folder(folder)?;
+        write(&folder.join(CA_FILE), trusted, 0o644)?;
+    }
+    for (role, folder) in &folders {
         let key = KeyPair::generate()?;
-        let signed = role_params(role, Duration::days(i64::from(days)))?.signed_by(&key, &issuer)?;
+        let signed = role_params(*role, life)?.signed_by(&key, issuer)?;
         // The key first: a process that reads between the two writes finds a pair that does not fit, and keeps the old one.
         write(&folder.join(KEY_FILE), &key.serialize_pem(), 0o600)?;
         write(&folder.join(CERTIFICATE_FILE), &signed.pem(), 0o644)?;
-        write(&folder.join(CA_FILE), &certificate, 0o644)?;
     }
     Ok(())
 }
 
 /// One file for one role: its certificate, the authority's and the key, in the order that a process expects.
 fn join(folder: &Path, role: PeerRole, hours: u32, output: &Path) -> Result<()> {
-    let issuer = Issuer::new(authority_params()?, authority_key(folder)?);
+    let issuer = Issuer::new(authority_params(CA_LIFE)?, authority_key(folder)?);
     let key = KeyPair::generate()?;
     let signed = role_params(role, Duration::hours(i64::from(hours)))?.signed_by(&key, &issuer)?;
     let authority = authority_certificate(folder)?;
@@ -120,12 +172,12 @@ fn authority_certificate(folder: &Path) -> Result<String> {
 }
 
 /// Always the same but for the dates, so that the key alone is enough to sign again.
-fn authority_params() -> Result<CertificateParams> {
+fn authority_params(life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "PACS authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    valid_for(&mut params, CA_LIFE);
+    valid_for(&mut params, life);
     Ok(params)
 }
 
@@ -147,7 +199,7 @@ fn valid_for(params: &mut CertificateParams, life: Duration) {
 }
 
 /// For its owner only: there are keys in it.
-fn create_folder(path: &Path) -> Result<()> {
+pub(crate) fn create_folder(path: &Path) -> Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
     created.with_context(|| format!("create folder `{}`", path.display()))
 }
@@ -177,8 +229,13 @@ mod tests {
 
     use super::*;
 
+    fn arguments(folder: &Path, if_missing: bool) -> Certs {
+        let folder = folder.to_owned();
+        Certs { folder, days: 30, if_missing, forget_authority: false, join: None, hours: 24, output: None }
+    }
+
     fn certs(folder: &Path, if_missing: bool) {
-        let arguments = Certs { folder: folder.to_owned(), days: 30, if_missing, join: None, hours: 24, output: None };
+        let arguments = arguments(folder, if_missing);
         assert_eq!(run(&arguments).expect("made"), Exit::Done);
     }
 
@@ -201,7 +258,7 @@ mod tests {
         let file = dir.path().join("join.pem");
         let join = |folder: &Path| {
             let (join, output) = (Some(PeerRole::Rollout), Some(file.clone()));
-            run(&Certs { folder: folder.to_owned(), days: 30, if_missing: false, join, hours: 2, output })
+            run(&Certs { join, hours: 2, output, ..arguments(folder, false) })
         };
         let error = join(&dir.path().join("elsewhere")).expect_err("there is no authority");
         assert!(error.to_string().contains("makes an authority"), "{error}");
@@ -221,7 +278,7 @@ mod tests {
         let left = Security::mutual(&folder, PeerRole::Learner).expect("good").valid_for().expect("not plain");
         assert!(left.as_secs().abs_diff(30 * 24 * 3600) < 60, "{left:?}");
 
-        let issuer = Issuer::new(authority_params().expect("made"), authority_key(dir.path()).expect("there"));
+        let issuer = Issuer::new(authority_params(CA_LIFE).expect("made"), authority_key(dir.path()).expect("there"));
         let key = KeyPair::from_pem(&fs::read_to_string(folder.join(KEY_FILE)).expect("there")).expect("a key");
         let mut params = role_params(PeerRole::Learner, Duration::seconds(-1)).expect("made");
         params.not_before -= SKEW;
@@ -251,6 +308,27 @@ mod tests {
         fs::set_permissions(folder.join(KEY_FILE), std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("set");
         let error = Security::mutual(&folder, PeerRole::Learner).expect_err("exposed");
         assert!(matches!(error, TlsError::Exposed { mode: 0o644, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_authority_is_forgotten_when_asked() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        certs(dir.path(), false);
+        let read = || fs::read_to_string(dir.path().join("learner/tls.crt")).expect("written");
+        let (key, before) = (dir.path().join("ca").join(CA_KEY_FILE), read());
+        let forget = |if_missing| {
+            let arguments = Certs { forget_authority: true, ..arguments(dir.path(), if_missing) };
+            assert_eq!(run(&arguments).expect("done"), Exit::Done);
+            assert!(!key.exists());
+        };
+        assert!(key.exists());
+        forget(true);
+        assert_eq!(read(), before, "what it has signed is good");
+        forget(false);
+        assert_ne!(read(), before);
+        for role in PeerRole::ALL {
+            assert!(security(dir.path(), role).is_ok(), "{role}");
+        }
     }
 
     #[test]

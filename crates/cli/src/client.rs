@@ -1,18 +1,20 @@
 //! Calls of an operator's command to a coordinator.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
-use pacs_runtime::Exit;
+use pacs_runtime::launch::security as security_in;
 use pacs_runtime::net::{PeerRole, Security};
+use pacs_runtime::{Exit, harmless};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status as CallStatus};
 
 use crate::failure::Failure;
+use crate::target::Target;
 
 /// How long the connection may take: a coordinator that runs answers at once.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -29,23 +31,33 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
     runtime.block_on(work)
 }
 
-/// Connects to the coordinator at `address`.
-pub(crate) async fn connect(address: &str) -> Result<OperatorServiceClient<Channel>, Failure> {
-    let channel = pacs_runtime::connect(address, &security()?, CONNECT_DEADLINE).await.map_err(|error| {
-        Failure::again(error)
-            .doing("reach the coordinator")
-            .hint("is a run going on there? `pacs run JOB.toml` starts one")
-    })?;
+/// Connects to a coordinator, as an operator.
+pub(crate) async fn connect(target: &Target) -> Result<OperatorServiceClient<Channel>, Failure> {
+    let channel =
+        pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
+            Failure::again(error)
+                .doing("reach the coordinator")
+                .hint("is a run going on there? `pacs run JOB.toml` starts one")
+        })?;
     Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// The operator's certificate, if `PACS_TLS_DIR` says where it is; else plain text, which stays within this machine.
-fn security() -> Result<Security, Failure> {
-    let Some(folder) = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()) else {
-        return Ok(Security::Plain);
-    };
-    pacs_runtime::launch::security(Path::new(&folder), PeerRole::Operator)
-        .map_err(|error| Failure::config(error).doing("use the certificates that PACS_TLS_DIR names"))
+/// The operator's certificate: that of the run, if its folder is known and says where its certificates are; else that of the folder
+/// which `PACS_TLS_DIR` names; else plain text, which stays within this machine.
+fn security(target: &Target) -> Result<Security, Failure> {
+    let given = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    choose(target.tls_dir.as_deref(), given.as_deref())
+}
+
+fn choose(of_run: Option<&Path>, given: Option<&Path>) -> Result<Security, Failure> {
+    let failed = |error, what: &str| Failure::config(error).doing(format!("use the certificates that {what} names"));
+    match (of_run.map(|folder| security_in(folder, PeerRole::Operator)), given) {
+        (Some(Ok(security)), _) => Ok(security),
+        (_, Some(folder)) => security_in(folder, PeerRole::Operator).map_err(|error| failed(error, "PACS_TLS_DIR")),
+        (Some(Err(error)), None) => Err(failed(error, "the run folder")
+            .hint("a run removes its own certificates when it ends; those of others are named by PACS_TLS_DIR")),
+        (None, None) => Ok(Security::Plain),
+    }
 }
 
 pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, CallStatus>>) -> Result<T, Failure> {
@@ -63,7 +75,7 @@ fn refused(status: &CallStatus) -> Failure {
         Code::PermissionDenied | Code::Unauthenticated => Exit::Config,
         _ => Exit::Again,
     };
-    Failure::with_exit(exit, anyhow!("{}", status.message()))
+    Failure::with_exit(exit, anyhow!("{}", harmless(status.message())))
 }
 
 #[cfg(test)]

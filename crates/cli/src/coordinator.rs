@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
 use pacs_runtime::launch::Launch;
 use pacs_runtime::net::PeerRole;
-use pacs_runtime::{Exit, Health, LogFormat, Shutdown, init_logging};
+use pacs_runtime::{Exit, Health, LogFormat, Shutdown, harmless, init_logging};
 use pacs_spec::JobSpec;
 use serde_json::json;
 use tokio::time::sleep;
@@ -249,10 +249,12 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
             console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
             Exit::Again
         }
-        Some(RunEnd::Failed { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("finish the run")),
+        Some(RunEnd::Failed { reason }) => {
+            return Err(Failure::bug(anyhow!("{}", harmless(&reason))).doing("finish the run"));
+        }
         Some(RunEnd::Interrupted { reason }) => {
             let hint = "nothing that was acknowledged is lost; the same command goes on";
-            return Err(Failure::again(anyhow!("{reason}")).doing("go on with the run").hint(hint));
+            return Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint));
         }
         None => {
             let text = "left before the run was saved; the same command goes on from the last checkpoint";

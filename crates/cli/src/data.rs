@@ -23,7 +23,7 @@ pub(crate) fn check(arguments: &DataCheck) -> Result<Exit, Failure> {
     let found =
         pacs_data::check(&spec, with_prompts).map_err(|error| Failure::config(error).doing("check the problems"))?;
     if arguments.json {
-        output::line(format_args!("{:#}", as_json(&found)));
+        output::json(format_args!("{:#}", as_json(&found)));
     } else {
         output::text(as_text(&spec, &found));
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pacs_runtime::harmless;
+
 /// `1 234 567`.
 pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
@@ -16,12 +18,16 @@ pub(crate) fn count(value: u64) -> String {
 }
 
 /// Lines of columns, of rows of the same length, the first of them the heading.
+///
+/// Cells may be what others say.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let harmless_row = |row: &Vec<String>| row.iter().map(|cell| harmless(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(harmless_row).collect();
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');

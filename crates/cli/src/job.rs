@@ -23,7 +23,7 @@ pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
     if arguments.preflight && problem.is_none() {
         let seen = |trial: &Trial| {
             if !arguments.json {
-                output::line(trial)
+                output::text(format_args!("{trial}\n"))
             }
         };
         let tried = preflight::run(&spec, arguments, seen)?;
@@ -34,7 +34,7 @@ pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
         let mut json = plan.json();
         json["problem"] = json!(problem);
         json["preflight"] = json!(trials);
-        output::line(format_args!("{json:#}"));
+        output::json(format_args!("{json:#}"));
     }
     match problem {
         None => Ok(Exit::Done),
@@ -45,7 +45,7 @@ pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
 pub(crate) fn init(arguments: &Init) -> Result<Exit, Failure> {
     let text = pacs_spec::init_template();
     let Some(path) = &arguments.file else {
-        output::text(text);
+        output::raw(text);
         return Ok(Exit::Done);
     };
     let created = OpenOptions::new().write(true).create_new(true).open(path);

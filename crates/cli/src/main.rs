@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Launch { command: LaunchCommand::Slurm(arguments) } => launch::slurm(&arguments),
         Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::ExecChild(arguments) => return verifier::exec_child(arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),

@@ -108,18 +108,18 @@ pub(crate) fn set(arguments: &SetValue) -> Result<Exit, Failure> {
 }
 
 pub(crate) fn stop(arguments: &Stop) -> Result<Exit, Failure> {
-    let address = target::address(arguments.target.as_deref())?;
+    let target = target::one(arguments.target.as_deref())?;
     let (mode, what) = match (arguments.after_step, arguments.now) {
         (true, _) => (StopMode::AfterStep, "finishes its step, writes a checkpoint and ends"),
         (_, true) => (StopMode::Now, "ends at once"),
         _ => (StopMode::Save, "writes a checkpoint and ends"),
     };
     block_on(async {
-        let mut client = connect(&address).await?;
+        let mut client = connect(&target).await?;
         let request = StopRunRequest { mode: mode.into(), operator: operator() };
         in_time(client.stop_run(request)).await.map_err(|failure| failure.doing("stop the run"))
     })?;
-    output::line(format_args!("the run at {address} {what}; `pacs run` with the same job goes on from there"));
+    output::line(format_args!("the run at {} {what}; `pacs run` with the same job goes on from there", target.address));
     Ok(Exit::Done)
 }
 
@@ -151,13 +151,13 @@ fn log_level(name: &str) -> Result<LogLevel, String> {
 }
 
 fn operate(target: Option<&str>, command: Command, doing: &'static str) -> Result<String, Failure> {
-    let address = target::address(target)?;
+    let target = target::one(target)?;
     block_on(async {
-        let mut client = connect(&address).await?;
+        let mut client = connect(&target).await?;
         let request = OperateRequest { operator: operator(), command: Some(command) };
         in_time(client.operate(request)).await.map_err(|failure| failure.doing(doing))
     })?;
-    Ok(address)
+    Ok(target.address)
 }
 
 /// Who runs this program, for the record.

@@ -54,6 +54,11 @@ pub(crate) fn has_option(pid: u32, option: &str, value: &str) -> bool {
     words(pid, "cmdline").windows(2).any(|pair| pair[0] == option.as_bytes() && pair[1] == value.as_bytes())
 }
 
+/// Whether this word is in the command that the process was started with.
+pub(crate) fn has_word(pid: u32, wanted: &str) -> bool {
+    words(pid, "cmdline").iter().any(|word| word == wanted.as_bytes())
+}
+
 /// A file of the process that is a list of words; empty when it cannot be read.
 fn words(pid: u32, file: &str) -> Vec<Vec<u8>> {
     let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();

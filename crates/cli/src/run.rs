@@ -4,6 +4,7 @@
 //! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
 
 mod adopt;
+mod certificates;
 mod console;
 mod logs;
 mod overrides;
@@ -12,8 +13,10 @@ pub(crate) mod supervisor;
 mod wall_time;
 mod workers;
 
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -22,13 +25,15 @@ use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
 use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
-use pacs_runtime::{Exit, Shutdown};
+use pacs_runtime::{Exit, Shutdown, harmless};
 use pacs_spec::JobSpec;
 use pacs_weights::HostStore;
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::certificates::Certificates;
 pub(crate) use self::console::Console;
 use self::console::{BeforeAfter, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
@@ -60,7 +65,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         _ => workers::find_worker(arguments.worker_binary.as_deref())?,
     };
     let logs = job.run_dir.join("logs");
-    fs::create_dir_all(&logs)
+    create_folders(&job.run_dir, &logs)
         .with_context(|| format!("create folder `{}`", logs.display()))
         .map_err(Failure::config)?;
     logs::init(&logs.join("coordinator.log"), arguments.log_format).map_err(Failure::config)?;
@@ -72,6 +77,18 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     let result = runtime.block_on(job.run(spec, &worker, &logs));
     runtime.shutdown_background();
     result
+}
+
+/// A new run folder is for its owner only: weights, samples and keys are in it. One that is there stays as open as it is.
+fn create_folders(run_dir: &Path, logs: &Path) -> std::io::Result<()> {
+    if let Some(above) = run_dir.parent() {
+        fs::create_dir_all(above)?;
+    }
+    match DirBuilder::new().mode(0o700).create(run_dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::create_dir_all(logs)
 }
 
 pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
@@ -125,8 +142,10 @@ impl Job<'_> {
         let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
         console.say("loading", &text, json!({}));
         let listen = self.arguments.listen.unwrap_or((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into());
+        let certificates = self.certificates()?;
+        let tls_dir = certificates.as_ref().map(Certificates::folder).or(self.arguments.tls_dir.as_deref());
         let options = CoordinatorOptions {
-            security: self.security()?,
+            security: security(tls_dir)?,
             any_port: self.arguments.listen.is_none(),
             ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), listen)
         };
@@ -135,58 +154,67 @@ impl Job<'_> {
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, address, coordinator.run_id());
         let run = (self.run_dir.as_path(), coordinator.run_id());
-        let mut commands = workers::commands(&spec, worker, run, self.arguments.tls_dir.as_deref())?;
+        let mut commands = workers::commands(&spec, worker, run, tls_dir)?;
         // Workers of a run that was killed outlive it, and go on with this one.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {
             console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
         }
         let mut supervisor = Supervisor::start(commands, logs);
+        let renewing = certificates.clone().map(|certificates| tokio::spawn(certificates.keep_fresh()));
         let (stop, run_id) = (coordinator.stop_handle(), coordinator.run_id().to_owned());
         let mut end = pin!(coordinator.wait());
         let wall = WallTime::new(self.arguments.stop_before);
-        let outcome =
-            watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await;
-        let exit = match outcome {
-            Outcome::Ended(RunEnd::Failed { reason }) => {
-                // The worker that failed says more than the coordinator can.
-                let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
-                supervisor.finish(LEAVE_GRACE, &shutdown).await;
-                Err(failed_run(&reason, cause, logs))
-            }
-            Outcome::Ended(RunEnd::Interrupted { reason }) => {
-                supervisor.finish(LEAVE_GRACE, &shutdown).await;
-                let hint = "nothing that was acknowledged is lost; the same command goes on";
-                Err(Failure::again(anyhow!("{reason}")).doing("go on with the run").hint(hint))
-            }
-            Outcome::Ended(end) => {
-                supervisor.finish(LEAVE_GRACE, &shutdown).await;
-                Ok(self.conclude(&console, &end))
-            }
-            Outcome::Hurried => {
-                supervisor.finish(Duration::ZERO, &shutdown).await;
-                console.say("end", "ended at once; the same command goes on from the last checkpoint", json!({}));
-                Ok(Exit::Again)
-            }
-            Outcome::Lost(worker) => {
-                if worker.exit != Exit::Config {
-                    stop.request_stop();
-                    // Best effort: otherwise the steps since the last checkpoint are lost.
-                    let _ = timeout(LAST_SAVE, end).await;
+        let ended = async {
+            match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
+                Outcome::Ended(RunEnd::Failed { reason }) => {
+                    // The worker that failed says more than the coordinator can.
+                    let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
+                    supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                    Err(failed_run(&reason, cause, logs))
                 }
-                supervisor.finish(Duration::ZERO, &shutdown).await;
-                Err(lost_worker(&worker))
+                Outcome::Ended(RunEnd::Interrupted { reason }) => {
+                    supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                    let hint = "nothing that was acknowledged is lost; the same command goes on";
+                    Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint))
+                }
+                Outcome::Ended(end) => {
+                    supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                    Ok(self.conclude(&console, &end))
+                }
+                Outcome::Hurried => {
+                    supervisor.finish(Duration::ZERO, &shutdown).await;
+                    console.say("end", "ended at once; the same command goes on from the last checkpoint", json!({}));
+                    Ok(Exit::Again)
+                }
+                Outcome::Lost(worker) => {
+                    if worker.exit != Exit::Config {
+                        stop.request_stop();
+                        // Best effort: otherwise the steps since the last checkpoint are lost.
+                        let _ = timeout(LAST_SAVE, end).await;
+                    }
+                    supervisor.finish(Duration::ZERO, &shutdown).await;
+                    Err(lost_worker(&worker))
+                }
             }
         };
+        let ended = ended.await;
+        // In whichever way it has ended, no process of the run lives any more.
+        renewing.inspect(JoinHandle::abort);
+        certificates.inspect(Certificates::remove);
         remove_weights(&run_id);
-        exit
+        ended
     }
 
-    /// Plain text within this machine, unless there are certificates.
-    fn security(&self) -> Result<Security, Failure> {
-        let Some(folder) = &self.arguments.tls_dir else { return Ok(Security::Plain) };
-        launch::security(folder, PeerRole::Coordinator)
-            .map_err(|error| Failure::config(error).doing("use the certificates"))
+    /// The run's own certificates, unless the user has given some, or wants none.
+    fn certificates(&self) -> Result<Option<Certificates>, Failure> {
+        if self.arguments.plaintext || self.arguments.tls_dir.is_some() {
+            return Ok(None);
+        }
+        Certificates::of_run(&self.run_dir).map(Some).map_err(|error| {
+            let hint = "keys need a folder that others cannot read; --tls-dir DIR uses certificates elsewhere, and --plaintext none";
+            Failure::config(error).doing("protect the connections of the run").hint(hint)
+        })
     }
 
     /// Says what is run, and where to look.
@@ -251,6 +279,13 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// Mutual TLS with the certificates of all roles in this folder; without one plain text, which stays within this machine.
+fn security(tls_dir: Option<&Path>) -> Result<Security, Failure> {
+    let Some(folder) = tls_dir else { return Ok(Security::Plain) };
+    launch::security(folder, PeerRole::Coordinator)
+        .map_err(|error| Failure::config(error).doing("use the certificates"))
 }
 
 /// Follows the run until it ends, the operator has enough, or a worker cannot be had any more.
@@ -362,17 +397,17 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
 
 fn lost_worker(worker: &GivenUp) -> Failure {
     let GivenUp { name, how, exit, log, tail } = worker;
-    let lines: String = tail.iter().map(|line| format!("\n  | {line}")).collect();
+    let lines: String = tail.iter().map(|line| format!("\n  | {}", harmless(line))).collect();
     let error = anyhow!("worker {name} {how}; the end of its log `{}`:{lines}", log.display());
     Failure::with_exit(*exit, error).doing("keep the workers running")
 }
 
 fn failed_run(reason: &str, cause: Option<GivenUp>, logs: &Path) -> Failure {
     match cause {
-        Some(worker) => lost_worker(&worker).doing(format!("finish the run ({reason})")),
+        Some(worker) => lost_worker(&worker).doing(format!("finish the run ({})", harmless(reason))),
         None => {
             let hint = format!("the logs in {} say more", logs.display());
-            Failure::bug(anyhow!("{reason}")).doing("finish the run").hint(hint)
+            Failure::bug(anyhow!("{}", harmless(reason))).doing("finish the run").hint(hint)
         }
     }
 }

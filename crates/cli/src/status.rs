@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use pacs_protocol::v1::{GetStatusRequest, GetStatusResponse, Role, VerifierStatus, WorkerStatus};
-use pacs_runtime::Exit;
+use pacs_runtime::{Exit, harmless};
 use serde_json::{Value, json};
 
 use crate::arguments::Status;
@@ -14,21 +14,21 @@ use crate::output;
 use crate::target::{self, Choice};
 
 pub(crate) fn status(arguments: &Status) -> Result<Exit, Failure> {
-    let address = match target::choose(arguments.target.as_deref())? {
-        Choice::One(address) => address,
+    let target = match target::choose(arguments.target.as_deref())? {
+        Choice::One(target) => target,
         Choice::Several(found) => {
             if arguments.json {
-                output::line(format_args!("{:#}", target::as_json(&found)));
+                output::json(format_args!("{:#}", target::as_json(&found)));
             }
             return Err(target::ambiguous(&found));
         }
     };
     let status = block_on(async {
-        let mut client = connect(&address).await?;
+        let mut client = connect(&target).await?;
         in_time(client.get_status(GetStatusRequest {})).await.map_err(|failure| failure.doing("get the status"))
     })?;
     if arguments.json {
-        output::line(format_args!("{:#}", as_json(&status)));
+        output::json(format_args!("{:#}", as_json(&status)));
     } else {
         output::text(as_text(&status));
     }
@@ -100,7 +100,8 @@ fn ago(time: u64) -> String {
 }
 
 fn line_of(text: &mut String, name: &str, line: &str) {
-    let _ = writeln!(text, "{name:<10}{line}");
+    // Half of the lines are what workers say of themselves.
+    let _ = writeln!(text, "{name:<10}{}", harmless(line));
 }
 
 /// The metrics that say how the training goes; `--json` has them all.
@@ -349,6 +350,33 @@ mod tests {
             verifier-0  label  1 200    0      0           3       0          700     0.25 ms  12.50 ms
         "#]]
         .assert_eq(&as_text(&running()));
+    }
+
+    #[test]
+    fn nothing_that_a_worker_says_reaches_the_terminal_as_it_is() {
+        let hostile = "\u{1b}]0;x\u{7}\u{9b}2J\n\u{202e}step";
+        let mut status = running();
+        let before = as_text(&status).lines().count();
+        for text in [&mut status.job, &mut status.run_dir, &mut status.phase, &mut status.waiting_for] {
+            text.push_str(hostile);
+        }
+        status.oldest_group = status.oldest_group.map(|oldest| oldest + hostile);
+        for worker in &mut status.workers {
+            [&mut worker.name, &mut worker.host, &mut worker.activity]
+                .into_iter()
+                .for_each(|text| text.push_str(hostile));
+        }
+        for verifier in &mut status.verifiers {
+            [&mut verifier.worker, &mut verifier.verifier].into_iter().for_each(|text| text.push_str(hostile));
+        }
+        status.counters.insert(hostile.to_owned(), 1);
+        let text = as_text(&status);
+        assert_eq!(text.lines().count(), before, "no line was forged: {text}");
+        assert_eq!(pacs_runtime::harmless_lines(&text), text);
+        let json = as_json(&status).to_string();
+        let shown = pacs_runtime::harmless_json(&json);
+        assert!(!shown.contains(['\u{9b}', '\u{202e}']));
+        assert_eq!(serde_json::from_str::<Value>(&shown).expect("JSON"), as_json(&status));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which coordinator a command means.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use pacs_coordinator::CoordinatorRecord;
@@ -16,9 +16,25 @@ use crate::live::{self, LiveRun};
 /// Digits of a run's id that are enough to name it, if no other run's begins so.
 const FEWEST_DIGITS: usize = 4;
 
+/// A coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// host:port.
+    pub(crate) address: String,
+    /// The certificates of its run, as far as the run folder is known and names them.
+    pub(crate) tls_dir: Option<PathBuf>,
+}
+
+impl Target {
+    fn of_run(run: &LiveRun) -> Self {
+        let record = CoordinatorRecord::read(&run.run_dir).ok();
+        Self { address: run.address.clone(), tls_dir: record.and_then(|record| record.tls_dir(&run.run_dir)) }
+    }
+}
+
 /// The coordinator that a command means.
 pub(crate) enum Choice {
-    One(String),
+    One(Target),
     /// The command names none, and more than one lives.
     Several(Vec<Found>),
 }
@@ -30,10 +46,10 @@ pub(crate) struct Found {
     steps: Option<(u64, u64)>,
 }
 
-/// The address of the coordinator that a command means.
-pub(crate) fn address(target: Option<&str>) -> Result<String, Failure> {
+/// The coordinator that a command means, which cannot mean several.
+pub(crate) fn one(target: Option<&str>) -> Result<Target, Failure> {
     match choose(target)? {
-        Choice::One(address) => Ok(address),
+        Choice::One(target) => Ok(target),
         Choice::Several(found) => Err(ambiguous(&found)),
     }
 }
@@ -47,7 +63,7 @@ pub(crate) fn choose(target: Option<&str>) -> Result<Choice, Failure> {
             let (here, elsewhere): (Vec<LiveRun>, Vec<LiveRun>) = live::all().into_iter().partition(LiveRun::is_here);
             match here.as_slice() {
                 [] => Err(none(&elsewhere)),
-                [one] => Ok(Choice::One(one.address.clone())),
+                [one] => Ok(Choice::One(Target::of_run(one))),
                 _ => block_on(async { Ok(Choice::Several(survey(here).await)) }),
             }
         }
@@ -74,22 +90,25 @@ pub(crate) fn ambiguous(found: &[Found]) -> Failure {
         .hint("name one by its folder, address or job, or by the first digits of its id")
 }
 
-fn named(target: &str, live: Vec<LiveRun>) -> Result<String, Failure> {
+fn named(target: &str, live: Vec<LiveRun>) -> Result<Target, Failure> {
     let doing = || format!("find the coordinator `{target}`");
     let folder = Path::new(target);
     let of_folder = folder.is_dir().then(|| CoordinatorRecord::read(folder));
     if let Some(Ok(record)) = of_folder {
-        return Ok(record.address);
+        return Ok(Target { tls_dir: record.tls_dir(folder), address: record.address });
     }
     if target.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
-        return Ok(target.to_owned());
+        // A run of this user that listens there says how it is talked to.
+        let listens = |run: &&LiveRun| run.address == target;
+        let unknown = || Target { address: target.to_owned(), tls_dir: None };
+        return Ok(live.iter().find(listens).map_or_else(unknown, Target::of_run));
     }
     let is_meant = |run: &LiveRun| {
         run.job == target || (target.len() >= FEWEST_DIGITS && run.run_id.starts_with(&target.to_ascii_lowercase()))
     };
     let meant: Vec<LiveRun> = live.into_iter().filter(is_meant).collect();
     match (meant.as_slice(), of_folder) {
-        ([run], _) => Ok(run.address.clone()),
+        ([run], _) => Ok(Target::of_run(run)),
         ([], Some(Err(error))) => Err(Failure::config(error)
             .doing(format!("read `{}`", folder.join(CoordinatorRecord::FILE).display()))
             .hint("the folder of a run is runs/<name of the job>, or what --run-dir said")),
@@ -114,7 +133,7 @@ async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
         .map(|run| {
             tokio::spawn(async move {
                 let status = async {
-                    let mut client = connect(&run.address).await?;
+                    let mut client = connect(&Target::of_run(&run)).await?;
                     in_time(client.get_status(GetStatusRequest {})).await
                 };
                 // A run that does not answer is listed all the same: it lives.
@@ -179,7 +198,7 @@ mod tests {
     #[test]
     fn targets_are_addresses_folders_ids_and_jobs() {
         let live = || vec![run("one", "abcd01", "h:1"), run("two", "abcd02", "h:2"), run("two", "ff0003", "h:3")];
-        let address = |target: &str| named(target, live());
+        let address = |target: &str| named(target, live()).map(|target| target.address);
         assert_eq!(address("node-3:7700").expect("an address"), "node-3:7700");
         assert_eq!(address("one").expect("a job"), "h:1");
         assert_eq!(address("abcd02").expect("an id"), "h:2");
@@ -200,6 +219,27 @@ mod tests {
         let record = r#"{"address": "10.0.0.1:9", "host": "h", "pid": 1, "job": "j", "run_id": "", "starts": 1}"#;
         std::fs::write(dir.path().join(CoordinatorRecord::FILE), record).expect("written");
         assert_eq!(address(&folder).expect("a run"), "10.0.0.1:9");
+    }
+
+    #[test]
+    fn the_run_folder_names_the_certificates() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let live = LiveRun { run_dir: dir.path().into(), ..run("one", "abcd01", "127.0.0.1:9") };
+        for (written, expected) in [
+            ("\"certificates\"", Some(dir.path().join("certificates"))),
+            ("\"/etc/pacs\"", Some("/etc/pacs".into())),
+            ("null", None),
+        ] {
+            let record = format!(
+                r#"{{"address": "127.0.0.1:9", "host": "h", "pid": 1, "job": "one", "starts": 1, "tls_dir": {written}}}"#
+            );
+            std::fs::write(dir.path().join(CoordinatorRecord::FILE), record).expect("written");
+            for target in ["one", "abcd", "127.0.0.1:9", &dir.path().display().to_string()] {
+                let found = named(target, vec![live.clone()]).expect("found");
+                assert_eq!((found.address.as_str(), &found.tls_dir), ("127.0.0.1:9", &expected), "{target}");
+            }
+        }
+        assert_eq!(named("127.0.0.1:8", vec![live]).expect("an address").tls_dir, None);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! `pacs verifier`.
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use pacs_runtime::launch::{PlaceError, Placement};
 use pacs_runtime::net::PeerRole;
 use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging, run_role};
-use pacs_verifier::{VerifierError, VerifierOptions};
+use pacs_verifier::{Entry, VerifierError, VerifierOptions, run_guarded};
 
-use crate::arguments::Verifier;
+use crate::arguments::{ExecChild, Verifier};
 use crate::failure::Failure;
 
 pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
@@ -15,11 +17,21 @@ pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     // Grading has threads of its own; those of the runtime carry heartbeats and calls.
     let ended = run_role(Shutdown::new(), |shutdown| async move {
         let Placement { link, name } = worker.place(PeerRole::Verifier).await.map_err(misplaced)?;
-        let options = VerifierOptions { link, name, threads };
+        let options = VerifierOptions { link, name, threads, guard: Some(guard()) };
         pacs_verifier::run(options, shutdown).await.map_err(failure)
     });
     let ended = ended.context("start the runtime and its signal handlers").map_err(Failure::bug);
     ended.unwrap_or_else(Err)
+}
+
+/// How this program becomes the guard of one that judges.
+pub(crate) fn guard() -> Entry {
+    Entry::new(&["exec-child"])
+}
+
+/// Is that guard. Nothing else has happened in the process before.
+pub(crate) fn exec_child(arguments: ExecChild) -> ExitCode {
+    run_guarded(arguments.guarded, &arguments.command)
 }
 
 /// As many as were asked for; 0: one a core.

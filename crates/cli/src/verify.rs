@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use pacs_runtime::{Exit, LogFormat, init_logging};
-use pacs_spec::{Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
+use pacs_runtime::{Exit, LogFormat, harmless_json, init_logging};
+use pacs_spec::{ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
@@ -23,7 +23,7 @@ use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, Ve
 use crate::failure::Failure;
 use crate::format::{count, seconds};
 use crate::output;
-use crate::verifier::threads;
+use crate::verifier::{guard, threads};
 
 /// Rows that are read ahead, and rows that wait for those before them, for each verification at once.
 const AHEAD: usize = 64;
@@ -38,7 +38,10 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
     init_logging(LogFormat::Human);
     let (input, by) = match command {
         VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(spec_of(math))),
-        VerifyCommand::Exec(exec) => (&exec.input, JudgeKind::Exec(exec.command.clone())),
+        VerifyCommand::Exec(exec) => {
+            let program = ExecSpec { environment: exec.pass_env.clone(), ..ExecSpec::new(exec.command.clone()) };
+            (&exec.input, JudgeKind::Exec(program))
+        }
         VerifyCommand::Grpc(VerifyGrpc { input, address, ca, plain_text }) => {
             let service = ServiceAddress { address: address.clone(), ca: ca.clone(), plain_text: *plain_text };
             (input, JudgeKind::Grpc(service))
@@ -57,7 +60,7 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
         .map_err(Failure::bug)?;
     let result = runtime.block_on(async {
         // Every row is to be verified, so nothing is remembered.
-        let judge = Judge::new(&spec, threads, 0);
+        let judge = Judge::new(&spec, Some(&guard()), threads, 0);
         let judge = judge.map_err(|error| Failure::with_exit(error.exit(), error).doing("grade answers"))?;
         grade(&input.input, Arc::new(judge), threads).await
     });
@@ -164,7 +167,9 @@ impl Output {
     fn write(&mut self, graded: &Graded, is_last: bool) -> Result<bool, Failure> {
         let known = OUTCOMES.iter().position(|outcome| *outcome == graded.outcome);
         self.outcomes[known.expect("all outcomes are listed")] += 1;
-        serde_json::to_writer(&mut self.buffer, graded).context("write a verdict").map_err(Failure::bug)?;
+        let line = serde_json::to_string(graded).context("write a verdict").map_err(Failure::bug)?;
+        // Texts of a model: the same to a program, and nothing to a terminal.
+        self.buffer.extend_from_slice(harmless_json(&line).as_bytes());
         self.buffer.push(b'\n');
         if !is_last && self.buffer.len() < WRITTEN_AT_ONCE {
             return Ok(true);

@@ -10,7 +10,7 @@ use pacs_protocol::v1::learner_service_server::LearnerService;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
-use pacs_runtime::net::{RunGate, RunIdentity, Security, accept};
+use pacs_runtime::net::{PeerRole, RunGate, RunIdentity, Security, accept};
 use pacs_spec::JobSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -114,7 +114,7 @@ impl Coordinator {
             tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
         };
         let (driver, done) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        announce(&spec, &run_dir, address, host, &run_id)?;
+        announce(&spec, &run_dir, (address, host), &run_id, tls_dir(&security, &run_dir))?;
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
@@ -297,9 +297,9 @@ async fn tick(shared: Shared, every: Duration) {
 fn announce(
     spec: &JobSpec,
     run_dir: &Path,
-    address: SocketAddr,
-    name: Option<String>,
+    (address, name): (SocketAddr, Option<String>),
     run_id: &str,
+    tls_dir: Option<PathBuf>,
 ) -> Result<(), StartError> {
     let path = run_dir.join("job.toml");
     write_atomically(&path, |file| file.write_all(spec.resolved_toml().as_bytes()))
@@ -315,9 +315,19 @@ fn announce(
         pid: std::process::id(),
         job: spec.name.clone(),
         run_id: run_id.to_owned(),
+        tls_dir,
         starts: count_start(run_dir)?,
     };
     record.write(run_dir)
+}
+
+/// The folder with the certificates of all roles, for operators: below `run_dir` when it is in there.
+fn tls_dir(security: &Security, run_dir: &Path) -> Option<PathBuf> {
+    let folder = security.folder()?;
+    let folder = folder.canonicalize().unwrap_or(folder);
+    let is_of_role = folder.file_name().is_some_and(|name| name == PeerRole::Coordinator.name());
+    let all = folder.parent().filter(|_| is_of_role).unwrap_or(&folder);
+    Some(all.strip_prefix(run_dir).unwrap_or(all).to_owned())
 }
 
 /// An address that can be dialled, for one that stands for all of the machine's.

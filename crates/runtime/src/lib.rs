@@ -15,6 +15,7 @@ mod memory;
 pub mod net;
 mod process;
 mod shutdown;
+mod terminal;
 pub mod trace;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use membership::{Activity, Ended, HOLDER_MISSED_KEY, JoinError, Link, Member
 pub use memory::{available_bytes, peak_resident_bytes, resident_bytes};
 pub use process::run_role;
 pub use shutdown::Shutdown;
+pub use terminal::{HarmlessLine, HarmlessLines, harmless, harmless_json, harmless_lines};
 pub use worker::{Stop, Worker, work};

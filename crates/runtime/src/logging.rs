@@ -4,6 +4,8 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 
+use crate::HarmlessLines;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -20,7 +22,10 @@ static RELOAD: OnceLock<Box<dyn Fn(EnvFilter) -> bool + Send + Sync>> = OnceLock
 /// Sends log events to standard error; `PACS_LOG` filters them (default `info`, syntax of `tracing`'s `EnvFilter`).
 pub fn init_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_env("PACS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(HarmlessLines(std::io::stderr))
+        .with_target(false);
     // A second initialisation (tests) keeps the first.
     match format {
         LogFormat::Human => {

@@ -31,7 +31,7 @@ pub use pacs_shape::Sharding;
 pub use parse::{parse, read};
 pub use types::*;
 pub use verifier::{
-    Extraction, Form, JudgeKind, JudgeSpec, MathSpec, RewardSpec, RewardVerifierSpec, ServiceAddress, VerifierKind,
-    VerifierSpec,
+    ExecLimits, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, RewardSpec, RewardVerifierSpec,
+    ServiceAddress, VerifierKind, VerifierSpec,
 };
 pub use weight::StepWeight;

@@ -18,6 +18,22 @@ pub struct VerifierSpec {
     /// Program and arguments of the child process, as it is started on the verifiers' machines; at most 256 strings.
     /// Required for `exec`, nothing else has it.
     pub command: Vec<String>,
+    /// Environment variables of the verifier worker that the program is told besides the usual ones (docs/VERIFIERS.md): names, or
+    /// beginnings of names with `*` at their end; at most 64. `exec` only. Default none.
+    pub environment: Vec<String>,
+    /// Address space that the program, and each process that it starts, may have, in GiB; 0: no limit. `exec` only. Default 16.0, at
+    /// most 1,048,576.
+    pub max_memory_gib: f64,
+    /// Seconds of processor time after which the program is ended, and the next one takes its place; 0: no limit. `exec` only.
+    /// Default 86,400 (a day), at most 31,536,000.
+    pub max_cpu_seconds: u64,
+    /// Largest file that the program may write, in MiB; 0: no limit. `exec` only. Default 1024, at most 1,073,741,824.
+    pub max_file_mib: u64,
+    /// Files and connections that the program may have open; 0: no limit of its own. `exec` only. Default 1024, at most 1,048,576.
+    pub max_open_files: u64,
+    /// Processes and threads that its user may have on the machine while the program starts others; 0: no limit of its own. The system
+    /// counts those of the workers, too. `exec` only. Default 0, at most 4,194,304.
+    pub max_processes: u64,
     /// Where the service listens, host:port. Required for `grpc`, nothing else has it.
     pub address: Option<String>,
     /// PEM file, on the verifiers' machines, with the authorities that sign the service's certificate, which has to be one for
@@ -46,6 +62,12 @@ impl Default for VerifierSpec {
             extraction: Extraction::Lenient,
             form: Form::Evaluated,
             command: Vec::new(),
+            environment: Vec::new(),
+            max_memory_gib: 16.0,
+            max_cpu_seconds: 86_400,
+            max_file_mib: 1024,
+            max_open_files: 1024,
+            max_processes: 0,
             address: None,
             ca: None,
             plain_text: false,
@@ -154,6 +176,18 @@ pub struct RewardVerifierSpec {
     pub form: Form,
     /// As `verifier.command`.
     pub command: Vec<String>,
+    /// As `verifier.environment`.
+    pub environment: Vec<String>,
+    /// As `verifier.max_memory_gib`.
+    pub max_memory_gib: f64,
+    /// As `verifier.max_cpu_seconds`.
+    pub max_cpu_seconds: u64,
+    /// As `verifier.max_file_mib`.
+    pub max_file_mib: u64,
+    /// As `verifier.max_open_files`.
+    pub max_open_files: u64,
+    /// As `verifier.max_processes`.
+    pub max_processes: u64,
     /// As `verifier.address`.
     pub address: Option<String>,
     /// As `verifier.ca`.
@@ -166,9 +200,40 @@ pub struct RewardVerifierSpec {
 
 impl Default for RewardVerifierSpec {
     fn default() -> Self {
-        let VerifierSpec { kind, extraction, form, command, address, ca, plain_text, timeout_seconds, .. } =
-            VerifierSpec::default();
-        Self { weight: 1.0, kind, extraction, form, command, address, ca, plain_text, timeout_seconds }
+        let VerifierSpec {
+            kind,
+            extraction,
+            form,
+            command,
+            environment,
+            max_memory_gib,
+            max_cpu_seconds,
+            max_file_mib,
+            max_open_files,
+            max_processes,
+            address,
+            ca,
+            plain_text,
+            timeout_seconds,
+            ..
+        } = VerifierSpec::default();
+        Self {
+            weight: 1.0,
+            kind,
+            extraction,
+            form,
+            command,
+            environment,
+            max_memory_gib,
+            max_cpu_seconds,
+            max_file_mib,
+            max_open_files,
+            max_processes,
+            address,
+            ca,
+            plain_text,
+            timeout_seconds,
+        }
     }
 }
 
@@ -186,8 +251,8 @@ pub struct JudgeSpec {
 pub enum JudgeKind {
     /// The built-in verifier of mathematical answers.
     Math(MathSpec),
-    /// A child process: program and arguments.
-    Exec(Vec<String>),
+    /// A child process.
+    Exec(ExecSpec),
     /// A service.
     Grpc(ServiceAddress),
 }
@@ -199,6 +264,41 @@ pub struct MathSpec {
     pub extraction: Extraction,
     /// How far it has to be worked out.
     pub form: Form,
+}
+
+/// A program that judges, and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecSpec {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Variables that it is told besides the usual ones; a `*` at the end of a name stands for any end.
+    pub environment: Vec<String>,
+    /// What its processes may take of the machine.
+    pub limits: ExecLimits,
+}
+
+impl ExecSpec {
+    /// The program with the limits that hold when a spec says nothing.
+    #[must_use]
+    pub fn new(command: Vec<String>) -> Self {
+        let usual = VerifierSpec::default();
+        Self { command, environment: Vec::new(), limits: usual.exec().limits }
+    }
+}
+
+/// What a process may take of the machine; `None` where it has no limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecLimits {
+    /// Address space.
+    pub memory_bytes: Option<u64>,
+    /// Processor time, over the life of the process.
+    pub cpu_seconds: Option<u64>,
+    /// Size of a file that it writes.
+    pub file_bytes: Option<u64>,
+    /// Descriptors.
+    pub open_files: Option<u64>,
+    /// Processes and threads of the user, all of the machine's counted.
+    pub processes: Option<u64>,
 }
 
 /// Where a service is, and what protects the way there.
@@ -221,7 +321,15 @@ impl VerifierSpec {
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
         let math = MathSpec { extraction: self.extraction, form: self.form };
-        judge(self.kind, math, &self.command, service, self.timeout_seconds)
+        judge(self.kind, math, self.exec(), service, self.timeout_seconds)
+    }
+
+    fn exec(&self) -> ExecSpec {
+        let limits = limits(
+            self.max_memory_gib,
+            [self.max_cpu_seconds, self.max_file_mib, self.max_open_files, self.max_processes],
+        );
+        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits }
     }
 }
 
@@ -231,7 +339,15 @@ impl RewardVerifierSpec {
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
         let math = MathSpec { extraction: self.extraction, form: self.form };
-        judge(self.kind, math, &self.command, service, self.timeout_seconds)
+        judge(self.kind, math, self.exec(), service, self.timeout_seconds)
+    }
+
+    fn exec(&self) -> ExecSpec {
+        let limits = limits(
+            self.max_memory_gib,
+            [self.max_cpu_seconds, self.max_file_mib, self.max_open_files, self.max_processes],
+        );
+        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits }
     }
 }
 
@@ -239,16 +355,28 @@ fn service(address: Option<&String>, ca: Option<&String>, plain_text: bool) -> S
     ServiceAddress { address: address.cloned().unwrap_or_default(), ca: ca.cloned(), plain_text }
 }
 
+/// Limits as the spec has them, of which 0 is none; it bounds them.
+fn limits(memory_gib: f64, [cpu_seconds, file_mib, open_files, processes]: [u64; 4]) -> ExecLimits {
+    let limit = |value: u64| (value > 0).then_some(value);
+    ExecLimits {
+        memory_bytes: (memory_gib > 0.0).then_some((memory_gib * f64::from(1 << 30)) as u64),
+        cpu_seconds: limit(cpu_seconds),
+        file_bytes: limit(file_mib.saturating_mul(1 << 20)),
+        open_files: limit(open_files),
+        processes: limit(processes),
+    }
+}
+
 fn judge(
     kind: VerifierKind,
     math: MathSpec,
-    command: &[String],
+    exec: ExecSpec,
     service: ServiceAddress,
     timeout_seconds: f64,
 ) -> JudgeSpec {
     let by = match kind {
         VerifierKind::Math => JudgeKind::Math(math),
-        VerifierKind::Exec => JudgeKind::Exec(command.to_vec()),
+        VerifierKind::Exec => JudgeKind::Exec(exec),
         VerifierKind::Grpc => JudgeKind::Grpc(service),
     };
     // The spec bounds the seconds.

@@ -4,6 +4,7 @@ use pacs_protocol::v1;
 use pacs_spec::{JobSpec, RewardSpec, VerifierSpec};
 use pacs_types::Verdict;
 
+use crate::exec::Entry;
 use crate::reward::{Answer, combine};
 use crate::{Judge, Judgement, Task, VerifierError};
 
@@ -27,9 +28,9 @@ struct Part {
 
 impl Grading {
     /// The grading that a job spec asks for, with at most `concurrency` verifications of each verifier at once.
-    pub(crate) fn new(spec: &JobSpec, concurrency: usize) -> Result<Self, VerifierError> {
+    pub(crate) fn new(spec: &JobSpec, guard: Option<&Entry>, concurrency: usize) -> Result<Self, VerifierError> {
         let cache_entries = spec.verifier.cache_entries as usize;
-        let judge = |judge| Judge::new(&judge, concurrency, cache_entries);
+        let judge = |judge| Judge::new(&judge, guard, concurrency, cache_entries);
         let part = |(name, verifier): (&String, &pacs_spec::RewardVerifierSpec)| {
             Ok(Part { name: name.clone(), weight: verifier.weight, judge: judge(verifier.judge())? })
         };
@@ -96,7 +97,7 @@ mod tests {
             "name = 'test'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\n\
              evaluation = {{ before = false, after = false, every_steps = 0 }}\nrollout.max_new_tokens = 100\n{more}"
         );
-        Grading::new(&pacs_spec::parse(&text, Path::new("test")).unwrap(), 2).unwrap()
+        Grading::new(&pacs_spec::parse(&text, Path::new("test")).unwrap(), None, 2).unwrap()
     }
 
     fn task(response: &str) -> v1::VerifyTask {

@@ -6,7 +6,7 @@ use pacs_types::Verdict;
 
 use crate::VerifierError;
 use crate::cache::Cache;
-use crate::exec::Exec;
+use crate::exec::{Entry, Exec};
 use crate::fault::Fault;
 use crate::grpc::Service;
 use crate::math::Math;
@@ -49,17 +49,23 @@ enum By {
 
 impl Judge {
     /// A judge that runs at most `concurrency` verifications at once (threads, children, calls; 0 counts as 1) and
-    /// remembers at most `cache_entries` verdicts. Nothing is started or called before the first task.
+    /// remembers at most `cache_entries` verdicts. Nothing is started or called before the first task. Programs are started by way
+    /// of `guard`; without one they have neither limits nor anybody who ends what they leave.
     ///
     /// Must be called within a runtime.
     ///
     /// # Errors
     /// [`VerifierError::Address`] when a service's address is none, or the authorities for it cannot be read.
-    pub fn new(spec: &JudgeSpec, concurrency: usize, cache_entries: usize) -> Result<Self, VerifierError> {
+    pub fn new(
+        spec: &JudgeSpec,
+        guard: Option<&Entry>,
+        concurrency: usize,
+        cache_entries: usize,
+    ) -> Result<Self, VerifierError> {
         let (limit, concurrency) = (spec.timeout, concurrency.max(1));
         let (by, version) = match &spec.by {
             JudgeKind::Math(math) => (By::Math(Math::new(*math, limit, concurrency)), Some(math_version(*math))),
-            JudgeKind::Exec(command) => (By::Exec(Exec::new(command.clone(), limit, concurrency)), None),
+            JudgeKind::Exec(exec) => (By::Exec(Exec::new(exec.clone(), guard.cloned(), limit, concurrency)), None),
             JudgeKind::Grpc(service) => (By::Service(Service::new(service, limit, concurrency)?), None),
         };
         Ok(Self { by, cache: Cache::new(cache_entries), version: Mutex::new(version.map(Arc::from)) })

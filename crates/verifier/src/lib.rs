@@ -23,5 +23,6 @@ mod session;
 mod worker;
 
 pub use error::VerifierError;
+pub use exec::{Entry, Guarded, run_guarded};
 pub use judge::{Judge, Judgement, Task};
 pub use worker::{VerifierOptions, run};

@@ -5,6 +5,7 @@ use pacs_runtime::{CallError, Exit, Link, Membership, Shutdown, Stop, Worker, Wo
 use pacs_types::Role;
 
 use crate::VerifierError;
+use crate::exec::Entry;
 use crate::grading::Grading;
 use crate::session::Session;
 
@@ -17,6 +18,8 @@ pub struct VerifierOptions {
     pub name: String,
     /// Verifications of each verifier that run at once: threads, child processes or calls; 0 counts as 1.
     pub threads: usize,
+    /// How programs are guarded that judge (`kind = "exec"`).
+    pub guard: Option<Entry>,
 }
 
 /// Works until the coordinator dismisses the worker or shutdown is requested.
@@ -24,14 +27,15 @@ pub struct VerifierOptions {
 /// # Errors
 /// See [`VerifierError`]; a lost registration is no error unless the coordinator stays away.
 pub async fn run(options: VerifierOptions, shutdown: Shutdown) -> Result<Exit, VerifierError> {
-    let VerifierOptions { link, name, threads } = options;
+    let VerifierOptions { link, name, threads, guard } = options;
     let identity = WorkerIdentity { role: Role::Verifier, name, collective_address: String::new() };
-    work(&link, &identity, &shutdown, &mut Verifier { threads: threads.max(1), kept: None }).await
+    work(&link, &identity, &shutdown, &mut Verifier { threads: threads.max(1), guard, kept: None }).await
 }
 
 /// What outlives a lost registration.
 struct Verifier {
     threads: usize,
+    guard: Option<Entry>,
     kept: Option<Kept>,
 }
 
@@ -62,7 +66,7 @@ impl Verifier {
         // The child processes of another spec end first.
         self.kept = None;
         let spec = pacs_spec::parse(job_spec, Path::new("the coordinator's job spec"))?;
-        let grading = Grading::new(&spec, self.threads)?;
+        let grading = Grading::new(&spec, self.guard.as_ref(), self.threads)?;
         self.kept = Some(Kept { job_spec: job_spec.to_owned(), grading: grading.clone() });
         Ok(grading)
     }

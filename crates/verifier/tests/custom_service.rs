@@ -67,7 +67,7 @@ fn judge(address: SocketAddr, timeout: Duration, cache_entries: usize) -> Judge 
 
 fn judge_of(service: ServiceAddress, timeout: Duration, cache_entries: usize) -> Judge {
     let by = JudgeKind::Grpc(service);
-    Judge::new(&JudgeSpec { by, timeout }, 2, cache_entries).expect("a good address")
+    Judge::new(&JudgeSpec { by, timeout }, None, 2, cache_entries).expect("a good address")
 }
 
 async fn verify(judge: &Judge, response: &str) -> Judgement {
@@ -204,7 +204,7 @@ async fn a_service_with_a_certificate_is_spoken_to_by_tls_and_a_stranger_is_not(
         assert!(matches!(verdict.outcome, Outcome::Failed | Outcome::TimedOut), "{service:?}: {verdict:?}");
     }
     let by = JudgeKind::Grpc(at("localhost", Some(&"/nowhere.crt".to_owned())));
-    let missing = Judge::new(&JudgeSpec { by, timeout: PATIENT }, 1, 0).map(|_| ()).expect_err("no such file");
+    let missing = Judge::new(&JudgeSpec { by, timeout: PATIENT }, None, 1, 0).map(|_| ()).expect_err("no such file");
     assert!(missing.to_string().contains("/nowhere.crt"), "{missing}");
 }
 

@@ -158,7 +158,12 @@ fn task(index: u32, response: &str, gold: &str) -> v1::VerifyTask {
 }
 
 fn options(coordinator: &str) -> VerifierOptions {
-    VerifierOptions { link: Link::local(coordinator, Duration::from_secs(10)), name: "verifier-0".into(), threads: 2 }
+    VerifierOptions {
+        link: Link::local(coordinator, Duration::from_secs(10)),
+        name: "verifier-0".into(),
+        threads: 2,
+        guard: None,
+    }
 }
 
 /// Runs the worker beside `test`, which has to see to it that the worker ends.

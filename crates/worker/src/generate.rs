@@ -286,7 +286,8 @@ impl Output {
                 },
             };
             let text = serde_json::to_string(&line).context("write a sample as JSON")?;
-            writeln!(self.writer, "{text}").with_context(|| format!("write {}", self.name))?;
+            writeln!(self.writer, "{}", pacs_runtime::harmless_json(&text))
+                .with_context(|| format!("write {}", self.name))?;
         }
         self.end()
     }

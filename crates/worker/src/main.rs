@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     let exit = match result {
         Ok(exit) => exit,
         Err(Failure { error, exit }) => {
-            eprintln!("error: failed to {error:#}");
+            eprintln!("error: failed to {}", pacs_runtime::harmless_lines(&format!("{error:#}")));
             exit
         }
     };

@@ -1,10 +1,12 @@
 //! Roles that are started on their own, and what launches them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 use pacs_runtime::launch::{SecurityArguments, WorkerArguments};
 use pacs_runtime::net::PeerRole;
+use pacs_verifier::Guarded;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -22,6 +24,16 @@ pub(crate) struct Verifier {
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pacs exec-child '{\"part\": \"guard\", …}' -- python3 my_verifier.py")]
+pub(crate) struct ExecChild {
+    /// What verifiers pass on.
+    pub(crate) guarded: Guarded,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -134,9 +146,14 @@ pub(crate) struct Certs {
     /// Write nothing when all of it is there already, and good for another three days.
     #[arg(long)]
     pub(crate) if_missing: bool,
+    /// Do not keep the authority's key: it signs these certificates and is forgotten, so that nothing that reads the folder can make
+    /// others. One that an earlier call has kept is removed. Made again, they have a new authority; processes that use the folder
+    /// go over to it by themselves.
+    #[arg(long)]
+    pub(crate) forget_authority: bool,
     /// Write one file with which processes of this role can join for some hours, and no more: to be handed to a machine that
     /// shall not have the folder. It goes to --output, and is given to the process as --tls-dir FILE.
-    #[arg(long, value_name = "ROLE", requires = "output", conflicts_with_all = ["days", "if_missing"])]
+    #[arg(long, value_name = "ROLE", requires = "output", conflicts_with_all = ["days", "if_missing", "forget_authority"])]
     pub(crate) join: Option<PeerRole>,
     /// Hours for which the file of --join is good.
     #[arg(long, value_name = "N", default_value_t = 24, requires = "join", value_parser = clap::value_parser!(u32).range(1..=8760))]

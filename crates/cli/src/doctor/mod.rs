@@ -119,9 +119,9 @@ pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if arguments.json {
         let text = serde_json::to_string_pretty(&findings).context("print findings").map_err(Failure::bug)?;
-        output::line(text);
+        output::json(text);
     } else {
-        findings.iter().for_each(output::line);
+        findings.iter().for_each(|finding| output::text(format_args!("{finding}\n")));
     }
     Ok(if worst == Level::Failure { Exit::Config } else { Exit::Done })
 }

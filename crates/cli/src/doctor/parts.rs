@@ -154,7 +154,15 @@ mod tests {
     fn certificates_that_expire_soon_are_a_warning() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let (all, join) = (dir.path().join("all"), dir.path().join("join.pem"));
-        let make = |join, output| Certs { folder: all.clone(), days: 30, if_missing: false, join, hours: 13, output };
+        let make = |join, output| Certs {
+            folder: all.clone(),
+            days: 30,
+            if_missing: false,
+            forget_authority: false,
+            join,
+            hours: 13,
+            output,
+        };
         crate::certs::run(&make(None, None)).expect("made");
         let finding = certificates(&all);
         assert_eq!(finding.level, Level::Ok, "{finding:?}");

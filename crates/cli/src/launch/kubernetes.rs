@@ -1,7 +1,12 @@
 //! The manifests of a job. The Kustomize base and the Helm chart in `deploy/` are the same text with other values, which
 //! tests see to.
 
+mod read_back;
+
+use std::borrow::Cow;
+
 use anyhow::{Result, ensure};
+use pacs_runtime::harmless;
 use pacs_spec::{DeviceKind, JobSpec};
 use ring::digest::{SHA256, digest};
 
@@ -50,7 +55,29 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
         ("grace_period", arguments.grace_period.to_string()),
         ("grace", (arguments.grace_period - LAST_WORDS).to_string()),
     ];
-    Ok(fill(&values))
+    for (option, value) in [
+        ("--image", &arguments.image),
+        ("--worker-image", &arguments.worker_image),
+        ("--data-claim", &arguments.data_claim),
+        ("--run-size", &arguments.run_size),
+        ("--memory", &arguments.memory),
+        ("--shm", &arguments.shm),
+    ] {
+        ensure!(is_plain(value), "{option} {value:?}: expected letters, digits, and `-`, `_`, `.`, `/`, `:`, `@`, `+`");
+    }
+    let written = fill(&values);
+    // Whoever applies them may have another parser, so besides what this one reads no character is in it that some take for the
+    // end of a line.
+    ensure!(!written.chars().any(is_special), "a character of the job is not one for YAML");
+    read_back::check(&written, &values, text)?;
+    Ok(written)
+}
+
+/// Whether a value is one and the same text in YAML wherever it stands, quoted or not: an image, a quantity, a name.
+fn is_plain(value: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@+".contains(c);
+    let mut ends = value.chars().next().into_iter().chain(value.chars().next_back());
+    value.chars().all(is_plain) && !value.is_empty() && ends.all(|c| c.is_ascii_alphanumeric()) && value.len() <= 512
 }
 
 /// The template with these values, and what is always the same.
@@ -68,9 +95,13 @@ fn run_id(namespace: &str, name: &str) -> String {
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The text as the value of a key: the lines of a block below it, unless YAML does not take one of its characters as it is.
+/// The text as the value of a key: the lines of a block below it, unless a block would not give it back as it is.
 fn scalar(text: &str) -> String {
-    if text.chars().any(is_special) {
+    let ends_once = text.ends_with('\n') && !text.ends_with("\n\n") && text.len() > 1;
+    // The first line says how far the block is indented, and trimmed ends of lines would be lost.
+    let has_first_line = text.starts_with(|c: char| !c.is_whitespace());
+    let is_trimmed = !text.lines().any(|line| line.ends_with([' ', '\t']));
+    if text.chars().any(is_special) || text.contains('\r') || !(ends_once && has_first_line && is_trimmed) {
         return quoted(text);
     }
     let lines: Vec<String> = text.lines().map(|line| format!("    {line}").trim_end().to_owned()).collect();
@@ -78,10 +109,10 @@ fn scalar(text: &str) -> String {
 }
 
 /// Whether YAML ends a line there (1.1 does at U+0085, U+2028 and U+2029, and then the text of a TOML comment is a manifest of its
-/// own), or refuses it.
+/// own), refuses it, or somebody who looks before applying would not see what is there.
 fn is_special(c: char) -> bool {
-    let is_control = c.is_control() && !matches!(c, '\t' | '\n' | '\r');
-    is_control || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    let is_shown = |c: char| matches!(harmless(c.encode_utf8(&mut [0; 4])), Cow::Borrowed(_));
+    !matches!(c, '\t' | '\n') && (!is_shown(c) || matches!(c, '\u{fffe}' | '\u{ffff}'))
 }
 
 /// In double quotes on one line, with escapes.
@@ -91,7 +122,10 @@ fn quoted(text: &str) -> String {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
             '\n' => quoted.push_str("\\n"),
-            c if c.is_control() || is_special(c) => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c if c == '\t' || is_special(c) => quoted.push_str(&match u32::from(c) {
+                code @ 0x1_0000.. => format!("\\U{code:08x}"),
+                code => format!("\\u{code:04x}"),
+            }),
             c => quoted.push(c),
         }
     }
@@ -132,14 +166,13 @@ rollouts = 2
 verifiers = 2
 ";
 
-    /// As `scalar` does it. JSON is a double-quoted scalar of YAML, but leaves U+0085 and the like as they are.
-    const HELM_JOB: &str = "{{ if regexMatch \"[\\\\x{7f}-\\\\x{9f}\\\\x{2028}\\\\x{2029}\\\\x{feff}\\\\x{fffe}\\\\x{ffff}]\" .Values.job }}\
-                            {{ .Values.job | toJson | replace \"\\u0085\" \"\\\\u0085\" }}{{ else }}|\n\
-                            {{ .Values.job | required \"job: the job spec (TOML)\" | indent 4 }}{{ end }}";
+    /// JSON is a double-quoted scalar of YAML, but leaves U+0085 as it is, which ends a line of YAML 1.1.
+    const HELM_JOB: &str =
+        "{{ .Values.job | required \"job: the job spec (TOML)\" | toJson | replace \"\\u0085\" \"\\\\u0085\" }}";
 
     /// As `run_id` does it.
-    const HELM_RUN_ID: &str =
-        "{{ .Values.runId | default (printf \"%s/%s\" .Release.Namespace .Release.Name | sha256sum | trunc 32) }}";
+    const HELM_RUN_ID: &str = "{{ .Values.runId | default (printf \"%s/%s\" .Release.Namespace .Release.Name | sha256sum | trunc 32) | regexFind \"^[0-9a-f]{32}$\" \
+         | required \"runId: 32 lower-case hexadecimal digits\" }}";
 
     fn launch(job: &str, more: &[&str]) -> Result<String> {
         let images = ["--image", "registry.example/pacs:0.1.0", "--worker-image", "registry.example/pacs-worker:0.1.0"];
@@ -162,7 +195,8 @@ verifiers = 2
 
     #[test]
     fn the_helm_chart_is_the_same_text() {
-        let value = |name: &str| format!("{{{{ .Values.{name} }}}}");
+        let value = |name: &str| format!("{{{{ .Values.{name} | toJson | replace \"\\u0085\" \"\\\\u0085\" }}}}");
+        let number = |name: &str| format!("{{{{ .Values.{name} | int }}}}");
         let values = [
             ("name", "{{ .Release.Name }}".to_owned()),
             ("job", HELM_JOB.to_owned()),
@@ -171,17 +205,17 @@ verifiers = 2
             ("worker_image", value("workerImage")),
             ("data_claim", value("dataClaim")),
             ("run_size", value("runSize")),
-            ("learners", value("learners")),
-            ("rollouts", value("rollouts")),
-            ("verifiers", value("verifiers")),
-            ("cpu", value("cpu")),
+            ("learners", number("learners")),
+            ("rollouts", number("rollouts")),
+            ("verifiers", number("verifiers")),
+            ("cpu", number("cpu")),
             ("memory", value("memory")),
             ("shm", value("shm")),
             ("device", "{{ if .Values.gpu }}cuda{{ else }}cpu{{ end }}".to_owned()),
             ("gpu", "{{ if .Values.gpu }}, nvidia.com/gpu: 1{{ end }}".to_owned()),
-            ("threads", value("cpu")),
-            ("grace_period", value("gracePeriod")),
-            ("grace", format!("{{{{ sub .Values.gracePeriod {LAST_WORDS} }}}}")),
+            ("threads", number("cpu")),
+            ("grace_period", number("gracePeriod")),
+            ("grace", format!("{{{{ sub (.Values.gracePeriod | int) {LAST_WORDS} }}}}")),
         ];
         let text = fill(&values);
         assert!(!text.contains('@'), "a value is missing");
@@ -228,6 +262,73 @@ verifiers = 2
             let value = line.strip_prefix("  job.toml: ").expect("a key");
             // The escapes are those of JSON, too.
             assert_eq!(serde_json::from_str::<String>(value).expect("quoted"), job);
+        }
+    }
+
+    #[test]
+    fn whatever_the_job_holds_is_one_value() {
+        // Read back and compared by `manifests` itself. TOML takes these in comments, multi-line strings, or at its ends.
+        let texts = [
+            "# ends in blanks  \n",
+            "# \ttabs\t\n",
+            "# 🙂 \u{e0041} \u{202e}\n",
+            "# --- \n# ...\n---",
+            "# @name@ @job@ {{ .Values.x }}\n",
+            "\r\n# a line of Windows\r\n",
+            "\n\n# blank lines before\n\n\n",
+            "# no line end",
+            "# % & * ! | > ' \" `\n",
+            "  # indented\n",
+        ];
+        for text in texts {
+            let text = text.strip_suffix("---").unwrap_or(text);
+            for job in [format!("{text}\n{JOB}"), format!("{JOB}{text}")] {
+                launch(&job, &[]).unwrap_or_else(|error| panic!("{text:?}: {error:#}"));
+            }
+        }
+    }
+
+    #[test]
+    fn no_option_is_more_than_its_value() {
+        let options = ["--image", "--worker-image", "--data-claim", "--run-size", "--memory", "--shm"];
+        let hostile = [
+            "x\n---\nkind: Pod",
+            "x\u{2028}---",
+            "x\u{85}a: b",
+            "x\ra: b",
+            "x: y",
+            "x #y",
+            "{a: b}",
+            "",
+            " ",
+            "\"x",
+            "@name@",
+            "x\u{202e}y",
+            "{{ .Values.x }}",
+            "x, hostPath: {path: /}",
+            "-",
+            "x:",
+            "1Gi}",
+            "*a",
+            "&a",
+            "!a",
+            "\0",
+        ];
+        for option in options {
+            for value in hostile {
+                // The last one given counts.
+                let line =
+                    ["pacs", "launch", "kubernetes", "job.toml", "--image=i", "--worker-image=w"].map(str::to_owned);
+                let line = line.into_iter().filter(|word| !word.starts_with(&format!("{option}=")));
+                let line = line.chain([format!("{option}={value}")]);
+                let Ok(arguments) = Arguments::try_parse_from(line) else { continue };
+                let Command::Launch { command: LaunchCommand::Kubernetes(arguments) } = arguments.command else {
+                    panic!("not that command")
+                };
+                let spec = pacs_spec::parse(JOB, Path::new("job.toml")).expect("valid");
+                let error = manifests(&spec, JOB, &arguments).expect_err(value).to_string();
+                assert!(error.starts_with(option), "{option} {value:?}: {error}");
+            }
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn slurm(arguments: &LaunchSlurm) -> Result<Exit, Failure> {
     let script =
         slurm::script(&spec, arguments, &place).map_err(|error| Failure::config(error).doing("write the script"))?;
     if !arguments.submit {
-        output::text(script);
+        output::raw(script);
         return Ok(Exit::Done);
     }
     submit(&script)
@@ -39,7 +39,7 @@ pub(crate) fn kubernetes(arguments: &LaunchKubernetes) -> Result<Exit, Failure> 
     let text = std::fs::read_to_string(&arguments.job)
         .with_context(|| format!("read `{}`", arguments.job.display()))
         .map_err(Failure::config)?;
-    output::text(kubernetes::manifests(&spec, &text, arguments).map_err(Failure::config)?);
+    output::raw(kubernetes::manifests(&spec, &text, arguments).map_err(Failure::config)?);
     Ok(Exit::Done)
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, ensure};
+use pacs_runtime::{harmless, harmless_lines};
 use pacs_spec::{DeviceKind, JobSpec};
 
 use super::quoted_path;
@@ -47,9 +48,11 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
     let steps = steps(spec, arguments.only);
     ensure!(!steps.is_empty(), "the job has no workers of this role (see [resources] in its spec)");
     check_warning(arguments)?;
+    check_texts(arguments, place)?;
     let allocation = allocation(spec, arguments, &steps)?;
     let mut script = String::new();
-    header(&mut script, spec, arguments, &allocation);
+    let options = options(spec, arguments, &allocation);
+    header(&mut script, &options);
     environment(&mut script, arguments, place, &allocation);
     script.push_str(FUNCTIONS);
     match arguments.only {
@@ -64,7 +67,61 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
             script.push_str(END_OF_JOINED);
         }
     }
+    read_back(&script, &options, arguments, place)?;
     Ok(script)
+}
+
+/// Texts that would be more than they are meant to be: another line of the script, or another option of sbatch.
+fn check_texts(arguments: &LaunchSlurm, place: &Place) -> Result<()> {
+    if let Some(partition) = &arguments.partition {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,+".contains(c);
+        ensure!(!partition.is_empty() && partition.chars().all(is_plain), "--partition {partition:?}: expected a name");
+    }
+    for option in &arguments.sbatch {
+        ensure!(option.starts_with('-'), "--sbatch {option:?}: expected an option, which begins with a dash");
+        ensure!(harmless(option) == *option, "--sbatch {option:?}: expected one line of printable characters");
+    }
+    for command in &arguments.setup {
+        ensure!(harmless_lines(command) == *command, "--setup {command:?}: expected printable characters");
+        // A here-document without its end, say, would swallow what follows.
+        ensure!(
+            !command.contains("<<"),
+            "--setup {command:?}: a here-document belongs into a script that is called here"
+        );
+    }
+    let tls_dir = arguments.tls_dir.as_ref().map(|folder| place.here.join(folder));
+    for path in [&place.job, &place.run_dir, &place.programs, &place.here].into_iter().chain(&tls_dir) {
+        let text =
+            path.to_str().ok_or_else(|| anyhow!("path {path:?} is not UTF-8, and would be another one in a script"))?;
+        ensure!(harmless(text) == text, "path {text:?} has characters that cannot be seen; rename it");
+    }
+    // The search path has one colon between two folders.
+    ensure!(!place.programs.to_string_lossy().contains(':'), "the folder `{}` has a colon", place.programs.display());
+    Ok(())
+}
+
+/// Compares the script, read as sbatch and a shell read it, with what it was made of.
+fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &Place) -> Result<()> {
+    let comments = script.lines().take_while(|line| line.is_empty() || line.starts_with('#'));
+    let read: Vec<&str> = comments.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
+    ensure!(read == options, "the script's options are not what they should be; this is a bug");
+    let mut words = vec![
+        ("cd", place.here.clone()),
+        ("export PACS_RUN_DIR=", place.run_dir.clone()),
+        ("export PACS_COORDINATOR=", place.run_dir.clone()),
+    ];
+    words.extend(arguments.tls_dir.as_ref().map(|folder| ("export PACS_TLS_DIR=", place.here.join(folder))));
+    if arguments.only.is_none() {
+        words.push(("job=", place.job.clone()));
+    }
+    for (before, path) in words {
+        let line = script.lines().find(|line| line.starts_with(before)).unwrap_or_default();
+        let word =
+            shlex::split(line.trim_end_matches(" || exit 75")).and_then(|mut words| words.pop()).unwrap_or_default();
+        let value = word.strip_prefix(before.trim_start_matches("export ")).unwrap_or(&word);
+        ensure!(Some(value) == path.to_str(), "the script has `{value}` for `{}`; this is a bug", path.display());
+    }
+    Ok(())
 }
 
 /// Seconds of a time limit as sbatch takes it: `MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`. None for no
@@ -150,7 +207,8 @@ fn allocation(spec: &JobSpec, arguments: &LaunchSlurm, steps: &[Step]) -> Result
     Ok(Allocation { nodes, tasks_per_node: most, cpus_per_task, gpus_per_node: 0 })
 }
 
-fn header(script: &mut String, spec: &JobSpec, arguments: &LaunchSlurm, allocation: &Allocation) {
+/// What sbatch is told at the head of the script.
+fn options(spec: &JobSpec, arguments: &LaunchSlurm, allocation: &Allocation) -> Vec<String> {
     let suffix = match arguments.only {
         None => "",
         Some(Only::Rollouts) => "-rollouts",
@@ -172,6 +230,10 @@ fn header(script: &mut String, spec: &JobSpec, arguments: &LaunchSlurm, allocati
     }
     options.extend(arguments.partition.iter().map(|partition| format!("--partition={partition}")));
     options.extend(arguments.sbatch.iter().cloned());
+    options
+}
+
+fn header(script: &mut String, options: &[String]) {
     script.push_str("#!/bin/bash\n# Made by `pacs launch slurm`; docs/SLURM.md explains it.\n");
     options.iter().for_each(|option| put(script, format_args!("#SBATCH {option}")));
 }
@@ -207,7 +269,8 @@ fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allo
     put(script, "PACS_RUN_ID=$(pacs run-id \"$PACS_RUN_DIR\") || exit");
     put(script, "export PACS_RUN_ID");
     if tls_dir.is_none() && arguments.only.is_none() {
-        put(script, "pacs certs --if-missing \"$PACS_TLS_DIR\" || exit 78");
+        put(script, "# The authority's key is not kept: what reads this folder can sign nothing.");
+        put(script, "pacs certs --if-missing --forget-authority \"$PACS_TLS_DIR\" || exit 78");
     }
 }
 
@@ -409,6 +472,52 @@ mod tests {
         {
             assert!(time_limit(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn no_option_is_more_than_its_value() {
+        let breaks = ["\n", "\r", "\u{85}", "\u{2028}", "\u{1b}[2K", "\u{202e}", "\0"];
+        for (option, value) in
+            [("--partition", "gpu"), ("--sbatch", "--account=lab"), ("--time", "1:00:00"), ("--setup", "true")]
+        {
+            for end in breaks.into_iter().filter(|end| (option, *end) != ("--setup", "\n")) {
+                let given = format!("{option}={value}{end}#SBATCH --wrap=x");
+                let error = script("learners = 1", &[given.as_str()]).expect_err(&given).to_string();
+                assert!(error.starts_with(option), "{error}");
+            }
+        }
+        for given in ["--partition=gpu --wrap=x", "--partition=", "--partition=a#b", "--sbatch=x", "--setup=cat <<X"] {
+            assert!(script("learners = 1", &[given]).is_err(), "{given}");
+        }
+        // A line of a shell command is its user's own, and after the first of these sbatch reads no options.
+        let script = script("learners = 1", &["--setup", "module load cuda\necho '#SBATCH --x'"]).expect("fits");
+        assert!(is_bash(&script));
+    }
+
+    #[test]
+    fn paths_are_what_a_shell_makes_of_them() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let spec = "name = 'tiny'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'";
+        let spec = pacs_spec::parse(spec, Path::new("job.toml")).expect("valid");
+        let line = ["pacs", "launch", "slurm", "job.toml"];
+        let Command::Launch { command: LaunchCommand::Slurm(arguments) } =
+            Arguments::try_parse_from(line).expect("a command line").command
+        else {
+            panic!("not that command")
+        };
+        let at = |run_dir: PathBuf| super::script(&spec, &arguments, &Place { run_dir, ..place() });
+        for path in ["/a b", "/it's", "/$(id)", "/`id`", "/a\"b", "/a\\b", "/a;b", "/a#b", "/数", "/-x", "/a'\\''b"] {
+            let script = at(path.into()).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(is_bash(&script), "{path}");
+        }
+        for path in ["/a\nb", "/a\rb", "/a\u{85}b", "/a\u{2028}b", "/a\u{202e}b", "/a\u{1b}[2Kb"] {
+            assert!(at(path.into()).is_err(), "{path:?}");
+        }
+        assert!(
+            at(std::ffi::OsString::from_vec(b"/a\xff".to_vec()).into()).is_err(),
+            "another path when it is printed"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use pacs_verifier::{Judge, Judgement, Task};
 use super::{Problem, Trial, first_samples};
 use crate::failure::Failure;
 use crate::format::{duration, plural};
+use crate::verifier::guard;
 
 /// Problems whose answers are graded.
 const PROBLEMS: usize = 8;
@@ -54,7 +55,7 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     async fn grade(self, spec: &JudgeSpec, problems: &[Row]) -> Result<String, Problem> {
-        let judge = Judge::new(spec, 1, 0).map_err(|error| self.problem(error.to_string()))?;
+        let judge = Judge::new(spec, Some(&guard()), 1, 0).map_err(|error| self.problem(error.to_string()))?;
         let (mut right, mut slowest) = (0, std::time::Duration::ZERO);
         let tried = &problems[..problems.len().min(PROBLEMS)];
         for row in tried {

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 
 use super::supervisor::{COORDINATOR, WorkerCommand, signal_group};
-use super::workers::WORKER_PROGRAM;
+use super::workers::{PLAINTEXT, TLS_DIR, WORKER_PROGRAM};
 use crate::process;
 
 /// A process that is provably a worker of this run.
@@ -52,6 +52,15 @@ fn is_program_of(found: &Path, program: &Path) -> bool {
     program.canonicalize().is_ok_and(|program| program == found) || same_name()
 }
 
+/// Whether the process protects its connections as `command` would: one that does not can never register.
+fn speaks_alike(pid: u32, command: &WorkerCommand) -> bool {
+    let given = command.arguments.windows(2).find(|pair| pair[0] == TLS_DIR);
+    match given {
+        Some(pair) => process::has_option(pid, TLS_DIR, &pair[1]),
+        None => process::has_word(pid, PLAINTEXT),
+    }
+}
+
 /// Notes in each command the process of this machine that does its work already.
 ///
 /// All processes are looked at, not just the members that the journal names: a worker that was started a moment before its
@@ -64,10 +73,14 @@ pub(crate) fn adopt(commands: &mut [WorkerCommand], members: &[(String, String, 
         let is_member = |living: &Living| {
             members.iter().any(|(name, host, pid)| *name == command.name && *host == here && *pid == living.pid)
         };
-        found.sort_by_key(|living| (is_member(living), living.began));
-        command.living = found.pop();
+        found.sort_by_key(|living| (speaks_alike(living.pid, command), is_member(living), living.began));
+        command.living = found.pop_if(|living| speaks_alike(living.pid, command));
         for surplus in found {
-            tracing::warn!("process {} is a second {} of this run; it is killed", surplus.pid, command.name);
+            let why = match command.living {
+                Some(_) => "is a second one",
+                None => "does not protect its connections as this start does",
+            };
+            tracing::warn!("process {} is {} of this run and {why}; it is killed", surplus.pid, command.name);
             surplus.signal(Signal::SIGKILL);
         }
     }
@@ -84,7 +97,7 @@ mod tests {
     /// A shell that looks like the worker `rollout-7` of a run.
     fn worker(run_id: &str) -> Child {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "read -r line", "worker", "--name", "rollout-7", "--coordinator", "/run"]);
+        command.args(["-c", "read -r line", "worker", "--name", "rollout-7", "--coordinator", "/run", PLAINTEXT]);
         command.env("PACS_RUN_ID", run_id).stdin(Stdio::piped()).process_group(0).spawn().expect("a shell")
     }
 
@@ -136,6 +149,19 @@ mod tests {
         end(ours);
         assert!(!living.is_alive());
         assert_eq!(adopted(wanted(), &[]), None, "it has ended");
+    }
+
+    #[test]
+    fn what_could_not_register_is_not_adopted() {
+        let run_id = format!("four-{}", std::process::id());
+        let mut plain = worker(&run_id);
+        let wanted = command("rollout-7", &run_id, "/bin/sh", "/run");
+        let living = wait_for(&plain, &wanted);
+        let mut protected = wanted;
+        protected.arguments.extend([TLS_DIR, "/run/certificates"].map(str::to_owned));
+        assert_eq!(adopted(protected, &[]), None);
+        plain.wait().expect("it was killed");
+        assert!(!living.is_alive());
     }
 
     #[test]

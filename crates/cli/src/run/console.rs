@@ -27,7 +27,7 @@ impl Console {
     /// Something that the coordinator says.
     pub(crate) fn progress(&mut self, progress: &Progress) {
         if self.json {
-            output::line(progress_json(progress));
+            output::json(progress_json(progress));
         } else {
             self.progress_text(progress).iter().for_each(output::line);
         }
@@ -53,7 +53,7 @@ impl Console {
             if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), fields) {
                 object.extend(fields);
             }
-            output::line(object);
+            output::json(object);
         } else {
             output::line(text);
         }
@@ -85,7 +85,7 @@ impl Console {
             }
             Progress::WorkerLost { name, why } => format!("worker {name} is gone: {why}; its work is issued again"),
             Progress::Drained { name } => format!("worker {name} is drained and leaves"),
-            Progress::Narrowed { text } | Progress::Note { text } => text.clone(),
+            Progress::Narrowed { text } | Progress::Note { text } => return text.lines().map(str::to_owned).collect(),
         };
         vec![text]
     }

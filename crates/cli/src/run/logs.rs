@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use pacs_runtime::HarmlessLines;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,8 +18,9 @@ pub(crate) fn init(file: &Path, format: LogFormat) -> Result<()> {
     let output = File::options().create(true).append(true).open(file);
     let output = Arc::new(output.with_context(|| format!("open log `{}`", file.display()))?);
     let filter = EnvFilter::try_from_env("PACS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let to_file = fmt::layer().with_writer(output).with_ansi(false).with_target(false);
-    let to_terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time();
+    let to_file = fmt::layer().with_writer(HarmlessLines(output)).with_ansi(false).with_target(false);
+    let to_terminal =
+        fmt::layer().with_writer(HarmlessLines(std::io::stderr)).with_ansi(false).with_target(false).without_time();
     let layers = match format {
         LogFormat::Human => [to_file.with_filter(filter).boxed(), to_terminal.with_filter(LevelFilter::ERROR).boxed()],
         LogFormat::Json => {

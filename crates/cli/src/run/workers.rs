@@ -11,6 +11,12 @@ use crate::failure::Failure;
 
 pub(crate) const WORKER_PROGRAM: &str = "pacs-worker";
 
+/// Names the folder of a worker's certificates.
+pub(super) const TLS_DIR: &str = "--tls-dir";
+
+/// Has a worker do without.
+pub(super) const PLAINTEXT: &str = "--plaintext";
+
 /// The commands of all workers of `spec` in the run `run_id`, with the certificates in `tls_dir` or within this machine. They look
 /// for their coordinator in the run folder and not at an address: they outlive it, and the next one may have to take another port.
 pub(crate) fn commands(
@@ -26,8 +32,8 @@ pub(crate) fn commands(
     let resources = &spec.resources;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let security = match tls_dir {
-        Some(folder) => vec!["--tls-dir".to_owned(), folder.display().to_string()],
-        None => vec!["--plaintext".to_owned()],
+        Some(folder) => vec![TLS_DIR.to_owned(), folder.display().to_string()],
+        None => vec![PLAINTEXT.to_owned()],
     };
     let mut commands = Vec::new();
     let mut add = |role: &str, count: u32, program: &Path, extra: &[String]| {

@@ -1,6 +1,6 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -42,6 +42,10 @@ pub struct CoordinatorRecord {
     /// The id of the run (see [`run_id`]).
     #[serde(default)]
     pub run_id: String,
+    /// Folder of the certificates that it uses, relative to the run folder when it is in there, so that a folder that was moved is
+    /// found, too. `None`: it speaks plain text.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
     /// Coordinators that have worked in this folder, this one included.
     pub starts: u64,
 }
@@ -57,6 +61,12 @@ impl CoordinatorRecord {
     pub fn read(run_dir: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(run_dir.join(Self::FILE))?;
         serde_json::from_str(&text).map_err(io::Error::from)
+    }
+
+    /// The folder of the certificates, from where this process stands.
+    #[must_use]
+    pub fn tls_dir(&self, run_dir: &Path) -> Option<PathBuf> {
+        self.tls_dir.as_ref().map(|folder| run_dir.join(folder))
     }
 
     pub(crate) fn write(&self, run_dir: &Path) -> Result<(), StartError> {
@@ -210,7 +220,7 @@ mod tests {
 
     fn record(run_id: &str, starts: u64) -> CoordinatorRecord {
         let (address, host, job) = ("127.0.0.1:1".to_owned(), "here".to_owned(), "tiny".to_owned());
-        CoordinatorRecord { address, host, pid: 1, job, run_id: run_id.to_owned(), starts }
+        CoordinatorRecord { address, host, pid: 1, job, run_id: run_id.to_owned(), tls_dir: None, starts }
     }
 
     #[test]

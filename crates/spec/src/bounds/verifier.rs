@@ -6,12 +6,24 @@ use crate::{Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, Verifi
 /// Most reward verifiers of a job.
 const MOST_VERIFIERS: usize = 8;
 
+/// Limits of a program, and the most that each may be.
+const LIMITS: [(&str, u64); 4] = [
+    ("max_cpu_seconds", 31_536_000),
+    ("max_file_mib", 1 << 30),
+    ("max_open_files", 1 << 20),
+    ("max_processes", 1 << 22),
+];
+
 /// What describes one verifier, in whichever table.
 struct Described<'a> {
     kind: VerifierKind,
     extraction: Extraction,
     form: Form,
     command: &'a [String],
+    environment: &'a [String],
+    max_memory_gib: f64,
+    /// `max_cpu_seconds`, `max_file_mib`, `max_open_files` and `max_processes`.
+    limits: [u64; 4],
     address: Option<&'a str>,
     ca: Option<&'a str>,
     plain_text: bool,
@@ -20,14 +32,21 @@ struct Described<'a> {
 
 impl Check {
     pub(super) fn verifiers(&mut self, spec: &JobSpec) {
-        let VerifierSpec {
-            kind, extraction, form, ref command, ref address, ref ca, plain_text, timeout_seconds, ..
-        } = spec.verifier;
-        let (address, ca) = (address.as_deref(), ca.as_deref());
-        self.judge(
-            "verifier",
-            &Described { kind, extraction, form, command, address, ca, plain_text, timeout_seconds },
-        );
+        let verifier = &spec.verifier;
+        let described = Described {
+            kind: verifier.kind,
+            extraction: verifier.extraction,
+            form: verifier.form,
+            command: &verifier.command,
+            environment: &verifier.environment,
+            max_memory_gib: verifier.max_memory_gib,
+            limits: [verifier.max_cpu_seconds, verifier.max_file_mib, verifier.max_open_files, verifier.max_processes],
+            address: verifier.address.as_deref(),
+            ca: verifier.ca.as_deref(),
+            plain_text: verifier.plain_text,
+            timeout_seconds: verifier.timeout_seconds,
+        };
+        self.judge("verifier", &described);
         self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
@@ -67,6 +86,14 @@ impl Check {
                 extraction: verifier.extraction,
                 form: verifier.form,
                 command: &verifier.command,
+                environment: &verifier.environment,
+                max_memory_gib: verifier.max_memory_gib,
+                limits: [
+                    verifier.max_cpu_seconds,
+                    verifier.max_file_mib,
+                    verifier.max_open_files,
+                    verifier.max_processes,
+                ],
                 address: verifier.address.as_deref(),
                 ca: verifier.ca.as_deref(),
                 plain_text: verifier.plain_text,
@@ -100,6 +127,7 @@ impl Check {
             let command = format!("{:?}", judge.command);
             self.fail(Problem::new(at("command"), message).with_value(command), &[]);
         }
+        self.program(path, judge, &not_exec);
         match (is(VerifierKind::Grpc), judge.address) {
             (true, None) => {
                 let message = "is required for kind `grpc`: where the service listens, host:port";
@@ -127,6 +155,39 @@ impl Check {
         };
         if let Some(message) = message {
             self.fail(Problem::new(at("plain_text"), message).with_value("true"), &[]);
+        }
+    }
+}
+
+impl Check {
+    /// What a program is told, and what it may take.
+    fn program(&mut self, path: &str, judge: &Described<'_>, not_exec: &str) {
+        let at = |key: &str| format!("{path}.{key}");
+        let usual = VerifierSpec::default();
+        let usual_limits = [usual.max_cpu_seconds, usual.max_file_mib, usual.max_open_files, usual.max_processes];
+        let names = format!("{:?}", judge.environment);
+        if judge.kind != VerifierKind::Exec {
+            let given = [
+                ("environment", names, !judge.environment.is_empty()),
+                ("max_memory_gib", judge.max_memory_gib.to_string(), judge.max_memory_gib != usual.max_memory_gib),
+            ];
+            let limits = LIMITS.iter().zip(judge.limits).zip(usual_limits);
+            let limits = limits.map(|(((key, _), value), usual)| (*key, value.to_string(), value != usual));
+            for (key, value, _) in given.into_iter().chain(limits).filter(|(_, _, is_given)| *is_given) {
+                self.fail(Problem::new(at(key), not_exec).with_value(value), &[]);
+            }
+            return;
+        }
+        let is_name = |name: &String| {
+            let name = name.strip_suffix('*').unwrap_or(name);
+            !name.is_empty() && name.len() <= 256 && !name.contains(['=', '*', '\0'])
+        };
+        let message = "expected at most 64 names of variables, without `=`; a name may end in `*`";
+        let fits = judge.environment.len() <= 64 && judge.environment.iter().all(is_name);
+        self.that(fits, &at("environment"), &names, message, &[]);
+        self.range(&at("max_memory_gib"), judge.max_memory_gib, 0.0..=1_048_576.0);
+        for ((key, most), value) in LIMITS.iter().zip(judge.limits) {
+            self.range(&at(key), value, 0..=*most);
         }
     }
 }

@@ -1,7 +1,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::{JudgeKind, JudgeSpec, ServiceAddress};
+use crate::{ExecSpec, JudgeKind, JudgeSpec, ServiceAddress};
 
 const MINIMAL: &str = "
 name = 'job'
@@ -381,6 +381,38 @@ kind = 'llm'
 }
 
 #[test]
+fn programs_that_judge_have_limits() {
+    let exec = |keys: &str| {
+        let text = format!("{MINIMAL}verifier = {{ kind = 'exec', command = ['v'], {keys} }}\n");
+        let spec = parsed(&text).expect("valid");
+        let JudgeKind::Exec(exec) = spec.verifier.judge().by else { panic!("no program") };
+        exec
+    };
+    let usual = exec("");
+    assert_eq!(usual, ExecSpec::new(vec!["v".into()]));
+    let (gib, some) = (1 << 30, |value: u64| Some(value));
+    let limits = usual.limits;
+    assert_eq!((limits.memory_bytes, limits.file_bytes, limits.processes), (some(16 * gib), some(gib), None));
+    let given = exec("environment = ['HF_*', 'TOKEN'], max_memory_gib = 0.5, max_cpu_seconds = 0, max_processes = 9");
+    assert_eq!(given.environment, ["HF_*", "TOKEN"]);
+    let limits = given.limits;
+    assert_eq!((limits.memory_bytes, limits.cpu_seconds, limits.processes), (some(gib / 2), None, some(9)));
+    refused(
+        &format!(
+            "{MINIMAL}[verifier]\nkind = 'exec'\ncommand = ['v']\nenvironment = ['A=b', '*', '']\nmax_memory_gib = nan\n\
+             max_open_files = 9999999\n[reward.verifiers.style]\nkind = 'math'\nenvironment = ['A']\nmax_file_mib = 1\n"
+        ),
+        expect![[r#"
+            5 problems in job spec `job.toml`
+              line 9: verifier.environment = ["A=b", "*", ""]: expected at most 64 names of variables, without `=`; a name may end in `*`
+              line 10: verifier.max_memory_gib = NaN: expected 0 to 1048576
+              line 11: verifier.max_open_files = 9999999: expected 0 to 1048576
+              line 14: reward.verifiers.style.environment = ["A"]: applies to kind `exec` only, not to `math`
+              line 15: reward.verifiers.style.max_file_mib = 1: applies to kind `exec` only, not to `math`"#]],
+    );
+}
+
+#[test]
 fn verifiers_of_ones_own_are_read() {
     let text = format!(
         "{MINIMAL}verifier = {{ kind = 'exec', command = ['python3', 'v.py'], timeout_seconds = 2.5 }}
@@ -399,7 +431,7 @@ weight = -0.25
     assert_eq!(parsed(&spec.resolved_toml()).expect("resolved specs are valid"), spec);
     let command = vec!["python3".to_owned(), "v.py".to_owned()];
     let timeout = std::time::Duration::from_millis(2500);
-    assert_eq!(spec.verifier.judge(), JudgeSpec { by: JudgeKind::Exec(command), timeout });
+    assert_eq!(spec.verifier.judge(), JudgeSpec { by: JudgeKind::Exec(ExecSpec::new(command)), timeout });
     let style = &spec.reward.verifiers["style"];
     let service = ServiceAddress { address: "node-3:9000".into(), ca: Some("ca.crt".into()), plain_text: false };
     assert_eq!((style.weight, style.judge().by), (-0.25, JudgeKind::Grpc(service)));

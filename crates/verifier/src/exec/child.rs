@@ -3,13 +3,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use pacs_spec::ExecSpec;
 use pacs_types::Verdict;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::time::Instant;
 
+use super::environment;
+use super::guard::{self, Entry};
 use super::stderr::{LineBudget, Stderr};
 use crate::Task;
 use crate::fault::Fault;
@@ -27,12 +31,20 @@ const MOST_LINE: u64 = 1 << 20;
 /// How much of a line that is no verdict is shown.
 const SHOWN: usize = 200;
 
-/// A child process that is ready for tasks. Dropping it kills it and its process group.
+/// How long a guard may take to end its program; then all of them are ended from here.
+const GUARD_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often a guard is looked at that was told to end.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A child process that is ready for tasks. Dropping it kills it with all that it has started.
 pub(super) struct Child {
     program: String,
     process: tokio::process::Child,
-    /// The process group, named after the child.
+    /// The process, and its group.
     group: Pid,
+    /// There is a guard between this process and the program.
+    is_guarded: bool,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     stderr: Stderr,
@@ -76,17 +88,27 @@ const PROTOCOL: u64 = 1;
 
 impl Child {
     /// Starts the command and waits for its first line.
-    pub(super) async fn start(command: &[String], log: &Arc<LineBudget>) -> Result<Self, Fault> {
-        let program = command[0].clone();
-        let failed = |problem: String| Fault::Start { program: command[0].clone(), problem };
-        let spawned = Command::new(&program)
-            .args(&command[1..])
+    pub(super) async fn start(spec: &ExecSpec, guard: Option<&Entry>, log: &Arc<LineBudget>) -> Result<Self, Fault> {
+        let program = spec.command[0].clone();
+        let failed = |problem: String| Fault::Start { program: spec.command[0].clone(), problem };
+        let mut command = match guard {
+            Some(guard) => Command::from(guard.command(&spec.command, spec.limits)),
+            None => {
+                let mut command = Command::new(&program);
+                command.args(&spec.command[1..]);
+                command
+            }
+        };
+        let spawned = command
+            .env_clear()
+            .envs(environment::of(&spec.environment, std::env::vars_os()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A group of its own, so that what the child starts dies with it.
+            // A group of its own, so that what the child starts dies with it, and a terminal's Ctrl-C does not reach it.
             .process_group(0)
-            .kill_on_drop(true)
+            // A guard has to end the others first.
+            .kill_on_drop(guard.is_none())
             .spawn();
         let mut process = spawned.map_err(|error| failed(error.to_string()))?;
         let id =
@@ -95,7 +117,9 @@ impl Child {
         let stdout = BufReader::new(process.stdout.take().expect("piped above"));
         let stderr = Stderr::read(process.stderr.take().expect("piped above"), program.clone(), Arc::clone(log));
         let group = Pid::from_raw(id);
-        let mut child = Self { program, process, group, stdin, stdout, stderr, version: "".into(), asked: 0 };
+        let is_guarded = guard.is_some();
+        let mut child =
+            Self { program, process, group, is_guarded, stdin, stdout, stderr, version: "".into(), asked: 0 };
         let hello = match tokio::time::timeout(START_LIMIT, child.line()).await {
             Ok(Ok(line)) => serde_json::from_slice::<Hello>(&line).map_err(|error| {
                 let expected = "its first line has to be {\"pacs_verifier\": 1, \"version\": \"…\"}";
@@ -183,10 +207,38 @@ impl Child {
     }
 
     fn kill(&self) {
+        if self.is_guarded {
+            return self.end_guard();
+        }
         match killpg(self.group, Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => tracing::warn!(program = self.program, "a verifier process was not killed: {error}"),
         }
+    }
+
+    /// Has the guard end the program. One that does not, because the program has stopped it, say, is ended with all of them.
+    fn end_guard(&self) {
+        let (guard, program) = (self.group.as_raw(), self.program.clone());
+        let Some(began) = guard::began(guard) else { return };
+        let _ = kill(self.group, Signal::SIGTERM);
+        // Without a runtime this process is about to end, which the guard notices, too.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Ends with the guard, or at its limit.
+        runtime.spawn(async move {
+            let told = Instant::now();
+            while guard::began(guard) == Some(began) {
+                if told.elapsed() > GUARD_LIMIT {
+                    tracing::warn!(
+                        program,
+                        "a verifier process does not end; it is killed with all that it has started"
+                    );
+                    guard::kill_tree(guard);
+                    let _ = kill(Pid::from_raw(guard), Signal::SIGKILL);
+                    return;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        });
     }
 }
 

@@ -1,18 +1,23 @@
 //! A verifier that is a program of the user's own: a pool of children that read and write JSON lines.
 //!
-//! `child` is one process, from its start to its end; here is who gets which, and how often they are started.
+//! `child` is one process, from its start to its end; here is who gets which, and how often they are started. `guard` is what stands
+//! between them and us, and `environment` what they know of us.
 
 mod child;
+mod environment;
+mod guard;
 mod stderr;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pacs_runtime::Backoff;
+use pacs_spec::ExecSpec;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::child::Child;
+pub use self::guard::{Entry, Guarded, run_guarded};
 use self::stderr::LineBudget;
 use crate::Task;
 use crate::fault::Fault;
@@ -24,7 +29,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A pool of children of one command, started when they are needed.
 pub(crate) struct Exec {
-    command: Arc<[String]>,
+    spec: ExecSpec,
+    guard: Option<Entry>,
     limit: Duration,
     children: Semaphore,
     /// Those that wait for work; at most as many as there are permits.
@@ -46,9 +52,10 @@ impl Starts {
 }
 
 impl Exec {
-    pub(crate) fn new(command: Vec<String>, limit: Duration, concurrency: usize) -> Self {
+    pub(crate) fn new(spec: ExecSpec, guard: Option<Entry>, limit: Duration, concurrency: usize) -> Self {
         Self {
-            command: command.into(),
+            spec,
+            guard,
             limit,
             children: Semaphore::new(concurrency),
             idle: Mutex::default(),
@@ -57,7 +64,7 @@ impl Exec {
         }
     }
 
-    /// Asks a child. One that is late, garbles or dies is killed with its process group, and the next task gets
+    /// Asks a child. One that is late, garbles or dies is killed with all that it has started, and the next task gets
     /// another one.
     pub(crate) async fn verify(&self, task: &Task) -> (Result<Answer, Fault>, Duration) {
         let _permit = self.children.acquire().await.expect("the semaphore is never closed");
@@ -91,13 +98,13 @@ impl Exec {
             if !child.has_ended() {
                 return Ok(child);
             }
-            tracing::warn!(program = self.command[0], "a verifier process ended while it had nothing to do");
+            tracing::warn!(program = self.spec.command[0], "a verifier process ended while it had nothing to do");
         }
         let not_before = self.starts.lock().unwrap_or_else(PoisonError::into_inner).not_before;
         if let Some(at) = not_before {
             tokio::time::sleep_until(at).await;
         }
-        let started = Child::start(&self.command, &self.log).await;
+        let started = Child::start(&self.spec, self.guard.as_ref(), &self.log).await;
         let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         match &started {
             Ok(_) => *starts = Starts::new(),

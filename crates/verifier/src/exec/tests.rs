@@ -1,4 +1,5 @@
-//! Children are shell scripts: what they do wrong is in plain sight.
+//! Children are shell scripts: what they do wrong is in plain sight. They have no guard, which is another run of `pacs`:
+//! `tests/tests/exec_children.rs` has that.
 
 use pacs_types::Outcome;
 
@@ -18,7 +19,7 @@ fn script(each: &str) -> Vec<String> {
 const RIGHT: &str = r#"echo "{\"id\": $id, \"outcome\": \"correct\", \"rule\": \"pid $$\"}""#;
 
 fn exec(command: Vec<String>, limit: Duration, concurrency: usize) -> Exec {
-    Exec::new(command, limit, concurrency)
+    Exec::new(ExecSpec::new(command), None, limit, concurrency)
 }
 
 fn task(response: &str) -> Task {

@@ -1,0 +1,242 @@
+//! The certificates of a run that has not been given any: made in its folder, for its processes alone.
+//!
+//! What stays on the disk while the run lives is a certificate and a key for each role, for their owner only. The authority's key
+//! is never written ([`certs::issue`]), so whatever gets to read the folder can play a role in this run until the certificates
+//! end, and can make no others. Workers that outlive a killed `pacs run` read the folder for every connection: its successor finds
+//! the certificates there and uses them, or makes new ones, and the workers go over to them.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use pacs_runtime::net::PeerRole;
+use tokio::time::interval;
+
+use crate::certs::{self, DAY};
+
+/// The folder of the certificates in the run folder.
+const FOLDER: &str = "certificates";
+
+/// Says in which folder the certificates were made. A copy of a run folder is another run's place: it gets certificates of its own,
+/// and the original's do not open it.
+const PLACE: &str = "place";
+
+/// How long a certificate is good. Those of a folder that was lost are of no use soon.
+const LIFE: Duration = DAY.saturating_mul(30);
+
+/// Certificates that are good for less are made again: enough for a machine that was asleep over a holiday.
+const RENEW: Duration = DAY.saturating_mul(10);
+
+/// How often that is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// The certificates of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Certificates {
+    folder: PathBuf,
+    life: Duration,
+}
+
+impl Certificates {
+    /// Those of the run in `run_dir`, made when there are none that can be used.
+    ///
+    /// # Errors
+    /// When they cannot be written, or the folder is another user's or a link.
+    pub(super) fn of_run(run_dir: &Path) -> Result<Self> {
+        Self::good_for(run_dir, LIFE)
+    }
+
+    fn good_for(run_dir: &Path, life: Duration) -> Result<Self> {
+        let certificates = Self { folder: run_dir.canonicalize()?.join(FOLDER), life };
+        certificates.make().with_context(|| format!("make certificates in `{}`", certificates.folder.display()))?;
+        Ok(certificates)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn make(&self) -> Result<()> {
+        certs::create_folder(&self.folder)?;
+        let metadata = fs::symlink_metadata(&self.folder)?;
+        ensure!(metadata.is_dir(), "it is no folder");
+        ensure!(metadata.uid() == fs::metadata("/proc/self")?.uid(), "it is another user's");
+        // Two that begin at once would mix two authorities.
+        let folder = File::open(&self.folder)?;
+        let _lock = Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| io::Error::from(error))?;
+        let place = metadata.ino().to_string();
+        let is_exposed = metadata.permissions().mode() & 0o077 != 0;
+        let was_made_here = fs::read_to_string(self.folder.join(PLACE)).is_ok_and(|made| made == place);
+        if is_exposed || !was_made_here {
+            fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
+            self.empty()?;
+            fs::write(self.folder.join(PLACE), place)?;
+        }
+        self.renew()
+    }
+
+    /// Makes them anew unless they are good for long enough.
+    fn renew(&self) -> Result<()> {
+        match certs::is_complete(&self.folder, RENEW.min(self.life / 3)) {
+            true => Ok(()),
+            false => certs::issue(&self.folder, self.life),
+        }
+    }
+
+    /// Renews them in time, for as long as it is waited for.
+    pub(super) async fn keep_fresh(self) {
+        let mut look = interval(LOOK_AGAIN);
+        loop {
+            look.tick().await;
+            if let Err(error) = self.renew() {
+                tracing::error!(folder = %self.folder.display(), "the certificates of the run were not renewed: {error:#}");
+            }
+        }
+    }
+
+    /// Removes them, at the end of a run: no process of it lives that would need them.
+    pub(super) fn remove(&self) {
+        let removed = self.empty().and_then(|()| Ok(fs::remove_dir(&self.folder)?));
+        if let Err(error) = removed {
+            tracing::warn!(folder = %self.folder.display(), "certificates of the run were left: {error:#}");
+        }
+    }
+
+    fn empty(&self) -> Result<()> {
+        let gone = |removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        };
+        for role in PeerRole::ALL {
+            gone(fs::remove_dir_all(self.folder.join(role.name())))?;
+        }
+        Ok(gone(fs::remove_file(self.folder.join(PLACE)))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use pacs_protocol::v1::GetStatusRequest;
+    use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+    use pacs_runtime::launch::security;
+    use pacs_runtime::net::{RunIdentity, Security, accept, dial, server};
+    use tokio::net::TcpListener;
+    use tonic::Code;
+    use tonic::service::Routes;
+
+    use super::*;
+
+    fn read(run: &Path, file: &str) -> String {
+        fs::read_to_string(run.join(FOLDER).join(file)).expect("written")
+    }
+
+    /// Whether a process with these certificates is let in by one with those, to a server that has no services.
+    async fn is_let_in(client: &Security, served: &Security) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let router = server().add_routes(Routes::default());
+        let serving = tokio::spawn(router.serve_with_incoming(accept(listener, served.clone())));
+        // The server's refusal comes after the client's handshake, so only a call shows it.
+        let answered = async {
+            let channel = dial(&address, PeerRole::Coordinator, client, &RunIdentity::default()).await.ok()?;
+            OperatorServiceClient::new(channel).get_status(GetStatusRequest {}).await.err()
+        };
+        let is_let_in = answered.await.is_some_and(|status| status.code() == Code::Unimplemented);
+        serving.abort();
+        is_let_in
+    }
+
+    #[test]
+    fn they_are_made_once_and_hold_nothing_that_signs() {
+        let run = tempfile::tempdir().expect("a temporary folder");
+        let made = Certificates::of_run(run.path()).expect("made");
+        let first = read(run.path(), "learner/tls.crt");
+        Certificates::of_run(run.path()).expect("there");
+        assert_eq!(read(run.path(), "learner/tls.crt"), first, "survivors of a killed run use them");
+        for role in PeerRole::ALL {
+            assert!(security(made.folder(), role).is_ok(), "{role}");
+        }
+        let mut files = Vec::new();
+        for entry in fs::read_dir(made.folder()).expect("listed").flatten() {
+            if entry.path().is_dir() {
+                files.extend(fs::read_dir(entry.path()).expect("listed").flatten().map(|file| file.file_name()));
+            }
+        }
+        files.sort();
+        files.dedup();
+        assert_eq!(files, ["ca.crt", "tls.crt", "tls.key"]);
+        let mode = |file: &str| fs::metadata(made.folder().join(file)).expect("there").mode() & 0o777;
+        assert_eq!((mode(""), mode("learner"), mode("learner/tls.key")), (0o700, 0o700, 0o600));
+        made.remove();
+        assert_eq!(fs::read_dir(run.path()).expect("listed").count(), 0, "nothing stays of a run that has ended");
+    }
+
+    #[test]
+    fn a_copy_of_the_folder_gets_its_own() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let [original, copy, moved] = ["original", "copy", "moved"].map(|name| dir.path().join(name));
+        fs::create_dir(&original).expect("made");
+        Certificates::of_run(&original).expect("made");
+        let copied = std::process::Command::new("cp").arg("-a").arg(&original).arg(&copy).status().expect("cp");
+        assert!(copied.success());
+        Certificates::of_run(&copy).expect("made");
+        let authority = read(&original, "learner/ca.crt");
+        assert!(!read(&copy, "learner/ca.crt").contains(authority.trim()), "the original's open nothing there");
+        fs::rename(&original, &moved).expect("moved");
+        Certificates::of_run(&moved).expect("there");
+        assert_eq!(read(&moved, "learner/ca.crt"), authority, "the run that was moved keeps its own");
+    }
+
+    #[test]
+    fn a_folder_that_is_no_place_for_keys_is_refused_or_closed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        symlink(dir.path(), dir.path().join(FOLDER)).expect("linked");
+        let error = Certificates::of_run(dir.path()).expect_err("a link");
+        assert!(format!("{error:#}").contains("it is no folder"), "{error:#}");
+        fs::remove_file(dir.path().join(FOLDER)).expect("removed");
+
+        Certificates::of_run(dir.path()).expect("made");
+        let before = read(dir.path(), "learner/tls.key");
+        fs::set_permissions(dir.path().join(FOLDER), Permissions::from_mode(0o755)).expect("opened");
+        Certificates::of_run(dir.path()).expect("made");
+        assert_ne!(read(dir.path(), "learner/tls.key"), before, "others may have read it");
+        assert_eq!(fs::metadata(dir.path().join(FOLDER)).expect("there").mode() & 0o777, 0o700);
+    }
+
+    /// A worker that has read its certificate before they are renewed gets on with a coordinator that reads them afterwards, and the
+    /// other way round; a certificate of another run gets on with neither.
+    #[tokio::test]
+    async fn processes_get_on_while_they_are_renewed() {
+        let (run, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let made = Certificates::good_for(run.path(), DAY).expect("made");
+        let of = |role| security(made.folder(), role).expect("good");
+        let (coordinator, learner) = (of(PeerRole::Coordinator), of(PeerRole::Learner));
+        assert!(is_let_in(&learner, &coordinator).await);
+        let before = read(run.path(), "learner/tls.crt");
+        made.renew().expect("nothing to do");
+        assert_eq!(read(run.path(), "learner/tls.crt"), before);
+
+        // What has a day to go is renewed by the one that wants ten.
+        Certificates::of_run(run.path()).expect("renewed");
+        assert_ne!(read(run.path(), "learner/tls.crt"), before);
+        let (new_coordinator, new_learner) = (of(PeerRole::Coordinator), of(PeerRole::Learner));
+        for client in [&learner, &new_learner] {
+            for served in [&coordinator, &new_coordinator] {
+                assert!(is_let_in(client, served).await);
+            }
+        }
+        assert!(learner.valid_for() > Some(10 * DAY), "it was read again");
+
+        let strange = Certificates::of_run(other.path()).expect("made");
+        let stranger = security(strange.folder(), PeerRole::Learner).expect("good");
+        assert!(!is_let_in(&stranger, &new_coordinator).await);
+        let strange = security(strange.folder(), PeerRole::Coordinator).expect("good");
+        assert!(!is_let_in(&new_learner, &strange).await, "nothing is asked of a coordinator that it does not know");
+    }
+}

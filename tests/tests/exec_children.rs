@@ -1,0 +1,195 @@
+//! Programs that judge answers (`kind = "exec"`): what they know, what they may take, and that nothing of them stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pacs_tests::program;
+
+/// Longest that any of it may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A verifier that is a shell script, and a file of one answer that it judges.
+struct Trial {
+    folder: tempfile::TempDir,
+    script: PathBuf,
+}
+
+impl Trial {
+    /// The script says hello, and runs `judge` for each request, whose answer `right` is.
+    fn new(judge: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("rows.jsonl"), "{\"id\": 1, \"gold\": \"2\", \"pred\": \"2\"}\n")?;
+        let script = folder.path().join("verifier.sh");
+        let text = format!(
+            "right() {{ echo '{{\"id\": 1, \"outcome\": \"correct\"}}'; }}\n\
+             note() {{ echo \"$1\" >>'{}'; }}\n\
+             echo '{{\"pacs_verifier\": 1, \"version\": \"test\"}}'\n\
+             while read -r line; do\n{judge}\ndone\n",
+            folder.path().join("notes").display()
+        );
+        fs::write(&script, text)?;
+        Ok(Self { folder, script })
+    }
+
+    fn command(&self, options: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program("pacs")?);
+        command.args(["verify", "exec", "--threads", "1", "--input"]).arg(self.folder.path().join("rows.jsonl"));
+        command.args(options).arg("--").arg("bash").arg(&self.script);
+        command.env("PACS_TLS_DIR", "/keys").env("SOME_TOKEN", "secret").env("LC_TEST", "told");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    /// What became of the answer.
+    fn judged(&self, options: &[&str]) -> Result<String> {
+        let output = self.command(options)?.output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(said)
+    }
+
+    fn start(&self) -> Result<Child> {
+        self.command(&["--timeout", "3000"])?.spawn().context("start pacs")
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("notes")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The first so many notes, once they are there.
+    fn wait_for_notes(&self, count: usize) -> Result<Vec<String>> {
+        wait_for("notes", || self.notes().len() >= count)?;
+        Ok(self.notes())
+    }
+}
+
+fn wait_for(what: &str, found: impl Fn() -> bool) -> Result<()> {
+    let began = Instant::now();
+    while !found() {
+        ensure!(began.elapsed() < DEADLINE, "no {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// The state of a process and its parent; none when it has ended.
+fn process(pid: &str) -> Option<(char, i32)> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    (state != 'Z').then_some((state, fields.next()?.parse().ok()?))
+}
+
+fn wait_for_end(pids: &[String]) -> Result<()> {
+    wait_for(&format!("end of {pids:?}"), || pids.iter().all(|pid| process(pid).is_none()))
+}
+
+/// Starts a looping child, one in a session of its own, and one that is nobody's child any more, and notes all of them.
+const OFFSPRING: &str = "(while :; do :; done) & note $!
+    setsid bash -c 'echo $$; exec sleep 3000' | { read -r pid; note $pid; } &
+    bash -c 'setsid sleep 3000 & echo $!' >pid.$$ ; note $(cat pid.$$); rm pid.$$
+    note $$";
+
+const OFFSPRING_SIZE: usize = 4;
+
+#[test]
+fn they_know_nothing_of_the_environment_but_what_is_allowed() -> Result<()> {
+    let names = |options: &[&str]| -> Result<Vec<String>> {
+        let trial = Trial::new("note \"$(env)\"; right")?;
+        ensure!(trial.judged(options)?.contains("correct"));
+        Ok(trial.notes().iter().filter_map(|line| Some(line.split_once('=')?.0.to_owned())).collect())
+    };
+    let told = names(&[])?;
+    assert!(told.iter().any(|name| name == "PATH") && told.iter().any(|name| name == "LC_TEST"), "{told:?}");
+    for secret in ["SOME_TOKEN", "PACS_TLS_DIR"] {
+        assert!(!told.iter().any(|name| name == secret), "{told:?}");
+    }
+    assert!(names(&["--pass-env", "SOME_*"])?.iter().any(|name| name == "SOME_TOKEN"));
+    Ok(())
+}
+
+#[test]
+fn they_have_limits_and_cannot_become_anybody_else() -> Result<()> {
+    let trial = Trial::new(
+        "note $(ulimit -v); note $(ulimit -f); note $(ulimit -c); note $(ulimit -n)
+         note $(grep NoNewPrivs /proc/self/status | tr -dc 01); right",
+    )?;
+    ensure!(trial.judged(&[])?.contains("correct"));
+    // In KiB and blocks of 1 KiB.
+    assert_eq!(trial.notes(), [(16 << 20).to_string(), (1 << 20).to_string(), "0".into(), "1024".into(), "1".into()]);
+    Ok(())
+}
+
+#[test]
+fn how_they_end_is_told() -> Result<()> {
+    for (judge, said) in [
+        ("exit 3", "ended with exit code 3"),
+        ("kill -SEGV $$", "was killed by signal 11"),
+        ("kill -KILL $$", "was killed by signal 9"),
+        ("exec 1>&-; sleep 3000", "ended its output"),
+    ] {
+        let judged = Trial::new(judge)?.judged(&[])?;
+        assert!(judged.contains("failed") && judged.contains(said), "{judge}: {judged}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_they_have_started_ends_at_the_time_limit() -> Result<()> {
+    let trial = Trial::new(&format!("cd '{}'; {OFFSPRING}; sleep 3000", tempfile::tempdir()?.keep().display()))?;
+    let judged = trial.judged(&["--timeout", "5"])?;
+    assert!(judged.contains("timed_out"), "{judged}");
+    let pids = trial.wait_for_notes(OFFSPRING_SIZE)?;
+    wait_for_end(&pids)
+}
+
+#[test]
+fn what_they_have_started_ends_with_them() -> Result<()> {
+    let trial = Trial::new(&format!("cd /tmp; {OFFSPRING}; right; exit 0"))?;
+    let judged = trial.judged(&[])?;
+    assert!(judged.contains("correct"), "{judged}");
+    let pids = trial.wait_for_notes(OFFSPRING_SIZE)?;
+    wait_for_end(&pids)
+}
+
+#[test]
+fn what_they_have_started_ends_when_the_verifier_is_killed() -> Result<()> {
+    let trial = Trial::new(&format!("cd /tmp; {OFFSPRING}; wait"))?;
+    let mut verifier = trial.start()?;
+    let pids = trial.wait_for_notes(OFFSPRING_SIZE)?;
+    assert!(pids.iter().all(|pid| process(pid).is_some()), "{pids:?}");
+    verifier.kill()?;
+    verifier.wait()?;
+    wait_for_end(&pids)
+}
+
+#[test]
+fn they_end_with_their_guard() -> Result<()> {
+    let trial = Trial::new("note $$; while :; do :; done")?;
+    let mut verifier = trial.start()?;
+    let pids = trial.wait_for_notes(1)?;
+    let (_, guard) = process(&pids[0]).context("it runs")?;
+    assert_ne!(u32::try_from(guard)?, verifier.id(), "there is one in between");
+    kill(Pid::from_raw(guard), Signal::SIGKILL)?;
+    wait_for_end(&pids)?;
+    verifier.kill()?;
+    verifier.wait()?;
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_started_says_why() -> Result<()> {
+    let trial = Trial::new("right")?;
+    let mut command = Command::new(program("pacs")?);
+    command.args(["verify", "exec", "--input"]).arg(trial.folder.path().join("rows.jsonl"));
+    let output = command.args(["--", "/no/such/program"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("failed") && said.contains("No such file"), "{said}");
+    Ok(())
+}
