@@ -41,7 +41,7 @@ impl Coverage {
         let total = |config: &ModelConfig| ParameterLayout::new(config).total();
         let has_values = match spec.objective.objective(spec.rollout.max_new_tokens) {
             Objective::Policy(policy) => policy.value.is_some(),
-            Objective::Pacs(_) => false,
+            Objective::Pacs(_) | Objective::Real(_) | Objective::Disco(_) | Objective::External => false,
         };
         let values = has_values.then(|| (VALUE_MODEL, total(&model.of_values())));
         let networks = [(POLICY, total(model))].into_iter().chain(values).collect();
