@@ -192,6 +192,13 @@ impl Unit {
         Some(self)
     }
 
+    /// Whether this is no more than some unit, square or not: `5 \text{ square units}`.
+    pub(crate) fn is_generic(&self) -> bool {
+        self.dimensions == [0; DIMENSIONS]
+            && !self.counted.is_empty()
+            && self.counted.iter().all(|noun| noun.starts_with("unit"))
+    }
+
     /// Whether values in the two can be compared at all: the same dimensions, and things that are counted alike.
     pub(crate) fn measures_the_same(&self, other: &Self) -> bool {
         /// Say no more than that something is counted.
@@ -201,6 +208,15 @@ impl Unit {
         let power = |unit: &Self| unit.counted.iter().find(|noun| noun.starts_with("unit")).cloned();
         if let (Some(own), Some(other)) = (power(self), power(other)) {
             return own == other;
+        }
+        // Square units are square centimetres as well as any other.
+        if self.is_generic() || other.is_generic() {
+            let power =
+                |unit: &Self| unit.counted.first().and_then(|noun| noun.strip_prefix("unit^")?.parse::<i8>().ok());
+            let power = power(self).or(power(other)).unwrap_or(1);
+            let dimensions = if self.is_generic() { other.dimensions } else { self.dimensions };
+            let length = dimensions[0];
+            return length == 0 || length == power;
         }
         let counted = any(self) || any(other) || self.counted.iter().any(|noun| other.counted.contains(noun));
         self.dimensions == other.dimensions && self.currency == other.currency && counted

@@ -103,11 +103,11 @@ impl Work {
 
     /// Whether a number is a number where the reference is one, and a polynomial has its factors or is multiplied out.
     fn has_form_of(self, reference: Self) -> bool {
-        !(self.has_root && reference.is_rational)
-            && !(self.is_quotient && reference.is_whole)
-            && !(self.has_variables && !reference.has_variables)
-            && !(reference.is_factored && !self.is_factored)
-            && !(reference.is_expanded && self.is_product)
+        let is_number = !(self.has_root && reference.is_rational || self.is_quotient && reference.is_whole);
+        let is_closed = !self.has_variables || reference.has_variables;
+        let has_factors = !reference.is_factored || self.is_factored;
+        let is_expanded = !reference.is_expanded || !self.is_product;
+        is_number && is_closed && has_factors && is_expanded
     }
 
     /// What the whole of an answer is.

@@ -139,7 +139,8 @@ impl Reading {
         let (Some(name), None) = (only_own.next(), only_own.next()) else { return None };
         let (Some(renamed), None) = (only_other.next(), only_other.next()) else { return None };
         let are_declared = self.settled.declared.contains(name) || found.settled.declared.contains(renamed);
-        if !are_declared && !(counts_periods(gold, name) && counts_periods(answer, renamed)) {
+        let are_periods = || counts_periods(gold, name) && counts_periods(answer, renamed);
+        if !are_declared && !are_periods() {
             return None;
         }
         let (target, by) = (Expr::Symbol(renamed.clone()), Expr::Symbol(name.clone()));

@@ -94,7 +94,7 @@ fn formulas(text: &str) -> Vec<&str> {
                 found.push(formula.trim());
                 rest = after;
             }
-            None => rest = &rest[1..].trim_start_matches(|c: char| !c.is_ascii()),
+            None => rest = rest[1..].trim_start_matches(|c: char| !c.is_ascii()),
         }
     }
     found.retain(|formula| !formula.is_empty());

@@ -16,7 +16,7 @@ pub(super) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
                 let rule = if other.is_known { Rule::Unit } else { Rule::Unread };
                 return Judgement::new(false, rule);
             }
-            if unit.scale == other.scale {
+            if unit.scale == other.scale || unit.is_generic() || other.is_generic() {
                 return compare_answers(gold, found, budget);
             }
             match (&**gold, &**found) {

@@ -143,17 +143,21 @@ fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -
         },
         _ => None,
     };
-    let (Some((gold_head, variable)), Some((found_head, other))) = (head(gold[0]), head(found[0])) else {
-        return false;
-    };
-    if gold_head != found_head {
-        return false;
-    }
     let is_free = |name: &str, side: &Answer| {
         let mut occurs = false;
         super::naming::expressions(side, &mut |expr| occurs |= expr.symbols().contains(&name));
         !occurs
     };
+    // `f(x) = 2x` and `y = 2x`
+    let is_value = |side: &Answer, of: &Answer| matches!(side, Answer::Scalar(Expr::Symbol(name)) if is_free(name, of));
+    let [own, other] = [head(gold[0]), head(found[0])];
+    if own.is_some() && is_value(found[0], found[1]) || other.is_some() && is_value(gold[0], gold[1]) {
+        return compare(gold[1], found[1], budget).equal;
+    }
+    let (Some((gold_head, variable)), Some((found_head, other))) = (own, other) else { return false };
+    if gold_head != found_head {
+        return false;
+    }
     if variable != other && !is_free(&variable, found[1]) {
         return false;
     }

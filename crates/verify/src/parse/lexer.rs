@@ -1,6 +1,7 @@
 //! Characters to tokens.
 
 use super::ParseError;
+use super::characters::{is_letter, subscript, superscript, vulgar_fraction};
 use super::literal::{Commas, Literal, literal};
 use super::units;
 use super::words::{Command, ELLIPSIS, bare_word, command, function, is_short_word};
@@ -66,7 +67,7 @@ pub(super) enum Series {
 
 /// What an environment between `\begin` and `\end` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Environment {
+pub(super) enum Environment {
     Matrix,
     /// Lines of a system or derivation.
     Lines,
@@ -106,15 +107,16 @@ pub(super) fn tokens(text: &str, notation: Notation) -> Result<Vec<Token>, Parse
     Ok(lexer.out)
 }
 
-struct Lexer<'a> {
-    rest: &'a str,
-    out: Vec<Token>,
+/// Takes characters off the front of a text.
+pub(super) struct Lexer<'a> {
+    pub(super) rest: &'a str,
+    pub(super) out: Vec<Token>,
     /// Open round, square and set brackets.
-    depth: usize,
-    environments: Vec<Environment>,
-    notation: Notation,
+    pub(super) depth: usize,
+    pub(super) environments: Vec<Environment>,
+    pub(super) notation: Notation,
     /// Whether white space stands before what comes.
-    spaced: bool,
+    pub(super) spaced: bool,
 }
 
 impl Lexer<'_> {
@@ -138,12 +140,12 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    fn skip(&mut self, bytes: usize) {
+    pub(super) fn skip(&mut self, bytes: usize) {
         self.rest = &self.rest[bytes..];
     }
 
     /// Takes the longest prefix of characters that satisfy `wanted`.
-    fn take_while(&mut self, wanted: impl Fn(char) -> bool) -> String {
+    pub(super) fn take_while(&mut self, wanted: impl Fn(char) -> bool) -> String {
         let end = self.rest.find(|c| !wanted(c)).unwrap_or(self.rest.len());
         let (taken, rest) = self.rest.split_at(end);
         self.rest = rest;
@@ -160,7 +162,7 @@ impl Lexer<'_> {
         }
     }
 
-    fn number(&mut self) {
+    pub(super) fn number(&mut self) {
         if let Some(digits) = self.digits_with_letters() {
             return self.out.push(Token::Symbol(digits));
         }
@@ -190,7 +192,7 @@ impl Lexer<'_> {
     }
 
     /// Whether a value ends here, so that what follows may be its unit or a factor.
-    fn is_after_value(&self) -> bool {
+    pub(super) fn is_after_value(&self) -> bool {
         let value = |token: &Token| {
             matches!(token, Token::Number(_) | Token::Constant(_) | Token::Close(_) | Token::Percent | Token::Degree)
         };
@@ -246,18 +248,7 @@ impl Lexer<'_> {
         self.out.extend(word.chars().map(letter));
     }
 
-    /// Adds words, to those before them where there are any.
-    fn text(&mut self, words: &str) {
-        match self.out.last_mut() {
-            Some(Token::Text(text)) => {
-                text.push(' ');
-                text.push_str(words);
-            }
-            _ => self.out.push(Token::Text(words.to_owned())),
-        }
-    }
-
-    fn backslash(&mut self) -> Result<(), ParseError> {
+    pub(super) fn backslash(&mut self) -> Result<(), ParseError> {
         self.skip(1);
         let name = self.take_while(|c| c.is_ascii_alphabetic());
         if name.is_empty() {
@@ -309,7 +300,7 @@ impl Lexer<'_> {
         }
     }
 
-    fn character(&mut self, next: char) -> Result<(), ParseError> {
+    pub(super) fn character(&mut self, next: char) -> Result<(), ParseError> {
         let relation = |lexer: &mut Self, plain, or_equal| {
             let relation = if lexer.take_prefix("=") { or_equal } else { plain };
             lexer.push(Token::Relation(relation))
@@ -407,7 +398,7 @@ impl Lexer<'_> {
     }
 
     /// The content of a brace group that follows; empty when there is none.
-    fn braced(&mut self) -> String {
+    pub(super) fn braced(&mut self) -> String {
         let trimmed = self.rest.trim_start();
         if !trimmed.starts_with('{') {
             return String::new();
@@ -420,112 +411,6 @@ impl Lexer<'_> {
         let Some((end, _)) = end else { return String::new() };
         self.rest = &trimmed[end + 1..];
         trimmed[1..end].to_owned()
-    }
-
-    /// `\text{…}`: words, and the numbers and marks among them.
-    fn words(&mut self) -> Result<(), ParseError> {
-        let before = self.rest;
-        let content = self.braced();
-        let words = content.trim();
-        let commands =
-            ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed"];
-        if commands.iter().any(|math| words.contains(math)) {
-            // A formula in a text font: its brace group is read like any other.
-            self.rest = before;
-            return Ok(());
-        }
-        let name = words.trim_start_matches('\\').to_ascii_lowercase();
-        if let Some(function) =
-            function(&name).filter(|_| self.rest.trim_start().starts_with(['(', '\\', '^', '{', '_']))
-        {
-            self.out.push(Token::Function(function));
-            return Ok(());
-        }
-        // `\text{A3}_{16}`
-        let is_digit = |c: char| matches!(c, '0'..='9' | 'A'..='F');
-        if self.rest.trim_start().starts_with('_') && words.starts_with(is_digit) && words.chars().all(is_digit) {
-            self.out.push(Token::Symbol(words.to_owned()));
-            return Ok(());
-        }
-        let mut inside = Lexer {
-            rest: words,
-            out: std::mem::take(&mut self.out),
-            depth: self.depth,
-            environments: Vec::new(),
-            notation: self.notation,
-            spaced: true,
-        };
-        let read = inside.prose(self.rest);
-        self.out = inside.out;
-        read
-    }
-
-    /// Reads words; `after` is what follows them.
-    fn prose(&mut self, after: &str) -> Result<(), ParseError> {
-        while let Some(next) = self.rest.chars().next() {
-            let is_number =
-                next.is_ascii_digit() || (next == '.' && self.rest[1..].starts_with(|c: char| c.is_ascii_digit()));
-            if is_number {
-                self.number();
-            } else if is_letter(next) {
-                let mut word = self.take_while(is_letter);
-                // `o'clock`, `p.m.`, `right-angled`
-                while let Some(mark) = self.rest.chars().next().filter(|c| matches!(c, '.' | '-' | '\'' | '’'))
-                    && self.rest[mark.len_utf8()..].starts_with(is_letter)
-                {
-                    self.skip(mark.len_utf8());
-                    word.push(mark);
-                    word.push_str(&self.take_while(is_letter));
-                }
-                let rest = if self.rest.trim().is_empty() { after } else { self.rest };
-                // `km/h`, `m/s`
-                let is_unit =
-                    self.is_after_value() || matches!(&self.out[..], [.., Token::Text(_), Token::Over | Token::Times]);
-                if word.chars().count() == 1 && !is_unit && is_variable_in(self.rest, self.out.last()) {
-                    self.out.extend(word.chars().map(letter));
-                } else {
-                    self.text_word(&word, rest);
-                }
-            } else if next == '\\' {
-                self.backslash()?;
-            } else if next == '.' || next == '!' {
-                self.skip(1);
-            } else {
-                self.skip(next.len_utf8());
-                self.character(next)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A word of a language: one that stands for a mark, or a part of what is said in words.
-    fn text_word(&mut self, word: &str, rest: &str) {
-        let lower = word.to_lowercase();
-        let rest = rest.trim_start();
-        let before_value = rest.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '\\' | '(' | '$' | '-' | '.'));
-        let after_value = self.is_after_value() || matches!(self.out.last(), Some(Token::Symbol(_)));
-        let starts = !matches!(self.out.last(), Some(Token::Text(_)));
-        let token = match lower.as_str() {
-            "and" => Token::Separator(Joint::And),
-            "or" => Token::Separator(Joint::Or),
-            "percent" | "percentage" | "pct" if after_value => Token::Percent,
-            "to" if after_value && before_value => Token::Ratio,
-            "plus" if before_value => Token::Plus,
-            "minus" | "negative" if before_value && starts => Token::Minus,
-            "times" if after_value && before_value => Token::Times,
-            "over" if after_value && before_value => Token::Over,
-            "is" | "equals" | "are" | "be" if !self.out.is_empty() && before_value => Token::Relation(Relation::Equal),
-            "approximately" | "approx" | "about" | "roughly" if before_value && starts => {
-                Token::Relation(Relation::About)
-            }
-            "exactly" | "only" | "just" if before_value && starts && !after_value => return,
-            "squared" | "cubed" if after_value => {
-                self.out.push(Token::Caret);
-                Token::Number(Literal::of_digits(if lower == "squared" { "2" } else { "3" }))
-            }
-            _ => return self.text(word),
-        };
-        self.out.push(token);
     }
 
     /// `\mathrm{…}`: one letter is a variable (behind a number a unit), several are a function or words.
@@ -627,16 +512,6 @@ impl Lexer<'_> {
     }
 }
 
-/// Letters that make up words; those of Greek are variables, one by one.
-fn is_letter(c: char) -> bool {
-    c.is_ascii_alphabetic() || (!c.is_ascii() && c.is_alphabetic() && !is_symbol(c))
-}
-
-/// Letters beyond ASCII that are symbols of formulas: Greek, letter-like signs, modifiers, mathematical alphabets.
-fn is_symbol(c: char) -> bool {
-    matches!(c, '\u{370}'..='\u{3ff}' | '\u{1d00}'..='\u{1dbf}' | '\u{2070}'..='\u{209f}' | '\u{2100}'..='\u{214f}' | 'ª' | 'º' | 'µ' | '\u{1d400}'..='\u{1d7ff}')
-}
-
 /// The suffix of an ordinal number: `21st`, `12th`.
 fn ordinal(literal: &Literal) -> Option<&'static str> {
     let digits = literal.plain_digits()?.as_bytes();
@@ -662,15 +537,6 @@ fn starts_word(rest: &str) -> bool {
     letters >= 3 && function(&word[..word.find(|c| !is_letter(c)).unwrap_or(word.len())]).is_none()
 }
 
-/// Whether a letter among words is a variable: a mark of formulas stands next to it.
-fn is_variable_in(rest: &str, last: Option<&Token>) -> bool {
-    let marks = ['<', '>', '=', '+', '-', '*', '/', '^', '_', '≤', '≥', '≠', '∈'];
-    let is_mark = |token: &Token| {
-        matches!(token, Token::Relation(_) | Token::Plus | Token::Minus | Token::Times | Token::Over | Token::Caret)
-    };
-    rest.trim_start().starts_with(marks) || last.is_some_and(is_mark)
-}
-
 fn environment(name: &str) -> Option<Environment> {
     if name.contains("matrix") || name.contains("array") {
         return Some(Environment::Matrix);
@@ -681,38 +547,8 @@ fn environment(name: &str) -> Option<Environment> {
         .then_some(Environment::Lines)
 }
 
-fn superscript(c: char) -> Option<char> {
-    let at = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ".chars().position(|raised| raised == c)?;
-    "0123456789+-ni".chars().nth(at)
-}
-
-fn subscript(c: char) -> Option<char> {
-    let at = "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₖₘₚₛₜ".chars().position(|lowered| lowered == c)?;
-    "0123456789+-aeoxnkmpst".chars().nth(at)
-}
-
-fn vulgar_fraction(c: char) -> Option<(&'static str, &'static str)> {
-    Some(match c {
-        '½' => ("1", "2"),
-        '⅓' => ("1", "3"),
-        '⅔' => ("2", "3"),
-        '¼' => ("1", "4"),
-        '¾' => ("3", "4"),
-        '⅕' => ("1", "5"),
-        '⅖' => ("2", "5"),
-        '⅗' => ("3", "5"),
-        '⅘' => ("4", "5"),
-        '⅙' => ("1", "6"),
-        '⅚' => ("5", "6"),
-        '⅛' => ("1", "8"),
-        '⅜' => ("3", "8"),
-        '⅝' => ("5", "8"),
-        '⅞' => ("7", "8"),
-        _ => return None,
-    })
-}
-
-fn letter(letter: char) -> Token {
+/// A letter of a formula: a constant or a variable.
+pub(super) fn letter(letter: char) -> Token {
     match letter {
         'e' => Token::Constant(Constant::Euler),
         'i' => Token::Constant(Constant::Imaginary),

@@ -2,12 +2,14 @@
 //! relations, sets and brackets, `measure` takes units (`units`) off, `expression` and `operand` read expressions.
 //! [`settle`] carries out what is left to do before an answer can be compared; `matrix` calculates with matrices.
 
+mod characters;
 mod expression;
 mod lexer;
 mod literal;
 mod matrix;
 mod measure;
 mod operand;
+mod prose;
 mod settle;
 mod structure;
 mod units;

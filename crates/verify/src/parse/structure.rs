@@ -578,7 +578,7 @@ fn tuples(open: Bracket, close: Bracket, items: &[Answer]) -> Result<Answer, Par
         }
         all = all
             .iter()
-            .flat_map(|tuple| values.iter().map(|value| [tuple.as_slice(), &[value.clone()]].concat()))
+            .flat_map(|tuple| values.iter().map(|value| [tuple.as_slice(), std::slice::from_ref(value)].concat()))
             .collect();
     }
     let mut tuples: Vec<_> = all.into_iter().map(|items| Answer::Sequence { open, close, items }).collect();
