@@ -357,6 +357,8 @@ impl Machine {
             return self.fail(format!("{dropped} groups of one step were dropped because {reason}; {hint}"));
         }
         self.fill();
+        // It may have been what others rested for.
+        self.try_train();
     }
 
     /// What was kept of a sample is gone: it has to be generated again, or its group has.
