@@ -18,6 +18,10 @@ PUBLISHED = {
     "reinforce_pp": ("returns", True, "token", "token_mean", 0.2, 0.2, 3.0, False),
     "reinforce_pp_baseline": ("centred", True, "token", "token_mean", 0.2, 0.2, 3.0, False),
     "ppo": ("gae", True, "token", "seq_mean_token_mean", 0.2, 0.2, 3.0, False),
+    "weighted_rloo": ("weighted_leave_one_out", False, "token", "seq_mean_token_sum", 0.2, 0.2, 3.0, False),
+    "maxrl": ("over_mean", False, "token", "seq_mean_token_sum", 0.2, 0.2, 3.0, False),
+    "cispo": ("standardised", False, "weight", "token_mean", 1.0, 4.0, 0.0, False),
+    "dppo": ("standardised", False, "mask", "token_mean", 0.2, 0.2, 0.0, False),
 }
 NAMES = ("advantage", "whiten", "ratio", "aggregation", "clip_low", "clip_high", "dual_clip", "mask_truncated")
 
@@ -39,6 +43,15 @@ OF_PACS = {
     "actor_term": False,
     "reset_optimizer": False,
     "reference_reset_steps": 1,
+    "importance": "off",
+    "importance_level": "sequence",
+    "importance_cap": 2.0,
+}
+OF_WEIGHTED_RLOO = {"pass_exponent": 1.0, "fail_exponent": 1.0}
+OF_DPPO = {"divergence": "tv", "ratio_cap": 20.0}
+OF_ANSWERS = {
+    "real": {"tau": 0.5},
+    "disco": {"tau": 10.0, "constraint_delta": 1e-4, "constraint_penalty": 1e3},
 }
 OF_PPO = {"gamma": 1.0, "lambda": 1.0, "value_clip": 0.5, "critic_learning_rate": 1e-5, "critic_warmup_steps": 0}
 
@@ -51,6 +64,12 @@ def settings(objective):
     elif kind in PUBLISHED:
         known = dict(zip(NAMES, PUBLISHED[kind])) | OF_ALL_BUT_PACS
         known |= OF_PPO if kind == "ppo" else {"gamma": 1.0} if kind == "reinforce_pp" else {}
+        known |= OF_WEIGHTED_RLOO if kind == "weighted_rloo" else OF_DPPO if kind == "dppo" else {}
+    elif kind in OF_ANSWERS:
+        known = dict(OF_ANSWERS[kind])
+    elif kind == "external":
+        # The program that `deploy/objectives` has as an example is the only one that is known here.
+        known = {"command": [], "timeout_seconds": 60.0}
     else:
         raise SystemExit(f"objective {kind} is not computed here")
     unknown = objective.keys() - known.keys() - {"kind"}
@@ -108,10 +127,57 @@ def pacs_loss(rows, s):
             right, wrong = label_weights(label, labels, s["label_weights"])
             log_sigmoid = torch.nn.functional.logsigmoid
             loss = -right * label * log_sigmoid(score) - wrong * (1 - label) * log_sigmoid(-score)
+            if s["importance"] != "off":
+                loss = loss * importance_weights(row, s).mean()
             if s["actor_term"]:
                 loss = loss + loss.detach() * row["new"].sum()
             losses.append(loss)
     return torch.stack(losses).mean()
+
+
+# Others that know an answer by its log-prob
+
+
+def real_loss(rows, s):
+    """Mean over prompts of two logarithms of sums, one over what is right and one over what is wrong, each with an anchor."""
+    losses = []
+    for group in by_group(rows):
+        logits = torch.stack([(row["new"] - row["old"]).mean() for row in group]) / s["tau"]
+        labels = torch.tensor([float(row["label"]) for row in group], dtype=logits.dtype)
+        losses.append((1 + (labels * (-logits).exp()).sum()).log() + (1 + ((1 - labels) * logits.exp()).sum()).log())
+    return torch.stack(losses).mean()
+
+
+def disco_loss(rows, s):
+    """Mean over prompts of the gap between wrong and right answers, and a penalty for leaving the old policy."""
+    losses = []
+    for group in by_group(rows):
+        scores = torch.stack([row["new"].mean() for row in group])
+        labels = torch.tensor([float(row["label"]) for row in group], dtype=scores.dtype)
+        right, wrong = labels.sum(), (1 - labels).sum()
+        if right > 0 and wrong > 0:
+            hardest = s["tau"] * (((1 - labels) * (scores / s["tau"]).exp()).sum() / wrong).log()
+            losses.append(hardest - (labels * scores).sum() / right)
+        else:
+            losses.append(0.0 * scores.sum())
+    divergence = torch.stack([(row["old"] - row["new"]).mean() for row in rows]).mean()
+    beyond = (divergence - s["constraint_delta"]).clamp(min=0)
+    return torch.stack(losses).mean() + s["constraint_penalty"] * beyond**2
+
+
+def pairwise_loss(rows, s):
+    """The example of a program: every right answer above every wrong one."""
+    losses, beta = [], float(s["command"][-1])
+    for group in by_group(rows):
+        scores = [beta * (row["new"] - row["old"]).sum() for row in group]
+        right = [score for row, score in zip(group, scores) if row["label"] > 0.5]
+        wrong = [score for row, score in zip(group, scores) if row["label"] <= 0.5]
+        pairs = [torch.nn.functional.softplus(b - a) for a in right for b in wrong]
+        losses.append(torch.stack(pairs).mean() if pairs else 0.0 * sum(scores))
+    return torch.stack(losses).mean()
+
+
+ANSWER_LOSSES = {"pacs": pacs_loss, "real": real_loss, "disco": disco_loss, "external": pairwise_loss}
 
 
 # The clipped policy gradient
@@ -155,6 +221,8 @@ def importance_weights(row, s):
     differences = row["old"] - row["rollout"]
     if s["importance_level"] == "sequence":
         differences = differences.sum().expand(len(differences))
+    elif s["importance_level"] == "geometric":
+        differences = differences.mean().expand(len(differences))
     weights, cap = differences.exp(), s["importance_cap"]
     if s["importance"] == "truncate":
         return weights.clamp(max=cap)
@@ -162,17 +230,45 @@ def importance_weights(row, s):
     return torch.where((weights > cap) | (weights < 1 / cap), 0.0, weights)
 
 
+def weighted_logprob(row, s):
+    """`-A w ln p` with the clipped ratio as a constant weight."""
+    weight = (row["new"] - row["old"]).exp().clamp(1 - s["clip_low"], 1 + s["clip_high"]).detach()
+    return -row["advantages"] * weight * row["new"]
+
+
+def masked_logprob(row, s):
+    """`-A w ln p` with the ratio to the rollout engine as a constant weight, where probabilities have not gone too far."""
+    new, advantage = row["new"].detach(), row["advantages"]
+    now, before = new.exp(), row["rollout"].exp()
+    if s["divergence"] == "tv":
+        distance = (now - before).abs()
+    else:
+        distance = before * (before / now).log() + (1 - before) * ((1 - before) / (1 - now)).log()
+    too_likely = (advantage > 0) & (now > before) & (distance > s["clip_high"])
+    too_rare = (advantage < 0) & (now < before) & (distance > s["clip_low"])
+    weight = (new - row["rollout"]).exp().clamp(max=s["ratio_cap"])
+    return torch.where(too_likely | too_rare, 0.0, -advantage * weight * row["new"])
+
+
+def clipped_ratio(row, s):
+    log_ratio, advantage = row["new"] - row["old"], row["advantages"]
+    if s["ratio"] == "answer":
+        log_ratio = log_ratio.mean().expand(len(log_ratio))
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1 - s["clip_low"], 1 + s["clip_high"])
+    loss = torch.maximum(-advantage * ratio, -advantage * bounded)
+    if s["dual_clip"] > 0:
+        loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * s["dual_clip"]), loss)
+    return loss
+
+
+SURROGATES = {"token": clipped_ratio, "answer": clipped_ratio, "weight": weighted_logprob, "mask": masked_logprob}
+
+
 def policy_loss(rows, s, max_new_tokens):
     surrogates, penalties, entropies = [], [], []
     for row in (row for row in rows if counts(row, s)):
-        log_ratio, advantage = row["new"] - row["old"], row["advantages"]
-        if s["ratio"] == "answer":
-            log_ratio = log_ratio.mean().expand(len(log_ratio))
-        ratio = log_ratio.exp()
-        bounded = ratio.clamp(1 - s["clip_low"], 1 + s["clip_high"])
-        loss = torch.maximum(-advantage * ratio, -advantage * bounded)
-        if s["dual_clip"] > 0:
-            loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * s["dual_clip"]), loss)
+        loss = SURROGATES[s["ratio"]](row, s)
         if s["importance"] != "off":
             loss = loss * importance_weights(row, s)
         surrogates.append(loss)
@@ -200,13 +296,20 @@ def set_advantages(rows, s):
     for group in by_group(rows):
         totals = torch.stack([row["rewards"].sum() for row in group])
         for i, row in enumerate(group):
-            row["advantages"] = advantages(row, i, totals, s)
+            row["advantages"] = group_weight([r["label"] for r in group], s) * advantages(row, i, totals, s)
             if s["advantage"] == "gae":
                 row["returns"] = row["advantages"] + row["values"]
     if s["whiten"]:
         every = torch.cat([row["advantages"] for row in rows if counts(row, s)])
         for row in rows:
             row["advantages"] = (row["advantages"] - every.mean()) / (every.var() + 1e-8).sqrt()
+
+
+def group_weight(labels, s):
+    p = sum(labels) / len(labels)
+    if s["advantage"] != "weighted_leave_one_out" or s["pass_exponent"] == s["fail_exponent"] == 0:
+        return 1.0
+    return p ** -s["pass_exponent"] * (1 - p) ** -s["fail_exponent"] if 0 < p < 1 else 0.0
 
 
 def advantages(row, i, totals, s):
@@ -220,11 +323,13 @@ def advantages(row, i, totals, s):
         surprises = rewards + s["gamma"] * values[1:] - values[:-1]
         decay = (s["gamma"] * s["lambda"]) ** torch.arange(length, dtype=torch.float64)
         return torch.stack([(decay[: length - t] * surprises[t:]).sum() for t in range(length)])
-    if s["advantage"] == "leave_one_out":
+    if s["advantage"] in ("leave_one_out", "weighted_leave_one_out"):
         baseline = (totals.sum() - totals[i]) / (len(totals) - 1)
     else:
         baseline = totals.mean()
     scale = totals.std() + 1e-6 if s["advantage"] == "standardised" else 1.0
+    if s["advantage"] == "over_mean":
+        scale = baseline if baseline > 0 else float("inf")
     return ((totals[i] - baseline) / scale).expand(length)
 
 

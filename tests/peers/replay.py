@@ -143,7 +143,7 @@ class Trainer:
         self.reset(step)
         with torch.no_grad():
             self.note(rows)
-        if s["kind"] != "pacs":
+        if s["kind"] not in objectives.ANSWER_LOSSES:
             objectives.set_advantages(rows, s)
         parts = self.job["batch"].get("mini_batches", 4)
         for part in range(parts):
@@ -155,8 +155,8 @@ class Trainer:
                 continue
             for row in mine:
                 row["new"], row["entropies"] = self.policy.logprobs(row, self.temperature)
-            pacs = s["kind"] == "pacs"
-            loss = objectives.pacs_loss(mine, s) if pacs else objectives.policy_loss(mine, s, self.max_new_tokens)
+            of_answers = objectives.ANSWER_LOSSES.get(s["kind"])
+            loss = of_answers(mine, s) if of_answers else objectives.policy_loss(mine, s, self.max_new_tokens)
             update(self.policy, self.optimizer, loss, self.job)
 
     def reset(self, step):

@@ -355,7 +355,8 @@ pub struct OptimizerSpec {
     pub beta2: f64,
     /// Added to the root of the second moment. Default 1e-8, above 0, at most 1.
     pub epsilon: f64,
-    /// Decoupled weight decay. Default 0.01, 0 to 1.
+    /// Decoupled weight decay. Default 0.01, 0 to 1. Times the learning rate it has to be 3e-8 at least: less of a float32
+    /// weight is rounded away, at the defaults all of it.
     pub weight_decay: f64,
     /// What decays: `all` parameters (default, as in the reference code), or `matrices` only, not norms and biases.
     pub weight_decay_on: WeightDecayOn,

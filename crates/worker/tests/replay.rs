@@ -219,6 +219,36 @@ fn cases() -> Vec<Case> {
         case("qwen3", "kind = 'reinforce_pp_baseline'\nkl_coefficient = 2.0\nkl_kind = 'k2'\nkl_place = 'reward'"),
         case("qwen3", "kind = 'ppo'\ngamma = 0.99\nlambda = 0.9\nvalue_clip = 0.05\ncritic_learning_rate = 0.05"),
         case("qwen2-untied", "kind = 'ppo'\ncritic_warmup_steps = 1\ncritic_learning_rate = 0.02"),
+        case("qwen3", "kind = 'pacs'\nimportance = 'truncate'\nimportance_cap = 1.2").clipped(1.0),
+        case("qwen3", "kind = 'pacs'\nimportance = 'mask'\nimportance_level = 'geometric'\nimportance_cap = 1.05"),
+        case("qwen3", "kind = 'weighted_rloo'\npass_exponent = 0.5"),
+        case("qwen3", "kind = 'weighted_rloo'\nfail_exponent = 2.0\nimportance = 'truncate'\nimportance_cap = 1.1"),
+        case("qwen3", "kind = 'maxrl'"),
+        case("qwen3", "kind = 'maxrl'\nclip_low = 0.02\nclip_high = 0.03\ndual_clip = 0.0"),
+        case("qwen3", "kind = 'cispo'"),
+        case("qwen3", "kind = 'cispo'\nclip_low = 0.02\nclip_high = 0.02\naggregation = 'seq_mean_token_sum'"),
+        case("qwen3", "kind = 'dppo'\nclip_low = 0.001\nclip_high = 0.0005\nratio_cap = 1.2"),
+        case("qwen3", "kind = 'dppo'\ndivergence = 'kl'\nclip_low = 0.0001\nclip_high = 0.0001"),
+        case("qwen3", "kind = 'real'"),
+        case("qwen3", "kind = 'real'\ntau = 0.1"),
+        case("qwen3", "kind = 'disco'"),
+        case("qwen3", "kind = 'disco'\ntau = 0.2\nconstraint_delta = 0.001\nconstraint_penalty = 100.0"),
+        case(
+            "qwen3",
+            concat!(
+                "kind = 'external'\ntimeout_seconds = 30.0\ncommand = ['python3', '",
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../deploy/objectives/pairwise.py', '0.5']"
+            ),
+        ),
+        case(
+            "qwen3",
+            concat!(
+                "kind = 'external'\ntimeout_seconds = 31.0\ncommand = ['python3', '",
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../deploy/objectives/pairwise.py', '2.0']"
+            ),
+        ),
         case(
             "qwen3",
             "kind = 'ppo'\nkl_coefficient = 1.0\nkl_kind = 'k1'\nkl_place = 'reward'\nmask_truncated = true\n\

@@ -176,9 +176,9 @@ fn of_objective(metric: &str) -> bool {
 /// Objectives that couple answers by their log-probs, and one that is a program.
 #[test]
 fn objectives_of_whole_answers_are_exact_under_ranks_and_passes() {
-    let importance = |level, mode| Some(ImportanceWeights { level, mode, cap: 1.5 });
-    let truncated = importance(ImportanceLevel::Geometric, ImportanceMode::Truncate);
-    let masked = importance(ImportanceLevel::Sequence, ImportanceMode::Mask);
+    // The engine's log-probs of these batches are made up, and far from the model's: a mask that keeps any is wide.
+    let importance = |mode, cap| Some(ImportanceWeights { level: ImportanceLevel::Geometric, mode, cap });
+    let (truncated, masked) = (importance(ImportanceMode::Truncate, 1.5), importance(ImportanceMode::Mask, 1e4));
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/objectives/pairwise.py");
     let command = vec!["python3".to_owned(), example.display().to_string(), "2.0".to_owned()];
     let external = ExternalSettings { command, timeout: Duration::from_secs(60) };
