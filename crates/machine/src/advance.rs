@@ -134,9 +134,8 @@ impl Machine {
         let needed = usize::try_from(steps_left).unwrap_or(usize::MAX).saturating_mul(per_step);
         let room = (self.options.slots as usize).saturating_sub(trained);
         let (samples, version, now) = (self.options.samples_per_prompt, self.policy_version(), self.now);
-        // Those that rest while others are tried take no room, or no batch would be full.
-        let held = self.held_groups().len();
-        while self.pool.len() < room.min(needed) + held {
+        // Those that rest while others are tried take no room, or no batch would be full. One that is drawn may be such a one.
+        while self.pool.len() < room.min(needed).saturating_add(self.held_groups().len()) {
             let group = self.draw();
             self.pool.add(group, samples, version, now);
         }
