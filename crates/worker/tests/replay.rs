@@ -232,7 +232,7 @@ fn cases() -> Vec<Case> {
         case("qwen3", "kind = 'dppo'\ndivergence = 'kl'\nclip_low = 0.0001\nclip_high = 0.0001"),
         case("qwen3", "kind = 'real'"),
         case("qwen3", "kind = 'real'\ntau = 0.1"),
-        case("qwen3", "kind = 'disco'"),
+        case("qwen3", "kind = 'disco'").clipped(1.0),
         case("qwen3", "kind = 'disco'\ntau = 0.2\nconstraint_delta = 0.001\nconstraint_penalty = 100.0"),
         case(
             "qwen3",
