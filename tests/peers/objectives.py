@@ -75,7 +75,8 @@ def settings(objective):
     unknown = objective.keys() - known.keys() - {"kind"}
     if unknown:
         raise SystemExit(f"settings of {kind} that are not computed here: {sorted(unknown)}")
-    return known | objective | {"kind": kind}
+    # What has no reference of its own compares with the policy at the start of the step, or with nothing.
+    return {"reference_reset_steps": 0, "reset_optimizer": False, "kl_coefficient": 0.0} | known | objective | {"kind": kind}
 
 
 def by_group(rows):

@@ -170,7 +170,7 @@ impl Case {
 /// Settings change so that they decide something: bounds are narrow enough to be met, and caps to be exceeded. The
 /// penalty `abs` is in the reward only: as a loss its derivative where policy and reference are one is the sign of a
 /// rounding error. The score `grpo` divides by the deviation of proxies, which is 0 in a first update: without a clip the
-/// step would be a hundred thousand times too large. Two others are clipped because their steps are so large that rounding
+/// step would be a hundred thousand times too large. Some others are clipped because their steps are so large that rounding
 /// grows in them.
 fn cases() -> Vec<Case> {
     vec![
@@ -222,16 +222,17 @@ fn cases() -> Vec<Case> {
         case("qwen3", "kind = 'pacs'\nimportance = 'truncate'\nimportance_cap = 1.2").clipped(1.0),
         case("qwen3", "kind = 'pacs'\nimportance = 'mask'\nimportance_level = 'geometric'\nimportance_cap = 1.05"),
         case("qwen3", "kind = 'weighted_rloo'\npass_exponent = 0.5"),
-        case("qwen3", "kind = 'weighted_rloo'\nfail_exponent = 2.0\nimportance = 'truncate'\nimportance_cap = 1.1"),
+        case("qwen3", "kind = 'weighted_rloo'\nfail_exponent = 2.0\nimportance = 'truncate'\nimportance_cap = 1.1")
+            .clipped(1.0),
         case("qwen3", "kind = 'maxrl'"),
-        case("qwen3", "kind = 'maxrl'\nclip_low = 0.02\nclip_high = 0.03\ndual_clip = 0.0"),
+        case("qwen3", "kind = 'maxrl'\nclip_low = 0.02\nclip_high = 0.03\ndual_clip = 0.0").clipped(1.0),
         case("qwen3", "kind = 'cispo'"),
         case("qwen3", "kind = 'cispo'\nclip_low = 0.02\nclip_high = 0.02\naggregation = 'seq_mean_token_sum'"),
         case("qwen3", "kind = 'dppo'\nclip_low = 0.001\nclip_high = 0.0005\nratio_cap = 1.2"),
         case("qwen3", "kind = 'dppo'\ndivergence = 'kl'\nclip_low = 0.0001\nclip_high = 0.0001"),
         case("qwen3", "kind = 'real'"),
         case("qwen3", "kind = 'real'\ntau = 0.1"),
-        case("qwen3", "kind = 'disco'"),
+        case("qwen3", "kind = 'disco'").clipped(1.0),
         case("qwen3", "kind = 'disco'\ntau = 0.2\nconstraint_delta = 0.001\nconstraint_penalty = 100.0"),
         case(
             "qwen3",
