@@ -121,7 +121,7 @@ pub(crate) struct VerifyInput {
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub(crate) timeout: f64,
     /// Answers that are graded at once; 0: one a core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = cluster::threads)]
     pub(crate) threads: usize,
 }
 
@@ -347,7 +347,7 @@ pub(crate) struct Check {
     #[arg(long)]
     pub(crate) preflight: bool,
     /// Seconds that the tiny step may take, start and end included.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "preflight")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "preflight", value_parser = clap::value_parser!(u64).range(..=cluster::MOST_SECONDS))]
     pub(crate) preflight_timeout: u64,
     /// The `pacs-worker` program for the tiny step. Default: beside this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
@@ -373,6 +373,36 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    /// Numbers that no clock, queue or machine takes are refused by name, and never reach a sum.
+    #[test]
+    fn numbers_have_bounds() {
+        let kubernetes = "launch kubernetes j --image i --worker-image w";
+        for (line, options) in [
+            ("verifier", &["--join-timeout", "--threads"][..]),
+            ("coordinator j", &["--progress-timeout", "--grace", "--folder-timeout", "--alone-timeout"]),
+            ("job check j --preflight", &["--preflight-timeout"]),
+            ("certs d", &["--days"]),
+            ("certs d --join rollout --output f", &["--hours"]),
+            ("verify math --input f", &["--threads"]),
+            ("launch slurm j", &["--nodes", "--gpus-per-node", "--cpus-per-task", "--warning"]),
+            (kubernetes, &["--cpu", "--grace-period"]),
+        ] {
+            for option in options {
+                let takes = |value: &str| {
+                    let words = ["pacs"].into_iter().chain(line.split(' ')).chain([*option, value]);
+                    Arguments::try_parse_from(words).is_ok()
+                };
+                assert!(takes("60"), "{line} {option}");
+                for huge in ["18446744073709551615", "9223372036854775807", "9999999999999999999", "4294967295", "-1"] {
+                    assert!(!takes(huge), "{line} {option} {huge}");
+                }
+            }
+        }
+        for huge in ["9999999999999999999d", "1e300d", "inf", "nans", "-1h", "1e20s"] {
+            assert!(huge.parse::<StopBefore>().is_err(), "{huge}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -110,7 +111,14 @@ impl ChatTemplate {
         let tokens = Value::from_serialize(&self.special_tokens);
         let context = context! { ..Value::from_serialize(variables), ..given, ..tokens };
         let template = environment.get_template(NAME).map_err(|e| TemplateError::rendering(&self.origin, &e))?;
-        template.render(context).map_err(|e| TemplateError::rendering(&self.origin, &e))
+        let mut rendered = Bounded::default();
+        let done = template.render_captured_to(context, &mut rendered).map(drop);
+        let failed = |message| TemplateError { path: self.origin.clone(), doing: "render", message };
+        if rendered.is_full {
+            return Err(failed(format!("the text has more than {MOST_RENDERED} bytes")));
+        }
+        done.map_err(|e| TemplateError::rendering(&self.origin, &e))?;
+        String::from_utf8(rendered.text).map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -137,8 +145,38 @@ impl TemplateError {
 /// The name of the only template in an environment.
 const NAME: &str = "chat";
 
+/// Instructions that one rendering may take: loops end, whatever a model folder says. A real template takes some hundred a message,
+/// and this many take about a second.
+const FUEL: u64 = 10_000_000;
+
+/// Bytes that a rendered conversation may have: more than any model's context.
+const MOST_RENDERED: usize = 64 << 20;
+
+/// Takes a rendered text up to its limit.
+#[derive(Default)]
+struct Bounded {
+    text: Vec<u8>,
+    is_full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.is_full |= self.text.len() + bytes.len() > MOST_RENDERED;
+        if self.is_full {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn compile(source: String, origin: &Path) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

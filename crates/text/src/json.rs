@@ -8,6 +8,9 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
+/// Widest indentation: memory is taken for it before anything is written.
+const MOST_INDENT: usize = 64;
+
 /// The filter: `value | tojson` or `value | tojson(indent=2)`. Nothing is escaped for HTML.
 pub(crate) fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
@@ -18,6 +21,10 @@ pub(crate) fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> R
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
     }
     options.assert_all_used()?;
+    if let Some(wide) = indent.filter(|indent| *indent > MOST_INDENT) {
+        let message = format!("tojson(indent={wide}) is not supported; at most {MOST_INDENT}");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let mut out = Vec::new();
     let written = match indent {
         Some(indent) => {

@@ -1,3 +1,5 @@
+mod growth;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +31,7 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let error = |message: String| TokenizerError { path: path.clone(), doing: "start", message };
         let bytes = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
+        growth::check(&bytes).map_err(error)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;

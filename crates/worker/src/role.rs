@@ -55,7 +55,7 @@ pub(crate) struct LearnerArguments {
     bind: Option<String>,
     /// Seconds to go on with the work after SIGTERM, so that the run can be saved; a second SIGTERM leaves at once. Must be
     /// less than the launcher waits before it kills.
-    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
+    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25, value_parser = clap::value_parser!(u64).range(..=315_360_000))]
     grace: u64,
     /// What carries gradients between ranks; every rank must say the same.
     #[arg(long, env = "PACS_COLLECTIVE", value_enum, default_value_t = Collective::Auto)]

@@ -19,11 +19,20 @@ pub(crate) struct Verifier {
     #[command(flatten)]
     pub(crate) worker: WorkerArguments,
     /// Answers that are graded at once; 0: one a core.
-    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
+    #[arg(long, env = "PACS_THREADS", default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
     /// Write log lines as JSON.
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+/// Ten years: further off no clock of a process goes.
+pub(super) const MOST_SECONDS: u64 = 10 * 365 * 24 * 3600;
+
+/// A number of threads or processes that a machine may have.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse::<usize>().map_err(|error| error.to_string())?;
+    if threads <= 65_536 { Ok(threads) } else { Err("expected at most 65536".to_owned()) }
 }
 
 #[derive(Debug, Args)]
@@ -64,19 +73,19 @@ pub(crate) struct Coordinator {
     #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
     pub(crate) health_listen: Option<String>,
     /// Seconds without a step, an evaluation or a checkpoint after which the health service `pacs.progress` fails.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) progress_timeout: u64,
     /// Seconds to save and leave after SIGTERM; a second SIGTERM leaves at once. Must be less than the launcher waits
     /// before it kills.
-    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25)]
+    #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) grace: u64,
     /// Seconds to wait while another coordinator works in the run folder: schedulers start a second one while the first
     /// still lives.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) folder_timeout: u64,
     /// Seconds without any worker, once there were some, after which the coordinator leaves with exit code 75: it may be on
     /// the wrong side of a cut network. 0: never.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) alone_timeout: u64,
     /// Which start of the job this is: workers of another one are refused. Launchers set it.
     #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]

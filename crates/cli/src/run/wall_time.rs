@@ -36,7 +36,9 @@ impl FromStr for StopBefore {
         };
         let count: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
         let duration = Duration::try_from_secs_f64(count * seconds).map_err(|_| wrong())?;
-        if duration.is_zero() { Err(wrong()) } else { Ok(Self::After(duration)) }
+        // Further off no clock of a process goes.
+        const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+        if duration.is_zero() || duration > LONGEST { Err(wrong()) } else { Ok(Self::After(duration)) }
     }
 }
 

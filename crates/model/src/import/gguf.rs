@@ -1,5 +1,7 @@
 //! Typed access to a GGUF file.
 
+mod header;
+
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,9 @@ impl Gguf {
         if reader.read_exact(&mut magic).is_err() || magic != *b"GGUF" {
             return Err(ImportError::NotGguf { file: path.to_owned() });
         }
+        let corrupt = |detail| ImportError::Corrupt { file: path.to_owned(), detail };
+        // The reader takes memory for whatever length the file claims, and goes as deep as it nests.
+        header::check(&mut reader, length).map_err(corrupt)?;
         reader.rewind().map_err(ModelError::io("read", path))?;
         let content = Content::read(&mut reader).map_err(|error| header_error(path, &error))?;
         let gguf = Self { path: path.to_owned(), reader, content };

@@ -25,7 +25,7 @@ pub struct WorkerArguments {
     #[arg(long)]
     pub name: Option<String>,
     /// Seconds to look for the coordinator, at the start and again after a registration is lost.
-    #[arg(long, value_name = "SECONDS", env = "PACS_JOIN_TIMEOUT", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", env = "PACS_JOIN_TIMEOUT", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=315_360_000))]
     pub join_timeout: u64,
     /// Which start of the job this worker is for: a coordinator of another start refuses it. Launchers set it.
     #[arg(long, value_name = "ID", env = "PACS_ATTEMPT", default_value = "")]

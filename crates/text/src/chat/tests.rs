@@ -89,3 +89,25 @@ fn errors_name_file_line_and_cause() {
     let error = ChatTemplate::read(garbled.path()).expect_err("no JSON").to_string();
     assert!(error.starts_with("read chat template") && error.contains("tokenizer_config.json"), "{error}");
 }
+
+#[test]
+fn a_template_that_would_not_end_is_stopped() {
+    for (source, said) in [
+        ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", "fuel"),
+        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "recursion"),
+        ("{{ [1] | tojson(indent=18446744073709551615) }}", "indent"),
+        ("{{ [[1]] | tojson(indent=1000000000) }}", "at most 64"),
+        ("{% for a in range(100000) %}{{ long }}{% endfor %}", "more than 67108864 bytes"),
+    ] {
+        let long = "x".repeat(4096);
+        let variables = json!({"long": long});
+        let error = template(source).render(&[], true, variables.as_object().expect("an object")).expect_err(source);
+        assert!(error.to_string().contains(said), "{source}: {error}");
+    }
+    // What real templates do over a long conversation is nowhere near.
+    let template = template(
+        "{% for m in messages %}{% if m.role != 'x' %}<{{ m.role }}>{{ m.content | trim }}{% endif %}{% endfor %}",
+    );
+    let messages = vec![Message::user("Hi"); 10_000];
+    assert!(template.render(&messages, true, &Map::new()).expect("rendered").len() == 80_000);
+}
