@@ -396,7 +396,12 @@ impl Actor {
                     self.groups.retain(|grant| grant.lease != lease);
                 }
             }
-            Err(Refusal::StaleGeneration { .. }) => self.leave_generation(),
+            // What is reported late of an earlier generation says nothing of the present one.
+            Err(Refusal::StaleGeneration { asked, .. }) => {
+                if self.membership.as_ref().is_some_and(|membership| membership.generation == asked) {
+                    self.leave_generation();
+                }
+            }
             Err(other) => panic!("{event:?} was refused: {other}"),
         }
         false
