@@ -161,7 +161,8 @@ fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_kno
 /// it, and every command of its user finds them in the run folder.
 #[test]
 fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
-    let job = job("closed", 100_000)?;
+    // Without checkpoints of its own, so that there is always something to save when it is told to.
+    let job = job("closed", 100_000)?.with("checkpoint.every_steps", 0);
     let mut run = job.start()?;
     wait_for_step(&mut run, 1)?;
     let mode = |name: &str| Ok::<_, anyhow::Error>(fs::metadata(job.run_path(name))?.permissions().mode() & 0o777);
