@@ -5,7 +5,8 @@ use crate::{Aggregation, Clip, Divergence, PolicyConfig, Surrogate};
 
 /// DPPO with a binary mask (Qi et al. 2026, arXiv 2602.04879): `-A sg(min(r, 20)) ln p`, with `r` the ratio to the policy of
 /// the rollout engine, and nothing for a token whose probability is further than `high` (`low` for a negative advantage)
-/// from the engine's and would go on. So a rare token may become many times as likely, and a likely one may not.
+/// from the engine's and whose update would move it further away. The ratio of a rare token may therefore grow large, while
+/// that of a likely token may not.
 ///
 /// What the paper calls binary takes the token and all others together as two outcomes; its top-k masks take whole
 /// distributions, and are not here. The threshold of 0.2 is that of the published code; advantages are GRPO's and losses are

@@ -8,7 +8,7 @@ use crate::{AdvantageEstimator, PolicyConfig};
 /// For labels of 0 and 1 its members are, up to one constant for all prompts: RLOO (0, 0); Dr.GRPO (0, 0) times
 /// `(n - 1) / n`; MaxRL (1, 0) times `(n - 1) / n`; GRPO (1/2, 1/2) times `sqrt((n - 1) / n) (n - 1) / n`, but for its
 /// epsilon; and the first update of PACS after a reference reset with `label_weights = "question"` (1, 1) times `beta / 4`.
-/// So whatever PACS does that (1, 1) does not is what its cross entropy does. A prompt whose labels are all the same has no
+/// The difference between PACS and (1, 1) is therefore the effect of its cross entropy. A prompt whose labels are all the same has no
 /// advantage, unless both exponents are 0.
 #[must_use]
 pub fn weighted_rloo(right: f64, wrong: f64) -> PolicyConfig {

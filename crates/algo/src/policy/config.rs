@@ -205,7 +205,7 @@ pub enum ImportanceLevel {
     Token,
     /// All tokens of an answer by the product of theirs: unbiased before the cap, of a variance that grows with length.
     Sequence,
-    /// All tokens of an answer by the geometric mean of theirs: of one scale whatever the length, and biased.
+    /// One weight for all tokens of an answer, the geometric mean of theirs: its scale does not depend on the length, but it is biased.
     Geometric,
 }
 
