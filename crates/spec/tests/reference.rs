@@ -32,7 +32,7 @@ struct Item {
     members: Vec<(String, String, String)>,
 }
 
-/// All public items of the sources.
+/// All public items of the sources. Their names must differ: the page finds a type by its name alone.
 fn items() -> Vec<Item> {
     let mut items = Vec::new();
     let mut left: Vec<_> = SOURCES.iter().map(|folder| Path::new(CRATES).join(folder)).collect();
@@ -43,6 +43,10 @@ fn items() -> Vec<Item> {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             scan(&fs::read_to_string(path).expect("a source file"), &mut items);
         }
+    }
+    items.sort_by(|first, second| first.name.cmp(&second.name));
+    for pair in items.windows(2) {
+        assert_ne!(pair[0].name, pair[1].name, "two types of one name");
     }
     items
 }
