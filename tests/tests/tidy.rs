@@ -123,3 +123,32 @@ fn the_architecture_names_every_crate() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn every_dependency_is_explained() -> Result<()> {
+    let manifest: toml::Table = toml::from_str(&fs::read_to_string(root().join("Cargo.toml"))?)?;
+    let dependencies = manifest["workspace"]["dependencies"].as_table().context("a table")?;
+    let page = fs::read_to_string(root().join("docs/DEPENDENCIES.md"))?;
+    let rows: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next()).collect();
+    let explained: BTreeSet<&str> =
+        rows.iter().flat_map(|row| row.split(", ")).map(|name| name.trim_matches('`')).collect();
+    let used: BTreeSet<&str> =
+        dependencies.keys().map(String::as_str).filter(|name| !name.starts_with("pacs-")).collect();
+    // `tonic-prost-build` is the build half of `tonic-prost`.
+    let missing: Vec<_> =
+        used.iter().filter(|name| !explained.contains(*name) && **name != "tonic-prost-build").collect();
+    assert!(missing.is_empty(), "docs/DEPENDENCIES.md does not explain {missing:?}");
+    let gone: Vec<_> = explained.difference(&used).collect();
+    assert!(gone.is_empty(), "docs/DEPENDENCIES.md explains {gone:?}, which the manifest lacks");
+    let mut members = fs::read_to_string(root().join("tests/Cargo.toml"))?;
+    for folder in crates()?.values() {
+        members.push_str(&fs::read_to_string(folder.join("Cargo.toml"))?);
+    }
+    for name in used {
+        assert!(
+            members.contains(&format!("\n{name}.workspace")) || members.contains(&format!("\n{name} = ")),
+            "nothing uses {name}"
+        );
+    }
+    Ok(())
+}
