@@ -446,6 +446,12 @@ impl Machine {
         self.options.heartbeat_timeout
     }
 
+    /// How many workers of a role are members.
+    #[must_use]
+    pub fn member_count(&self, role: Role) -> usize {
+        self.workers.count(role)
+    }
+
     /// What a member does.
     #[must_use]
     pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {
