@@ -126,7 +126,8 @@ const MOST_HEARTBEATS: f64 = 4000.0;
 /// for their work; one that is lost on its way must still not cost the membership. Learners hear of the end of a generation
 /// with their heartbeats, so theirs stay as quick as a few workers' are.
 fn heartbeat_interval(driver: &Driver, role: Role) -> Duration {
-    let members: usize = [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
+    let members: usize =
+        [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
     let of_many = Duration::from_secs_f64(members as f64 / MOST_HEARTBEATS).min(driver.machine.heartbeat_timeout() / 5);
     match role {
         Role::Learner => driver.heartbeat_interval,
