@@ -7,8 +7,6 @@
 
 mod support;
 
-use std::fs::File;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +32,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 
-use self::support::{beat, judge, registration, sample_of, submission, weights};
+use self::support::{beat, judge, quantiles, registration, sample_of, submission, sync_times, weights};
 
 /// Longest wait of a call that asks for work, as rollout workers and verifiers have it.
 const WAIT_MS: u32 = 5000;
@@ -355,19 +353,6 @@ async fn leases(folder: &Path, rate: u32, seconds: f64) -> Result<()> {
     Ok(())
 }
 
-/// What the disk takes to make 4 KiB durable, in microseconds, as the journal does at least once before an answer.
-fn sync_times(folder: &Path) -> Result<Vec<u64>> {
-    let mut file = File::create(folder.join("synced"))?;
-    let mut times = Vec::new();
-    for _ in 0..500 {
-        file.write_all(&[7; 4096])?;
-        let began = Instant::now();
-        file.sync_data()?;
-        times.push(began.elapsed().as_micros() as u64);
-    }
-    Ok(times)
-}
-
 async fn channels(coordinator: &Coordinator, count: usize) -> Result<Vec<RunChannel>> {
     let (address, run) = (coordinator.address(), RunIdentity::told(coordinator.run_id())?);
     let mut channels = Vec::new();
@@ -510,14 +495,4 @@ async fn live(
             }
         }
     }
-}
-
-/// p50, p99 and the largest of times in microseconds, in milliseconds.
-fn quantiles(times: &mut [u64]) -> serde_json::Value {
-    times.sort_unstable();
-    let at = |share: f64| {
-        let place = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
-        times.get(place).map(|us| *us as f64 / 1000.0)
-    };
-    json!({"count": times.len(), "p50": at(0.5), "p99": at(0.99), "largest": at(1.0)})
 }

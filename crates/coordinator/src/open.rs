@@ -13,7 +13,7 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
 use crate::records::{
-    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far,
+    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, Room, RunFolder, starts_so_far,
 };
 use crate::{StartError, Timing, sizes};
 
@@ -46,11 +46,12 @@ pub(crate) fn open(
     let cost = model.as_ref().map_or_else(|_| Flops::of_any_model(), |model| Flops::new(model, model.vocab_size));
     let door = Door::new(&spec, model.as_ref().ok());
 
-    let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch)?;
+    let room = Room::of(&run_dir);
+    let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch, &room)?;
     notes.extend(journal_notes);
     if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
         notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
-        journal = journal.discard(&run_dir, &toml, &epoch)?;
+        journal = journal.discard(&run_dir, &toml, &epoch, &room)?;
         recovered = None;
     }
     let mut files = open_files(&run_dir, checkpoints.clone(), spec.logging.samples)?;
@@ -70,7 +71,7 @@ pub(crate) fn open(
         }
     };
     let kept = (spec.checkpoint.keep as usize, spec.checkpoint.keep_best as usize);
-    let (run_folder, done) = RunFolder::start(files, kept, epoch, journal.snapshots(), Fault::current())?;
+    let (run_folder, done) = RunFolder::start(files, kept, epoch, journal.snapshots(), room.clone(), Fault::current())?;
     let mut driver = Driver::new(Parts {
         machine,
         spec,
@@ -79,6 +80,8 @@ pub(crate) fn open(
         problems,
         door,
         cost,
+        save_bytes: model.as_ref().map_or(0, least_save_bytes),
+        room,
         checkpoints,
         run_folder,
         progress,
@@ -96,6 +99,11 @@ pub(crate) fn open(
     }
     driver.begin();
     Ok((driver, done))
+}
+
+/// What a checkpoint takes at least: master weights and two moments of each parameter, 4 bytes each.
+fn least_save_bytes(model: &ModelConfig) -> u64 {
+    12 * model.parameter_count() as u64
 }
 
 /// Opens the files that the run adds to.

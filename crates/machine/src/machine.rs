@@ -57,6 +57,9 @@ pub struct Machine {
     /// Generations that were lost while they saved since the last checkpoint was committed: the steps that are made again
     /// before each of them do not end this count.
     pub(crate) lost_saves: u32,
+    /// How often in a row the checkpoint that counts could not be written.
+    #[serde(default)]
+    pub(crate) failed_last_saves: u32,
     /// When something came of the work last.
     pub(crate) progressed: Duration,
     /// Stalls since then.
@@ -136,6 +139,7 @@ impl Machine {
             regroup_reason: String::new(),
             lost_generations: 0,
             lost_saves: 0,
+            failed_last_saves: 0,
             progressed: now,
             stalls: 0,
             pool: Pool::default(),
@@ -444,6 +448,12 @@ impl Machine {
     #[must_use]
     pub fn heartbeat_timeout(&self) -> Duration {
         self.options.heartbeat_timeout
+    }
+
+    /// How many workers of a role are members.
+    #[must_use]
+    pub fn member_count(&self, role: Role) -> usize {
+        self.workers.count(role)
     }
 
     /// What a member does.

@@ -16,6 +16,15 @@ use crate::trace::{self, TraceContext};
 /// its workers and their leases.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Metadata key, on the refusal of a call because the run's disk is full: it is put right by people, so no patience ends
+/// meanwhile.
+pub const NO_ROOM_KEY: &str = "pacs-no-room";
+
+/// Whether a call was refused for want of room.
+pub(crate) fn waits_for_room(status: &Status) -> bool {
+    status.metadata().contains_key(NO_ROOM_KEY)
+}
+
 /// A call that has failed for this long is worth a line in the log; shorter outages are a line when they are over.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -198,6 +207,9 @@ impl Policy {
                     let (code, message) = (status.code(), status.message().to_owned());
                     return Err(CallError::Refused { call, code, message });
                 }
+            }
+            if waits_for_room(&status) {
+                tries.extend(self.patience);
             }
             if !tries.again(call, &status).await {
                 let (waited, tries) = (tries.waited(), tries.made());

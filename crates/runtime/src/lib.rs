@@ -20,7 +20,7 @@ pub mod trace;
 mod worker;
 
 pub use backoff::Backoff;
-pub use call::{CallError, Meaning, PATIENCE, Policy, Tries, meaning};
+pub use call::{CallError, Meaning, NO_ROOM_KEY, PATIENCE, Policy, Tries, meaning};
 pub use exit::Exit;
 pub use health::Health;
 pub use logging::{LogFormat, init_logging, set_log_level};

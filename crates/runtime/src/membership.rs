@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::call::{Meaning, PATIENCE, Policy, Tries, meaning};
+use crate::call::{Meaning, PATIENCE, Policy, Tries, meaning, waits_for_room};
 use crate::log_level::apply_log_level;
 use crate::net::{
     DialError, PeerRole, PlainText, RunChannel, RunIdentity, Security, dial, dial_any, of_run, run_of_refusal,
@@ -179,6 +179,8 @@ enum Failed {
     Final(JoinError),
     /// Nobody is there, or not yet.
     Passing(String),
+    /// The coordinator waits for room on its disk, and takes nobody meanwhile.
+    NoRoom(String),
     /// A coordinator of this run, or of another start of the job, is there.
     OtherRun(String),
     /// A process of this name is a member, and is given up after this silence.
@@ -193,7 +195,7 @@ impl Failed {
         let (address, waited) = (address.to_owned(), tries.waited());
         match self {
             Self::Final(error) => error,
-            Self::Passing(last) => JoinError::Unreachable { address, waited, last },
+            Self::Passing(last) | Self::NoRoom(last) => JoinError::Unreachable { address, waited, last },
             Self::OtherRun(last) => JoinError::OtherRun { address, waited, last },
             Self::NameTaken { name, holder, .. } => JoinError::NameTaken { name, waited, holder },
             Self::Refused(message) => JoinError::Refused(message),
@@ -430,6 +432,10 @@ async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -
                 }
                 problem.clone()
             }
+            Failed::NoRoom(problem) => {
+                tries.extend(link.join_timeout);
+                problem.clone()
+            }
             Failed::Passing(problem) | Failed::Refused(problem) => problem.clone(),
         };
         if !tries.again("register", &problem).await {
@@ -473,6 +479,7 @@ fn refusal(link: &Link, name: &str, status: &Status) -> Failed {
         return Failed::NameTaken { name: name.to_owned(), holder: message, missed_after };
     }
     match meaning(status.code()) {
+        Meaning::TryAgain if waits_for_room(status) => Failed::NoRoom(message),
         Meaning::TryAgain => Failed::Passing(message),
         Meaning::OtherRun => match run_of_refusal(status) {
             Some(theirs) => Failed::OtherRun(stranger(link, theirs)),

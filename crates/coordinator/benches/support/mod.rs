@@ -2,11 +2,12 @@
 
 #![allow(dead_code, reason = "every benchmark uses its part")]
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions};
@@ -186,7 +187,8 @@ pub(crate) fn cpu_time(process: &str) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
-fn memory(process: u32, what: &str) -> Result<u64> {
+/// A line of a process's status, in bytes.
+pub(crate) fn memory(process: u32, what: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(what)).context("the system does not say")?;
     Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
@@ -286,4 +288,27 @@ pub(crate) fn weights(generation: u64, version: u64) -> v1::WeightsRef {
     let id = VersionId::new(generation, version);
     let description = Description::of(id, WeightKind::Float32, &version.to_le_bytes());
     (&Announcement { description, address: String::new() }).into()
+}
+
+/// What the disk takes to make 4 KiB durable, in microseconds, as the journal does at least once before an answer.
+pub(crate) fn sync_times(folder: &Path) -> Result<Vec<u64>> {
+    let mut file = File::create(folder.join("synced"))?;
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        file.write_all(&[7; 4096])?;
+        let began = Instant::now();
+        file.sync_data()?;
+        times.push(began.elapsed().as_micros() as u64);
+    }
+    Ok(times)
+}
+
+/// p50, p99 and the largest of times in microseconds, in milliseconds.
+pub(crate) fn quantiles(times: &mut [u64]) -> Value {
+    times.sort_unstable();
+    let at = |share: f64| {
+        let place = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+        times.get(place).map(|us| *us as f64 / 1000.0)
+    };
+    json!({"count": times.len(), "p50": at(0.5), "p99": at(0.99), "largest": at(1.0)})
 }

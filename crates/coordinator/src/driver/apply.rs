@@ -306,6 +306,7 @@ impl Driver {
             // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
             return self.interrupt(problem);
         }
+        self.mind_room();
         let now = self.now();
         for event in self.machine.overdue(now) {
             self.tell(event);

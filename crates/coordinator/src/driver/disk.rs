@@ -1,11 +1,12 @@
 //! The run folder as the driver sees it: jobs go out, what became of them comes back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Snapshot, TaskKind, TaskOrder};
 use tokio::sync::mpsc;
+use tonic::Status;
 
-use super::{Driver, Shared, Wait};
+use super::{Driver, Shared, Wait, no_room};
 use crate::progress::{Progress, RunEnd};
 use crate::records::{Done, Job, MOST_WAITING, Manifest};
 
@@ -20,6 +21,9 @@ pub(crate) fn follow(shared: &Shared, mut done: mpsc::Receiver<Done>) {
         }
     });
 }
+
+/// How often watchers are told that there is no room.
+const STILL_AGAIN: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Has something done in the run folder, in its turn.
@@ -39,12 +43,14 @@ impl Driver {
 
     pub(crate) fn create_checkpoint(&mut self, step: u64, save: u64) {
         self.saves.begin(Instant::now());
-        self.hand_over(Job::Create { step, save });
+        self.hand_over(Job::Create { step, save, bytes: self.save_bytes });
     }
 
     pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool, save: u64) {
         // The files stay noted until there is a checkpoint: a coordinator that starts in the middle of this does it again.
         let manifest = Box::new(Manifest::new(snapshot, model, &self.spec, self.saved.clone()));
+        let bytes: u64 = self.saved.values().flatten().map(|file| file.bytes).sum();
+        self.save_bytes = self.save_bytes.max(bytes);
         let asked = self.durable();
         self.hand_over(Job::Commit { manifest, save, asked });
     }
@@ -86,8 +92,42 @@ impl Driver {
         }
     }
 
+    /// Refuses what the disk has no room for: the journal could not follow.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub(crate) fn must_have_room(&self) -> Result<(), Status> {
+        if self.journal.is_full() { Err(no_room("for what has happened")) } else { Ok(()) }
+    }
+
+    /// Lets the run's time stand still while it waits for room: nobody's patience ends with it, neither that for workers nor the
+    /// watchdog's.
+    pub(crate) fn mind_room(&mut self) {
+        let wanted = self.room.wanted();
+        let now = Instant::now();
+        match (&wanted, self.still_since) {
+            (Some(_), None) => self.still_since = Some(now),
+            (None, Some(since)) => {
+                self.still_since = None;
+                self.told_still = None;
+                self.stood_still += now.duration_since(since);
+                let seconds = now.duration_since(since).as_secs_f64();
+                self.note(format!("there is room on the disk again, after {seconds:.0} s; the run resumes"));
+                [Wait::Task, Wait::Generation, Wait::Weights].into_iter().for_each(|wait| self.notify(wait));
+            }
+            _ => {}
+        }
+        if let Some(wanted) = wanted.filter(|_| self.told_still.is_none_or(|told| told.elapsed() >= STILL_AGAIN)) {
+            self.told_still = Some(now);
+            self.tell_progress(Progress::Waiting { sentence: format!("waits for {wanted}") });
+        }
+    }
+
     /// What the run waits for, if that is the disk and the machine does not know.
     pub(crate) fn waits_for_disk(&self) -> Option<String> {
+        if let Some(wanted) = self.room.wanted() {
+            return Some(format!("waits for {wanted}"));
+        }
         let waiting = self.run_folder.waiting();
         if waiting >= MOST_WAITING && self.machine.training().is_some() {
             return Some(format!("waits for the disk to take {waiting} steps and evaluations before this one"));

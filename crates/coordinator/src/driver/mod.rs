@@ -30,11 +30,13 @@ use pacs_machine::{
     StopMode, evaluation_problem,
 };
 use pacs_protocol::v1;
+use pacs_runtime::NO_ROOM_KEY;
 use pacs_shape::Flops;
 use pacs_spec::JobSpec;
 use pacs_types::{GroupId, WorkerId};
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 pub(crate) use self::batch::{Batch, Sharing};
 pub(crate) use self::bounded::bounded;
@@ -46,9 +48,9 @@ pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
 pub(crate) use self::waiters::Wait;
 use self::waiters::{Line, Waiters};
-use crate::journal::{Audit, DurableUpTo, Frame, Journal};
+use crate::journal::{Audit, DurableUpTo, Frame, Journal, NotDurable};
 use crate::progress::{Progress, RunEnd, StepSummary};
-use crate::records::{Checkpoints, RankFile, RunFolder};
+use crate::records::{Checkpoints, RankFile, Room, RunFolder};
 
 /// Longest time that a call may wait for work, whatever it asks for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -82,6 +84,7 @@ impl Shared {
     pub(crate) async fn call<T>(&self, call: impl FnOnce(&mut Driver) -> Result<T, Status>) -> Result<T, Status> {
         let (result, durable) = {
             let mut driver = self.lock();
+            driver.must_have_room()?;
             let result = call(&mut driver);
             (result, driver.durable())
         };
@@ -102,7 +105,10 @@ impl Shared {
         let longest = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_WAIT);
         let deadline = tokio::time::Instant::now() + longest;
         let has_more = |driver: &Driver| driver.has_more(wait.line());
-        let attempt = |driver: &mut Driver| Ok::<_, Status>(attempt(driver)?.map(|found| (found, driver.durable())));
+        let attempt = |driver: &mut Driver| {
+            driver.must_have_room()?;
+            Ok::<_, Status>(attempt(driver)?.map(|found| (found, driver.durable())))
+        };
         let found = self.waiters.poll(wait, deadline, &self.driver, has_more, attempt).await?;
         let Some((found, durable)) = found else { return Ok(None) };
         on_disk(durable).await?;
@@ -116,7 +122,18 @@ impl Shared {
 }
 
 async fn on_disk(durable: DurableUpTo) -> Result<(), Status> {
-    durable.wait().await.map_err(Status::unavailable)
+    durable.wait().await.map_err(|error| match error {
+        NotDurable::Full => no_room("for what has happened"),
+        NotDurable::Failed(problem) => Status::unavailable(problem),
+    })
+}
+
+/// The answer to a call whose record the disk cannot take. It is as if the call had not been made yet, so that nothing piles
+/// up in memory; callers wait for as long as they hear it.
+fn no_room(wanted: &str) -> Status {
+    let mut status = Status::unavailable(format!("the run waits for room on its disk {wanted}"));
+    status.metadata_mut().insert(NO_ROOM_KEY, MetadataValue::from_static("1"));
+    status
 }
 
 /// The driver, for what must not keep it alive.
@@ -150,6 +167,14 @@ pub(crate) struct Driver {
     pub(crate) started: Instant,
     /// The machine's time when this process started.
     pub(crate) time_before: Duration,
+    /// For how long the run has waited for room since, which is no time of its workers.
+    pub(crate) stood_still: Duration,
+    /// It waits now, since then; and when watchers were told.
+    pub(crate) still_since: Option<Instant>,
+    pub(crate) told_still: Option<Instant>,
+    pub(crate) room: Room,
+    /// Bytes that a checkpoint takes, as far as it is known.
+    pub(crate) save_bytes: u64,
     pub(crate) journal: Journal,
 
     /// Samples and verdicts of the groups in flight, those of the batch in training included.
@@ -204,6 +229,8 @@ pub(crate) struct Parts {
     pub(crate) problems: Problems,
     pub(crate) door: Door,
     pub(crate) cost: Flops,
+    pub(crate) save_bytes: u64,
+    pub(crate) room: Room,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_folder: RunFolder,
     pub(crate) progress: broadcast::Sender<Progress>,
@@ -224,6 +251,11 @@ impl Driver {
             cost: parts.cost,
             started: parts.started,
             time_before: parts.machine.now(),
+            stood_still: Duration::ZERO,
+            still_since: None,
+            told_still: None,
+            room: parts.room,
+            save_bytes: parts.save_bytes,
             machine: parts.machine,
             journal: parts.journal,
             store: Store::default(),
@@ -263,7 +295,8 @@ impl Driver {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.time_before + self.started.elapsed()
+        let until = self.still_since.unwrap_or_else(Instant::now);
+        self.time_before + until.duration_since(self.started).saturating_sub(self.stood_still)
     }
 
     /// Gives the machine an event; returns its answer and the effects that are still to be applied.

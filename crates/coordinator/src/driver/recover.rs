@@ -102,7 +102,7 @@ impl Driver {
             self.tell(Event::Reopened);
         }
         if let Some((step, save)) = self.machine.saving() {
-            self.hand_over(Job::Create { step, save });
+            self.hand_over(Job::Create { step, save, bytes: self.save_bytes });
         }
         if let Some((snapshot, model, save)) = self.machine.committing() {
             let snapshot = snapshot.clone();

@@ -36,7 +36,7 @@ use self::segments::Segments;
 pub(crate) use self::stored::{ReadError, StoredFrame};
 use self::writer::Writer;
 use crate::FileError;
-use crate::records::Epoch;
+use crate::records::{Epoch, Room};
 
 /// How long an answer may wait for the disk.
 const DURABLE_DEADLINE: Duration = Duration::from_secs(60);
@@ -115,8 +115,19 @@ pub(crate) struct Audit {
 struct Durable {
     /// Every record up to this one is durable.
     upto: u64,
+    /// There is no room for more, which may pass.
+    is_full: bool,
     /// Why nothing more will be.
     failed: Option<String>,
+}
+
+/// Why something is not durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotDurable {
+    /// The disk is full: it will be when there is room.
+    Full,
+    /// It may never be.
+    Failed(String),
 }
 
 /// The journal of a run in progress. Dropping it writes what is left and ends its thread.
@@ -147,6 +158,7 @@ impl Journal {
         run_dir: &Path,
         spec: &str,
         epoch: &Epoch,
+        room: &Room,
     ) -> Result<(Self, Option<Recovered>, Vec<String>), FileError> {
         let folder = run_dir.join("journal");
         let mut notes = Vec::new();
@@ -170,27 +182,27 @@ impl Journal {
             }
             Err(error) => return Err(error),
         };
-        let journal = Self::start(&folder, spec, epoch)?;
+        let journal = Self::start(&folder, spec, epoch, room)?;
         Ok((journal, recovered, notes))
     }
 
-    fn start(folder: &Path, spec: &str, epoch: &Epoch) -> Result<Self, FileError> {
+    fn start(folder: &Path, spec: &str, epoch: &Epoch, room: &Room) -> Result<Self, FileError> {
         std::fs::create_dir_all(folder).map_err(FileError::file("create folder", folder))?;
         let database = Database::open(folder)?;
         database.describe(spec)?;
         let appended = database.newest()?;
         let segments = Segments::open(folder)?;
-        let writer =
-            Writer::start(database, segments, appended, epoch.clone()).map_err(FileError::file("start", folder))?;
+        let writer = Writer::start(database, segments, appended, epoch.clone(), room.clone())
+            .map_err(FileError::file("start", folder))?;
         Ok(Self { writer, appended, since_snapshot: 0, snapshot_at: Instant::now() })
     }
 
     /// Puts the journal aside and begins an empty one.
-    pub(crate) fn discard(self, run_dir: &Path, spec: &str, epoch: &Epoch) -> Result<Self, FileError> {
+    pub(crate) fn discard(self, run_dir: &Path, spec: &str, epoch: &Epoch, room: &Room) -> Result<Self, FileError> {
         let folder = run_dir.join("journal");
         drop(self);
         put_aside(&folder)?;
-        Self::start(&folder, spec, epoch)
+        Self::start(&folder, spec, epoch, room)
     }
 
     /// Adds a record, with what belongs to it. Nothing waits: [`Self::durable`] says when it is on disk.
@@ -238,6 +250,11 @@ impl Journal {
         self.writer.durable().borrow().failed.clone()
     }
 
+    /// Whether what was added waits for room on the disk.
+    pub(crate) fn is_full(&self) -> bool {
+        self.writer.durable().borrow().is_full
+    }
+
     /// Takes nothing more: the thread ends when what is left is written.
     pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
         self.writer.close()
@@ -245,27 +262,28 @@ impl Journal {
 }
 
 impl DurableUpTo {
-    /// Waits for the disk.
+    /// Waits for the disk, but not for room on it.
     ///
     /// # Errors
-    /// When nothing can be written any more, or not in time.
-    pub(crate) async fn wait(mut self) -> Result<(), String> {
+    /// When there is no room, nothing can be written any more, or not in time.
+    pub(crate) async fn wait(mut self) -> Result<(), NotDurable> {
         let wanted = self.wanted;
-        let reached = self.durable.wait_for(|durable| durable.upto >= wanted || durable.failed.is_some());
-        match tokio::time::timeout(DURABLE_DEADLINE, reached).await {
+        let is_over = |durable: &Durable| durable.upto >= wanted || durable.failed.is_some() || durable.is_full;
+        match tokio::time::timeout(DURABLE_DEADLINE, self.durable.wait_for(is_over)).await {
             Ok(Ok(durable)) if durable.upto >= wanted => Ok(()),
-            Ok(Ok(durable)) => Err(durable.failed.clone().unwrap_or_default()),
-            Ok(Err(_)) => Err("the journal is closed".to_owned()),
-            Err(_) => Err(late()),
+            Ok(Ok(durable)) => Err(durable.failed.clone().map_or(NotDurable::Full, NotDurable::Failed)),
+            Ok(Err(_)) => Err(NotDurable::Failed("the journal is closed".to_owned())),
+            Err(_) => Err(NotDurable::Failed(late())),
         }
     }
 
-    /// Waits for the disk, on a thread that may wait.
+    /// Waits for the disk, on a thread that may wait; for room on it, as long as it takes.
     ///
     /// # Errors
-    /// As [`Self::wait`].
+    /// When nothing can be written any more, or not in time.
     pub(crate) fn wait_blocking(mut self) -> Result<(), String> {
-        let (wanted, deadline) = (self.wanted, Instant::now() + DURABLE_DEADLINE);
+        let (wanted, is_full) = (self.wanted, self.durable.clone());
+        let mut deadline = Instant::now() + DURABLE_DEADLINE;
         let mut reached = pin!(self.durable.wait_for(|durable| durable.upto >= wanted || durable.failed.is_some()));
         // Without a runtime, which may end before this thread does.
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
@@ -275,14 +293,22 @@ impl DurableUpTo {
                 Poll::Ready(Ok(durable)) if durable.upto >= wanted => return Ok(()),
                 Poll::Ready(Ok(durable)) => return Err(durable.failed.clone().unwrap_or_default()),
                 Poll::Ready(Err(_)) => return Err("the journal is closed".to_owned()),
-                Poll::Pending => match deadline.checked_duration_since(Instant::now()) {
-                    Some(left) if !left.is_zero() => std::thread::park_timeout(left),
-                    _ => return Err(late()),
-                },
+                Poll::Pending => {}
+            }
+            if is_full.borrow().is_full {
+                deadline = Instant::now() + DURABLE_DEADLINE;
+            }
+            match deadline.checked_duration_since(Instant::now()) {
+                // Woken now and then, to see whether it is room that is missing.
+                Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(LOOK_AGAIN)),
+                _ => return Err(late()),
             }
         }
     }
 }
+
+/// Between two looks at why a thread waits.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 fn late() -> String {
     format!("the disk has not taken the journal within {} s", DURABLE_DEADLINE.as_secs())
@@ -335,7 +361,7 @@ fn put_aside(folder: &Path) -> Result<(), FileError> {
 
 /// Shares the state of the disk between the writer and those who wait.
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
-    Arc::new(watch::Sender::new(Durable { upto, failed: None }))
+    Arc::new(watch::Sender::new(Durable { upto, is_full: false, failed: None }))
 }
 
 /// Writes frames, with the records that they belong to, as the journal does, for tests of those who read them.

@@ -11,6 +11,7 @@ use pacs_types::GroupId;
 use super::frame::{Frame, FrameKey, HEADER_BYTES, checksum, read_header};
 use super::stored::{Segment, StoredFrame};
 use crate::FileError;
+use crate::records::is_full;
 
 /// A segment is closed when it has grown to this.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -92,18 +93,17 @@ impl Segments {
             None => self.next()?,
         };
         let begin = current.bytes;
-        self.buffer.clear();
-        for (seq, frame) in frames {
-            current.held.groups.insert(frame.key.sample().group);
-            current.held.newest = current.held.newest.max(*seq);
-            self.buffer.extend_from_slice(&frame.header());
-            self.buffer.extend_from_slice(&frame.body);
-            if self.buffer.len() >= BUFFER_BYTES {
-                flush(&mut current, &mut self.buffer)?;
+        if let Err(error) = fill(&mut current, &mut self.buffer, frames) {
+            // What a full disk has not taken is cut off, and the file is used again; it would leave one file a try. After any
+            // other error nobody knows what is in the file: nothing comes after it.
+            if is_full(&error) && current.segment.file.set_len(begin).is_ok() {
+                current.bytes = begin;
+                self.current = Some(current);
+            } else {
+                self.closed.insert(self.number, current.held);
             }
+            return Err(error);
         }
-        flush(&mut current, &mut self.buffer)?;
-        current.segment.file.sync_data()?;
         let mut offset = begin;
         for (_, frame) in frames {
             frame.stored().written(&current.segment, offset, frame.body.len());
@@ -122,15 +122,11 @@ impl Segments {
         let path = segment_path(&self.folder, self.number);
         let file = File::options().create_new(true).read(true).append(true).open(&path)?;
         // The name is durable before anything relies on what is in the file.
-        File::open(&self.folder)?.sync_all()?;
-        Ok(Current { segment: Arc::new(Segment { path, file }), bytes: 0, held: Held::default() })
-    }
-
-    /// Begins a new file after a failed write: what it left is a torn tail, and nothing comes behind it.
-    pub(super) fn abandon(&mut self) {
-        if let Some(current) = self.current.take() {
-            self.closed.insert(self.number, current.held);
+        if let Err(error) = File::open(&self.folder).and_then(|folder| folder.sync_all()) {
+            let _ = fs::remove_file(&path);
+            return Err(error);
         }
+        Ok(Current { segment: Arc::new(Segment { path, file }), bytes: 0, held: Held::default() })
     }
 
     /// Removes the segments that a snapshot of the records up to `seq` does not need: those without its live groups.
@@ -148,6 +144,22 @@ impl Segments {
         }
         Ok(())
     }
+}
+
+/// Writes frames behind those that are there, and makes them durable.
+fn fill(current: &mut Current, buffer: &mut Vec<u8>, frames: &[(u64, Frame)]) -> io::Result<()> {
+    buffer.clear();
+    for (seq, frame) in frames {
+        current.held.groups.insert(frame.key.sample().group);
+        current.held.newest = current.held.newest.max(*seq);
+        buffer.extend_from_slice(&frame.header());
+        buffer.extend_from_slice(&frame.body);
+        if buffer.len() >= BUFFER_BYTES {
+            flush(current, buffer)?;
+        }
+    }
+    flush(current, buffer)?;
+    current.segment.file.sync_data()
 }
 
 fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {

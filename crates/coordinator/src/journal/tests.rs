@@ -30,7 +30,7 @@ fn frame(key: FrameKey, bytes: usize) -> Option<Frame> {
 }
 
 fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {
-    Journal::open(folder, SPEC, &Epoch::take(folder).unwrap()).unwrap()
+    Journal::open(folder, SPEC, &Epoch::take(folder).unwrap(), &Room::of(folder)).unwrap()
 }
 
 /// Puts a snapshot in the place of all records so far.
@@ -142,7 +142,8 @@ fn another_job_and_a_damaged_database_are_put_aside() {
     journal.append(&record(1, "a"), None, None);
     drop(journal);
     let epoch = Epoch::take(folder.path()).unwrap();
-    let (journal, recovered, notes) = Journal::open(folder.path(), "name = 'other'", &epoch).unwrap();
+    let (journal, recovered, notes) =
+        Journal::open(folder.path(), "name = 'other'", &epoch, &Room::of(folder.path())).unwrap();
     assert!(recovered.is_none() && notes[0].contains("the job spec has changed"), "{notes:?}");
     drop(journal);
     std::fs::write(folder.path().join("journal/journal.db"), "not a database, and longer than its header would be")
@@ -198,11 +199,14 @@ async fn of_two_openers_the_first_writes_nothing_more() {
     first.append(&record(1, "a"), None, None);
     first.durable().wait().await.unwrap();
     // Where locks hold, a second one does not even get to read.
-    let refused = Journal::open(folder.path(), SPEC, &Epoch::take(folder.path()).unwrap()).unwrap_err();
+    let refused =
+        Journal::open(folder.path(), SPEC, &Epoch::take(folder.path()).unwrap(), &Room::of(folder.path())).unwrap_err();
     assert_eq!((refused.exit(), refused.is_damage()), (pacs_runtime::Exit::Again, false), "{refused}");
     // It has taken the epoch all the same, as it does where they are lost.
     first.append(&record(2, "b"), None, frame(key(1, 0, 1), 100));
-    let problem = first.durable().wait().await.unwrap_err();
+    let NotDurable::Failed(problem) = first.durable().wait().await.unwrap_err() else {
+        panic!("it is no matter of room")
+    };
     assert!(problem.starts_with("another coordinator has taken over this run folder"), "{problem}");
     assert_eq!(first.failure().as_deref(), Some(problem.as_str()));
     drop(first);

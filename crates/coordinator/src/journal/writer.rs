@@ -13,9 +13,9 @@ use super::frame::Frame;
 use super::segments::Segments;
 use super::{Audit, Durable, Snapshot, durable_channel};
 use crate::FileError;
-use crate::records::Epoch;
+use crate::records::{Epoch, Room, is_full};
 
-/// How long a full disk is tried again before the journal gives up.
+/// How long a disk that refuses is tried again before the journal gives up; one that is full, without end while the run lasts.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -48,6 +48,16 @@ struct Pending {
 }
 
 impl Pending {
+    /// What it takes on the disk, about.
+    fn bytes(&self) -> u64 {
+        let rows = self.rows.iter().map(|row| row.record.len() + row.payload.as_ref().map_or(0, Vec::len));
+        let frames = self.frames.iter().map(|(_, frame)| frame.body.len());
+        let snapshot = self.snapshot.iter().map(|(_, snapshot)| {
+            snapshot.machine.len() + snapshot.extras.iter().map(|(_, value)| value.len()).sum::<usize>()
+        });
+        rows.chain(frames).chain(snapshot).map(|bytes| bytes as u64).sum()
+    }
+
     fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.frames.is_empty() && self.audits.is_empty() && self.snapshot.is_none()
     }
@@ -66,13 +76,19 @@ impl Shared {
 }
 
 impl Writer {
-    pub(super) fn start(database: Database, segments: Segments, upto: u64, epoch: Epoch) -> io::Result<Self> {
+    pub(super) fn start(
+        database: Database,
+        segments: Segments,
+        upto: u64,
+        epoch: Epoch,
+        room: Room,
+    ) -> io::Result<Self> {
         let (shared, durable) = (Arc::new(Shared::default()), durable_channel(upto));
         let (inbox, told) = (Arc::clone(&shared), Arc::clone(&durable));
         // Ends when it is closed, after the last batch.
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             let _guard = Panicked(&told);
-            write_all(&inbox, &told, Disk { database, segments, epoch });
+            write_all(&inbox, &told, Disk { database, segments, epoch, room });
         })?;
         Ok(Self { shared, durable, thread: Some(thread) })
     }
@@ -132,6 +148,7 @@ struct Disk {
     database: Database,
     segments: Segments,
     epoch: Epoch,
+    room: Room,
 }
 
 fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) {
@@ -146,9 +163,9 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
         let batch = std::mem::take(&mut *pending);
         pending.closing = batch.closing;
         drop(pending);
-        if let Err(problem) = write_patiently(&mut disk, &batch) {
+        if let Err(problem) = write_patiently(shared, durable, &mut disk, &batch) {
             let problem = match problem {
-                Problem::Disk(problem) => format!("the journal cannot be written: {problem}"),
+                Problem::Disk(problem) | Problem::Full(problem) => format!("the journal cannot be written: {problem}"),
                 Problem::Taken(problem) => problem,
             };
             tracing::error!("{problem}");
@@ -170,40 +187,62 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
 enum Problem {
     /// The disk refuses, and may not the next time.
     Disk(String),
+    /// There is no room.
+    Full(String),
     /// Another coordinator writes here now.
     Taken(String),
 }
 
 /// Writes a batch: the frames first, then the records that rely on them.
-fn write_patiently(disk: &mut Disk, batch: &Pending) -> Result<(), Problem> {
-    let started = Instant::now();
+fn write_patiently(
+    shared: &Shared,
+    durable: &watch::Sender<Durable>,
+    disk: &mut Disk,
+    batch: &Pending,
+) -> Result<(), Problem> {
+    let mut started = Instant::now();
     let mut frames_written = false;
-    loop {
+    let result = loop {
         let problem = match disk.write(batch, &mut frames_written) {
-            Ok(()) => return Ok(()),
-            Err(Problem::Disk(problem)) if started.elapsed() <= PATIENCE => problem,
-            Err(problem) => return Err(problem),
+            Ok(()) => break Ok(()),
+            Err(Problem::Full(problem)) if !shared.lock().closing => {
+                let bytes = batch.bytes();
+                disk.room.missing("journal", "what has happened", bytes, &problem);
+                durable.send_if_modified(|durable| !std::mem::replace(&mut durable.is_full, true));
+                started = Instant::now();
+                std::thread::sleep(RETRY);
+                continue;
+            }
+            Err(Problem::Disk(problem) | Problem::Full(problem)) if started.elapsed() <= PATIENCE => problem,
+            Err(problem) => break Err(problem),
         };
         tracing::warn!("the journal waits for the disk: {problem}");
         std::thread::sleep(RETRY);
-    }
+    };
+    disk.room.found("journal");
+    durable.send_if_modified(|durable| std::mem::take(&mut durable.is_full));
+    result
 }
 
 impl Disk {
     fn write(&mut self, batch: &Pending, frames_written: &mut bool) -> Result<(), Problem> {
         mine(&self.epoch)?;
         if !*frames_written {
-            if let Err(error) = self.segments.write(&batch.frames) {
-                self.segments.abandon();
-                return Err(Problem::Disk(format!("write samples: {error}")));
-            }
+            let written = self.segments.write(&batch.frames);
+            written.map_err(|error| Problem::of(&error, format!("write samples: {error}")))?;
             *frames_written = true;
         }
-        let refused = |error| Problem::Disk(format!("write records: {error}"));
+        let refused = |error| Problem::of(&error, format!("write records: {error}"));
         let transaction = self.database.write(&batch.rows, &batch.audits, batch.snapshot.as_ref()).map_err(refused)?;
         // As late as can be: everything but the commit is done.
         mine(&self.epoch)?;
         transaction.commit().map_err(refused)
+    }
+}
+
+impl Problem {
+    fn of(error: &(dyn std::error::Error + 'static), text: String) -> Self {
+        if is_full(error) { Self::Full(text) } else { Self::Disk(text) }
     }
 }
 

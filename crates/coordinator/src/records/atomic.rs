@@ -5,11 +5,18 @@ use std::path::{Path, PathBuf};
 /// Writes a file that is there completely or not at all, even if the machine loses power.
 pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary(path);
-    let mut file = File::create(&temporary)?;
-    write(&mut file)?;
-    file.flush()?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        write(&mut file)?;
+        file.flush()?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if let Err(error) = written {
+        // Half a file takes room on a disk that is full, perhaps for good.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     match path.parent() {
         Some(folder) => sync_folder(folder),
         None => Ok(()),

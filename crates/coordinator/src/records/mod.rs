@@ -26,6 +26,7 @@ mod epoch;
 mod fault;
 mod identity;
 mod lines;
+mod room;
 mod sweep;
 mod writer;
 
@@ -42,4 +43,5 @@ pub use fault::slow_disk;
 pub use identity::{CoordinatorRecord, identify, run_id};
 pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
+pub(crate) use room::{Room, is_full};
 pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use super::fault::Fault;
 use super::sweep::Sweeper;
-use super::{Archive, Checkpoints, Epoch, Lines, Manifest, Retention, Round};
+use super::{Archive, Checkpoints, Epoch, Lines, Manifest, Retention, Room, Round, is_full};
 use crate::FileError;
 use crate::journal::{DurableUpTo, Extras, Snapshot, Snapshots};
 
@@ -36,7 +36,7 @@ const QUEUE: usize = 256;
 const ENDS: usize = 256;
 /// Steps and evaluations that may wait to be written before no step is begun any more: their samples are in memory.
 pub(crate) const MOST_WAITING: usize = 4;
-/// How long a full disk is tried again.
+/// How long a disk that refuses is tried again; one that is full, without end while the run lasts.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -62,8 +62,8 @@ pub(crate) enum Job {
     },
     /// Undo: remove the lines and samples of later steps, all where there is none.
     Truncate { steps: Option<u64>, evaluations: Option<u64> },
-    /// Make the folder for the ranks' files.
-    Create { step: u64, save: u64 },
+    /// Make the folder for the ranks' files when there is room for so many bytes.
+    Create { step: u64, save: u64, bytes: u64 },
     /// Make a folder a checkpoint.
     Commit { manifest: Box<Manifest>, save: u64, asked: DurableUpTo },
     /// Have the journal put this in the place of its records up to `seq`.
@@ -114,6 +114,7 @@ impl Files {
 pub(crate) struct RunFolder {
     jobs: Option<SyncSender<Job>>,
     abandoned: Arc<AtomicBool>,
+    closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     archives: bool,
     /// Steps and evaluations handed over and not written yet.
@@ -132,13 +133,14 @@ impl RunFolder {
         kept: (usize, usize),
         epoch: Epoch,
         snapshots: Snapshots,
+        room: Room,
         fault: Fault,
     ) -> Result<(Self, mpsc::Receiver<Done>), FileError> {
         let scores = scores(&files)?;
         let folder = files.checkpoints.folder().to_owned();
         let (jobs, inbox) = sync_channel(QUEUE);
         let (ends, done) = mpsc::channel(ENDS);
-        let abandoned = Arc::new(AtomicBool::new(false));
+        let (abandoned, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let Files { checkpoints, metrics, evaluations, archive } = files;
         let archive = archive.map(Arc::new);
         let handle = (archive.is_some(), metrics.last_step(), evaluations.last_step());
@@ -158,6 +160,8 @@ impl RunFolder {
                 sweeper,
                 ends,
                 abandoned: Arc::clone(&abandoned),
+                closing: Arc::clone(&closing),
+                room,
                 fault,
             };
             // Ends when the handle is closed, after the last job, or dropped, after the one at hand.
@@ -166,7 +170,7 @@ impl RunFolder {
         let (archives, steps, evaluations) = handle;
         let thread = Some(thread.map_err(failed)?);
         let jobs = Some(jobs);
-        let this = Self { jobs, abandoned, thread, archives, waiting: 0, steps, evaluations, folder: None };
+        let this = Self { jobs, abandoned, closing, thread, archives, waiting: 0, steps, evaluations, folder: None };
         Ok((this, done))
     }
 
@@ -240,6 +244,7 @@ impl RunFolder {
     /// Takes no more jobs: the thread ends after those that wait.
     pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
         self.jobs = None;
+        self.closing.store(true, Ordering::Relaxed);
         self.thread.take()
     }
 
@@ -270,6 +275,9 @@ fn scores(files: &Files) -> Result<Vec<(u64, f64)>, FileError> {
     Ok(scores)
 }
 
+/// Who waits for room.
+const WHO: &str = "run folder";
+
 /// Why the thread ends before its time.
 enum Stop {
     /// Its handle is gone.
@@ -294,6 +302,9 @@ struct Owner {
     sweeper: Sweeper,
     ends: mpsc::Sender<Done>,
     abandoned: Arc<AtomicBool>,
+    /// The run is over: nobody waits long for what is left.
+    closing: Arc<AtomicBool>,
+    room: Room,
     fault: Fault,
 }
 
@@ -326,7 +337,7 @@ impl Owner {
             Job::Archive(round) => self.archive(&round)?,
             Job::Append { to, step, line, score } => self.append(to, step, &line, score)?,
             Job::Truncate { steps, evaluations } => self.truncate(steps, evaluations)?,
-            Job::Create { step, save } => self.create(step, save),
+            Job::Create { step, save, bytes } => self.create(step, save, bytes)?,
             Job::Commit { manifest, save, asked } => self.commit(&manifest, save, asked)?,
             Job::Keep { seq, machine, extras } => {
                 self.sync_lines()?;
@@ -342,7 +353,7 @@ impl Owner {
         // A disk that has not taken one round in all that time does not hold up every round.
         let written = match self.unarchived {
             true => archive.write(round),
-            false => self.patiently(|_| archive.write(round))?,
+            false => self.patiently("the samples of a step", 0, |_| archive.write(round))?,
         };
         self.unarchived = written.is_err();
         if let Err(error) = written {
@@ -357,7 +368,8 @@ impl Owner {
 
     /// A gap in the lines is for good, so the run does not continue without one.
     fn append(&mut self, to: LinesOf, step: u64, line: &[u8], score: Option<f64>) -> Result<(), Stop> {
-        let appended = self.patiently(|owner| owner.lines(to).append(step, line))?;
+        let appended =
+            self.patiently("the line of a step", line.len() as u64, |owner| owner.lines(to).append(step, line))?;
         self.or_failed(appended, to, "write")?;
         if let Some(score) = score {
             self.note_score(step, score);
@@ -368,26 +380,34 @@ impl Owner {
 
     fn truncate(&mut self, steps: Option<u64>, evaluations: Option<u64>) -> Result<(), Stop> {
         for (to, last) in [(LinesOf::Metrics, steps), (LinesOf::Evaluations, evaluations)] {
-            let cut = self.patiently(|owner| owner.lines(to).truncate(last))?;
+            let cut = self.patiently("the end of its lines", 0, |owner| owner.lines(to).truncate(last))?;
             self.or_failed(cut, to, "cut")?;
         }
         self.retention.scores.retain(|(step, _)| evaluations.is_some_and(|last| *step <= last));
         let Some(archive) = self.archive.clone() else { return Ok(()) };
         for (purpose, last) in [(Purpose::Train, steps), (Purpose::Evaluate, evaluations)] {
-            let cut = self.patiently(|_| archive.truncate(purpose, last))?;
+            let cut = self.patiently("fewer samples", 0, |_| archive.truncate(purpose, last))?;
             cut.map_err(|error| Stop::Failed(format!("remove samples in `{}`: {error}", archive.folder().display())))?;
         }
         Ok(())
     }
 
-    fn create(&mut self, step: u64, save: u64) {
-        let created = self.checkpoints.create(step, save);
+    fn create(&mut self, step: u64, save: u64, bytes: u64) -> Result<(), Stop> {
+        // What earlier saves have left may be what takes the room.
+        let mut created = self.checkpoints.create(step, save);
+        self.sweeper.look();
+        let what = format!("the checkpoint of step {step}");
+        let room = self.patiently(&what, bytes, |owner| owner.room.must_take(bytes))?;
+        if let (Ok(()), Err(error)) = (&created, room) {
+            created = Err(FileError::file("write", self.checkpoints.folder())(error));
+        }
         self.saving = Some(step);
         self.sweeper.look();
         self.tell(match created {
             Ok(()) => Done::Created { step, save },
             Err(error) => Done::Refused { step, save, reason: error.to_string() },
         });
+        Ok(())
     }
 
     fn commit(&mut self, manifest: &Manifest, save: u64, asked: DurableUpTo) -> Result<(), Stop> {
@@ -420,7 +440,7 @@ impl Owner {
 
     fn sync_lines(&mut self) -> Result<(), Stop> {
         for to in [LinesOf::Metrics, LinesOf::Evaluations] {
-            let synced = self.patiently(|owner| owner.lines(to).sync())?;
+            let synced = self.patiently("the lines of its steps", 0, |owner| owner.lines(to).sync())?;
             self.or_failed(synced, to, "sync")?;
         }
         Ok(())
@@ -438,22 +458,33 @@ impl Owner {
         result.map_err(|error| Stop::Failed(format!("{what} `{path}`: {error}")))
     }
 
-    /// Tries again while the disk may yet take it.
-    fn patiently<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> io::Result<T>) -> Result<io::Result<T>, Stop> {
-        let began = Instant::now();
-        loop {
+    /// Tries again while the disk may yet take it: so many bytes of `what`, 0 where nobody counts them.
+    fn patiently<T>(
+        &mut self,
+        what: &str,
+        bytes: u64,
+        mut attempt: impl FnMut(&mut Self) -> io::Result<T>,
+    ) -> Result<io::Result<T>, Stop> {
+        let mut began = Instant::now();
+        let done = loop {
             let result = attempt(self);
             match &result {
+                Err(error) if is_full(error) && !self.closing.load(Ordering::Relaxed) => {
+                    self.room.missing(WHO, what, bytes, error);
+                    began = Instant::now();
+                }
                 Err(error) if Exit::of_file(error) == Exit::Again && began.elapsed() < PATIENCE => {
                     tracing::warn!("the run folder waits for the disk: {error}");
                 }
-                _ => return Ok(result),
+                _ => break Ok(result),
             }
             if self.is_abandoned() {
-                return Err(Stop::Abandoned);
+                break Err(Stop::Abandoned);
             }
             std::thread::sleep(RETRY);
-        }
+        };
+        self.room.found(WHO);
+        done
     }
 
     fn is_abandoned(&self) -> bool {

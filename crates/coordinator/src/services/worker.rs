@@ -63,7 +63,7 @@ impl WorkerService for Services {
                 worker_id: worker.0,
                 job_spec: driver.job_toml.clone(),
                 run_dir: driver.run_dir.display().to_string(),
-                heartbeat_interval_ms: u32::try_from(driver.heartbeat_interval.as_millis()).unwrap_or(u32::MAX),
+                heartbeat_interval_ms: u32::try_from(heartbeat_interval(driver, role).as_millis()).unwrap_or(u32::MAX),
                 run_id,
             })
         };
@@ -116,6 +116,22 @@ impl WorkerService for Services {
         };
         self.0.call(leave).await?;
         Ok(Response::new(v1::LeaveResponse {}))
+    }
+}
+
+/// Heartbeats a second that a coordinator wants: each takes some 0.1 ms of a processor.
+const MOST_HEARTBEATS: f64 = 4000.0;
+
+/// How often a worker that registers now is to be heard. Thousands beat less often, so that their heartbeats leave processors
+/// for their work; one that is lost on its way must still not cost the membership. Learners hear of the end of a generation
+/// with their heartbeats, so theirs stay as quick as a few workers' are.
+fn heartbeat_interval(driver: &Driver, role: Role) -> Duration {
+    let members: usize =
+        [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
+    let of_many = Duration::from_secs_f64(members as f64 / MOST_HEARTBEATS).min(driver.machine.heartbeat_timeout() / 5);
+    match role {
+        Role::Learner => driver.heartbeat_interval,
+        Role::Rollout | Role::Verifier => driver.heartbeat_interval.max(of_many),
     }
 }
 

@@ -2,6 +2,9 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::{Counter, Effect, Reply};
 
+/// How often the checkpoint that counts, that of the last step or of a stop, is tried.
+const MOST_LAST_SAVES: u32 = 5;
+
 impl Machine {
     pub(crate) fn checkpoint_committed(&mut self, step: u64) {
         self.reply(Reply::Done);
@@ -9,7 +12,7 @@ impl Machine {
         self.restart = writing.snapshot;
         self.restart_is_checkpoint = true;
         self.exported = writing.model;
-        self.lost_saves = 0;
+        (self.lost_saves, self.failed_last_saves) = (0, 0);
         self.progress();
         self.go_on_without_writing();
     }
@@ -26,6 +29,13 @@ impl Machine {
         self.count(Counter::FailedCheckpoints, 1);
         // Behind one in the background, a stop makes its own.
         if writing.model || (self.stop.is_some() && !writing.background) {
+            self.failed_last_saves += 1;
+            // A disk that was full has room when the folder of the next try is there. Ranks that are gone make none.
+            if self.failed_last_saves < MOST_LAST_SAVES && self.team.is_some() && !self.is_ended() {
+                let note = format!("the checkpoint of step {step} could not be saved, and is tried again: {reason}");
+                self.effects.push(Effect::Note(note));
+                return self.begin_save(writing.model, writing.background);
+            }
             return self.fail(format!("the checkpoint of step {step} could not be saved: {reason}"));
         }
         if self.is_ended() {
@@ -111,6 +121,11 @@ mod tests {
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Note(note) if note.contains("disk full"))));
         run.full_step();
         run.full_step();
+        for _ in 1..super::MOST_LAST_SAVES {
+            run.save();
+            let effects = run.step(Event::CheckpointFailed { step: 4, reason: "disk full".into() });
+            assert!(matches!(effects.last(), Some(Effect::CreateCheckpoint { step: 4, .. })), "{effects:?}");
+        }
         run.save();
         let effects = run.step(Event::CheckpointFailed { step: 4, reason: "disk full".into() });
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");
@@ -131,6 +146,11 @@ mod tests {
         assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 2, Generation(1)));
         run.full_step();
         run.full_step();
+        for _ in 1..super::MOST_LAST_SAVES {
+            let task = run.task_of(0);
+            let effects = report(&mut run, task);
+            assert!(matches!(effects.last(), Some(Effect::CreateCheckpoint { step: 4, .. })), "{effects:?}");
+        }
         let task = run.task_of(0);
         let effects = report(&mut run, task);
         assert!(matches!(effects.last(), Some(Effect::Ended(End::Failed { .. }))), "{effects:?}");

@@ -1,10 +1,16 @@
 //! Which connections a process has, so that strangers cannot take all that there may be.
 //!
-//! A connection is a stranger's until its first call is let in by a guard ([`Seat::settle`]). Strangers have few seats, and so
-//! long to make that call; when all seats are taken, a newcomer takes that of another stranger: the one that has waited longest
-//! among those of the address that has most. So a peer that means to work gets in, however many others connect and say nothing;
-//! waiting in line would let them hold it up. What is settled is never put out, and together they leave file descriptors for
-//! what the process writes.
+//! A connection is a stranger's until its certificate is verified ([`Seat::prove`]) or, in plain text, until its first call is
+//! let in by a guard ([`Holder::settle`]). Strangers have few seats; when all are taken, a newcomer takes that of another
+//! stranger: the one that has waited longest among those of the address that has most. So a peer that means to work gets in,
+//! however many others connect and say nothing; waiting in line would let them hold it up.
+//!
+//! A seat is safe for a short while, longer once its peer has spoken. Without that, thousands of workers that look for their
+//! run at once would put each other out in the middle of their handshakes, and nobody would get in. Newcomers wait for that
+//! while in the system's queue. An address that has most of the seats is not protected from others.
+//!
+//! Peers with a certificate have all seats but those of strangers; one that has not called yet makes room when all of them
+//! are taken. What is settled is never put out, and together they leave file descriptors for what the process writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// File descriptors that are left for journals, checkpoints, logs and child processes; of a low limit, half.
 const RESERVED: usize = 256;
@@ -21,21 +27,40 @@ const RESERVED: usize = 256;
 const MOST: usize = 65_536;
 /// Strangers at once.
 const MOST_STRANGERS: usize = 256;
+/// How long the seat of a stranger is safe: of one that has said nothing, and of one that has. A handshake is a millisecond of
+/// work; 256 of them on a busy machine may take a second.
+const CHANCES: Chances = Chances { silent: Duration::from_millis(250), speaking: Duration::from_secs(2) };
 /// Lines about strangers in one [`WINDOW`].
 const MOST_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The seats of a listener; clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Admission(Arc<Mutex<State>>);
+pub(super) struct Admission(Arc<Seats>);
+
+#[derive(Debug)]
+struct Seats {
+    state: Mutex<State>,
+    /// A stranger's seat has become free.
+    freed: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Chances {
+    silent: Duration,
+    speaking: Duration,
+}
 
 #[derive(Debug)]
 struct State {
     most: usize,
     most_strangers: usize,
+    chances: Chances,
     newest: u64,
     settled: BTreeSet<u64>,
     strangers: BTreeMap<u64, Stranger>,
+    /// Peers with a certificate of ours that have not called yet.
+    proven: BTreeMap<u64, Stranger>,
     lines: Option<(Instant, u32)>,
     untold: u64,
 }
@@ -43,8 +68,21 @@ struct State {
 #[derive(Debug)]
 struct Stranger {
     host: IpAddr,
+    since: Instant,
+    has_spoken: bool,
     /// Tells its connection to end; dropped, that it is a stranger's no more.
     put_out: oneshot::Sender<()>,
+}
+
+/// What there is for a newcomer.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    /// A seat, and word when it has to make room for another.
+    Seat(Seat, oneshot::Receiver<()>),
+    /// Room when another seat is free, or not safe any more, which is after this time.
+    After(Duration),
+    /// Nothing: all seats are taken by peers that work.
+    Full,
 }
 
 /// A seat is taken for a connection, which has it until this is dropped.
@@ -59,35 +97,55 @@ impl Admission {
     pub(super) fn of_process() -> Self {
         let descriptors = descriptors();
         let most = descriptors.saturating_sub(RESERVED.min(descriptors / 2)).clamp(1, MOST);
-        Self::new(most, MOST_STRANGERS.min(most.div_ceil(2)))
+        Self::with(most, MOST_STRANGERS.min(most.div_ceil(2)), CHANCES)
     }
 
-    /// So many seats, of which so many are for strangers.
+    /// So many seats, of which so many are for strangers, and none of those is safe.
     pub(super) fn new(most: usize, most_strangers: usize) -> Self {
-        let (newest, settled, strangers, lines, untold) = Default::default();
-        Self(Arc::new(Mutex::new(State { most, most_strangers, newest, settled, strangers, lines, untold })))
+        Self::with(most, most_strangers, Chances { silent: Duration::ZERO, speaking: Duration::ZERO })
+    }
+
+    fn with(most: usize, most_strangers: usize, chances: Chances) -> Self {
+        let (newest, settled, strangers, proven, lines, untold) = Default::default();
+        let state = State { most, most_strangers, chances, newest, settled, strangers, proven, lines, untold };
+        Self(Arc::new(Seats { state: Mutex::new(state), freed: Notify::new() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change of it is a whole one.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for a stranger from this host, and word when it has to make room for another; none when all are taken by peers
-    /// that work.
-    pub(super) fn admit(&self, host: IpAddr) -> Option<(Seat, oneshot::Receiver<()>)> {
+    /// A seat for a stranger from this host, when there is one: `None` when all are taken by peers that work.
+    pub(super) async fn seat(&self, host: IpAddr) -> Option<(Seat, oneshot::Receiver<()>)> {
+        loop {
+            let freed = self.0.freed.notified();
+            match self.admit(host, Instant::now()) {
+                Admitted::Seat(seat, put_out) => return Some((seat, put_out)),
+                Admitted::Full => return None,
+                // An error is the time that has passed.
+                Admitted::After(wait) => drop(tokio::time::timeout(wait, freed).await),
+            }
+        }
+    }
+
+    /// What there is for a stranger from this host.
+    fn admit(&self, host: IpAddr, now: Instant) -> Admitted {
         let mut state = self.lock();
-        if state.strangers.len() >= state.most_strangers || state.strangers.len() + state.settled.len() >= state.most {
-            let stranger = state.longest_of_the_most()?;
-            // Its connection ends at once; the seat counts as free already.
-            state.strangers.remove(&stranger).map(|stranger| stranger.put_out.send(()));
+        let is_full = state.taken() >= state.most;
+        if is_full || state.strangers.len() >= state.most_strangers {
+            match state.put_one_out(host, is_full, now) {
+                Ok(()) => {}
+                Err(Some(wait)) => return Admitted::After(wait),
+                Err(None) => return Admitted::Full,
+            }
             Self::complain(&mut state, || "connections that say nothing make room for others".to_owned());
         }
         state.newest += 1;
         let number = state.newest;
         let (put_out, told) = oneshot::channel();
-        state.strangers.insert(number, Stranger { host, put_out });
-        Some((Seat { admission: self.clone(), number }, told))
+        state.strangers.insert(number, Stranger { host, since: now, has_spoken: false, put_out });
+        Admitted::Seat(Seat { admission: self.clone(), number }, told)
     }
 
     /// Logs something about strangers, unless too much was said of late.
@@ -103,13 +161,29 @@ impl Admission {
 }
 
 impl State {
-    /// The stranger that has waited longest, of the host that has most of them.
-    fn longest_of_the_most(&self) -> Option<u64> {
-        let mut hosts: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
-        for (number, stranger) in &self.strangers {
-            hosts.entry(stranger.host).or_insert((0, *number)).0 += 1;
+    fn taken(&self) -> usize {
+        self.strangers.len() + self.proven.len() + self.settled.len()
+    }
+
+    /// Puts a stranger out for a newcomer from `host`, or when all seats are taken, a peer that has not called yet. Its
+    /// connection ends at once; the seat counts as free already.
+    ///
+    /// # Errors
+    /// The time after which somebody can be, if there is anybody.
+    fn put_one_out(&mut self, host: IpAddr, is_full: bool, now: Instant) -> Result<(), Option<Duration>> {
+        let chances = self.chances;
+        let proven = is_full.then_some(&mut self.proven);
+        let mut soonest = None;
+        for strangers in [Some(&mut self.strangers), proven].into_iter().flatten() {
+            match longest_of_the_most(strangers, host, chances, now) {
+                Ok(number) => {
+                    strangers.remove(&number).map(|stranger| stranger.put_out.send(()));
+                    return Ok(());
+                }
+                Err(wait) => soonest = soonest.into_iter().chain(wait).min(),
+            }
         }
-        hosts.into_values().max_by_key(|(count, first)| (*count, std::cmp::Reverse(*first))).map(|(_, first)| first)
+        Err(soonest)
     }
 
     /// Whether another line may be said: then how many were not.
@@ -127,7 +201,51 @@ impl State {
     }
 }
 
+/// The stranger that has waited longest, of the host that has most of those whose seats are not safe from a newcomer of `host`.
+///
+/// # Errors
+/// The time until one of them is not, if there is any.
+fn longest_of_the_most(
+    strangers: &BTreeMap<u64, Stranger>,
+    host: IpAddr,
+    chances: Chances,
+    now: Instant,
+) -> Result<u64, Option<Duration>> {
+    let mut all: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    strangers.values().for_each(|stranger| *all.entry(stranger.host).or_insert(0) += 1);
+    let (mut hosts, mut soonest): (BTreeMap<IpAddr, (usize, u64)>, Option<Duration>) = Default::default();
+    for (number, stranger) in strangers {
+        let chance = if stranger.has_spoken { chances.speaking } else { chances.silent };
+        let left = chance.saturating_sub(now.saturating_duration_since(stranger.since));
+        let crowds = stranger.host != host && all.get(&stranger.host).is_some_and(|count| 2 * count > strangers.len());
+        if left.is_zero() || crowds {
+            hosts.entry(stranger.host).or_insert((0, *number)).0 += 1;
+        } else {
+            soonest = Some(soonest.map_or(left, |soonest| soonest.min(left)));
+        }
+    }
+    let found = hosts.into_values().max_by_key(|(count, first)| (*count, std::cmp::Reverse(*first)));
+    found.map(|(_, first)| first).ok_or(soonest)
+}
+
 impl Seat {
+    /// Notes that the peer has said something.
+    pub(super) fn speaks(&self) {
+        if let Some(stranger) = self.admission.lock().strangers.get_mut(&self.number) {
+            stranger.has_spoken = true;
+        }
+    }
+
+    /// Notes that the peer has a certificate of ours.
+    pub(super) fn prove(&self) {
+        let mut state = self.admission.lock();
+        if let Some(stranger) = state.strangers.remove(&self.number) {
+            state.proven.insert(self.number, Stranger { since: Instant::now(), ..stranger });
+        }
+        drop(state);
+        self.admission.0.freed.notify_one();
+    }
+
     /// What a peer is known by, for those who let its calls in.
     pub(super) fn holder(&self) -> Holder {
         Holder(Some(Arc::new((AtomicBool::new(false), self.admission.clone(), self.number))))
@@ -138,9 +256,11 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
         // One that was put out has none any more.
-        if state.strangers.remove(&self.number).is_none() {
+        if state.strangers.remove(&self.number).is_none() && state.proven.remove(&self.number).is_none() {
             state.settled.remove(&self.number);
         }
+        drop(state);
+        self.admission.0.freed.notify_one();
     }
 }
 
@@ -154,9 +274,11 @@ impl Holder {
         let Some((is_settled, admission, number)) = self.0.as_deref() else { return };
         if !is_settled.swap(true, Ordering::Relaxed) {
             let mut state = admission.lock();
-            if state.strangers.remove(number).is_some() {
+            if state.strangers.remove(number).or_else(|| state.proven.remove(number)).is_some() {
                 state.settled.insert(*number);
             }
+            drop(state);
+            admission.0.freed.notify_one();
         }
     }
 }
@@ -179,6 +301,15 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
+    /// A seat that there is at once.
+    fn seat(admission: &Admission, last: u8) -> Option<(Seat, oneshot::Receiver<()>)> {
+        match admission.admit(host(last), Instant::now()) {
+            Admitted::Seat(seat, put_out) => Some((seat, put_out)),
+            Admitted::Full => None,
+            Admitted::After(wait) => panic!("no seat is safe here: {wait:?}"),
+        }
+    }
+
     /// Seats of peers that work, and of strangers.
     fn taken(admission: &Admission) -> (usize, usize) {
         let state = admission.lock();
@@ -194,11 +325,11 @@ mod tests {
     fn strangers_make_room_for_each_other_the_longest_of_the_busiest_host_first() {
         let admission = Admission::new(100, 4);
         let (mut seats, mut told): (Vec<_>, Vec<_>) =
-            [1, 2, 2, 1].map(|last| admission.admit(host(last)).expect("room")).into_iter().unzip();
+            [1, 2, 2, 1].map(|last| seat(&admission, last).expect("room")).into_iter().unzip();
         assert!(out(&mut told).is_empty());
-        seats.push(admission.admit(host(2)).expect("another makes room").0);
+        seats.push(seat(&admission, 2).expect("another makes room").0);
         assert_eq!(out(&mut told), [0], "of equals, the one that came first");
-        seats.push(admission.admit(host(3)).expect("another makes room").0);
+        seats.push(seat(&admission, 3).expect("another makes room").0);
         assert_eq!(out(&mut told), [1], "host 2 has three");
         seats.clear();
         assert_eq!(taken(&admission), (0, 0));
@@ -209,13 +340,13 @@ mod tests {
         let admission = Admission::new(3, 2);
         let mut seats: Vec<_> = (0..3)
             .map(|_| {
-                let (seat, told) = admission.admit(host(1)).expect("room");
+                let (seat, told) = seat(&admission, 1).expect("room");
                 let holder = seat.holder();
                 (0..2).for_each(|_| holder.settle());
                 (seat, told)
             })
             .collect();
-        assert!(admission.admit(host(1)).is_none(), "all seats are taken by peers that work");
+        assert!(seat(&admission, 1).is_none(), "all seats are taken by peers that work");
         for (_, told) in &mut seats {
             assert!(
                 matches!(told.try_recv(), Err(oneshot::error::TryRecvError::Closed)),
@@ -223,8 +354,8 @@ mod tests {
             );
         }
         seats.pop();
-        let (stranger, mut told) = admission.admit(host(1)).expect("room again");
-        let (_newcomer, _told) = admission.admit(host(2)).expect("the stranger makes room");
+        let (stranger, mut told) = seat(&admission, 1).expect("room again");
+        let (_newcomer, _told) = seat(&admission, 2).expect("the stranger makes room");
         assert_eq!(told.try_recv(), Ok(()));
         // Too late.
         stranger.holder().settle();
@@ -233,8 +364,45 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_is_not_put_out_in_its_middle() {
+        let chances = Chances { silent: Duration::from_secs(1), speaking: Duration::from_secs(5) };
+        let admission = Admission::with(100, 2, chances);
+        let now = Instant::now();
+        let come = |last: u8, later: u64| admission.admit(host(last), now + Duration::from_secs(later));
+        let (Admitted::Seat(speaks, mut first), Admitted::Seat(_silent, mut second)) = (come(1, 0), come(2, 0)) else {
+            panic!("there is room")
+        };
+        speaks.speaks();
+        assert!(
+            matches!(come(3, 0), Admitted::After(wait) if wait == Duration::from_secs(1)),
+            "both have their chance"
+        );
+        assert!(matches!(come(3, 1), Admitted::Seat(..)), "who says nothing has had it; its seat is given back here");
+        assert_eq!((first.try_recv().is_ok(), second.try_recv().is_ok()), (false, true));
+        speaks.prove();
+        let (Admitted::Seat(_a, _), Admitted::Seat(_b, _)) = (come(3, 1), come(3, 1)) else {
+            panic!("a peer with a certificate is no stranger")
+        };
+        assert!(matches!(come(4, 1), Admitted::Seat(..)), "an address with most of the seats is not safe from others");
+        assert!(first.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_peer_with_a_certificate_that_does_not_call_makes_room_when_all_seats_are_taken() {
+        let admission = Admission::new(2, 1);
+        let (idle, mut told) = seat(&admission, 1).expect("room");
+        idle.prove();
+        let (works, _told) = seat(&admission, 1).expect("room");
+        works.prove();
+        works.holder().settle();
+        let (_newcomer, _told) = seat(&admission, 2).expect("the idle one makes room");
+        assert_eq!(told.try_recv(), Ok(()));
+    }
+
+    #[test]
     fn many_strangers_are_not_told_of_one_by_one() {
-        let mut state = State { most: 1, ..Arc::into_inner(Admission::new(1, 1).0).unwrap().into_inner().unwrap() };
+        let mut state =
+            State { most: 1, ..Arc::into_inner(Admission::new(1, 1).0).unwrap().state.into_inner().unwrap() };
         let now = Instant::now();
         assert_eq!((0..1000).filter(|_| state.may_say(now).is_some()).count(), MOST_LINES as usize);
         assert_eq!(state.may_say(now + WINDOW), Some(1000 - u64::from(MOST_LINES)));

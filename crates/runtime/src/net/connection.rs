@@ -115,7 +115,11 @@ fn accept_into(
                 }
             };
             // Closed at once where there is no room: left in the system's queue it would keep others from being seen.
-            let Some((seat, mut put_out)) = admission.admit(address.ip()) else {
+            let seat = tokio::select! {
+                seat = admission.seat(address.ip()) => seat,
+                () = sender.closed() => return,
+            };
+            let Some((seat, mut put_out)) = seat else {
                 admission
                     .complain_of(|| format!("{address} was turned away: all connections are taken by peers that work"));
                 continue;
@@ -123,7 +127,9 @@ fn accept_into(
             let (security, sender, admission) = (security.clone(), sender.clone(), admission.clone());
             tokio::spawn(async move {
                 let greeted = async {
-                    let greeted = greet(stream, address, &security).await?;
+                    stream.readable().await?;
+                    seat.speaks();
+                    let greeted = greet(stream, address, &security, &seat).await?;
                     let room = sender.reserve().await.map_err(io::Error::other)?;
                     Ok::<_, io::Error>((greeted, room))
                 };
@@ -147,7 +153,12 @@ fn accept_into(
 }
 
 /// Takes the first words of a peer, which show that it speaks HTTP/2 and means to.
-async fn greet(stream: TcpStream, address: SocketAddr, security: &Security) -> io::Result<(Stream, Option<PeerRole>)> {
+async fn greet(
+    stream: TcpStream,
+    address: SocketAddr,
+    security: &Security,
+    seat: &Seat,
+) -> io::Result<(Stream, Option<PeerRole>)> {
     stream.set_nodelay(true)?;
     let mut said = [0; PREFACE.len()];
     let (stream, role) = match security {
@@ -158,6 +169,7 @@ async fn greet(stream: TcpStream, address: SocketAddr, security: &Security) -> i
         }
         Security::Mutual(tls) => {
             let (mut stream, role) = handshake(stream, tls).await?;
+            seat.prove();
             stream.read_exact(&mut said).await?;
             (Stream::Tls(Box::new(stream)), Some(role))
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench coordinator`: samples a second, memory, and restart of the coordinator; `cargo xtask bench
-//! asynchrony`: what it is worth that generation runs ahead; `cargo xtask bench step`: what a step of a large job takes.
+//! asynchrony`: what it is worth that generation runs ahead; `cargo xtask bench step`: what a step of a large job takes; `cargo
+//! xtask bench fleet`: thousands of workers over mutual TLS.
 
 use anyhow::Result;
 use clap::Args;
@@ -24,12 +25,30 @@ pub(crate) struct Step {
     options: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask bench fleet\n  cargo xtask bench fleet -- --workers 2000 --rate 1000 --lost 200\n  \
+                  cargo xtask bench fleet -- --processors 0,1      (where there are more than two)\n\nIt takes two file \
+                  descriptors a worker, one in each process: `ulimit -Hn` of 10,800 for 10,000 workers."
+)]
+pub(crate) struct Fleet {
+    /// Options of the benchmark: workers, samples a second, losses.
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
 pub(crate) fn timed(bench: &str, arguments: &Timed) -> Result<()> {
     run(bench, &["--seconds".to_owned(), arguments.seconds.to_string()])
 }
 
 pub(crate) fn step(arguments: &Step) -> Result<()> {
     run("step", &arguments.options)
+}
+
+/// The coordinator is the program itself, in a process of its own.
+pub(crate) fn fleet(arguments: &Fleet) -> Result<()> {
+    check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
+    run("fleet", &arguments.options)
 }
 
 fn run(bench: &str, options: &[String]) -> Result<()> {

@@ -20,6 +20,8 @@ pub(crate) enum Bench {
     Asynchrony(coordinator::Timed),
     /// Plays a step of a large job with made-up samples: the coordinator's memory, messages and waiting times.
     Step(coordinator::Step),
+    /// Has thousands of workers join one coordinator over mutual TLS, work at a rate, and be lost at once.
+    Fleet(coordinator::Fleet),
     /// Generates samples, beside Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -31,6 +33,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Coordinator(arguments) => coordinator::timed("throughput", arguments),
         Bench::Asynchrony(arguments) => coordinator::timed("overlap", arguments),
         Bench::Step(arguments) => coordinator::step(arguments),
+        Bench::Fleet(arguments) => coordinator::fleet(arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }

@@ -19,14 +19,15 @@ struct Open {
 
 fn open(run_dir: &Path, fault: Duration) -> Open {
     let epoch = Epoch::take(run_dir).unwrap();
-    let (journal, recovered, _) = Journal::open(run_dir, SPEC, &epoch).unwrap();
+    let (journal, recovered, _) = Journal::open(run_dir, SPEC, &epoch, &Room::of(run_dir)).unwrap();
     let files = Files {
         checkpoints: Checkpoints::open(run_dir).unwrap(),
         metrics: Lines::open(run_dir.join("metrics.jsonl")).unwrap(),
         evaluations: Lines::open(run_dir.join("evaluations.jsonl")).unwrap(),
         archive: Some(Archive::open(run_dir).unwrap()),
     };
-    let (folder, done) = RunFolder::start(files, (2, 0), epoch, journal.snapshots(), Fault(fault)).unwrap();
+    let (folder, done) =
+        RunFolder::start(files, (2, 0), epoch, journal.snapshots(), Room::of(run_dir), Fault(fault)).unwrap();
     Open { journal, folder, done, snapshot: recovered.map(|recovered| recovered.machine.position().step) }
 }
 
@@ -112,7 +113,7 @@ fn a_crash_at_the_border_of_any_job_leaves_nothing_that_was_overtaken() {
                 jobs.push(line(LinesOf::Metrics, step));
             }
             let kept = keep(&mut open.journal, step);
-            jobs.extend([kept, Job::Create { step, save }, commit(&mut open, step)]);
+            jobs.extend([kept, Job::Create { step, save, bytes: 0 }, commit(&mut open, step)]);
         }
         jobs.into_iter().take(survived).for_each(|job| hand_over(&mut open, job));
         // The border: these are done, and none after them.
@@ -156,7 +157,7 @@ fn a_folder_that_takes_long_to_remove_holds_no_commit_up() {
     fs::create_dir_all(&abandoned).unwrap();
     (0..20_000).for_each(|file| drop(fs::File::create(abandoned.join(file.to_string())).unwrap()));
     let mut open = open(run_dir.path(), Duration::ZERO);
-    hand_over(&mut open, Job::Create { step: 1, save: 1 });
+    hand_over(&mut open, Job::Create { step: 1, save: 1, bytes: 0 });
     let job = commit(&mut open, 1);
     hand_over(&mut open, job);
     assert!(!open.folder.has_folder(1, 1));
@@ -241,7 +242,7 @@ fn the_best_are_known_without_a_look_at_the_file() {
         Job::Append { to: LinesOf::Evaluations, step, line, score: Some(score) }
     };
     for (step, score) in [(1, 0.9), (2, 0.1), (3, 0.5), (4, 0.2)] {
-        hand_over(&mut open, Job::Create { step, save: step });
+        hand_over(&mut open, Job::Create { step, save: step, bytes: 0 });
         hand_over(&mut open, scored(step, score));
         let job = commit(&mut open, step);
         hand_over(&mut open, job);
@@ -259,7 +260,7 @@ fn the_best_are_known_without_a_look_at_the_file() {
 
 fn reopened_with_best(run_dir: &Path) -> Open {
     let epoch = Epoch::take(run_dir).unwrap();
-    let (journal, ..) = Journal::open(run_dir, SPEC, &epoch).unwrap();
+    let (journal, ..) = Journal::open(run_dir, SPEC, &epoch, &Room::of(run_dir)).unwrap();
     let files = Files {
         checkpoints: Checkpoints::open(run_dir).unwrap(),
         metrics: Lines::open(run_dir.join("metrics.jsonl")).unwrap(),
@@ -267,6 +268,7 @@ fn reopened_with_best(run_dir: &Path) -> Open {
         archive: None,
     };
     assert_eq!(scores(&files).unwrap(), [(1, 0.9), (2, 0.1)]);
-    let (folder, done) = RunFolder::start(files, (1, 1), epoch, journal.snapshots(), Fault::default()).unwrap();
+    let (folder, done) =
+        RunFolder::start(files, (1, 1), epoch, journal.snapshots(), Room::of(run_dir), Fault::default()).unwrap();
     Open { journal, folder, done, snapshot: None }
 }
