@@ -10,6 +10,7 @@
 
 mod bootstrap;
 mod majority;
+mod measured;
 mod pass;
 mod plot;
 mod seeds;
@@ -17,6 +18,7 @@ mod table;
 
 pub use bootstrap::{Bootstrap, Difference, Interval};
 pub use majority::{Votes, majority};
+pub use measured::{MEASURED_PROBLEMS, MeasuredProblem};
 pub use pass::{pass_at, pass_curve, powers_of_two};
 pub use plot::{Plot, Point, Scale, Series};
 pub use seeds::{sign_flip, student};
