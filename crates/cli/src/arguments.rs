@@ -1,4 +1,5 @@
 mod cluster;
+mod eval;
 mod launch;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
 pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
+pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models with PACS on problems whose answers can be checked.
@@ -21,6 +23,7 @@ Examples:
   pacs job init my-job.toml             write a commented job spec
   pacs job check my-job.toml            say what it would do
   pacs run my-job.toml                  train on this machine
+  pacs eval my-job.toml                 measure a model on the job's held-out problems
   pacs status                           look at the run on this machine
   pacs data check my-job.toml           look for rows that cannot be used
   pacs verify math --input rows.jsonl   grade answers")]
@@ -33,6 +36,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Runs a job: coordinator here, its workers as processes of this machine.
     Run(Run),
+    /// Measures a model on held-out problems: pass@k, maj@k, intervals, a report.
+    Eval(Eval),
     /// Prints what a cluster needs to run a job.
     #[command(
         after_help = "Examples:\n  pacs launch slurm job.toml --nodes 4 | sbatch\n  pacs launch slurm job.toml --submit"

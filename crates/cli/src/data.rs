@@ -101,15 +101,16 @@ fn problems(found: &pacs_data::DataCheck) -> Vec<String> {
     problems
 }
 
-fn sources(found: &pacs_data::DataCheck) -> impl Iterator<Item = (&'static str, &SourceCheck)> {
-    let evaluation = found.evaluation.as_ref().map(|source| ("data.evaluation", source));
-    std::iter::once(("data.train", &found.train)).chain(evaluation)
+fn sources(found: &pacs_data::DataCheck) -> impl Iterator<Item = (String, &SourceCheck)> {
+    let evaluation = found.evaluation.as_ref().map(|source| ("data.evaluation".to_owned(), source));
+    let sets = found.sets.iter().map(|(name, source)| (format!("evaluation.sets.{name}"), source));
+    std::iter::once(("data.train".to_owned(), &found.train)).chain(evaluation).chain(sets)
 }
 
 fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
     let mut text = String::new();
-    let specs = [Some(&job.data.train), job.data.evaluation.as_ref()];
-    for ((name, source), spec) in sources(found).zip(specs.into_iter().flatten()) {
+    let specs = std::iter::once(job.data.train.clone()).chain(job.all_evaluation_sets().map(|set| set.source));
+    for ((name, source), spec) in sources(found).zip(specs) {
         let from = match (&spec.path, &spec.generator) {
             (Some(path), _) => path.display().to_string(),
             (None, _) => "generated".to_owned(),
@@ -177,6 +178,7 @@ fn as_json(found: &pacs_data::DataCheck) -> Value {
     json!({
         "train": source(&found.train),
         "evaluation": found.evaluation.as_ref().map(source),
+        "sets": found.sets.iter().map(|(name, found)| (name.clone(), source(found))).collect::<serde_json::Map<_, _>>(),
         "overlap": findings(&found.overlap),
         "problems": problems(found),
     })
@@ -208,6 +210,7 @@ mod tests {
                 ..SourceCheck::default()
             },
             evaluation: Some(SourceCheck { rows: 200, ..SourceCheck::default() }),
+            sets: Vec::new(),
             overlap: findings(1, &["e.jsonl:4: the question of t.jsonl:9"]),
         }
     }

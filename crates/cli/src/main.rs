@@ -12,6 +12,7 @@ mod coordinator;
 mod data;
 mod doctor;
 mod ending;
+mod eval;
 mod failure;
 mod format;
 mod job;
@@ -41,6 +42,7 @@ use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchComman
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Coordinator(arguments) => coordinator::run(&arguments),
         Command::Supervise(arguments) => supervise::run(&arguments),
         Command::Certs(arguments) => certs::run(&arguments),

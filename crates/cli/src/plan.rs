@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
 use pacs_shape::ModelConfig;
-use pacs_spec::{JobSpec, SourceSpec, StepWeight};
+use pacs_spec::{EvaluationSet, JobSpec, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
 use crate::format::{bytes, count, plural};
@@ -45,9 +45,9 @@ impl<'a> Plan<'a> {
             _ if path.exists() => Found::from(model_folder::inspect(path).map_err(|error| format!("{error:#}"))),
             _ => Found::Absent,
         };
-        let files = [Some(&spec.data.train), spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on())];
-        let files_there =
-            files.into_iter().flatten().filter_map(|source| source.path.as_ref()).all(|path| path.exists());
+        let train = (!spec.evaluation.only).then(|| spec.data.train.clone());
+        let sources = train.into_iter().chain(spec.evaluation_sets().into_iter().map(|set| set.source));
+        let files_there = sources.filter_map(|source| source.path).all(|path| path.exists());
         // Counting what is left after filtering takes the model's tokenizer.
         let data = match &model {
             Found::Usable(_) if files_there => {
@@ -93,7 +93,8 @@ impl<'a> Plan<'a> {
             },
             "data": self.data.usable().map(|report| json!({
                 "train": source(&report.train),
-                "evaluation": report.evaluation.as_ref().map(source),
+                "evaluation": report.sets.iter().find(|(name, _)| name == "evaluation").map(|(_, report)| source(report)),
+                "sets": report.sets.iter().map(|(name, report)| (name.clone(), source(report))).collect::<serde_json::Map<_, _>>(),
                 "overlap": report.overlap,
             })),
             "objective": spec.objective.filled(),
@@ -128,10 +129,17 @@ impl<'a> Plan<'a> {
         self.spec.data.max_prompt_tokens as u64 + u64::from(self.spec.rollout.max_new_tokens)
     }
 
-    /// How often the policy is measured.
+    /// How often the policy is measured, each set counted by itself.
     fn evaluations(&self) -> u64 {
+        self.spec.evaluation_sets().iter().map(|set| self.evaluations_of(set)).sum()
+    }
+
+    fn evaluations_of(&self, set: &EvaluationSet) -> u64 {
         let (plan, steps) = (&self.spec.evaluation, self.spec.batch.steps);
-        let during = (steps - 1).checked_div(plan.every_steps).unwrap_or(0);
+        if plan.only {
+            return 1;
+        }
+        let during = (steps - 1).checked_div(set.every_steps).unwrap_or(0);
         during + u64::from(plan.before) + u64::from(plan.after)
     }
 
@@ -190,13 +198,21 @@ impl fmt::Display for Plan<'_> {
         writeln!(f, "job         {} (seed {})", spec.name, spec.seed)?;
         writeln!(f, "model       {}", self.model_line())?;
         writeln!(f, "training    {}", self.data_lines(&spec.data.train, report.map(|report| &report.train)))?;
-        match spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
-            Some(source) => {
-                let lines = self.data_lines(source, report.and_then(|report| report.evaluation.as_ref()));
-                let times = plural(self.evaluations(), "evaluation", "evaluations");
-                writeln!(f, "evaluation  {lines}; {times}, {} a problem", sample_count(spec))?;
-            }
-            None => writeln!(f, "evaluation  none")?,
+        let sets = spec.evaluation_sets();
+        for (index, set) in sets.iter().enumerate() {
+            let found = report.and_then(|report| report.sets.get(index)).map(|(_, report)| report);
+            let lines = self.data_lines(&set.source, found);
+            let times = plural(self.evaluations_of(set), "evaluation", "evaluations");
+            let samples = plural(u64::from(set.samples), "sample", "samples");
+            let (head, name) = match &set.name {
+                None => ("evaluation", String::new()),
+                Some(name) if index == 0 => ("evaluation", format!("{name}: ")),
+                Some(name) => ("", format!("{name}: ")),
+            };
+            writeln!(f, "{head:<12}{name}{lines}; {times}, {samples} a problem")?;
+        }
+        if sets.is_empty() {
+            writeln!(f, "evaluation  none")?;
         }
         if let Some(overlap) = report.map(|report| report.overlap).filter(|overlap| *overlap > 0) {
             writeln!(f, "            {overlap} evaluation problems are also trained on")?;
@@ -276,10 +292,6 @@ fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
 fn objective(spec: &JobSpec) -> String {
     let (name, changed) = (spec.objective.kind.name(), spec.objective.changed());
     if changed.is_empty() { name.to_owned() } else { format!("{name}, {}", changed.join(", ")) }
-}
-
-fn sample_count(spec: &JobSpec) -> String {
-    plural(u64::from(spec.evaluation.samples_per_problem), "sample", "samples")
 }
 
 #[cfg(test)]

@@ -58,9 +58,14 @@ const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
     overrides::apply(&mut spec, arguments)?;
+    run_spec(spec, arguments)
+}
+
+/// Runs a job whose spec is complete.
+pub(crate) fn run_spec(spec: JobSpec, arguments: &Run) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
-    let job = Job { run_dir: overrides::run_dir(&spec, arguments), model, arguments };
-    let worker = match spec.resources.rollouts + spec.resources.learners {
+    let job = Job { run_dir: overrides::run_dir(&spec, arguments), model, arguments, only: spec.evaluation.only };
+    let worker = match spec.resources.rollouts + spec.learners() {
         0 => PathBuf::new(),
         _ => workers::find_worker(arguments.worker_binary.as_deref())?,
     };
@@ -80,7 +85,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
 }
 
 /// A new run folder is for its owner only: weights, samples and keys are in it. One that is there stays as open as it is.
-fn create_folders(run_dir: &Path, logs: &Path) -> std::io::Result<()> {
+pub(crate) fn create_folders(run_dir: &Path, logs: &Path) -> std::io::Result<()> {
     if let Some(above) = run_dir.parent() {
         fs::create_dir_all(above)?;
     }
@@ -105,6 +110,8 @@ struct Job<'a> {
     arguments: &'a Run,
     run_dir: PathBuf,
     model: ModelFolder,
+    /// The job measures and trains nothing.
+    only: bool,
 }
 
 /// What can happen while a run goes on.
@@ -222,17 +229,23 @@ impl Job<'_> {
         let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
         let workers = [
             plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
-            plural(u64::from(resources.learners), "learner", "learners"),
+            plural(u64::from(spec.learners()), "learner", "learners"),
             plural(u64::from(resources.verifiers), "verifier", "verifiers"),
         ];
-        let job = format!(
-            "{}: {} of {} prompts x {} samples, answers of up to {} tokens",
-            spec.name,
-            plural(batch.steps, "step", "steps"),
-            batch.prompts_per_step,
-            rollout.samples_per_prompt,
-            rollout.max_new_tokens
-        );
+        let sets = spec.evaluation_sets();
+        let samples = sets.iter().map(|set| format!("{} with {} samples a problem", set.label(), set.samples));
+        let job = if spec.evaluation.only {
+            format!("evaluation of {}", samples.collect::<Vec<_>>().join(", "))
+        } else {
+            format!(
+                "{}: {} of {} prompts x {} samples, answers of up to {} tokens",
+                spec.name,
+                plural(batch.steps, "step", "steps"),
+                batch.prompts_per_step,
+                rollout.samples_per_prompt,
+                rollout.max_new_tokens
+            )
+        };
         let parameters = count(self.model.parameters);
         let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
         let run_dir = self.run_dir.display().to_string();
@@ -255,6 +268,17 @@ impl Job<'_> {
 
     fn conclude(&self, console: &Console, end: &RunEnd) -> Exit {
         match end {
+            RunEnd::Finished { .. } if self.only => {
+                let run_dir = self.run_dir.display();
+                let text = format!("measured; `{} eval report {run_dir}` prints the report again", program());
+                console.say("end", &text, json!({"run_dir": self.run_dir}));
+                Exit::Done
+            }
+            RunEnd::Stopped { .. } if self.only => {
+                let text = "stopped; the same command continues with every sample that there is";
+                console.say("end", text, json!({"run_dir": self.run_dir}));
+                Exit::Again
+            }
             RunEnd::Finished { step, checkpoint, model } => {
                 let measured = BeforeAfter::read(&self.run_dir);
                 let commands = overrides::commands(self.arguments, &program());

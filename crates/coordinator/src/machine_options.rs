@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pacs_algo::{AdvantageEstimator, Contrasts, Objective, ScoreEstimator};
-use pacs_data::Problems;
-use pacs_machine::{Contrast, EvaluationPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups};
+use pacs_data::{MeasuredSet, Problems};
+use pacs_machine::{
+    Contrast, EvaluationPlan, EvaluationSetPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups,
+};
 use pacs_order::Curriculum;
 use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind, VerifierKind};
 
@@ -31,6 +33,15 @@ pub(crate) fn machine_options(
     let (start, exported) =
         resumed.map_or((Snapshot::default(), false), |manifest| (manifest.snapshot, manifest.model));
     let verification = verification_limit(spec);
+    let plan = |measured: &MeasuredSet| EvaluationPlan {
+        problems: u32::try_from(measured.problems.len()).unwrap_or(u32::MAX),
+        samples_per_problem: measured.set.samples,
+        every_steps: measured.set.every_steps,
+        before: spec.evaluation.before,
+        after: spec.evaluation.after,
+    };
+    let unnamed = problems.sets.iter().find(|measured| measured.set.name.is_none());
+    let named = problems.sets.iter().filter(|measured| measured.set.name.is_some());
     Options {
         learners: spec.resources.learners,
         min_learners: spec.resources.min_learners.unwrap_or(spec.resources.learners),
@@ -59,13 +70,9 @@ pub(crate) fn machine_options(
         min_batch_groups: smallest_batch(spec),
         contrast: contrast(spec),
         curriculum: curriculum(spec, problems),
-        evaluation: EvaluationPlan {
-            problems: u32::try_from(problems.evaluation.len()).unwrap_or(u32::MAX),
-            samples_per_problem: spec.evaluation.samples_per_problem,
-            every_steps: spec.evaluation.every_steps,
-            before: spec.evaluation.before,
-            after: spec.evaluation.after,
-        },
+        evaluation: unnamed.map_or(EvaluationPlan::default(), plan),
+        evaluation_sets: named.map(|set| EvaluationSetPlan { first: set.set.first, plan: plan(set) }).collect(),
+        evaluation_only: spec.evaluation.only,
         checkpoint_every_steps: spec.checkpoint.every_steps,
         background_saves: spec.saves_in_background(),
         checkpoint_timeout: Duration::from_secs(u64::from(spec.checkpoint.timeout_seconds)),
@@ -97,7 +104,12 @@ fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
     let (retire_after, difficulty_floor) = (spec.data.retire_after, spec.data.difficulty_floor);
     let is_on = retire_after.is_some() || difficulty_floor.is_some();
     let least_left = spec.batch.prompts_per_step as usize;
-    is_on.then(|| Curriculum { plan: problems.plan().clone(), retire_after, difficulty_floor, least_left })
+    (is_on && !spec.evaluation.only).then(|| Curriculum {
+        plan: problems.plan().clone(),
+        retire_after,
+        difficulty_floor,
+        least_left,
+    })
 }
 
 /// Groups that every mini-batch has one of, and every rank a sequence in each.
@@ -140,7 +152,9 @@ fn contrast(spec: &JobSpec) -> Contrast {
 /// How long the verification of one sample may take, by all its verifiers.
 fn verification_limit(spec: &JobSpec) -> Duration {
     let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().timeout);
-    rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add)
+    let trained = rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add);
+    let sets = spec.evaluation.sets.values().filter_map(|set| set.verifier.as_ref());
+    sets.map(|verifier| verifier.judge().timeout).fold(trained, Duration::max)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Event, Machine};
+use pacs_report::MEASURED_PROBLEMS;
 use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
 use tokio::sync::{broadcast, mpsc};
@@ -36,7 +37,7 @@ pub(crate) fn open(
     let resumed = resume(&checkpoints, &spec)?;
     let problems = pacs_data::load(&spec)?;
     let toml = spec.resolved_toml();
-    sizes::check(&toml, &problems.train, &problems.evaluation)?;
+    sizes::check(&toml, &problems.train, problems.sets.iter().map(|set| set.problems.as_slice()))?;
     let mut notes = vec![problems.report.to_string()];
     if let Err(error) = &model {
         notes.push(format!(
@@ -116,7 +117,10 @@ fn open_files(run_dir: &Path, checkpoints: Checkpoints, archives: bool) -> Resul
         true => Some(Archive::open(run_dir).map_err(StartError::file("open archive", &run_dir.join("samples")))?),
         false => None,
     };
-    Ok(Files { checkpoints, metrics: lines("metrics.jsonl")?, evaluations: lines("evaluations.jsonl")?, archive })
+    let (evaluations, mut problems) = (lines("evaluations.jsonl")?, lines(MEASURED_PROBLEMS)?);
+    // Problems whose set has no line yet are written again with it.
+    problems.truncate(evaluations.last_step()).map_err(StartError::file("cut", problems.path()))?;
+    Ok(Files { checkpoints, metrics: lines("metrics.jsonl")?, evaluations, problems, archive })
 }
 
 /// Why a journal and the newest checkpoint do not belong together.

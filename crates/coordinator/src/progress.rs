@@ -23,6 +23,15 @@ pub enum Progress {
     },
     /// The policy was measured.
     Evaluated(EvaluationSummary),
+    /// It is being measured.
+    Measuring {
+        /// Samples that have their verdict.
+        judged: u64,
+        /// Samples in all.
+        samples: u64,
+        /// Time to the end at the rate of this process so far; absent until there is one.
+        remaining_seconds: Option<f64>,
+    },
     /// A training step was made.
     Step(Box<StepSummary>),
     /// A checkpoint was committed.
@@ -159,6 +168,9 @@ pub struct StepSeconds {
 pub struct EvaluationSummary {
     /// Training steps that the policy has seen.
     pub step: u64,
+    /// Name of the set; absent for that of `data.evaluation`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// When it ended, in seconds since 1970.
     pub time: f64,
     /// Share of right answers: the mean over problems of the mean label.
@@ -168,6 +180,9 @@ pub struct EvaluationSummary {
     /// Share of problems with a right answer among `k`; absent when `k` is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass_at_k: Option<f64>,
+    /// The unbiased estimate of pass@k at powers of two up to `k`, and at `k`; absent when `k` is 1.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pass_curve: BTreeMap<usize, f64>,
     /// Problems that were measured.
     pub problems: u64,
     /// Problems left out because no verdict could be had.
@@ -182,6 +197,14 @@ pub struct EvaluationSummary {
     pub unparsable_share: f64,
     /// How long it took.
     pub seconds: f64,
+}
+
+impl EvaluationSummary {
+    /// What the set is called.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.set.as_deref().unwrap_or("evaluation")
+    }
 }
 
 /// How a run ended.

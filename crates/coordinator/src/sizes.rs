@@ -15,9 +15,13 @@ const TOKEN_BYTES: usize = 5;
 ///
 /// # Errors
 /// When one is too large to be sent.
-pub(crate) fn check(spec: &str, train: &[Problem], evaluation: &[Problem]) -> Result<(), StartError> {
+pub(crate) fn check<'a>(
+    spec: &str,
+    train: &'a [Problem],
+    evaluation: impl IntoIterator<Item = &'a [Problem]>,
+) -> Result<(), StartError> {
     refuse(|| "the job spec".to_owned(), spec.len(), "every worker gets it; shorten its texts")?;
-    let sets = [("training", train), ("evaluation", evaluation)];
+    let sets = std::iter::once(("training", train)).chain(evaluation.into_iter().map(|set| ("evaluation", set)));
     for (set, problems) in sets {
         for (row, problem) in problems.iter().enumerate() {
             let what = || format!("{set} problem {} (`{}`)", row + 1, begin(problem));
@@ -55,8 +59,8 @@ mod tests {
             prompt_tokens: vec![1; tokens],
         };
         let small = [problem(10, 10), problem(1000, 1000)];
-        assert!(check("name = 'm'", &small, &small).is_ok());
-        let said = |spec: &str, problem: Problem| check(spec, &small, &[problem]).unwrap_err().to_string();
+        assert!(check("name = 'm'", &small, [&small[..]]).is_ok());
+        let said = |spec: &str, problem: Problem| check(spec, &small, [&[problem][..]]).unwrap_err().to_string();
         let question = said("", problem(5 << 20, 10));
         assert!(
             question.starts_with("evaluation problem 1 (`xxxx") && question.contains("takes 5242881"),

@@ -20,6 +20,8 @@ pub struct DataCheck {
     pub train: SourceCheck,
     /// The held-out problems, if the job has any.
     pub evaluation: Option<SourceCheck>,
+    /// The sets of `evaluation.sets` by name.
+    pub sets: Vec<(String, SourceCheck)>,
     /// Held-out questions that are also trained on.
     pub overlap: Findings,
 }
@@ -76,27 +78,34 @@ pub struct PromptLengths {
 pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
     let prompter = if with_prompts { Some(JobPrompter::new(spec)?) } else { None };
     let kind = spec.verifier.kind;
-    let mut train = Checking::new(prompter.as_ref(), kind);
+    let mut train = Checking { suffix: spec.data.prompt_suffix.clone(), ..Checking::new(prompter.as_ref(), kind) };
     for (_, source) in spec.data.train_sets() {
         train.read(source)?;
     }
     let mut overlap = Findings::default();
     let mut evaluation = None;
-    if let Some(source) = &spec.data.evaluation {
-        let mut checking = Checking::new(prompter.as_ref(), kind);
-        checking.read(source)?;
+    let mut sets = Vec::new();
+    for set in spec.all_evaluation_sets() {
+        let kind = set.verifier.as_ref().map_or(kind, |verifier| verifier.kind);
+        let mut checking = Checking { suffix: set.prompt_suffix, ..Checking::new(prompter.as_ref(), kind) };
+        checking.read(&set.source)?;
         for (question, place) in &checking.order {
             if let Some(trained) = train.places.get(question) {
                 overlap.add(|| format!("{place}: the question of {trained}"));
             }
         }
-        evaluation = Some(checking.done());
+        match set.name {
+            Some(name) => sets.push((name, checking.done())),
+            None => evaluation = Some(checking.done()),
+        }
     }
-    Ok(DataCheck { train: train.done(), evaluation, overlap })
+    Ok(DataCheck { train: train.done(), evaluation, sets, overlap })
 }
 
 struct Checking<'a> {
     prompter: Option<&'a JobPrompter>,
+    /// Text after every question.
+    suffix: String,
     gold: GoldCheck,
     /// Whether the built-in verifier grades, which alone can be asked how it reads an answer.
     is_math: bool,
@@ -113,6 +122,7 @@ impl<'a> Checking<'a> {
     fn new(prompter: Option<&'a JobPrompter>, kind: VerifierKind) -> Self {
         Self {
             prompter,
+            suffix: String::new(),
             gold: gold_check(kind),
             is_math: kind == VerifierKind::Math,
             lenient: BTreeMap::new(),
@@ -148,7 +158,7 @@ impl<'a> Checking<'a> {
             self.found.lenient_answers.add(|| format!("{place}: `{answer:.80}` has {leniency}; read as {reading}"));
         }
         if let Some(prompter) = self.prompter {
-            self.lengths.push(prompter.prompt(&row.question)?.tokens.len());
+            self.lengths.push(prompter.prompt(&row.question, &self.suffix)?.tokens.len());
         }
         let question = normalised(&row.question);
         match self.places.get(&question) {

@@ -21,7 +21,7 @@ pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_with};
 /// The order of one set, for those who walk through it alone.
 pub use pacs_order::TrainOrder;
-pub use problem::{Problem, Problems};
+pub use problem::{MeasuredSet, Problem, Problems};
 pub use prompt::{Prompt, Prompter};
 pub use prompt_rows::{PromptRow, read_prompts};
 pub use report::{LoadReport, SourceReport};

@@ -5,7 +5,7 @@ use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 
 use crate::prompt::JobPrompter;
 use crate::source::{Row, rows};
-use crate::{DataError, LoadReport, Problem, Problems, SourceReport};
+use crate::{DataError, LoadReport, MeasuredSet, Problem, Problems, SourceReport};
 
 /// Says whether the verifier can read a reference answer, and if not, why.
 pub type GoldCheck = fn(&str) -> Result<(), String>;
@@ -35,27 +35,29 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
 pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
     let prompter = JobPrompter::new(spec)?;
     let mut train = Loaded::default();
-    let mut sets = Vec::new();
-    for (path, source) in spec.data.train_sets() {
+    let mut shares = Vec::new();
+    // A job that only evaluates says what it trains on because every job does, and never reads it.
+    for (path, source) in spec.data.train_sets().filter(|_| !spec.evaluation.only) {
         let before = train.problems.len();
-        train.load(source, &prompter, check)?;
+        train.load(source, &prompter, (&spec.data.prompt_suffix, check))?;
         let kept = train.problems.len() - before;
         train.refuse_empty(kept, &path)?;
-        sets.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });
+        shares.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });
     }
 
     let mut report = LoadReport { train: train.report, ..LoadReport::default() };
-    let mut evaluation = Vec::new();
-    if let Some(source) = spec.data.evaluation.as_ref().filter(|_| spec.evaluation.is_on()) {
+    let mut sets = Vec::new();
+    for set in spec.evaluation_sets() {
         let mut loaded = Loaded::default();
-        loaded.load(source, &prompter, check)?;
-        loaded.refuse_empty(loaded.problems.len(), "data.evaluation")?;
-        report.overlap = loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
-        report.evaluation = Some(loaded.report);
-        evaluation = loaded.problems;
+        let check = set.verifier.as_ref().map_or(check, |verifier| gold_check(verifier.kind));
+        loaded.load(&set.source, &prompter, (&set.prompt_suffix, check))?;
+        loaded.refuse_empty(loaded.problems.len(), &set.path)?;
+        report.overlap += loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
+        report.sets.push((set.label().to_owned(), loaded.report));
+        sets.push(MeasuredSet { set, problems: loaded.problems });
     }
-    let order = DrawOrder::new(DrawPlan { seed: spec.seed, shuffle: spec.data.shuffle, sets });
-    Ok(Problems { train: train.problems, evaluation, report, order })
+    let order = DrawOrder::new(DrawPlan { seed: spec.seed, shuffle: spec.data.shuffle, sets: shares });
+    Ok(Problems { train: train.problems, sets, report, order })
 }
 
 #[derive(Default)]
@@ -67,18 +69,18 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn load(&mut self, source: &SourceSpec, prompter: &JobPrompter, check: GoldCheck) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row?, prompter, check))
+    fn load(&mut self, source: &SourceSpec, prompter: &JobPrompter, with: (&str, GoldCheck)) -> Result<(), DataError> {
+        rows(source, &mut |row| self.take(row?, prompter, with))
     }
 
-    fn take(&mut self, row: Row, prompter: &JobPrompter, check: GoldCheck) -> Result<(), DataError> {
+    fn take(&mut self, row: Row, prompter: &JobPrompter, (suffix, check): (&str, GoldCheck)) -> Result<(), DataError> {
         self.report.rows += 1;
         if let Err(reason) = check(&row.answer) {
             self.report.unreadable_answers += 1;
             self.report.first_unreadable.get_or_insert_with(|| format!("{}: {reason}", row.place));
             return Ok(());
         }
-        let prompt = prompter.prompt(&row.question)?;
+        let prompt = prompter.prompt(&row.question, suffix)?;
         if prompt.tokens.len() > prompter.max_tokens() {
             self.report.overlong += 1;
             return Ok(());

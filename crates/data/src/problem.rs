@@ -1,4 +1,5 @@
 use pacs_order::{DrawOrder, DrawPlan};
+use pacs_spec::EvaluationSet;
 
 use crate::LoadReport;
 
@@ -13,13 +14,23 @@ pub struct Problem {
     pub prompt_tokens: Vec<u32>,
 }
 
+/// A set of held-out problems.
+#[derive(Debug)]
+pub struct MeasuredSet {
+    /// Its settings.
+    pub set: EvaluationSet,
+    /// Its problems in the order of their source; never empty.
+    pub problems: Vec<Problem>,
+}
+
 /// All problems of a job.
 #[derive(Debug)]
 pub struct Problems {
-    /// Those that are trained on, set by set in the order of the spec, each in the order of its source; never empty.
+    /// Those that are trained on, set by set in the order of the spec, each in the order of its source; empty only when the job
+    /// does nothing but evaluate.
     pub train: Vec<Problem>,
-    /// The held-out ones, in the order of their source; empty when the job does not evaluate.
-    pub evaluation: Vec<Problem>,
+    /// The held-out ones, by the sets of [`pacs_spec::JobSpec::evaluation_sets`]; empty when the job does not evaluate.
+    pub sets: Vec<MeasuredSet>,
     /// What was read and what was left out.
     pub report: LoadReport,
     pub(crate) order: DrawOrder,
@@ -33,6 +44,13 @@ impl Problems {
     #[must_use]
     pub fn train_at(&self, cursor: u64) -> &Problem {
         &self.train[self.order.index_at(cursor)]
+    }
+
+    /// The set of the held-out problem with this number among those of all sets, and its position there.
+    #[must_use]
+    pub fn measured(&self, number: u64) -> Option<(&MeasuredSet, usize)> {
+        let within = |measured: &MeasuredSet| measured.set.position(number).filter(|at| *at < measured.problems.len());
+        self.sets.iter().find_map(|measured| Some((measured, within(measured)?)))
     }
 
     /// What the order of draws depends on.

@@ -68,7 +68,15 @@ impl Prompter {
     /// # Errors
     /// When the template or the tokenizer refuses.
     pub fn question(&self, question: &str) -> Result<Prompt, DataError> {
-        let user = Message::user(format!("{question}{}", self.suffix));
+        self.question_with(question, &self.suffix)
+    }
+
+    /// The prompt of a question with another suffix.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer refuses.
+    pub fn question_with(&self, question: &str, suffix: &str) -> Result<Prompt, DataError> {
+        let user = Message::user(format!("{question}{suffix}"));
         let messages: Vec<Message> = self.system.as_ref().map(Message::system).into_iter().chain([user]).collect();
         self.messages(&messages)
     }
@@ -135,8 +143,8 @@ impl JobPrompter {
         self.max_tokens
     }
 
-    pub(crate) fn prompt(&self, question: &str) -> Result<Prompt, DataError> {
-        self.prompter.question(question)
+    pub(crate) fn prompt(&self, question: &str, suffix: &str) -> Result<Prompt, DataError> {
+        self.prompter.question_with(question, suffix)
     }
 }
 

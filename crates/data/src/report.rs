@@ -5,8 +5,8 @@ use std::fmt;
 pub struct LoadReport {
     /// The problems to train on.
     pub train: SourceReport,
-    /// The held-out problems; absent when the job does not evaluate.
-    pub evaluation: Option<SourceReport>,
+    /// The sets of held-out problems by name; that of `data.evaluation`, which has none, is `evaluation`.
+    pub sets: Vec<(String, SourceReport)>,
     /// Evaluation problems whose question is also trained on.
     pub overlap: usize,
 }
@@ -51,9 +51,11 @@ impl fmt::Display for SourceReport {
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "training: {}", self.train)?;
-        if let Some(evaluation) = &self.evaluation {
-            write!(f, "; evaluation: {evaluation}")?;
+        // Nothing is read for training by a job that only evaluates.
+        let train = (self.train.rows > 0).then_some(("training", &self.train));
+        let sets = self.sets.iter().map(|(name, report)| (name.as_str(), report));
+        for (index, (name, report)) in train.into_iter().chain(sets).enumerate() {
+            write!(f, "{}{name}: {report}", if index == 0 { "" } else { "; " })?;
         }
         if self.overlap > 0 {
             write!(f, "; {} evaluation problems are also trained on", self.overlap)?;

@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::phase::{Evaluation, Phase, Task, Training};
 use crate::pool::{EVALUATION_GROUPS, Pool};
 use crate::schedule::{Candidate, Decision, Terms, decide};
-use crate::{Counter, Effect, End, StopMode, TaskKind, UniformGroups};
+use crate::{Counter, Effect, End, EvaluationSetPlan, StopMode, TaskKind, UniformGroups};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,13 @@ impl Machine {
 
     fn next(&self) -> Next {
         let step = self.position.step;
+        if self.options.evaluation_only {
+            return match (self.stop, self.evaluated.contains(&step)) {
+                (Some(_), _) => Next::End(End::Stopped),
+                (None, true) => Next::End(End::Finished),
+                (None, false) => Next::Evaluate,
+            };
+        }
         let is_last = step >= self.options.total_steps;
         let is_unsaved = step > self.restart.step;
         if is_last && self.exported && !is_unsaved {
@@ -88,7 +95,7 @@ impl Machine {
         if is_unsaved && !is_last && (is_due || self.checkpoint_wanted) {
             return save(false, self.options.background_saves);
         }
-        if self.options.evaluation.is_due(step, self.options.total_steps) && !self.evaluated.contains(&step) {
+        if self.options.due_sets(step).next().is_some() && !self.evaluated.contains(&step) {
             return Next::Evaluate;
         }
         if is_last { save(true, false) } else { Next::Sample }
@@ -99,17 +106,23 @@ impl Machine {
     }
 
     fn begin_evaluation(&mut self) {
-        let plan = self.options.evaluation;
+        if let Some(unfinished) = self.unfinished.take() {
+            self.enter(Phase::Evaluating(unfinished));
+            return self.finish_evaluation_if_complete();
+        }
         let (version, mut pool) = (self.policy_version(), Pool::default());
         let mut excluded = 0;
-        for group in (0..u64::from(plan.problems)).map(|problem| GroupId(EVALUATION_GROUPS + problem)) {
-            if self.position.set_aside.contains_key(&group) {
-                excluded += 1;
-                continue;
+        let sets: Vec<_> = self.options.due_sets(self.position.step).collect();
+        for EvaluationSetPlan { first, plan } in sets {
+            for group in (0..u64::from(plan.problems)).map(|problem| GroupId(EVALUATION_GROUPS + first + problem)) {
+                if self.position.set_aside.contains_key(&group) {
+                    excluded += 1;
+                    continue;
+                }
+                pool.add(group, plan.samples_per_problem, version, self.now);
             }
-            pool.add(group, plan.samples_per_problem, version, self.now);
         }
-        let wanted = (plan.problems - excluded) as usize;
+        let wanted = pool.len();
         self.enter(Phase::Evaluating(Evaluation { pool, version, wanted, excluded }));
         self.finish_evaluation_if_complete();
     }
@@ -121,7 +134,7 @@ impl Machine {
     /// Draws prompts into the free slots, and no more than the job still needs.
     pub(crate) fn fill(&mut self) {
         let is_ahead = self.options.max_lag > 0 && self.weights.is_some() && self.team.is_some();
-        if self.is_ended() || !(is_ahead || matches!(self.phase, Phase::Sampling)) {
+        if self.options.evaluation_only || self.is_ended() || !(is_ahead || matches!(self.phase, Phase::Sampling)) {
             return;
         }
         let per_step = self.options.prompts_per_step as usize;
@@ -244,10 +257,16 @@ impl Machine {
         self.end(End::Failed { reason });
     }
 
-    /// Leaves a phase before its time: a batch in training is complete groups again, a measurement is given up.
+    /// Leaves a phase before its time: a batch in training is complete groups again, a measurement is given up. Where it is all that
+    /// the job does it is kept: the model stays the same, so its samples stay true.
     pub(crate) fn interrupt(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Assembling) {
             Phase::Training(training) => self.pool.put_back(training.groups),
+            Phase::Evaluating(mut evaluation) if self.options.evaluation_only => {
+                // Who holds a lease hears of the end, and asks for no other.
+                evaluation.pool.end_all_loans();
+                self.unfinished = Some(evaluation);
+            }
             Phase::Evaluating(evaluation) => {
                 let groups = evaluation.pool.group_ids().collect();
                 self.effects.push(Effect::ForgetEvaluation(groups));

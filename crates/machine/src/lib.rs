@@ -48,7 +48,7 @@ pub use event::{Command, Event, FailureKind, LogLevel, Record, StopMode, TaskRes
 pub use machine::{Machine, Present};
 pub use openings::Openings;
 pub use operate::Action;
-pub use options::{EvaluationPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups};
+pub use options::{EvaluationPlan, EvaluationSetPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups};
 pub use phase::PhaseKind;
 pub use pool::{EVALUATION_GROUPS, evaluation_problem};
 pub use refusal::{Refusal, RefusalKind};

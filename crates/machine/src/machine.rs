@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::draw::Order;
 use crate::lose::Losses;
 use crate::operate::Action;
-use crate::phase::{Phase, Team};
+use crate::phase::{Evaluation, Phase, Team};
 use crate::pool::{Judgement, Pool, evaluation_problem, present};
 use crate::roster::Roster;
 use crate::trial::Trials;
@@ -96,6 +96,9 @@ pub struct Machine {
     pub(crate) save_tried: Option<u64>,
     /// Steps whose evaluation was made, of those that the job may come by again.
     pub(crate) evaluated: BTreeSet<u64>,
+    /// A measurement that was stopped and continues with the run; only where it is all that the job does.
+    #[serde(default)]
+    pub(crate) unfinished: Option<Evaluation>,
 }
 
 /// A sample whose content has to be there.
@@ -158,11 +161,20 @@ impl Machine {
             writing: None,
             save_tried: None,
             evaluated,
+            unfinished: None,
             options,
         };
+        machine.take_own_weights();
         machine.advance();
         machine.effects.clear();
         machine
+    }
+
+    /// Where nothing is trained, rollout workers load the model by themselves: it needs no learner to be published.
+    pub(crate) fn take_own_weights(&mut self) {
+        if self.options.evaluation_only {
+            self.weights = Some(self.policy_version());
+        }
     }
 
     /// Takes in one event.
@@ -241,7 +253,8 @@ impl Machine {
 
     /// The samples that the run relies on.
     pub fn present(&self) -> impl Iterator<Item = Present> {
-        let evaluated = self.phase.evaluation().map(|evaluation| evaluation.pool.present());
+        let evaluated =
+            self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| evaluation.pool.present());
         let trained = self.phase.training().map(|training| present(&training.groups));
         let here = self.pool.present().chain(evaluated.into_iter().flatten()).chain(trained.into_iter().flatten());
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
@@ -261,6 +274,12 @@ impl Machine {
         let (step, restart) = (self.position.step, self.restart.step);
         self.evaluated.insert(step);
         self.evaluated.retain(|evaluated| [Some(step), Some(restart), writing].contains(&Some(*evaluated)));
+    }
+
+    /// Samples of the measurement in progress that have their verdict, and all of them.
+    #[must_use]
+    pub fn measuring(&self) -> Option<(u64, u64)> {
+        self.phase.evaluation().map(|evaluation| evaluation.pool.judged_samples())
     }
 
     /// The step in the making, its groups, and those that the learner does not get.

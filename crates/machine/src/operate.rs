@@ -185,7 +185,7 @@ impl Machine {
             }
             return;
         };
-        if *end == End::Finished && self.position.step >= self.options.total_steps {
+        if *end == End::Finished && (self.options.evaluation_only || self.position.step >= self.options.total_steps) {
             return;
         }
         let workers: Vec<_> = self.workers.ids().collect();
@@ -198,6 +198,10 @@ impl Machine {
         self.regroup_reason.clear();
         self.phase_since = Duration::ZERO;
         self.progress();
+        if self.options.evaluation_only {
+            self.take_own_weights();
+            return self.advance();
+        }
         // What was written becomes a checkpoint first, and the job goes back to that.
         if self.committing().is_some() {
             return self.wait_for_writing();

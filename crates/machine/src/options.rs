@@ -46,6 +46,12 @@ pub struct Options {
     pub curriculum: Option<Curriculum>,
     /// When and on how much the policy is measured.
     pub evaluation: EvaluationPlan,
+    /// Further sets of problems that it is measured on, each by a schedule of its own.
+    #[serde(default)]
+    pub evaluation_sets: Vec<EvaluationSetPlan>,
+    /// The job measures a model that every rollout worker has, and ends: no learner, no step, no checkpoint.
+    #[serde(default)]
+    pub evaluation_only: bool,
     /// Steps between checkpoints; 0: only at the end and on a stop.
     pub checkpoint_every_steps: u64,
     /// Checkpoints on the way are written while training goes on.
@@ -119,6 +125,8 @@ impl Options {
             contrast: Contrast::Group,
             curriculum: None,
             evaluation: EvaluationPlan::default(),
+            evaluation_sets: Vec::new(),
+            evaluation_only: false,
             checkpoint_every_steps: 0,
             background_saves: false,
             checkpoint_timeout: seconds(600),
@@ -145,6 +153,15 @@ impl Options {
     }
 }
 
+/// A further set of problems, and when it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluationSetPlan {
+    /// Number of its first problem among those of all sets; no two sets overlap, and that of [`Options::evaluation`] begins at 0.
+    pub first: u64,
+    /// When, and how much.
+    pub plan: EvaluationPlan,
+}
+
 /// When and on how much the policy is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluationPlan {
@@ -158,6 +175,16 @@ pub struct EvaluationPlan {
     pub before: bool,
     /// Measure after the last step.
     pub after: bool,
+}
+
+impl Options {
+    /// The sets that are measured when `step` steps are done.
+    pub(crate) fn due_sets(&self, step: u64) -> impl Iterator<Item = EvaluationSetPlan> {
+        let unnamed = EvaluationSetPlan { first: 0, plan: self.evaluation };
+        let total = self.total_steps;
+        let sets = std::iter::once(unnamed).chain(self.evaluation_sets.iter().copied());
+        sets.filter(move |set| set.plan.is_due(step, total))
+    }
 }
 
 impl EvaluationPlan {

@@ -13,15 +13,7 @@ pub(crate) use self::suspects::{Accusation, Death, Revoked};
 use crate::schedule::Candidate;
 use crate::{QueueDepths, UniformBy, WantedSample};
 
-/// Ids of evaluation groups start here, so that they never meet those of training groups, and so that the noise of an
-/// evaluation does not depend on how many prompts were trained on before it.
-pub const EVALUATION_GROUPS: u64 = 1 << 40;
-
-/// Position of the problem that an evaluation group measures; none for a training group.
-#[must_use]
-pub fn evaluation_problem(group: GroupId) -> Option<u64> {
-    group.0.checked_sub(EVALUATION_GROUPS)
-}
+pub use pacs_types::{EVALUATION_GROUPS, evaluation_problem};
 
 /// A failed sample is kept for another verifier this long.
 const OTHER_VERIFIER_PREFERENCE: Duration = Duration::from_secs(2);
@@ -96,6 +88,15 @@ impl Pool {
 
     pub(crate) fn complete(&self) -> usize {
         self.complete
+    }
+
+    /// Samples that have their verdict, and all of them.
+    pub(crate) fn judged_samples(&self) -> (u64, u64) {
+        let count = |(judged, all): (u64, u64), group: &Group| {
+            let samples = group.samples.len();
+            (judged + (samples - group.unjudged) as u64, all + samples as u64)
+        };
+        self.groups.values().fold((0, 0), count)
     }
 
     /// All groups, in order of id.

@@ -9,12 +9,13 @@ use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_runtime::net::{PeerRole, RunChannel, Security};
 use pacs_runtime::{Activity, Policy};
+use pacs_torch::tch::Kind;
 use pacs_weights::{
     Announcement, DataServer, FetchOptions, HostStore, Receiver, ServerOptions, Shelf, Source, VersionId,
 };
 use tokio::sync::watch;
 
-use crate::service::{CALL_DEADLINE, ServeError};
+use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
 use crate::thread::{Attached, Setup};
 use crate::weights::MappedWeights;
 
@@ -27,6 +28,7 @@ const ATTEMPTS: u32 = 3;
 /// What a process has for the weights of its run; it outlives registrations.
 #[derive(Debug)]
 pub(crate) struct HostWeights {
+    store: Arc<HostStore>,
     receiver: Receiver,
     server: DataServer,
 }
@@ -39,7 +41,8 @@ impl HostWeights {
         let address = format!("{bind}:0");
         let server = DataServer::start(&address, shelf.clone(), ServerOptions::new(security.clone(), run));
         let server = server.map_err(|error| format!("hand on weights at `{address}`: {error}"))?;
-        Ok(Self { receiver: Receiver::new(store, shelf, FetchOptions::new(security.clone(), run)), server })
+        let receiver = Receiver::new(Arc::clone(&store), shelf, FetchOptions::new(security.clone(), run));
+        Ok(Self { store, receiver, server })
     }
 }
 
@@ -73,6 +76,23 @@ impl Following {
     /// The version that groups are generated with which are given to the engine from now on.
     pub(crate) fn held(&self) -> watch::Receiver<Option<VersionId>> {
         self.held.subscribe()
+    }
+
+    /// Gives the engine the model's own weights, which never change: nothing is trained, so nobody publishes any.
+    pub(crate) async fn keep_own(self, kind: Kind) -> Result<Infallible, ServeError> {
+        self.activity.set("loading the model");
+        let (host, setup) = (Arc::clone(&self.host), Arc::clone(&self.setup));
+        let load = move || MappedWeights::of_model(&host.store, &setup, kind);
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let loaded = loaded.map_err(|error| format!("the loading thread panicked: {error}")).and_then(|loaded| loaded);
+        let loaded = loaded.map_err(|problem| ServeError::Fatal(RolloutError::Config(problem)))?;
+        // An engine of an earlier registration has them already.
+        let id = loaded.description.id();
+        if !self.engine.holds(&loaded.description) {
+            self.engine.give(loaded);
+        }
+        self.held.send_replace(Some(id));
+        std::future::pending().await
     }
 
     pub(crate) async fn run(self) -> Result<Infallible, ServeError> {

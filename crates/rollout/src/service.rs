@@ -7,7 +7,9 @@ use std::time::Duration;
 use pacs_protocol::MAX_MESSAGE_BYTES;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_runtime::{Exit, JoinError, Link, Membership, Shutdown, Stop, Worker, WorkerIdentity, work};
-use pacs_spec::JobSpec;
+use pacs_spec::{JobSpec, Precision};
+use pacs_torch::multiplies_bf16;
+use pacs_torch::tch::Kind;
 use pacs_types::Role;
 use tokio::sync::{mpsc, watch};
 
@@ -118,14 +120,13 @@ impl Worker for Rollout {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let worker = membership.worker.0;
-        let following = Following::new(
-            client.clone(),
-            worker,
-            weights,
-            Arc::clone(engine.setup()),
-            attached,
-            membership.activity.clone(),
-        );
+        let setup = Arc::clone(engine.setup());
+        let kind = match spec.model.precision {
+            Precision::Bfloat16 => Kind::BFloat16,
+            Precision::Auto if multiplies_bf16(setup.device()) => Kind::BFloat16,
+            Precision::Auto | Precision::Float32 => Kind::Float,
+        };
+        let following = Following::new(client.clone(), worker, weights, setup, attached, membership.activity.clone());
         let (leases_sender, leases) = mpsc::channel(rows.max(1));
         let leasing = Leasing {
             client: client.clone(),
@@ -148,9 +149,15 @@ impl Worker for Rollout {
         let progress = move |in_flight| activity.set(format!("generating {in_flight} samples"));
         let submitting =
             Submitting::new(submit, worker, &membership.run_id, in_flight_sender, leases, commands, progress);
+        let following = async {
+            match spec.evaluation.only {
+                true => following.keep_own(kind).await,
+                false => following.run().await,
+            }
+        };
         tokio::select! {
             result = leasing.run() => result,
-            result = following.run() => result,
+            result = following => result,
             result = submitting.run(outputs) => result,
         }
     }

@@ -1,6 +1,6 @@
 //! The thread that owns the engine and its tensors. It outlives registrations: a worker that joins again has its weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc as sync;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -75,6 +75,16 @@ impl Setup {
         };
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
         Ok(Self { options, longest, model: spec.model.path.clone(), config, tokenizer, device })
+    }
+
+    /// The model's folder.
+    pub(crate) fn model(&self) -> &Path {
+        &self.model
+    }
+
+    /// Where the engine computes.
+    pub(crate) fn device(&self) -> Device {
+        self.device
     }
 
     /// The model's configuration, which weights have to fit.
@@ -310,8 +320,6 @@ impl Worker<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use pacs_model::Parameters;
     use pacs_spec::Kernels;
     use pacs_torch::bytes;

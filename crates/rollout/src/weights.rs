@@ -6,12 +6,15 @@ use pacs_model::{ModelConfig, ParameterLayout, Parameters};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
 use pacs_torch::{ViewError, bytes};
 use pacs_types::WeightVersion;
-use pacs_weights::{Description, Received, WeightKind};
+use pacs_weights::{Claim, Description, Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
 use crate::Engine;
+use crate::thread::Setup;
 
 /// Bytes that are staged at a time on the way to a device.
 const STAGED_BYTES: usize = 64 << 20;
+/// How often a process looks whether another one of its host has written the weights.
+const OTHERS_WRITE: std::time::Duration = std::time::Duration::from_millis(50);
 /// Distance of the bytes that are touched so that every page is in the page table.
 const PAGE: usize = 4096;
 
@@ -65,6 +68,32 @@ impl MappedWeights {
         let touched = bytes(&flat)?.iter().step_by(PAGE).fold(0u8, |sum, byte| sum ^ byte);
         std::hint::black_box(touched);
         Ok(Self { description, parameters: Parameters { layout, flat } })
+    }
+
+    /// The model's own weights, as the version that a job begins with. Each process reads the model folder, for it has to know the
+    /// digest; what stays in memory is one copy for all processes of this host.
+    ///
+    /// The lock is the system's, so a process that dies while it writes leaves the work to the next one.
+    pub(crate) fn of_model(store: &HostStore, setup: &Setup, kind: Kind) -> Result<Self, String> {
+        let (model, config) = (setup.model(), setup.config());
+        let reading = |error: &dyn std::fmt::Display| format!("load model `{}`: {error}", model.display());
+        let parameters = Parameters::load(model, config, kind, Device::Cpu).map_err(|error| reading(&error))?;
+        let of = if kind == Kind::BFloat16 { WeightKind::Bfloat16 } else { WeightKind::Float32 };
+        let content = bytes(&parameters.flat).map_err(|error| reading(&error))?;
+        let id = VersionId::new(0, 0);
+        let wanted = Description::of(id, of, content);
+        let whole = loop {
+            match store.claim(&wanted).map_err(|error| error.to_string())? {
+                Claim::Whole(whole) => break whole,
+                Claim::Theirs => std::thread::sleep(OTHERS_WRITE),
+                Claim::Ours(part) => {
+                    part.write(content, 0).map_err(|error| error.to_string())?;
+                    break part.finish().map_err(|error| error.to_string())?;
+                }
+            }
+        };
+        let received = Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
+        Self::map(&received, config).map_err(|error| error.to_string())
     }
 
     /// The kind of its numbers.

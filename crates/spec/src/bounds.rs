@@ -1,5 +1,6 @@
 //! The bounds that the doc comments of the types state, checked one by one.
 
+mod evaluation;
 mod flow;
 mod verifier;
 
@@ -36,6 +37,7 @@ pub(crate) fn check(spec: &JobSpec) -> Vec<Broken> {
     check.batch(spec);
     check.flow(spec);
     check.verifiers(spec);
+    check.evaluation(spec);
     check.services(spec);
     check.found
 }
@@ -92,15 +94,15 @@ impl Check {
         if let Some(evaluation) = &data.evaluation {
             self.source("data.evaluation", evaluation);
             for (path, source) in data.train_sets() {
-                self.disjoint(&path, source, evaluation);
+                self.disjoint_from(&path, source, "data.evaluation", evaluation);
             }
             if let Some(weight) = evaluation.weight {
                 let message = "applies to sets that are trained on: all held-out problems are measured";
                 self.that(false, "data.evaluation.weight", weight, message, &[]);
             }
-        } else if spec.evaluation.is_on() {
+        } else if spec.evaluation.is_on() && spec.evaluation.sets.is_empty() {
             let message = "is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name \
-                           held-out problems or turn all three off";
+                           held-out problems here or in `evaluation.sets`, or turn all three off";
             self.fail(Problem::new("data.evaluation", message), &["evaluation"]);
         }
     }
@@ -145,7 +147,7 @@ impl Check {
     }
 
     /// Two generators of the same task must split the same pairs, else problems that are trained on are evaluated with.
-    fn disjoint(&mut self, path: &str, train: &SourceSpec, evaluation: &SourceSpec) {
+    fn disjoint_from(&mut self, path: &str, train: &SourceSpec, held_out: &str, evaluation: &SourceSpec) {
         let (Some(train), Some(evaluation)) = (&train.generator, &evaluation.generator) else { return };
         let apart = train.high < evaluation.low || evaluation.high < train.low;
         if train.task != evaluation.task || apart {
@@ -162,7 +164,7 @@ impl Check {
         } else {
             return;
         };
-        self.fail(Problem::new("data.evaluation.generator", message), &["data.train.generator"]);
+        self.fail(Problem::new(format!("{held_out}.generator"), message), &["data.train.generator"]);
     }
 
     fn rollout(&mut self, spec: &JobSpec) {
@@ -190,7 +192,7 @@ impl Check {
 
         let room = rollout.max_concurrent_samples;
         self.range("rollout.max_concurrent_samples", room, 1..=65536);
-        let per_problem = if spec.evaluation.is_on() { spec.evaluation.samples_per_problem } else { 1 };
+        let per_problem = spec.evaluation_sets().iter().map(|set| set.samples).max().unwrap_or(1);
         let group = rollout.samples_per_prompt.max(per_problem);
         let message = format!("expected {group} or more: a worker takes a group of samples as a whole");
         let also = &["rollout.samples_per_prompt", "evaluation"];
@@ -404,11 +406,6 @@ impl Check {
     }
 
     fn services(&mut self, spec: &JobSpec) {
-        self.range("evaluation.every_steps", spec.evaluation.every_steps, 0..=MOST_STEPS);
-        self.range("evaluation.samples_per_problem", spec.evaluation.samples_per_problem, 1..=1024);
-        if let Some(temperature) = spec.evaluation.temperature {
-            self.range("evaluation.temperature", temperature, 0.01..=10.0);
-        }
         self.range("checkpoint.every_steps", spec.checkpoint.every_steps, 0..=MOST_STEPS);
         self.range("checkpoint.keep", spec.checkpoint.keep, 1..=10_000);
         self.range("checkpoint.timeout_seconds", spec.checkpoint.timeout_seconds, 1..=86_400);
@@ -418,6 +415,9 @@ impl Check {
         let compares = best == 0 || spec.evaluation.every_steps > 0;
         let message = "expected 0: without `evaluation.every_steps` no checkpoint is better than another";
         self.that(compares, "checkpoint.keep_best", best, message, &["evaluation.every_steps"]);
+        let message = "expected 0: checkpoints are compared by pass@1 of `data.evaluation`, which is not there";
+        let measures = best == 0 || spec.data.evaluation.is_some();
+        self.that(measures, "checkpoint.keep_best", best, message, &["data.evaluation"]);
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);

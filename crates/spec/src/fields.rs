@@ -9,6 +9,9 @@ use crate::*;
 /// Names of the keys of the table at `path`; `None` where the spec has no table of fixed keys.
 pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
     let fields = match path {
+        _ if is_evaluation_set(path) => fields_of::<EvaluationSetSpec>(),
+        _ if path.strip_suffix(".generator").is_some_and(is_evaluation_set) => fields_of::<GeneratorSpec>(),
+        _ if path.strip_suffix(".verifier").is_some_and(is_evaluation_set) => fields_of::<VerifierSpec>(),
         _ if is_reward_verifier(path) => fields_of::<RewardVerifierSpec>(),
         "" => fields_of::<JobSpec>(),
         "model" => fields_of::<ModelSpec>(),
@@ -36,8 +39,8 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Every table path that [`fields_at`] knows.
-/// Those of `reward.verifiers` and `data.mix` have names of the job's own.
-pub(crate) const TABLES: [&str; 22] = [
+/// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
+pub(crate) const TABLES: [&str; 25] = [
     "",
     "model",
     "data",
@@ -57,6 +60,9 @@ pub(crate) const TABLES: [&str; 22] = [
     "reward",
     "reward.verifiers.NAME",
     "evaluation",
+    "evaluation.sets.NAME",
+    "evaluation.sets.NAME.generator",
+    "evaluation.sets.NAME.verifier",
     "checkpoint",
     "logging",
     "resources",
@@ -79,6 +85,10 @@ pub(crate) fn suggestion(path: &str, name: &str) -> Option<String> {
         "" => Some(format!("`{name}` belongs to the top of the file, above the first table")),
         table => Some(format!("`{name}` belongs to `[{table}]`")),
     }
+}
+
+fn is_evaluation_set(path: &str) -> bool {
+    path.strip_prefix("evaluation.sets.").is_some_and(|name| !name.contains('.'))
 }
 
 fn is_mixed(path: &str) -> bool {
@@ -185,7 +195,8 @@ mod tests {
         }
         let mut found = Vec::new();
         tables("", &spec, &mut found);
-        found.retain(|path| path != "model.template_variables" && path != "reward.verifiers" && path != "data.mix");
+        let named = ["reward.verifiers", "data.mix", "evaluation.sets"];
+        found.retain(|path| path != "model.template_variables" && !named.contains(&path.as_str()));
         assert!(found.len() > 10);
         for path in found {
             let listed = TABLES.contains(&path.as_str()) || is_reward_verifier(&path);

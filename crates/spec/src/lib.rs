@@ -10,6 +10,7 @@ mod advice;
 mod bounds;
 mod difference;
 mod errors;
+mod evaluation;
 mod fields;
 mod flow;
 mod init;
@@ -23,6 +24,7 @@ mod weight;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
+pub use evaluation::{EvaluationPreset, EvaluationSet, EvaluationSetSpec};
 pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind, WatchdogSpec};
 pub use init::init_template;
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};

@@ -7,7 +7,7 @@ use pacs_algo::Schedule;
 use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
-use crate::{AsynchronySpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec};
+use crate::{AsynchronySpec, EvaluationSetSpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -458,11 +458,23 @@ pub struct EvaluationSpec {
     pub samples_per_problem: u32,
     /// Temperature. Default: that of `rollout`; 0.01 to 10.
     pub temperature: Option<f64>,
+    /// Measure the model before the first step, and end: no learner, no step, no checkpoint. `pacs eval` sets it. Default false.
+    pub only: bool,
+    /// Further sets of held-out problems, each with settings of its own. Default none.
+    pub sets: BTreeMap<String, EvaluationSetSpec>,
 }
 
 impl Default for EvaluationSpec {
     fn default() -> Self {
-        Self { every_steps: 20, before: true, after: true, samples_per_problem: 1, temperature: None }
+        Self {
+            every_steps: 20,
+            before: true,
+            after: true,
+            samples_per_problem: 1,
+            temperature: None,
+            only: false,
+            sets: BTreeMap::new(),
+        }
     }
 }
 
@@ -491,7 +503,8 @@ impl EvaluationSpec {
     /// Whether there is any evaluation at all.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.before || self.after || self.every_steps > 0
+        let during = |set: &EvaluationSetSpec| set.every_steps.is_some_and(|every| every > 0);
+        self.before || self.after || self.every_steps > 0 || self.sets.values().any(during)
     }
 }
 

@@ -89,6 +89,7 @@ impl JobSpec {
     fn answer_token_bytes(&self) -> u64 {
         let rollout = &self.rollout;
         let cuts = rollout.top_p < 1.0 || rollout.top_k > 0 || rollout.min_p > 0.0;
+        let cuts = cuts || self.evaluation_sets().iter().any(crate::EvaluationSet::filters);
         TOKEN_BYTES + LOGPROB_BYTES * if cuts { 2 } else { 1 }
     }
 }

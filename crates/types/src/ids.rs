@@ -98,3 +98,13 @@ impl fmt::Display for Role {
         f.write_str(self.name())
     }
 }
+
+/// Ids of evaluation groups start here, so that they never meet those of training groups, and so that the noise of an
+/// evaluation does not depend on how many prompts were trained on before it.
+pub const EVALUATION_GROUPS: u64 = 1 << 40;
+
+/// Number of the problem that an evaluation group measures, among those of all sets; none for a training group.
+#[must_use]
+pub fn evaluation_problem(group: GroupId) -> Option<u64> {
+    group.0.checked_sub(EVALUATION_GROUPS)
+}

@@ -9,6 +9,8 @@ mod ids;
 mod noise;
 mod sample;
 
-pub use ids::{Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId};
+pub use ids::{
+    EVALUATION_GROUPS, Generation, GroupId, LeaseId, Role, SampleId, WeightVersion, WorkerId, evaluation_problem,
+};
 pub use noise::{NoiseKey, mix};
 pub use sample::{FinishReason, MAX_SAMPLE_BYTES, Outcome, Purpose, Sample, Verdict, VersionSpan};

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use pacs_protocol::v1;
-use pacs_spec::{JobSpec, RewardSpec, VerifierSpec};
-use pacs_types::Verdict;
+use pacs_spec::{EvaluationSet, JobSpec, RewardSpec, VerifierSpec};
+use pacs_types::{GroupId, Verdict, evaluation_problem};
 
 use crate::exec::Entry;
 use crate::reward::{Answer, combine};
@@ -15,6 +15,8 @@ pub(crate) struct Grading(Arc<Inner>);
 struct Inner {
     label: Judge,
     rewards: Vec<Part>,
+    /// Those of sets of held-out problems that have their own.
+    sets: Vec<(EvaluationSet, Judge)>,
     spec: RewardSpec,
     max_new_tokens: u32,
 }
@@ -34,7 +36,13 @@ impl Grading {
         let part = |(name, verifier): (&String, &pacs_spec::RewardVerifierSpec)| {
             Ok(Part { name: name.clone(), weight: verifier.weight, judge: judge(verifier.judge())? })
         };
+        let of_set = |set: EvaluationSet| match &set.verifier {
+            None => Ok(None),
+            Some(verifier) => Ok(Some((judge(verifier.judge())?, set))),
+        };
+        let sets = spec.evaluation_sets().into_iter().map(of_set).collect::<Result<Vec<_>, VerifierError>>()?;
         Ok(Self(Arc::new(Inner {
+            sets: sets.into_iter().flatten().map(|(judge, set)| (set, judge)).collect(),
             label: judge(spec.verifier.judge())?,
             rewards: spec.reward.verifiers.iter().map(part).collect::<Result<_, VerifierError>>()?,
             spec: spec.reward.clone(),
@@ -47,12 +55,26 @@ impl Grading {
         let v1::VerifyTask { lease_id, group_id, sample_index, response, gold, question, answer_tokens } = task;
         let task = Arc::new(Task { question, response, gold });
         let mut verifications = Vec::with_capacity(1 + self.0.rewards.len());
-        let verdict = self.verdict(&task, answer_tokens, &mut verifications).await;
+        let verdict = match self.of_set(group_id) {
+            // What is measured has no reward but its label.
+            Some(judge) => {
+                let label = judge.verify(Arc::clone(&task)).await;
+                verifications.push(measured(VerifierSpec::LABEL, &label));
+                label.verdict
+            }
+            None => self.verdict(&task, answer_tokens, &mut verifications).await,
+        };
         if !verdict.outcome.is_conclusive() {
             let sample = format_args!("g{group_id}.{sample_index}");
             tracing::warn!(%sample, outcome = verdict.outcome.name(), rule = verdict.rule, "verification failed");
         }
         v1::TaskVerdict { lease_id, group_id, sample_index, verdict: Some(verdict.into()), verifications }
+    }
+
+    /// The verifier of the set that a group belongs to, where that has its own.
+    fn of_set(&self, group: u64) -> Option<&Judge> {
+        let number = evaluation_problem(GroupId(group))?;
+        self.0.sets.iter().find(|(set, _)| set.position(number).is_some()).map(|(_, judge)| judge)
     }
 
     async fn verdict(&self, task: &Arc<Task>, tokens: u32, done: &mut Vec<v1::Verification>) -> Verdict {

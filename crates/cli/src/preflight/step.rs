@@ -71,6 +71,7 @@ fn tiny(spec: &JobSpec) -> JobSpec {
     tiny.groups.max_refills = tiny.groups.max_refills.map(|most| most.min(1));
     tiny.objective.critic_warmup_steps = tiny.objective.critic_warmup_steps.map(|_| 0);
     (tiny.evaluation.before, tiny.evaluation.after, tiny.evaluation.every_steps) = (false, false, 0);
+    tiny.evaluation.sets.clear();
     (tiny.checkpoint.every_steps, tiny.checkpoint.keep_best) = (0, 0);
     tiny
 }

@@ -79,6 +79,11 @@ impl Console {
                 format!("ready after {}: {} loaded the model", steps(*step), learners.join(", "))
             }
             Progress::Evaluated(evaluation) => evaluation_line(evaluation),
+            Progress::Measuring { judged, samples, remaining_seconds } => {
+                let left = remaining_seconds.map(|left| format!(", {} left", seconds(left)));
+                let left = left.unwrap_or_default();
+                format!("measured {} of {} samples{left}", count(*judged), count(*samples))
+            }
             Progress::Step(step) => return self.step_lines(step),
             Progress::Saved { step, path, seconds: took } => {
                 format!("checkpoint of step {step} saved in {}: {}", seconds(*took), shown(path).display())
@@ -124,7 +129,8 @@ fn evaluation_line(evaluation: &EvaluationSummary) -> String {
         excluded => format!(", {excluded} left out for lack of a verdict"),
     };
     format!(
-        "evaluation after {}: pass@1 {}{} on {} held-out problems{excluded} ({})",
+        "evaluation{} after {}: pass@1 {}{} on {} held-out problems{excluded} ({})",
+        evaluation.set.as_ref().map(|set| format!(" of {set}")).unwrap_or_default(),
         steps(evaluation.step),
         percent(evaluation.pass_at_1),
         at_k.unwrap_or_default(),
@@ -151,6 +157,9 @@ fn progress_json(progress: &Progress) -> Value {
             json!({"event": "prepared", "step": step, "total_steps": total_steps, "learners": learners})
         }
         Progress::Evaluated(evaluation) => tagged("evaluation", serde_json::to_value(evaluation)),
+        Progress::Measuring { judged, samples, remaining_seconds } => {
+            json!({"event": "measuring", "judged": judged, "samples": samples, "remaining_seconds": remaining_seconds})
+        }
         Progress::Step(step) => {
             let mut object = tagged("step", serde_json::to_value(step));
             object["total_steps"] = json!(step.total_steps);
@@ -178,7 +187,10 @@ impl BeforeAfter {
     /// Reads the first and the last evaluation of a run; they may have been made by an earlier start of it.
     pub(crate) fn read(run_dir: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(run_dir.join("evaluations.jsonl")).ok()?;
-        let evaluations: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let mut evaluations: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        // One set, that without a name if there is one: others are of other problems.
+        let set = evaluations.iter().map(|line| line["set"].clone()).min_by_key(|set| !set.is_null())?;
+        evaluations.retain(|line| line["set"] == set);
         let (first, last) = (evaluations.first()?, evaluations.last()?);
         if evaluations.len() < 2 {
             return None;

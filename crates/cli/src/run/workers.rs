@@ -47,7 +47,7 @@ pub(crate) fn commands(
     };
     add("verifier", resources.verifiers, &this, &[]);
     add("rollout", resources.rollouts, worker, &compute(spec, cores, resources.rollouts));
-    add("learner", resources.learners, worker, &compute(spec, cores, resources.learners));
+    add("learner", spec.learners(), worker, &compute(spec, cores, resources.learners));
     Ok(commands)
 }
 

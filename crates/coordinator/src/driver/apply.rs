@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::summary::{RoundNumbers, unix_time};
 use super::{Batch, Driver, RECENT_STEPS, Sharing, Wait};
-use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
+use crate::progress::{Progress, RunEnd, StepSeconds, StepSummary};
 use crate::records::{ArchivedSample, Job, LinesOf, Round};
 
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
@@ -67,9 +67,9 @@ impl Driver {
                 true => self.step_was_done(),
                 false => self.step_done(step),
             },
-            Effect::Evaluated { step, groups, excluded } => match self.run_folder.has(LinesOf::Evaluations, step) {
+            Effect::Evaluated { step, groups, .. } => match self.run_folder.has(LinesOf::Evaluations, step) {
                 true => groups.into_iter().for_each(|group| self.store.drop_group(group)),
-                false => self.evaluated(step, groups, excluded),
+                false => self.evaluated(step, &groups),
             },
             Effect::CreateCheckpoint { step, save } => {
                 self.saved.clear();
@@ -224,31 +224,8 @@ impl Driver {
         Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
     }
 
-    fn evaluated(&mut self, step: u64, groups: Vec<GroupId>, excluded: u32) {
-        let k = self.spec.evaluation.samples_per_problem;
-        let numbers = RoundNumbers::new(&groups, k, &self.store);
-        let summary = EvaluationSummary {
-            step,
-            time: unix_time(),
-            pass_at_1: numbers.pass_rate,
-            k,
-            pass_at_k: (k > 1).then_some(numbers.pass_at_k),
-            problems: numbers.groups,
-            excluded,
-            samples: numbers.samples,
-            answer_tokens_mean: numbers.answer_tokens_mean(),
-            truncated_share: numbers.truncated_share,
-            unparsable_share: numbers.unparsable_share,
-            seconds: self.clock.take(PhaseKind::Evaluating, Instant::now()),
-        };
-        self.archive_round(step, Purpose::Evaluate, &groups);
-        let (line, score) = (line(&summary), Some(summary.pass_at_1));
-        self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line, score });
-        self.tell_progress(Progress::Evaluated(summary));
-    }
-
     /// Moves the groups out of the store, to the archive if there is one.
-    fn archive_round(&mut self, step: u64, purpose: Purpose, groups: &[GroupId]) {
+    pub(super) fn archive_round(&mut self, step: u64, purpose: Purpose, groups: &[GroupId]) {
         let mut samples = Vec::new();
         for group in groups {
             let judged = self.store.take(*group);
@@ -312,6 +289,7 @@ impl Driver {
             self.tell(event);
         }
         self.offer_again();
+        self.tell_measuring();
         if self.journal.since_snapshot() > MOST_RECORDS {
             self.keep_snapshot();
         }
@@ -344,7 +322,7 @@ fn log_dropped(group: GroupId, why: Dropped) {
 }
 
 /// A line of a file of JSON lines.
-fn line(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn line(value: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("a summary is numbers with names");
     line.push(b'\n');
     line

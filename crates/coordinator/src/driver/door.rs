@@ -35,16 +35,21 @@ impl Door {
     pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
         let most = |kind| if kind == VerifierKind::Math { 1.0 } else { MOST_VERIFIER_REWARD };
         let reward = &spec.reward;
-        let label = (VerifierSpec::LABEL.to_owned(), most(spec.verifier.kind));
+        // Sets that are measured may have verifiers of their own, which give a label and nothing else.
+        let sets =
+            || spec.evaluation.sets.values().filter_map(|set| set.verifier.as_ref()).map(|verifier| verifier.kind);
+        let most_of_sets = sets().map(most).fold(0.0, f64::max);
+        let most_label = most(spec.verifier.kind).max(most_of_sets);
+        let label = (VerifierSpec::LABEL.to_owned(), most_label);
         let more = reward.verifiers.iter().map(|(name, verifier)| (name.clone(), most(verifier.kind)));
         let weights = [reward.weight].into_iter().chain(reward.verifiers.values().map(|verifier| verifier.weight));
         let verifiers: Vec<_> = [label].into_iter().chain(more).collect();
         let weighted: f64 = weights.zip(&verifiers).map(|(weight, (_, most))| weight.abs() * most).sum();
-        let most_reward = (weighted + reward.format_bonus.abs() + reward.overlong_penalty) * ROUNDING;
+        let most_reward = (weighted + reward.format_bonus.abs() + reward.overlong_penalty).max(most_of_sets) * ROUNDING;
         Self {
             vocabulary: model.and_then(|model| u32::try_from(model.vocab_size).ok()),
             max_new_tokens: spec.rollout.max_new_tokens,
-            math: spec.verifier.kind == VerifierKind::Math,
+            math: sets().chain([spec.verifier.kind]).all(|kind| kind == VerifierKind::Math),
             most_reward,
             verifiers,
         }

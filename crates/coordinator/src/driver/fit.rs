@@ -18,8 +18,10 @@ impl Driver {
     pub(crate) fn most_free_samples(&self) -> u32 {
         let longest = |report: &pacs_data::SourceReport| report.longest_prompt_tokens;
         let report = &self.problems.report;
-        let longest = report.evaluation.as_ref().map_or(0, longest).max(longest(&report.train));
-        let group = self.spec.rollout.samples_per_prompt.max(self.spec.evaluation.samples_per_problem);
+        let measured = report.sets.iter().map(|(_, report)| longest(report)).max();
+        let longest = measured.unwrap_or(0).max(longest(&report.train));
+        let samples = self.problems.sets.iter().map(|measured| measured.set.samples).max();
+        let group = self.spec.rollout.samples_per_prompt.max(samples.unwrap_or(0));
         let bytes = LEASE_BYTES + NUMBER_BYTES * longest + WANTED_BYTES * group as usize;
         let groups = u32::try_from(ANSWER_BYTES / bytes).unwrap_or(u32::MAX);
         groups.max(1).saturating_mul(group)

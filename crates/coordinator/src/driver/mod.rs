@@ -9,6 +9,7 @@ mod disk;
 mod distribution;
 mod door;
 mod fit;
+mod measure;
 mod pieces;
 mod poison;
 mod recover;
@@ -43,13 +44,14 @@ pub(crate) use self::bounded::bounded;
 pub(crate) use self::clock::{PhaseClock, SaveClock};
 pub(crate) use self::disk::follow;
 pub(crate) use self::door::{Door, known_versions};
+use self::measure::MeasuringTold;
 pub(crate) use self::pieces::{Pieces, Received};
 pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::verifications::{Verification, Verifications};
 pub(crate) use self::waiters::Wait;
 use self::waiters::{Line, Waiters};
 use crate::journal::{Audit, DurableUpTo, Frame, Journal, NotDurable};
-use crate::progress::{Progress, RunEnd, StepSummary};
+use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSummary};
 use crate::records::{Checkpoints, RankFile, Room, RunFolder};
 
 /// Longest time that a call may wait for work, whatever it asks for.
@@ -206,6 +208,10 @@ pub(crate) struct Driver {
     pub(crate) saves: SaveClock,
     pub(crate) recent_steps: VecDeque<f64>,
     pub(crate) newest_step: Option<StepSummary>,
+    /// When watchers heard of a measurement's progress last, and since when how many of its samples have been judged here.
+    pub(crate) told_measuring: Option<MeasuringTold>,
+    /// The newest measurement of each set.
+    pub(crate) measured: BTreeMap<String, EvaluationSummary>,
     /// The wait that watchers were told of last, and when.
     pub(crate) told_waiting: Option<Instant>,
     /// They know of the stall that is going on.
@@ -274,6 +280,8 @@ impl Driver {
             saves: SaveClock::default(),
             recent_steps: VecDeque::with_capacity(RECENT_STEPS),
             newest_step: None,
+            told_measuring: None,
+            measured: BTreeMap::new(),
             told_waiting: None,
             told_stall: false,
             checkpoints: parts.checkpoints,
@@ -470,7 +478,11 @@ impl Driver {
 /// The problem that a group is about, for those who hold the problems and not the driver.
 pub(crate) fn problem_of(problems: &Problems, group: GroupId) -> &Problem {
     match evaluation_problem(group) {
-        Some(index) => &problems.evaluation[usize::try_from(index).unwrap_or(usize::MAX)],
+        Some(number) => {
+            let (set, position) =
+                problems.measured(number).expect("groups that are measured are those of the sets' problems");
+            &set.problems[position]
+        }
         None => problems.train_at(group.0),
     }
 }

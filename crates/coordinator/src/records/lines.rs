@@ -100,7 +100,7 @@ impl Lines {
         Ok(())
     }
 
-    /// A number of every line that has it, with the line's step. Reads the whole file.
+    /// A number of every line that has it and is not about a named set of problems, with the line's step. Reads the whole file.
     pub(crate) fn numbers(&self, name: &str) -> io::Result<Vec<(u64, f64)>> {
         let file = match fs::File::open(&self.path) {
             Ok(file) => file,
@@ -110,6 +110,9 @@ impl Lines {
         let mut numbers = Vec::new();
         for line in BufReader::new(file).lines() {
             let value = serde_json::from_str::<Value>(&line?).unwrap_or_default();
+            if value.get("set").is_some() {
+                continue;
+            }
             let step = value.get("step").and_then(Value::as_u64);
             numbers.extend(step.zip(value.get(name).and_then(Value::as_f64)));
         }

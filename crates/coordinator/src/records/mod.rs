@@ -10,7 +10,8 @@
 //! ├── job.toml                    the resolved job spec
 //! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
-//! ├── evaluations.jsonl           one line an evaluation
+//! ├── evaluations.jsonl           one line an evaluation and set
+//! ├── evaluation_problems.jsonl   one line for each problem of it
 //! ├── samples/                    step-000130.parquet, eval-000000.parquet: one round each, merged in time into
 //! │                               steps-000001-000064.parquet and evals-…: a row group a round
 //! └── checkpoints/step-000040/    manifest.json, the ranks' files, model/ in the last one

@@ -45,6 +45,8 @@ const RETRY: Duration = Duration::from_millis(250);
 pub(crate) enum LinesOf {
     Metrics,
     Evaluations,
+    /// One a problem that was measured.
+    Problems,
 }
 
 /// What is to be done. Jobs of a kind come in the order of their steps.
@@ -93,6 +95,8 @@ pub(crate) struct Files {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) metrics: Lines,
     pub(crate) evaluations: Lines,
+    /// Of the same measurements: each problem that was measured.
+    pub(crate) problems: Lines,
     pub(crate) archive: Option<Archive>,
 }
 
@@ -101,6 +105,7 @@ impl Files {
     pub(crate) fn truncate(&mut self, steps: Option<u64>, evaluations: Option<u64>) -> io::Result<()> {
         self.metrics.truncate(steps)?;
         self.evaluations.truncate(evaluations)?;
+        self.problems.truncate(evaluations)?;
         if let Some(archive) = &self.archive {
             archive.truncate(Purpose::Train, steps)?;
             archive.truncate(Purpose::Evaluate, evaluations)?;
@@ -141,7 +146,7 @@ impl RunFolder {
         let (jobs, inbox) = sync_channel(QUEUE);
         let (ends, done) = mpsc::channel(ENDS);
         let (abandoned, closing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let Files { checkpoints, metrics, evaluations, archive } = files;
+        let Files { checkpoints, metrics, evaluations, problems, archive } = files;
         let archive = archive.map(Arc::new);
         let handle = (archive.is_some(), metrics.last_step(), evaluations.last_step());
         let failed = FileError::file("start the threads of", &folder);
@@ -151,6 +156,7 @@ impl RunFolder {
                 checkpoints,
                 metrics,
                 evaluations,
+                problems,
                 archive,
                 retention: Retention { newest, best, scores },
                 saving: None,
@@ -185,6 +191,8 @@ impl RunFolder {
                 match to {
                     LinesOf::Metrics => self.steps = Some(*step),
                     LinesOf::Evaluations => self.evaluations = Some(*step),
+                    // The lines of the sets come after these, and say that they are there.
+                    LinesOf::Problems => {}
                 }
             }
             Job::Truncate { steps, evaluations } => {
@@ -231,7 +239,7 @@ impl RunFolder {
     pub(crate) fn has(&self, lines: LinesOf, step: u64) -> bool {
         let last = match lines {
             LinesOf::Metrics => self.steps,
-            LinesOf::Evaluations => self.evaluations,
+            LinesOf::Evaluations | LinesOf::Problems => self.evaluations,
         };
         last >= Some(step)
     }
@@ -291,6 +299,7 @@ struct Owner {
     checkpoints: Checkpoints,
     metrics: Lines,
     evaluations: Lines,
+    problems: Lines,
     archive: Option<Arc<Archive>>,
     retention: Retention,
     /// The step whose checkpoint is being written.
@@ -379,7 +388,8 @@ impl Owner {
     }
 
     fn truncate(&mut self, steps: Option<u64>, evaluations: Option<u64>) -> Result<(), Stop> {
-        for (to, last) in [(LinesOf::Metrics, steps), (LinesOf::Evaluations, evaluations)] {
+        let cuts = [(LinesOf::Metrics, steps), (LinesOf::Evaluations, evaluations), (LinesOf::Problems, evaluations)];
+        for (to, last) in cuts {
             let cut = self.patiently("the end of its lines", 0, |owner| owner.lines(to).truncate(last))?;
             self.or_failed(cut, to, "cut")?;
         }
@@ -439,7 +449,7 @@ impl Owner {
     }
 
     fn sync_lines(&mut self) -> Result<(), Stop> {
-        for to in [LinesOf::Metrics, LinesOf::Evaluations] {
+        for to in [LinesOf::Metrics, LinesOf::Problems, LinesOf::Evaluations] {
             let synced = self.patiently("the lines of its steps", 0, |owner| owner.lines(to).sync())?;
             self.or_failed(synced, to, "sync")?;
         }
@@ -450,6 +460,7 @@ impl Owner {
         match to {
             LinesOf::Metrics => &mut self.metrics,
             LinesOf::Evaluations => &mut self.evaluations,
+            LinesOf::Problems => &mut self.problems,
         }
     }
 

@@ -1,7 +1,8 @@
-use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
+use pacs_data::MeasuredSet;
+use pacs_machine::{Event, GroupGrant, Reply, WantedSample, evaluation_problem};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
-use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Purpose, Sample, SampleId, WorkerId};
+use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::Span;
@@ -97,29 +98,41 @@ impl RolloutService for Services {
 }
 
 fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
-    let spec = &driver.spec;
-    let (temperature, stream) = match grant.purpose {
-        Purpose::Train => (spec.rollout.temperature, 0),
-        Purpose::Evaluate => (spec.evaluation.temperature.unwrap_or(spec.rollout.temperature), 1 + grant.policy_step),
-    };
     v1::GroupLease {
         lease_id: grant.lease.0,
         group_id: grant.group.0,
         purpose: v1::Purpose::from(grant.purpose).into(),
         prompt_tokens: driver.problem(grant.group).prompt_tokens.clone(),
+        sampling: Some(sampling(driver, &grant)),
         samples: grant.samples.into_iter().map(wanted).collect(),
-        sampling: Some(v1::SamplingOptions {
-            temperature: temperature as f32,
-            top_p: spec.rollout.top_p as f32,
-            top_k: spec.rollout.top_k,
-            min_p: spec.rollout.min_p as f32,
-            max_new_tokens: spec.rollout.max_new_tokens,
-            stop: spec.rollout.stop.clone(),
-            seed: spec.seed,
-            stream,
-        }),
         generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
         min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
+    }
+}
+
+/// How a group is sampled: as the job trains, or as the set says that is measured.
+fn sampling(driver: &Driver, grant: &GroupGrant) -> v1::SamplingOptions {
+    let (spec, rollout) = (&driver.spec, &driver.spec.rollout);
+    let trained = v1::SamplingOptions {
+        temperature: rollout.temperature as f32,
+        top_p: rollout.top_p as f32,
+        top_k: rollout.top_k,
+        min_p: rollout.min_p as f32,
+        max_new_tokens: rollout.max_new_tokens,
+        stop: rollout.stop.clone(),
+        seed: spec.seed,
+        stream: 0,
+    };
+    let measured = evaluation_problem(grant.group).and_then(|number| driver.problems.measured(number));
+    let Some((MeasuredSet { set, .. }, _)) = measured else { return trained };
+    v1::SamplingOptions {
+        temperature: set.temperature as f32,
+        top_p: set.top_p as f32,
+        top_k: set.top_k,
+        min_p: set.min_p as f32,
+        max_new_tokens: set.max_new_tokens,
+        stream: 1 + grant.policy_step,
+        ..trained
     }
 }
 

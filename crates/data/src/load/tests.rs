@@ -94,7 +94,7 @@ fn what_is_left_out_is_counted() {
     let train = &report.train;
     assert_eq!((train.rows, train.kept, train.overlong, train.unreadable_answers, train.duplicates), (6, 4, 1, 1, 1));
     assert_eq!(problems.train.iter().map(|p| p.answer.as_str()).collect::<Vec<_>>(), ["1", "3", "7", "-1"]);
-    assert_eq!(problems.evaluation.iter().map(|p| p.answer.as_str()).collect::<Vec<_>>(), ["7"]);
+    assert_eq!(problems.sets[0].problems.iter().map(|p| p.answer.as_str()).collect::<Vec<_>>(), ["7"]);
     assert_eq!(report.overlap, 1);
     let shown = report.to_string();
     assert!(shown.contains("t.jsonl:7: no number"), "{shown}");

@@ -552,6 +552,8 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
             before: rng.random(),
             after: rng.random(),
         },
+        evaluation_sets: Vec::new(),
+        evaluation_only: false,
         checkpoint_every_steps: rng.random_range(0..=3),
         background_saves: rng.random_bool(0.7),
         checkpoint_timeout: Duration::from_secs(30),

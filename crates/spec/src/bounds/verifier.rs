@@ -32,7 +32,15 @@ struct Described<'a> {
 
 impl Check {
     pub(super) fn verifiers(&mut self, spec: &JobSpec) {
-        let verifier = &spec.verifier;
+        self.verifier_at("verifier", &spec.verifier);
+        self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
+        self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
+        self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
+        self.reward(&spec.reward, spec.rollout.max_new_tokens);
+    }
+
+    /// A table with the keys of `[verifier]`, as far as they describe who judges.
+    pub(super) fn verifier_at(&mut self, path: &str, verifier: &VerifierSpec) {
         let described = Described {
             kind: verifier.kind,
             extraction: verifier.extraction,
@@ -46,11 +54,7 @@ impl Check {
             plain_text: verifier.plain_text,
             timeout_seconds: verifier.timeout_seconds,
         };
-        self.judge("verifier", &described);
-        self.range("verifier.max_attempts", spec.verifier.max_attempts, 1..=100);
-        self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
-        self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
-        self.reward(&spec.reward, spec.rollout.max_new_tokens);
+        self.judge(path, &described);
     }
 
     fn reward(&mut self, reward: &RewardSpec, max_new_tokens: u32) {

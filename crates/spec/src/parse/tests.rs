@@ -71,7 +71,7 @@ score = 'best'
               line 1: name = "has spaces": expected 1 to 64 letters, digits, `-` and `_`
               line 2: sed: unknown key; did you mean `seed`?
               line 5: model.precision = "float16": expected one of `auto`, `float32`, `bfloat16`
-              line 6: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off
+              line 6: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems here or in `evaluation.sets`, or turn all three off
               line 7: data.max_prompt_tokens = 0: expected 1 to 1000000
               line 8: data.train: has both `path` and `generator`; expected one
               line 10: data.train.generator.colour: unknown key
@@ -93,27 +93,27 @@ fn what_is_missing_is_named_once() {
     refused(
         "[data]\nshuffle = true",
         expect![[r#"
-        4 problems in job spec `job.toml`
-          line 1: data.train: is required
-          line 1: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off
-          name: is required
-          model: is required"#]],
+            4 problems in job spec `job.toml`
+              line 1: data.train: is required
+              line 1: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems here or in `evaluation.sets`, or turn all three off
+              name: is required
+              model: is required"#]],
     );
     refused(
         "name = 3\nmodel = 'm'\ndata.train = 'x'\n[evaluation]\nbefore = false",
         expect![[r#"
-        4 problems in job spec `job.toml`
-          line 1: name = 3: expected a string
-          line 2: model = "m": expected a table
-          line 3: data.train = "x": expected a table
-          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+            4 problems in job spec `job.toml`
+              line 1: name = 3: expected a string
+              line 2: model = "m": expected a table
+              line 3: data.train = "x": expected a table
+              line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems here or in `evaluation.sets`, or turn all three off"#]],
     );
     refused(
         "name = 'a'\nmodel.path = 'm'\n[data.train.generator]\nlow = 1",
         expect![[r#"
-        2 problems in job spec `job.toml`
-          line 3: data.train.generator.task: is required
-          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+            2 problems in job spec `job.toml`
+              line 3: data.train.generator.task: is required
+              line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems here or in `evaluation.sets`, or turn all three off"#]],
     );
 }
 
@@ -277,8 +277,8 @@ fn evaluation_needs_problems() {
     refused(
         text,
         expect![[r#"
-        1 problem in job spec `job.toml`
-          line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems or turn all three off"#]],
+            1 problem in job spec `job.toml`
+              line 3: data.evaluation: is required, for `evaluation.before`, `after` or `every_steps` asks for evaluations; name held-out problems here or in `evaluation.sets`, or turn all three off"#]],
     );
     let off = format!("{text}evaluation = {{ before = false, after = false, every_steps = 0 }}");
     assert!(parsed(&off).is_ok());

@@ -24,6 +24,7 @@ fn open(run_dir: &Path, fault: Duration) -> Open {
         checkpoints: Checkpoints::open(run_dir).unwrap(),
         metrics: Lines::open(run_dir.join("metrics.jsonl")).unwrap(),
         evaluations: Lines::open(run_dir.join("evaluations.jsonl")).unwrap(),
+        problems: Lines::open(run_dir.join("evaluation_problems.jsonl")).unwrap(),
         archive: Some(Archive::open(run_dir).unwrap()),
     };
     let (folder, done) =
@@ -265,6 +266,7 @@ fn reopened_with_best(run_dir: &Path) -> Open {
         checkpoints: Checkpoints::open(run_dir).unwrap(),
         metrics: Lines::open(run_dir.join("metrics.jsonl")).unwrap(),
         evaluations: Lines::open(run_dir.join("evaluations.jsonl")).unwrap(),
+        problems: Lines::open(run_dir.join("evaluation_problems.jsonl")).unwrap(),
         archive: None,
     };
     assert_eq!(scores(&files).unwrap(), [(1, 0.9), (2, 0.1)]);

@@ -1,0 +1,158 @@
+//! What the samples of a set say, with intervals over its problems.
+
+use pacs_report::{Bootstrap, Interval, MeasuredProblem, Votes, majority, pass_curve, powers_of_two};
+use pacs_types::Outcome;
+use pacs_verify::{Form, Mode, Rules, grade};
+
+use super::read::SetResults;
+
+/// Different answers to a problem past which they are not compared with each other any more: a thousand answers that all differ
+/// would take minutes.
+const MOST_COMPARED: usize = 64;
+
+/// The estimates of one set.
+#[derive(Debug)]
+pub(super) struct Estimates {
+    /// Samples of each problem: the fewest, where they differ.
+    pub(super) samples: usize,
+    /// The `k` of the two lists below.
+    pub(super) ks: Vec<usize>,
+    pub(super) pass: Vec<Interval>,
+    pub(super) majority: Vec<Interval>,
+    /// The mean of pass@k over problems, for every `k` from 1.
+    pub(super) curve: Vec<f64>,
+    pub(super) tokens: Interval,
+    pub(super) truncated: Interval,
+    pub(super) unparsable: Interval,
+}
+
+impl Estimates {
+    /// None for a set without problems or samples.
+    pub(super) fn of(set: &SetResults) -> Option<Self> {
+        let samples = set.problems.iter().map(|problem| problem.samples).min()? as usize;
+        let bootstrap = Bootstrap::default();
+        let ks = powers_of_two(samples);
+        let curves: Vec<Vec<f64>> = set.problems.iter().map(curve).collect();
+        let votes: Vec<Votes> = set.problems.iter().map(|problem| votes(problem, set.math)).collect();
+        let over = |value: &dyn Fn(usize) -> f64| {
+            let values: Vec<f64> = (0..set.problems.len()).map(value).collect();
+            bootstrap.mean(&values)
+        };
+        let share = |part: fn(&MeasuredProblem) -> f64| {
+            over(&|at| part(&set.problems[at]) / f64::from(set.problems[at].samples.max(1)))
+        };
+        let mean = |k: usize| curves.iter().map(|curve| curve[k]).sum::<f64>() / curves.len() as f64;
+        Some(Self {
+            samples,
+            pass: ks.iter().map(|k| over(&|at| curves[at][k - 1])).collect::<Option<_>>()?,
+            majority: ks.iter().map(|k| over(&|at| majority(&votes[at], *k).unwrap_or(0.0))).collect::<Option<_>>()?,
+            curve: (0..samples).map(mean).collect(),
+            tokens: share(|problem| problem.tokens as f64)?,
+            truncated: share(|problem| f64::from(problem.truncated))?,
+            unparsable: share(|problem| f64::from(problem.unparsable))?,
+            ks,
+        })
+    }
+
+    /// The largest `k` that has four samples each: the paper's rule for a curve to be shown.
+    pub(super) fn well_estimated(&self) -> usize {
+        (self.samples / 4).max(1)
+    }
+}
+
+pub(super) fn curve(problem: &MeasuredProblem) -> Vec<f64> {
+    pass_curve(problem.samples as usize, problem.right.min(problem.samples) as usize)
+}
+
+/// The answers to a problem by what they mean. Those that the built-in verifier takes for equal are one; of another verifier, which
+/// compares with the reference alone, those with the same text.
+pub(super) fn votes(problem: &MeasuredProblem, math: bool) -> Votes {
+    let mut answers: Vec<(&str, u32, u32)> =
+        problem.answers.iter().map(|(text, count, right)| (text.as_str(), *count, *right)).collect();
+    answers.sort_by(|first, second| second.1.cmp(&first.1).then(first.0.cmp(second.0)));
+    let compares = math && answers.len() <= MOST_COMPARED;
+    // Text of each class, how many are in it, how many of them are right.
+    let mut classes: Vec<(&str, u32, u32)> = Vec::new();
+    for (text, count, right) in answers {
+        let equal = |class: &&mut (&str, u32, u32)| {
+            // All right and all wrong are two, whatever the text is: the verifier has said so.
+            let decided = (class.2 == 0) != (right == 0) && (class.2 == class.1) != (right == count);
+            compares && !decided && is_equal(class.0, text)
+        };
+        match classes.iter_mut().find(equal) {
+            Some(class) => (class.1, class.2) = (class.1 + count, class.2 + right),
+            None => classes.push((text, count, right)),
+        }
+    }
+    let voted: u32 = classes.iter().map(|class| class.1).sum();
+    Votes {
+        classes: classes
+            .into_iter()
+            .map(|(_, count, right)| (count as usize, f64::from(right) / f64::from(count.max(1))))
+            .collect(),
+        silent: problem.samples.saturating_sub(voted) as usize,
+    }
+}
+
+fn is_equal(first: &str, second: &str) -> bool {
+    // Two numbers without leading zeros are equal when they are the same: most answers are, and this is quick.
+    let is_plain =
+        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    if first == second {
+        return true;
+    }
+    if is_plain(first) && is_plain(second) {
+        return false;
+    }
+    let rules = Rules { mode: Mode::Lenient, form: Form::Any };
+    grade(&format!("\\boxed{{{second}}}"), first, rules).outcome == Outcome::Correct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(answers: &[(&str, u32, u32)], samples: u32) -> MeasuredProblem {
+        let answers = answers.iter().map(|(text, count, right)| ((*text).to_owned(), *count, *right)).collect();
+        MeasuredProblem { samples, answers, ..MeasuredProblem::default() }
+    }
+
+    #[test]
+    fn equal_answers_vote_together() {
+        let problem = problem(&[("0.5", 2, 2), ("\\frac{1}{2}", 3, 3), ("2", 4, 0), ("02", 1, 0)], 12);
+        let together = votes(&problem, true);
+        assert_eq!(together, Votes { classes: vec![(5, 0.0), (5, 1.0)], silent: 2 });
+        let by_text = votes(&problem, false);
+        assert_eq!(by_text.classes, [(4, 0.0), (3, 1.0), (2, 1.0), (1, 0.0)]);
+        assert_eq!(majority(&together, 12), Some(0.5));
+        assert_eq!(majority(&by_text, 12), Some(0.0));
+    }
+
+    #[test]
+    fn estimates_are_means_over_problems() {
+        let of = |right: u32| MeasuredProblem {
+            right,
+            tokens: 40,
+            truncated: 1,
+            ..problem(&[("7", right, right), ("8", 4 - right, 0)], 4)
+        };
+        let set = SetResults {
+            name: "s".to_owned(),
+            settings: None,
+            math: true,
+            excluded: 0,
+            seconds: 1.0,
+            problems: vec![of(1), of(4)],
+        };
+        let estimates = Estimates::of(&set).unwrap();
+        assert_eq!(estimates.ks, [1, 2, 4]);
+        let means: Vec<f64> = estimates.pass.iter().map(|interval| interval.mean).collect();
+        assert_eq!(means, [0.625, 0.75, 1.0]);
+        assert_eq!(estimates.curve, [0.625, 0.75, 0.875, 1.0]);
+        assert_eq!((estimates.tokens.mean, estimates.truncated.mean), (10.0, 0.25));
+        // One of four right: alone it wins by chance 1/4, two of the wrong ones win from three drawn on.
+        let majorities: Vec<f64> = estimates.majority.iter().map(|interval| interval.mean).collect();
+        assert_eq!(majorities, [0.625, 0.625, 0.5]);
+        assert!(estimates.pass[0].low < 0.625 && estimates.pass[0].high > 0.625);
+    }
+}

@@ -1,0 +1,179 @@
+//! What a measurement of the policy comes to: a line for each set, and one for each of its problems.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use pacs_data::{MeasuredSet, Problem};
+use pacs_machine::PhaseKind;
+use pacs_report::{MeasuredProblem, pass_curve, powers_of_two};
+use pacs_types::{FinishReason, GroupId, Outcome, Purpose, evaluation_problem, mix};
+
+use super::apply::line;
+use super::summary::{RoundNumbers, unix_time};
+use super::{Driver, Store};
+use crate::progress::{EvaluationSummary, Progress};
+use crate::records::{Job, LinesOf};
+
+/// Time between two reports of a measurement's progress.
+const TOLD_AGAIN: Duration = Duration::from_secs(5);
+/// Most bytes of a question, or of an answer, in the line of a problem.
+const SHOWN: usize = 200;
+
+/// What watchers know of a measurement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MeasuringTold {
+    /// When it was seen first in this process, and how many samples had their verdict then.
+    since: (Instant, u64),
+    last: Instant,
+}
+
+impl Driver {
+    pub(super) fn evaluated(&mut self, step: u64, groups: &[GroupId]) {
+        let seconds = self.clock.take(PhaseKind::Evaluating, Instant::now());
+        self.told_measuring = None;
+        let (mut problems, mut lines, mut score) = (Vec::new(), Vec::new(), None);
+        let mut summaries = Vec::new();
+        for measured in &self.problems.sets {
+            let of_set: Vec<(GroupId, usize)> =
+                groups.iter().filter_map(|group| Some((*group, position(measured, *group)?))).collect();
+            // Each set has a schedule of its own.
+            if of_set.is_empty() && !self.is_due(measured, step) {
+                continue;
+            }
+            let rows = of_set.iter().map(|(group, at)| problem(step, measured, *at, &self.store, *group));
+            let rows: Vec<MeasuredProblem> = rows.collect();
+            rows.iter().for_each(|row| problems.extend(line(row)));
+            let ids: Vec<GroupId> = of_set.into_iter().map(|(group, _)| group).collect();
+            let summary = EvaluationSummary { seconds, ..summary(step, measured, &ids, &rows, &self.store) };
+            // Checkpoints are compared by the set without a name.
+            if summary.set.is_none() {
+                score = Some(summary.pass_at_1);
+            }
+            lines.extend(line(&summary));
+            summaries.push(summary);
+        }
+        self.archive_round(step, Purpose::Evaluate, groups);
+        // Before the lines of the sets, which say that all of the measurement is written.
+        self.hand_over(Job::Append { to: LinesOf::Problems, step, line: problems, score: None });
+        self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line: lines, score });
+        for summary in summaries {
+            self.measured.insert(summary.label().to_owned(), summary.clone());
+            self.tell_progress(Progress::Evaluated(summary));
+        }
+    }
+
+    fn is_due(&self, measured: &MeasuredSet, step: u64) -> bool {
+        let (evaluation, total) = (&self.spec.evaluation, self.spec.batch.steps);
+        match step {
+            0 => evaluation.before,
+            _ if step >= total => evaluation.after,
+            _ => measured.set.every_steps > 0 && step.is_multiple_of(measured.set.every_steps),
+        }
+    }
+
+    /// Says now and then how far a measurement is.
+    pub(super) fn tell_measuring(&mut self) {
+        let Some((judged, samples)) = self.machine.measuring() else {
+            self.told_measuring = None;
+            return;
+        };
+        let now = Instant::now();
+        let told = self.told_measuring.get_or_insert(MeasuringTold { since: (now, judged), last: now });
+        if now.duration_since(told.last) < TOLD_AGAIN {
+            return;
+        }
+        told.last = now;
+        let (began, before) = told.since;
+        let (seconds, done) = (now.duration_since(began).as_secs_f64(), judged.saturating_sub(before));
+        let remaining = (done > 0).then(|| seconds / done as f64 * samples.saturating_sub(judged) as f64);
+        self.tell_progress(Progress::Measuring { judged, samples, remaining_seconds: remaining });
+    }
+}
+
+fn position(measured: &MeasuredSet, group: GroupId) -> Option<usize> {
+    measured.set.position(evaluation_problem(group)?)
+}
+
+fn summary(
+    step: u64,
+    measured: &MeasuredSet,
+    groups: &[GroupId],
+    rows: &[MeasuredProblem],
+    store: &Store,
+) -> EvaluationSummary {
+    let k = measured.set.samples;
+    let numbers = RoundNumbers::new(groups, k, store);
+    let ks = powers_of_two(k as usize);
+    let mut curve = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.samples == k) {
+        let pass = pass_curve(row.samples as usize, row.right as usize);
+        ks.iter().for_each(|k| *curve.entry(*k).or_insert(0.0) += pass[k - 1] / rows.len() as f64);
+    }
+    EvaluationSummary {
+        step,
+        set: measured.set.name.clone(),
+        time: unix_time(),
+        pass_at_1: numbers.pass_rate,
+        k,
+        pass_at_k: (k > 1).then_some(numbers.pass_at_k),
+        pass_curve: if k > 1 { curve } else { BTreeMap::new() },
+        problems: numbers.groups,
+        excluded: u32::try_from(measured.problems.len() - groups.len()).unwrap_or(u32::MAX),
+        samples: numbers.samples,
+        answer_tokens_mean: numbers.answer_tokens_mean(),
+        truncated_share: numbers.truncated_share,
+        unparsable_share: numbers.unparsable_share,
+        seconds: 0.0,
+    }
+}
+
+fn problem(step: u64, measured: &MeasuredSet, position: usize, store: &Store, group: GroupId) -> MeasuredProblem {
+    let asked = &measured.problems[position];
+    let mut row = MeasuredProblem {
+        step,
+        set: measured.set.label().to_owned(),
+        problem: position as u64,
+        key: key(asked),
+        question: shortened(&asked.question),
+        gold: shortened(&asked.answer),
+        ..MeasuredProblem::default()
+    };
+    let mut answers: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    for (_, sample, verdict) in store.group(group) {
+        let right = u32::from(verdict.outcome == Outcome::Correct);
+        row.samples += 1;
+        row.right += right;
+        row.truncated += u32::from(sample.finish == FinishReason::Length);
+        row.unparsable += u32::from(verdict.outcome == Outcome::Unparsable);
+        row.tokens += u64::from(sample.tokens);
+        // What cannot be read is no vote, even if something was found.
+        if let Some(extracted) = verdict.extracted.as_ref().filter(|_| verdict.outcome != Outcome::Unparsable) {
+            let (count, of_right) = answers.entry(shortened(extracted.trim())).or_default();
+            *count += 1;
+            *of_right += right;
+        }
+    }
+    row.answers = answers.into_iter().map(|(answer, (count, right))| (answer, count, right)).collect();
+    row
+}
+
+/// A text as it is, or its beginning with a digest of all of it: two long answers stay two.
+fn shortened(text: &str) -> String {
+    if text.len() <= SHOWN {
+        return text.to_owned();
+    }
+    format!("{}… [{:016x}]", &text[..text.floor_char_boundary(SHOWN)], digest(0, text))
+}
+
+fn key(problem: &Problem) -> String {
+    format!("{:016x}", digest(digest(0, &problem.question), &problem.answer))
+}
+
+fn digest(seed: u64, text: &str) -> u64 {
+    let words = text.as_bytes().chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(mix(seed ^ text.len() as u64), |digest, word| mix(digest ^ mix(word)))
+}
