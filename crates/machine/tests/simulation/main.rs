@@ -7,10 +7,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod actor;
+mod leases;
+mod promises;
 mod reference;
 mod server;
 mod world;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +46,7 @@ fn runs_finish_and_never_break_an_invariant() {
     for name in [
         "coordinator_crashes",
         "coordinator_crashes_with_unsynced_records",
+        "coordinator_crashes_between_checkpoints",
         "journals_lost",
         "repeated_requests",
         "lost_messages",
@@ -116,7 +120,7 @@ fn simulate(seeds: Vec<u64>) -> BTreeMap<String, u64> {
                                 *seen.entry(name).or_insert(0) += count;
                             }
                         }
-                        Err(_) => failed.lock().unwrap().push(*seed),
+                        Err(panic) => failed.lock().unwrap().push((*seed, reason(panic.as_ref()))),
                     }
                 }
             });
@@ -124,11 +128,21 @@ fn simulate(seeds: Vec<u64>) -> BTreeMap<String, u64> {
     });
     let mut failed = failed.into_inner().unwrap();
     failed.sort_unstable();
+    for (seed, why) in &failed {
+        println!("seed {seed} failed: {why}");
+    }
+    let seeds: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
     assert!(
-        failed.is_empty(),
-        "{} seeds failed: {failed:?}; replay one with PACS_SEEDS=1 PACS_FIRST_SEED={}",
-        failed.len(),
-        failed[0]
+        seeds.is_empty(),
+        "{} seeds failed: {seeds:?}; replay one with PACS_SEEDS=1 PACS_FIRST_SEED={}",
+        seeds.len(),
+        seeds[0]
     );
     seen.into_inner().unwrap()
+}
+
+/// The first line of what a seed failed by.
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.and_then(|text| text.lines().next()).unwrap_or("a panic without words").to_owned()
 }

@@ -3,16 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness, UniformGroups,
-    evaluation_problem,
+    Command, Counters, Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness,
+    StopMode, TaskResult, UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
-use pacs_types::{Generation, GroupId, LeaseId, SampleId, WorkerId};
+use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
+
+use crate::leases::Leases;
+
+/// The versions of a sample: that of its oldest token, and the newest one when it was handed in.
+type Versions = (u64, u64);
 
 #[derive(Debug, Default)]
 pub(crate) struct Reference {
-    /// Samples that were acknowledged, with the version of their oldest token.
-    generated: BTreeMap<SampleId, u64>,
+    /// Samples that were acknowledged.
+    generated: BTreeMap<SampleId, Versions>,
+    leases: Leases,
     judged: BTreeSet<SampleId>,
     /// Labels of all samples that were ever judged; the newest counts.
     labels: BTreeMap<SampleId, f64>,
@@ -20,14 +26,14 @@ pub(crate) struct Reference {
     uniform: BTreeMap<GroupId, u64>,
     /// Samples that were given up, by place.
     replaced: BTreeMap<SampleId, u32>,
-    /// What each loan asks for.
+    /// What each lease asks for: the attempt.
     wanted: BTreeMap<(LeaseId, SampleId), u32>,
     /// Training groups by the step that they were trained in.
     used: BTreeMap<GroupId, u64>,
     dropped: BTreeSet<GroupId>,
     set_aside: BTreeSet<GroupId>,
     /// The step in the making, with its samples and their versions.
-    batch: Option<(u64, Vec<(SampleId, u64)>)>,
+    batch: Option<(u64, Vec<(SampleId, Versions)>)>,
     /// What was dropped when a checkpoint was begun, by its step.
     dropped_at: BTreeMap<u64, (BTreeSet<GroupId>, BTreeMap<GroupId, u64>)>,
     /// The newest generation; none while it is dissolved.
@@ -38,7 +44,22 @@ pub(crate) struct Reference {
     formed: u32,
     pub(crate) version: Option<u64>,
     /// Steps that are made.
-    made: u64,
+    pub(crate) made: u64,
+    /// The newest event that was answered: what follows is its effects.
+    newest_event: Option<Event>,
+    /// Ranks that have reported a task as done.
+    reports: BTreeMap<u64, BTreeSet<WorkerId>>,
+    /// The newest task that a rank has reported as trained.
+    trained: u64,
+    /// The ranks of a save, by its task.
+    savers: BTreeMap<u64, usize>,
+    /// Groups that were refilled since the last step.
+    refills: u32,
+    /// Some batch has failed, so the next ones may be trials.
+    may_be_tried: bool,
+    stop: Option<StopMode>,
+    learning_rate: Option<f64>,
+    counters: Counters,
     pub(crate) evaluated: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
     pub(crate) counts: BTreeMap<String, u64>,
@@ -74,15 +95,71 @@ impl Reference {
 
     /// Checks an answer that somebody may see.
     pub(crate) fn answer(&mut self, event: &Event, answer: &Result<Reply, Refusal>, options: &Options) {
+        self.newest_event = Some(event.clone());
+        match event {
+            Event::LeasesLapsed { groups, samples } => self.leases.lapsed(groups, samples),
+            Event::Stalled => self.leases.stalled(),
+            Event::GroupOverdue { group } => self.leases.reissued(*group),
+            Event::Ending { worker } => self.leases.leaves(*worker),
+            Event::Reopened => {
+                self.leases.all_lapsed();
+                self.leases.paused = false;
+                self.stop = None;
+            }
+            Event::Operator { command, .. } if answer.is_ok() => self.operated(command),
+            _ => {}
+        }
         match answer {
-            Ok(Reply::Groups(groups)) => self.lent(groups),
+            Ok(Reply::Registered(id)) => {
+                let Event::Register { role, name, .. } = event else { panic!("{event:?} registers nobody") };
+                self.leases.registered(*id, *role, name);
+            }
+            Ok(Reply::Groups(groups)) => {
+                let Event::LeaseGroups { worker, .. } = event else { panic!("{event:?} leases no groups") };
+                self.leases.groups(*worker, groups);
+                self.lent(groups);
+            }
+            Ok(Reply::Samples(samples)) => {
+                let Event::LeaseSamples { worker, .. } = event else { panic!("{event:?} leases no samples") };
+                self.leases.samples(*worker, samples, options.max_attempts);
+            }
             Ok(Reply::Accepted { fresh: true }) => self.accepted(event, options),
+            Ok(Reply::Accepted { fresh: false }) => match event {
+                // A run that is over gives nothing up.
+                Event::SubmitVerdict { lease, sample, outcome: Outcome::Failed, .. } if self.ended.is_none() => {
+                    self.leases.verification_failed(*lease, *sample);
+                }
+                Event::CompleteTask { generation, .. } => {
+                    assert_eq!(*generation, self.generation, "a report of {generation} was not refused");
+                }
+                _ => {}
+            },
+            Err(Refusal::WrongVersion { .. }) => {
+                let Event::SubmitSample { lease, .. } = event else { panic!("{event:?} is of no version") };
+                self.leases.lapsed(&[*lease], &[]);
+            }
             Ok(Reply::Joined(Some(membership))) => {
                 // The answer comes before the effect of the same event.
                 assert!(membership.generation >= self.generation, "a place in a generation that is over");
             }
             Err(Refusal::StaleGeneration { .. }) => self.count("stale_generations_refused"),
             _ => {}
+        }
+    }
+
+    fn operated(&mut self, command: &Command) {
+        match command {
+            Command::Pause => self.leases.paused = true,
+            Command::Resume => self.leases.paused = false,
+            Command::Drain { worker } => self.leases.drained(worker),
+            Command::Stop(mode) => {
+                let is_hurried = *mode == StopMode::Now;
+                if is_hurried || self.stop.is_none() {
+                    self.stop = Some(*mode);
+                }
+            }
+            Command::SetLearningRate(rate) => self.learning_rate = Some(*rate),
+            Command::Checkpoint | Command::SetSlots(_) | Command::SetLogLevel(_) => {}
         }
     }
 
@@ -101,19 +178,32 @@ impl Reference {
 
     fn accepted(&mut self, event: &Event, options: &Options) {
         match event {
-            Event::SubmitSample { lease, sample, version, .. } => {
+            Event::SubmitSample { worker, lease, sample, version } => {
+                self.leases.generated(*worker, *lease, *sample);
                 let (attempt, replaced) = (self.wanted[&(*lease, *sample)], &self.replaced);
                 assert_eq!(attempt, replaced.get(sample).copied().unwrap_or(0), "{sample} was given up before");
-                assert!(self.generated.insert(*sample, version.0).is_none(), "{sample} was accepted twice");
+                let versions = (version.0, self.made);
+                assert!(self.generated.insert(*sample, versions).is_none(), "{sample} was accepted twice");
             }
-            Event::SubmitVerdict { sample, outcome, label, .. } => {
+            Event::SubmitVerdict { worker, lease, sample, outcome, label, .. } => {
+                self.leases.judged(*worker, *lease, *sample);
                 self.labels.insert(*sample, *label);
                 assert!(outcome.is_conclusive(), "a failed verification was taken as a verdict");
                 assert!(self.generated.contains_key(sample), "{sample} was judged before it was generated");
                 assert!(self.judged.insert(*sample), "{sample} was judged twice");
             }
-            Event::CompleteTask { generation, .. } => {
+            Event::CompleteTask { worker, generation, task, result } => {
+                self.leases.heard(*worker);
                 assert_eq!(*generation, self.generation, "a report of {generation} was heard");
+                match result {
+                    TaskResult::Trained { .. } => {
+                        self.trained = *task;
+                        self.reports.entry(*task).or_default().insert(*worker);
+                    }
+                    TaskResult::Saved => drop(self.reports.entry(*task).or_default().insert(*worker)),
+                    TaskResult::Failed { .. } => self.may_be_tried = true,
+                    TaskResult::Prepared { .. } | TaskResult::Captured => {}
+                }
             }
             other => panic!("{other:?} was accepted"),
         }
@@ -130,14 +220,16 @@ impl Reference {
             Effect::StepDone { step } => {
                 let (made, _) = self.batch.take().expect("a step was in the making");
                 assert_eq!(made, *step);
-                self.made = *step;
+                let reports = self.reports.remove(&self.trained).map_or(0, |ranks| ranks.len());
+                assert_eq!(reports, self.ranks, "step {step} counts by the reports of {reports} ranks");
+                (self.made, self.refills) = (*step, 0);
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
             Effect::Evaluated { step, groups, excluded } => {
                 assert_eq!(groups.len() + *excluded as usize, options.evaluation.problems as usize);
                 for group in groups {
                     let versions = self.take_complete(*group, options.evaluation.samples_per_problem);
-                    assert!(versions.iter().all(|version| version == step), "{group} measures other weights");
+                    assert!(versions.iter().all(|(version, _)| version == step), "{group} measures other weights");
                     self.forget(*group);
                 }
                 assert!(self.evaluated.insert(*step), "step {step} was measured twice");
@@ -151,12 +243,19 @@ impl Reference {
                 });
                 assert!(of_batch || self.generated.remove(sample).is_some(), "{sample} was never generated");
                 self.judged.remove(sample);
+                self.leases.replaced(*sample);
                 *self.replaced.entry(*sample).or_default() += 1;
             }
             Effect::DropGroup { group, why } => {
                 self.forget(*group);
                 if *why == Dropped::Uniform {
                     self.uniform.insert(*group, self.made + 1);
+                    self.refills += 1;
+                    assert!(self.refills <= options.max_refills, "{group} is one refill too many");
+                }
+                if *why == Dropped::Deadly {
+                    let (deaths, most) = (self.leases.deaths(*group), options.max_worker_losses);
+                    assert!(deaths >= most, "{group} was quarantined for {deaths} deaths");
                 }
                 match (evaluation_problem(*group), why) {
                     (_, Dropped::Deadly | Dropped::Poisonous) => drop(self.set_aside.insert(*group)),
@@ -168,6 +267,7 @@ impl Reference {
                 // Also when groups have rested while it was found out which of them training fails by.
                 let rested = self.formed > 2;
                 assert!(options.staleness == Staleness::Evict || rested, "{group} starts again for nothing");
+                self.leases.forget(*group);
                 // The noise goes on where it was: places that were replaced stay so.
                 self.generated.retain(|sample, _| sample.group != *group);
                 self.judged.retain(|sample| sample.group != *group);
@@ -186,21 +286,73 @@ impl Reference {
                 }
                 (self.generation, self.ranks) = (*generation, names.len());
             }
-            Effect::CreateCheckpoint { step, .. } => {
+            Effect::CreateCheckpoint { step, save } => {
+                self.savers.insert(*save, self.ranks);
                 self.dropped_at.insert(*step, (self.dropped.clone(), self.uniform.clone()));
             }
-            Effect::CommitCheckpoint { snapshot, .. } if self.version > Some(snapshot.step) => {
-                self.count("committed_behind_the_newest_step");
+            Effect::CommitCheckpoint { snapshot, save, .. } => {
+                let written = self.reports.get(save).map_or(0, BTreeSet::len);
+                assert_eq!(Some(&written), self.savers.get(save), "a checkpoint that {written} ranks have written");
+                if self.version > Some(snapshot.step) {
+                    self.count("committed_behind_the_newest_step");
+                }
             }
             Effect::Prepared { step } => self.version = Some(*step),
             Effect::Rewound { step, forgotten } => {
                 assert_eq!(*step, committed.map_or(0, |(snapshot, _)| snapshot.step));
+                self.check_cause();
+                if *step < self.made {
+                    self.leases.undone();
+                }
                 self.rewind(*step);
                 forgotten.iter().for_each(|group| self.forget(*group));
+                let undone = self.generated.iter().find(|(_, (_, newest))| newest > step);
+                assert_eq!(undone, None, "a sample of weights that were undone is still there");
             }
-            Effect::Ended(end) => assert_eq!(self.ended.replace(end.clone()), None, "a run ends once"),
+            Effect::WorkerLost { worker, why, .. } => match why.as_str() {
+                "left" => self.leases.left(*worker),
+                _ => self.leases.lost(*worker),
+            },
+            Effect::Ended(end) => {
+                assert_eq!(self.ended.replace(end.clone()), None, "a run ends once");
+                if *end == End::Stopped && self.stop != Some(StopMode::Now) {
+                    let saved = committed.map_or(0, |(snapshot, _)| snapshot.step);
+                    assert_eq!(self.made, saved, "a stop that was to save what is made ended the run without");
+                }
+            }
             _ => {}
         }
+    }
+
+    /// Steps are undone for a reason: a rank was lost or has failed, or what it trained on is gone. That the coordinator was
+    /// started again is none.
+    fn check_cause(&self) {
+        let is_learner = |worker: &WorkerId| self.leases.role(*worker) == Some(Role::Learner);
+        let is_cause = match &self.newest_event {
+            Some(Event::Leave { worker, .. } | Event::WorkerSilent { worker }) => is_learner(worker),
+            Some(Event::Register { role, .. }) => *role == Role::Learner,
+            Some(Event::CompleteTask { result, .. }) => {
+                matches!(result, TaskResult::Failed { .. }) || self.may_be_tried
+            }
+            Some(
+                Event::TaskOverdue { .. }
+                | Event::CheckpointCommitted { .. }
+                | Event::CheckpointFailed { .. }
+                | Event::CheckpointOverdue { .. }
+                | Event::SampleGone { .. }
+                | Event::Stalled
+                | Event::Reopened,
+            ) => true,
+            _ => false,
+        };
+        assert!(is_cause, "{:?} undid steps", self.newest_event);
+    }
+
+    /// Checks at the end that everything was measured that was to be.
+    pub(crate) fn evaluations(&self, options: &Options) {
+        let is_due = |step: &u64| options.evaluation.is_due(*step, options.total_steps);
+        let due: BTreeSet<u64> = (0..=options.total_steps).filter(is_due).collect();
+        assert_eq!(self.evaluated, due, "the steps that were measured are not those that are due");
     }
 
     fn trained(&mut self, step: u64, groups: &[GroupId], left_out: &[GroupId], lag: u64, options: &Options) {
@@ -212,7 +364,7 @@ impl Reference {
         let (mut oldest, mut batch) = (step - 1, Vec::new());
         for group in groups.iter().chain(left_out) {
             let versions = self.take_complete(*group, options.samples_per_prompt);
-            oldest = versions.iter().copied().fold(oldest, u64::min);
+            oldest = versions.iter().map(|(version, _)| *version).fold(oldest, u64::min);
             let sample = |index| SampleId { group: *group, index };
             batch.extend((0u32..).map(sample).zip(versions));
             assert_eq!(self.used.insert(*group, step), None, "{group} is trained on twice");
@@ -228,7 +380,7 @@ impl Reference {
     }
 
     /// A complete group leaves; the versions of its samples.
-    fn take_complete(&mut self, group: GroupId, samples: u32) -> Vec<u64> {
+    fn take_complete(&mut self, group: GroupId, samples: u32) -> Vec<Versions> {
         let sample = |index| SampleId { group, index };
         (0..samples)
             .map(|index| {
@@ -239,6 +391,7 @@ impl Reference {
     }
 
     fn forget(&mut self, group: GroupId) {
+        self.leases.forget(group);
         self.generated.retain(|sample, _| sample.group != group);
         self.judged.retain(|sample| sample.group != group);
         self.replaced.retain(|sample, _| sample.group != group);
@@ -246,11 +399,12 @@ impl Reference {
 
     /// Undoes all steps behind `step`; what the step in the making had taken is there again.
     fn rewind(&mut self, step: u64) {
-        (self.version, self.made) = (None, step);
+        (self.version, self.made, self.refills) = (None, step, 0);
         self.evaluated.retain(|evaluated| *evaluated <= step);
         let mut making = None;
         if let Some((made, batch)) = self.batch.take() {
             making = Some(made);
+            self.may_be_tried = true;
             for (sample, version) in batch {
                 self.generated.insert(sample, version);
                 self.judged.insert(sample);
@@ -267,8 +421,13 @@ impl Reference {
     }
 
     /// No prompt is lost, and none is in two places. Checked when everything is synced.
-    pub(crate) fn conservation(&self, machine: &Machine) {
+    pub(crate) fn conservation(&mut self, machine: &Machine) {
         let position = machine.position();
+        assert_eq!(position.learning_rate, self.learning_rate, "the learning rate is not what the operator has set");
+        let count = |counter| position.counters.get(counter).copied().unwrap_or(0);
+        let less = self.counters.iter().find(|(counter, before)| count(counter) < **before);
+        assert_eq!(less, None, "a counter went back");
+        self.counters.clone_from(&position.counters);
         let mut places: Vec<GroupId> = self.places(position).collect();
         if let Some((step, _)) = &self.batch {
             // Counted as in flight.
@@ -334,7 +493,9 @@ impl Reference {
         self.judged.clear();
         self.replaced.clear();
         self.set_aside = snapshot.set_aside.keys().copied().collect();
-        self.ended = None;
+        self.leases.start_over();
+        (self.learning_rate, self.counters) = (snapshot.learning_rate, snapshot.counters.clone());
+        (self.ended, self.stop) = (None, None);
     }
 }
 

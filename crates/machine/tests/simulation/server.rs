@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use pacs_machine::{Answer, Effect, Event, Machine, Options, Record, Step};
 
+use crate::promises::Promises;
+
 /// Who asked, and which of its requests this was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
@@ -39,6 +41,7 @@ pub(crate) struct Server {
     outputs: VecDeque<Output>,
     /// The machine when everything was synced last.
     synced: Machine,
+    promises: Promises,
     /// Compare the machine before and after each event that is not recorded: slow.
     pub(crate) suspicious: bool,
     /// Print what happens: `PACS_TRACE=1`, for a seed that is replayed.
@@ -56,6 +59,7 @@ impl Server {
             disk,
             unsynced: Vec::new(),
             outputs: VecDeque::new(),
+            promises: Promises::default(),
             suspicious: false,
             trace: std::env::var_os("PACS_TRACE").is_some(),
         }
@@ -63,10 +67,12 @@ impl Server {
 
     pub(crate) fn step(&mut self, now: Duration, event: Event, caller: Option<Caller>) {
         let before = self.suspicious.then(|| self.machine.recorded());
+        let openings = self.machine.openings();
         let step = self.machine.step(now, event.clone());
         if self.trace {
             println!("{now:?} {event:?} -> {step:?}");
         }
+        self.promises.check(openings, &event, &step, &self.machine);
         let Step { record, answer, effects } = step;
         if let Some(before) = before
             && record.is_none()
@@ -135,6 +141,7 @@ impl Server {
             disk: Disk { snapshot, records: Vec::new() },
             unsynced: Vec::new(),
             outputs: VecDeque::new(),
+            promises: Promises::default(),
             suspicious,
             trace: self.trace,
         };

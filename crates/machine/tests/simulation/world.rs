@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::actor::{Actor, CANNOT_WRITE, Temper};
+use crate::promises::members;
 use crate::reference::Reference;
 use crate::server::{Caller, Output, Server};
 
@@ -139,6 +140,7 @@ impl World {
         }
         assert_eq!(self.server.machine.position().step, self.server.machine.options().total_steps);
         assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
+        self.reference.evaluations(self.server.machine.options());
         let mut counts = self.reference.counts;
         let counters = self.server.machine.status(self.now).counters;
         counts.extend(counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)));
@@ -398,6 +400,9 @@ impl World {
             }
         }
         self.reference.conservation(&self.server.machine);
+        if self.tick.is_multiple_of(8) {
+            members(&self.server.machine);
+        }
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -429,6 +434,9 @@ impl World {
     /// The coordinator dies, and what was not synced with it.
     fn crash(&mut self) {
         self.reference.count("coordinator_crashes");
+        if self.reference.made > self.committed.as_ref().map_or(0, |(snapshot, _)| snapshot.step) {
+            self.reference.count("coordinator_crashes_between_checkpoints");
+        }
         if self.server.crash(self.now) {
             self.reference.count("coordinator_crashes_with_unsynced_records");
         }
