@@ -9,7 +9,7 @@ use pacs_tests::root;
 
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
 const LAYERS: [&[&str]; 7] = [
-    &["types", "algo", "text", "shape"],
+    &["types", "algo", "text", "shape", "report"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
     &["runtime", "data", "machine", "model"],
