@@ -52,6 +52,24 @@ fn verdicts_come_in_the_order_of_the_rows() -> Result<()> {
 }
 
 #[test]
+fn answers_that_are_no_mathematics_have_rules_of_their_own() -> Result<()> {
+    let outcomes = |kind: &str, rows: &[(&str, &str)]| -> Result<Vec<String>> {
+        let row = |(gold, pred): &(&str, &str)| format!("{}\n", serde_json::json!({"gold": gold, "pred": pred}));
+        let output = pacs(&["verify", kind, "--input", "-"], &rows.iter().map(row).collect::<String>())?;
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(lines(&output)?.iter().map(|verdict| verdict["outcome"].as_str().unwrap_or_default().to_owned()).collect())
+    };
+    assert_eq!(
+        outcomes("exact", &[("tac", "So:\ntac"), ("tac", "tac."), ("tac", "")])?,
+        ["correct", "wrong", "unparsable"]
+    );
+    let gold = "44 from all of 19, 5, 5";
+    let rows = [(gold, "5 * 5 + 19 = 44"), (gold, "44"), (gold, "x"), ("44", "44")];
+    assert_eq!(outcomes("countdown", &rows)?, ["correct", "wrong", "unparsable", "failed"]);
+    Ok(())
+}
+
+#[test]
 fn a_bad_row_is_named_with_its_line() -> Result<()> {
     let job = Job::tiny()?;
     let file = job.path("rows.jsonl");

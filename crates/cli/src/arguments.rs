@@ -111,6 +111,17 @@ reward are null. A row that cannot be read ends the command with its line number
 pub(crate) enum VerifyCommand {
     /// With the built-in verifier of mathematical answers.
     Math(VerifyMath),
+    /// Texts: the last box, or else the last line, has to equal the reference.
+    #[command(after_help = "Example:\n  pacs verify exact --input rows.jsonl > verdicts.jsonl")]
+    Exact(VerifyText),
+    /// Expressions that make a target of given numbers; `gold` reads `44 from all of 3, 5, 19`.
+    #[command(after_help = "\
+Example:
+  echo '{\"gold\": \"44 from 19, 5, 5\", \"pred\": \"5 * 5 + 19\"}' | pacs verify countdown --input -
+
+The last box, or else the last line, is one expression of whole numbers, + - * / and brackets, after which `= 44` may stand. With
+`from` no number is used more often than it is listed, with `from all of` each exactly so often.")]
+    Countdown(VerifyText),
     /// With a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
     Exec(VerifyExec),
     /// With a service of your own, of proto/pacs/v1/custom_verifier.proto.
@@ -144,6 +155,12 @@ pub(crate) struct VerifyMath {
     /// How far it has to be worked out.
     #[arg(long, value_enum, default_value_t = AnswerForm::Evaluated)]
     pub(crate) form: AnswerForm,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyText {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use pacs_data::LoadReport;
 use pacs_shape::ModelConfig;
-use pacs_spec::{EvaluationSet, JobSpec, SourceSpec, StepWeight};
+use pacs_spec::{EvaluationSet, GeneratorTask, JobSpec, SourceSpec, StepWeight};
 use serde_json::{Value, json};
 
 use crate::format::{bytes, count, plural};
@@ -157,8 +157,13 @@ impl<'a> Plan<'a> {
         let origin = match (&source.path, &source.generator) {
             (Some(path), _) => path.display().to_string(),
             (None, Some(generator)) => {
-                let task = format!("{:?}", generator.task).to_lowercase();
-                format!("{task} of {} to {}", generator.low, generator.high)
+                let task = generator.task.name();
+                let numbers = format!("{} to {}", generator.low, generator.high);
+                match (generator.task, generator.task.length()) {
+                    (GeneratorTask::Reverse, _) => format!("{task} of {} letters", generator.length()),
+                    (_, Some(_)) => format!("{task} of {} numbers, {numbers}", generator.length()),
+                    (_, None) => format!("{task} of {numbers}"),
+                }
             }
             (None, None) => unreachable!("a valid spec has a path or a generator"),
         };

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::rows::Row;
-use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, VerifyMath};
+use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, VerifyMath, VerifyText};
 use crate::failure::Failure;
 use crate::format::{count, seconds};
 use crate::output;
@@ -38,6 +38,8 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
     init_logging(LogFormat::Human);
     let (input, by) = match command {
         VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(spec_of(math))),
+        VerifyCommand::Exact(VerifyText { input }) => (input, JudgeKind::Exact),
+        VerifyCommand::Countdown(VerifyText { input }) => (input, JudgeKind::Countdown),
         VerifyCommand::Exec(exec) => {
             let program = ExecSpec { environment: exec.pass_env.clone(), ..ExecSpec::new(exec.command.clone()) };
             (&exec.input, JudgeKind::Exec(program))

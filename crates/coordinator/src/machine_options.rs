@@ -9,7 +9,7 @@ use pacs_machine::{
     Contrast, EvaluationPlan, EvaluationSetPlan, Options, Snapshot, Staleness, UniformBy, UniformGroups,
 };
 use pacs_order::Curriculum;
-use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind, VerifierKind};
+use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind};
 
 use crate::Timing;
 use crate::records::Manifest;
@@ -129,7 +129,7 @@ fn contrast(spec: &JobSpec) -> Contrast {
     let RewardSpec { format_bonus, overlong_tokens, verifiers, .. } = &spec.reward;
     let has_reward_beside_label = *format_bonus != 0.0 || *overlong_tokens > 0 || !verifiers.is_empty();
     // Verifiers that are not ours may give a reward that says more than their label.
-    if has_reward_beside_label || spec.verifier.kind != VerifierKind::Math {
+    if has_reward_beside_label || !spec.verifier.kind.is_built_in() {
         return Contrast::None;
     }
     // Either term can bring a policy back whose answers are all the same.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod demonstrations;
 mod error;
 mod load;
 mod problem;
@@ -17,6 +18,7 @@ mod report;
 mod source;
 
 pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
+pub use demonstrations::{Demonstration, demonstrations};
 pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_with};
 /// The order of one set, for those who walk through it alone.

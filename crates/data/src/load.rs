@@ -18,13 +18,15 @@ pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
     load_with(spec, gold_check(spec.verifier.kind))
 }
 
-/// What the verifier of a kind says of a reference answer. Only the built-in one can be asked; what a verifier of the
+/// What the verifier of a kind says of a reference answer. Only built-in ones can be asked; what a verifier of the
 /// user's own can read is for it to say.
 #[must_use]
 pub fn gold_check(kind: VerifierKind) -> GoldCheck {
     match kind {
         VerifierKind::Math => |answer| pacs_verify::check_gold(answer).map_err(|error| error.to_string()),
-        VerifierKind::Exec | VerifierKind::Grpc => |_| Ok(()),
+        VerifierKind::Countdown => pacs_verify::check_countdown,
+        // A source has no empty answer, and any other text is one.
+        VerifierKind::Exact | VerifierKind::Exec | VerifierKind::Grpc => |_| Ok(()),
     }
 }
 

@@ -53,7 +53,15 @@ impl Prompter {
     /// The prompter of a job.
     fn of_job(spec: &JobSpec) -> Result<Self, DataError> {
         let data = &spec.data;
-        let mut prompter = Self::read(&spec.model.path, data.system.clone(), data.prompt_suffix.clone())?;
+        Self::read(&spec.model.path, data.system.clone(), data.prompt_suffix.clone())?.written_as(spec)
+    }
+
+    /// The same with the chat template and the variables of a job, whatever its model and prompts are.
+    ///
+    /// # Errors
+    /// When the template is no valid Jinja text.
+    pub fn written_as(self, spec: &JobSpec) -> Result<Self, DataError> {
+        let mut prompter = self;
         if let Some(source) = &spec.model.chat_template {
             prompter = prompter.with_template(source, Path::new("model.chat_template"))?;
         }

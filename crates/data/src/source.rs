@@ -14,6 +14,8 @@ use crate::DataError;
 pub(crate) struct Row {
     pub(crate) question: String,
     pub(crate) answer: String,
+    /// A response that is right, where that is not the reference answer itself; generated problems only.
+    pub(crate) response: Option<String>,
     /// Where it stands, for messages: file and line.
     pub(crate) place: String,
 }
@@ -70,7 +72,7 @@ fn row(source: &SourceSpec, question: Cell, answer: Cell, place: String) -> Resu
             return Err(format!("field `{field}` is empty"));
         }
     }
-    Ok(Row { question, answer, place })
+    Ok(Row { question, answer, response: None, place })
 }
 
 /// The message for a field that is not there.

@@ -57,6 +57,10 @@ pub struct FineTuneLoss {
     pub targets: usize,
     /// All tokens that went through the model.
     pub tokens: usize,
+    /// Texts with learnt tokens.
+    pub texts: usize,
+    /// Sum over those texts of the probability that all their learnt tokens are sampled at temperature 1.
+    pub probability_sum: f64,
 }
 
 impl FineTuneLoss {
@@ -64,6 +68,12 @@ impl FineTuneLoss {
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.sum / self.targets as f64
+    }
+
+    /// Mean probability of an answer as a whole: the pass rate at temperature 1 where every problem has one right answer.
+    #[must_use]
+    pub fn answer_probability(&self) -> f64 {
+        self.probability_sum / self.texts as f64
     }
 }
 
@@ -221,6 +231,13 @@ fn with_targets<'t>(texts: &[&'t Text]) -> Vec<&'t Text> {
 impl FineTuneLoss {
     fn add(&mut self, pass: &[&Text], logprobs: &[f32]) {
         self.sum -= logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
+        self.texts += pass.len();
+        let mut rest = logprobs;
+        for text in pass {
+            let (of_text, others) = rest.split_at(text.targets());
+            self.probability_sum += of_text.iter().map(|logprob| f64::from(*logprob)).sum::<f64>().exp();
+            rest = others;
+        }
         self.tokens += pass.iter().map(|text| text.tokens.len()).sum::<usize>();
     }
 }

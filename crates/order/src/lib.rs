@@ -14,4 +14,4 @@ mod train_order;
 pub use curriculum::{Choice, Curriculum, Draw};
 pub use draw_order::{DrawOrder, DrawPlan, SetShare};
 pub use history::{Evidence, History, Seen};
-pub use train_order::{Stream, TrainOrder, permutation};
+pub use train_order::{Numbers, Stream, TrainOrder, permutation};

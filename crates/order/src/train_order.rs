@@ -71,21 +71,42 @@ pub enum Stream {
 /// When `len` is beyond 32 bits.
 #[must_use]
 pub fn permutation(stream: Stream, seed: u64, number: u64, len: usize) -> Vec<u32> {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&number.to_le_bytes());
-    (key[16], key[17]) = match stream {
-        Stream::Epoch(set) => (1, set),
-        Stream::Generator => (2, 0),
-    };
-    let mut random = ChaCha8Rng::from_seed(key);
+    let mut random = Numbers::new(stream, seed, number);
     let mut order: Vec<u32> = (0..u32::try_from(len).expect("lengths are checked where they come in")).collect();
     for last in (1..len).rev() {
-        // The high half of the product is uniform over 0..=last, up to 2^-32 for any length that memory holds.
-        let chosen = (u128::from(random.next_u64()) * (last as u128 + 1)) >> 64;
-        order.swap(last, chosen as usize);
+        order.swap(last, random.below(last as u64 + 1) as usize);
     }
     order
+}
+
+/// Random numbers that are a function of what they are for, by ChaCha8: the same on every machine and with every version of
+/// every library.
+#[derive(Debug)]
+pub struct Numbers {
+    random: ChaCha8Rng,
+}
+
+impl Numbers {
+    /// The numbers of `seed` and `number` within a stream, from the first.
+    #[must_use]
+    pub fn new(stream: Stream, seed: u64, number: u64) -> Self {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&number.to_le_bytes());
+        (key[16], key[17]) = match stream {
+            Stream::Epoch(set) => (1, set),
+            Stream::Generator => (2, 0),
+        };
+        Self { random: ChaCha8Rng::from_seed(key) }
+    }
+
+    /// The next number of `0..bound`; 0 where that is empty.
+    #[must_use]
+    pub fn below(&mut self, bound: u64) -> u64 {
+        // The high half of the product is uniform, up to a share of bound / 2^64.
+        let product = u128::from(self.random.next_u64()) * u128::from(bound);
+        (product >> 64) as u64
+    }
 }
 
 #[cfg(test)]

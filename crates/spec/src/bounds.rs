@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod flow;
+mod generator;
 mod verifier;
 
 use std::fmt::Display;
@@ -129,42 +130,6 @@ impl Check {
         if let Some(limit) = source.limit {
             self.that(limit > 0, &at("limit"), limit, "expected 1 or more", &[]);
         }
-    }
-
-    fn generator(&mut self, path: &str, generator: &GeneratorSpec) {
-        let GeneratorSpec { low, high, held_out, .. } = *generator;
-        let at = |key: &str| format!("{path}.{key}");
-        self.range(&at("seed"), generator.seed, 0..=MOST_SEED);
-        let most = low.saturating_add(999).min(9999);
-        if !(low..=most).contains(&high) {
-            let message = format!("expected `low` ({low}) to {most}: at most 1000 operands, none above 9999");
-            return self.that(false, &at("high"), high, message, &[]);
-        }
-        let pairs = generator.pairs();
-        self.that(held_out < pairs, &at("held_out"), held_out, format!("expected fewer than the {pairs} pairs"), &[]);
-        let empty = generator.part == GeneratorPart::HeldOut && held_out == 0;
-        self.that(!empty, &at("held_out"), held_out, "expected 1 or more, for `part` asks for the held-out pairs", &[]);
-    }
-
-    /// Two generators of the same task must split the same pairs, else problems that are trained on are evaluated with.
-    fn disjoint_from(&mut self, path: &str, train: &SourceSpec, held_out: &str, evaluation: &SourceSpec) {
-        let (Some(train), Some(evaluation)) = (&train.generator, &evaluation.generator) else { return };
-        let apart = train.high < evaluation.low || evaluation.high < train.low;
-        if train.task != evaluation.task || apart {
-            return;
-        }
-        let split = |g: &GeneratorSpec| (g.low, g.high, g.held_out, g.seed);
-        let message = if split(train) != split(evaluation) {
-            format!(
-                "expected the `low`, `high`, `held_out` and `seed` of `{path}.generator`, so that no problem is in both"
-            )
-        } else if train.part == evaluation.part {
-            "gives the very problems that are trained on; expected the other `part` (`held_out` here, `train` there)"
-                .to_owned()
-        } else {
-            return;
-        };
-        self.fail(Problem::new(format!("{held_out}.generator"), message), &["data.train.generator"]);
     }
 
     fn rollout(&mut self, spec: &JobSpec) {

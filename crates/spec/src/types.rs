@@ -7,7 +7,9 @@ use pacs_algo::Schedule;
 use pacs_shape::Sharding;
 use serde::{Deserialize, Serialize};
 
-use crate::{AsynchronySpec, EvaluationSetSpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec};
+use crate::{
+    AsynchronySpec, EvaluationSetSpec, GeneratorSpec, GroupsSpec, ObjectiveSpec, RewardSpec, VerifierSpec, WatchdogSpec,
+};
 
 /// A training job: everything that decides what is trained, on what, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -208,73 +210,6 @@ fn question() -> String {
 
 fn answer() -> String {
     "answer".to_owned()
-}
-
-/// Generated arithmetic problems, `What is 37 + 58?`; every pair of operands stands once, and the held-out pairs are
-/// never among those trained on (same `low`, `high`, `held_out`, `seed` on both sides).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GeneratorSpec {
-    /// The operation. Required.
-    pub task: GeneratorTask,
-    /// Smallest operand. Default 10.
-    #[serde(default = "low")]
-    pub low: u32,
-    /// Largest operand. Default 99; at least `low`, at most 9999 and at most `low` + 999.
-    #[serde(default = "high")]
-    pub high: u32,
-    /// How many pairs are held out. Default 200; fewer than there are pairs.
-    #[serde(default = "held_out")]
-    pub held_out: usize,
-    /// Which part this source gives: `train` (default) or `held_out`.
-    #[serde(default)]
-    pub part: GeneratorPart,
-    /// Seed of the split. Default 0, at most 2^63 - 1.
-    #[serde(default)]
-    pub seed: u64,
-}
-
-fn low() -> u32 {
-    10
-}
-
-fn high() -> u32 {
-    99
-}
-
-fn held_out() -> usize {
-    200
-}
-
-impl GeneratorSpec {
-    /// How many ordered pairs of operands there are.
-    #[must_use]
-    pub fn pairs(&self) -> usize {
-        let operands = (self.high.saturating_sub(self.low) + 1) as usize;
-        operands * operands
-    }
-}
-
-/// Operation of generated problems.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GeneratorTask {
-    /// `a + b`.
-    Addition,
-    /// `a - b`.
-    Subtraction,
-    /// `a * b`.
-    Multiplication,
-}
-
-/// Part of the generated pairs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GeneratorPart {
-    /// All pairs that are not held out.
-    #[default]
-    Train,
-    /// The held-out pairs.
-    HeldOut,
 }
 
 /// How answers are sampled.

@@ -85,6 +85,10 @@ impl Default for VerifierSpec {
 pub enum VerifierKind {
     /// Mathematical answers.
     Math,
+    /// Texts: the last box, or else the last line, has to equal the reference.
+    Exact,
+    /// Expressions that make a target of given numbers; references read `44 from all of 3, 5, 19`.
+    Countdown,
     /// A program of one's own that reads and writes JSON lines.
     Exec,
     /// A service of one's own, of `proto/pacs/v1/custom_verifier.proto`.
@@ -92,11 +96,19 @@ pub enum VerifierKind {
 }
 
 impl VerifierKind {
+    /// Whether it is a rule of this program, whose labels and rewards are 0 or 1; all others are the user's own.
+    #[must_use]
+    pub fn is_built_in(self) -> bool {
+        matches!(self, Self::Math | Self::Exact | Self::Countdown)
+    }
+
     /// Name as in the spec.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Math => "math",
+            Self::Exact => "exact",
+            Self::Countdown => "countdown",
             Self::Exec => "exec",
             Self::Grpc => "grpc",
         }
@@ -251,6 +263,10 @@ pub struct JudgeSpec {
 pub enum JudgeKind {
     /// The built-in verifier of mathematical answers.
     Math(MathSpec),
+    /// The built-in verifier of texts.
+    Exact,
+    /// The built-in verifier of countdown.
+    Countdown,
     /// A child process.
     Exec(ExecSpec),
     /// A service.
@@ -376,6 +392,8 @@ fn judge(
 ) -> JudgeSpec {
     let by = match kind {
         VerifierKind::Math => JudgeKind::Math(math),
+        VerifierKind::Exact => JudgeKind::Exact,
+        VerifierKind::Countdown => JudgeKind::Countdown,
         VerifierKind::Exec => JudgeKind::Exec(exec),
         VerifierKind::Grpc => JudgeKind::Grpc(service),
     };

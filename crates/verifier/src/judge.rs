@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::exec::{Entry, Exec};
 use crate::fault::Fault;
 use crate::grpc::Service;
-use crate::math::Math;
+use crate::rule::Rule;
 
 /// What is to be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,8 @@ pub struct Judge {
 }
 
 enum By {
-    Math(Math),
+    /// A rule of this program.
+    Rule(Rule),
     Exec(Exec),
     Service(Service),
 }
@@ -64,7 +65,15 @@ impl Judge {
     ) -> Result<Self, VerifierError> {
         let (limit, concurrency) = (spec.timeout, concurrency.max(1));
         let (by, version) = match &spec.by {
-            JudgeKind::Math(math) => (By::Math(Math::new(*math, limit, concurrency)), Some(math_version(*math))),
+            JudgeKind::Math(math) => (By::Rule(Rule::math(*math, limit, concurrency)), Some(math_version(*math))),
+            JudgeKind::Exact => {
+                let grade = |task: &Task| pacs_verify::grade_text(&task.response, &task.gold);
+                (By::Rule(Rule::new(grade, limit, concurrency)), Some(version("exact")))
+            }
+            JudgeKind::Countdown => {
+                let grade = |task: &Task| pacs_verify::grade_countdown(&task.response, &task.gold);
+                (By::Rule(Rule::new(grade, limit, concurrency)), Some(version("countdown")))
+            }
             JudgeKind::Exec(exec) => (By::Exec(Exec::new(exec.clone(), guard.cloned(), limit, concurrency)), None),
             JudgeKind::Grpc(service) => (By::Service(Service::new(service, limit, concurrency)?), None),
         };
@@ -79,7 +88,7 @@ impl Judge {
             return Judgement { verdict, elapsed: Duration::ZERO, cached: true };
         }
         let (judgement, version) = match &self.by {
-            By::Math(math) => (math.verify(Arc::clone(&task)).await, self.version()),
+            By::Rule(rule) => (rule.verify(Arc::clone(&task)).await, self.version()),
             By::Exec(exec) => self.heard(exec.verify(&task).await),
             By::Service(service) => self.heard(service.verify(&task).await),
         };
@@ -113,5 +122,10 @@ pub(crate) struct Answer {
 }
 
 fn math_version(MathSpec { extraction, form }: MathSpec) -> String {
-    format!("math {} {extraction:?} {form:?}", env!("CARGO_PKG_VERSION"))
+    format!("{} {extraction:?} {form:?}", version("math"))
+}
+
+/// A verdict is remembered under the rule that spoke it and its version.
+fn version(rule: &str) -> String {
+    format!("{rule} {}", env!("CARGO_PKG_VERSION"))
 }

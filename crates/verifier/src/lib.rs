@@ -2,7 +2,7 @@
 //!
 //! Start at [`run`]. `session` is the loop of one membership, `grading` asks all verifiers of the job about one sample,
 //! and `reward` makes one verdict of what they say. A [`Judge`] is one verifier:
-//! `math` on threads of this process, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
+//! a built-in `rule` on threads of this process, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
 //!
 //! How mathematical answers are compared is not decided here but in `pacs-verify`. A verification that fails is a
 //! [`Fault`](fault::Fault) with a type, never a wrong answer.
@@ -16,9 +16,9 @@ mod fault;
 mod grading;
 mod grpc;
 mod judge;
-mod math;
 mod opinion;
 mod reward;
+mod rule;
 mod session;
 mod worker;
 

@@ -9,12 +9,14 @@
 //! 4. `form` says whether an answer that is equal has been worked out as far as the reference.
 //!
 //! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
-//! equal. Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
+//! equal. Answers that are no mathematics have rules of their own: `text` (equal to the reference) and `countdown` (an
+//! expression of given numbers). Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
 //! same pair of strings has the same verdict on every machine. The conventions are in `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;
 mod compare;
+mod countdown;
 mod exact;
 mod extract;
 mod form;
@@ -24,6 +26,9 @@ mod limits;
 mod parse;
 mod reading;
 mod render;
+mod text;
 
+pub use countdown::{check_countdown, grade_countdown, solve_countdown};
 pub use gold::{GoldCheck, GoldError, Leniency, check_gold, inspect_gold};
 pub use grade::{Form, MAX_GRADE_STEPS, Mode, Rules, grade, grade_counted};
+pub use text::grade_text;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod compute;
+mod create;
 mod generate;
 mod import;
 mod prompting;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Command),
     /// Turns a GGUF file of the llama family into a Hugging Face folder.
     Import(import::Arguments),
+    /// Makes a small model of random weights, with a tokenizer of characters.
+    Create(create::Arguments),
     /// Generates samples for prompts of a JSONL file, with log-probs.
     Generate(generate::Arguments),
     /// Trains on recorded groups.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Learner(arguments) => in_role(|| role::learner(arguments)),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Create(arguments) => create::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Sft(arguments) => sft::run(&arguments),

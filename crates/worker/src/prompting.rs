@@ -31,6 +31,13 @@ impl Prompting {
     }
 }
 
+impl Prompting {
+    /// Whether anything was given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.chat_template.is_some() || self.template_variables.is_some()
+    }
+}
+
 fn variables(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|error| format!("expected a JSON object such as {{\"key\": true}}: {error}"))
 }

@@ -61,7 +61,9 @@ impl Attempt<'_> {
         for row in tried {
             let answer = match &spec.by {
                 JudgeKind::Math(_) => format!("\\boxed{{{}}}", row.answer),
-                JudgeKind::Exec(_) | JudgeKind::Grpc(_) => row.answer.clone(),
+                // The reference names numbers; an answer is made of them.
+                JudgeKind::Countdown => pacs_verify::solve_countdown(&row.answer).unwrap_or_default(),
+                JudgeKind::Exact | JudgeKind::Exec(_) | JudgeKind::Grpc(_) => row.answer.clone(),
             };
             for (response, is_right) in [(answer, true), (NO_ANSWER.to_owned(), false)] {
                 let task =

@@ -25,7 +25,8 @@ pub(crate) struct Door {
     /// Rows of the model's embedding; none where its config cannot be read.
     vocabulary: Option<u32>,
     max_new_tokens: u32,
-    math: bool,
+    /// The kind of a built-in verifier, whose labels are 0 or 1.
+    built_in: Option<&'static str>,
     most_reward: f64,
     /// Each with its largest reward.
     verifiers: Vec<(String, f64)>,
@@ -33,7 +34,7 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
-        let most = |kind| if kind == VerifierKind::Math { 1.0 } else { MOST_VERIFIER_REWARD };
+        let most = |kind: VerifierKind| if kind.is_built_in() { 1.0 } else { MOST_VERIFIER_REWARD };
         let reward = &spec.reward;
         // Sets that are measured may have verifiers of their own, which give a label and nothing else.
         let sets =
@@ -49,7 +50,10 @@ impl Door {
         Self {
             vocabulary: model.and_then(|model| u32::try_from(model.vocab_size).ok()),
             max_new_tokens: spec.rollout.max_new_tokens,
-            math: sets().chain([spec.verifier.kind]).all(|kind| kind == VerifierKind::Math),
+            built_in: sets()
+                .chain([spec.verifier.kind])
+                .all(VerifierKind::is_built_in)
+                .then(|| spec.verifier.kind.name()),
             most_reward,
             verifiers,
         }
@@ -92,11 +96,9 @@ impl Door {
     /// Checks a verdict against what the verifiers of the job can say.
     pub(crate) fn verdict(&self, verdict: &Verdict) -> Result<(), WireError> {
         let Verdict { outcome, label, reward, extracted, rule } = verdict;
-        if self.math && outcome.is_conclusive() && *label != 0.0 && *label != 1.0 {
-            return Err(WireError::new(
-                "label",
-                format!("is {label}, expected 0 or 1 from `verifier.kind` = \"math\""),
-            ));
+        if let Some(kind) = self.built_in.filter(|_| outcome.is_conclusive() && *label != 0.0 && *label != 1.0) {
+            let problem = format!("is {label}, expected 0 or 1 from `verifier.kind` = \"{kind}\"");
+            return Err(WireError::new("label", problem));
         }
         let most = self.most_reward;
         if !(-most..=most).contains(reward) {

@@ -317,6 +317,57 @@ fn generators_that_overlap_are_refused() {
 }
 
 #[test]
+fn sizes_of_a_task_are_those_it_has() {
+    let source = |keys: &str| {
+        format!(
+            "name = 'a'\nmodel.path = 'm'\ndata.train.generator = {{ {keys} }}\n\
+             evaluation = {{ before = false, after = false, every_steps = 0 }}"
+        )
+    };
+    for keys in [
+        "task = 'countdown', low = 1, high = 9, length = 5",
+        "task = 'sorting', length = 16, high = 1000000",
+        "task = 'reverse', length = 64, problems = 100",
+        "task = 'base_conversion', base = 36, high = 1000000",
+        "task = 'modular', modulus = 97",
+    ] {
+        assert!(parsed(&source(keys)).is_ok(), "{keys}");
+    }
+    refused(
+        &source("task = 'reverse', high = 9, length = 65, base = 2, problems = 0"),
+        expect![[r#"
+            4 problems in job spec `job.toml`
+              line 3: data.train.generator.length = 65: expected 2 to 64
+              line 3: data.train.generator.base = 2: has no effect on the task `reverse`; leave it out
+              line 3: data.train.generator.high = 9: has no effect on the task `reverse`, which has letters; leave it out
+              line 3: data.train.generator.problems = 0: expected 1 to 1000000"#]],
+    );
+    refused(
+        &source("task = 'base_conversion', base = 1, length = 2, high = 1000001"),
+        expect![[r#"
+            3 problems in job spec `job.toml`
+              line 3: data.train.generator.length = 2: has no effect on the task `base_conversion`; leave it out
+              line 3: data.train.generator.base = 1: expected 2 to 36
+              line 3: data.train.generator.high = 1000001: expected `low` (10) to 1000000: no number above 1000000"#]],
+    );
+    refused(
+        &source("task = 'sorting', low = 1, high = 2, length = 2"),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 3: data.train.generator.held_out = 200: expected fewer than the 4 problems"#]],
+    );
+    let evaluation = "data.evaluation.generator = { task = 'modular', modulus = 5, part = 'held_out' }\n";
+    let other = source("task = 'modular', modulus = 7, seed = 3");
+    assert!(parsed(&other.replace("evaluation =", &format!("{evaluation}evaluation ="))).is_ok(), "other questions");
+    refused(
+        &other.replace("modulus = 7", "modulus = 5").replace("evaluation =", &format!("{evaluation}evaluation =")),
+        expect![[r#"
+            1 problem in job spec `job.toml`
+              line 4: data.evaluation.generator: expected the `low`, `high`, `held_out` and `seed` of `data.train.generator`, so that no problem is in both"#]],
+    );
+}
+
+#[test]
 fn changed_fields_are_checked_again() {
     let mut spec = parsed(MINIMAL).expect("valid");
     assert_eq!(spec.validate(Path::new("x")), Ok(()));
@@ -376,7 +427,7 @@ kind = 'llm'
               line 24: reward.verifiers.label.address = "nohost": expected host:port
               line 25: reward.verifiers.label.ca = "": expected a PEM file of certificates
               line 26: reward.verifiers.label.plain_text = true: with `ca` the connection is TLS; leave one of the two out
-              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exec`, `grpc`"#]],
+              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exact`, `countdown`, `exec`, `grpc`"#]],
     );
 }
 

@@ -33,6 +33,13 @@ pub(crate) fn candidates(response: &str, mode: Mode) -> Vec<String> {
     }
 }
 
+/// The content of the last box, or else the last line that is not blank: where answers stand that are no mathematics.
+pub(crate) fn final_text(response: &str) -> Option<String> {
+    let text = spoken(response);
+    let line = || text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
+    boxed::last_boxes(text).map(|found| found.content).or_else(line)
+}
+
 /// The part of a reference answer that is the answer: some data sets give a sentence or a whole solution.
 pub(crate) fn gold(text: &str) -> String {
     if let Some(found) = boxed::last_boxes(text) {

@@ -12,7 +12,8 @@ use pacs_data::TrainOrder;
 use pacs_learner::{FineTuner, FineTunerSettings, Text};
 use pacs_model::{ModelConfig, Parameters};
 use pacs_runtime::Exit;
-use pacs_spec::{OptimizerSpec, Schedule};
+use pacs_spec::{JobSpec, OptimizerSpec, Schedule};
+use pacs_text::Message;
 use serde_json::json;
 
 use crate::Failure;
@@ -27,11 +28,15 @@ use writing::Writer;
                   lines {\"question\", \"answer\"}, {\"prompt\", \"response\"}, or {\"messages\": [{\"role\", \
                   \"content\"}, …]}. They are written down by the model's chat template (without one: prompt and answer as \
                   they are, and an end token); the loss is the mean cross entropy of the tokens of the answers. Progress \
-                  is printed as JSON lines; the result is a Hugging Face folder.",
+                  is printed as JSON lines; the result is a Hugging Face folder.\n\nWith --job the rows are the problems of \
+                  the job's [data], each with a response that its task takes for right, written as its rollouts are asked: \
+                  a cold start of a model that could not be trained by rewards, because it never earns one.",
     after_help = "Examples:\n  pacs-worker sft --model models/smollm2-135m-instruct --data answers.jsonl --eval held-out.jsonl \\\n      \
                   --out models/tuned --learning-rate 2e-5 --epochs 2\n  \
                   pacs-worker sft --shape tiny.json --tokenizer models/digits --data sums.jsonl --out models/tiny \\\n      \
-                  --learning-rate 1e-3 --warmup-updates 50 --batch 256 --updates 300"
+                  --learning-rate 1e-3 --warmup-updates 50 --batch 256 --updates 300\n  \
+                  pacs-worker sft --model models/blank --job deploy/studies/jobs/addition.toml --out models/addition \\\n      \
+                  --learning-rate 1e-3 --batch 64 --updates 2000 --eval-every 20 --until-probability 0.15"
 )]
 pub(crate) struct Arguments {
     /// Hugging Face folder to start from.
@@ -44,11 +49,14 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "shape")]
     tokenizer: Option<PathBuf>,
     /// Rows to learn.
-    #[arg(long)]
-    data: PathBuf,
+    #[arg(long, required_unless_present = "job")]
+    data: Option<PathBuf>,
     /// Rows to measure the loss with, before, after, and in between as `--eval-every` says.
     #[arg(long)]
     eval: Option<PathBuf>,
+    /// A job whose training problems are learnt and whose held-out problems are measured with.
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["data", "eval", "system", "prompt_suffix"])]
+    job: Option<PathBuf>,
     /// Folder of the result; must not exist, or be empty.
     #[arg(long)]
     out: PathBuf,
@@ -94,7 +102,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     system: Option<String>,
     /// Text behind every question or prompt.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     prompt_suffix: String,
     /// Updates between progress lines.
     #[arg(long, default_value_t = 10)]
@@ -102,6 +110,10 @@ pub(crate) struct Arguments {
     /// Updates between measurements with `--eval`; 0: before and after only.
     #[arg(long, default_value_t = 0)]
     eval_every: u64,
+    /// End at the first measurement at which the mean probability of a whole held-out answer, sampled at temperature 1, is so
+    /// large; where a problem has one right answer, that is the pass rate.
+    #[arg(long, value_name = "SHARE")]
+    until_probability: Option<f64>,
     #[command(flatten)]
     compute: Compute,
 }
@@ -134,13 +146,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 fn fine_tune(arguments: &Arguments) -> Result<()> {
     check(arguments)?;
     let (kind, device) = arguments.compute.start()?;
+    let job = arguments.job.as_deref().map(pacs_spec::read).transpose()?;
     let folder = folder(arguments)?;
     let config = ModelConfig::read(&folder)?;
     // Rows bring their own system message or get that of the arguments, and questions their suffix, as they are read.
-    let writer = Writer::new(arguments.prompting.prompter(&folder, None, String::new())?, &config);
-    let data = load(arguments, &writer, &config, &arguments.data)?;
-    ensure!(!data.is_empty(), "`{}` has no row to learn from", arguments.data.display());
-    let evaluation = arguments.eval.as_ref().map(|path| load(arguments, &writer, &config, path)).transpose()?;
+    let prompter = arguments.prompting.prompter(&folder, None, String::new())?;
+    let prompter = if let Some(spec) = &job { prompter.written_as(spec)? } else { prompter };
+    let loader = Loader { writer: Writer::new(prompter, &config), config: &config, arguments };
+    let (data, evaluation) = loader.all(job.as_ref())?;
+    ensure!(!data.is_empty(), "there is no row to learn from");
+    ensure!(
+        arguments.until_probability.is_none() || evaluation.is_some(),
+        "`--until-probability` needs rows to measure with: `--eval`, or a job with `data.evaluation`"
+    );
     let parameters = match &arguments.model {
         Some(folder) => Parameters::load(folder, &config, kind, device)?,
         None => Parameters::random(&config, kind, device, i64::try_from(arguments.seed)?),
@@ -167,6 +185,12 @@ fn check(arguments: &Arguments) -> Result<()> {
     ensure!((0.0..=1.0).contains(&ratio), "`--final-learning-rate-ratio` is {ratio}; expected 0 to 1");
     let falls = arguments.schedule != LearningRateSchedule::Constant;
     ensure!(falls || ratio == 0.0, "`--final-learning-rate-ratio` applies to `--schedule` linear and cosine only");
+    if let Some(share) = arguments.until_probability {
+        ensure!(share > 0.0 && share < 1.0, "`--until-probability` is {share}; expected above 0, below 1");
+        ensure!(arguments.eval_every > 0, "`--until-probability` looks at measurements; give `--eval-every`");
+    }
+    let from_job = arguments.job.is_some() && arguments.prompting.is_given();
+    ensure!(!from_job, "`--chat-template` and `--template-variables` are those of `--job`");
     let out = &arguments.out;
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("`{}` is not empty; remove it or name another `--out`", out.display());
@@ -211,27 +235,62 @@ fn settings(arguments: &Arguments, rows_to_learn: u64) -> FineTunerSettings {
     }
 }
 
-fn load(arguments: &Arguments, writer: &Writer, config: &ModelConfig, path: &Path) -> Result<Vec<Text>> {
-    let read = || format!("read `{}`", path.display());
-    let (mut texts, mut overlong, mut rows) = (Vec::new(), 0, 0);
-    for row in rows::read(path, arguments.system.as_deref(), &arguments.prompt_suffix)? {
-        let (line, messages) = row.with_context(read)?;
-        rows += 1;
-        for text in writer.texts(&messages).with_context(|| format!("{}, line {line}", read()))? {
-            let known = |token: &u32| i64::from(*token) < config.vocab_size;
-            ensure!(text.tokens.iter().all(known), "the tokenizer has tokens beyond the model's {}", config.vocab_size);
-            match text.tokens.len() <= arguments.max_tokens.min(config.max_positions) {
-                true => texts.push(text),
-                false => overlong += 1,
+/// Reads rows and writes them down for one model.
+struct Loader<'a> {
+    arguments: &'a Arguments,
+    writer: Writer,
+    config: &'a ModelConfig,
+}
+
+impl Loader<'_> {
+    /// The rows to learn, and those to measure with.
+    fn all(&self, job: Option<&JobSpec>) -> Result<(Vec<Text>, Option<Vec<Text>>)> {
+        let of_file = |path: &PathBuf| self.file(path);
+        let Some(job) = job else {
+            let data = self.arguments.data.as_ref().context("name rows with `--data`, or a job with `--job`")?;
+            return Ok((of_file(data)?, self.arguments.eval.as_ref().map(of_file).transpose()?));
+        };
+        let mut data = Vec::new();
+        for (path, source) in job.data.train_sets() {
+            data.extend(self.texts(&path, rows::of_job(job, source)?.into_iter().map(Ok))?);
+        }
+        let held_out = job.data.evaluation.as_ref();
+        let measured = |source| self.texts("data.evaluation", rows::of_job(job, source)?.into_iter().map(Ok));
+        Ok((data, held_out.map(measured).transpose()?))
+    }
+
+    fn file(&self, path: &Path) -> Result<Vec<Text>> {
+        let rows = rows::read(path, self.arguments.system.as_deref(), &self.arguments.prompt_suffix)?;
+        self.texts(&path.display().to_string(), rows)
+    }
+
+    fn texts(&self, name: &str, rows: impl Iterator<Item = Result<(usize, Vec<Message>)>>) -> Result<Vec<Text>> {
+        let read = || format!("read `{name}`");
+        let config = self.config;
+        let (mut texts, mut overlong, mut count) = (Vec::new(), 0, 0);
+        for row in rows {
+            let (line, messages) = row.with_context(read)?;
+            count += 1;
+            for text in self.writer.texts(&messages).with_context(|| format!("{}, line {line}", read()))? {
+                let known = |token: &u32| i64::from(*token) < config.vocab_size;
+                ensure!(
+                    text.tokens.iter().all(known),
+                    "the tokenizer has tokens beyond the model's {}",
+                    config.vocab_size
+                );
+                match text.tokens.len() <= self.arguments.max_tokens.min(config.max_positions) {
+                    true => texts.push(text),
+                    false => overlong += 1,
+                }
             }
         }
+        let (targets, tokens) =
+            (texts.iter().map(Text::targets).sum::<usize>(), texts.iter().map(|text| text.tokens.len()));
+        let line = json!({"event": "data", "path": name, "rows": count, "texts": texts.len(), "overlong": overlong,
+                          "tokens": tokens.sum::<usize>(), "learnt_tokens": targets});
+        println!("{line}");
+        Ok(texts)
     }
-    let (targets, tokens) =
-        (texts.iter().map(Text::targets).sum::<usize>(), texts.iter().map(|text| text.tokens.len()));
-    let line = json!({"event": "data", "path": path, "rows": rows, "texts": texts.len(), "overlong": overlong,
-                      "tokens": tokens.sum::<usize>(), "learnt_tokens": targets});
-    println!("{line}");
-    Ok(texts)
 }
 
 fn train(arguments: &Arguments, tuner: &mut FineTuner, data: &[Text], evaluation: Option<&[Text]>) -> Result<()> {
@@ -258,19 +317,27 @@ fn train(arguments: &Arguments, tuner: &mut FineTuner, data: &[Text], evaluation
         }
         let due = arguments.eval_every > 0 && update % arguments.eval_every == 0;
         if due || update == updates {
-            measure(tuner, update, evaluation);
+            let probability = measure(tuner, update, evaluation);
+            if arguments.until_probability.zip(probability).is_some_and(|(enough, found)| found >= enough) {
+                return Ok(());
+            }
         }
+    }
+    if let Some(enough) = arguments.until_probability {
+        bail!("the answers did not become as probable as {enough} within {updates} updates; give more `--updates`");
     }
     Ok(())
 }
 
-/// Prints the loss on rows that are not learnt.
-fn measure(tuner: &FineTuner, update: u64, evaluation: Option<&[Text]>) {
-    let Some(texts) = evaluation else { return };
+/// Prints the loss on rows that are not learnt, and gives the mean probability of their answers.
+fn measure(tuner: &FineTuner, update: u64, evaluation: Option<&[Text]>) -> Option<f64> {
+    let texts = evaluation?;
     let texts: Vec<&Text> = texts.iter().collect();
     let loss = tuner.evaluate(&texts);
     println!(
         "{}",
-        json!({"event": "evaluation", "update": update, "loss": loss.mean(), "learnt_tokens": loss.targets})
+        json!({"event": "evaluation", "update": update, "loss": loss.mean(), "learnt_tokens": loss.targets,
+               "answer_probability": loss.answer_probability()})
     );
+    Some(loss.answer_probability())
 }

@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use pacs_data::Demonstration;
+use pacs_spec::{JobSpec, SourceSpec};
 use pacs_text::Message;
 use serde::Deserialize;
 
@@ -48,6 +50,18 @@ pub(super) fn read<'a>(
             Err(error) => Some(Err(error.context(format!("line {number}")))),
         }
     }))
+}
+
+/// Conversations of a job's problems: what a rollout worker is asked, and a response that the task takes for right.
+pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
+    let demonstrations = pacs_data::demonstrations(source)?;
+    let conversation = |(number, Demonstration { question, response }): (usize, Demonstration)| {
+        let asked = Message::user(question + &spec.data.prompt_suffix);
+        let answer = Message { role: ASSISTANT.to_owned(), content: response };
+        let messages = spec.data.system.as_ref().map(Message::system).into_iter().chain([asked, answer]);
+        (number + 1, messages.collect())
+    };
+    Ok(demonstrations.into_iter().enumerate().map(conversation).collect())
 }
 
 fn conversation(line: &str, system: Option<&str>, suffix: &str) -> Result<Vec<Message>> {

@@ -14,15 +14,16 @@ use crate::{Judgement, Task};
 /// Says what a task is worth.
 type Grade = dyn Fn(&Task) -> Verdict + Send + Sync;
 
-/// The built-in verifier on a bounded number of threads, each verification with a time limit.
-pub(crate) struct Math {
+/// A built-in verifier on a bounded number of threads, each verification with a time limit.
+pub(crate) struct Rule {
     grade: Arc<Grade>,
     limit: Duration,
     threads: Arc<Semaphore>,
 }
 
-impl Math {
-    pub(crate) fn new(math: MathSpec, limit: Duration, threads: usize) -> Self {
+impl Rule {
+    /// The rule for mathematical answers.
+    pub(crate) fn math(math: MathSpec, limit: Duration, threads: usize) -> Self {
         let mode = match math.extraction {
             Extraction::Lenient => Mode::Lenient,
             Extraction::Strict => Mode::Strict,
@@ -33,11 +34,16 @@ impl Math {
             Form::Any => pacs_verify::Form::Any,
         };
         let rules = Rules { mode, form };
-        Self::with(Arc::new(move |task| pacs_verify::grade(&task.response, &task.gold, rules)), limit, threads)
+        Self::new(move |task| pacs_verify::grade(&task.response, &task.gold, rules), limit, threads)
     }
 
-    fn with(grade: Arc<Grade>, limit: Duration, threads: usize) -> Self {
-        Self { grade, limit, threads: Arc::new(Semaphore::new(threads)) }
+    /// A rule that `grade` decides.
+    pub(crate) fn new(
+        grade: impl Fn(&Task) -> Verdict + Send + Sync + 'static,
+        limit: Duration,
+        threads: usize,
+    ) -> Self {
+        Self { grade: Arc::new(grade), limit, threads: Arc::new(Semaphore::new(threads)) }
     }
 
     /// Judges one task. Its time counts from when a thread is free.
@@ -85,13 +91,13 @@ mod tests {
 
     use super::*;
 
-    fn math(threads: usize, limit: Duration, grade: impl Fn(&Task) -> Verdict + Send + Sync + 'static) -> Math {
-        Math::with(Arc::new(grade), limit, threads)
+    fn rule(threads: usize, limit: Duration, grade: impl Fn(&Task) -> Verdict + Send + Sync + 'static) -> Rule {
+        Rule::new(grade, limit, threads)
     }
 
-    async fn verdict(math: &Math, response: &str) -> Verdict {
+    async fn verdict(rule: &Rule, response: &str) -> Verdict {
         let task = Task { question: String::new(), response: response.into(), gold: "5".into() };
-        math.verify(Arc::new(task)).await.verdict
+        rule.verify(Arc::new(task)).await.verdict
     }
 
     fn wrong() -> Verdict {
@@ -101,8 +107,8 @@ mod tests {
     #[tokio::test]
     async fn the_spec_chooses_extraction_and_form() {
         let outcome = async |response, extraction, form| {
-            let math = Math::new(MathSpec { extraction, form }, Duration::from_secs(60), 1);
-            verdict(&math, response).await.outcome
+            let rule = Rule::math(MathSpec { extraction, form }, Duration::from_secs(60), 1);
+            verdict(&rule, response).await.outcome
         };
         assert_eq!(outcome("2 + 3 = 5", Extraction::Lenient, Form::Evaluated).await, Outcome::Correct);
         assert_eq!(outcome("2 + 3 = 5", Extraction::Strict, Form::Evaluated).await, Outcome::Unparsable);
@@ -112,29 +118,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_failed_verification() {
-        let math = math(1, Duration::from_secs(60), |task| panic!("cannot read {}", task.response));
-        let first = verdict(&math, "it").await;
+        let rule = rule(1, Duration::from_secs(60), |task| panic!("cannot read {}", task.response));
+        let first = verdict(&rule, "it").await;
         assert_eq!(first.outcome, Outcome::Failed);
         assert_eq!(first.rule, "the verifier panicked: cannot read it");
         // The thread is free again.
-        assert_eq!(verdict(&math, "that").await.outcome, Outcome::Failed);
+        assert_eq!(verdict(&rule, "that").await.outcome, Outcome::Failed);
     }
 
     #[tokio::test]
     async fn an_overrun_is_reported_while_the_thread_goes_on() {
         let (release, held) = channel::<()>();
         let held = Mutex::new(held);
-        let math = math(1, Duration::from_millis(20), move |_| {
+        let rule = rule(1, Duration::from_millis(20), move |_| {
             // Ends when the test drops its end.
             let _ = held.lock().expect("one thread").recv();
             wrong()
         });
-        let late = verdict(&math, "slow").await;
+        let late = verdict(&rule, "slow").await;
         assert_eq!((late.outcome, late.label), (Outcome::TimedOut, 0.0));
         assert_eq!(late.rule, "no verdict within 0.02 s");
-        assert_eq!(math.threads.available_permits(), 0, "the thread still runs");
+        assert_eq!(rule.threads.available_permits(), 0, "the thread still runs");
         drop(release);
-        let again = tokio::time::timeout(Duration::from_secs(10), math.threads.acquire()).await;
+        let again = tokio::time::timeout(Duration::from_secs(10), rule.threads.acquire()).await;
         assert!(again.is_ok(), "the thread ends and gives its permit back");
     }
 
@@ -143,7 +149,7 @@ mod tests {
         let running = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
         let (counter, peak) = (Arc::clone(&running), Arc::clone(&most));
-        let math = Arc::new(math(3, Duration::from_secs(60), move |_| {
+        let rule = Arc::new(rule(3, Duration::from_secs(60), move |_| {
             peak.fetch_max(counter.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             std::thread::yield_now();
             counter.fetch_sub(1, Ordering::SeqCst);
@@ -151,8 +157,8 @@ mod tests {
         }));
         let mut all = JoinSet::new();
         for _ in 0..200 {
-            let math = Arc::clone(&math);
-            all.spawn(async move { verdict(&math, "x").await });
+            let rule = Arc::clone(&rule);
+            all.spawn(async move { verdict(&rule, "x").await });
         }
         assert_eq!(all.join_all().await.len(), 200);
         assert!((1..=3).contains(&most.load(Ordering::SeqCst)));

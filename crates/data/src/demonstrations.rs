@@ -1,0 +1,29 @@
+use pacs_spec::SourceSpec;
+
+use crate::DataError;
+use crate::source::rows;
+
+/// A question, and what a model that can answer it would respond.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demonstration {
+    /// The question as the source has it, without suffix.
+    pub question: String,
+    /// A response that the verifier of the task takes for right; the reference answer where that is one.
+    pub response: String,
+}
+
+/// The problems of a source with responses to learn from, before there is a policy that finds any.
+///
+/// Of a file these are its reference answers, which are responses only where the verifier reads them as such.
+///
+/// # Errors
+/// [`DataError`] when a file or row cannot be used.
+pub fn demonstrations(source: &SourceSpec) -> Result<Vec<Demonstration>, DataError> {
+    let mut found = Vec::new();
+    rows(source, &mut |row| {
+        let row = row?;
+        found.push(Demonstration { question: row.question, response: row.response.unwrap_or(row.answer) });
+        Ok(())
+    })?;
+    Ok(found)
+}
