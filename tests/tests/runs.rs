@@ -54,6 +54,29 @@ fn more_learners_give_the_same_model() -> Result<()> {
     Ok(())
 }
 
+/// Steps of several units, so that ranks have some each.
+#[test]
+fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> Result<()> {
+    let export = |learners: i64, sharding: &str, tokens: i64| -> Result<Vec<u32>> {
+        let job = Job::tiny()?.with("batch.prompts_per_step", 32).with("batch.steps", 2);
+        let job = job.with("resources.deterministic", true);
+        let job =
+            job.with("evaluation.before", false).with("evaluation.after", false).with("rollout.kernels", "reference");
+        let job = job.with("batch.micro_batch_tokens", tokens);
+        let job = job.with("resources.learners", learners).with("resources.sharding", sharding);
+        job.start()?.wait()?.expect_code(0);
+        Ok(job.exported(2)?.into_iter().map(f32::to_bits).collect())
+    };
+    let one = export(1, "replicated", 16_384)?;
+    for (learners, sharding, tokens) in [(2, "replicated", 700), (4, "shard_optimizer", 16_384), (2, "shard_all", 100)]
+    {
+        let several = export(learners, sharding, tokens)?;
+        let different = one.iter().zip(&several).filter(|(one, several)| one != several).count();
+        assert_eq!((one.len(), different), (several.len(), 0), "{learners} learners ({sharding}, {tokens} tokens)");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_interrupted_run_saves_and_goes_on() -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 30);

@@ -17,6 +17,7 @@ pub(crate) struct LearnerMemory {
     limit: Option<u64>,
     ranks: u32,
     sharding: Sharding,
+    deterministic: bool,
 }
 
 impl LearnerMemory {
@@ -31,6 +32,7 @@ impl LearnerMemory {
             limit,
             ranks: spec.resources.learners,
             sharding: spec.resources.sharding,
+            deterministic: spec.resources.deterministic,
         }
     }
 
@@ -56,6 +58,7 @@ impl LearnerMemory {
         json!({
             "plan": self.plan, "total": self.plan.total(), "host_copy": self.plan.host_copy(), "least": self.least.total(), "limit": self.limit,
             "pass": self.pass, "sharding": self.sharding, "ranks": self.ranks,
+            "deterministic": self.deterministic,
         })
     }
 }
@@ -98,6 +101,16 @@ impl fmt::Display for LearnerMemory {
             write!(f, "; head-room {}", bytes(limit.saturating_sub(plan.total())))?;
         }
         writeln!(f)?;
+        if self.deterministic {
+            let more = |model: &ModelPlan| model.gradients / 2;
+            let price = more(policy) + value_model.as_ref().map_or(0, more);
+            writeln!(
+                f,
+                "            deterministic: gradients as 64-bit integers take {} more, ranks exchange twice the bytes, and a \
+                 step takes longer (docs/PERFORMANCE.md)",
+                bytes(price)
+            )?;
+        }
         if plan.host_copy() > 0 {
             writeln!(f, "            beside it, in host memory: copy for checkpoints {}", bytes(plan.host_copy()))?;
         }
@@ -127,6 +140,16 @@ mod tests {
         let spec = pacs_spec::parse(&text, Path::new("m.toml")).expect("a job");
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-untied");
         LearnerMemory::of(&spec, ModelConfig::read(&model).expect("golden model"), 100)
+    }
+
+    #[test]
+    fn what_deterministic_costs_is_shown() {
+        let (floats, integers) = (plan("pacs", "learners = 1"), plan("pacs", "learners = 1, deterministic = true"));
+        assert_eq!(integers.plan.policy.gradients, 2 * floats.plan.policy.gradients);
+        let price = bytes(floats.plan.policy.gradients);
+        let line = format!("\n            deterministic: gradients as 64-bit integers take {price} more, ");
+        assert!(integers.to_string().contains(&line), "{integers}");
+        assert!(!floats.to_string().contains("deterministic"));
     }
 
     #[test]

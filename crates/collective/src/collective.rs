@@ -33,6 +33,21 @@ pub trait Collective: Send {
     /// As [`Collective::all_reduce_sum`], and when the length is no multiple of the world size.
     fn reduce_scatter_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
 
+    /// [`Collective::all_reduce_sum`] of integers in host memory, which wrap around: the sum depends on no order, and so on
+    /// no number of ranks either.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::all_reduce_sum`].
+    fn all_reduce_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError>;
+
+    /// [`Collective::reduce_scatter_sum`] of integers in host memory, as [`Collective::all_reduce_sum_i64`] adds them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Collective::reduce_scatter_sum`].
+    fn reduce_scatter_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError>;
+
     /// Fills in the other ranks' parts of `data`: the `r`-th of `world_size` equal parts is rank `r`'s. Only this rank's
     /// part has to be valid before, all of them are afterwards.
     ///

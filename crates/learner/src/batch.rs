@@ -21,6 +21,9 @@ pub struct IndexEntry {
     pub answer_tokens: u32,
     /// It ended at the length limit.
     pub truncated: bool,
+    /// Which sequences it is computed together with wherever it is computed, from 0, never falling along the index. `None` where
+    /// the weights may depend on how the batch is cut by their last bits.
+    pub unit: Option<usize>,
 }
 
 /// Tokens of one sequence that this rank computes.
@@ -109,8 +112,25 @@ impl TrainBatch {
     /// A group's prompt stands once a pass with its answers behind it; a group that does not fit is continued in the
     /// next pass, which is exact because only scalars couple its members. The largest pass comes first: a device's allocator
     /// gives the memory that it took for that one to those behind, where it would take more for every larger one.
+    ///
+    /// A unit is in one pass, with a row of its own for each of its groups.
     pub(crate) fn passes(&self, sequences: &[usize], tokens: usize) -> Vec<Pass> {
         let mut passes: Vec<Pass> = Vec::new();
+        let unit_of = |place: &usize| self.index[self.sequences[*place].position].unit;
+        for unit in sequences.chunk_by(|a, b| unit_of(a).is_some() && unit_of(a) == unit_of(b)) {
+            if unit_of(&unit[0]).is_none() {
+                continue;
+            }
+            let unit = self.unit(unit);
+            let pass = match passes.last_mut() {
+                Some(pass) if pass.tokens + unit.tokens <= tokens => pass,
+                _ => push_empty(&mut passes),
+            };
+            pass.units.push(unit.rows.len());
+            pass.rows.extend(unit.rows);
+            pass.tokens += unit.tokens;
+        }
+        let sequences = sequences.iter().filter(|place| unit_of(place).is_none());
         for &place in sequences {
             let sequence = &self.sequences[place];
             let group = self.index[sequence.position].group;
@@ -132,6 +152,59 @@ impl TrainBatch {
         passes.sort_by_key(|pass| Reverse(pass.tokens));
         passes
     }
+
+    /// The rows of a unit, or of a part of it: what is left out has no gradient, whoever computes it.
+    fn unit(&self, sequences: &[usize]) -> Pass {
+        let mut unit = Pass::default();
+        let group_of = |place: &usize| self.index[self.sequences[*place].position].group;
+        for answers in sequences.chunk_by(|a, b| group_of(a) == group_of(b)) {
+            let group = group_of(&answers[0]);
+            let tokens = answers.iter().map(|place| self.sequences[*place].tokens.len()).sum::<usize>();
+            unit.tokens += self.prompts[&group].len() + tokens;
+            unit.rows.push(Row { group, answers: answers.to_vec() });
+        }
+        unit
+    }
+
+    /// Gives every sequence the unit that a coordinator gives it. All prompts of the batch must be there.
+    ///
+    /// # Panics
+    /// When one is not.
+    pub fn cut_into_units(&mut self) {
+        let mut first = 0;
+        for entries in self.index.chunk_by_mut(|a, b| a.mini_batch == b.mini_batch) {
+            let lengths: Vec<(usize, Vec<usize>)> = (entries.chunk_by(|a, b| a.group == b.group))
+                .map(|group| (self.prompts[&group[0].group].len(), group))
+                .map(|(prompt, group)| (prompt, group.iter().map(|entry| entry.answer_tokens as usize).collect()))
+                .collect();
+            let units = pacs_shape::units(lengths.iter().map(|(prompt, answers)| (*prompt, &answers[..])));
+            for (entry, unit) in entries.iter_mut().zip(units.into_iter().flatten()) {
+                entry.unit = Some(first + unit);
+            }
+            first = entries.last().and_then(|entry| entry.unit).map_or(first, |last| last + 1);
+        }
+    }
+
+    /// Checks that every sequence has a unit, and that this rank has all sequences of those that it has one of.
+    ///
+    /// # Errors
+    /// When the bits of the weights would depend on which rank computes what.
+    pub(crate) fn check_units(&self) -> Result<(), BatchError> {
+        let fail = |problem: String| Err(BatchError { step: self.step, problem });
+        for (position, pair) in self.index.windows(2).enumerate() {
+            let [this, next] = pair else { continue };
+            let same = this.unit == next.unit;
+            if next.unit < this.unit || same && (this.mini_batch, this.rank) != (next.mini_batch, next.rank) {
+                return fail(format!("entries {position} and {} of its index divide a unit", position + 1));
+            }
+        }
+        for (position, entry) in self.index.iter().enumerate() {
+            if entry.unit.is_none() {
+                return fail(format!("entry {position} of its index has no unit, and `resources.deterministic` is on"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn push_empty(passes: &mut Vec<Pass>) -> &mut Pass {
@@ -143,6 +216,8 @@ fn push_empty(passes: &mut Vec<Pass>) -> &mut Pass {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pass {
     pub(crate) rows: Vec<Row>,
+    /// Rows of each unit, one after the other; empty where there are no units.
+    pub(crate) units: Vec<usize>,
     pub(crate) tokens: usize,
 }
 
@@ -173,6 +248,7 @@ mod tests {
             reward: 0.0,
             answer_tokens: tokens as u32,
             truncated: false,
+            unit: None,
         };
         let sequence = |(position, &(_, tokens)): (usize, &(u64, usize))| SequenceTokens {
             position,
@@ -200,6 +276,27 @@ mod tests {
         assert_eq!(batch.passes(&[0, 1, 2, 3], 1000).len(), 1);
         let tokens = batch.passes(&[2, 3, 0, 1], 20).iter().map(|pass| pass.tokens).collect::<Vec<_>>();
         assert_eq!(tokens, [20, 15, 15], "the largest first");
+    }
+
+    #[test]
+    fn a_unit_is_never_divided_and_has_rows_of_its_own() {
+        let mut batch = batch(&[(1, 5), (1, 5), (1, 5), (2, 5), (3, 5)]);
+        for (entry, unit) in batch.index.iter_mut().zip([0, 0, 1, 1, 2]) {
+            entry.unit = Some(unit);
+        }
+        batch.check_units().expect("units are whole");
+        let shape = |tokens| {
+            let passes = batch.passes(&[0, 1, 2, 3, 4], tokens);
+            passes.into_iter().map(|pass| (pass.tokens, pass.units, pass.rows.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(shape(1000), [(65, vec![1, 2, 1], 4)], "the prompt of group 1 stands in two units");
+        assert_eq!(shape(50), [(50, vec![1, 2], 3), (15, vec![1], 1)]);
+        assert_eq!(shape(1), [(30, vec![2], 2), (20, vec![1], 1), (15, vec![1], 1)]);
+        batch.index[3].rank = 1;
+        let problem = batch.check_units().expect_err("a unit is on two ranks").to_string();
+        assert_eq!(problem, "batch of step 1: entries 2 and 3 of its index divide a unit");
+        batch.index.iter_mut().for_each(|entry| entry.unit = None);
+        assert!(batch.check_units().is_err());
     }
 
     #[test]

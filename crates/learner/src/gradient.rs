@@ -2,11 +2,14 @@
 //!
 //! `T` packed tokens, `M` answer tokens of the pass, `D` width.
 
+use std::rc::Rc;
+
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Keep, Model, Stages, Trace, values, values_backward};
 use pacs_shape::{HEAD_CHUNK, PassShape, PassWork};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{Units, with_units};
 
 use crate::batch::{Pass, TrainBatch};
 use crate::sft::Text;
@@ -28,6 +31,8 @@ pub(crate) struct PassTensors {
     targets: Vec<i64>,
     /// Place in the batch and number of tokens of each sequence, in the order of `targets`.
     pub(crate) spans: Vec<(usize, usize)>,
+    /// What is computed as if it were alone, where that was asked for.
+    units: Option<Rc<Units>>,
 }
 
 /// What a pass says of the answer tokens, in the order of its targets.
@@ -81,6 +86,7 @@ impl Parts {
             targets: self.targets,
             rows: self.rows,
             spans: self.spans,
+            units: None,
         }
     }
 }
@@ -108,7 +114,16 @@ impl PassTensors {
             }
             rows.push(PackedRow { prompt_len: prompt.len(), answer_lens });
         }
-        parts.on(device)
+        let units = (!pass.units.is_empty()).then(|| Rc::new(units(batch, pass, rows)));
+        Self { units, ..parts.on(device) }
+    }
+
+    /// Does what computes with the pass, unit by unit where it has units.
+    fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.units {
+            Some(units) => with_units(units, work),
+            None => work(),
+        }
     }
 
     /// A pass of plain texts, each with something to learn: these tokens are the targets.
@@ -147,11 +162,12 @@ impl PassTensors {
     /// # Errors
     /// As `stages`.
     pub(crate) fn values<S: Stages>(&self, critic: &Model, stages: &mut S) -> Result<Vec<f32>, S::Error> {
-        no_grad(|| {
+        let compute = || {
             let mut attention = Packed::new(&self.rows, critic);
             let hidden = critic.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
             Ok(values(critic, &hidden.index_select(0, &self.predictors)))
-        })
+        };
+        self.within(|| no_grad(compute))
     }
 
     /// Log-probs and entropies of the answer tokens, without gradient.
@@ -164,11 +180,12 @@ impl PassTensors {
         temperature: f64,
         stages: &mut S,
     ) -> Result<TokenScores, S::Error> {
-        no_grad(|| {
+        let compute = || {
             let mut attention = Packed::new(&self.rows, model);
             let hidden = model.hidden_staged(&self.tokens, &self.positions, &mut attention, stages)?;
             Ok(self.score_hidden(model, &hidden.index_select(0, &self.predictors), temperature))
-        })
+        };
+        self.within(|| no_grad(compute))
     }
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
@@ -188,11 +205,13 @@ impl PassTensors {
         keep: impl FnOnce(&PassShape) -> Keep,
         stages: &mut S,
     ) -> Result<OpenPass<'a>, S::Error> {
-        let attention = Packed::new(&self.rows, model);
-        let (tokens, scored) = (self.tokens.numel() as u64, self.targets.len() as u64);
-        let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
-        let trace = model.forward_staged(&self.tokens, &self.positions, attention, keep, stages)?;
-        Ok(OpenPass { tensors: self, trace })
+        self.within(|| {
+            let attention = Packed::new(&self.rows, model);
+            let (tokens, scored) = (self.tokens.numel() as u64, self.targets.len() as u64);
+            let keep = keep(&PassShape { tokens, scored, ..attention.shape() });
+            let trace = model.forward_staged(&self.tokens, &self.positions, attention, keep, stages)?;
+            Ok(OpenPass { tensors: self, trace })
+        })
     }
 }
 
@@ -211,7 +230,7 @@ impl OpenPass<'_> {
 
     /// Log-probs and entropies of the answer tokens.
     pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
-        no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature))
+        self.tensors.within(|| no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature)))
     }
 
     /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
@@ -235,14 +254,17 @@ impl OpenPass<'_> {
             entropy_coefficients: by_entropy,
             temperature,
         };
-        let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
-        self.trunk_backward(model, &head.by_hidden, gradients, stages)?;
-        Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
+        let tensors = self.tensors;
+        tensors.within(|| {
+            let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
+            self.trunk_backward(model, &head.by_hidden, gradients, stages)?;
+            Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
+        })
     }
 
     /// Estimates of a value model, whose trunk this pass has run through.
     pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
-        values(critic, &self.predicting())
+        self.tensors.within(|| values(critic, &self.predicting()))
     }
 
     /// Adds the gradient of a value loss to `gradients`; `by_value`: its derivative by each value, in the order of the
@@ -257,8 +279,11 @@ impl OpenPass<'_> {
         gradients: &Tensor,
         stages: &mut S,
     ) -> Result<(), S::Error> {
-        let by_hidden = values_backward(critic, &self.predicting(), by_value, gradients);
-        self.trunk_backward(critic, &by_hidden, gradients, stages)
+        let tensors = self.tensors;
+        tensors.within(|| {
+            let by_hidden = values_backward(critic, &self.predicting(), by_value, gradients);
+            self.trunk_backward(critic, &by_hidden, gradients, stages)
+        })
     }
 
     /// Adds the gradient of everything below the head; `by_predicting`: that by the rows that predict, `[M, D]`.
@@ -271,9 +296,23 @@ impl OpenPass<'_> {
     ) -> Result<(), S::Error> {
         // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
         let hidden = self.trace.hidden();
-        let mut by_hidden = Tensor::zeros(hidden.size(), (gradients.kind(), hidden.device()));
-        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &by_predicting.to_kind(gradients.kind()));
+        let kind = if hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let mut by_hidden = Tensor::zeros(hidden.size(), (kind, hidden.device()));
+        let _ = by_hidden.index_add_(0, &self.tensors.predictors, &by_predicting.to_kind(kind));
         let by_hidden = by_hidden.to_kind(hidden.kind());
         model.backward_staged(self.trace, &by_hidden, gradients, stages)
     }
+}
+
+/// Tokens and answer tokens of the units of a pass.
+fn units(batch: &TrainBatch, pass: &Pass, packed: &[PackedRow]) -> Units {
+    let mut rows = packed.iter().zip(&pass.rows);
+    let of_units = pass.units.iter().map(|count| {
+        rows.by_ref().take(*count).fold((0, 0), |(tokens, scored), (packed, row)| {
+            let own: usize = row.answers.iter().map(|place| batch.sequences[*place].tokens.len()).sum();
+            (tokens + packed.tokens(), scored + own)
+        })
+    });
+    let (tokens, scored): (Vec<usize>, Vec<usize>) = of_units.unzip();
+    Units::with_scored(&tokens, &scored)
 }

@@ -207,6 +207,7 @@ impl Intake {
             reward: entry.reward,
             answer_tokens: entry.answer_tokens,
             truncated: entry.truncated,
+            unit: entry.unit.map(|unit| unit as usize),
         };
         if self.index.last().is_some_and(|before| before.mini_batch > taken.mini_batch) {
             return self.fail(at("is not in mini-batch order"));

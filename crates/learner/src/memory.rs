@@ -59,6 +59,7 @@ impl Memory {
             head_chunk: HEAD_CHUNK,
             has_kernels: on_host || has_device_kernels,
             in_host_memory: on_host,
+            exact_sums: settings.deterministic,
         };
         Self { setup, memory_bytes: settings.memory_bytes, before, largest: [None; 2], warned: false }
     }

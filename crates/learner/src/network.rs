@@ -6,6 +6,7 @@ use pacs_collective::Collective;
 use pacs_model::{Model, ModelConfig, ModelError, Parameters, idle_backward, idle_forward};
 use pacs_shape::{Division, ParameterLayout, Sharding, WINDOWS};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{exact_squares, exact_squares_to_f64, i64_ref, is_within_range, take_bound};
 
 use crate::around::{Around, Held, Windows};
 use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
@@ -37,6 +38,8 @@ pub(crate) struct Keeping {
     pub(crate) division: Division,
     /// Weight decay does not apply to norms and biases.
     pub(crate) decays_matrices_only: bool,
+    /// Gradients are integers, whose sums depend on no order.
+    pub(crate) exact_sums: bool,
 }
 
 /// The model of one rank.
@@ -54,7 +57,7 @@ pub(crate) struct Network {
     model: Model,
     /// A model over the reference, unless that goes through the windows.
     reference_model: Option<Model>,
-    /// Float32, in the layout of `parameters`.
+    /// Float32, or int64 where sums are exact, in the layout of `parameters`.
     gradients: Tensor,
     /// This rank's part of the gradients where they are divided.
     gradient_shard: Option<Tensor>,
@@ -98,14 +101,17 @@ impl Network {
     }
 
     fn assemble(config: ModelConfig, keeping: Keeping, parameters: Parameters, shard: Option<Tensor>) -> Self {
-        let division = keeping.division;
+        let Keeping { division, exact_sums, .. } = keeping;
         let divided = ParameterLayout::divided(&config, division.parts());
         let (kind, device) = (parameters.flat.kind(), parameters.flat.device());
         let own = divided.total() / division.parts();
         let model = Model::new(&config, &parameters);
         let mut network = Self {
-            gradients: model.zero_gradients(),
-            gradient_shard: shard.as_ref().map(|_| zeros(own, device)),
+            gradients: if exact_sums { model.zero_gradients().to_kind(Kind::Int64) } else { model.zero_gradients() },
+            gradient_shard: shard.as_ref().map(|_| match exact_sums {
+                true => Tensor::zeros([own as i64], (Kind::Int64, device)),
+                false => zeros(own, device),
+            }),
             segments: segments(&config, division, keeping.decays_matrices_only),
             optimizer: Optimizer::new(own, kind, device),
             reference: None,
@@ -197,11 +203,16 @@ impl Network {
 
     /// Forgets the gradients of the update before.
     pub(crate) fn clear_gradients(&mut self) {
+        // Another network's, or that of an update which was given up.
+        let _ = take_bound();
         let _ = self.gradient_shard.as_mut().unwrap_or(&mut self.gradients).zero_();
     }
 
     /// Euclidean norm of the gradient, the same on every rank.
     pub(crate) fn gradient_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
+        if self.gradients.kind() == Kind::Int64 {
+            return self.exact_norm(wire);
+        }
         let mut squares = 0.0;
         for segment in &self.segments {
             squares += sum_of_squares(&segment.of(self.gradient_shard.as_ref(), &self.gradients))?;
@@ -210,6 +221,32 @@ impl Network {
             squares = wire.gather(vec![squares])?.iter().flatten().sum();
         }
         Ok(squares.sqrt())
+    }
+
+    /// The norm of a gradient whose sums are exact: infinite where one was not finite, or so large that it may not have fit.
+    fn exact_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
+        let (mut squares, bound) = (0u128, take_bound());
+        for segment in &self.segments {
+            let own = segment.of(self.gradient_shard.as_ref(), &self.gradients);
+            squares = squares.saturating_add(exact_squares(i64_ref(&own)?));
+        }
+        // Numbers of 32 bits, for float64 holds no more than 53.
+        let limb = |value: u128, place: u32| f64::from((value >> (32 * place)) as u32);
+        let mine = (0..4).map(|place| limb(squares, place)).chain((0..2).map(|place| limb(bound.into(), place)));
+        let whole = |limbs: &[f64]| limbs.iter().rev().fold(0u128, |value, limb| value << 32 | *limb as u128);
+        let (mut all_squares, mut all_bounds) = (0u128, 0u128);
+        for (rank, numbers) in wire.gather(mine.collect())?.iter().enumerate() {
+            let (squares, bound) = numbers.split_at(4.min(numbers.len()));
+            all_bounds = all_bounds.saturating_add(whole(bound));
+            // Replicated gradients are on every rank.
+            if rank == 0 || self.division.parts() > 1 {
+                all_squares = all_squares.saturating_add(whole(squares));
+            }
+        }
+        if !is_within_range(u64::try_from(all_bounds).unwrap_or(u64::MAX)) {
+            return Ok(f64::INFINITY);
+        }
+        Ok(exact_squares_to_f64(all_squares).sqrt())
     }
 
     /// Updates this rank's part of the weights by its part of the gradient, and sees to it that other ranks get it.

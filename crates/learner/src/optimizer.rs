@@ -2,12 +2,18 @@
 
 use pacs_spec::{OptimizerSpec, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{AdamW, DeviceKernels, ViewError, adamw, bf16_mut, device_kernels, dithered_bf16, f32_mut, f32_ref};
+use pacs_torch::{
+    AdamW, DeviceKernels, ViewError, adamw, bf16_mut, device_kernels, dithered_bf16, exact_to_f32, f32_mut, f32_ref,
+    i64_ref,
+};
 
 use crate::segment::{Segment, part, zeros};
 
 /// Elements that are worked on at a time where tensor operations make temporary buffers.
 const CHUNK: usize = 1 << 26;
+
+/// Elements whose exact sums are floats at a time.
+const EXACT_CHUNK: usize = 1 << 22;
 
 /// Master weights and moments of this rank's part of the parameters, float32.
 #[derive(Debug)]
@@ -82,6 +88,20 @@ impl Optimizer {
         let own = |tensor: &Tensor| part(tensor, segment.shard, segment.len);
         let (mut moment1, mut moment2) = (own(&self.moment1), own(&self.moment2));
         let (moment1, moment2) = (f32_mut(&mut moment1)?, f32_mut(&mut moment2)?);
+        if gradient.kind() == Kind::Int64 {
+            // Part by part, so that no second gradient is in memory. Each element is updated by itself.
+            let mut floats = vec![0.0; EXACT_CHUNK.min(segment.len)];
+            for start in (0..segment.len).step_by(EXACT_CHUNK) {
+                let len = EXACT_CHUNK.min(segment.len - start);
+                let Segment { shard, place, index, .. } = *segment;
+                let piece =
+                    Segment { shard: shard + start, place: place + start, index: index + start, len, ..*segment };
+                exact_to_f32(i64_ref(&part(gradient, start, len))?, &mut floats[..len]);
+                let gradient = Tensor::from_slice(&floats[..len]);
+                self.update_in_place(step, weight_decay, &piece, part(&weights, start, len), &gradient)?;
+            }
+            return Ok(());
+        }
         let gradient = f32_ref(gradient)?;
         match &self.master {
             Some(master) => {

@@ -56,7 +56,16 @@ mod tests {
     use super::*;
 
     fn entry(group: u64, label: f64, answer_tokens: u32) -> IndexEntry {
-        IndexEntry { group, mini_batch: 0, rank: 0, label, reward: 2.0 * label, answer_tokens, truncated: false }
+        IndexEntry {
+            group,
+            mini_batch: 0,
+            rank: 0,
+            label,
+            reward: 2.0 * label,
+            answer_tokens,
+            truncated: false,
+            unit: None,
+        }
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct TrainerSettings {
     pub old_logprobs: OldLogprobs,
     /// What of the training state is this rank's.
     pub division: Division,
+    /// Weights get the same bits from a batch whatever the number of ranks, the division of the state, the size of passes and
+    /// the number of threads. Every entry of a batch's index then has a unit.
+    pub deterministic: bool,
     /// Memory that this rank may use (bytes). Layers whose activations do not fit are computed again in the backward.
     /// `None`: there is enough for all.
     pub memory_bytes: Option<u64>,
@@ -57,6 +60,7 @@ impl TrainerSettings {
             micro_batch_tokens: spec.batch.micro_batch_tokens as usize,
             old_logprobs: spec.batch.old_logprobs,
             division: Division { sharding: spec.resources.sharding, rank, ranks },
+            deterministic: spec.resources.deterministic,
             memory_bytes: spec.learner_memory(),
             saves_in_background: spec.saves_in_background(),
             peak_flops: spec.resources.peak_flops,

@@ -340,7 +340,8 @@ fn fail(error: &TrainError) -> v1::TaskFailure {
         | TrainError::ExchangesEnded
         | TrainError::Overdue { .. }
         | TrainError::Lend(LendError::Device(_)) => transient(error),
-        TrainError::Objective(_)
+        TrainError::Batch(_)
+        | TrainError::Objective(_)
         | TrainError::External(_)
         | TrainError::Model(_)
         | TrainError::View(_)

@@ -14,7 +14,7 @@ use pacs_spec::{OldLogprobs, WeightDecayOn};
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{DeviceKernels, LendError, ViewError, with_device_kernels};
 
-use crate::batch::TrainBatch;
+use crate::batch::{BatchError, TrainBatch};
 use crate::critic::Critic;
 use crate::external::{External, ExternalError};
 use crate::gradient::{PassTensors, TokenCoefficients, TokenScores};
@@ -65,6 +65,9 @@ pub enum TrainError {
     /// The program of the objective gave none.
     #[error(transparent)]
     External(#[from] ExternalError),
+    /// The batch is not cut as a deterministic update needs it.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -177,6 +180,9 @@ impl Trainer {
     }
 
     fn train_with(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
+        if self.settings.deterministic {
+            batch.check_units()?;
+        }
         let started = Instant::now();
         let ranks = collective.world_size() as f64;
         let mut metrics = StepMetrics {
@@ -373,7 +379,8 @@ impl Trainer {
         let passes = batch.passes(&live, self.settings.micro_batch_tokens);
         let rounds = self.rounds(passes.len(), wire)?;
         let couples = update.objective.needs().sums;
-        if couples && rounds != 1 {
+        // Otherwise an answer that turns out to have no gradient would be in the pass or not, depending on the number of passes.
+        if couples && (rounds != 1 || self.settings.deterministic) {
             let mut scored = Vec::with_capacity(live.len());
             self.score(Source::Policy, batch, &live, wire, |place, logprobs| {
                 if update.fresh {
@@ -530,7 +537,7 @@ impl Trainer {
 
 pub(crate) fn keeping(settings: &TrainerSettings) -> Keeping {
     let decays_matrices_only = settings.optimizer.weight_decay_on == WeightDecayOn::Matrices;
-    Keeping { division: settings.division, decays_matrices_only }
+    Keeping { division: settings.division, decays_matrices_only, exact_sums: settings.deterministic }
 }
 
 /// One optimizer update, as one rank sees it.

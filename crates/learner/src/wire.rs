@@ -9,8 +9,8 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use pacs_collective::{AbortHandle, Collective, CudaDevice, Limits, Operation};
-use pacs_torch::tch::{Device, Tensor};
-use pacs_torch::{LendError, Lent, bytes, bytes_mut, f32_mut, f32_ref, lend};
+use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::{LendError, Lent, bytes, bytes_mut, f32_mut, f32_ref, i64_mut, i64_ref, lend};
 
 use crate::trainer::TrainError;
 
@@ -22,9 +22,9 @@ const GRACE: Duration = Duration::from_secs(30);
 /// What is to be exchanged. Tensors are contiguous and must not be touched until the exchange was waited for.
 #[derive(Debug)]
 pub(crate) enum Exchange {
-    /// Adds up a float32 buffer over the ranks.
+    /// Adds up a buffer over the ranks: of float32, or of int64 in host memory.
     AllReduce(Tensor),
-    /// Adds up a float32 buffer over the ranks and leaves each rank its part; adds the part to `sum` where there is one.
+    /// Adds up such a buffer over the ranks and leaves each rank its part; adds the part to `sum` where there is one.
     ReduceScatter { buffer: Tensor, sum: Option<Tensor> },
     /// Fills a buffer with the parts of all ranks; this rank's is `part`, or in its place already.
     AllGather { buffer: Tensor, part: Option<Tensor> },
@@ -213,6 +213,8 @@ impl Exchange {
     /// Lends its buffer to the device's operations, if it is there, with what is computed of it so far.
     fn lend(&self, device: &CudaDevice, rank: usize, ranks: usize) -> Result<Option<Lent>, LendError> {
         match self {
+            // Sums whose order does not matter are integers in host memory.
+            Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } if buffer.kind() == Kind::Int64 => Ok(None),
             Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } => lend(buffer, device),
             Self::AllGather { buffer, part } => {
                 if let Some(part) = part {
@@ -284,6 +286,18 @@ impl Exchange {
     /// computes with.
     fn make_on_host(self, collective: &mut dyn Collective) -> Outcome {
         match self {
+            Self::AllReduce(mut buffer) if buffer.kind() == Kind::Int64 => {
+                collective.all_reduce_sum_i64(i64_mut(&mut buffer)?)?;
+            }
+            Self::ReduceScatter { mut buffer, sum } if buffer.kind() == Kind::Int64 => {
+                collective.reduce_scatter_sum_i64(i64_mut(&mut buffer)?)?;
+                if let Some(mut sum) = sum {
+                    let part = part_of(&buffer, collective.rank(), collective.world_size());
+                    for (sum, part) in i64_mut(&mut sum)?.iter_mut().zip(i64_ref(&part)?) {
+                        *sum = sum.wrapping_add(*part);
+                    }
+                }
+            }
             Self::AllReduce(buffer) => on_host(buffer, |host| Ok(collective.all_reduce_sum(f32_mut(host)?)?))?,
             Self::ReduceScatter { buffer, sum } => {
                 let (rank, ranks) = (collective.rank(), collective.world_size());
@@ -390,6 +404,14 @@ mod tests {
         }
 
         fn reduce_scatter_sum(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
+            self.hang(Operation::ReduceScatterSum)
+        }
+
+        fn all_reduce_sum_i64(&mut self, _: &mut [i64]) -> Result<(), CollectiveError> {
+            self.hang(Operation::AllReduceSum)
+        }
+
+        fn reduce_scatter_sum_i64(&mut self, _: &mut [i64]) -> Result<(), CollectiveError> {
             self.hang(Operation::ReduceScatterSum)
         }
 

@@ -4,9 +4,11 @@
 mod blocks;
 mod flash;
 
+use std::ops::Range;
+
 use pacs_shape::PassShape;
-use pacs_torch::has_flash_attention;
 use pacs_torch::tch::{Device, Tensor, with_grad};
+use pacs_torch::{fixed_units, has_flash_attention, one_thread_each};
 
 use self::blocks::Blocks;
 use self::flash::{Flash, FlashTrace};
@@ -79,6 +81,24 @@ pub struct Packed {
 enum Method {
     Blocks(Blocks),
     Flash(Flash),
+    /// Every unit by itself, and in it every key head with its query heads.
+    Units(Vec<UnitPlan>),
+}
+
+/// The attention of one unit, for one key head.
+#[derive(Debug)]
+struct UnitPlan {
+    rows: Range<usize>,
+    blocks: Blocks,
+}
+
+/// The heads of one unit that are computed by one thread.
+#[derive(Debug)]
+struct Part {
+    rows: Range<usize>,
+    /// Key head.
+    head: i64,
+    blocks: Blocks,
 }
 
 impl Packed {
@@ -89,6 +109,19 @@ impl Packed {
         let dims = Dims { n: config.heads, k: config.kv_heads, h: config.head_dim };
         let tokens: usize = rows.iter().map(PackedRow::tokens).sum();
         let sequences = sequences(rows);
+        if let Some(units) = fixed_units() {
+            let one = Dims { n: dims.n / dims.k, k: 1, h: dims.h };
+            let mut rest = sequences.into_iter().peekable();
+            let plan = |range: &Range<usize>| {
+                let mut own = Vec::new();
+                while let Some(sequence) = rest.next_if(|sequence| sequence.start < range.end) {
+                    own.push(sequence.behind(range.start));
+                }
+                UnitPlan { rows: range.clone(), blocks: Blocks::new(own, range.len(), one, kind, device) }
+            };
+            assert_eq!(units.rows(), tokens, "units hold all rows");
+            return Self { method: Method::Units(units.ranges().iter().map(plan).collect()), dims };
+        }
         let method = if has_flash_attention(device, kind, dims.h) && !sequences.is_empty() {
             Method::Flash(Flash::new(&sequences, tokens, device))
         } else {
@@ -103,6 +136,17 @@ impl Packed {
         match &self.method {
             Method::Blocks(blocks) => blocks.shape(),
             Method::Flash(flash) => flash.shape(),
+            Method::Units(plans) => plans.iter().fold(PassShape::default(), |mut all, plan| {
+                let shape = plan.blocks.shape();
+                for (all, own) in all.plain_rows.iter_mut().zip(shape.plain_rows) {
+                    *all += own;
+                }
+                for (all, own) in all.fused_rows.iter_mut().zip(shape.fused_rows) {
+                    *all += own;
+                }
+                all.plain_scores += shape.plain_scores;
+                all
+            }),
         }
     }
 
@@ -112,8 +156,48 @@ impl Packed {
         let output = match &self.method {
             Method::Blocks(blocks) => blocks.attend(q, k, v, self.dims),
             Method::Flash(flash) => flash.attend(&q, k, v),
+            Method::Units(plans) => {
+                let parts = self.parts(plans, [&q, &k, &v]);
+                let outputs = one_thread_each(parts, |(part, [q, k, v])| part.attend(q, k, v));
+                self.join(plans, &outputs.iter().collect::<Vec<_>>())
+            }
         };
         output.view([tokens, self.dims.n * self.dims.h])
+    }
+
+    /// The parts that are computed by one thread each, unit by unit, with their queries, keys and values.
+    fn parts(&self, plans: &[UnitPlan], qkv: [&Tensor; 3]) -> Vec<(Part, [Tensor; 3])> {
+        let (group, mut parts) = (self.dims.n / self.dims.k, Vec::new());
+        for plan in plans {
+            for head in 0..self.dims.k {
+                let part = Part { rows: plan.rows.clone(), head, blocks: plan.blocks.shallow_clone() };
+                let own = qkv.map(|x| part.of(x, if x.size()[1] == self.dims.n { group } else { 1 }));
+                parts.push((part, own));
+            }
+        }
+        parts
+    }
+
+    /// Puts together what parts have computed, `[rows, heads, H]` each; returns `[T, heads, H]`.
+    fn join(&self, plans: &[UnitPlan], parts: &[&Tensor]) -> Tensor {
+        let heads = parts.chunks(self.dims.k as usize);
+        let units: Vec<Tensor> = plans.iter().zip(heads).map(|(_, heads)| Tensor::cat(heads, 1)).collect();
+        Tensor::cat(&units, 0)
+    }
+}
+
+impl Part {
+    /// Its part of `[T, heads, H]`, of which `count` heads belong to a key head.
+    fn of(&self, x: &Tensor, count: i64) -> Tensor {
+        let rows = x.narrow(0, self.rows.start as i64, self.rows.len() as i64);
+        // A tensor of its own, so that its place in memory depends on nothing.
+        rows.narrow(1, self.head * count, count).copy()
+    }
+
+    /// Returns `[rows, query heads, H]`.
+    fn attend(&self, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        let [rows, n, h] = [q.size()[0], q.size()[1], q.size()[2]];
+        self.blocks.attend(q, k, v, Dims { n, k: 1, h }).view([rows, n, h])
     }
 }
 
@@ -136,12 +220,31 @@ enum Traced {
         output: Tensor,
     },
     Flash(FlashTrace),
+    /// Leaves and output of the graph of each part, and the output put together.
+    Units {
+        parts: Vec<([Tensor; 3], Tensor)>,
+        output: Tensor,
+        heads: usize,
+        units: Vec<Range<usize>>,
+    },
 }
 
 impl AttentionTrace {
     pub(crate) fn new(packed: &Packed, (q, k, v): (Tensor, Tensor, Tensor)) -> Self {
         if let Method::Flash(flash) = &packed.method {
             return Self(Traced::Flash(flash.trace(q, k, v)));
+        }
+        if let Method::Units(plans) = &packed.method {
+            let parts = one_thread_each(packed.parts(plans, [&q, &k, &v]), |(part, own)| {
+                let inputs = own.map(|x| x.set_requires_grad(true));
+                let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
+                let output = with_grad(|| part.attend(q, k, v));
+                (inputs, output)
+            });
+            let outputs: Vec<Tensor> = parts.iter().map(|(_, output)| output.detach()).collect();
+            let output = packed.join(plans, &outputs.iter().collect::<Vec<_>>()).flatten(1, 2);
+            let units = plans.iter().map(|plan| plan.rows.clone()).collect();
+            return Self(Traced::Units { parts, output, heads: packed.dims.k as usize, units });
         }
         let inputs = [q, k, v].map(|x| x.detach().set_requires_grad(true));
         let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
@@ -154,6 +257,7 @@ impl AttentionTrace {
         match &self.0 {
             Traced::Graph { output, .. } => output.detach(),
             Traced::Flash(trace) => trace.output().flatten(1, 2),
+            Traced::Units { output, .. } => output.shallow_clone(),
         }
     }
 
@@ -166,8 +270,35 @@ impl AttentionTrace {
                 inputs.map(|input| input.grad())
             }
             Traced::Flash(trace) => trace.backward(gradient),
+            Traced::Units { parts, heads, units, .. } => units_backward(parts, heads, &units, gradient),
         }
     }
+}
+
+/// Gradients of all parts, put together as `[T, heads, H]` each.
+fn units_backward(
+    parts: Vec<([Tensor; 3], Tensor)>,
+    heads: usize,
+    units: &[Range<usize>],
+    gradient: &Tensor,
+) -> [Tensor; 3] {
+    let mut items = Vec::with_capacity(parts.len());
+    for (place, (inputs, output)) in parts.into_iter().enumerate() {
+        let (rows, head) = (&units[place / heads], (place % heads) as i64);
+        let width = output.size()[1] * output.size()[2];
+        let own = gradient.narrow(0, rows.start as i64, rows.len() as i64).narrow(1, head * width, width);
+        items.push((inputs, output, own));
+    }
+    let gradients = one_thread_each(items, |(inputs, output, gradient)| {
+        let gradient = gradient.copy().view_as(&output);
+        with_grad(|| (output * &gradient).sum(gradient.kind())).backward();
+        inputs.map(|input| input.grad())
+    });
+    std::array::from_fn(|which| {
+        let of_unit =
+            |parts: &[[Tensor; 3]]| Tensor::cat(&parts.iter().map(|part| &part[which]).collect::<Vec<_>>(), 1);
+        Tensor::cat(&gradients.chunks(heads).map(of_unit).collect::<Vec<_>>(), 0)
+    })
 }
 
 /// A run of tokens with causal attention among themselves and full attention to a prefix elsewhere.
@@ -176,6 +307,13 @@ struct Sequence {
     prefix: usize,
     start: usize,
     len: usize,
+}
+
+impl Sequence {
+    /// The same where the first `tokens` tokens are not there.
+    fn behind(self, tokens: usize) -> Self {
+        Self { prefix_start: self.prefix_start - tokens, start: self.start - tokens, ..self }
+    }
 }
 
 /// The sequences of rows, in the order of their tokens; none is empty.
@@ -209,6 +347,10 @@ impl Gather {
     fn new(index: Vec<i64>, source: usize, device: Device) -> Self {
         let identity = index.len() == source && index.iter().enumerate().all(|(i, &row)| row == i as i64);
         Self((!identity).then(|| Tensor::from_slice(&index).to_device(device)))
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self(self.0.as_ref().map(Tensor::shallow_clone))
     }
 
     /// None: all in order.

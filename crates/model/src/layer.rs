@@ -4,13 +4,15 @@
 //! one pass over memory.
 // Legend: `T` tokens, `D` width, `F` feed-forward width, `N` query heads, `K` key and value heads, `H` head.
 
-use pacs_torch::accumulate;
 use pacs_torch::tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 use crate::attention::{Attention, AttentionTrace, Packed};
 use crate::model::Weight;
-use crate::ops::{add_rms_norm, rms_norm, rms_norm_backward, silu_gate, silu_gate_backward};
+use crate::ops::{
+    add_column_sums, add_rms_norm, add_weight_gradient, linear, matmul, rms_norm, rms_norm_backward, silu_gate,
+    silu_gate_backward,
+};
 use crate::rope::Rotation;
 use pacs_shape::layer_parameter;
 
@@ -128,7 +130,7 @@ impl Layer {
     /// `[T, N + 2 K, H]`.
     fn project(&self, normed: &Tensor) -> Tensor {
         let bias = self.qkv_bias.as_ref().map(|bias| &bias.tensor);
-        normed.linear(&self.qkv.tensor, bias).view([-1, self.heads + 2 * self.kv_heads, self.head_dim])
+        linear(normed, &self.qkv.tensor, bias).view([-1, self.heads + 2 * self.kv_heads, self.head_dim])
     }
 
     /// Rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`; takes the projections over.
@@ -176,8 +178,7 @@ impl Layer {
         let normed = rms_norm(&input, &self.input_norm.tensor, self.epsilon);
         self.qkv.add(gradients, &by_projected, &normed);
         if let Some(bias) = &self.qkv_bias {
-            let sum = by_projected.sum_dim_intlist(0, false, gradients.kind());
-            accumulate(&mut bias.slot(gradients), &sum).expect("both are contiguous");
+            add_column_sums(&mut bias.slot(gradients), &by_projected);
         }
         let by_normed = self.qkv.backward_input(&by_projected);
         self.norm_backward(&input, &self.input_norm, &by_normed, Some(&by_middle), gradients)
@@ -223,18 +224,17 @@ impl Layer {
 impl Weight {
     /// `x W^T`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.tensor, None::<&Tensor>)
+        linear(x, &self.tensor, None)
     }
 
     /// Gradient by the input of [`Weight::apply`].
     fn backward_input(&self, gradient: &Tensor) -> Tensor {
-        gradient.matmul(&self.tensor)
+        matmul(gradient, &self.tensor)
     }
 
     /// Adds the gradient of a matrix: `gradient` by its output, `input` it was applied to.
     fn add(&self, gradients: &Tensor, gradient: &Tensor, input: &Tensor) {
-        let product = gradient.tr().matmul(input);
-        accumulate(&mut self.slot(gradients), &product).expect("both are contiguous");
+        add_weight_gradient(&mut self.slot(gradients), gradient, input);
     }
 }
 

@@ -2,8 +2,13 @@
 //! that `[positions, vocabulary]` never exists as a whole.
 // Legend: `T` tokens, `M` scored positions, `C` positions of one chunk, `D` width, `V` vocabulary.
 
+use std::ops::Range;
+
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{accumulate, device_kernels, has_kernels, target_gradient};
+use pacs_torch::{
+    TargetScore, Units, accumulate, add_weight_gradient, device_kernels, fixed_units, has_kernels, matmul,
+    target_gradient,
+};
 
 use crate::Model;
 use crate::layer::gradient_kind;
@@ -28,11 +33,21 @@ pub fn answer_logprobs(
     // Brought to the device once, for it is waited for then.
     let (index, tokens): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
     expect_within(model, &tokens);
+    let host_tokens = tokens.clone();
     let [index, tokens] = [index, tokens].map(|values| Tensor::from_slice(&values).to_device(model.device()));
-    for start in (0..rows.len()).step_by(chunk.max(1)) {
-        let length = chunk.max(1).min(rows.len() - start) as i64;
-        let [index, tokens] = [&index, &tokens].map(|all| all.narrow(0, start as i64, length));
+    for rows in chunks(rows.len(), chunk) {
+        let (start, length) = (rows.start as i64, rows.len() as i64);
+        let [index, tokens] = [&index, &tokens].map(|all| all.narrow(0, start, length));
         let mut logits = model.logits(&hidden.index_select(0, &index));
+        if fixed_units().is_some() {
+            // The sums of the kernel have one order, whatever the number of threads.
+            let none = vec![0.0; rows.len()];
+            let scores = target_gradient(&mut logits, &host_tokens[rows], &none, &[], temperature);
+            let (of_chunk, entropies_of_chunk) = score_tensors(&scores.expect("logits are contiguous"));
+            logprobs.push(of_chunk);
+            entropies.push(entropies_of_chunk);
+            continue;
+        }
         if let Some(kernels) = device_kernels() {
             let scores = launched(kernels.target_scores(&mut logits, &tokens, None, temperature));
             logprobs.push(scores.0);
@@ -48,6 +63,27 @@ pub fn answer_logprobs(
         return (empty(), empty());
     }
     (Tensor::cat(&logprobs, 0), Tensor::cat(&entropies, 0))
+}
+
+/// Rows whose logits exist at once: at most `chunk`, and of one unit where the pass has units.
+fn chunks(rows: usize, chunk: usize) -> Vec<Range<usize>> {
+    let chunk = chunk.max(1);
+    let cut = |unit: Range<usize>| {
+        let end = unit.end;
+        unit.step_by(chunk).map(move |start| start..(start + chunk).min(end))
+    };
+    match fixed_units() {
+        Some(units) => {
+            assert_eq!(units.scored().last().map_or(0, |last| last.end), rows, "units hold all scored rows");
+            units.scored().iter().cloned().flat_map(cut).collect()
+        }
+        None => cut(0..rows).collect(),
+    }
+}
+
+fn score_tensors(scores: &[TargetScore]) -> (Tensor, Tensor) {
+    let (logprobs, entropies): (Vec<f32>, Vec<f32>) = scores.iter().map(|score| (score.logprob, score.entropy)).unzip();
+    (Tensor::from_slice(&logprobs), Tensor::from_slice(&entropies))
 }
 
 /// The tokens that a loss depends on through their log-probabilities, one a row of hidden states, and through the
@@ -100,18 +136,26 @@ pub fn head_backward(
     assert!(fits, "{m} rows need as many tokens and coefficients");
     expect_within(model, targets.tokens);
     no_grad(|| {
-        let chunk = chunk.max(1);
         let on_device = OnDevice::new(targets, model.device());
         let by_hidden = hidden.zeros_like();
         let mut scores = Scores::default();
         let mut by_weight = model.head_slot(gradients);
-        for start in (0..count).step_by(chunk) {
-            let part = targets.part(start, chunk);
-            let on_device = on_device.part(start as i64, part.tokens.len() as i64);
-            let narrow = |x: &Tensor| x.narrow(0, start as i64, part.tokens.len() as i64);
+        for rows in chunks(count, chunk) {
+            let (start, length) = (rows.start as i64, rows.len() as i64);
+            let part = targets.part(rows.start, rows.len());
+            let on_device = on_device.part(start, length);
+            let narrow = |x: &Tensor| x.narrow(0, start, length);
             let hidden = narrow(hidden);
             let by_logits = part.by_logits(model, &on_device, &hidden, &mut scores);
             if part.coefficients.iter().chain(part.entropy_coefficients).any(|&coefficient| coefficient != 0.0) {
+                if fixed_units().is_some() {
+                    // The rows of a chunk are of one unit.
+                    let unit = Units::new(&[rows.len()]);
+                    narrow(&by_hidden).copy_(&matmul(&unit, &by_logits, model.head_weight()));
+                    let added = add_weight_gradient(&unit, &mut by_weight, &by_logits, &hidden);
+                    added.expect("the slot is contiguous");
+                    continue;
+                }
                 narrow(&by_hidden).copy_(&by_logits.matmul(model.head_weight()));
                 let product = by_logits.tr().matmul(&hidden);
                 accumulate(&mut by_weight, &product).expect("both are contiguous");
@@ -189,9 +233,8 @@ impl Targets<'_> {
         if has_kernels(&logits) {
             let scores = target_gradient(&mut logits, self.tokens, by_logprob, by_entropy, self.temperature)
                 .expect("logits are contiguous");
-            let (logprobs, entropies): (Vec<f32>, Vec<f32>) =
-                scores.iter().map(|score| (score.logprob, score.entropy)).unzip();
-            noted.push(Tensor::from_slice(&logprobs), Tensor::from_slice(&entropies));
+            let (logprobs, entropies) = score_tensors(&scores);
+            noted.push(logprobs, entropies);
             return logits;
         }
         if let Some(kernels) = device_kernels() {

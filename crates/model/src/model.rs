@@ -1,10 +1,11 @@
 // Legend: `T` tokens, `M` scored positions, `D` width, `V` vocabulary.
 
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
+use pacs_torch::{fixed_units, wide_linear};
 
 use crate::attention::{Attention, Packed};
 use crate::layer::{Activations, Layer, Stream, gradient_kind};
-use crate::ops::rms_norm_backward;
+use crate::ops::{add_rows, rms_norm_backward};
 use crate::parameters::slice;
 use crate::rope::{Rope, Rotation};
 use crate::stages::{InPlace, Stages};
@@ -124,7 +125,8 @@ impl Model {
     }
 
     /// A flat buffer of zeros for [`Model::backward`]: float32 (float64 for a float64 model), in the layout of the
-    /// parameters.
+    /// parameters. Within [`pacs_torch::with_units`] a backward takes int64 in its place, of which
+    /// [`pacs_torch::exact_to_f32`] makes floats.
     pub fn zero_gradients(&self) -> Tensor {
         Tensor::zeros(self.flat.size(), (gradient_kind(self.kind()), self.device()))
     }
@@ -179,7 +181,10 @@ impl Model {
     ///
     /// `hidden`: `[M, D]`, rows of [`Model::hidden`]. Returns `[M, V]` in the kind of the model.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(&self.head.tensor, None::<&Tensor>)
+        match fixed_units() {
+            Some(_) => wide_linear(hidden, &self.head.tensor),
+            None => hidden.linear(&self.head.tensor, None::<&Tensor>),
+        }
     }
 
     /// A forward of packed rows that can be followed by a backward.
@@ -274,7 +279,7 @@ impl Model {
                 stages.after_backward(1 + index)?;
             }
             stages.before_backward(0)?;
-            let _ = self.embedding.slot(gradients).index_add_(0, &tokens, &gradient.to_kind(gradients.kind()));
+            add_rows(&mut self.embedding.slot(gradients), &tokens, &gradient);
             stages.after_backward(0)
         })
     }

@@ -3,7 +3,7 @@
 // Legend: `T` tokens, `D` width, `F` width of the feed-forward block, `H` head.
 
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{KernelError, ViewError, accumulate, device_kernels, has_kernels};
+use pacs_torch::{KernelError, ViewError, accumulate, device_kernels, fixed_units, has_kernels};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {
@@ -13,6 +13,46 @@ fn fused<T>(result: Result<T, ViewError>) -> T {
 /// States why a launch cannot be refused.
 pub(crate) fn launched<T>(result: Result<T, KernelError>) -> T {
     result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+}
+
+/// `x W^T + b` of the rows of a pass; unit by unit within [`pacs_torch::with_units`], as all products here.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    match fixed_units() {
+        Some(units) => pacs_torch::linear(&units, x, weight, bias),
+        None => x.linear(weight, bias),
+    }
+}
+
+/// `x W` of the rows of a pass.
+pub(crate) fn matmul(x: &Tensor, weight: &Tensor) -> Tensor {
+    match fixed_units() {
+        Some(units) => pacs_torch::matmul(&units, x, weight),
+        None => x.matmul(weight),
+    }
+}
+
+/// Adds the gradient of a matrix to `slot`, over the rows of a pass: `gradient` by its output, `input` it was applied to.
+pub(crate) fn add_weight_gradient(slot: &mut Tensor, gradient: &Tensor, input: &Tensor) {
+    match fixed_units() {
+        Some(units) => fused(pacs_torch::add_weight_gradient(&units, slot, gradient, input)),
+        None => fused(accumulate(slot, &gradient.tr().matmul(input))),
+    }
+}
+
+/// Adds the sum over the rows of a pass to `slot`.
+pub(crate) fn add_column_sums(slot: &mut Tensor, rows: &Tensor) {
+    match fixed_units() {
+        Some(units) => fused(pacs_torch::add_column_sums(&units, slot, rows)),
+        None => fused(accumulate(slot, &rows.sum_dim_intlist(0, false, wide(rows.kind())))),
+    }
+}
+
+/// Adds rows to those rows of `slot` that `index` names.
+pub(crate) fn add_rows(slot: &mut Tensor, index: &Tensor, rows: &Tensor) {
+    if slot.kind() == Kind::Int64 {
+        return fused(pacs_torch::add_rows_exact(slot, index, &rows.contiguous()));
+    }
+    let _ = slot.index_add_(0, index, &rows.to_kind(slot.kind()));
 }
 
 /// Root-mean-square norm over the last dimension, with statistics in float32 at least.

@@ -3,6 +3,7 @@
 use std::f64::consts::TAU;
 
 use pacs_torch::tch::{Device, Kind, Tensor};
+use pacs_torch::{by_rows, fixed_units};
 
 use crate::ops::rotate;
 use crate::{ModelConfig, RopeScaling};
@@ -32,7 +33,14 @@ impl Rope {
     /// Computed anew in each forward, which costs less than gathering from a table at every length that matters.
     pub(crate) fn at(&self, positions: &Tensor) -> Rotation {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
-        Rotation { cos: angles.cos(), sin: angles.sin() }
+        let [cos, sin] = match fixed_units() {
+            Some(units) => by_rows(&units, &angles, |angles| {
+                let angles = angles.copy();
+                [angles.cos(), angles.sin()]
+            }),
+            None => [angles.cos(), angles.sin()],
+        };
+        Rotation { cos, sin }
     }
 }
 

@@ -1,7 +1,11 @@
 //! The head of a value model: one number a position, and its backward.
 // Legend: `M` positions, `D` width.
 
+use std::ops::Range;
+use std::rc::Rc;
+
 use pacs_torch::tch::{Kind, Tensor, no_grad};
+use pacs_torch::{Units, add_weight_gradient, fixed_units, linear};
 
 use crate::Model;
 use crate::layer::gradient_kind;
@@ -18,7 +22,12 @@ pub fn values(model: &Model, hidden: &Tensor) -> Vec<f32> {
     let (_m, _d) = hidden.size2().expect("hidden is a matrix");
     no_grad(|| {
         let kind = gradient_kind(model.kind());
-        let values = hidden.to_kind(kind).matmul(&row(model, kind).tr()).squeeze_dim(1);
+        let hidden = hidden.to_kind(kind);
+        let values = match scored_units() {
+            Some(units) => linear(&units, &hidden, &row(model, kind), None),
+            None => hidden.matmul(&row(model, kind).tr()),
+        };
+        let values = values.squeeze_dim(1);
         Vec::try_from(values.to_kind(Kind::Float)).expect("a vector of numbers")
     })
 }
@@ -36,9 +45,21 @@ pub fn values_backward(model: &Model, hidden: &Tensor, by_value: &[f32], gradien
     no_grad(|| {
         let kind = gradient_kind(model.kind());
         let by_value = Tensor::from_slice(by_value).to_device(model.device()).to_kind(kind).unsqueeze(1);
-        let _ = model.head_slot(gradients).g_add_(&by_value.tr().matmul(&hidden.to_kind(kind)));
+        let wide = hidden.to_kind(kind);
+        match scored_units() {
+            Some(units) => add_weight_gradient(&units, &mut model.head_slot(gradients), &by_value, &wide)
+                .expect("the slot is contiguous"),
+            None => drop(model.head_slot(gradients).g_add_(&by_value.tr().matmul(&wide))),
+        }
+        // Each element is one product.
         by_value.matmul(&row(model, kind)).to_kind(hidden.kind())
     })
+}
+
+/// The scored rows of each unit, where the pass has units.
+fn scored_units() -> Option<Units> {
+    let lengths = |units: Rc<Units>| Units::new(&units.scored().iter().map(Range::len).collect::<Vec<_>>());
+    fixed_units().map(lengths)
 }
 
 /// The head, `[1, D]`.

@@ -11,6 +11,7 @@ mod error;
 mod layout;
 mod memory;
 mod sharding;
+mod units;
 mod work;
 
 pub use config::{ModelConfig, RopeScaling};
@@ -18,4 +19,5 @@ pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
 pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS};
 pub use sharding::{Division, Sharding};
+pub use units::{unit_tokens, units};
 pub use work::{Flops, PassWork};

@@ -53,6 +53,8 @@ pub struct TrainingSetup {
     pub has_kernels: bool,
     /// It is host memory that is taken.
     pub in_host_memory: bool,
+    /// Gradients are summed as integers of 64 bits.
+    pub exact_sums: bool,
 }
 
 /// What goes through the model at once.
@@ -222,7 +224,7 @@ impl TrainingSetup {
         ModelPlan {
             weights: held * self.weight_bytes,
             reference: if self.holds_reference { set_aside * self.weight_bytes } else { 0 },
-            gradients: held * 4,
+            gradients: held * if self.exact_sums { 8 } else { 4 },
             optimizer: own * (8 + master_bytes),
             copy: if self.copy == StateCopy::Here { written } else { 0 },
             host_copy: if self.copy == StateCopy::InHostMemory { written } else { 0 },
@@ -340,6 +342,7 @@ mod tests {
             head_chunk: 512,
             has_kernels: false,
             in_host_memory: false,
+            exact_sums: false,
         }
     }
 

@@ -363,6 +363,11 @@ impl Check {
         let message =
             "expected \"replicated\" or \"shard_optimizer\": the objective's value model is not divided further";
         self.that(!(needs.values && divided), "resources.sharding", "\"shard_all\"", message, &["objective.kind"]);
+        let on_cpu = spec.resources.device == DeviceKind::Cpu;
+        let message = "expected false with `resources.device = \"cuda\"`: libtorch's kernels of a GPU add up in an order that \
+                       differs from one run to the next";
+        let deterministic = spec.resources.deterministic;
+        self.that(!deterministic || on_cpu, "resources.deterministic", deterministic, message, &["resources.device"]);
         if let Some(warmup) = spec.objective.critic_warmup_steps {
             let message =
                 format!("expected fewer than `batch.steps` ({}), else the policy is never trained", batch.steps);

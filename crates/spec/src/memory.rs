@@ -1,6 +1,6 @@
 //! From a job to the memory that a learner rank takes.
 
-use pacs_shape::{Division, HEAD_CHUNK, ModelConfig, PassShape, StateCopy, TrainingSetup, WINDOWS};
+use pacs_shape::{Division, HEAD_CHUNK, ModelConfig, PassShape, StateCopy, TrainingSetup, WINDOWS, unit_tokens};
 
 use crate::{DeviceKind, JobSpec, Precision};
 
@@ -35,14 +35,17 @@ impl JobSpec {
             head_chunk: HEAD_CHUNK,
             has_kernels: true,
             in_host_memory: on_cpu,
+            exact_sums: self.resources.deterministic,
         }
     }
 
     /// The largest pass of the job, with prompts of `prompt_tokens` tokens.
     #[must_use]
     pub fn largest_pass(&self, prompt_tokens: usize) -> PassShape {
+        // A unit is in one pass.
+        let unit = if self.resources.deterministic { unit_tokens(prompt_tokens) as u64 } else { 0 };
         PassShape::largest(
-            u64::from(self.batch.micro_batch_tokens),
+            u64::from(self.batch.micro_batch_tokens).max(unit),
             prompt_tokens as u64,
             u64::from(self.rollout.max_new_tokens),
             u64::from(self.rollout.samples_per_prompt),

@@ -506,6 +506,10 @@ pub struct ResourcesSpec {
     /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
     /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).
     pub sharding: Sharding,
+    /// A batch gives the same weights to the last bit whatever the number of learners, `sharding`, `batch.micro_batch_tokens`
+    /// and the number of threads, at a price (docs/PERFORMANCE.md). On processors of one kind, and with `device = "cpu"`
+    /// only. Default `false`.
+    pub deterministic: bool,
     /// Memory that one learner rank may use, in GiB. Activations that do not fit are computed again in the backward.
     /// Default 0: what the device has. At most 1,000,000.
     pub learner_memory_gib: f64,
@@ -525,6 +529,7 @@ impl Default for ResourcesSpec {
             threads: 0,
             device: DeviceKind::Cpu,
             sharding: Sharding::Replicated,
+            deterministic: false,
             learner_memory_gib: 0.0,
             peak_flops: None,
         }

@@ -4,6 +4,7 @@ use half::bf16;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::element::{Element, for_each_instruction_set};
+use crate::exact::accumulate_exact;
 use crate::parallel;
 use crate::view::{ViewError, bf16_ref, f32_mut};
 
@@ -12,7 +13,9 @@ const SMALLEST_PART: usize = 1 << 15;
 
 /// Adds `values` to `sum`, element by element.
 ///
-/// `sum`: float32, contiguous; `values`: any float kind, as many elements, on the same device.
+/// `sum`: float32, contiguous; `values`: any float kind, as many elements, on the same device. Or `sum` is int64 in host
+/// memory: then it holds sums that do not depend on their order ([`exact_to_f32`](crate::exact_to_f32)), and `values` are
+/// float32 or bfloat16.
 ///
 /// # Errors
 /// When a tensor of the host is not contiguous.
@@ -21,6 +24,9 @@ const SMALLEST_PART: usize = 1 << 15;
 /// When the numbers of elements differ.
 pub fn accumulate(sum: &mut Tensor, values: &Tensor) -> Result<(), ViewError> {
     assert_eq!(sum.numel(), values.numel(), "buffers differ in length");
+    if sum.kind() == Kind::Int64 {
+        return accumulate_exact(sum, &values.contiguous());
+    }
     if sum.device() != Device::Cpu || values.kind() != Kind::BFloat16 {
         let values = values.view_as(sum);
         no_grad(|| {

@@ -13,6 +13,8 @@ mod dither;
 mod dot;
 mod draw;
 mod element;
+mod exact;
+mod fixed;
 mod flash;
 mod gate;
 mod graph;
@@ -41,6 +43,11 @@ pub use device::{
 pub use dither::dithered_bf16;
 pub use draw::{DrawOptions, Drawn, can_draw, draw};
 pub use element::{has_kernels, plain};
+pub use exact::{add_rows_exact, exact_squares, exact_squares_to_f64, exact_to_f32, is_within_range, take_bound};
+pub use fixed::{
+    Units, add_column_sums, add_weight_gradient, by_rows, fixed_units, linear, matmul, one_thread_each, wide_linear,
+    with_units,
+};
 pub use flash::{
     FlashOutput, FlashSequences, flash_attention, flash_backward, flash_forward, has_flash_attention,
     with_emulated_flash,
@@ -53,4 +60,4 @@ pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};
 pub use rotary::rotate;
 pub use softmax::{TargetScore, target_gradient};
 pub use tch;
-pub use view::{ViewError, bf16_mut, bf16_ref, bytes, bytes_mut, f32_mut, f32_ref};
+pub use view::{ViewError, bf16_mut, bf16_ref, bytes, bytes_mut, f32_mut, f32_ref, i64_mut, i64_ref};

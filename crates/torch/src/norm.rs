@@ -2,12 +2,14 @@
 //!
 //! libtorch composes it of eight operations on a CPU, each a pass over memory and a round of its threads.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::dot::dot;
 use crate::element::{Element, by_kind, for_each_instruction_set};
+use crate::exact::{add_exact, note_bound};
+use crate::fixed::{fixed_units, row_parts};
 use crate::parallel;
-use crate::view::{ViewError, f32_mut};
+use crate::view::{ViewError, f32_mut, i64_mut};
 
 /// Fewest elements that are worth a thread.
 const SMALLEST_PART: usize = 1 << 14;
@@ -118,17 +120,31 @@ fn backward<T: Element>(
     weight_gradient: &mut Tensor,
     output: &mut Tensor,
 ) -> Result<(), ViewError> {
-    let (x, weight, output) = (T::slice(x)?, widened::<T>(weight)?, T::slice_mut(output)?);
-    let part = parallel::part_length(x.len(), SMALLEST_PART).next_multiple_of(weight.len());
-    let residuals: Vec<Option<&[T]>> = match residual {
-        Some(residual) => T::slice(residual)?.chunks(part).map(Some).collect(),
-        None => x.chunks(part).map(|_| None).collect(),
+    let rows = x.size().first().map_or(0, |rows| *rows as usize);
+    let (x, weight, mut output) = (T::slice(x)?, widened::<T>(weight)?, T::slice_mut(output)?);
+    // Elements of each part; a sum over rows is rounded part by part, so within units parts are theirs.
+    let lengths: Vec<usize> = match fixed_units().filter(|units| units.rows() == rows && rows > 0) {
+        Some(units) => row_parts(&units).iter().map(|part| part * (x.len() / rows)).collect(),
+        None => {
+            let part = parallel::part_length(x.len(), SMALLEST_PART).next_multiple_of(weight.len());
+            x.chunks(part).map(<[T]>::len).collect()
+        }
     };
-    let inputs = x.chunks(part).zip(T::slice(gradient)?.chunks(part)).zip(residuals);
-    let parts = inputs.zip(output.chunks_mut(part)).collect();
-    let by_weight = parallel::map(parts, |(((x, gradient), residual), output)| {
+    let (mut x, mut gradient) = (x, T::slice(gradient)?);
+    let mut residual = residual.map(T::slice).transpose()?;
+    let parts = lengths.into_iter().map(|length| {
+        let residual = residual.as_mut().map(|residual| residual.split_off(..length).expect("as many rows"));
+        let inputs = [&mut x, &mut gradient].map(|whole| whole.split_off(..length).expect("as many rows"));
+        (inputs, residual, output.split_off_mut(..length).expect("as many rows"))
+    });
+    let by_weight = parallel::map(parts.collect(), |([x, gradient], residual, output)| {
         backward_rows(x, &weight, epsilon, gradient, residual, output)
     });
+    if weight_gradient.kind() == Kind::Int64 {
+        let sums = i64_mut(weight_gradient)?;
+        by_weight.iter().for_each(|part| note_bound(add_exact(sums, part)));
+        return Ok(());
+    }
     let sums = f32_mut(weight_gradient)?;
     for part in by_weight {
         for (sum, value) in sums.iter_mut().zip(part) {
@@ -198,7 +214,6 @@ fn widened<T: Element>(tensor: &Tensor) -> Result<Vec<f32>, ViewError> {
 mod tests {
     use super::*;
     use crate::testing::{difference, random};
-    use tch::Kind;
 
     #[test]
     fn equals_autograd() {

@@ -21,10 +21,26 @@ pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync)
     if items.len() < 2 {
         return items.into_iter().map(work).collect();
     }
+    let most = items.len().min(threads());
+    on_team(most, items, work)
+}
+
+/// Does `work` on every item within a team of threads, also where one item is all there is: what `work` calls computes with
+/// the thread that calls it, for libtorch and its libraries start no team within another.
+pub(crate) fn map_within<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let most = match threads() {
+        // There is no other thread that it could compute with.
+        1 => 1,
+        most => items.len().min(most).max(2),
+    };
+    on_team(most, items, work)
+}
+
+fn on_team<T: Send, R: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let cells: Vec<Mutex<(Option<T>, Option<R>)>> =
         items.into_iter().map(|item| Mutex::new((Some(item), None))).collect();
     let next = AtomicUsize::new(0);
-    team(cells.len().min(threads()), &|| {
+    team(threads, &|| {
         while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
             cell.1 = cell.0.take().map(&work);

@@ -75,6 +75,14 @@ views!(
     f32_mut, f32, Some(Kind::Float), "float32", mut
 );
 views!(
+    /// The elements of an int64 tensor.
+    i64_ref, i64, Some(Kind::Int64), "int64", ref
+);
+views!(
+    /// The elements of an int64 tensor, to be written.
+    i64_mut, i64, Some(Kind::Int64), "int64", mut
+);
+views!(
     /// The elements of a bfloat16 tensor.
     bf16_ref, bf16, Some(Kind::BFloat16), "bfloat16", ref
 );

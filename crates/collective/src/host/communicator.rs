@@ -206,6 +206,17 @@ impl Collective for HostCollective {
         })
     }
 
+    fn all_reduce_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError> {
+        self.call(Operation::AllReduceSum, data.len(), size_of_val(data), |ring, call| ring.all_reduce_sum(call, data))
+    }
+
+    fn reduce_scatter_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError> {
+        self.check_parts(Operation::ReduceScatterSum, data.len())?;
+        self.call(Operation::ReduceScatterSum, data.len(), size_of_val(data), |ring, call| {
+            ring.reduce_scatter_sum(call, data)
+        })
+    }
+
     fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError> {
         self.check_parts(Operation::AllGather, data.len())?;
         self.call(Operation::AllGather, data.len(), data.len(), |ring, call| ring.all_gather(call, data))

@@ -13,6 +13,23 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes in one message of a broadcast; small enough that the ranks down the ring start early.
 const PIECE_BYTES: usize = 1 << 18;
 
+/// What can be added up over ranks.
+pub(crate) trait Summand: Pod {
+    fn plus(self, other: Self) -> Self;
+}
+
+impl Summand for f32 {
+    fn plus(self, other: Self) -> Self {
+        self + other
+    }
+}
+
+impl Summand for i64 {
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+}
+
 /// A ring of at least two ranks.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -23,12 +40,12 @@ pub(crate) struct Ring {
 
 impl Ring {
     /// A reduce-scatter and an all-gather, chunk by chunk, so that what was added is still in the cache when it is sent.
-    pub(crate) fn all_reduce_sum(&self, call: &Call, data: &mut [f32]) -> Result<(), Fault> {
+    pub(crate) fn all_reduce_sum<T: Summand>(&self, call: &Call, data: &mut [T]) -> Result<(), Fault> {
         if data.is_empty() {
             return self.barrier(call);
         }
         let parts = Parts::of(data, self.world_size);
-        let mut incoming = vec![0.0; parts.longest_chunk()];
+        let mut incoming = vec![T::zeroed(); parts.longest_chunk()];
         for chunk in 0..parts.chunks() {
             self.reduce_chunk(call, data, parts, chunk, &mut incoming)?;
             self.share_chunk(call, data, parts, chunk)?;
@@ -37,12 +54,12 @@ impl Ring {
     }
 
     /// The first half of [`Ring::all_reduce_sum`]: the same additions in the same order.
-    pub(crate) fn reduce_scatter_sum(&self, call: &Call, data: &mut [f32]) -> Result<(), Fault> {
+    pub(crate) fn reduce_scatter_sum<T: Summand>(&self, call: &Call, data: &mut [T]) -> Result<(), Fault> {
         if data.is_empty() {
             return self.barrier(call);
         }
         let parts = Parts::of(data, self.world_size);
-        let mut incoming = vec![0.0; parts.longest_chunk()];
+        let mut incoming = vec![T::zeroed(); parts.longest_chunk()];
         (0..parts.chunks()).try_for_each(|chunk| self.reduce_chunk(call, data, parts, chunk, &mut incoming))
     }
 
@@ -57,13 +74,13 @@ impl Ring {
 
     /// Part `p` starts at rank `p + 1` and collects the other ranks' numbers on its way around: it is complete at rank
     /// `p`.
-    fn reduce_chunk(
+    fn reduce_chunk<T: Summand>(
         &self,
         call: &Call,
-        data: &mut [f32],
+        data: &mut [T],
         parts: Parts,
         chunk: usize,
-        incoming: &mut [f32],
+        incoming: &mut [T],
     ) -> Result<(), Fault> {
         for step in 1..self.world_size {
             let outgoing = &data[parts.range(self.back(step), chunk)];
@@ -72,7 +89,7 @@ impl Ring {
             let receive = Receive::Bytes(bytemuck::cast_slice_mut(incoming));
             self.link.exchange(call, Some(bytemuck::cast_slice(outgoing)), receive)?;
             for (ours, theirs) in data[target].iter_mut().zip(incoming) {
-                *ours += *theirs;
+                *ours = ours.plus(*theirs);
             }
         }
         Ok(())

@@ -162,6 +162,14 @@ impl Collective for NcclCollective {
         self.ring.reduce_scatter_sum(data)
     }
 
+    fn all_reduce_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError> {
+        self.ring.all_reduce_sum_i64(data)
+    }
+
+    fn reduce_scatter_sum_i64(&mut self, data: &mut [i64]) -> Result<(), CollectiveError> {
+        self.ring.reduce_scatter_sum_i64(data)
+    }
+
     fn all_gather(&mut self, data: &mut [u8]) -> Result<(), CollectiveError> {
         self.ring.all_gather(data)
     }

@@ -134,7 +134,8 @@ impl Driver {
     pub(crate) fn form_batch(&mut self, step: u64, groups: Vec<GroupId>, left_out: Vec<GroupId>, ranks: u32) {
         self.trained = None;
         let prompt_tokens = |group: GroupId| self.problems.train_at(group.0).prompt_tokens.len();
-        let sharing = Sharing { ranks, cost: self.cost, store: &self.store, prompt_tokens: &prompt_tokens };
+        let (cost, store, by_units) = (self.cost, &self.store, self.spec.resources.deterministic);
+        let sharing = Sharing { ranks, cost, store, prompt_tokens: &prompt_tokens, by_units };
         self.batch = Some(Batch::new(step, groups, left_out, self.spec.batch.mini_batches, &sharing));
     }
 

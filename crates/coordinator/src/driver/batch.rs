@@ -4,7 +4,7 @@ use pacs_protocol::v1;
 use pacs_shape::Flops;
 use pacs_types::{FinishReason, GroupId};
 
-use super::share::{GroupLengths, share};
+use super::share::{GroupLengths, share, share_units};
 use super::{KeptSample, Store};
 
 /// Among whom a batch is shared, and by what.
@@ -17,6 +17,8 @@ pub(crate) struct Sharing<'a> {
     pub(crate) store: &'a Store,
     /// Tokens of a group's prompt.
     pub(crate) prompt_tokens: &'a dyn Fn(GroupId) -> usize,
+    /// What is shared are units, which are the same for any number of ranks, and not answers.
+    pub(crate) by_units: bool,
 }
 
 /// The batch of a step: who computes what.
@@ -94,11 +96,20 @@ impl BatchContent {
                     reward: verdict.reward,
                     answer_tokens: sample.tokens,
                     truncated: sample.finish == FinishReason::Length,
+                    unit: None,
                 });
                 self.samples.push(sample.clone());
             }
             let answers = self.index[first..].iter().map(|entry| entry.answer_tokens as usize).collect();
             lengths.push(GroupLengths { prompt: (sharing.prompt_tokens)(*group), answers });
+        }
+        if sharing.by_units {
+            let first = self.index[..begin].last().and_then(|entry| entry.unit).map_or(0, |last| last + 1);
+            let shared = share_units(&lengths, sharing.ranks as usize, &sharing.cost);
+            for (entry, (unit, rank)) in self.index[begin..].iter_mut().zip(shared) {
+                (entry.unit, entry.rank) = (Some(first + narrow(unit)), narrow(rank));
+            }
+            return;
         }
         let ranks = share(&lengths, sharing.ranks as usize, &sharing.cost);
         for (entry, rank) in self.index[begin..].iter_mut().zip(ranks.into_iter().flatten()) {
@@ -142,7 +153,8 @@ pub(crate) mod tests {
         for (groups, ranks, mini_batches) in [(8u64, 2u32, 2u32), (6, 3, 1), (4, 3, 2), (1, 4, 1), (3, 1, 3)] {
             let store = store(groups, 4);
             let ids = (0..groups).map(GroupId).collect();
-            let sharing = Sharing { ranks, cost: Flops::of_any_model(), store: &store, prompt_tokens: &|_| 3 };
+            let cost = Flops::of_any_model();
+            let sharing = Sharing { ranks, cost, store: &store, prompt_tokens: &|_| 3, by_units: false };
             let batch = Batch::new(5, ids, Vec::new(), mini_batches, &sharing);
             let index = &batch.content.index;
             assert_eq!((index.len() as u64, batch.content.samples.len()), (4 * groups, index.len()));
@@ -163,6 +175,28 @@ pub(crate) mod tests {
                 let groups: std::collections::BTreeSet<u64> = of_rank.map(|entry| entry.group_id).collect();
                 assert_eq!(task.rank_groups as usize, groups.len());
             }
+        }
+    }
+
+    #[test]
+    fn units_are_those_of_the_batch_whatever_the_number_of_ranks() {
+        let store = store(40, 4);
+        let of_ranks = |ranks| {
+            let cost = Flops::of_any_model();
+            let sharing = Sharing { ranks, cost, store: &store, prompt_tokens: &|_| 150, by_units: true };
+            let batch = Batch::new(5, (0..40).map(GroupId).collect(), Vec::new(), 2, &sharing);
+            batch.content.index.clone()
+        };
+        let alone = of_ranks(1);
+        let units: std::collections::BTreeSet<_> = alone.iter().map(|entry| entry.unit).collect();
+        assert!(units.len() > 4 && alone.is_sorted_by_key(|entry| entry.unit), "{units:?}");
+        for ranks in 2..5 {
+            let index = of_ranks(ranks);
+            assert!(index.iter().zip(&alone).all(|(entry, alone)| entry.unit == alone.unit));
+            for pair in index.windows(2).filter(|pair| pair[0].unit == pair[1].unit) {
+                assert_eq!((pair[0].rank, pair[0].mini_batch), (pair[1].rank, pair[1].mini_batch));
+            }
+            assert!((0..ranks).all(|rank| index.iter().any(|entry| entry.rank == rank)));
         }
     }
 }

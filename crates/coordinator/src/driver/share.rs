@@ -34,6 +34,25 @@ pub(crate) fn share(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<
     if slowest(&single) < WORTH_SPLITTING * slowest(&together) { single } else { together }
 }
 
+/// The unit and the rank of each answer, group by group. Units depend on the lengths alone ([`pacs_shape::units`]); each goes to
+/// one rank, the dearest first.
+pub(crate) fn share_units(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<(usize, usize)> {
+    let units = pacs_shape::units(groups.iter().map(|group| (group.prompt, &group.answers[..])));
+    let mut costs = vec![0.0; units.iter().flatten().last().map_or(0, |last| last + 1)];
+    for (group, units) in groups.iter().zip(&units) {
+        for of_unit in units.chunk_by(|a, b| a == b).scan(0, |start, same| {
+            let answers = &group.answers[*start..*start + same.len()];
+            *start += same.len();
+            Some((same[0], answers))
+        }) {
+            costs[of_unit.0] += cost.of(PassWork::row(group.prompt, of_unit.1));
+        }
+    }
+    let costs: Vec<u64> = costs.into_iter().map(|cost| cost as u64).collect();
+    let assigned = balance(&costs, ranks);
+    units.into_iter().flatten().map(|unit| (unit, assigned[unit])).collect()
+}
+
 fn whole_groups(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<Vec<usize>> {
     let cost_of = |group: &GroupLengths| cost.of(PassWork::row(group.prompt, &group.answers)) as u64;
     let costs: Vec<u64> = groups.iter().map(cost_of).collect();

@@ -35,6 +35,7 @@ fn index() -> Vec<v1::SequenceIndex> {
         reward: -1.0,
         answer_tokens: 1 + position,
         truncated: false,
+        unit: None,
     };
     (0..8).map(entry).collect()
 }

@@ -44,6 +44,7 @@ pub(crate) fn settings() -> TrainerSettings {
         updates: 100,
         old_logprobs: OldLogprobs::Learner,
         division: Division::alone(Sharding::Replicated),
+        deterministic: false,
         memory_bytes: None,
         saves_in_background: false,
         peak_flops: None,
@@ -87,6 +88,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 reward: label,
                 answer_tokens: length as u32,
                 truncated: length > 10,
+                unit: None,
             });
         }
     }

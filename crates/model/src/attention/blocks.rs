@@ -50,6 +50,12 @@ impl Blocks {
         Self { blocks, queries: gather(queries), keys: gather(keys), restore }
     }
 
+    /// The same plan for another thread.
+    pub(super) fn shallow_clone(&self) -> Self {
+        let [queries, keys, restore] = [&self.queries, &self.keys, &self.restore].map(Gather::shallow_clone);
+        Self { blocks: self.blocks.iter().map(Block::shallow_clone).collect(), queries, keys, restore }
+    }
+
     pub(super) fn shape(&self) -> PassShape {
         let mut shape = PassShape::default();
         for block in &self.blocks {
@@ -136,6 +142,15 @@ impl Block {
             (false, false) => Method::Folded(mask(shape, group, kind, device)),
         };
         Self { shape, method }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        let method = match &self.method {
+            Method::Plain(mask) => Method::Plain(mask.shallow_clone()),
+            Method::Folded(mask) => Method::Folded(mask.shallow_clone()),
+            Method::Causal => Method::Causal,
+        };
+        Self { shape: self.shape, method }
     }
 
     /// `q`: `[B Q, N, H]`, `k` and `v`: `[B S, K, H]`. Returns `[B Q, N H]`.

@@ -54,6 +54,9 @@ pub(crate) struct Arguments {
     /// What of the training state every rank holds as a whole.
     #[arg(long, default_value = "replicated", value_parser = ["replicated", "shard_optimizer", "shard_all"])]
     sharding: String,
+    /// Make the weights a function of the batch alone, to the last bit (`resources.deterministic`).
+    #[arg(long)]
+    deterministic: bool,
     /// Objective, with its published settings; that of a job that names none if this is left out.
     #[arg(long, default_value = ObjectiveKind::default().name(),
           value_parser = PossibleValuesParser::new(ObjectiveKind::ALL.map(ObjectiveKind::name)))]
@@ -118,6 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let median = median(seconds);
     print(&json!({
         "bench": "train", "model": described, "ranks": arguments.ranks, "sharding": arguments.sharding,
+        "deterministic": arguments.deterministic,
         "objective": arguments.objective, "seconds": median,
         "host_memory": {"used_bytes": used, "planned_bytes": planned},
         "sequence_tokens": unshared, "sequence_tokens_per_second": unshared as f64 / median,
@@ -132,10 +136,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 ///
 /// The paths are never read.
 pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSettings> {
-    let Arguments { ranks, sharding, objective, .. } = arguments;
+    let Arguments { ranks, sharding, objective, deterministic, .. } = arguments;
     let text = format!(
         "name = \"bench\"\n[model]\npath = \"-\"\n[data.train]\npath = \"none.jsonl\"\n[evaluation]\nevery_steps = 0\n\
-         before = false\nafter = false\n[objective]\nkind = \"{objective}\"\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n"
+         before = false\nafter = false\n[objective]\nkind = \"{objective}\"\n[resources]\nlearners = {ranks}\nsharding = \"{sharding}\"\n\
+         deterministic = {deterministic}\n"
     );
     let spec: JobSpec = pacs_spec::parse(&text, Path::new("bench")).context("make the job of a measurement")?;
     let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
@@ -165,9 +170,9 @@ pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usi
         reward: (position % 2) as f64,
         answer_tokens: *length as u32,
         truncated: false,
+        unit: None,
     });
-    let is_mine = |(position, _): &(usize, &usize)| group(*position) as usize % arguments.ranks == rank;
-    let sequences = lengths.iter().enumerate().filter(is_mine).map(|(position, length)| SequenceTokens {
+    let sequences = lengths.iter().enumerate().map(|(position, length)| SequenceTokens {
         position,
         tokens: (0..*length).map(|place| token(position as u64 + 1_000, place)).collect(),
         rollout_logprobs: vec![0.0; *length],
@@ -177,5 +182,14 @@ pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usi
     let prompts: HashMap<u64, Vec<u32>> = (0..arguments.groups as u64)
         .map(|group| (group, (0..arguments.prompt_tokens).map(|place| token(group, place)).collect()))
         .collect();
-    TrainBatch { step, index: index.collect(), prompts, sequences: sequences.collect() }
+    let mut batch = TrainBatch { step, index: index.collect(), prompts, sequences: sequences.collect() };
+    if arguments.deterministic {
+        batch.cut_into_units();
+        for entry in &mut batch.index {
+            entry.rank = entry.unit.unwrap_or(0) % arguments.ranks;
+        }
+    }
+    let TrainBatch { index, sequences, .. } = &mut batch;
+    sequences.retain(|sequence| index[sequence.position].rank == rank);
+    batch
 }

@@ -83,7 +83,8 @@ fn replay(arguments: &Arguments) -> Result<()> {
         let step = step?;
         step.check(vocabulary)?;
         let number = step.number;
-        let batch = step.batch(spec.batch.mini_batches as usize, spec.rollout.max_new_tokens);
+        let batch =
+            step.batch(spec.batch.mini_batches as usize, spec.rollout.max_new_tokens, spec.resources.deterministic);
         let report = trainer.train(&batch, &mut collective).map_err(|error| anyhow!("train step {number}: {error}"))?;
         println!("{}", json!({"event": "step", "step": number, "metrics": report.metrics}));
         skipped += report.skipped_updates;

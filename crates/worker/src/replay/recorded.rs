@@ -69,7 +69,7 @@ impl RecordedStep {
     /// The batch of one rank. Groups are split into mini-batches in their order, as a coordinator does.
     ///
     /// Where it was not recorded whether a sample was truncated, one of `max_new_tokens` tokens is.
-    pub(super) fn batch(self, mini_batches: usize, max_new_tokens: u32) -> TrainBatch {
+    pub(super) fn batch(self, mini_batches: usize, max_new_tokens: u32, deterministic: bool) -> TrainBatch {
         let count = self.groups.len();
         let mut batch =
             TrainBatch { step: self.number, index: Vec::new(), prompts: HashMap::new(), sequences: Vec::new() };
@@ -95,8 +95,12 @@ impl RecordedStep {
                     reward: sample.reward,
                     answer_tokens,
                     truncated: sample.truncated.unwrap_or(answer_tokens >= max_new_tokens),
+                    unit: None,
                 });
             }
+        }
+        if deterministic {
+            batch.cut_into_units();
         }
         batch
     }

@@ -1,0 +1,123 @@
+//! `resources.deterministic`: the weights are a function of the batch alone, to the last bit.
+
+use pacs_algo::{Objective, PolicyConfig, dr_grpo, grpo, ppo};
+use pacs_learner::{TrainBatch, TrainerSettings};
+use pacs_shape::{Division, Sharding};
+use pacs_spec::OptimizerSpec;
+use pacs_torch::tch::{self, Kind, Tensor};
+
+use crate::support::{PACS, assert_close, descent, golden, on_ranks, settings, share, trainer, weights, whole_batch};
+
+const STEPS: u64 = 2;
+const MINI_BATCHES: usize = 2;
+
+/// The share of one rank of a batch whose units hold parts of groups, shared out unit by unit.
+fn units(step: u64, rank: usize, ranks: usize) -> TrainBatch {
+    let mut batch = whole_batch(step, MINI_BATCHES);
+    for (position, entry) in batch.index.iter_mut().enumerate() {
+        let unit = position / 3;
+        (entry.unit, entry.rank) = (Some(unit), (5 * unit + step as usize) % ranks);
+    }
+    let index = &batch.index;
+    batch.sequences.retain(|sequence| index[sequence.position].rank == rank);
+    batch
+}
+
+/// Weights after some steps, computed by `threads` threads; checks that all ranks hold the same and report the same norm.
+fn train(model: &str, kind: Kind, (ranks, threads): (usize, i32), settings: &TrainerSettings) -> Tensor {
+    let trained = on_ranks(ranks, |rank, collective| {
+        tch::set_num_threads(threads);
+        let division = Division { rank, ranks, ..settings.division };
+        let settings = TrainerSettings { division, deterministic: true, ..settings.clone() };
+        let mut trainer = trainer(&golden(model), settings, kind);
+        let mut norm = f64::NAN;
+        for step in 1..=STEPS {
+            let report = trainer.train(&units(step, rank, ranks), collective).expect("trains");
+            norm = report.metrics["grad_norm"];
+        }
+        (weights(&mut trainer, collective), norm)
+    });
+    assert!(trained[0].1 > 0.0 && trained.iter().all(|(_, norm)| *norm == trained[0].1));
+    assert!(trained.iter().all(|(weights, _)| weights.equal(&trained[0].0)), "the ranks hold different weights");
+    trained.into_iter().next().expect("there is a rank").0
+}
+
+fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
+    let different = found.not_equal_tensor(expected).sum(Kind::Int64).int64_value(&[]);
+    let (found, expected) = (found.to_kind(Kind::Float), expected.to_kind(Kind::Float));
+    let apart = (found - expected).abs().max().double_value(&[]);
+    assert_eq!(different, 0, "{what}: {different} weights differ, by up to {apart}");
+}
+
+#[test]
+fn ranks_passes_threads_and_divisions_give_one_weight() {
+    for (model, kind) in [("qwen2-tied", Kind::Float), ("qwen3", Kind::BFloat16), ("llama3", Kind::Float)] {
+        let expected = train(model, kind, (1, 1), &settings());
+        for sharding in [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll] {
+            for (ranks, threads) in [(1, 2), (2, 1), (3, 3), (4, 2)] {
+                // A unit a pass with little memory, small packs, everything at once.
+                for (micro_batch_tokens, memory_bytes) in [(1, Some(0)), (60, None), (100_000, Some(0))] {
+                    let division = Division::alone(sharding);
+                    let settings = TrainerSettings { division, micro_batch_tokens, memory_bytes, ..settings() };
+                    let found = train(model, kind, (ranks, threads), &settings);
+                    let layout = format!("{ranks} ranks of {threads} threads, {micro_batch_tokens} tokens");
+                    assert_same(&found, &expected, &format!("{model}, {kind:?}, {sharding:?}, {layout}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_way_of_training_does() {
+    let optimizer = OptimizerSpec { max_grad_norm: 1e-3, ..OptimizerSpec::default() };
+    let with = |objective| TrainerSettings { objective, ..descent() };
+    let cases = [
+        ("a clipped gradient", TrainerSettings { optimizer, ..settings() }),
+        ("a reference of two steps", TrainerSettings { reference_reset_steps: 2, ..with(Objective::Pacs(PACS)) }),
+        ("entropies", with(Objective::Policy(PolicyConfig { entropy: 0.5, ..grpo() }))),
+        ("a value model", TrainerSettings { critic_learning_rate: 0.05, ..with(Objective::Policy(ppo())) }),
+    ];
+    for (name, settings) in cases {
+        let expected = train("qwen2-untied", Kind::Float, (1, 1), &settings);
+        for (ranks, sharding, tokens) in [(2, Sharding::ShardOptimizer, 1), (4, Sharding::Replicated, 70)] {
+            let division = Division::alone(sharding);
+            let settings = TrainerSettings { division, micro_batch_tokens: tokens, ..settings.clone() };
+            let found = train("qwen2-untied", Kind::Float, (ranks, 2), &settings);
+            assert_same(&found, &expected, &format!("{name}, {ranks} ranks, {sharding:?}"));
+        }
+    }
+}
+
+#[test]
+fn the_update_is_that_of_floats_up_to_rounding() {
+    for model in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+        let floats = on_ranks(1, |rank, collective| {
+            let mut trainer = trainer(&golden(model), descent(), Kind::Float);
+            for step in 1..=STEPS {
+                trainer.train(&share(whole_batch(step, MINI_BATCHES), rank, 1), collective).expect("trains");
+            }
+            weights(&mut trainer, collective)
+        });
+        assert_close(&train(model, Kind::Float, (1, 2), &descent()), &floats[0], 1e-5, model);
+    }
+}
+
+#[test]
+fn a_batch_without_units_and_a_gradient_without_end_are_refused() {
+    let mut lone = pacs_collective::HostCollective::alone();
+    let settings = TrainerSettings { deterministic: true, ..descent() };
+    let mut trainer = trainer(&golden("llama3"), settings, Kind::Float);
+    let problem = trainer.train(&whole_batch(1, 1), &mut lone).expect_err("it has no units").to_string();
+    assert!(problem.contains("has no unit, and `resources.deterministic` is on"), "{problem}");
+
+    // Sums of integers would wrap around unseen.
+    let mut batch = units(1, 0, 1);
+    batch.index.iter_mut().for_each(|entry| entry.reward = if entry.label > 0.5 { 1e12 } else { -1e12 });
+    let settings = TrainerSettings { objective: Objective::Policy(dr_grpo(12.0)), deterministic: true, ..descent() };
+    let mut trainer = crate::support::trainer(&golden("llama3"), settings, Kind::Float);
+    let before = weights(&mut trainer, &mut lone);
+    let report = trainer.train(&batch, &mut lone).expect("trains");
+    assert_eq!(report.skipped_updates, MINI_BATCHES as u32);
+    assert!(weights(&mut trainer, &mut lone).equal(&before));
+}
