@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pacs_data::Day;
 use pacs_machine::{Event, Machine};
 use pacs_shape::{Flops, ModelConfig};
 use pacs_spec::{DataSpec, JobSpec};
@@ -13,7 +14,8 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
 use crate::records::{
-    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far,
+    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, ProblemSet, RunFolder,
+    starts_so_far,
 };
 use crate::{StartError, Timing, sizes};
 
@@ -34,10 +36,21 @@ pub(crate) fn open(
     let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
     let resumed = resume(&checkpoints, &spec)?;
-    let problems = pacs_data::load(&spec)?;
+    let known = ProblemSet::read(&run_dir)?;
+    let day = known.as_ref().and_then(ProblemSet::day).unwrap_or_else(Day::today);
+    let problems = pacs_data::load_on(&spec, day)?;
     let toml = spec.resolved_toml();
     sizes::check(&toml, &problems.train, &problems.evaluation)?;
+    let found = ProblemSet::of(&problems, day);
+    let changes = known.as_ref().map(|known| found.changes_since(known, &problems)).unwrap_or_default();
+    if let Some(manifest) = resumed.as_ref().filter(|_| !changes.is_empty()) {
+        return Err(StartError::ProblemsChanged { checkpoint: checkpoints.path(manifest.step), changes });
+    }
     let mut notes = vec![problems.report.to_string()];
+    if let Some(warning) = problems.report.ends.warning() {
+        tracing::warn!("{warning}");
+        notes.push(warning);
+    }
     if let Err(error) = &model {
         notes.push(format!(
             "batches are shared among learners by their tokens alone, and samples are not checked against the vocabulary: {error}"
@@ -48,11 +61,22 @@ pub(crate) fn open(
 
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch)?;
     notes.extend(journal_notes);
-    if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
+    if known.is_none() && (resumed.is_some() || recovered.is_some()) {
+        notes.push(
+            "an earlier version began this run and did not record its problems: those of now are taken for them, and changes are \
+             refused from now on"
+                .to_owned(),
+        );
+    }
+    let misfit = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref()));
+    let changed = (!changes.is_empty()).then(|| format!("the problems have changed: {}", changes.join("; ")));
+    if let Some(problem) = recovered.as_ref().and(changed.or(misfit)) {
         notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
         journal = journal.discard(&run_dir, &toml, &epoch)?;
         recovered = None;
     }
+    // Later than the journal of other problems is put aside: a start that breaks off in between refuses it again.
+    found.write(&run_dir, known)?;
     let mut files = open_files(&run_dir, checkpoints.clone(), spec.logging.samples)?;
     let machine = match &recovered {
         Some(recovered) => recovered.machine.clone(),

@@ -11,6 +11,7 @@ mod bounds;
 mod difference;
 mod errors;
 mod fields;
+mod file_format;
 mod flow;
 mod init;
 mod lines;
@@ -23,6 +24,7 @@ mod weight;
 
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
+pub use file_format::FileFormat;
 pub use flow::{AsynchronySpec, GroupsSpec, StalenessKind, UniformKind, WatchdogSpec};
 pub use init::init_template;
 pub use objective::{AggregationKind, ImportanceKind, ObjectiveKind, ObjectiveSpec};

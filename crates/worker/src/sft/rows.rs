@@ -1,10 +1,9 @@
 //! Rows of fine-tuning data: JSON lines of three shapes, as conversations.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use pacs_text::Message;
 use serde::Deserialize;
 
@@ -31,8 +30,7 @@ pub(super) fn read<'a>(
     system: Option<&'a str>,
     suffix: &'a str,
 ) -> Result<impl Iterator<Item = Result<(usize, Vec<Message>)>> + 'a> {
-    let file = File::open(path).with_context(|| format!("read `{}`", path.display()))?;
-    let lines = BufReader::new(file).lines().enumerate();
+    let lines = pacs_data::open_text(path)?.lines().enumerate();
     Ok(lines.filter_map(move |(number, line)| {
         let number = number + 1;
         let conversation = || -> Result<Option<Vec<Message>>> {
