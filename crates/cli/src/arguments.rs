@@ -99,6 +99,14 @@ reward are null. A row that cannot be read ends the command with its line number
         #[command(subcommand)]
         command: DataCommand,
     },
+    /// Looks at model folders.
+    #[command(
+        after_help = "Examples:\n  pacs model check models/qwen3-0.6b\n  pacs model check models/qwen3-0.6b --json"
+    )]
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
     /// Writes and checks job specs.
     #[command(after_help = "Examples:\n  pacs job init my-job.toml\n  pacs job check my-job.toml")]
     Job {
@@ -215,6 +223,28 @@ pub(crate) struct VerifyGrpc {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Says what is understood of a Hugging Face folder, and what was assumed where no file says it.
+    Check(ModelCheck),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pacs model check models/qwen3-0.6b
+  pacs model check models/qwen3-0.6b --json | jq .end_tokens
+
+Exit code 78 when a file cannot be used, no file names a token that ends an answer, or the chat template ends answers with
+another one. docs/MODELS.md says what is read from which file.")]
+pub(crate) struct ModelCheck {
+    /// The folder; its weights may be missing.
+    pub(crate) folder: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
     /// Names the rows that a run could not use, and those that it should not.
     Check(DataCheck),
@@ -230,7 +260,7 @@ Examples:
 Exit code 78 when rows cannot be read, the verifier cannot read their reference answer, or questions are both trained on
 and evaluated with; repeated questions and long prompts are reported, and no error.")]
 pub(crate) struct DataCheck {
-    /// A job spec (.toml), or a file of problems (.jsonl or .parquet).
+    /// A job spec (.toml), or a file of problems (.jsonl, .json, .csv, .tsv or .parquet; see docs/DATA.md).
     pub(crate) target: PathBuf,
     /// Held-out problems that must not be among them.
     #[arg(long, value_name = "FILE")]
@@ -295,7 +325,7 @@ pub(crate) struct Run {
     /// Train this model, with its own chat template, instead of the spec's.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Train on this file (.jsonl or .parquet with `question` and `answer`) instead of the spec's problems. Without
+    /// Train on this file (.jsonl, .json, .csv, .tsv or .parquet; see docs/DATA.md) instead of the spec's problems. Without
     /// --eval-dataset its last rows, a tenth and at most 200, are held out for evaluation.
     #[arg(long, value_name = "FILE")]
     pub(crate) dataset: Option<PathBuf>,

@@ -90,6 +90,9 @@ fn problems(found: &pacs_data::DataCheck) -> Vec<String> {
     for (name, source) in sources(found) {
         let kinds =
             [(&source.bad_rows, "that cannot be read"), (&source.unreadable_answers, "with an unreadable answer")];
+        if source.rows == 0 {
+            problems.push(format!("no row in {name}"));
+        }
         for (findings, what) in kinds.into_iter().filter(|(findings, _)| findings.count > 0) {
             problems.push(format!("{} {what} in {name}", plural(findings.count as u64, "row", "rows")));
         }
@@ -118,6 +121,9 @@ fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
         let mixed = if name == "data.train" { job.data.mix.len() as u64 } else { 0 };
         let more = if mixed > 0 { format!(" and {} of data.mix", plural(mixed, "set", "sets")) } else { String::new() };
         let _ = writeln!(text, "{name}  {from}{more}: {}", plural(source.rows as u64, "row", "rows"));
+        for fields in &source.fields {
+            let _ = writeln!(text, "  {fields}");
+        }
         findings(&mut text, "rows that cannot be read", &source.bad_rows);
         findings(&mut text, "answers that the verifier cannot read", &source.unreadable_answers);
         findings(&mut text, "answers that may be read otherwise than they were meant", &source.lenient_answers);
@@ -125,6 +131,7 @@ fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
             let _ = writeln!(text, "    {proposal}");
         }
         findings(&mut text, "questions that stood there before", &source.duplicates);
+        findings(&mut text, "rows with control tokens of the model, which are read as text", &source.control_tokens);
         if let Some(prompts) = source.prompts {
             let _ = writeln!(
                 text,
@@ -160,6 +167,8 @@ fn as_json(found: &pacs_data::DataCheck) -> Value {
     let source = |source: &SourceCheck| {
         json!({
             "rows": source.rows,
+            "fields": source.fields,
+            "control_tokens": findings(&source.control_tokens),
             "bad_rows": findings(&source.bad_rows),
             "unreadable_answers": findings(&source.unreadable_answers),
             "lenient_answers": findings(&source.lenient_answers),
@@ -250,5 +259,7 @@ mod tests {
         let mut clean = found();
         (clean.train.bad_rows, clean.overlap) = (Findings::default(), Findings::default());
         assert!(problems(&clean).is_empty(), "repeated questions, lenient readings and long prompts are no error");
+        clean.train = SourceCheck::default();
+        assert_eq!(problems(&clean), ["no row in data.train"], "a run refuses it, too");
     }
 }

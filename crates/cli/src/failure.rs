@@ -46,7 +46,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: failed to {:#}", self.error)?;
+        write!(f, "error: failed to {}", pacs_runtime::chain(self.error.as_ref()))?;
         if let Some(hint) = &self.hint {
             write!(f, "\nhint: {hint}")?;
         }

@@ -19,6 +19,7 @@ mod job;
 mod launch;
 mod live;
 mod memory;
+mod model;
 mod model_folder;
 mod operate;
 mod output;
@@ -37,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchCommand};
+use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchCommand, ModelCommand};
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Set(arguments) => operate::set(&arguments),
         Command::Verify { command } => verify::run(&command),
         Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
+        Command::Model { command: ModelCommand::Check(arguments) } => model::check(&arguments),
         Command::Job { command: JobCommand::Check(arguments) } => job::check(&arguments),
         Command::Job { command: JobCommand::Init(arguments) } => job::init(&arguments),
     };

@@ -21,6 +21,8 @@ pub(crate) struct ModelFolder {
 pub(crate) fn inspect(dir: &Path) -> Result<ModelFolder> {
     ensure!(dir.exists(), "there is no such folder");
     ensure!(dir.is_dir(), "that is not a folder");
+    // Says of adapters and of pointers of Git LFS what they are.
+    pacs_shape::ModelConfig::read(dir)?;
     let config = read_object(&dir.join("config.json"))?;
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let tokenizer = dir.join("tokenizer.json");
@@ -39,14 +41,15 @@ pub(crate) fn has_weights(dir: &Path) -> bool {
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("read `{}`", path.display()))
+    serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text))
+        .with_context(|| format!("read `{}`", path.display()))
 }
 
-/// The files that the index names, else model.safetensors.
+/// `model.safetensors`, else the files that the index names: the rule of those who load the model.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let index = dir.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![dir.join("model.safetensors")]);
+    let (whole, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
+    if whole.exists() || !index.exists() {
+        return Ok(vec![whole]);
     }
     let object = read_object(&index)?;
     let Some(map) = object.get("weight_map").and_then(Value::as_object) else {
@@ -116,6 +119,10 @@ mod tests {
             fs::copy(golden("qwen2-tied").join(file), dir.path().join(file)).expect("copied");
         }
         assert!(inspect(dir.path()).is_ok());
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cases/stale-index");
+        let index = "model.safetensors.index.json";
+        fs::copy(case.join(index), dir.path().join(index)).expect("copied");
+        assert!(inspect(dir.path()).is_ok(), "an index of files that are gone says nothing of a whole one");
         let weights = dir.path().join("model.safetensors");
         let whole = fs::read(&weights).expect("read");
         fs::write(&weights, &whole[..whole.len() - 1]).expect("written");

@@ -79,6 +79,8 @@ impl<'a> Plan<'a> {
                 "overlong": report.overlong,
                 "unreadable_answers": report.unreadable_answers,
                 "duplicates": report.duplicates,
+                "with_control_tokens": report.with_control_tokens,
+                "fields": report.fields,
                 "longest_prompt_tokens": report.longest_prompt_tokens,
             })
         };
@@ -96,6 +98,8 @@ impl<'a> Plan<'a> {
                 "evaluation": report.sets.iter().find(|(name, _)| name == "evaluation").map(|(_, report)| source(report)),
                 "sets": report.sets.iter().map(|(name, report)| (name.clone(), source(report))).collect::<serde_json::Map<_, _>>(),
                 "overlap": report.overlap,
+                "end_tokens": report.ends.tokens,
+                "warning": report.ends.warning(),
             })),
             "objective": spec.objective.filled(),
             "steps": spec.batch.steps,
@@ -218,6 +222,15 @@ impl fmt::Display for Plan<'_> {
         }
         if sets.is_empty() {
             writeln!(f, "evaluation  none")?;
+        }
+        if let Some(ends) = report.map(|report| &report.ends) {
+            let tokens = if ends.tokens.is_empty() { "no end token".to_owned() } else { ends.tokens.join(", ") };
+            let stop: Vec<String> = spec.rollout.stop.iter().map(|stop| format!("{stop:?}")).collect();
+            let stop = if stop.is_empty() { String::new() } else { format!("; stop strings {}", stop.join(", ")) };
+            writeln!(f, "answers end {tokens}{stop}")?;
+            if let Some(warning) = ends.warning() {
+                writeln!(f, "note        {warning}")?;
+            }
         }
         if let Some(overlap) = report.map(|report| report.overlap).filter(|overlap| *overlap > 0) {
             writeln!(f, "            {overlap} evaluation problems are also trained on")?;
@@ -349,6 +362,7 @@ mod tests {
             model       …/tests/golden/models/qwen2-tied (qwen2, 154 432 parameters)
             training    addition of 10 to 99: 7900 of 7900 rows used; prompts of up to 39 tokens
             evaluation  addition of 10 to 99: 200 of 200 rows used; prompts of up to 39 tokens; 2 evaluations, 1 sample a problem
+            answers end `<|im_end|>` (383, generation_config.json, config.json, tokenizer_config.json), `<|endoftext|>` (381, generation_config.json)
             objective   pacs
             step        8 prompts x 8 samples = 64 sequences, 1 optimizer update
             run         40 steps, 40 updates

@@ -14,11 +14,10 @@ use pacs_spec::{ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, Serv
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use self::rows::Row;
+use self::rows::{Row, RowId};
 use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, VerifyMath, VerifyText};
 use crate::failure::Failure;
 use crate::format::{count, seconds};
@@ -87,7 +86,7 @@ fn spec_of(math: &VerifyMath) -> MathSpec {
 /// One line of the output.
 #[derive(Serialize)]
 struct Graded {
-    id: Value,
+    id: RowId,
     outcome: Outcome,
     /// None when the outcome says nothing about the answer.
     label: Option<f64>,
@@ -98,7 +97,7 @@ struct Graded {
 }
 
 impl Graded {
-    fn new(id: Value, judgement: Judgement) -> Self {
+    fn new(id: RowId, judgement: Judgement) -> Self {
         let Judgement { verdict, elapsed, .. } = judgement;
         let known = |value| verdict.outcome.is_conclusive().then_some(value);
         let (label, reward) = (known(verdict.label), known(verdict.reward));

@@ -166,6 +166,18 @@ pub enum StartError {
         /// One line each: path, old value, new value.
         changes: Vec<String>,
     },
+    /// The problems are not those that the run was begun with.
+    #[error(
+        "the problems differ from those that checkpoint `{}` was trained with, though the job spec says the same:\n  {}\nput the data \
+         files, the model folder and `rollout.max_new_tokens` (which decides what prompts fit) back as they were, or use another run \
+         folder, with `model.path` at an exported model to keep what was learnt", checkpoint.display(), changes.join("\n  ")
+    )]
+    ProblemsChanged {
+        /// The checkpoint that the run would resume from.
+        checkpoint: PathBuf,
+        /// One line each: which set, and how it differs.
+        changes: Vec<String>,
+    },
     /// There are checkpoints, but none can be used.
     #[error(
         "no checkpoint in `{}` can be used:\n  {}\nremove them to start from the beginning",
@@ -205,6 +217,7 @@ impl StartError {
             | Self::OtherRun { .. }
             | Self::PlainText(_)
             | Self::SpecChanged { .. }
+            | Self::ProblemsChanged { .. }
             | Self::NoValidCheckpoint { .. }
             | Self::TooLarge { .. }
             | Self::Data(_) => Exit::Config,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pacs_data::Day;
 use pacs_machine::{Event, Machine};
 use pacs_report::MEASURED_PROBLEMS;
 use pacs_shape::{Flops, ModelConfig};
@@ -14,7 +15,8 @@ use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
 use crate::records::{
-    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, Room, RunFolder, starts_so_far,
+    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, ProblemSet, Room, RunFolder,
+    starts_so_far,
 };
 use crate::{StartError, Timing, sizes};
 
@@ -35,10 +37,21 @@ pub(crate) fn open(
     let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
     let resumed = resume(&checkpoints, &spec)?;
-    let problems = pacs_data::load(&spec)?;
+    let known = ProblemSet::read(&run_dir)?;
+    let day = known.as_ref().and_then(ProblemSet::day).unwrap_or_else(Day::today);
+    let problems = pacs_data::load_on(&spec, day)?;
     let toml = spec.resolved_toml();
     sizes::check(&toml, &problems.train, problems.sets.iter().map(|set| set.problems.as_slice()))?;
+    let found = ProblemSet::of(&problems, day);
+    let changes = known.as_ref().map(|known| found.changes_since(known, &problems)).unwrap_or_default();
+    if let Some(manifest) = resumed.as_ref().filter(|_| !changes.is_empty()) {
+        return Err(StartError::ProblemsChanged { checkpoint: checkpoints.path(manifest.step), changes });
+    }
     let mut notes = vec![problems.report.to_string()];
+    if let Some(warning) = problems.report.ends.warning() {
+        tracing::warn!("{warning}");
+        notes.push(warning);
+    }
     if let Err(error) = &model {
         notes.push(format!(
             "batches are shared among learners by their tokens alone, and samples are not checked against the vocabulary: {error}"
@@ -50,11 +63,22 @@ pub(crate) fn open(
     let room = Room::of(&run_dir);
     let (mut journal, mut recovered, journal_notes) = Journal::open(&run_dir, &toml, &epoch, &room)?;
     notes.extend(journal_notes);
-    if let Some(problem) = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref())) {
+    if known.is_none() && (resumed.is_some() || recovered.is_some()) {
+        notes.push(
+            "an earlier version began this run and did not record its problems: those of now are taken for them, and changes are \
+             refused from now on"
+                .to_owned(),
+        );
+    }
+    let misfit = recovered.as_ref().and_then(|found| misfit(found, resumed.as_ref()));
+    let changed = (!changes.is_empty()).then(|| format!("the problems have changed: {}", changes.join("; ")));
+    if let Some(problem) = recovered.as_ref().and(changed.or(misfit)) {
         notes.push(format!("the journal was put aside, and the run goes on from its newest checkpoint: {problem}"));
         journal = journal.discard(&run_dir, &toml, &epoch, &room)?;
         recovered = None;
     }
+    // Later than the journal of other problems is put aside: a start that breaks off in between refuses it again.
+    found.write(&run_dir, known)?;
     let mut files = open_files(&run_dir, checkpoints.clone(), spec.logging.samples)?;
     let machine = match &recovered {
         Some(recovered) => recovered.machine.clone(),

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
@@ -245,6 +246,75 @@ async fn an_evaluation_takes_nothing_from_the_counts_of_the_steps() {
     assert!(seen.failed_measurements > 0, "no verification of an evaluation failed");
     let of_steps = (seen.failed_verdicts - seen.failed_measurements) as f64;
     assert_eq!((sum("failed_verdicts"), sum("verifier_label_failed")), (of_steps, of_steps));
+}
+
+/// Problems are indexed by place: the same spec with an edited file would train old answers with other prompts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_does_not_resume_with_other_problems() {
+    let row = |i: u32| (format!("train: what is {i} + 1?"), (i + 1).to_string());
+    let rows: Vec<_> = (0..10).map(row).collect();
+    let job = Job::new();
+    // Before the first checkpoint nothing is lost: what was in flight is dropped.
+    let coordinator = job.start(2, "").await.unwrap();
+    coordinator.request_stop();
+    assert_eq!(end_of(coordinator).await, RunEnd::Stopped { step: 0, checkpoint: None });
+    job.write_problems("train", &rows[1..]);
+    let coordinator = job.start(2, "").await.unwrap();
+    let mut events = coordinator.events();
+    let is_note =
+        |event: &Progress| matches!(event, Progress::Note { text } if text.contains("the problems have changed"));
+    until(&mut events, is_note).await;
+    let fleet = Fleet::start(coordinator.address(), None);
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { step: 2, .. }));
+    fleet.join().await;
+
+    // Gone and new, moved, and another answer: with a checkpoint each is refused.
+    let other = [[&rows[2..], &[row(77)]].concat(), rows.iter().skip(1).rev().cloned().collect(), {
+        let mut rows = rows[1..].to_vec();
+        rows[3].1 = "8".into();
+        rows
+    }];
+    for changed in &other {
+        job.write_problems("train", changed);
+        let refused = job.start(3, "").await.unwrap_err();
+        assert!(matches!(&refused, StartError::ProblemsChanged { changes, .. } if changes.len() == 1), "{refused}");
+        assert_eq!(refused.exit().code(), 78);
+    }
+    job.write_problems("train", &rows[1..]);
+    job.write_problems("evaluation", &[row(100)]);
+    let refused = job.start(3, "").await.unwrap_err().to_string();
+    assert!(refused.contains("problems held out: 3 before, 1 now"), "{refused}");
+    job.write_problems(
+        "evaluation",
+        &(0..3).map(|i| (format!("evaluation: what is {i} + 1?"), (i + 1).to_string())).collect::<Vec<_>>(),
+    );
+
+    // A folder of an earlier version says nothing of its problems: it resumes, and remembers.
+    std::fs::remove_file(job.run_dir().join("problems.json")).unwrap();
+    let coordinator = job.start(3, "").await.unwrap();
+    let is_note = |event: &Progress| matches!(event, Progress::Note { text } if text.contains("an earlier version"));
+    until(&mut coordinator.events(), is_note).await;
+    drop(coordinator);
+    job.write_problems("train", &rows);
+    assert!(matches!(job.start(3, "").await, Err(StartError::ProblemsChanged { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_case_of_edited_data_is_refused() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cases/edited-data");
+    let job = Job::new();
+    let put = |name: &str| std::fs::copy(case.join(name), job.run_dir().parent().unwrap().join("train.jsonl")).unwrap();
+    put("before.jsonl");
+    let coordinator = job.start(2, "").await.unwrap();
+    let fleet = Fleet::start(coordinator.address(), None);
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { step: 2, .. }));
+    fleet.join().await;
+    put("after.jsonl");
+    let refused = job.start(4, "").await.unwrap_err().to_string();
+    let said = "12 before, 12 now, 1 of them gone and 1 new, such as number 12 (`number 999`)";
+    assert!(refused.contains(said) && refused.contains("step-000002"), "{refused}");
+    put("before.jsonl");
+    assert!(job.start(4, "").await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
+use pacs_text::Day;
 use pacs_verify::{Leniency, inspect_gold};
 
 use crate::load::normalised;
 use crate::prompt::JobPrompter;
-use crate::source::{Row, rows};
+use crate::source::{Record, rows};
 use crate::{DataError, GoldCheck, gold_check};
 
 /// Findings of one kind that are shown; all are counted.
@@ -41,6 +42,10 @@ pub struct SourceCheck {
     pub proposals: Vec<String>,
     /// Questions that stood in the source before.
     pub duplicates: Findings,
+    /// Rows that ask with control tokens of the model, which are read as text; looked for with a model folder.
+    pub control_tokens: Findings,
+    /// Which fields were read, where the spec does not say it.
+    pub fields: Vec<String>,
     /// Lengths of the prompts; absent without a model folder, or without rows.
     pub prompts: Option<PromptLengths>,
 }
@@ -76,7 +81,7 @@ pub struct PromptLengths {
 /// # Errors
 /// [`DataError`] when a file, the tokenizer or the template cannot be used. What is wrong with rows is no error.
 pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
-    let prompter = if with_prompts { Some(JobPrompter::new(spec)?) } else { None };
+    let prompter = if with_prompts { Some(JobPrompter::new(spec, Day::today())?) } else { None };
     let kind = spec.verifier.kind;
     let mut train = Checking { suffix: spec.data.prompt_suffix.clone(), ..Checking::new(prompter.as_ref(), kind) };
     for (_, source) in spec.data.train_sets() {
@@ -134,10 +139,12 @@ impl<'a> Checking<'a> {
     }
 
     fn read(&mut self, source: &SourceSpec) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row))
+        let fields = rows(source, &mut |row| self.take(row))?;
+        self.found.fields.extend(fields.filter(|fields| !self.found.fields.contains(fields)));
+        Ok(())
     }
 
-    fn take(&mut self, row: Result<Row, DataError>) -> Result<(), DataError> {
+    fn take(&mut self, row: Result<Record, DataError>) -> Result<(), DataError> {
         self.found.rows += 1;
         let row = match row {
             Ok(row) => row,
@@ -158,9 +165,14 @@ impl<'a> Checking<'a> {
             self.found.lenient_answers.add(|| format!("{place}: `{answer:.80}` has {leniency}; read as {reading}"));
         }
         if let Some(prompter) = self.prompter {
-            self.lengths.push(prompter.prompt(&row.question, &self.suffix)?.tokens.len());
+            let prompt = prompter.prompt(&row.asked, &self.suffix)?;
+            self.lengths.push(prompt.tokens.len());
+            if prompt.control_tokens > 0 {
+                let found = prompt.control_tokens;
+                self.found.control_tokens.add(|| format!("{}: {found} in what is asked", row.place));
+            }
         }
-        let question = normalised(&row.question);
+        let question = normalised(row.asked.question());
         match self.places.get(&question) {
             Some(first) => self.found.duplicates.add(|| format!("{}: the question of {first}", row.place)),
             None => {

@@ -1,13 +1,14 @@
 use pacs_spec::SourceSpec;
+use pacs_text::Message;
 
 use crate::DataError;
 use crate::source::rows;
 
-/// A question, and what a model that can answer it would respond.
+/// What is asked, and what a model that can answer it would respond.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demonstration {
-    /// The question as the source has it, without suffix.
-    pub question: String,
+    /// The messages that a rollout worker is given, with system message and suffix.
+    pub asked: Vec<Message>,
     /// A response that the verifier of the task takes for right; the reference answer where that is one.
     pub response: String,
 }
@@ -18,11 +19,16 @@ pub struct Demonstration {
 ///
 /// # Errors
 /// [`DataError`] when a file or row cannot be used.
-pub fn demonstrations(source: &SourceSpec) -> Result<Vec<Demonstration>, DataError> {
+pub fn demonstrations(
+    source: &SourceSpec,
+    system: Option<&str>,
+    suffix: &str,
+) -> Result<Vec<Demonstration>, DataError> {
     let mut found = Vec::new();
     rows(source, &mut |row| {
         let row = row?;
-        found.push(Demonstration { question: row.question, response: row.response.unwrap_or(row.answer) });
+        let asked = row.asked.messages(system, suffix);
+        found.push(Demonstration { asked, response: row.response.unwrap_or(row.answer) });
         Ok(())
     })?;
     Ok(found)

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use pacs_shape::ShapeError;
 use pacs_text::{TemplateError, TokenizerError};
 
 use crate::SourceReport;
@@ -15,7 +16,7 @@ pub enum DataError {
         /// Why.
         error: std::io::Error,
     },
-    /// The file is no Parquet file that can be used.
+    /// The file is none that can be used.
     #[error("read data file `{}`: {message}", path.display())]
     Format {
         /// The file.
@@ -39,6 +40,31 @@ pub enum DataError {
     /// The chat template cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A file of the model folder cannot be used.
+    #[error(transparent)]
+    Model(#[from] ShapeError),
+    /// Nothing ends an answer but its limit.
+    #[error(
+        "model `{}` names no token that ends an answer: every one would run to `rollout.max_new_tokens`; set `eos_token_id` in its \
+         generation_config.json, or `rollout.stop` in the job", model.display()
+    )]
+    NoEnd {
+        /// The model folder.
+        model: PathBuf,
+    },
+    /// A prompt has a token that the model has not.
+    #[error(
+        "{place}: its prompt has the token {token}, and the embedding of the model has {rows} rows (`vocab_size` of config.json): the \
+         tokenizer is that of another model, or tokens were added to it without resizing the model"
+    )]
+    BeyondEmbedding {
+        /// The row.
+        place: String,
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        rows: u32,
+    },
     /// The longest answer takes all positions of the model.
     #[error(
         "`rollout.max_new_tokens` = {max_new_tokens} leaves no room for a prompt: model `{}` has {positions} positions",

@@ -20,11 +20,15 @@ mod source;
 pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
 pub use demonstrations::{Demonstration, demonstrations};
 pub use error::DataError;
-pub use load::{GoldCheck, gold_check, load, load_with};
+pub use load::{GoldCheck, gold_check, load, load_on, load_with};
 /// The order of one set, for those who walk through it alone.
 pub use pacs_order::TrainOrder;
+/// The date of templates that write one; see [`load_on`].
+pub use pacs_text::Day;
 pub use problem::{MeasuredSet, Problem, Problems};
 pub use prompt::{Prompt, Prompter};
 pub use prompt_rows::{PromptRow, read_prompts};
-pub use report::{LoadReport, SourceReport};
+pub use report::{Ends, LoadReport, SourceReport};
 pub use source::count_rows;
+pub use source::text::open as open_text;
+pub use source::value::exact_text;

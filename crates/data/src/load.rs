@@ -1,11 +1,13 @@
 use std::collections::HashSet;
 
 use pacs_order::{DrawOrder, DrawPlan, SetShare};
+use pacs_shape::EndToken;
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
+use pacs_text::Day;
 
 use crate::prompt::JobPrompter;
-use crate::source::{Row, rows};
-use crate::{DataError, LoadReport, MeasuredSet, Problem, Problems, SourceReport};
+use crate::source::{Record, rows};
+use crate::{DataError, Ends, LoadReport, MeasuredSet, Problem, Problems, SourceReport};
 
 /// Says whether the verifier can read a reference answer, and if not, why.
 pub type GoldCheck = fn(&str) -> Result<(), String>;
@@ -15,7 +17,15 @@ pub type GoldCheck = fn(&str) -> Result<(), String>;
 /// # Errors
 /// [`DataError`]: a file, row, tokenizer or template that cannot be used, or nothing left to train on.
 pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
-    load_with(spec, gold_check(spec.verifier.kind))
+    load_on(spec, Day::today())
+}
+
+/// Loads the problems of a job as they were on a day, which some chat templates write into their prompts.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_on(spec: &JobSpec, day: Day) -> Result<Problems, DataError> {
+    load_with(spec, gold_check(spec.verifier.kind), day)
 }
 
 /// What the verifier of a kind says of a reference answer. Only built-in ones can be asked; what a verifier of the
@@ -34,8 +44,9 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
 ///
 /// # Errors
 /// See [`load`].
-pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError> {
-    let prompter = JobPrompter::new(spec)?;
+pub fn load_with(spec: &JobSpec, check: GoldCheck, day: Day) -> Result<Problems, DataError> {
+    let prompter = JobPrompter::new(spec, day)?;
+    let ends = ends(spec, &prompter)?;
     let mut train = Loaded::default();
     let mut shares = Vec::new();
     // A job that only evaluates says what it trains on because every job does, and never reads it.
@@ -47,7 +58,7 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError
         shares.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });
     }
 
-    let mut report = LoadReport { train: train.report, ..LoadReport::default() };
+    let mut report = LoadReport { train: train.report, ends, ..LoadReport::default() };
     let mut sets = Vec::new();
     for set in spec.evaluation_sets() {
         let mut loaded = Loaded::default();
@@ -62,6 +73,23 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck) -> Result<Problems, DataError
     Ok(Problems { train: train.problems, sets, report, order })
 }
 
+/// What ends an answer of the job's model.
+fn ends(spec: &JobSpec, prompter: &JobPrompter) -> Result<Ends, DataError> {
+    let model = &spec.model.path;
+    let tokens = EndToken::of_folder(model)?;
+    if tokens.is_empty() && spec.rollout.stop.is_empty() {
+        return Err(DataError::NoEnd { model: model.clone() });
+    }
+    let prompter = prompter.prompter();
+    let turn_end = prompter.turn_end().filter(|end| {
+        let id = prompter.tokenizer().token_id(end);
+        let is_known = tokens.iter().any(|token| Some(token.id) == id);
+        !(is_known || spec.rollout.stop.iter().any(|stop| end.contains(stop.as_str())))
+    });
+    let tokens = tokens.iter().map(ToString::to_string).collect();
+    Ok(Ends { tokens, missed: turn_end })
+}
+
 #[derive(Default)]
 struct Loaded {
     problems: Vec<Problem>,
@@ -72,17 +100,27 @@ struct Loaded {
 
 impl Loaded {
     fn load(&mut self, source: &SourceSpec, prompter: &JobPrompter, with: (&str, GoldCheck)) -> Result<(), DataError> {
-        rows(source, &mut |row| self.take(row?, prompter, with))
+        let fields = rows(source, &mut |row| self.take(row?, prompter, with))?;
+        self.report.fields.extend(fields.filter(|fields| !self.report.fields.contains(fields)));
+        Ok(())
     }
 
-    fn take(&mut self, row: Row, prompter: &JobPrompter, (suffix, check): (&str, GoldCheck)) -> Result<(), DataError> {
+    fn take(
+        &mut self,
+        row: Record,
+        prompter: &JobPrompter,
+        (suffix, check): (&str, GoldCheck),
+    ) -> Result<(), DataError> {
         self.report.rows += 1;
         if let Err(reason) = check(&row.answer) {
             self.report.unreadable_answers += 1;
             self.report.first_unreadable.get_or_insert_with(|| format!("{}: {reason}", row.place));
             return Ok(());
         }
-        let prompt = prompter.prompt(&row.question, suffix)?;
+        let prompt = prompter.prompt(&row.asked, suffix)?;
+        if let Some(token) = prompt.tokens.iter().find(|token| **token >= prompter.rows()) {
+            return Err(DataError::BeyondEmbedding { place: row.place, token: *token, rows: prompter.rows() });
+        }
         if prompt.tokens.len() > prompter.max_tokens() {
             self.report.overlong += 1;
             return Ok(());
@@ -91,9 +129,11 @@ impl Loaded {
             self.report.example_prompt = prompt.text;
         }
         self.report.kept += 1;
-        self.report.duplicates += usize::from(!self.seen.insert(normalised(&row.question)));
+        self.report.with_control_tokens += usize::from(prompt.control_tokens > 0);
+        let question = row.asked.question().to_owned();
+        self.report.duplicates += usize::from(!self.seen.insert(normalised(&question)));
         self.report.longest_prompt_tokens = self.report.longest_prompt_tokens.max(prompt.tokens.len());
-        self.problems.push(Problem { question: row.question, answer: row.answer, prompt_tokens: prompt.tokens });
+        self.problems.push(Problem { question, answer: row.answer, prompt_tokens: prompt.tokens });
         Ok(())
     }
 

@@ -14,6 +14,25 @@ pub struct Problem {
     pub prompt_tokens: Vec<u32>,
 }
 
+impl Problem {
+    /// Says which problem this is by its content: what is asked, what is right, and what the model sees. 32 hexadecimal digits.
+    ///
+    /// The prompt counts, for an edited chat template makes another problem of the same question.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        // Lengths keep the end of one text apart from the beginning of the next.
+        for text in [&self.question, &self.answer] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        for token in &self.prompt_tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        hasher.finalize().as_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// A set of held-out problems.
 #[derive(Debug)]
 pub struct MeasuredSet {
@@ -57,5 +76,24 @@ impl Problems {
     #[must_use]
     pub fn plan(&self) -> &DrawPlan {
         self.order.plan()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_of_all_that_a_problem_says() {
+        let problem = |question: &str, answer: &str, prompt: &[u32]| {
+            let (question, answer) = (question.to_owned(), answer.to_owned());
+            Problem { question, answer, prompt_tokens: prompt.to_vec() }.digest()
+        };
+        let one = problem("ab", "c", &[1, 2]);
+        assert_eq!(one, problem("ab", "c", &[1, 2]));
+        assert!(one.len() == 32 && one.chars().all(|c| c.is_ascii_hexdigit()), "{one}");
+        for other in [problem("a", "bc", &[1, 2]), problem("ab", "d", &[1, 2]), problem("ab", "c", &[1, 3])] {
+            assert_ne!(one, other);
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use pacs_text::Message;
 use serde_json::{Map, Value};
 
-use crate::source::jsonl::{lines_of, object};
+use crate::source::jsonl::{lines_of, plain_object};
+use crate::source::text;
 use crate::{DataError, Prompt, Prompter};
 
 /// A prompt of a JSONL file.
@@ -26,8 +27,9 @@ pub struct PromptRow {
 /// When a line is no such row, or its prompt cannot be made or is empty.
 pub fn read_prompts(reader: &mut dyn BufRead, path: &Path, prompter: &Prompter) -> Result<Vec<PromptRow>, DataError> {
     let mut rows = Vec::new();
-    lines_of(reader, path, &mut |number, line| {
-        let prompt = object(line).and_then(|row| {
+    let mut reader = text::unpacked(Box::new(reader), path)?;
+    lines_of(&mut reader, path, &mut |number, line| {
+        let prompt = plain_object(line).and_then(|row| {
             let prompt = prompt(&row, prompter)?;
             Ok(PromptRow { line: number, id: row.get("id").cloned(), prompt })
         });

@@ -9,6 +9,29 @@ pub struct LoadReport {
     pub sets: Vec<(String, SourceReport)>,
     /// Evaluation problems whose question is also trained on.
     pub overlap: usize,
+    /// What ends an answer.
+    pub ends: Ends,
+}
+
+/// What ends an answer of a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The end tokens, each with the files that name it.
+    pub tokens: Vec<String>,
+    /// The control token that the chat template writes after an answer, where nothing of the job ends an answer there.
+    pub missed: Option<String>,
+}
+
+impl Ends {
+    /// What is to be said of a template that ends answers otherwise than the model folder.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let missed = self.missed.as_ref()?;
+        Some(format!(
+            "the chat template ends an answer with `{missed}`, which no file of the model folder names as an end token: answers will \
+             not end there; add it to `rollout.stop`, or to `eos_token_id` of generation_config.json"
+        ))
+    }
 }
 
 /// What was read and what was left out, of one source.
@@ -26,6 +49,10 @@ pub struct SourceReport {
     pub first_unreadable: Option<String>,
     /// Problems whose question stood in the source before. They are used.
     pub duplicates: usize,
+    /// Problems that ask with control tokens of the model, which are read as text. They are used.
+    pub with_control_tokens: usize,
+    /// Which fields were read, where the spec does not say it.
+    pub fields: Vec<String>,
     /// Tokens of the longest prompt that is used.
     pub longest_prompt_tokens: usize,
     /// Text of the first prompt that is used, as the model sees it.
@@ -44,6 +71,12 @@ impl fmt::Display for SourceReport {
         }
         if self.duplicates > 0 {
             write!(f, ", {} repeated", self.duplicates)?;
+        }
+        if self.with_control_tokens > 0 {
+            write!(f, ", {} with control tokens, which are read as text", self.with_control_tokens)?;
+        }
+        for fields in &self.fields {
+            write!(f, ", {fields}")?;
         }
         Ok(())
     }

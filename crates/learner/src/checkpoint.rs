@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use pacs_collective::Collective;
+use pacs_model::{Export, ModelError};
 use pacs_protocol::v1;
+use pacs_spec::JobSpec;
 use pacs_torch::ViewError;
 
 use crate::state::{self, Memory, StateContent};
@@ -44,7 +46,7 @@ pub enum CheckpointError {
     },
     /// The model could not be exported.
     #[error(transparent)]
-    Model(#[from] pacs_model::ModelError),
+    Model(#[from] ModelError),
     /// A tensor is not in host memory.
     #[error(transparent)]
     View(#[from] ViewError),
@@ -85,6 +87,18 @@ impl Captured {
     }
 }
 
+/// The export of a job's model that began as the folder `source`: with the chat template and variables of the job.
+///
+/// # Errors
+/// When the template, or a file of `source` that names end tokens, cannot be used.
+pub fn exported(spec: &JobSpec, source: &Path) -> Result<Export, ModelError> {
+    let variables = match serde_json::to_value(&spec.model.template_variables) {
+        Ok(serde_json::Value::Object(variables)) => variables,
+        other => unreachable!("a TOML table became {other:?}"),
+    };
+    Export::new(source, spec.model.chat_template.as_deref(), &variables)
+}
+
 impl Trainer {
     /// Copies this rank's part of the state. Rank 0 holds replicated state, and each rank its part of divided state.
     #[must_use]
@@ -111,20 +125,20 @@ impl Trainer {
         &mut self,
         folder: &Path,
         training_state: bool,
-        model_from: Option<&Path>,
+        model: Option<&Export>,
         collective: &mut dyn Collective,
     ) -> Result<Vec<v1::SavedFile>, CheckpointError> {
         let mut files = match training_state {
             true => self.take_state(Memory::Shared).write(folder, &AtomicBool::new(false))?,
             false => Vec::new(),
         };
-        let Some(source) = model_from else { return Ok(files) };
+        let Some(export) = model else { return Ok(files) };
         let writes_model = collective.rank() == 0;
         if let Some(parameters) =
             self.weights(collective, writes_model).map_err(|error| CheckpointError::Gather(Box::new(error)))?
         {
             let target = folder.join(MODEL_FOLDER);
-            parameters.save_hf(source, &target, parameters.flat.kind())?;
+            parameters.export(export, &target, parameters.flat.kind())?;
             let entries = std::fs::read_dir(&target).map_err(|error| file_error(&target, error))?;
             for entry in entries {
                 let path = entry.map_err(|error| file_error(&target, error))?.path();

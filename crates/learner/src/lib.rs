@@ -33,7 +33,7 @@ mod wire;
 mod writer;
 
 pub use batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
-pub use checkpoint::{Captured, CheckpointError};
+pub use checkpoint::{Captured, CheckpointError, exported};
 pub use external::{ExternalError, ExternalSettings};
 pub use service::{LearnerError, LearnerOptions, run};
 pub use settings::TrainerSettings;

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use crate::batch::TrainBatch;
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, exported};
 use crate::publish::Publisher;
 use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Trainer};
@@ -287,9 +287,10 @@ impl State {
         let (Some(trainer), Some(collective)) = (&mut self.trainer, &mut self.collective) else {
             return Err(transient("a save came before the weights were prepared"));
         };
-        let model = task.model.then_some(self.setup.spec.model.path.as_path());
+        let export = task.model.then(|| exported(&self.setup.spec, &self.setup.spec.model.path));
+        let export = export.transpose().map_err(permanent)?;
         let folder = Path::new(&task.directory);
-        let files = trainer.save(folder, task.training_state, model, collective.as_mut());
+        let files = trainer.save(folder, task.training_state, export.as_ref(), collective.as_mut());
         let files = files.map_err(|error| fail_save(&error))?;
         Ok(v1::SaveResult { files })
     }

@@ -11,6 +11,9 @@ pub enum ModelError {
     /// The configuration, or another JSON file of the folder, cannot be used.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// The chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] pacs_text::TemplateError),
     /// A file could not be read, written, or renamed.
     #[error("{verb} `{}`: {source}", path.display())]
     Io {

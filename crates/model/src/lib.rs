@@ -15,6 +15,7 @@
 pub mod attention;
 mod checkpoint;
 mod error;
+mod export;
 pub mod import;
 mod kernels;
 mod layer;
@@ -30,6 +31,7 @@ mod value;
 
 pub use attention::Attention;
 pub use error::ModelError;
+pub use export::Export;
 pub use kernels::{kernel_shape, load_kernels};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{ModelError, Parameters, ShapeError};
 
 /// Files beside the weights that a copy of the model needs; absent ones are passed over.
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,6 +22,7 @@ const COMPANIONS: [&str; 9] = [
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
 ];
 
 impl Parameters {
@@ -55,7 +56,7 @@ pub fn prepare_folder(config: &Path, tokenizer_dir: &Path, out_dir: &Path) -> Re
     sync_folder(out_dir)
 }
 
-fn copy_companions(source_dir: &Path, out_dir: &Path) -> Result<(), ModelError> {
+pub(crate) fn copy_companions(source_dir: &Path, out_dir: &Path) -> Result<(), ModelError> {
     for name in COMPANIONS {
         let source = source_dir.join(name);
         if source.exists() {
@@ -119,7 +120,7 @@ fn stored_dtype(kind: Kind, path: &Path) -> Result<Dtype, ModelError> {
     }
 }
 
-fn write_config(source: &Path, target: &Path, kind: Kind) -> Result<(), ModelError> {
+pub(crate) fn write_config(source: &Path, target: &Path, kind: Kind) -> Result<(), ModelError> {
     let text = fs::read_to_string(source).map_err(ModelError::io("read", source))?;
     let mut config: Value =
         serde_json::from_str(&text).map_err(|error| ModelError::config(source, error.to_string()))?;

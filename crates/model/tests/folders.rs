@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pacs_model::{ModelConfig, Parameters};
+use pacs_model::{Export, ModelConfig, Parameters};
 use pacs_torch::tch::{Device, Kind, Tensor};
 use serde_json::Value;
 
@@ -142,6 +142,51 @@ fn leftovers_of_published_checkpoints() {
     load(dir.path()).unwrap();
     add("lm_head.weight", &(embedding + 1.0));
     assert!(load(dir.path()).unwrap_err().contains("differs from the embedding"));
+}
+
+/// A whole file is the model, whatever an index that was left there says.
+#[test]
+fn the_case_of_a_stale_index_is_a_whole_model() {
+    let dir = copy("qwen2-tied");
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cases/stale-index");
+    let index = "model.safetensors.index.json";
+    fs::copy(case.join(index), dir.path().join(index)).unwrap();
+    assert_eq!(load(dir.path()).unwrap().flat, load(&golden("qwen2-tied")).unwrap().flat);
+}
+
+/// A folder that is exported asks its model as it was trained, and ends where it was ended.
+#[test]
+fn an_export_has_the_template_and_the_end_tokens_of_training() {
+    let source = copy("qwen2-tied");
+    let parameters = load(source.path()).unwrap();
+    fs::remove_file(source.path().join("generation_config.json")).unwrap();
+    let json = |dir: &Path, name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(dir.join(name)).unwrap()).unwrap()
+    };
+    let variables = serde_json::json!({"brief": true});
+    let variables = variables.as_object().unwrap();
+    let template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{{ brief }}";
+    let export = Export::new(source.path(), Some(template), variables).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    parameters.export(&export, out.path(), Kind::Float).unwrap();
+    let rendered = |dir: &Path| {
+        let messages = [pacs_text::Message::user("1+1?")];
+        pacs_text::ChatTemplate::read(dir).unwrap().render(&messages, true, &serde_json::Map::new()).unwrap()
+    };
+    assert_eq!(rendered(out.path()), "[1+1?]True");
+    // Older readers take it from here.
+    let text = fs::read_to_string(out.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(json(out.path(), "tokenizer_config.json")["chat_template"], text);
+    assert_eq!(json(out.path(), "generation_config.json")["eos_token_id"], 383);
+    assert_eq!(ModelConfig::read(out.path()).unwrap().end_tokens, [383]);
+
+    // Without another template all stays as it was.
+    let out = tempfile::tempdir().unwrap();
+    let plain = Export::new(source.path(), None, &serde_json::Map::new()).unwrap();
+    parameters.export(&plain, out.path(), Kind::Float).unwrap();
+    assert_eq!(rendered(out.path()), rendered(source.path()));
+    let tokenizer = |dir: &Path| fs::read(dir.join("tokenizer_config.json")).unwrap();
+    assert_eq!(tokenizer(out.path()), tokenizer(source.path()), "to the byte");
 }
 
 #[test]

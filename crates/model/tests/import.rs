@@ -40,6 +40,24 @@ impl Draft {
         draft
     }
 
+    /// The same as a Qwen: its keys, its pre-tokenizer, and what its layers have beside.
+    fn qwen(family: &str) -> Self {
+        let mut draft = Self::new();
+        let metadata = std::mem::take(&mut draft.metadata);
+        let renamed = |key: String| key.strip_prefix("llama.").map(|rest| format!("{family}.{rest}")).unwrap_or(key);
+        draft.metadata = metadata.into_iter().map(|(key, value)| (renamed(key), value)).collect();
+        let text = |text: &str| Value::String(text.to_owned());
+        draft = draft.set("general.architecture", text(family)).set("tokenizer.ggml.pre", text("qwen2"));
+        for layer in 0..2 {
+            let parts: &[(&str, usize)] = match family {
+                "qwen2" => &[("attn_q.bias", 64), ("attn_k.bias", 32), ("attn_v.bias", 32)],
+                _ => &[("attn_q_norm.weight", 16), ("attn_k_norm.weight", 16)],
+            };
+            parts.iter().for_each(|(part, size)| draft.add(&format!("blk.{layer}.{part}"), &[*size], GgmlDType::F32));
+        }
+        draft.set(&format!("{family}.attention.key_length"), Value::U32(16))
+    }
+
     fn describe(&mut self) {
         let text = |text: &str| Value::String(text.to_owned());
         let numbers = [
@@ -133,6 +151,47 @@ fn a_small_file() {
     assert_eq!(found.get(16 + 13), stored.get(16 + 11));
     let text = fs::read_to_string(folder.join("tokenizer.json")).unwrap();
     assert!(text.contains("\"individual_digits\":true") && text.contains("[\"a\",\"b\"]"));
+}
+
+#[test]
+fn files_of_the_qwen_family() {
+    for family in ["qwen2", "qwen3"] {
+        let draft = Draft::qwen(family);
+        let dir = draft.import().unwrap();
+        let folder = dir.path().join("hf");
+        let config = ModelConfig::read(&folder).unwrap();
+        assert_eq!((config.qkv_bias, config.qk_norm, config.head_dim), (family == "qwen2", family == "qwen3", 16));
+        let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).unwrap();
+        let rounded = |name: &str| draft.values(name).to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        // Their files have the order of the rotate-half kind.
+        let query = parameters.view("model.layers.1.self_attn.q_proj.weight");
+        assert_eq!(query, rounded("blk.1.attn_q.weight"), "{family}");
+        match family {
+            "qwen2" => {
+                assert_eq!(parameters.view("model.layers.0.self_attn.k_proj.bias"), rounded("blk.0.attn_k.bias"))
+            }
+            _ => {
+                let norm = parameters.view("model.layers.1.self_attn.k_norm.weight");
+                assert_eq!(norm, rounded("blk.1.attn_k_norm.weight"));
+            }
+        }
+        let tokenizer = pacs_text::Tokenizer::read(&folder).unwrap();
+        assert_eq!(tokenizer.encode("ab", true).unwrap(), [1], "no begin token");
+    }
+}
+
+/// llama.cpp puts one in front for Llama 3, whether the file says so or not.
+#[test]
+fn a_begin_token_is_there_by_default_where_llama_cpp_has_one() {
+    let text = |text: &str| Value::String(text.to_owned());
+    let encoded = |draft: Draft| {
+        let dir = draft.set("tokenizer.ggml.bos_token_id", Value::U32(0)).import().unwrap();
+        pacs_text::Tokenizer::read(&dir.path().join("hf")).unwrap().encode("ab", true).unwrap()
+    };
+    let llama3 = || Draft::new().set("tokenizer.ggml.pre", text("llama-bpe"));
+    assert_eq!(encoded(llama3()), [0, 1]);
+    assert_eq!(encoded(llama3().set("tokenizer.ggml.add_bos_token", Value::Bool(false))), [1]);
+    assert_eq!(encoded(Draft::new()), [1], "smollm has none");
 }
 
 #[test]

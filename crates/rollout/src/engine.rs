@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pacs_model::{Model, ModelConfig, Parameters, kernel_shape, load_kernels};
 use pacs_spec::Kernels;
-use pacs_text::Tokenizer;
+use pacs_text::{StopStrings, Tokenizer, TokenizerError};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor, no_grad};
 use pacs_torch::{
     BLOCK_TOKENS, BlockRun, DecodeRow, DeviceKernels, Filters, Graphs, KernelError, RowDraw, device_kernels,
@@ -16,7 +16,6 @@ use crate::cache::{KvCache, Span};
 use crate::graphs::DecodeGraphs;
 use crate::sampler::{RowSampling, Sampled, sample, sample_on_device};
 use crate::schedule::{BlockCounts, Bounds, Chunk, Computed, Plan, Scheduler, Source};
-use crate::stop::{cut_at_stop, tail_has_stop};
 
 /// How the samples of a group are drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +30,7 @@ pub struct SamplingOptions {
     pub min_p: f64,
     /// Most tokens of an answer, at least 1.
     pub max_new_tokens: u32,
-    /// Strings that end an answer, besides the model's end tokens.
+    /// Strings that end an answer, besides the model's end tokens; control tokens count as they are written.
     pub stop: Vec<String>,
 }
 
@@ -143,6 +142,7 @@ struct Row {
     index: u32,
     noise: NoiseKey,
     options: Arc<SamplingOptions>,
+    stop: Arc<StopStrings>,
     prompt: Arc<[u32]>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
@@ -338,12 +338,14 @@ impl Engine {
     pub fn submit(&mut self, job: GroupJob) -> Result<(), EngineError> {
         self.check(&job).map_err(|problem| EngineError::Refused { ticket: job.ticket, problem })?;
         let (prompt, options): (Arc<[u32]>, _) = (job.prompt.into(), Arc::new(job.options));
+        let stop = Arc::new(StopStrings::new(self.tokenizer.as_deref(), &options.stop));
         for (index, noise) in job.samples {
             let row = Row {
                 ticket: job.ticket,
                 index,
                 noise,
                 options: Arc::clone(&options),
+                stop: Arc::clone(&stop),
                 prompt: Arc::clone(&prompt),
                 tokens: Vec::new(),
                 logprobs: Vec::new(),
@@ -616,8 +618,7 @@ impl Engine {
     fn finish_reason(&self, row: &Row) -> Result<Option<FinishReason>, EngineError> {
         let last = row.tokens.last().expect("a token was just pushed");
         let stops = match &self.tokenizer {
-            Some(tokenizer) => tail_has_stop(tokenizer, &row.tokens, &row.options.stop)
-                .map_err(|error| EngineError::Text(error.to_string()))?,
+            Some(tokenizer) => row.stop.ends(tokenizer, &row.tokens).map_err(no_text)?,
             None => false,
         };
         if stops || self.config.end_tokens.contains(last) {
@@ -629,12 +630,8 @@ impl Engine {
 
     fn finish(&mut self, row: usize, finish: FinishReason) -> Result<Finished, EngineError> {
         let row = self.scheduler.finish(row);
-        let decode = |tokenizer: &Arc<Tokenizer>| tokenizer.decode(&row.tokens, true);
-        let text = self.tokenizer.as_ref().map(decode).transpose();
-        let mut text = text.map_err(|error| EngineError::Text(error.to_string()))?.unwrap_or_default();
-        if let Some(end) = cut_at_stop(&text, &row.options.stop).map(str::len) {
-            text.truncate(end);
-        }
+        let text = self.tokenizer.as_ref().map(|tokenizer| row.stop.text(tokenizer, &row.tokens));
+        let text = text.transpose().map_err(no_text)?.unwrap_or_default();
         let sample = Sample {
             tokens: row.tokens,
             logprobs: row.logprobs,
@@ -653,6 +650,10 @@ impl Engine {
     pub fn cache_tokens_within(config: &ModelConfig, kind: Kind, bytes: usize) -> usize {
         bytes / KvCache::bytes_per_token(config, kind)
     }
+}
+
+fn no_text(error: TokenizerError) -> EngineError {
+    EngineError::Text(error.to_string())
 }
 
 /// The kernels of a GPU, where one computes and they are wanted. Without them generation is slow, and goes on.

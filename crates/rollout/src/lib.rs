@@ -13,7 +13,6 @@ mod memory;
 mod sampler;
 mod schedule;
 mod service;
-mod stop;
 mod submit;
 mod thread;
 mod weights;

@@ -234,6 +234,27 @@ fn samples_end_at_end_tokens_stop_strings_and_the_limit() {
     assert!(!stopped.text.contains(&stop) && text.starts_with(&stopped.text), "{:?}", stopped.text);
 }
 
+/// Control tokens are no text for a verifier, and a stop string may still be one.
+#[test]
+fn samples_end_at_a_stop_string_that_is_a_control_token() {
+    let (name, tokenizer) = ("qwen2-tied", Tokenizer::read(&golden("qwen2-tied")).expect("golden tokenizer"));
+    let prompt = &sequences(name)[0];
+    // A random model of few tokens draws some control tokens in so many answers.
+    let mut free = engine(name, 64, false);
+    free.submit(job(1, prompt, 64, options(40))).expect("fits");
+    let finished = run(&mut free);
+    let special = |f: &&Finished| f.sample.tokens.iter().position(|token| tokenizer.is_special(*token));
+    let found = finished.iter().find_map(|f| Some((f, special(&f)?))).expect("one of 64 answers has a control token");
+    let (free, place) = (&found.0.sample, found.1);
+    let stop = tokenizer.decode(&free.tokens[place..=place], false).expect("decoded");
+    let mut stopping = engine(name, 64, false);
+    stopping.submit(job(1, prompt, 64, SamplingOptions { stop: vec![stop], ..options(40) })).expect("fits");
+    let stopped = run(&mut stopping);
+    let stopped = &stopped.iter().find(|f| f.index == found.0.index).expect("the same answer").sample;
+    assert_eq!((stopped.finish, &stopped.tokens[..]), (FinishReason::Stop, &free.tokens[..=place]));
+    assert_eq!(stopped.text, tokenizer.decode(&free.tokens[..place], true).expect("decoded"));
+}
+
 #[test]
 fn a_cancelled_group_never_finishes() {
     let prompts = sequences("qwen3");

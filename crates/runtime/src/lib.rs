@@ -5,6 +5,7 @@
 
 mod backoff;
 mod call;
+mod chain;
 mod exit;
 mod health;
 pub mod launch;
@@ -21,6 +22,7 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use call::{CallError, Meaning, NO_ROOM_KEY, PATIENCE, Policy, Tries, meaning};
+pub use chain::chain;
 pub use exit::Exit;
 pub use health::Health;
 pub use logging::{LogFormat, init_logging, set_log_level};

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::end_tokens::{self, EndToken};
 use crate::{ParameterLayout, ShapeError};
 
 /// What distinguishes one model from another; sizes as libtorch counts them.
@@ -34,7 +35,7 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     /// Queries and keys are normed per head (Qwen3).
     pub qk_norm: bool,
-    /// Tokens that end an answer: those of generation_config.json, else those of config.json.
+    /// Tokens that end an answer: all that any file of the folder names ([`EndToken`]).
     pub end_tokens: Vec<u32>,
     /// Longest sequence that the model was made for.
     pub max_positions: usize,
@@ -62,19 +63,13 @@ pub enum RopeScaling {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where present, `generation_config.json` of a Hugging Face folder.
+    /// Reads `config.json` of a Hugging Face folder, and what ends an answer from all of its files.
     ///
     /// # Errors
     /// When a file is missing or malformed, or asks for an architecture or option that is not computed here.
     pub fn read(dir: &Path) -> Result<Self, ShapeError> {
-        let mut config = Self::read_file(&dir.join("config.json"))?;
-        let generation = dir.join("generation_config.json");
-        if generation.exists() {
-            let raw: RawGeneration = parse(&read(&generation)?, &generation)?;
-            if let Some(tokens) = raw.eos_token_id {
-                config.end_tokens = tokens.into_vec();
-            }
-        }
+        let mut config = Self::from_json(&end_tokens::config_text(dir)?, &dir.join("config.json"))?;
+        config.end_tokens = EndToken::of_folder(dir)?.into_iter().map(|token| token.id).collect();
         Ok(config)
     }
 
@@ -88,7 +83,9 @@ impl ModelConfig {
 
     /// Reads the text of a config.json; `path` is what errors name.
     pub fn from_json(text: &str, path: &Path) -> Result<Self, ShapeError> {
-        parse::<RawConfig>(text, path)?.resolve(path)
+        let mut config = parse::<RawConfig>(text, path)?.resolve(path)?;
+        config.end_tokens = end_tokens::of_config(text, path)?;
+        Ok(config)
     }
 
     /// A value model with the trunk of this model.
@@ -129,14 +126,15 @@ struct RawConfig {
     #[serde(default)]
     use_sliding_window: bool,
     layer_types: Option<Vec<String>>,
-    eos_token_id: Option<OneOrMany>,
     quantization_config: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name; writers that serve old readers and new ones write both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -145,33 +143,21 @@ struct RawRope {
     partial_rotary_factor: Option<f64>,
 }
 
-#[derive(Deserialize)]
-struct RawGeneration {
-    eos_token_id: Option<OneOrMany>,
+pub(crate) fn read(path: &Path) -> Result<String, ShapeError> {
+    fs::read_to_string(path).map_err(|error| ShapeError::Io { path: path.to_owned(), error })
 }
 
-/// Hugging Face writes one end token as a number and several as a list.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>, ShapeError> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
 }
 
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(token) => vec![token],
-            Self::Many(tokens) => tokens,
-        }
+/// Editors of some systems put a byte order mark before the text.
+pub(crate) fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T, ShapeError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.starts_with("version https://git-lfs.github.com/") {
+        let detail = "it is a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`";
+        return Err(ShapeError::config(path, detail));
     }
-}
-
-fn read(path: &Path) -> Result<String, ShapeError> {
-    fs::read_to_string(path).map_err(|source| ShapeError::Io { path: path.to_owned(), source })
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(text: &str, path: &Path) -> Result<T, ShapeError> {
     serde_json::from_str(text).map_err(|error| ShapeError::config(path, error.to_string()))
 }
 
@@ -195,7 +181,7 @@ impl RawConfig {
             tie_embeddings: self.tie_word_embeddings,
             qkv_bias: self.model_type == "qwen2",
             qk_norm: self.model_type == "qwen3",
-            end_tokens: self.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default(),
+            end_tokens: Vec::new(),
             max_positions: self.max_position_embeddings,
             estimates_values: false,
         };
@@ -241,7 +227,15 @@ impl RawConfig {
             Some(value) => Err(ShapeError::config(path, format!("rope scaling: `{name}` is {value}, not above 0"))),
             None => Err(ShapeError::config(path, format!("rope scaling of type llama3 lacks `{name}`"))),
         };
-        match rope.rope_type.as_deref() {
+        let kind = match (rope.rope_type.as_deref(), rope.older_type.as_deref()) {
+            (Some(new), Some(old)) if new != old => {
+                let detail =
+                    format!("rope scaling: `rope_type` is `{new}` and `type` is `{old}`; expected one of them");
+                return Err(ShapeError::config(path, detail));
+            }
+            (new, old) => new.or(old),
+        };
+        match kind {
             None | Some("default") => Ok(RopeScaling::None),
             Some("llama3") => {
                 let original = need("original_max_position_embeddings", rope.original_max_position_embeddings)?;
@@ -336,6 +330,45 @@ mod tests {
     }
 
     #[test]
+    fn rope_scaling_may_have_both_names() {
+        let scaling = json!({
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            "rope_type": "llama3", "type": "llama3"
+        });
+        let both = read(|value| value["rope_scaling"] = scaling.clone()).unwrap();
+        let one = read(|value| {
+            value["rope_scaling"] = scaling.clone();
+            value["rope_scaling"].as_object_mut().unwrap().remove("rope_type");
+        });
+        assert_eq!(both, one.unwrap());
+        assert!(matches!(both.rope_scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
+        let other = read(|value| {
+            value["rope_scaling"] = scaling.clone();
+            value["rope_scaling"]["type"] = json!("linear");
+        });
+        assert!(other.unwrap_err().to_string().contains("`rope_type` is `llama3` and `type` is `linear`"));
+    }
+
+    #[test]
+    fn the_case_of_both_rope_names_is_read() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cases/rope-both");
+        let config = ModelConfig::read(&dir).unwrap();
+        assert!(matches!(config.rope_scaling, RopeScaling::Llama3 { factor: 8.0, original_max_positions: 64.0, .. }));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama3");
+        let text = fs::read_to_string(dir.join("config.json")).unwrap();
+        let path = Path::new("config.json");
+        let marked = ModelConfig::from_json(&format!("\u{feff}{text}"), path).unwrap();
+        assert_eq!(marked, ModelConfig::from_json(&text, path).unwrap());
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+        let error = ModelConfig::from_json(pointer, path).unwrap_err().to_string();
+        assert!(error.contains("Git LFS"), "{error}");
+    }
+
+    #[test]
     fn refusals_name_file_and_field() {
         let cases: [(&str, Value, &str); 9] = [
             ("model_type", json!("gemma3"), "model type `gemma3`"),
@@ -355,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn generation_config_wins_over_config() {
+    fn tokens_of_the_generation_settings_come_first() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama3");
         assert_eq!(ModelConfig::read(&dir).unwrap().end_tokens, [379, 382]);
     }

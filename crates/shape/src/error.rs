@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ShapeError {
     /// A file could not be read.
-    #[error("read `{}`: {source}", path.display())]
+    #[error("read `{}`: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The operating system's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// A JSON file does not parse or lacks a field.
     #[error("read `{}`: {detail}", path.display())]

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 mod config;
+mod end_tokens;
 mod error;
 mod layout;
 mod memory;
@@ -15,6 +16,7 @@ mod units;
 mod work;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use end_tokens::EndToken;
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
 pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS};

@@ -114,9 +114,8 @@ impl Check {
             (Some(_), Some(_)) => self.fail(Problem::new(path, "has both `path` and `generator`; expected one"), &[]),
             (None, None) => self.fail(Problem::new(path, "has neither `path` nor `generator`; expected one"), &[]),
             (Some(file), None) => {
-                let known = file.extension().is_some_and(|extension| extension == "jsonl" || extension == "parquet");
                 let shown = file.display().to_string();
-                self.text(&at("path"), &shown, known, "expected a `.jsonl` or `.parquet` file");
+                self.text(&at("path"), &shown, FileFormat::of(file).is_some(), FileFormat::EXPECTED);
             }
             (None, Some(generator)) => self.generator(&at("generator"), generator),
         }

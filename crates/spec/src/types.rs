@@ -109,11 +109,11 @@ pub struct DataSpec {
     /// Held-out problems; required when evaluation is on.
     #[serde(default)]
     pub evaluation: Option<SourceSpec>,
-    /// Text behind every question. Default: the paper's, ` Please reason step by step, and put your final answer
+    /// Text behind every question, the last message of a conversation included. Default: the paper's, ` Please reason step by step, and put your final answer
     /// within \boxed{}.`
     #[serde(default = "paper_suffix")]
     pub prompt_suffix: String,
-    /// System message; default none (the chat template may bring its own).
+    /// System message of questions and of conversations that have none; default none (the chat template may bring its own).
     #[serde(default)]
     pub system: Option<String>,
     /// Prompts with more tokens are left out and counted, and so are those that leave the model no room for
@@ -154,16 +154,20 @@ fn yes() -> bool {
 /// One set of problems: exactly one of `path` and `generator`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceSpec {
-    /// A `.jsonl` or `.parquet` file.
+    /// A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may be packed (`.gz`, `.zst`).
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// A built-in generator of problems.
     #[serde(default)]
     pub generator: Option<GeneratorSpec>,
-    /// Field that holds the question. Default `question`. Files only.
+    /// Field that holds the question: a text, or a list of messages that ends with the user's; a dot leads into an object.
+    /// Default `question`, else the first of `problem`, `prompt`, `messages`, `query`, `instruction`, `input` that is there. Files
+    /// only.
     #[serde(default = "question")]
     pub question_field: String,
-    /// Field that holds the reference answer. Default `answer`. Files only.
+    /// Field that holds the reference answer: a text or a number; a dot leads into an object. Default `answer`, else the first of
+    /// `final_answer`, `expected_answer`, `ground_truth`, `reward_model.ground_truth`, `reference_answer`, `target`, `solution`,
+    /// `response` that is there. Files only.
     #[serde(default = "answer")]
     pub answer_field: String,
     /// Leave out the first so many problems. Default: none.
@@ -230,7 +234,8 @@ pub struct RolloutSpec {
     /// Only tokens with at least this share of the most probable token's probability. Default 0.0 (off), 0 to below 1;
     /// refused where `top_k` = 1 leaves it without effect.
     pub min_p: f64,
-    /// Strings that end an answer, besides the model's end tokens; at most 64, none empty. Default none.
+    /// Strings that end an answer, besides the model's end tokens; they may be or contain control tokens (`<|im_end|>`). At most
+    /// 64, none empty. Default none.
     pub stop: Vec<String>,
     /// Samples that one rollout worker generates at once. Default 256, up to 65536; room for one group at least.
     pub max_concurrent_samples: u32,

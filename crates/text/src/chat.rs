@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 
+use crate::Day;
 use crate::json::tojson;
 
 /// One turn of a conversation.
@@ -34,13 +35,15 @@ impl Message {
 /// How a model wants a conversation written down, by the template of its folder.
 ///
 /// The template is looked for in `chat_template.jinja`, then in `tokenizer_config.json` (`chat_template`, a text or a
-/// list of named ones, of which `default` is taken). A folder without any is a base model: its prompts are the plain
+/// list of named ones, of which `default` is taken), then in `chat_template.json`. A folder without any is a base model: its prompts are the plain
 /// contents of the messages with an empty line in between, and the tokenizer adds its special tokens
 /// ([`ChatTemplate::is_plain`]).
 pub struct ChatTemplate {
     /// `None`: plain text.
     environment: Option<Environment<'static>>,
     special_tokens: BTreeMap<&'static str, String>,
+    /// The text of the template.
+    source: Option<String>,
     origin: PathBuf,
 }
 
@@ -54,25 +57,44 @@ pub struct TemplateError {
     message: String,
 }
 
+/// What every caller passes to a template.
+const GIVEN: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
+
+/// A value as Jinja text.
+fn literal(value: &serde_json::Value) -> String {
+    use serde_json::Value as Json;
+    let list = |items: Vec<String>| items.join(", ");
+    match value {
+        Json::Null => "none".to_owned(),
+        Json::Array(items) => format!("[{}]", list(items.iter().map(literal).collect())),
+        Json::Object(fields) => {
+            let field = |(name, value): (&String, &Json)| {
+                format!("{}: {}", literal(&Json::String(name.clone())), literal(value))
+            };
+            format!("{{{}}}", list(fields.iter().map(field).collect()))
+        }
+        // Numbers, texts and truth values are the same in both.
+        other => other.to_string(),
+    }
+}
+
 /// Special tokens that templates may refer to.
 const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
 impl ChatTemplate {
-    /// Reads the chat template of the model folder `dir`, with the special tokens of its `tokenizer_config.json`.
+    /// Reads the chat template of the model folder `dir`, with the special tokens of its `tokenizer_config.json` and, for those
+    /// that are not there, of its `special_tokens_map.json`.
     ///
     /// # Errors
     /// When a file is there and cannot be read, or the template is no valid Jinja text.
     pub fn read(dir: &Path) -> Result<Self, TemplateError> {
         let config_path = dir.join("tokenizer_config.json");
         let config = read_config(&config_path)?;
-        let special_tokens = special_tokens(&config);
-        let own_file = dir.join("chat_template.jinja");
-        let (origin, source) = match read_if_there(&own_file)? {
-            Some(text) => (own_file, Some(text)),
-            None => (config_path.clone(), template_of(&config).map_err(|m| TemplateError::reading(&config_path, m))?),
-        };
-        let environment = source.map(|source| compile(source, &origin)).transpose()?;
-        Ok(Self { environment, special_tokens, origin })
+        let mut special_tokens = special_tokens(&read_config(&dir.join("special_tokens_map.json"))?);
+        special_tokens.extend(self::special_tokens(&config));
+        let (origin, source) = find_template(dir, &config_path, &config)?;
+        let environment = source.as_ref().map(|source| compile(source, &origin, Day::today())).transpose()?;
+        Ok(Self { environment, special_tokens, source, origin })
     }
 
     /// The same special tokens with another template; `origin` says in errors where that comes from.
@@ -80,8 +102,38 @@ impl ChatTemplate {
     /// # Errors
     /// When `source` is no valid Jinja text.
     pub fn replaced(self, source: &str, origin: &Path) -> Result<Self, TemplateError> {
-        let environment = Some(compile(source.to_owned(), origin)?);
-        Ok(Self { environment, origin: origin.to_owned(), ..self })
+        let environment = Some(compile(source, origin, Day::today())?);
+        Ok(Self { environment, source: Some(source.to_owned()), origin: origin.to_owned(), ..self })
+    }
+
+    /// The same template on another day: `strftime_now` of templates that write a date gives this one. Prompts of a run have to
+    /// be the same after every start, whenever that is.
+    ///
+    /// # Errors
+    /// Never in practice: the template was read before.
+    pub fn on(self, day: Day) -> Result<Self, TemplateError> {
+        let environment = self.source.as_ref().map(|source| compile(source, &self.origin, day)).transpose()?;
+        Ok(Self { environment, ..self })
+    }
+
+    /// The text of the template in which `variables` are what callers need not say: for a folder that others render with, who do not
+    /// know what a job passed. None where there is no template.
+    #[must_use]
+    pub fn with_defaults(&self, variables: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
+        let source = self.source.as_ref()?;
+        let is_word = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        // A template cannot ask for what is no word of its language.
+        let is_free = |name: &str| is_word(name) && !GIVEN.contains(&name);
+        let mut text = String::new();
+        for (name, value) in variables.iter().filter(|(name, _)| is_free(name)) {
+            // The line break is taken away again by the block before it, so that a template that begins with one keeps its own.
+            text.push_str(&format!(
+                "{{% if {name} is not defined %}}{{% set {name} = {} %}}{{% endif %}}\n",
+                literal(value)
+            ));
+        }
+        text.push_str(source);
+        Some(text)
     }
 
     /// Whether there is no template, so that rendered text is plain and the tokenizer has to add special tokens.
@@ -174,7 +226,9 @@ impl io::Write for Bounded {
     }
 }
 
-fn compile(source: String, origin: &Path) -> Result<Environment<'static>, TemplateError> {
+/// Compiles a template. Tags of libraries that only mark parts of a text have no effect on it: `{% generation %}` says which tokens
+/// to train on, which is decided here by who speaks.
+fn compile(source: &str, origin: &Path, day: Day) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
     environment.set_trim_blocks(true);
@@ -182,12 +236,42 @@ fn compile(source: String, origin: &Path) -> Result<Environment<'static>, Templa
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_template_owned(NAME, source).map_err(|e| TemplateError {
+    environment.add_function("strftime_now", move |format: String| day.format(&format));
+    environment.add_template_owned(NAME, without_marks(source)).map_err(|e| TemplateError {
         path: origin.to_owned(),
         doing: "parse",
         message: describe(&e),
     })?;
     Ok(environment)
+}
+
+/// Puts blocks that always hold in the place of `{% generation %}` and `{% endgeneration %}`: what blocks do to the white space around
+/// them stays as it is.
+fn without_marks(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        text.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inner = &tag[2..end];
+        let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+        match word.trim() {
+            mark @ ("generation" | "endgeneration") => {
+                let block = if mark == "generation" { "if true" } else { "endif" };
+                text.push_str("{%");
+                text.push_str(&inner.replace(mark, block));
+                text.push_str("%}");
+            }
+            _ => text.push_str(&tag[..end + 2]),
+        }
+        rest = &tag[end + 2..];
+    }
+    text.push_str(rest);
+    text
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -203,9 +287,28 @@ fn describe(error: &Error) -> String {
     }
 }
 
+/// The template of a folder and the file that it comes from.
+fn find_template(
+    dir: &Path,
+    config_path: &Path,
+    config: &serde_json::Value,
+) -> Result<(PathBuf, Option<String>), TemplateError> {
+    let own_file = dir.join("chat_template.jinja");
+    if let Some(text) = read_if_there(&own_file)? {
+        return Ok((own_file, Some(text)));
+    }
+    if let Some(text) = template_of(config).map_err(|m| TemplateError::reading(config_path, m))? {
+        return Ok((config_path.to_owned(), Some(text)));
+    }
+    // Processors of some releases have it in a file of their own.
+    let older = dir.join("chat_template.json");
+    let text = template_of(&read_config(&older)?).map_err(|m| TemplateError::reading(&older, m))?;
+    Ok((if text.is_some() { older } else { config_path.to_owned() }, text))
+}
+
 fn read_if_there(path: &Path) -> Result<Option<String>, TemplateError> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(TemplateError::reading(path, error)),
     }

@@ -1,12 +1,20 @@
 mod growth;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 /// Text to token ids and back, by a model folder's `tokenizer.json`.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same that spells control tokens out; made when a text holds some.
+    spelling: Arc<OnceLock<tokenizers::Tokenizer>>,
+    /// Control tokens, the longest first, so that one which begins like another is found as itself.
+    control: Arc<[(String, u32)]>,
+    /// Bytes that one of them begins with: most texts hold few of these.
+    control_begins: Arc<[bool; 256]>,
     path: PathBuf,
 }
 
@@ -30,12 +38,27 @@ impl Tokenizer {
     pub fn read(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         let error = |message: String| TokenizerError { path: path.clone(), doing: "start", message };
-        let bytes = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
+        let mut bytes = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
+        if bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        if bytes.starts_with(b"version https://git-lfs.github.com/") {
+            return Err(error(
+                "it is a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`".to_owned(),
+            ));
+        }
         growth::check(&bytes).map_err(error)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
-        Ok(Self { inner, path })
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special && !token.content.is_empty());
+        let mut control: Vec<(String, u32)> = special.map(|(id, token)| (token.content.clone(), *id)).collect();
+        control.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+        let mut control_begins = [false; 256];
+        control.iter().for_each(|(token, _)| control_begins[usize::from(token.as_bytes()[0])] = true);
+        let (control, control_begins) = (control.into(), Arc::new(control_begins));
+        Ok(Self { inner, spelling: Arc::default(), control, control_begins, path })
     }
 
     /// Token ids of `text`; with `add_special` also those that the tokenizer puts around every text (a begin token).
@@ -56,6 +79,59 @@ impl Tokenizer {
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
         self.inner.decode(ids, skip_special).map_err(|e| self.error("decode tokens", e))
+    }
+
+    /// Token ids of `text` in which no part is a control token: what looks like one is spelt out.
+    pub(crate) fn encode_spelt_out(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let spelling = self.spelling.get_or_init(|| {
+            let mut spelling = self.inner.clone();
+            spelling.set_encode_special_tokens(true);
+            spelling
+        });
+        let encoding = spelling.encode_fast(text, false).map_err(|e| self.error("encode text", e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Where control tokens stand in a text.
+    #[must_use]
+    pub fn control_tokens(&self, text: &str) -> Vec<Range<usize>> {
+        let mut places = Vec::new();
+        let mut start = 0;
+        while let Some(place) = self.next_control_token(text, start) {
+            start = place.end;
+            places.push(place);
+        }
+        places
+    }
+
+    /// The first at or after `start`, and of those that begin there the longest.
+    fn next_control_token(&self, text: &str, start: usize) -> Option<Range<usize>> {
+        let bytes = text.as_bytes();
+        (start..bytes.len()).filter(|at| self.control_begins[usize::from(bytes[*at])]).find_map(|at| {
+            let token = self.control.iter().find(|(token, _)| bytes[at..].starts_with(token.as_bytes()))?;
+            Some(at..at + token.0.len())
+        })
+    }
+
+    /// Whether a token is a control token, which [`Self::decode`] may leave out.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.control.iter().any(|(_, known)| *known == id)
+    }
+
+    /// The id of a token that was added to the vocabulary, as control tokens are; those of the vocabulary itself are written in
+    /// letters of their own.
+    #[must_use]
+    pub fn added_token_id(&self, token: &str) -> Option<u32> {
+        let id = self.inner.token_to_id(token)?;
+        self.inner.get_added_tokens_decoder().contains_key(&id).then_some(id)
+    }
+
+    /// One more than the largest token id: rows that the embedding of a model must have.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let largest = self.inner.get_vocab(true).into_values().max();
+        largest.map_or(0, |id| id as usize + 1)
     }
 
     /// The id of a token, given as it is written in the vocabulary (`<|im_end|>`).

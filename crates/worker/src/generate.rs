@@ -191,8 +191,7 @@ fn read_rows(arguments: &Arguments) -> Result<Vec<PromptRow>> {
     let mut reader: Box<dyn BufRead> = if is_standard(&arguments.input) {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
-        let name = || format!("read `{}`", arguments.input.display());
-        Box::new(BufReader::new(File::open(&arguments.input).with_context(name)?))
+        pacs_data::open_text(&arguments.input)?
     };
     Ok(read_prompts(&mut reader, &arguments.input, &prompter)?)
 }

@@ -39,7 +39,7 @@ enum Command {
     /// Measures training, generation, and the network between ranks; prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Turns a GGUF file of the llama family into a Hugging Face folder.
+    /// Turns a GGUF file of the llama, qwen2 or qwen3 family into a Hugging Face folder.
     Import(import::Arguments),
     /// Makes a small model of random weights, with a tokenizer of characters.
     Create(create::Arguments),
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let exit = match result {
         Ok(exit) => exit,
         Err(Failure { error, exit }) => {
-            eprintln!("error: failed to {}", pacs_runtime::harmless_lines(&format!("{error:#}")));
+            eprintln!("error: failed to {}", pacs_runtime::harmless_lines(&pacs_runtime::chain(error.as_ref())));
             exit
         }
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use pacs_data::Prompter;
+use pacs_model::Export;
 use serde_json::{Map, Value};
 
 /// Chat template and variables, as `model.chat_template` and `model.template_variables` of a job.
@@ -23,11 +24,21 @@ impl Prompting {
     /// The prompter of the model in `folder`: the one that a job with these settings has.
     pub(crate) fn prompter(&self, folder: &Path, system: Option<String>, suffix: String) -> Result<Prompter> {
         let mut prompter = Prompter::read(folder, system, suffix)?;
-        if let Some(path) = &self.chat_template {
-            let source = std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+        if let (Some(source), Some(path)) = (self.template()?, &self.chat_template) {
             prompter = prompter.with_template(&source, path)?;
         }
         Ok(prompter.with_variables(self.template_variables.clone().unwrap_or_default()))
+    }
+
+    /// The export of the model in `folder`, with what prompts were written with.
+    pub(crate) fn export(&self, folder: &Path) -> Result<Export> {
+        let variables = self.template_variables.clone().unwrap_or_default();
+        Ok(Export::new(folder, self.template()?.as_deref(), &variables)?)
+    }
+
+    fn template(&self) -> Result<Option<String>> {
+        let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()));
+        self.chat_template.as_ref().map(read).transpose()
     }
 }
 

@@ -3,8 +3,8 @@ use std::io::{BufRead, BufReader, Read, stdin};
 use std::path::Path;
 
 use anyhow::anyhow;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::failure::Failure;
 
@@ -14,19 +14,36 @@ const MOST_BYTES: u64 = 64 << 20;
 /// One row of the input.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
-    pub(super) id: Value,
+    pub(super) id: RowId,
     pub(super) question: String,
     pub(super) gold: String,
     pub(super) pred: String,
 }
 
+/// What a row is called, as it is written: an integer of twenty digits comes back as itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct RowId(Box<RawValue>);
+
+impl PartialEq for RowId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl RowId {
+    fn line(number: u64) -> Self {
+        Self(RawValue::from_string(number.to_string()).expect("a number is JSON"))
+    }
+}
+
 /// The row as it is written. Files carry further columns for other uses, so unknown keys are let be.
 #[derive(Deserialize)]
 struct Written {
-    id: Option<Value>,
+    id: Option<RowId>,
     #[serde(default)]
     question: String,
-    gold: Value,
+    gold: Box<RawValue>,
     pred: String,
 }
 
@@ -48,6 +65,8 @@ pub(super) fn read(input: &Path, give: impl FnMut(Result<Row, Failure>) -> bool)
 
 fn read_lines(mut input: impl BufRead, name: &str, mut give: impl FnMut(Result<Row, Failure>) -> bool) {
     let mut line = Vec::new();
+    // A byte order mark is no part of the first row.
+    const MARK: &[u8] = b"\xef\xbb\xbf";
     for number in 1u64.. {
         line.clear();
         let bytes = match input.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line) {
@@ -58,7 +77,8 @@ fn read_lines(mut input: impl BufRead, name: &str, mut give: impl FnMut(Result<R
                 return;
             }
         };
-        let text = line.trim_ascii();
+        let text = if number == 1 { line.strip_prefix(MARK).unwrap_or(&line) } else { &line };
+        let text = text.trim_ascii();
         if text.is_empty() {
             continue;
         }
@@ -79,12 +99,9 @@ fn parse(line: &[u8], number: u64) -> Result<Row, String> {
         let what = text.split(" at line ").next().unwrap_or(&text);
         format!("{what} (column {})", error.column())
     })?;
-    let gold = match gold {
-        Value::String(text) => text,
-        Value::Number(number) => number.to_string(),
-        _ => return Err("field `gold` is neither a text nor a number".to_owned()),
-    };
-    Ok(Row { id: id.unwrap_or_else(|| number.into()), question, gold, pred })
+    let gold =
+        pacs_data::exact_text(&gold).map_err(|what| format!("field `gold` is {what}, expected a text or a number"))?;
+    Ok(Row { id: id.unwrap_or_else(|| RowId::line(number)), question, gold, pred })
 }
 
 #[cfg(test)]
@@ -104,10 +121,15 @@ mod tests {
     fn rows_have_ids_and_line_numbers() {
         let text = "{\"id\": \"a\", \"gold\": 5, \"pred\": \"p\", \"more\": 1}\n\n{\"gold\": \"g\", \"pred\": \"\", \
                     \"question\": \"q\"}";
-        let row = |id: Value, question: &str, gold: &str, pred: &str| {
+        let id = |text: &str| RowId(RawValue::from_string(text.to_owned()).expect("JSON"));
+        let row = |id: RowId, question: &str, gold: &str, pred: &str| {
             Ok(Row { id, question: question.into(), gold: gold.into(), pred: pred.into() })
         };
-        assert_eq!(rows(text), [row("a".into(), "", "5", "p"), row(3.into(), "q", "g", "")]);
+        assert_eq!(rows(text), [row(id("\"a\""), "", "5", "p"), row(id("3"), "q", "g", "")]);
+        // Neither goes through a float.
+        let text = "{\"id\": 12345678901234567890123, \"gold\": 12345678901234567890124, \"pred\": \"12345678901234567890123\"}";
+        let number = "12345678901234567890123";
+        assert_eq!(rows(text), [row(id(number), "", "12345678901234567890124", number)]);
     }
 
     #[test]
@@ -115,7 +137,10 @@ mod tests {
         let good = r#"{"gold": "5", "pred": "p"}"#;
         for (bad, expected) in [
             ("{\"gold\": \"5\"}", "missing field `pred` (column 13)"),
-            ("{\"gold\": [5], \"pred\": \"p\"}", "field `gold` is neither a text nor a number"),
+            (
+                "{\"gold\": [5, 6], \"pred\": \"p\"}",
+                "field `gold` is a list of 2 values (one value would be taken), expected a text or a number",
+            ),
             ("{\"gold\": ", "EOF while parsing a value (column 8)"),
             ("\u{1}", "expected value (column 1)"),
         ] {

@@ -8,6 +8,7 @@
 //! ├── coordinator.json            where it listens
 //! ├── starts                      coordinators that have worked here
 //! ├── job.toml                    the resolved job spec
+//! ├── problems.json               digests of the problems that it was begun with
 //! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
 //! ├── evaluations.jsonl           one line an evaluation and set
@@ -27,6 +28,7 @@ mod epoch;
 mod fault;
 mod identity;
 mod lines;
+mod problem_set;
 mod room;
 mod sweep;
 mod writer;
@@ -44,5 +46,6 @@ pub use fault::slow_disk;
 pub use identity::{CoordinatorRecord, identify, run_id};
 pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
+pub(crate) use problem_set::ProblemSet;
 pub(crate) use room::{Room, is_full};
 pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};

@@ -50,6 +50,15 @@ impl Job {
         self.folder.join("run")
     }
 
+    /// A file of problems, in the place of the one that is there.
+    pub(crate) fn write_problems(&self, name: &str, rows: &[(String, String)]) {
+        let line = |(question, answer): &(String, String)| {
+            serde_json::json!({"question": question, "answer": answer}).to_string()
+        };
+        let lines: Vec<String> = rows.iter().map(line).collect();
+        std::fs::write(self.folder.join(format!("{name}.jsonl")), lines.join("\n")).unwrap();
+    }
+
     pub(crate) fn spec(&self, steps: u64, changes: &str) -> pacs_spec::JobSpec {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen2-tied");
         let (model, folder) = (model.display(), self.folder.display());

@@ -30,7 +30,7 @@ fn loaded(lines: &str, files: &[(&str, &str)]) -> Result<Problems, DataError> {
     for (name, text) in files {
         fs::write(dir.path().join(name), text).expect("written");
     }
-    load_with(&job(dir.path(), lines), readable)
+    load_with(&job(dir.path(), lines), readable, Day::today())
 }
 
 const OFF: &str = "evaluation = { before = false, after = false, every_steps = 0 }";
@@ -107,7 +107,7 @@ fn prompts_leave_room_for_the_answer() {
     let row = |words: usize| format!("{}\n", serde_json::json!({"question": "x ".repeat(words), "answer": 1}));
     fs::write(dir.path().join("t.jsonl"), row(10) + &row(200)).expect("written");
     let mut spec = job(dir.path(), &format!("data.train.path = '{{dir}}/t.jsonl'\n{OFF}"));
-    let kept = |spec: &JobSpec| load_with(spec, readable).map(|problems| problems.train.len());
+    let kept = |spec: &JobSpec| load_with(spec, readable, Day::today()).map(|problems| problems.train.len());
     spec.rollout.max_new_tokens = 300;
     assert_eq!(kept(&spec).expect("loads"), 1, "212 tokens are left");
     spec.rollout.max_new_tokens = 1;
@@ -125,18 +125,22 @@ fn bad_rows_are_named_by_line() {
         "`:3: not a JSON object: EOF while parsing an object (column 16)"
     );
     assert_eq!(
-        complaint("{\"problem\": \"q\", \"answer\": \"1\"}"),
-        "`:1: there is no field `question` (fields: `problem`, `answer`); `question_field` and `answer_field` choose the \
-         fields"
+        complaint("{\"ask\": \"q\", \"answer\": \"1\"}"),
+        "`:1: there is none of the fields `question`, `problem`, `prompt`, `messages`, `query`, `instruction`, `input` (fields: `ask`, \
+         `answer`); `question_field` and `answer_field` choose the fields"
     );
-    assert_eq!(complaint("{\"question\": 5, \"answer\": \"1\"}"), "`:1: field `question` is a number, expected a text");
     assert_eq!(
-        complaint("{\"question\": \"q\", \"answer\": [1]}"),
-        "`:1: field `answer` is an array, expected a text or a number"
+        complaint("{\"question\": 5, \"answer\": \"1\"}"),
+        "`:1: field `question` is a number, expected a text or a list of messages"
+    );
+    assert_eq!(
+        complaint("{\"question\": \"q\", \"answer\": [1, 2]}"),
+        "`:1: field `answer` is a list of 2 values (one value would be taken), expected a text or a number"
     );
     assert_eq!(complaint("{\"question\": \" \", \"answer\": 1}"), "`:1: field `question` is empty");
     assert_eq!(complaint("{\"question\": \"q\", \"answer\": \"\"}"), "`:1: field `answer` is empty");
     assert!(complaint("[1]").starts_with("`:1: not a JSON object: "));
+    assert!(complaint("[{}").contains("begins as an array of JSON and does not end as one"));
 }
 
 #[test]
@@ -175,15 +179,15 @@ fn parquet_files_are_read() {
     write_parquet(&path, &["one", "two", "three"], &[1, 2, 3]);
     assert_eq!(crate::count_rows(&path).expect("counted"), 3);
     let lines = format!("data.train.path = '{{dir}}/t.parquet'\ndata.train.skip = 1\n{OFF}");
-    let problems = load_with(&job(dir.path(), &lines), readable).expect("loads");
+    let problems = load_with(&job(dir.path(), &lines), readable, Day::today()).expect("loads");
     let rows: Vec<(&str, &str)> = problems.train.iter().map(|p| (p.question.as_str(), p.answer.as_str())).collect();
     assert_eq!(rows, [("two", "2"), ("three", "3")]);
 
     let lines = format!("data.train = {{ path = '{{dir}}/t.parquet', question_field = 'q' }}\n{OFF}");
-    let error = load_with(&job(dir.path(), &lines), readable).expect_err("no such column").to_string();
+    let error = load_with(&job(dir.path(), &lines), readable, Day::today()).expect_err("no such column").to_string();
     assert!(error.contains("t.parquet`: there is no field `q` (fields: `question`, `answer`)"), "{error}");
     fs::write(&path, "no parquet").expect("written");
-    let error = load_with(&job(dir.path(), &lines), readable).expect_err("garbage").to_string();
+    let error = load_with(&job(dir.path(), &lines), readable, Day::today()).expect_err("garbage").to_string();
     assert!(error.starts_with("read data file `") && error.contains("t.parquet"), "{error}");
 }
 

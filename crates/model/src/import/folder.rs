@@ -5,14 +5,27 @@ use serde_json::{Value, json};
 use super::ImportError;
 use super::gguf::{Gguf, float, integer, string};
 
-/// The configuration of a Hugging Face `LlamaForCausalLM`.
+/// Architectures that are imported, with the names of their classes. GGUF calls them as `model_type` does, and so begin their keys.
+const ARCHITECTURES: [(&str, &str); 3] =
+    [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")];
+
+/// The architecture of a file, if it is imported.
+pub(crate) fn architecture(gguf: &Gguf) -> Result<&'static str, ImportError> {
+    let named = gguf.required("general.architecture", string)?;
+    let known = ARCHITECTURES.iter().map(|(name, _)| *name).find(|name| *name == named);
+    known.ok_or_else(|| unsupported(gguf, format!("a model of architecture `{named}`")))
+}
+
+/// The configuration of the Hugging Face class.
 pub(crate) fn config(gguf: &Gguf) -> Result<Value, ImportError> {
-    check_architecture(gguf)?;
-    let number = |key: &str| gguf.required(&format!("llama.{key}"), integer);
-    let optional = |key: &str| gguf.optional(&format!("llama.{key}"), integer);
+    let family = architecture(gguf)?;
+    check_features(gguf, family)?;
+    let class = ARCHITECTURES.iter().find(|(name, _)| *name == family).map(|(_, class)| *class);
+    let number = |key: &str| gguf.required(&format!("{family}.{key}"), integer);
+    let optional = |key: &str| gguf.optional(&format!("{family}.{key}"), integer);
     let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
     if heads == 0 || hidden == 0 {
-        return Err(gguf.metadata_error("llama.attention.head_count", "or the embedding length is zero"));
+        return Err(gguf.metadata_error(&format!("{family}.attention.head_count"), "or the embedding length is zero"));
     }
     let head_dim = match optional("attention.key_length")? {
         Some(length) => length,
@@ -22,7 +35,7 @@ pub(crate) fn config(gguf: &Gguf) -> Result<Value, ImportError> {
         return Err(unsupported(gguf, "a rotary embedding of part of each head".to_owned()));
     }
     let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [class],
         "attention_bias": false,
         "head_dim": head_dim,
         "hidden_act": "silu",
@@ -30,13 +43,13 @@ pub(crate) fn config(gguf: &Gguf) -> Result<Value, ImportError> {
         "intermediate_size": number("feed_forward_length")?,
         "max_position_embeddings": number("context_length")?,
         "mlp_bias": false,
-        "model_type": "llama",
+        "model_type": family,
         "num_attention_heads": heads,
         "num_hidden_layers": number("block_count")?,
         "num_key_value_heads": optional("attention.head_count_kv")?.unwrap_or(heads),
-        "rms_norm_eps": gguf.required("llama.attention.layer_norm_rms_epsilon", float)?,
+        "rms_norm_eps": gguf.required(&format!("{family}.attention.layer_norm_rms_epsilon"), float)?,
         "rope_scaling": null,
-        "rope_theta": gguf.optional("llama.rope.freq_base", float)?.unwrap_or(10_000.0),
+        "rope_theta": gguf.optional(&format!("{family}.rope.freq_base"), float)?.unwrap_or(10_000.0),
         "tie_word_embeddings": !gguf.has_tensor("output.weight"),
         "torch_dtype": "bfloat16",
         "use_cache": true,
@@ -78,15 +91,11 @@ fn copy_token_ids(gguf: &Gguf, config: &mut Value) -> Result<(), ImportError> {
     Ok(())
 }
 
-fn check_architecture(gguf: &Gguf) -> Result<(), ImportError> {
-    let architecture = gguf.required("general.architecture", string)?;
-    if architecture != "llama" {
-        return Err(unsupported(gguf, format!("a model of architecture `{architecture}`")));
-    }
-    if gguf.optional("llama.expert_count", integer)?.is_some_and(|experts| experts > 0) {
+fn check_features(gguf: &Gguf, family: &str) -> Result<(), ImportError> {
+    if gguf.optional(&format!("{family}.expert_count"), integer)?.is_some_and(|experts| experts > 0) {
         return Err(unsupported(gguf, "a mixture of experts".to_owned()));
     }
-    let scaling = gguf.optional("llama.rope.scaling.type", string)?;
+    let scaling = gguf.optional(&format!("{family}.rope.scaling.type"), string)?;
     if scaling.is_some_and(|kind| kind != "none") || gguf.has_tensor("rope_freqs.weight") {
         return Err(unsupported(gguf, "a model with rope scaling".to_owned()));
     }
@@ -94,7 +103,6 @@ fn check_architecture(gguf: &Gguf) -> Result<(), ImportError> {
 }
 
 fn unsupported(gguf: &Gguf, feature: String) -> ImportError {
-    let hint =
-        "imported are dense models of the llama family without rope scaling; use the Hugging Face folder instead";
+    let hint = "imported are dense models of the llama, qwen2 and qwen3 families without rope scaling; use the Hugging Face folder instead";
     ImportError::UnsupportedArchitecture { file: gguf.path(), feature, hint }
 }

@@ -1,7 +1,7 @@
-//! GGUF files of the llama family become Hugging Face folders.
+//! GGUF files of the llama, qwen2 and qwen3 families become Hugging Face folders.
 //!
 //! Tensors are dequantised; the rows of query and key projections, which GGUF stores for rotary embedding of adjacent
-//! pairs, go back to the order of the rotate-half kind. The tokenizer is rebuilt from the file's metadata.
+//! pairs where the model is a Llama, go back to the order of the rotate-half kind. The tokenizer is rebuilt from the file's metadata.
 
 mod error;
 mod folder;

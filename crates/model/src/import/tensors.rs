@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use pacs_torch::tch::Tensor;
 
 use super::ImportError;
+use super::folder::architecture;
 use super::gguf::Gguf;
 use crate::{ModelConfig, Parameters};
 use pacs_shape::{EMBEDDING, FINAL_NORM, LM_HEAD};
@@ -15,7 +16,8 @@ pub(crate) fn fill(
     config: &ModelConfig,
     gguf: &mut Gguf,
 ) -> Result<Vec<(String, usize)>, ImportError> {
-    let mut used = HashSet::new();
+    // llama.cpp turns adjacent pairs for Llama alone; rows of the others are in the order of the rotate-half kind already.
+    let (family, mut used) = (architecture(gguf)?, HashSet::new());
     for spec in parameters.layout.parameters() {
         let name = gguf_name(&spec.name);
         if !gguf.has_tensor(&name) {
@@ -26,18 +28,15 @@ pub(crate) fn fill(
             return Err(gguf.tensor_error(&name, format!("has shape {shape:?}, not {:?}", spec.shape)));
         }
         let tensor = Tensor::from_slice(&gguf.read(&name)?).view(spec.shape.as_slice());
-        let tensor = if spec.name.contains("q_proj") || spec.name.contains("k_proj") {
-            rotate_half_rows(&tensor, config.head_dim)
-        } else {
-            tensor
-        };
+        let is_turned = spec.name.contains("q_proj") || spec.name.contains("k_proj");
+        let tensor = if is_turned && family == "llama" { rotate_half_rows(&tensor, config.head_dim) } else { tensor };
         parameters.view(&spec.name).f_copy_(&tensor)?;
         used.insert(name);
     }
     let mut counts = BTreeMap::new();
     for (name, info) in gguf.tensors() {
         if !used.contains(name) {
-            return Err(gguf.tensor_error(name, "is not part of the llama architecture".to_owned()));
+            return Err(gguf.tensor_error(name, format!("is not part of the {family} architecture")));
         }
         *counts.entry(format!("{:?}", info.ggml_dtype)).or_insert(0) += 1;
     }
@@ -61,12 +60,14 @@ fn gguf_name(name: &str) -> String {
         LM_HEAD => return "output.weight".to_owned(),
         _ => (),
     }
-    const PARTS: [(&str, &str); 9] = [
+    const PARTS: [(&str, &str); 11] = [
         ("input_layernorm", "attn_norm"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("post_attention_layernorm", "ffn_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
@@ -84,6 +85,8 @@ mod tests {
     fn names() {
         assert_eq!(gguf_name("model.layers.12.self_attn.q_proj.weight"), "blk.12.attn_q.weight");
         assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
+        assert_eq!(gguf_name("model.layers.0.self_attn.k_proj.bias"), "blk.0.attn_k.bias");
+        assert_eq!(gguf_name("model.layers.0.self_attn.q_norm.weight"), "blk.0.attn_q_norm.weight");
         assert_eq!(gguf_name("lm_head.weight"), "output.weight");
     }
 

@@ -15,6 +15,12 @@ const LLAMA3_PATTERN: &str = concat!(
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
+/// The same with every digit on its own.
+const QWEN2_PATTERN: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 /// How text is split before byte pairs are merged.
 #[derive(Clone, Copy)]
 enum Splitting {
@@ -24,16 +30,19 @@ enum Splitting {
     SingleDigits,
     /// Llama 3: numbers in threes, and words taken whole when the vocabulary has them.
     Llama3,
+    /// Qwen2 and Qwen3: as Llama 3, with every digit on its own, of normalised text.
+    Qwen2,
 }
 
 impl Splitting {
-    const SUPPORTED: &str = "byte-level BPE with pre-tokenizer gpt-2, smollm, starcoder, refact or llama-bpe";
+    const SUPPORTED: &str = "byte-level BPE with pre-tokenizer gpt-2, smollm, starcoder, refact, llama-bpe or qwen2";
 
     fn named(name: &str) -> Option<Self> {
         match name {
             "gpt-2" | "gpt2" => Some(Self::Gpt2),
             "smollm" | "starcoder" | "refact" => Some(Self::SingleDigits),
             "llama-bpe" | "llama3" | "llama-v3" => Some(Self::Llama3),
+            "qwen2" | "deepseek-r1-qwen" => Some(Self::Qwen2),
             _ => None,
         }
     }
@@ -43,15 +52,16 @@ impl Splitting {
         let first = match self {
             Self::Gpt2 => return byte_level(true),
             Self::SingleDigits => json!({ "type": "Digits", "individual_digits": true }),
-            Self::Llama3 => json!({
-                "type": "Split",
-                "pattern": { "Regex": LLAMA3_PATTERN },
-                "behavior": "Isolated",
-                "invert": false,
-            }),
+            Self::Llama3 => split(LLAMA3_PATTERN),
+            Self::Qwen2 => split(QWEN2_PATTERN),
         };
-        json!({ "type": "Sequence", "pretokenizers": [first, byte_level(!matches!(self, Self::Llama3))] })
+        let words = matches!(self, Self::SingleDigits);
+        json!({ "type": "Sequence", "pretokenizers": [first, byte_level(words)] })
     }
+}
+
+fn split(pattern: &str) -> Value {
+    json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
 }
 
 /// The tokenizer in the format of the `tokenizers` library.
@@ -79,9 +89,9 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<Value, ImportError> {
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": null,
+        "normalizer": if matches!(splitting, Splitting::Qwen2) { json!({ "type": "NFC" }) } else { Value::Null },
         "pre_tokenizer": splitting.pre_tokenizer(),
-        "post_processor": post_processor(gguf, &tokens)?,
+        "post_processor": post_processor(gguf, &tokens, splitting)?,
         "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
         "model": {
             "type": "BPE",
@@ -104,7 +114,7 @@ pub(crate) fn tokenizer_config(gguf: &Gguf) -> Result<Value, ImportError> {
     let mut config = json!({
         "add_prefix_space": false,
         "clean_up_tokenization_spaces": false,
-        "model_max_length": gguf.required("llama.context_length", integer)?,
+        "model_max_length": gguf.required(&format!("{}.context_length", super::folder::architecture(gguf)?), integer)?,
         "tokenizer_class": "PreTrainedTokenizerFast",
     });
     for (name, key) in [("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown")]
@@ -156,9 +166,11 @@ fn added_token(id: usize, token: &str, special: bool) -> Value {
     })
 }
 
-/// Puts the begin-of-text token in front where the file asks for it.
-fn post_processor(gguf: &Gguf, tokens: &[&str]) -> Result<Value, ImportError> {
-    let adds_bos = gguf.optional("tokenizer.ggml.add_bos_token", boolean)?.unwrap_or(false);
+/// Puts the begin-of-text token in front where the file asks for it. One that says nothing means what llama.cpp takes it for, which
+/// is yes for tokenizers of Llama 3.
+fn post_processor(gguf: &Gguf, tokens: &[&str], splitting: Splitting) -> Result<Value, ImportError> {
+    let said = gguf.optional("tokenizer.ggml.add_bos_token", boolean)?;
+    let adds_bos = said.unwrap_or(matches!(splitting, Splitting::Llama3));
     let Some(bos) = special_token(gguf, tokens, "bos")?.filter(|_| adds_bos) else { return Ok(Value::Null) };
     let id = gguf.required("tokenizer.ggml.bos_token_id", integer)?;
     let (begin, first, second) = (

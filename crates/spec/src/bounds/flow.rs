@@ -158,7 +158,7 @@ mod tests {
             ("data.train.weight = 2.0", Some("without `data.mix` there is no other set")),
             ("data.mix.more = { path = 'm.jsonl', weight = 0.5 }\ndata.train.weight = 2.0", None),
             ("data.mix.more = { path = 'm.jsonl', weight = 0.0 }", Some("expected above 0, at most 1000000")),
-            ("data.mix.more = { path = 'm.txt' }", Some("expected a `.jsonl` or `.parquet` file")),
+            ("data.mix.more = { path = 'm.txt' }", Some("expected a `.jsonl`, `.json`, `.csv`")),
             ("data.mix.more = { path = 'm.jsonl', wieght = 1.0 }", Some("did you mean `weight`?")),
             ("data.evaluation.weight = 2.0", Some("all held-out problems are measured")),
             ("data.retire_after = 1", None),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use pacs_collective::HostCollective;
-use pacs_learner::{Trainer, TrainerSettings};
+use pacs_learner::{Trainer, TrainerSettings, exported};
 use pacs_model::ModelConfig;
 use pacs_runtime::Exit;
 use pacs_spec::{DeviceKind, JobSpec, Precision};
@@ -96,7 +96,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
     }
     ensure!(done > 0, "there is not one whole step of {} groups", spec.batch.prompts_per_step);
     let weights = trainer.weights(&mut collective, true)?.context("bring the weights together")?;
-    weights.save_hf(model, out, kind)?;
+    weights.export(&exported(&spec, model)?, out, kind)?;
     println!("{}", json!({"event": "saved", "path": out, "steps": done, "precision": format!("{kind:?}")}));
     Ok(())
 }

@@ -166,7 +166,7 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
     let rows = data.len() as u64;
     let mut tuner = FineTuner::new(&config, parameters, settings(arguments, rows_to_learn(arguments, rows)));
     train(arguments, &mut tuner, &data, evaluation.as_deref())?;
-    tuner.parameters().save_hf(&folder, &arguments.out, kind)?;
+    tuner.parameters().export(&arguments.prompting.export(&folder)?, &arguments.out, kind)?;
     println!("{}", json!({"event": "saved", "path": arguments.out, "precision": format!("{kind:?}")}));
     Ok(())
 }

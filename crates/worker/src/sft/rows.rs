@@ -1,10 +1,9 @@
 //! Rows of fine-tuning data: JSON lines of three shapes, as conversations.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use pacs_data::Demonstration;
 use pacs_spec::{JobSpec, SourceSpec};
 use pacs_text::Message;
@@ -33,8 +32,7 @@ pub(super) fn read<'a>(
     system: Option<&'a str>,
     suffix: &'a str,
 ) -> Result<impl Iterator<Item = Result<(usize, Vec<Message>)>> + 'a> {
-    let file = File::open(path).with_context(|| format!("read `{}`", path.display()))?;
-    let lines = BufReader::new(file).lines().enumerate();
+    let lines = pacs_data::open_text(path)?.lines().enumerate();
     Ok(lines.filter_map(move |(number, line)| {
         let number = number + 1;
         let conversation = || -> Result<Option<Vec<Message>>> {
@@ -54,12 +52,10 @@ pub(super) fn read<'a>(
 
 /// Conversations of a job's problems: what a rollout worker is asked, and a response that the task takes for right.
 pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
-    let demonstrations = pacs_data::demonstrations(source)?;
-    let conversation = |(number, Demonstration { question, response }): (usize, Demonstration)| {
-        let asked = Message::user(question + &spec.data.prompt_suffix);
-        let answer = Message { role: ASSISTANT.to_owned(), content: response };
-        let messages = spec.data.system.as_ref().map(Message::system).into_iter().chain([asked, answer]);
-        (number + 1, messages.collect())
+    let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), &spec.data.prompt_suffix)?;
+    let conversation = |(number, Demonstration { mut asked, response }): (usize, Demonstration)| {
+        asked.push(Message { role: ASSISTANT.to_owned(), content: response });
+        (number + 1, asked)
     };
     Ok(demonstrations.into_iter().enumerate().map(conversation).collect())
 }

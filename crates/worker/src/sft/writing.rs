@@ -27,24 +27,25 @@ impl Writer {
     /// text an answer.
     pub(super) fn texts(&self, messages: &[Message]) -> Result<Vec<Text>> {
         let (mut texts, mut text, mut written) = (Vec::new(), Text::default(), String::new());
+        // Marks are in all that is compared here, and leave when it is encoded.
+        let (as_text, messages) = self.prompter.as_text(messages);
         for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
-            let prompt = self.prompter.messages(&messages[..i])?;
-            let (context, whole) = (prompt.text, self.prompter.answered(&messages[..=i])?);
+            let (context, whole) = (self.prompter.asking(&messages[..i])?, self.prompter.answered(&messages[..=i])?);
             let Some(answer) = whole.strip_prefix(&context) else {
                 bail!("the chat template does not write answer {i} behind the prompt that asks for it");
             };
             match context.strip_prefix(&written) {
                 Some(next) if !text.tokens.is_empty() => {
-                    text.extend(&self.prompter.tokenizer().encode(next, false)?, false);
+                    text.extend(&as_text.encode(next, false)?.tokens, false);
                 }
                 _ => {
                     if !text.tokens.is_empty() {
                         texts.push(std::mem::take(&mut text));
                     }
-                    text.extend(&prompt.tokens, false);
+                    text.extend(&as_text.encode(&context, self.prompter.is_plain())?.tokens, false);
                 }
             }
-            self.add_answer(&mut text, answer)?;
+            self.add_answer(&mut text, as_text.encode(answer, false)?.tokens);
             written = whole;
         }
         texts.push(text);
@@ -52,8 +53,7 @@ impl Writer {
     }
 
     /// An answer is learnt up to its first end token; what the template writes behind it is context.
-    fn add_answer(&self, text: &mut Text, answer: &str) -> Result<()> {
-        let mut tokens = self.prompter.tokenizer().encode(answer, false)?;
+    fn add_answer(&self, text: &mut Text, mut tokens: Vec<u32>) {
         let mut end = tokens.iter().position(|token| self.end_tokens.contains(token));
         if let (None, true, Some(token)) = (end, self.prompter.is_plain(), self.end_tokens.first()) {
             end = Some(tokens.len());
@@ -62,7 +62,6 @@ impl Writer {
         let learnt = end.map_or(tokens.len(), |end| end + 1);
         text.extend(&tokens[..learnt], true);
         text.extend(&tokens[learnt..], false);
-        Ok(())
     }
 }
 

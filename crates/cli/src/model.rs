@@ -1,0 +1,252 @@
+//! `pacs model check`.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::anyhow;
+use pacs_data::Prompter;
+use pacs_runtime::Exit;
+use pacs_shape::{EndToken, ModelConfig, RopeScaling};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::arguments::ModelCheck;
+use crate::failure::Failure;
+use crate::format::count;
+use crate::model_folder;
+use crate::output;
+
+/// What was understood of a model folder.
+#[derive(Debug, Serialize)]
+struct Understood {
+    path: String,
+    architecture: String,
+    /// None where the folder has no weights yet.
+    parameters: Option<u64>,
+    stored_as: String,
+    layers: usize,
+    hidden: i64,
+    heads: [i64; 3],
+    max_positions: usize,
+    rope: String,
+    tied_embeddings: bool,
+    embedding_rows: i64,
+    tokenizer_rows: usize,
+    end_tokens: Vec<String>,
+    turn_end: Option<String>,
+    has_chat_template: bool,
+    sample_prompt: String,
+    sample_tokens: usize,
+    /// What no file says, and what was taken in its place.
+    assumptions: Vec<String>,
+    /// What will go wrong.
+    problems: Vec<String>,
+}
+
+const QUESTION: &str = "What is 2 + 3?";
+
+pub(crate) fn check(arguments: &ModelCheck) -> Result<Exit, Failure> {
+    let understood = understand(&arguments.folder)?;
+    if arguments.json {
+        output::json(format_args!("{:#}", serde_json::to_value(&understood).map_err(Failure::bug)?));
+    } else {
+        output::text(as_text(&understood));
+    }
+    if understood.problems.is_empty() {
+        return Ok(Exit::Done);
+    }
+    Err(Failure::config(anyhow!("{}", understood.problems.join("; "))).doing("accept the model folder"))
+}
+
+fn understand(dir: &Path) -> Result<Understood, Failure> {
+    let failed = |error: anyhow::Error| Failure::config(error).doing(format!("read model `{}`", dir.display()));
+    let config = ModelConfig::read(dir).map_err(|error| failed(error.into()))?;
+    let parameters = match model_folder::has_weights(dir) {
+        true => Some(model_folder::inspect(dir).map_err(failed)?.parameters),
+        false => None,
+    };
+    let raw = raw_config(dir);
+    let prompter = Prompter::read(dir, None, String::new()).map_err(|error| failed(error.into()))?;
+    let prompt = prompter.question(QUESTION).map_err(|error| failed(error.into()))?;
+    let end_tokens = EndToken::of_folder(dir).map_err(|error| failed(error.into()))?;
+    let turn_end = prompter.turn_end();
+    let tokenizer_rows = prompter.tokenizer().rows();
+    let mut problems = Vec::new();
+    if end_tokens.is_empty() {
+        problems
+            .push("no file names a token that ends an answer; set `eos_token_id` in generation_config.json".to_owned());
+    }
+    let turn_id = turn_end.as_ref().and_then(|end| prompter.tokenizer().token_id(end));
+    if let Some(end) = turn_end.as_ref().filter(|_| !end_tokens.iter().any(|token| Some(token.id) == turn_id)) {
+        problems.push(format!(
+            "the chat template ends an answer with `{end}`, which no file names as an end token; add it to `eos_token_id` of \
+             generation_config.json, or to `rollout.stop` of the job"
+        ));
+    }
+    if let Some(token) = prompt.tokens.iter().find(|token| i64::from(**token) >= config.vocab_size) {
+        problems.push(format!("a prompt has the token {token}, and the embedding {} rows", config.vocab_size));
+    }
+    let mut assumptions = assumptions(&raw, &config);
+    if prompter.is_plain() {
+        assumptions.push("no chat template: a prompt is the text of its question alone".to_owned());
+    }
+    if tokenizer_rows as i64 > config.vocab_size {
+        let rows = config.vocab_size;
+        assumptions
+            .push(format!("the tokenizer has {tokenizer_rows} tokens for {rows} rows: the last ones are never used"));
+    }
+    if parameters.is_none() {
+        assumptions.push("no weights yet".to_owned());
+    }
+    let text = |key: &str| raw.get(key).and_then(Value::as_str);
+    Ok(Understood {
+        path: dir.display().to_string(),
+        architecture: text("model_type").unwrap_or("unknown").to_owned(),
+        parameters,
+        stored_as: text("dtype").or_else(|| text("torch_dtype")).unwrap_or("not said").to_owned(),
+        layers: config.layers,
+        hidden: config.hidden,
+        heads: [config.heads, config.kv_heads, config.head_dim],
+        max_positions: config.max_positions,
+        rope: rope(&config),
+        tied_embeddings: config.tie_embeddings,
+        embedding_rows: config.vocab_size,
+        tokenizer_rows,
+        end_tokens: end_tokens.iter().map(ToString::to_string).collect(),
+        turn_end,
+        has_chat_template: !prompter.is_plain(),
+        sample_tokens: prompt.tokens.len(),
+        sample_prompt: prompt.text,
+        assumptions,
+        problems,
+    })
+}
+
+/// The file that was read before, for what it does not say.
+fn raw_config(dir: &Path) -> Map<String, Value> {
+    let text = fs::read_to_string(dir.join("config.json")).unwrap_or_default();
+    serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text)).unwrap_or_default()
+}
+
+fn assumptions(raw: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
+    let is_said = |key: &str| raw.get(key).is_some_and(|value| !value.is_null());
+    let rope_says = |key: &str| {
+        let of = |table: &str| raw.get(table).is_some_and(|table| table.get(key).is_some());
+        is_said(key) || of("rope_parameters") || of("rope_scaling")
+    };
+    let taken = [
+        (is_said("num_key_value_heads"), "num_key_value_heads", config.kv_heads.to_string()),
+        (is_said("head_dim"), "head_dim", config.head_dim.to_string()),
+        (is_said("rms_norm_eps"), "rms_norm_eps", config.rms_eps.to_string()),
+        (rope_says("rope_theta"), "rope_theta", config.rope_theta.to_string()),
+        (is_said("tie_word_embeddings"), "tie_word_embeddings", config.tie_embeddings.to_string()),
+        (is_said("hidden_act"), "hidden_act", "silu".to_owned()),
+    ];
+    let missing = taken.into_iter().filter(|(is_said, ..)| !is_said);
+    missing.map(|(_, key, value)| format!("config.json does not say `{key}`: {value}")).collect()
+}
+
+fn rope(config: &ModelConfig) -> String {
+    match config.rope_scaling {
+        RopeScaling::None => format!("base {}", config.rope_theta),
+        RopeScaling::Llama3 { factor, original_max_positions, .. } => {
+            format!("base {}, llama3 scaling by {factor} from {original_max_positions} positions", config.rope_theta)
+        }
+    }
+}
+
+fn as_text(found: &Understood) -> String {
+    let mut text = String::new();
+    let parameters = found.parameters.map_or("no weights yet".to_owned(), |n| format!("{} parameters", count(n)));
+    let [heads, kv_heads, head_dim] = found.heads;
+    let tied = if found.tied_embeddings { "tied" } else { "not tied" };
+    let ends = if found.end_tokens.is_empty() { "none".to_owned() } else { found.end_tokens.join(", ") };
+    let template = match (&found.turn_end, found.has_chat_template) {
+        (Some(end), _) => format!("ends an answer with `{end}`"),
+        (None, true) => "ends an answer with no control token".to_owned(),
+        (None, false) => "none".to_owned(),
+    };
+    for (what, said) in [
+        ("model", format!("{} ({}, {parameters}, stored as {})", found.path, found.architecture, found.stored_as)),
+        (
+            "layers",
+            format!(
+                "{} of width {}, {heads} heads and {kv_heads} for keys of width {head_dim}",
+                found.layers, found.hidden
+            ),
+        ),
+        ("positions", format!("{}, rotary embedding with {}", count(found.max_positions as u64), found.rope)),
+        (
+            "vocabulary",
+            format!("{} rows of the embedding ({tied}), {} tokens", found.embedding_rows, found.tokenizer_rows),
+        ),
+        ("end tokens", ends),
+        ("template", template),
+        ("prompt", format!("{:?} ({} tokens)", found.sample_prompt, found.sample_tokens)),
+    ] {
+        let _ = writeln!(text, "{what:<11} {said}");
+    }
+    for assumption in &found.assumptions {
+        let _ = writeln!(text, "assumed     {assumption}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use expect_test::expect;
+
+    use super::*;
+
+    fn golden(model: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
+    }
+
+    fn copy(model: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for entry in fs::read_dir(golden(model)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            fs::copy(&path, dir.path().join(path.file_name().expect("a name"))).expect("copied");
+        }
+        dir
+    }
+
+    #[test]
+    fn a_folder_is_described() {
+        let found = understand(&golden("qwen2-tied")).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(found.problems.is_empty(), "{:?}", found.problems);
+        let root = golden("").display().to_string();
+        expect![[r#""#]].assert_eq(&as_text(&found).replace(&root, ""));
+    }
+
+    #[test]
+    fn what_will_go_wrong_is_a_problem_and_what_no_file_says_an_assumption() {
+        let dir = copy("qwen2-tied");
+        let change = |name: &str, change: &dyn Fn(&mut Map<String, Value>)| {
+            let path = dir.path().join(name);
+            let mut object: Map<String, Value> =
+                serde_json::from_str(&fs::read_to_string(&path).expect("read")).expect("an object");
+            change(&mut object);
+            fs::write(&path, Value::Object(object).to_string()).expect("written");
+        };
+        fs::remove_file(dir.path().join("generation_config.json")).expect("removed");
+        change("config.json", &|config| {
+            config.insert("eos_token_id".into(), 0.into());
+            config.remove("rms_norm_eps");
+        });
+        change("tokenizer_config.json", &|config| drop(config.remove("eos_token")));
+        let found = understand(dir.path()).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(found.problems.len() == 1 && found.problems[0].contains("`<|im_end|>`"), "{:?}", found.problems);
+        assert!(
+            found.assumptions.iter().any(|said| said.contains("`rms_norm_eps`: 0.000001")),
+            "{:?}",
+            found.assumptions
+        );
+        change("config.json", &|config| drop(config.remove("eos_token_id")));
+        let found = understand(dir.path()).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(found.problems[0].contains("no file names a token"), "{:?}", found.problems);
+    }
+}

@@ -1,0 +1,51 @@
+use std::error::Error;
+
+/// An error with its causes, `what: why: why`.
+///
+/// Errors of libraries differ in whether their text holds that of their cause. A cause is left out where the text before it says it
+/// already, so that no answer of the operating system stands there twice.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Told(&'static str, io::Error);
+
+    impl fmt::Display for Told {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Told {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.1)
+        }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || io::Error::other("no space");
+        assert_eq!(chain(&Told("write `x`", cause())), "write `x`: no space");
+        assert_eq!(chain(&Told("write `x`: no space", cause())), "write `x`: no space");
+        assert_eq!(chain(&cause()), "no space");
+    }
+}
