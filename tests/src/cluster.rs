@@ -24,6 +24,8 @@ pub struct Cluster {
     processes: Vec<(String, Child)>,
     /// Files that processes which are started may have open.
     files: Option<u32>,
+    /// What processes that are started find in their environment besides.
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -33,7 +35,7 @@ impl Cluster {
     /// When that cannot be done.
     pub fn new(job: Job) -> Result<Self> {
         job.write_spec()?;
-        let cluster = Self { job, processes: Vec::new(), files: None };
+        let cluster = Self { job, processes: Vec::new(), files: None, environment: Vec::new() };
         cluster.make_certificates()?;
         Ok(cluster)
     }
@@ -53,6 +55,11 @@ impl Cluster {
         let status = command.arg("certs").arg(self.certificates()).stdout(Stdio::null()).status()?;
         ensure!(status.success(), "pacs certs: {status}");
         Ok(())
+    }
+
+    /// Has processes that are started from now on find a variable in their environment.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Lets processes that are started from now on have so many files open.
@@ -96,6 +103,7 @@ impl Cluster {
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         command.env("PACS_TLS_DIR", self.certificates()).env("PACS_RUN_DIR", self.job.path("run"));
         command.env("PACS_COORDINATOR", self.job.path("run")).env("PACS_JOIN_TIMEOUT", "60");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         self.processes.push((name.to_owned(), child));
         Ok(())

@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use pacs_tests::root;
 
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["types", "algo", "text", "shape", "report"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
     &["runtime", "data", "machine", "model"],
     &["weights"],
+    &["broadcast"],
     &["coordinator", "rollout", "learner", "verifier"],
     &["cli", "worker", "xtask"],
 ];
@@ -68,7 +69,7 @@ fn the_control_plane_never_links_libtorch() -> Result<()> {
             open.extend(dependencies(&crates[&name])?);
         }
     }
-    for libtorch in ["torch", "model", "rollout", "learner", "collective"] {
+    for libtorch in ["torch", "model", "rollout", "learner", "collective", "broadcast"] {
         assert!(!reached.contains(libtorch), "`pacs` depends on {libtorch}");
     }
     Ok(())

@@ -11,7 +11,7 @@ const STEPS: u64 = 20;
 
 #[test]
 fn a_worker_on_another_host_receives_each_version_once() -> Result<()> {
-    let Some(links) = run_on(2)? else { return Ok(()) };
+    let Some(links) = run_on(2, "stream")? else { return Ok(()) };
     // It generates every step, so it receives the weights before each; those that the run ends with need not come.
     ensure!(links[1].0 >= STEPS as f64, "{links:?}");
     Ok(())
@@ -19,7 +19,7 @@ fn a_worker_on_another_host_receives_each_version_once() -> Result<()> {
 
 #[test]
 fn hosts_hand_on_what_they_receive() -> Result<()> {
-    let Some(links) = run_on(4)? else { return Ok(()) };
+    let Some(links) = run_on(4, "stream")? else { return Ok(()) };
     let sent = links[0].1;
     // Without a tree the learner would send three copies of each. What else it sends is next to nothing.
     let most = (2.0 + 0.2) * (STEPS + 1) as f64;
@@ -27,15 +27,26 @@ fn hosts_hand_on_what_they_receive() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn hosts_that_take_part_in_a_broadcast_cost_the_learner_one_copy() -> Result<()> {
+    let Some(links) = run_on(4, "host")? else { return Ok(()) };
+    let sent = links[0].1;
+    // A host that comes too late to a broadcast fetches, and so do those of a first version that start one after the other.
+    let most = 1.6 * (STEPS + 1) as f64;
+    ensure!(sent <= most, "the learner's host sent {sent:.2} models: {links:?}");
+    Ok(())
+}
+
 /// Runs a job whose rollout workers have a host each, beside that of the others; how many models came over the link of each host,
 /// and how many went. What comes to a rollout worker is checked: at most each version once, and a little.
-fn run_on(count: u8) -> Result<Option<Vec<(f64, f64)>>> {
+fn run_on(count: u8, transport: &str) -> Result<Option<Vec<(f64, f64)>>> {
     let Some(hosts) = hosts(count)? else { return Ok(None) };
     let rollouts = i64::from(count) - 1;
     let job = Job::tiny()?.with("batch.steps", STEPS as i64).with("batch.prompts_per_step", 4);
     let job = job.with("rollout.samples_per_prompt", 4).with("checkpoint.every_steps", 0);
     let job = job.with("resources.rollouts", rollouts).with("evaluation.before", false);
     let mut cluster = Cluster::new(job.with("evaluation.after", false))?;
+    cluster.set_variable("PACS_WEIGHTS_TRANSPORT", transport);
     let spec = cluster.job.path("job.toml").display().to_string();
     let listen = format!("{}:0", hosts[0].address);
     cluster.start_on(&hosts[0], "coordinator", "pacs", &["coordinator", &spec, "--listen", &listen])?;

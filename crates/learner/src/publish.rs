@@ -1,13 +1,15 @@
 //! Handing a new version of the weights to the rollout workers: in the store of this host, and to other hosts by the data server.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pacs_model::Parameters;
 use pacs_protocol::v1;
 use pacs_runtime::net::Security;
 use pacs_torch::bytes;
 use pacs_torch::tch::{Device, Kind};
-use pacs_weights::{Announcement, DataServer, HostStore, ServerOptions, Shelf, StoreError, VersionId, WeightKind};
+use pacs_weights::{
+    Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId, WeightKind,
+};
 
 /// Writes versions of the weights where rollout workers find them, and removes old ones.
 #[derive(Debug)]
@@ -29,11 +31,17 @@ pub(crate) enum PublishError {
 }
 
 impl Publisher {
-    /// Publishes for the run that is named `run`, to other hosts at `bind`.
-    pub(crate) fn new(run: &str, bind: &str, security: &Security) -> Result<Self, PublishError> {
+    /// Publishes for the run that is named `run`, to other hosts at `bind` and over `broadcast`.
+    pub(crate) fn new(
+        run: &str,
+        bind: &str,
+        security: &Security,
+        broadcast: Option<Arc<dyn GroupTransport>>,
+    ) -> Result<Self, PublishError> {
         let (store, shelf) = (HostStore::open(run)?, Shelf::default());
         let address = format!("{bind}:0");
-        let server = DataServer::start(&address, shelf.clone(), ServerOptions::new(security.clone(), run));
+        let options = ServerOptions { broadcast, ..ServerOptions::new(security.clone(), run) };
+        let server = DataServer::start(&address, shelf.clone(), options);
         let server = server.map_err(|error| PublishError::Listen { address, error })?;
         Ok(Self { store, shelf, server, newest: Mutex::new(None) })
     }

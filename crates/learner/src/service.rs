@@ -17,6 +17,7 @@ use pacs_runtime::{Exit, JoinError, Link, Membership, PATIENCE, Policy, Shutdown
 use pacs_spec::JobSpec;
 use pacs_torch::tch::Device;
 use pacs_types::Role;
+use pacs_weights::GroupTransport;
 use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -52,6 +53,8 @@ pub struct LearnerOptions {
     pub backend: Backend,
     /// Threads of libtorch; 0 for one a core.
     pub threads: usize,
+    /// Over what it broadcasts weights to the rollout workers that ask for it; `None`: it only serves those that fetch.
+    pub broadcast: Option<Arc<dyn GroupTransport>>,
 }
 
 /// Why a learner ended badly.
@@ -108,9 +111,9 @@ pub async fn run(options: LearnerOptions, shutdown: Shutdown) -> Result<Exit, Le
         name: options.name.clone(),
         collective_address: listener.address().to_string(),
     };
-    let LearnerOptions { link, backend, bind, .. } = options;
+    let LearnerOptions { link, backend, bind, broadcast, .. } = options;
     let security = link.security.clone();
-    let mut learner = Learner { device, backend, listener, bind, security, publisher: None };
+    let mut learner = Learner { device, backend, listener, bind, security, broadcast, publisher: None };
     work(&link, &identity, &shutdown, &mut learner).await
 }
 
@@ -122,6 +125,7 @@ struct Learner {
     /// Address of this machine that weights are handed out at.
     bind: String,
     security: Security,
+    broadcast: Option<Arc<dyn GroupTransport>>,
     /// Opened with the first registration, which tells the run.
     publisher: Option<Arc<Publisher>>,
 }
@@ -139,7 +143,7 @@ impl Worker for Learner {
         let publisher = match &self.publisher {
             Some(publisher) => Arc::clone(publisher),
             None => {
-                let opened = Publisher::new(&run_id, &self.bind, &self.security);
+                let opened = Publisher::new(&run_id, &self.bind, &self.security, self.broadcast.clone());
                 let opened = opened.map_err(|error| config(error.to_string()))?;
                 Arc::clone(self.publisher.insert(Arc::new(opened)))
             }

@@ -11,7 +11,8 @@ use pacs_runtime::net::{PeerRole, RunChannel, Security};
 use pacs_runtime::{Activity, Policy};
 use pacs_torch::tch::Kind;
 use pacs_weights::{
-    Announcement, DataServer, FetchOptions, HostStore, Receiver, ServerOptions, Shelf, Source, VersionId,
+    Announcement, DataServer, FetchOptions, GroupTransport, HostStore, Receiver, ServerOptions, Shelf, Source,
+    VersionId,
 };
 use tokio::sync::watch;
 
@@ -35,13 +36,19 @@ pub(crate) struct HostWeights {
 
 impl HostWeights {
     /// Opens the store of a run on this host, and hands on at `bind` what is fetched.
-    pub(crate) fn open(run: &str, bind: &str, security: &Security) -> Result<Self, String> {
+    pub(crate) fn open(
+        run: &str,
+        bind: &str,
+        security: &Security,
+        broadcast: Option<Arc<dyn GroupTransport>>,
+    ) -> Result<Self, String> {
         let store = Arc::new(HostStore::open(run).map_err(|error| error.to_string())?);
         let shelf = Shelf::default();
         let address = format!("{bind}:0");
         let server = DataServer::start(&address, shelf.clone(), ServerOptions::new(security.clone(), run));
         let server = server.map_err(|error| format!("hand on weights at `{address}`: {error}"))?;
         let receiver = Receiver::new(Arc::clone(&store), shelf, FetchOptions::new(security.clone(), run));
+        let receiver = receiver.with_broadcast(broadcast);
         Ok(Self { store, receiver, server })
     }
 }
@@ -186,14 +193,14 @@ impl Following {
         let (host, setup, find) = (Arc::clone(&self.host), Arc::clone(&self.setup), self.finder(id));
         let receiving = tokio::task::spawn_blocking(move || {
             let started = std::time::Instant::now();
-            let received =
-                host.receiver.receive(&wanted.description, &find, &flag).map_err(|error| error.to_string())?;
+            let received = host.receiver.receive(&wanted, &find, &flag).map_err(|error| error.to_string())?;
             let loaded = MappedWeights::map(&received, setup.config()).map_err(|error| error.to_string())?;
             tracing::debug!(
                 generation = id.generation.0,
                 version = id.version.0,
                 transport = received.transport.name(),
                 fetched_bytes = received.fetched.bytes,
+                broadcast_bytes = received.fetched.broadcast_bytes,
                 resumed_pieces = received.fetched.resumed_pieces,
                 wrong_pieces = received.fetched.wrong_pieces,
                 seconds = started.elapsed().as_secs_f64(),

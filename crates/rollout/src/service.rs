@@ -11,6 +11,7 @@ use pacs_spec::{JobSpec, Precision};
 use pacs_torch::multiplies_bf16;
 use pacs_torch::tch::Kind;
 use pacs_types::Role;
+use pacs_weights::GroupTransport;
 use tokio::sync::{mpsc, watch};
 
 use crate::follow::{Following, HostWeights};
@@ -36,6 +37,8 @@ pub struct RolloutOptions {
     pub cuda: bool,
     /// Threads of libtorch; 0 for one a core.
     pub threads: usize,
+    /// Over what it takes part in broadcasts of weights; `None`: it fetches them.
+    pub broadcast: Option<Arc<dyn GroupTransport>>,
 }
 
 /// Why a rollout worker ended badly.
@@ -107,8 +110,8 @@ impl Worker for Rollout {
             Some(weights) => Arc::clone(weights),
             None => {
                 let run_id = membership.run_id.get().unwrap_or_default();
-                let opened =
-                    HostWeights::open(run_id, &self.options.bind, &self.options.link.security).map_err(config)?;
+                let RolloutOptions { bind, link, broadcast, .. } = &self.options;
+                let opened = HostWeights::open(run_id, bind, &link.security, broadcast.clone()).map_err(config)?;
                 Arc::clone(self.weights.insert(Arc::new(opened)))
             }
         };

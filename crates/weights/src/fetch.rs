@@ -57,8 +57,10 @@ impl FetchOptions {
 /// What was fetched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {
-    /// Bytes that came over the network and were right.
+    /// Bytes that came over the network and were right, those of a broadcast included.
     pub bytes: u64,
+    /// Bytes of them that came by a broadcast.
+    pub broadcast_bytes: u64,
     /// Pieces that were here from an earlier attempt.
     pub resumed_pieces: usize,
     /// Pieces whose digest was wrong, and that were fetched again.
@@ -95,7 +97,18 @@ pub fn fetch(
     options: &FetchOptions,
     cancelled: &AtomicBool,
 ) -> Result<Fetched, FetchError> {
-    let ready = part.verified()?;
+    fetch_rest(part, part.verified()?, shelf, finder, options, cancelled)
+}
+
+/// As [`fetch`] for a caller who knows which pieces are `ready`.
+pub(crate) fn fetch_rest(
+    part: &Part,
+    ready: Vec<bool>,
+    shelf: &Shelf,
+    finder: &SourceFinder<'_>,
+    options: &FetchOptions,
+    cancelled: &AtomicBool,
+) -> Result<Fetched, FetchError> {
     let missing: VecDeque<usize> = (0..ready.len()).filter(|index| !ready[*index]).collect();
     let counts = Fetched { resumed_pieces: ready.len() - missing.len(), ..Fetched::default() };
     shelf.begin(part.description(), part.file(), ready);
@@ -376,14 +389,14 @@ impl Transfer<'_> {
         let description = self.part.description();
         let broken = |error: io::Error| FetchError::NoProgress { patience: STALL, last: error.to_string() };
         let first = u32::try_from(index).map_err(|error| broken(io::Error::other(error)))?;
-        let request = Request { id: description.id(), digest: *description.digest(), first, count: 1 };
+        let request = Request::Pieces { id: description.id(), digest: *description.digest(), first, count: 1 };
         let piece = description.piece(index);
         wire.expect(piece.end - piece.start);
         request.write(wire).map_err(broken)?;
         match wire.status().map_err(broken)? {
             Status::Here => {}
             Status::NotYet => return Ok(Outcome::NotYet),
-            Status::Unknown | Status::Stranger => return Ok(Outcome::Unknown),
+            Status::Unknown | Status::Stranger | Status::NoBroadcast => return Ok(Outcome::Unknown),
         }
         // The deadline is that of the bytes; the time before was the source's own waiting.
         wire.expect(piece.end - piece.start);

@@ -3,21 +3,25 @@
 //! A version has a [`Description`]: what it is, and a digest of each of its pieces. The [`HostStore`] is a folder in shared
 //! memory in which the processes of a run on one host keep versions; they map the files instead of copying them. A version
 //! that the host lacks is brought by [`fetch`] from the [`DataServer`] of a learner or of another host that has it, piece by
-//! piece, and each piece is passed on as soon as its digest is right. [`Distribution`] says who fetches from whom.
+//! piece, and each piece is passed on as soon as its digest is right. [`Distribution`] says who fetches from whom. Where a
+//! [`GroupTransport`] is given, hosts first take part in a broadcast, and fetch what it has not brought.
 //!
 //! What is not here: tensors (the callers', who map the file), and the calls by which a version is announced
 //! (`RolloutService`).
 #![forbid(unsafe_code)]
 
+mod broadcast;
 mod description;
 mod distribution;
 mod fetch;
 mod receive;
+mod rounds;
 mod server;
 mod shelf;
 mod store;
 mod wire;
 
+pub use broadcast::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
 pub use description::{Announcement, Description, Digest, VersionId, WeightKind, is_address};
 pub use distribution::{Distribution, FAN_OUT};
 pub use fetch::{FetchError, FetchOptions, Fetched, Source, SourceFinder, fetch};

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::broadcast::{Brought, take_part};
+use crate::fetch::fetch_rest;
 use crate::{
-    Claim, Description, FetchError, FetchOptions, Fetched, HostStore, Part, Shelf, SourceFinder, StoreError, VersionId,
-    Whole, fetch,
+    Announcement, Claim, FetchError, FetchOptions, Fetched, GroupTransport, HostStore, Part, Shelf, SourceFinder,
+    StoreError, VersionId, Whole,
 };
 
 /// How often those who wait for another process of this host look for the file.
@@ -24,6 +26,8 @@ pub enum Transport {
     Shared,
     /// It was fetched from another host, over TCP or TLS.
     Stream,
+    /// A learner broadcast it to this host and others; pieces that were lost on the way were fetched.
+    Broadcast,
 }
 
 impl Transport {
@@ -33,6 +37,7 @@ impl Transport {
         match self {
             Self::Shared => "shared",
             Self::Stream => "stream",
+            Self::Broadcast => "broadcast",
         }
     }
 }
@@ -76,6 +81,7 @@ pub struct Receiver {
     store: Arc<HostStore>,
     shelf: Shelf,
     options: FetchOptions,
+    broadcast: Option<Arc<dyn GroupTransport>>,
     /// The version that was received last; it may still be in use while the next one comes.
     newest: Mutex<Option<VersionId>>,
 }
@@ -84,20 +90,28 @@ impl Receiver {
     /// Brings versions into `store`, and hands on by `shelf` what it fetched.
     #[must_use]
     pub fn new(store: Arc<HostStore>, shelf: Shelf, options: FetchOptions) -> Self {
-        Self { store, shelf, options, newest: Mutex::new(None) }
+        Self { store, shelf, options, broadcast: None, newest: Mutex::new(None) }
     }
 
-    /// Gets a version: the host's copy where there is one or another process brings it, else from the sources that `finder`
-    /// names. Versions before the one that was received last, also by an earlier process, are removed.
+    /// Takes part in the broadcasts of a learner that has the same transport.
+    #[must_use]
+    pub fn with_broadcast(self, transport: Option<Arc<dyn GroupTransport>>) -> Self {
+        Self { broadcast: transport, ..self }
+    }
+
+    /// Gets a version: the host's copy where there is one or another process brings it, else by a broadcast of the learner that
+    /// announced it, and what is missing then from the sources that `finder` names. Versions before the one that was received
+    /// last, also by an earlier process, are removed.
     ///
     /// # Errors
     /// See [`ReceiveError`].
     pub fn receive(
         &self,
-        description: &Description,
+        announcement: &Announcement,
         finder: &SourceFinder<'_>,
         cancelled: &AtomicBool,
     ) -> Result<Received, ReceiveError> {
+        let description = &announcement.description;
         let limit = OTHERS + Duration::from_secs(description.bytes() / LEAST_RATE);
         let (started, mut full) = (Instant::now(), 0);
         let received = loop {
@@ -105,7 +119,7 @@ impl Receiver {
                 Claim::Whole(whole) => {
                     break Received { whole, transport: Transport::Shared, fetched: Fetched::default() };
                 }
-                Claim::Ours(part) => match self.bring(part, finder, cancelled) {
+                Claim::Ours(part) => match self.bring(part, &announcement.address, finder, cancelled) {
                     Err(ReceiveError::Store(StoreError::NoRoom { .. })) if full < FOLDERS => full += 1,
                     brought => break brought?,
                 },
@@ -124,12 +138,29 @@ impl Receiver {
         Ok(received)
     }
 
-    fn bring(&self, part: Part, finder: &SourceFinder<'_>, cancelled: &AtomicBool) -> Result<Received, ReceiveError> {
-        match fetch(&part, &self.shelf, finder, &self.options, cancelled) {
-            Ok(fetched) => {
+    fn bring(
+        &self,
+        part: Part,
+        root: &str,
+        finder: &SourceFinder<'_>,
+        cancelled: &AtomicBool,
+    ) -> Result<Received, ReceiveError> {
+        let brought = self.broadcast(&part, root, cancelled).and_then(|brought| {
+            let rest = fetch_rest(&part, brought.ready, &self.shelf, finder, &self.options, cancelled)?;
+            Ok((brought.fetched, rest))
+        });
+        match brought {
+            Ok((before, rest)) => {
                 let whole = part.finish()?;
                 self.shelf.put(&whole);
-                Ok(Received { whole, transport: Transport::Stream, fetched })
+                let transport = if before.broadcast_bytes > 0 { Transport::Broadcast } else { Transport::Stream };
+                let fetched = Fetched {
+                    bytes: before.bytes + rest.bytes,
+                    broadcast_bytes: before.broadcast_bytes,
+                    resumed_pieces: if before.bytes > 0 { 0 } else { rest.resumed_pieces },
+                    wrong_pieces: before.wrong_pieces + rest.wrong_pieces,
+                };
+                Ok(Received { whole, transport, fetched })
             }
             Err(FetchError::Store(error)) => {
                 part.abandon();
@@ -137,5 +168,22 @@ impl Receiver {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Which pieces are there after a broadcast, where one can help.
+    fn broadcast(&self, part: &Part, root: &str, cancelled: &AtomicBool) -> Result<Brought, FetchError> {
+        let ready = part.verified()?;
+        let none = |ready| Brought { ready, fetched: Fetched::default(), problem: None };
+        let Some(transport) = &self.broadcast else { return Ok(none(ready)) };
+        // It would send again what an earlier attempt has left here.
+        if root.is_empty() || ready.contains(&true) || cancelled.load(Ordering::Acquire) {
+            return Ok(none(ready));
+        }
+        let brought = take_part(part, &self.shelf, root, transport.as_ref(), &self.options, cancelled)?;
+        if let Some(problem) = &brought.problem {
+            let missing = brought.ready.iter().filter(|ready| !**ready).count();
+            tracing::info!(missing, "a broadcast did not bring all pieces, they are fetched: {problem}");
+        }
+        Ok(brought)
     }
 }

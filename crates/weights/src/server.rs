@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use pacs_runtime::net::Security;
 
+use crate::rounds::{Rounds, WINDOW};
 use crate::shelf::{Piece, Shelf};
-use crate::wire::{MAGIC, Pace, Request, Status, Wire};
+use crate::wire::{MAGIC, Pace, Request, Status, Wire, invalid};
+use crate::{Digest, GroupTransport, VersionId, is_address};
 
 /// How long a connection may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(60);
@@ -27,13 +29,17 @@ pub struct ServerOptions {
     pub connections: usize,
     /// Most bytes a second, all connections together; for measurements.
     pub rate: Option<u64>,
+    /// Over what it broadcasts to those who ask for that; `None`: not at all.
+    pub broadcast: Option<Arc<dyn GroupTransport>>,
+    /// How long a broadcast waits for more members after its first one, unless as many have come as to the one before.
+    pub window: Duration,
 }
 
 impl ServerOptions {
-    /// Without a limit of rate.
+    /// Without a limit of rate, and without broadcasts.
     #[must_use]
     pub fn new(security: Security, run: impl Into<String>) -> Self {
-        Self { security, run: run.into(), connections: 64, rate: None }
+        Self { security, run: run.into(), connections: 64, rate: None, broadcast: None, window: WINDOW }
     }
 }
 
@@ -50,7 +56,8 @@ struct Shared {
     shelf: Shelf,
     options: ServerOptions,
     pace: Pace,
-    sent: AtomicU64,
+    rounds: Option<Arc<Rounds>>,
+    sent: Arc<AtomicU64>,
     connections: AtomicUsize,
     ended: AtomicBool,
 }
@@ -65,8 +72,10 @@ impl DataServer {
         let address = listener.local_addr()?;
         options.security.check_listen(address).map_err(io::Error::other)?;
         let pace = Pace::new(options.rate);
+        let rounds =
+            options.broadcast.clone().map(|transport| Arc::new(Rounds::new(transport, &options.run, options.window)));
         let (sent, connections, ended) = Default::default();
-        let shared = Arc::new(Shared { shelf, options, pace, sent, connections, ended });
+        let shared = Arc::new(Shared { shelf, options, pace, rounds, sent, connections, ended });
         let serving = Arc::clone(&shared);
         std::thread::Builder::new().name("weights-accept".into()).spawn(move || accept(&listener, &serving))?;
         Ok(Self { address, shared })
@@ -156,12 +165,18 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     wire.write_all(&[Status::Here as u8])?;
     loop {
         wire.wait_up_to(IDLE)?;
-        let request = Request::read(&mut wire)?;
-        for index in request.first..request.first.saturating_add(request.count) {
+        let (id, digest, first, count) = match Request::read(&mut wire)? {
+            Request::Pieces { id, digest, first, count } => (id, digest, first, count),
+            Request::Join { id, digest, transport, address } => {
+                gather(&mut wire, shared, (id, digest), &transport, &address)?;
+                continue;
+            }
+        };
+        for index in first..first.saturating_add(count) {
             if shared.ended.load(Ordering::Acquire) {
                 return Ok(());
             }
-            let piece = shared.shelf.piece(request.id, &request.digest, index as usize, PIECE_WAIT);
+            let piece = shared.shelf.piece(id, &digest, index as usize, PIECE_WAIT);
             let (status, found) = match piece {
                 Piece::Ready(file, range) => (Status::Here, Some((file, range))),
                 Piece::NotYet => (Status::NotYet, None),
@@ -177,5 +192,32 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
             };
             wire.send(&file, range, &pace)?;
         }
+    }
+}
+
+/// Answers who asks for a place in a broadcast.
+fn gather(
+    wire: &mut Wire,
+    shared: &Shared,
+    (id, digest): (VersionId, Digest),
+    transport: &str,
+    address: &str,
+) -> io::Result<()> {
+    if !is_address(address) {
+        return Err(invalid(format!("`{}` is not host:port", address.escape_debug())));
+    }
+    let Some(version) = shared.shelf.whole(id, &digest) else {
+        wire.expect(0);
+        return wire.write_all(&[Status::Unknown as u8]);
+    };
+    let sent = Arc::clone(&shared.sent);
+    let count = move |bytes| {
+        sent.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let place = shared.rounds.as_ref().and_then(|rounds| rounds.join(version, transport, address, count));
+    wire.expect(0);
+    match place {
+        Some((rank, addresses)) => wire.write_members(rank, &addresses),
+        None => wire.write_all(&[Status::NoBroadcast as u8]),
     }
 }

@@ -104,6 +104,14 @@ impl Shelf {
         }
     }
 
+    /// A version that is here with all its pieces.
+    pub(crate) fn whole(&self, id: VersionId, digest: &Digest) -> Option<(Description, Arc<File>)> {
+        let entries = self.lock();
+        let known = |entry: &&Entry| entry.description.id() == id && entry.description.digest() == digest;
+        let entry = entries.iter().find(known).filter(|entry| entry.ready.is_none())?;
+        Some((entry.description.clone(), Arc::clone(&entry.file)))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         // Every change is one assignment, so a panic elsewhere has left nothing half done.
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,8 +1,10 @@
 //! The protocol of weights: fixed-size frames over a blocking stream, plain or TLS, with a deadline on every read and write.
 //!
-//! A client sends the magic and the run; the server answers with the magic and a status byte. Each request names a version by
-//! id and digest, and a range of pieces; the server answers each piece with a status byte and, if it has it, its bytes, whose
-//! number both know from the description. Numbers are little-endian.
+//! A client sends the magic and the run; the server answers with the magic and a status byte. Each request is a verb and names
+//! a version by id and digest. `Pieces` adds a range of pieces; the server answers each with a status byte and, if it has it,
+//! its bytes, whose number both know from the description. `Join` adds a transport and the address at which the client awaits
+//! its peers; the answer is a status byte and, when a broadcast is about to begin, the client's rank and all addresses.
+//! Numbers are little-endian.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -19,16 +21,20 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
 use crate::store::CHUNK;
-use crate::{Digest, VersionId};
+use crate::{Digest, VersionId, is_address};
 
 /// Names the protocol and its version.
-pub(crate) const MAGIC: [u8; 8] = *b"PACSWGT1";
+pub(crate) const MAGIC: [u8; 8] = *b"PACSWGT2";
 /// Longest name of a run.
 pub(crate) const MOST_RUN: usize = 64;
 /// How long the other side may take to say who it is.
 pub(crate) const GREETING: Duration = Duration::from_secs(10);
 /// How long one read or write may take.
 pub(crate) const STALL: Duration = Duration::from_secs(15);
+/// Longest name or address in a frame.
+const MOST_TEXT: usize = 300;
+/// Most members of a broadcast.
+pub(crate) const MOST_MEMBERS: usize = 1024;
 /// Slower than this, a sender or receiver counts as dead (bytes a second).
 const LEAST_RATE: u64 = 256 << 10;
 /// Plain text that TLS takes before the socket has to.
@@ -45,11 +51,13 @@ pub(crate) enum Status {
     NotYet = 2,
     /// Another run, or another protocol.
     Stranger = 3,
+    /// No broadcast of this version begins any more, or here at all.
+    NoBroadcast = 4,
 }
 
 impl Status {
     fn read(byte: u8) -> io::Result<Self> {
-        let known = [Self::Here, Self::Unknown, Self::NotYet, Self::Stranger];
+        let known = [Self::Here, Self::Unknown, Self::NotYet, Self::Stranger, Self::NoBroadcast];
         let status = known.into_iter().find(|status| *status as u8 == byte);
         status.ok_or_else(|| invalid(format!("status {byte}")))
     }
@@ -59,44 +67,61 @@ pub(crate) fn invalid(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem.into())
 }
 
-/// Asks for pieces of a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) id: VersionId,
-    pub(crate) digest: Digest,
-    pub(crate) first: u32,
-    pub(crate) count: u32,
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Pieces of a version.
+    Pieces { id: VersionId, digest: Digest, first: u32, count: u32 },
+    /// A place in the broadcast of a version.
+    Join { id: VersionId, digest: Digest, transport: String, address: String },
 }
 
-const REQUEST_BYTES: usize = 8 + 8 + 32 + 4 + 4;
+const PIECES: u8 = 0;
+const JOIN: u8 = 1;
 
 impl Request {
     pub(crate) fn write(&self, wire: &mut Wire) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(REQUEST_BYTES);
-        bytes.extend(self.id.generation.0.to_le_bytes());
-        bytes.extend(self.id.version.0.to_le_bytes());
-        bytes.extend(self.digest);
-        bytes.extend(self.first.to_le_bytes());
-        bytes.extend(self.count.to_le_bytes());
+        let (Self::Pieces { id, digest, .. } | Self::Join { id, digest, .. }) = self;
+        let mut bytes = vec![if matches!(self, Self::Pieces { .. }) { PIECES } else { JOIN }];
+        bytes.extend(id.generation.0.to_le_bytes());
+        bytes.extend(id.version.0.to_le_bytes());
+        bytes.extend(digest);
+        match self {
+            Self::Pieces { first, count, .. } => {
+                bytes.extend(first.to_le_bytes());
+                bytes.extend(count.to_le_bytes());
+            }
+            Self::Join { transport, address, .. } => {
+                put_text(&mut bytes, transport)?;
+                put_text(&mut bytes, address)?;
+            }
+        }
         wire.write_all(&bytes)
     }
 
     pub(crate) fn read(wire: &mut Wire) -> io::Result<Self> {
-        let mut bytes = [0; REQUEST_BYTES];
-        wire.read_exact(&mut bytes)?;
-        let mut rest = &bytes[..];
-        let mut long = || take(&mut rest).map(u64::from_le_bytes);
+        let [verb] = wire.take()?;
+        let mut long = || wire.take().map(u64::from_le_bytes);
         let id = VersionId::new(long()?, long()?);
-        let digest = take(&mut rest)?;
-        let mut short = || take(&mut rest).map(u32::from_le_bytes);
-        Ok(Self { id, digest, first: short()?, count: short()? })
+        let digest = wire.take()?;
+        match verb {
+            PIECES => {
+                let mut short = || wire.take().map(u32::from_le_bytes);
+                Ok(Self::Pieces { id, digest, first: short()?, count: short()? })
+            }
+            JOIN => Ok(Self::Join { id, digest, transport: wire.text()?, address: wire.text()? }),
+            other => Err(invalid(format!("request {other}"))),
+        }
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> io::Result<[u8; N]> {
-    let (taken, left) = rest.split_first_chunk().ok_or_else(|| invalid("a frame is too short"))?;
-    *rest = left;
-    Ok(*taken)
+fn put_text(bytes: &mut Vec<u8>, text: &str) -> io::Result<()> {
+    if text.len() > MOST_TEXT {
+        return Err(invalid(format!("`{}` is longer than {MOST_TEXT} bytes", text.escape_debug())));
+    }
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    Ok(())
 }
 
 /// A connection.
@@ -228,6 +253,46 @@ impl Wire {
         let mut byte = [0];
         self.read_exact(&mut byte)?;
         Status::read(byte[0])
+    }
+
+    fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn text(&mut self) -> io::Result<String> {
+        let length = usize::from(u16::from_le_bytes(self.take()?));
+        if length > MOST_TEXT {
+            return Err(invalid(format!("a text of {length} bytes")));
+        }
+        let mut bytes = vec![0; length];
+        self.read_exact(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|error| invalid(error.to_string()))
+    }
+
+    /// Tells a member its rank and everybody's address.
+    pub(crate) fn write_members(&mut self, rank: usize, addresses: &[String]) -> io::Result<()> {
+        let mut bytes = vec![Status::Here as u8];
+        for number in [rank, addresses.len()] {
+            bytes.extend(u32::try_from(number).map_err(io::Error::other)?.to_le_bytes());
+        }
+        addresses.iter().try_for_each(|address| put_text(&mut bytes, address))?;
+        self.write_all(&bytes)
+    }
+
+    /// What [`Wire::write_members`] wrote after the status byte.
+    pub(crate) fn members(&mut self) -> io::Result<(usize, Vec<String>)> {
+        let mut number = || self.take().map(u32::from_le_bytes).map(|number| number as usize);
+        let (rank, count) = (number()?, number()?);
+        if !(2..=MOST_MEMBERS).contains(&count) || !(1..count).contains(&rank) {
+            return Err(invalid(format!("rank {rank} of {count}")));
+        }
+        let addresses = (0..count).map(|_| self.text()).collect::<io::Result<Vec<String>>>()?;
+        match addresses.iter().find(|address| !is_address(address)) {
+            Some(wrong) => Err(invalid(format!("`{}` is not host:port", wrong.escape_debug()))),
+            None => Ok((rank, addresses)),
+        }
     }
 
     pub(crate) fn read_exact(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {

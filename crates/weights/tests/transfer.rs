@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use pacs_runtime::net::{PeerRole, Security};
 use pacs_weights::{
-    Claim, DataServer, Description, FetchError, FetchOptions, HostStore, ReceiveError, Received, Receiver,
-    ServerOptions, Shelf, Source, Transport, VersionId, WeightKind, Whole, fetch,
+    Announcement, Claim, DataServer, Description, FetchError, FetchOptions, HostStore, ReceiveError, Received,
+    Receiver, ServerOptions, Shelf, Source, Transport, VersionId, WeightKind, Whole, fetch,
 };
 use tempfile::TempDir;
 
@@ -75,9 +75,14 @@ fn content(whole: &Whole) -> Vec<u8> {
     bytes
 }
 
+/// Announced by a learner that broadcasts to nobody.
+fn announced(description: &Description) -> Announcement {
+    Announcement { description: description.clone(), address: String::new() }
+}
+
 fn receive(host: &Host, description: &Description, from: &[String]) -> Result<Received, ReceiveError> {
     let found = |_: &[String]| Ok(from.iter().cloned().map(learner).collect());
-    host.receiver(options()).receive(description, &found, &AtomicBool::new(false))
+    host.receiver(options()).receive(&announced(description), &found, &AtomicBool::new(false))
 }
 
 /// A proxy of `to` whose every connection is handled by `each`: what comes from the server, at which byte of the connection, is
@@ -121,7 +126,8 @@ fn a_version_comes_over_the_wire_once_and_is_then_shared() {
     // A second worker of the host asks nobody.
     let nobody = |_: &[String]| -> Result<Vec<Source>, String> { panic!("nobody is to be asked") };
     let second = host.receiver(options());
-    let shared = second.receive(published.description(), &nobody, &AtomicBool::new(false)).expect("it is here");
+    let shared =
+        second.receive(&announced(published.description()), &nobody, &AtomicBool::new(false)).expect("it is here");
     assert_eq!((shared.transport, content(&shared.whole)), (Transport::Shared, numbers(1)));
 }
 
@@ -173,7 +179,8 @@ fn who_sends_wrong_pieces_is_not_asked_any_more() {
         asked.lock().expect("no panic").push(failed.to_vec());
         Ok(vec![learner(if failed.is_empty() { bad.clone() } else { good.clone() })])
     };
-    let received = host.receiver(options()).receive(published.description(), &finder, &AtomicBool::new(false));
+    let received =
+        host.receiver(options()).receive(&announced(published.description()), &finder, &AtomicBool::new(false));
     let received = received.expect("fetched from the other");
     assert!(received.fetched.wrong_pieces > 0);
     assert_eq!(content(&received.whole), numbers(1));
@@ -192,7 +199,7 @@ fn a_sender_that_dies_in_the_middle_leaves_no_half_version_and_another_goes_on()
     });
     let alone = FetchOptions { patience: Duration::from_secs(1), connections: 2, ..options() };
     let nobody_else = |_: &[String]| Ok(vec![learner(dying.to_string())]);
-    let lost = host.receiver(alone).receive(published.description(), &nobody_else, &AtomicBool::new(false));
+    let lost = host.receiver(alone).receive(&announced(published.description()), &nobody_else, &AtomicBool::new(false));
     assert!(matches!(lost, Err(ReceiveError::Fetch(FetchError::NoProgress { .. }))), "{lost:?}");
     assert!(host.store.find(published.description()).expect("readable").is_none(), "half a version is none");
     let received = receive(&host, published.description(), &[second.address()]).expect("fetched");
@@ -254,10 +261,10 @@ fn a_receiver_that_does_not_read_holds_nobody_up() {
     let (learner_host, host) = (Host::new(), Host::new());
     let published = learner_host.publish(1);
     let mut stuck = TcpStream::connect(learner_host.server.address()).expect("connected");
-    stuck.write_all(b"PACSWGT1\x03run").expect("sent");
+    stuck.write_all(b"PACSWGT2\x03run").expect("sent");
     let mut answer = [0; 9];
     stuck.read_exact(&mut answer).expect("answered");
-    let mut request = Vec::new();
+    let mut request = vec![0];
     request.extend(1u64.to_le_bytes());
     request.extend(1u64.to_le_bytes());
     request.extend(published.description().digest());
@@ -275,13 +282,14 @@ fn strangers_get_nothing() {
     let published = learner_host.publish(1);
     let other_run = FetchOptions { run: "other".into(), patience: Duration::from_millis(200), ..options() };
     let finder = |_: &[String]| Ok(vec![learner(learner_host.address())]);
-    let refused = host.receiver(other_run).receive(published.description(), &finder, &AtomicBool::new(false));
+    let refused =
+        host.receiver(other_run).receive(&announced(published.description()), &finder, &AtomicBool::new(false));
     let Err(ReceiveError::Fetch(FetchError::NoProgress { last, .. })) = refused else { panic!("{refused:?}") };
     assert!(last.contains("another run"), "{last}");
     // Same version, other content: what a learner of another start may have published.
     let other = Description::of(VersionId::new(1, 1), WeightKind::Float32, &numbers(9));
     let short = FetchOptions { patience: Duration::from_millis(200), ..options() };
-    let refused = host.receiver(short).receive(&other, &finder, &AtomicBool::new(false));
+    let refused = host.receiver(short).receive(&announced(&other), &finder, &AtomicBool::new(false));
     let Err(ReceiveError::Fetch(FetchError::NoProgress { last, .. })) = refused else { panic!("{refused:?}") };
     assert!(last.contains("does not have this version"), "{last}");
     assert_eq!(learner_host.server.sent_bytes(), 0);
@@ -296,7 +304,7 @@ fn one_that_nobody_wants_any_more_is_given_up() {
     let finder = |_: &[String]| Ok(vec![learner(learner_host.address())]);
     let receiver = host.receiver(options());
     std::thread::scope(|scope| {
-        let fetching = scope.spawn(|| receiver.receive(published.description(), &finder, &cancelled));
+        let fetching = scope.spawn(|| receiver.receive(&announced(published.description()), &finder, &cancelled));
         let started = std::time::Instant::now();
         while learner_host.server.sent_bytes() == 0 && started.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
@@ -341,15 +349,18 @@ fn with_certificates_rollout_workers_fetch_and_no_other_role() {
     let with = |role| FetchOptions { patience: Duration::from_millis(300), ..FetchOptions::new(security(role), RUN) };
     let finder = |_: &[String]| Ok(vec![learner(learner_host.address())]);
     let cancelled = AtomicBool::new(false);
-    let refused = host.receiver(with(PeerRole::Verifier)).receive(published.description(), &finder, &cancelled);
+    let refused =
+        host.receiver(with(PeerRole::Verifier)).receive(&announced(published.description()), &finder, &cancelled);
     assert!(matches!(refused, Err(ReceiveError::Fetch(FetchError::NoProgress { .. }))), "{refused:?}");
     // One that says it is a learner and shows another role's certificate is no source.
     let as_relay = |_: &[String]| Ok(vec![Source { address: learner_host.address(), role: PeerRole::Rollout }]);
-    let refused = host.receiver(with(PeerRole::Rollout)).receive(published.description(), &as_relay, &cancelled);
+    let refused =
+        host.receiver(with(PeerRole::Rollout)).receive(&announced(published.description()), &as_relay, &cancelled);
     assert!(matches!(refused, Err(ReceiveError::Fetch(FetchError::NoProgress { .. }))), "{refused:?}");
     assert_eq!(learner_host.server.sent_bytes(), 0);
     let options = FetchOptions::new(security(PeerRole::Rollout), RUN);
-    let received = host.receiver(options).receive(published.description(), &finder, &cancelled).expect("fetched");
+    let received =
+        host.receiver(options).receive(&announced(published.description()), &finder, &cancelled).expect("fetched");
     assert_eq!((received.transport, content(&received.whole)), (Transport::Stream, numbers(1)));
 }
 
@@ -376,7 +387,7 @@ fn superseded_versions_are_removed() {
     let mut kept = Vec::new();
     for version in 1..=4 {
         let published = learner_host.publish(version);
-        receiver.receive(published.description(), &finder, &AtomicBool::new(false)).expect("fetched");
+        receiver.receive(&announced(published.description()), &finder, &AtomicBool::new(false)).expect("fetched");
         kept.push(published.description().file_name());
     }
     assert_eq!(files(), kept[2..], "the newest, and the one before that may be in use");
@@ -384,6 +395,6 @@ fn superseded_versions_are_removed() {
     let published = learner_host.publish(5);
     kept.push(published.description().file_name());
     let again = host.receiver(options());
-    again.receive(published.description(), &finder, &AtomicBool::new(false)).expect("fetched");
+    again.receive(&announced(published.description()), &finder, &AtomicBool::new(false)).expect("fetched");
     assert_eq!(files(), kept[3..], "the same after a restart");
 }

@@ -1,14 +1,17 @@
 //! `pacs-worker rollout` and `pacs-worker learner`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use pacs_broadcast::CollectiveTransport;
 use pacs_learner::{Backend, LearnerOptions};
 use pacs_rollout::RolloutOptions;
 use pacs_runtime::launch::{PlaceError, Placement, WorkerArguments};
-use pacs_runtime::net::PeerRole;
+use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown, run_role};
+use pacs_weights::GroupTransport;
 
 use crate::Failure;
 
@@ -23,6 +26,42 @@ pub(crate) struct Arguments {
     /// Where tensors live.
     #[arg(long, env = "PACS_DEVICE", value_enum, default_value_t = Device::Cpu)]
     device: Device,
+    /// How weights get from the learner to hosts that lack them; learners and rollout workers must say the same, and one that
+    /// does not fetches.
+    #[arg(long, env = "PACS_WEIGHTS_TRANSPORT", value_enum, default_value_t = WeightsTransport::Stream)]
+    weights_transport: WeightsTransport,
+}
+
+impl Arguments {
+    /// Over what weights are broadcast, if they are.
+    fn broadcast(&self, bind: &str, security: &Security) -> Result<Option<Arc<dyn GroupTransport>>, Failure> {
+        match (self.weights_transport, self.device) {
+            (WeightsTransport::Stream, _) => Ok(None),
+            (WeightsTransport::Host, _) => Ok(Some(Arc::new(CollectiveTransport::host(bind, security.clone())))),
+            (WeightsTransport::Nccl, Device::Cpu) => Err(Failure {
+                error: anyhow::anyhow!("--weights-transport nccl needs --device cuda; take `host` or `stream`"),
+                exit: Exit::Config,
+            }),
+            // `pacs_torch::init` takes the first visible device.
+            (WeightsTransport::Nccl, Device::Cuda) => match CollectiveTransport::nccl(bind, security.clone(), 0) {
+                Ok(transport) => Ok(Some(Arc::new(transport))),
+                Err(error) => Err(Failure {
+                    error: anyhow::Error::new(error).context("broadcast weights over NCCL"),
+                    exit: Exit::Config,
+                }),
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WeightsTransport {
+    /// Each host fetches from the learner or from another host, in a tree.
+    Stream,
+    /// A broadcast over TCP to all hosts that ask in time; the others, and those that lose a piece, fetch.
+    Host,
+    /// The same over NCCL, by way of the memory of GPUs. Never run on a GPU yet.
+    Nccl,
 }
 
 /// What a rollout worker needs besides.
@@ -96,7 +135,8 @@ pub(crate) fn rollout(arguments: RolloutArguments) -> Result<Exit, Failure> {
         let Placement { link, name } = common.worker.place(PeerRole::Rollout).await.map_err(misplaced)?;
         let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
         let (cuda, threads) = (common.device == Device::Cuda, common.threads);
-        let options = RolloutOptions { link, name, bind, cuda, threads };
+        let broadcast = common.broadcast(&bind, &link.security)?;
+        let options = RolloutOptions { link, name, bind, cuda, threads, broadcast };
         pacs_rollout::run(options, shutdown).await.map_err(|error| Failure {
             exit: error.exit(),
             error: anyhow::Error::new(error).context("generate samples"),
@@ -111,7 +151,8 @@ pub(crate) fn learner(arguments: LearnerArguments) -> Result<Exit, Failure> {
         let Placement { link, name } = common.worker.place(PeerRole::Learner).await.map_err(misplaced)?;
         let bind = common.worker.own_address(bind.as_deref(), &link.coordinator).await.map_err(misplaced)?;
         let (cuda, threads) = (common.device == Device::Cuda, common.threads);
-        let options = LearnerOptions { link, name, bind, cuda, backend: collective.into(), threads };
+        let broadcast = common.broadcast(&bind, &link.security)?;
+        let options = LearnerOptions { link, name, bind, cuda, backend: collective.into(), threads, broadcast };
         pacs_learner::run(options, shutdown)
             .await
             .map_err(|error| Failure { exit: error.exit(), error: anyhow::Error::new(error).context("train") })

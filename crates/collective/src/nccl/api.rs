@@ -142,7 +142,7 @@ pub enum DeviceError {
         symbol: &'static str,
     },
     /// There is no device, and no NCCL, behind an emulated one.
-    #[error("an emulated device only lends memory")]
+    #[error("an emulated device has memory and nothing else")]
     Emulated,
     /// A call failed.
     #[error("{call}: {message}")]

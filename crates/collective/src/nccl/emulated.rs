@@ -1,8 +1,10 @@
 //! A device that is none: its memory is this process's own, and what NCCL would do on it goes over the `host` ring
 //! ([`crate::HostCollective::with_emulated_device`]).
 
+use std::collections::BTreeMap;
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
 use super::device::DeviceBuffer;
@@ -11,6 +13,14 @@ use super::device::DeviceBuffer;
 #[derive(Debug, Default)]
 pub(crate) struct HostMemory {
     events: AtomicUsize,
+    /// By address.
+    allocated: Mutex<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl HostMemory {
+    fn allocated(&self) -> MutexGuard<'_, BTreeMap<u64, Vec<u8>>> {
+        self.allocated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 const EMULATED: DeviceError = DeviceError::Emulated;
@@ -48,18 +58,26 @@ impl Api for HostMemory {
         Ok(true)
     }
 
-    fn allocate(&self, _: usize) -> Result<Pointer, DeviceError> {
-        Err(EMULATED)
+    fn allocate(&self, bytes: usize) -> Result<Pointer, DeviceError> {
+        // At least one byte, so that no two have one address.
+        let mut memory = vec![0; bytes.max(1)];
+        let pointer = memory.as_mut_ptr() as u64;
+        self.allocated().insert(pointer, memory);
+        Ok(Pointer(pointer))
     }
 
-    fn free(&self, _: Pointer) {}
-
-    fn upload(&self, _: &[u8], _: Pointer) -> Result<(), DeviceError> {
-        Err(EMULATED)
+    fn free(&self, pointer: Pointer) {
+        self.allocated().remove(&pointer.0);
     }
 
-    fn download(&self, _: Pointer, _: &mut [u8]) -> Result<(), DeviceError> {
-        Err(EMULATED)
+    fn upload(&self, from: &[u8], to: Pointer) -> Result<(), DeviceError> {
+        self.allocated().get_mut(&to.0).ok_or(EMULATED)?[..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download(&self, from: Pointer, to: &mut [u8]) -> Result<(), DeviceError> {
+        to.copy_from_slice(&self.allocated().get(&from.0).ok_or(EMULATED)?[..to.len()]);
+        Ok(())
     }
 
     fn copy(&self, _: Pointer, _: Pointer, _: usize, _: Stream) -> Result<(), DeviceError> {

@@ -1,0 +1,189 @@
+//! Broadcasting a version of the weights over a communicator of learner and rollout workers.
+//!
+//! [`CollectiveTransport`] is the [`GroupTransport`] of `pacs-weights`, which gathers the members, checks every piece, and
+//! fetches what a broadcast has not brought. A group is a communicator of [`pacs_collective`] that lives for one version: over
+//! its TCP ring, or over NCCL, where pieces pass through the memory of the devices on their way from host to host.
+//!
+//! What is not here: the choice of the transport, which is an argument of both roles.
+#![forbid(unsafe_code)]
+
+use std::fmt::Display;
+use std::io;
+use std::sync::Arc;
+
+use pacs_collective::{
+    AbortHandle, Collective, Credentials, CudaDevice, DeviceError, DeviceMemory, GroupConfig, HostCollective,
+    HostListener, NcclCollective,
+};
+use pacs_runtime::net::{PeerRole, Security, check_role};
+use pacs_types::Generation;
+use pacs_weights::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
+use rustls::pki_types::{CertificateDer, ServerName};
+
+/// What carries the pieces.
+#[derive(Clone, Debug)]
+enum Carrier {
+    Host,
+    Nccl(CudaDevice),
+    /// The ring, by way of a device that is emulated in host memory.
+    Emulated,
+}
+
+/// Broadcasts over a communicator.
+#[derive(Clone, Debug)]
+pub struct CollectiveTransport {
+    carrier: Carrier,
+    /// Address of this machine that the peers reach; ports are chosen freely.
+    bind: String,
+    security: Security,
+}
+
+impl CollectiveTransport {
+    /// Over a ring of TCP connections, which are mutual TLS where `security` has certificates.
+    #[must_use]
+    pub fn host(bind: impl Into<String>, security: Security) -> Self {
+        Self { carrier: Carrier::Host, bind: bind.into(), security }
+    }
+
+    /// As [`CollectiveTransport::nccl`] with the ring in the place of NCCL and an emulated device, for tests of that path.
+    #[must_use]
+    pub fn emulated(bind: impl Into<String>) -> Self {
+        Self { carrier: Carrier::Emulated, bind: bind.into(), security: Security::Plain }
+    }
+
+    /// Over NCCL, by way of the memory of the visible device `index`. NCCL's own connections are not protected.
+    ///
+    /// # Errors
+    /// When CUDA or NCCL is missing; the error says which, and what to do.
+    pub fn nccl(bind: impl Into<String>, security: Security, index: usize) -> Result<Self, DeviceError> {
+        Ok(Self { carrier: Carrier::Nccl(CudaDevice::open(index)?), bind: bind.into(), security })
+    }
+}
+
+impl GroupTransport for CollectiveTransport {
+    fn name(&self) -> &'static str {
+        match self.carrier {
+            Carrier::Host => "host",
+            Carrier::Nccl(_) => "nccl",
+            Carrier::Emulated => "emulated",
+        }
+    }
+
+    fn listen(&self) -> io::Result<Box<dyn Seat>> {
+        let listener = HostListener::bind(&format!("{}:0", self.bind))
+            .map_err(|error| io::Error::other(format!("{error}: {}", error.source)))?;
+        self.security.check_listen(listener.address()).map_err(io::Error::other)?;
+        Ok(Box::new(Listening { transport: self.clone(), listener }))
+    }
+}
+
+struct Listening {
+    transport: CollectiveTransport,
+    listener: HostListener,
+}
+
+impl Seat for Listening {
+    fn address(&self) -> String {
+        self.listener.address().to_string()
+    }
+
+    fn enter(self: Box<Self>, group: &Group) -> Result<Box<dyn Channel>, String> {
+        let Self { transport, listener } = *self;
+        let listener = secured(listener, &transport.security, group.rank, group.addresses.len());
+        let config = GroupConfig {
+            job: group.name.clone(),
+            // The name of a group is that of one version already.
+            generation: Generation(0),
+            rank: group.rank,
+            addresses: group.addresses.clone(),
+            timeout: GROUP_TIMEOUT,
+        };
+        match transport.carrier {
+            Carrier::Host => Ok(Box::new(OverHost(HostCollective::connect(&listener, config).map_err(text)?))),
+            Carrier::Nccl(device) => {
+                let formed = NcclCollective::connect(&listener, config, AbortHandle::new(), &device);
+                Ok(Box::new(OverDevice { collective: formed.map_err(text)?, memory: None }))
+            }
+            Carrier::Emulated => {
+                let collective = HostCollective::connect(&listener, config).map_err(text)?.with_emulated_device();
+                Ok(Box::new(OverDevice { collective, memory: None }))
+            }
+        }
+    }
+}
+
+/// Has the members of a ring show each other their roles: rank 0 is a learner, the others are rollout workers.
+fn secured(listener: HostListener, security: &Security, rank: usize, members: usize) -> HostListener {
+    if matches!(security, Security::Plain) {
+        return listener;
+    }
+    let role = |rank: usize| if rank == 0 { PeerRole::Learner } else { PeerRole::Rollout };
+    let next = role((rank + 1) % members);
+    let judge: fn(&CertificateDer<'_>) -> Result<(), String> = match role((rank + members - 1) % members) {
+        PeerRole::Learner => |certificate| check_role(certificate, PeerRole::Learner),
+        _ => |certificate| check_role(certificate, PeerRole::Rollout),
+    };
+    let security = security.clone();
+    listener.with_credentials(Arc::new(move || {
+        let (client, server) = security.rustls().expect("it is not plain");
+        let name = ServerName::try_from(next.dns_name()).expect("the names of roles are DNS names");
+        Credentials { client, server, name, judge }
+    }))
+}
+
+struct OverHost(HostCollective);
+
+impl Channel for OverHost {
+    fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        self.0.broadcast(0, bytes).map_err(|error| error.to_string())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        self.0.barrier().map_err(|error| error.to_string())
+    }
+}
+
+/// Stages pieces in the memory of a device. Copies between host and device are not overlapped with the broadcast: a piece is
+/// at most 64 MiB, and what a receiver does with it (verifying and writing) overlaps with the next one.
+struct OverDevice<C> {
+    collective: C,
+    memory: Option<(usize, DeviceMemory)>,
+}
+
+impl<C: Collective> OverDevice<C> {
+    fn stage(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        // Two lengths occur, that of the last piece and that of all others.
+        let memory = match &mut self.memory {
+            Some((length, memory)) if *length == bytes.len() => memory,
+            stale => {
+                // The old one is freed first.
+                *stale = None;
+                let device = self.collective.device().ok_or("the communicator has no device")?;
+                &mut stale.insert((bytes.len(), device.allocate(bytes.len()).map_err(text)?)).1
+            }
+        };
+        if self.collective.rank() == 0 {
+            memory.upload(bytes).map_err(text)?;
+        }
+        let collective = &mut self.collective;
+        memory.lend(|buffer| collective.broadcast_device(0, buffer)).map_err(text)?.map_err(text)?;
+        if self.collective.rank() != 0 {
+            memory.download(bytes).map_err(text)?;
+        }
+        Ok(())
+    }
+}
+
+impl<C: Collective> Channel for OverDevice<C> {
+    fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        self.stage(bytes).inspect_err(|problem| self.collective.abort_handle().abort(problem.clone()))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        self.collective.barrier().map_err(text)
+    }
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
