@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use pacs_protocol::v1;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
+use pacs_protocol::v1::observe_service_client::ObserveServiceClient;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
@@ -95,6 +96,17 @@ fn every_role_may_call_its_own_service_and_no_other() -> Result<()> {
                 (&[Rollout], RolloutServiceClient::new(channel.clone()).lease_groups(groups).await.map(drop)),
                 (&[Verifier], VerifierServiceClient::new(channel.clone()).lease_samples(samples).await.map(drop)),
                 (&[Learner], LearnerServiceClient::new(channel.clone()).join_generation(generation).await.map(drop)),
+                (
+                    &[Operator],
+                    ObserveServiceClient::new(channel.clone())
+                        .list_samples(v1::ListSamplesRequest::default())
+                        .await
+                        .map(drop),
+                ),
+                (
+                    &[Operator],
+                    ObserveServiceClient::new(channel.clone()).watch(v1::WatchRequest::default()).await.map(drop),
+                ),
                 (&[Operator], OperatorServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await.map(drop)),
             ];
             for (service, (allowed, result)) in may.into_iter().enumerate() {

@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Driver, Shared, Wait, follow};
+use crate::observe::Observer;
 use crate::open::open;
 use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, count_start, identify, write_atomically};
@@ -73,6 +74,7 @@ pub struct Coordinator {
     progress: broadcast::Sender<Progress>,
     end: watch::Receiver<Option<RunEnd>>,
     timing: Timing,
+    observer: Observer,
     /// Dropped with the coordinator, and the server ends.
     _serving: oneshot::Sender<()>,
     ticker: JoinHandle<()>,
@@ -122,9 +124,11 @@ impl Coordinator {
         follow(&shared, done);
         let run = RunIdentity::told(&run_id).expect("what the run folder holds was checked");
         let gate = RunGate::new(run);
-        let incoming = accept(listener, security);
         let (serving, dropped) = oneshot::channel::<()>();
-        let router = services::router(&shared, &attempt, &gate);
+        let watched = (progress.subscribe(), end.clone());
+        let observer = Observer::start(&shared, (&run_dir, &run_id), security.clone(), watched);
+        let incoming = accept(listener, security);
+        let router = services::router(&shared, &observer, &attempt, &gate);
         // Ends when the coordinator is dropped, after the calls that wait.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
@@ -142,6 +146,7 @@ impl Coordinator {
             progress,
             end,
             timing,
+            observer,
             _serving: serving,
             ticker,
             _lock: lock,
@@ -158,6 +163,12 @@ impl Coordinator {
     #[must_use]
     pub fn run_id(&self) -> &str {
         &self.run_id
+    }
+
+    /// To look at the run, in this process or as a service of its own.
+    #[must_use]
+    pub fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// What happens from now on; the first caller also gets what has happened since the start.
@@ -248,6 +259,8 @@ impl StopHandle {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         self.ticker.abort();
+        // The server ends when its streams have.
+        self.observer.close();
         let threads = {
             let mut driver = self.shared.lock();
             [driver.run_folder.abandon(), driver.journal.close()]

@@ -14,6 +14,7 @@ mod driver;
 mod error;
 mod journal;
 mod machine_options;
+mod observe;
 mod open;
 mod progress;
 mod records;
@@ -23,6 +24,7 @@ mod timing;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, StopHandle};
 pub use error::{FileError, StartError};
+pub use observe::{ObserveError, Observer, Recorded};
 pub use progress::{EvaluationSummary, Progress, RunEnd, StepSeconds, StepSummary};
 #[cfg(any(test, feature = "faults"))]
 pub use records::slow_disk;

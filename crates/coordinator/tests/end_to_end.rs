@@ -8,17 +8,24 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pacs_coordinator::{CoordinatorRecord, Progress, RunEnd, StartError};
+use pacs_coordinator::{CoordinatorRecord, ObserveError, Progress, Recorded, RunEnd, StartError};
 use pacs_protocol::v1;
+use pacs_protocol::v1::observe_service_client::ObserveServiceClient;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
+use pacs_protocol::v1::watch_response::Event;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_runtime::net::{RunIdentity, of_run};
 use pacs_runtime::{Link, Membership, Shutdown, WorkerIdentity};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use support::{Fleet, Job, Killable, end_of, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_survives_a_lost_rollout_worker_and_a_failing_verifier() {
@@ -81,6 +88,115 @@ async fn a_worker_that_meets_what_a_lost_node_left_behind_finds_the_new_coordina
     assert_eq!(membership.run_dir, new.run_dir().display().to_string());
     membership.leave(None).await;
     drop(coordinator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_can_be_looked_at_while_it_goes_on_and_afterwards() {
+    let job = Job::new();
+    let coordinator = job.start(5, "").await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{}", coordinator.address())).unwrap().connect().await.unwrap();
+    let mut observer = ObserveServiceClient::new(channel.clone());
+    let mut watching = observer.watch(v1::WatchRequest { past: 512 }).await.unwrap().into_inner();
+    let mut events = coordinator.events();
+    let fleet = Fleet::start(coordinator.address(), None);
+    until(&mut events, |event| matches!(event, Progress::Step(step) if step.step == 2)).await;
+    check_reflection(channel).await;
+    // The archive has the samples of a step before the line of its metrics.
+    let live = observer.get_metrics(v1::GetMetricsRequest::default()).await.unwrap().into_inner();
+    assert!(live.series.iter().any(|series| series.name == "loss" && series.means[0] == 0.5), "{live:?}");
+    let of_step = v1::ListSamplesRequest { step: Some(1), ..Default::default() };
+    let live = observer.list_samples(of_step.clone()).await.unwrap().into_inner();
+    let exporter = coordinator.observer().serve_metrics("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    assert!(http(exporter, "/metrics").await.contains("\npacs_steps_planned 5\n"));
+    assert!(http(exporter, "/other").await.starts_with("HTTP/1.1 404 "));
+    assert!(matches!(end_of(coordinator).await, RunEnd::Finished { step: 5, .. }));
+    fleet.join().await;
+
+    let (mut steps, mut numbers, mut last) = (Vec::new(), Vec::new(), None);
+    while let Some(event) = watching.message().await.unwrap() {
+        if let Some(Event::Step(step)) = &event.event {
+            assert_eq!(step.metrics["loss"], 0.5);
+            steps.push(step.step);
+        }
+        numbers.extend(Some(event.number).filter(|number| *number > 0));
+        last = event.event;
+    }
+    assert_eq!(steps, [1, 2, 3, 4, 5]);
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "each event once and in order");
+    assert!(matches!(&last, Some(Event::RunOver(over)) if over.how == "finished"), "{last:?}");
+
+    let recorded = Recorded::new(&job.run_dir());
+    assert_eq!(recorded.samples(of_step).unwrap(), live, "the folder says what the coordinator said");
+    check_recorded(&recorded);
+}
+
+/// All that a server answers to a request; it closes the connection itself.
+async fn http(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// What the folder of a finished run of five steps says.
+fn check_recorded(recorded: &Recorded) {
+    let metrics = recorded.metrics(&v1::GetMetricsRequest { names: vec!["pass_rate".into()], ..Default::default() });
+    let [series] = &metrics.unwrap().series[..] else { panic!("one series") };
+    assert_eq!((&series.steps, &series.means), (&vec![1, 2, 3, 4, 5], &vec![0.5; 5]));
+    let evaluations = v1::GetMetricsRequest { purpose: v1::Purpose::Evaluate.into(), ..Default::default() };
+    let evaluations = recorded.metrics(&evaluations).unwrap();
+    let pass = evaluations.series.iter().find(|series| series.name == "pass_at_1").unwrap();
+    assert_eq!(pass.steps, [0, 5]);
+
+    // Page by page, all of both purposes once, in order.
+    let (mut samples, mut page) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListSamplesRequest { limit: 3, page, ..Default::default() };
+        let response = recorded.samples(request).unwrap();
+        assert!(response.notes.is_empty(), "{:?}", response.notes);
+        samples.extend(response.samples);
+        page = response.next_page;
+        if page.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(samples.len(), 5 * 8 + 2 * 6);
+    let rounds: Vec<_> = samples.iter().map(|sample| (sample.purpose(), sample.step.unwrap())).collect();
+    let mut each = rounds.clone();
+    each.dedup();
+    use v1::Purpose::{Evaluate, Train};
+    assert_eq!(each, [(Train, 5), (Train, 4), (Train, 3), (Train, 2), (Train, 1), (Evaluate, 5), (Evaluate, 0)]);
+
+    let request = |text: &str| v1::ListSamplesRequest { text: text.into(), limit: 500, ..Default::default() };
+    let count = |request: v1::ListSamplesRequest| recorded.samples(request).unwrap().samples.len();
+    assert_eq!(count(request("RIGHT")), samples.len() / 2);
+    assert_eq!(count(request("evaluation: what")), 12);
+    let wrong = v1::ListSamplesRequest { outcomes: vec![v1::Outcome::Wrong.into()], step: Some(5), ..request("") };
+    assert_eq!(count(wrong), 4 + 3);
+
+    for listed in &samples[..4] {
+        let request = v1::GetSampleRequest { group_id: listed.group_id, index: listed.index, ..Default::default() };
+        let whole = recorded.sample(&request).unwrap();
+        assert_eq!(whole.sample.as_ref(), Some(listed));
+        assert_eq!((whole.tokens.len(), whole.logprobs.len()), (listed.tokens as usize, listed.tokens as usize));
+        assert!(!whole.prompt_tokens.is_empty() && whole.logprobs.iter().all(|logprob| *logprob == -0.5));
+        assert_eq!(whole.spans.iter().map(|span| span.tokens).sum::<u32>(), listed.tokens);
+        let elsewhere = v1::GetSampleRequest { step: Some(listed.step() + 1), ..request };
+        assert!(matches!(recorded.sample(&elsewhere), Err(ObserveError::NotFound(_))));
+    }
+}
+
+/// Tools that know nothing of the protocol can ask for it.
+async fn check_reflection(channel: Channel) {
+    let request = MessageRequest::ListServices(String::new());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let requests = tokio_stream::once(request);
+    let mut answers = ServerReflectionClient::new(channel).server_reflection_info(requests).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(services)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = services.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"pacs.v1.ObserveService") && names.contains(&"pacs.v1.OperatorService"), "{names:?}");
 }
 
 fn check_batches(seen: &support::Seen) {

@@ -7,6 +7,7 @@ use pacs_coordinator::{Coordinator, CoordinatorOptions};
 use pacs_protocol::v1::complete_task_request::Result as Done;
 use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
 use pacs_protocol::v1::next_task_response::Task;
+use pacs_protocol::v1::observe_service_client::ObserveServiceClient;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
@@ -142,6 +143,80 @@ async fn a_step_of_very_large_samples_goes_through_in_bounded_messages() {
     let mut operator = OperatorServiceClient::new(channel);
     let status = operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
     assert!(status.left_out.is_empty() && status.encoded_len() < ANSWER_BYTES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn samples_in_flight_are_shown_in_bounded_answers() {
+    const ALL: u32 = PROMPTS * SAMPLES;
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    // They never get a batch: one sample is not judged.
+    let learners: Vec<_> = (0..2)
+        .map(|slot| {
+            let channel = channel.clone();
+            tokio::spawn(async move {
+                let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+                train_task(&mut client, worker_id, generation).await
+            })
+        })
+        .collect();
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    let bytes = |sample| if sample == 0 { MAX_SAMPLE_BYTES - 100 } else { 400_000 };
+    hand_in(&channel, rollout, ALL, bytes).await;
+    let verifier = join(&channel, v1::Role::Verifier, "verifier-0").await;
+    judge(&channel, verifier, ALL - 1).await;
+
+    let mut observer = ObserveServiceClient::new(channel);
+    let mut list = async |request: v1::ListSamplesRequest| {
+        let (mut samples, mut pages, mut page) = (Vec::new(), 0, String::new());
+        loop {
+            let request = v1::ListSamplesRequest { page, ..request.clone() };
+            let response = observer.list_samples(request).await.unwrap().into_inner();
+            assert!(response.encoded_len() <= ANSWER_BYTES && response.notes.is_empty(), "{:?}", response.notes);
+            samples.extend(response.samples);
+            (pages, page) = (pages + 1, response.next_page);
+            if page.is_empty() {
+                return (samples, pages);
+            }
+        }
+    };
+    let any = v1::ListSamplesRequest { text_bytes: 65_536, limit: 7, ..Default::default() };
+    let (samples, pages) = list(any.clone()).await;
+    assert_eq!(pages, 4);
+    let mut ids: Vec<_> = samples.iter().map(|sample| (std::cmp::Reverse(sample.group_id), sample.index)).collect();
+    assert!(ids.is_sorted(), "the newest group first: {ids:?}");
+    ids.dedup();
+    assert_eq!(ids.len(), ALL as usize, "each once");
+    for sample in &samples {
+        assert!(sample.shortened && sample.response.len() == 65_536 && sample.question.starts_with("What is "));
+        assert_eq!((sample.purpose(), sample.step), (v1::Purpose::Train, None));
+        assert_eq!(sample.verdict.is_some(), sample.state() == v1::SampleState::Judged);
+    }
+    let unjudged = v1::ListSamplesRequest { state: v1::SampleState::Unjudged.into(), ..any.clone() };
+    assert_eq!(list(unjudged).await.0.len(), 1);
+    let right = v1::ListSamplesRequest { outcomes: vec![v1::Outcome::Correct.into()], ..any.clone() };
+    let (right, _) = list(right).await;
+    assert!(right.iter().all(|sample| sample.index % 2 == 1) && (11..=12).contains(&right.len()), "{}", right.len());
+    let group = v1::ListSamplesRequest { group_id: Some(2), ..any.clone() };
+    assert_eq!(list(group).await.0.len(), SAMPLES as usize);
+    assert!(list(v1::ListSamplesRequest { text: "WHAT IS".into(), ..any.clone() }).await.0.len() == ALL as usize);
+    assert!(list(v1::ListSamplesRequest { text: "nowhere".into(), ..any.clone() }).await.0.is_empty());
+    assert!(list(v1::ListSamplesRequest { step: Some(1), ..any }).await.0.is_empty(), "no step is made");
+
+    let largest = samples.iter().max_by_key(|sample| sample.tokens).unwrap();
+    let request = v1::GetSampleRequest { group_id: largest.group_id, index: largest.index, ..Default::default() };
+    let whole = observer.get_sample(request).await.unwrap().into_inner();
+    assert!(whole.encoded_len() <= ANSWER_BYTES && whole.tokens.len() == 65_536, "{}", whole.encoded_len());
+    assert!(!whole.prompt_tokens.is_empty() && whole.spans.len() == 1);
+    let end = v1::GetSampleRequest { first_token: largest.tokens - 3, ..request };
+    let end = observer.get_sample(end).await.unwrap().into_inner();
+    assert_eq!((end.tokens, end.logprobs), (vec![150_000; 3], vec![-0.5; 3]));
+    let absent = v1::GetSampleRequest { index: SAMPLES, ..request };
+    assert_eq!(observer.get_sample(absent).await.unwrap_err().code(), Code::NotFound);
+    let large = v1::ListSamplesRequest { limit: u32::MAX, ..Default::default() };
+    assert_eq!(observer.list_samples(large).await.unwrap_err().code(), Code::InvalidArgument);
+    learners.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// Hands in so many samples, each of as many bytes as it is said to have; returns the largest answer to a request for leases.

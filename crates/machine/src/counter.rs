@@ -55,6 +55,31 @@ pub enum Counter {
 }
 
 impl Counter {
+    /// Every counter.
+    pub const ALL: [Self; 21] = [
+        Self::LapsedLeases,
+        Self::LostWorkers,
+        Self::RestartedWorkers,
+        Self::MassLosses,
+        Self::LostGenerations,
+        Self::FailedVerdicts,
+        Self::EvaluationFailedVerdicts,
+        Self::StaleSubmissions,
+        Self::ReplacedSamples,
+        Self::LostSamples,
+        Self::DeadlySamples,
+        Self::DroppedGroups,
+        Self::ExcludedProblems,
+        Self::UniformGroups,
+        Self::EvictedGroups,
+        Self::OverdueGroups,
+        Self::SetAsideGroups,
+        Self::Stalls,
+        Self::FailedCheckpoints,
+        Self::SkippedDraws,
+        Self::ReopenedProblems,
+    ];
+
     /// Its name in metrics, in the status and on disk.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -90,30 +115,7 @@ mod tests {
 
     #[test]
     fn a_counter_is_written_as_it_is_shown() {
-        let all = [
-            Counter::LapsedLeases,
-            Counter::LostWorkers,
-            Counter::RestartedWorkers,
-            Counter::MassLosses,
-            Counter::LostGenerations,
-            Counter::FailedVerdicts,
-            Counter::EvaluationFailedVerdicts,
-            Counter::StaleSubmissions,
-            Counter::ReplacedSamples,
-            Counter::LostSamples,
-            Counter::DeadlySamples,
-            Counter::DroppedGroups,
-            Counter::ExcludedProblems,
-            Counter::UniformGroups,
-            Counter::EvictedGroups,
-            Counter::OverdueGroups,
-            Counter::SetAsideGroups,
-            Counter::Stalls,
-            Counter::FailedCheckpoints,
-            Counter::SkippedDraws,
-            Counter::ReopenedProblems,
-        ];
-        for counter in all {
+        for counter in Counter::ALL {
             assert_eq!(serde_json::to_value(counter).unwrap(), counter.name());
         }
         let counters: Counters = [(Counter::UniformGroups, 3)].into();

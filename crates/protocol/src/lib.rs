@@ -9,6 +9,9 @@ pub mod v1 {
     tonic::include_proto!("pacs.v1");
 }
 
+/// The encoded `FileDescriptorSet` of `proto/pacs/v1`, for reflection.
+pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("pacs.v1");
+
 pub use convert::{HIGHEST_LOGPROB, LOWEST_LOGPROB, MOST_REWARD, WireError};
 
 /// Largest message that either side sends or accepts.

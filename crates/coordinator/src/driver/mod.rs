@@ -47,6 +47,7 @@ pub(crate) use self::door::{Door, known_versions};
 use self::measure::MeasuringTold;
 pub(crate) use self::pieces::{Pieces, Received};
 pub(crate) use self::store::{ContentError, KeptSample, Store};
+pub(crate) use self::summary::unix_time;
 pub(crate) use self::verifications::{Verification, Verifications};
 pub(crate) use self::waiters::Wait;
 use self::waiters::{Line, Waiters};

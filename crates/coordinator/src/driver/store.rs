@@ -127,6 +127,20 @@ impl Store {
         self.judged(id).map(|judged| &judged.sample)
     }
 
+    /// All groups of which there are samples, in no order.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
+    }
+
+    /// The samples of a group, by index, with the verdicts of those that have one.
+    pub(crate) fn samples(&self, group: GroupId) -> impl Iterator<Item = (u32, &KeptSample, Option<&Verdict>)> {
+        let slots = (0u32..).zip(self.groups.get(&group).into_iter().flatten());
+        slots.filter_map(|(index, slot)| {
+            let judged = slot.as_deref()?;
+            Some((index, &judged.sample, judged.verdict.as_deref()))
+        })
+    }
+
     /// The judged samples of a group, by index.
     pub(crate) fn group(&self, group: GroupId) -> Vec<(u32, &KeptSample, &Verdict)> {
         let slots = (0u32..).zip(self.groups.get(&group).into_iter().flatten());

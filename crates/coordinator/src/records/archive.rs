@@ -2,6 +2,7 @@
 
 mod files;
 mod merge;
+mod read;
 mod rows;
 
 use std::fs;
@@ -13,6 +14,7 @@ use pacs_types::{GroupId, Purpose, Verdict};
 
 use self::files::{Files, Rounds, list, path};
 use self::merge::{Source, write_merged};
+pub(crate) use self::read::{ArchiveFile, ArchiveReader, Columns, archive_files, is_gone};
 use self::rows::write_rows;
 use super::atomic::sync_folder;
 use super::write_atomically;
@@ -345,6 +347,27 @@ mod tests {
         assert_eq!(names(folder.path()), merged);
         let source = Source::open(&folder.path().join("samples").join(merged[3]), None).unwrap();
         assert_eq!((source.newest(99), source.newest(64)), (Some(99), None), "the footer says which round is where");
+
+        // Who looks at them finds every round once, newest first, and what vanishes under a reader is told apart.
+        let files = archive_files(&folder.path().join("samples")).unwrap();
+        let mut steps = Vec::new();
+        for file in &files {
+            let reader = ArchiveReader::open(file).unwrap();
+            for step in reader.steps() {
+                let mut of_step = Vec::new();
+                let visited = reader.visit(step, &["step", "absent"], |columns| {
+                    of_step.extend(columns.into_values().map(|field| field.to_string()));
+                    std::ops::ControlFlow::Continue(())
+                });
+                assert!(visited.unwrap().is_continue());
+                assert!(!of_step.is_empty() && of_step.iter().all(|found| *found == step.to_string()), "{of_step:?}");
+                steps.push(step);
+            }
+        }
+        assert_eq!(steps, (1..=130).rev().collect::<Vec<_>>());
+        archive.truncate(Purpose::Train, Some(100)).unwrap();
+        let gone = ArchiveReader::open(&files[0]).map(drop).unwrap_err();
+        assert!(is_gone(&gone), "{gone}");
     }
 
     #[test]

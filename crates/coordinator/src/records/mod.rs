@@ -33,7 +33,7 @@ mod room;
 mod sweep;
 mod writer;
 
-pub(crate) use archive::{Archive, ArchivedSample, Round};
+pub(crate) use archive::{Archive, ArchiveFile, ArchiveReader, ArchivedSample, Columns, Round, archive_files, is_gone};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
 pub(crate) use coverage::Coverage;

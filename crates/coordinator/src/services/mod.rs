@@ -1,6 +1,7 @@
 //! Calls into events, answers into messages: one file per service.
 
 mod learner;
+mod observe;
 mod operator;
 mod rollout;
 mod verifier;
@@ -9,11 +10,12 @@ mod worker;
 use std::sync::Arc;
 
 use pacs_protocol::v1::learner_service_server::LearnerServiceServer;
+use pacs_protocol::v1::observe_service_server::ObserveServiceServer;
 use pacs_protocol::v1::operator_service_server::OperatorServiceServer;
 use pacs_protocol::v1::rollout_service_server::RolloutServiceServer;
 use pacs_protocol::v1::verifier_service_server::VerifierServiceServer;
 use pacs_protocol::v1::worker_service_server::WorkerServiceServer;
-use pacs_protocol::{ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_VERDICTS_BYTES};
+use pacs_protocol::{ANSWER_BYTES, DESCRIPTORS, MAX_MESSAGE_BYTES, MAX_VERDICTS_BYTES};
 use pacs_runtime::net::PeerRole::{Learner, Operator, Rollout, Verifier};
 use pacs_runtime::net::{Called, Guard, RunGate, server};
 use pacs_runtime::trace::{TraceContext, TraceId};
@@ -23,6 +25,7 @@ use tonic::transport::server::Router;
 
 pub(crate) use self::learner::keep_result;
 use crate::driver::Shared;
+use crate::observe::Observer;
 
 /// Implements the services: the run, which start of the job it is, and its identifier.
 #[derive(Clone, Debug)]
@@ -43,7 +46,7 @@ impl Services {
 /// All services of the run of `gate`; `attempt` is which start of the job it is, empty when that does not matter.
 ///
 /// Workers name their run with every call; operators mean whatever runs at the address that they give.
-pub(crate) fn router(shared: &Shared, attempt: &str, gate: &RunGate) -> Router<Called> {
+pub(crate) fn router(shared: &Shared, observer: &Observer, attempt: &str, gate: &RunGate) -> Router<Called> {
     let attempt = Arc::<str>::from(attempt);
     let run_id = Arc::<str>::from(gate.run().get().unwrap_or_default());
     // A message in memory may take many times what it takes on the wire, so each service takes what its calls need. Those of
@@ -59,6 +62,14 @@ pub(crate) fn router(shared: &Shared, attempt: &str, gate: &RunGate) -> Router<C
     // Room for more than a lease allows, so that what is too much can be named.
     let samples = shared.door().sample_bytes().max(ANSWER_BYTES);
     let member = |service, allowed| Guard::new(service, allowed).of_run(gate);
+    let observe = ObserveServiceServer::new(observer.clone())
+        .max_decoding_message_size(SMALL_CALL_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .build_v1()
+        .expect("the descriptors come from the compiler of these very messages")
+        .max_decoding_message_size(SMALL_CALL_BYTES);
     server()
         .initial_stream_window_size(Some(4 << 20))
         .initial_connection_window_size(Some(16 << 20))
@@ -69,6 +80,8 @@ pub(crate) fn router(shared: &Shared, attempt: &str, gate: &RunGate) -> Router<C
         .add_service(service!(VerifierServiceServer, MAX_VERDICTS_BYTES, member("verifier", &[Verifier])))
         .add_service(service!(LearnerServiceServer, ANSWER_BYTES, member("learner", &[Learner])))
         .add_service(service!(OperatorServiceServer, SMALL_CALL_BYTES, Guard::new("operator", &[Operator])))
+        .add_service(InterceptedService::new(observe, Guard::new("observe", &[Operator])))
+        .add_service(InterceptedService::new(reflection, Guard::new("reflection", &[Operator])))
 }
 
 /// The machine answered with something that does not belong to the event.

@@ -36,7 +36,7 @@ pub(super) fn name(purpose: Purpose, first: u64, last: u64) -> String {
     }
 }
 
-fn parse(name: &str) -> Option<(Purpose, u64, u64)> {
+pub(super) fn parse(name: &str) -> Option<(Purpose, u64, u64)> {
     let (kind, steps) = name.strip_suffix(".parquet")?.split_once('-')?;
     let (purpose, is_one) = match kind {
         "step" => (Purpose::Train, true),

@@ -72,7 +72,7 @@ impl Source {
 }
 
 /// The step of each row group, as the footer of a merged file has it.
-fn listed(reader: &SerializedFileReader<File>) -> Option<Vec<u64>> {
+pub(super) fn listed(reader: &SerializedFileReader<File>) -> Option<Vec<u64>> {
     let pairs = reader.metadata().file_metadata().key_value_metadata()?;
     let steps = pairs.iter().find(|pair| pair.key == STEPS)?.value.as_deref()?;
     steps.split(',').map(|step| step.parse().ok()).collect()

@@ -1,0 +1,73 @@
+//! HTTP for those who look: a small server of bounded connections, each of which is over soon.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::Observer;
+use super::exporter::CONTENT_TYPE;
+
+/// Connections at once; others are closed at once. A scraper needs one.
+const MOST_CONNECTIONS: usize = 64;
+/// How long a connection may take from its first byte to its last: a peer that says nothing holds no place for longer.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(15);
+/// Pause after an error of the listener, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+impl Observer {
+    /// Serves `GET /metrics` at `address`, in the text format of Prometheus, for as long as the run is there. In plain text, for
+    /// scrapers have no certificate of the run: numbers and the names of job, verifiers and metrics are all that is there.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve_metrics(&self, address: SocketAddr) -> std::io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let observer = self.clone();
+        let metrics = move || {
+            let observer = observer.clone();
+            async move { ([("content-type", CONTENT_TYPE)], observer.exposition().await) }
+        };
+        let router = Router::new().route("/metrics", get(metrics));
+        tokio::spawn(serve(listener, router, self.0.feed.closing()));
+        Ok(address)
+    }
+}
+
+/// Ends with the run.
+async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closed.wait_for(|closed| *closed) => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let service = router.clone();
+        // Ends with the connection, or at its deadline.
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection(stream, service, place)).await;
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, service: Router, _place: OwnedSemaphorePermit) {
+    let mut http = http1::Builder::new();
+    // One request a connection: what it takes is known.
+    let http = http.keep_alive(false).max_buf_size(16 << 10);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await {
+        tracing::debug!("a connection of a scraper ended: {error}");
+    }
+}
