@@ -84,7 +84,7 @@ impl Fields {
                 return Err(format!("field `{field}` is empty"));
             }
         }
-        Ok(Record { asked, answer, place })
+        Ok(Record { asked, answer, response: None, place })
     }
 }
 
