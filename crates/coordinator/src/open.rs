@@ -12,9 +12,7 @@ use crate::driver::{Door, Driver, Parts};
 use crate::journal::{Journal, Recovered};
 use crate::machine_options::machine_options;
 use crate::progress::Progress;
-use crate::records::{
-    Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder, starts_so_far,
-};
+use crate::records::{Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, RunFolder};
 use crate::{StartError, Timing, sizes};
 
 /// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
@@ -28,8 +26,9 @@ pub(crate) fn open(
     run_dir: PathBuf,
     timing: Timing,
     progress: broadcast::Sender<Progress>,
-) -> Result<(Driver, mpsc::Receiver<Done>), StartError> {
+) -> Result<(Driver, mpsc::Receiver<Done>, u64), StartError> {
     let epoch = Epoch::take(&run_dir)?;
+    let starts = epoch.starts();
     let model = ModelConfig::read(&spec.model.path);
     let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
@@ -64,8 +63,8 @@ pub(crate) fn open(
             if let Some(manifest) = &resumed {
                 notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
             }
-            let starts = starts_so_far(&run_dir)?;
-            let options = machine_options(&spec, &problems, timing, resumed.clone(), evaluated, starts);
+            let earlier = starts.saturating_sub(1);
+            let options = machine_options(&spec, &problems, timing, resumed.clone(), evaluated, earlier);
             Machine::new(options, Duration::ZERO)
         }
     };
@@ -95,7 +94,7 @@ pub(crate) fn open(
         driver.hand_over(Job::Truncate { steps: Some(step), evaluations });
     }
     driver.begin();
-    Ok((driver, done))
+    Ok((driver, done, starts))
 }
 
 /// Opens the files that the run adds to.

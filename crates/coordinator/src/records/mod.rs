@@ -4,9 +4,8 @@
 //! run folder
 //! ├── lock                        held by the one coordinator that works here
 //! ├── run_id                      which run this is; written once
-//! ├── epoch                       which coordinator that is, should the lock be lost
+//! ├── epoch                       which coordinator that is, should the lock be lost; its number counts the starts
 //! ├── coordinator.json            where it listens
-//! ├── starts                      coordinators that have worked here
 //! ├── job.toml                    the resolved job spec
 //! ├── journal/                    what happened since the last step, see `journal`
 //! ├── metrics.jsonl               one line a step
@@ -29,7 +28,9 @@ mod lines;
 mod sweep;
 mod writer;
 
-pub(crate) use archive::{Archive, ArchivedSample, Round};
+#[cfg(test)]
+pub(crate) use archive::testing::one_question;
+pub(crate) use archive::{Archive, ArchivedSample, Questions, Round};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
 pub(crate) use coverage::Coverage;
@@ -39,7 +40,7 @@ pub(crate) use epoch::Epoch;
 pub(crate) use fault::Fault;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::slow_disk;
+pub(crate) use identity::RunLock;
 pub use identity::{CoordinatorRecord, identify, run_id};
-pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
 pub(crate) use writer::{Done, Files, Job, LinesOf, MOST_WAITING, RunFolder};

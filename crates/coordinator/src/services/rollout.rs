@@ -1,13 +1,17 @@
+use std::sync::Arc;
+
+use pacs_data::Problems;
 use pacs_machine::{Event, GroupGrant, Reply, WantedSample};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_spec::JobSpec;
 use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Purpose, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, KeptSample, Wait, known_versions};
+use crate::driver::{Driver, KeptSample, Wait, known_versions, problem_of};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -23,11 +27,11 @@ impl RolloutService for Services {
             let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
             let Reply::Groups(grants) = driver.call(event)? else { return Err(wrong_answer()) };
             let grants = driver.fit_groups(grants);
-            let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
-            Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
+            Ok((!grants.is_empty()).then(|| (grants, Terms::of(driver))))
         };
-        let groups: Vec<v1::GroupLease> =
-            self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        let granted = self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?;
+        let groups: Vec<v1::GroupLease> = granted
+            .map_or_else(Vec::new, |(grants, terms)| grants.into_iter().map(|grant| terms.lease(grant)).collect());
         for lease in &groups {
             let v1::GroupLease { lease_id, group_id, samples, .. } = lease;
             let (trace_id, samples) = (self.trace_id(*group_id), samples.len());
@@ -96,30 +100,47 @@ impl RolloutService for Services {
     }
 }
 
-fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
-    let spec = &driver.spec;
-    let (temperature, stream) = match grant.purpose {
-        Purpose::Train => (spec.rollout.temperature, 0),
-        Purpose::Evaluate => (spec.evaluation.temperature.unwrap_or(spec.rollout.temperature), 1 + grant.policy_step),
-    };
-    v1::GroupLease {
-        lease_id: grant.lease.0,
-        group_id: grant.group.0,
-        purpose: v1::Purpose::from(grant.purpose).into(),
-        prompt_tokens: driver.problem(grant.group).prompt_tokens.clone(),
-        samples: grant.samples.into_iter().map(wanted).collect(),
-        sampling: Some(v1::SamplingOptions {
-            temperature: temperature as f32,
-            top_p: spec.rollout.top_p as f32,
-            top_k: spec.rollout.top_k,
-            min_p: spec.rollout.min_p as f32,
-            max_new_tokens: spec.rollout.max_new_tokens,
-            stop: spec.rollout.stop.clone(),
-            seed: spec.seed,
-            stream,
-        }),
-        generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
-        min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
+/// What the leases of one answer have in common, so that they are built without the driver.
+struct Terms {
+    spec: Arc<JobSpec>,
+    problems: Arc<Problems>,
+    /// The generation and version of the newest weights.
+    weights: (u64, u64),
+}
+
+impl Terms {
+    fn of(driver: &Driver) -> Self {
+        let weights = driver.weights.as_ref().map_or((0, 0), |weights| (weights.generation, weights.version));
+        Self { spec: Arc::clone(&driver.spec), problems: Arc::clone(&driver.problems), weights }
+    }
+
+    fn lease(&self, grant: GroupGrant) -> v1::GroupLease {
+        let Self { spec, problems, weights: (generation, min_version) } = self;
+        let (temperature, stream) = match grant.purpose {
+            Purpose::Train => (spec.rollout.temperature, 0),
+            Purpose::Evaluate => {
+                (spec.evaluation.temperature.unwrap_or(spec.rollout.temperature), 1 + grant.policy_step)
+            }
+        };
+        v1::GroupLease {
+            lease_id: grant.lease.0,
+            group_id: grant.group.0,
+            purpose: v1::Purpose::from(grant.purpose).into(),
+            prompt_tokens: problem_of(problems, grant.group).prompt_tokens.clone(),
+            samples: grant.samples.into_iter().map(wanted).collect(),
+            sampling: Some(v1::SamplingOptions {
+                temperature: temperature as f32,
+                top_p: spec.rollout.top_p as f32,
+                top_k: spec.rollout.top_k,
+                min_p: spec.rollout.min_p as f32,
+                max_new_tokens: spec.rollout.max_new_tokens,
+                stop: spec.rollout.stop.clone(),
+                seed: spec.seed,
+                stream,
+            }),
+            generation: *generation,
+            min_version: *min_version,
+        }
     }
 }
 
