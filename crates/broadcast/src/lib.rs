@@ -9,6 +9,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pacs_collective::{
@@ -89,6 +90,7 @@ impl Seat for Listening {
 
     fn enter(self: Box<Self>, group: &Group) -> Result<Box<dyn Channel>, String> {
         let Self { transport, listener } = *self;
+        check_addresses(&transport.security, &group.addresses)?;
         let listener = secured(listener, &transport.security, group.rank, group.addresses.len());
         let config = GroupConfig {
             job: group.name.clone(),
@@ -110,6 +112,15 @@ impl Seat for Listening {
             }
         }
     }
+}
+
+/// Refuses a group in which plain text would leave the machine: the addresses are what its members say of themselves.
+fn check_addresses(security: &Security, addresses: &[String]) -> Result<(), String> {
+    for address in addresses {
+        let parsed: SocketAddr = address.parse().map_err(|error| format!("address `{address}`: {error}"))?;
+        security.check_listen(parsed).map_err(text)?;
+    }
+    Ok(())
 }
 
 /// Has the members of a ring show each other their roles: rank 0 is a learner, the others are rollout workers.
@@ -186,4 +197,20 @@ impl<C: Collective> Channel for OverDevice<C> {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_does_not_leave_the_machine() {
+        let refused = CollectiveTransport::host("0.0.0.0", Security::Plain).listen().err().expect("refused");
+        assert!(refused.to_string().contains("plain text never leaves the machine"), "{refused}");
+        let transport = CollectiveTransport::host("127.0.0.1", Security::Plain);
+        let seat = transport.listen().expect("a seat");
+        let addresses = vec!["127.0.0.1:1".to_owned(), seat.address(), "192.0.2.1:7".to_owned()];
+        let refused = seat.enter(&Group { name: "group".into(), rank: 1, addresses }).err().expect("refused");
+        assert!(refused.contains("192.0.2.1:7"), "{refused}");
+    }
 }

@@ -210,7 +210,7 @@ impl Wishes {
     fn why(&self, end: Option<&RunEnd>) -> Ending {
         match end {
             Some(RunEnd::Finished { .. }) => Ending::Finished,
-            Some(RunEnd::Failed { .. }) => Ending::Failed,
+            Some(RunEnd::Failed { .. } | RunEnd::Panicked { .. }) => Ending::Failed,
             Some(RunEnd::Interrupted { .. }) => Ending::Interrupted,
             _ if self.warned.is_requested() => Ending::Warned,
             _ if self.leave.is_requested() => Ending::Terminated,
@@ -252,6 +252,7 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
         Some(RunEnd::Failed { reason }) => {
             return Err(Failure::bug(anyhow!("{}", harmless(&reason))).doing("finish the run"));
         }
+        Some(RunEnd::Panicked { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("go on with the run")),
         Some(RunEnd::Interrupted { reason }) => {
             let hint = "nothing that was acknowledged is lost; the same command goes on";
             return Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint));

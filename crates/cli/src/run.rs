@@ -180,6 +180,10 @@ impl Job<'_> {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
                     Err(failed_run(&reason, cause, logs))
                 }
+                Outcome::Ended(RunEnd::Panicked { reason }) => {
+                    supervisor.finish(LEAVE_GRACE, &shutdown).await;
+                    Err(Failure::bug(anyhow!("{reason}")).doing("go on with the run"))
+                }
                 Outcome::Ended(RunEnd::Interrupted { reason }) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
                     let hint = "nothing that was acknowledged is lost; the same command goes on";
@@ -298,7 +302,7 @@ impl Job<'_> {
                 console.say("end", &text, json!({"step": step, "checkpoint": checkpoint}));
                 Exit::Again
             }
-            RunEnd::Failed { reason } | RunEnd::Interrupted { reason } => {
+            RunEnd::Failed { reason } | RunEnd::Panicked { reason } | RunEnd::Interrupted { reason } => {
                 unreachable!("failures are reported as such: {reason}")
             }
         }

@@ -1,5 +1,6 @@
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle as ThreadHandle;
@@ -20,7 +21,7 @@ use crate::driver::{Driver, Shared, Wait, follow};
 use crate::observe::Observer;
 use crate::open::open;
 use crate::progress::{Progress, RunEnd};
-use crate::records::{CoordinatorRecord, RunLock, count_start, identify, write_atomically};
+use crate::records::{CoordinatorRecord, RunLock, identify, write_atomically};
 use crate::{StartError, Timing, services};
 
 /// Events that a slow watcher may be behind; older ones are dropped for it.
@@ -112,15 +113,17 @@ impl Coordinator {
         let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
         let opened = {
             let (spec, run_dir, progress) = (spec.clone(), run_dir.clone(), progress.clone());
+            // The threads of journal and run folder, which it starts, log in spans below this one.
+            let span = tracing::info_span!("coordinator", run = run_id);
             // Reads checkpoints and data files: seconds to minutes.
-            tokio::task::spawn_blocking(move || open(spec, run_dir, timing, progress)).await
+            tokio::task::spawn_blocking(move || span.in_scope(|| open(spec, run_dir, timing, progress))).await
         };
-        let (driver, done) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        announce(&spec, &run_dir, (address, host), &run_id, tls_dir(&security, &run_dir))?;
+        let (driver, done, starts) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        announce(&spec, &run_dir, (address, host), (&run_id, starts), tls_dir(&security, &run_dir))?;
 
         let end = driver.end.subscribe();
         let shared = Shared::new(driver);
-        shared.lock().go_on();
+        shared.lock().expect("nobody else has it yet").go_on();
         follow(&shared, done);
         let run = RunIdentity::told(&run_id).expect("what the run folder holds was checked");
         let gate = RunGate::new(run);
@@ -192,13 +195,13 @@ impl Coordinator {
 
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
-        self.shared.lock().request_stop(StopMode::Save);
+        request_stop(&self.shared);
     }
 
     /// Worker processes that an earlier coordinator of this folder has left, and that may still live: name, host, process.
     #[must_use]
     pub fn known_workers(&self) -> Vec<(String, String, u32)> {
-        let driver = self.shared.lock();
+        let Ok(driver) = self.shared.lock() else { return Vec::new() };
         let known = driver.machine.members();
         known.map(|(name, host, pid)| (name.to_owned(), host.to_owned(), pid)).collect()
     }
@@ -219,11 +222,15 @@ impl Coordinator {
     /// Waits for the end of the run, dismisses the workers, and closes the records.
     pub async fn wait(self) -> RunEnd {
         let end = self.ended().await;
+        if matches!(end, RunEnd::Panicked { .. }) {
+            // Workers wait for the next coordinator, and what waits for the disk comes from a state that is not to be trusted.
+            return end;
+        }
         self.dismiss_workers().await;
         // The last jobs end with snapshots for the journal, and the last records say that the run is over.
-        let folder = self.shared.lock().run_folder.close();
+        let folder = self.shared.lock_to_close().run_folder.close();
         ended(folder, "the run folder").await;
-        let journal = self.shared.lock().journal.close();
+        let journal = self.shared.lock_to_close().journal.close();
         ended(journal, "the journal").await;
         end
     }
@@ -247,12 +254,12 @@ impl StopHandle {
     /// Whether any worker is a member of the run.
     #[must_use]
     pub fn has_workers(&self) -> bool {
-        !self.0.lock().has_no_workers()
+        self.0.lock().is_ok_and(|driver| !driver.has_no_workers())
     }
 
     /// Asks the run to save and end at the next safe point.
     pub fn request_stop(&self) {
-        self.0.lock().request_stop(StopMode::Save);
+        request_stop(&self.0);
     }
 }
 
@@ -262,7 +269,7 @@ impl Drop for Coordinator {
         // The server ends when its streams have.
         self.observer.close();
         let threads = {
-            let mut driver = self.shared.lock();
+            let mut driver = self.shared.lock_to_close();
             [driver.run_folder.abandon(), driver.journal.close()]
         };
         // Another coordinator may take the folder when this one is gone.
@@ -302,7 +309,18 @@ async fn tick(shared: Shared, every: Duration) {
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticker.tick().await;
-        shared.lock().tick();
+        // A panic in here would end this task alone. The next turn finds the driver poisoned, says so, and ends it.
+        let turn = std::panic::catch_unwind(AssertUnwindSafe(|| shared.lock().map(|mut driver| driver.tick())));
+        if matches!(turn, Ok(Err(_))) {
+            return;
+        }
+    }
+}
+
+/// Asks the run to save and end at the next safe point; one that has ended with a panic does neither.
+fn request_stop(shared: &Shared) {
+    if let Ok(mut driver) = shared.lock() {
+        driver.request_stop(StopMode::Save);
     }
 }
 
@@ -311,7 +329,7 @@ fn announce(
     spec: &JobSpec,
     run_dir: &Path,
     (address, name): (SocketAddr, Option<String>),
-    run_id: &str,
+    (run_id, starts): (&str, u64),
     tls_dir: Option<PathBuf>,
 ) -> Result<(), StartError> {
     let path = run_dir.join("job.toml");
@@ -329,7 +347,7 @@ fn announce(
         job: spec.name.clone(),
         run_id: run_id.to_owned(),
         tls_dir,
-        starts: count_start(run_dir)?,
+        starts,
     };
     record.write(run_dir)
 }

@@ -150,7 +150,7 @@ pub enum StartError {
         given: String,
     },
     /// Others would reach it in plain text.
-    #[error("listen: {0}")]
+    #[error("listen")]
     PlainText(#[from] pacs_runtime::net::PlainText),
     /// A file of the run folder, of the journal or of a checkpoint, cannot be used.
     #[error(transparent)]

@@ -16,7 +16,6 @@ use crate::machine_options::machine_options;
 use crate::progress::Progress;
 use crate::records::{
     Archive, Checkpoints, Coverage, Done, Epoch, Fault, Files, Job, Lines, Manifest, ProblemSet, Room, RunFolder,
-    starts_so_far,
 };
 use crate::{StartError, Timing, sizes};
 
@@ -31,8 +30,9 @@ pub(crate) fn open(
     run_dir: PathBuf,
     timing: Timing,
     progress: broadcast::Sender<Progress>,
-) -> Result<(Driver, mpsc::Receiver<Done>), StartError> {
+) -> Result<(Driver, mpsc::Receiver<Done>, u64), StartError> {
     let epoch = Epoch::take(&run_dir)?;
+    let starts = epoch.starts();
     let model = ModelConfig::read(&spec.model.path);
     let coverage = model.as_ref().ok().map(|model| Coverage::new(&spec, model));
     let checkpoints = Checkpoints::open(&run_dir)?.holding(coverage);
@@ -90,8 +90,8 @@ pub(crate) fn open(
             if let Some(manifest) = &resumed {
                 notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
             }
-            let starts = starts_so_far(&run_dir)?;
-            let options = machine_options(&spec, &problems, timing, resumed.clone(), evaluated, starts);
+            let earlier = starts.saturating_sub(1);
+            let options = machine_options(&spec, &problems, timing, resumed.clone(), evaluated, earlier);
             Machine::new(options, Duration::ZERO)
         }
     };
@@ -123,7 +123,7 @@ pub(crate) fn open(
         driver.hand_over(Job::Truncate { steps: Some(step), evaluations });
     }
     driver.begin();
-    Ok((driver, done))
+    Ok((driver, done, starts))
 }
 
 /// What a checkpoint takes at least: master weights and two moments of each parameter, 4 bytes each.

@@ -231,6 +231,12 @@ pub enum RunEnd {
         /// One sentence.
         reason: String,
     },
+    /// This process has a bug: it panicked in the middle of an event. Nothing that was acknowledged is lost, and another process
+    /// resumes from the journal.
+    Panicked {
+        /// One sentence.
+        reason: String,
+    },
     /// This process could not go on (the disk takes no more), and nothing is lost: the same command goes on.
     Interrupted {
         /// One sentence.

@@ -116,7 +116,8 @@ impl Worker for Rollout {
             }
         };
         let engine = ready_engine(&mut self.engine, setup).await?;
-        let (attached, outputs) = engine.attach();
+        let run = membership.run_id.get().unwrap_or_default();
+        let (attached, outputs) = engine.attach(tracing::info_span!("engine", run, worker = membership.worker.0));
         let commands = attached.commands.clone();
         let (in_flight_sender, in_flight) = watch::channel(0usize);
         let client = RolloutServiceClient::new(membership.channel.clone())

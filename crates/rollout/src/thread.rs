@@ -12,6 +12,7 @@ use pacs_text::Tokenizer;
 use pacs_torch::tch::Device;
 use pacs_weights::{Description, VersionId};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use crate::weights::MappedWeights;
 use crate::{Engine, EngineCounts, EngineOptions, Finished, GroupJob, cache_tokens};
@@ -26,8 +27,8 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What the thread is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Forget all groups, and work for another registration.
-    Attach(mpsc::Sender<Output>),
+    /// Forget all groups, and work for another registration, whose log lines stand in the span.
+    Attach(mpsc::Sender<Output>, Span),
     /// Forget all groups: nobody wants them any more.
     Detach,
     /// Generate with these weights from the next pass on.
@@ -129,7 +130,10 @@ impl EngineThread {
         let (commands, inbox) = sync::channel();
         let setup = Arc::new(setup);
         let built = Arc::clone(&setup);
-        let generate = move || Worker { setup: &built, engine: None, outbox: None, told: 0 }.run(&inbox);
+        let generate = move || {
+            let registration = Span::none();
+            Worker { setup: &built, engine: None, outbox: None, registration, weights: None, told: 0 }.run(&inbox);
+        };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(generate)?;
         Ok(Self { setup, commands, thread, held: Arc::default() })
     }
@@ -144,11 +148,11 @@ impl EngineThread {
         &self.setup
     }
 
-    /// Has it work for a registration until the value is dropped.
-    pub(crate) fn attach(&self) -> (Attached, mpsc::Receiver<Output>) {
+    /// Has it work for a registration until the value is dropped. The span says whose its log lines are.
+    pub(crate) fn attach(&self, registration: Span) -> (Attached, mpsc::Receiver<Output>) {
         let (outbox, outputs) = mpsc::channel(FINISHED_QUEUE);
         // A thread that is gone is noticed by what it does not say.
-        let _ = self.commands.send(Command::Attach(outbox));
+        let _ = self.commands.send(Command::Attach(outbox, registration));
         (Attached { commands: self.commands.clone(), held: Arc::clone(&self.held) }, outputs)
     }
 
@@ -207,6 +211,10 @@ struct Worker<'a> {
     engine: Option<Engine>,
     /// Nobody listens between two registrations.
     outbox: Option<mpsc::Sender<Output>>,
+    /// Of the registration.
+    registration: Span,
+    /// The version of the engine.
+    weights: Option<VersionId>,
     /// Preemptions that the log knows of.
     told: u64,
 }
@@ -233,14 +241,19 @@ impl Worker<'_> {
             };
             loop {
                 match next {
-                    Ok(command) => self.obey(command)?,
+                    Ok(command) => self.registration.clone().in_scope(|| self.obey(command))?,
                     Err(sync::TryRecvError::Empty) => break,
                     Err(sync::TryRecvError::Disconnected) => return Ok(()),
                 }
                 next = inbox.try_recv();
             }
             let Some(engine) = &mut self.engine else { continue };
+            // One a pass: without that level it costs a comparison.
+            let (generation, version) = self.weights.map_or((0, 0), |id| (id.generation.0, id.version.0));
+            let pass = tracing::debug_span!(parent: &self.registration, "pass", generation, version).entered();
             for finished in engine.step().map_err(|error| error.to_string())? {
+                let Finished { ticket: lease, index: sample, .. } = finished;
+                tracing::debug!(lease, sample, tokens = finished.sample.tokens.len(), "sample generated");
                 let output = Output::Finished(Box::new(finished));
                 let sent = self.outbox.as_ref().is_some_and(|outbox| outbox.blocking_send(output).is_ok());
                 if !sent {
@@ -250,22 +263,25 @@ impl Worker<'_> {
                     break;
                 }
             }
+            drop(pass);
         }
     }
 
     fn obey(&mut self, command: Command) -> Result<(), String> {
         match command {
-            Command::Attach(outbox) => {
-                self.outbox = Some(outbox);
+            Command::Attach(outbox, registration) => {
+                (self.outbox, self.registration) = (Some(outbox), registration);
                 self.forget();
             }
             Command::Detach => {
-                self.outbox = None;
+                (self.outbox, self.registration) = (None, Span::none());
                 self.forget();
             }
             Command::Weights(weights) => self.load(*weights)?,
             Command::Generate(job) => {
                 let engine = self.engine.as_mut().ok_or("a group came before the weights")?;
+                let (lease, samples) = (job.ticket, job.samples.len());
+                tracing::debug!(lease, samples, "group given to the engine");
                 engine.submit(job).map_err(|error| error.to_string())?;
             }
             Command::Cancel { ticket } => {
@@ -293,6 +309,7 @@ impl Worker<'_> {
                 let _ = std::thread::Builder::new().name("old-weights".into()).spawn(move || drop(old));
             }
         }
+        self.weights = Some(id);
         let seconds = started.elapsed().as_secs_f64();
         tracing::debug!(
             generation = id.generation.0,
@@ -377,14 +394,14 @@ mod tests {
         let given = weights(&setup(), 5);
         let description = given.description.clone();
         {
-            let (attached, mut outputs) = thread.attach();
+            let (attached, mut outputs) = thread.attach(Span::none());
             assert!(!attached.holds(&description));
             attached.give(given);
             // More than can be done by the time that the first is out.
             (1..=20).for_each(|ticket| attached.commands.send(group(ticket, 2, 20)).expect("it lives"));
             assert_eq!(finished(outputs.blocking_recv().expect("a sample")).sample.version.0, 5);
         }
-        let (attached, mut outputs) = thread.attach();
+        let (attached, mut outputs) = thread.attach(Span::none());
         assert!(attached.holds(&description), "weights stay");
         attached.commands.send(group(100, 2, 3)).expect("it lives");
         for _ in 0..2 {
@@ -401,7 +418,7 @@ mod tests {
     #[test]
     fn a_thread_that_generates_ends_when_it_is_told_to() {
         let thread = EngineThread::start(setup()).expect("a thread");
-        let (attached, _outputs) = thread.attach();
+        let (attached, _outputs) = thread.attach(Span::none());
         attached.give(weights(&setup(), 1));
         (1..=50).for_each(|ticket| attached.commands.send(group(ticket, 2, 100)).expect("it lives"));
         drop(attached);
@@ -411,7 +428,7 @@ mod tests {
     #[test]
     fn a_group_before_any_weights_is_an_error_of_ours() {
         let thread = EngineThread::start(setup()).expect("a thread");
-        let (attached, mut outputs) = thread.attach();
+        let (attached, mut outputs) = thread.attach(Span::none());
         attached.commands.send(group(1, 1, 3)).expect("it lives");
         let Some(Output::Failed(problem)) = outputs.blocking_recv() else { panic!("it generates without weights") };
         assert!(problem.contains("before the weights"), "{problem}");

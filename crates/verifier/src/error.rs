@@ -5,10 +5,10 @@ use pacs_spec::SpecErrors;
 #[derive(Debug, thiserror::Error)]
 pub enum VerifierError {
     /// It could not join the run, or not join it again after its registration was lost.
-    #[error("join the run: {0}")]
+    #[error("join the run")]
     Join(#[from] JoinError),
     /// The coordinator sent a job spec that this program does not understand.
-    #[error("read the job spec that the coordinator sent: {0}")]
+    #[error("read the job spec that the coordinator sent")]
     Spec(#[from] SpecErrors),
     /// A verifier of the job cannot be used at all.
     #[error("use the verifier at `{address}`: {problem}")]

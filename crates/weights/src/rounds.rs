@@ -9,7 +9,7 @@ use crate::broadcast::group_name;
 use crate::wire::MOST_MEMBERS;
 use crate::{Description, Digest, Group, GroupTransport, Seat, VersionId};
 
-/// How long a round stays open after its first member. Hosts hear of a version at one moment, so this is for stragglers.
+/// How long a round stays open after its first member, unless as many have come as asked for the version before. Hosts hear of a version at one moment, so this is for stragglers.
 pub(crate) const WINDOW: Duration = Duration::from_millis(500);
 /// How long no round begins after one that failed; twice as long after each more.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ struct State {
     round: Option<Round>,
     /// A broadcast runs.
     busy: bool,
-    /// Members of the last round.
+    /// Members of the last round, and those that came too late to it.
     expected: usize,
     /// Rounds in a row that failed, and until when none begins.
     failures: u32,
@@ -45,6 +45,8 @@ struct Round {
     opened: Instant,
     /// Addresses of the members, in the order in which they came.
     members: Vec<String>,
+    /// Hosts that asked when it was closed.
+    late: usize,
     /// All addresses by rank, once the round is closed; empty when it came to nothing.
     formed: Option<Arc<[String]>>,
 }
@@ -82,10 +84,13 @@ impl Rounds {
             if state.busy || paused || gathering {
                 return None;
             }
-            state.round = Some(Round { id, digest, opened: Instant::now(), members: Vec::new(), formed: None });
+            state.expected = state.round.as_ref().map_or(0, |round| round.members.len() + round.late);
+            state.round =
+                Some(Round { id, digest, opened: Instant::now(), members: Vec::new(), late: 0, formed: None });
         }
         let round = state.round.as_mut()?;
         if round.formed.is_some() || round.members.len() + 1 >= MOST_MEMBERS {
+            round.late += 1;
             return None;
         }
         round.members.push(address.to_owned());
@@ -131,7 +136,7 @@ impl Rounds {
         round.formed = Some(Arc::clone(&addresses));
         self.changed.notify_all();
         let Ok(seat) = seat else { return };
-        (state.busy, state.expected) = (true, addresses.len() - 1);
+        state.busy = true;
         drop(state);
         let rounds = Arc::clone(self);
         let group = Group { name: group_name(&self.run, version.0.digest()), rank: 0, addresses: addresses.to_vec() };

@@ -31,7 +31,7 @@ pub struct ServerOptions {
     pub rate: Option<u64>,
     /// Over what it broadcasts to those who ask for that; `None`: not at all.
     pub broadcast: Option<Arc<dyn GroupTransport>>,
-    /// How long a broadcast waits for more members after its first one, unless as many have come as to the one before.
+    /// How long a broadcast waits for more members after its first one, unless as many have come as asked for the version before.
     pub window: Duration,
 }
 

@@ -78,6 +78,8 @@ pub(crate) enum Request {
 
 const PIECES: u8 = 0;
 const JOIN: u8 = 1;
+/// A verb, generation and version, and the digest.
+const HEAD_BYTES: usize = 1 + 8 + 8 + 32;
 
 impl Request {
     pub(crate) fn write(&self, wire: &mut Wire) -> io::Result<()> {
@@ -100,14 +102,14 @@ impl Request {
     }
 
     pub(crate) fn read(wire: &mut Wire) -> io::Result<Self> {
-        let [verb] = wire.take()?;
-        let mut long = || wire.take().map(u64::from_le_bytes);
-        let id = VersionId::new(long()?, long()?);
-        let digest = wire.take()?;
-        match verb {
+        let head: [u8; HEAD_BYTES] = wire.take()?;
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
+        let (id, digest) = (VersionId::new(long(1), long(9)), std::array::from_fn(|byte| head[17 + byte]));
+        match head[0] {
             PIECES => {
-                let mut short = || wire.take().map(u32::from_le_bytes);
-                Ok(Self::Pieces { id, digest, first: short()?, count: short()? })
+                let range: [u8; 8] = wire.take()?;
+                let short = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| range[at + byte]));
+                Ok(Self::Pieces { id, digest, first: short(0), count: short(4) })
             }
             JOIN => Ok(Self::Join { id, digest, transport: wire.text()?, address: wire.text()? }),
             other => Err(invalid(format!("request {other}"))),

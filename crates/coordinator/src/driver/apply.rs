@@ -1,5 +1,6 @@
 //! What the driver does for each effect.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pacs_machine::{Counter, Dropped, Effect, End, PhaseKind};
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::summary::{RoundNumbers, unix_time};
 use super::{Batch, Driver, RECENT_STEPS, Sharing, Wait};
 use crate::progress::{Progress, RunEnd, StepSeconds, StepSummary};
-use crate::records::{ArchivedSample, Job, LinesOf, Round};
+use crate::records::{ArchivedSample, Job, LinesOf, Questions, Round};
 
 /// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
@@ -229,24 +230,14 @@ impl Driver {
     pub(super) fn archive_round(&mut self, step: u64, purpose: Purpose, groups: &[GroupId]) {
         let mut samples = Vec::new();
         for group in groups {
-            let judged = self.store.take(*group);
-            if !self.run_folder.archives() {
-                continue;
-            }
-            let problem = self.problem(*group);
-            let mut prompt_tokens = problem.prompt_tokens.clone();
-            samples.extend(judged.into_iter().map(|(index, sample, verdict)| ArchivedSample {
-                group: *group,
-                index,
-                question: problem.question.clone(),
-                gold: problem.answer.clone(),
-                prompt_tokens: std::mem::take(&mut prompt_tokens),
-                sample,
-                verdict,
-            }));
+            let judged = self.store.take(*group).into_iter();
+            let row = |(index, sample, verdict)| ArchivedSample { group: *group, index, sample, verdict };
+            samples.extend(judged.map(row));
         }
         if self.run_folder.archives() {
-            self.hand_over(Job::Archive(Round { step, purpose, samples }));
+            // Questions and prompts are looked up by the thread that writes, for a copy of all of them would be made under the lock.
+            let problems = Arc::clone(&self.problems) as Arc<dyn Questions>;
+            self.hand_over(Job::Archive(Round { step, purpose, samples, problems }));
         }
     }
 

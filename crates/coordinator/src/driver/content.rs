@@ -10,7 +10,7 @@ impl Shared {
     /// Has a sample generated again whose content is lost, or ends the run where the disk does not give it: then what is on
     /// the disk may be whole, and only a coordinator that starts again can tell.
     pub(crate) fn content_lost(&self, sample: SampleId, error: &ContentError) {
-        let mut driver = self.lock();
+        let Ok(mut driver) = self.lock() else { return };
         if error.is_damage() {
             tracing::error!(%sample, "the journal has lost a sample; it is generated again: {error}");
             // A repeat: another rank or verifier has met the same damage.

@@ -17,7 +17,8 @@ pub(crate) fn follow(shared: &Shared, mut done: mpsc::Receiver<Done>) {
     tokio::spawn(async move {
         while let Some(done) = done.recv().await {
             let Some(shared) = shared.upgrade() else { return };
-            shared.lock().disk_did(done);
+            let Ok(mut driver) = shared.lock() else { return };
+            driver.disk_did(done);
         }
     });
 }

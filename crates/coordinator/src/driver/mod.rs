@@ -22,7 +22,7 @@ mod waiters;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pacs_data::{Problem, Problems};
@@ -46,6 +46,7 @@ pub(crate) use self::disk::follow;
 pub(crate) use self::door::{Door, known_versions};
 use self::measure::MeasuringTold;
 pub(crate) use self::pieces::{Pieces, Received};
+pub(crate) use self::poison::Poisoned;
 pub(crate) use self::store::{ContentError, KeptSample, Store};
 pub(crate) use self::summary::unix_time;
 pub(crate) use self::verifications::{Verification, Verifications};
@@ -66,12 +67,14 @@ pub(crate) struct Shared {
     driver: Arc<Mutex<Driver>>,
     waiters: Waiters,
     door: Arc<Door>,
+    /// The driver's, to be told when nobody can enter the driver any more.
+    end: watch::Sender<Option<RunEnd>>,
 }
 
 impl Shared {
     pub(crate) fn new(driver: Driver) -> Self {
-        let (waiters, door) = (driver.waiters.clone(), Arc::clone(&driver.door));
-        Self { driver: Arc::new(Mutex::new(driver)), waiters, door }
+        let (waiters, door, end) = (driver.waiters.clone(), Arc::clone(&driver.door), driver.end.clone());
+        Self { driver: Arc::new(Mutex::new(driver)), waiters, door, end }
     }
 
     /// What the job allows of what workers hand in.
@@ -79,14 +82,29 @@ impl Shared {
         &self.door
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Driver> {
-        poison::enter(&self.driver)
+    /// The driver, unless somebody has panicked in it; then the run of this process ends.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Driver>, Poisoned> {
+        poison::enter(&self.driver).inspect_err(|poisoned| {
+            self.end.send_if_modified(|end| {
+                let is_first = end.is_none();
+                if is_first {
+                    tracing::error!("{poisoned}");
+                    *end = Some(RunEnd::Panicked { reason: poisoned.to_string() });
+                }
+                is_first
+            });
+        })
+    }
+
+    /// The driver, also when somebody has panicked in it: to close what it has open, and for nothing else.
+    pub(crate) fn lock_to_close(&self) -> MutexGuard<'_, Driver> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something with the driver. What comes of it is given out when everything that it relies on is durable.
     pub(crate) async fn call<T>(&self, call: impl FnOnce(&mut Driver) -> Result<T, Status>) -> Result<T, Status> {
         let (result, durable) = {
-            let mut driver = self.lock();
+            let mut driver = self.lock()?;
             driver.must_have_room()?;
             let result = call(&mut driver);
             (result, driver.durable())
@@ -112,7 +130,8 @@ impl Shared {
             driver.must_have_room()?;
             Ok::<_, Status>(attempt(driver)?.map(|found| (found, driver.durable())))
         };
-        let found = self.waiters.poll(wait, deadline, &self.driver, has_more, attempt).await?;
+        let enter = || self.lock().map_err(Status::from);
+        let found = self.waiters.poll(wait, deadline, enter, has_more, attempt).await?;
         let Some((found, durable)) = found else { return Ok(None) };
         on_disk(durable).await?;
         Ok(Some(found))
@@ -120,7 +139,7 @@ impl Shared {
 
     fn downgrade(&self) -> WeakShared {
         let (driver, waiters, door) = (Arc::downgrade(&self.driver), self.waiters.clone(), Arc::clone(&self.door));
-        WeakShared { driver, waiters, door }
+        WeakShared { driver, waiters, door, end: self.end.clone() }
     }
 }
 
@@ -145,12 +164,13 @@ struct WeakShared {
     driver: std::sync::Weak<Mutex<Driver>>,
     waiters: Waiters,
     door: Arc<Door>,
+    end: watch::Sender<Option<RunEnd>>,
 }
 
 impl WeakShared {
     fn upgrade(&self) -> Option<Shared> {
         let (waiters, door) = (self.waiters.clone(), Arc::clone(&self.door));
-        Some(Shared { driver: self.driver.upgrade()?, waiters, door })
+        Some(Shared { driver: self.driver.upgrade()?, waiters, door, end: self.end.clone() })
     }
 }
 
@@ -158,7 +178,7 @@ impl WeakShared {
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) machine: Machine,
-    pub(crate) spec: JobSpec,
+    pub(crate) spec: Arc<JobSpec>,
     pub(crate) job_toml: String,
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
@@ -250,7 +270,7 @@ impl Driver {
         Self {
             counted: parts.machine.position().counters.clone(),
             job_toml: parts.spec.resolved_toml(),
-            spec: parts.spec,
+            spec: Arc::new(parts.spec),
             run_dir: parts.run_dir,
             heartbeat_interval: parts.heartbeat_interval,
             problems: Arc::new(parts.problems),

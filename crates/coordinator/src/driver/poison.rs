@@ -2,58 +2,48 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use pacs_runtime::Exit;
+use tonic::Status;
 
-/// Enters a mutex whose content is worth something only as long as nobody has panicked in it.
+/// Somebody has panicked under the lock.
 ///
 /// A panic within a step of the machine leaves an event that is half applied and was never recorded: memory and journal
-/// differ from then on, and what is acknowledged after that may be lost. So the process ends, and the next one resumes
-/// from the journal, which knows nothing of that event. Nobody sees the state between: every call that waits for the lock gets
-/// here, and the ticker does several times a second.
-pub(super) fn enter<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|_| {
-        let said =
-            "the coordinator panicked in the middle of an event and ends; started again, it resumes from its journal";
-        tracing::error!("{said}");
-        // Where nobody has set up a log.
-        eprintln!("error: {said}");
-        std::process::exit(i32::from(Exit::Bug.code()))
-    })
+/// differ from then on, and what is acknowledged after that may be lost. So nobody sees the state any more, and the run of
+/// this process ends ([`RunEnd::Panicked`](crate::RunEnd)); the next process resumes from the journal, which knows nothing
+/// of that event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator panicked in the middle of an event and ends; started again, it resumes from its journal")]
+pub(crate) struct Poisoned;
+
+impl From<Poisoned> for Status {
+    /// Callers try again, and reach the coordinator that takes its place.
+    fn from(poisoned: Poisoned) -> Self {
+        Self::unavailable(poisoned.to_string())
+    }
+}
+
+/// Enters a mutex whose content is worth something only as long as nobody has panicked in it.
+pub(super) fn enter<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Poisoned> {
+    mutex.lock().map_err(|_| Poisoned)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
-    /// Set for the process that is to panic.
-    const PANIC: &str = "PACS_TEST_PANIC";
-
     #[test]
-    fn panics_when_it_is_told_to() {
-        if std::env::var_os(PANIC).is_none() {
-            return;
-        }
+    fn nobody_enters_a_mutex_in_which_somebody_has_panicked() {
         let mutex = Mutex::new(1);
+        assert_eq!(enter(&mutex).map(|guard| *guard), Ok(1));
         std::thread::scope(|scope| {
             let poisoned = scope.spawn(|| {
-                let _guard = enter(&mutex);
+                let _guard = enter(&mutex).unwrap();
                 panic!("in the middle of an event");
             });
             assert!(poisoned.join().is_err());
         });
-        *enter(&mutex) = 2;
-        panic!("a poisoned mutex was entered");
-    }
-
-    #[test]
-    fn a_poisoned_mutex_ends_the_process() {
-        let tests = std::env::current_exe().unwrap();
-        let arguments = ["--exact", "driver::poison::tests::panics_when_it_is_told_to", "--nocapture"];
-        let output = Command::new(tests).args(arguments).env(PANIC, "1").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(70), "{said}");
-        assert!(said.contains("resumes from its journal"), "{said}");
+        let refused = enter(&mutex).map(|guard| *guard).unwrap_err();
+        let status = Status::from(refused);
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert!(status.message().contains("resumes from its journal"), "{status}");
     }
 }

@@ -20,8 +20,6 @@ use pacs_types::WorkerId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::poison::enter;
-
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -134,19 +132,19 @@ impl Waiters {
 
     /// Tries, and again whenever there may be what the call waits for, until there is something or the deadline is over.
     ///
-    /// `has_more` says whether somebody else in line could take something.
-    pub(super) async fn poll<S, T, E>(
+    /// `enter` locks what is tried on; `has_more` says whether somebody else in line could take something.
+    pub(super) async fn poll<'s, S: 's, T, E>(
         &self,
         wait: Wait,
         deadline: Instant,
-        state: &Mutex<S>,
+        enter: impl Fn() -> Result<MutexGuard<'s, S>, E>,
         has_more: impl Fn(&S) -> bool,
         mut attempt: impl FnMut(&mut S) -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
         let mut place: Option<Place> = None;
         loop {
             {
-                let mut state = enter(state);
+                let mut state = enter()?;
                 let was_woken = place.as_mut().map(|place| place.is_standing = false).is_some();
                 let found = attempt(&mut state);
                 if matches!(found, Ok(Some(_))) {

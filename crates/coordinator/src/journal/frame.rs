@@ -17,6 +17,14 @@ pub(crate) enum FrameKey {
 }
 
 impl FrameKey {
+    /// What it holds, for log lines.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sample(..) => "sample",
+            Self::Verdict(..) => "verdict",
+        }
+    }
+
     pub(super) fn sample(self) -> SampleId {
         match self {
             Self::Sample(sample, _) | Self::Verdict(sample, _) => sample,

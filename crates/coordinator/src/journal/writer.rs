@@ -86,7 +86,9 @@ impl Writer {
         let (shared, durable) = (Arc::new(Shared::default()), durable_channel(upto));
         let (inbox, told) = (Arc::clone(&shared), Arc::clone(&durable));
         // Ends when it is closed, after the last batch.
+        let span = tracing::info_span!("journal");
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
+            let _span = span.entered();
             let _guard = Panicked(&told);
             write_all(&inbox, &told, Disk { database, segments, epoch, room });
         })?;
@@ -163,6 +165,9 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
         let batch = std::mem::take(&mut *pending);
         pending.closing = batch.closing;
         drop(pending);
+        let (records, frames) = (batch.rows.len(), batch.frames.len());
+        let upto = batch.rows.last().map(|row| row.seq);
+        let _span = tracing::debug_span!("batch", records, frames, upto).entered();
         if let Err(problem) = write_patiently(shared, durable, &mut disk, &batch) {
             let problem = match problem {
                 Problem::Disk(problem) | Problem::Full(problem) => format!("the journal cannot be written: {problem}"),
@@ -174,6 +179,12 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
         }
         let newest = batch.rows.last().map(|row| row.seq).max(batch.snapshot.as_ref().map(|(seq, _)| *seq));
         durable.send_modify(|durable| durable.upto = durable.upto.max(newest.unwrap_or(0)));
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            for (_, frame) in &batch.frames {
+                let (sample, what) = (frame.key.sample(), frame.key.name());
+                tracing::debug!(group = sample.group.0, sample = sample.index, what, "durable");
+            }
+        }
         if let Some((seq, snapshot)) = &batch.snapshot {
             let live: HashSet<_> = snapshot.live.iter().copied().collect();
             if let Err(error) = disk.segments.retain(&live, *seq) {

@@ -62,14 +62,20 @@ impl Feed {
             tokio::select! {
                 biased;
                 progress = events.recv() => match progress {
-                    Ok(progress) => self.tell(event(&progress)),
+                    Ok(progress) => {
+                        if let Some(event) = event(&progress) {
+                            self.tell(event);
+                        }
+                    }
                     Err(RecvError::Lagged(events)) => self.tell(Event::Lost(v1::EventsLost { events })),
                     Err(RecvError::Closed) => return,
                 },
                 ended = end.wait_for(Option::is_some) => {
                     let over = ended.ok().and_then(|end| end.as_ref().map(run_over));
                     while let Ok(progress) = events.try_recv() {
-                        self.tell(event(&progress));
+                        if let Some(event) = event(&progress) {
+                            self.tell(event);
+                        }
                     }
                     if let Some(over) = over {
                         self.tell(Event::RunOver(over));
@@ -120,9 +126,10 @@ impl Feed {
     }
 }
 
-/// One event as watchers are told of it.
-fn event(progress: &Progress) -> Event {
-    match progress {
+/// One event as watchers are told of it. Counts of an evaluation under way are in the situation, and are no event.
+fn event(progress: &Progress) -> Option<Event> {
+    Some(match progress {
+        Progress::Measuring { .. } => return None,
         Progress::Waiting { sentence } => Event::Waiting(shown(sentence)),
         Progress::Prepared { step, learners, .. } => {
             let learners = learners.iter().take(PAST).map(|name| shown(name)).collect();
@@ -152,7 +159,7 @@ fn event(progress: &Progress) -> Event {
             Event::WorkerGone(v1::WorkerGone { name: shown(name), reason: String::new(), drained: true })
         }
         Progress::Narrowed { text } | Progress::Note { text } => Event::Note(shown(text)),
-    }
+    })
 }
 
 /// The numbers of a step, as many as fit into an event: workers name some of them.
@@ -167,7 +174,7 @@ fn run_over(end: &RunEnd) -> v1::RunOver {
     let (how, reason) = match end {
         RunEnd::Finished { .. } => ("finished", ""),
         RunEnd::Stopped { .. } => ("stopped", ""),
-        RunEnd::Failed { reason } => ("failed", reason.as_str()),
+        RunEnd::Failed { reason } | RunEnd::Panicked { reason } => ("failed", reason.as_str()),
         RunEnd::Interrupted { reason } => ("interrupted", reason.as_str()),
     };
     v1::RunOver { how: how.to_owned(), reason: shown(reason) }

@@ -8,8 +8,9 @@ mod rows;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pacs_data::{Problem, Problems};
 use pacs_types::{GroupId, Purpose, Verdict};
 
 use self::files::{Files, Rounds, list, path};
@@ -18,7 +19,7 @@ pub(crate) use self::read::{ArchiveFile, ArchiveReader, Columns, archive_files, 
 use self::rows::write_rows;
 use super::atomic::sync_folder;
 use super::write_atomically;
-use crate::driver::KeptSample;
+use crate::driver::{KeptSample, problem_of};
 
 /// The batch of a step, or an evaluation.
 #[derive(Debug)]
@@ -26,7 +27,21 @@ pub(crate) struct Round {
     /// Training: the step made; evaluation: the steps that the policy has seen.
     pub(crate) step: u64,
     pub(crate) purpose: Purpose,
+    /// Those of a group next to each other.
     pub(crate) samples: Vec<ArchivedSample>,
+    pub(crate) problems: Arc<dyn Questions>,
+}
+
+/// Where the question of a group is found when its rows are written.
+pub(crate) trait Questions: std::fmt::Debug + Send + Sync {
+    /// What a group is about.
+    fn problem(&self, group: GroupId) -> &Problem;
+}
+
+impl Questions for Problems {
+    fn problem(&self, group: GroupId) -> &Problem {
+        problem_of(self, group)
+    }
 }
 
 /// One row, whose content is read from the journal when it is written.
@@ -34,10 +49,6 @@ pub(crate) struct Round {
 pub(crate) struct ArchivedSample {
     pub(crate) group: GroupId,
     pub(crate) index: u32,
-    pub(crate) question: String,
-    pub(crate) gold: String,
-    /// Tokens of the prompt, on the first row of a group; empty on the others.
-    pub(crate) prompt_tokens: Vec<u32>,
     pub(crate) sample: KeptSample,
     pub(crate) verdict: Verdict,
 }
@@ -186,7 +197,28 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    #[derive(Debug)]
+    struct OneQuestion(Problem);
+
+    impl Questions for OneQuestion {
+        fn problem(&self, _: GroupId) -> &Problem {
+            &self.0
+        }
+    }
+
+    /// All groups are about one question.
+    pub(crate) fn one_question() -> Arc<dyn Questions> {
+        let (question, answer) = ("1 + 1?".to_owned(), "2".to_owned());
+        Arc::new(OneQuestion(Problem { question, answer, prompt_tokens: vec![9, 8] }))
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::one_question;
     use super::*;
     use crate::journal::{Frame, FrameKey, write_frames};
     use pacs_protocol::v1;
@@ -216,9 +248,6 @@ mod tests {
         ArchivedSample {
             group: GroupId(group),
             index: 1,
-            question: "1 + 1?".into(),
-            gold: "2".into(),
-            prompt_tokens: if group == 7 { vec![9, 8] } else { Vec::new() },
             sample: kept,
             verdict: Verdict {
                 outcome: Outcome::Wrong,
@@ -244,9 +273,9 @@ mod tests {
     fn rows_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let row = |group, tokens, extracted| row(folder.path(), group, tokens, extracted);
-        let samples = vec![row(7, vec![4, 2], None), row(8, vec![16], Some("3")), row(9, vec![8], Some(""))];
+        let samples = vec![row(7, vec![4, 2], None), row(7, vec![16], Some("3")), row(9, vec![8], Some(""))];
         let archive = Archive::open(folder.path()).unwrap();
-        archive.write(&Round { step: 12, purpose: Purpose::Train, samples }).unwrap();
+        archive.write(&Round { step: 12, purpose: Purpose::Train, samples, problems: one_question() }).unwrap();
         let file = fs::File::open(folder.path().join("samples/step-000012.parquet")).unwrap();
         let reader = SerializedFileReader::new(file).unwrap();
         let rows: Vec<String> =
@@ -260,8 +289,8 @@ mod tests {
             )
         };
         assert_eq!(rows[0], expected(7, "null", 2, "-7.5E-1", "[4, 2]", "[-5E-1, -2.5E-1]", "[9, 8]"));
-        assert_eq!(rows[1], expected(8, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
-        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[]"));
+        assert_eq!(rows[1], expected(7, "3", 1, "-2E0", "[16]", "[-2E0]", "[]"));
+        assert_eq!(rows[2], expected(9, "", 1, "-1E0", "[8]", "[-1E0]", "[9, 8]"));
     }
 
     #[test]
@@ -273,7 +302,7 @@ mod tests {
         damage_newest(folder.path());
         samples.push(lost);
         let archive = Archive::open(folder.path()).unwrap();
-        archive.write(&Round { step: 1, purpose: Purpose::Train, samples }).unwrap();
+        archive.write(&Round { step: 1, purpose: Purpose::Train, samples, problems: one_question() }).unwrap();
         let file = fs::File::open(folder.path().join("samples/step-000001.parquet")).unwrap();
         let reader = SerializedFileReader::new(file).unwrap();
         let parts = reader.metadata().row_groups().iter().map(|part| part.num_rows()).collect::<Vec<_>>();
@@ -282,7 +311,7 @@ mod tests {
 
     fn round(folder: &Path, step: u64, purpose: Purpose) -> Round {
         let samples = vec![row(folder, step, vec![1, 2], None), row(folder, step + 1, vec![8], Some("x"))];
-        Round { step, purpose, samples }
+        Round { step, purpose, samples, problems: one_question() }
     }
 
     fn names(folder: &Path) -> Vec<String> {

@@ -171,46 +171,6 @@ fn write_synced(mut file: File, id: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The file that repeats [`CoordinatorRecord::starts`]. Identifiers and generations are numbered from the number of the start,
-/// so it has to survive a record that cannot be read.
-const STARTS_FILE: &str = "starts";
-
-/// Coordinators that have worked in the folder before.
-///
-/// # Errors
-/// When the folder holds a number that cannot be read, and nothing repeats it: beginning again at zero would give out identifiers
-/// that are in use.
-pub(crate) fn starts_so_far(run_dir: &Path) -> Result<u64, StartError> {
-    let path = run_dir.join(STARTS_FILE);
-    let counted = match fs::read_to_string(&path) {
-        Ok(text) => text.trim_end().parse().map_err(io::Error::other),
-        Err(error) => Err(error),
-    };
-    let recorded = CoordinatorRecord::read(run_dir).map(|record| record.starts);
-    match (counted, recorded) {
-        // One of them is written before the other.
-        (Ok(counted), Ok(recorded)) => Ok(recorded.max(counted)),
-        (Ok(starts), Err(_)) | (Err(_), Ok(starts)) => Ok(starts),
-        (Err(first), Err(second)) if [&first, &second].iter().all(|error| error.kind() == ErrorKind::NotFound) => Ok(0),
-        (Err(first), Err(second)) => {
-            let problem = format!(
-                "it does not say how many coordinators have worked here ({first}), and {} does not either ({second}); write a \
-                 number into it that is at least as large, such as 1000",
-                CoordinatorRecord::FILE
-            );
-            Err(FileError::damaged(&path, problem).into())
-        }
-    }
-}
-
-/// Counts this start, durably.
-pub(crate) fn count_start(run_dir: &Path) -> Result<u64, StartError> {
-    let starts = starts_so_far(run_dir)? + 1;
-    let path = run_dir.join(STARTS_FILE);
-    write_atomically(&path, |file| writeln!(file, "{starts}")).map_err(StartError::file("write", &path))?;
-    Ok(starts)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
@@ -281,32 +241,5 @@ mod tests {
         }
         fs::remove_file(dir.path().join(RUN_ID_FILE)).unwrap();
         assert_eq!(run_id(dir.path()).unwrap(), id);
-    }
-
-    #[test]
-    fn starts_are_counted_although_a_file_is_damaged() {
-        let dir = tempfile::tempdir().unwrap();
-        let count = || {
-            let starts = count_start(dir.path())?;
-            record("", starts).write(dir.path())?;
-            Ok::<_, StartError>(starts)
-        };
-        assert_eq!(starts_so_far(dir.path()).unwrap(), 0);
-        assert_eq!((count().unwrap(), count().unwrap()), (1, 2));
-        for file in [CoordinatorRecord::FILE, STARTS_FILE] {
-            let before = starts_so_far(dir.path()).unwrap();
-            fs::write(dir.path().join(file), "{").unwrap();
-            assert_eq!(starts_so_far(dir.path()).unwrap(), before, "{file} is damaged");
-            assert_eq!(count().unwrap(), before + 1, "and is mended by the next start");
-            fs::remove_file(dir.path().join(file)).unwrap();
-            assert_eq!(starts_so_far(dir.path()).unwrap(), before + 1, "{file} is lost");
-            count().unwrap();
-        }
-        for file in [CoordinatorRecord::FILE, STARTS_FILE] {
-            fs::write(dir.path().join(file), "").unwrap();
-        }
-        let error = count().unwrap_err();
-        assert!(error.to_string().contains("how many coordinators"), "{error}");
-        assert_eq!(error.exit().code(), 78);
     }
 }

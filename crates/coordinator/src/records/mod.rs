@@ -4,9 +4,8 @@
 //! run folder
 //! ├── lock                        held by the one coordinator that works here
 //! ├── run_id                      which run this is; written once
-//! ├── epoch                       which coordinator that is, should the lock be lost
+//! ├── epoch                       which coordinator that is, should the lock be lost; its number counts the starts
 //! ├── coordinator.json            where it listens
-//! ├── starts                      coordinators that have worked here
 //! ├── job.toml                    the resolved job spec
 //! ├── problems.json               digests of the problems that it was begun with
 //! ├── journal/                    what happened since the last step, see `journal`
@@ -33,7 +32,11 @@ mod room;
 mod sweep;
 mod writer;
 
-pub(crate) use archive::{Archive, ArchiveFile, ArchiveReader, ArchivedSample, Columns, Round, archive_files, is_gone};
+#[cfg(test)]
+pub(crate) use archive::testing::one_question;
+pub(crate) use archive::{
+    Archive, ArchiveFile, ArchiveReader, ArchivedSample, Columns, Questions, Round, archive_files, is_gone,
+};
 pub(crate) use atomic::write_atomically;
 pub(crate) use checkpoint::{Checkpoints, Manifest, RankFile, Retention};
 pub(crate) use coverage::Coverage;
@@ -43,8 +46,8 @@ pub(crate) use epoch::Epoch;
 pub(crate) use fault::Fault;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::slow_disk;
+pub(crate) use identity::RunLock;
 pub use identity::{CoordinatorRecord, identify, run_id};
-pub(crate) use identity::{RunLock, count_start, starts_so_far};
 pub(crate) use lines::Lines;
 pub(crate) use problem_set::ProblemSet;
 pub(crate) use room::{Room, is_full};

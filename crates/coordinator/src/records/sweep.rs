@@ -46,7 +46,9 @@ impl Sweeper {
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
         // Ends when the handle is dropped, in the middle of its work.
+        let span = tracing::info_span!("sweeper");
         let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
+            let _span = span.entered();
             let mut broom = Broom { shared: &told, worked: Duration::ZERO };
             while !broom.is_to_end() {
                 if let Err(error) = broom.sweep(&checkpoints, archive.as_deref()) {

@@ -21,6 +21,7 @@ use pacs_machine::Machine;
 use pacs_runtime::Exit;
 use pacs_types::Purpose;
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::fault::Fault;
 use super::sweep::Sweeper;
@@ -70,6 +71,20 @@ pub(crate) enum Job {
     Commit { manifest: Box<Manifest>, save: u64, asked: DurableUpTo },
     /// Have the journal put this in the place of its records up to `seq`.
     Keep { seq: u64, machine: Box<Machine>, extras: Extras },
+}
+
+impl Job {
+    /// Of the log lines that are about it. A job is rare enough for a span that is on at the usual level.
+    fn span(&self) -> Span {
+        match self {
+            Self::Archive(Round { step, .. }) => tracing::info_span!("archive", step),
+            Self::Append { to, step, .. } => tracing::info_span!("append", ?to, step),
+            Self::Truncate { steps, evaluations } => tracing::info_span!("truncate", steps, evaluations),
+            Self::Create { step, save } => tracing::info_span!("create", step, save),
+            Self::Commit { manifest, save, .. } => tracing::info_span!("commit", step = manifest.step, save),
+            Self::Keep { seq, .. } => tracing::info_span!("snapshot", seq),
+        }
+    }
 }
 
 /// What has become of a job that somebody waits for.
@@ -171,7 +186,8 @@ impl RunFolder {
                 fault,
             };
             // Ends when the handle is closed, after the last job, or dropped, after the one at hand.
-            std::thread::Builder::new().name("run folder".into()).spawn(move || owner.work(&inbox))
+            let span = tracing::info_span!("run folder");
+            std::thread::Builder::new().name("run folder".into()).spawn(move || span.in_scope(|| owner.work(&inbox)))
         });
         let (archives, steps, evaluations) = handle;
         let thread = Some(thread.map_err(failed)?);
@@ -320,10 +336,11 @@ struct Owner {
 impl Owner {
     fn work(&mut self, jobs: &Receiver<Job>) {
         for job in jobs {
+            let _span = job.span().entered();
             self.fault.strike();
             match self.mine().and_then(|()| self.carry_out(job)) {
                 Ok(()) if self.is_abandoned() => return,
-                Ok(()) => {}
+                Ok(()) => tracing::debug!("done"),
                 Err(Stop::Abandoned) => return,
                 Err(Stop::Failed(reason)) => {
                     tracing::error!("the run folder is not written any more: {reason}");

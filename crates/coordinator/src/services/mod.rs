@@ -3,6 +3,7 @@
 mod learner;
 mod observe;
 mod operator;
+mod refusals;
 mod rollout;
 mod verifier;
 mod worker;
@@ -24,12 +25,13 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 
 pub(crate) use self::learner::keep_result;
+use self::refusals::Refusals;
 use crate::driver::Shared;
 use crate::observe::Observer;
 
-/// Implements the services: the run, which start of the job it is, and its identifier.
+/// Implements the services: the run, which start of the job it is, its identifier, and which names were refused lately.
 #[derive(Clone, Debug)]
-pub(crate) struct Services(Shared, Arc<str>, Arc<str>);
+pub(crate) struct Services(Shared, Arc<str>, Arc<str>, Refusals);
 
 impl Services {
     /// The trace of a group, for the log lines that are about it.
@@ -39,7 +41,7 @@ impl Services {
 
     /// Without a server.
     pub(crate) fn new(shared: &Shared, run_id: &str) -> Self {
-        Self(shared.clone(), Arc::from(""), Arc::from(run_id))
+        Self(shared.clone(), Arc::from(""), Arc::from(run_id), Refusals::default())
     }
 }
 
@@ -48,12 +50,14 @@ impl Services {
 /// Workers name their run with every call; operators mean whatever runs at the address that they give.
 pub(crate) fn router(shared: &Shared, observer: &Observer, attempt: &str, gate: &RunGate) -> Router<Called> {
     let attempt = Arc::<str>::from(attempt);
+    let refusals = Refusals::default();
     let run_id = Arc::<str>::from(gate.run().get().unwrap_or_default());
     // A message in memory may take many times what it takes on the wire, so each service takes what its calls need. Those of
     // workers are texts and numbers, which do not grow; what is too long is refused by name.
     macro_rules! service {
         ($server:ident, $most_bytes:expr, $guard:expr) => {{
-            let server = $server::new(Services(shared.clone(), Arc::clone(&attempt), Arc::clone(&run_id)))
+            let services = Services(shared.clone(), Arc::clone(&attempt), Arc::clone(&run_id), refusals.clone());
+            let server = $server::new(services)
                 .max_decoding_message_size($most_bytes)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
             InterceptedService::new(server, $guard)

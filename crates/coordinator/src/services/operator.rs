@@ -10,7 +10,7 @@ use crate::driver::bounded;
 #[tonic::async_trait]
 impl OperatorService for Services {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let status = self.0.lock().status();
+        let status = self.0.lock()?.status();
         Ok(Response::new(bounded(status)))
     }
 

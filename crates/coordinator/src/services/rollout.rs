@@ -1,14 +1,17 @@
-use pacs_data::MeasuredSet;
+use std::sync::Arc;
+
+use pacs_data::{MeasuredSet, Problems};
 use pacs_machine::{Event, GroupGrant, Reply, WantedSample, evaluation_problem};
 use pacs_protocol::v1;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
+use pacs_spec::JobSpec;
 use pacs_types::{GroupId, LeaseId, MAX_SAMPLE_BYTES, Sample, SampleId, WorkerId};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{Services, required, wrong_answer};
-use crate::driver::{Driver, KeptSample, Wait, known_versions};
+use crate::driver::{Driver, KeptSample, Wait, known_versions, problem_of};
 use crate::journal::{Frame, FrameKey};
 
 #[tonic::async_trait]
@@ -24,11 +27,11 @@ impl RolloutService for Services {
             let event = Event::LeaseGroups { worker: WorkerId(worker_id), free_samples, request };
             let Reply::Groups(grants) = driver.call(event)? else { return Err(wrong_answer()) };
             let grants = driver.fit_groups(grants);
-            let leases = grants.into_iter().map(|grant| lease(driver, grant)).collect();
-            Ok(Some(leases).filter(|leases: &Vec<_>| !leases.is_empty()))
+            Ok((!grants.is_empty()).then(|| (grants, Terms::of(driver))))
         };
-        let groups: Vec<v1::GroupLease> =
-            self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?.unwrap_or_default();
+        let granted = self.0.poll(Wait::Groups(WorkerId(worker_id)), wait_ms, attempt).await?;
+        let groups: Vec<v1::GroupLease> = granted
+            .map_or_else(Vec::new, |(grants, terms)| grants.into_iter().map(|grant| terms.lease(grant)).collect());
         for lease in &groups {
             let v1::GroupLease { lease_id, group_id, samples, .. } = lease;
             let (trace_id, samples) = (self.trace_id(*group_id), samples.len());
@@ -97,42 +100,58 @@ impl RolloutService for Services {
     }
 }
 
-fn lease(driver: &Driver, grant: GroupGrant) -> v1::GroupLease {
-    v1::GroupLease {
-        lease_id: grant.lease.0,
-        group_id: grant.group.0,
-        purpose: v1::Purpose::from(grant.purpose).into(),
-        prompt_tokens: driver.problem(grant.group).prompt_tokens.clone(),
-        sampling: Some(sampling(driver, &grant)),
-        samples: grant.samples.into_iter().map(wanted).collect(),
-        generation: driver.weights.as_ref().map_or(0, |weights| weights.generation),
-        min_version: driver.weights.as_ref().map_or(0, |weights| weights.version),
-    }
+/// What the leases of one answer have in common, so that they are built without the driver.
+struct Terms {
+    spec: Arc<JobSpec>,
+    problems: Arc<Problems>,
+    /// The generation and version of the newest weights.
+    weights: (u64, u64),
 }
 
-/// How a group is sampled: as the job trains, or as the set says that is measured.
-fn sampling(driver: &Driver, grant: &GroupGrant) -> v1::SamplingOptions {
-    let (spec, rollout) = (&driver.spec, &driver.spec.rollout);
-    let trained = v1::SamplingOptions {
-        temperature: rollout.temperature as f32,
-        top_p: rollout.top_p as f32,
-        top_k: rollout.top_k,
-        min_p: rollout.min_p as f32,
-        max_new_tokens: rollout.max_new_tokens,
-        stop: rollout.stop.clone(),
-        seed: spec.seed,
-        stream: 0,
-    };
-    let measured = evaluation_problem(grant.group).and_then(|number| driver.problems.measured(number));
-    let Some((MeasuredSet { set, .. }, _)) = measured else { return trained };
-    v1::SamplingOptions {
-        temperature: set.temperature as f32,
-        top_p: set.top_p as f32,
-        top_k: set.top_k,
-        min_p: set.min_p as f32,
-        max_new_tokens: set.max_new_tokens,
-        stream: 1 + grant.policy_step,
-        ..trained
+impl Terms {
+    fn of(driver: &Driver) -> Self {
+        let weights = driver.weights.as_ref().map_or((0, 0), |weights| (weights.generation, weights.version));
+        Self { spec: Arc::clone(&driver.spec), problems: Arc::clone(&driver.problems), weights }
+    }
+
+    fn lease(&self, grant: GroupGrant) -> v1::GroupLease {
+        let (generation, min_version) = self.weights;
+        v1::GroupLease {
+            lease_id: grant.lease.0,
+            group_id: grant.group.0,
+            purpose: v1::Purpose::from(grant.purpose).into(),
+            prompt_tokens: problem_of(&self.problems, grant.group).prompt_tokens.clone(),
+            sampling: Some(self.sampling(&grant)),
+            samples: grant.samples.into_iter().map(wanted).collect(),
+            generation,
+            min_version,
+        }
+    }
+
+    /// How a group is sampled: as the job trains, or as the set says that is measured.
+    fn sampling(&self, grant: &GroupGrant) -> v1::SamplingOptions {
+        let rollout = &self.spec.rollout;
+        let trained = v1::SamplingOptions {
+            temperature: rollout.temperature as f32,
+            top_p: rollout.top_p as f32,
+            top_k: rollout.top_k,
+            min_p: rollout.min_p as f32,
+            max_new_tokens: rollout.max_new_tokens,
+            stop: rollout.stop.clone(),
+            seed: self.spec.seed,
+            stream: 0,
+        };
+        let measured = evaluation_problem(grant.group).and_then(|number| self.problems.measured(number));
+        let Some((MeasuredSet { set, .. }, _)) = measured else { return trained };
+        v1::SamplingOptions {
+            temperature: set.temperature as f32,
+            top_p: set.top_p as f32,
+            top_k: set.top_k,
+            min_p: set.min_p as f32,
+            max_new_tokens: set.max_new_tokens,
+            stream: 1 + grant.policy_step,
+            ..trained
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pacs_machine::{Directive, End, Event, LogLevel, Reply};
 use pacs_protocol::v1;
@@ -44,7 +44,10 @@ impl WorkerService for Services {
         }
         let (ours, theirs) = (&*self.1, &request.attempt);
         if !ours.is_empty() && !theirs.is_empty() && ours != theirs {
-            tracing::warn!(worker = request.name, "a worker of another start of the job was refused: {theirs}");
+            if let Some(times) = self.3.count(role, &request.name, Instant::now()) {
+                let worker = &request.name;
+                tracing::warn!(worker, times, "a worker of another start of the job was refused: {theirs}");
+            }
             return Err(Status::aborted(format!(
                 "the worker was started for attempt {theirs}, and this is attempt {ours}: its scheduler has given it up"
             )));
@@ -52,9 +55,12 @@ impl WorkerService for Services {
         let v1::RegisterRequest { name, host, pid, started, collective_address, .. } = request;
         let event = Event::Register { role, name: name.clone(), host: host.clone(), pid, started, collective_address };
         let run_id = self.2.to_string();
+        let refusals = &self.3;
         let register = |driver: &mut Driver| {
             let reply = driver.call(event).map_err(|refusal| {
-                tracing::warn!(%role, name, host, pid, "a registration was refused: {}", refusal.message());
+                if let Some(times) = refusals.count(role, &name, Instant::now()) {
+                    tracing::warn!(%role, name, host, pid, times, "a registration was refused: {}", refusal.message());
+                }
                 with_patience(refusal, driver.machine.heartbeat_timeout())
             });
             let Reply::Registered(worker) = reply? else { return Err(wrong_answer()) };
@@ -76,7 +82,7 @@ impl WorkerService for Services {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let certified = certified(&request);
         let v1::HeartbeatRequest { worker_id, activity, ending } = request.into_inner();
-        let mut driver = self.0.lock();
+        let mut driver = self.0.lock()?;
         must_be(certified, driver.machine.worker_role(WorkerId(worker_id)))?;
         if ending {
             driver.call(Event::Ending { worker: WorkerId(worker_id) })?;

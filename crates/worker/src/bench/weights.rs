@@ -108,7 +108,7 @@ impl Bench<'_> {
                 Receiver::new(Arc::clone(&sender.store), Shelf::default(), FetchOptions::new(Security::Plain, RUN));
             let started = Instant::now();
             let nobody = |_: &[String]| Err("it is on this host".to_owned());
-            let received = receiver.receive(&announced(&published, None), &nobody, &AtomicBool::new(false));
+            let received = receiver.receive(&announced(&published), &nobody, &AtomicBool::new(false));
             let mapped = MappedWeights::map(&received.context("receive")?, &self.config).context("map")?;
             maps.push(started.elapsed().as_secs_f64());
             drop(mapped);
@@ -160,7 +160,7 @@ impl Bench<'_> {
         let options =
             FetchOptions { connections: self.arguments.connections, ..FetchOptions::new(security.clone(), RUN) };
         let receiver = Receiver::new(Arc::clone(&host.store), host.shelf.clone(), options);
-        receiver.receive(&announced(published, None), finder, &AtomicBool::new(false)).context("receive")
+        receiver.receive(&announced(published), finder, &AtomicBool::new(false)).context("receive")
     }
 
     /// Many hosts, who hand on to each other, beside one.
@@ -253,10 +253,9 @@ impl Bench<'_> {
     }
 }
 
-/// `sender`: whom a broadcast may be asked of.
-fn announced(published: &Whole, sender: Option<&DataServer>) -> Announcement {
-    let address = sender.map(|server| server.address().to_string()).unwrap_or_default();
-    Announcement { description: published.description().clone(), address }
+/// Announced by a learner that broadcasts to nobody.
+fn announced(published: &Whole) -> Announcement {
+    Announcement { description: published.description().clone(), address: String::new() }
 }
 
 /// Processor time that all threads of this process have used, to a hundredth of a second.

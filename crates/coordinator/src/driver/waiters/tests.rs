@@ -34,7 +34,8 @@ fn call(work: &Shared, waiters: &Waiters, id: u64, able: bool) -> JoinHandle<Opt
         };
         let deadline = Instant::now() + Duration::from_secs(3600);
         let wait = Wait::Groups(WorkerId(id));
-        let found = waiters.poll(wait, deadline, &work, |work| work.left > 0, attempt).await.unwrap();
+        let found =
+            waiters.poll(wait, deadline, || Ok(work.lock().unwrap()), |work| work.left > 0, attempt).await.unwrap();
         lock(&work).calls.remove(&id);
         found
     })
@@ -157,7 +158,9 @@ async fn a_call_that_cannot_take_it_keeps_its_place_and_lets_the_next_one_try() 
 async fn a_call_ends_at_its_deadline_and_leaves_the_line() {
     let (waiters, work) = (Waiters::default(), Mutex::new(()));
     let deadline = Instant::now() + Duration::from_millis(20);
-    let found = waiters.poll(Wait::Task, deadline, &work, |()| false, |()| Ok::<Option<()>, ()>(None)).await;
+    let found = waiters
+        .poll(Wait::Task, deadline, || Ok(work.lock().unwrap()), |()| false, |()| Ok::<Option<()>, ()>(None))
+        .await;
     assert_eq!(found, Ok(None));
     assert!(Instant::now() >= deadline);
     let lines = waiters.lock();

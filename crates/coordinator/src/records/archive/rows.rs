@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
+use pacs_data::Problem;
 use pacs_types::{FinishReason, Purpose, Sample, SampleId};
 use parquet::basic::Compression;
 use parquet::column::writer::ColumnWriter;
@@ -47,10 +48,15 @@ pub(super) fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     let schema = Arc::new(parse_message_type(SCHEMA)?);
     let mut writer = SerializedFileWriter::new(&mut *file, schema, properties())?;
     let mut rest = round.samples.as_slice();
+    let mut before = None;
     while !rest.is_empty() {
         let part;
         (part, rest) = rest.split_at(part_of(rest));
-        let rows = part.iter().filter_map(|row| Row::read(row).transpose()).collect::<Result<Vec<_>>>()?;
+        let mut rows = Vec::with_capacity(part.len());
+        for of in part {
+            let is_first = before.replace(of.group) != Some(of.group);
+            rows.extend(Row::read(of, round, is_first)?);
+        }
         write_columns(Rows { columns: writer.next_row_group()?, samples: &rows }, round)?;
     }
     writer.close()?;
@@ -73,15 +79,20 @@ fn part_of(samples: &[ArchivedSample]) -> usize {
 /// A row with its content.
 struct Row<'a> {
     of: &'a ArchivedSample,
+    problem: &'a Problem,
+    /// Tokens of the prompt, on the first row of a group; empty on the others.
+    prompt_tokens: &'a [u32],
     sample: Sample,
 }
 
 impl<'a> Row<'a> {
     /// None where the content is lost for good: that costs the row, and not the round.
-    fn read(of: &'a ArchivedSample) -> Result<Option<Self>> {
+    fn read(of: &'a ArchivedSample, round: &'a Round, is_first: bool) -> Result<Option<Self>> {
+        let problem = round.problems.problem(of.group);
+        let prompt_tokens = if is_first { problem.prompt_tokens.as_slice() } else { &[] };
         let sample = SampleId { group: of.group, index: of.index };
         match of.sample.content() {
-            Ok(sample) => Ok(Some(Self { of, sample })),
+            Ok(sample) => Ok(Some(Self { of, problem, prompt_tokens, sample })),
             Err(error) if error.is_damage() => {
                 tracing::warn!(%sample, "a sample was not archived: {error}");
                 Ok(None)
@@ -106,8 +117,8 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.int64(|row| row.of.group.0)?;
     rows.int32(|row| row.of.index as usize)?;
     rows.text(|_| purpose)?;
-    rows.text(|row| &row.of.question)?;
-    rows.text(|row| &row.of.gold)?;
+    rows.text(|row| &row.problem.question)?;
+    rows.text(|row| &row.problem.answer)?;
     rows.text(|row| &row.sample.text)?;
     rows.optional_text(|row| row.of.verdict.extracted.as_deref())?;
     rows.text(|row| row.of.verdict.outcome.name())?;
@@ -125,7 +136,7 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.float_list(|row| row.sample.sampled_logprobs.clone())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.version.0)).collect())?;
     rows.int32_list(|row| row.sample.spans.iter().map(|span| int32(span.tokens)).collect())?;
-    rows.int32_list(|row| row.of.prompt_tokens.iter().copied().map(int32).collect())?;
+    rows.int32_list(|row| row.prompt_tokens.iter().copied().map(int32).collect())?;
     rows.columns.close()?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use pacs_machine::{Options, Snapshot as Position};
 
 use super::*;
 use crate::journal::Journal;
+use crate::records::one_question;
 
 const SPEC: &str = "name = 'test'";
 
@@ -48,7 +49,7 @@ fn line(to: LinesOf, step: u64) -> Job {
 }
 
 fn archive(step: u64) -> Job {
-    Job::Archive(Round { step, purpose: Purpose::Train, samples: Vec::new() })
+    Job::Archive(Round { step, purpose: Purpose::Train, samples: Vec::new(), problems: one_question() })
 }
 
 fn keep(journal: &mut Journal, step: u64) -> Job {
