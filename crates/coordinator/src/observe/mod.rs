@@ -124,7 +124,7 @@ impl Observer {
         match &*kept {
             Some((made, status)) if made.elapsed() < STATUS_AGE => Arc::clone(status),
             _ => {
-                let status = self.0.shared.lock().status();
+                let status = self.0.shared.lock()?.status();
                 let status = Arc::new(bounded(status));
                 *kept = Some((Instant::now(), Arc::clone(&status)));
                 status
@@ -147,7 +147,7 @@ impl Observer {
     /// As [`Self::metrics`].
     pub async fn samples(&self, request: v1::ListSamplesRequest) -> Result<v1::ListSamplesResponse, ObserveError> {
         let query = Query::new(request)?;
-        let in_flight = query.wants_in_flight().then(|| Candidates::of(&self.0.shared.lock(), &query));
+        let in_flight = query.wants_in_flight().then(|| Candidates::of(&self.0.shared.lock()?, &query));
         let recorded = Arc::clone(&self.0.recorded);
         self.read(move || {
             let mut found = Found::new(query);
@@ -170,7 +170,7 @@ impl Observer {
         let window = Window::new(&request)?;
         let id = SampleId { group: GroupId(request.group_id), index: request.index };
         let in_flight = match request.step {
-            None => InFlight::of(&self.0.shared.lock(), id),
+            None => InFlight::of(&self.0.shared.lock()?, id),
             Some(_) => None,
         };
         let recorded = Arc::clone(&self.0.recorded);

@@ -80,7 +80,7 @@ impl Job {
             Self::Archive(Round { step, .. }) => tracing::info_span!("archive", step),
             Self::Append { to, step, .. } => tracing::info_span!("append", ?to, step),
             Self::Truncate { steps, evaluations } => tracing::info_span!("truncate", steps, evaluations),
-            Self::Create { step, save } => tracing::info_span!("create", step, save),
+            Self::Create { step, save, bytes } => tracing::info_span!("create", step, save, bytes),
             Self::Commit { manifest, save, .. } => tracing::info_span!("commit", step = manifest.step, save),
             Self::Keep { seq, .. } => tracing::info_span!("snapshot", seq),
         }
