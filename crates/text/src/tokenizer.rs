@@ -1,6 +1,7 @@
 mod growth;
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 /// Text to token ids and back, by a model folder's `tokenizer.json`.
@@ -32,7 +33,8 @@ impl Tokenizer {
         let error = |message: String| TokenizerError { path: path.clone(), doing: "start", message };
         let bytes = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
         growth::check(&bytes).map_err(error)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
+        let parsed = contained(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(error)?;
+        let mut inner = parsed.map_err(|e| error(e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
         Ok(Self { inner, path })
@@ -45,7 +47,9 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer has no token for a part of the text and none for unknown ones.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.error("encode text", e))?;
+        let failed = |message| self.error("encode text", message);
+        let encoding = contained(|| self.inner.encode_fast(text, add_special)).map_err(failed)?;
+        let encoding = encoding.map_err(|e| self.error("encode text", e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -55,7 +59,9 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special).map_err(|e| self.error("decode tokens", e))
+        let failed = |message| self.error("decode tokens", message);
+        let decoded = contained(|| self.inner.decode(ids, skip_special)).map_err(failed)?;
+        decoded.map_err(|e| self.error("decode tokens", e))
     }
 
     /// The id of a token, given as it is written in the vocabulary (`<|im_end|>`).
@@ -73,6 +79,12 @@ impl Tokenizer {
     fn error(&self, doing: &'static str, error: impl fmt::Display) -> TokenizerError {
         TokenizerError { path: self.path.clone(), doing, message: error.to_string() }
     }
+}
+
+/// Calls the tokenizer's library, which panics at some files that are no tokenizers: whoever gave us the file may not end the
+/// process with it.
+fn contained<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(call)).map_err(|_| "its parts do not fit together".to_owned())
 }
 
 impl fmt::Debug for Tokenizer {

@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,12 +16,16 @@ pub(super) fn rows(path: &Path, source: &SourceSpec, take: &mut Take<'_>) -> Res
     let reader = open(path)?;
     let format_error = |message: String| DataError::Format { path: path.to_owned(), message };
     let columns = projection(&reader, source).map_err(format_error)?;
-    let iterator = reader.get_row_iter(Some(columns)).map_err(|error| format_error(error.to_string()))?;
+    let iterator = contained(|| reader.get_row_iter(Some(columns))).and_then(|iterator| iterator);
+    let mut iterator = iterator.map_err(|error| format_error(error.to_string()))?;
     let window = window(source);
-    for (position, values) in iterator.enumerate().skip(window.start).take(window.len()) {
-        let number = position + 1;
+    for number in 1..=window.end {
         let row_error = |message| DataError::Row { path: path.to_owned(), row: number, message };
-        let values = values.map_err(|error: ParquetError| row_error(error.to_string()))?;
+        let next = contained(|| iterator.next().transpose()).and_then(|values| values);
+        let Some(values) = next.map_err(|error| row_error(error.to_string()))? else { break };
+        if number <= window.start {
+            continue;
+        }
         let value = |name: &str| {
             let found = values.get_column_iter().find(|(column, _)| column.as_str() == name);
             cell(found.map_or(&Field::Null, |(_, field)| field))
@@ -39,8 +44,15 @@ pub(super) fn count(path: &Path) -> Result<usize, DataError> {
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
     let file = File::open(path).map_err(|error| DataError::Read { path: path.to_owned(), error })?;
-    SerializedFileReader::new(file)
+    contained(|| SerializedFileReader::new(file))
+        .and_then(|reader| reader)
         .map_err(|error| DataError::Format { path: path.to_owned(), message: error.to_string() })
+}
+
+/// Calls the library, which panics at some files that are no Parquet: whoever gave us the file may not end the process with it.
+fn contained<T>(call: impl FnOnce() -> T) -> Result<T, ParquetError> {
+    let broken = |_| ParquetError::General("its parts do not fit together".to_owned());
+    panic::catch_unwind(AssertUnwindSafe(call)).map_err(broken)
 }
 
 /// The schema of the two columns that are read.
