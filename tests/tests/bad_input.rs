@@ -1,5 +1,16 @@
 //! Whatever is wrong gives one clear error, and an exit code that says whether trying again can help.
 
+#[path = "../fuzz/src/data_file.rs"]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod data_file;
+#[path = "../fuzz/src/job_spec.rs"]
+mod job_spec;
+#[path = "../fuzz/src/model_folder.rs"]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod model_folder;
+#[path = "../fuzz/src/mutate.rs"]
+mod mutate;
+
 use std::fs;
 use std::net::TcpListener;
 
@@ -83,4 +94,20 @@ fn two_runs_in_one_folder() -> Result<()> {
     assert_ne!(second.code, Some(0));
     assert_eq!(second.stderr.matches("error:").count(), 1, "{}", second.stderr);
     Ok(())
+}
+
+/// The inputs of `tests/fuzz`, a bounded number of each: nothing panics or hangs.
+#[test]
+fn any_job_spec_is_read_or_refused() {
+    mutate::each(&job_spec::examples(), 3000, job_spec::check);
+}
+
+#[test]
+fn any_file_of_problems_is_read_or_refused() {
+    mutate::each(&data_file::examples(), 600, data_file::check);
+}
+
+#[test]
+fn any_model_folder_is_read_or_refused() {
+    mutate::each(&model_folder::examples(), 600, model_folder::check);
 }

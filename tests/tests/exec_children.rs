@@ -183,6 +183,52 @@ fn they_end_with_their_guard() -> Result<()> {
     Ok(())
 }
 
+/// Runs a command where control groups (version 2) are mounted at their usual place; for this command alone.
+const WITH_GROUPS: [&str; 5] =
+    ["unshare", "--mount", "sh", "-c", "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\""];
+
+/// What to put in front of a command so that it may make control groups; none: nothing helps.
+fn way_to_groups() -> Option<&'static [&'static str]> {
+    let probe = r#"group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/pacs-probe-$$
+        mkdir "$group" && test -e "$group/cgroup.kill" && rmdir "$group""#;
+    let works = |prefix: &[&str]| {
+        let line = [prefix, &["sh", "-c", probe]].concat();
+        let quiet = Command::new(line[0]).args(&line[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        quiet.is_ok_and(|status| status.success())
+    };
+    [&[][..], &WITH_GROUPS].into_iter().find(|prefix| works(prefix))
+}
+
+/// Whether a process is left in a control group.
+fn is_populated(group: &str) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.map(|entry| entry.path().join("cgroup")).any(|file| {
+        fs::read_to_string(file).is_ok_and(|groups| groups.lines().any(|line| line.strip_prefix("0::") == Some(group)))
+    })
+}
+
+#[test]
+fn what_forks_faster_than_anybody_can_look_ends_with_its_control_group() -> Result<()> {
+    let Some(prefix) = way_to_groups() else {
+        eprintln!("SKIPPED: this user may not make control groups (version 2), nor mount them");
+        return Ok(());
+    };
+    // Each process of the chain is nobody's child before anybody has seen it.
+    let trial = Trial::new(
+        "note \"$(sed -n 's/^0:://p' /proc/self/cgroup)\"
+         setsid bash -c 'hop() { (hop) & exit 0; }; hop' & sleep 3000",
+    )?;
+    let plain = trial.command(&["--timeout", "5"])?;
+    let line: Vec<_> =
+        prefix.iter().map(std::ffi::OsStr::new).chain([plain.get_program()]).chain(plain.get_args()).collect();
+    let output = Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("timed_out"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let notes = trial.wait_for_notes(1)?;
+    ensure!(notes[0].contains("/pacs-exec-"), "it ran in the group `{}`", notes[0]);
+    wait_for("end of the chain", || !is_populated(&notes[0]))
+}
+
 #[test]
 fn what_cannot_be_started_says_why() -> Result<()> {
     let trial = Trial::new("right")?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pacs_machine::StopMode;
 use pacs_protocol::v1::learner_service_server::LearnerService;
+use pacs_protocol::v1::operator_service_server::OperatorService;
 use pacs_protocol::v1::rollout_service_server::RolloutService;
 use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
@@ -185,7 +186,14 @@ impl Coordinator {
     #[must_use]
     pub fn services(
         &self,
-    ) -> impl WorkerService + RolloutService + VerifierService + LearnerService + Clone + std::fmt::Debug + use<> {
+    ) -> impl WorkerService
+    + RolloutService
+    + VerifierService
+    + LearnerService
+    + OperatorService
+    + Clone
+    + std::fmt::Debug
+    + use<> {
         self.all_services()
     }
 

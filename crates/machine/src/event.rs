@@ -149,6 +149,8 @@ pub enum Event {
     },
     /// A run that had ended goes on: its workers are gone, its groups are not.
     Reopened,
+    /// The coordinator was started again: which of its members have died meanwhile, and of what, is not known.
+    Resumed,
     /// A worker has not been heard of for too long.
     WorkerSilent {
         /// Who.

@@ -94,13 +94,23 @@ impl Machine {
         let revoked = self.revoke_worker(worker);
         let leases: usize = revoked.iter().map(Revoked::leases).sum();
         self.count(Counter::LapsedLeases, leases as u64);
-        if departure.is_death() {
+        // One that went while the coordinator was away may have gone with it, and with all others: a machine that was switched
+        // off says nothing of the groups and the batch in work.
+        let says_something = departure.is_death() && !lost.unheard;
+        if says_something {
             self.hold_against(role, &revoked, &format!("{name} {why}"));
         }
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         if role == Role::Learner && is_rank {
-            self.lose_ranks(&format!("{name} {why}"), departure.is_death());
+            self.lose_ranks(&format!("{name} {why}"), says_something);
         }
+    }
+
+    /// Notes that the coordinator was away.
+    pub(crate) fn resumed(&mut self) {
+        self.reply(Reply::Done);
+        self.unchanged = self.workers.is_empty();
+        self.workers.values_mut().for_each(|worker| worker.unheard = true);
     }
 
     /// Gives up a worker that was not heard of for too long. Its process may come back when another one has its name.

@@ -227,6 +227,7 @@ impl Machine {
             Event::Operator { who, at, command } => self.operate(who, at, command),
             Event::SampleGone { sample } => self.sample_gone(sample),
             Event::Reopened => self.reopen(),
+            Event::Resumed => self.resumed(),
             // What was found overdue was about a run that goes on.
             Event::WorkerSilent { .. }
             | Event::LeasesLapsed { .. }

@@ -422,4 +422,24 @@ mod tests {
         assert_eq!(trials.failed(&groups, "x", true), Found::Suspects);
         assert!(trials.held().eq((4..8).map(GroupId)));
     }
+
+    #[test]
+    fn learners_that_went_with_the_coordinator_say_nothing_of_the_batch() {
+        for (is_heard, failures) in [(false, 0), (true, 1)] {
+            let mut run = Run::sampling(options());
+            run.generate_all();
+            run.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
+            assert_eq!(run.machine.status(run.now).phase, PhaseKind::Training);
+            run.step(Event::Resumed);
+            let worker = run.learners[0];
+            if is_heard {
+                let beat = Event::Heartbeat { worker, activity: String::new() };
+                assert!(run.whole_step(beat.clone()).record.is_some(), "what its death says depends on it");
+                assert_eq!(run.whole_step(beat).record, None);
+            }
+            run.register(Role::Learner, "learner-0");
+            assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
+            assert_eq!(run.machine.trials.failures, failures);
+        }
+    }
 }

@@ -23,6 +23,9 @@ pub(crate) struct Worker {
     draining: Option<Drain>,
     /// Learners: it has asked for a place in the next generation.
     pub(crate) joining: bool,
+    /// Nothing was heard of it since the coordinator was started again: if it is gone, it may have gone with the coordinator.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unheard: bool,
 }
 
 /// One process, told apart from the others that were or are started under its name.
@@ -72,6 +75,7 @@ impl Worker {
             answered: None,
             draining: None,
             joining: false,
+            unheard: false,
         }
     }
 

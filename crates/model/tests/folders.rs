@@ -1,6 +1,11 @@
 //! Reading and writing model folders: what is refused, and that what was written reads back.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../../../tests/fuzz/src/mutate.rs"]
+mod mutate;
+#[path = "../../../tests/fuzz/src/safetensors.rs"]
+mod safetensors;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -221,4 +226,10 @@ fn what_is_written_reads_back() {
         }
         assert_eq!(files, expected);
     }
+}
+
+/// The inputs of `tests/fuzz`, a bounded number of them, and headers that only an attacker writes.
+#[test]
+fn any_safetensors_header_is_read_or_refused() {
+    mutate::each(&safetensors::examples(), 1000, safetensors::check);
 }

@@ -1,6 +1,11 @@
 //! GGUF files: a small one made here, and SmolLM2-135M-Instruct where `PACS_TEST_GGUF` names its file.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../../../tests/fuzz/src/gguf.rs"]
+mod gguf;
+#[path = "../../../tests/fuzz/src/mutate.rs"]
+mod mutate;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -273,4 +278,15 @@ fn smollm2() {
         tokens.push(model.logits(&hidden).get(-1).argmax(0, false).int64_value(&[]));
     }
     assert_eq!(&tokens[5..], [7042, 30]);
+}
+
+/// The inputs of `tests/fuzz`, a bounded number of them.
+#[test]
+fn any_header_is_read_or_refused() {
+    let example = &gguf::examples()[0];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, gguf::whole(example)).unwrap();
+    import_gguf(&path, &dir.path().join("hf")).expect("what is changed is a valid file at first");
+    mutate::each(&gguf::examples(), 2000, gguf::check);
 }

@@ -463,8 +463,19 @@ async fn register_once(link: &Link, mut request: v1::RegisterRequest) -> Result<
             return Err(Failed::Passing(silent));
         }
     };
+    let was_told = link.run_id.get().is_some();
     match link.run_id.tell(&answer.run_id) {
-        Ok(true) => Ok(Registered { channel, client, answer }),
+        Ok(true) => {
+            // Trusted because it was the first: whoever started the process by hand should see which run that is.
+            if !was_told {
+                let (run, coordinator) = (&answer.run_id, &link.coordinator);
+                tracing::info!(
+                    "joined run {run} at {coordinator}, the first that has taken this worker, and keeps to it; --run-id or \
+                     PACS_RUN_ID names another"
+                );
+            }
+            Ok(Registered { channel, client, answer })
+        }
         Ok(false) => Err(Failed::OtherRun(stranger(link, &answer.run_id))),
         Err(error) => Err(Failed::Refused(format!("its answer does not name a run: {error}"))),
     }

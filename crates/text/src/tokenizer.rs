@@ -2,6 +2,7 @@ mod growth;
 
 use std::fmt;
 use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -48,7 +49,8 @@ impl Tokenizer {
             ));
         }
         growth::check(&bytes).map_err(error)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
+        let parsed = contained(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(error)?;
+        let mut inner = parsed.map_err(|e| error(e.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
         let added = inner.get_added_tokens_decoder();
@@ -68,7 +70,9 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer has no token for a part of the text and none for unknown ones.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.error("encode text", e))?;
+        let failed = |message| self.error("encode text", message);
+        let encoding = contained(|| self.inner.encode_fast(text, add_special)).map_err(failed)?;
+        let encoding = encoding.map_err(|e| self.error("encode text", e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -78,7 +82,9 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special).map_err(|e| self.error("decode tokens", e))
+        let failed = |message| self.error("decode tokens", message);
+        let decoded = contained(|| self.inner.decode(ids, skip_special)).map_err(failed)?;
+        decoded.map_err(|e| self.error("decode tokens", e))
     }
 
     /// Token ids of `text` in which no part is a control token: what looks like one is spelt out.
@@ -88,7 +94,9 @@ impl Tokenizer {
             spelling.set_encode_special_tokens(true);
             spelling
         });
-        let encoding = spelling.encode_fast(text, false).map_err(|e| self.error("encode text", e))?;
+        let failed = |message| self.error("encode text", message);
+        let encoding = contained(|| spelling.encode_fast(text, false)).map_err(failed)?;
+        let encoding = encoding.map_err(|e| self.error("encode text", e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -149,6 +157,12 @@ impl Tokenizer {
     fn error(&self, doing: &'static str, error: impl fmt::Display) -> TokenizerError {
         TokenizerError { path: self.path.clone(), doing, message: error.to_string() }
     }
+}
+
+/// Calls the tokenizer's library, which panics at some files that are no tokenizers: whoever gave us the file may not end the
+/// process with it.
+fn contained<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(call)).map_err(|_| "its parts do not fit together".to_owned())
 }
 
 impl fmt::Debug for Tokenizer {

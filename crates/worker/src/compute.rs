@@ -14,7 +14,7 @@ pub(crate) struct Compute {
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
     /// Threads of libtorch; 0: one a core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
 }
 

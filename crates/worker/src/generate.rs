@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 1)]
     n: u32,
     /// Most tokens of a sample.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     max_new_tokens: u32,
     /// Sampling temperature, 0.01 to 10; 0 takes the most probable token, with log-probs at temperature 1.
     #[arg(long, default_value_t = 1.0)]
@@ -87,7 +87,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 64)]
     rows: usize,
     /// Tokens that the KV cache holds [default: what the rows could need, or what fits into 40 % of the memory]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::bounds::usize_to(1 << 32))]
     cache_tokens: Option<usize>,
     /// Compute with libtorch's own operations, one sequence at a time: slow, and exactly the same whatever else runs.
     #[arg(long)]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bounds;
 mod compute;
 mod create;
 mod generate;

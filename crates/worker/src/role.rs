@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     worker: WorkerArguments,
     /// Threads of libtorch; 0: one a core.
-    #[arg(long, env = "PACS_THREADS", default_value_t = 0)]
+    #[arg(long, env = "PACS_THREADS", default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
     /// Where tensors live.
     #[arg(long, env = "PACS_DEVICE", value_enum, default_value_t = Device::Cpu)]

@@ -26,16 +26,16 @@ pub(crate) struct Arguments {
     #[arg(long)]
     input: PathBuf,
     /// Divides the logits.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = crate::bounds::number_in(0.01, 100.0))]
     temperature: f64,
     /// Compute in bfloat16 instead of float32.
     #[arg(long)]
     bfloat16: bool,
     /// Threads of libtorch; 0: one a core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
     /// Most tokens that go through the model at once.
-    #[arg(long, default_value_t = 16384)]
+    #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch_tokens: usize,
 }
 

@@ -98,6 +98,9 @@ impl Driver {
             tracing::error!(sample = %present.sample, "the journal has lost a sample; it is generated again");
             self.tell(Event::SampleGone { sample: present.sample });
         }
+        if !self.machine.is_alone() {
+            self.tell(Event::Resumed);
+        }
         if self.machine.is_stopping() || self.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.tell(Event::Reopened);
         }

@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,12 +22,16 @@ pub(super) fn rows(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>
     let names = || schema.get_fields().iter().map(|field| field.name().to_owned()).collect();
     let fields = Fields::choose(source, |path| holds(schema, path), names).map_err(format_error)?;
     let columns = projection(schema, &fields).map_err(format_error)?;
-    let iterator = reader.get_row_iter(Some(columns)).map_err(|error| format_error(error.to_string()))?;
+    let iterator = contained(|| reader.get_row_iter(Some(columns))).and_then(|iterator| iterator);
+    let mut iterator = iterator.map_err(|error| format_error(error.to_string()))?;
     let window = window(source);
-    for (position, values) in iterator.enumerate().skip(window.start).take(window.len()) {
-        let number = position + 1;
+    for number in 1..=window.end {
         let row_error = |message| DataError::Row { path: path.to_owned(), row: number, message };
-        let values = values.map_err(|error: ParquetError| row_error(error.to_string()))?;
+        let next = contained(|| iterator.next().transpose()).and_then(|values| values);
+        let Some(values) = next.map_err(|error| row_error(error.to_string()))? else { break };
+        if number <= window.start {
+            continue;
+        }
         let value = |path: &str| Ok(at(&values, path));
         let place = format!("{}:{number}", path.display());
         take(fields.record(value, names, place).map_err(row_error))?;
@@ -42,7 +47,7 @@ pub(super) fn count(path: &Path) -> Result<usize, DataError> {
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
     let file = File::open(path).map_err(|error| text::read_error(path, error))?;
-    SerializedFileReader::new(file).map_err(|error| {
+    contained(|| SerializedFileReader::new(file)).and_then(|reader| reader).map_err(|error| {
         // What it is instead says more than that its last bytes are not those of a Parquet file.
         let instead = text::open(path).err().filter(|error| matches!(error, DataError::Format { .. }));
         let is_parquet = |error: &DataError| error.to_string().contains("a Parquet file");
@@ -50,6 +55,12 @@ fn open(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
             .filter(|error| !is_parquet(error))
             .unwrap_or_else(|| DataError::Format { path: path.to_owned(), message: error.to_string() })
     })
+}
+
+/// Calls the library, which panics at some files that are no Parquet: whoever gave us the file may not end the process with it.
+fn contained<T>(call: impl FnOnce() -> T) -> Result<T, ParquetError> {
+    let broken = |_| ParquetError::General("its parts do not fit together".to_owned());
+    panic::catch_unwind(AssertUnwindSafe(call)).map_err(broken)
 }
 
 /// Whether the schema has a field at this path. Lists and maps have levels of their own in it, so that beyond one only rows can say.

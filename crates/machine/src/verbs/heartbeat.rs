@@ -8,7 +8,9 @@ use crate::{Directive, Effect, Event, Reply};
 
 impl Machine {
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, activity: String) {
-        self.unchanged = true;
+        // The first one after a restart of the coordinator is recorded: what the worker's death says depends on it.
+        let was_unheard = self.workers.get_mut(worker).is_some_and(|member| std::mem::take(&mut member.unheard));
+        self.unchanged = !was_unheard;
         let is_ended = self.is_ended();
         let holds_nothing = self.rank(worker).is_none() && self.pools().all(|pool| pool.loans_of(worker) == 0);
         let directive = match self.workers.get_mut(worker) {

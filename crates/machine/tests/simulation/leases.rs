@@ -14,6 +14,8 @@ pub(crate) struct Leases {
     holders: BTreeMap<(Role, String), WorkerId>,
     /// Those that are to leave.
     leaving: BTreeSet<WorkerId>,
+    /// The newest request of each worker that was given something, and what.
+    answered: BTreeMap<WorkerId, (u64, Vec<LeaseId>)>,
     /// Every lease that was ever given out.
     seen: BTreeSet<LeaseId>,
     /// Samples that a rollout worker generates.
@@ -64,7 +66,21 @@ impl Leases {
         is_new
     }
 
-    pub(crate) fn groups(&mut self, worker: WorkerId, grants: &[GroupGrant]) {
+    /// Checks that a request that was sent again, for its answer was lost, is given what it was given first.
+    fn answers(&mut self, worker: WorkerId, request: u64, leases: Vec<LeaseId>) {
+        let others = || leases.iter().any(|lease| !self.seen.contains(lease));
+        if let Some((_, given)) = self.answered.get(&worker).filter(|(newest, _)| *newest == request && others()) {
+            let mut open = self.generating.values().chain(self.judging.values()).map(|(lease, _)| lease);
+            let open = open.find(|lease| given.contains(lease) && !self.doubtful.contains(lease));
+            assert_eq!(open, None, "{worker} asked again, and was given {leases:?} as well");
+        }
+        if !leases.is_empty() {
+            self.answered.insert(worker, (request, leases));
+        }
+    }
+
+    pub(crate) fn groups(&mut self, worker: WorkerId, request: u64, grants: &[GroupGrant]) {
+        self.answers(worker, request, grants.iter().map(|grant| grant.lease).collect());
         for grant in grants {
             let is_new = self.may_lease(worker, grant.lease);
             for wanted in grant.samples.iter().filter(|_| is_new) {
@@ -76,7 +92,8 @@ impl Leases {
         }
     }
 
-    pub(crate) fn samples(&mut self, worker: WorkerId, grants: &[SampleGrant], max_attempts: u32) {
+    pub(crate) fn samples(&mut self, worker: WorkerId, request: u64, grants: &[SampleGrant], max_attempts: u32) {
+        self.answers(worker, request, grants.iter().map(|grant| grant.lease).collect());
         for SampleGrant { lease, sample } in grants {
             if self.may_lease(worker, *lease) {
                 let before = self.judging.insert(*sample, (*lease, worker));

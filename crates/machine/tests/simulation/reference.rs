@@ -115,13 +115,13 @@ impl Reference {
                 self.leases.registered(*id, *role, name);
             }
             Ok(Reply::Groups(groups)) => {
-                let Event::LeaseGroups { worker, .. } = event else { panic!("{event:?} leases no groups") };
-                self.leases.groups(*worker, groups);
+                let Event::LeaseGroups { worker, request, .. } = event else { panic!("{event:?} leases no groups") };
+                self.leases.groups(*worker, *request, groups);
                 self.lent(groups);
             }
             Ok(Reply::Samples(samples)) => {
-                let Event::LeaseSamples { worker, .. } = event else { panic!("{event:?} leases no samples") };
-                self.leases.samples(*worker, samples, options.max_attempts);
+                let Event::LeaseSamples { worker, request, .. } = event else { panic!("{event:?} leases no samples") };
+                self.leases.samples(*worker, *request, samples, options.max_attempts);
             }
             Ok(Reply::Accepted { fresh: true }) => self.accepted(event, options),
             Ok(Reply::Accepted { fresh: false }) => match event {

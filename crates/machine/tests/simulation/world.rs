@@ -448,6 +448,7 @@ impl World {
     /// What a new process does with what it finds.
     fn come_back(&mut self) {
         self.server.machine.resume(self.now);
+        self.server.step(self.now, Event::Resumed, None);
         if self.server.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.server.step(self.now, Event::Reopened, None);
         }

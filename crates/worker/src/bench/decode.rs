@@ -23,22 +23,22 @@ pub(crate) struct DecodeArguments {
     #[command(flatten)]
     shape: shape::Arguments,
     /// Samples that run at once.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: Vec<usize>,
     /// Tokens of each sample in the cache, each with a prompt of its own.
-    #[arg(long, value_delimiter = ',', default_values_t = [128])]
+    #[arg(long, value_delimiter = ',', default_values_t = [128], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     context: Vec<usize>,
     /// All samples share one prompt: the cache holds it once.
     #[arg(long)]
     shared_prompt: bool,
     /// Steps that are measured, behind two that are not.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     steps: u32,
     /// Launch every kernel by itself, to see what CUDA graphs save.
     #[arg(long)]
     no_cuda_graphs: bool,
     /// Bandwidth of the memory, GB/s [default: what reading a large buffer gives]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::bounds::number_in(0.001, 1000000.0))]
     bandwidth: Option<f64>,
 }
 
@@ -50,13 +50,13 @@ pub(crate) struct PrefillArguments {
     #[command(flatten)]
     shape: shape::Arguments,
     /// Prompts at once.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: Vec<usize>,
     /// Tokens of a prompt.
-    #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
+    #[arg(long, value_delimiter = ',', default_values_t = [128, 512], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     context: Vec<usize>,
     /// Times that each is measured, behind one that is not.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
 

@@ -18,19 +18,19 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     shape: shape::Arguments,
     /// Groups, one prompt each.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::bounds::u64_to(crate::bounds::MOST_ITEMS))]
     groups: u64,
     /// Samples of a group.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::bounds::u32_to(65_536))]
     samples: u32,
     /// Tokens of a prompt.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     prompt_tokens: usize,
     /// Tokens of an answer.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     new_tokens: u32,
     /// Samples that run at once; the others wait [default: all; with `--long-tail` an eighth]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     rows: Option<usize>,
     /// Measure the same work twice: with answers of one length, and with lengths of groups from a heavy-tailed
     /// distribution (Pareto, shape 1.5) of the same mean, at most eight times as long. Compares tokens a second until no
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     no_cuda_graphs: bool,
     /// Times that the whole work is done and measured, behind one that is not.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
 

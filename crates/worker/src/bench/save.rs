@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     folder: PathBuf,
     /// Steps between checkpoints that the share of the stall is reckoned for.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     every: u64,
 }
 

@@ -27,29 +27,29 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(super) shape: shape::Arguments,
     /// Groups of a step.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     groups: usize,
     /// Samples of a group, an even number.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(65_536))]
     samples: usize,
     /// Tokens of a prompt.
-    #[arg(long, default_value_t = 26)]
+    #[arg(long, default_value_t = 26, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     prompt_tokens: usize,
     /// Tokens of an answer, on average: their lengths are spread evenly from half of this to half as much again.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     answer_tokens: usize,
     /// Most tokens of one forward and backward.
-    #[arg(long, default_value_t = 16384)]
+    #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     micro_batch_tokens: usize,
     /// Memory that training may use, in GiB; layers that do not fit are computed again (0: no limit).
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = crate::bounds::number_in(0.0, 1048576.0))]
     memory_gib: f64,
     /// Steps that are measured, behind one that is not.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     pub(super) steps: u64,
     /// Learner ranks, each a thread of this process with its own copy of the model and `--threads` threads to compute with;
     /// they exchange over TCP. Groups go to them in turn, so there must be as many.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = crate::bounds::usize_to(4096))]
     pub(super) ranks: usize,
     /// What of the training state every rank holds as a whole.
     #[arg(long, default_value = "replicated", value_parser = ["replicated", "shard_optimizer", "shard_all"])]

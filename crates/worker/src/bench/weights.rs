@@ -37,23 +37,23 @@ pub(crate) struct Arguments {
     #[arg(long)]
     tls_dir: Option<PathBuf>,
     /// Hosts that receive the version at the same time, each in a store of its own [0: not measured]
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(4096))]
     receivers: u64,
     /// Megabytes a second that each host can send when there are several: on one machine all share its processors, and it is
     /// links that a tree is for.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 40, value_parser = crate::bounds::u64_to(1_000_000))]
     link_rate: u64,
     /// Connections of one receiver.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = crate::bounds::usize_to(4096))]
     connections: usize,
     /// Folder for the stores. Default: shared memory.
     #[arg(long, default_value = "/dev/shm")]
     folder: PathBuf,
     /// Samples that decode while weights are swapped.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     rows: usize,
     /// Times that each is measured.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
 

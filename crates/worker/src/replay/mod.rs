@@ -46,10 +46,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     out: PathBuf,
     /// Stop after so many steps [default: `batch.steps` of the job]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     steps: Option<u64>,
     /// Threads of libtorch; 0: one a core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
 }
 

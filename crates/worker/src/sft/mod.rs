@@ -61,19 +61,19 @@ pub(crate) struct Arguments {
     #[arg(long)]
     out: PathBuf,
     /// How often every row is learnt [default: 1]
-    #[arg(long, conflicts_with = "updates")]
+    #[arg(long, conflicts_with = "updates", value_parser = crate::bounds::u64_to(1_000_000))]
     epochs: Option<u64>,
     /// Optimizer updates, instead of epochs.
-    #[arg(long)]
+    #[arg(long, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     updates: Option<u64>,
     /// Rows of an update.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: usize,
     /// Learning rate.
     #[arg(long, default_value_t = 1e-5)]
     learning_rate: f64,
     /// Updates over which the learning rate rises from 0.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     warmup_updates: u64,
     /// How the learning rate goes on behind the warm-up, until the last update.
     #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
@@ -91,10 +91,10 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Rows with more tokens are left out and counted.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     max_tokens: usize,
     /// Most tokens that go through the model at once; a longer row goes alone.
-    #[arg(long, default_value_t = 16384)]
+    #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     micro_batch_tokens: usize,
     #[command(flatten)]
     prompting: Prompting,
@@ -105,10 +105,10 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "", hide_default_value = true)]
     prompt_suffix: String,
     /// Updates between progress lines.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     log_every: u64,
     /// Updates between measurements with `--eval`; 0: before and after only.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     eval_every: u64,
     /// End at the first measurement at which the mean probability of a whole held-out answer, sampled at temperature 1, is so
     /// large; where a problem has one right answer, that is the pass rate.

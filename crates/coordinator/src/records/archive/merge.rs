@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::panic;
 use std::path::Path;
 
 use parquet::column::writer::ColumnCloseResult;
@@ -27,7 +28,10 @@ pub(super) struct Source {
 impl Source {
     /// Opens a file; one of a single round has the step `of_its_name`.
     pub(super) fn open(path: &Path, of_its_name: Option<u64>) -> Result<Self> {
-        let (file, reader) = (File::open(path)?, SerializedFileReader::new(File::open(path)?)?);
+        let (file, again) = (File::open(path)?, File::open(path)?);
+        // The library panics at some files that a crash or a disk has torn.
+        let torn = |_| ParquetError::General("its parts do not fit together".to_owned());
+        let reader = panic::catch_unwind(|| SerializedFileReader::new(again)).map_err(torn)??;
         let groups = reader.num_row_groups();
         let steps = match of_its_name {
             Some(step) => vec![step; groups],

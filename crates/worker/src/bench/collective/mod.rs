@@ -34,28 +34,28 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t = Backend::Host)]
     backend: Backend,
     /// Start this many ranks on this machine, each on the device of its number.
-    #[arg(long, conflicts_with_all = ["rank", "world", "address"], required_unless_present = "rank")]
+    #[arg(long, conflicts_with_all = ["rank", "world", "address"], required_unless_present = "rank", value_parser = crate::bounds::usize_to(4096))]
     ranks: Option<usize>,
     /// Take part as this rank, counted from 0.
-    #[arg(long, requires_all = ["world", "address"])]
+    #[arg(long, requires_all = ["world", "address"], value_parser = crate::bounds::usize_to(4096))]
     rank: Option<usize>,
     /// How many ranks there are.
-    #[arg(long, requires = "rank")]
+    #[arg(long, requires = "rank", value_parser = crate::bounds::usize_to(4096))]
     world: Option<usize>,
     /// Where rank 0 waits for the others, host:port.
     #[arg(long, requires = "rank")]
     address: Option<String>,
     /// Sizes of the buffers, in bytes; each is rounded up to whole numbers for every rank.
-    #[arg(long, value_delimiter = ',', default_values_t = [4096, 262_144, 4_194_304, 67_108_864])]
+    #[arg(long, value_delimiter = ',', default_values_t = [4096, 262_144, 4_194_304, 67_108_864], value_parser = crate::bounds::usize_to(1 << 36))]
     sizes: Vec<usize>,
     /// Seconds of one measurement, about.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
     /// Seconds that the ranks wait for each other.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = crate::bounds::u64_to(crate::bounds::MOST_SECONDS))]
     timeout: u64,
     /// Which of the visible GPUs this rank uses.
-    #[arg(long, default_value_t = 0, requires = "rank")]
+    #[arg(long, default_value_t = 0, requires = "rank", value_parser = crate::bounds::usize_to(4096))]
     device_index: usize,
 }
 
