@@ -53,7 +53,59 @@ pub fn hosts(count: u8) -> Result<Option<Vec<Host>>> {
     Ok(Some(hosts))
 }
 
+/// A host with nothing but a loopback interface, for processes that reach each other and nobody else; `None`, said aloud, where it
+/// cannot be made.
+///
+/// # Errors
+/// When it was made and its interface cannot be used.
+pub fn lonely_host() -> Result<Option<Host>> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let namespace = format!("pacs-{}-lonely-{number}", std::process::id());
+    let host = Host { namespace, address: "127.0.0.1".to_owned(), switch: None };
+    if let Err(error) = host.make() {
+        eprintln!("SKIPPED: no host of its own network can be made here, so nothing is cut: {error:#}");
+        return Ok(None);
+    }
+    host.mend()?;
+    Ok(Some(host))
+}
+
 impl Host {
+    /// Cuts all connections of a lonely host, which do not notice: what is sent is lost.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn cut(&self) -> Result<()> {
+        self.ip(&["link", "set", "lo", "down"])
+    }
+
+    /// Ends a cut.
+    ///
+    /// # Errors
+    /// As [`Self::cut`].
+    pub fn mend(&self) -> Result<()> {
+        self.ip(&["link", "set", "lo", "up"])
+    }
+
+    /// Breaks all its connections, which notice at once. A kernel that cannot do that leaves them as they are.
+    ///
+    /// # Errors
+    /// When `ss` cannot be started.
+    pub fn break_connections(&self) -> Result<()> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace, "ss", "--kill", "--tcp", "state", "established"]);
+        command.stdin(Stdio::null()).output().context("start `ss`").map(drop)
+    }
+
+    /// The same command on this host, which keeps the memory and the files of the machine.
+    #[must_use]
+    pub fn within(&self, command: &Command) -> Command {
+        let mut within = Command::new("ip");
+        within.args(["netns", "exec", &self.namespace]).arg(command.get_program()).args(command.get_args());
+        within
+    }
+
     fn make(&self) -> Result<()> {
         ip(&["netns", "add", &self.namespace])?;
         let tried = self.command(Path::new("true")).stdin(Stdio::null()).output().context("start a program there")?;

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod disk;
 mod hosts;
 mod processes;
 mod samples;
@@ -12,14 +13,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 pub use cluster::Cluster;
-pub use hosts::{Host, hosts};
+pub use hosts::{Host, hosts, lonely_host};
 pub use processes::RunProcess;
 pub use samples::Archived;
+
+use disk::Disk;
 
 /// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
 const RUN_DEADLINE: Duration = Duration::from_secs(300);
@@ -53,6 +57,10 @@ pub struct Job {
     run: &'static str,
     /// Where `pacs` lists the runs that live, in place of the user's own.
     state: PathBuf,
+    /// Its network, if it has one of its own.
+    host: Option<Arc<Host>>,
+    /// What its run folder is on, if that is no disk of the machine.
+    disk: Option<Disk>,
 }
 
 impl Job {
@@ -63,7 +71,8 @@ impl Job {
     pub fn tiny() -> Result<Self> {
         let folder = tempfile::tempdir().context("create a temporary folder")?;
         let state = folder.path().join("state");
-        let job = Self { spec: Self::tiny_spec(folder.path())?, folder, run: "run", state };
+        let spec = Self::tiny_spec(folder.path())?;
+        let job = Self { spec, folder, run: "run", state, host: None, disk: None };
         job.write_problems(|i| format!(r#"{{"question": "Question {i}?", "answer": "{}"}}"#, i % 10))?;
         Ok(job)
     }
@@ -348,11 +357,15 @@ impl Job {
         let spec = self.write_spec()?;
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
+        if let Some(host) = &self.host {
+            command = host.within(&command);
+        }
         command.arg("run").arg(spec).arg("--run-dir").arg(self.path(self.run));
         command.env("XDG_STATE_HOME", &self.state).env_remove("XDG_RUNTIME_DIR");
         command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().context("start pacs run")?;
-        Ok(Run { child, folder: self.folder.path().to_owned(), run_dir: self.path(self.run) })
+        let host = self.host.clone();
+        Ok(Run { child, folder: self.folder.path().to_owned(), run_dir: self.path(self.run), host })
     }
 
     /// Writes a verifier for `kind = "exec"`, and gives its command.
@@ -377,6 +390,65 @@ done
         Ok(vec!["sh".to_owned(), path.display().to_string()])
     }
 
+    /// Gives the job a network of its own, where that can be had.
+    ///
+    /// # Errors
+    /// When one was made and cannot be used.
+    pub fn on_own_network(mut self) -> Result<Self> {
+        self.host = lonely_host()?.map(Arc::new);
+        Ok(self)
+    }
+
+    /// The host that it has to itself.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_deref()
+    }
+
+    /// Puts the run folder on a small disk of its own, where that can be had.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn on_small_disk(mut self, megabytes: u32) -> Result<Self> {
+        self.disk = Disk::mount(&self.run_path(""), megabytes)?;
+        Ok(self)
+    }
+
+    /// Fills that disk but for so many bytes. Whether there is one.
+    ///
+    /// # Errors
+    /// When the disk takes nothing at all.
+    pub fn fill_disk(&self, but: u64) -> Result<bool> {
+        self.disk.as_ref().map_or(Ok(false), |disk| disk.fill(but).map(|()| true))
+    }
+
+    /// Makes room on it again.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn clear_disk(&self) -> Result<()> {
+        self.disk.as_ref().map_or(Ok(()), Disk::clear)
+    }
+
+    /// Checks that nobody has left half a file in the run folder.
+    ///
+    /// # Errors
+    /// When there is one, with its name.
+    pub fn check_no_half_file(&self) -> Result<()> {
+        let mut folders = vec![self.run_path("")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+                let path = entry?.path();
+                let is_half = path.extension().is_some_and(|extension| extension == "tmp" || extension == "part");
+                ensure!(!is_half, "{} is half a file", path.display());
+                if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Lines of a file of JSON objects in the run folder.
     ///
     /// # Errors
@@ -394,6 +466,8 @@ impl Drop for Job {
             // It may have ended by itself in this moment.
             let _ = worker.signal(nix::sys::signal::Signal::SIGKILL);
         }
+        // Before the folder that it is in is removed.
+        self.disk = None;
     }
 }
 
@@ -422,6 +496,7 @@ pub struct Run {
     child: Child,
     folder: PathBuf,
     run_dir: PathBuf,
+    host: Option<Arc<Host>>,
 }
 
 impl Run {
@@ -472,12 +547,11 @@ impl Run {
         if !self.run_dir.join("coordinator.json").exists() {
             return Ok(None);
         }
-        let output = Command::new(program("pacs")?)
-            .arg("status")
-            .arg(&self.run_dir)
-            .arg("--json")
-            .output()
-            .context("run pacs status")?;
+        let mut command = Command::new(program("pacs")?);
+        if let Some(host) = &self.host {
+            command = host.within(&command);
+        }
+        let output = command.arg("status").arg(&self.run_dir).arg("--json").output().context("run pacs status")?;
         if !output.status.success() {
             return Ok(None);
         }

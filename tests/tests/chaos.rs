@@ -1,6 +1,8 @@
-//! Chaos: `pacs run` and the workers of every role are killed, stopped for a while, and asked to end, at random moments, in two
-//! runs at once. In the end the audit: every step made once, every sample trained on once, no process and no weights left, and the
-//! bits of an undisturbed run where the mode promises them.
+//! Chaos: `pacs run` and the workers of every role are killed, stopped for a while, and asked to end, their network is cut, their
+//! disk is full for a while, at random moments, in two runs at once. In the end the audit: every step made once, every sample
+//! trained on once, no process, no weights and no half file left, and the bits of an undisturbed run where the mode promises them.
+//!
+//! Networks and disks of their own take root; without it the other faults are left, and that is said.
 //!
 //! A short one is part of the tests; `cargo xtask chaos --minutes 10` makes a long one, over all modes. The seed is printed, and
 //! `PACS_CHAOS_SEED` (`--seed`) takes it; it decides what is done, not what the machine is doing at that moment.
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use pacs_tests::{Job, Run, RunProcess};
+use pacs_tests::{Host, Job, Run, RunProcess};
 
 /// How long it lasts when `PACS_CHAOS_SECONDS` does not say.
 const SECONDS: u64 = 10;
@@ -34,9 +36,18 @@ const LEAVE: Duration = Duration::from_secs(10);
 /// Longest pause between two attacks, in milliseconds: a run must come to something in between.
 const PAUSE: u64 = 3000;
 
+/// Shortest time from the end of a run to its next start, as supervisors have it.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// Longest that a worker stands still, in milliseconds: longer than a coordinator waits for heartbeats. In short chaos it is
 /// half of its length.
 const STOPPED: u64 = 14_000;
+
+/// Size of a run's disk, which holds all of a tiny run several times.
+const DISK_MEGABYTES: u32 = 96;
+
+/// Room that is left on a full disk at most: sometimes for a few records, or the half of something.
+const LEFT: u64 = 256 << 10;
 
 /// SplitMix64: few lines, and the same numbers everywhere.
 struct Random(u64);
@@ -125,6 +136,10 @@ struct Victim {
     stopped: Vec<(RunProcess, Instant)>,
     /// The same of `pacs run` itself.
     run_stopped: Option<Instant>,
+    /// Its network is cut until then.
+    cut: Option<Instant>,
+    /// Its disk is full until then.
+    full: Option<Instant>,
     /// Longest that a worker stands still, in milliseconds.
     longest_stop: u64,
     done: bool,
@@ -133,7 +148,9 @@ struct Victim {
 impl Victim {
     fn new(job: Job, longest_stop: u64) -> Result<Self> {
         let (again, stopped) = (Instant::now(), Vec::new());
-        Ok(Self { job, run: None, again, stopped, run_stopped: None, longest_stop, done: false })
+        let job = job.on_own_network()?.on_small_disk(DISK_MEGABYTES)?;
+        let (run_stopped, cut, full) = (None, None, None);
+        Ok(Self { job, run: None, again, stopped, run_stopped, cut, full, longest_stop, done: false })
     }
 
     /// Starts again what is due, and takes note of what has ended.
@@ -151,6 +168,14 @@ impl Victim {
             self.run_stopped = None;
             self.run.iter().for_each(|run| drop(run.signal(Signal::SIGCONT)));
         }
+        if self.cut.is_some_and(|until| until <= now) {
+            self.cut = None;
+            self.job.host().map_or(Ok(()), Host::mend)?;
+        }
+        if self.full.is_some_and(|until| until <= now) {
+            self.full = None;
+            self.job.clear_disk()?;
+        }
         let has_ended = self.run.as_mut().map(|run| run.has_ended()).transpose()?;
         match has_ended {
             None if !self.done && self.again <= now => self.run = Some(self.job.start_at_any_port()?),
@@ -158,8 +183,8 @@ impl Victim {
                 let ended = self.run.take().context("it was there")?.wait()?;
                 match ended.code {
                     Some(0) => self.done = true,
-                    // Killed, or asked to end.
-                    None | Some(75) => {}
+                    // Killed, or asked to end, or started while its disk was full.
+                    None | Some(75) => self.again = self.again.max(now + AGAIN),
                     Some(code) => bail!("the run ended with {code}:\n{}\n{}", ended.stdout, ended.stderr),
                 }
             }
@@ -171,7 +196,28 @@ impl Victim {
     /// Does something to the run; what, for the log.
     fn attack(&mut self, random: &mut Random) -> Result<String> {
         let workers = self.job.workers().unwrap_or_default();
-        let what = random.below(10);
+        let what = random.below(13);
+        let until = Instant::now() + Duration::from_millis(random.below(self.longest_stop));
+        match (what, self.job.host()) {
+            (10, Some(host)) => {
+                host.cut()?;
+                self.cut = Some(until);
+                return Ok("its network is cut".to_owned());
+            }
+            (11, Some(host)) => {
+                host.break_connections()?;
+                return Ok("all its connections are broken".to_owned());
+            }
+            // Nothing is there to be filled before it has begun.
+            (12, _) if self.job.run_path("run_id").exists() => {
+                let left = random.below(LEFT);
+                if self.job.fill_disk(left)? {
+                    self.full = Some(until);
+                    return Ok(format!("its disk is full but for {left} bytes"));
+                }
+            }
+            _ => {}
+        }
         if what < 4 {
             let signal = match what {
                 0 | 1 => Signal::SIGKILL,
@@ -195,7 +241,6 @@ impl Victim {
         };
         let _ = worker.signal(signal);
         if signal == Signal::SIGSTOP {
-            let until = Instant::now() + Duration::from_millis(random.below(self.longest_stop));
             self.stopped.push((worker.clone(), until));
         }
         Ok(format!("{signal} to {}", worker.name))
@@ -204,7 +249,9 @@ impl Victim {
     /// Continues all that stands still, and waits for the end of the job.
     fn calm(&mut self) -> Result<()> {
         self.stopped.iter_mut().for_each(|(_, until)| *until = Instant::now());
-        self.run_stopped = self.run_stopped.map(|_| Instant::now());
+        for until in [&mut self.run_stopped, &mut self.cut, &mut self.full] {
+            *until = until.map(|_| Instant::now());
+        }
         let began = Instant::now();
         // Also once for a run that has ended meanwhile: workers may stand still that it has not known.
         self.tend()?;
@@ -222,6 +269,7 @@ impl Victim {
         self.job.check_every_step_once(STEPS)?;
         self.job.check_every_sample_once(STEPS, PROMPTS, SAMPLES)?;
         self.job.check_no_panic()?;
+        self.job.check_no_half_file()?;
         undisturbed.map_or(Ok(()), |undisturbed| undisturbed.check_same_bits(&self.job, STEPS))?;
         for (name, log) in self.job.logs()? {
             let stranger = log.lines().find(|line| line.contains("was refused: this is run"));

@@ -45,6 +45,33 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
 }
 
 #[test]
+fn a_run_waits_for_room_on_a_full_disk_and_goes_on_by_itself() -> Result<()> {
+    const STEPS: u64 = 40;
+    let job = job(STEPS as i64)?.on_small_disk(64)?;
+    let mut run = job.start()?;
+    run.wait_until("a step", |status| status["step"].as_u64() >= Some(1))?;
+    if !job.fill_disk(0)? {
+        return Ok(());
+    }
+    let waits = |status: &serde_json::Value| {
+        status["waiting_for"].as_str().is_some_and(|sentence| sentence.starts_with("waits for room on the disk of"))
+    };
+    let status = run.wait_until("that the disk is full", waits)?;
+    let sentence = status["waiting_for"].as_str().unwrap_or_default();
+    let run_dir = job.run_path("").display().to_string();
+    for words in [run_dir.trim_end_matches('/'), "it does not take", "are free"] {
+        assert!(sentence.contains(words), "`{words}` is not in `{sentence}`");
+    }
+    job.clear_disk()?;
+    let ended = run.wait()?;
+    ended.expect_code(0);
+    assert!(ended.stdout.contains("there is room on the disk again"), "{}", ended.stdout);
+    job.check_every_step_once(STEPS)?;
+    job.check_no_panic()?;
+    job.check_no_half_file()
+}
+
+#[test]
 fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Result<()> {
     const STEPS: u64 = 12;
     let job = job(STEPS as i64)?.with("checkpoint.every_steps", STEPS as i64);

@@ -25,7 +25,9 @@ pub fn init_logging(format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(HarmlessLines(std::io::stderr))
-        .with_target(false);
+        .with_target(false)
+        // It would say so on standard error, and panic where that is a file on the same full disk.
+        .log_internal_errors(false);
     // A second initialisation (tests) keeps the first.
     match format {
         LogFormat::Human => {

@@ -73,7 +73,10 @@ fn main() -> ExitCode {
     let exit = match result {
         Ok(exit) => exit,
         Err(Failure { error, exit }) => {
-            eprintln!("error: failed to {}", pacs_runtime::harmless_lines(&pacs_runtime::chain(error.as_ref())));
+            // Not `eprintln!`, which panics where standard error is a file on a full disk: the exit code has to stay.
+            let line =
+                format!("error: failed to {}\n", pacs_runtime::harmless_lines(&pacs_runtime::chain(error.as_ref())));
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
             exit
         }
     };

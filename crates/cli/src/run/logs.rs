@@ -18,9 +18,10 @@ pub(crate) fn init(file: &Path, format: LogFormat) -> Result<()> {
     let output = File::options().create(true).append(true).open(file);
     let output = Arc::new(output.with_context(|| format!("open log `{}`", file.display()))?);
     let filter = EnvFilter::try_from_env("PACS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let to_file = fmt::layer().with_writer(HarmlessLines(output)).with_ansi(false).with_target(false);
-    let to_terminal =
-        fmt::layer().with_writer(HarmlessLines(std::io::stderr)).with_ansi(false).with_target(false).without_time();
+    // What cannot be written on a full disk is left out: saying so on standard error might panic for the same reason.
+    let layer = || fmt::layer().log_internal_errors(false).with_ansi(false).with_target(false);
+    let to_file = layer().with_writer(HarmlessLines(output));
+    let to_terminal = layer().with_writer(HarmlessLines(std::io::stderr)).without_time();
     let layers = match format {
         LogFormat::Human => [to_file.with_filter(filter).boxed(), to_terminal.with_filter(LevelFilter::ERROR).boxed()],
         LogFormat::Json => {

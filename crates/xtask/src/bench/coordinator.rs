@@ -37,6 +37,16 @@ pub(crate) struct Fleet {
     options: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask bench scale -- --sample-us 150 --heartbeat-us 70\n  cargo xtask bench scale -- --help"
+)]
+pub(crate) struct Scale {
+    /// Options of the simulation: the measured costs, and what is assumed of GPUs.
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
 pub(crate) fn timed(bench: &str, arguments: &Timed) -> Result<()> {
     run(bench, &["--seconds".to_owned(), arguments.seconds.to_string()])
 }
@@ -49,6 +59,10 @@ pub(crate) fn step(arguments: &Step) -> Result<()> {
 pub(crate) fn fleet(arguments: &Fleet) -> Result<()> {
     check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
     run("fleet", &arguments.options)
+}
+
+pub(crate) fn scale(arguments: &Scale) -> Result<()> {
+    run("scale", &arguments.options)
 }
 
 fn run(bench: &str, options: &[String]) -> Result<()> {

@@ -22,6 +22,8 @@ pub(crate) enum Bench {
     Step(coordinator::Step),
     /// Has thousands of workers join one coordinator over mutual TLS, work at a rate, and be lost at once.
     Fleet(coordinator::Fleet),
+    /// Simulates clusters of thousands of GPUs: the run's state machine, with costs that `bench fleet` has measured.
+    Scale(coordinator::Scale),
     /// Generates samples, beside Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
@@ -34,6 +36,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Asynchrony(arguments) => coordinator::timed("overlap", arguments),
         Bench::Step(arguments) => coordinator::step(arguments),
         Bench::Fleet(arguments) => coordinator::fleet(arguments),
+        Bench::Scale(arguments) => coordinator::scale(arguments),
         Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }
