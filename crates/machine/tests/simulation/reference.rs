@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness, UniformGroups,
-    evaluation_problem,
+    Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness,
+    UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
 use pacs_types::{Generation, GroupId, LeaseId, SampleId, WorkerId};
@@ -134,9 +134,16 @@ impl Reference {
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
             Effect::Evaluated { step, groups, excluded } => {
-                assert_eq!(groups.len() + *excluded as usize, options.evaluation.problems as usize);
+                // The simulated jobs with several sets measure all of them at once.
+                assert_eq!(
+                    groups.len() + *excluded as usize,
+                    measured(options).map(|plan| plan.problems as usize).sum::<usize>()
+                );
                 for group in groups {
-                    let versions = self.take_complete(*group, options.evaluation.samples_per_problem);
+                    let is_of_set = |first| evaluation_problem(*group).is_some_and(|number| number >= first);
+                    let set = options.evaluation_sets.iter().find(|set| is_of_set(set.first));
+                    let plan = set.map_or(options.evaluation, |set| set.plan);
+                    let versions = self.take_complete(*group, plan.samples_per_problem);
                     assert!(versions.iter().all(|version| version == step), "{group} measures other weights");
                     self.forget(*group);
                 }
@@ -172,6 +179,7 @@ impl Reference {
                 self.generated.retain(|sample, _| sample.group != *group);
                 self.judged.retain(|sample| sample.group != *group);
             }
+            Effect::ForgetEvaluation(_) if options.evaluation_only => panic!("what was measured is forgotten"),
             Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
             Effect::GenerationFormed { generation, names } => {
                 assert!(*generation > self.generation, "generations go up");
@@ -341,5 +349,11 @@ impl Reference {
 fn most_samples(options: &Options) -> usize {
     // The groups of one batch may rest beside those in flight.
     let training = (options.max_lag + 2) * options.prompts_per_step * options.samples_per_prompt;
-    (training + options.evaluation.problems * options.evaluation.samples_per_problem) as usize
+    let evaluation: u32 = measured(options).map(|plan| plan.problems * plan.samples_per_problem).sum();
+    (training + evaluation) as usize
+}
+
+/// All sets of problems.
+fn measured(options: &Options) -> impl Iterator<Item = &EvaluationPlan> {
+    std::iter::once(&options.evaluation).chain(options.evaluation_sets.iter().map(|set| &set.plan))
 }
