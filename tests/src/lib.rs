@@ -329,7 +329,15 @@ impl Job {
     /// As [`Self::start`].
     pub fn start_with(&self, options: &[&str]) -> Result<Run> {
         let fixed = if options.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
-        self.launch(Command::new(program("pacs")?), &[fixed, options].concat())
+        self.launch("run", Command::new(program("pacs")?), &[fixed, options].concat())
+    }
+
+    /// Starts `pacs eval` with more options.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_evaluation(&self, options: &[&str]) -> Result<Run> {
+        self.launch("eval", Command::new(program("pacs")?), &[&["--listen", "127.0.0.1:0"], options].concat())
     }
 
     /// Starts `pacs run` as a user does, who leaves the port to it.
@@ -337,7 +345,7 @@ impl Job {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_at_any_port(&self) -> Result<Run> {
-        self.launch(Command::new(program("pacs")?), &[])
+        self.launch("run", Command::new(program("pacs")?), &[])
     }
 
     /// Starts `pacs run` where no process may write a file past `bytes`, as if the disk were full. What is in a file
@@ -350,17 +358,17 @@ impl Job {
         // The system's answer is then an error, as on a full disk, and no signal.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
         command.arg("-c").arg(script).arg("sh").arg(program("pacs")?);
-        self.launch(command, &["--listen", "127.0.0.1:0"])
+        self.launch("run", command, &["--listen", "127.0.0.1:0"])
     }
 
-    fn launch(&self, mut command: Command, options: &[&str]) -> Result<Run> {
+    fn launch(&self, verb: &str, mut command: Command, options: &[&str]) -> Result<Run> {
         let spec = self.write_spec()?;
         let output = fs::File::create(self.path("stdout")).context("create stdout")?;
         let errors = fs::File::create(self.path("stderr")).context("create stderr")?;
         if let Some(host) = &self.host {
             command = host.within(&command);
         }
-        command.arg("run").arg(spec).arg("--run-dir").arg(self.path(self.run));
+        command.arg(verb).arg(spec).arg("--run-dir").arg(self.path(self.run));
         command.env("XDG_STATE_HOME", &self.state).env_remove("XDG_RUNTIME_DIR");
         command.args(options).stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().context("start pacs run")?;

@@ -78,3 +78,76 @@ fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
     moved.check_every_step_once(STEPS)?;
     undisturbed.check_same_weights(&moved, STEPS)
 }
+
+/// An evaluation that takes some seconds: forty problems, and a set of its own with another length and temperature.
+fn evaluation() -> Result<Job> {
+    let job = Job::tiny()?.with("evaluation.samples_per_problem", 24).with("rollout.max_new_tokens", 48);
+    let problems = job.path("problems.jsonl").display().to_string();
+    let all = toml::Table::from_iter([("path".to_owned(), toml::Value::from(problems.clone()))]);
+    let hot = [
+        ("path", toml::Value::from(problems)),
+        ("limit", 20.into()),
+        ("temperature", 5.0.into()),
+        ("top_p", 0.9.into()),
+        ("max_new_tokens", 24.into()),
+        ("samples_per_problem", 16.into()),
+    ];
+    let hot: toml::Table = hot.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let sets = toml::Table::from_iter([("hot".to_owned(), toml::Value::Table(hot))]);
+    // A sample does not depend on its company, to the last bit.
+    let job = job.with("rollout.kernels", "reference").with("data.evaluation", toml::Value::Table(all));
+    Ok(job.with("evaluation.sets", toml::Value::Table(sets)))
+}
+
+#[test]
+fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_says_the_same() -> Result<()> {
+    const SAMPLES: usize = 40 * 24 + 20 * 16;
+    let undisturbed = evaluation()?;
+    let ended = undisturbed.start_evaluation(&[])?.wait()?;
+    ended.expect_code(0);
+    assert!(ended.stdout.contains("## hot") && ended.stdout.contains("pass@k"), "{}", ended.stdout);
+
+    let disturbed = evaluation()?;
+    for groups in [5, 20] {
+        let mut run = disturbed.start_evaluation(&[])?;
+        run.wait_until(&format!("{groups} groups"), |status| {
+            status["queues"]["groups_complete"].as_u64() >= Some(groups)
+        })?;
+        let workers = ["rollout-0", "verifier-0"].map(|name| run.signal_worker(name, Signal::SIGCONT));
+        run.signal(Signal::SIGKILL)?;
+        for worker in workers {
+            worker?.signal(Signal::SIGKILL)?;
+        }
+        ensure!(run.wait()?.code.is_none(), "it was not killed");
+    }
+    // A polite end keeps the samples, too.
+    let mut run = disturbed.start_evaluation(&["--json"])?;
+    run.wait_until("30 groups", |status| status["queues"]["groups_complete"].as_u64() >= Some(30))?;
+    run.signal(Signal::SIGTERM)?;
+    run.wait()?.expect_code(75);
+    let ended = disturbed.start_evaluation(&[])?.wait()?;
+    ended.expect_code(0);
+    assert!(ended.stdout.contains("from the journal"), "{}", ended.stdout);
+
+    let problems = |job: &Job| std::fs::read_to_string(job.run_path("evaluation_problems.jsonl"));
+    assert_eq!(problems(&undisturbed)?, problems(&disturbed)?, "the same bits");
+    let mut seen = std::collections::BTreeSet::new();
+    let samples = disturbed.samples()?;
+    ensure!(samples.len() == SAMPLES, "{} samples in place of {SAMPLES}", samples.len());
+    for sample in samples {
+        ensure!(seen.insert((sample.group, sample.sample)), "a sample is there twice: {sample:?}");
+    }
+    for file in ["report.md", "report.json", "pass_at_k.svg"] {
+        ensure!(disturbed.run_path(file).exists(), "{file} is missing");
+    }
+    // Done is done: the command prints the report and starts nothing.
+    let again = disturbed.start_evaluation(&["--json"])?.wait()?;
+    again.expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&again.stdout)?;
+    ensure!(report["sets"].as_array().is_some_and(|sets| sets.len() == 2), "{report}");
+    ensure!(report["sets"][1]["settings"]["top_p"] == 0.9, "{report}");
+    let other = disturbed.start_evaluation(&["--samples", "3"])?.wait()?;
+    other.expect_code(78);
+    assert!(other.stderr.contains("holds an evaluation of something else"), "{}", other.stderr);
+    Ok(())
+}

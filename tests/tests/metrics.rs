@@ -43,6 +43,10 @@ fn assert_same(file: &str, written: &BTreeSet<String>) -> Result<()> {
 fn what_is_written_is_documented_and_the_other_way_round() -> Result<()> {
     let pacs = Job::tiny()?.with("resources.peak_flops", 1e12).with("resources.learners", 2);
     let pacs = pacs.with("evaluation.samples_per_problem", 2).with("evaluation.temperature", 3.0);
+    // A set with a name of its own, whose lines have it.
+    let problems = pacs.path("problems.jsonl").display().to_string();
+    let named = toml::Table::from_iter([("path".to_owned(), problems.into()), ("limit".to_owned(), 5.into())]);
+    let pacs = pacs.with("evaluation.sets", toml::Table::from_iter([("named".to_owned(), named.into())]));
     let ppo = toml::toml! {
         kind = "ppo"
         kl_coefficient = 0.1

@@ -253,7 +253,7 @@ impl fmt::Display for Plan<'_> {
         )?;
         let workers = [
             plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
-            plural(u64::from(resources.learners), "learner", "learners"),
+            plural(u64::from(spec.learners()), "learner", "learners"),
             plural(u64::from(resources.verifiers), "verifier", "verifiers"),
         ];
         let device = format!("{:?}", resources.device).to_lowercase();

@@ -74,6 +74,10 @@ fn as_text(status: &GetStatusResponse) -> String {
     if !metrics.is_empty() {
         line_of(&mut text, "last step", &metrics);
     }
+    let measured = measured_line(status);
+    if !measured.is_empty() {
+        line_of(&mut text, "evaluated", &measured);
+    }
     let counted: Vec<String> = sorted(&status.counters)
         .into_iter()
         .filter(|(_, value)| **value > 0)
@@ -118,6 +122,21 @@ fn metrics_line(status: &GetStatusResponse) -> String {
         status.metrics.get(name).map(|value| format!("{label} {}", format(*value)))
     });
     parts.collect::<Vec<_>>().join(", ")
+}
+
+/// The newest measurement of each set.
+fn measured_line(status: &GetStatusResponse) -> String {
+    let sets = sorted(&status.metrics).into_iter().filter_map(|(name, share)| {
+        let set = name.strip_prefix("evaluation_")?.strip_suffix("_pass_at_1")?;
+        let of = |what: &str| status.metrics.get(&format!("evaluation_{set}_{what}"));
+        let at_k = status.metrics.iter().find_map(|(name, share)| {
+            let k = name.strip_prefix(&format!("evaluation_{set}_pass_at_"))?;
+            (k != "1").then(|| format!(", pass@{k} {}", percent(*share)))
+        });
+        let step = of("step").copied().unwrap_or_default();
+        Some(format!("{set} after step {step}: pass@1 {}{}", percent(*share), at_k.unwrap_or_default()))
+    });
+    sets.collect::<Vec<_>>().join("; ")
 }
 
 fn workers_table(text: &mut String, status: &GetStatusResponse) {

@@ -97,6 +97,7 @@ pub(crate) fn open(
     };
     let kept = (spec.checkpoint.keep as usize, spec.checkpoint.keep_best as usize);
     let (run_folder, done) = RunFolder::start(files, kept, epoch, journal.snapshots(), room.clone(), Fault::current())?;
+    let measured = std::fs::read_to_string(run_dir.join("evaluations.jsonl")).unwrap_or_default();
     let mut driver = Driver::new(Parts {
         machine,
         spec,
@@ -113,6 +114,7 @@ pub(crate) fn open(
         started: Instant::now(),
         journal,
     });
+    driver.remember_measured(&measured);
     notes.into_iter().for_each(|text| driver.note(text));
     if let Some(recovered) = recovered {
         driver.recover(recovered);

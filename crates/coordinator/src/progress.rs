@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What a run tells those who watch it.
@@ -164,7 +164,8 @@ pub struct StepSeconds {
 }
 
 /// One evaluation in numbers.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EvaluationSummary {
     /// Training steps that the policy has seen.
     pub step: u64,

@@ -296,7 +296,9 @@ mod tests {
     use pacs_types::{GroupId, Outcome, Role, SampleId};
 
     use crate::verbs::testing::*;
-    use crate::{Effect, EvaluationPlan, Event, Options, SampleGrant, UniformBy, UniformGroups};
+    use crate::{
+        Effect, EvaluationPlan, EvaluationSetPlan, Event, Options, PhaseKind, SampleGrant, UniformBy, UniformGroups,
+    };
 
     fn judge(run: &mut Run) {
         run.generate_all();
@@ -332,6 +334,80 @@ mod tests {
         };
         assert_eq!(trained_and_left_out(UniformBy::Labels, judge), (vec![1], vec![0]));
         assert_eq!(trained_and_left_out(UniformBy::Rewards, judge), (vec![0], vec![1]));
+    }
+
+    fn measuring(before: bool) -> EvaluationPlan {
+        EvaluationPlan { problems: 2, samples_per_problem: 3, every_steps: 0, before, after: false }
+    }
+
+    #[test]
+    fn a_job_that_only_measures_needs_no_learner_and_keeps_its_samples_over_a_stop() {
+        let sets = vec![EvaluationSetPlan { first: 1 << 24, plan: measuring(true) }];
+        let options = Options {
+            evaluation: measuring(true),
+            evaluation_sets: sets,
+            evaluation_only: true,
+            max_lag: 1,
+            ..options()
+        };
+        let mut run = Run::new(Options { slots: 4, ..options });
+        run.rollout = run.register(Role::Rollout, "rollout-0").0;
+        run.verifier = run.register(Role::Verifier, "verifier-0").0;
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Evaluating);
+        let mut held = run.groups(run.rollout, 10_000);
+        let ids: Vec<u64> = held.iter().map(|grant| grant.group.0 - crate::EVALUATION_GROUPS).collect();
+        assert_eq!(ids, [0, 1, 1 << 24, (1 << 24) + 1], "and nothing to train on");
+        let late = held.split_off(2);
+        run.hand_in(held);
+        run.verify_all(|_| Outcome::Correct);
+        assert_eq!(run.machine.measuring(), Some((6, 12)));
+
+        let effects = run.step(crate::verbs::testing::stop(crate::StopMode::Save));
+        assert_eq!(effects.last(), Some(&Effect::Ended(crate::End::Stopped)));
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::ForgetEvaluation(_))), "{effects:?}");
+        assert_eq!(run.machine.present().count(), 6, "the journal keeps them");
+        let sample = SampleId { group: late[0].group, index: 0 };
+        let (worker, lease, version) = (run.rollout, late[0].lease, pacs_types::WeightVersion(0));
+        assert!(run.call(Event::SubmitSample { worker, lease, sample, version }).is_err(), "its lease is over");
+
+        run.step(Event::Reopened);
+        run.join_again();
+        assert_eq!(run.machine.measuring(), Some((6, 12)));
+        run.generate_all();
+        let effects = run.verify_all(|_| Outcome::Wrong);
+        let Some(Effect::Evaluated { step: 0, groups, excluded: 0 }) =
+            effects.iter().find(|effect| matches!(effect, Effect::Evaluated { .. }))
+        else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(groups.len(), 4);
+        assert_eq!(effects.last(), Some(&Effect::Ended(crate::End::Finished)));
+        run.step(Event::Reopened);
+        assert_eq!(run.machine.ended(), Some(&crate::End::Finished), "nothing is measured twice");
+    }
+
+    #[test]
+    fn each_set_is_measured_by_its_own_schedule() {
+        let set = |first, every_steps| EvaluationSetPlan {
+            first,
+            plan: EvaluationPlan { every_steps, before: false, ..measuring(false) },
+        };
+        let sets = vec![set(1 << 24, 1), set(1 << 25, 2)];
+        let mut run = Run::sampling(Options { evaluation_sets: sets, total_steps: 4, ..options() });
+        let mut measured = Vec::new();
+        for _ in 0..3 {
+            run.full_step();
+            let groups: Vec<u64> = run.machine.phase.evaluation().map_or(Vec::new(), |evaluation| {
+                evaluation.pool.group_ids().map(|group| group.0 - crate::EVALUATION_GROUPS).collect()
+            });
+            measured.push(groups);
+            run.generate_all();
+            run.verify_all(|_| Outcome::Correct);
+        }
+        let (first, second) = (1 << 24, 1 << 25);
+        assert_eq!(measured[0], [first, first + 1]);
+        assert_eq!(measured[1], [first, first + 1, second, second + 1]);
+        assert_eq!(measured[2], [first, first + 1]);
     }
 
     #[test]

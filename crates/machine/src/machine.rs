@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::draw::Order;
 use crate::lose::Losses;
 use crate::operate::Action;
-use crate::phase::{Evaluation, Phase, Team};
+use crate::phase::{Evaluation, Phase, PhaseKind, Team};
 use crate::pool::{Judgement, Pool, evaluation_problem, present};
 use crate::roster::Roster;
 use crate::trial::Trials;
@@ -277,6 +277,12 @@ impl Machine {
         self.evaluated.retain(|evaluated| [Some(step), Some(restart), writing].contains(&Some(*evaluated)));
     }
 
+    /// What the learners do, or the run in their place.
+    #[must_use]
+    pub fn phase(&self) -> PhaseKind {
+        self.phase.kind()
+    }
+
     /// Samples of the measurement in progress that have their verdict, and all of them.
     #[must_use]
     pub fn measuring(&self) -> Option<(u64, u64)> {
@@ -364,19 +370,24 @@ impl Machine {
     /// The groups that a sample of this group would be handed in for.
     pub(crate) fn pool_of(&mut self, group: GroupId) -> Option<&mut Pool> {
         match evaluation_problem(group) {
-            Some(_) => self.phase.evaluation_mut().map(|evaluation| &mut evaluation.pool),
+            Some(_) => self.measured_mut().map(|evaluation| &mut evaluation.pool),
             None => Some(&mut self.pool),
         }
     }
 
+    /// The measurement in progress, or the one that continues with the run.
+    fn measured_mut(&mut self) -> Option<&mut Evaluation> {
+        self.phase.evaluation_mut().or(self.unfinished.as_mut())
+    }
+
     /// All groups in flight that are not complete batches: those that are measured, then those to train on.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
-        let evaluated = self.phase.evaluation().map(|evaluation| &evaluation.pool);
+        let evaluated = self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| &evaluation.pool);
         evaluated.into_iter().chain([&self.pool])
     }
 
     pub(crate) fn pools_mut(&mut self) -> impl Iterator<Item = &mut Pool> {
-        let evaluated = self.phase.evaluation_mut().map(|evaluation| &mut evaluation.pool);
+        let evaluated = self.phase.evaluation_mut().or(self.unfinished.as_mut()).map(|evaluation| &mut evaluation.pool);
         evaluated.into_iter().chain([&mut self.pool])
     }
 

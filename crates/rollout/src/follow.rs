@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::service::{CALL_DEADLINE, RolloutError, ServeError};
 use crate::thread::{Attached, Setup};
-use crate::weights::MappedWeights;
+use crate::weights::{MappedWeights, OWN};
 
 /// How long one call waits for news.
 const NEWS_WAIT: Duration = Duration::from_secs(10);
@@ -87,18 +87,18 @@ impl Following {
 
     /// Gives the engine the model's own weights, which never change: nothing is trained, so nobody publishes any.
     pub(crate) async fn keep_own(self, kind: Kind) -> Result<Infallible, ServeError> {
+        // The engine of an earlier registration has them already; to read a large model again takes minutes.
+        if self.engine.held() == Some(OWN) {
+            self.held.send_replace(Some(OWN));
+            return std::future::pending().await;
+        }
         self.activity.set("loading the model");
         let (host, setup) = (Arc::clone(&self.host), Arc::clone(&self.setup));
         let load = move || MappedWeights::of_model(&host.store, &setup, kind);
         let loaded = tokio::task::spawn_blocking(load).await;
         let loaded = loaded.map_err(|error| format!("the loading thread panicked: {error}")).and_then(|loaded| loaded);
         let loaded = loaded.map_err(|problem| ServeError::Fatal(RolloutError::Config(problem)))?;
-        // An engine of an earlier registration has them already.
-        let id = loaded.description.id();
-        if !self.engine.holds(&loaded.description) {
-            self.engine.give(loaded);
-        }
-        self.held.send_replace(Some(id));
+        self.held.send_replace(Some(self.engine.give(loaded)));
         std::future::pending().await
     }
 

@@ -187,6 +187,11 @@ impl Attached {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(wanted)
     }
 
+    /// The version that the thread was given last, by whichever registration.
+    pub(crate) fn held(&self) -> Option<VersionId> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Description::id)
+    }
+
     /// Gives the thread weights, for its next pass and the groups that it is given from now on.
     pub(crate) fn give(&self, weights: MappedWeights) -> VersionId {
         let description = weights.description.clone();

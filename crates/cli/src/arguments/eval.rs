@@ -41,7 +41,8 @@ pub(crate) enum EvalCommand {
 pub(crate) struct Measure {
     /// The job spec whose model, sets, sampling and verifier are used. Without it give --model and --data.
     pub(crate) job: Option<PathBuf>,
-    /// Measure this model, with its own chat template, instead of the job's.
+    /// Measure this model instead of the job's. The job's chat template is used with it where both have the same tokenizer, as a
+    /// checkpoint of the job has; else its own.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Measure on this file (.jsonl or .parquet), under the name of the file or NAME, instead of the job's sets; may be given

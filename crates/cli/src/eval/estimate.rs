@@ -150,9 +150,11 @@ mod tests {
         assert_eq!(means, [0.625, 0.75, 1.0]);
         assert_eq!(estimates.curve, [0.625, 0.75, 0.875, 1.0]);
         assert_eq!((estimates.tokens.mean, estimates.truncated.mean), (10.0, 0.25));
-        // One of four right: alone it wins by chance 1/4, two of the wrong ones win from three drawn on.
-        let majorities: Vec<f64> = estimates.majority.iter().map(|interval| interval.mean).collect();
-        assert_eq!(majorities, [0.625, 0.625, 0.5]);
+        // One of four right: among two it is in every other pair, where it is level with a wrong one.
+        let majorities = estimates.majority.iter().map(|interval| interval.mean);
+        for (mean, expected) in majorities.zip([0.625, 0.625, 0.5]) {
+            assert!((mean - expected).abs() < 1e-12, "{mean} is not {expected}");
+        }
         assert!(estimates.pass[0].low < 0.625 && estimates.pass[0].high > 0.625);
     }
 }

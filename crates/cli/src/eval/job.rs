@@ -33,11 +33,11 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
         None => without_a_job(arguments)?,
     };
     if let Some(model) = &arguments.model {
-        spec.model.path.clone_from(model);
-        if arguments.job.is_some() {
-            // A template in the spec is written for the spec's model.
+        // A template in the spec is written for the spec's model, and for what is trained from it.
+        if !has_same_tokenizer(model, &spec.model.path) {
             spec.model.chat_template = None;
         }
+        spec.model.path.clone_from(model);
     }
     choose_sets(&mut spec, arguments)?;
     set_sampling(&mut spec, arguments);
@@ -58,6 +58,11 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
         .map_err(|errors| Failure::config(errors).doing("read the job"))?;
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(format!("eval-{name}")));
     Ok(EvalJob { spec, run_dir })
+}
+
+fn has_same_tokenizer(one: &Path, other: &Path) -> bool {
+    let read = |folder: &Path| fs::read(folder.join("tokenizer.json")).ok();
+    read(one).is_some_and(|text| read(other) == Some(text))
 }
 
 /// The defaults of a job, for the model and the files of the command line.

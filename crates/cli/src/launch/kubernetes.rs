@@ -43,7 +43,7 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
         ("worker_image", arguments.worker_image.clone()),
         ("data_claim", arguments.data_claim.clone()),
         ("run_size", arguments.run_size.clone()),
-        ("learners", resources.learners.to_string()),
+        ("learners", spec.learners().to_string()),
         ("rollouts", resources.rollouts.to_string()),
         ("verifiers", resources.verifiers.to_string()),
         ("cpu", arguments.cpu.to_string()),

@@ -171,8 +171,8 @@ fn steps(spec: &JobSpec, only: Option<Only>) -> Vec<Step> {
     let steps = match only {
         None => vec![
             step("verifier", resources.verifiers, 0, "pacs verifier", false),
-            step("rollout", resources.rollouts, resources.learners, rollout, true),
-            step("learner", resources.learners, 0, learner, true),
+            step("rollout", resources.rollouts, spec.learners(), rollout, true),
+            step("learner", spec.learners(), 0, learner, true),
         ],
         Some(Only::Rollouts) => vec![step("rollout", resources.rollouts, 0, rollout, true)],
         Some(Only::Verifiers) => vec![step("verifier", resources.verifiers, 0, "pacs verifier", false)],

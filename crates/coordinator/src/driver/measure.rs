@@ -71,6 +71,29 @@ impl Driver {
         }
     }
 
+    /// Takes over what earlier processes have measured, from the lines that they have written.
+    pub(crate) fn remember_measured(&mut self, lines: &str) {
+        let summaries = lines.lines().filter_map(|line| serde_json::from_str::<EvaluationSummary>(line).ok());
+        self.measured.extend(summaries.map(|summary| (summary.label().to_owned(), summary)));
+    }
+
+    /// The newest measurement of each set as numbers with names, for the status.
+    pub(super) fn measured_numbers(&self) -> impl Iterator<Item = (String, f64)> {
+        self.measured.iter().flat_map(|(set, summary)| {
+            let at_k = summary.pass_at_k.map(|share| (format!("pass_at_{}", summary.k), share));
+            let numbers = [("step".to_owned(), summary.step as f64), ("pass_at_1".to_owned(), summary.pass_at_1)];
+            numbers.into_iter().chain(at_k).map(move |(name, value)| (format!("evaluation_{set}_{name}"), value))
+        })
+    }
+
+    /// Time to the end of the measurement in progress, at the rate of this process so far.
+    pub(super) fn measuring_left(&self) -> Option<f64> {
+        let (judged, samples) = self.machine.measuring()?;
+        let (began, before) = self.told_measuring?.since;
+        let done = judged.checked_sub(before).filter(|done| *done > 0)?;
+        Some(began.elapsed().as_secs_f64() / done as f64 * samples.saturating_sub(judged) as f64)
+    }
+
     /// Says now and then how far a measurement is.
     pub(super) fn tell_measuring(&mut self) {
         let Some((judged, samples)) = self.machine.measuring() else {
@@ -83,10 +106,8 @@ impl Driver {
             return;
         }
         told.last = now;
-        let (began, before) = told.since;
-        let (seconds, done) = (now.duration_since(began).as_secs_f64(), judged.saturating_sub(before));
-        let remaining = (done > 0).then(|| seconds / done as f64 * samples.saturating_sub(judged) as f64);
-        self.tell_progress(Progress::Measuring { judged, samples, remaining_seconds: remaining });
+        let remaining_seconds = self.measuring_left();
+        self.tell_progress(Progress::Measuring { judged, samples, remaining_seconds });
     }
 }
 

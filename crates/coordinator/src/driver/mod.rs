@@ -316,6 +316,8 @@ impl Driver {
     /// Begins: a job that is complete already ends where it starts.
     pub(crate) fn begin(&mut self) {
         self.apply_log_level();
+        // A job that only evaluates is in that phase before its first event.
+        self.clock.enter(self.machine.phase(), Instant::now());
         self.keep_snapshot();
         // A run that was stopped, or failed, goes on.
         if let Some(end) = self.machine.ended().filter(|end| **end == End::Finished).cloned() {

@@ -21,7 +21,7 @@ impl Driver {
             total_steps: self.spec.batch.steps,
             weight_version: status.weights.map_or(status.step, |version| version.0),
             generation: status.generation.0,
-            learners_wanted: self.spec.resources.learners,
+            learners_wanted: self.spec.learners(),
             workers: status.workers.into_iter().map(worker).collect(),
             queues: Some(v1::QueueDepths {
                 groups_waiting: narrow(queues.groups_waiting),
@@ -32,9 +32,13 @@ impl Driver {
                 groups_wanted: narrow(queues.groups_wanted),
             }),
             waiting_for: self.waits_for_disk().unwrap_or(status.waiting_for),
-            metrics: metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect(),
+            metrics: metrics
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value.as_f64()?)))
+                .chain(self.measured_numbers())
+                .collect(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
-            remaining_seconds: self.remaining_seconds(status.step),
+            remaining_seconds: self.measuring_left().or_else(|| self.remaining_seconds(status.step)),
             counters: status.counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)).collect(),
             verifiers: self.verifications.status(),
             oldest_group: status.oldest_group,

@@ -91,6 +91,15 @@ fn runs_finish_and_never_break_an_invariant() {
     }
 }
 
+/// The same for jobs that only evaluate: they have no checkpoint to return to, and every sample is worth keeping.
+#[test]
+fn evaluations_finish_and_lose_no_sample() {
+    let seen = simulate_with((0..200).collect(), World::measuring);
+    for name in ["coordinator_crashes", "lost_samples", "failed_verdicts", "stops", "lapsed_leases", "drains"] {
+        assert!(seen.get(name).is_some_and(|count| *count > 0), "{name} never happened: {seen:#?}");
+    }
+}
+
 #[test]
 fn seeds_that_found_bugs_stay_fixed() {
     simulate(FOUND_BUGS.map(|(seed, _)| seed).to_vec());
@@ -105,6 +114,10 @@ fn a_seed_is_the_same_run_every_time() {
 
 /// Runs the seeds on all cores; returns how often each thing happened.
 fn simulate(seeds: Vec<u64>) -> BTreeMap<String, u64> {
+    simulate_with(seeds, World::new)
+}
+
+fn simulate_with(seeds: Vec<u64>, world: fn(u64) -> World) -> BTreeMap<String, u64> {
     let seen = Mutex::new(BTreeMap::new());
     let failed = Mutex::new(Vec::new());
     let next = AtomicU64::new(0);
@@ -113,7 +126,7 @@ fn simulate(seeds: Vec<u64>) -> BTreeMap<String, u64> {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    match std::panic::catch_unwind(|| World::new(*seed).run()) {
+                    match std::panic::catch_unwind(|| world(*seed).run()) {
                         Ok(counters) => {
                             let mut seen = seen.lock().unwrap();
                             for (name, count) in counters {

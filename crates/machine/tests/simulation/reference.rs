@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{
-    Command, Counters, Dropped, Effect, End, Event, GroupGrant, Machine, Options, Refusal, Reply, Snapshot, Staleness,
-    StopMode, TaskResult, UniformGroups, evaluation_problem,
+    Command, Counters, Dropped, Effect, End, EvaluationPlan, Event, GroupGrant, Machine, Options, Refusal, Reply,
+    Snapshot, Staleness, StopMode, TaskResult, UniformGroups, evaluation_problem,
 };
 use pacs_order::{DrawOrder, Evidence, History};
 use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WorkerId};
@@ -226,9 +226,16 @@ impl Reference {
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
             Effect::Evaluated { step, groups, excluded } => {
-                assert_eq!(groups.len() + *excluded as usize, options.evaluation.problems as usize);
+                // The simulated jobs with several sets measure all of them at once.
+                assert_eq!(
+                    groups.len() + *excluded as usize,
+                    measured(options).map(|plan| plan.problems as usize).sum::<usize>()
+                );
                 for group in groups {
-                    let versions = self.take_complete(*group, options.evaluation.samples_per_problem);
+                    let is_of_set = |first| evaluation_problem(*group).is_some_and(|number| number >= first);
+                    let set = options.evaluation_sets.iter().find(|set| is_of_set(set.first));
+                    let plan = set.map_or(options.evaluation, |set| set.plan);
+                    let versions = self.take_complete(*group, plan.samples_per_problem);
                     assert!(versions.iter().all(|(version, _)| version == step), "{group} measures other weights");
                     self.forget(*group);
                 }
@@ -272,6 +279,7 @@ impl Reference {
                 self.generated.retain(|sample, _| sample.group != *group);
                 self.judged.retain(|sample| sample.group != *group);
             }
+            Effect::ForgetEvaluation(_) if options.evaluation_only => panic!("what was measured is forgotten"),
             Effect::ForgetEvaluation(groups) => groups.iter().for_each(|group| self.forget(*group)),
             Effect::GenerationFormed { generation, names } => {
                 assert!(*generation > self.generation, "generations go up");
@@ -350,7 +358,7 @@ impl Reference {
 
     /// Checks at the end that everything was measured that was to be.
     pub(crate) fn evaluations(&self, options: &Options) {
-        let is_due = |step: &u64| options.evaluation.is_due(*step, options.total_steps);
+        let is_due = |step: &u64| measured(options).any(|plan| plan.is_due(*step, options.total_steps));
         let due: BTreeSet<u64> = (0..=options.total_steps).filter(is_due).collect();
         assert_eq!(self.evaluated, due, "the steps that were measured are not those that are due");
     }
@@ -502,5 +510,11 @@ impl Reference {
 fn most_samples(options: &Options) -> usize {
     // The groups of one batch may rest beside those in flight.
     let training = (options.max_lag + 2) * options.prompts_per_step * options.samples_per_prompt;
-    (training + options.evaluation.problems * options.evaluation.samples_per_problem) as usize
+    let evaluation: u32 = measured(options).map(|plan| plan.problems * plan.samples_per_problem).sum();
+    (training + evaluation) as usize
+}
+
+/// All sets of problems.
+fn measured(options: &Options) -> impl Iterator<Item = &EvaluationPlan> {
+    std::iter::once(&options.evaluation).chain(options.evaluation_sets.iter().map(|set| &set.plan))
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pacs_machine::{
-    Answer, Command, Contrast, Directive, Effect, End, EvaluationPlan, Event, Machine, Options, Reply, Snapshot,
-    Staleness, StopMode, UniformBy, UniformGroups,
+    Answer, Command, Contrast, Directive, Effect, End, EvaluationPlan, EvaluationSetPlan, Event, Machine, Options,
+    Reply, Snapshot, Staleness, StopMode, UniformBy, UniformGroups,
 };
 use pacs_order::{Curriculum, DrawPlan, SetShare};
 use pacs_types::{GroupId, Role, SampleId};
@@ -58,12 +58,29 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
+        Self::with(seed, |_| {})
+    }
+
+    /// A job that only evaluates: a set without a name and one with, and nobody who learns.
+    pub(crate) fn measuring(seed: u64) -> Self {
+        Self::with(seed, |options| {
+            options.evaluation.problems = options.evaluation.problems.max(2);
+            options.evaluation.before = true;
+            let plan = EvaluationPlan { problems: 3, samples_per_problem: 3, ..options.evaluation };
+            options.evaluation_sets = vec![EvaluationSetPlan { first: 1 << 24, plan }];
+            options.evaluation_only = true;
+        })
+    }
+
+    fn with(seed: u64, change: impl FnOnce(&mut Options)) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut options = options(&mut rng);
         options.curriculum = curriculum(seed);
+        change(&mut options);
+        let learners = if options.evaluation_only { 0 } else { options.learners };
         let mut actors = Vec::new();
         let counts = [(Role::Rollout, rng.random_range(1..=3)), (Role::Verifier, rng.random_range(1..=3))];
-        for (role, count) in counts.into_iter().chain([(Role::Learner, options.learners)]) {
+        for (role, count) in counts.into_iter().chain([(Role::Learner, learners)]) {
             for slot in 0..count {
                 actors.push(Actor::new(role, slot, actors.len() as u32));
             }
@@ -138,9 +155,15 @@ impl World {
                 Some(End::Finished) | None => {}
             }
         }
-        assert_eq!(self.server.machine.position().step, self.server.machine.options().total_steps);
-        assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
-        self.reference.evaluations(self.server.machine.options());
+        let options = self.server.machine.options();
+        if options.evaluation_only {
+            assert_eq!(self.server.machine.position().step, 0);
+            assert!(self.reference.evaluated.contains(&0) && self.committed.is_none());
+        } else {
+            assert_eq!(self.server.machine.position().step, options.total_steps);
+            assert!(matches!(self.committed, Some((_, true))), "the model was not exported");
+            self.reference.evaluations(options);
+        }
         let mut counts = self.reference.counts;
         let counters = self.server.machine.status(self.now).counters;
         counts.extend(counters.into_iter().map(|(counter, count)| (counter.name().to_owned(), count)));
