@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pacs_spec::ObjectiveKind;
 
+use crate::look::compare::Compare;
+use crate::look::logs::Logs;
+use crate::look::runs::Runs;
+use crate::look::samples::Samples;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
@@ -22,6 +26,7 @@ Examples:
   pacs job check my-job.toml            say what it would do
   pacs run my-job.toml                  train on this machine
   pacs status                           look at the run on this machine
+  pacs samples                          read what it answers
   pacs data check my-job.toml           look for rows that cannot be used
   pacs verify math --input rows.jsonl   grade answers")]
 pub(crate) struct Arguments {
@@ -58,6 +63,14 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
+    /// Shows what a model has answered, and how it was judged.
+    Samples(Samples),
+    /// Shows the numbers of runs next to each other.
+    Compare(Compare),
+    /// Shows the logs of all processes of a run.
+    Logs(Logs),
+    /// Lists the runs of this user, those that are over, too.
+    Runs(Runs),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
     /// Lets a run give out no new work.
@@ -296,6 +309,9 @@ pub(crate) struct Run {
     /// (2026-03-01T18:30:00Z). Steps and checkpoints that were measured say how long before.
     #[arg(long, value_name = "WHEN")]
     pub(crate) stop_before: Option<StopBefore>,
+    /// Serve metrics for Prometheus there, at /metrics. Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,

@@ -17,6 +17,7 @@ mod format;
 mod job;
 mod launch;
 mod live;
+mod look;
 mod memory;
 mod model_folder;
 mod operate;
@@ -51,6 +52,10 @@ fn main() -> ExitCode {
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Samples(arguments) => look::samples::run(&arguments),
+        Command::Compare(arguments) => look::compare::run(&arguments),
+        Command::Logs(arguments) => look::logs::run(&arguments),
+        Command::Runs(arguments) => look::runs::run(&arguments),
         Command::Stop(arguments) => operate::stop(&arguments),
         Command::Pause(arguments) => operate::pause(&arguments),
         Command::Resume(arguments) => operate::resume(&arguments),
