@@ -11,6 +11,7 @@ use crate::look::compare::Compare;
 use crate::look::logs::Logs;
 use crate::look::runs::Runs;
 use crate::look::samples::Samples;
+use crate::look::top::Top;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
+    /// Shows a run on one screen, as it goes on.
+    Top(Top),
     /// Shows what a model has answered, and how it was judged.
     Samples(Samples),
     /// Shows the numbers of runs next to each other.

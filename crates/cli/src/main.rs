@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Top(arguments) => look::top::run(&arguments),
         Command::Samples(arguments) => look::samples::run(&arguments),
         Command::Compare(arguments) => look::compare::run(&arguments),
         Command::Logs(arguments) => look::logs::run(&arguments),

@@ -1,4 +1,4 @@
-//! Looking at runs, those that live and those that are over: `pacs samples | compare | logs | runs`.
+//! Looking at runs, those that live and those that are over: `pacs top | samples | compare | logs | runs`.
 //!
 //! A run that lives is asked (`ObserveService`); of one that does not, its folder is read, by the same code that the coordinator
 //! reads it with.
@@ -7,6 +7,7 @@ pub(crate) mod compare;
 pub(crate) mod logs;
 pub(crate) mod runs;
 pub(crate) mod samples;
+pub(crate) mod top;
 
 use std::path::{Path, PathBuf};
 
