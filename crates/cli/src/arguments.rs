@@ -8,6 +8,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pacs_spec::ObjectiveKind;
 
+use crate::look::compare::Compare;
+use crate::look::logs::Logs;
+use crate::look::runs::Runs;
+use crate::look::samples::Samples;
+use crate::look::top::Top;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
@@ -25,6 +30,7 @@ Examples:
   pacs run my-job.toml                  train on this machine
   pacs eval my-job.toml                 measure a model on the job's held-out problems
   pacs status                           look at the run on this machine
+  pacs samples                          read what it answers
   pacs data check my-job.toml           look for rows that cannot be used
   pacs verify math --input rows.jsonl   grade answers")]
 pub(crate) struct Arguments {
@@ -63,6 +69,16 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
+    /// Shows a run on one screen, as it goes on.
+    Top(Top),
+    /// Shows what a model has answered, and how it was judged.
+    Samples(Samples),
+    /// Shows the numbers of runs next to each other.
+    Compare(Compare),
+    /// Shows the logs of all processes of a run.
+    Logs(Logs),
+    /// Lists the runs of this user, those that are over, too.
+    Runs(Runs),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
     /// Lets a run give out no new work.
@@ -348,6 +364,9 @@ pub(crate) struct Run {
     /// (2026-03-01T18:30:00Z). Steps and checkpoints that were measured say how long before.
     #[arg(long, value_name = "WHEN")]
     pub(crate) stop_before: Option<StopBefore>,
+    /// Serve metrics for Prometheus there, at /metrics. Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,

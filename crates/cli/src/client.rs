@@ -33,13 +33,16 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 
 /// Connects to a coordinator, as an operator.
 pub(crate) async fn connect(target: &Target) -> Result<OperatorServiceClient<Channel>, Failure> {
-    let channel =
-        pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
-            Failure::again(error)
-                .doing("reach the coordinator")
-                .hint("is a run going on there? `pacs run JOB.toml` starts one")
-        })?;
-    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(OperatorServiceClient::new(channel(target).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The connection alone, for its other services.
+pub(crate) async fn channel(target: &Target) -> Result<Channel, Failure> {
+    pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
+        Failure::again(error)
+            .doing("reach the coordinator")
+            .hint("is a run going on there? `pacs run JOB.toml` starts one")
+    })
 }
 
 /// The operator's certificate: that of the run, if its folder is known and says where its certificates are; else that of the folder

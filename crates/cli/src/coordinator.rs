@@ -69,6 +69,7 @@ impl Run<'_> {
         attempts::check(self.run_dir, self.arguments.starts_without_progress).map_err(attempt_failure)?;
         let Some(coordinator) = self.start(options, &wishes).await? else { return Ok(Exit::Again) };
         let _listed = live::list(&coordinator, self.run_dir);
+        self.serve_metrics(&coordinator).await?;
         attempts::note(self.run_dir, &launch_name()).map_err(attempt_failure)?;
         ending::forget(self.run_dir);
         let mut console = Console::new(self.arguments.json);
@@ -132,6 +133,19 @@ impl Run<'_> {
         }
         health.progressed(self.progress_timeout());
         Ok(health)
+    }
+
+    async fn serve_metrics(self, coordinator: &Coordinator) -> Result<(), Failure> {
+        // A variable that is empty counts as not set.
+        let Some(listen) = self.arguments.metrics_listen.as_ref().filter(|listen| !listen.is_empty()) else {
+            return Ok(());
+        };
+        let address = resolve(listen).await?;
+        let serving = coordinator.observer().serve_metrics(address).await;
+        let address =
+            serving.map_err(|error| Failure::again(error).doing(format!("listen on {listen} for metrics")))?;
+        tracing::info!(%address, "serving metrics at /metrics");
+        Ok(())
     }
 
     fn progress_timeout(self) -> Duration {

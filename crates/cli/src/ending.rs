@@ -46,6 +46,14 @@ pub(crate) fn note(run_dir: &Path, ending: Ending) {
     }
 }
 
+/// The word of a folder; none where there is none, or one that this program does not know.
+pub(crate) fn read(run_dir: &Path) -> Option<String> {
+    use Ending::{Alone, Failed, Finished, Interrupted, Stopped, Terminated, Warned};
+    let word = fs::read_to_string(run_dir.join(FILE)).ok()?;
+    let all = [Finished, Failed, Stopped, Terminated, Warned, Alone, Interrupted];
+    all.into_iter().map(Ending::word).find(|known| *known == word.trim()).map(str::to_owned)
+}
+
 /// Removes the word of an earlier coordinator.
 pub(crate) fn forget(run_dir: &Path) {
     // Mostly it is not there.

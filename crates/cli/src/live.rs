@@ -75,7 +75,11 @@ impl Drop for Listed {
 
 /// Lists a run. One that cannot be listed is none the worse for it, so there is a warning and no error.
 pub(crate) fn list(coordinator: &Coordinator, run_dir: &Path) -> Listed {
-    let listed = LiveRun::of(coordinator, run_dir).and_then(|run| write(&run, &folders(|name| std::env::var_os(name))));
+    let folders = folders(|name| std::env::var_os(name));
+    let listed = LiveRun::of(coordinator, run_dir).and_then(|run| {
+        remember(&run, &folders);
+        write(&run, &folders)
+    });
     match listed {
         Ok(path) => Listed(Some(path)),
         Err(error) => {
@@ -89,6 +93,46 @@ pub(crate) fn list(coordinator: &Coordinator, run_dir: &Path) -> Listed {
 /// known.
 pub(crate) fn all() -> Vec<LiveRun> {
     read(&folders(|name| std::env::var_os(name)))
+}
+
+/// Runs that are remembered when they are over.
+const MOST_PAST: usize = 200;
+
+/// The runs of this user that were started on this machine, or with its home, whether they live or not; oldest first.
+pub(crate) fn past() -> Vec<LiveRun> {
+    past_in(&folders(|name| std::env::var_os(name)))
+}
+
+fn past_in(folders: &[PathBuf]) -> Vec<LiveRun> {
+    let folders = folders.iter().map(|folder| folder.with_file_name(PAST));
+    let entries =
+        folders.filter(|folder| folder.is_dir()).flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
+    let texts = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let mut runs: Vec<LiveRun> = texts.filter_map(|text| serde_json::from_str(&text).ok()).collect();
+    runs.sort_by(|a, b| (a.started, &a.run_id).cmp(&(b.started, &b.run_id)));
+    runs
+}
+
+/// The folder of what is remembered, next to that of the runs that live.
+const PAST: &str = "past";
+
+/// Writes a run down for when it is over, and forgets the oldest beyond [`MOST_PAST`]. Best effort: nothing relies on it.
+fn remember(run: &LiveRun, folders: &[PathBuf]) {
+    let of_run = |run: &LiveRun| format!("{}.json", run.run_id);
+    let is_there = |folder: &&PathBuf| {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.is_ok() && is_private(folder)
+    };
+    let past: Vec<PathBuf> = folders.iter().map(|folder| folder.with_file_name(PAST)).collect();
+    let Some(folder) = past.iter().find(is_there) else { return };
+    let text = serde_json::to_string_pretty(run).expect("strings and numbers are JSON");
+    if let Err(error) = fs::write(folder.join(of_run(run)), text) {
+        tracing::debug!("the run is not remembered: {error}");
+    }
+    let known = past_in(std::slice::from_ref(&folder.with_file_name("runs")));
+    for oldest in known.iter().take(known.len().saturating_sub(MOST_PAST)) {
+        let _ = fs::remove_file(folder.join(of_run(oldest)));
+    }
 }
 
 /// Where entries may be, the preferred folder first.
@@ -209,6 +253,23 @@ mod tests {
         fs::write(run_dir.join(CoordinatorRecord::FILE), record).expect("written");
         assert_eq!(read(&folders), []);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn runs_are_remembered_up_to_a_number() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folders = [dir.path().join("pacs/runs")];
+        assert_eq!(past_in(&folders), []);
+        let one = run(dir.path(), 1);
+        for started in 0..MOST_PAST as u64 + 3 {
+            remember(&LiveRun { started, run_id: format!("{started:032}"), ..one.clone() }, &folders);
+        }
+        let past = past_in(&folders);
+        assert_eq!((past.len(), past[0].started), (MOST_PAST, 3));
+        // A run that is resumed is one run.
+        remember(&LiveRun { started: 1000, ..past[0].clone() }, &folders);
+        assert_eq!(past_in(&folders).len(), MOST_PAST);
+        assert_eq!(fs::metadata(dir.path().join("pacs/past")).expect("made").permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

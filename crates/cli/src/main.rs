@@ -18,6 +18,7 @@ mod format;
 mod job;
 mod launch;
 mod live;
+mod look;
 mod memory;
 mod model;
 mod model_folder;
@@ -54,6 +55,11 @@ fn main() -> ExitCode {
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Top(arguments) => look::top::run(&arguments),
+        Command::Samples(arguments) => look::samples::run(&arguments),
+        Command::Compare(arguments) => look::compare::run(&arguments),
+        Command::Logs(arguments) => look::logs::run(&arguments),
+        Command::Runs(arguments) => look::runs::run(&arguments),
         Command::Stop(arguments) => operate::stop(&arguments),
         Command::Pause(arguments) => operate::pause(&arguments),
         Command::Resume(arguments) => operate::resume(&arguments),

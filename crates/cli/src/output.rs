@@ -13,6 +13,11 @@ pub(crate) fn line(text: impl Display) {
     let _ = writeln!(stdout().lock(), "{}", harmless(&text.to_string()));
 }
 
+/// Writes one line like [`line()`], and says whether somebody still reads: a command that follows a run ends with its reader.
+pub(crate) fn line_is_read(text: impl Display) -> bool {
+    writeln!(stdout().lock(), "{}", harmless(&text.to_string())).is_ok()
+}
+
 /// Writes lines of this program's own.
 pub(crate) fn text(text: impl Display) {
     let mut out = stdout().lock();

@@ -158,8 +158,9 @@ impl Job<'_> {
         };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
         let _listed = live::list(&coordinator, &self.run_dir);
+        let metrics = self.serve_metrics(&coordinator).await?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
-        self.announce(&console, &spec, address, coordinator.run_id());
+        self.announce(&console, &spec, (address, metrics), coordinator.run_id());
         let run = (self.run_dir.as_path(), coordinator.run_id());
         let mut commands = workers::commands(&spec, worker, run, tls_dir)?;
         // Workers of a run that was killed outlive it, and go on with this one.
@@ -217,6 +218,13 @@ impl Job<'_> {
         ended
     }
 
+    /// Serves metrics, if they are wanted; says where.
+    async fn serve_metrics(&self, coordinator: &Coordinator) -> Result<Option<SocketAddr>, Failure> {
+        let Some(listen) = self.arguments.metrics_listen else { return Ok(None) };
+        let serving = coordinator.observer().serve_metrics(listen).await;
+        serving.map(Some).map_err(|error| Failure::config(error).doing(format!("listen on {listen} for metrics")))
+    }
+
     /// The run's own certificates, unless the user has given some, or wants none.
     fn certificates(&self) -> Result<Option<Certificates>, Failure> {
         if self.arguments.plaintext || self.arguments.tls_dir.is_some() {
@@ -229,7 +237,13 @@ impl Job<'_> {
     }
 
     /// Says what is run, and where to look.
-    fn announce(&self, console: &Console, spec: &JobSpec, address: SocketAddr, run_id: &str) {
+    fn announce(
+        &self,
+        console: &Console,
+        spec: &JobSpec,
+        (address, metrics): (SocketAddr, Option<SocketAddr>),
+        run_id: &str,
+    ) {
         let (batch, rollout, resources) = (&spec.batch, &spec.rollout, &spec.resources);
         let workers = [
             plural(u64::from(resources.rollouts), "rollout worker", "rollout workers"),
@@ -253,13 +267,13 @@ impl Job<'_> {
         let parameters = count(self.model.parameters);
         let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
         let run_dir = self.run_dir.display().to_string();
-        let fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps,
+        let mut fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps,
                             "run_id": run_id});
         let moved = match self.arguments.listen {
             None if address.port() != DEFAULT_PORT => format!("a free port, as {DEFAULT_PORT} was in use; "),
             _ => String::new(),
         };
-        let lines = [
+        let mut lines = vec![
             ("job", job),
             ("model", model),
             ("workers", format!("{}; their logs are in {run_dir}/logs", workers.join(", "))),
@@ -267,6 +281,10 @@ impl Job<'_> {
             ("run id", run_id.to_owned()),
             ("coordinator", format!("{address} ({moved}from another terminal: pacs status {address})")),
         ];
+        if let Some(metrics) = metrics {
+            lines.push(("metrics", format!("http://{metrics}/metrics")));
+            fields["metrics"] = json!(metrics);
+        }
         console.block("start", &lines, &fields);
     }
 

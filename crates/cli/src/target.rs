@@ -41,9 +41,9 @@ pub(crate) enum Choice {
 
 /// A run that lives on this machine.
 pub(crate) struct Found {
-    run: LiveRun,
+    pub(crate) run: LiveRun,
     /// Steps that are made and steps that there are, if its coordinator answers.
-    steps: Option<(u64, u64)>,
+    pub(crate) steps: Option<(u64, u64)>,
 }
 
 /// The coordinator that a command means, which cannot mean several.
@@ -127,7 +127,7 @@ fn named(target: &str, live: Vec<LiveRun>) -> Result<Target, Failure> {
 }
 
 /// Asks all of these runs at once where they are.
-async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
+pub(crate) async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
     let asked: Vec<_> = runs
         .into_iter()
         .map(|run| {

@@ -72,6 +72,9 @@ pub(crate) struct Coordinator {
     /// Where to answer health probes (grpc.health.v1, in plain text). Default: nowhere.
     #[arg(long, value_name = "HOST:PORT", env = "PACS_HEALTH_LISTEN")]
     pub(crate) health_listen: Option<String>,
+    /// Where to serve metrics for Prometheus, at /metrics, in plain text. Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT", env = "PACS_METRICS_LISTEN")]
+    pub(crate) metrics_listen: Option<String>,
     /// Seconds without a step, an evaluation or a checkpoint after which the health service `pacs.progress` fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) progress_timeout: u64,

@@ -1,0 +1,354 @@
+//! One screen.
+
+use pacs_protocol::v1;
+use pacs_runtime::harmless;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style, Stylize};
+use ratatui::symbols::Marker;
+use ratatui::text::Line;
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Row, Sparkline, Table, Wrap};
+
+use super::{Screen, View};
+use crate::format::{percent, seconds};
+
+/// Metrics of steps and evaluations that a screen needs.
+pub(super) const METRICS: [&str; 9] = [
+    "reward_mean",
+    "pass_rate",
+    "pass_at_1",
+    "mixed_share",
+    "entropy",
+    "tokens_per_second",
+    "sampling_seconds",
+    "training_seconds",
+    "total_seconds",
+];
+/// Phases of a step whose times are shown as bars.
+const TIMES: [(&str, &str); 4] = [
+    ("sampling_seconds", "sampling"),
+    ("verifying_seconds", "  verifying"),
+    ("training_seconds", "training"),
+    ("checkpoint_stall_seconds", "checkpoints"),
+];
+
+pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
+    let [head, body, foot] =
+        Layout::vertical([Constraint::Length(3), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
+    frame.render_widget(Paragraph::new(header(screen)), head);
+    match screen.view {
+        View::Overview => overview(frame, screen, body),
+        View::Workers => workers(frame, screen, body),
+        View::Samples => samples(frame, screen, body),
+        View::Events => events(frame, screen, body),
+    }
+    frame.render_widget(Paragraph::new(footer(screen)), foot);
+}
+
+fn header(screen: &Screen) -> Vec<Line<'static>> {
+    let status = &screen.status;
+    let left = status.remaining_seconds.map(|left| format!(", {} left", seconds(left))).unwrap_or_default();
+    let paused = if status.paused { "PAUSED  " } else { "" };
+    let first = format!(
+        "{}  {paused}step {} of {}{left}  {} for {}  weights v{}",
+        harmless(&status.job),
+        status.step,
+        status.total_steps,
+        status.phase,
+        seconds(status.phase_seconds),
+        status.weight_version
+    );
+    let waits = match &screen.problem {
+        Some(problem) => Line::from(format!("! {}", harmless(problem))).add_modifier(Modifier::BOLD),
+        None => Line::from(harmless(&status.waiting_for).into_owned()),
+    };
+    vec![Line::from(first).add_modifier(Modifier::BOLD), waits, Line::default()]
+}
+
+fn footer(screen: &Screen) -> Line<'static> {
+    let view = |view, text: &'static str| {
+        let span = ratatui::text::Span::from(text);
+        if screen.view == view { span.add_modifier(Modifier::REVERSED) } else { span }
+    };
+    Line::from(vec![
+        view(View::Overview, " o overview "),
+        view(View::Workers, " w workers "),
+        view(View::Samples, " s samples "),
+        view(View::Events, " e events "),
+        " q leave  ".into(),
+        harmless(&screen.address).into_owned().dim(),
+    ])
+}
+
+fn overview(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    let [curves, below] = Layout::vertical([Constraint::Percentage(60), Constraint::Min(8)]).areas(area);
+    let [left, right] = Layout::horizontal([Constraint::Percentage(50); 2]).areas(curves);
+    let series = |name: &str| points(screen.steps.get(name));
+    let (reward, pass) = (series("reward_mean"), series("pass_rate"));
+    let measured = points(screen.evaluations.get("pass_at_1"));
+    chart(
+        frame,
+        left,
+        "reward · (dots) and pass@1 held out ■",
+        &[(&reward, Marker::Braille), (&measured, Marker::Block)],
+    );
+    let mixed = series("mixed_share");
+    chart(frame, right, "pass rate · (dots) and mixed groups ■", &[(&pass, Marker::Braille), (&mixed, Marker::Block)]);
+
+    let [times, queues, speed] =
+        Layout::horizontal([Constraint::Percentage(34), Constraint::Percentage(33), Constraint::Percentage(33)])
+            .areas(below);
+    frame.render_widget(
+        Paragraph::new(time_lines(screen, times.width)).block(Block::bordered().title("newest step")),
+        times,
+    );
+    frame.render_widget(
+        Paragraph::new(queue_lines(screen)).wrap(Wrap { trim: false }).block(Block::bordered().title("queues")),
+        queues,
+    );
+    throughput(frame, screen, speed);
+}
+
+/// Steps and values that are numbers.
+fn points(series: Option<&v1::MetricSeries>) -> Vec<(f64, f64)> {
+    let pairs = series.into_iter().flat_map(|series| series.steps.iter().zip(&series.means));
+    pairs.map(|(step, value)| (*step as f64, *value)).filter(|(_, value)| value.is_finite()).collect()
+}
+
+fn chart(frame: &mut Frame<'_>, area: Rect, title: &str, curves: &[(&Vec<(f64, f64)>, Marker)]) {
+    let all = || curves.iter().flat_map(|(points, _)| points.iter().copied());
+    let bounds = |value: fn((f64, f64)) -> f64| {
+        let (low, high) = all()
+            .map(value)
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        if low > high {
+            [0.0, 1.0]
+        } else if low == high {
+            [low - 0.5, high + 0.5]
+        } else {
+            [low, high]
+        }
+    };
+    let (x, y) = (bounds(|(step, _)| step), bounds(|(_, value)| value));
+    let ends = |bounds: [f64; 2], digits: usize| bounds.map(|bound| format!("{bound:.digits$}")).to_vec();
+    let datasets = curves.iter().map(|(points, marker)| {
+        let kind = if *marker == Marker::Braille { GraphType::Line } else { GraphType::Scatter };
+        Dataset::default().marker(*marker).graph_type(kind).data(points)
+    });
+    let chart = Chart::new(datasets.collect())
+        .block(Block::bordered().title(title.to_owned()))
+        .x_axis(Axis::default().bounds(x).labels(ends(x, 0)))
+        .y_axis(Axis::default().bounds(y).labels(ends(y, 2)));
+    frame.render_widget(chart, area);
+}
+
+/// Where the time of the newest step went, as bars of one scale.
+fn time_lines(screen: &Screen, width: u16) -> Vec<Line<'static>> {
+    let of = |name: &str| screen.status.metrics.get(name).copied().unwrap_or(0.0);
+    let most = TIMES.map(|(name, _)| of(name)).into_iter().fold(f64::MIN_POSITIVE, f64::max);
+    let room = usize::from(width).saturating_sub(26);
+    let line = |(name, label): (&str, &str)| {
+        let length = (of(name) / most * room as f64).clamp(0.0, room as f64) as usize;
+        Line::from(format!("{label:<12}{:<10}{}", seconds(of(name)), "█".repeat(length)))
+    };
+    let mut lines: Vec<Line<'static>> = TIMES.map(line).to_vec();
+    lines.push(Line::from(format!("{:<12}{}", "whole step", seconds(of("total_seconds")))));
+    lines.push(Line::from(format!("{:<12}{:.2}", "entropy", of("entropy"))));
+    lines
+}
+
+fn queue_lines(screen: &Screen) -> Vec<Line<'static>> {
+    let (status, queues) = (&screen.status, screen.status.queues.unwrap_or_default());
+    let workers = |role| status.workers.iter().filter(|worker| worker.role() == role).count();
+    let mut lines = vec![
+        Line::from(format!("groups   {} waiting, {} generating", queues.groups_waiting, queues.groups_generating)),
+        Line::from(format!("         {} of {} complete", queues.groups_complete, queues.groups_wanted)),
+        Line::from(format!("slots    {} of {} filled", status.groups_in_flight, status.slots)),
+        Line::from(format!("verdicts {} waiting, {} verifying", queues.samples_waiting, queues.samples_verifying)),
+        Line::from(format!(
+            "workers  {} rollout, {} verifier, {} of {} learner",
+            workers(v1::Role::Rollout),
+            workers(v1::Role::Verifier),
+            workers(v1::Role::Learner),
+            status.learners_wanted
+        )),
+    ];
+    if let Some(oldest) = &status.oldest_group {
+        lines.push(Line::from(format!("oldest   {}", harmless(oldest))));
+    }
+    lines
+}
+
+fn throughput(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    let values = points(screen.steps.get("tokens_per_second"));
+    let newest = values.last().map_or(0.0, |(_, value)| *value);
+    let shown = usize::from(area.width.saturating_sub(2));
+    let tail = values[values.len().saturating_sub(shown)..].iter().map(|(_, value)| value.max(0.0) as u64);
+    let data: Vec<u64> = tail.collect();
+    let title = format!("{newest:.0} tokens/s");
+    frame.render_widget(Sparkline::default().data(&data).block(Block::bordered().title(title)), area);
+}
+
+fn workers(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    let heading = Row::new(["worker", "rank", "host", "heard", "leases", "does"]).style(Style::new().bold());
+    let rows = screen.status.workers.iter().skip(screen.scroll).map(|worker| {
+        let draining = if worker.draining { " (draining)" } else { "" };
+        Row::new([
+            harmless(&worker.name).into_owned(),
+            worker.rank.map_or("-".to_owned(), |rank| rank.to_string()),
+            harmless(&worker.host).into_owned(),
+            seconds(worker.seconds_since_heartbeat),
+            worker.leases.to_string(),
+            format!("{}{draining} for {}", harmless(&worker.activity), seconds(worker.activity_seconds)),
+        ])
+    });
+    let widths = [
+        Constraint::Length(16),
+        Constraint::Length(5),
+        Constraint::Length(16),
+        Constraint::Length(8),
+        Constraint::Length(7),
+        Constraint::Fill(1),
+    ];
+    let title = format!("{} workers", screen.status.workers.len());
+    frame.render_widget(Table::new(rows, widths).header(heading).block(Block::bordered().title(title)), area);
+}
+
+fn samples(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    let lines = screen.samples.iter().flat_map(|sample| {
+        let verdict = sample.verdict.as_ref();
+        let outcome = match verdict.map(v1::Verdict::outcome) {
+            Some(v1::Outcome::Correct) => "✓ correct",
+            Some(v1::Outcome::Wrong) => "✗ wrong",
+            Some(v1::Outcome::Unparsable) => "? unparsable",
+            Some(_) => "! no verdict",
+            None => "… not judged",
+        };
+        let reward = verdict.map(|verdict| format!(" {:.3}", verdict.reward)).unwrap_or_default();
+        let step = sample.step.map_or("in flight".to_owned(), |step| format!("step {step}"));
+        [
+            Line::from(format!(
+                "g{}.{}  {step}  {outcome}{reward}  {} tokens",
+                sample.group_id, sample.index, sample.tokens
+            ))
+            .bold(),
+            Line::from(format!("  {}", harmless(&sample.question))),
+            Line::from(format!("  → {}", harmless(&sample.response))),
+        ]
+    });
+    let lines: Vec<Line<'static>> = lines.skip(screen.scroll).collect();
+    frame.render_widget(
+        Paragraph::new(lines).block(Block::bordered().title("newest samples; `pacs samples` shows all of a text")),
+        area,
+    );
+}
+
+fn events(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
+    // The newest at the top.
+    let lines: Vec<Line<'static>> =
+        screen.events.iter().rev().skip(screen.scroll).map(|event| Line::from(event.clone())).collect();
+    let share = screen.status.metrics.get("pass_rate").copied().map(percent);
+    let title =
+        format!("events, newest first{}", share.map(|share| format!("; pass rate {share}")).unwrap_or_default());
+    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(title)), area);
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::KeyCode;
+
+    use super::*;
+
+    fn series(name: &str, means: Vec<f64>) -> (String, v1::MetricSeries) {
+        let steps = (1..=means.len() as u64).collect();
+        (name.to_owned(), v1::MetricSeries { name: name.into(), steps, means, ..Default::default() })
+    }
+
+    fn screen() -> Screen {
+        let hostile = "\u{1b}[2J\u{202e}";
+        let worker = |name: &str| v1::WorkerStatus {
+            name: format!("{name}{hostile}"),
+            activity: format!("generates{hostile}"),
+            ..Default::default()
+        };
+        let status = v1::GetStatusResponse {
+            job: format!("demo{hostile}"),
+            phase: "sampling".into(),
+            step: 12,
+            total_steps: 40,
+            waiting_for: format!("step 13 waits for 1 rollout worker{hostile}"),
+            workers: vec![worker("rollout-0"), worker("rollout-1")],
+            metrics: [("sampling_seconds".to_owned(), 3.0), ("training_seconds".to_owned(), 1.5)].into(),
+            ..Default::default()
+        };
+        let sample = v1::ObservedSample {
+            group_id: 96,
+            question: format!("6 * 7?{hostile}"),
+            response: format!("42{hostile}"),
+            ..Default::default()
+        };
+        Screen {
+            status,
+            steps: [
+                series("reward_mean", (0..50).map(|step| f64::from(step) / 50.0).collect()),
+                series("tokens_per_second", vec![100.0, f64::NAN, 476.0]),
+            ]
+            .into(),
+            evaluations: [series("pass_at_1", vec![0.5])].into(),
+            samples: vec![sample],
+            events: [format!("12:00:00  note {}", harmless(hostile))].into(),
+            ..Screen::default()
+        }
+    }
+
+    fn shown(screen: &Screen, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a screen");
+        terminal.draw(|frame| draw(frame, screen)).expect("drawn");
+        let buffer = terminal.backend().buffer();
+        let lines = buffer
+            .content()
+            .chunks(usize::from(width))
+            .map(|line| line.iter().map(ratatui::buffer::Cell::symbol).collect::<String>());
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn every_view_shows_what_it_is_for_on_screens_of_every_size() {
+        let mut screen = screen();
+        for (key, expected) in [
+            ('o', &["step 12 of 40", "step 13 waits for", "sampling", "476 tokens/s", "queues"][..]),
+            ('w', &["2 workers", "rollout-1", "generates"]),
+            ('s', &["g96.0", "in flight", "… not judged", "6 * 7?"]),
+            ('e', &["events, newest first", "12:00:00  note"]),
+        ] {
+            assert!(screen.press(KeyCode::Char(key)));
+            let text = shown(&screen, 120, 30);
+            for part in expected {
+                assert!(text.contains(part), "`{part}` is missing in {key}:\n{text}");
+            }
+            for (width, height) in [(1, 1), (10, 3), (40, 10), (80, 24), (300, 80)] {
+                let text = shown(&screen, width, height);
+                assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+            }
+        }
+        assert!(!screen.press(KeyCode::Char('q')) && !screen.press(KeyCode::Esc));
+    }
+
+    #[test]
+    fn a_run_without_a_step_is_shown_and_scrolling_ends_at_the_last_line() {
+        let mut empty = Screen::default();
+        for _ in 0..4 {
+            assert!(empty.press(KeyCode::PageDown) && empty.press(KeyCode::Tab));
+            assert!(!shown(&empty, 80, 24).is_empty());
+            assert_eq!(empty.scroll, 0);
+        }
+        let mut screen = screen();
+        screen.press(KeyCode::Char('w'));
+        screen.press(KeyCode::PageDown);
+        assert_eq!(screen.scroll, 1);
+        screen.press(KeyCode::Up);
+        assert_eq!(screen.scroll, 0);
+    }
+}

@@ -1,0 +1,156 @@
+//! Events as lines.
+
+use pacs_protocol::v1;
+use pacs_protocol::v1::watch_response::Event;
+use pacs_runtime::{Exit, harmless, harmless_json};
+use serde_json::{Map, Value, json};
+
+use super::Run;
+use crate::failure::Failure;
+use crate::format::{percent, seconds};
+use crate::output;
+
+/// Prints events until the run ends, the coordinator is gone, or nobody reads.
+pub(super) async fn follow(run: &mut Run, as_json: bool) -> Result<Exit, Failure> {
+    loop {
+        let event = run.events.message().await.map_err(|status| {
+            Failure::again(anyhow::anyhow!("{}", harmless(status.message()))).doing("watch the run")
+        })?;
+        let Some(event) = event else { return Ok(Exit::Done) };
+        let line = if as_json { harmless_json(&json(&event).to_string()).into_owned() } else { as_text(&event) };
+        // A reader that has gone away is how `pacs top | head` ends.
+        if !output::line_is_read(line) {
+            return Ok(Exit::Done);
+        }
+    }
+}
+
+/// One event on one line, without anything that a terminal acts on.
+pub(super) fn as_text(event: &v1::WatchResponse) -> String {
+    let text = match &event.event {
+        Some(Event::Situation(situation)) => {
+            let paused = if situation.paused { ", paused" } else { "" };
+            let mut workers: Vec<String> =
+                situation.workers.iter().map(|(role, count)| format!("{count} {role}")).collect();
+            workers.sort();
+            let workers = if workers.is_empty() { "no workers".to_owned() } else { workers.join(", ") };
+            let queues = situation.queues.unwrap_or_default();
+            format!(
+                "{}{paused}: step {} of {}, {} of {} groups complete; {workers}",
+                situation.phase, situation.step, situation.total_steps, queues.groups_complete, queues.groups_wanted
+            )
+        }
+        Some(Event::Lost(lost)) => format!("{} events were lost: this reader is too slow", lost.events),
+        Some(Event::Step(step)) => {
+            let metric = |name: &str| step.metrics.get(name).copied();
+            let mut text = format!("step {} of {}", step.step, step.total_steps);
+            let parts = [
+                ("reward", metric("reward_mean").map(|value| format!("{value:.3}"))),
+                ("pass", metric("pass_rate").map(percent)),
+                ("mixed", metric("mixed_share").map(percent)),
+                ("entropy", metric("entropy").map(|value| format!("{value:.2}"))),
+                ("tok/s", metric("tokens_per_second").map(|value| format!("{value:.0}"))),
+                ("took", metric("total_seconds").map(seconds)),
+            ];
+            for (name, value) in parts.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                text.push_str(&format!("  {name} {value}"));
+            }
+            text
+        }
+        Some(Event::Evaluation(evaluation)) => {
+            let pass = evaluation.metrics.get("pass_at_1").copied().unwrap_or_default();
+            format!("evaluation after {} steps: pass@1 {}", evaluation.step, percent(pass))
+        }
+        Some(Event::Saved(saved)) => {
+            format!("checkpoint of step {} in {} ({})", saved.step, saved.path, seconds(saved.seconds))
+        }
+        Some(Event::WorkerGone(gone)) if gone.drained => format!("worker {} was drained", gone.name),
+        Some(Event::WorkerGone(gone)) => format!("worker {} is gone: {}", gone.name, gone.reason),
+        Some(Event::LearnersReady(ready)) => {
+            format!("learners are ready at step {}: {}", ready.step, ready.learners.join(", "))
+        }
+        Some(Event::Waiting(sentence)) => format!("waiting: {sentence}"),
+        Some(Event::Note(note)) => note.clone(),
+        Some(Event::RunOver(over)) if over.reason.is_empty() => format!("the run is over: {}", over.how),
+        Some(Event::RunOver(over)) => format!("the run is over: {}: {}", over.how, over.reason),
+        None => "an event that this version does not know".to_owned(),
+    };
+    harmless(&format!("{}  {text}", clock(event.time))).into_owned()
+}
+
+/// Hours, minutes and seconds of a time in UTC.
+fn clock(time: f64) -> String {
+    let of_day = time.max(0.0) as u64 % 86_400;
+    format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
+}
+
+fn json(event: &v1::WatchResponse) -> Value {
+    let metrics = |metrics: &std::collections::HashMap<String, f64>| -> Map<String, Value> {
+        let mut sorted: Vec<_> = metrics.iter().collect();
+        sorted.sort_by_key(|(name, _)| *name);
+        sorted.into_iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+    };
+    let (kind, fields) = match &event.event {
+        Some(Event::Situation(situation)) => (
+            "situation",
+            json!({
+                "phase": situation.phase,
+                "step": situation.step,
+                "total_steps": situation.total_steps,
+                "weight_version": situation.weight_version,
+                "generation": situation.generation,
+                "paused": situation.paused,
+                "groups_in_flight": situation.groups_in_flight,
+                "workers": situation.workers,
+            }),
+        ),
+        Some(Event::Lost(lost)) => ("lost", json!({"events": lost.events})),
+        Some(Event::Step(step)) => (
+            "step",
+            json!({"step": step.step, "total_steps": step.total_steps, "metrics": metrics(&step.metrics),
+                   "remaining_seconds": step.remaining_seconds}),
+        ),
+        Some(Event::Evaluation(evaluation)) => {
+            ("evaluation", json!({"step": evaluation.step, "metrics": metrics(&evaluation.metrics)}))
+        }
+        Some(Event::Saved(saved)) => {
+            ("saved", json!({"step": saved.step, "path": saved.path, "seconds": saved.seconds}))
+        }
+        Some(Event::WorkerGone(gone)) => {
+            ("worker_gone", json!({"name": gone.name, "reason": gone.reason, "drained": gone.drained}))
+        }
+        Some(Event::LearnersReady(ready)) => {
+            ("learners_ready", json!({"step": ready.step, "learners": ready.learners}))
+        }
+        Some(Event::Waiting(sentence)) => ("waiting", json!({"sentence": sentence})),
+        Some(Event::Note(note)) => ("note", json!({"text": note})),
+        Some(Event::RunOver(over)) => ("run_over", json!({"how": over.how, "reason": over.reason})),
+        None => ("unknown", json!({})),
+    };
+    json!({"number": event.number, "time": event.time, "event": kind, "fields": fields})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(event: Event) -> v1::WatchResponse {
+        v1::WatchResponse { number: 7, time: 86_400.0 + 3661.5, event: Some(event) }
+    }
+
+    #[test]
+    fn events_are_lines_and_objects() {
+        let metrics = [("reward_mean".to_owned(), 0.25), ("pass_rate".to_owned(), 0.5)].into();
+        let step = event(Event::Step(v1::StepDone { step: 3, total_steps: 9, metrics, remaining_seconds: 4.0 }));
+        assert_eq!(as_text(&step), "01:01:01  step 3 of 9  reward 0.250  pass 50.0 %");
+        assert_eq!(
+            (&json(&step)["event"], &json(&step)["fields"]["metrics"]["pass_rate"]),
+            (&json!("step"), &json!(0.5))
+        );
+        let hostile = event(Event::Note("one\ntwo\u{1b}[2J".into()));
+        assert_eq!(as_text(&hostile), "01:01:01  one\\ntwo\\u{1b}[2J");
+        assert!(!harmless_json(&json(&hostile).to_string()).contains('\u{1b}'));
+        let over = event(Event::RunOver(v1::RunOver { how: "failed".into(), reason: "why".into() }));
+        assert_eq!(as_text(&over), "01:01:01  the run is over: failed: why");
+    }
+}
