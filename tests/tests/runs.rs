@@ -1,7 +1,11 @@
 //! Whole runs by the real programs on a tiny model.
 
-use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pacs_tests::Job;
 use serde_json::Value;
 
@@ -134,5 +138,59 @@ fn the_status_names_roles_queues_and_what_is_waited_for() -> Result<()> {
     }
     assert!(status["queues"].is_object() && status["phase"].is_string() && status["metrics"].is_object(), "{status}");
     run.wait()?.expect_code(0);
+    Ok(())
+}
+
+/// A study that is interrupted keeps what is finished, resumes the rest, and reports on all of it.
+#[test]
+fn a_study_resumes_and_reports() -> Result<()> {
+    let job = Job::tiny()?.with("checkpoint.every_steps", 0);
+    job.write_spec()?;
+    let file = job.path("study.toml");
+    let study = "name = 'small'\nseeds = [1, 2]\nreference = 'pacs'\ntasks.tiny.job = 'job.toml'\nkeep = 'models'\n\
+                 [methods.pacs]\n[methods.grpo]\nset = { 'objective.kind' = 'grpo' }\n";
+    std::fs::write(&file, study)?;
+    let out = job.path("out");
+    let record = |id: &str| out.join(format!("data/tiny/{id}.json"));
+    let command = |what: &str| -> Result<Command> {
+        let mut command = job.command("pacs")?;
+        command.args(["study", what]).arg(&file).arg("--out").arg(&out);
+        Ok(command)
+    };
+
+    let mut first = command("run")?.args(["--parallel", "1"]).stdout(Stdio::null()).spawn()?;
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !record("grpo/seed-1").exists() {
+        ensure!(Instant::now() < deadline && first.try_wait()?.is_none(), "no run was finished");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    kill(Pid::from_raw(i32::try_from(first.id())?), Signal::SIGTERM)?;
+    assert_eq!(first.wait()?.code(), Some(75));
+    let kept = std::fs::read(record("grpo/seed-1"))?;
+    assert!(!record("pacs/seed-2").exists(), "the last of four runs was finished after the first");
+
+    let output = command("run")?.args(["--parallel", "2"]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("4 of 4 runs finished"), "{said}");
+    assert_eq!(std::fs::read(record("grpo/seed-1"))?, kept, "what is finished is not made again");
+    assert!(
+        out.join("models/tiny/pacs/seed-2/model.safetensors").exists() && !out.join("runs/tiny/pacs/seed-2").exists()
+    );
+    let report = std::fs::read_to_string(out.join("report.md"))?;
+    for part in ["4 of 4 runs are finished", "| grpo", "minus pacs", "plots/tiny-pass-at-1.svg"] {
+        assert!(report.contains(part), "{part} is missing: {report}");
+    }
+    // The report is made of the kept numbers alone.
+    std::fs::remove_file(out.join("report.md"))?;
+    assert!(command("report")?.status()?.success());
+    assert_eq!(std::fs::read_to_string(out.join("report.md"))?, report);
+
+    let changed = study.replace("[methods.pacs]\n", "[methods.pacs]\nset = { 'objective.beta' = 2.0 }\n");
+    std::fs::write(&file, changed)?;
+    let refused = command("report")?.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(78), "{said}");
+    assert!(said.contains("differs from the study's in objective.beta"), "{said}");
     Ok(())
 }

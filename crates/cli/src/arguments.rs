@@ -107,6 +107,19 @@ reward are null. A row that cannot be read ends the command with its line number
         #[command(subcommand)]
         command: VerifyCommand,
     },
+    /// Compares methods by many runs, and reports with intervals.
+    #[command(after_help = "\
+Examples:
+  pacs study plan deploy/studies/first.toml                  every run, and whether it is finished
+  pacs study run deploy/studies/first.toml                   make them on this machine; the same command resumes
+  pacs study launch deploy/studies/main.toml slurm -- --submit --time 1:00:00
+  pacs study report deploy/studies/first.toml                write the report anew
+
+docs/STUDIES.md says what a study file holds and how to read a report.")]
+    Study {
+        #[command(subcommand)]
+        command: StudyCommand,
+    },
     /// Looks at problems to train on and to evaluate with.
     #[command(
         after_help = "Examples:\n  pacs data check my-job.toml\n  pacs data check train.jsonl --evaluation test.jsonl"
@@ -236,6 +249,59 @@ pub(crate) struct VerifyGrpc {
     /// Speak plain text to a service on another machine.
     #[arg(long, conflicts_with = "ca")]
     pub(crate) plain_text: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StudyFile {
+    /// The study file.
+    pub(crate) study: PathBuf,
+    /// Folder of the study. Default: studies/<name of the study>.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StudyCommand {
+    /// Lists the runs, and says which are finished.
+    Plan {
+        #[command(flatten)]
+        file: StudyFile,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes the runs on this machine, several at once, and writes the report.
+    ///
+    /// Finished runs are kept and others resumed, whenever and however the command ended. Exit code 75 after Ctrl-C: the same command
+    /// resumes; 78 when runs failed.
+    Run {
+        #[command(flatten)]
+        file: StudyFile,
+        /// Runs at once. Default: one a core.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+        parallel: Option<u16>,
+        /// The `pacs-worker` program. Default: beside this program, else on PATH.
+        #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+        worker_binary: Option<PathBuf>,
+    },
+    /// Hands each run that is not finished to a launcher, a job each: tries first, then, when they are finished, the rest.
+    ///
+    /// `report` collects what the jobs have finished.
+    Launch {
+        #[command(flatten)]
+        file: StudyFile,
+        /// The launcher.
+        #[arg(value_parser = ["slurm", "kubernetes"])]
+        launcher: String,
+        /// Options of `pacs launch` with this launcher.
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
+    /// Writes the report of what is finished.
+    Report {
+        #[command(flatten)]
+        file: StudyFile,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -30,6 +30,7 @@ mod process;
 mod run;
 mod run_id;
 mod status;
+mod study;
 mod supervise;
 mod target;
 mod verifier;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Command::Checkpoint(arguments) => operate::checkpoint(&arguments),
         Command::Drain(arguments) => operate::drain(&arguments),
         Command::Set(arguments) => operate::set(&arguments),
+        Command::Study { command } => study::run(&command),
         Command::Verify { command } => verify::run(&command),
         Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
         Command::Model { command: ModelCommand::Check(arguments) } => model::check(&arguments),

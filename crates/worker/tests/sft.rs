@@ -93,6 +93,61 @@ fn a_model_from_scratch_learns_and_can_be_tuned_on() {
     assert!(again.contains("is not empty; remove it"), "{again}");
 }
 
+/// From nothing to a model that gets a tenth right: by the commands that a study's models are made with.
+#[test]
+fn a_model_made_of_nothing_is_started_cold_from_a_job() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (blank, out, job) = (folder.path().join("blank"), folder.path().join("out"), folder.path().join("job.toml"));
+    let sizes = ["--layers", "2", "--hidden", "64", "--heads", "4", "--ffn", "128", "--positions", "32"];
+    let created = worker(&[&["create", text(&blank)][..], &sizes].concat());
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    let config = ModelConfig::read(&blank).expect("a folder that loads");
+    assert_eq!((config.layers, config.end_tokens.as_slice()), (2, &[1][..]));
+    let generator = "task = 'reverse', length = 2, held_out = 50";
+    let spec = format!(
+        "name = 'a'\nmodel.path = '{}'\ndata.prompt_suffix = ''\nrollout.max_new_tokens = 4\nverifier.kind = 'exact'\n\
+         data.train.generator = {{ {generator} }}\ndata.evaluation.generator = {{ {generator}, part = 'held_out' }}\n",
+        out.display()
+    );
+    fs::write(&job, spec).expect("written");
+    let more = [
+        "--batch",
+        "64",
+        "--updates",
+        "400",
+        "--learning-rate",
+        "3e-3",
+        "--eval-every",
+        "10",
+        "--until-probability",
+        "0.1",
+        "--precision",
+        "float32",
+        "--threads",
+        "1",
+    ];
+    let start = ["sft", "--model", text(&blank), "--job", text(&job), "--out", text(&out)];
+    let printed = lines(&worker(&[&start[..], &more].concat()));
+    let measured: Vec<f64> = printed
+        .iter()
+        .filter(|line| line["event"] == "evaluation")
+        .filter_map(|line| line["answer_probability"].as_f64())
+        .collect();
+    let (last, before) = measured.split_last().expect("measured");
+    assert!(*last >= 0.1 && before.iter().all(|share| *share < 0.1), "it ends as soon as it may: {measured:?}");
+    assert!(measured[0] < 1e-3, "nothing is known before: {measured:?}");
+    assert_eq!(
+        printed.iter().filter(|line| line["event"] == "data").count(),
+        2,
+        "the job's problems and held-out ones"
+    );
+
+    let both = failure(&worker(&[&start[..], &["--data", text(&job)]].concat()));
+    assert!(both.contains("cannot be used with"), "{both}");
+    let full = failure(&worker(&["create", text(&blank)]));
+    assert!(full.contains("it is not empty"), "{full}");
+}
+
 #[test]
 fn bad_rows_are_refused_by_line() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -33,8 +33,11 @@ enum Ways {
     /// All of them, by their number.
     Listed(usize, Box<dyn Fn(u32) -> Generated>),
     /// By chance, because there are too many; `None` for numbers that make no problem.
-    Drawn(Box<dyn Fn(&mut Numbers) -> Option<Generated>>),
+    Drawn(Box<Draw>),
 }
+
+/// Makes a problem of random numbers.
+type Draw = dyn Fn(&mut Numbers) -> Option<Generated>;
 
 fn ways(generator: &GeneratorSpec) -> Ways {
     match generator.task {
