@@ -219,7 +219,20 @@ mod tests {
         let found = understand(&golden("qwen2-tied")).unwrap_or_else(|failure| panic!("{failure}"));
         assert!(found.problems.is_empty(), "{:?}", found.problems);
         let root = golden("").display().to_string();
-        expect![[r#""#]].assert_eq(&as_text(&found).replace(&root, ""));
+        let text = as_text(&found).replace(&root, "");
+        let lines: Vec<&str> = text.lines().collect();
+        let (prompt, assumed) = (lines[6], lines[7]);
+        expect![[r#"
+            model       qwen2-tied (qwen2, 154 432 parameters, stored as float32)
+            layers      3 of width 64, 4 heads and 2 for keys of width 16
+            positions   512, rotary embedding with base 1000000
+            vocabulary  384 rows of the embedding (tied), 384 tokens
+            end tokens  `<|im_end|>` (383, generation_config.json, config.json, tokenizer_config.json), `<|endoftext|>` (381, generation_config.json)
+            template    ends an answer with `<|im_end|>`"#]]
+        .assert_eq(&lines[..6].join("\n"));
+        assert!(prompt.starts_with(r#"prompt      "<|im_start|>system\nYou are Qwen"#), "{prompt}");
+        assert!(prompt.contains(r"user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"), "{prompt}");
+        assert_eq!(assumed, "assumed     config.json does not say `head_dim`: 16");
     }
 
     #[test]
