@@ -81,6 +81,7 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
 
 fn run_arguments(arguments: &Measure, run_dir: &Path) -> Run {
     Run {
+        metrics_listen: None,
         job: arguments.job.clone().unwrap_or_default(),
         run_dir: Some(run_dir.to_owned()),
         listen: arguments.listen,

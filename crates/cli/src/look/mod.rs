@@ -122,7 +122,7 @@ fn unread(error: ObserveError) -> Failure {
     let exit = match &error {
         ObserveError::Invalid { .. } | ObserveError::NotFound(_) => Exit::Usage,
         ObserveError::File(_) => Exit::Config,
-        ObserveError::Busy(_) => Exit::Again,
+        ObserveError::Busy(_) | ObserveError::Ending(_) => Exit::Again,
     };
     Failure::with_exit(exit, error)
 }

@@ -28,7 +28,7 @@ use self::query::{Found, Query};
 pub use self::recorded::Recorded;
 use self::recorded::Window;
 use crate::FileError;
-use crate::driver::{Shared, bounded};
+use crate::driver::{Poisoned, Shared, bounded};
 use crate::progress::{Progress, RunEnd};
 
 /// Calls that read files at once; others wait for them.
@@ -57,9 +57,18 @@ pub enum ObserveError {
     /// The file system refuses.
     #[error(transparent)]
     File(FileError),
+    /// The run of this process is about to end.
+    #[error("{0}")]
+    Ending(String),
     /// Too many look at once.
     #[error("{0}; try again")]
     Busy(String),
+}
+
+impl From<Poisoned> for ObserveError {
+    fn from(poisoned: Poisoned) -> Self {
+        Self::Ending(poisoned.to_string())
+    }
 }
 
 impl ObserveError {
@@ -117,14 +126,19 @@ impl Observer {
         self.0.feed.close();
     }
 
-    /// The status of the run, at most half a second old.
+    /// The status of the run, at most half a second old. Once somebody has panicked in the driver, the last one that is known: nobody
+    /// sees the state any more, and the process is about to end.
     #[must_use]
     pub fn status(&self) -> Arc<v1::GetStatusResponse> {
         let mut kept = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
         match &*kept {
             Some((made, status)) if made.elapsed() < STATUS_AGE => Arc::clone(status),
-            _ => {
-                let status = self.0.shared.lock()?.status();
+            known => {
+                let Ok(driver) = self.0.shared.lock() else {
+                    return known.as_ref().map(|(_, status)| Arc::clone(status)).unwrap_or_default();
+                };
+                let status = driver.status();
+                drop(driver);
                 let status = Arc::new(bounded(status));
                 *kept = Some((Instant::now(), Arc::clone(&status)));
                 status
@@ -147,7 +161,10 @@ impl Observer {
     /// As [`Self::metrics`].
     pub async fn samples(&self, request: v1::ListSamplesRequest) -> Result<v1::ListSamplesResponse, ObserveError> {
         let query = Query::new(request)?;
-        let in_flight = query.wants_in_flight().then(|| Candidates::of(&self.0.shared.lock()?, &query));
+        let in_flight = match query.wants_in_flight() {
+            true => Some(Candidates::of(&*self.0.shared.lock()?, &query)),
+            false => None,
+        };
         let recorded = Arc::clone(&self.0.recorded);
         self.read(move || {
             let mut found = Found::new(query);
@@ -170,7 +187,7 @@ impl Observer {
         let window = Window::new(&request)?;
         let id = SampleId { group: GroupId(request.group_id), index: request.index };
         let in_flight = match request.step {
-            None => InFlight::of(&self.0.shared.lock()?, id),
+            None => InFlight::of(&*self.0.shared.lock()?, id),
             Some(_) => None,
         };
         let recorded = Arc::clone(&self.0.recorded);

@@ -46,6 +46,7 @@ fn refused(error: ObserveError) -> Status {
         ObserveError::Invalid { .. } => Status::invalid_argument(message),
         ObserveError::NotFound(_) => Status::not_found(message),
         ObserveError::File(_) => Status::unavailable(message),
+        ObserveError::Ending(_) => Status::unavailable(message),
         ObserveError::Busy(_) => Status::resource_exhausted(message),
     }
 }
