@@ -15,7 +15,6 @@ mod kl;
 mod metrics;
 mod objective;
 mod objectives;
-mod pass_at_k;
 mod policy;
 mod schedule;
 mod sequence;
@@ -29,7 +28,6 @@ pub use kl::KlKind;
 pub use metrics::ObjectiveMetrics;
 pub use objective::{Contrasts, LogprobSums, Needs, Objective, ObjectiveStep, SequenceOutcome, UpdateState};
 pub use objectives::*;
-pub use pass_at_k::pass_at_k;
 pub use policy::{
     AdvantageEstimator, Aggregation, Clip, Divergence, ImportanceLevel, ImportanceMode, ImportanceWeights, KlPenalty,
     KlPlace, Normaliser, PolicyConfig, RatioLevel, StepBaseline, StepSummary, Surrogate, TokenAdvantages, ValueConfig,

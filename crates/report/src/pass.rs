@@ -1,5 +1,5 @@
 /// The unbiased estimate of pass@k for every `k` from 1 to `samples`, at index `k - 1`, of one problem of whose `samples` answers
-/// `right` were right: `1 - C(n - c, k) / C(n, k)`.
+/// `right` were right: `1 - C(n - c, k) / C(n, k)` (Chen et al. 2021).
 ///
 /// Binomial coefficients overflow float64 from `n` = 1030 on, and `1 - q` loses the digits of small values, so neither is formed:
 /// with `q(k)` the chance that `k` answers are all wrong, `q(k) - q(k + 1) = q(k) · c / (n - k)`, and pass@k is the sum of these

@@ -29,8 +29,10 @@ impl RoundNumbers {
         for group in groups {
             sums.groups += 1;
             let samples = store.group(*group);
-            let right = samples.iter().filter(|(_, _, verdict)| verdict.outcome == Outcome::Correct).count() as u64;
-            sums.pass_at_k += pacs_algo::pass_at_k(samples.len() as u64, right, u64::from(k));
+            let right = samples.iter().filter(|(_, _, verdict)| verdict.outcome == Outcome::Correct).count();
+            // A problem with fewer answers than `k` counts with those that it has.
+            let drawn = samples.len().min(k as usize);
+            sums.pass_at_k += pacs_report::pass_at(drawn, samples.len(), right).unwrap_or(0.0);
             let labels = || samples.iter().map(|(_, _, verdict)| verdict.label);
             let (low, high) = (labels().fold(f64::INFINITY, f64::min), labels().fold(f64::NEG_INFINITY, f64::max));
             sums.mixed_share += share(low < high);
