@@ -276,10 +276,11 @@ fn a_member_that_dies_leaves_the_rest_to_be_fetched() {
     let learner = Learner::new(Some(host_transport()), Security::Plain);
     let hosts = [ill(Illness::Dies), Host::plain(host_transport()), Host::plain(host_transport())];
     let published = learner.publish(1);
-    for received in receive_all(&hosts, &learner.announcement(&published)) {
-        let Received { fetched, .. } = received;
-        assert!(fetched.broadcast_bytes < BYTES && fetched.bytes == BYTES, "{fetched:?}");
-        assert_eq!(content(&received), numbers(1));
+    let received = receive_all(&hosts, &learner.announcement(&published));
+    // What the dead one did not take may lie in the buffers of sockets, so the others may have all pieces.
+    assert!(received[0].fetched.broadcast_bytes < BYTES, "{:?}", received[0].fetched);
+    for received in received {
+        assert_eq!((received.fetched.bytes, content(&received)), (BYTES, numbers(1)));
     }
     // A host that is ill would break the next one, too.
     let published = learner.publish(2);
@@ -300,8 +301,9 @@ fn a_member_that_stands_still_holds_the_others_up_for_a_deadline() {
         let stopped = scope.spawn(|| stopped.receive(&announcement, &AtomicBool::new(false)));
         for received in receive_all(&others, &announcement) {
             assert_eq!((received.fetched.bytes, content(&received)), (BYTES, numbers(1)));
-            assert!(received.fetched.broadcast_bytes < BYTES, "the stopped member took part");
         }
+        // What it did not take may lie in the buffers of sockets, so the others may have all pieces.
+        assert_eq!(*stop.state.lock().expect("no panic"), Stopped::Stands, "it took part");
         stop.set(Stopped::GoesOn);
         let received = stopped.join().expect("no panic").expect("it fetches when it is back");
         assert_eq!(content(&received), numbers(1));
