@@ -263,6 +263,7 @@ pub(crate) struct StudyFile {
 #[derive(Debug, Subcommand)]
 pub(crate) enum StudyCommand {
     /// Lists the runs, and says which are finished.
+    #[command(after_help = "Example: pacs study plan deploy/studies/first.toml")]
     Plan {
         #[command(flatten)]
         file: StudyFile,
@@ -274,6 +275,7 @@ pub(crate) enum StudyCommand {
     ///
     /// Finished runs are kept and others resumed, whenever and however the command ended. Exit code 75 after Ctrl-C: the same command
     /// resumes; 78 when runs failed.
+    #[command(after_help = "Example: pacs study run deploy/studies/first.toml --parallel 2")]
     Run {
         #[command(flatten)]
         file: StudyFile,
@@ -287,6 +289,7 @@ pub(crate) enum StudyCommand {
     /// Hands each run that is not finished to a launcher, a job each: tries first, then, when they are finished, the rest.
     ///
     /// `report` collects what the jobs have finished.
+    #[command(after_help = "Example: pacs study launch deploy/studies/main.toml slurm -- --submit --time 1:00:00")]
     Launch {
         #[command(flatten)]
         file: StudyFile,
@@ -298,6 +301,7 @@ pub(crate) enum StudyCommand {
         options: Vec<String>,
     },
     /// Writes the report of what is finished.
+    #[command(after_help = "Example: pacs study report deploy/studies/first.toml")]
     Report {
         #[command(flatten)]
         file: StudyFile,

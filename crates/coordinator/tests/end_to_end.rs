@@ -399,7 +399,7 @@ async fn a_run_does_not_resume_with_other_problems() {
     job.write_problems("train", &rows[1..]);
     job.write_problems("evaluation", &[row(100)]);
     let refused = job.start(3, "").await.unwrap_err().to_string();
-    assert!(refused.contains("problems held out: 3 before, 1 now"), "{refused}");
+    assert!(refused.contains("problems of the set `evaluation`: 3 before, 1 now"), "{refused}");
     job.write_problems(
         "evaluation",
         &(0..3).map(|i| (format!("evaluation: what is {i} + 1?"), (i + 1).to_string())).collect::<Vec<_>>(),

@@ -302,7 +302,7 @@ mod tests {
         let refused = |set: &str| job(&format!("[evaluation.sets.x]\n{set}")).unwrap_err();
         for (set, said) in [
             ("", "evaluation.sets.x"),
-            ("path = 'x.csv'", "evaluation.sets.x.path"),
+            ("path = 'x.txt'", "evaluation.sets.x.path"),
             ("path = 'x.jsonl'\nsamples_per_problem = 0", "evaluation.sets.x.samples_per_problem"),
             ("path = 'x.jsonl'\nsamples_per_problem = 512", "rollout.max_concurrent_samples"),
             ("path = 'x.jsonl'\nmax_new_tokens = 9000", "evaluation.sets.x.max_new_tokens"),

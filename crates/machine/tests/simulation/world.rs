@@ -45,6 +45,8 @@ pub(crate) struct World {
     server: Server,
     /// Ticks until the coordinator is back.
     down_for: u32,
+    /// Tries of the last checkpoint for which the disk stays full.
+    full_for: u32,
     actors: Vec<Actor>,
     temper: Temper,
     /// Messages on the way, with the tick at which they arrive.
@@ -114,6 +116,7 @@ impl World {
             now: Duration::ZERO,
             tick: 0,
             down_for: 0,
+            full_for: 0,
             actors,
             temper,
             network: Vec::new(),
@@ -440,11 +443,19 @@ impl World {
         let step = snapshot.step;
         let arrives = self.tick + self.rng.random_range(1..=5);
         let is_full = match model {
-            true => self.tick < FAULTY_TICKS && self.more.random_bool(0.1),
+            true => {
+                if self.full_for == 0 && self.tick < FAULTY_TICKS && self.more.random_bool(0.1) {
+                    self.full_for = self.more.random_range(1..=8);
+                }
+                self.full_for > 0
+            }
             false => self.fault(0.1),
         };
         // What an earlier process has made durable, and did not live to say so, is found there.
         let is_there = self.committed.as_ref().is_some_and(|(there, whole)| there.step == step && *whole == model);
+        if model {
+            self.full_for = self.full_for.saturating_sub(1);
+        }
         if is_full && !is_there {
             let reason = CANNOT_WRITE.to_owned();
             return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
@@ -545,6 +556,7 @@ impl World {
     /// The same command again, which starts the processes that got stuck anew.
     fn start_again(&mut self) {
         self.reference.ended = None;
+        self.full_for = 0;
         for actor in self.actors.iter_mut().filter(|actor| actor.stuck) {
             actor.die(5);
         }
