@@ -5,9 +5,9 @@
 //! stranger: the one that has waited longest among those of the address that has most. So a peer that means to work gets in,
 //! however many others connect and say nothing; waiting in line would let them hold it up.
 //!
-//! A seat is safe for a while once its peer has spoken. Without that, thousands of workers that look for their run at once
-//! would put each other out in the middle of their handshakes, and nobody would get in. Newcomers wait for that while in
-//! the system's queue. An address that has most of the seats is not protected from others.
+//! A seat is safe for a short while, longer once its peer has spoken. Without that, thousands of workers that look for their
+//! run at once would put each other out in the middle of their handshakes, and nobody would get in. Newcomers wait for that
+//! while in the system's queue. An address that has most of the seats is not protected from others.
 //!
 //! Peers with a certificate have all seats but those of strangers; one that has not called yet makes room when all of them
 //! are taken. What is settled is never put out, and together they leave file descriptors for what the process writes.
@@ -27,9 +27,9 @@ const RESERVED: usize = 256;
 const MOST: usize = 65_536;
 /// Strangers at once.
 const MOST_STRANGERS: usize = 256;
-/// How long the seat of a stranger is safe: of one that has said nothing, not at all, or a thousand of them would fill the system's
-/// queue and peers that mean to work would be reset in it; of one that has, as long as 256 handshakes take on a busy machine.
-const CHANCES: Chances = Chances { silent: Duration::ZERO, speaking: Duration::from_secs(2) };
+/// How long the seat of a stranger is safe: of one that has said nothing, and of one that has. A handshake is a millisecond of
+/// work; 256 of them on a busy machine may take a second.
+const CHANCES: Chances = Chances { silent: Duration::from_millis(250), speaking: Duration::from_secs(2) };
 /// Lines about strangers in one [`WINDOW`].
 const MOST_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);

@@ -127,7 +127,10 @@ fn accept_into(
             let (security, sender, admission) = (security.clone(), sender.clone(), admission.clone());
             tokio::spawn(async move {
                 let greeted = async {
-                    stream.readable().await?;
+                    // Not `readable`, which may return when there is nothing to read: silent peers would be taken for speaking ones.
+                    if stream.peek(&mut [0]).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
                     seat.speaks();
                     let greeted = greet(stream, address, &security, &seat).await?;
                     let room = sender.reserve().await.map_err(io::Error::other)?;
