@@ -13,9 +13,11 @@ use super::record::{Budget, Evaluation, Record};
 use super::spec::{Cell, StudySpec, plain};
 use crate::format::plural;
 
+/// Takes a number out of an evaluation, where it has it.
+type Measure = fn(&Evaluation) -> Option<f64>;
+
 /// What is compared.
-const MEASURES: [(&str, fn(&Evaluation) -> Option<f64>); 2] =
-    [("pass@1", |one| Some(one.pass_at_1)), ("pass@k", |one| one.pass_at_k)];
+const MEASURES: [(&str, Measure); 2] = [("pass@1", |one| Some(one.pass_at_1)), ("pass@k", |one| one.pass_at_k)];
 
 /// Plots of training, by the metric that they show.
 const TRAINING: [(&str, &str); 4] = [
