@@ -107,7 +107,7 @@ enum Illness {
     Flips,
     /// Its process dies.
     Dies,
-    /// It stands still until it is told to go on.
+    /// Blocks its member until it is resumed.
     Stops(Arc<Stop>),
 }
 

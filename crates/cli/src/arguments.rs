@@ -69,7 +69,7 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Shows what a run does and what it waits for.
     Status(Status),
-    /// Shows a run on one screen, as it goes on.
+    /// Shows a live run on one screen.
     Top(Top),
     /// Shows what a model has answered, and how it was judged.
     Samples(Samples),

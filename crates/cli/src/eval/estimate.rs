@@ -75,7 +75,7 @@ pub(super) fn votes(problem: &MeasuredProblem, math: bool) -> Votes {
     let mut classes: Vec<(&str, u32, u32)> = Vec::new();
     for (text, count, right) in answers {
         let equal = |class: &&mut (&str, u32, u32)| {
-            // All right and all wrong are two, whatever the text is: the verifier has said so.
+            // A right and a wrong answer are two votes even where their texts agree, because the verifier told them apart.
             let decided = (class.2 == 0) != (right == 0) && (class.2 == class.1) != (right == count);
             compares && !decided && is_equal(class.0, text)
         };
