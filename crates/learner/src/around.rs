@@ -1,5 +1,5 @@
-//! What happens around the buckets of a pass: divided weights arrive before they are used, gradients leave when they are
-//! complete, and both while other buckets are computed.
+//! Layer hooks of a pass: all-gather sharded weights before a bucket uses them, reduce its gradients once they are
+//! complete. Both overlap with the computation of other buckets.
 
 use pacs_model::Stages;
 use pacs_shape::{Bucket, Division, ParameterLayout, Sharding, WINDOWS};
@@ -10,10 +10,11 @@ use crate::segment::part;
 use crate::trainer::TrainError;
 use crate::wire::{Exchange, Pending, Wire};
 
-/// Places of divided weights: the embedding, the windows of layers, the final norm and the head.
+/// Buffers that gathered weights take turns in: one for the embedding, one for each layer window, one for the final
+/// norm and the head.
 const PLACES: usize = WINDOWS + 2;
 
-/// What is in the places of divided weights, or on its way there.
+/// Which bucket's weights each buffer holds, or is about to receive.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     places: [Option<Content>; PLACES],
@@ -27,7 +28,7 @@ struct Content {
 }
 
 impl Held {
-    /// The weights of `source` have changed.
+    /// Invalidates everything gathered from `source`, whose weights have changed.
     pub(crate) fn forget(&mut self, source: Source) {
         for place in &mut self.places {
             if place.as_ref().is_some_and(|content| content.source == source) {
@@ -37,31 +38,31 @@ impl Held {
     }
 }
 
-/// Divided weights and the windows that they go through.
+/// This rank's weight shard and the buffers that it is gathered into.
 #[derive(Debug)]
 pub(crate) struct Windows<'a> {
     pub(crate) source: Source,
-    /// This rank's part of the weights.
+    /// This rank's part of the weights, in the sharded layout.
     pub(crate) shard: &'a Tensor,
-    /// The windows.
+    /// Buffers that hold one gathered bucket each; the model computes with views of them.
     pub(crate) flat: &'a Tensor,
-    /// This rank's part of the gradients.
+    /// Where reduced gradients of this rank accumulate; `None` where gradients are not sharded.
     pub(crate) gradient_shard: Option<&'a Tensor>,
     pub(crate) held: &'a mut Held,
 }
 
-/// The stages of one pass.
+/// The layer hooks of one pass.
 #[derive(Debug)]
 pub(crate) struct Around<'a, 'w> {
     division: Division,
-    /// The layout that the model computes in.
+    /// Layout that the model computes in; with windows, layers share their places.
     layout: &'a ParameterLayout,
-    /// The layout that divides the parameters.
+    /// Layout in which every bucket divides evenly among the ranks.
     divided: &'a ParameterLayout,
     windows: Option<Windows<'a>>,
-    /// What becomes of the gradients, and where they are; nothing in a forward.
+    /// What happens to gradients after the backward of a bucket, and their buffer; `None` in a forward.
     gradients: Option<(Flow, &'a Tensor)>,
-    /// Gradients on their way, by bucket.
+    /// Gradient reductions in flight, by bucket.
     leaving: Vec<Option<Pending>>,
     wire: &'a mut Wire<'w>,
 }
@@ -79,7 +80,7 @@ impl<'a, 'w> Around<'a, 'w> {
         Self { division, layout, divided, windows, gradients, leaving, wire }
     }
 
-    /// Waits until all gradients have left.
+    /// Waits until every gradient of the pass has been reduced.
     pub(crate) fn finish(mut self) -> Result<(), TrainError> {
         (0..self.leaving.len()).try_for_each(|bucket| self.wait_for_gradient(bucket))
     }
@@ -88,7 +89,7 @@ impl<'a, 'w> Around<'a, 'w> {
         self.leaving[bucket].take().map_or(Ok(()), |pending| self.wire.wait(pending).map(|_| ()))
     }
 
-    /// Sees to it that the weights of `bucket` are in place, and that those of `next` are on their way.
+    /// Waits for the weights of `bucket` and prefetches those of `next`.
     fn bring(&mut self, bucket: usize, next: Option<usize>) -> Result<(), TrainError> {
         if self.windows.is_none() {
             return Ok(());
@@ -115,7 +116,7 @@ impl<'a, 'w> Around<'a, 'w> {
         }
     }
 
-    /// Where the weights of a bucket go.
+    /// Buffer that the weights of a bucket are gathered into.
     fn place(&self, bucket: usize) -> usize {
         match bucket {
             0 => 0,
@@ -124,7 +125,7 @@ impl<'a, 'w> Around<'a, 'w> {
         }
     }
 
-    /// First element and length of a bucket's part in this rank's buffers.
+    /// First element and length of this rank's part of a bucket, in its shards.
     fn own(&self, bucket: usize) -> (usize, usize) {
         let Bucket { offset, room, .. } = self.divided.buckets()[bucket];
         (offset / self.division.parts(), room / self.division.parts())
@@ -143,7 +144,7 @@ impl Stages for Around<'_, '_> {
         self.bring(bucket, bucket.checked_sub(1))?;
         let is_layer = (1..self.divided.buckets().len() - 1).contains(&bucket);
         if let (Some(_), Some((_, gradients)), true) = (&self.windows, self.gradients, is_layer) {
-            // The layer that had this window before.
+            // The layer that used this window before; its gradients must be out of the buffer first.
             if bucket + WINDOWS < self.leaving.len() - 1 {
                 self.wait_for_gradient(bucket + WINDOWS)?;
             }

@@ -1,51 +1,52 @@
-//! A rank's share of a batch, and how it is cut into passes that fit the token budget.
+//! One rank's share of a batch, and its division into passes that fit the token budget.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// One sequence of the batch, as every rank knows it.
+/// A sequence of the batch, with what every rank knows of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IndexEntry {
-    /// Group it belongs to.
+    /// Id of the sequence's group.
     pub group: u64,
-    /// Optimizer update it takes part in, from 0, never falling along the index.
+    /// Optimizer update that trains on it, counted from 0; never decreases along the index.
     pub mini_batch: usize,
-    /// Rank that computes it.
+    /// Rank that computes its forward and backward.
     pub rank: usize,
-    /// Verifiable outcome, 0 to 1.
+    /// Verifiable outcome, from 0 to 1.
     pub label: f64,
-    /// Reward, finite.
+    /// Reward that policy gradients train on; finite.
     pub reward: f64,
-    /// Tokens of the answer.
+    /// Number of answer tokens; at least 1.
     pub answer_tokens: u32,
-    /// It ended at the length limit.
+    /// Whether the answer ended at the length limit.
     pub truncated: bool,
-    /// Which sequences it is computed together with wherever it is computed, from 0, never falling along the index. `None` where
-    /// the weights may depend on how the batch is cut by their last bits.
+    /// Unit of sequences that are always computed together, counted from 0; never decreases along the index. `None`
+    /// without `resources.deterministic`, where the last bits of the weights may depend on how the batch is cut.
     pub unit: Option<usize>,
 }
 
-/// Tokens of one sequence that this rank computes.
+/// Tokens and rollout log-probs of one sequence that this rank computes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceTokens {
-    /// Position in the index.
+    /// Position of the sequence in [`TrainBatch::index`].
     pub position: usize,
-    /// Answer tokens, not empty.
+    /// Answer tokens; never empty.
     pub tokens: Vec<u32>,
-    /// The rollout engine's log-prob of each under the temperature-scaled policy (nats): what the learner's own are
-    /// compared with.
+    /// Log-prob of each token by the rollout engine, at the sampling temperature (nats). The learner compares its own
+    /// with these.
     pub rollout_logprobs: Vec<f32>,
-    /// Log-prob of each under the distribution that it was drawn from, behind top-k, top-p and min-p (nats). Empty when
-    /// nothing was cut off: then it is `rollout_logprobs`.
+    /// Log-prob of each token under the distribution that it was drawn from, after top-k, top-p and min-p (nats). Empty
+    /// when no filter cut anything off; `rollout_logprobs` holds then.
     pub sampled_logprobs: Vec<f32>,
-    /// Version of the weights that generated its oldest token. Where that is the one that a step trains, the learner computes
-    /// `rollout_logprobs` itself, up to rounding.
+    /// Version of the weights that generated the oldest token. If it is the version that the step trains, the learner
+    /// reproduces `rollout_logprobs` up to rounding.
     pub version: u64,
 }
 
 impl SequenceTokens {
-    /// What importance weights divide by: log-probs of the distribution that was drawn from (nats).
+    /// Returns the log-probs of the distribution that the tokens were drawn from (nats): the denominator of importance
+    /// weights.
     #[must_use]
     pub fn behaviour_logprobs(&self) -> &[f32] {
         if self.sampled_logprobs.is_empty() { &self.rollout_logprobs } else { &self.sampled_logprobs }
@@ -53,8 +54,8 @@ impl SequenceTokens {
 }
 
 impl TrainBatch {
-    /// The first group with a token that a vocabulary of `size` does not have, and the token. The kernels would read beyond
-    /// the embedding.
+    /// Finds the first group with a token outside a vocabulary of `size`, and the token. Kernels would read beyond the
+    /// embedding.
     #[must_use]
     pub fn outside_vocabulary(&self, size: i64) -> Option<(u64, u32)> {
         let outside = |tokens: &[u32]| tokens.iter().copied().find(|token| i64::from(*token) >= size);
@@ -65,43 +66,43 @@ impl TrainBatch {
     }
 }
 
-/// All that one rank needs for a training step.
+/// Everything that one rank needs for a training step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainBatch {
-    /// The step being made; the first of a job is 1.
+    /// Step to train, counted from 1.
     pub step: u64,
-    /// Every sequence of the batch.
+    /// Every sequence of the batch, in the order that all ranks share.
     pub index: Vec<IndexEntry>,
-    /// Prompts of the groups that this rank holds sequences of.
+    /// Prompt tokens of the groups that this rank holds sequences of, by group id.
     pub prompts: HashMap<u64, Vec<u32>>,
-    /// This rank's sequences, in the order of the index.
+    /// Sequences that this rank computes, in the order of the index.
     pub sequences: Vec<SequenceTokens>,
 }
 
-/// A batch that contradicts itself.
+/// Error for a batch that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("batch of step {step}: {problem}")]
 pub struct BatchError {
-    /// The step.
+    /// Step of the batch.
     pub step: u64,
-    /// What is wrong.
+    /// What is wrong, as part of a sentence.
     pub problem: String,
 }
 
 impl TrainBatch {
-    /// How many optimizer updates the batch makes.
+    /// Returns the number of optimizer updates in the batch.
     #[must_use]
     pub fn mini_batches(&self) -> usize {
         self.index.last().map_or(0, |entry| entry.mini_batch + 1)
     }
 
-    /// Whether all tokens of the sequence at `place` come from the weights that the step trains.
+    /// Whether all tokens of the sequence at `place` were generated by the weights that the step trains.
     pub(crate) fn is_current(&self, place: usize) -> bool {
         // Step `n` trains version `n - 1`.
         self.sequences[place].version + 1 >= self.step
     }
 
-    /// Positions of the members of a mini-batch, which are consecutive.
+    /// Positions of a mini-batch's sequences, which are consecutive.
     pub(crate) fn members(&self, mini_batch: usize) -> Range<usize> {
         let start = self.index.partition_point(|entry| entry.mini_batch < mini_batch);
         start..self.index.partition_point(|entry| entry.mini_batch <= mini_batch)
@@ -109,11 +110,11 @@ impl TrainBatch {
 
     /// Cuts `sequences` (places in [`Self::sequences`]) into passes of at most `tokens` tokens.
     ///
-    /// A group's prompt stands once a pass with its answers behind it; a group that does not fit is continued in the
-    /// next pass, which is exact because only scalars couple its members. The largest pass comes first: a device's allocator
-    /// gives the memory that it took for that one to those behind, where it would take more for every larger one.
+    /// Within a pass, a group's prompt appears once, followed by its answers. A group that does not fit continues in
+    /// the next pass, which is exact because only scalars couple its members. The largest pass comes first: a device's
+    /// caching allocator then reuses its blocks for the smaller passes, instead of growing with each larger one.
     ///
-    /// A unit is in one pass, with a row of its own for each of its groups.
+    /// A unit is never split between passes, and each of its groups gets a row of its own.
     pub(crate) fn passes(&self, sequences: &[usize], tokens: usize) -> Vec<Pass> {
         let mut passes: Vec<Pass> = Vec::new();
         let unit_of = |place: &usize| self.index[self.sequences[*place].position].unit;
@@ -153,7 +154,8 @@ impl TrainBatch {
         passes
     }
 
-    /// The rows of a unit, or of a part of it: what is left out has no gradient, whoever computes it.
+    /// Builds the rows of a unit, or of the part of it that has a gradient. Sequences without one are left out on every
+    /// rank alike.
     fn unit(&self, sequences: &[usize]) -> Pass {
         let mut unit = Pass::default();
         let group_of = |place: &usize| self.index[self.sequences[*place].position].group;
@@ -166,10 +168,10 @@ impl TrainBatch {
         unit
     }
 
-    /// Gives every sequence the unit that a coordinator gives it. All prompts of the batch must be there.
+    /// Assigns units to the sequences the way the coordinator does. Needs all prompts of the batch.
     ///
     /// # Panics
-    /// When one is not.
+    /// When a prompt is missing.
     pub fn cut_into_units(&mut self) {
         let mut first = 0;
         for entries in self.index.chunk_by_mut(|a, b| a.mini_batch == b.mini_batch) {
@@ -185,10 +187,10 @@ impl TrainBatch {
         }
     }
 
-    /// Checks that every sequence has a unit, and that this rank has all sequences of those that it has one of.
+    /// Checks that every sequence has a unit and that no unit is divided between ranks or mini-batches.
     ///
     /// # Errors
-    /// When the bits of the weights would depend on which rank computes what.
+    /// When the bits of the weights would depend on the assignment of sequences to ranks.
     pub(crate) fn check_units(&self) -> Result<(), BatchError> {
         let fail = |problem: String| Err(BatchError { step: self.step, problem });
         for (position, pair) in self.index.windows(2).enumerate() {
@@ -212,20 +214,20 @@ fn push_empty(passes: &mut Vec<Pass>) -> &mut Pass {
     passes.last_mut().expect("one was just pushed")
 }
 
-/// Sequences that go through the model together.
+/// Sequences that go through the model in one forward.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pass {
     pub(crate) rows: Vec<Row>,
-    /// Rows of each unit, one after the other; empty where there are no units.
+    /// Number of rows of each unit, in order; empty without units.
     pub(crate) units: Vec<usize>,
     pub(crate) tokens: usize,
 }
 
-/// A prompt with answers behind it.
+/// A prompt followed by its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) group: u64,
-    /// Places in [`TrainBatch::sequences`].
+    /// Answers in order, as places in [`TrainBatch::sequences`].
     pub(crate) answers: Vec<usize>,
 }
 

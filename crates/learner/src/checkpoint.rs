@@ -1,7 +1,7 @@
 //! Checkpoints: the training state ([`crate::state`]) and the model as a Hugging Face folder.
 //!
-//! State is captured first, which takes as long as copying it in memory, and written by whoever holds the capture, while
-//! training goes on. The model is exported where nothing is trained any more.
+//! State is first captured, which takes as long as a copy in memory. The holder of the capture then writes it while
+//! training continues. The model is exported in the foreground, when no training is left to delay.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,68 +16,69 @@ use pacs_torch::ViewError;
 use crate::state::{self, Memory, StateContent};
 use crate::trainer::{TrainError, Trainer};
 
-/// Folder of the Hugging Face model within a checkpoint.
+/// Folder of the exported Hugging Face model, relative to the checkpoint.
 const MODEL_FOLDER: &str = "model";
 
-/// Why a checkpoint could not be written or read.
+/// Why writing or reading a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system failed.
+    /// The file system returned an error.
     #[error("{}: {error}", path.display())]
     File {
-        /// The file or folder.
+        /// File or folder of the failed call.
         path: PathBuf,
-        /// What happened.
+        /// Error of the operating system.
         error: std::io::Error,
     },
-    /// The file is there and makes no sense.
+    /// The file exists, but its content cannot be used.
     #[error("{}: {problem}", path.display())]
     Content {
-        /// The file.
+        /// File that was read.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with its content.
         problem: String,
     },
-    /// The file is not wanted any more: its generation is over, or nobody works on it.
+    /// Writing was cancelled: its generation is over, or nobody waits for the checkpoint.
     #[error("{}: given up half-written, since nobody wants it any more", path.display())]
     Unwanted {
-        /// The file.
+        /// File that is incomplete.
         path: PathBuf,
     },
-    /// The model could not be exported.
+    /// Exporting the model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A tensor is not in host memory.
+    /// A tensor to be written is not in host memory.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// Divided weights could not be brought together.
+    /// Gathering sharded weights from the other ranks failed.
     #[error("bring the weights together: {0}")]
     Gather(#[source] Box<TrainError>),
 }
 
-/// One rank's part of the training state behind a step, in memory of its own.
+/// A copy of one rank's part of the training state after a step.
 #[derive(Debug)]
 pub struct Captured {
     files: Vec<StateContent>,
 }
 
 impl Captured {
-    /// Memory that it takes (bytes).
+    /// Size of the copy in host memory (bytes).
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(StateContent::bytes).sum()
     }
 
-    /// Whether this rank has nothing to write.
+    /// Whether this rank has nothing to write, as ranks above 0 of replicated state.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Writes it into `folder` and returns the files, relative to it, with sizes and checksums. Each is durable.
+    /// Writes the capture into `folder` and returns its files with relative paths, sizes and checksums. Each file is
+    /// synced to disk.
     ///
     /// # Errors
-    /// When the file system refuses, and soon after `unwanted` is set.
+    /// When the file system refuses, or soon after `unwanted` is set.
     pub fn write(&self, folder: &Path, unwanted: &AtomicBool) -> Result<Vec<v1::SavedFile>, CheckpointError> {
         let write = |content: &StateContent| {
             let written = content.write(folder, unwanted)?;
@@ -87,10 +88,10 @@ impl Captured {
     }
 }
 
-/// The export of a job's model that began as the folder `source`: with the chat template and variables of the job.
+/// Describes the export of a job's model: the files of `source`, with the chat template and variables of the job.
 ///
 /// # Errors
-/// When the template, or a file of `source` that names end tokens, cannot be used.
+/// When the template cannot be used, or a file of `source` that names end tokens.
 pub fn exported(spec: &JobSpec, source: &Path) -> Result<Export, ModelError> {
     let variables = match serde_json::to_value(&spec.model.template_variables) {
         Ok(serde_json::Value::Object(variables)) => variables,
@@ -100,7 +101,8 @@ pub fn exported(spec: &JobSpec, source: &Path) -> Result<Export, ModelError> {
 }
 
 impl Trainer {
-    /// Copies this rank's part of the state. Rank 0 holds replicated state, and each rank its part of divided state.
+    /// Copies this rank's part of the state. Rank 0 captures replicated state; every rank captures its shard of divided
+    /// state.
     #[must_use]
     pub fn capture(&self) -> Captured {
         self.take_state(Memory::Own)
@@ -116,8 +118,8 @@ impl Trainer {
         Captured { files: networks.map(|(prefix, it)| state::capture(it, self.step, prefix, memory)).collect() }
     }
 
-    /// Writes what was asked for into `folder` and returns the files that this rank wrote, relative to it, with sizes and
-    /// checksums. Every rank of `collective` has to call this; rank 0 writes the model.
+    /// Writes a checkpoint into `folder` in the foreground and returns the files of this rank, with relative paths,
+    /// sizes and checksums. Collective: every rank has to call it. Rank 0 writes the model.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -149,10 +151,10 @@ impl Trainer {
         Ok(files)
     }
 
-    /// Takes the state of the checkpoint in `folder` over, whatever the number of ranks that wrote it.
+    /// Restores the state of the checkpoint in `folder`, whatever number of ranks wrote it.
     ///
     /// # Errors
-    /// When a file is missing, damaged, or of another model.
+    /// When a file is missing, damaged, or belongs to another model.
     pub fn restore(&mut self, folder: &Path) -> Result<(), CheckpointError> {
         self.step = state::restore(&mut self.network, folder, state::POLICY)?;
         if let Some(critic) = &mut self.critic {

@@ -1,4 +1,4 @@
-//! The value model of objectives that estimate advantages with one: a copy of the policy's trunk with a head of one row.
+//! The value model of actor-critic objectives: a copy of the policy's trunk with a scalar head.
 
 use pacs_model::Parameters;
 use pacs_shape::{Flops, Sharding};
@@ -14,7 +14,8 @@ use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Update, spans};
 use crate::wire::Wire;
 
-/// One rank's value model: as large as the policy, with moments and a gradient of its own, kept as the policy is.
+/// One rank's value model. It is as large as the policy, has moments and a gradient of its own, and is sharded like the
+/// policy.
 #[derive(Debug)]
 pub(crate) struct Critic {
     pub(crate) network: Network,
@@ -22,10 +23,10 @@ pub(crate) struct Critic {
 }
 
 impl Critic {
-    /// A value model that starts from `policy` and says 0 of everything.
+    /// Starts a value model from the trunk of `policy`. Its head is zero, so every estimate is 0.
     ///
     /// # Panics
-    /// When the weights of `policy` are divided among ranks; a job that asks for both is refused.
+    /// When the weights of `policy` are sharded; a job that asks for both is refused.
     pub(crate) fn new(policy: &Network, keeping: Keeping) -> Self {
         assert_ne!(keeping.division.sharding, Sharding::ShardAll, "a value model starts from whole weights");
         let parameters = Parameters::of_values(&policy.config, &policy.parameters);
@@ -33,7 +34,7 @@ impl Critic {
         Self { network, flops: Flops::new(&policy.config, 1) }
     }
 
-    /// Calls `note` with the values of each of this rank's answers, `tokens` of them at once.
+    /// Calls `note` with the value estimates of each of this rank's answers, in passes of at most `tokens` tokens.
     pub(crate) fn values(
         &mut self,
         batch: &TrainBatch,
@@ -53,7 +54,7 @@ impl Critic {
         Ok(())
     }
 
-    /// Makes one update with the answers of every rank; `memory` decides what of a forward is kept.
+    /// Makes one update from the answers of all ranks; `memory` decides which activations a forward keeps.
     pub(crate) fn update(
         &mut self,
         update: &Update<'_>,

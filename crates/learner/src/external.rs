@@ -1,8 +1,8 @@
-//! A program of the job's own that computes the objective, asked by lines of JSON: one question an update, one answer.
+//! An objective that an external program computes, over JSON lines: one request per update, one reply.
 //!
-//! Rank 0 asks, and tells the other ranks what was said: a program that draws random numbers, or whose sums depend on its
-//! machine, gives every rank the same update all the same. The program gets what every rank knows of an answer and its
-//! log-probs as sums, so that nothing of the model's size goes through a pipe.
+//! Only rank 0 asks, and broadcasts the reply. All ranks therefore apply the same update even if the program draws
+//! random numbers or its sums depend on its machine. The program receives per-answer facts and log-prob sums, so
+//! nothing of the model's size goes through a pipe.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -12,60 +12,60 @@ use std::time::Duration;
 use pacs_algo::{LogprobSums, ScalarStep, SequenceInfo};
 use serde_json::{Value, json};
 
-/// What the job says of its program.
+/// The program of an external objective, from the job spec.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExternalSettings {
-    /// Program and arguments.
+    /// Program, followed by its arguments.
     pub command: Vec<String>,
-    /// Longest time that it may take for an update.
+    /// Longest time that a reply may take, per update.
     pub timeout: Duration,
 }
 
-/// Why a program did not give an objective. `program` is its command.
+/// Why the program gave no objective. `program` is its command line.
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalError {
-    /// It does not start.
+    /// The program could not be started.
     #[error("start the objective `{program}`: {error}")]
     Start {
-        /// The command.
+        /// Command line of the program.
         program: String,
-        /// Why.
+        /// Error of the operating system.
         error: std::io::Error,
     },
-    /// It is gone, or its pipe is.
+    /// The program has exited, or its pipes are closed.
     #[error(
         "the objective `{program}` has ended without an answer; its own words are in the log of this learner: {problem}"
     )]
     Ended {
-        /// The command.
+        /// Command line of the program.
         program: String,
-        /// What was seen of it.
+        /// How the end was noticed.
         problem: String,
     },
-    /// It took too long.
+    /// The program did not reply in time.
     #[error(
         "the objective `{program}` gave no answer within {timeout:?} (`objective.timeout_seconds`); does it flush its output?"
     )]
     Silent {
-        /// The command.
+        /// Command line of the program.
         program: String,
-        /// How long it was waited for.
+        /// How long the reply was waited for.
         timeout: Duration,
     },
-    /// It answered something else.
+    /// The reply is not valid, or reports an error of the program.
     #[error("the objective `{program}` answered {problem}; expected {{\"losses\": [..], \"coefficients\": [..]}}")]
     Answer {
-        /// The command.
+        /// Command line of the program.
         program: String,
-        /// What is wrong with the answer.
+        /// What is wrong with the reply.
         problem: String,
     },
 }
 
-/// Most bytes of an answer: a step has at most some millions of sequences.
+/// Longest reply (bytes); a step has a few million sequences at most.
 const MOST_ANSWER_BYTES: u64 = 256 << 20;
 
-/// The program, started when it is first asked.
+/// The external program, started at the first request.
 #[derive(Debug)]
 pub(crate) struct External {
     settings: ExternalSettings,
@@ -84,7 +84,7 @@ impl External {
         Self { settings, running: None }
     }
 
-    /// Losses and coefficients of the answers of an update.
+    /// Asks for the losses and coefficients of an update's answers.
     pub(crate) fn ask(
         &mut self,
         (step, update): (u64, usize),
@@ -93,7 +93,7 @@ impl External {
     ) -> Result<ScalarStep, ExternalError> {
         let answered = self.exchange(question(step, update, infos, sums).to_string());
         if answered.is_err() {
-            // Whatever it says later would be the answer to another question.
+            // A late reply would be mistaken for that of the next request.
             self.running = None;
         }
         let line = answered?;
@@ -122,7 +122,7 @@ impl External {
 }
 
 impl Drop for Running {
-    /// Ends the program, and with its pipes the thread that talks to it.
+    /// Kills the program, which closes its pipes and so ends the thread that talks to it.
     fn drop(&mut self) {
         if let Err(error) = self.child.kill() {
             tracing::debug!(%error, "the objective had ended before");
@@ -141,7 +141,8 @@ fn start(command: &[String], program: &str) -> Result<Running, ExternalError> {
         Command::new(name).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let pipes = child.stdin.take().zip(child.stdout.take());
     let (stdin, stdout) = pipes.expect("both were asked for");
-    // One question is open at a time; a thread may wait on a pipe without end, the trainer may not.
+    // At most one request is open. Pipes are read on a thread because a read has no timeout, and the trainer must not
+    // block for ever.
     let (questions, asked) = sync_channel(1);
     let (said, answers) = sync_channel(1);
     std::thread::Builder::new()

@@ -1,4 +1,4 @@
-//! Writing a safetensors file piece by piece: its checksum is known when it is written, and it can be given up half-way.
+//! Writing a safetensors file in pieces, with its checksum computed on the way and cancellation between pieces.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,22 +11,22 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{CheckpointError, file_error};
 
-/// Bytes between two looks at whether the file is still wanted.
+/// Bytes between two checks for cancellation.
 const PIECE: usize = 4 << 20;
-/// The header is padded to a multiple of so many bytes, so that tensors begin where they can be mapped.
+/// The header is padded to a multiple of this, so that tensors start where they can be mapped.
 const ALIGNMENT: usize = 8;
 
-/// Length and CRC-32 of a file.
+/// Size and CRC-32 of a written file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
     pub(crate) bytes: u64,
     pub(crate) crc32: u32,
 }
 
-/// Writes contiguous tensors in host memory (float32 or bfloat16, flat) to `path` and makes the file durable.
+/// Writes contiguous tensors in host memory (flat, float32 or bfloat16) to `path` and syncs the file.
 ///
 /// # Errors
-/// When the file system refuses, or as soon as `unwanted` is set: what is in the folder then is no whole file.
+/// When the file system refuses, or as soon as `unwanted` is set. The file is incomplete then.
 pub(crate) fn write_tensors(
     path: &Path,
     metadata: &[(&'static str, String)],
@@ -117,7 +117,7 @@ mod tests {
         let path = folder.path().join("state.safetensors");
         let given_up = write_tensors(&path, &[], &tensors(), &AtomicBool::new(true));
         assert!(matches!(given_up, Err(CheckpointError::Unwanted { .. })), "{given_up:?}");
-        // A folder that was removed under the writer takes nothing.
+        // Nothing can be written to a folder that was removed meanwhile.
         let gone = write_tensors(&folder.path().join("gone/state"), &[], &tensors(), &AtomicBool::new(false));
         assert!(matches!(gone, Err(CheckpointError::File { .. })), "{gone:?}");
     }

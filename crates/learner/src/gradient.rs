@@ -1,6 +1,6 @@
-//! One pass through the model: scores, and the gradient for given coefficients.
+//! One pass through the model: log-probs and entropies, and the gradient for given coefficients.
 //!
-//! `T` packed tokens, `M` answer tokens of the pass, `D` width.
+//! Shapes: `T` packed tokens, `M` answer tokens of the pass, `D` model width.
 
 use std::rc::Rc;
 
@@ -16,57 +16,57 @@ use crate::sft::Text;
 
 /// A pass as tensors.
 ///
-/// The last token of an answer predicts nothing, so it is not among the inputs; an answer token is predicted by the
-/// token before it, the first one by the last token of the prompt.
+/// The last token of an answer predicts nothing, so it is not an input. An answer token is predicted by the token
+/// before it, the first one by the last token of the prompt.
 #[derive(Debug)]
 pub(crate) struct PassTensors {
     rows: Vec<PackedRow>,
-    /// `[T]` int64.
+    /// Input tokens, `[T]` int64.
     tokens: Tensor,
-    /// `[T]` int64.
+    /// Rotary position of each input within its prompt and answer, `[T]` int64.
     positions: Tensor,
-    /// `[M]` int64: which hidden state predicts each answer token.
+    /// Row of the hidden states that predicts each answer token, `[M]` int64.
     predictors: Tensor,
-    /// The answer tokens, `M` of them.
+    /// Answer tokens, `M` of them, in the order of `predictors`.
     targets: Vec<i64>,
     /// Place in the batch and number of tokens of each sequence, in the order of `targets`.
     pub(crate) spans: Vec<(usize, usize)>,
-    /// What is computed as if it were alone, where that was asked for.
+    /// Units that are computed as if each were alone; `None` without `resources.deterministic`.
     units: Option<Rc<Units>>,
 }
 
-/// What a pass says of the answer tokens, in the order of its targets.
+/// Log-probs and entropies of a pass, in the order of its targets.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TokenScores {
-    /// Log-prob of each (nats).
+    /// Log-prob of each answer token (nats).
     pub(crate) logprobs: Vec<f32>,
-    /// Entropy of each distribution (nats).
+    /// Entropy of the distribution at each answer token (nats).
     pub(crate) entropies: Vec<f32>,
 }
 
-/// Derivatives of a loss by what a pass says of its answer tokens, in the order of its targets.
+/// Derivatives of a loss with respect to a pass's scores, in the order of its targets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct TokenCoefficients {
-    /// By the log-prob of each.
+    /// With respect to the log-prob of each token.
     pub(crate) by_logprob: Vec<f32>,
-    /// By the entropy of each distribution; empty where the loss has no entropy in it.
+    /// With respect to each entropy; empty for losses without an entropy term.
     pub(crate) by_entropy: Vec<f32>,
 }
 
 impl TokenCoefficients {
-    /// Whether there is anything to go backward for.
+    /// Whether any coefficient is non-zero; without one there is no backward to run.
     pub(crate) fn any(&self) -> bool {
         self.by_logprob.iter().chain(&self.by_entropy).any(|coefficient| *coefficient != 0.0)
     }
 
-    /// Puts those of the next answer behind these.
+    /// Appends the coefficients of the next answer.
     pub(crate) fn append(&mut self, next: &Self) {
         self.by_logprob.extend(&next.by_logprob);
         self.by_entropy.extend(&next.by_entropy);
     }
 }
 
-/// What a pass is made of, before it is tensors; the fields are those of [`PassTensors`].
+/// The parts of a [`PassTensors`] on the host, before they become tensors.
 #[derive(Debug, Default)]
 struct Parts {
     tokens: Vec<i64>,
@@ -118,7 +118,7 @@ impl PassTensors {
         Self { units, ..parts.on(device) }
     }
 
-    /// Does what computes with the pass, unit by unit where it has units.
+    /// Runs `work` within the pass's units, if it has any.
     fn within<T>(&self, work: impl FnOnce() -> T) -> T {
         match &self.units {
             Some(units) => with_units(units, work),
@@ -126,7 +126,7 @@ impl PassTensors {
         }
     }
 
-    /// A pass of plain texts, each with something to learn: these tokens are the targets.
+    /// Packs plain texts, each with at least one learnt token; the learnt tokens are the targets.
     pub(crate) fn of_texts(texts: &[&Text], device: Device) -> Self {
         let mut parts = Parts::default();
         let Parts { tokens, predictors, targets, rows, spans } = &mut parts;
@@ -145,22 +145,22 @@ impl PassTensors {
         parts.on(device)
     }
 
-    /// What a forward and backward of the pass computes.
+    /// Amount of computation in a forward and backward of the pass.
     pub(crate) fn work(&self) -> PassWork {
         let mut work = PassWork { targets: self.targets.len() as f64, ..PassWork::default() };
         self.rows.iter().for_each(|row| work.add_row(row.prompt_len, &row.answer_lens));
         work
     }
 
-    /// How many answer tokens there are.
+    /// Number of answer tokens.
     pub(crate) fn targets(&self) -> usize {
         self.targets.len()
     }
 
-    /// Estimates of a value model of the return before each answer token.
+    /// Value estimates of the return before each answer token.
     ///
     /// # Errors
-    /// As `stages`.
+    /// Those of `stages`.
     pub(crate) fn values<S: Stages>(&self, critic: &Model, stages: &mut S) -> Result<Vec<f32>, S::Error> {
         let compute = || {
             let mut attention = Packed::new(&self.rows, critic);
@@ -170,10 +170,10 @@ impl PassTensors {
         self.within(|| no_grad(compute))
     }
 
-    /// Log-probs and entropies of the answer tokens, without gradient.
+    /// Computes log-probs and entropies of the answer tokens, without gradient.
     ///
     /// # Errors
-    /// As `stages`.
+    /// Those of `stages`.
     pub(crate) fn score<S: Stages>(
         &self,
         model: &Model,
@@ -195,10 +195,10 @@ impl PassTensors {
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
 
-    /// Runs the trunk for a backward whose coefficients are not known yet; `keep` decides what of it is kept.
+    /// Runs the trunk forward for a later backward; `keep` decides which activations are kept.
     ///
     /// # Errors
-    /// As `stages`.
+    /// Those of `stages`.
     pub(crate) fn open<'a, S: Stages>(
         &'a self,
         model: &Model,
@@ -215,7 +215,7 @@ impl PassTensors {
     }
 }
 
-/// A pass whose trunk has run forward and waits for its coefficients.
+/// A pass after its trunk's forward, waiting for the coefficients of its backward.
 #[derive(Debug)]
 pub(crate) struct OpenPass<'a> {
     tensors: &'a PassTensors,
@@ -228,17 +228,17 @@ impl OpenPass<'_> {
         self.trace.hidden().index_select(0, &self.tensors.predictors)
     }
 
-    /// Log-probs and entropies of the answer tokens.
+    /// Computes log-probs and entropies of the answer tokens.
     pub(crate) fn score(&self, model: &Model, temperature: f64) -> TokenScores {
         self.tensors.within(|| no_grad(|| self.tensors.score_hidden(model, &self.predicting(), temperature)))
     }
 
-    /// Adds the pass's gradient to `gradients` (flat float32, in the parameters' layout).
+    /// Adds the pass's gradient to `gradients` (flat, in the layout of the parameters).
     ///
-    /// `coefficients`: derivatives of the loss, in the order of the targets.
+    /// `coefficients` are the derivatives of the loss, in the order of the targets.
     ///
     /// # Errors
-    /// As `stages`.
+    /// Those of `stages`.
     pub(crate) fn backward<S: Stages>(
         self,
         model: &Model,
@@ -262,15 +262,16 @@ impl OpenPass<'_> {
         })
     }
 
-    /// Estimates of a value model, whose trunk this pass has run through.
+    /// Value estimates, from the trunk that this pass has run through.
     pub(crate) fn values(&self, critic: &Model) -> Vec<f32> {
         self.tensors.within(|| values(critic, &self.predicting()))
     }
 
-    /// Adds the gradient of a value loss to `gradients`; `by_value`: its derivative by each value, in the order of the
-    /// targets.
+    /// Adds the gradient of a value loss to `gradients`; `by_value` holds its derivative with respect to each value, in
+    /// the order of the targets.
     ///
     /// # Errors
+    /// Those of `stages`.
     /// As `stages`.
     pub(crate) fn values_backward<S: Stages>(
         self,
@@ -286,7 +287,7 @@ impl OpenPass<'_> {
         })
     }
 
-    /// Adds the gradient of everything below the head; `by_predicting`: that by the rows that predict, `[M, D]`.
+    /// Adds the gradient of everything below the head, given the gradient of the predicting rows, `[M, D]`.
     fn trunk_backward<S: Stages>(
         self,
         model: &Model,
@@ -294,7 +295,8 @@ impl OpenPass<'_> {
         gradients: &Tensor,
         stages: &mut S,
     ) -> Result<(), S::Error> {
-        // A prompt's last token predicts the first token of every answer: their gradients add up, in float32.
+        // The prompt's last token predicts the first token of every answer, so several gradients add up in its row.
+        // They are summed in float32.
         let hidden = self.trace.hidden();
         let kind = if hidden.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let mut by_hidden = Tensor::zeros(hidden.size(), (kind, hidden.device()));
@@ -304,7 +306,7 @@ impl OpenPass<'_> {
     }
 }
 
-/// Tokens and answer tokens of the units of a pass.
+/// Input tokens and answer tokens of each unit of a pass.
 fn units(batch: &TrainBatch, pass: &Pass, packed: &[PackedRow]) -> Units {
     let mut rows = packed.iter().zip(&pass.rows);
     let of_units = pass.units.iter().map(|count| {

@@ -1,8 +1,8 @@
-//! Taking a batch in from the coordinator, piece by piece.
+//! Receiving a batch from the coordinator in pieces.
 //!
-//! A piece is checked and moved out of its message before the next one is asked for, so the batch is in memory once. A stream
-//! that breaks is resumed after the last whole piece. A batch that contradicts itself ends the run: a new generation of learners
-//! would receive the same one.
+//! Each piece is checked and moved out of its message before the next one is requested, so the batch is in memory once.
+//! A broken stream resumes after the last whole piece. A batch that contradicts itself ends the run, because a new
+//! generation of learners would receive the same one.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use tonic::{Code, Response, Status, Streaming};
 
 use crate::batch::{BatchError, IndexEntry, SequenceTokens, TrainBatch};
 
-/// How long the coordinator may take for one piece: it reads at most a few megabytes.
+/// Deadline for one piece; the coordinator reads a few megabytes at most for it.
 const PIECE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why a batch did not come.
+/// Why a batch was not received.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IntakeError {
-    /// What comes makes no sense, and would come again.
+    /// The batch is malformed, and would be so again.
     #[error(transparent)]
     Malformed(#[from] BatchError),
-    /// A message of it is larger than may be sent, and would be again.
+    /// One of its messages exceeds the size limit, and would do so again.
     #[error("the batch of step {step} cannot be delivered: {problem}")]
     TooLarge { step: u64, problem: String },
-    /// The task is not this rank's any more.
+    /// The task no longer belongs to this rank.
     #[error("the batch of step {step} is not for this rank any more")]
     Withdrawn { step: u64 },
     /// The coordinator does not know this worker.
     #[error("the coordinator does not know this worker")]
     Unknown,
-    /// Nothing came for too long.
+    /// No piece arrived within the caller's patience.
     #[error("receiving the batch of step {step}: nothing has come for {waited} s: {problem}")]
     Silent { step: u64, waited: u64, problem: String },
 }
 
-/// Receives the batch of a task by streams that `open` opens. `patience` is how long nothing may come; streams that fail are
-/// opened again until then.
+/// Receives the batch of a task through streams that `open` opens. Failed streams are reopened until nothing has
+/// arrived for `patience`.
 pub(crate) async fn receive<F>(
     open: impl Fn(v1::StreamBatchRequest) -> F,
     request: v1::StreamBatchRequest,
@@ -60,12 +60,13 @@ where
             Ok(()) => return Ok(intake.finish()),
             Err(Broken::Malformed(error)) => return Err(error.into()),
             Err(Broken::Silent) => format!("no piece within {} s", PIECE_DEADLINE.as_secs()),
-            // A stream that ends well without a piece has none: it would end so for every rank that asks.
+            // A stream that ends without a piece and without an error has no more: every rank that asks would see the
+            // same.
             Err(Broken::Early) if intake.received() == before => return Err(intake.short().into()),
             Err(Broken::Early) => "the stream ended early".to_owned(),
             Err(Broken::Refused(status)) => match status.code() {
                 Code::FailedPrecondition => return Err(IntakeError::Withdrawn { step }),
-                // tonic's word for a message above the limit of either side.
+                // tonic's status for a message above the size limit of either side.
                 Code::OutOfRange => {
                     return Err(IntakeError::TooLarge { step, problem: status.message().to_owned() });
                 }
@@ -75,7 +76,7 @@ where
                 },
             },
         };
-        // Patience is for silence: every piece that came begins it anew.
+        // Patience limits silence only: every piece that arrives restarts it.
         if intake.received() != before {
             tries = policy.tries();
         }
@@ -85,7 +86,7 @@ where
     }
 }
 
-/// Why a stream ended before the batch was whole.
+/// Why a stream ended before the batch was complete.
 enum Broken {
     Malformed(BatchError),
     Refused(Status),
@@ -93,7 +94,7 @@ enum Broken {
     Early,
 }
 
-/// Takes one stream in, until the batch is whole.
+/// Reads pieces from one stream until the batch is complete.
 async fn take_stream(
     opened: impl Future<Output = Result<Response<Streaming<v1::BatchPiece>>, Status>>,
     intake: &mut Intake,
@@ -110,21 +111,21 @@ async fn take_stream(
     Ok(())
 }
 
-/// A batch that is not whole yet.
+/// A batch that is being received.
 #[derive(Debug)]
 struct Intake {
     step: u64,
     rank: u32,
-    /// Entries that the index will have.
+    /// Length that the index will have, as announced by the task.
     entries: u32,
-    /// Sequences that the rank will have.
+    /// Number of sequences that this rank will have, as announced.
     own: u32,
-    /// Tokens that these will have.
+    /// Total answer tokens of those sequences, as announced.
     tokens: u64,
     index: Vec<IndexEntry>,
-    /// Positions of this rank's sequences, as far as the index is there.
+    /// Positions of this rank's sequences in the index received so far.
     positions: Vec<u32>,
-    /// Tokens of these.
+    /// Answer tokens of those sequences, by the index.
     own_tokens: u64,
     prompts: HashMap<u64, Vec<u32>>,
     sequences: Vec<SequenceTokens>,
@@ -153,7 +154,7 @@ impl Intake {
         }
     }
 
-    /// Entries of the index and sequences of this rank that are there.
+    /// Counts the index entries and sequences received so far.
     fn received(&self) -> (u32, u32) {
         let count = |length: usize| u32::try_from(length).expect("no more than were announced");
         (count(self.index.len()), count(self.sequences.len()))
@@ -229,7 +230,7 @@ impl Intake {
     fn take_sequence(&mut self, sequence: v1::SequenceData) -> Result<(), BatchError> {
         let v1::SequenceData { position, mut tokens, mut rollout_logprobs, mut sampled_logprobs, version } = sequence;
         let at = |problem: &str| format!("sequence {position} {problem}");
-        // In order and each once, so nothing else can come.
+        // Sequences have to arrive in order and once each; anything else is refused.
         if self.positions.get(self.sequences.len()) != Some(&position) {
             let expected = self.positions.get(self.sequences.len());
             let expected = expected.map_or("none".to_owned(), |position| format!("sequence {position}"));
@@ -252,7 +253,7 @@ impl Intake {
         if !self.prompts.contains_key(&entry.group) {
             return self.fail(at(&format!("came before the prompt of group {}", entry.group)));
         }
-        // Lists that were read off the wire have grown by doubling.
+        // Decoding repeated fields doubles their capacity as they grow; a batch stays for the whole step.
         tokens.shrink_to_fit();
         rollout_logprobs.shrink_to_fit();
         sampled_logprobs.shrink_to_fit();
@@ -266,7 +267,7 @@ impl Intake {
         TrainBatch { step, index, prompts, sequences }
     }
 
-    /// There is no more of it.
+    /// Error for a stream that ended before the batch was complete.
     fn short(&self) -> BatchError {
         let ((entries, sequences), step) = (self.received(), self.step);
         let Self { entries: all, own, .. } = self;

@@ -1,4 +1,4 @@
-//! What training takes of this rank's memory: planned before each pass, compared with what was used.
+//! Memory of this rank in training: planned before each pass, then compared with what was used.
 
 use std::collections::BTreeMap;
 
@@ -11,32 +11,32 @@ use pacs_torch::tch::Device;
 use crate::network::Network;
 use crate::settings::TrainerSettings;
 
-/// A plan that is exceeded by so much is wrong.
+/// A plan that is exceeded by this factor is wrong, and warned of.
 const TOLERANCE: f64 = 1.1;
 
-/// Which model a pass trains.
+/// Which of the two models a pass trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trained {
     Policy,
     Values,
 }
 
-/// The plan of one rank.
+/// Memory plan of one rank, over the passes of the job.
 #[derive(Debug)]
 pub(crate) struct Memory {
     setup: TrainingSetup,
     memory_bytes: Option<u64>,
-    /// In use before the model was there.
+    /// Bytes in use before the model was loaded.
     before: u64,
-    /// What was planned for the largest passes so far of the policy and of the value model.
+    /// Largest plan so far for a pass of the policy, and for one of the value model.
     largest: [Option<Planned>; 2],
     warned: bool,
 }
 
-/// What was planned for a pass.
+/// What was planned for one pass.
 #[derive(Clone, Copy, Debug)]
 struct Planned {
-    /// Everything that is there meanwhile.
+    /// Training state and activations together.
     bytes: u64,
     kept_layers: usize,
 }
@@ -64,7 +64,7 @@ impl Memory {
         Self { setup, memory_bytes: settings.memory_bytes, before, largest: [None; 2], warned: false }
     }
 
-    /// Memory of `device` that is in use (bytes): by this process in host memory, by all processes on a GPU.
+    /// Bytes of `device` that are in use: by this process in host memory, by all processes on a GPU.
     pub(crate) fn used(device: Device) -> u64 {
         match device_memory(device) {
             Some((free, total)) => total - free,
@@ -72,7 +72,7 @@ impl Memory {
         }
     }
 
-    /// Decides what a pass keeps of its forward.
+    /// Decides which activations a pass keeps for its backward; the others are recomputed.
     pub(crate) fn keep(&mut self, trained: Trained) -> impl FnOnce(&PassShape) -> Keep {
         move |shape| {
             let layers = self.setup.config.layers;
@@ -92,7 +92,7 @@ impl Memory {
         }
     }
 
-    /// Adds what was planned and what was used to the metrics; warns once when the plan was wrong.
+    /// Adds planned and used memory to the metrics. Warns once if the plan was exceeded.
     pub(crate) fn report(&mut self, device: Device, metrics: &mut BTreeMap<String, f64>) {
         let peak = if device == Device::Cpu { peak_resident_bytes() } else { Self::used(device) };
         let used = peak.saturating_sub(self.before);

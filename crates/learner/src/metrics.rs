@@ -1,4 +1,4 @@
-//! Sums behind the metrics of a step: each rank adds up its own, one exchange adds the ranks.
+//! Metrics of a step: each rank sums its own passes, and one exchange adds up the ranks.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::wire::Traffic;
 
 macro_rules! sums {
     ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// What a rank adds up over the passes of a step.
+        /// Sums over the passes of a step on one rank.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub(crate) struct Sums {
             $($(#[$doc])* pub(crate) $name: f64,)+
@@ -29,19 +29,19 @@ macro_rules! sums {
 }
 
 sums! {
-    /// Shares of the losses of the step's updates.
+    /// This rank's shares of the policy loss, over the updates of the step.
     loss,
-    /// Shares of the losses of the value model.
+    /// This rank's shares of the value loss.
     value_loss,
-    /// Tokens that went through the model with a gradient, prompts included.
+    /// Tokens of passes with a gradient, prompts included.
     trained_tokens,
-    /// Sequences whose gradient was computed.
+    /// Sequences that a gradient was computed for.
     trained_sequences,
-    /// Answer tokens that were scored.
+    /// Answer tokens that `entropy` is summed over.
     scored_tokens,
-    /// Their entropies (nats).
+    /// Entropies at those tokens (nats).
     entropy,
-    /// Answer tokens compared with the rollout engine's log-probs, scored with the weights that generated them.
+    /// Answer tokens whose log-probs were compared with the rollout engine's, under the weights that generated them.
     compared_tokens,
     /// Absolute differences of those log-probs (nats).
     mismatch,
@@ -49,28 +49,29 @@ sums! {
     flops,
 }
 
-/// The largest log-prob difference is a maximum, not a sum; it travels beside them.
+/// Everything that a step reports. The largest log-prob difference is a maximum and not a sum, so it is exchanged next
+/// to the sums.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StepMetrics {
     pub(crate) sums: Sums,
     pub(crate) mismatch_max: f64,
-    /// What the verdicts say, the same on every rank.
+    /// Statistics of labels, rewards and lengths, the same on every rank.
     pub(crate) outcomes: BTreeMap<&'static str, f64>,
-    /// Time of the whole step on this rank.
+    /// Wall-clock time of the whole step on this rank.
     pub(crate) step_seconds: f64,
-    /// What all ranks together could compute in a second, where that was configured.
+    /// Peak FLOP/s of all ranks together; `None` if the job does not configure it.
     pub(crate) peak_flops: Option<f64>,
     pub(crate) objective: ObjectiveMetrics,
     pub(crate) grad_norms: Vec<f64>,
     pub(crate) clipped: u32,
-    /// Norms of the value model's gradient.
+    /// Gradient norms of the value model, one per update that was applied.
     pub(crate) value_grad_norms: Vec<f64>,
-    /// Updates of the value model.
+    /// Updates of the value model, skipped ones included.
     pub(crate) value_updates: u32,
     pub(crate) updates: u32,
     pub(crate) skipped: u32,
     pub(crate) learning_rate: f64,
-    /// Scores and labels of mini-batches whose scores are not zero by construction.
+    /// PACS scores and labels, of mini-batches whose scores are not zero by construction.
     pub(crate) scores: Vec<f64>,
     pub(crate) positive: Vec<bool>,
     pub(crate) log_ratios: Vec<f64>,
@@ -83,8 +84,8 @@ impl StepMetrics {
         *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
     }
 
-    /// Compares log-probs of the sequence at `place` with the rollout engine's. Those of older weights differ by training,
-    /// which is no mismatch, and are passed over.
+    /// Compares the learner's log-probs of the sequence at `place` with the rollout engine's. Sequences of older
+    /// weights are passed over: they differ by training, which is no mismatch.
     pub(crate) fn compare(&mut self, batch: &TrainBatch, place: usize, learner: &[f32]) {
         if !batch.is_current(place) {
             return;
@@ -97,7 +98,7 @@ impl StepMetrics {
         self.sums.compared_tokens += learner.len() as f64;
     }
 
-    /// The metrics by name, as `docs/METRICS.md` lists them.
+    /// Returns the metrics by name, as `docs/METRICS.md` lists them. Values that are not finite are left out.
     pub(crate) fn named(&self) -> BTreeMap<String, f64> {
         let mut named = BTreeMap::new();
         let mut put = |name: &str, value: f64| {
@@ -119,7 +120,7 @@ impl StepMetrics {
         }
         put("learner_entropy", self.sums.entropy / self.sums.scored_tokens);
         put("logprob_mismatch_mean", self.sums.mismatch / self.sums.compared_tokens);
-        // Where nothing was compared there is no largest difference either; 0 would say that all is well.
+        // With nothing compared, a maximum of 0 would claim that the engines agree.
         if self.sums.compared_tokens > 0.0 {
             put("logprob_mismatch_max", self.mismatch_max);
         }

@@ -1,4 +1,4 @@
-//! One rank's weights, gradients and optimizer state, whole or in part, and what an update does with them.
+//! One rank's weights, gradients and optimizer state, whole or sharded, and the update of the weights.
 
 use std::path::Path;
 
@@ -14,61 +14,61 @@ use crate::segment::{Segment, part, segments, zeros};
 use crate::trainer::TrainError;
 use crate::wire::{Exchange, Pending, Wire};
 
-/// Whose weights a pass uses.
+/// Which weights a pass uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Those that are trained.
+    /// The weights being trained.
     Policy,
-    /// Those that were set aside.
+    /// The frozen copy that serves as reference or old policy.
     Reference,
 }
 
-/// What becomes of the gradients of a backward.
+/// What happens to the gradients after a backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
-    /// Another backward of this update adds to them.
+    /// They accumulate: another backward of this update follows.
     Stay,
-    /// They are complete.
+    /// They are complete and are reduced over the ranks.
     Leave,
 }
 
-/// How the parameters of a model are kept on this rank.
+/// How this rank stores the parameters of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keeping {
     pub(crate) division: Division,
-    /// Weight decay does not apply to norms and biases.
+    /// Weight decay skips norms and biases.
     pub(crate) decays_matrices_only: bool,
-    /// Gradients are integers, whose sums depend on no order.
+    /// Gradients are summed as integers, so that sums do not depend on their order.
     pub(crate) exact_sums: bool,
 }
 
-/// The model of one rank.
+/// A model on one rank: weights, gradients and optimizer state.
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) config: ModelConfig,
     pub(crate) division: Division,
-    /// What the model computes with: all weights, or windows for them.
+    /// Weights that the model computes with: all of them, or the windows that shards are gathered into.
     pub(crate) parameters: Parameters,
-    /// This rank's part of the weights where they are divided.
+    /// This rank's weight shard; `None` where every rank holds all weights.
     pub(crate) shard: Option<Tensor>,
     pub(crate) optimizer: Optimizer,
-    /// Weights that were set aside: all, or this rank's part where weights are divided.
+    /// Frozen weights of the reference: all, or this rank's shard. `None` until they are first set.
     pub(crate) reference: Option<Tensor>,
     model: Model,
-    /// A model over the reference, unless that goes through the windows.
+    /// Model over the reference; `None` where the reference is gathered into the windows.
     reference_model: Option<Model>,
-    /// Float32, or int64 where sums are exact, in the layout of `parameters`.
+    /// Gradients in the layout of `parameters`: float32, or int64 where sums are exact.
     gradients: Tensor,
-    /// This rank's part of the gradients where they are divided.
+    /// This rank's part of the reduced gradients; `None` where gradients are not sharded.
     gradient_shard: Option<Tensor>,
-    /// The layout that divides all parameters.
+    /// Layout in which every bucket divides evenly among the ranks.
     divided: ParameterLayout,
     segments: Vec<Segment>,
     held: Held,
 }
 
 impl Network {
-    /// Takes over all parameters of a model, in the layout of [`ParameterLayout::new`], and keeps this rank's part.
+    /// Takes ownership of all parameters, in the layout of [`ParameterLayout::new`], and keeps this rank's part.
     pub(crate) fn new(config: ModelConfig, whole: Parameters, keeping: Keeping) -> Self {
         if keeping.division.sharding == Sharding::Replicated {
             return Self::assemble(config, keeping, whole, None);
@@ -81,10 +81,10 @@ impl Network {
         Self::assemble(config, keeping, intake.parameters, intake.shard)
     }
 
-    /// Reads a Hugging Face folder and keeps this rank's part.
+    /// Loads the weights of a Hugging Face folder and keeps this rank's part.
     ///
     /// # Errors
-    /// As [`Parameters::load`].
+    /// Those of [`Parameters::load`].
     pub(crate) fn load(folder: &Path, keeping: Keeping, kind: Kind, device: Device) -> Result<Self, TrainError> {
         let config = ModelConfig::read(folder).map_err(ModelError::from)?;
         if keeping.division.sharding == Sharding::Replicated {
@@ -128,30 +128,30 @@ impl Network {
         network
     }
 
-    /// Device that everything is on.
+    /// Device of the weights, gradients and optimizer state.
     pub(crate) fn device(&self) -> Device {
         self.parameters.flat.device()
     }
 
-    /// Kind that everything but the training state is in.
+    /// Element type that the model computes in; master weights and moments are float32 in any case.
     pub(crate) fn compute_kind(&self) -> Kind {
         self.parameters.flat.kind()
     }
 
-    /// What a forward under the weights of `source` computes with, and what must happen around its buckets.
+    /// Returns the model for a forward with the weights of `source`, and the hooks of its layers.
     pub(crate) fn forward<'a, 'w>(&'a mut self, source: Source, wire: &'a mut Wire<'w>) -> (&'a Model, Around<'a, 'w>) {
         let (model, _, around) = self.around(source, None, wire);
         (model, around)
     }
 
-    /// What a backward of the policy computes with, where its gradients go, and what must happen around its buckets.
+    /// Returns the model for a backward of the policy, the buffer of its gradients, and the hooks of its layers.
     pub(crate) fn backward<'a, 'w>(
         &'a mut self,
         flow: Flow,
         wire: &'a mut Wire<'w>,
     ) -> (&'a Model, &'a Tensor, Around<'a, 'w>) {
         if self.shard.is_some() {
-            // The windows of layers are cleared when their turn comes.
+            // Windows of layers are cleared when their turn comes, in the hooks.
             let buckets = self.parameters.layout.buckets();
             for bucket in [buckets[0], buckets[buckets.len() - 1]] {
                 let _ = part(&self.gradients, bucket.offset, bucket.room).zero_();
@@ -187,13 +187,13 @@ impl Network {
         (model, &self.gradients, around)
     }
 
-    /// Takes part in a forward that this rank has nothing to compute in.
+    /// Takes part in the exchanges of a forward in which this rank has nothing to compute.
     pub(crate) fn idle_forward(&mut self, source: Source, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         let buckets = self.divided.buckets().len();
         idle_forward(buckets, &mut self.forward(source, wire).1)
     }
 
-    /// Takes part in a backward that this rank has nothing to compute in.
+    /// Takes part in the exchanges of a backward in which this rank has nothing to compute.
     pub(crate) fn idle_backward(&mut self, flow: Flow, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         let buckets = self.divided.buckets().len();
         let (_, _, mut around) = self.backward(flow, wire);
@@ -201,14 +201,15 @@ impl Network {
         around.finish()
     }
 
-    /// Forgets the gradients of the update before.
+    /// Zeroes the gradients before an update.
     pub(crate) fn clear_gradients(&mut self) {
-        // Another network's, or that of an update which was given up.
+        // The bound on exact sums is kept per thread, and may hold a leftover of another network or of an abandoned
+        // update.
         let _ = take_bound();
         let _ = self.gradient_shard.as_mut().unwrap_or(&mut self.gradients).zero_();
     }
 
-    /// Euclidean norm of the gradient, the same on every rank.
+    /// Returns the Euclidean norm of the gradient, the same on every rank.
     pub(crate) fn gradient_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
         if self.gradients.kind() == Kind::Int64 {
             return self.exact_norm(wire);
@@ -223,14 +224,15 @@ impl Network {
         Ok(squares.sqrt())
     }
 
-    /// The norm of a gradient whose sums are exact: infinite where one was not finite, or so large that it may not have fit.
+    /// Returns the norm of exactly summed gradients: infinite if a gradient was not finite or its sum may have
+    /// overflowed.
     fn exact_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
         let (mut squares, bound) = (0u128, take_bound());
         for segment in &self.segments {
             let own = segment.of(self.gradient_shard.as_ref(), &self.gradients);
             squares = squares.saturating_add(exact_squares(i64_ref(&own)?));
         }
-        // Numbers of 32 bits, for float64 holds no more than 53.
+        // Numbers travel as float64, which holds integers of 53 bits; so they are split into limbs of 32 bits.
         let limb = |value: u128, place: u32| f64::from((value >> (32 * place)) as u32);
         let mine = (0..4).map(|place| limb(squares, place)).chain((0..2).map(|place| limb(bound.into(), place)));
         let whole = |limbs: &[f64]| limbs.iter().rev().fold(0u128, |value, limb| value << 32 | *limb as u128);
@@ -238,7 +240,7 @@ impl Network {
         for (rank, numbers) in wire.gather(mine.collect())?.iter().enumerate() {
             let (squares, bound) = numbers.split_at(4.min(numbers.len()));
             all_bounds = all_bounds.saturating_add(whole(bound));
-            // Replicated gradients are on every rank.
+            // Every rank holds all of a replicated gradient, so it counts once.
             if rank == 0 || self.division.parts() > 1 {
                 all_squares = all_squares.saturating_add(whole(squares));
             }
@@ -249,7 +251,7 @@ impl Network {
         Ok(exact_squares_to_f64(all_squares).sqrt())
     }
 
-    /// Updates this rank's part of the weights by its part of the gradient, and sees to it that other ranks get it.
+    /// Updates this rank's part of the weights, and shares it with the other ranks where they hold whole weights.
     pub(crate) fn apply(&mut self, step: &UpdateStep<'_>, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         let Self { optimizer, segments, shard, parameters, gradients, gradient_shard, .. } = self;
         optimizer.update(step, segments, |segment| {
@@ -266,7 +268,7 @@ impl Network {
         }
     }
 
-    /// Gives every rank the parts of all.
+    /// All-gathers the updated weights, bucket by bucket.
     fn exchange_weights(&self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         let gather = |buffer| wire.ask(Exchange::AllGather { buffer, part: None });
         let buckets = self.divided.buckets().iter();
@@ -275,13 +277,13 @@ impl Network {
         pending.into_iter().try_for_each(|pending| wire.wait(pending).map(|_| ()))
     }
 
-    /// Sets the present weights aside as the reference.
+    /// Copies the current weights into the reference.
     pub(crate) fn set_reference(&mut self) {
         let flat = self.shard.as_ref().unwrap_or(&self.parameters.flat).copy();
         self.hold_reference(flat);
     }
 
-    /// Takes weights over as the reference: all, or this rank's part where weights are divided.
+    /// Takes ownership of the reference weights: all, or this rank's shard.
     pub(crate) fn hold_reference(&mut self, flat: Tensor) {
         self.held.forget(Source::Reference);
         if self.shard.is_none() {
@@ -291,7 +293,7 @@ impl Network {
         self.reference = Some(flat);
     }
 
-    /// Makes the master weights equal to the weights.
+    /// Initialises the master weights from the weights.
     fn weights_to_master(&mut self) {
         let Some(master) = &self.optimizer.master else { return };
         for segment in &self.segments {
@@ -300,28 +302,29 @@ impl Network {
         }
     }
 
-    /// What this rank updates.
+    /// The parameter segments that this rank updates.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// The weights that this rank holds: all, or its part.
+    /// Weights that this rank holds: all, or its shard.
     pub(crate) fn weights(&self) -> &Tensor {
         self.shard.as_ref().unwrap_or(&self.parameters.flat)
     }
 
-    /// The segments of a buffer like the optimizer's.
+    /// Cuts a buffer laid out like the optimizer's into this rank's segments.
     pub(crate) fn optimizer_parts(&self, buffer: &Tensor) -> Vec<Tensor> {
         self.segments.iter().map(|segment| part(buffer, segment.shard, segment.len)).collect()
     }
 
-    /// The segments of a buffer like [`Network::weights`].
+    /// Cuts a buffer laid out like [`Network::weights`] into this rank's segments.
     pub(crate) fn own_parts(&self, buffer: &Tensor) -> Vec<Tensor> {
         let shard = self.shard.as_ref().map(|_| buffer);
         self.segments.iter().map(|segment| segment.of(shard, buffer)).collect()
     }
 
-    /// All of a buffer like [`Network::weights`], each piece with its place in the layout of the whole model.
+    /// Cuts all of a buffer laid out like [`Network::weights`] into pieces, each with its place in the layout of the
+    /// whole model.
     pub(crate) fn held_parts(&self, buffer: &Tensor) -> Vec<(usize, Tensor)> {
         if self.shard.is_some() {
             return self.segments.iter().map(|segment| segment.index).zip(self.own_parts(buffer)).collect();
@@ -331,14 +334,15 @@ impl Network {
         buckets.map(|(here, there)| (there.offset, part(buffer, here.offset, here.numel))).collect()
     }
 
-    /// Weights were written from outside.
+    /// Invalidates gathered weights after they were written from outside.
     pub(crate) fn weights_replaced(&mut self) {
         self.held.forget(Source::Policy);
     }
 
-    /// All weights in the layout of [`ParameterLayout::new`], where `wanted`; every rank has to call this.
+    /// Returns all weights in the layout of [`ParameterLayout::new`], or `None` unless `wanted`. Collective: every rank
+    /// has to call it.
     ///
-    /// Divided weights come to host memory; others are shared.
+    /// Sharded weights are gathered into host memory; replicated ones share storage.
     pub(crate) fn whole(
         &mut self,
         collective: &mut dyn Collective,
@@ -370,7 +374,7 @@ impl Network {
     }
 }
 
-/// Room for a rank's part of the weights while they come in.
+/// Buffers for a rank's part of the weights while they are loaded.
 struct Intake {
     division: Division,
     divided: ParameterLayout,
@@ -393,7 +397,8 @@ impl Intake {
         Self { division, divided, parameters: Parameters { layout, flat }, shard }
     }
 
-    /// Takes `values` over, which begin at `offset` of the layout `whole` and lie in one bucket of it.
+    /// Copies this rank's part of `values`, which start at `offset` of the layout `whole` and lie within one bucket of
+    /// it.
     fn take(&mut self, whole: &ParameterLayout, offset: usize, values: &Tensor) {
         let index = whole.buckets().partition_point(|bucket| bucket.offset <= offset) - 1;
         let (start, bucket) = (offset - whole.buckets()[index].offset, self.divided.buckets()[index]);

@@ -1,4 +1,4 @@
-//! From a batch and the log-probs of its answers to the coefficients of the backward.
+//! From a batch and the log-probs of its answers to the coefficients of the backward pass.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -15,33 +15,33 @@ use crate::metrics::StepMetrics;
 use crate::trainer::TrainError;
 use crate::wire::Wire;
 
-/// The objective at one training step, as one rank sees it.
+/// The objective at one training step, on one rank.
 #[derive(Debug)]
 pub(crate) struct StepObjective<'a> {
-    /// What advantages and the value model are trained by.
+    /// Objective that advantages and the value model use.
     objective: Objective,
-    /// What the policy is trained by: the same without the value model's loss.
+    /// Objective of the policy update: the same without the value loss.
     of_policy: Objective,
     batch: &'a TrainBatch,
-    /// Every answer of the batch, by position.
+    /// What every rank knows of each answer, by position.
     infos: Vec<SequenceInfo>,
-    /// What is known of this rank's answers, by place.
+    /// Per-token numbers of this rank's answers, by place.
     own: Vec<Own>,
 }
 
-/// What is known of one of this rank's answers before its update.
+/// Per-token numbers of one answer, gathered before its update.
 #[derive(Clone, Debug, Default)]
 struct Own {
-    /// `None` where the forward of the update is that of the old policy.
+    /// Log-probs of the old policy; `None` where the forward of the update is itself that of the old policy.
     old: Option<Vec<f64>>,
     reference: Option<Vec<f64>>,
-    /// Estimates of the value model.
+    /// Estimates of the value model at the start of the step.
     values: Option<Vec<f64>>,
     advantages: TokenAdvantages,
 }
 
 impl<'a> StepObjective<'a> {
-    /// Advantages are there at once unless they take numbers that have to be gathered.
+    /// Starts a step. Advantages are computed at once, unless they depend on numbers that have to be gathered first.
     pub(crate) fn new(objective: Objective, batch: &'a TrainBatch) -> Result<Self, ObjectiveError> {
         let infos: Vec<SequenceInfo> = batch.index.iter().map(info).collect();
         let own = vec![Own::default(); batch.sequences.len()];
@@ -58,18 +58,18 @@ impl<'a> StepObjective<'a> {
         self.objective.needs()
     }
 
-    /// Whether this step trains the policy, and not the value model alone.
+    /// Whether this step trains the policy, rather than the value model alone.
     pub(crate) fn trains_policy(&self) -> bool {
         self.objective.trains_policy(self.batch.step)
     }
 
-    /// Whether the policy has no gradient from the answer at `place` whatever its log-probs are.
+    /// Whether the answer at `place` gives the policy no gradient, whatever its log-probs are.
     pub(crate) fn is_inert(&self, place: usize) -> bool {
         let info = &self.infos[self.batch.sequences[place].position];
         self.of_policy.inert(info, &self.own[place].advantages).is_some()
     }
 
-    /// Reports an answer that is left out because it is inert.
+    /// Adds the metrics of an answer that is skipped because it is inert.
     pub(crate) fn skip(&self, place: usize, metrics: &mut StepMetrics) {
         let info = &self.infos[self.batch.sequences[place].position];
         if let Some(inert) = self.of_policy.inert(info, &self.own[place].advantages) {
@@ -77,23 +77,23 @@ impl<'a> StepObjective<'a> {
         }
     }
 
-    /// Log-probs of the answer at `place` under the old policy.
+    /// Sets the log-probs of the answer at `place` under the old policy (nats).
     pub(crate) fn set_old(&mut self, place: usize, logprobs: &[f32]) {
         self.own[place].old = Some(float64(logprobs));
     }
 
-    /// Log-probs of the answer at `place` under the reference policy.
+    /// Sets the log-probs of the answer at `place` under the reference policy (nats).
     pub(crate) fn set_reference(&mut self, place: usize, logprobs: &[f32]) {
         self.own[place].reference = Some(float64(logprobs));
     }
 
-    /// Estimates of the value model for the tokens of the answer at `place`.
+    /// Sets the value estimates for the tokens of the answer at `place`.
     pub(crate) fn set_values(&mut self, place: usize, values: &[f32]) {
         self.own[place].values = Some(float64(values));
     }
 
-    /// Gathers what advantages take, where they take numbers of other ranks: old and reference log-probs and values must
-    /// be set.
+    /// Exchanges what advantages need from other ranks, if anything, and computes them. Old and reference log-probs and
+    /// values must be set.
     pub(crate) fn settle(&mut self, wire: &mut Wire<'_>) -> Result<(), TrainError> {
         if !self.needs().summaries {
             return Ok(());
@@ -122,14 +122,15 @@ impl<'a> StepObjective<'a> {
         Ok(())
     }
 
-    /// An update whose coefficients take no forward, for every log-ratio is 0; or that of a value model.
+    /// Returns an update that needs no log-probs of a forward: an on-policy one, whose log-ratios are all 0, or that of
+    /// a value model.
     pub(crate) fn on_policy(&self, members: Range<usize>) -> Result<UpdateObjective<'_>, ObjectiveError> {
         let sums = vec![LogprobSums::default(); members.len()];
         self.update(members, &sums)
     }
 
-    /// An update, with the sums of all its answers where the objective couples answers by their log-probs. `scored`
-    /// are this rank's answers in it; they are read only in that case. `external` is the program of the objective, on the rank
+    /// Returns an update after gathering the log-prob sums of all its answers, if the objective couples answers by
+    /// them. Only then is `scored`, this rank's answers, read. `external` is the program of the objective, on the rank
     /// that asks it.
     pub(crate) fn gathered(
         &self,
@@ -142,7 +143,7 @@ impl<'a> StepObjective<'a> {
         if !self.needs().sums {
             return Ok(self.update(members, &[])?);
         }
-        // Numbers go to the other ranks in the order of the index, which passes do not keep.
+        // Ranks exchange numbers in the order of the index, which passes do not preserve.
         let mut in_order: Vec<&Scored> = scored.iter().collect();
         in_order.sort_unstable_by_key(|scored| scored.place);
         let mut mine = Vec::with_capacity(3 * scored.len());
@@ -169,7 +170,7 @@ impl<'a> StepObjective<'a> {
         Ok(update)
     }
 
-    /// An update whose numbers a program gives: one rank asks it, and all hear what it said.
+    /// Returns an update whose numbers an external program computes: one rank asks it and broadcasts the reply.
     fn answered(
         &self,
         members: Range<usize>,
@@ -181,10 +182,10 @@ impl<'a> StepObjective<'a> {
         let mut said = Vec::new();
         if let Some(external) = external {
             let update = self.batch.index[members.start].mini_batch;
-            // A thread that panicked while it asked has ended the learner.
+            // A panic while the lock was held has already ended the learner, so poison carries no information.
             let mut external = external.lock().unwrap_or_else(PoisonError::into_inner);
             let ScalarStep { loss, dloss_dlogprob } = external.ask((self.batch.step, update), infos, sums)?;
-            // Told apart by their number, which is the first.
+            // The count goes first, because losses and coefficients travel in one list.
             said.push(loss.len() as f64);
             said.extend(loss.into_iter().chain(dloss_dlogprob));
         }
@@ -200,8 +201,8 @@ impl<'a> StepObjective<'a> {
         Ok(UpdateObjective { step: self, first: members.start, state })
     }
 
-    /// Brings together `N` numbers a sequence of the sequences at `positions`. Every rank knows which rank computes
-    /// which sequence, so the numbers travel without names, in the order of the index.
+    /// Gathers `N` numbers for each sequence at `positions`. Every rank knows which rank computes which sequence, so
+    /// the numbers travel in the order of the index without identifiers.
     fn gather<const N: usize>(
         &self,
         positions: Range<usize>,
@@ -221,7 +222,7 @@ impl<'a> StepObjective<'a> {
         Ok(positions.map(next).collect())
     }
 
-    /// Calls `f` with all numbers of the answer at `place`; `new` are its log-probs now, empty before the update.
+    /// Calls `f` with all numbers of the answer at `place`. `new` are its log-probs in this update, empty before it.
     fn with_tokens<T>(&self, place: usize, new: &[f64], f: impl FnOnce(&TokenData<'_>) -> T) -> T {
         let own = &self.own[place];
         let rollout = self.needs().rollout.then(|| float64(self.batch.sequences[place].behaviour_logprobs()));
@@ -236,33 +237,33 @@ impl<'a> StepObjective<'a> {
     }
 }
 
-/// One of this rank's answers under the policy being trained.
+/// One of this rank's answers, scored under the policy being trained.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scored {
     pub(crate) place: usize,
-    /// Log-probs of its tokens (nats).
+    /// Log-prob of each token (nats).
     pub(crate) logprobs: Vec<f32>,
-    /// Entropies of their distributions (nats); empty where the objective reads none.
+    /// Entropy at each token (nats); empty where the objective reads none.
     pub(crate) entropies: Vec<f32>,
 }
 
-/// The objective at one update.
+/// The objective at one optimizer update, on one rank.
 #[derive(Debug)]
 pub(crate) struct UpdateObjective<'a> {
     step: &'a StepObjective<'a>,
-    /// Position of the mini-batch's first answer.
+    /// Position of the mini-batch's first answer in the index.
     first: usize,
     state: UpdateState,
 }
 
 impl UpdateObjective<'_> {
-    /// Coefficients of an answer in an update that takes no forward.
+    /// Computes the coefficients of an answer in an update that needs no forward first.
     pub(crate) fn known(&self, place: usize, metrics: &mut StepMetrics) -> Result<TokenCoefficients, ObjectiveError> {
         let tokens = self.step.batch.sequences[place].tokens.len();
         self.coefficients(&Scored { place, logprobs: vec![0.0; tokens], entropies: Vec::new() }, metrics)
     }
 
-    /// Coefficients of an answer.
+    /// Computes the coefficients of an answer from its log-probs, and adds its loss and metrics.
     pub(crate) fn coefficients(
         &self,
         scored: &Scored,
@@ -294,7 +295,7 @@ impl UpdateObjective<'_> {
         }
     }
 
-    /// Derivatives of the value loss by the values of the answer at `place`; `new` are these values now.
+    /// Computes the derivative of the value loss with respect to each of the answer's new values, `new`.
     pub(crate) fn by_values(
         &self,
         place: usize,

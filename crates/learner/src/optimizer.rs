@@ -9,50 +9,50 @@ use pacs_torch::{
 
 use crate::segment::{Segment, part, zeros};
 
-/// Elements that are worked on at a time where tensor operations make temporary buffers.
+/// Elements per chunk where tensor operations allocate temporaries.
 const CHUNK: usize = 1 << 26;
 
-/// Elements whose exact sums are floats at a time.
+/// Elements of exact sums that are converted to floats at a time.
 const EXACT_CHUNK: usize = 1 << 22;
 
-/// Master weights and moments of this rank's part of the parameters, float32.
+/// Master weights and moments of this rank's part of the parameters, all float32.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
-    /// `None` when the model computes in float32: its weights are the master weights then.
+    /// `None` if the model computes in float32: its weights are the master weights then.
     pub(crate) master: Option<Tensor>,
     pub(crate) moment1: Tensor,
     pub(crate) moment2: Tensor,
-    /// Updates since the moments were zero; drives the bias correction.
+    /// Updates since the moments were last zero; drives the bias correction.
     pub(crate) updates: u64,
     /// Updates since the job began; drives the learning rate.
     pub(crate) total_updates: u64,
 }
 
-/// What one update does.
+/// Parameters of one update, the same for all segments.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UpdateStep<'a> {
     pub(crate) spec: &'a OptimizerSpec,
     pub(crate) learning_rate: f64,
-    /// Gradients are multiplied by this first (clipping).
+    /// Factor applied to the gradient first, below 1 where it is clipped.
     pub(crate) grad_scale: f64,
 }
 
 impl Optimizer {
-    /// Zero moments, and room for the master weights of a model that computes in another `kind` than float32.
+    /// Allocates zero moments, and room for master weights unless `kind` is float32.
     pub(crate) fn new(elements: usize, kind: Kind, device: Device) -> Self {
         let zeros = || zeros(elements, device);
         let master = (kind != Kind::Float).then(zeros);
         Self { master, moment1: zeros(), moment2: zeros(), updates: 0, total_updates: 0 }
     }
 
-    /// Forgets the moments.
+    /// Zeroes the moments and restarts the bias correction.
     pub(crate) fn reset(&mut self) {
         let _ = self.moment1.zero_();
         let _ = self.moment2.zero_();
         self.updates = 0;
     }
 
-    /// Applies one update in place; `of` finds the weights and the gradient of a segment.
+    /// Applies one AdamW update in place; `of` returns the weights and the gradient of a segment.
     pub(crate) fn update(
         &mut self,
         step: &UpdateStep<'_>,
@@ -89,7 +89,8 @@ impl Optimizer {
         let (mut moment1, mut moment2) = (own(&self.moment1), own(&self.moment2));
         let (moment1, moment2) = (f32_mut(&mut moment1)?, f32_mut(&mut moment2)?);
         if gradient.kind() == Kind::Int64 {
-            // Part by part, so that no second gradient is in memory. Each element is updated by itself.
+            // Converted piece by piece, so that no second gradient is in memory. The update is element-wise, so pieces
+            // do not change it.
             let mut floats = vec![0.0; EXACT_CHUNK.min(segment.len)];
             for start in (0..segment.len).step_by(EXACT_CHUNK) {
                 let len = EXACT_CHUNK.min(segment.len - start);
@@ -113,7 +114,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The same update by a kernel, where the host cannot see the memory.
+    /// The same update by a GPU kernel.
     fn update_on_device(
         &self,
         kernels: &DeviceKernels,
@@ -186,7 +187,7 @@ impl Optimizer {
     }
 }
 
-/// Sum of the squares of a flat float32 buffer, in float64.
+/// Sums the squares of a flat float32 buffer in float64.
 pub(crate) fn sum_of_squares(values: &Tensor) -> Result<f64, ViewError> {
     if values.device() == Device::Cpu {
         return Ok(pacs_torch::sum_of_squares(f32_ref(values)?));

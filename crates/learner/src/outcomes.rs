@@ -1,21 +1,21 @@
-//! What the verdicts of a batch say, which every rank knows of every sequence.
+//! Batch statistics from labels, rewards and lengths, which every rank knows of every sequence.
 
 use std::collections::BTreeMap;
 
 use crate::batch::IndexEntry;
 
-/// Bins of the histogram of groups by pass rate: its name, and the largest rate that is in it.
+/// Histogram bins of groups by pass rate: the metric's name, and the largest rate in the bin.
 const BINS: [(&str, f64); 6] = [
     ("pass_rate_share_0", 0.0),
     ("pass_rate_share_1_to_25", 0.25),
     ("pass_rate_share_26_to_50", 0.5),
     ("pass_rate_share_51_to_75", 0.75),
-    // Whatever is below 1: a group that passes is not a matter of rounding.
+    // Every rate below 1: only a group without a failure belongs to the last bin.
     ("pass_rate_share_76_to_99", 1.0 - f64::EPSILON),
     ("pass_rate_share_100", f64::INFINITY),
 ];
 
-/// Metrics of the sequences of a batch, by name.
+/// Computes the metrics of a batch from its index, by name.
 pub(crate) fn outcomes(index: &[IndexEntry]) -> BTreeMap<&'static str, f64> {
     let mut named = BTreeMap::new();
     let mut groups: BTreeMap<u64, (f64, f64)> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! Handing a new version of the weights to the rollout workers: in the store of this host, and to other hosts by the data server.
+//! Publishing weight versions to the rollout workers: in the store of this host, and to other hosts through the data
+//! server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,17 +12,18 @@ use pacs_weights::{
     Announcement, DataServer, GroupTransport, HostStore, ServerOptions, Shelf, StoreError, VersionId, WeightKind,
 };
 
-/// Writes versions of the weights where rollout workers find them, and removes old ones.
+/// Writes weight versions where rollout workers find them, and retires old ones.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     store: HostStore,
     shelf: Shelf,
     server: DataServer,
-    /// Stays readable when the next one is published: a worker may still be fetching it.
+    /// The version published last. It stays readable while the next one is written, since a worker may still be
+    /// fetching it.
     newest: Mutex<Option<VersionId>>,
 }
 
-/// Why nothing can be published.
+/// Why weights cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishError {
     #[error(transparent)]
@@ -31,7 +33,7 @@ pub(crate) enum PublishError {
 }
 
 impl Publisher {
-    /// Publishes for the run that is named `run`, to other hosts at `bind` and over `broadcast`.
+    /// Opens the store and the data server of run `run`; other hosts fetch at `bind` or receive over `broadcast`.
     pub(crate) fn new(
         run: &str,
         bind: &str,
@@ -46,12 +48,12 @@ impl Publisher {
         Ok(Self { store, shelf, server, newest: Mutex::new(None) })
     }
 
-    /// Removes what was published, unless rollout workers of this host still use it. The process ends.
+    /// Removes the published weights before the process ends, unless rollout workers of this host still use them.
     pub(crate) fn leave(&self) {
         self.store.leave();
     }
 
-    /// Writes the weights as `version` of `generation`.
+    /// Publishes the weights as `version` of `generation` and returns their announcement.
     pub(crate) fn publish(
         &self,
         parameters: &Parameters,
@@ -66,7 +68,7 @@ impl Publisher {
             &on_host
         };
         let id = VersionId::new(generation, version);
-        // The newest stays, and makes two with this one: memory never holds three.
+        // Everything before the newest version goes first: memory holds two versions at most, never three.
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(newest) = *newest {
             self.store.retire_before(newest);

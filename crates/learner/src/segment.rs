@@ -1,24 +1,25 @@
-//! Which of the parameters this rank updates, and where they lie in each of its buffers; parts of flat buffers.
+//! The parameters that this rank updates, and their places in each of its flat buffers.
 
 use pacs_shape::{Division, ModelConfig, ParameterLayout};
 use pacs_torch::tch::{Device, Kind, Tensor};
 
-/// Parameters that lie next to each other in every buffer and are treated alike.
+/// A run of parameters that is contiguous in every buffer and treated alike by the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// First element in the buffers of this rank's part: master weights, moments.
+    /// First element in the buffers of this rank's shard: master weights and moments.
     pub(crate) shard: usize,
-    /// First element in a buffer of all parameters, in the layout that divides them.
+    /// First element in a buffer of all parameters, in the sharded layout.
     pub(crate) place: usize,
-    /// First element in the layout of the whole model, which does not depend on the number of ranks.
+    /// First element in the layout of the whole model, which is the same for any number of ranks.
     pub(crate) index: usize,
-    /// Elements.
+    /// Number of elements.
     pub(crate) len: usize,
-    /// They are matrices, not norms and biases; or these are not told apart.
+    /// Whether the parameters are matrices; always true where norms and biases are not told apart.
     pub(crate) matrix: bool,
 }
 
-/// The parameters that are this rank's, by place; matrices and others apart where that is asked for.
+/// Returns the segments of this rank in order. With `matrices_apart`, matrices and other parameters form separate
+/// segments.
 pub(crate) fn segments(config: &ModelConfig, division: Division, matrices_apart: bool) -> Vec<Segment> {
     let whole = ParameterLayout::new(config);
     let divided = ParameterLayout::divided(config, division.parts());
@@ -31,7 +32,7 @@ pub(crate) fn segments(config: &ModelConfig, division: Division, matrices_apart:
             .map(|spec| (spec.offset - whole_bucket.offset, spec.decay || !matrices_apart))
             .collect();
         for (i, &(start, matrix)) in starts.iter().enumerate() {
-            // Padding behind a parameter goes with it: its gradient is zero.
+            // Padding after a parameter belongs to it; its gradient is zero.
             let end = starts.get(i + 1).map_or(bucket.numel, |next| next.0);
             let (start, end) = (start.max(mine.start), end.min(mine.end));
             if start >= end {
@@ -54,7 +55,7 @@ pub(crate) fn segments(config: &ModelConfig, division: Division, matrices_apart:
 }
 
 impl Segment {
-    /// The segment in a buffer of all parameters, or in this rank's part of it where it is divided.
+    /// Returns the segment in `shard` if the buffer is sharded, else in `whole`.
     pub(crate) fn of(&self, shard: Option<&Tensor>, whole: &Tensor) -> Tensor {
         match shard {
             Some(shard) => part(shard, self.shard, self.len),
@@ -69,12 +70,12 @@ impl Segment {
     }
 }
 
-/// A part of a flat buffer, sharing its storage.
+/// Returns a view of a flat buffer.
 pub(crate) fn part(flat: &Tensor, start: usize, len: usize) -> Tensor {
     flat.narrow(0, start as i64, len as i64)
 }
 
-/// A float32 buffer of zeros.
+/// Allocates a float32 buffer of zeros.
 pub(crate) fn zeros(elements: usize, device: Device) -> Tensor {
     Tensor::zeros([elements as i64], (Kind::Float, device))
 }

@@ -1,4 +1,4 @@
-//! The worker: membership, generations, tasks. The trainer has a thread of its own.
+//! The learner worker: membership, generations and tasks. The trainer runs on a thread of its own.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -28,75 +28,75 @@ use crate::publish::Publisher;
 use crate::thread::{Backend, Done, Job, LearnerThread, ThreadSetup, written};
 use crate::writer::Outcome;
 
-/// How long one call waits for a generation or a task.
+/// How long one call waits at the coordinator for a generation or a task.
 const CALL_WAIT: Duration = Duration::from_secs(5);
 const WAIT_MS: u32 = CALL_WAIT.as_millis() as u32;
-/// How long a call may take beyond its own waiting time.
+/// How long a call may take beyond the time it waits at the coordinator.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
 const JOIN_GENERATION: Policy = Policy::new("JoinGeneration", CALL_WAIT.saturating_add(CALL_DEADLINE));
 const NEXT_TASK: Policy = Policy::new("NextTask", CALL_WAIT.saturating_add(CALL_DEADLINE));
 const COMPLETE_TASK: Policy = Policy::new("CompleteTask", CALL_DEADLINE);
 
-/// How to run a learner rank.
+/// Options of a learner rank.
 #[derive(Clone, Debug)]
 pub struct LearnerOptions {
-    /// How the coordinator is reached.
+    /// How to reach the coordinator.
     pub link: Link,
-    /// Stable name of the process slot, for example `learner-0`; ranks are given in the order of names.
+    /// Stable name of the process slot, for example `learner-0`. Ranks follow the order of names.
     pub name: String,
-    /// Address that other ranks and rollout workers reach this process at; ports are chosen freely.
+    /// Address at which other ranks and rollout workers reach this process; the system chooses the ports.
     pub bind: String,
-    /// Compute on CUDA instead of the CPU.
+    /// Whether to compute on CUDA instead of the CPU.
     pub cuda: bool,
-    /// What carries gradients between ranks.
+    /// Collective backend that carries gradients between ranks.
     pub backend: Backend,
-    /// Threads of libtorch; 0 for one a core.
+    /// Threads of libtorch; 0 for one per core.
     pub threads: usize,
-    /// Over what it broadcasts weights to the rollout workers that ask for it; `None`: it only serves those that fetch.
+    /// Transport for broadcasting weights to rollout workers that ask for it; `None` only serves fetches.
     pub broadcast: Option<Arc<dyn GroupTransport>>,
 }
 
-/// Why a learner ended badly.
+/// Why a learner failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LearnerError {
-    /// It could not become a member of the run.
+    /// The learner could not join the run.
     #[error(transparent)]
     Join(#[from] JoinError),
     /// The job spec, the device or an address cannot be used.
     #[error("{0}")]
     Config(String),
-    /// The training thread does not come back from what it was doing.
+    /// The training thread did not return from an aborted job in time.
     #[error(
         "the training thread was still at `{activity}` {waited:?} after its learner group was dissolved; look at the disks and \
          the device of this machine"
     )]
     Stuck {
-        /// What it was asked to do.
+        /// What the thread was doing.
         activity: String,
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Something that nobody foresaw.
+    /// A violated invariant of this program.
     #[error("{0}")]
     Bug(String),
 }
 
 impl LearnerError {
-    /// The exit code that fits.
+    /// Returns the process exit code for the error.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
             Self::Join(error) => error.exit(),
             Self::Config(_) => Exit::Config,
-            // Another process may find the device or the disk well again.
+            // Another process may find the device or the disk working again.
             Self::Stuck { .. } => Exit::Again,
             Self::Bug(_) => Exit::Bug,
         }
     }
 }
 
-/// Works until the coordinator says that the job is over, or shutdown is requested.
+/// Serves the run until the coordinator says that the job is over, or until shutdown is requested.
 ///
 /// # Errors
 /// See [`LearnerError`].
@@ -122,11 +122,11 @@ struct Learner {
     device: Device,
     backend: Backend,
     listener: Arc<HostListener>,
-    /// Address of this machine that weights are handed out at.
+    /// Address of this machine at which weights are served.
     bind: String,
     security: Security,
     broadcast: Option<Arc<dyn GroupTransport>>,
-    /// Opened with the first registration, which tells the run.
+    /// Opened at the first registration, which names the run.
     publisher: Option<Arc<Publisher>>,
 }
 
@@ -158,7 +158,7 @@ impl Worker for Learner {
     }
 }
 
-/// Has ranks show each other that they are learners, where processes have certificates.
+/// Adds mutual authentication to the ring, where processes have certificates: both sides must be learners.
 fn secured(listener: HostListener, security: &Security) -> HostListener {
     if matches!(security, Security::Plain) {
         return listener;
@@ -173,21 +173,21 @@ fn secured(listener: HostListener, security: &Security) -> HostListener {
 
 impl Drop for Learner {
     fn drop(&mut self) {
-        // Removes what was published, whatever the training thread still does that holds the publisher, too.
+        // The training thread may still hold the publisher, so its own drop could come too late.
         if let Some(publisher) = &self.publisher {
             publisher.leave();
         }
     }
 }
 
-/// Why serving under one registration stopped.
+/// Why serving under a registration stopped.
 type ServeError = Stop<LearnerError>;
 
 struct Rank<'a> {
     client: LearnerServiceClient<RunChannel>,
     worker: u64,
     thread: LearnerThread,
-    /// How long the thread may take to come back from a job that nobody wants any more: as long as a task may take.
+    /// How long the thread may take to return from an aborted job: as long as a task may take.
     patience: Duration,
     membership: &'a Membership,
 }
@@ -200,7 +200,7 @@ impl Rank<'_> {
             tracing::info!(generation, rank = group.rank, world_size = group.world_size, "learner group formed");
             let activity = "connecting to the other ranks";
             self.activity(activity);
-            // Whatever ends this scope early unblocks the thread.
+            // Every early exit from this scope unblocks the thread.
             let abort = AbortOnDrop(AbortHandle::new());
             let joined = self.unless_dissolved(generation, &abort, Job::Join(group, abort.0.clone()), activity).await?;
             match joined {
@@ -226,16 +226,16 @@ impl Rank<'_> {
                     async move { client.join_generation(request).await }
                 })
                 .await?;
-            // No group means "not yet": the waiting happens at the coordinator.
+            // No group means "not yet"; the coordinator does the waiting.
             if let Some(group) = reply.group {
                 return Ok(group);
             }
         }
     }
 
-    /// Works on tasks until the generation is over.
+    /// Works on tasks until the generation ends.
     async fn serve_generation(&mut self, generation: u64, rank: u32, abort: &AbortOnDrop) -> Result<(), ServeError> {
-        // What is written beside training belongs to the generation: nobody asks for it behind its end.
+        // A background write belongs to the generation: nobody asks for it afterwards.
         let mut _writing = None;
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: false };
@@ -313,7 +313,7 @@ impl Rank<'_> {
         }
     }
 
-    /// Receives the batch of a task, unless the generation is dissolved meanwhile.
+    /// Receives the batch of a task, or stops when the generation is dissolved.
     async fn receive(
         &self,
         generation: u64,
@@ -341,7 +341,7 @@ impl Rank<'_> {
             Err(error @ (IntakeError::Unknown | IntakeError::Silent { .. })) => {
                 Err(ServeError::Rejoin(error.to_string()))
             }
-            // It would come again to every rank that asks.
+            // Every rank that asks would receive the same batch.
             Err(error @ (IntakeError::Malformed(_) | IntakeError::TooLarge { .. })) => {
                 let kind = FailureKind::Permanent.into();
                 Ok(Intake::Failed(v1::TaskFailure { message: error.to_string(), kind }))
@@ -349,10 +349,11 @@ impl Rank<'_> {
         }
     }
 
-    /// Does a job, unless the generation is dissolved meanwhile: then `None`, once the thread is free again.
+    /// Runs a job on the thread. If the generation is dissolved meanwhile, aborts it and returns `None` once the thread
+    /// is free.
     ///
-    /// A rank that lost a peer without noticing (it was stopped, or its network is gone) waits in an exchange; the
-    /// coordinator knows by the peer's heartbeats.
+    /// A rank whose peer was stopped or cut off does not notice, and waits in an exchange. The coordinator knows from
+    /// the peer's heartbeats.
     async fn unless_dissolved(
         &self,
         generation: u64,
@@ -369,12 +370,12 @@ impl Rank<'_> {
         };
         tracing::warn!(generation, reason, "the learner group is dissolved in the middle of a task");
         abort.0.abort(format!("the learner group was dissolved: {reason}"));
-        // It ends with its next exchange.
+        // The job fails at its next exchange.
         within(self.patience, activity, running).await?;
         Ok(None)
     }
 
-    /// Returns the reason when the generation is over.
+    /// Waits until the generation is dissolved and returns the reason.
     async fn dissolved(&self, generation: u64) -> Result<String, ServeError> {
         loop {
             let request = v1::NextTaskRequest { worker_id: self.worker, generation, wait_ms: WAIT_MS, busy: true };
@@ -396,24 +397,24 @@ impl Rank<'_> {
     }
 }
 
-/// What became of receiving a batch.
+/// Outcome of receiving a batch.
 enum Intake {
     Whole(TrainBatch),
-    /// It cannot be trained on.
+    /// The batch cannot be trained on.
     Failed(v1::TaskFailure),
-    /// The task is another one by now.
+    /// The task was replaced meanwhile.
     Withdrawn,
-    /// The generation is over.
+    /// The generation has ended.
     Dissolved,
 }
 
-/// Reports `request` with the outcome of a write, once there is one.
+/// Completes `request` with the outcome of a background write, and sends it.
 async fn report_written(
     client: LearnerServiceClient<RunChannel>,
     request: v1::CompleteTaskRequest,
     outcome: oneshot::Receiver<Outcome>,
 ) {
-    // The writer is gone with the generation.
+    // The writer ended together with its generation.
     let Ok(outcome) = outcome.await else { return };
     let result = written(outcome);
     if let TaskResult::Failed(failure) = &result {
@@ -427,7 +428,7 @@ async fn report_written(
         })
         .await;
     if let Err(error) = reported {
-        // The coordinator has given the checkpoint up, or will when it hears nothing.
+        // The coordinator has given up the checkpoint, or will after its timeout.
         tracing::warn!("the written checkpoint could not be reported: {error}");
     }
 }
@@ -444,7 +445,7 @@ fn bug(problem: &str) -> ServeError {
     ServeError::Fatal(LearnerError::Bug(problem.to_owned()))
 }
 
-/// Waits for the thread to come back from a job that was aborted, for no longer than `patience`.
+/// Waits at most `patience` for the thread to return from an aborted job.
 async fn within(patience: Duration, activity: &str, running: impl Future) -> Result<(), ServeError> {
     let stuck = |_| LearnerError::Stuck { activity: activity.to_owned(), waited: patience };
     tokio::time::timeout(patience, running).await.map(drop).map_err(stuck).map_err(ServeError::Fatal)

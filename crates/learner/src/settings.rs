@@ -6,45 +6,45 @@ use pacs_spec::{JobSpec, ObjectiveKind, ObjectiveSpec, OldLogprobs, OptimizerSpe
 
 use crate::external::ExternalSettings;
 
-/// What the job spec says about training, as the trainer needs it.
+/// Training settings of one rank, from the job spec.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
-    /// The objective.
+    /// Objective with its settings.
     pub objective: Objective,
-    /// Training steps between resets of the reference policy; 0: it stays what it was at the first step.
+    /// Training steps between resets of the reference policy. With 0, the policy of the first step stays the reference.
     pub reference_reset_steps: u64,
-    /// Clear the moments at a reset.
+    /// Whether a reset also clears the optimizer's moments.
     pub reset_optimizer: bool,
-    /// Learning rate of the value model, for objectives that have one.
+    /// Learning rate of the value model; unused by objectives without one.
     pub critic_learning_rate: f64,
-    /// The program that computes the objective, where one does.
+    /// Program that computes the objective; `None` for built-in objectives.
     pub external: Option<ExternalSettings>,
-    /// AdamW.
+    /// AdamW hyperparameters, schedule and clipping.
     pub optimizer: OptimizerSpec,
-    /// Optimizer updates of the job, over which the learning rate follows its schedule.
+    /// Optimizer updates of the whole job, the length of the learning-rate schedule.
     pub updates: u64,
-    /// Temperature that samples are drawn at and log-probs are taken at.
+    /// Temperature of sampling; log-probs are computed at the same one.
     pub temperature: f64,
-    /// Most tokens of one forward and backward.
+    /// Token budget of one forward and backward pass.
     pub micro_batch_tokens: usize,
-    /// Whose log-probs are those of the old policy.
+    /// Source of the old policy's log-probs.
     pub old_logprobs: OldLogprobs,
-    /// What of the training state is this rank's.
+    /// How training state is divided among ranks, and which part is this rank's.
     pub division: Division,
-    /// Weights get the same bits from a batch whatever the number of ranks, the division of the state, the size of passes and
-    /// the number of threads. Every entry of a batch's index then has a unit.
+    /// Whether the weights have the same bits for any number of ranks and threads, any sharding and any pass size.
+    /// Every entry of a batch's index then has a unit.
     pub deterministic: bool,
-    /// Memory that this rank may use (bytes). Layers whose activations do not fit are computed again in the backward.
-    /// `None`: there is enough for all.
+    /// Memory that this rank may use (bytes). Layers whose activations do not fit are recomputed in the backward.
+    /// `None` means no limit.
     pub memory_bytes: Option<u64>,
-    /// Checkpoints are written from a copy of the state while training goes on ([`crate::Trainer::capture`]).
+    /// Whether checkpoints are written from a copy of the state while training continues ([`crate::Trainer::capture`]).
     pub saves_in_background: bool,
-    /// Floating-point operations a second that one rank's device is capable of, if utilisation is to be reported.
+    /// Peak FLOP/s of one rank's device, for the utilisation metric; `None` omits it.
     pub peak_flops: Option<f64>,
 }
 
 impl TrainerSettings {
-    /// The settings of one rank of a job.
+    /// Returns the settings of rank `rank` of `ranks`.
     #[must_use]
     pub fn new(spec: &JobSpec, rank: usize, ranks: usize) -> Self {
         let objective = spec.objective.filled();
@@ -67,14 +67,14 @@ impl TrainerSettings {
         }
     }
 
-    /// The schedule of the job at a learning rate.
+    /// Returns the job's schedule with `base` as the learning rate.
     pub(crate) fn rate(&self, base: f64) -> LearningRate {
         let OptimizerSpec { warmup_updates, schedule, final_learning_rate_ratio: final_ratio, .. } = self.optimizer;
         LearningRate { base, warmup_updates, schedule, final_ratio, updates: self.updates }
     }
 }
 
-/// The program of an objective whose settings are all there.
+/// Returns the program of an external objective; `objective` has its defaults filled in.
 fn external(objective: &ObjectiveSpec) -> Option<ExternalSettings> {
     let is_external = objective.kind == ObjectiveKind::External;
     let (command, seconds) = is_external.then(|| objective.command.clone().zip(objective.timeout_seconds)).flatten()?;

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: the cross entropy of chosen tokens, in the mean over the tokens of an update.
+//! Supervised fine-tuning: cross entropy of chosen tokens, averaged over the tokens of an update.
 
 use std::convert::Infallible;
 
@@ -13,84 +13,84 @@ use crate::optimizer::{Optimizer, UpdateStep, sum_of_squares};
 use crate::segment::{Segment, segments};
 use crate::trainer::TrainError;
 
-/// A text to learn from.
+/// A text to train on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text {
-    /// Its tokens.
+    /// All tokens of the text, context included.
     pub tokens: Vec<u32>,
-    /// Which of them are learnt, one a token; the others are context. Nothing predicts the first one, so that it is
-    /// context whatever stands here.
+    /// Whether each token is learnt, aligned with `tokens`. The first token is never learnt, since nothing predicts it.
     pub learnt: Vec<bool>,
 }
 
 impl Text {
-    /// Puts tokens behind those that are there.
+    /// Appends tokens, all of them learnt or all context.
     pub fn extend(&mut self, tokens: &[u32], learnt: bool) {
         self.tokens.extend(tokens);
         self.learnt.resize(self.tokens.len(), learnt);
     }
 
-    /// How many tokens are learnt.
+    /// Returns the number of learnt tokens.
     #[must_use]
     pub fn targets(&self) -> usize {
         self.learnt.iter().skip(1).filter(|learnt| **learnt).count()
     }
 }
 
-/// Settings of supervised fine-tuning.
+/// Settings of a [`FineTuner`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct FineTunerSettings {
-    /// AdamW, schedule and clipping.
+    /// AdamW hyperparameters, learning-rate schedule and gradient clipping.
     pub optimizer: OptimizerSpec,
-    /// Updates that will be made, over which the learning rate follows its schedule.
+    /// Number of updates, the length of the learning-rate schedule.
     pub updates: u64,
-    /// Most tokens of one forward and backward; a longer text goes alone.
+    /// Token budget of one forward and backward pass; a longer text gets a pass of its own.
     pub micro_batch_tokens: usize,
 }
 
-/// Cross entropy over some texts.
+/// Cross entropy over a set of texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FineTuneLoss {
     /// Sum over the learnt tokens (nats).
     pub sum: f64,
-    /// How many there are.
+    /// Number of learnt tokens.
     pub targets: usize,
-    /// All tokens that went through the model.
+    /// Number of tokens that went through the model, context included.
     pub tokens: usize,
-    /// Texts with learnt tokens.
+    /// Number of texts with at least one learnt token.
     pub texts: usize,
-    /// Sum over those texts of the probability that all their learnt tokens are sampled at temperature 1.
+    /// Sum over those texts of the probability of sampling all their learnt tokens at temperature 1.
     pub probability_sum: f64,
 }
 
 impl FineTuneLoss {
-    /// Mean over the learnt tokens (nats); not a number when there are none.
+    /// Returns the mean over the learnt tokens (nats), NaN without any.
     #[must_use]
     pub fn mean(&self) -> f64 {
         self.sum / self.targets as f64
     }
 
-    /// Mean probability of an answer as a whole: the pass rate at temperature 1 where every problem has one right answer.
+    /// Returns the mean probability of a whole answer: the pass rate at temperature 1 if every problem has one right
+    /// answer.
     #[must_use]
     pub fn answer_probability(&self) -> f64 {
         self.probability_sum / self.texts as f64
     }
 }
 
-/// What an update did.
+/// Outcome of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FineTuneReport {
-    /// Loss under the weights before the update.
+    /// Loss of the weights before the update.
     pub loss: FineTuneLoss,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Learning rate of the update.
+    /// Learning rate that the schedule gave this update.
     pub learning_rate: f64,
-    /// The gradient was not finite, and the weights stay as they were.
+    /// Whether the update was skipped because the gradient was not finite; the weights are unchanged then.
     pub skipped: bool,
 }
 
-/// Supervised fine-tuning of one model in one process, over the same model, backward and optimizer as
+/// Supervised fine-tuning of one model in one process. Uses the same model, backward and optimizer as
 /// [`Trainer`](crate::Trainer).
 #[derive(Debug)]
 pub struct FineTuner {
@@ -99,12 +99,12 @@ pub struct FineTuner {
     optimizer: Optimizer,
     segments: Vec<Segment>,
     model: Model,
-    /// Flat float32, in the layout of the parameters.
+    /// Flat float32 gradient, in the layout of the parameters.
     gradients: Tensor,
 }
 
 impl FineTuner {
-    /// A fine-tuner at update 0.
+    /// Creates a fine-tuner at update 0.
     #[must_use]
     pub fn new(config: &ModelConfig, parameters: Parameters, settings: FineTunerSettings) -> Self {
         let model = Model::new(config, &parameters);
@@ -119,19 +119,19 @@ impl FineTuner {
         Self { settings, parameters, optimizer, segments, model, gradients }
     }
 
-    /// The weights.
+    /// Returns the current weights.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// The gradient that [`accumulate`](Self::accumulate) or the last update has computed: flat, in the layout of the
+    /// Returns the gradient of the last [`accumulate`](Self::accumulate) or update, flat and in the layout of the
     /// parameters.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients
     }
 
-    /// Makes one update with `texts`.
+    /// Makes one optimizer update with `texts`.
     ///
     /// # Errors
     /// When a buffer cannot be updated in place.
@@ -161,7 +161,7 @@ impl FineTuner {
         Ok(FineTuneReport { loss, grad_norm, learning_rate, skipped })
     }
 
-    /// Computes the gradient of the mean over the learnt tokens of `texts`; the weights stay.
+    /// Computes the gradient of the mean loss over the learnt tokens of `texts`, without an update.
     ///
     /// # Panics
     /// When a token lies outside the vocabulary.
@@ -182,7 +182,7 @@ impl FineTuner {
         loss
     }
 
-    /// Cross entropy of the learnt tokens of `texts` under the weights as they are.
+    /// Computes the cross entropy of the learnt tokens of `texts` under the current weights.
     ///
     /// # Panics
     /// When a token lies outside the vocabulary.
@@ -198,7 +198,7 @@ impl FineTuner {
         loss
     }
 
-    /// Consecutive texts that go through the model together.
+    /// Splits texts into consecutive passes within the token budget.
     fn passes<'t>(&self, texts: &'t [&'t Text]) -> Vec<&'t [&'t Text]> {
         let (mut passes, mut start, mut tokens) = (Vec::new(), 0, 0);
         for (end, text) in texts.iter().enumerate() {
@@ -215,7 +215,7 @@ impl FineTuner {
     }
 }
 
-/// What a pass gives whose weights are all in place.
+/// Unwraps the result of a pass without hooks, which cannot fail.
 fn in_place<T>(result: Result<T, Infallible>) -> T {
     match result {
         Ok(value) => value,
@@ -223,7 +223,7 @@ fn in_place<T>(result: Result<T, Infallible>) -> T {
     }
 }
 
-/// Those that there is something to learn from.
+/// Selects the texts with at least one learnt token.
 fn with_targets<'t>(texts: &[&'t Text]) -> Vec<&'t Text> {
     texts.iter().copied().filter(|text| text.targets() > 0).collect()
 }

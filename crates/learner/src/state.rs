@@ -1,7 +1,7 @@
 //! The training state on disk: everything that the next step depends on, in safetensors files.
 //!
-//! Replicated state is one file, divided state one file a rank. A file says which parameters it holds by their place in the
-//! layout of the whole model, so that any number of ranks can take over what any other number has written.
+//! Replicated state is one file; sharded state is one file per rank. A file names its parameters by their place in the
+//! layout of the whole model, so any number of ranks can restore what any other number has written.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -16,12 +16,12 @@ use crate::network::Network;
 use crate::segment::part;
 use crate::state_files::{StateFiles, Target};
 
-/// What the names of the policy's state files begin with.
+/// File name prefix of the policy's state.
 pub(crate) const POLICY: &str = "training-state";
-/// What those of the value model begin with.
+/// File name prefix of the value model's state.
 pub(crate) const VALUE_MODEL: &str = "value-model-state";
 
-/// Name of the file that this rank writes.
+/// Name of the state file that this rank writes.
 pub(crate) fn file_name(prefix: &str, division: Division) -> String {
     match division.parts() {
         1 => format!("{prefix}.safetensors"),
@@ -29,26 +29,26 @@ pub(crate) fn file_name(prefix: &str, division: Division) -> String {
     }
 }
 
-/// Who owns the memory of captured tensors.
+/// Whether captured tensors may share memory with the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
-    /// The network: they must be written before it is trained further.
+    /// They may, and must be written before the next update.
     Shared,
-    /// The capture.
+    /// They are copies.
     Own,
 }
 
-/// What a state file holds.
+/// Content of one state file.
 #[derive(Debug)]
 pub(crate) struct StateContent {
-    /// Its name within the checkpoint's folder.
+    /// File name within the checkpoint's folder.
     pub(crate) name: String,
     metadata: Vec<(&'static str, String)>,
-    /// Flat, in host memory.
+    /// Flat tensors in host memory, by name.
     tensors: Vec<(&'static str, Tensor)>,
 }
 
-/// This rank's part of the state behind step `step`.
+/// Captures this rank's part of the state after step `step`.
 pub(crate) fn capture(network: &Network, step: u64, prefix: &str, memory: Memory) -> StateContent {
     let optimizer = &network.optimizer;
     let own = |tensor: &Tensor| joined(&network.own_parts(tensor), tensor.kind(), memory);
@@ -74,26 +74,27 @@ pub(crate) fn capture(network: &Network, step: u64, prefix: &str, memory: Memory
 }
 
 impl StateContent {
-    /// Makes it a durable file of `folder`.
+    /// Writes the file into `folder` and syncs it.
     pub(crate) fn write(&self, folder: &Path, unwanted: &AtomicBool) -> Result<Written, CheckpointError> {
         write_tensors(&folder.join(&self.name), &self.metadata, &self.tensors, unwanted)
     }
 
-    /// Memory that it takes.
+    /// Size of the tensors in memory (bytes).
     pub(crate) fn bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         self.tensors.iter().map(|(_, tensor)| bytes(tensor)).sum()
     }
 }
 
-/// `parts` of a buffer of `kind`, one behind the other in host memory.
+/// Concatenates `parts` of a buffer of `kind` in host memory.
 fn joined(parts: &[Tensor], kind: Kind, memory: Memory) -> Tensor {
     if let ([part], Memory::Shared) = (parts, memory)
         && part.device() == Device::Cpu
     {
         return part.contiguous();
     }
-    // Each part goes to its place at once: joined on a GPU they would take memory there that nobody has planned.
+    // Each part is copied to its place directly: a concatenation on the GPU would take memory there that the plan does
+    // not have.
     let elements = parts.iter().map(Tensor::numel).sum::<usize>();
     let whole = Tensor::empty([elements as i64], (kind, Device::Cpu));
     let mut start = 0;
@@ -104,8 +105,8 @@ fn joined(parts: &[Tensor], kind: Kind, memory: Memory) -> Tensor {
     whole
 }
 
-/// Takes over this rank's part of the state in the files of `folder` that begin with `prefix`; returns the step that it is
-/// of.
+/// Restores this rank's part of the state from the files of `folder` that begin with `prefix`. Returns the step of the
+/// state.
 pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Result<u64, CheckpointError> {
     let layout = ParameterLayout::new(&network.config);
     let files = StateFiles::find(folder, prefix, layout.total())?;
@@ -120,8 +121,7 @@ pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Res
     if let Some(master) = &network.optimizer.master {
         files.read("master", &targets(network, master))?;
     }
-    // Every element of the weights that this rank holds follows from the master weights, by whichever rank they were
-    // written.
+    // Weights are derived from the master weights, for every element that this rank holds, whichever rank wrote it.
     for Target { index, values } in places(network, network.weights()) {
         files.each("master", index..index + values.numel(), |at, master| {
             let place = part(&values, at - index, master.numel());
@@ -141,7 +141,7 @@ pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Res
     Ok(step)
 }
 
-/// All of a buffer that this rank holds like its weights.
+/// All pieces of a buffer that this rank holds, laid out like its weights.
 fn places(network: &Network, tensor: &Tensor) -> Vec<Target> {
     network.held_parts(tensor).into_iter().map(|(index, values)| Target { index, values }).collect()
 }

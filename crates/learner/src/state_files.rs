@@ -1,4 +1,4 @@
-//! The state files of a checkpoint, read a piece at a time: while a rank takes its state over, it has no memory for two.
+//! Reading the state files of a checkpoint in pieces: a rank has no memory for a second copy of its state.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,44 +13,44 @@ use serde_json::Value;
 use crate::checkpoint::{CheckpointError, file_error};
 use crate::segment::part;
 
-/// Longest header that is read.
+/// Longest header that is read (bytes).
 const MAX_HEADER_BYTES: u64 = 64 << 20;
-/// Elements that are read at a time.
+/// Elements per read.
 const PIECE: usize = 4 << 20;
 
-/// Parameters that are wanted.
+/// A range of parameters to read.
 pub(crate) struct Target {
-    /// Place of the first one in the layout of the whole model.
+    /// Place of the first parameter in the layout of the whole model.
     pub(crate) index: usize,
-    /// Where they go.
+    /// Flat tensor that the values are copied to.
     pub(crate) values: Tensor,
 }
 
-/// The state files of a checkpoint.
+/// All state files of one model in a checkpoint.
 pub(crate) struct StateFiles {
-    /// Step, updates since the moments were zero, updates of the job.
+    /// Step, updates since the moments were zero, and updates of the job; the same in all files.
     pub(crate) counts: [u64; 3],
     files: Vec<StateFile>,
 }
 
 struct StateFile {
     path: PathBuf,
-    /// Parameters that it holds, by their place in the layout of the whole model.
+    /// Parameters in the file, in its order, by their place in the layout of the whole model.
     ranges: Vec<Range<usize>>,
     tensors: HashMap<String, Stored>,
 }
 
-/// A flat tensor of a file.
+/// Location of a flat tensor in a file.
 #[derive(Clone, Copy)]
 struct Stored {
     kind: Kind,
     elements: usize,
-    /// Where its bytes begin.
+    /// Byte offset in the file.
     at: u64,
 }
 
 impl StateFiles {
-    /// The files of `folder` that begin with `prefix`; together they hold so many parameters.
+    /// Opens the files of `folder` that begin with `prefix` and checks that together they hold `parameters` parameters.
     pub(crate) fn find(folder: &Path, prefix: &str, parameters: usize) -> Result<Self, CheckpointError> {
         let entries = std::fs::read_dir(folder).map_err(|error| file_error(folder, error))?;
         let (mut files, mut counts) = (Vec::new(), None);
@@ -74,12 +74,12 @@ impl StateFiles {
         Ok(Self { counts, files })
     }
 
-    /// Whether the files hold a tensor of that name.
+    /// Whether the files hold a tensor `name`.
     pub(crate) fn hold(&self, name: &str) -> bool {
         self.files.first().is_some_and(|file| file.tensors.contains_key(name))
     }
 
-    /// Copies what is wanted of the tensor `name`.
+    /// Reads the wanted ranges of the tensor `name` into their targets.
     pub(crate) fn read(&self, name: &str, targets: &[Target]) -> Result<(), CheckpointError> {
         targets.iter().try_for_each(|Target { index, values }| {
             self.each(name, *index..index + values.numel(), |at, piece| {
@@ -88,8 +88,8 @@ impl StateFiles {
         })
     }
 
-    /// Shows the parameters `wanted` of the tensor `name`, piece by piece: the place of the first one, and `[n]` in host
-    /// memory, which is read over afterwards.
+    /// Calls `show` with the wanted parameters of the tensor `name` in pieces: the place of the first one, and the
+    /// values `[n]` in host memory. The buffer is reused for the next piece.
     pub(crate) fn each(
         &self,
         name: &str,
@@ -114,7 +114,7 @@ impl StateFiles {
 }
 
 impl StateFile {
-    /// Reads what a file says of itself: its counts, and what it holds.
+    /// Reads the header of a file: its counts, ranges and tensors.
     fn open(path: PathBuf) -> Result<([u64; 3], Self), CheckpointError> {
         let content = |problem: String| CheckpointError::Content { path: path.clone(), problem };
         let (header, data) = read_header(&path).map_err(|error| file_error(&path, error))?;
@@ -152,7 +152,8 @@ impl StateFile {
         self.ranges.iter().map(Range::len).sum()
     }
 
-    /// Shows elements of a tensor, piece by piece: the place of the first one in the tensor, and `[n]` in host memory.
+    /// Calls `show` with elements of a tensor in pieces: the place of the first one in the tensor, and the values `[n]`
+    /// in host memory.
     fn each(
         &self,
         name: &str,
@@ -183,7 +184,7 @@ impl StateFile {
 }
 
 impl Stored {
-    /// What a safetensors header says of a tensor; `data`: where the bytes of tensors begin.
+    /// Parses the entry of a tensor in a safetensors header; `data` is the offset of the first tensor byte.
     fn of(value: &Value, data: u64) -> Option<Self> {
         let kind = match value["dtype"].as_str()? {
             "F32" => Kind::Float,
@@ -200,7 +201,8 @@ impl Stored {
     }
 }
 
-/// The JSON header of a safetensors file (eight bytes of length, then as many bytes), and where the data begin.
+/// Reads the JSON header of a safetensors file (eight bytes of length, then the JSON). Returns it with the offset of
+/// the data.
 fn read_header(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];

@@ -1,4 +1,4 @@
-//! The thread that owns the trainer, its tensors and the communicator.
+//! The training thread, which owns the trainer, its tensors and the communicator.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -26,31 +26,31 @@ use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Trainer};
 use crate::writer::{Outcome, Writer};
 
-/// How long the ranks of a new generation wait for each other, and how long one exchange may take: the slowest rank's
-/// lag behind the fastest, with room.
+/// How long the ranks of a new generation wait for each other, and the base deadline of one exchange: the lag of the
+/// slowest rank behind the fastest, with a margin.
 const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long a save waits for an earlier one that the coordinator has given up already, and a new generation for what the
-/// old one was writing.
+/// How long a save waits for an earlier write that the coordinator has already given up, and how long a new generation
+/// waits for a write of the old one.
 const WRITER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What carries gradients between ranks.
+/// Collective backend that carries gradients between ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// NCCL between ranks on GPUs, the TCP ring otherwise.
+    /// NCCL between ranks on GPUs, otherwise the TCP ring.
     #[default]
     Auto,
-    /// The TCP ring, by way of host memory.
+    /// The TCP ring; GPU tensors are copied through host memory.
     Host,
-    /// NCCL, also for a rank alone.
+    /// NCCL, even for a single rank.
     Nccl,
 }
 
-/// What the thread needs to know for the life of a registration.
+/// What the thread keeps for the life of a registration.
 #[derive(Debug)]
 pub(crate) struct ThreadSetup {
     pub(crate) spec: JobSpec,
-    /// Keeps ranks of other runs of the same job out of the communicator.
+    /// Fences the communicator: ranks of other runs of the same job cannot join it.
     pub(crate) run_id: String,
     pub(crate) device: Device,
     pub(crate) backend: Backend,
@@ -58,20 +58,20 @@ pub(crate) struct ThreadSetup {
     pub(crate) publisher: Arc<Publisher>,
 }
 
-/// What the thread is asked to do.
+/// A job for the thread.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Form the communicator of a generation, under a handle that ends it, or the waiting for it.
+    /// Forms the communicator of a generation. The handle aborts the communicator, or the wait for its other ranks.
     Join(v1::LearnerGroup, AbortHandle),
-    /// Do a task.
+    /// Loads the model and the checkpoint, and publishes the weights.
     Prepare,
-    /// At a learning rate that an operator has set, or that of the job spec.
+    /// Trains a step, at the learning rate that an operator has set or else that of the job spec.
     Train(TrainBatch, Option<f64>),
     Save(v1::SaveTask),
 }
 
 impl Job {
-    /// The step that it is about.
+    /// Step that the job belongs to, if any.
     pub(crate) fn step(&self) -> Option<u64> {
         match self {
             Self::Join(..) | Self::Prepare => None,
@@ -81,18 +81,18 @@ impl Job {
     }
 }
 
-/// What came of it.
+/// Result of a job.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The communicator is formed.
+    /// The communicator is ready.
     Joined,
-    /// Result of a task, for the coordinator.
+    /// A task is complete or has failed; goes to the coordinator.
     Task(TaskResult),
-    /// The state to be saved is captured, and the outcome of writing it comes later.
+    /// The state is captured; the outcome of writing it follows on the channel.
     Captured(oneshot::Receiver<Outcome>),
 }
 
-/// Handle of the thread; dropping it ends the thread after its job.
+/// Handle of the thread. Dropping it ends the thread after its current job.
 #[derive(Clone, Debug)]
 pub(crate) struct LearnerThread {
     jobs: sync::SyncSender<(Job, Span, oneshot::Sender<Done>)>,
@@ -100,20 +100,20 @@ pub(crate) struct LearnerThread {
 
 impl LearnerThread {
     pub(crate) fn start(setup: ThreadSetup) -> Self {
-        // One job at a time is all that the service ever has.
+        // Capacity 1 is enough, because the service runs one job at a time.
         let (jobs, inbox) = sync::sync_channel::<(Job, Span, oneshot::Sender<Done>)>(1);
         std::thread::spawn(move || {
             let writer = Writer::default();
             let mut state = State { setup, group: None, collective: None, trainer: None, writer };
             while let Ok((job, span, reply)) = inbox.recv() {
-                // A caller that is gone lost its registration; the job's effects are fenced by generation.
+                // The caller is gone if it lost its registration; the job's effects are fenced by generation.
                 let _ = reply.send(span.in_scope(|| state.run(job)));
             }
         });
         Self { jobs }
     }
 
-    /// Does a job; `None` when the thread is gone.
+    /// Runs a job; `None` if the thread has ended.
     pub(crate) async fn run(&self, job: Job) -> Option<Done> {
         let (reply, done) = oneshot::channel();
         self.jobs.try_send((job, Span::current(), reply)).ok()?;
@@ -149,9 +149,9 @@ impl State {
     }
 
     fn join(&mut self, group: v1::LearnerGroup, abort: AbortHandle) -> Result<(), v1::TaskFailure> {
-        // The old communicator goes first, so that its neighbours notice.
+        // The old communicator goes first, so that its peers notice.
         self.collective = None;
-        // A checkpoint of the old generation that is not written is none.
+        // A checkpoint of the old generation that is still being written can no longer be committed.
         self.writer.give_up();
         if let Err(busy) = self.writer.settle(WRITER_PATIENCE) {
             tracing::warn!("{busy}; going on beside it");
@@ -173,7 +173,7 @@ impl State {
         let host = |config, abort| HostCollective::connect_abortable(listener, config, abort).map_err(transient);
         let index = match (self.setup.backend, self.setup.device) {
             (Backend::Host, _) | (Backend::Auto, Device::Cpu) => return Ok(Box::new(host(config, abort)?)),
-            // Alone there is nothing to carry, so nothing has to be there that could.
+            // A single rank exchanges nothing, so NCCL need not be installed.
             (Backend::Auto, _) if config.addresses.len() == 1 => return Ok(Box::new(host(config, abort)?)),
             (_, Device::Cuda(index)) => index,
             (Backend::Nccl, _) => {
@@ -187,7 +187,7 @@ impl State {
 
     fn prepare(&mut self) -> Result<v1::PrepareResult, v1::TaskFailure> {
         let Some(group) = self.group.clone() else { return Err(transient("prepare came before a generation")) };
-        // Its buffers go before new ones are made.
+        // The old trainer's buffers are freed before new ones are allocated.
         self.trainer = None;
         release_memory();
         let spec = &self.setup.spec;
@@ -210,8 +210,8 @@ impl State {
         Ok(v1::PrepareResult { weights: self.publish()? })
     }
 
-    /// Memory that this rank may use where the job does not say (bytes): that of its GPU, or its share of what is free in
-    /// the machine if all ranks are on it.
+    /// Memory that this rank may use if the job does not say (bytes): all of its GPU's, or an equal share of the free
+    /// host memory, as if all ranks were on this machine.
     fn memory(&self, ranks: u64) -> Option<u64> {
         match device_memory(self.setup.device) {
             Some((_, total)) => Some(total),
@@ -219,7 +219,7 @@ impl State {
         }
     }
 
-    /// Rank 0 publishes; the others help it to bring divided weights together.
+    /// Publishes the weights on rank 0. The other ranks take part in gathering sharded weights.
     fn publish(&mut self) -> Result<Option<v1::WeightsRef>, v1::TaskFailure> {
         let (Some(group), Some(trainer), Some(collective)) = (&self.group, &mut self.trainer, &mut self.collective)
         else {
@@ -248,8 +248,8 @@ impl State {
         let report = match report {
             Ok(report) => report.map_err(|error| fail(&error))?,
             Err(payload) => {
-                // Half an update is in them. The coordinator forms a new generation, which loads its state anew, and finds out
-                // whether it is the batch that the step fails by; a process that ended would only come later.
+                // The trainer holds half an update. A new generation reloads the state, and the coordinator finds out
+                // whether the batch is at fault. Ending the process would only make this rank return later.
                 (self.trainer, self.collective) = (None, None);
                 return Err(transient(format!("the step panicked: {}", panic_message(payload.as_ref()))));
             }
@@ -263,13 +263,14 @@ impl State {
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 
-    /// Captures what is to be saved, and has it written while training goes on; nothing where there is nothing to write.
+    /// Captures the state to be saved and starts writing it in the background. Returns `None` if this rank has nothing
+    /// to write.
     fn capture(&mut self, task: &v1::SaveTask) -> Result<Option<oneshot::Receiver<Outcome>>, v1::TaskFailure> {
         let Some(trainer) = &self.trainer else {
             return Err(transient("a save came before the weights were prepared"));
         };
         let cannot_write = |error: &crate::writer::Busy| failure(error, v1::FailureKind::Write);
-        // Two captures at once would take more memory than was planned.
+        // A second capture would exceed the memory plan.
         self.writer.settle(WRITER_PATIENCE).map_err(|busy| cannot_write(&busy))?;
         let started = Instant::now();
         let captured = trainer.capture();
@@ -296,7 +297,7 @@ impl State {
     }
 }
 
-/// What a panic said.
+/// Message of a panic.
 fn panic_message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("nothing")
@@ -314,7 +315,7 @@ fn failure(error: &impl std::fmt::Display, kind: v1::FailureKind) -> v1::TaskFai
     v1::TaskFailure { message: error.to_string(), kind: kind.into() }
 }
 
-/// What the coordinator is told of files that were written beside training.
+/// Converts the outcome of a background write to a task result.
 pub(crate) fn written(outcome: Outcome) -> TaskResult {
     match outcome {
         Ok(files) => TaskResult::Saved(v1::SaveResult { files }),
@@ -322,7 +323,7 @@ pub(crate) fn written(outcome: Outcome) -> TaskResult {
     }
 }
 
-/// A rank that cannot write its files has lost nothing; one that could not gather the weights has lost its peers.
+/// Classifies a failed save: a failed write loses nothing, a failed gather means a lost peer.
 fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
     match error {
         CheckpointError::Gather(lost) => fail(lost),
@@ -334,7 +335,7 @@ fn fail_save(error: &CheckpointError) -> v1::TaskFailure {
     }
 }
 
-/// A lost peer may come back; a model that cannot be read or an objective that refuses stays so.
+/// Classifies a failed step: a lost peer may return, while an unreadable model or a refused batch fails again.
 fn fail(error: &TrainError) -> v1::TaskFailure {
     match error {
         TrainError::Collective(_)

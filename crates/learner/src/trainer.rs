@@ -1,4 +1,4 @@
-//! The training step: the two-phase exact update.
+//! The training step: an exact update in two phases.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -30,83 +30,83 @@ use crate::wire::Wire;
 /// Why a training step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A peer was lost or did not answer.
+    /// A collective operation failed: a peer was lost, or missed the deadline.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    /// The thread that exchanges with other ranks is gone, which an earlier error must have said.
+    /// The exchange thread has ended; an earlier error says why.
     #[error("the exchanges with the other ranks have ended")]
     ExchangesEnded,
-    /// An exchange did not end, and the communicator did not give it up by itself.
+    /// An exchange is overdue although the communicator should have aborted it by itself.
     #[error(
         "rank {rank} has waited {waited:?} for {operation} of {bytes} bytes with the other ranks, longer than the \
          communicator allows: the ranks have to form a new generation"
     )]
     Overdue {
-        /// Who waited.
+        /// Rank that waited.
         rank: usize,
-        /// For what.
+        /// Operation that did not end.
         operation: Operation,
-        /// Bytes of its buffer.
+        /// Size of its buffer (bytes).
         bytes: u64,
-        /// How long.
+        /// How long the rank waited.
         waited: Duration,
     },
-    /// More exchanges wait to be made than there is room for.
+    /// The queue of exchanges is full.
     #[error("{operation} was refused: {most} exchanges with the other ranks wait to be made already")]
     TooManyExchanges {
-        /// How many may wait.
+        /// Capacity of the queue.
         most: usize,
-        /// What was asked for.
+        /// Operation that was refused.
         operation: Operation,
     },
     /// The objective refused the batch.
     #[error("objective: {0}")]
     Objective(#[from] ObjectiveError),
-    /// The program of the objective gave none.
+    /// The program of an external objective gave no valid reply.
     #[error(transparent)]
     External(#[from] ExternalError),
-    /// The batch is not cut as a deterministic update needs it.
+    /// The batch is not cut into units as a deterministic update requires.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    /// The model cannot be loaded.
+    /// The model could not be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A buffer is not where it should be.
+    /// A buffer does not have the device or element type that the update expects.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// A buffer cannot be exchanged from where it is.
+    /// A buffer could not be exposed to a collective.
     #[error(transparent)]
     Lend(#[from] LendError),
 }
 
-/// What a training step did.
+/// Outcome of a training step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Metrics by name, the same on every rank but for the times.
+    /// Metrics by name. Except for times they are the same on every rank.
     pub metrics: BTreeMap<String, f64>,
-    /// Optimizer updates that were skipped because the gradient was not finite.
+    /// Number of optimizer updates skipped because the gradient was not finite.
     pub skipped_updates: u32,
 }
 
-/// One rank's weights, moments and gradient, or its part of them.
+/// One rank of training: weights, moments and gradient, whole or sharded.
 #[derive(Debug)]
 pub struct Trainer {
     pub(crate) settings: TrainerSettings,
     memory: Memory,
     pub(crate) network: Network,
-    /// The value model, for objectives that have one.
+    /// Value model; `None` for objectives without one.
     pub(crate) critic: Option<Critic>,
-    /// The program of the objective, on the rank that asks it.
+    /// Program of an external objective; only on rank 0, which asks it.
     external: Option<Mutex<External>>,
     flops: Flops,
-    /// Those of a GPU.
+    /// GPU kernels; `None` on the CPU, or where none fit.
     kernels: Option<Arc<DeviceKernels>>,
-    /// Steps done.
+    /// Last step that was trained or restored; 0 before the first.
     pub(crate) step: u64,
 }
 
 impl Trainer {
-    /// A trainer at step 0 of the model in `folder`.
+    /// Loads the model in `folder` as a trainer at step 0.
     ///
     /// # Errors
     /// When the model cannot be loaded.
@@ -116,7 +116,7 @@ impl Trainer {
         Ok(Self::assemble(network, settings, before))
     }
 
-    /// A trainer at step 0 of a model in memory, in the layout of [`pacs_model::ParameterLayout::new`].
+    /// Creates a trainer at step 0 from parameters in memory, in the layout of [`pacs_model::ParameterLayout::new`].
     #[must_use]
     pub fn new(config: ModelConfig, parameters: Parameters, settings: TrainerSettings) -> Self {
         let bytes = (parameters.flat.numel() * parameters.flat.kind().elt_size_in_bytes()) as u64;
@@ -139,11 +139,10 @@ impl Trainer {
         Self { settings, memory, network, critic, external, flops, kernels, step: 0 }
     }
 
-    /// Computes with these kernels from now on. On a GPU the trainer has its own already; this is for kernels on another
-    /// machine.
+    /// Replaces the kernels. On a GPU the trainer loads its own; this is for emulated kernels on a machine without one.
     ///
     /// # Panics
-    /// When they were compiled for another model.
+    /// When the kernels were compiled for another model.
     pub fn use_device_kernels(&mut self, kernels: Arc<DeviceKernels>) {
         assert_eq!(
             kernels.shape(),
@@ -153,25 +152,25 @@ impl Trainer {
         self.kernels = Some(kernels);
     }
 
-    /// All weights, where they are `wanted`; every rank of `collective` has to call this.
+    /// Returns all weights, or `None` unless `wanted`. Collective: every rank has to call it.
     ///
-    /// Replicated weights share storage with the trainer's, others are copies in host memory.
+    /// Replicated weights share storage with the trainer; sharded weights are gathered into host memory.
     ///
     /// # Errors
-    /// When a peer is lost.
+    /// When a peer was lost.
     pub fn weights(&mut self, collective: &mut dyn Collective, wanted: bool) -> Result<Option<Parameters>, TrainError> {
         self.network.whole(collective, wanted)
     }
 
-    /// The settings, to be changed between steps.
+    /// Returns the settings, which may be changed between steps.
     pub fn settings_mut(&mut self) -> &mut TrainerSettings {
         &mut self.settings
     }
 
-    /// Makes training step `batch.step` together with the other ranks of `collective`.
+    /// Trains step `batch.step` together with the other ranks of `collective`.
     ///
     /// # Errors
-    /// See [`TrainError`]; the state is then that of an unfinished step and must be loaded afresh.
+    /// See [`TrainError`]. After an error the state is that of an unfinished step and has to be reloaded.
     pub fn train(&mut self, batch: &TrainBatch, collective: &mut dyn Collective) -> Result<StepReport, TrainError> {
         match self.kernels.clone() {
             Some(kernels) => with_device_kernels(&kernels, || self.train_with(batch, collective)),
@@ -212,7 +211,7 @@ impl Trainer {
         let mut objective = StepObjective::new(self.settings.objective, batch)?;
         let needs = objective.needs();
         let reset = self.reset_reference(batch.step);
-        // Nothing was updated yet: in the first mini-batch old and new policy are one, and every log-ratio is zero.
+        // Before the first update the new policy is the old one, so every log-ratio of the first mini-batch is zero.
         let starts_on_policy = reset || !needs.old_is_reference;
         let recorded = self.settings.old_logprobs == OldLogprobs::Rollout;
         if recorded && needs.old {
@@ -239,7 +238,7 @@ impl Trainer {
         exchange_metrics(metrics, wire)
     }
 
-    /// Makes the current policy the reference where that is due before step `step`, and says whether it was.
+    /// Copies the current policy into the reference if a reset is due before step `step`. Returns whether it was due.
     fn reset_reference(&mut self, step: u64) -> bool {
         let needs = self.settings.objective.needs();
         let due = match self.settings.reference_reset_steps {
@@ -255,7 +254,8 @@ impl Trainer {
         due
     }
 
-    /// Log-probs under the old and the reference policy of those of this rank's answers that need them.
+    /// Computes log-probs of the old and the reference policy, and values, for those of this rank's answers that need
+    /// them.
     fn score_before_updates(
         &mut self,
         batch: &TrainBatch,
@@ -266,12 +266,12 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let (needs, started) = (objective.needs(), Instant::now());
         let places = 0..batch.sequences.len();
-        // A step that trains the value model alone compares policies only where advantages do.
+        // A step that trains only the value model needs old log-probs only if its advantages read them.
         let compares = needs.old && (objective.trains_policy() || needs.summaries_read_old);
         if compares && self.settings.old_logprobs == OldLogprobs::Learner {
             let first = |place: usize| batch.index[batch.sequences[place].position].mini_batch == 0;
             let own_forward = |place: usize| starts_on_policy && first(place) && !needs.summaries_read_old;
-            // Before summaries are gathered it is not known which answers will have no advantage.
+            // Answers without an advantage are not known before the summaries are gathered.
             let inert = |place: usize| !needs.summaries && objective.is_inert(place);
             let needed: Vec<usize> = places.clone().filter(|place| !own_forward(*place) && !inert(*place)).collect();
             let held = !starts_on_policy && self.network.reference.is_some();
@@ -298,7 +298,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Calls `note` with the log-probs of each of the answers at `places` under the weights of `source`.
+    /// Calls `note` with the log-probs of each answer at `places` under the weights of `source`.
     fn score(
         &mut self,
         source: Source,
@@ -323,7 +323,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// How many passes are made where this rank has `passes`: where weights are divided all ranks take part in each.
+    /// Number of passes of all ranks. Where weights are sharded, every rank takes part in each pass, since its shard is
+    /// gathered.
     fn rounds(&self, passes: usize, wire: &mut Wire<'_>) -> Result<usize, TrainError> {
         if self.network.division.sharding != Sharding::ShardAll {
             return Ok(passes);
@@ -366,8 +367,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Scores first, then the objective, then the backward. A pass keeps its activations in between, unless the objective
-    /// takes the scores of other passes too and there are several.
+    /// Scores the answers, evaluates the objective, and runs the backward. A pass keeps its activations in between,
+    /// unless the objective couples several passes or the update is deterministic: then a second forward follows.
     fn two_phases(
         &mut self,
         update: &Update<'_>,
@@ -379,7 +380,8 @@ impl Trainer {
         let passes = batch.passes(&live, self.settings.micro_batch_tokens);
         let rounds = self.rounds(passes.len(), wire)?;
         let couples = update.objective.needs().sums;
-        // Otherwise an answer that turns out to have no gradient would be in the pass or not, depending on the number of passes.
+        // Deterministic: otherwise whether a pass holds an answer that turns out to have no gradient would depend on
+        // the number of passes.
         if couples && (rounds != 1 || self.settings.deterministic) {
             let mut scored = Vec::with_capacity(live.len());
             self.score(Source::Policy, batch, &live, wire, |place, logprobs| {
@@ -446,7 +448,7 @@ impl Trainer {
         self.compare_one(update, live.is_empty(), wire, metrics)
     }
 
-    /// Adds up the gradient of this rank's sequences. Those without a coefficient have none and are left out.
+    /// Accumulates the gradient of this rank's sequences, and skips those whose coefficients are all zero.
     fn backward(
         &mut self,
         update: &Update<'_>,
@@ -489,15 +491,15 @@ impl Trainer {
     fn count_trained(&self, tensors: &PassTensors, scores: &TokenScores, metrics: &mut StepMetrics) {
         let work = tensors.work();
         metrics.sums.trained_sequences += tensors.spans.len() as f64;
-        // The last token of an answer is trained on and predicts nothing.
+        // An answer's last token is trained on, but is no input.
         metrics.sums.trained_tokens += work.tokens + tensors.spans.len() as f64;
         metrics.sums.flops += self.flops.of(work);
         metrics.sums.scored_tokens += scores.entropies.len() as f64;
         metrics.sums.entropy += sum(&scores.entropies);
     }
 
-    /// Scores a sequence of an update that nothing else of was compared with the rollout engine, so that the comparison does
-    /// not go dark while any sequence is of the weights being trained.
+    /// Scores one sequence if nothing else of the update was compared with the rollout engine, so that the mismatch
+    /// metric never disappears while there are sequences of current weights.
     fn compare_one(
         &mut self,
         update: &Update<'_>,
@@ -515,7 +517,7 @@ impl Trainer {
         })
     }
 
-    /// Clips, checks and applies the gradient; every rank knows the same norm, so every rank decides the same.
+    /// Clips, checks and applies the gradient. Every rank computes the same norm, so all ranks decide alike.
     fn apply(&mut self, wire: &mut Wire<'_>, metrics: &mut StepMetrics) -> Result<(), TrainError> {
         let spec = &self.settings.optimizer;
         let norm = self.network.gradient_norm(wire)?;
@@ -540,23 +542,23 @@ pub(crate) fn keeping(settings: &TrainerSettings) -> Keeping {
     Keeping { division: settings.division, decays_matrices_only, exact_sums: settings.deterministic }
 }
 
-/// One optimizer update, as one rank sees it.
+/// One optimizer update on one rank.
 #[derive(Debug)]
 pub(crate) struct Update<'a> {
     pub(crate) batch: &'a TrainBatch,
     objective: &'a StepObjective<'a>,
-    /// Positions of the mini-batch.
+    /// Positions of the mini-batch's sequences.
     members: Range<usize>,
-    /// This rank's sequences of it, by place.
+    /// This rank's sequences of the mini-batch, by place.
     pub(crate) mine: Vec<usize>,
-    /// The weights are those that the samples were drawn with, as far as this learner knows.
+    /// Whether no update has been made since the weights that the step started with.
     fresh: bool,
-    /// The coefficients are known before the forward.
+    /// Whether the coefficients are known before the forward, so that one pass suffices.
     known: bool,
 }
 
 impl Update<'_> {
-    /// This rank's sequences that may have a gradient; the others are reported.
+    /// Selects this rank's sequences that may have a gradient, and reports the metrics of the others.
     fn live(&self, metrics: &mut StepMetrics) -> Vec<usize> {
         let (inert, live): (Vec<usize>, Vec<usize>) =
             self.mine.iter().partition(|place| self.objective.is_inert(**place));
@@ -565,7 +567,7 @@ impl Update<'_> {
     }
 }
 
-/// Coefficients of the answer tokens of sequences, by place.
+/// Coefficients of the answer tokens of each sequence, by place.
 type Coefficients = HashMap<usize, TokenCoefficients>;
 
 fn coefficients(
@@ -577,14 +579,14 @@ fn coefficients(
     scored.iter().map(of).collect()
 }
 
-/// Coefficients of every answer token of a pass.
+/// Concatenates the coefficients of a pass in the order of its targets.
 fn in_order(tensors: &PassTensors, coefficients: &Coefficients) -> TokenCoefficients {
     let mut all = TokenCoefficients::default();
     tensors.spans.iter().for_each(|(place, _)| all.append(&coefficients[place]));
     all
 }
 
-/// Each sequence's place with its range among the pass's answer tokens.
+/// Yields each sequence's place with its range among the pass's answer tokens.
 pub(crate) fn spans(tensors: &PassTensors) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
     tensors.spans.iter().scan(0, |start, &(place, tokens)| {
         let range = *start..*start + tokens;

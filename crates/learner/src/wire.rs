@@ -1,7 +1,7 @@
-//! The ranks' exchanges, one after the other on a thread of their own, so that computing goes on meanwhile.
+//! A queue of collective operations on a thread of its own, so that they overlap with computation.
 //!
-//! Every rank asks for the same exchanges in the same order; that they are made in that order, and what is in their
-//! way, is the communicator's business.
+//! Every rank has to request the same exchanges in the same order. The communicator keeps that order and deals with
+//! failures.
 
 use std::cell::Cell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -14,73 +14,73 @@ use pacs_torch::{LendError, Lent, bytes, bytes_mut, f32_mut, f32_ref, i64_mut, i
 
 use crate::trainer::TrainError;
 
-/// Exchanges that may wait to be made; asking for more is refused. Enough for all buckets of the largest models.
+/// Capacity of the queue, enough for all buckets of the largest models; requests beyond it are refused.
 const QUEUE: usize = 1024;
-/// How long an exchange is waited for beyond what the communicator allows it: that gives it up by itself, and says more.
+/// Margin beyond the communicator's own deadline, which fires first and has the better error message.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What is to be exchanged. Tensors are contiguous and must not be touched until the exchange was waited for.
+/// A collective operation. Tensors are contiguous, and must not be touched until the exchange was waited for.
 #[derive(Debug)]
 pub(crate) enum Exchange {
-    /// Adds up a buffer over the ranks: of float32, or of int64 in host memory.
+    /// Sums a buffer over the ranks: float32, or int64 in host memory.
     AllReduce(Tensor),
-    /// Adds up such a buffer over the ranks and leaves each rank its part; adds the part to `sum` where there is one.
+    /// Sums a buffer over the ranks and leaves each rank its part. Adds the part to `sum`, if there is one.
     ReduceScatter { buffer: Tensor, sum: Option<Tensor> },
-    /// Fills a buffer with the parts of all ranks; this rank's is `part`, or in its place already.
+    /// Fills a buffer with the parts of all ranks. This rank's is `part`, or already in its place.
     AllGather { buffer: Tensor, part: Option<Tensor> },
-    /// A few numbers of each rank.
+    /// All-gathers a few numbers of each rank.
     Numbers(Vec<f64>),
 }
 
-/// Numbers of each rank; empty for exchanges of tensors.
+/// Numbers of each rank, by rank; empty for exchanges of tensors.
 type Outcome = Result<Vec<Vec<f64>>, TrainError>;
 
-/// What was exchanged, and what it took.
+/// Volume and time of a step's exchanges.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Traffic {
-    /// Bytes of the buffers that were exchanged.
+    /// Total size of the exchanged buffers (bytes).
     pub(crate) bytes: u64,
-    /// Time that exchanges took.
+    /// Time spent in collective operations.
     pub(crate) busy: Duration,
-    /// Time that computing waited for them.
+    /// Time that the trainer spent waiting for them, which is the part that was not hidden.
     pub(crate) waited: Duration,
 }
 
-/// Hands exchanges to the thread.
+/// Handle of the exchange thread.
 #[derive(Debug)]
 pub(crate) struct Wire<'scope> {
     requests: Option<SyncSender<Request>>,
     thread: ScopedJoinHandle<'scope, Traffic>,
-    /// Closed when the thread has ended.
+    /// Disconnects when the thread has ended.
     ended: Receiver<()>,
     limits: Limits,
     grace: Duration,
     abort: AbortHandle,
     rank: usize,
     ranks: usize,
-    /// Whose memory is exchanged without a detour by the host's.
+    /// Device whose memory the communicator exchanges directly; `None` copies through host memory.
     device: Option<CudaDevice>,
-    /// How long everything that was asked for may take by the communicator's limits, one behind the other.
+    /// Sum of the communicator's limits of all requests so far, which run one after the other.
     asked: Cell<Duration>,
-    /// As much of it as is known to be made, and since when.
+    /// The part of `asked` that is known to be complete, and since when.
     made: (Duration, Instant),
     waited: Duration,
 }
 
 type Request = (Exchange, Option<Lent>, SyncSender<Outcome>);
 
-/// An exchange that was asked for.
+/// An exchange in flight.
 #[derive(Debug)]
 pub(crate) struct Pending {
     outcome: Result<Receiver<Outcome>, Refused>,
     operation: Operation,
     bytes: u64,
     asked_at: Instant,
-    /// How long everything up to it may take.
+    /// Value of [`Wire::asked`] including this exchange.
     through: Duration,
 }
 
-/// Why an exchange was not taken on.
+/// Why a request was refused.
 #[derive(Debug)]
 enum Refused {
     QueueFull,
@@ -89,7 +89,7 @@ enum Refused {
 }
 
 impl<'scope> Wire<'scope> {
-    /// Starts the thread, which borrows the communicator for as long as the scope lasts.
+    /// Starts the thread, which borrows the communicator for the lifetime of the scope.
     pub(crate) fn start<'env>(scope: &'scope Scope<'scope, 'env>, collective: &'env mut dyn Collective) -> Self {
         Self::start_with(scope, collective, GRACE)
     }
@@ -111,7 +111,7 @@ impl<'scope> Wire<'scope> {
                 traffic.bytes += exchange.bytes();
                 let outcome = exchange.make(lent.as_ref(), collective);
                 traffic.busy += started.elapsed();
-                // Nobody waits any more when an earlier exchange has failed.
+                // The receiver is gone if an earlier exchange has failed.
                 let _ = reply.send(outcome);
             }
             traffic
@@ -120,7 +120,7 @@ impl<'scope> Wire<'scope> {
         Self { requests: Some(requests), thread, ended, limits, grace, abort, rank, ranks, device, asked, made, waited }
     }
 
-    /// Asks for an exchange.
+    /// Queues an exchange.
     pub(crate) fn ask(&self, exchange: Exchange) -> Pending {
         let (operation, bytes) = (exchange.operation(), exchange.bytes());
         let through = self.asked.get() + self.limits.of(operation, usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -140,7 +140,7 @@ impl<'scope> Wire<'scope> {
         Pending { outcome, operation, bytes, asked_at: Instant::now(), through }
     }
 
-    /// Waits until an exchange was made. One that is overdue ends the communicator, so that no rank waits for it any more.
+    /// Waits for an exchange. An overdue one aborts the communicator, so that no other rank keeps waiting.
     pub(crate) fn wait(&mut self, pending: Pending) -> Outcome {
         let started = Instant::now();
         let due = self.due(&pending);
@@ -167,19 +167,19 @@ impl<'scope> Wire<'scope> {
         outcome
     }
 
-    /// When an exchange is overdue. Those before it that are not known to be made go first, each for as long as it may take.
+    /// Deadline of an exchange: incomplete ones before it come first, each with its own limit.
     fn due(&self, pending: &Pending) -> Instant {
         let (made, since) = self.made;
         since.max(pending.asked_at) + pending.through.saturating_sub(made) + self.grace
     }
 
-    /// What each rank passed, by rank.
+    /// Gathers the numbers that each rank passed, by rank.
     pub(crate) fn gather(&mut self, numbers: Vec<f64>) -> Outcome {
         let pending = self.ask(Exchange::Numbers(numbers));
         self.wait(pending)
     }
 
-    /// Ends the thread once everything is made that was asked for, or overdue.
+    /// Ends the thread once every request is complete, or overdue.
     pub(crate) fn close(mut self) -> Traffic {
         self.requests = None;
         let left = self.asked.get().saturating_sub(self.made.0) + self.grace;
@@ -210,10 +210,11 @@ impl Exchange {
         }
     }
 
-    /// Lends its buffer to the device's operations, if it is there, with what is computed of it so far.
+    /// Exposes the buffer to the device's collectives, ordered after the computation queued so far. `None` if it is in
+    /// host memory.
     fn lend(&self, device: &CudaDevice, rank: usize, ranks: usize) -> Result<Option<Lent>, LendError> {
         match self {
-            // Sums whose order does not matter are integers in host memory.
+            // Exact integer sums are exchanged in host memory.
             Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } if buffer.kind() == Kind::Int64 => Ok(None),
             Self::AllReduce(buffer) | Self::ReduceScatter { buffer, .. } => lend(buffer, device),
             Self::AllGather { buffer, part } => {
@@ -226,14 +227,14 @@ impl Exchange {
         }
     }
 
-    /// Makes it at once.
+    /// Runs the exchange on the calling thread, without the queue.
     pub(crate) fn make_now(self, collective: &mut dyn Collective) -> Outcome {
         let (rank, ranks) = (collective.rank(), collective.world_size());
         let lent = collective.device().map_or(Ok(None), |device| self.lend(device, rank, ranks))?;
         self.make(lent.as_ref(), collective)
     }
 
-    /// Makes it, on the thread that calls: on the device, where its buffer is lent to that.
+    /// Runs the exchange: on the device if its buffer was exposed to it, otherwise through host memory.
     fn make(self, lent: Option<&Lent>, collective: &mut dyn Collective) -> Outcome {
         let Some(lent) = lent else {
             let alone = collective.world_size() == 1 && self.is_on_device();
@@ -247,7 +248,7 @@ impl Exchange {
                     let _ = sum.g_add_(&part_of(&buffer, collective.rank(), collective.world_size()));
                 }
             }
-            // This rank's part was put there when it was lent.
+            // This rank's part was copied into the buffer when it was exposed.
             Self::AllGather { .. } => collective.all_gather_device(lent.buffer())?,
             Self::Numbers(numbers) => return Ok(collective.all_gather_f64(&numbers)?),
         }
@@ -263,7 +264,7 @@ impl Exchange {
         }
     }
 
-    /// Makes it for the only rank, whose part is the whole: nothing leaves the device.
+    /// Runs the exchange for a single rank, whose part is the whole: nothing leaves the device.
     fn make_alone(self) -> Outcome {
         match self {
             Self::AllReduce(_) => {}
@@ -282,8 +283,8 @@ impl Exchange {
         Ok(Vec::new())
     }
 
-    /// Plain loops over slices: that of a step must not wake the threads that libtorch
-    /// computes with.
+    /// Runs the exchange in host memory. Sums are plain loops over slices, since tensor operations would wake
+    /// libtorch's threads, which compute the step.
     fn make_on_host(self, collective: &mut dyn Collective) -> Outcome {
         match self {
             Self::AllReduce(mut buffer) if buffer.kind() == Kind::Int64 => {
@@ -335,13 +336,13 @@ impl Exchange {
     }
 }
 
-/// One rank's part of a buffer.
+/// One rank's part of a buffer of equal parts.
 fn part_of(whole: &Tensor, rank: usize, ranks: usize) -> Tensor {
     let length = whole.numel() as i64 / ranks as i64;
     whole.narrow(0, rank as i64 * length, length)
 }
 
-/// Works on a buffer in host memory, or on a copy there that is written back.
+/// Runs `work` on a buffer in host memory, or on a host copy that is then written back.
 fn on_host(mut buffer: Tensor, work: impl FnOnce(&mut Tensor) -> Result<(), TrainError>) -> Result<(), TrainError> {
     if buffer.device() == Device::Cpu {
         return work(&mut buffer);
@@ -353,7 +354,7 @@ fn on_host(mut buffer: Tensor, work: impl FnOnce(&mut Tensor) -> Result<(), Trai
 }
 
 impl Traffic {
-    /// Share of the exchanges' time that computing did not wait for; 1 when there was none.
+    /// Share of the exchange time that was hidden behind computation; 1 without exchanges.
     pub(crate) fn hidden_share(&self) -> f64 {
         if self.busy.is_zero() {
             return 1.0;
@@ -368,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    /// A communicator whose operations have a limit and do not keep it: they end when they are aborted.
+    /// A communicator that misses its own limits: its operations end only when they are aborted.
     struct Stuck {
         abort: AbortHandle,
         limits: Limits,
@@ -503,7 +504,7 @@ mod tests {
         let abort = stuck.abort_handle();
         std::thread::scope(|scope| {
             let mut wire = Wire::start_with(scope, &mut stuck, SHORT);
-            // The thread may have taken the first one already.
+            // The thread may already have taken the first one.
             let pending: Vec<Pending> = (0..QUEUE + 2).map(|_| wire.ask(Exchange::Numbers(vec![1.0]))).collect();
             let last = pending.into_iter().next_back().expect("there are some");
             let refused = wire.wait(last).expect_err("there is no room");

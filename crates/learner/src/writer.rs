@@ -1,4 +1,4 @@
-//! Writing checkpoints while training goes on: one at a time, on a thread of its own.
+//! Background checkpoint writes: one at a time, on a thread of its own, while training continues.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 
 use crate::checkpoint::{Captured, CheckpointError};
 
-/// What became of a capture.
+/// Files of a written capture.
 pub(crate) type Outcome = Result<Vec<v1::SavedFile>, CheckpointError>;
 
-/// The disk does not take an earlier checkpoint.
+/// An earlier checkpoint is still being written.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the checkpoint of step {step} is still being written after another {waited:?}; look at the disk of the run folder"
@@ -24,7 +24,7 @@ pub(crate) struct Busy {
     waited: Duration,
 }
 
-/// Writes captures, one at a time. Dropping it gives up what is being written.
+/// Writes captures, one at a time. Dropping it cancels the current write.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     running: Option<Running>,
@@ -34,15 +34,15 @@ pub(crate) struct Writer {
 struct Running {
     step: u64,
     unwanted: Arc<AtomicBool>,
-    /// Closed when the thread has ended.
+    /// Disconnects when the thread has ended.
     ended: Receiver<()>,
 }
 
 impl Writer {
-    /// Writes a capture into `folder` once nothing else is being written. Nobody has to wait for the outcome.
+    /// Starts to write a capture into `folder` after the current write has ended. The outcome may be ignored.
     ///
     /// # Errors
-    /// When what is being written is not done within `patience`.
+    /// When the current write does not end within `patience`.
     pub(crate) fn start(
         &mut self,
         step: u64,
@@ -58,17 +58,17 @@ impl Writer {
         std::thread::spawn(move || {
             let _running = running;
             let written = captured.write(&folder, &unwanted);
-            // The memory is free before anybody hears of it.
+            // Freed before the outcome is sent, so that the next capture fits into the memory plan.
             drop(captured);
             let _ = tell.send(written);
         });
         Ok(outcome)
     }
 
-    /// Waits until nothing is being written.
+    /// Waits until no write is in progress.
     ///
     /// # Errors
-    /// When that takes longer than `patience`.
+    /// When the write does not end within `patience`.
     pub(crate) fn settle(&mut self, patience: Duration) -> Result<(), Busy> {
         let Some(running) = &self.running else { return Ok(()) };
         match running.ended.recv_timeout(patience) {
@@ -80,7 +80,7 @@ impl Writer {
         }
     }
 
-    /// Lets what is being written be, as soon as the disk hands the thread back.
+    /// Cancels the current write. The thread stops at its next piece, which a hanging disk may delay.
     pub(crate) fn give_up(&self) {
         if let Some(running) = &self.running {
             running.unwanted.store(true, Ordering::Relaxed);
@@ -134,7 +134,7 @@ mod tests {
     fn a_disk_that_takes_nothing_is_named_and_what_nobody_wants_is_given_up() {
         let trainer = trainer();
         let folder = tempfile::tempdir().unwrap();
-        // Opening a pipe that nobody reads waits, as a dead file server does.
+        // Opening a pipe without a reader blocks, like a dead file server.
         let pipe = folder.path().join("training-state.safetensors");
         mkfifo(&pipe, Mode::S_IRWXU).unwrap();
         let mut writer = Writer::default();
