@@ -1,6 +1,7 @@
-/// Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+/// Computes the area under the ROC curve: the probability that a positive scores above a negative, with ties counting
+/// half.
 ///
-/// `None` when one of the labels is missing or a score is not a number.
+/// Returns `None` if one of the labels is missing or a score is NaN.
 ///
 /// # Panics
 ///
@@ -13,7 +14,7 @@ pub fn auc(scores: &[f64], labels: &[bool]) -> Option<f64> {
     }
     let mut pairs: Vec<(f64, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    // Twice the number of (positive, negative) pairs in the right order, so that a tie is a whole number.
+    // Pairs are counted twice over, so that a tie (half a pair) stays an integer.
     let mut twice_won: u128 = 0;
     let (mut positives, mut negatives) = (0u128, 0u128);
     for tied in pairs.chunk_by(|a, b| a.0 == b.0) {

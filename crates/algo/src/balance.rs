@@ -1,14 +1,14 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Assigns items to ranks so that the ranks' total costs are close: the dearest item first, each to the rank with the
-/// least so far (ties to the lowest rank). Returns the rank of each item; the same input gives the same answer.
+/// Assigns items to ranks so that the ranks' total costs are close: the costliest item first, each to the least loaded
+/// rank (ties to the lowest rank). Returns the rank of each item; the result is deterministic.
 ///
-/// No rank gets more than the mean plus one item, and at most 4/3 of the best possible maximum (Graham 1969).
+/// No rank gets more than the mean plus one item, and none more than 4/3 of the best possible maximum (Graham 1969).
 ///
 /// # Panics
 ///
-/// When there are items and no ranks.
+/// When there are items but no ranks.
 #[must_use]
 pub fn balance(costs: &[u64], ranks: usize) -> Vec<usize> {
     let mut dearest_first: Vec<usize> = (0..costs.len()).collect();
@@ -45,7 +45,7 @@ mod tests {
         loads
     }
 
-    /// The best possible maximum, by trying every assignment.
+    /// Finds the best possible maximum by trying every assignment.
     fn best_maximum(costs: &[u64], ranks: usize) -> u64 {
         let assignments = ranks.pow(u32::try_from(costs.len()).unwrap());
         (0..assignments)

@@ -2,22 +2,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::ImportanceWeights;
 
-/// Settings of the PACS objective.
+/// Hyperparameters of the PACS objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PacsConfig {
-    /// Scale of the reward proxy, above 0.
+    /// Scale of the reward proxy; above 0.
     pub beta: f64,
-    /// How a group's proxies become scores.
+    /// How the reward proxies of a group become scores.
     pub score: ScoreEstimator,
-    /// What the proxy is.
+    /// How the reward proxy of a sequence is computed.
     pub reward_method: RewardMethod,
-    /// Weights of the labels.
+    /// How labels are weighted in the cross entropy.
     pub label_weights: LabelWeights,
-    /// Add the first term of the paper's gradient (eq. 5): every answer becomes less likely in proportion to its own
-    /// cross entropy. The reference code leaves it out.
+    /// Adds the first term of the paper's gradient (eq. 5), which makes every answer less likely in proportion to its
+    /// own cross entropy. The reference code leaves it out.
     pub actor_term: bool,
-    /// Weights `p_old / p_rollout` of whole answers, for samples that older weights have drawn; never of single tokens, which
-    /// have no loss of their own.
+    /// Importance weights `p_old / p_rollout` for samples of older weights; `None` for no correction. They apply to
+    /// whole answers, because single tokens have no loss of their own.
     pub importance: Option<ImportanceWeights>,
 }
 
@@ -36,7 +36,8 @@ pub enum ScoreEstimator {
 }
 
 impl ScoreEstimator {
-    /// The smallest group that can teach anything: all but `Naive` compare a sample with the others of its group.
+    /// Returns the smallest group with a gradient: all estimators but `Naive` compare a sample with the others of its
+    /// group.
     #[must_use]
     pub fn min_group_size(self) -> usize {
         match self {

@@ -1,9 +1,9 @@
 use crate::{ScoreEstimator, group::centred};
 
-/// Added to the deviation before dividing by it.
+/// Added to the standard deviation before dividing by it.
 pub(crate) const STD_EPSILON: f64 = 1e-6;
 
-/// Scores of one group from its reward proxies.
+/// Computes the scores of a group from its reward proxies.
 pub(crate) fn scores(estimator: ScoreEstimator, proxies: &[f64]) -> Vec<f64> {
     match estimator {
         ScoreEstimator::Naive => proxies.to_vec(),
@@ -17,8 +17,8 @@ pub(crate) fn scores(estimator: ScoreEstimator, proxies: &[f64]) -> Vec<f64> {
     }
 }
 
-/// Derivatives of the loss by the proxies of one group, from those by its scores. The baseline (and the deviation) is
-/// differentiated through: nothing counts as a constant.
+/// Computes the derivatives of the loss by a group's proxies from those by its scores. Baseline and standard deviation
+/// are differentiated through; nothing counts as a constant.
 pub(crate) fn backward(estimator: ScoreEstimator, proxies: &[f64], dloss_dscore: &[f64]) -> Vec<f64> {
     match estimator {
         ScoreEstimator::Naive => dloss_dscore.to_vec(),
@@ -29,7 +29,7 @@ pub(crate) fn backward(estimator: ScoreEstimator, proxies: &[f64], dloss_dscore:
     }
 }
 
-/// Each value minus the mean of the others, which is `n / (n - 1)` times its distance to the mean of all.
+/// Subtracts from each value the mean of the others: `n / (n - 1)` times its distance to the mean of all.
 fn leave_one_out(values: &[f64]) -> Vec<f64> {
     let n = values.len() as f64;
     centred(values).iter().map(|deviation| deviation * n / (n - 1.0)).collect()
@@ -40,7 +40,7 @@ fn standardised_backward(proxies: &[f64], dloss_dscore: &[f64]) -> Vec<f64> {
     let std = sample_std(&deviations);
     let scale = std + STD_EPSILON;
     let along: f64 = dloss_dscore.iter().zip(&deviations).map(|(gradient, deviation)| gradient * deviation).sum();
-    // The deviation has no derivative where it is 0; the convention there is to hold it constant.
+    // The standard deviation has no derivative at 0; the convention is to hold it constant there.
     let through_std = if std == 0.0 { 0.0 } else { along / ((proxies.len() as f64 - 1.0) * std * scale) };
     let gradients = centred(dloss_dscore);
     gradients
@@ -50,7 +50,7 @@ fn standardised_backward(proxies: &[f64], dloss_dscore: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// Sample deviation (divisor n - 1) of values whose mean was already subtracted.
+/// Sample standard deviation (divisor n - 1) of values that were already centred.
 fn sample_std(deviations: &[f64]) -> f64 {
     let squares: f64 = deviations.iter().map(|deviation| deviation * deviation).sum();
     (squares / (deviations.len() as f64 - 1.0)).sqrt()

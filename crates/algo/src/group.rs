@@ -2,10 +2,11 @@ use std::collections::BTreeMap;
 
 use crate::Sequence;
 
-/// Positions of the members of each group, groups by id, in an order that depends on the members' values alone.
+/// Collects the positions of each group's members, groups by id, members in an order that depends on their values
+/// alone.
 ///
-/// Floating-point sums depend on their order. Because this order does not depend on the order of the input, neither
-/// does any bit of the result: ranks may gather the same sequences in whatever order they sit on the machines.
+/// Floating-point sums depend on their order. This order does not depend on that of the input, so neither does any bit
+/// of the result: ranks may gather the sequences in whatever order they hold them.
 pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usize>> {
     let mut groups: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, sequence) in sequences.iter().enumerate() {
@@ -23,10 +24,10 @@ pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usiz
     groups
 }
 
-/// Each value minus the mean of all; exactly 0 everywhere when the values are equal.
+/// Subtracts the mean of all values from each; exactly 0 everywhere if the values are equal.
 ///
-/// The mean is taken of the distances to the first value: a plain mean of equal values may differ from them in the
-/// last bit, and the learner skips the backward of sequences whose gradient is exactly 0.
+/// The mean is that of the distances to the first value: a plain mean of equal values may differ from them in the last
+/// bit, and the learner skips the backward of sequences whose gradient is exactly 0.
 pub(crate) fn centred(values: &[f64]) -> Vec<f64> {
     let Some(&pivot) = values.first() else { return Vec::new() };
     let mean = values.iter().map(|value| value - pivot).sum::<f64>() / values.len() as f64;

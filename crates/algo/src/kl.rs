@@ -15,11 +15,11 @@ pub enum KlKind {
     K3,
 }
 
-/// Largest value of the third estimator, beyond which it stops to pull.
+/// Bound of the third estimator, beyond which its gradient is 0.
 const K3_BOUND: f64 = 10.0;
 
 impl KlKind {
-    /// The estimate for one token (nats).
+    /// Returns the estimate for one token (nats).
     #[must_use]
     pub fn value(self, x: f64) -> f64 {
         match self {
@@ -30,7 +30,7 @@ impl KlKind {
         }
     }
 
-    /// Derivative of the estimate by the policy's log-prob.
+    /// Returns the derivative of the estimate by the policy's log-prob.
     #[must_use]
     pub fn slope(self, x: f64) -> f64 {
         match self {
@@ -44,7 +44,7 @@ impl KlKind {
     }
 }
 
-/// Never negative, and exact near 0, where the plain form loses all digits.
+/// Computes `exp(-x) - 1 + x` without cancellation near 0; never negative.
 fn k3(x: f64) -> f64 {
     (-x).exp_m1() + x
 }

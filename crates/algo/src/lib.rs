@@ -1,6 +1,6 @@
-//! Objectives and the small arithmetic around them, as pure functions on slices: no tensors, no autograd, no I/O.
+//! Objectives and their small arithmetic as pure functions on slices: no tensors, no autograd, no I/O.
 //!
-//! Start with [`Objective`]: log-probs, verdicts and settings in, the loss and the coefficient of every token out. The
+//! Start with [`Objective`]: log-probs, verdicts and settings in; the loss and the coefficient of every token out. The
 //! learner multiplies the coefficients into its backward pass.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]

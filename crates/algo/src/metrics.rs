@@ -2,7 +2,7 @@ use crate::policy::mean;
 
 macro_rules! fields {
     (sums { $($(#[$sum_doc:meta])* $sum:ident,)+ } maxima { $($(#[$max_doc:meta])* $max:ident,)+ }) => {
-        /// What an objective says about itself: numbers that add up (or are maxima) over sequences, updates and ranks.
+        /// Metrics of an objective, as sums and maxima that merge over sequences, updates and ranks.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct ObjectiveMetrics {
             $($(#[$sum_doc])* pub(crate) $sum: f64,)+
@@ -10,19 +10,19 @@ macro_rules! fields {
         }
 
         impl ObjectiveMetrics {
-            /// Takes those of other sequences in.
+            /// Adds the sums and takes the maxima of `other`.
             pub fn merge(&mut self, other: &Self) {
                 $(self.$sum += other.$sum;)+
                 $(self.$max = self.$max.max(other.$max);)+
             }
 
-            /// All numbers, in the order that [`Self::from_slice`] expects.
+            /// Returns all numbers, in the order of [`Self::from_slice`].
             #[must_use]
             pub fn to_vec(&self) -> Vec<f64> {
                 vec![$(self.$sum,)+ $(self.$max,)+]
             }
 
-            /// The metrics whose numbers these are; missing ones count as 0.
+            /// Rebuilds the metrics from [`Self::to_vec`]; missing numbers count as 0.
             #[must_use]
             pub fn from_slice(numbers: &[f64]) -> Self {
                 let mut numbers = numbers.iter().copied();
@@ -37,18 +37,18 @@ macro_rules! fields {
 
 fields! {
     sums {
-        /// Tokens with a ratio.
+        /// Tokens with a ratio of new to old probability.
         tokens,
         ratios,
-        /// Their logarithms (nats).
+        /// Logarithms of the ratios (nats).
         log_ratios,
-        /// `ratio - 1 - log ratio`.
+        /// `ratio - 1 - log ratio`, the k3 estimate of the policy's divergence from the old one.
         excesses,
-        /// Tokens whose clipped ratio decided.
+        /// Tokens whose loss is that of the clipped ratio.
         clipped,
-        /// Tokens whose dual clip decided.
+        /// Tokens whose loss is that of the dual clip.
         dual_clipped,
-        /// Sequences that were masked out.
+        /// Truncated sequences that were masked out.
         masked,
         advantage_tokens,
         advantages,
@@ -56,20 +56,20 @@ fields! {
         importance_tokens,
         importance,
         importance_squares,
-        /// Tokens whose weight the cap changed.
+        /// Tokens whose importance weight the cap changed.
         importance_cut,
         reference_tokens,
         /// Estimates of the divergence from the reference (nats).
         reference_kl,
         value_tokens,
-        /// Tokens whose clipped value decided.
+        /// Tokens whose value loss is that of the clipped value.
         value_clipped,
-        /// Values at the start of the step.
+        /// Estimates of the value model at the start of the step.
         values,
-        /// What they should have been.
+        /// Returns that the value model is trained towards.
         returns,
         return_squares,
-        /// Returns minus values.
+        /// Differences of returns and values.
         value_errors,
         value_error_squares,
     }
@@ -81,7 +81,7 @@ fields! {
 }
 
 impl ObjectiveMetrics {
-    /// Adds the log-ratios of the tokens of one answer.
+    /// Adds the log-ratios of one answer's tokens.
     pub(crate) fn add_ratios(&mut self, log_ratios: &[f64]) {
         for &x in log_ratios {
             self.ratios += x.exp();
@@ -92,7 +92,7 @@ impl ObjectiveMetrics {
         self.tokens += log_ratios.len() as f64;
     }
 
-    /// Adds one token's value at the start of the step and its return.
+    /// Adds one token's value at the start of the step, and its return.
     pub(crate) fn add_value(&mut self, value: f64, target: f64, clipped: bool) {
         let error = target - value;
         self.value_tokens += 1.0;
@@ -104,7 +104,7 @@ impl ObjectiveMetrics {
         self.value_error_squares += error * error;
     }
 
-    /// The metrics by name, as `docs/METRICS.md` lists them; those that nothing was added to are left out.
+    /// Returns the metrics by name, as `docs/METRICS.md` lists them. Those that nothing was added to are left out.
     #[must_use]
     pub fn named(&self) -> Vec<(&'static str, f64)> {
         let mut named = Vec::new();
@@ -149,7 +149,7 @@ impl ObjectiveMetrics {
                 ("return_mean", mean(self.returns, self.value_tokens)),
             ]);
             let returns = variance(self.returns, self.return_squares, self.value_tokens);
-            // Where all returns are one there is nothing to explain.
+            // Without variance in the returns there is nothing to explain.
             if returns > SMALLEST_VARIANCE {
                 let errors = variance(self.value_errors, self.value_error_squares, self.value_tokens);
                 named.push(("value_explained_variance", 1.0 - errors / returns));
@@ -159,7 +159,7 @@ impl ObjectiveMetrics {
     }
 }
 
-/// A variance of returns below this is rounding.
+/// Variances of returns below this are rounding errors.
 const SMALLEST_VARIANCE: f64 = 1e-8;
 
 fn variance(sum: f64, squares: f64, count: f64) -> f64 {

@@ -10,126 +10,126 @@ use crate::{
     StepSummary, Surrogate, TokenAdvantages, TokenData, ValueOutcome,
 };
 
-/// A training objective: the one door through which trainer, replay and tests call any of them.
+/// A training objective: the single entry point of the trainer, replay and tests.
 ///
-/// [`evaluate`](Self::evaluate) is the whole of it, for a mini-batch that is in one place. Across ranks the same is
-/// computed in three parts, so that answers may sit anywhere and only a few numbers a sequence travel:
+/// [`evaluate`](Self::evaluate) computes the whole of it, for a mini-batch that is in one place. Across ranks the same
+/// is computed in three parts, so that answers may sit on any rank and only a few numbers per sequence travel:
 ///
 /// 1. once a step, [`summary`](Self::summary) of every answer, then [`baseline`](Self::baseline) of all summaries and
 ///    [`advantages`](Self::advantages) of every answer;
 /// 2. once an update, [`sums`](Self::sums) of every answer, then [`update`](Self::update) of all sums;
 /// 3. then [`sequence`](Self::sequence) of every answer: its share of the loss, and the coefficients of its backward.
 ///
-/// [`Needs`] says which of these numbers have to be gathered: none where every rank can compute them itself.
+/// [`Needs`] says which of these numbers have to be gathered; none, if every rank can compute them itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
-    /// Cross entropy of verdicts with a group score of the policy's own log-ratios.
+    /// PACS: cross entropy of verdicts with a group score of the policy's own log-ratios.
     Pacs(PacsConfig),
     /// Clipped policy gradient: GRPO, PPO, RLOO, REINFORCE++ and their variants.
     Policy(PolicyConfig),
-    /// Rewards as labels of a mean log-ratio, with an anchor.
+    /// REAL: rewards as labels of a mean log-ratio, with an anchor.
     Real(RealConfig),
-    /// Right answers above wrong ones by their mean log-prob, near the old policy.
+    /// DisCO: right answers scored above wrong ones by mean log-prob, close to the old policy.
     Disco(DiscoConfig),
-    /// A program of the job's own, which gets what every answer is and its log-probs as sums, and gives its loss and
-    /// coefficient. What it says comes in by [`scalars`](Objective::scalars).
+    /// An external program, which maps the facts and log-prob sums of the answers to losses and coefficients. Its reply
+    /// is passed in by [`scalars`](Objective::scalars).
     External,
 }
 
-/// What an objective reads, and what ranks have to tell each other.
+/// The inputs of an objective, and what ranks have to gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// Old log-probs of each token.
+    /// Whether it reads old log-probs of each token.
     pub old: bool,
-    /// The old policy is the reference, which lives for as many steps as it is set to. Otherwise it is the policy at the
-    /// start of the step.
+    /// Whether the old policy is the reference, frozen for a configured number of steps. Otherwise it is the policy at
+    /// the start of the step.
     pub old_is_reference: bool,
-    /// Log-probs of the rollout engine.
+    /// Whether it reads log-probs of the rollout engine.
     pub rollout: bool,
-    /// Log-probs under a frozen reference policy.
+    /// Whether it reads log-probs under a frozen reference policy.
     pub reference: bool,
-    /// Estimates of a value model.
+    /// Whether it reads estimates of a value model.
     pub values: bool,
-    /// A derivative by the entropy of each token has to go through the head's backward.
+    /// Whether the head's backward has to take derivatives by the entropy of each token.
     pub entropy: bool,
-    /// [`StepSummary`] of every answer must be gathered, once a step: three numbers a sequence.
+    /// Whether ranks gather the [`StepSummary`] of every answer, once a step: three numbers per sequence.
     pub summaries: bool,
-    /// Those summaries are made of old log-probs too.
+    /// Whether those summaries depend on old log-probs.
     pub summaries_read_old: bool,
-    /// [`LogprobSums`] of every answer must be gathered, once an update: three numbers a sequence.
+    /// Whether ranks gather the [`LogprobSums`] of every answer, once an update: three numbers per sequence.
     pub sums: bool,
-    /// Before the forward the coefficients of an update whose new policy is the old one are known: every log-ratio is 0.
-    /// Those of a value model are not, its values are needed.
+    /// Whether the coefficients of an on-policy update are known before its forward, since every log-ratio is 0. Those
+    /// of a value model never are: they need its values.
     pub known_on_policy: bool,
 }
 
-/// What an objective contrasts between the answers of one prompt: where it is all the same they teach nothing.
+/// The level at which answers of one prompt must vary for a non-zero gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contrasts {
-    /// Their labels.
+    /// Their labels must differ.
     Labels,
-    /// Their rewards.
+    /// Their rewards must differ.
     Rewards,
-    /// Nothing that is known before the update: an answer teaches without the others of its prompt, or they differ by
-    /// numbers that only a learner has.
+    /// No variance is needed that is known before the update: an answer has a gradient without the others of its
+    /// prompt, or they differ by numbers that only a learner has.
     Nothing,
 }
 
-/// Sums over the tokens of one answer (nats, float64).
+/// Log-prob sums over the tokens of one answer (nats).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LogprobSums {
-    /// Under the policy being trained.
+    /// Sum under the policy being trained.
     pub new: f64,
-    /// Under the reference policy.
+    /// Sum under the old policy; for PACS that of the last reference reset.
     pub old: f64,
-    /// Of the distribution drawn from, by the rollout engine.
+    /// Sum under the distribution that the rollout engine drew from.
     pub rollout: f64,
 }
 
-/// What the answers of one mini-batch have to do with each other.
+/// What the answers of one mini-batch share.
 #[derive(Clone, Debug, PartialEq)]
 pub enum UpdateState {
-    /// Everything: only the tokens of a sequence share their coefficient.
+    /// PACS: the whole step, since the coefficients of a group depend on each other.
     Pacs(PacsStep),
-    /// What losses are divided by.
+    /// Policy gradients: only the divisors of their losses.
     Policy(Normaliser),
-    /// Everything, likewise.
+    /// Other objectives with one coefficient per answer: the whole step.
     Scalar(ScalarStep),
 }
 
-/// Loss and derivatives of one answer.
+/// Loss and derivatives of one answer in a mini-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SequenceOutcome {
-    /// Its share of the mini-batch's loss: shares add up, over sequences and ranks.
+    /// Share of the mini-batch's loss; shares add up over sequences and ranks.
     pub loss: f64,
-    /// Derivative of the mini-batch's loss by the new log-prob of each token. All exactly 0 where the answer needs no
-    /// backward pass.
+    /// Derivative of the mini-batch's loss by the new log-prob of each token. Exactly 0 for all tokens if the answer
+    /// needs no backward pass.
     pub dloss_dlogprob: Vec<f64>,
-    /// Derivative of the mini-batch's loss by the entropy of each token: the same for all tokens of an answer.
+    /// Derivative of the mini-batch's loss by the entropy of each token, the same for all tokens of an answer.
     pub dloss_dentropy: f64,
-    /// Its share of the value loss.
+    /// Share of the mini-batch's value loss.
     pub value_loss: f64,
-    /// Derivative of the value loss by the new value of each token, for objectives with a value model.
+    /// Derivative of the value loss by the new value of each token; `None` for objectives without a value model.
     pub dloss_dvalue: Option<Vec<f64>>,
-    /// What to report.
+    /// Metrics of the answer, to be merged.
     pub metrics: ObjectiveMetrics,
 }
 
-/// The objective at one mini-batch. Vectors are in the order of the answers.
+/// Result of an objective for one mini-batch. Vectors are in the order of the answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ObjectiveStep {
-    /// The loss.
+    /// Policy loss of the mini-batch.
     pub loss: f64,
-    /// The loss of the value model; 0 without one.
+    /// Loss of the value model; 0 without one.
     pub value_loss: f64,
-    /// What each answer has part in it.
+    /// Loss and derivatives of each answer.
     pub sequences: Vec<SequenceOutcome>,
-    /// Metrics by name.
+    /// Metrics of the mini-batch by name.
     pub metrics: BTreeMap<&'static str, f64>,
 }
 
 impl Objective {
-    /// What it reads and what ranks have to gather.
+    /// Returns which numbers the objective reads, and which ranks have to gather.
     #[must_use]
     pub fn needs(&self) -> Needs {
         match self {
@@ -162,7 +162,7 @@ impl Objective {
                 known_on_policy: matches!(self, Self::Real(_)),
             },
             Self::Policy(config) => Needs {
-                // A mask compares with the rollout engine's policy alone.
+                // A mask compares with the policy of the rollout engine, not with the old policy.
                 old: !config.is_masked() || config.kl_at(KlPlace::Reward).is_some(),
                 old_is_reference: false,
                 rollout: config.importance.is_some() || config.is_masked(),
@@ -172,7 +172,7 @@ impl Objective {
                 summaries: config.exchanges_summaries(),
                 summaries_read_old: config.kl_at(KlPlace::Reward).is_some(),
                 sums: false,
-                // The loss of a weighted or masked log-prob is made of that log-prob.
+                // A weighted or masked surrogate contains the log-prob itself, which only the forward gives.
                 known_on_policy: config.importance.is_none()
                     && config.kl.is_none()
                     && config.entropy == 0.0
@@ -181,19 +181,19 @@ impl Objective {
         }
     }
 
-    /// What tells the answers of a prompt from each other.
+    /// Returns the level at which the answers of a prompt must vary.
     #[must_use]
     pub fn contrasts(&self) -> Contrasts {
         match self {
             Self::Pacs(config) if config.actor_term || config.score == ScoreEstimator::Naive => Contrasts::Nothing,
             Self::Pacs(_) | Self::Disco(_) => Contrasts::Labels,
-            // Its anchor teaches of a group of equal labels, too; of a program nothing is known.
+            // REAL's anchor gives a gradient even for equal labels; nothing is known of a program.
             Self::Real(_) | Self::External => Contrasts::Nothing,
-            // A penalty in the reward differs between answers of equal rewards.
+            // A KL penalty in the reward tells answers of equal rewards apart.
             Self::Policy(config) if !config.advantage.compares_group() || config.kl_at(KlPlace::Reward).is_some() => {
                 Contrasts::Nothing
             }
-            // Its weight is 0 where all labels are the same.
+            // The weight of a prompt with equal labels is 0.
             Self::Policy(PolicyConfig { advantage: AdvantageEstimator::WeightedRloo { right, wrong }, .. })
                 if (*right, *wrong) != (0.0, 0.0) =>
             {
@@ -203,7 +203,8 @@ impl Objective {
         }
     }
 
-    /// Summary of one answer at the start of a step; `tokens.new` is not read. Errors name the answer by `index`.
+    /// Returns the summary of one answer at the start of a step, without reading `tokens.new`. Errors name the answer
+    /// by `index`.
     ///
     /// # Errors
     /// When numbers that the objective reads are missing or not finite.
@@ -219,7 +220,7 @@ impl Objective {
         }
     }
 
-    /// What the advantages of a step share: all answers, in the same order on every rank.
+    /// Returns what the advantages of a step share. Takes all answers, in the same order on every rank.
     ///
     /// # Errors
     /// When an answer is unusable or has nothing to be compared with.
@@ -234,10 +235,11 @@ impl Objective {
         }
     }
 
-    /// Advantages of the tokens of answer `index` of those that `baseline` was made of; none for objectives without.
+    /// Returns the token advantages of answer `index`, counted as in the input of `baseline`; empty for objectives
+    /// without advantages.
     ///
     /// # Errors
-    /// As [`Self::summary`]; when an advantage overflows.
+    /// As [`Self::summary`], or when an advantage overflows.
     pub fn advantages(
         &self,
         baseline: &StepBaseline,
@@ -251,7 +253,7 @@ impl Objective {
         }
     }
 
-    /// What an update needs to know of one answer on every rank, where [`Needs::sums`].
+    /// Returns the log-prob sums that other ranks need of one answer; zeros unless [`Needs::sums`].
     ///
     /// # Errors
     /// When numbers that the objective reads are missing or not finite.
@@ -271,8 +273,8 @@ impl Objective {
         })
     }
 
-    /// What the answers of a mini-batch share: all of them, whole groups, in the same order on every rank. `sums` are
-    /// read where [`Needs::sums`].
+    /// Returns what the answers of a mini-batch share. Takes all answers, in whole groups and in the same order on
+    /// every rank. `sums` are read only if [`Needs::sums`].
     ///
     /// # Errors
     /// When an answer is unusable, or the arithmetic overflows.
@@ -293,10 +295,10 @@ impl Objective {
         }
     }
 
-    /// The state of an update whose loss and coefficients a program has given, one of each an answer.
+    /// Returns the state of an update from an external program's reply, one loss and one coefficient per answer.
     ///
     /// # Errors
-    /// When there is not one of each for every answer, or a number is not finite.
+    /// When there is not one of each per answer, or a number is not finite.
     pub fn scalars(infos: &[SequenceInfo], step: ScalarStep) -> Result<UpdateState, ObjectiveError> {
         for (what, values) in [("losses", &step.loss), ("coefficients", &step.dloss_dlogprob)] {
             if values.len() != infos.len() {
@@ -309,13 +311,13 @@ impl Objective {
         Ok(UpdateState::Scalar(step))
     }
 
-    /// Loss and derivatives of answer `index` of those that `state` was made of.
+    /// Returns the loss and derivatives of answer `index`, counted as in the input of `state`.
     ///
     /// # Errors
     /// When numbers that the objective reads are missing or not finite, or the arithmetic overflows.
     ///
     /// # Panics
-    /// When the state is another objective's.
+    /// When the state belongs to another objective.
     pub fn sequence(
         &self,
         state: &UpdateState,
@@ -361,8 +363,8 @@ impl Objective {
         }
     }
 
-    /// The same objective without its value model's loss: what the policy is trained on. Advantages come from the whole
-    /// one.
+    /// Returns the objective of the policy update: the same without the value loss. Advantages come from the full
+    /// objective.
     #[must_use]
     pub fn of_policy(self) -> Self {
         match self {
@@ -371,7 +373,7 @@ impl Objective {
         }
     }
 
-    /// Whether step `step` (from 1) trains the policy; before, only the value model is trained.
+    /// Whether step `step` (from 1) trains the policy; steps before that train only the value model.
     #[must_use]
     pub fn trains_policy(&self, step: u64) -> bool {
         match self {
@@ -380,14 +382,14 @@ impl Objective {
         }
     }
 
-    /// Value loss of answer `index` of those that `state` was made of: the part of [`sequence`](Self::sequence) that
-    /// trains a value model. `tokens.new` and `tokens.old` are not read.
+    /// Returns the value loss of answer `index`, counted as in the input of `state`: the part of
+    /// [`sequence`](Self::sequence) that trains a value model. Reads neither `tokens.new` nor `tokens.old`.
     ///
     /// # Errors
     /// When values are missing or not finite, or the arithmetic overflows.
     ///
     /// # Panics
-    /// When the state is another objective's.
+    /// When the state belongs to another objective.
     pub fn value(
         &self,
         state: &UpdateState,
@@ -408,7 +410,8 @@ impl Objective {
         }
     }
 
-    /// Whether an answer has no gradient whatever its log-probs are: then it needs no forward, and these are its metrics.
+    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; it needs no forward. `None` for
+    /// others.
     #[must_use]
     pub fn inert(&self, info: &SequenceInfo, advantages: &TokenAdvantages) -> Option<ObjectiveMetrics> {
         match self {
@@ -417,10 +420,10 @@ impl Objective {
         }
     }
 
-    /// Evaluates the objective on a mini-batch that is a whole step, in one place.
+    /// Evaluates the objective on a mini-batch that is a whole step, in one process.
     ///
-    /// Pass all members of every group. No derivative goes through old, rollout or reference log-probs, old values,
-    /// rewards or importance weights.
+    /// Pass all members of every group. Old, rollout and reference log-probs, old values, rewards and importance
+    /// weights are constants of the derivatives.
     ///
     /// # Errors
     /// See [`ObjectiveError`].
@@ -449,7 +452,7 @@ impl Objective {
     }
 }
 
-/// An answer as objectives see it that couple answers by their log-probs.
+/// Converts an answer to the input of objectives with one coefficient per answer.
 fn coupled(info: &SequenceInfo, sums: LogprobSums, importance: Option<ImportanceWeights>) -> Sequence {
     Sequence {
         importance: importance.map_or(1.0, |weights| held(&weights, log_weight(&weights, sums, info.tokens)).0),
@@ -461,7 +464,7 @@ fn coupled(info: &SequenceInfo, sums: LogprobSums, importance: Option<Importance
     }
 }
 
-/// Logarithm of the weight of an answer as a whole.
+/// Logarithm of an answer's importance weight.
 fn log_weight(weights: &ImportanceWeights, sums: LogprobSums, tokens: u32) -> f64 {
     match weights.level {
         ImportanceLevel::Geometric => (sums.old - sums.rollout) / f64::from(tokens),

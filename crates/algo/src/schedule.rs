@@ -15,23 +15,23 @@ pub enum Schedule {
     Cosine,
 }
 
-/// The learning rate over the updates of a job.
+/// Learning-rate schedule over the updates of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearningRate {
-    /// Learning rate at the end of the warm-up.
+    /// Learning rate at the end of warm-up, the peak.
     pub base: f64,
-    /// Updates over which it rises in a line, through 0 to `base` at the last of them.
+    /// Updates of the linear warm-up, which reaches `base` at the last of them.
     pub warmup_updates: u64,
-    /// How it goes on.
+    /// Shape of the decay after warm-up.
     pub schedule: Schedule,
-    /// What it falls to, as a share of `base`; reached at the last update.
+    /// Learning rate at the last update, as a share of `base`; the constant schedule ignores it.
     pub final_ratio: f64,
-    /// Updates of the job.
+    /// Total updates of the job, warm-up included.
     pub updates: u64,
 }
 
 impl LearningRate {
-    /// The learning rate of an update, counted from 1.
+    /// Returns the learning rate of an update, counted from 1.
     #[must_use]
     pub fn at(&self, update: u64) -> f64 {
         let Self { base, warmup_updates, schedule, final_ratio, updates } = *self;

@@ -1,56 +1,56 @@
 use crate::ObjectiveError;
 
-/// What every rank knows of an answer before anything is computed.
+/// Facts about an answer that every rank knows before the forward.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SequenceInfo {
-    /// The group it belongs to; members of a group may sit anywhere in a slice.
+    /// Group of the answer; its members may sit anywhere in a slice.
     pub group: u64,
-    /// The verifiable outcome, in `[0, 1]`: what PACS trains on.
+    /// Verifiable outcome, in `[0, 1]`; PACS trains on it.
     pub label: f64,
-    /// The reward: what every other objective trains on.
+    /// Reward; every other objective trains on it.
     pub reward: f64,
-    /// Reward of the greedy answer to the same prompt; ReMax alone reads it.
+    /// Reward of the greedy answer to the same prompt; read by ReMax only.
     pub greedy_reward: Option<f64>,
-    /// How many tokens count, above 0.
+    /// Number of answer tokens; above 0.
     pub tokens: u32,
-    /// The answer ended at the length limit.
+    /// Whether the answer ended at the length limit.
     pub truncated: bool,
 }
 
-/// Numbers of the tokens of one answer, each slice as long as [`SequenceInfo::tokens`].
+/// Per-token numbers of one answer; each slice is as long as [`SequenceInfo::tokens`].
 ///
 /// There is no padding and no mask: a token that does not count is not passed, so it cannot influence anything.
-/// Log-probs are in nats, at the temperature that the answer was sampled with.
+/// Log-probs are in nats, at the temperature of sampling.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenData<'a> {
-    /// Log-probs under the policy being trained, now. Only an update reads them, the start of a step does not.
+    /// Log-probs under the policy being trained. Read in updates, not at the start of a step.
     pub new: &'a [f64],
-    /// Log-probs by the learner under the policy that the ratio compares with: the one at the start of the step. For
-    /// PACS the one at the last reference reset.
+    /// Log-probs, by the learner, under the policy in the ratio's denominator: that at the start of the step, or for
+    /// PACS that at the last reference reset.
     pub old: &'a [f64],
-    /// Log-probs of the distribution that the tokens were drawn from, as the rollout engine computed them; importance
-    /// weights read them. With top-k, top-p or min-p they lie above those of the temperature-scaled policy.
+    /// Log-probs under the distribution that the tokens were drawn from, by the rollout engine; importance weights read
+    /// them. With top-k, top-p or min-p they exceed those of the temperature-scaled policy.
     pub rollout: Option<&'a [f64]>,
-    /// Log-probs under the frozen reference policy; a KL penalty reads them.
+    /// Log-probs under the frozen reference policy, for a KL penalty.
     pub reference: Option<&'a [f64]>,
-    /// Entropies of the policy being trained, now; only the value of an entropy bonus reads them.
+    /// Entropies of the policy being trained, for the value of an entropy bonus.
     pub entropies: Option<&'a [f64]>,
-    /// Estimates of the value model at the start of the step: of the return before each token.
+    /// Value estimates of the return before each token, at the start of the step.
     pub values: Option<&'a [f64]>,
-    /// Estimates of the value model now.
+    /// Value estimates of the model being trained.
     pub new_values: Option<&'a [f64]>,
 }
 
-/// An answer as objectives see it.
+/// An answer with everything that objectives read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer<'a> {
-    /// What every rank knows.
+    /// Facts that every rank knows.
     pub info: SequenceInfo,
-    /// What the rank knows that computes it.
+    /// Numbers that only the rank with the answer's tokens has.
     pub tokens: TokenData<'a>,
 }
 
-/// An answer with its position in the caller's slice, which errors name.
+/// An answer with its position in the caller's slice, for error messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed<'a> {
     pub(crate) index: usize,
@@ -91,7 +91,7 @@ impl<'a> Placed<'a> {
         self.checked("new values", self.tokens.new_values)
     }
 
-    /// The numbers that were asked for: there, as many as there are tokens, and finite.
+    /// Checks that requested numbers are present, one per token, and finite.
     pub(crate) fn checked(self, what: &'static str, values: Option<&'a [f64]>) -> Result<&'a [f64], ObjectiveError> {
         let (index, group, tokens) = (self.index, self.info.group, self.info.tokens as usize);
         let values = values.unwrap_or_default();
@@ -105,7 +105,7 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Checks what every objective asks of its answers.
+/// Checks what every objective requires of its answers.
 pub(crate) fn check_infos(infos: &[SequenceInfo]) -> Result<(), ObjectiveError> {
     if infos.is_empty() {
         return Err(ObjectiveError::NoSequences);

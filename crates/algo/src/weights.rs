@@ -1,7 +1,7 @@
 use crate::LabelWeights;
 
-/// What the two halves of the cross entropy of one sequence weigh, its label included: the loss is
-/// `-right ln sigmoid(score) - wrong ln (1 - sigmoid(score))`.
+/// Weights of the two halves of a sequence's cross entropy, with its label multiplied in. The loss is `-right ln
+/// sigmoid(score) - wrong ln (1 - sigmoid(score))`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Halves {
     pub(crate) right: f64,
@@ -13,13 +13,13 @@ impl Halves {
         Self { right: label, wrong: 1.0 - label }
     }
 
-    /// Both together: the weight of the sequence where its label is 0 or 1.
+    /// Sum of both halves; for labels of 0 and 1 the weight of the sequence.
     pub(crate) fn sum(self) -> f64 {
         self.right + self.wrong
     }
 }
 
-/// Weighted labels of one group.
+/// Computes the weighted labels of one group.
 pub(crate) fn weighted(mode: LabelWeights, labels: &[f64]) -> Vec<Halves> {
     match mode {
         LabelWeights::None => labels.iter().copied().map(Halves::plain).collect(),
@@ -29,12 +29,12 @@ pub(crate) fn weighted(mode: LabelWeights, labels: &[f64]) -> Vec<Halves> {
     }
 }
 
-/// `n / (2 sum y)` for what is right of a label, `n / (2 sum (1 - y))` for what is wrong of it: right and wrong have the
-/// same total in a group. Where nothing is right, or nothing is wrong, there is nothing to balance and all weigh 1.
+/// Weighs the right part of each label by `n / (2 sum y)` and the wrong part by `n / (2 sum (1 - y))`, so both have the
+/// same total in a group. If all labels are 0, or all 1, there is nothing to balance and every weight is 1.
 ///
-/// A count of equal labels in the place of the sums gives the same weights for 0 and 1, and wrong ones for labels between
-/// them: of seven labels of 0.2 and one of 0.4 the rare one would weigh seven times as much, its larger wrong part
-/// included, and the best answer would be pushed down.
+/// Counting equal labels instead of summing them gives the same weights for labels of 0 and 1, but wrong ones for
+/// labels between them: of seven labels of 0.2 and one of 0.4, the rare one would weigh seven times as much, its larger
+/// wrong part included, and the best answer would be pushed down.
 fn balanced(labels: &[f64]) -> Vec<Halves> {
     let n = labels.len() as f64;
     let right: f64 = labels.iter().sum();

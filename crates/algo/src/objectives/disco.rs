@@ -3,15 +3,15 @@
 use super::scalar::{ScalarStep, log_sum_exp};
 use crate::{ObjectiveError, Sequence};
 
-/// Settings of DisCO.
+/// Hyperparameters of DisCO.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiscoConfig {
-    /// How much the loss looks at the highest scores of wrong answers alone: at 0 at nothing else, far above at all the
-    /// same. Above 0.
+    /// Temperature of the mean over wrong answers, above 0. Near 0 only the highest score counts; far above, all count
+    /// alike.
     pub tau: f64,
-    /// Divergence from the old policy that costs nothing, nats a token, 0 or more.
+    /// Divergence from the old policy without a penalty (nats per token), 0 or more.
     pub delta: f64,
-    /// Weight of the square of what is beyond, 0 or more.
+    /// Weight of the squared divergence beyond `delta`, 0 or more.
     pub penalty: f64,
 }
 
@@ -50,7 +50,7 @@ impl DiscoConfig {
             let slope = |(term, s): (&f64, &&Sequence)| ((term - total).exp() - s.label / right) / f64::from(s.tokens);
             (self.tau * (total - wrong.ln()) - of_right, terms.iter().zip(members).map(slope).collect())
         })?;
-        // In the order of their size, so that no bit depends on the order of the answers.
+        // Summed in the order of their size, so that no bit depends on the order of the answers.
         let mut divergences: Vec<f64> =
             sequences.iter().map(|s| (s.old_logprob_sum - s.new_logprob_sum) / f64::from(s.tokens)).collect();
         divergences.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! One file an objective: what it is, where it comes from, its published settings.
+//! One file per objective: its equation, its source, and its published settings.
 
 mod cispo;
 mod disco;

@@ -2,58 +2,57 @@ use crate::group::members_by_group;
 use crate::weights::{Halves, weighted};
 use crate::{ObjectiveError, PacsConfig, RewardMethod, estimator};
 
-/// What the objective needs to know of one answer.
+/// One answer, as input of an objective with one coefficient per answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sequence {
-    /// The group it belongs to; members of a group may sit anywhere in the slice.
+    /// Group of the answer; its members may sit anywhere in the slice.
     pub group: u64,
-    /// The verifiable outcome, in `[0, 1]`.
+    /// Verifiable outcome, in `[0, 1]`.
     pub label: f64,
-    /// Sum of the answer tokens' log-probs under the policy being trained (nats).
+    /// Sum of the answer's log-probs under the policy being trained (nats).
     pub new_logprob_sum: f64,
-    /// Sum of the answer tokens' log-probs under the reference policy (nats).
+    /// Sum of the answer's log-probs under the reference policy (nats).
     pub old_logprob_sum: f64,
-    /// How many tokens the sums run over, above 0.
+    /// Number of tokens in the sums; above 0.
     pub tokens: u32,
-    /// What its loss weighs as a sample: 1, or its importance weight, which is a constant. At 0 it still stands in the
-    /// baseline of the others.
+    /// Importance weight of its loss, a constant; 1 for none. An answer with weight 0 still counts in the baseline of
+    /// the others.
     pub importance: f64,
 }
 
-/// The objective at one mini-batch. Vectors are in the order of the sequences.
+/// Result of PACS for one mini-batch. Vectors are in the order of the sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PacsStep {
-    /// Mean of the sequence losses; the divisor is the number of sequences, whatever their weights.
+    /// Mean of the sequence losses. The divisor is the number of sequences, whatever their weights.
     pub loss: f64,
     /// Reward proxy of each sequence.
     pub reward_proxy: Vec<f64>,
-    /// Score: the logit of the modelled probability that the answer is correct.
+    /// Score of each sequence: the logit of the modelled probability that its answer is correct.
     pub score: Vec<f64>,
-    /// Weight of the sequence's label; of a label between 0 and 1, what its two halves weigh together.
+    /// Weight of each sequence's label; for labels between 0 and 1 the sum of its two halves.
     pub weight: Vec<f64>,
     /// Weighted cross entropy of each sequence.
     pub sequence_loss: Vec<f64>,
-    /// Derivative of the loss by the score.
+    /// Derivative of the loss by each score.
     pub dloss_dscore: Vec<f64>,
-    /// Derivative of the loss by the proxy, through the scores of the whole group.
+    /// Derivative of the loss by each proxy, through the scores of the whole group.
     pub dloss_dproxy: Vec<f64>,
-    /// Coefficient of every answer token of the sequence in the backward: one number a sequence, since the tokens enter
-    /// through their sum only. It is the derivative of the loss by the new log-prob, and with the actor term also the
-    /// sequence's loss times that of the log-probability of having been sampled. Exactly 0 where the sequence needs no
-    /// backward pass.
+    /// Coefficient of each sequence's answer tokens in the backward pass; one number, since tokens enter only through
+    /// their sum. It is the derivative of the loss by the new log-prob. The actor term adds the sequence's loss times
+    /// the derivative of its sampling log-probability. Exactly 0 if the sequence needs no backward pass.
     pub dloss_dlogprob: Vec<f64>,
 }
 
-/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10); importance weights, which the paper does not
-/// have, multiply the loss of a sequence as constants.
+/// Evaluates the PACS loss and its derivatives (Li et al. 2025, eq. 6 to 10). Importance weights, which the paper does
+/// not have, multiply the loss of a sequence as constants.
 ///
-/// Pass every sequence of the mini-batch at once: all members of a group, and all groups that share the divisor.
-/// No bit of the result depends on the order of the sequences. A group split over two calls is not detected: the
+/// Pass every sequence of the mini-batch at once: all members of each group, and all groups that share the divisor. No
+/// bit of the result depends on the order of the sequences. A group that is split over two calls is not detected; its
 /// halves are scored as two groups.
 ///
 /// # Errors
 ///
-/// Refuses what would give a meaningless or non-finite step; see [`ObjectiveError`].
+/// Refuses inputs that would give a meaningless or non-finite step; see [`ObjectiveError`].
 pub fn pacs(config: &PacsConfig, sequences: &[Sequence]) -> Result<PacsStep, ObjectiveError> {
     check(config, sequences)?;
     let mut step = PacsStep::zeroed(sequences.len());
@@ -118,7 +117,7 @@ impl PacsStep {
         }
     }
 
-    /// Fills in the entries of one group and returns the sum of its sequence losses.
+    /// Fills in the entries of one group, and returns the sum of its sequence losses.
     fn evaluate_group(&mut self, config: &PacsConfig, sequences: &[Sequence], members: &[usize]) -> f64 {
         let divisor = sequences.len() as f64;
         let proxies: Vec<f64> = members.iter().map(|&i| reward_proxy(config, &sequences[i])).collect();
@@ -167,7 +166,7 @@ fn reward_proxy(config: &PacsConfig, sequence: &Sequence) -> f64 {
     }
 }
 
-/// Derivative of the proxy by the new log-prob of any one answer token.
+/// Derivative of the proxy by the new log-prob of any answer token.
 fn proxy_slope(config: &PacsConfig, sequence: &Sequence) -> f64 {
     match config.reward_method {
         RewardMethod::LogRatio => config.beta,
@@ -175,14 +174,15 @@ fn proxy_slope(config: &PacsConfig, sequence: &Sequence) -> f64 {
     }
 }
 
-/// Cross entropy of a weighted label with the probability whose logit is `score`, in a form that does not overflow.
+/// Cross entropy of a weighted label with the probability of logit `score`, in a form that does not overflow.
 fn cross_entropy(score: f64, Halves { right, wrong }: Halves) -> f64 {
     // `-ln sigmoid(score)` less the tail that both halves share.
     let tail = (-score.abs()).exp().ln_1p();
     right * ((-score).max(0.0) + tail) + wrong * (score.max(0.0) + tail)
 }
 
-/// Its derivative by the score, in a form that keeps the small difference of a confident, correct score.
+/// Derivative of [`cross_entropy`] by the score, in a form that keeps the small difference of a confident, correct
+/// score.
 fn cross_entropy_slope(score: f64, Halves { right, wrong }: Halves) -> f64 {
     wrong * sigmoid(score) - right * sigmoid(-score)
 }

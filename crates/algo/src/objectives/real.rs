@@ -3,10 +3,10 @@
 use super::scalar::{ScalarStep, log_sum_exp};
 use crate::{ObjectiveError, Sequence};
 
-/// Settings of REAL.
+/// Hyperparameters of REAL.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RealConfig {
-    /// What the mean log-ratio of an answer is divided by, above 0.
+    /// Temperature that the mean log-ratio of an answer is divided by; above 0.
     pub tau: f64,
 }
 

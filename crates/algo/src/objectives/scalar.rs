@@ -1,20 +1,20 @@
-//! Objectives that know an answer by its log-prob alone: one coefficient for all its tokens.
+//! Objectives that see an answer only through its log-prob sum: one coefficient for all of its tokens.
 
 use crate::group::members_by_group;
 use crate::{ObjectiveError, Sequence};
 
-/// Such an objective at one mini-batch. Vectors are in the order of the sequences.
+/// Result of such an objective for one mini-batch. Vectors are in the order of the sequences.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScalarStep {
-    /// Share of each sequence in the loss: they add up to it.
+    /// Share of each sequence in the loss; the shares add up to it.
     pub loss: Vec<f64>,
-    /// Derivative of the loss by the new log-prob of any one token of the sequence.
+    /// Derivative of the loss by the new log-prob of any token of the sequence.
     pub dloss_dlogprob: Vec<f64>,
 }
 
 impl ScalarStep {
-    /// The mean over prompts of a loss of their answers, which `of_group` gives with its derivatives by the log-probs. Members
-    /// come in an order that depends on their values alone.
+    /// Averages over prompts a loss that `of_group` computes of a group's answers, with its derivatives by their
+    /// log-probs. Members come in an order that depends on their values alone.
     pub(crate) fn by_group(
         sequences: &[Sequence],
         of_group: impl Fn(&[&Sequence]) -> (f64, Vec<f64>),
@@ -34,7 +34,7 @@ impl ScalarStep {
         step.checked(sequences)
     }
 
-    /// The step, if all its numbers are some.
+    /// Returns the step if all of its numbers are finite.
     pub(crate) fn checked(self, sequences: &[Sequence]) -> Result<Self, ObjectiveError> {
         let finite = |i: usize| self.loss[i].is_finite() && self.dloss_dlogprob[i].is_finite();
         match (0..sequences.len()).find(|&i| !finite(i)) {
@@ -44,7 +44,7 @@ impl ScalarStep {
     }
 }
 
-/// Checks what every objective of this kind asks of its answers.
+/// Checks what every objective of this kind requires of its answers.
 pub(crate) fn check(sequences: &[Sequence]) -> Result<(), ObjectiveError> {
     if sequences.is_empty() {
         return Err(ObjectiveError::NoSequences);
@@ -52,7 +52,7 @@ pub(crate) fn check(sequences: &[Sequence]) -> Result<(), ObjectiveError> {
     sequences.iter().enumerate().try_for_each(|(index, sequence)| super::pacs::check_sequence(index, sequence))
 }
 
-/// `ln(sum of exp)`, in a form that does not overflow; terms may be minus infinity.
+/// Computes `ln(sum of exp)` without overflow; terms may be minus infinity.
 pub(crate) fn log_sum_exp(terms: impl Iterator<Item = f64> + Clone) -> f64 {
     let largest = terms.clone().fold(f64::NEG_INFINITY, f64::max);
     largest + terms.map(|term| (term - largest).exp()).sum::<f64>().ln()

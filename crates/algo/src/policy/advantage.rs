@@ -6,43 +6,43 @@ use super::{AdvantageEstimator, KlPlace};
 use crate::sequence::Placed;
 use crate::{ObjectiveError, PolicyConfig, ScoreEstimator, SequenceInfo, TokenData, estimator};
 
-/// What the advantages of other answers need to know of one: three numbers a sequence, gathered once a step.
+/// One answer's contribution to the advantages of others: three numbers, gathered once a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepSummary {
-    /// Sum of its token rewards, a KL penalty included.
+    /// Sum of its token rewards, including a KL penalty.
     pub reward: f64,
-    /// Mean of its advantages before whitening.
+    /// Mean of its advantages before whitening; 0 for estimators that compare within a group.
     pub mean: f64,
-    /// Sum of their squared distances from that mean.
+    /// Sum of squared distances of its advantages from `mean`.
     pub squares: f64,
 }
 
-/// What all answers of a step have to do with each other's advantages.
+/// What the advantages of a step share.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepBaseline {
-    /// Advantage of each sequence before whitening, where it is one number a sequence.
+    /// Advantage of each sequence before whitening, for estimators with one advantage per sequence; else empty.
     centred: Vec<f64>,
     whitening: Option<Whitening>,
 }
 
-/// Advantages of the tokens of one answer.
+/// Advantages and returns of one answer's tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenAdvantages {
-    /// One a token.
+    /// Advantage of each token.
     pub advantages: Vec<f64>,
-    /// What a value model should have said, one a token; empty without one.
+    /// Return of each token, the target of the value model; empty without one.
     pub returns: Vec<f64>,
 }
 
 impl PolicyConfig {
-    /// Whether summaries depend on numbers that only one rank has, so that they must be gathered. Without that, every
-    /// rank computes them from what it knows of every answer.
+    /// Whether summaries depend on numbers that only one rank has and must be gathered. Otherwise every rank computes
+    /// all of them itself.
     #[must_use]
     pub fn exchanges_summaries(&self) -> bool {
         self.kl_at(KlPlace::Reward).is_some() || self.advantage.uses_values()
     }
 
-    /// Summary of one answer at the start of a step; `tokens.new` is not read.
+    /// Returns the summary of one answer at the start of a step, without reading `tokens.new`.
     ///
     /// # Errors
     /// When numbers that the advantages are made of are missing or not finite.
@@ -58,7 +58,7 @@ impl PolicyConfig {
         Ok(StepSummary { reward: rewards.iter().sum(), mean: moments.mean, squares: moments.squares })
     }
 
-    /// What the advantages of a step share, from all its answers in the same order on every rank.
+    /// Returns what the advantages of a step share. Takes all answers, in the same order on every rank.
     ///
     /// # Errors
     /// When the config is out of bounds, an answer is unusable, a group has nothing to compare with, or fewer than two
@@ -75,16 +75,16 @@ impl PolicyConfig {
             }
         });
         let moments: Vec<Moments> = moments.collect();
-        // Where nothing counts there is nothing to whiten either.
+        // Without a counted answer there is nothing to whiten.
         let whitens = self.advantage.whitens() && !moments.is_empty();
         let whitening = whitens.then(|| Whitening::new(&moments)).transpose()?;
         Ok(StepBaseline { centred, whitening })
     }
 
-    /// Advantages of one answer's tokens.
+    /// Returns the advantages of one answer's tokens.
     ///
     /// # Errors
-    /// As [`Self::summary`]; when an advantage overflows.
+    /// As [`Self::summary`], or when an advantage overflows.
     pub fn advantages(
         &self,
         baseline: &StepBaseline,
@@ -110,8 +110,8 @@ impl PolicyConfig {
         }
     }
 
-    /// Advantages of all sequences within their groups. Rewards are compared in the order of their size, so no bit
-    /// depends on the order of the sequences.
+    /// Computes the advantages of all sequences within their groups. Rewards are summed in the order of their size, so
+    /// no bit depends on the order of the sequences.
     fn centred(&self, infos: &[SequenceInfo], summaries: &[StepSummary]) -> Result<Vec<f64>, ObjectiveError> {
         let mut groups: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (index, info) in infos.iter().enumerate() {
@@ -133,8 +133,8 @@ impl PolicyConfig {
         Ok(centred)
     }
 
-    /// What the advantages of a prompt weigh whose mean label is `p`. Where all labels are the same the weight has no limit,
-    /// and there is nothing to weigh.
+    /// Weight of a prompt's advantages, given its mean label `p`. It is 0 where all labels are equal: the formula has
+    /// no limit there, and all advantages are 0 anyway.
     fn group_weight(&self, p: f64) -> f64 {
         match self.advantage {
             AdvantageEstimator::WeightedRloo { right: 0.0, wrong: 0.0 } => 1.0,
@@ -146,7 +146,7 @@ impl PolicyConfig {
         }
     }
 
-    /// The reward sits on the last token; a KL penalty in the reward on every one.
+    /// The reward is paid at the last token; a KL penalty in the reward at every token.
     fn token_rewards(&self, answer: Placed<'_>) -> Result<Vec<f64>, ObjectiveError> {
         let mut rewards = vec![0.0; answer.info.tokens as usize];
         if let Some(last) = rewards.last_mut() {
@@ -161,7 +161,7 @@ impl PolicyConfig {
         Ok(rewards)
     }
 
-    /// Advantages before whitening of those estimators that look at one answer alone; none for the others.
+    /// Computes unwhitened advantages for estimators that look at one answer alone; empty for the others.
     fn own_advantages(&self, answer: Placed<'_>, rewards: &[f64]) -> Result<TokenAdvantages, ObjectiveError> {
         let advantages = match self.advantage {
             AdvantageEstimator::ReinforcePp { gamma } => discounted_returns(rewards, gamma),
@@ -183,8 +183,8 @@ impl PolicyConfig {
     }
 }
 
-/// Advantages of the samples of one group from their rewards, before whitening; the rewards themselves for estimators
-/// that do not compare within a group. For a group of one, published code takes 0 for its mean and 1 for its deviation.
+/// Computes the unwhitened advantages of one group from its rewards. Estimators that do not compare within a group
+/// return the rewards. For a group of one, published code takes a mean of 0 and a deviation of 1.
 #[must_use]
 pub fn group_advantages(estimator: AdvantageEstimator, rewards: &[f64]) -> Vec<f64> {
     match (estimator, rewards) {
@@ -196,7 +196,7 @@ pub fn group_advantages(estimator: AdvantageEstimator, rewards: &[f64]) -> Vec<f
         }
         (AdvantageEstimator::MaxRl, _) => {
             let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
-            // Without anything right there is no likelihood to raise.
+            // Without a right answer there is no likelihood to raise.
             let scale = if mean > 0.0 { 1.0 / mean } else { 0.0 };
             estimator::scores(ScoreEstimator::DrGrpo, rewards).iter().map(|centred| centred * scale).collect()
         }

@@ -2,30 +2,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::{KlKind, ObjectiveError};
 
-/// Settings of the clipped policy gradient, of which GRPO, PPO, RLOO, REINFORCE++ and their variants are special cases.
-/// The functions that are named after them ([`grpo`](crate::grpo), …) hold the published settings of each.
+/// Hyperparameters of the clipped policy gradient. GRPO, PPO, RLOO, REINFORCE++ and their variants are special cases,
+/// whose published settings the functions of their names return ([`grpo`](crate::grpo), …).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PolicyConfig {
     /// How rewards become advantages.
     pub advantage: AdvantageEstimator,
-    /// What is compared between the new and the old policy.
+    /// Level at which new and old policy are compared.
     pub ratio: RatioLevel,
-    /// What of a token's ratio is trained on.
+    /// What the loss makes of a token's ratio.
     pub surrogate: Surrogate,
-    /// How far the ratio may go; for DPPO how far the probability may.
+    /// Bounds of the ratio; for DPPO those of the probability's distance.
     pub clip: Clip,
     /// How token losses become one number.
     pub aggregation: Aggregation,
-    /// Leave the tokens of truncated answers out of the loss, its normaliser, and whitening. Their rewards still take
-    /// part in the baseline of their group.
+    /// Whether tokens of truncated answers are left out of the loss, its normaliser and whitening. Their rewards still
+    /// count in the baseline of their group.
     pub mask_truncated: bool,
-    /// Penalty for leaving a reference policy.
+    /// Penalty for diverging from a reference policy; `None` for none.
     pub kl: Option<KlPenalty>,
-    /// Correction for what separates the rollout engine's policy from the learner's.
+    /// Importance weights for the mismatch of rollout engine and learner; `None` for none.
     pub importance: Option<ImportanceWeights>,
-    /// Weight of the mean entropy that is subtracted from the loss; 0 turns it off.
+    /// Weight of the mean entropy, which is subtracted from the loss; 0 disables it.
     pub entropy: f64,
-    /// The value loss, for objectives with a value model.
+    /// Value loss; `None` without a value model.
     pub value: Option<ValueConfig>,
 }
 
@@ -38,18 +38,18 @@ pub enum AdvantageEstimator {
     DrGrpo,
     /// Reward minus the mean of the others of the group.
     Rloo,
-    /// The same times `p^-right (1 - p)^-wrong`, with `p` the mean label of the group.
+    /// As `Rloo`, times `p^-right (1 - p)^-wrong`, with `p` the mean label of the group.
     WeightedRloo {
-        /// Exponent of the share that is right.
+        /// Exponent of the share of right answers.
         right: f64,
-        /// Exponent of the share that is wrong.
+        /// Exponent of the share of wrong answers.
         wrong: f64,
     },
     /// Reward minus the group mean, over that mean.
     MaxRl,
     /// Discounted return, whitened over all tokens of the step.
     ReinforcePp {
-        /// Discount a token, above 0, at most 1.
+        /// Discount per token; above 0, at most 1.
         gamma: f64,
     },
     /// Reward minus the group mean, whitened over all tokens of the step.
@@ -58,16 +58,16 @@ pub enum AdvantageEstimator {
     Remax,
     /// Generalised advantage estimation on a value model, whitened over all tokens of the step.
     Gae {
-        /// Discount a token, above 0, at most 1.
+        /// Discount per token; above 0, at most 1.
         gamma: f64,
-        /// Share of the estimate that looks one token further, 0 to 1.
+        /// Weight of looking one token further, 0 to 1.
         lambda: f64,
     },
 }
 
 impl AdvantageEstimator {
-    /// Whether it subtracts something that all samples of a prompt share: a single one then has nothing to be compared
-    /// with.
+    /// Whether it subtracts a baseline that the samples of a prompt share, so that a single sample has nothing to be
+    /// compared with.
     #[must_use]
     pub fn compares_group(self) -> bool {
         matches!(
@@ -87,7 +87,7 @@ impl AdvantageEstimator {
         matches!(self, Self::ReinforcePp { .. } | Self::ReinforcePpBaseline | Self::Gae { .. })
     }
 
-    /// Whether it needs a value model.
+    /// Whether it reads the estimates of a value model.
     #[must_use]
     pub fn uses_values(self) -> bool {
         matches!(self, Self::Gae { .. })
@@ -104,19 +104,19 @@ pub enum RatioLevel {
     Sequence,
 }
 
-/// What of a token's ratio is trained on.
+/// What the loss makes of a token's ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Surrogate {
-    /// The ratio itself, which stops to pull beyond its bounds.
+    /// The ratio itself; its gradient vanishes beyond the bounds (PPO).
     Clipped,
-    /// The log-prob, weighted by the ratio within its bounds as a constant: no token stops to pull (CISPO).
+    /// The log-prob, weighted by the clipped ratio as a constant; every token keeps a gradient (CISPO).
     Weighted,
-    /// The log-prob, weighted by the ratio to the rollout engine's policy as a constant; nothing where the probability has
-    /// gone too far and would go further (DPPO).
+    /// The log-prob, weighted by the ratio to the rollout engine's policy as a constant. No gradient where the
+    /// probability has moved too far and would move further (DPPO).
     Masked {
-        /// How far is measured.
+        /// Measure of how far the probability has moved.
         divergence: Divergence,
-        /// The largest weight, at least 1.
+        /// Largest weight; at least 1.
         cap: f64,
     },
 }
@@ -131,18 +131,18 @@ pub enum Divergence {
     Kl,
 }
 
-/// How far the ratio of new to old probabilities may go before a token stops to pull.
+/// Bounds of the ratio of new to old probability, beyond which the gradient vanishes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clip {
-    /// The ratio is held above `1 - low`; 0 to 1.
+    /// Distance of the lower bound from 1, which lies at `1 - low`; 0 to 1.
     pub low: f64,
-    /// The ratio is held below `1 + high`; 0 or more.
+    /// Distance of the upper bound from 1, which lies at `1 + high`; 0 or more.
     pub high: f64,
-    /// Bound of the loss of a negative advantage, in units of that advantage: above 1, or `None` for no bound.
+    /// Largest loss of a negative advantage, in units of that advantage; above 1. `None` for no bound.
     pub dual: Option<f64>,
 }
 
-/// How the losses of tokens become one number. `N` sequences count, of which sequence `i` has `L_i` tokens.
+/// How token losses become one number. `N` sequences count, and sequence `i` has `L_i` tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Aggregation {
     /// Mean over all tokens.
@@ -151,27 +151,27 @@ pub enum Aggregation {
     SeqMeanTokenMean,
     /// Mean over sequences of the sum over their tokens.
     SeqMeanTokenSum,
-    /// As above, divided by a constant length: the unbiased form of Dr.GRPO.
+    /// As `SeqMeanTokenSum`, divided by a constant length: the unbiased form of Dr.GRPO.
     SeqMeanTokenSumNorm {
-        /// The constant, tokens, above 0.
+        /// Constant length (tokens); above 0.
         length: f64,
     },
     /// Sum over all tokens divided by a constant length, not by `N`: what the PACS paper's scripts ran its baselines
     /// with. The gradient grows with the number of sequences.
     TokenSumNorm {
-        /// The constant, tokens, above 0.
+        /// Constant length (tokens); above 0.
         length: f64,
     },
 }
 
-/// Penalty for leaving a reference policy.
+/// Penalty for diverging from a reference policy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlPenalty {
-    /// Weight, 0 or more.
+    /// Weight of the penalty; 0 or more.
     pub coefficient: f64,
-    /// The estimator.
+    /// Estimator of the divergence.
     pub kind: KlKind,
-    /// Where it enters.
+    /// Whether it is part of the loss or of the reward.
     pub place: KlPlace,
 }
 
@@ -185,15 +185,15 @@ pub enum KlPlace {
     Reward,
 }
 
-/// Weights `p_old / p_rollout` on the policy loss. The rollout engine sampled from its own probabilities, which differ
-/// from those that the learner computes by rounding, by kernels, or by the age of its weights.
+/// Weights `p_old / p_rollout` on the policy loss. The rollout engine samples from its own probabilities, which differ
+/// from the learner's by rounding, kernels, or the age of its weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ImportanceWeights {
-    /// What is weighted.
+    /// Whether tokens or whole answers are weighted.
     pub level: ImportanceLevel,
-    /// What happens to weights that are too large.
+    /// How weights beyond the cap are treated.
     pub mode: ImportanceMode,
-    /// The largest weight, at least 1.
+    /// Largest weight; at least 1.
     pub cap: f64,
 }
 
@@ -219,28 +219,28 @@ pub enum ImportanceMode {
     Mask,
 }
 
-/// The value loss.
+/// Settings of the value loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValueConfig {
-    /// How far a value may move from the one at the start of the step, above 0.
+    /// How far a value may move from that at the start of the step; above 0.
     pub clip: f64,
     /// How token losses become one number.
     pub aggregation: Aggregation,
-    /// Steps in which the value model is trained and the policy is not.
+    /// Number of steps at the start that train only the value model.
     pub warmup_steps: u64,
 }
 
 impl PolicyConfig {
-    /// Whether step `step` (from 1) trains the policy; before, only the value model is trained.
+    /// Whether step `step` (from 1) trains the policy; steps before that train only the value model.
     #[must_use]
     pub fn trains_policy(&self, step: u64) -> bool {
         self.value.is_none_or(|value| step > value.warmup_steps)
     }
 
-    /// Checks the bounds that the fields state.
+    /// Checks the bounds that the fields document.
     ///
     /// # Errors
-    /// [`ObjectiveError::Setting`] for the first that is broken.
+    /// [`ObjectiveError::Setting`] for the first bound that is violated.
     pub fn check(&self) -> Result<(), ObjectiveError> {
         let share = |name, value: f64| bound(name, value, (0.0..=1.0).contains(&value), "0 to 1");
         let positive = |name, value: f64| bound(name, value, value > 0.0 && value.is_finite(), "above 0");
@@ -277,7 +277,7 @@ impl PolicyConfig {
         Ok(())
     }
 
-    /// Whether its trust region is around the policy of the rollout engine.
+    /// Whether its trust region surrounds the policy of the rollout engine.
     pub(crate) fn is_masked(&self) -> bool {
         matches!(self.surrogate, Surrogate::Masked { .. })
     }

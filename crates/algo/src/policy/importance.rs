@@ -1,16 +1,16 @@
 use super::{ImportanceLevel, ImportanceMode, ImportanceWeights};
 
-/// The weights of one answer.
+/// Importance weights of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Weights {
-    /// One a token.
+    /// Weight of each token.
     pub(crate) weight: Vec<f64>,
-    /// How many tokens had theirs changed by the cap.
+    /// Number of tokens whose weight the cap changed.
     pub(crate) cut: usize,
 }
 
-/// Weights of the tokens of one answer from the learner's and the rollout engine's log-probs of the same old policy.
-/// They are constants: no derivative goes through them.
+/// Computes the token weights of one answer from log-probs of the old policy by the learner and by the rollout engine.
+/// They are constants of the derivatives.
 pub(crate) fn weights(config: &ImportanceWeights, old: &[f64], rollout: &[f64]) -> Weights {
     let differences = old.iter().zip(rollout).map(|(old, rollout)| old - rollout);
     let log_weights: Vec<f64> = match config.level {
@@ -27,7 +27,7 @@ pub(crate) fn weights(config: &ImportanceWeights, old: &[f64], rollout: &[f64]) 
     weights
 }
 
-/// A weight within its bounds, and whether these have changed it.
+/// Applies the cap to a weight; also returns whether it changed.
 pub(crate) fn held(config: &ImportanceWeights, log_weight: f64) -> (f64, bool) {
     let plain = log_weight.exp();
     let kept = match config.mode {

@@ -6,7 +6,7 @@ use crate::sequence::{Placed, check_infos};
 use crate::{ObjectiveError, PolicyConfig, SequenceInfo, SequenceOutcome, TokenData};
 
 impl PolicyConfig {
-    /// What the answers of a mini-batch divide their losses by, on all ranks together.
+    /// Returns the divisors of a mini-batch's losses, over all ranks.
     ///
     /// # Errors
     /// When the config is out of bounds or an answer is unusable.
@@ -16,7 +16,7 @@ impl PolicyConfig {
         Ok(Normaliser::new(self, infos))
     }
 
-    /// Loss and derivatives of one answer of a mini-batch.
+    /// Returns the loss and derivatives of one answer of a mini-batch.
     ///
     /// # Errors
     /// When numbers that the objective reads are missing or not finite, or the arithmetic overflows.
@@ -47,7 +47,7 @@ impl PolicyConfig {
         outcome.finite(index, info.group)
     }
 
-    /// Metrics of an answer that has no gradient whatever its log-probs are.
+    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; `None` for others.
     pub(crate) fn inert(&self, info: &SequenceInfo, targets: &TokenAdvantages) -> Option<ObjectiveMetrics> {
         let mut metrics = ObjectiveMetrics::default();
         if !self.counts(info) {
@@ -67,7 +67,7 @@ impl PolicyConfig {
         targets: &TokenAdvantages,
         outcome: &mut SequenceOutcome,
     ) -> Result<(), ObjectiveError> {
-        // The trust region of a mask is around the policy that has sampled.
+        // A mask's trust region surrounds the policy that sampled.
         let old = match self.surrogate {
             Surrogate::Masked { .. } => answer.rollout_logprobs()?,
             Surrogate::Clipped | Surrogate::Weighted => answer.old_logprobs()?,
@@ -103,7 +103,7 @@ impl PolicyConfig {
             }
         }
         if self.ratio == RatioLevel::Sequence {
-            // Every token has the same share in the mean log-ratio.
+            // Every token has an equal share in the mean log-ratio.
             let share = slope_of_sequence / log_ratios.len() as f64;
             outcome.dloss_dlogprob.iter_mut().for_each(|coefficient| *coefficient += share);
         }

@@ -1,15 +1,15 @@
 use super::Aggregation;
 use crate::{PolicyConfig, SequenceInfo};
 
-/// Published code adds this to the number of tokens that a mean divides by.
+/// Added to the number of tokens that a mean divides by, as in published code.
 pub(crate) const MEAN_EPSILON: f64 = 1e-8;
 
-/// Mean of `count` numbers with sum `sum`; 0 when there are none.
+/// Mean of `count` numbers that add up to `sum`; 0 without any.
 pub(crate) fn mean(sum: f64, count: f64) -> f64 {
     sum / (count + MEAN_EPSILON)
 }
 
-/// How many sequences and tokens of a mini-batch count, on all ranks together.
+/// Counted sequences and tokens of a mini-batch, over all ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normaliser {
     sequences: f64,
@@ -22,7 +22,7 @@ impl Normaliser {
         Self { sequences: counted().count() as f64, tokens: counted().map(|info| f64::from(info.tokens)).sum() }
     }
 
-    /// What one token of a counted sequence with `tokens` tokens contributes to the aggregated number.
+    /// Weight of one token's loss in the aggregate, in a counted sequence of `tokens` tokens.
     pub(crate) fn token_weight(&self, aggregation: Aggregation, tokens: u32) -> f64 {
         match aggregation {
             Aggregation::TokenMean => 1.0 / (self.tokens + MEAN_EPSILON),

@@ -1,16 +1,16 @@
 use super::{Clip, Divergence, PolicyConfig, Surrogate as Kind};
 
-/// What the surrogate of a token is made of.
+/// Inputs of a token's surrogate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
-    /// New log-prob less the one that the ratio compares with (nats).
+    /// New log-prob minus the one that the ratio compares with (nats).
     pub(crate) log_ratio: f64,
     /// New log-prob (nats).
     pub(crate) new: f64,
 }
 
 impl PolicyConfig {
-    /// The surrogate of a token, by the kind that the objective has.
+    /// Computes the surrogate of a token, of the configured kind.
     pub(crate) fn surrogate(&self, advantage: f64, ratio: Ratio) -> Surrogate {
         match self.surrogate {
             Kind::Clipped => surrogate(&self.clip, advantage, ratio.log_ratio),
@@ -31,7 +31,7 @@ fn weighted(clip: &Clip, advantage: f64, Ratio { log_ratio, new }: Ratio) -> Sur
     Surrogate { loss: slope * new, slope, clipped: weight != ratio, dual_clipped: false }
 }
 
-/// `-A sg(min(r, cap)) ln p` where the probability has not gone too far the way that the advantage sends it (DPPO, arXiv
+/// `-A sg(min(r, cap)) ln p`, unless the probability has moved too far in the direction of the advantage (DPPO, arXiv
 /// 2602.04879, the binary masks).
 fn masked(clip: &Clip, divergence: Divergence, cap: f64, advantage: f64, Ratio { log_ratio, new }: Ratio) -> Surrogate {
     if advantage == 0.0 {
@@ -50,23 +50,23 @@ fn masked(clip: &Clip, divergence: Divergence, cap: f64, advantage: f64, Ratio {
     Surrogate { loss: slope * new, slope, clipped: false, dual_clipped: log_ratio.exp() > cap }
 }
 
-/// Divergence of two distributions over a token and all others together.
+/// Divergence of two distributions with two outcomes, the token and all others.
 fn binary_kl(before: f64, now: f64, log_ratio: f64) -> f64 {
     let others = 1.0 - before;
-    // Nothing is left for the others: their part has the limit 0.
+    // With no probability left for the others, their term has the limit 0.
     let of_others = if others > 0.0 { others * (others.ln() - (1.0 - now).ln()) } else { 0.0 };
     -before * log_ratio + of_others
 }
 
-/// The clipped surrogate of one ratio.
+/// Loss and derivative of one token's surrogate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Surrogate {
     pub(crate) loss: f64,
     /// Derivative of the loss by the logarithm of the ratio.
     pub(crate) slope: f64,
-    /// The bounded ratio decides.
+    /// Whether the loss is that of the clipped ratio.
     pub(crate) clipped: bool,
-    /// The bound on negative advantages decides.
+    /// Whether the loss is that of the dual clip.
     pub(crate) dual_clipped: bool,
 }
 
@@ -96,7 +96,7 @@ mod tests {
         let at = |divergence, advantage: f64, before: f64, now: f64| {
             masked(&clip, divergence, 20.0, advantage, Ratio { log_ratio: (now / before).ln(), new: now.ln() })
         };
-        // A ratio of 100 of a rare token is no distance; one of 1.8 of a likely one is.
+        // A ratio of 100 is a small distance for a rare token; a ratio of 1.8 is a large one for a likely token.
         assert!(!at(Divergence::Tv, 1.0, 0.001, 0.1).clipped && at(Divergence::Tv, 1.0, 0.5, 0.9).clipped);
         assert_eq!(at(Divergence::Tv, 1.0, 0.001, 0.1).slope, -20.0, "held by the cap");
         assert!(!at(Divergence::Tv, 1.0, 0.9, 0.5).clipped, "it comes back");

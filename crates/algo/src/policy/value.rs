@@ -3,14 +3,14 @@ use super::{TokenAdvantages, ValueConfig};
 use crate::sequence::Placed;
 use crate::{ObjectiveError, ObjectiveMetrics, PolicyConfig, SequenceInfo, TokenData};
 
-/// The value loss of one answer.
+/// Value loss and derivatives of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ValueOutcome {
-    /// Its share of the mini-batch's value loss.
+    /// Share of the mini-batch's value loss.
     pub loss: f64,
-    /// Derivative of the value loss by the new value of each token; all 0 where the answer does not count.
+    /// Derivative of the value loss by the new value of each token; all 0 for an answer that is masked out.
     pub dloss_dvalue: Vec<f64>,
-    /// What to report.
+    /// Metrics of the answer, to be merged.
     pub metrics: ObjectiveMetrics,
 }
 
@@ -21,7 +21,8 @@ impl ValueOutcome {
 }
 
 impl PolicyConfig {
-    /// Value loss of one answer of a mini-batch; 0 without a value model, and for an answer that does not count.
+    /// Returns the value loss of one answer of a mini-batch; 0 without a value model, and for an answer that is masked
+    /// out.
     ///
     /// # Errors
     /// When values are missing or not finite, or the arithmetic overflows.
@@ -42,7 +43,7 @@ impl PolicyConfig {
     }
 }
 
-/// `max((v - R)², (clamp(v, V - c, V + c) - R)²)` a token, without a factor of a half: `v` the new value, `V` the one
+/// `max((v - R)², (clamp(v, V - c, V + c) - R)²)` per token, without a factor of 1/2: `v` is the new value, `V` the one
 /// at the start of the step, `R` the return.
 fn value_loss(
     config: &ValueConfig,

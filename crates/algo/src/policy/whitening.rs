@@ -1,10 +1,10 @@
 use super::normaliser::MEAN_EPSILON;
 use crate::ObjectiveError;
 
-/// Added to the variance before its root is divided by.
+/// Added to the variance before taking its root.
 const VARIANCE_EPSILON: f64 = 1e-8;
 
-/// Mean and sum of squared distances from it, of `count` numbers: what two halves of a set need to know of each other.
+/// Count, mean and sum of squared distances of a set of numbers; moments of parts combine to those of the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moments {
     pub(crate) count: f64,
@@ -20,7 +20,7 @@ impl Moments {
     }
 }
 
-/// A shift and a scale that give numbers mean 0 and deviation 1.
+/// Shift and scale that normalise numbers to mean 0 and deviation 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Whitening {
     mean: f64,
@@ -28,7 +28,7 @@ pub(crate) struct Whitening {
 }
 
 impl Whitening {
-    /// From the moments of all parts, whose order decides the last bits: pass them in the same order everywhere.
+    /// Combines the moments of all parts. Their order decides the last bits, so every rank has to pass the same order.
     pub(crate) fn new(parts: &[Moments]) -> Result<Self, ObjectiveError> {
         let count: f64 = parts.iter().map(|part| part.count).sum();
         if count < 2.0 {
