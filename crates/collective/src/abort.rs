@@ -3,19 +3,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ErrorKind;
 
-/// Ends a communicator from any thread: a blocked operation returns within milliseconds, later ones fail at once, and
-/// the closed sockets let the neighbours fail too.
+/// Ends a communicator from any thread. A blocked operation returns within milliseconds, later ones fail at once, and
+/// the closed sockets make the neighbours fail too.
 #[derive(Clone, Debug, Default)]
 pub struct AbortHandle(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     end: Option<End>,
-    /// Sockets to shut down at the end, so that nobody keeps waiting on them.
+    /// Sockets to shut down at the end, so that neither side keeps waiting on them.
     sockets: Vec<Arc<TcpStream>>,
 }
 
-/// How the communicator ended; the first cause stays.
+/// How the communicator ended; the first cause is kept.
 #[derive(Clone, Debug)]
 enum End {
     Aborted { reason: String },
@@ -24,18 +24,18 @@ enum End {
 }
 
 impl AbortHandle {
-    /// A handle that is not in use yet; pass it to [`crate::HostCollective::connect_abortable`].
+    /// Creates an unused handle, to be passed to [`crate::HostCollective::connect_abortable`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends the communicator. Does nothing when it has ended already.
+    /// Ends the communicator. Has no effect if it has already ended.
     pub fn abort(&self, reason: impl Into<String>) {
         self.end(End::Aborted { reason: reason.into() });
     }
 
-    /// Whether the communicator has ended, for whatever reason.
+    /// Whether the communicator has ended, for any reason.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.state().end.is_some()
@@ -46,12 +46,12 @@ impl AbortHandle {
         self.end(End::Failed { first });
     }
 
-    /// Closes the sockets although handles may outlive the communicator.
+    /// Closes the sockets when the communicator is dropped, since handles may outlive it.
     pub(crate) fn close(&self) {
         self.end(End::Dropped);
     }
 
-    /// Takes the sockets under control; they are closed at once if the end came earlier.
+    /// Adds sockets to shut down at the end; if the communicator has ended already, they are shut down at once.
     pub(crate) fn watch(&self, sockets: [&Arc<TcpStream>; 2]) {
         let mut state = self.state();
         state.sockets.extend(sockets.map(Arc::clone));
@@ -60,7 +60,7 @@ impl AbortHandle {
         }
     }
 
-    /// Why an operation cannot go on, if the communicator has ended.
+    /// Returns why operations fail from now on, or `None` while the communicator is usable.
     pub(crate) fn reason(&self) -> Option<ErrorKind> {
         self.state().end.clone().map(|end| match end {
             End::Aborted { reason } => ErrorKind::Aborted { reason },
@@ -76,7 +76,7 @@ impl AbortHandle {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in this file panics halfway through a change.
+        // No code in this file panics halfway through a change, so poison carries no information.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,7 +84,7 @@ impl AbortHandle {
 impl State {
     fn close_sockets(&mut self) {
         for socket in self.sockets.drain(..) {
-            // It fails on a socket that the peer has closed, which is what is wanted.
+            // It fails on a socket that the peer has closed already, which is fine.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

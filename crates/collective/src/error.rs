@@ -6,10 +6,10 @@ use thiserror::Error;
 
 use crate::DeviceError;
 
-/// What a rank was doing.
+/// The operation that a rank was in, for error messages and deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Joining the generation.
+    /// Joining a generation, before any collective operation.
     Connect,
     /// [`crate::Collective::all_reduce_sum`].
     AllReduceSum,
@@ -26,7 +26,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// By code.
+    /// Every operation, at the index of its code in message headers.
     pub(crate) const ALL: [Self; 7] = [
         Self::Connect,
         Self::AllReduceSum,
@@ -56,21 +56,21 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Why a collective operation failed, and where. The communicator is of no further use; form a new generation.
+/// Why a collective operation failed, and where. The communicator is unusable afterwards; form a new generation.
 #[derive(Debug, Error)]
 #[error("{operation} on rank {rank}{}: {kind}", with_peer(*.peer))]
 pub struct CollectiveError {
-    /// What was being done.
+    /// Operation that failed.
     pub operation: Operation,
-    /// The rank that reports it.
+    /// Rank that reports the error.
     pub rank: usize,
-    /// The other rank, when the fault lies between two.
+    /// The other rank, if the fault lies between two.
     pub peer: Option<usize>,
-    /// What happened.
+    /// Cause of the failure.
     pub kind: ErrorKind,
 }
 
-/// What went wrong inside an operation; the communicator adds the rest.
+/// Cause of a failure and the peer at fault; the communicator adds operation and rank.
 #[derive(Debug)]
 pub(crate) struct Fault {
     pub(crate) peer: Option<usize>,
@@ -91,74 +91,74 @@ fn with_peer(peer: Option<usize>) -> String {
     peer.map(|peer| format!(", with rank {peer}")).unwrap_or_default()
 }
 
-/// What happened to a collective operation.
+/// Cause of a failed collective operation.
 #[derive(Debug, Error)]
 pub enum ErrorKind {
-    /// The operation did not end in time; `waiting_for` says on what it waited last.
+    /// The operation missed its deadline.
     #[error("not done within {timeout:?}, waiting for {waiting_for}")]
     TimedOut {
-        /// The time that an operation has.
+        /// Deadline of the operation, from its start.
         timeout: Duration,
-        /// What was missing.
+        /// What the operation waited for last.
         waiting_for: String,
     },
-    /// The peer ended, failed, or gave this generation up.
+    /// The peer ended, failed, or left this generation.
     #[error("the peer closed the connection")]
     PeerClosed,
-    /// The connection broke.
+    /// The connection failed otherwise.
     #[error("the connection failed: {0}")]
     Io(io::Error),
-    /// The peer does not want this rank: another job, another generation, another place in the ring.
+    /// The peer refused this rank, which belongs to another job, generation, or place in the ring.
     #[error("refused by the peer: {reason}")]
     Refused {
-        /// The peer's words.
+        /// Reason that the peer gave.
         reason: String,
     },
-    /// The ranks do not call the same operation with the same sizes.
+    /// The ranks call different operations, or the same one with different sizes.
     #[error("out of step: this rank is at {ours}, the peer at {theirs}")]
     OutOfStep {
-        /// What this rank expected.
+        /// Call that this rank is in.
         ours: String,
-        /// What the peer sent.
+        /// Call that the peer's message belongs to.
         theirs: String,
     },
-    /// The caller passed something that no rank could carry out.
+    /// The caller's arguments are invalid on any rank.
     #[error("{0}")]
     Invalid(String),
     /// CUDA or NCCL failed, or is missing.
     #[error(transparent)]
     Device(DeviceError),
-    /// The ranks do not run the same libraries; a mixture hangs or corrupts at its leisure.
+    /// The ranks have different versions of NCCL or CUDA, which may hang or corrupt data.
     #[error("rank {rank} has {theirs}, this rank {ours}; give every rank the same image or environment")]
     Mixture {
-        /// The other rank.
+        /// Rank with other versions.
         rank: usize,
-        /// Its versions.
+        /// Versions of that rank.
         theirs: String,
-        /// This rank's versions.
+        /// Versions of this rank.
         ours: String,
     },
     /// [`crate::AbortHandle::abort`] was called.
     #[error("aborted: {reason}")]
     Aborted {
-        /// The reason that was given there.
+        /// Reason passed to the handle.
         reason: String,
     },
-    /// An earlier operation failed.
+    /// An earlier operation has ended the communicator.
     #[error("the communicator ended earlier: {first}")]
     Ended {
-        /// The first error.
+        /// Message of the first error.
         first: String,
     },
 }
 
-/// Why a rank cannot listen for its peer.
+/// Why a listener could not be opened.
 #[derive(Debug, Error)]
 #[error("listen for the peer rank on `{address}`")]
 pub struct ListenError {
-    /// The address that was asked for.
+    /// Address that was asked for.
     pub address: String,
-    /// What the system said.
+    /// Error of the operating system.
     #[source]
     pub source: io::Error,
 }

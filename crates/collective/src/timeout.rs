@@ -2,13 +2,13 @@ use std::time::Duration;
 
 use crate::Operation;
 
-/// The least bandwidth that a deadline counts on, in bytes a second, over TCP between hosts: far below any network that
-/// is worth training on, so that only a fault is slower.
+/// Lowest bandwidth that deadlines allow for TCP between hosts (bytes/s). It is far below any network worth training
+/// on, so only a fault is slower.
 pub const HOST_BANDWIDTH_FLOOR: u64 = 32 << 20;
-/// The least bandwidth that a deadline counts on, in bytes a second, between devices.
+/// Lowest bandwidth that deadlines allow between devices (bytes/s).
 pub const DEVICE_BANDWIDTH_FLOOR: u64 = 256 << 20;
 
-/// How long the operations of a communicator may take.
+/// Deadlines of a communicator's operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     base: Duration,
@@ -17,35 +17,35 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Of `world_size` ranks that lag behind each other by no more than `base`, on a network that moves
-    /// `bandwidth_floor` bytes a second.
+    /// Creates deadlines for `world_size` ranks whose lag is at most `base`, on a network of at least `bandwidth_floor`
+    /// (bytes/s).
     #[must_use]
     pub fn new(base: Duration, bandwidth_floor: u64, world_size: usize) -> Self {
         Self { base, bandwidth_floor, world_size }
     }
 
-    /// How long `operation` may take on a buffer of `bytes`.
+    /// Returns the deadline of `operation` on a buffer of `bytes`, from its start.
     #[must_use]
     pub fn of(&self, operation: Operation, bytes: usize) -> Duration {
         timeout(self.base, moved_bytes(operation, bytes, self.world_size), self.bandwidth_floor)
     }
 }
 
-/// How long an operation may take that moves `bytes` through this rank: the base, and the time of the bytes at the least
+/// Deadline of an operation that moves `bytes` through this rank: the base, plus the time of the bytes at the lowest
 /// bandwidth.
 pub(crate) fn timeout(base: Duration, bytes: u64, bandwidth_floor: u64) -> Duration {
     base.saturating_add(Duration::from_secs_f64(bytes as f64 / bandwidth_floor as f64))
 }
 
-/// Bytes that `operation` moves through one rank at most, for a buffer of `bytes`.
+/// Upper bound of the bytes that `operation` moves through one rank, for a buffer of `bytes`.
 pub(crate) fn moved_bytes(operation: Operation, bytes: usize, world_size: usize) -> u64 {
     use Operation::{AllGather, AllGatherF64, AllReduceSum, Barrier, Broadcast, Connect, ReduceScatterSum};
     let bytes = bytes as u64;
     match operation {
-        // Once around to add up, once more to share.
+        // Once around the ring to reduce, once more to gather.
         AllReduceSum => 2 * bytes,
         ReduceScatterSum | AllGather | Broadcast => bytes,
-        // The other ranks' lengths are not known here; as a rule they are like this one's.
+        // Lengths of other ranks are unknown here, and usually similar.
         AllGatherF64 => bytes * world_size as u64,
         Connect | Barrier => 0,
     }

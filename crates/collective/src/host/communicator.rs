@@ -14,22 +14,22 @@ use crate::{
     Operation,
 };
 
-/// The TCP communicator of one rank in one generation. Dropping it ends it for the other ranks.
+/// The TCP communicator of one rank in one generation. Dropping it ends the communicator on the other ranks.
 #[derive(Debug)]
 pub struct HostCollective {
     rank: usize,
     world_size: usize,
     timeout: Duration,
-    /// Absent in a world of one, where every operation is the identity.
+    /// `None` in a world of one, where every operation is the identity.
     ring: Option<Ring>,
     abort: AbortHandle,
     calls: u64,
-    /// A device that is none, and the operations on its memory so far.
+    /// Fake device for tests, with the number of operations on its memory.
     emulated: Option<(CudaDevice, usize)>,
 }
 
 impl HostCollective {
-    /// A world of one, which needs no network.
+    /// Creates a communicator of a single rank, which needs no network.
     #[must_use]
     pub fn alone() -> Self {
         Self {
@@ -43,10 +43,10 @@ impl HostCollective {
         }
     }
 
-    /// Joins a generation: returns when every rank of it has.
+    /// Joins a generation, and returns when every rank has.
     ///
-    /// A peer that cannot be reached yet, or that has not left the generation before, is tried again until the
-    /// timeout. A connection that comes from another job or generation is refused, and told why.
+    /// A peer that is unreachable, or has not left its previous generation, is retried until the timeout. Connections
+    /// from another job or generation are refused with a reason.
     ///
     /// # Errors
     ///
@@ -55,8 +55,8 @@ impl HostCollective {
         Self::connect_abortable(listener, group, AbortHandle::new())
     }
 
-    /// As [`HostCollective::connect`], under a handle that another thread holds already, so that waiting for the other
-    /// ranks can be aborted, too. A handle serves one communicator.
+    /// As [`HostCollective::connect`], with a handle that another thread holds, so that the wait for the other ranks
+    /// can be aborted too. Each handle serves one communicator.
     ///
     /// # Errors
     ///
@@ -76,31 +76,31 @@ impl HostCollective {
         Ok(communicator)
     }
 
-    /// Has a device whose memory is this process's own, and makes the operations on it over the ring: so the paths of
-    /// learners on GPUs run, and are tested, where there is no GPU.
+    /// Adds a fake device whose memory is this process's own, and runs operations on it over the ring. The code paths
+    /// of GPU learners can then be tested without a GPU.
     #[must_use]
     pub fn with_emulated_device(mut self) -> Self {
         self.emulated = Some((CudaDevice::emulated(), 0));
         self
     }
 
-    /// Operations on the memory of an emulated device so far.
+    /// Returns the number of operations on emulated device memory so far.
     #[must_use]
     pub fn emulated_operations(&self) -> usize {
         self.emulated.as_ref().map_or(0, |(_, operations)| *operations)
     }
 
-    /// How long an operation may take, the time of its bytes apart.
+    /// Returns the deadline of an operation without bytes to move.
     pub(crate) fn base_timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// A neighbour that has closed its connection: it left, failed, or gave this generation up.
+    /// Returns a neighbour that has closed its connection: it left, failed, or gave up the generation.
     pub(crate) fn lost_neighbour(&self) -> Option<usize> {
         self.ring.as_ref().and_then(|ring| ring.link.lost_neighbour())
     }
 
-    /// Why operations cannot go on, if the communicator has ended.
+    /// Returns why operations fail from now on, or `None` while the communicator is usable.
     pub(crate) fn reason(&self) -> Option<ErrorKind> {
         self.abort.reason()
     }
@@ -120,7 +120,7 @@ impl HostCollective {
         ring.barrier(&call)
     }
 
-    /// `bytes`: length of the buffer, for the deadline; 0 for operations without one.
+    /// Runs one call. `bytes` is the length of its buffer, for the deadline; 0 for operations without one.
     fn call(
         &mut self,
         operation: Operation,
@@ -139,7 +139,7 @@ impl HostCollective {
         result.map_err(|fault| self.fail(operation, fault))
     }
 
-    /// Refuses a buffer that does not fall into equal parts.
+    /// Fails unless `length` divides into equal parts.
     pub(crate) fn check_parts(&self, operation: Operation, length: usize) -> Result<(), CollectiveError> {
         if length.is_multiple_of(self.world_size) {
             return Ok(());
@@ -148,7 +148,7 @@ impl HostCollective {
         Err(self.fail(operation, Fault::own(kind)))
     }
 
-    /// Refuses a root that does not exist.
+    /// Fails unless `root` is a rank.
     pub(crate) fn check_root(&self, root: usize) -> Result<(), CollectiveError> {
         if root < self.world_size {
             return Ok(());
@@ -157,7 +157,7 @@ impl HostCollective {
         Err(self.fail(Operation::Broadcast, Fault::own(kind)))
     }
 
-    /// Makes an operation on the memory of an emulated device; there is no other here.
+    /// Runs an operation on emulated device memory; this backend reaches no other.
     fn on_device(
         &mut self,
         operation: Operation,
@@ -174,7 +174,8 @@ impl HostCollective {
         Err(self.fail(operation, Fault::own(ErrorKind::Invalid(problem.to_owned()))))
     }
 
-    /// Ends the communicator with its first error. An abort explains whatever the closed sockets looked like.
+    /// Ends the communicator with its first error. If it was aborted, the abort is reported instead of its effects on
+    /// the sockets.
     pub(crate) fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
         let Fault { peer, kind } = match self.abort.reason() {
             Some(kind) => Fault::own(kind),

@@ -4,22 +4,22 @@ use pacs_types::Generation;
 
 use crate::ErrorKind;
 
-/// Longest job name that fits the greeting, in bytes.
+/// Longest job name in a greeting (bytes).
 const JOB_LIMIT: usize = 1024;
 
-/// One membership of the learner group, as the coordinator announces it to a rank.
+/// One rank's membership in a generation, as the coordinator announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupConfig {
-    /// The job; a peer of another job is refused.
+    /// Name of the job; peers of another job are refused.
     pub job: String,
-    /// The generation; a peer of another generation is refused.
+    /// Generation to join; peers of another one are refused.
     pub generation: Generation,
-    /// This rank.
+    /// This rank, an index of `addresses`.
     pub rank: usize,
-    /// `host:port` of every rank's listener, by rank; as many as there are ranks.
+    /// `host:port` of every rank's listener, by rank; its length is the world size.
     pub addresses: Vec<String>,
-    /// How long connecting, and then each operation, may take, the time of its bytes apart: an operation also gets what
-    /// its bytes take at [`crate::HOST_BANDWIDTH_FLOOR`], or at [`crate::DEVICE_BANDWIDTH_FLOOR`] between devices.
+    /// Time to connect, and base deadline of each operation. An operation also gets the time of its bytes at
+    /// [`crate::HOST_BANDWIDTH_FLOOR`], or at [`crate::DEVICE_BANDWIDTH_FLOOR`] between devices.
     pub timeout: Duration,
 }
 

@@ -6,12 +6,12 @@ use super::group::GroupConfig;
 use super::socket::Socket;
 use super::wait::Limit;
 
-/// First bytes of a greeting: names the protocol and its version.
+/// First bytes of a greeting, which name protocol and version.
 const MAGIC: [u8; 8] = *b"pacsrng1";
-/// Longest text in a greeting or its answer, in bytes.
+/// Longest text in a greeting or reply (bytes).
 const TEXT_LIMIT: usize = 4096;
 
-/// What a rank says of itself when it dials its successor.
+/// Greeting of a rank that dials its successor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) job: String,
@@ -20,13 +20,13 @@ pub(crate) struct Hello {
     pub(crate) world_size: usize,
 }
 
-/// What the successor answers.
+/// Reply of the successor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Welcome,
-    /// The dialling rank is ahead: it may ask again.
+    /// The dialling rank is in a later generation, and may ask again.
     NotYet(String),
-    /// The dialling rank will never be let in.
+    /// The dialling rank will never be admitted.
     Refused(String),
 }
 
@@ -62,14 +62,14 @@ impl Hello {
         Ok(Self { job, generation, rank: small(rank)?, world_size: small(world_size)? })
     }
 
-    /// How the rank that belongs to `group` answers this greeting.
+    /// Decides how the rank of `group` replies to this greeting.
     pub(crate) fn judge(&self, group: &GroupConfig) -> Answer {
         let ours = Self { rank: group.previous(), ..Self::of(group) };
         if self == &ours {
             return Answer::Welcome;
         }
         let reason = format!("rank {} expects {ours}, not {self}", group.rank);
-        // A peer that is ahead knows that this rank will follow; a peer that is behind has missed something.
+        // This rank will catch up with a peer in a later generation; a peer in an earlier one has missed a regroup.
         if self.job == ours.job && self.generation > ours.generation {
             Answer::NotYet(reason)
         } else {
@@ -110,7 +110,7 @@ impl Answer {
     }
 }
 
-/// A text as it travels, cut at `most` bytes: its length, then its bytes.
+/// Encodes a text as its length and its bytes, cut at `most` bytes.
 pub(super) fn text_of(text: &str, most: usize) -> Vec<u8> {
     let text = &text.as_bytes()[..text.len().min(most)];
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
@@ -118,7 +118,7 @@ pub(super) fn text_of(text: &str, most: usize) -> Vec<u8> {
     bytes
 }
 
-/// A text of at most `most` bytes.
+/// Reads a text of at most `most` bytes.
 pub(super) fn read_text(socket: &Socket, most: usize, limit: Limit<'_>) -> io::Result<String> {
     let mut length = [0; 8];
     socket.read_exact(&mut length, limit)?;

@@ -15,14 +15,15 @@ use super::wait::{Limit, wait};
 use crate::error::Fault;
 use crate::{AbortHandle, ErrorKind};
 
-/// How long one attempt to reach an address may take; then the name is resolved anew.
+/// Longest attempt to reach an address; the name is then resolved again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may take to greet. A rank greets at once: who does not is none, and others may be in line.
+/// Longest wait for a greeting. A rank greets at once, so a slow connection is not a rank, and others may wait in the
+/// backlog.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bounds of the pause between two attempts; it doubles.
+/// Shortest and longest pause between two attempts; it doubles each time.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 
-/// Connects this rank with its two neighbours.
+/// Connects this rank to its two neighbours.
 pub(crate) fn join(
     listener: &HostListener,
     group: &GroupConfig,
@@ -31,7 +32,8 @@ pub(crate) fn join(
 ) -> Result<Link, Fault> {
     let given_up = AtomicBool::new(false);
     let join = Join { listener, group, abort, deadline, given_up: &given_up };
-    // Both at once: the successor welcomes this rank only when its own turn to accept has come, all around the ring.
+    // Dial and accept concurrently: the successor replies only when it accepts, so a ring of ranks that all dial first
+    // would deadlock.
     let (next, previous) = thread::scope(|scope| {
         let dialling = scope.spawn(|| join.dial());
         let previous = join.accept();
@@ -43,17 +45,17 @@ pub(crate) fn join(
     }
 }
 
-/// The work of joining. A half returns `None` when it was told to stop.
+/// Both halves of joining. A half returns `None` if it was told to stop.
 struct Join<'a> {
     listener: &'a HostListener,
     group: &'a GroupConfig,
     abort: &'a AbortHandle,
     deadline: Instant,
-    /// Set by the half that fails, for the other.
+    /// Set by the half that fails, to stop the other.
     given_up: &'a AtomicBool,
 }
 
-/// Why an attempt to dial failed.
+/// Why an attempt to dial failed, and whether it may be retried.
 enum Attempt {
     Again(String),
     Refused(String),
@@ -78,7 +80,7 @@ impl Join<'_> {
                 Err(Attempt::Refused(reason)) => return Err(self.give_up(next, ErrorKind::Refused { reason })),
                 Err(Attempt::Again(problem)) => problem,
             };
-            // An attempt that the deadline cut short explains less than the one before.
+            // An attempt that the deadline cut short explains less than the one before it.
             if problem.is_empty() || !limit.is_over() {
                 problem = latest;
             }
@@ -118,7 +120,7 @@ impl Join<'_> {
                     Ok(socket) => return Ok(Some(socket)),
                     Err(reason) => {
                         let news = format!("last refused: {reason}");
-                        // A peer that is ahead asks again and again.
+                        // A peer of a later generation keeps retrying; log it once.
                         if problem != news {
                             tracing::warn!(%from, %reason, "connection refused");
                             problem = news;
@@ -126,7 +128,8 @@ impl Join<'_> {
                     }
                 },
                 Err(error) => {
-                    // Besides an empty line, these are faults of a connection that is gone, or a passing shortage.
+                    // Besides an empty backlog, accept reports faults of a connection that is gone, or temporary
+                    // shortages.
                     if error.kind() != io::ErrorKind::WouldBlock {
                         problem = error.to_string();
                     }
@@ -138,7 +141,7 @@ impl Join<'_> {
         Ok(None)
     }
 
-    /// Lets a connection in, or says why not.
+    /// Completes the handshake with a connection; returns the reason if it is refused.
     fn welcome(&self, stream: TcpStream) -> Result<Socket, String> {
         let stopped = || self.stopped();
         let limit = Limit { deadline: self.deadline, stopped: &stopped }.within(GREETING_TIMEOUT);
@@ -167,7 +170,7 @@ impl Join<'_> {
         Fault::with(peer, kind)
     }
 
-    /// The other half has the same deadline and is not told: of two, the dialling half has the better explanation.
+    /// Does not stop the other half: it has the same deadline, and the dialling half gives the better explanation.
     fn timed_out(&self, peer: usize, waiting_for: String) -> Fault {
         Fault::with(peer, ErrorKind::TimedOut { timeout: self.group.timeout, waiting_for })
     }

@@ -10,10 +10,10 @@ use super::wait::wait;
 use crate::error::Fault;
 use crate::{ErrorKind, Operation};
 
-/// Longest message whose length the receiver does not know beforehand, in bytes.
+/// Longest message of a length that the receiver does not know beforehand (bytes).
 pub(crate) const FREE_LENGTH_LIMIT: usize = 1 << 30;
 
-/// The connections with the two neighbours. Each carries data one way: out to the next rank, in from the previous one.
+/// Connections to the two neighbours. Data flows one way: out to the next rank, in from the previous one.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) next: Socket,
@@ -22,19 +22,20 @@ pub(crate) struct Link {
     previous_rank: usize,
 }
 
-/// One call of an operation. Its messages carry the first three, so that ranks that are out of step notice.
+/// One call of an operation. Its messages carry operation, sequence and elements, so that ranks notice when they are
+/// out of step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) operation: Operation,
     /// Number of the call on this communicator.
     pub(crate) sequence: u64,
-    /// Elements of the buffer, the same on every rank; 0 for operations without one.
+    /// Elements of the buffer, equal on every rank; 0 for operations without one.
     pub(crate) elements: usize,
     pub(crate) deadline: Instant,
     pub(crate) timeout: Duration,
 }
 
-/// Where a message goes.
+/// Destination of an incoming message.
 pub(crate) enum Receive<'a> {
     Nothing,
     /// A message of exactly this length.
@@ -48,8 +49,8 @@ impl Link {
         Self { next, previous, next_rank: group.next(), previous_rank: group.previous() }
     }
 
-    /// Sends to the next rank and receives from the previous one at the same time, so that a ring of ranks that all
-    /// send first cannot lock up, whatever the size.
+    /// Sends to the next rank and receives from the previous one concurrently. A ring of ranks that all send first
+    /// therefore cannot deadlock, whatever the message size.
     pub(crate) fn exchange(&self, call: &Call, send: Option<&[u8]>, receive: Receive<'_>) -> Result<(), Fault> {
         let mut outbox = send.map(|payload| Outbox::new(call, payload));
         let mut inbox = Inbox::new(call, receive);
@@ -73,10 +74,10 @@ impl Link {
         }
     }
 
-    /// A neighbour whose connection is closed.
+    /// Returns a neighbour whose connection is closed.
     pub(crate) fn lost_neighbour(&self) -> Option<usize> {
         let closed = |socket: &Socket| match socket.stream().peek(&mut [0]) {
-            // Data in line is that of the next call.
+            // Pending data belongs to the next call.
             Ok(length) => length == 0,
             Err(error) => !is_passing(&error),
         };
@@ -85,7 +86,7 @@ impl Link {
     }
 
     fn wait(&self, call: &Call, sending: bool, receiving: bool) -> io::Result<()> {
-        // The next rank never sends: its socket becomes readable when the rank is gone.
+        // The next rank never sends, so its socket becomes readable only when that rank is gone.
         let outgoing = sending.then(|| (self.next.stream().as_fd(), PollFlags::POLLOUT | PollFlags::POLLIN));
         let incoming = receiving.then(|| (self.previous.stream().as_fd(), PollFlags::POLLIN));
         let sockets: Vec<_> = outgoing.into_iter().chain(incoming).collect();
@@ -101,7 +102,7 @@ impl Link {
 
 const HEADER_BYTES: usize = 25;
 
-/// What precedes every message.
+/// Header of every message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     operation: u8,
@@ -140,13 +141,13 @@ impl Header {
     }
 }
 
-/// A message on its way out.
+/// An outgoing message.
 struct Outbox<'a> {
     header: [u8; HEADER_BYTES],
     payload: &'a [u8],
-    /// Bytes that the socket has taken.
+    /// Bytes of header and payload that the socket has accepted.
     sent: usize,
-    /// All of them are on their way.
+    /// Whether all bytes have been handed to TCP, those of TLS included.
     flushed: bool,
 }
 
@@ -159,7 +160,7 @@ impl<'a> Outbox<'a> {
         self.flushed
     }
 
-    /// Sends what the socket takes; says whether that was anything.
+    /// Sends as much as the socket accepts; returns whether there was progress.
     fn push(&mut self, socket: &Socket) -> Result<bool, ErrorKind> {
         if self.is_done() {
             return Ok(false);
@@ -187,7 +188,7 @@ impl<'a> Outbox<'a> {
     }
 }
 
-/// A message on its way in.
+/// An incoming message.
 struct Inbox<'a> {
     expected: Header,
     header: [u8; HEADER_BYTES],
@@ -205,12 +206,12 @@ impl<'a> Inbox<'a> {
         match &self.target {
             Receive::Nothing => true,
             Receive::Bytes(bytes) => self.received == HEADER_BYTES + bytes.len(),
-            // The vector has its length once the header has come.
+            // The vector gets its length when the header has arrived.
             Receive::Numbers(numbers) => self.received == HEADER_BYTES + size_of_val(numbers.as_slice()),
         }
     }
 
-    /// Takes what the socket has; says whether that was anything.
+    /// Receives what is available; returns whether there was progress.
     fn pull(&mut self, socket: &Socket) -> Result<bool, ErrorKind> {
         if self.is_done() {
             return Ok(false);
@@ -235,7 +236,7 @@ impl<'a> Inbox<'a> {
         Ok(true)
     }
 
-    /// Checks the header, and makes room for what it announces.
+    /// Checks the header, and allocates room for what it announces.
     fn open(&mut self) -> Result<(), ErrorKind> {
         let theirs = Header::decode(&self.header);
         let mut ours = self.expected;

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::socket::{CredentialSource, Credentials};
 use crate::ListenError;
 
-/// The port that a rank's predecessor dials.
+/// The listening socket that a rank's predecessor dials.
 ///
-/// It outlives generations, so that a rank has one address for the life of its process: a peer that dials while this
-/// rank is still leaving the previous generation waits in the backlog.
+/// It outlives generations, so that a rank keeps one address for the life of its process. A peer that dials while this
+/// rank is leaving the previous generation waits in the backlog.
 pub struct HostListener {
     socket: TcpListener,
     address: SocketAddr,
@@ -16,7 +16,7 @@ pub struct HostListener {
 }
 
 impl HostListener {
-    /// Listens on `address`, a `host:port`; port 0 takes a free one.
+    /// Listens on `address`, a `host:port`; port 0 chooses a free port.
     ///
     /// # Errors
     ///
@@ -32,24 +32,24 @@ impl HostListener {
         listen().map_err(|source| ListenError { address: address.to_owned(), source })
     }
 
-    /// The same for ranks with certificates: every connection, those of this rank to others included, is mutual TLS.
+    /// Enables mutual TLS on every connection of this rank, incoming and outgoing.
     #[must_use]
     pub fn with_credentials(self, source: CredentialSource) -> Self {
         Self { credentials: Some(source), ..self }
     }
 
-    /// What ranks show each other now; none: they speak plain text.
+    /// Returns the current credentials; `None` for plain text.
     pub(crate) fn credentials(&self) -> Option<Credentials> {
         self.credentials.as_ref().map(|source| source())
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// Returns the local address, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next connection, or an error of kind `WouldBlock` when nobody is in line.
+    /// Accepts the next connection; fails with `WouldBlock` if none is waiting.
     pub(crate) fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
         self.socket.accept()
     }

@@ -10,25 +10,25 @@ use super::wait::Limit;
 use crate::error::Fault;
 use crate::{CollectiveError, ErrorKind, ListenError, Operation};
 
-/// First bytes of what a guest says.
+/// First bytes of a guest's message.
 const MAGIC: [u8; 8] = *b"pacsmee1";
-/// Longest list of addresses, in bytes.
+/// Longest list of addresses (bytes).
 const LIST_LIMIT: usize = 1 << 20;
-/// Pause between two looks or attempts.
+/// Pause between two polls or attempts.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long a connection may take to say who it is; the others are in line behind it.
+/// Longest wait for a guest's message, since other guests wait in the backlog.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where ranks that know nothing but rank 0's address learn each other's, when no coordinator tells them.
+/// Rendezvous at rank 0, for ranks without a coordinator: they know its address only, and learn those of all listeners.
 #[derive(Debug)]
 pub struct Meeting {
     socket: HostListener,
-    /// The host as it was asked for: others may know it by a name.
+    /// Host as given by the caller, since others may know it by a name.
     host: String,
 }
 
 impl Meeting {
-    /// Opens the meeting at `place`, a `host:port` of this machine; port 0 takes a free one. Rank 0 does so.
+    /// Opens the rendezvous at `place`, a `host:port` of this machine; port 0 chooses a free port. Called by rank 0.
     ///
     /// # Errors
     ///
@@ -38,17 +38,17 @@ impl Meeting {
         Ok(Self { socket: HostListener::bind(place)?, host })
     }
 
-    /// Where guests find it.
+    /// Returns the `host:port` for [`meet`].
     #[must_use]
     pub fn place(&self) -> String {
         format!("{}:{}", self.host, self.socket.address().port())
     }
 
-    /// Waits for all other ranks of `world_size`, and tells every one the addresses of all listeners, by rank.
+    /// Waits for all other ranks of `world_size`, then sends every rank the addresses of all listeners, by rank.
     ///
     /// # Errors
     ///
-    /// When not all have come in time.
+    /// When a rank does not come in time.
     pub fn gather(
         self,
         world_size: usize,
@@ -83,12 +83,12 @@ impl Meeting {
     }
 }
 
-/// Goes to the meeting at `place` as `rank`, at least 1, and returns the addresses of all listeners, by rank. Tries until
-/// the timeout, because ranks start in any order.
+/// Joins the rendezvous at `place` as `rank`, at least 1, and returns the addresses of all listeners, by rank. Retries
+/// until the timeout, because ranks start in any order.
 ///
 /// # Errors
 ///
-/// When nobody is there in time, or rank 0 does not want this rank.
+/// When rank 0 is not reached in time, or refuses this rank.
 pub fn meet(
     place: &str,
     rank: usize,
@@ -114,7 +114,7 @@ pub fn meet(
             Ok((0, list)) => return Ok(list.split('\n').map(str::to_owned).collect()),
             Ok((_, reason)) => return Err(error(rank, ErrorKind::Refused { reason })),
             Err(latest) => {
-                // An attempt that the deadline cut short explains less than the one before.
+                // An attempt that the deadline cut short explains less than the one before it.
                 if problem.is_empty() || !limit.is_over() {
                     problem = latest.to_string();
                 }
@@ -128,7 +128,7 @@ pub fn meet(
     }
 }
 
-/// Takes a guest's place in the list, or says why not.
+/// Records a guest's address, or returns why it is refused.
 fn welcome(
     stream: TcpStream,
     from: SocketAddr,
@@ -160,7 +160,7 @@ fn welcome(
             return Ok(());
         }
     };
-    // What it does not read, it learns from the closed connection.
+    // If the refusal cannot be sent, the closed connection tells the guest.
     let _ = socket.write_all(&answer(1, &refusal), limit.within(GREETING_TIMEOUT));
     Err(refusal)
 }

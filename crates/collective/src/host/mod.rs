@@ -1,4 +1,4 @@
-//! The TCP backend: rank `r` sends to `r + 1` and receives from `r - 1`, and everything goes around the ring.
+//! The TCP backend, a ring: rank `r` sends to `r + 1` and receives from `r - 1`.
 
 mod communicator;
 mod group;

@@ -1,4 +1,4 @@
-//! The algorithms. `W` ranks; every rank does the same number of exchanges.
+//! Ring algorithms for `W` ranks. Every rank makes the same number of exchanges.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use bytemuck::Pod;
 use super::link::{Call, Link, Receive};
 use crate::error::Fault;
 
-/// Bytes in one message of the operations that cut their buffer into parts: 1 MiB, so that what was received is still in
-/// the cache when it is added.
+/// Message size of operations that cut their buffer into parts (bytes): what was received is still in cache when it is
+/// added.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes in one message of a broadcast; small enough that the ranks down the ring start early.
+/// Message size of a broadcast (bytes); small, so that ranks far down the ring start early.
 const PIECE_BYTES: usize = 1 << 18;
 
-/// What can be added up over ranks.
+/// An element type that can be summed over ranks.
 pub(crate) trait Summand: Pod {
     fn plus(self, other: Self) -> Self;
 }
@@ -39,7 +39,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A reduce-scatter and an all-gather, chunk by chunk, so that what was added is still in the cache when it is sent.
+    /// A reduce-scatter and an all-gather, chunk by chunk, so that sums are still in cache when they are sent.
     pub(crate) fn all_reduce_sum<T: Summand>(&self, call: &Call, data: &mut [T]) -> Result<(), Fault> {
         if data.is_empty() {
             return self.barrier(call);
@@ -53,7 +53,7 @@ impl Ring {
         Ok(())
     }
 
-    /// The first half of [`Ring::all_reduce_sum`]: the same additions in the same order.
+    /// The first half of [`Ring::all_reduce_sum`], with the same additions in the same order.
     pub(crate) fn reduce_scatter_sum<T: Summand>(&self, call: &Call, data: &mut [T]) -> Result<(), Fault> {
         if data.is_empty() {
             return self.barrier(call);
@@ -72,8 +72,7 @@ impl Ring {
         (0..parts.chunks()).try_for_each(|chunk| self.share_chunk(call, data, parts, chunk))
     }
 
-    /// Part `p` starts at rank `p + 1` and collects the other ranks' numbers on its way around: it is complete at rank
-    /// `p`.
+    /// Part `p` starts at rank `p + 1`, collects the other ranks' numbers around the ring, and is complete at rank `p`.
     fn reduce_chunk<T: Summand>(
         &self,
         call: &Call,
@@ -95,7 +94,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Every rank passes on complete parts, beginning with its own.
+    /// Every rank forwards complete parts, beginning with its own.
     fn share_chunk<T: Pod>(&self, call: &Call, data: &mut [T], parts: Parts, chunk: usize) -> Result<(), Fault> {
         for step in 0..self.world_size - 1 {
             let ranges = [self.back(step), self.back(step + 1)].map(|part| parts.range(part, chunk));
@@ -106,7 +105,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Fills in the other ranks' entries of `blocks`; this rank's own is there.
+    /// Fills in the other ranks' entries of `blocks`; this rank's entry is set by the caller.
     pub(crate) fn all_gather_f64(&self, call: &Call, blocks: &mut [Vec<f64>]) -> Result<(), Fault> {
         for step in 0..self.world_size - 1 {
             let mut incoming = Vec::new();
@@ -117,11 +116,11 @@ impl Ring {
         Ok(())
     }
 
-    /// A pipeline from the root to the rank before it: a rank passes on one piece while it receives the next.
+    /// A pipeline from the root to the rank before it: a rank forwards one piece while it receives the next.
     pub(crate) fn broadcast(&self, call: &Call, root: usize, data: &mut [u8]) -> Result<(), Fault> {
         let is_root = self.rank == root;
         let is_last = (self.rank + 1) % self.world_size == root;
-        // An empty buffer is one empty piece: the ranks still meet.
+        // An empty buffer is one empty piece, so that the ranks still synchronise.
         let pieces = data.len().div_ceil(PIECE_BYTES).max(1);
         let length = data.len();
         let start = |piece: usize| (piece * PIECE_BYTES).min(length);
@@ -139,18 +138,19 @@ impl Ring {
         Ok(())
     }
 
-    /// After `k` exchanges a rank has heard, through its predecessors, of the `k` ranks before it.
+    /// After `k` exchanges a rank has heard, through its predecessors, from the `k` ranks before it.
     pub(crate) fn barrier(&self, call: &Call) -> Result<(), Fault> {
         (1..self.world_size).try_for_each(|_| self.link.exchange(call, Some(&[]), Receive::Bytes(&mut [])))
     }
 
-    /// The rank, or part, that lies `steps` before this rank, at most `2 W`.
+    /// Rank or part `steps` before this rank in the ring; `steps` is at most `2 W`.
     fn back(&self, steps: usize) -> usize {
         (self.rank + 2 * self.world_size - steps) % self.world_size
     }
 }
 
-/// A buffer cut into one part a rank, of equal length or one more, and the parts into chunks of one message each.
+/// A buffer divided into one part per rank, whose lengths differ by one at most, and the parts into chunks of one
+/// message each.
 #[derive(Clone, Copy, Debug)]
 struct Parts {
     length: usize,
@@ -163,7 +163,7 @@ impl Parts {
         Self { length: data.len(), world_size, chunk_length: CHUNK_BYTES / size_of::<T>() }
     }
 
-    /// Chunks of the longest part.
+    /// Number of chunks of the longest part.
     fn chunks(self) -> usize {
         self.length.div_ceil(self.world_size).div_ceil(self.chunk_length)
     }
@@ -172,7 +172,7 @@ impl Parts {
         self.length.div_ceil(self.world_size).min(self.chunk_length)
     }
 
-    /// Where a chunk of a part lies; empty when the part has no such chunk.
+    /// Range of a chunk of a part; empty if the part has no such chunk.
     fn range(self, part: usize, chunk: usize) -> Range<usize> {
         let start = |part: usize| self.length * part / self.world_size;
         let end = start(part + 1);

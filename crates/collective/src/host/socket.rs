@@ -1,4 +1,4 @@
-//! A connection with a neighbour: TCP that never blocks, with TLS over it where ranks have certificates.
+//! A connection to a neighbour: non-blocking TCP, with TLS where ranks have certificates.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,48 +13,49 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 
 use super::wait::{Limit, wait};
 
-/// Bytes that may lie encrypted before the socket has to take some.
+/// Encrypted bytes that may wait in memory until the socket accepts them.
 const ENCRYPTED_AHEAD: usize = 1 << 18;
 
-/// What a rank shows its neighbours, and what it asks of them.
+/// TLS configuration of a rank: what it shows its neighbours, and what it requires of them.
 #[derive(Clone)]
 pub struct Credentials {
-    /// For the rank that it dials.
+    /// Configuration for the rank that this one dials.
     pub client: Arc<ClientConfig>,
-    /// For the rank that dials it; asks for a certificate.
+    /// Configuration for the rank that dials this one; requires a certificate.
     pub server: Arc<ServerConfig>,
-    /// The name in every rank's certificate.
+    /// Name that every rank's certificate must hold.
     pub name: ServerName<'static>,
-    /// Why the holder of a certificate may not dial in, if it may not: a name is asked of the dialled side only.
+    /// Decides whether the holder of a certificate may dial in, else says why not. TLS checks the name of the dialled
+    /// side only.
     pub judge: fn(&CertificateDer<'_>) -> Result<(), String>,
 }
 
-/// Says what the credentials are now: certificates are exchanged while a job runs.
+/// Returns the current credentials. They may change, since certificates are rotated while a job runs.
 pub type CredentialSource = Arc<dyn Fn() -> Credentials + Send + Sync>;
 
-/// A connection. Writing and reading give `WouldBlock` instead of waiting.
+/// A connection. Reads and writes fail with `WouldBlock` instead of blocking.
 pub(crate) struct Socket {
     stream: Arc<TcpStream>,
     tls: Option<RefCell<Connection>>,
 }
 
 impl Socket {
-    /// Takes a connection as it is.
+    /// Wraps a connection without TLS.
     pub(crate) fn plain(stream: TcpStream) -> io::Result<Self> {
         prepare(&stream)?;
         Ok(Self { stream: Arc::new(stream), tls: None })
     }
 
-    /// Greets the rank that was dialled, which has to show that it is one.
+    /// Makes the TLS handshake with a rank that was dialled, and verifies it.
     pub(crate) fn dialled(stream: TcpStream, credentials: &Credentials, limit: Limit<'_>) -> io::Result<Self> {
         let connection = ClientConnection::new(Arc::clone(&credentials.client), credentials.name.clone());
         Self::secured(stream, connection.map_err(io::Error::other)?.into(), limit)
     }
 
-    /// Lets a rank greet that has dialled in, which has to show that it is one.
+    /// Makes the TLS handshake with a rank that dialled in, and verifies it.
     pub(crate) fn accepted(stream: TcpStream, credentials: &Credentials, limit: Limit<'_>) -> io::Result<Self> {
         let mut config = (*credentials.server).clone();
-        // Nothing may come against the ring, and no connection is taken up again.
+        // A ticket would be data against the ring's direction, and sessions are never resumed.
         config.send_tls13_tickets = 0;
         let connection = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
         let socket = Self::secured(stream, connection.into(), limit)?;
@@ -83,12 +84,12 @@ impl Socket {
         Ok(Self { stream: Arc::new(stream), tls: Some(RefCell::new(tls)) })
     }
 
-    /// The TCP connection below, to wait for and to shut down.
+    /// Returns the underlying TCP connection, for polling and shutdown.
     pub(crate) fn stream(&self) -> &Arc<TcpStream> {
         &self.stream
     }
 
-    /// Takes as much as there is room for.
+    /// Writes as much as the connection accepts.
     pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let Some(tls) = &self.tls else { return (&*self.stream).write_vectored(parts) };
         let tls = &mut *tls.borrow_mut();
@@ -100,7 +101,7 @@ impl Socket {
         }
     }
 
-    /// Sends what was taken and is not on its way yet.
+    /// Sends encrypted bytes that are still in memory.
     pub(crate) fn flush(&self) -> io::Result<()> {
         match &self.tls {
             Some(tls) => push_out(&mut tls.borrow_mut(), &self.stream),
@@ -108,7 +109,7 @@ impl Socket {
         }
     }
 
-    /// Reads what is there; 0 at the end.
+    /// Reads available bytes; 0 at the end of the stream.
     pub(crate) fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &self.tls else { return (&*self.stream).read(bytes) };
         let tls = &mut *tls.borrow_mut();
@@ -123,13 +124,12 @@ impl Socket {
         }
     }
 
-    /// Whether the other side has closed the connection, which never sends anything; what it sends all the same is an
-    /// error.
+    /// Whether the peer has closed the connection. The peer never sends on it, so any data are an error.
     pub(crate) fn is_closed(&self) -> io::Result<bool> {
         match self.stream.peek(&mut [0]) {
             Ok(0) => Ok(true),
             Ok(_) => {
-                // The other side may say why it closes.
+                // They may be a TLS alert that says why the peer closes.
                 if let Some(tls) = &self.tls {
                     take_in(&mut tls.borrow_mut(), &self.stream)?;
                 }
@@ -140,7 +140,7 @@ impl Socket {
         }
     }
 
-    /// Writes all of it.
+    /// Writes all bytes, waiting within `limit`.
     pub(crate) fn write_all(&self, mut bytes: &[u8], limit: Limit<'_>) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.write(&[IoSlice::new(bytes)]) {
@@ -155,7 +155,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Fills all of it.
+    /// Fills the buffer, waiting within `limit`.
     pub(crate) fn read_exact(&self, mut bytes: &mut [u8], limit: Limit<'_>) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.read(bytes) {
@@ -174,12 +174,12 @@ impl fmt::Debug for Socket {
     }
 }
 
-/// Whether the error only says that nothing can be done now.
+/// Whether the error only means that the call would block, or was interrupted.
 pub(crate) fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Buffer sizes stay as they are: the kernel grows them with the traffic, unless somebody sets them.
+/// Configures the socket. Buffer sizes are left alone: the kernel adapts them to the traffic unless they are set.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)
@@ -192,18 +192,18 @@ fn push_out(tls: &mut Connection, mut stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes what the stream has and decrypts it; 0 at its end.
+/// Reads and decrypts what the stream has; 0 at its end.
 fn take_in(tls: &mut Connection, mut stream: &TcpStream) -> io::Result<usize> {
     let read = tls.read_tls(&mut stream)?;
     if let Err(error) = tls.process_new_packets() {
-        // The other side learns why, if it still listens.
+        // Tells the peer why, if it still listens.
         let _ = push_out(tls, stream);
         return Err(io::Error::new(io::ErrorKind::InvalidData, error));
     }
     Ok(read)
 }
 
-/// Waits when that is all that the error asks for.
+/// Waits for readiness if the error asks for nothing more, otherwise returns it.
 fn wait_out(error: io::Error, stream: &TcpStream, flags: PollFlags, limit: Limit<'_>) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::Interrupted => Ok(()),

@@ -2,64 +2,66 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// What CUDA and NCCL are asked for, so that everything above them can be tested without a device.
+/// The calls to CUDA and NCCL that the backend needs; a trait, so that everything above it can be tested without a
+/// device.
 ///
-/// Handles are valid from the call that makes them to the call that destroys them; the types of `device` and
-/// `communicator` own them and see to it. Methods may be called from any thread.
+/// Handles are valid from the call that creates them to the call that destroys them; the types of `device` and
+/// `communicator` own them and guarantee this. Methods may be called from any thread.
 pub(crate) trait Api: fmt::Debug + Send + Sync {
     fn versions(&self) -> Result<Versions, DeviceError>;
-    /// Which of the visible devices it is; none when its memory is this process's own.
+    /// Index among the visible devices; `None` for emulated memory in this process.
     fn index(&self) -> Option<usize>;
 
     fn create_stream(&self) -> Result<Stream, DeviceError>;
     fn destroy_stream(&self, stream: Stream);
     fn create_event(&self) -> Result<Event, DeviceError>;
     fn destroy_event(&self, event: Event);
-    /// Marks the end of what `stream` holds now.
+    /// Records the current end of `stream`'s work in `event`.
     fn record(&self, event: Event, stream: Stream) -> Result<(), DeviceError>;
-    /// Makes what is added to `stream` from now on wait for `event`, on the device.
+    /// Makes later work of `stream` wait for `event`, on the device.
     fn wait_for(&self, stream: Stream, event: Event) -> Result<(), DeviceError>;
-    /// Whether the device has come to the mark.
+    /// Whether the device has reached the recorded point.
     fn is_reached(&self, event: Event) -> Result<bool, DeviceError>;
 
     fn allocate(&self, bytes: usize) -> Result<Pointer, DeviceError>;
     fn free(&self, memory: Pointer);
-    /// Copies host memory to the device and waits for it.
+    /// Copies host memory to the device, and blocks until it is there.
     fn upload(&self, from: &[u8], to: Pointer) -> Result<(), DeviceError>;
-    /// Copies device memory to the host and waits for it.
+    /// Copies device memory to the host, and blocks until it is there.
     fn download(&self, from: Pointer, to: &mut [u8]) -> Result<(), DeviceError>;
-    /// Copies between two places of the device, in the order of `stream`.
+    /// Copies within the device, ordered by `stream`.
     fn copy(&self, from: Pointer, to: Pointer, bytes: usize, stream: Stream) -> Result<(), DeviceError>;
 
     fn unique_id(&self) -> Result<UniqueId, DeviceError>;
-    /// Begins to form a communicator; [`Api::is_settled`] says when it is formed.
+    /// Starts to form a communicator; it is formed once [`Api::is_settled`].
     fn begin(&self, id: &UniqueId, world_size: usize, rank: usize) -> Result<Comm, DeviceError>;
-    /// Whether the last call on the communicator has done its part on the host.
+    /// Whether the last call on the communicator has done its part on the host. Also reports asynchronous errors of
+    /// NCCL.
     fn is_settled(&self, comm: Comm) -> Result<bool, DeviceError>;
-    /// Adds an operation to `stream`; it is there once the communicator is settled.
+    /// Enqueues an operation; it is in `stream` once the communicator is settled.
     fn enqueue(&self, comm: Comm, launch: Launch, stream: Stream) -> Result<(), DeviceError>;
-    /// Begins an orderly end; the communicator is settled when everything has left it.
+    /// Starts an orderly shutdown, which is complete once the communicator is settled.
     fn finalize(&self, comm: Comm) -> Result<(), DeviceError>;
     /// Frees a communicator that was finalized.
     fn destroy(&self, comm: Comm);
-    /// Ends operations that wait for lost ranks, and frees the communicator.
+    /// Aborts operations that wait for lost ranks, and frees the communicator.
     fn abort(&self, comm: Comm);
 }
 
-/// One operation on the memory of a device; numbers are float32.
+/// One operation on device memory. Numbers are float32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Launch {
     AllReduceSum {
         data: Pointer,
         numbers: usize,
     },
-    /// `part`: numbers of one rank's part.
+    /// `part` counts the numbers of one rank's part.
     ReduceScatterSum {
         data: Pointer,
         part: usize,
         rank: usize,
     },
-    /// `part`: bytes of one rank's part.
+    /// `part` counts the bytes of one rank's part.
     AllGather {
         data: Pointer,
         part: usize,
@@ -72,32 +74,32 @@ pub(crate) enum Launch {
     },
 }
 
-/// A CUDA stream.
+/// A `CUstream`, as an integer; 0 is the default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stream(pub(crate) usize);
 
-/// A CUDA event.
+/// A `CUevent`, as an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event(pub(crate) usize);
 
-/// An address in the memory of a device.
+/// A device address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pointer(pub(crate) u64);
 
-/// An NCCL communicator.
+/// An `ncclComm_t`, as an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Comm(pub(crate) usize);
 
 pub(crate) const UNIQUE_ID_BYTES: usize = 128;
-/// What the ranks of one communicator have in common.
+/// An `ncclUniqueId`, made by rank 0 and broadcast to the others.
 pub(crate) type UniqueId = [u8; UNIQUE_ID_BYTES];
 
-/// The libraries that ranks must have in common.
+/// Library versions, which must be the same on all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Versions {
-    /// As `ncclGetVersion` gives it, for example 22809.
+    /// As `ncclGetVersion` returns it, for example 22809.
     pub nccl: i32,
-    /// The CUDA version of the driver, as `cuDriverGetVersion` gives it, for example 13000.
+    /// CUDA version of the driver, as `cuDriverGetVersion` returns it, for example 13000.
     pub cuda: i32,
 }
 
@@ -109,47 +111,47 @@ impl fmt::Display for Versions {
     }
 }
 
-/// Why a device cannot be used.
+/// Why CUDA or NCCL failed or cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DeviceError {
-    /// There is no CUDA driver.
+    /// The CUDA driver library cannot be opened.
     #[error(
         "the CUDA driver `libcuda.so.1` cannot be opened: this machine has no NVIDIA driver, or the container was not \
          given it; the `host` backend needs none"
     )]
     NoDriver,
-    /// There is no such device.
+    /// The driver has no device of that index.
     #[error("there is no device {index}: the driver offers {count}")]
     NoDevice {
-        /// The one that was asked for.
+        /// Index that was asked for.
         index: usize,
-        /// How many there are.
+        /// Number of devices that the driver offers.
         count: usize,
     },
-    /// NCCL is missing.
+    /// No NCCL library can be opened.
     #[error(
         "NCCL cannot be opened ({problems}): put the folder of `libnccl.so.2` on LD_LIBRARY_PATH; Python's torch brings \
          it in `nvidia/nccl/lib`"
     )]
     NoNccl {
-        /// What the loader said of each name.
+        /// Errors of the loader, one for each file name.
         problems: String,
     },
-    /// NCCL is too old.
+    /// The NCCL library is older than 2.18.
     #[error("NCCL lacks `{symbol}`: version 2.18 or newer is needed")]
     OldNccl {
-        /// What is missing.
+        /// Symbol that it lacks.
         symbol: &'static str,
     },
-    /// There is no device, and no NCCL, behind an emulated one.
+    /// An emulated device was asked for something that only CUDA or NCCL can do.
     #[error("an emulated device has memory and nothing else")]
     Emulated,
-    /// A call failed.
+    /// A call to CUDA or NCCL returned an error.
     #[error("{call}: {message}")]
     Call {
-        /// The function.
+        /// Name of the function.
         call: &'static str,
-        /// What the library says.
+        /// The library's message, with its error code.
         message: String,
     },
 }

@@ -9,27 +9,27 @@ use crate::{
     HostListener, Limits, Operation,
 };
 
-/// How long an operation is watched without a pause: many end within it.
+/// How long an operation is polled without a pause, since many end within this time.
 const SPIN: Duration = Duration::from_micros(200);
-/// Bounds of the pause between two looks afterwards; it doubles.
+/// Shortest and longest pause between later polls; it doubles each time.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
-/// How long a result may still come after a neighbour has closed its connection: it may have finished first and left.
+/// How long a result may still arrive after a neighbour closed its connection: it may have finished first and left.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long an orderly end may take; then the communicator is aborted.
+/// Longest orderly shutdown; then the communicator is aborted.
 const FINALIZE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The NCCL communicator of one rank in one generation, with a TCP ring beside it. Dropping it ends it for the other
-/// ranks.
+/// The NCCL communicator of one rank in one generation, with a TCP ring alongside. Dropping it ends the communicator on
+/// the other ranks.
 ///
-/// NCCL runs in its non-blocking mode on a stream of its own. The thread that calls an operation watches it: the end on
-/// the device, NCCL's own errors, the neighbours' sockets, the deadline, and the abort handle. So an abort from another
-/// thread is a flag that the watching thread sees within a millisecond, and `ncclCommAbort` never meets another call on
-/// the same communicator. Between operations nothing of NCCL runs on the device.
+/// NCCL runs in non-blocking mode on a stream of its own. The thread that calls an operation polls its completion on
+/// the device, NCCL's errors, the neighbours' sockets, the deadline and the abort handle. An abort from another thread
+/// is therefore a flag that the polling thread sees within a millisecond, and `ncclCommAbort` never races with another
+/// call on the same communicator. Between operations, no work of NCCL runs on the device.
 #[derive(Debug)]
 pub struct NcclCollective {
     ring: HostCollective,
     device: CudaDevice,
-    /// Absent once aborted.
+    /// `None` after an abort.
     comm: Option<Comm>,
     stream: Option<Stream>,
     done: Option<Event>,
@@ -42,7 +42,8 @@ impl NcclCollective {
     ///
     /// # Errors
     ///
-    /// As [`HostCollective::connect_abortable`], when ranks have different versions of NCCL or CUDA, and when NCCL fails.
+    /// As [`HostCollective::connect_abortable`], when versions of NCCL or CUDA differ between ranks, and when NCCL
+    /// fails.
     pub fn connect(
         listener: &HostListener,
         group: GroupConfig,
@@ -53,7 +54,7 @@ impl NcclCollective {
         Self::form(ring, device)
     }
 
-    /// A world of one, which needs no network.
+    /// Creates a communicator of a single rank, which needs no network.
     ///
     /// # Errors
     ///
@@ -62,7 +63,7 @@ impl NcclCollective {
         Self::form(HostCollective::alone(), device)
     }
 
-    /// The versions of NCCL and CUDA, the same on every rank.
+    /// Returns the versions of NCCL and CUDA, the same on every rank.
     #[must_use]
     pub fn versions(&self) -> Versions {
         self.versions
@@ -79,7 +80,7 @@ impl NcclCollective {
         }
         ring.broadcast(0, &mut id)?;
         let (world_size, rank) = (ring.world_size(), ring.rank());
-        // From here on dropping it frees what is there.
+        // From here on, an error path drops `formed`, which frees what exists.
         let mut formed = Self { ring, device: device.clone(), comm: None, stream: None, done: None, versions };
         let connect = |formed: &mut Self| -> Result<(), Fault> {
             let api = formed.device.api();
@@ -93,13 +94,13 @@ impl NcclCollective {
         if let Err(fault) = connect(&mut formed) {
             return Err(formed.end(Operation::Connect, fault));
         }
-        // Every rank has formed it, or none goes on.
+        // No rank continues before all have formed the communicator.
         formed.barrier()?;
         tracing::info!(rank, world_size, %versions, "joined the NCCL communicator");
         Ok(formed)
     }
 
-    /// Runs one operation on the device, from the buffer's mark to the end.
+    /// Runs one operation on the device, after the work that the buffer's event marks.
     fn on_device(&mut self, operation: Operation, data: &DeviceBuffer, launch: Launch) -> Result<(), CollectiveError> {
         self.try_on_device(operation, data, launch).map_err(|fault| self.end(operation, fault))
     }
@@ -116,17 +117,17 @@ impl NcclCollective {
         let api = self.device.api();
         api.wait_for(stream, data.ready).map_err(own)?;
         api.enqueue(comm, launch, stream).map_err(own)?;
-        // Before that the operation may not be in the stream, and the mark would come before it.
+        // Until NCCL has settled, the operation may not be in the stream, and the event would be recorded before it.
         watch.until("NCCL to take the operation", || api.is_settled(comm))?;
         api.record(done, stream).map_err(own)?;
         watch.until("the devices of the other ranks", || {
-            // It settles at once, and says when NCCL has found an error since.
+            // Settled since the wait above; polled again because it also reports NCCL's errors.
             Ok(api.is_settled(comm)? & api.is_reached(done)?)
         })
     }
 
-    /// Ends the communicator with its first error. When it returns, nothing of NCCL runs on the device any more, so that
-    /// the owner of the memory may have it back.
+    /// Ends the communicator with its first error. Afterwards no work of NCCL runs on the device, so that the owner may
+    /// reuse the memory.
     fn end(&mut self, operation: Operation, fault: Fault) -> CollectiveError {
         let error = self.ring.fail(operation, fault);
         if let Some(comm) = self.comm.take() {
@@ -187,7 +188,7 @@ impl Collective for NcclCollective {
     }
 
     fn limits(&self) -> Limits {
-        // Those of the slower of the two networks.
+        // Limits of the slower of the two networks.
         self.ring.limits()
     }
 
@@ -239,8 +240,8 @@ impl Drop for NcclCollective {
     fn drop(&mut self) {
         let api = self.device.api();
         if let Some(comm) = self.comm.take() {
-            // Data for the other ranks may still be under way although the operation has ended here; only a communicator
-            // that has failed is cut off.
+            // Data for other ranks may still be in flight although the operation has ended here, so only a failed
+            // communicator is aborted.
             let deadline = Instant::now() + FINALIZE_TIMEOUT;
             let orderly = self.ring.reason().is_none()
                 && api.finalize(comm).is_ok()
@@ -256,7 +257,7 @@ impl Drop for NcclCollective {
     }
 }
 
-/// Refuses ranks with other libraries than this one's.
+/// Fails if any rank has other library versions than this one.
 fn compare(ring: &mut HostCollective, ours: Versions) -> Result<(), CollectiveError> {
     let all = ring.all_gather_f64(&[f64::from(ours.nccl), f64::from(ours.cuda)])?;
     let versions = |numbers: &[f64]| match numbers {
@@ -269,7 +270,7 @@ fn compare(ring: &mut HostCollective, ours: Versions) -> Result<(), CollectiveEr
     Err(ring.fail(Operation::Connect, Fault::own(kind)))
 }
 
-/// What the calling thread looks at while an operation runs.
+/// Conditions that the calling thread polls while an operation runs.
 struct Watch<'a> {
     ring: &'a HostCollective,
     started: Instant,
@@ -283,7 +284,7 @@ impl<'a> Watch<'a> {
         Self { ring, started: Instant::now(), timeout }
     }
 
-    /// Waits until `is_done`, or until there is a reason to give up.
+    /// Polls until `is_done`, or until the operation has to fail.
     fn until(&self, what: &str, is_done: impl Fn() -> Result<bool, DeviceError>) -> Result<(), Fault> {
         let mut lost = None;
         let mut pause = Pause::default();
@@ -308,7 +309,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Waits until `is_done`; false at the deadline.
+/// Polls until `is_done`; returns false at the deadline.
 fn pause_until(deadline: Instant, is_done: impl Fn() -> Result<bool, DeviceError>) -> Result<bool, DeviceError> {
     let mut pause = Pause::default();
     while !is_done()? {
@@ -320,7 +321,7 @@ fn pause_until(deadline: Instant, is_done: impl Fn() -> Result<bool, DeviceError
     Ok(true)
 }
 
-/// First no pause, then ever longer ones.
+/// Back-off between polls: none at first, then growing pauses.
 #[derive(Default)]
 struct Pause {
     since: Option<Instant>,

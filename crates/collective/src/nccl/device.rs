@@ -5,56 +5,56 @@ use super::api::{Api, DeviceError, Event, Pointer, Stream, Versions};
 use super::emulated::HostMemory;
 use super::library;
 
-/// One CUDA device of this process, and NCCL for it.
+/// One CUDA device of this process, with NCCL.
 ///
-/// It works in the device's primary context, the one that libtorch uses. Clones are handles of the same device.
+/// It uses the device's primary context, like libtorch. Clones are handles of the same device.
 #[derive(Clone, Debug)]
 pub struct CudaDevice {
     api: Arc<dyn Api>,
 }
 
 impl CudaDevice {
-    /// Opens the CUDA driver, device `index` of those that are visible, and NCCL.
+    /// Opens the CUDA driver, visible device `index`, and NCCL.
     ///
     /// # Errors
     ///
-    /// When one of them is missing; the error says which, and what to do.
+    /// When one of them is missing; the error says which one, and how to fix it.
     pub fn open(index: usize) -> Result<Self, DeviceError> {
         Ok(Self { api: Arc::new(library::Library::open(index)?) })
     }
 
-    /// The versions of NCCL and CUDA.
+    /// Returns the versions of NCCL and CUDA.
     ///
     /// # Errors
     ///
-    /// When a library does not answer.
+    /// When a library call fails.
     pub fn versions(&self) -> Result<Versions, DeviceError> {
         self.api.versions()
     }
 
-    /// A device whose memory is this process's own.
+    /// Creates a fake device, whose memory is that of this process.
     pub(crate) fn emulated() -> Self {
         Self { api: Arc::new(HostMemory::default()) }
     }
 
-    /// Which of the visible devices it is; none when it is emulated, and its memory this process's own.
+    /// Returns the index among the visible devices; `None` for an emulated device.
     #[must_use]
     pub fn index(&self) -> Option<usize> {
         self.api.index()
     }
 
-    /// Memory that somebody else owns, in the state that `stream` will leave it in after all work that it holds now.
+    /// Exposes memory with another owner to a collective operation, ordered after all work that `stream` holds now.
     ///
     /// # Errors
     ///
-    /// When the stream cannot be marked.
+    /// When the event cannot be recorded.
     ///
     /// # Safety
     ///
-    /// `pointer` must be the address of `bytes` bytes in the memory of this device, aligned for float32, and stay so
-    /// until the operation that takes the buffer has returned. Until then nothing else may touch the memory, work apart
-    /// that `stream` holds already. `stream` must be a stream of this device's primary context, or null for the default
-    /// stream.
+    /// `pointer` must be the address of `bytes` bytes in the memory of this device, aligned for float32, and stay valid
+    /// until the operation that takes the buffer has returned. Until then nothing else may access the memory, except
+    /// work that `stream` holds already. `stream` must be a stream of this device's primary context, or null for the
+    /// default stream.
     #[expect(unsafe_code, reason = "only the caller knows what lies at an address")]
     pub unsafe fn buffer(
         &self,
@@ -65,11 +65,11 @@ impl CudaDevice {
         DeviceBuffer::new(&self.api, Pointer(pointer as u64), bytes, Stream(stream as usize))
     }
 
-    /// Memory of this device.
+    /// Allocates memory on this device.
     ///
     /// # Errors
     ///
-    /// When there is not enough.
+    /// When the device has not enough free memory.
     pub fn allocate(&self, bytes: usize) -> Result<DeviceMemory, DeviceError> {
         let pointer = self.api.allocate(bytes)?;
         Ok(DeviceMemory { api: Arc::clone(&self.api), pointer, bytes })
@@ -85,7 +85,7 @@ impl CudaDevice {
     }
 }
 
-/// Memory of a device on loan to an operation, and the mark in its owner's stream from which on it may be used.
+/// Device memory exposed to an operation, with the event in its owner's stream that the operation waits for.
 #[derive(Debug)]
 pub struct DeviceBuffer {
     api: Arc<dyn Api>,
@@ -97,18 +97,18 @@ pub struct DeviceBuffer {
 impl DeviceBuffer {
     fn new(api: &Arc<dyn Api>, pointer: Pointer, bytes: usize, stream: Stream) -> Result<Self, DeviceError> {
         let ready = api.create_event()?;
-        // Owned from here on, so that an error below destroys the event.
+        // Owned from here on, so that an error drops and destroys the event.
         let buffer = Self { api: Arc::clone(api), pointer, bytes, ready };
         api.record(ready, stream)?;
         Ok(buffer)
     }
 
-    /// As [`CudaDevice::index`].
+    /// Index of its device, as [`CudaDevice::index`].
     pub(crate) fn index(&self) -> Option<usize> {
         self.api.index()
     }
 
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -121,7 +121,7 @@ impl Drop for DeviceBuffer {
     }
 }
 
-/// Memory of a device that this process owns; freed when dropped.
+/// Device memory that this process owns; freed on drop.
 #[derive(Debug)]
 pub struct DeviceMemory {
     api: Arc<dyn Api>,
@@ -130,17 +130,17 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Lends the memory to operations; the borrow lasts as long as nothing else may use it.
+    /// Exposes the memory to operations in `run`; the mutable borrow excludes other uses meanwhile.
     ///
     /// # Errors
     ///
-    /// When the default stream cannot be marked.
+    /// When the event cannot be recorded.
     pub fn lend<T>(&mut self, run: impl FnOnce(&DeviceBuffer) -> T) -> Result<T, DeviceError> {
         let buffer = DeviceBuffer::new(&self.api, self.pointer, self.bytes, Stream(0))?;
         Ok(run(&buffer))
     }
 
-    /// Fills the memory from its beginning.
+    /// Copies `from` to the start of the memory.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl DeviceMemory {
         self.api.upload(from, self.pointer)
     }
 
-    /// Reads the memory from its beginning.
+    /// Copies the start of the memory to `to`.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl DeviceMemory {
         self.api.download(self.pointer, to)
     }
 
-    /// Copies the first half of the memory onto its second, and waits: a measure of the device's memory.
+    /// Copies the first half of the memory to the second and waits, for measuring memory bandwidth.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl DeviceMemory {
         let half = self.bytes / 2;
         let to = Pointer(self.pointer.0 + half as u64);
         self.api.copy(self.pointer, to, half, Stream(0))?;
-        // A read of the copy comes after it in the default stream, and returns when it is done.
+        // The default stream orders this read after the copy, and the read blocks.
         self.api.download(to, &mut [0][..half.min(1)])
     }
 }

@@ -1,4 +1,4 @@
-//! A device that is none: its memory is this process's own, and what NCCL would do on it goes over the `host` ring
+//! Fake device for tests. Its memory is that of this process, and collectives on it run over the `host` ring
 //! ([`crate::HostCollective::with_emulated_device`]).
 
 use std::collections::BTreeMap;
@@ -9,11 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
 use super::device::DeviceBuffer;
 
-/// Memory of this process. Nothing is asynchronous there: what was recorded has been reached.
+/// Memory of this process. Nothing in it is asynchronous, so every recorded event has been reached.
 #[derive(Debug, Default)]
 pub(crate) struct HostMemory {
     events: AtomicUsize,
-    /// By address.
+    /// Allocations by address.
     allocated: Mutex<BTreeMap<u64, Vec<u8>>>,
 }
 
@@ -59,7 +59,7 @@ impl Api for HostMemory {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Pointer, DeviceError> {
-        // At least one byte, so that no two have one address.
+        // At least one byte, so that addresses differ.
         let mut memory = vec![0; bytes.max(1)];
         let pointer = memory.as_mut_ptr() as u64;
         self.allocated().insert(pointer, memory);
@@ -109,11 +109,12 @@ impl Api for HostMemory {
     fn abort(&self, _: Comm) {}
 }
 
-/// The memory of a buffer that is lent by an emulated device; `None` of any other.
+/// Runs `run` on the memory of a buffer of an emulated device; `None` for any other buffer.
 #[expect(unsafe_code, reason = "the owner of the memory has vouched for it when it was lent")]
 pub(crate) fn with_bytes<T>(data: &DeviceBuffer, run: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
-    // SAFETY: `CudaDevice::buffer` was promised that so many bytes lie there, and that nothing else touches them until
-    // the operation that takes the buffer has returned; the memory of a device without an index is this process's.
+    // SAFETY: the caller of `CudaDevice::buffer` guarantees that `bytes` bytes lie there and that nothing else accesses
+    // them until the operation that takes the buffer has returned. The memory of a device without an index is this
+    // process's.
     let bytes = || unsafe { slice::from_raw_parts_mut(data.pointer.0 as *mut u8, data.bytes) };
     data.index().is_none().then(|| run(bytes()))
 }

@@ -1,4 +1,4 @@
-//! Devices whose memory lies in this process, and a communicator whose behaviour tests choose.
+//! Fake CUDA and NCCL for tests: device memory in this process, and a communicator with scripted behaviour.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex};
 
 use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
 
-/// What the fake is to do, and what it was asked for.
+/// Scripted behaviour, and a record of the calls.
 #[derive(Debug)]
 pub(crate) struct Fake {
     pub(crate) versions: Versions,
-    /// Looks at the communicator before it says that it has settled.
+    /// Polls before the communicator settles.
     pub(crate) settles_after: usize,
-    /// Operations, from 0, that never end.
+    /// Operations from this one on, counted from 0, never end.
     pub(crate) hangs_at: Option<usize>,
-    /// Operations, from 0, after which NCCL reports an error.
+    /// Operations from this one on, counted from 0, make NCCL report an error.
     pub(crate) breaks_at: Option<usize>,
     pub(super) state: Mutex<State>,
     pub(super) live: AtomicUsize,
@@ -48,7 +48,7 @@ impl Fake {
         self.state.lock().unwrap().log.clone()
     }
 
-    /// Streams, events, buffers and communicators that were not given back.
+    /// Number of streams, events, buffers and communicators that were not freed.
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }

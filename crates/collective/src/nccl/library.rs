@@ -10,28 +10,28 @@ use libloading::Library as SharedLibrary;
 
 use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
 
-/// Where NCCL may be: the name that its packages install, then that of a development installation.
+/// File names of NCCL: that of its packages, then that of a development installation.
 const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
 /// `ncclSuccess`.
 const SUCCESS: c_int = 0;
-/// `ncclInProgress`: a non-blocking communicator goes on in the background.
+/// `ncclInProgress`: the call on a non-blocking communicator continues in the background.
 const IN_PROGRESS: c_int = 7;
 /// `ncclUint8`, `ncclFloat32`.
 const UINT8: c_uint = 1;
 const FLOAT32: c_uint = 7;
 /// `ncclSum`.
 const SUM: c_uint = 0;
-/// `NCCL_API_MAGIC`, `NCCL_CONFIG_UNDEF_INT`, and the version of the header that the configuration's fields are those of:
-/// what `NCCL_CONFIG_INITIALIZER` of NCCL 2.22 puts there. Newer versions read it by its size and version.
+/// `NCCL_API_MAGIC`, `NCCL_CONFIG_UNDEF_INT`, and the version of the header that declares the configuration's fields,
+/// as in `NCCL_CONFIG_INITIALIZER` of NCCL 2.22. Newer versions read the configuration by its size and version.
 const CONFIG_MAGIC: c_uint = 0xcafe_beef;
 const UNDEFINED: c_int = c_int::MIN;
 const CONFIG_VERSION: c_uint = 22200;
 
-/// The functions of NCCL that are used, with result codes as plain numbers: a newer NCCL may return codes that no
+/// The functions of NCCL in use. Result codes are plain integers, since a newer NCCL may return codes that no
 /// enumeration of today has.
 ///
-/// The signatures are those of `nccl.h`. The loader of `cudarc` does not serve here: it panics when the library is missing,
+/// The signatures are those of `nccl.h`. The loader of `cudarc` was rejected: it panics when the library is missing,
 /// and does not look for `libnccl.so.2`, the only name that NCCL's packages install.
 #[derive(Debug)]
 struct Nccl {
@@ -87,7 +87,7 @@ struct Nccl {
 }
 
 impl Nccl {
-    /// NCCL, opened once for the life of the process.
+    /// Returns NCCL, opened once for the life of the process.
     fn get() -> Result<&'static Self, DeviceError> {
         static NCCL: OnceLock<Result<Nccl, DeviceError>> = OnceLock::new();
         NCCL.get_or_init(Self::open).as_ref().map_err(Clone::clone)
@@ -96,7 +96,7 @@ impl Nccl {
     fn open() -> Result<Self, DeviceError> {
         let mut problems = Vec::new();
         for name in NCCL_NAMES {
-            // SAFETY: NCCL's initialisers do nothing but set up its own state.
+            // SAFETY: NCCL's initialisers only set up its own state.
             match unsafe { SharedLibrary::new(name) } {
                 Ok(library) => return Self::of(library),
                 Err(error) => problems.push(error.to_string()),
@@ -106,7 +106,7 @@ impl Nccl {
     }
 
     fn of(library: SharedLibrary) -> Result<Self, DeviceError> {
-        // Never unloaded: function pointers outlive every borrow, and NCCL has threads of its own.
+        // Never unloaded: the function pointers outlive every borrow, and NCCL runs threads of its own.
         let library: &'static SharedLibrary = Box::leak(Box::new(library));
         Ok(Self {
             get_version: symbol(library, "ncclGetVersion")?,
@@ -124,12 +124,12 @@ impl Nccl {
         })
     }
 
-    /// Turns a result code into an error; going on in the background is none.
+    /// Converts a result code to an error. `ncclInProgress` is not an error.
     fn check(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
         if matches!(code, SUCCESS | IN_PROGRESS) {
             return Ok(());
         }
-        // SAFETY: NCCL returns a string constant for every number.
+        // SAFETY: NCCL returns a string constant for every code.
         let text = unsafe { (self.get_error_string)(code) };
         Err(DeviceError::Call { call, message: format!("{} (code {code})", describe(text)) })
     }
@@ -141,17 +141,17 @@ fn symbol<F: Copy>(library: &'static SharedLibrary, name: &'static str) -> Resul
     found.map(|symbol| *symbol).map_err(|_| DeviceError::OldNccl { symbol: name })
 }
 
-/// The driver's primary context of one device, and NCCL.
+/// NCCL, and the driver's primary context of one device.
 #[derive(Debug)]
 pub(crate) struct Library {
     nccl: &'static Nccl,
-    /// Which of the visible devices.
+    /// Index among the visible devices.
     index: usize,
     device: cuda::CUdevice,
     context: Context,
 }
 
-/// A handle that the driver lets any thread use.
+/// A context handle, which the driver allows any thread to use.
 #[derive(Clone, Copy, Debug)]
 struct Context(cuda::CUcontext);
 
@@ -162,14 +162,15 @@ unsafe impl Sync for Context {}
 
 impl Library {
     pub(crate) fn open(index: usize) -> Result<Self, DeviceError> {
-        // `cudarc` panics when it is missing, so it is looked for first.
+        // Checked first, because `cudarc` panics when the driver is missing.
         // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
         if !unsafe { cuda::is_culib_present() } {
             return Err(DeviceError::NoDriver);
         }
         let nccl = Nccl::get()?;
         let (mut count, mut device, mut context) = (0, 0, ptr::null_mut());
-        // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for.
+        // SAFETY: every pointer is to a local of the right type, and the calls are in the order that the driver
+        // requires.
         unsafe {
             check("cuInit", cuda::cuInit(0))?;
             check("cuDeviceGetCount", cuda::cuDeviceGetCount(&mut count))?;
@@ -182,13 +183,13 @@ impl Library {
         Ok(Self { nccl, index, device, context: Context(context) })
     }
 
-    /// Makes the device's context that of the calling thread.
+    /// Makes the device's context current on the calling thread.
     fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained until this value is dropped.
         check("cuCtxSetCurrent", unsafe { cuda::cuCtxSetCurrent(self.context.0) })
     }
 
-    /// For the calls that free something, where an error can only be told.
+    /// Frees a resource. Errors are only logged, since callers are destructors.
     fn release(&self, call: &'static str, free: impl FnOnce() -> cuda::CUresult) {
         if let Err(error) = self.enter().and_then(|()| check(call, free())) {
             tracing::warn!(%error, "a device resource was not freed");
@@ -204,13 +205,13 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        // SAFETY: pairs with the retain in `open`; streams, events and memory hold this value alive.
+        // SAFETY: pairs with the retain in `open`; streams, events and memory keep this value alive.
         let _ = unsafe { cuda::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }
 
-// In the calls below, handles are those that this value gave out and that their owners have not returned yet (see `Api`);
-// other pointers are to locals of the right type. `enter` has made the context current.
+// In the calls below, handles were created by this value and not yet destroyed by their owners (see `Api`); other
+// pointers are to locals of the right type. `enter` has made the context current.
 impl Api for Library {
     fn versions(&self) -> Result<Versions, DeviceError> {
         let (mut nccl, mut cuda) = (0, 0);
@@ -249,13 +250,13 @@ impl Api for Library {
     }
 
     fn destroy_event(&self, event: Event) {
-        // SAFETY: see above; an event that is still waited for is freed once it is reached.
+        // SAFETY: see above; the driver frees an event that is still waited for once it is reached.
         self.release("cuEventDestroy", || unsafe { cuda::cuEventDestroy_v2(event.0 as cuda::CUevent) });
     }
 
     fn record(&self, event: Event, stream: Stream) -> Result<(), DeviceError> {
         self.enter()?;
-        // SAFETY: see above; a stream that is not of this value is the caller's promise in `CudaDevice::buffer`.
+        // SAFETY: see above; for a foreign stream, the caller of `CudaDevice::buffer` guarantees validity.
         check("cuEventRecord", unsafe { cuda::cuEventRecord(event.0 as cuda::CUevent, stream.0 as cuda::CUstream) })
     }
 
@@ -278,7 +279,7 @@ impl Api for Library {
     fn allocate(&self, bytes: usize) -> Result<Pointer, DeviceError> {
         self.enter()?;
         let mut pointer = 0;
-        // The driver refuses an empty allocation.
+        // At least one byte: the driver refuses an empty allocation.
         // SAFETY: see above.
         check("cuMemAlloc", unsafe { cuda::cuMemAlloc_v2(&mut pointer, bytes.max(1)) })?;
         Ok(Pointer(pointer))
@@ -298,7 +299,7 @@ impl Api for Library {
 
     fn download(&self, from: Pointer, to: &mut [u8]) -> Result<(), DeviceError> {
         self.enter()?;
-        // SAFETY: `DeviceMemory` has checked that as many bytes are there.
+        // SAFETY: `DeviceMemory` has checked that there are as many bytes.
         let result = unsafe { cuda::cuMemcpyDtoH_v2(to.as_mut_ptr().cast(), from.0, to.len()) };
         check("cuMemcpyDtoH", result)
     }
@@ -360,9 +361,9 @@ impl Api for Library {
         let (comm, stream) = (comm.0 as types::ncclComm_t, stream.0 as types::cudaStream_t);
         let nccl = self.nccl;
         let at = |pointer: Pointer, offset: usize| (pointer.0 as usize + offset) as *mut c_void;
-        // SAFETY: see above. Whoever made the buffer has promised that its memory is there until the operation has
-        // returned, and `communicator` has taken the lengths from the buffer. In place means for NCCL: the part of this
-        // rank lies where it belongs in the whole.
+        // SAFETY: see above. The maker of the buffer guarantees its memory until the operation has returned, and
+        // `communicator` took the lengths from the buffer. NCCL works in place if this rank's part lies at its place in
+        // the whole buffer.
         unsafe {
             match launch {
                 Launch::AllReduceSum { data, numbers } => {
@@ -394,23 +395,23 @@ impl Api for Library {
     }
 
     fn destroy(&self, comm: Comm) {
-        // SAFETY: see above; its owner forgets the handle.
+        // SAFETY: see above; the owner drops the handle.
         self.end("ncclCommDestroy", || unsafe { (self.nccl.comm_destroy)(comm.0 as types::ncclComm_t) });
     }
 
     fn abort(&self, comm: Comm) {
-        // SAFETY: see above; its owner forgets the handle.
+        // SAFETY: see above; the owner drops the handle.
         self.end("ncclCommAbort", || unsafe { (self.nccl.comm_abort)(comm.0 as types::ncclComm_t) });
     }
 }
 
-/// Turns the driver's result into an error.
+/// Converts a result of the driver to an error.
 fn check(call: &'static str, result: cuda::CUresult) -> Result<(), DeviceError> {
     if result == cuda::CUresult::CUDA_SUCCESS {
         return Ok(());
     }
     let mut text = ptr::null();
-    // SAFETY: the driver stores a string constant, or null for a code that it does not know.
+    // SAFETY: the driver stores a string constant, or null for an unknown code.
     let _ = unsafe { cuda::cuGetErrorString(result, &mut text) };
     Err(DeviceError::Call { call, message: format!("{} (code {})", describe(text), result as c_uint) })
 }
@@ -419,7 +420,7 @@ fn describe(text: *const c_char) -> String {
     if text.is_null() {
         return "unknown error".to_owned();
     }
-    // SAFETY: the libraries return constants that end in a zero.
+    // SAFETY: the libraries return zero-terminated constants.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
@@ -434,7 +435,7 @@ mod tests {
         match Library::open(9999) {
             Err(DeviceError::NoDriver) => assert!(!has_driver),
             Err(DeviceError::NoNccl { problems }) => assert!(problems.contains("libnccl.so.2"), "{problems}"),
-            // A machine that has both.
+            // This machine has both.
             Err(DeviceError::NoDevice { index: 9999, .. } | DeviceError::Call { call: "cuInit", .. }) => {}
             other => panic!("{other:?}"),
         }

@@ -1,8 +1,8 @@
-//! The NCCL backend: operations on the memory of one device a rank, over whatever joins the devices.
+//! The NCCL backend: collectives on the memory of one device per rank, over whatever connects the devices.
 //!
-//! A ring of the `host` backend stands beside every NCCL communicator. It is connected first, under the generation, so
-//! that it fences NCCL, too: the unique id travels over it, and a rank of another generation never sees one. Its sockets
-//! tell within milliseconds that a neighbour is gone, which NCCL itself does not. Host memory travels over it.
+//! Every NCCL communicator has a ring of the `host` backend alongside. The ring is connected first, within the
+//! generation, and so fences NCCL too: the unique id travels over it, and a rank of another generation never receives
+//! one. Its sockets report a lost neighbour within milliseconds, which NCCL does not. Host memory also travels over it.
 //!
 //! NCCL and the CUDA driver are opened at run time; nothing links them.
 

@@ -1,5 +1,5 @@
-//! The order of calls, the reasons to give up, and what is given back, with a fake library; and everything with a real one
-//! where there is a device.
+//! Order of calls, failures, and freed resources, with a fake library; and all operations with a real one where there
+//! is a device.
 
 use std::sync::Arc;
 use std::thread;
@@ -17,7 +17,7 @@ use crate::{
 
 const PATIENT: Duration = Duration::from_secs(60);
 
-/// Every operation on a device.
+/// One operation on device memory.
 type Run = fn(&mut NcclCollective, &DeviceBuffer) -> Result<(), CollectiveError>;
 const OPERATIONS: [(Operation, Run); 4] = [
     (Operation::AllReduceSum, |nccl, data| nccl.all_reduce_sum_device(data)),
@@ -87,7 +87,7 @@ fn odd_lengths_are_refused_before_the_device_sees_them() {
 #[test]
 fn every_operation_ends_at_its_deadline_and_is_aborted() {
     for (operation, run) in OPERATIONS {
-        // Formed at the first look, so that the short deadline is that of the operations alone.
+        // Settles at the first poll, so that the short deadline applies to operations only.
         let fake = Fake { hangs_at: Some(0), settles_after: 0, ..Fake::new() }.shared();
         let device = CudaDevice::with(fake.clone());
         let mut nccl = alone(&device, Duration::from_millis(100));
@@ -139,7 +139,7 @@ fn an_error_of_nccl_is_passed_on() {
 
 #[test]
 fn a_lost_rank_ends_an_operation_long_before_its_deadline() {
-    // The rank that stays is stuck on its device, as NCCL is when a peer dies; the other one leaves.
+    // The remaining rank hangs on its device, as NCCL does when a peer dies; the other rank leaves.
     let fakes = [Fake { hangs_at: Some(0), ..Fake::new() }.shared(), Fake::new().shared()];
     let started = Instant::now();
     pair(&fakes, PATIENT, |rank, device, mut nccl| {
@@ -191,7 +191,7 @@ fn a_real_device_does_all_of_it() {
             eprintln!("SKIPPED: the NCCL backend on a device: {error}");
             return;
         }
-        // A driver without a device says so at `cuInit`.
+        // A driver without a device reports that at `cuInit`.
         Err(error @ DeviceError::Call { call: "cuInit", .. }) => {
             eprintln!("SKIPPED: the NCCL backend on a device: {error}");
             return;
@@ -209,7 +209,7 @@ fn a_real_device_does_all_of_it() {
         assert!(back == numbers, "{operation} among one rank changes nothing");
     }
     nccl.barrier().unwrap();
-    // An operation is queued behind a second or so of copies when another thread aborts.
+    // The operation waits in the stream for about a second of copies when another thread aborts.
     let mut memory = device.allocate(1 << 30).unwrap();
     let (api, scratch) = (device.api(), device.allocate(1 << 30).unwrap());
     let half = 1 << 29;
@@ -220,7 +220,7 @@ fn a_real_device_does_all_of_it() {
     let handle = nccl.abort_handle();
     let error = thread::scope(|scope| {
         scope.spawn(move || {
-            // Not a wait for anything: some of the time that the copies take.
+            // Part of the time that the copies take; nothing is waited for.
             thread::sleep(Duration::from_millis(50));
             handle.abort("the test says so");
         });
@@ -228,7 +228,7 @@ fn a_real_device_does_all_of_it() {
     });
     assert!(matches!(error.kind, ErrorKind::Aborted { .. }), "{error}");
     drop(nccl);
-    // The device is as good as new.
+    // The device is still usable.
     let mut nccl = NcclCollective::alone(&device).unwrap();
     memory.lend(|data| nccl.all_reduce_sum_device(data)).unwrap().unwrap();
 }
@@ -238,7 +238,7 @@ fn alone(device: &CudaDevice, timeout: Duration) -> NcclCollective {
     NcclCollective::connect(&listener, group(&[&listener], 0, timeout), AbortHandle::new(), device).unwrap()
 }
 
-/// Two ranks with a library each.
+/// Runs two ranks, each with a library of its own.
 fn pair(fakes: &[Arc<Fake>; 2], timeout: Duration, body: impl Fn(usize, &CudaDevice, NcclCollective) + Sync) {
     try_pair(fakes, timeout, body).into_iter().for_each(Result::unwrap);
 }
