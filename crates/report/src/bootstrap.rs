@@ -2,34 +2,36 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
-/// A number and the range that it lies in, with a confidence of 95 %.
+/// An estimate with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// The estimate from all of the data.
+    /// Estimate from all of the data.
     pub mean: f64,
-    /// The lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// The upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
-/// How much larger one mean is than another, over the same problems or seeds.
+/// Difference of two means over the same problems or seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    /// First minus second.
+    /// First mean minus second.
     #[serde(flatten)]
     pub interval: Interval,
-    /// Two-sided: the chance of a difference at least as clear where there is none. Never below `2 / (draws + 1)`.
+    /// Two-sided p-value: the probability of a difference at least as large under the null hypothesis. Never below `2 /
+    /// (draws + 1)`.
     pub p_value: f64,
 }
 
-/// Resampling with replacement. The units that are drawn (problems, or seeds) are what the result is to hold for in general; answers to
-/// one problem are no units, for they are alike.
+/// Bootstrap: resampling units with replacement. Units are problems or seeds, over which the result shall generalise.
+/// Answers to one problem are not units, because they are correlated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// Resamples; at least 1.
+    /// Number of resamples; at least 1.
     pub draws: usize,
-    /// Two calls with one seed and one number of units see the same resamples, so columns of a table move together.
+    /// Seed of the resampling. Calls with the same seed and number of units see the same resamples, so the columns of a
+    /// table vary together.
     pub seed: u64,
 }
 
@@ -40,25 +42,25 @@ impl Default for Bootstrap {
 }
 
 impl Bootstrap {
-    /// The percentile interval of any statistic of `units` units: `statistic` is given the indices that were drawn, and once all of
-    /// them in order for the estimate itself. None without units, or where the statistic of all units is not finite.
+    /// Returns the percentile interval of a statistic of `units` units. `statistic` gets the indices that were drawn,
+    /// and once all of them in order for the estimate. `None` without units, or if the estimate is not finite.
     pub fn interval(&self, units: usize, statistic: impl Fn(&[usize]) -> f64) -> Option<Interval> {
         let (mean, drawn) = self.resample(units, statistic)?;
         Some(Interval { mean, low: quantile(&drawn, 0.025), high: quantile(&drawn, 0.975) })
     }
 
-    /// The mean of the values and its interval, resampling values.
+    /// Returns the mean of the values and its interval, resampling values.
     #[must_use]
     pub fn mean(&self, values: &[f64]) -> Option<Interval> {
         self.interval(values.len(), |drawn| mean_of(drawn.iter().map(|index| values[*index]), drawn.len()))
     }
 
-    /// The mean of `first - second`, resampling pairs: what both find hard or easy cancels, so it sees smaller differences than two
-    /// intervals that overlap. None where there are no pairs.
+    /// Returns the mean of `first - second` with its interval, resampling pairs. What both find hard or easy cancels,
+    /// so this detects smaller differences than two overlapping intervals. `None` without pairs.
     ///
     /// # Panics
     ///
-    /// With slices of different lengths.
+    /// When the slices differ in length.
     #[must_use]
     pub fn paired(&self, first: &[f64], second: &[f64]) -> Option<Difference> {
         assert_eq!(first.len(), second.len(), "pairs need both halves");
@@ -66,7 +68,7 @@ impl Bootstrap {
             mean_of(drawn.iter().map(|index| first[*index] - second[*index]), drawn.len())
         })?;
         let interval = Interval { mean, low: quantile(&drawn, 0.025), high: quantile(&drawn, 0.975) };
-        // One is added to each count: a resample that was not drawn is no proof that there is none.
+        // One is added to each count: a resample that did not occur is no proof that none exists.
         let share = |count: usize| (count + 1) as f64 / (drawn.len() + 1) as f64;
         let (below, above) =
             (drawn.partition_point(|value| *value < 0.0), drawn.partition_point(|value| *value <= 0.0));
@@ -74,7 +76,7 @@ impl Bootstrap {
         Some(Difference { interval, p_value })
     }
 
-    /// The statistic of all units and, in ascending order, of each resample.
+    /// Computes the statistic of all units, and those of the resamples in ascending order.
     fn resample(&self, units: usize, statistic: impl Fn(&[usize]) -> f64) -> Option<(f64, Vec<f64>)> {
         if units == 0 {
             return None;
@@ -96,7 +98,8 @@ impl Bootstrap {
     }
 }
 
-/// A number below `bound`. The bias of the multiplication is below 2^-40 for any number of units that fits into memory.
+/// Draws a number below `bound` by multiplication. The bias is below 2^-40 for any number of units that fits into
+/// memory.
 pub(crate) fn below(random: &mut ChaCha8Rng, bound: usize) -> usize {
     ((u128::from(random.next_u64()) * bound as u128) >> 64) as usize
 }
@@ -105,7 +108,7 @@ fn mean_of(values: impl Iterator<Item = f64>, count: usize) -> f64 {
     values.sum::<f64>() / count as f64
 }
 
-/// Of ascending values, interpolated between neighbours.
+/// Quantile of ascending values, interpolated between neighbours.
 fn quantile(ascending: &[f64], at: f64) -> f64 {
     let place = at * (ascending.len() - 1) as f64;
     let (lower, part) = (place.floor() as usize, place.fract());

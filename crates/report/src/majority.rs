@@ -1,35 +1,35 @@
-/// How the answers to one problem voted.
+/// Votes of the answers to one problem.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Votes {
-    /// For each group of equivalent answers how many there are, and the share of them that is right: 0 or 1 where the verifier's
-    /// judgement agrees with the equivalence.
+    /// Size of each class of equivalent answers, and the share of its answers that are right. The share is 0 or 1 if
+    /// the verifier agrees with the equivalence.
     pub classes: Vec<(usize, f64)>,
-    /// Answers in which nothing was found that could vote. They are drawn like the others, and never win.
+    /// Answers without a vote, since no result was found in them. They are drawn like the others, and never win.
     pub silent: usize,
 }
 
 impl Votes {
-    /// Answers in all.
+    /// Returns the number of answers, with or without a vote.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.silent + self.classes.iter().map(|class| class.0).sum::<usize>()
     }
 }
 
-/// The chance that the most frequent of `k` answers, drawn without replacement, is right (maj@k): exact, over all subsets. Classes
-/// that are level win with equal chance. None where `k` is 0 or more than the answers that there are.
+/// Returns the probability that the most frequent of `k` answers is right (maj@k), over all draws without replacement.
+/// Tied classes win with equal probability. `None` if `k` is 0 or exceeds the number of answers.
 ///
-/// For the class of interest to win with `a` votes, each other class has fewer, or shares the win with `a`. What each class
-/// contributes is a polynomial in the number of drawn answers and in the number of winners, and their product is the
-/// distribution. Coefficients are binomial probabilities with `p = k / n` rather than binomial coefficients, which overflow;
-/// dividing by the probability of `k` draws undoes that.
+/// For a class to win with `a` votes, each other class has fewer or ties with `a`. What each class contributes is a
+/// polynomial in the number of drawn answers and in the number of winners, and their product is the distribution.
+/// Coefficients are binomial probabilities with `p = k / n`, because binomial coefficients overflow; dividing by the
+/// probability of `k` draws removes the factor.
 #[must_use]
 pub fn majority(votes: &Votes, k: usize) -> Option<f64> {
     let samples = votes.samples();
     if k == 0 || k > samples {
         return None;
     }
-    // Both without the rounding of what follows: one answer is its own majority, and of all answers there is one.
+    // Both cases are exact without the rounding below: one answer is its own majority, and all answers have one.
     if k == 1 {
         return Some(votes.classes.iter().map(|(count, right)| *count as f64 * right).sum::<f64>() / samples as f64);
     }
@@ -51,7 +51,7 @@ pub fn majority(votes: &Votes, k: usize) -> Option<f64> {
     Some(chance.clamp(0.0, 1.0))
 }
 
-/// The majority of all answers.
+/// Expected correctness of the majority of all answers.
 fn of_all(votes: &Votes) -> f64 {
     let most = votes.classes.iter().map(|class| class.0).max().unwrap_or(0);
     if most == 0 {
@@ -61,16 +61,16 @@ fn of_all(votes: &Votes) -> f64 {
     winners.iter().sum::<f64>() / winners.len() as f64
 }
 
-/// The probability that all others have `left` answers together, none of them a class with more than `won_with`, each outcome
+/// Probability that the others have `left` answers together, and no class of them more than `won_with`; each outcome is
 /// divided by the number of winners.
 fn others(votes: &Votes, except: usize, won_with: usize, left: usize, table: &Binomials) -> f64 {
-    // What is too small to reach `won_with` is never in the way, so all of it counts as one.
+    // Classes too small to reach `won_with` cannot win, so they count as one pool.
     let mut free = votes.silent;
     let mut rivals = Vec::new();
     for (_, class) in votes.classes.iter().enumerate().filter(|(index, _)| *index != except) {
         if class.0 < won_with { free += class.0 } else { rivals.push(class.0) }
     }
-    // [ties][answers]: more ties than fit into what is left never happen.
+    // Indexed by [ties][answers]; more ties than fit into `left` cannot occur.
     let most_ties = rivals.len().min(left / won_with);
     let mut chances = vec![vec![0.0; left + 1]; most_ties + 1];
     for (answers, chance) in chances[0].iter_mut().enumerate() {
@@ -93,7 +93,7 @@ fn others(votes: &Votes, except: usize, won_with: usize, left: usize, table: &Bi
     chances.iter().enumerate().map(|(ties, row)| row[left] / (ties + 1) as f64).sum()
 }
 
-/// Binomial probabilities of one `p`.
+/// Table of binomial probabilities for one `p`.
 struct Binomials {
     log_factorials: Vec<f64>,
     log_p: f64,

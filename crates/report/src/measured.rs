@@ -1,33 +1,33 @@
 use serde::{Deserialize, Serialize};
 
-/// File of a run folder with one [`MeasuredProblem`] a line.
+/// File of a run folder with one [`MeasuredProblem`] per line.
 pub const MEASURED_PROBLEMS: &str = "evaluation_problems.jsonl";
 
-/// What came of one problem in one measurement: all that a report is made of.
+/// Result of one problem in one measurement; reports are made of these alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredProblem {
-    /// Training steps that the policy has seen.
+    /// Training steps of the measured policy.
     pub step: u64,
-    /// Name of the set; `evaluation` for that of `data.evaluation`.
+    /// Name of the evaluation set; `evaluation` for the one of `data.evaluation`.
     pub set: String,
-    /// Its position in the set, from 0.
+    /// Position of the problem in its set, from 0.
     pub problem: u64,
-    /// Digest of question and reference answer: two measurements of one problem agree in it, whatever their files are called.
+    /// Digest of question and reference answer, which identifies a problem across sets and file names.
     pub key: String,
-    /// The beginning of the question.
+    /// Start of the question, for display.
     pub question: String,
-    /// The beginning of the reference answer.
+    /// Start of the reference answer, for display.
     pub gold: String,
-    /// Answers that were judged.
+    /// Number of answers with a verdict.
     pub samples: u32,
-    /// Those that were right.
+    /// Number of right answers.
     pub right: u32,
-    /// Those that were cut off at the limit of tokens.
+    /// Number of answers cut off at the token limit.
     pub truncated: u32,
-    /// Those in which no answer could be read.
+    /// Number of answers in which no result was found.
     pub unparsable: u32,
-    /// Tokens of all of them.
+    /// Total tokens of the answers.
     pub tokens: u64,
-    /// What was found in them: text, how often, and how often it was right. Ordered by text.
+    /// Distinct results, ordered by text: the text, how often it was found, and how often it was right.
     pub answers: Vec<(String, u32, u32)>,
 }

@@ -1,66 +1,68 @@
 use std::fmt::Write as _;
 
-/// The drawing, in pixels; the legend is to the right of it.
+/// Size of the drawing (pixels); the legend is to its right.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 200.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 48.0;
-/// Okabe and Ito's colours, which colour-blind readers can tell apart; yellow is left out, for it is lost on white.
+/// Colours of Okabe and Ito, which colour-blind readers can distinguish. Yellow is left out, because it is hard to see
+/// on white.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"];
-/// With the next round of colours lines are dashed.
+/// Dash patterns, one for each further round of colours.
 const DASHES: [&str; 4] = ["", "6 3", "2 3", "8 3 2 3"];
 
-/// A line plot with shaded intervals, as an SVG file. Text is in the reader's own sans-serif font, so that the file holds none.
+/// A line plot with shaded intervals, written as an SVG file. Text uses the reader's own sans-serif font, so that none
+/// is embedded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plot {
-    /// Above the drawing.
+    /// Title, drawn above the plot.
     pub title: String,
-    /// What is along the horizontal axis, with its unit.
+    /// Label of the horizontal axis, with the unit.
     pub x_label: String,
-    /// What is along the vertical axis, with its unit.
+    /// Label of the vertical axis, with the unit.
     pub y_label: String,
-    /// How the horizontal axis is divided.
+    /// Scale of the horizontal axis.
     pub x_scale: Scale,
-    /// The ends of the vertical axis; none: what is there decides.
+    /// Range of the vertical axis; `None` fits it to the values.
     pub y_range: Option<(f64, f64)>,
-    /// The lines, in the order of the legend.
+    /// Lines, in the order of the legend.
     pub series: Vec<Series>,
 }
 
-/// How an axis is divided.
+/// Scale of an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// Evenly.
+    /// Linear.
     #[default]
     Linear,
-    /// By powers of two; points at 0 or below are left out.
+    /// Logarithmic to base 2; points at 0 or below are left out.
     Log2,
 }
 
-/// A line of a plot.
+/// One line of a plot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// From left to right. A point with `y` that is not finite interrupts the line.
+    /// Points from left to right. A point whose `y` is not finite interrupts the line.
     pub points: Vec<Point>,
 }
 
-/// A point of a line.
+/// One point of a line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Where it is.
+    /// Horizontal coordinate.
     pub x: f64,
-    /// How high it is.
+    /// Vertical coordinate.
     pub y: f64,
-    /// The ends of its interval, which is shaded.
+    /// Ends of the interval, which is shaded; `None` for no shading.
     pub interval: Option<(f64, f64)>,
 }
 
 impl Plot {
-    /// The file. Where nothing can be drawn the axes say so by being empty.
+    /// Renders the SVG file. Without drawable points it shows empty axes.
     #[must_use]
     pub fn to_svg(&self) -> String {
         let axes = self.axes();
@@ -111,7 +113,7 @@ impl Plot {
             let line = axes.line(&points, self.x_scale);
             let dashed = if dash.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{dash}""#) };
             put(format!(r#"<path d="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>"#));
-            // A point between two gaps has no line.
+            // An isolated point has no line, so few points also get a marker.
             if points.len() <= 32 {
                 for point in points.iter().filter(|point| point.y.is_finite()) {
                     let (x, y) = (axes.x(point.x, self.x_scale), axes.y(point.y));
@@ -163,7 +165,7 @@ impl Scale {
     }
 }
 
-/// The ends of both axes, those of the horizontal one on its scale.
+/// Ranges of both axes; the horizontal one is in scaled coordinates.
 struct Axes {
     left: f64,
     right: f64,
@@ -177,7 +179,7 @@ impl Axes {
     }
 
     fn y(&self, y: f64) -> f64 {
-        // A given range may be narrower than what is drawn, which then ends at the edge.
+        // A given range may be narrower than the values, which are then drawn at its edge.
         let part = ((y - self.bottom) / (self.top - self.bottom)).clamp(0.0, 1.0);
         HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
     }
@@ -207,7 +209,7 @@ impl Axes {
         path
     }
 
-    /// One closed outline for each run of points that have an interval.
+    /// Draws one closed outline for each run of points with intervals.
     fn band(&self, points: &[Point], scale: Scale) -> String {
         let bounded = |point: &Point| {
             point.interval.filter(|(low, high)| low.is_finite() && high.is_finite() && point.y.is_finite())
@@ -230,7 +232,7 @@ impl Axes {
     }
 }
 
-/// The ends of the values; a single one gets room on both sides.
+/// Range of the values; a single value gets a margin on both sides.
 fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let ends = |ends: Option<(f64, f64)>, value: f64| {
         ends.map_or(Some((value, value)), |(low, high)| Some((low.min(value), high.max(value))))
@@ -239,7 +241,7 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     Some(if high > low { (low, high) } else { (low - 0.5, high + 0.5) })
 }
 
-/// Five or so round numbers within the range.
+/// About five round numbers within the range, with their labels.
 fn ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     let rough = (high - low) / 5.0;
     if !(rough.is_finite() && rough > 0.0) {
@@ -255,7 +257,7 @@ fn ticks(low: f64, high: f64) -> Vec<(f64, String)> {
     (first..=last).map(|index| (index as f64 * step, plain(index as f64 * step))).collect()
 }
 
-/// A round number without the digits that rounding made.
+/// Formats a round number without the digits of rounding errors.
 fn plain(value: f64) -> String {
     if value != 0.0 && !(1e-4..1e7).contains(&value.abs()) {
         return format!("{value:.1e}");
@@ -265,7 +267,7 @@ fn plain(value: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// Text in which nothing is read as markup, and control characters, which no XML file may hold, are spaces.
+/// Escapes markup, and replaces control characters, which XML does not allow, by spaces.
 fn escaped(text: &str) -> String {
     let text = text.replace(char::is_control, " ");
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")

@@ -1,16 +1,17 @@
-//! Intervals and tests for a handful of values, such as the seeds of a study. Resampling five values gives intervals that are a third too
-//! narrow, and a p-value that five values cannot support.
+//! Intervals and tests for a handful of values, such as the seeds of a study. Resampling five values gives intervals
+//! that are a third too narrow, and p-values that five values cannot support.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 
 use crate::Interval;
 
-/// Signs are enumerated up to so many differences; beyond, so many random assignments are drawn.
+/// Up to this many differences, all sign assignments are enumerated; beyond, random ones are drawn.
 const MOST_EXACT: usize = 16;
 const RANDOM_SIGNS: usize = 100_000;
 
-/// The mean of a few values with Student's 95 % interval. None below two values, or where one is not finite.
+/// Returns the mean of a few values with Student's 95 % interval; `None` for fewer than two values, or if one is not
+/// finite.
 #[must_use]
 pub fn student(values: &[f64]) -> Option<Interval> {
     if values.len() < 2 || values.iter().any(|value| !value.is_finite()) {
@@ -23,16 +24,16 @@ pub fn student(values: &[f64]) -> Option<Interval> {
     Some(Interval { mean, low: mean - half, high: mean + half })
 }
 
-/// The two-sided p-value of paired differences whose signs are exchangeable where nothing differs: the share of all assignments of
-/// signs with a mean at least as far from zero. Exact up to 16 differences; `n` of them cannot give less than `2^(1 - n)`. None
-/// without differences, or where one is not finite.
+/// Returns the two-sided p-value of paired differences under the null hypothesis that their signs are exchangeable: the
+/// share of sign assignments with a mean at least as far from zero. Exact up to 16 differences; `n` of them cannot give
+/// less than `2^(1 - n)`. `None` without differences, or if one is not finite.
 #[must_use]
 pub fn sign_flip(differences: &[f64]) -> Option<f64> {
     if differences.is_empty() || differences.iter().any(|value| !value.is_finite()) {
         return None;
     }
     let scale: f64 = differences.iter().map(|value| value.abs()).sum();
-    // Sums of the same numbers in another order differ in their last bits, and must count as level.
+    // Sums of the same numbers in another order differ in their last bits, and must count as ties.
     let seen = differences.iter().sum::<f64>().abs() - 1e-12 * scale;
     let as_far = |signs: &dyn Fn(usize) -> bool| {
         let sum: f64 = differences.iter().enumerate().map(|(at, value)| if signs(at) { -value } else { *value }).sum();
@@ -52,7 +53,7 @@ pub fn sign_flip(differences: &[f64]) -> Option<f64> {
     Some(far as f64 / (RANDOM_SIGNS + 1) as f64)
 }
 
-/// The 97.5 % point of Student's distribution, by halving the range in which it lies.
+/// 97.5 % point of Student's distribution, by bisection.
 fn critical(freedom: usize) -> f64 {
     let (mut low, mut high) = (0.0, 20.0);
     for _ in 0..80 {
@@ -62,7 +63,8 @@ fn critical(freedom: usize) -> f64 {
     f64::midpoint(low, high)
 }
 
-/// The chance of a value within `±t`: the closed sums for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+/// Probability of a value within `±t`: the closed sums for integer degrees of freedom (Abramowitz and Stegun, 26.7.3
+/// and 26.7.4).
 fn within(t: f64, freedom: usize) -> f64 {
     let angle = (t / (freedom as f64).sqrt()).atan();
     let (sine, cosine) = angle.sin_cos();

@@ -1,19 +1,19 @@
 use std::fmt::{Display, Formatter};
 
-/// A Markdown table. The first column is left-aligned, the others, which hold numbers, are right-aligned.
+/// A Markdown table. The first column is left-aligned; the others hold numbers and are right-aligned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table with these titles and no rows.
+    /// Creates a table with column titles and no rows.
     #[must_use]
     pub fn new<T: Display>(titles: impl IntoIterator<Item = T>) -> Self {
         Self { rows: vec![cells(titles)] }
     }
 
-    /// Adds a row. Cells beyond the titles are left out, missing ones are empty.
+    /// Adds a row. Surplus cells are dropped, missing ones are empty.
     pub fn row<T: Display>(&mut self, row: impl IntoIterator<Item = T>) {
         let mut row = cells(row);
         row.resize(self.rows[0].len(), String::new());
@@ -22,7 +22,7 @@ impl Table {
 }
 
 fn cells<T: Display>(row: impl IntoIterator<Item = T>) -> Vec<String> {
-    // A bar would end the cell, and a line the row.
+    // A bar would end the cell, and a line break the row.
     row.into_iter().map(|cell| cell.to_string().replace('|', "\\|").replace(['\n', '\r'], " ")).collect()
 }
 

@@ -56,7 +56,7 @@ fn pass_at_k_has_no_value_for_more_answers_than_there_are() {
     );
 }
 
-/// The expected correctness of the majority over all subsets of `k` answers, by looking at each.
+/// Expected correctness of the majority over all subsets of `k` answers, by enumeration.
 fn enumerated(votes: &Votes, k: usize) -> f64 {
     let mut classes: Vec<Option<usize>> = vec![None; votes.silent];
     for (index, class) in votes.classes.iter().enumerate() {

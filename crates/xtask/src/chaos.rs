@@ -1,4 +1,4 @@
-//! `cargo xtask chaos`: two runs at once under random faults, for as long as asked, in all modes.
+//! `cargo xtask chaos`: two concurrent runs under random faults, for a given time, in all modes.
 
 use anyhow::Result;
 use clap::Args;
@@ -8,10 +8,10 @@ use crate::setup;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How long it lasts.
+    /// Minutes that it lasts.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Decides what is done to whom; that of an earlier one does the same again. Default: another one each time.
+    /// Seed of the faults; the same seed repeats them. Default: a new seed each time.
     #[arg(long)]
     seed: Option<u64>,
 }

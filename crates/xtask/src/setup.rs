@@ -1,4 +1,4 @@
-//! Getting libtorch and packages from the Python package registry.
+//! Fetching libtorch and packages from the Python package registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use anyhow::{Context, Result};
 
 use crate::process::{cache, check, command, target, user_libtorch};
 
-/// The version that `tch` is made for.
+/// Version of libtorch that `tch` requires.
 const TORCH_VERSION: &str = "2.11.0";
 
-/// Tags of the wheels that run on an x86-64 Linux of the last years; pip takes each of them literally.
+/// Wheel tags that run on any x86-64 Linux of recent years; pip matches each of them literally.
 const PLATFORMS: [&str; 4] =
     ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"];
 
-/// Takes the CPU half of libtorch out of the wheels of `torch`, which bring it together with its CUDA half.
+/// Extracts the CPU half of libtorch from the `torch` wheels, which contain it together with the CUDA half.
 ///
-/// The CPU library itself refers to two small CUDA libraries (run time and profiling interface), so they come along; the
-/// folders keep their relative places, so that its own run path finds them.
+/// The CPU library links two small CUDA libraries (run time and profiling interface), so they are extracted too. The
+/// folders keep their relative places, so that the library's own run path finds them.
 const UNPACK: &str = r#"
 import os, sys, zipfile
 out = sys.argv[1]
@@ -33,14 +33,14 @@ for wheel in sys.argv[2:]:
                 archive.extract(name, out)
 "#;
 
-/// Takes one file out of a wheel.
+/// Extracts one file from a wheel.
 const UNPACK_ONE: &str = r#"
 import shutil, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as archive, archive.open(sys.argv[2]) as source, open(sys.argv[3], "wb") as target:
     shutil.copyfileobj(source, target)
 "#;
 
-/// Makes sure that libtorch is there: the user's (`LIBTORCH`), or one in the cache that `target/libtorch` points to.
+/// Provides libtorch: the user's (`LIBTORCH`), or one in the cache that `target/libtorch` points to.
 pub(crate) fn libtorch() -> Result<()> {
     if let Some(path) = user_libtorch() {
         println!("using libtorch at {}", path.display());
@@ -64,7 +64,7 @@ fn fetch_libtorch(home: &Path) -> Result<()> {
     let wheels = download(&packages, &downloads)?;
     let unpacked = work.0.join("libtorch");
     check("unpack libtorch", command("python3").args(["-c", UNPACK]).arg(&unpacked).args(&wheels))?;
-    // Only the linker asks for libtorch.so, and the real one would pull the CUDA libraries in.
+    // Only the linker asks for libtorch.so, and the real one would load the CUDA libraries.
     let empty = work.0.join("empty.c");
     fs::write(&empty, "").context("write an empty C file")?;
     let output = unpacked.join("torch/lib/libtorch.so");
@@ -80,7 +80,7 @@ fn fetch_libtorch(home: &Path) -> Result<()> {
 /// Downloads wheels without their dependencies and returns their paths.
 pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pip = command("python3");
-    // Any Python may run this; the wheels are those of the version that the libraries were tested from.
+    // Any Python may run this; the wheels are for the version that the libraries were tested with.
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
         .args(["--python-version", "3.11"])
         .args(PLATFORMS.iter().flat_map(|platform| ["--platform", platform]))
@@ -96,7 +96,7 @@ pub(crate) fn download(packages: &[String], folder: &Path) -> Result<Vec<PathBuf
     Ok(wheels)
 }
 
-/// Writes one file of a wheel to `target`.
+/// Extracts one file of a wheel to `target`.
 pub(crate) fn unpack_one(wheel: &Path, name: &str, target: &Path) -> Result<()> {
     let mut python = command("python3");
     python.args(["-c", UNPACK_ONE]).arg(wheel).arg(name).arg(target);
@@ -115,7 +115,7 @@ fn link(home: &Path) -> Result<()> {
     std::os::unix::fs::symlink(home, &link).with_context(|| format!("create {}", link.display()))
 }
 
-/// A folder that is removed in the end.
+/// A temporary folder, removed on drop.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -128,7 +128,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Best effort: a leftover is a folder in the cache.
+        // Best effort: what remains is a folder in the cache.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

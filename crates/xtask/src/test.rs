@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check there is.
+//! `cargo xtask test`: all checks of the repository.
 
 use anyhow::Result;
 
@@ -8,8 +8,8 @@ use crate::setup;
 pub(crate) fn run() -> Result<()> {
     setup::libtorch()?;
     check("pass the format check (run `cargo fmt --all`)", &mut cargo(&["fmt", "--all", "--check"]))?;
-    // The process-level tests start the real programs. They are built with the tests, which unify other features: built
-    // alone, half of the workspace would be compiled twice.
+    // Process-level tests start the real programs. They are built together with the tests, because features unify over
+    // what is built: alone, half of the workspace would be compiled twice.
     check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins", "--tests"]))?;
     let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     check("pass the lints", &mut cargo(&lints))?;

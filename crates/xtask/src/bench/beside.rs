@@ -1,4 +1,4 @@
-//! `cargo xtask bench train | rollout`: the benchmarks of `pacs-worker`, beside Python on the same work.
+//! `cargo xtask bench train | rollout`: the benchmarks of `pacs-worker`, compared with Python on the same work.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::process::{cargo, check, command, root, target};
 
-/// What is measured, and with which Python.
+/// Model, and Python to compare with.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask bench train --model models/smollm2-135m-instruct --python venv/bin/python\n  \
@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     options: Vec<String>,
 }
 
-/// Measures `what`, which names both our benchmark and the program in `tests/peers`.
+/// Measures `what`, the name of both our benchmark and the program in `tests/peers`.
 pub(crate) fn run(what: &str, arguments: &Arguments) -> Result<()> {
     check("build the worker", &mut cargo(&["build", "--quiet", "--release", "--workspace", "--bins"]))?;
     let model = absolute(&arguments.model)?;
@@ -48,7 +48,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()))
 }
 
-/// Prints the lines of our benchmark and returns the last one, the summary.
+/// Prints the output of our benchmark, and returns its last line, the summary.
 fn ours(what: &str, model: &Path, options: &[String]) -> Result<Value> {
     let mut worker = command(target().join("release/pacs-worker"));
     worker.args(["bench", what, "--model"]).arg(model).args(options);
@@ -62,7 +62,7 @@ fn ours(what: &str, model: &Path, options: &[String]) -> Result<Value> {
     serde_json::from_str(last).context("read what pacs-worker measured")
 }
 
-/// Gives the same work to Python.
+/// Runs the same work in Python.
 fn theirs(what: &str, python: &Path, model: &Path, ours: &Value) -> Result<Value> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut script = command(python);

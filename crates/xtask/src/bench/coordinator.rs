@@ -1,6 +1,6 @@
-//! `cargo xtask bench coordinator`: samples a second, memory, and restart of the coordinator; `cargo xtask bench
-//! asynchrony`: what it is worth that generation runs ahead; `cargo xtask bench step`: what a step of a large job takes; `cargo
-//! xtask bench fleet`: thousands of workers over mutual TLS.
+//! `cargo xtask bench coordinator`: throughput, memory and restart of the coordinator; `cargo xtask bench asynchrony`:
+//! the gain of generation ahead of training; `cargo xtask bench step`: the cost of a step of a large job; `cargo xtask
+//! bench fleet`: thousands of workers over mutual TLS.
 
 use anyhow::Result;
 use clap::Args;
@@ -55,7 +55,7 @@ pub(crate) fn step(arguments: &Step) -> Result<()> {
     run("step", &arguments.options)
 }
 
-/// The coordinator is the program itself, in a process of its own.
+/// Runs the coordinator as the real program, in a process of its own.
 pub(crate) fn fleet(arguments: &Fleet) -> Result<()> {
     check("build the program", &mut cargo(&["build", "--quiet", "--release", "-p", "pacs"]))?;
     run("fleet", &arguments.options)

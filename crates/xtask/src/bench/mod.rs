@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements of single parts.
+//! `cargo xtask bench`: measurements of single components.
 
 mod beside;
 mod coordinator;
@@ -7,12 +7,12 @@ mod verify;
 use anyhow::Result;
 use clap::Subcommand;
 
-/// What to measure.
+/// Component to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Grades mathematical answers, beside the Python package math-verify on the same pairs.
+    /// Grades mathematical answers, compared with the Python package math-verify on the same pairs.
     Verify(verify::Arguments),
-    /// Makes training steps, beside hand-written PyTorch on the same work.
+    /// Makes training steps, compared with hand-written PyTorch on the same work.
     Train(beside::Arguments),
     /// Takes samples from lease to batch through the coordinator and its journal, fills it, and starts it again.
     Coordinator(coordinator::Timed),
@@ -24,7 +24,7 @@ pub(crate) enum Bench {
     Fleet(coordinator::Fleet),
     /// Simulates clusters of thousands of GPUs: the run's state machine, with costs that `bench fleet` has measured.
     Scale(coordinator::Scale),
-    /// Generates samples, beside Hugging Face transformers on the same work.
+    /// Generates samples, compared with Hugging Face transformers on the same work.
     Rollout(beside::Arguments),
 }
 

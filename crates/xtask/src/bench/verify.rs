@@ -1,4 +1,4 @@
-//! `cargo xtask bench verify`: how fast mathematical answers are graded, and how often as math-verify does.
+//! `cargo xtask bench verify`: speed of grading mathematical answers, and agreement with math-verify.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::process::{check, command, target};
 
-/// The version that the documented numbers belong to.
+/// Version of math-verify that the documented numbers refer to.
 const MATH_VERIFY: &str = "math-verify[antlr4_13_2]==0.9.0";
 
-/// Grades the pairs of a file, first once for the verdicts, then for the time.
+/// Program that grades the pairs of a file, first once for the verdicts, then repeatedly for the time.
 const MATH_VERIFY_SCRIPT: &str = include_str!("math_verify.py");
 
-/// Which pairs, and for how long.
+/// Pairs to grade, and how long.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  cargo xtask bench verify --input pairs.jsonl --seconds 10")]
 pub(crate) struct Arguments {
@@ -74,7 +74,7 @@ fn load(input: &Path) -> Result<Vec<Pair>> {
         let (Some(gold), Some(pred)) = (row["gold"].as_str(), row["pred"].as_str()) else {
             bail!("{}: `gold` and `pred` must be strings", at());
         };
-        // A bare answer is graded as a response that consists of it.
+        // A bare answer is graded like a response that consists of it alone.
         let response = if row["kind"] == "answer" { format!("\\boxed{{{pred}}}") } else { pred.to_owned() };
         pairs.push(Pair { gold: gold.to_owned(), response, expected: row["expected"].as_bool() });
     }
@@ -84,7 +84,7 @@ fn load(input: &Path) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-/// Grades on one thread for the given time, whole passes over the pairs; returns the report and the verdicts.
+/// Grades on one thread for the given time, in whole passes over the pairs. Returns the report and the verdicts.
 fn measure(pairs: &[Pair], time: Duration) -> (Value, Vec<bool>) {
     let grade = |pair: &Pair| grade_counted(&pair.response, &pair.gold, Mode::Lenient);
     let graded: Vec<_> = pairs.iter().map(grade).collect();
@@ -119,7 +119,7 @@ fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// A Python with math-verify: the one that was named, or one of our own.
+/// Finds a Python with math-verify: the given one, or one in a virtual environment of ours.
 fn python(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(named) = named {
         return std::path::absolute(named).with_context(|| format!("make {} absolute", named.display()));

@@ -1,7 +1,8 @@
-//! Shows that the simulation finds bugs: plants each known one in a copy of the sources, and counts the seeds that notice.
+//! Shows that the simulation finds bugs: plants each known bug in a copy of the sources, and counts the seeds that
+//! detect it.
 //!
-//! The copy is a workspace of its own below `target/`, of the machine and the two crates it needs. It builds into the same
-//! target folder, so what it needs from the registry is compiled already.
+//! The copy is a workspace of its own below `target/`, with the machine and the two crates it needs. It builds into the
+//! same target folder, where its dependencies are compiled already.
 
 use std::fs;
 use std::io::Read;
@@ -18,7 +19,7 @@ use crate::process::{cargo, root, target};
 
 const LIST: &str = "crates/machine/tests/simulation/bugs.toml";
 const CRATES: [&str; 3] = ["machine", "order", "types"];
-/// Seeds of one bug: a machine that hangs in a step would never return.
+/// Time limit for the seeds of one bug: a machine that hangs in a step would never return.
 const MOST_TIME: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Deserialize)]
@@ -27,7 +28,7 @@ struct List {
     bug: Vec<Bug>,
 }
 
-/// One edit that makes the machine wrong.
+/// One edit of the sources that makes the machine wrong.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Bug {
@@ -38,10 +39,10 @@ struct Bug {
     replace: String,
 }
 
-/// What the seeds say of one bug.
+/// Result of the seeds for one bug.
 struct Found {
     seeds: u64,
-    /// The first seed that noticed, and what it said.
+    /// First seed that detected the bug, and its message.
     first: Option<(u64, String)>,
     hangs: bool,
 }
@@ -100,7 +101,7 @@ fn read() -> Result<Vec<Bug>> {
     Ok(bug)
 }
 
-/// The source with the bug in it.
+/// Returns the source file with the bug planted.
 fn planted(bug: &Bug) -> Result<String> {
     let source = fs::read_to_string(root().join(&bug.file)).with_context(|| format!("read {}", bug.file.display()))?;
     let places = source.matches(&bug.find).count();
@@ -139,7 +140,7 @@ fn copy_workspace(copy: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file that is not so already: cargo goes by the time of change.
+/// Writes a file unless it has this content already, because cargo rebuilds by modification time.
 fn write(path: &Path, text: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|there| there == text) {
         return Ok(());
@@ -149,12 +150,12 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// Builds the simulation of the copy; returns the program.
+/// Builds the simulation of the copy and returns its program.
 fn build(copy: &Path) -> Result<PathBuf> {
     let mut command =
         cargo(&["test", "--release", "--offline", "--quiet", "-p", "pacs-machine", "--test", "simulation"]);
     command.args(["--no-run", "--message-format", "json"]).current_dir(copy).env("CARGO_TARGET_DIR", target());
-    // An edit is compiled in seconds this way, and the seeds of a bug run for seconds only.
+    // An edit then compiles in seconds; the seeds of a bug also run for seconds only.
     command.env("CARGO_INCREMENTAL", "1").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
     let output = command.output().context("start cargo")?;

@@ -17,19 +17,20 @@ pub(crate) struct Arguments {
     /// How many seeds to run [default: 10000; 1000 for each bug].
     #[arg(long)]
     seeds: Option<u64>,
-    /// The first of them.
+    /// First seed to run.
     #[arg(long, default_value_t = 0)]
     first_seed: u64,
-    /// Print every event with what follows from it; for a single seed.
+    /// Print every event and its effects; for a single seed.
     #[arg(long)]
     trace: bool,
-    /// Plant known bugs in a copy of the machine, one at a time, and count the seeds that find each. Fails if one is not found.
+    /// Plant known bugs in a copy of the machine, one at a time, and count the seeds that detect each. Fails if one is
+    /// not detected.
     #[arg(long, conflicts_with = "trace")]
     bugs: bool,
-    /// Plant this bug alone.
+    /// Plant only this bug.
     #[arg(long, requires = "bugs", value_name = "NAME")]
     only: Option<String>,
-    /// Print a line of JSON for each bug.
+    /// Print one line of JSON per bug.
     #[arg(long, requires = "bugs")]
     json: bool,
 }
