@@ -1,24 +1,24 @@
-//! Bounds of numbers that are given on the command line. Without one, a slip of the hand overflows a product or asks for more
-//! memory than there is, and the answer is a panic instead of the option's name and its range.
+//! Bounds of numbers on the command line. Without them, a typo overflows a product or asks for more memory than there
+//! is, and ends in a panic instead of a message with the option and its range.
 
 use clap::builder::RangedU64ValueParser;
 
-/// A `usize` up to `most`.
+/// Parses a `usize` up to `most`.
 pub(crate) fn usize_to(most: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(..=most)
 }
 
-/// A `u64` up to `most`.
+/// Parses a `u64` up to `most`.
 pub(crate) fn u64_to(most: u64) -> RangedU64ValueParser<u64> {
     RangedU64ValueParser::new().range(..=most)
 }
 
-/// A `u32` up to `most`.
+/// Parses a `u32` up to `most`.
 pub(crate) fn u32_to(most: u64) -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(..=most)
 }
 
-/// A finite number within a range; the message of one that is not.
+/// Parses a finite number within a range, or says what was expected.
 pub(crate) fn number_in(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync {
     move |text| {
         let number: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
@@ -27,11 +27,11 @@ pub(crate) fn number_in(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, S
     }
 }
 
-/// Tokens, rows or samples of one call.
+/// Most tokens, rows or samples of one call.
 pub(crate) const MOST_ITEMS: u64 = 1 << 24;
-/// Threads of one process.
+/// Most threads of one process.
 pub(crate) const MOST_THREADS: u64 = 4096;
-/// Repetitions, steps or updates.
+/// Most repetitions, steps or updates.
 pub(crate) const MOST_TIMES: u64 = 1_000_000_000;
-/// Seconds of a wait: a day.
+/// Longest wait (seconds): one day.
 pub(crate) const MOST_SECONDS: u64 = 86_400;

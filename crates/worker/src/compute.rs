@@ -1,4 +1,4 @@
-//! What tools for models compute in, and where.
+//! Precision, device and threads of the model tools.
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -7,13 +7,13 @@ use pacs_torch::tch::{Device, Kind};
 /// Options of every tool that computes with a model.
 #[derive(Debug, Args)]
 pub(crate) struct Compute {
-    /// Kind to compute in; master weights and moments are float32 always.
+    /// Precision of the computation; master weights and moments are always float32.
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     precision: Precision,
-    /// Where tensors live.
+    /// Device of weights and activations.
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
-    /// Threads of libtorch; 0: one a core.
+    /// Threads of libtorch; 0: one per core.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
 }
@@ -28,14 +28,14 @@ enum Precision {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum DeviceKind {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
 }
 
 impl Compute {
-    /// Starts libtorch.
+    /// Initialises libtorch, and returns the element type and the device.
     pub(crate) fn start(&self) -> Result<(Kind, Device)> {
         let device = pacs_torch::init(self.device == DeviceKind::Cuda, self.threads).context("start libtorch")?;
         let kind = match self.precision {

@@ -23,7 +23,7 @@ use crate::Failure;
 use crate::compute::Compute;
 use crate::prompting::Prompting;
 
-/// What to generate.
+/// Prompts, model and sampling settings.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Input, a JSON object a line: {\"prompt\": \"…\"} is taken as it is; {\"messages\": [{\"role\": \"user\", \
@@ -41,19 +41,19 @@ use crate::prompting::Prompting;
                   --template-variables '{\"enable_thinking\": false}'"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder.
+    /// Hugging Face folder of the model.
     #[arg(long)]
     model: PathBuf,
-    /// Prompts, JSON lines; `-` is standard input.
+    /// Prompts as JSON lines; `-` is standard input.
     #[arg(long, default_value = "-")]
     input: PathBuf,
-    /// Where samples are written, JSON lines; `-` is standard output. A file that is there is replaced.
+    /// File for the samples, as JSON lines; `-` is standard output. An existing file is replaced.
     #[arg(long, default_value = "-")]
     output: PathBuf,
-    /// Samples of each prompt, 1 to 1024.
+    /// Samples per prompt, 1 to 1024.
     #[arg(long, default_value_t = 1)]
     n: u32,
-    /// Most tokens of a sample.
+    /// Token limit of a sample.
     #[arg(long, default_value_t = 512, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     max_new_tokens: u32,
     /// Sampling temperature, 0.01 to 10; 0 takes the most probable token, with log-probs at temperature 1.
@@ -62,20 +62,20 @@ pub(crate) struct Arguments {
     /// Nucleus: smallest set of tokens with this probability; 1 is off.
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
-    /// Only the k most probable tokens; 0 is off.
+    /// Sample from the k most probable tokens only; 0 is off.
     #[arg(long, default_value_t = 0)]
     top_k: u32,
-    /// Only tokens with at least this share of the most probable token's probability; 0 is off.
+    /// Sample only tokens with at least this share of the most probable token's probability; 0 is off.
     #[arg(long, default_value_t = 0.0)]
     min_p: f64,
-    /// Seed of the noise: a sample is a function of it, its row's place in the input and its number.
+    /// Seed of the noise; a sample is a function of the seed, its row in the input and its number.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// A string that ends a sample, besides the model's end tokens; may be given several times. `\n` and `\t` are read as
-    /// the characters.
+    /// String that ends a sample, besides the model's end tokens; may be repeated. `\n` and `\t` stand for the
+    /// characters.
     #[arg(long)]
     stop: Vec<String>,
-    /// Text behind every question.
+    /// Text after every question.
     #[arg(long, default_value = "")]
     suffix: String,
     /// System message before every question; the chat template may bring its own.
@@ -83,20 +83,20 @@ pub(crate) struct Arguments {
     system: Option<String>,
     #[command(flatten)]
     prompting: Prompting,
-    /// Samples that are generated at once.
+    /// Samples that decode concurrently.
     #[arg(long, default_value_t = 64)]
     rows: usize,
     /// Tokens that the KV cache holds [default: what the rows could need, or what fits into 40 % of the memory]
     #[arg(long, value_parser = crate::bounds::usize_to(1 << 32))]
     cache_tokens: Option<usize>,
-    /// Compute with libtorch's own operations, one sequence at a time: slow, and exactly the same whatever else runs.
+    /// Compute with libtorch's own operations, one sequence at a time: slow, but bit-identical whatever else runs.
     #[arg(long)]
     reference: bool,
     #[command(flatten)]
     compute: Compute,
 }
 
-/// One line of the output.
+/// One line of the output, a sample.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     row: usize,
@@ -129,11 +129,11 @@ fn generate(arguments: &Arguments) -> Result<()> {
     let mut engine = engine(arguments, config, &rows)?;
     let mut progress = Progress::new(rows.len(), arguments.n);
     let mut submitted = 0;
-    // Groups that are complete, or in the making, and not written yet.
+    // Groups that were submitted and are not yet written.
     let mut groups: BTreeMap<usize, Vec<Option<Sample>>> = BTreeMap::new();
     let mut written = 0;
     while written < rows.len() {
-        // A few samples in line are enough to keep all rows busy.
+        // A few waiting samples suffice to keep all rows busy.
         while submitted < rows.len() && engine.waiting() < arguments.n as usize {
             engine.submit(group(arguments, &options, submitted, &rows[submitted])).context("generate")?;
             groups.insert(submitted, vec![None; arguments.n as usize]);
@@ -200,7 +200,7 @@ fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Refuses before anything is computed what could not be finished.
+/// Fails before any computation if a row cannot be finished.
 fn check_lengths(arguments: &Arguments, config: &ModelConfig, rows: &[PromptRow]) -> Result<()> {
     let new = arguments.max_new_tokens as usize;
     let cache = arguments.cache_tokens.unwrap_or(usize::MAX);
@@ -250,7 +250,7 @@ fn group(arguments: &Arguments, options: &SamplingOptions, place: usize, row: &P
     }
 }
 
-/// Where samples go.
+/// Destination of the samples.
 struct Output {
     writer: BufWriter<Box<dyn Write>>,
     name: String,
@@ -267,7 +267,7 @@ impl Output {
         Ok(Self { writer: BufWriter::new(Box::new(file)), name })
     }
 
-    /// Writes the samples of a row; whoever reads along sees them at once.
+    /// Writes and flushes the samples of a row, so that readers see them at once.
     fn write(&mut self, row: &PromptRow, samples: &[Option<Sample>]) -> Result<()> {
         for (number, sample) in (0..).zip(samples.iter().flatten()) {
             let line = Line {
@@ -296,7 +296,7 @@ impl Output {
     }
 }
 
-/// Tells standard error now and then how far it is.
+/// Progress messages on standard error.
 struct Progress {
     started: Instant,
     shown: Instant,
@@ -306,7 +306,7 @@ struct Progress {
     tokens: usize,
 }
 
-/// Time between two lines of progress.
+/// Shortest time between two progress messages.
 const SHOWN_EVERY: Duration = Duration::from_secs(5);
 
 impl Progress {

@@ -8,13 +8,13 @@ use pacs_runtime::Exit;
 
 use crate::Failure;
 
-/// What to import.
+/// File to import, and destination.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  pacs-worker import SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2-135m-instruct")]
 pub(crate) struct Arguments {
-    /// The GGUF file.
+    /// GGUF file to read.
     gguf: PathBuf,
-    /// The folder to write: model.safetensors, config.json, tokenizer.json, chat template.
+    /// Folder to write: model.safetensors, config.json, tokenizer.json, chat template.
     out: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! `pacs-worker`: the programs that need libtorch (rollout and learner workers, model tools).
+//! `pacs-worker`: the commands that need libtorch (rollout and learner workers, model tools).
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -40,17 +40,17 @@ enum Command {
     /// Measures training, generation, and the network between ranks; prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Turns a GGUF file of the llama, qwen2 or qwen3 family into a Hugging Face folder.
+    /// Converts a GGUF file of the llama, qwen2 or qwen3 family to a Hugging Face folder.
     Import(import::Arguments),
-    /// Makes a small model of random weights, with a tokenizer of characters.
+    /// Creates a small model with random weights and a character tokenizer.
     Create(create::Arguments),
-    /// Generates samples for prompts of a JSONL file, with log-probs.
+    /// Generates samples with log-probs for the prompts of a JSONL file.
     Generate(generate::Arguments),
-    /// Trains on recorded groups.
+    /// Trains on recorded groups, without rollouts.
     Replay(replay::Arguments),
-    /// Fine-tunes a model on written answers, or trains a small one from scratch.
+    /// Fine-tunes a model on given answers, or trains a small one from scratch.
     Sft(sft::Arguments),
-    /// Writes the log-prob of every token of given answers.
+    /// Computes the log-prob of every token of given answers.
     Score(score::Arguments),
 }
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let exit = match result {
         Ok(exit) => exit,
         Err(Failure { error, exit }) => {
-            // Not `eprintln!`, which panics where standard error is a file on a full disk: the exit code has to stay.
+            // `eprintln!` would panic if standard error is a file on a full disk, and lose the exit code.
             let line =
                 format!("error: failed to {}\n", pacs_runtime::harmless_lines(&pacs_runtime::chain(error.as_ref())));
             let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
@@ -81,22 +81,22 @@ fn main() -> ExitCode {
         }
     };
     if is_role {
-        // Its engine or trainer may be in the middle of a tensor operation, which cannot be interrupted.
+        // The engine or trainer may be within a tensor operation, which cannot be interrupted.
         pacs_torch::end_process(exit.code());
     }
     exit.into()
 }
 
-/// Runs a role. A panic that unwound out of `main` would run the static destructors of libtorch under the engine or trainer,
-/// which then panics, too, for a reason that means nothing.
+/// Runs a role and catches its panics. A panic that unwound out of `main` would run libtorch's static destructors under
+/// the engine or trainer, which would then panic too, with a misleading message.
 fn in_role(role: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(role)).unwrap_or_else(|_| {
-        // The hook has said where and why.
+        // The panic hook has already logged the message and place.
         Err(Failure { error: anyhow::anyhow!("go on after a panic"), exit: Exit::Bug })
     })
 }
 
-/// An error and the exit code that fits.
+/// An error with the process exit code for it.
 #[derive(Debug)]
 struct Failure {
     error: anyhow::Error,

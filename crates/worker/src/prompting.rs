@@ -1,4 +1,4 @@
-//! How prompts are written down, where no job says it: the same flags for every command that writes some.
+//! Prompt formatting outside a job: the same flags for every command that formats prompts.
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +8,20 @@ use pacs_data::Prompter;
 use pacs_model::Export;
 use serde_json::{Map, Value};
 
-/// Chat template and variables, as `model.chat_template` and `model.template_variables` of a job.
+/// Chat template and its variables, as `model.chat_template` and `model.template_variables` of a job.
 #[derive(Debug, Args)]
 pub(crate) struct Prompting {
-    /// File with a Jinja text that takes the place of the folder's chat template, as `model.chat_template` does in a job.
+    /// File with a Jinja chat template that replaces the folder's, as `model.chat_template` does in a job.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Variables passed to the chat template, a JSON object, as `model.template_variables` in a job:
-    /// '{"enable_thinking": false}'
+    /// Variables for the chat template as a JSON object, as `model.template_variables` in a job: '{"enable_thinking":
+    /// false}'
     #[arg(long, value_name = "JSON", value_parser = variables)]
     template_variables: Option<Map<String, Value>>,
 }
 
 impl Prompting {
-    /// The prompter of the model in `folder`: the one that a job with these settings has.
+    /// Creates the prompter of the model in `folder`, like a job with these settings.
     pub(crate) fn prompter(&self, folder: &Path, system: Option<String>, suffix: String) -> Result<Prompter> {
         let mut prompter = Prompter::read(folder, system, suffix)?;
         if let (Some(source), Some(path)) = (self.template()?, &self.chat_template) {
@@ -30,7 +30,7 @@ impl Prompting {
         Ok(prompter.with_variables(self.template_variables.clone().unwrap_or_default()))
     }
 
-    /// The export of the model in `folder`, with what prompts were written with.
+    /// Describes the export of the model in `folder`, with the chat template that prompts were formatted with.
     pub(crate) fn export(&self, folder: &Path) -> Result<Export> {
         let variables = self.template_variables.clone().unwrap_or_default();
         Ok(Export::new(folder, self.template()?.as_deref(), &variables)?)
@@ -43,7 +43,7 @@ impl Prompting {
 }
 
 impl Prompting {
-    /// Whether anything was given.
+    /// Whether any of the flags was given.
     pub(crate) fn is_given(&self) -> bool {
         self.chat_template.is_some() || self.template_variables.is_some()
     }

@@ -15,25 +15,25 @@ use pacs_weights::GroupTransport;
 
 use crate::Failure;
 
-/// What both roles need.
+/// Options of both roles.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     worker: WorkerArguments,
-    /// Threads of libtorch; 0: one a core.
+    /// Threads of libtorch; 0: one per core.
     #[arg(long, env = "PACS_THREADS", default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
-    /// Where tensors live.
+    /// Device of weights and activations.
     #[arg(long, env = "PACS_DEVICE", value_enum, default_value_t = Device::Cpu)]
     device: Device,
-    /// How weights get from the learner to hosts that lack them; learners and rollout workers must say the same, and one that
-    /// does not fetches.
+    /// Transport of weights from the learner to hosts that lack them. Learners and rollout workers must agree; a
+    /// rollout worker that does not fetches.
     #[arg(long, env = "PACS_WEIGHTS_TRANSPORT", value_enum, default_value_t = WeightsTransport::Stream)]
     weights_transport: WeightsTransport,
 }
 
 impl Arguments {
-    /// Over what weights are broadcast, if they are.
+    /// Returns the transport for broadcasts, if broadcasts are enabled.
     fn broadcast(&self, bind: &str, security: &Security) -> Result<Option<Arc<dyn GroupTransport>>, Failure> {
         match (self.weights_transport, self.device) {
             (WeightsTransport::Stream, _) => Ok(None),
@@ -42,7 +42,7 @@ impl Arguments {
                 error: anyhow::anyhow!("--weights-transport nccl needs --device cuda; take `host` or `stream`"),
                 exit: Exit::Config,
             }),
-            // `pacs_torch::init` takes the first visible device.
+            // Device 0, because `pacs_torch::init` takes the first visible device.
             (WeightsTransport::Nccl, Device::Cuda) => match CollectiveTransport::nccl(bind, security.clone(), 0) {
                 Ok(transport) => Ok(Some(Arc::new(transport))),
                 Err(error) => Err(Failure {
@@ -60,11 +60,11 @@ enum WeightsTransport {
     Stream,
     /// A broadcast over TCP to all hosts that ask in time; the others, and those that lose a piece, fetch.
     Host,
-    /// The same over NCCL, by way of the memory of GPUs. Never run on a GPU yet.
+    /// A broadcast over NCCL, through the memory of GPUs. Never run on a GPU yet.
     Nccl,
 }
 
-/// What a rollout worker needs besides.
+/// Options of a rollout worker.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -73,13 +73,13 @@ Examples:
 pub(crate) struct RolloutArguments {
     #[command(flatten)]
     common: Arguments,
-    /// Address of this machine that rollout workers of other machines reach, to fetch weights. Default: $PACS_BIND, else the
-    /// Slurm node's name, else the address from which the coordinator is reached.
+    /// Address of this machine at which other machines fetch weights. Default: $PACS_BIND, else the Slurm node's name,
+    /// else the address from which the coordinator is reached.
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<String>,
 }
 
-/// What a learner needs besides.
+/// Options of a learner rank.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -92,11 +92,11 @@ pub(crate) struct LearnerArguments {
     /// name, else the address from which the coordinator is reached.
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<String>,
-    /// Seconds to go on with the work after SIGTERM, so that the run can be saved; a second SIGTERM leaves at once. Must be
-    /// less than the launcher waits before it kills.
+    /// Seconds to continue after SIGTERM, so that the run can be saved; a second SIGTERM leaves at once. Must be less
+    /// than the launcher waits before it kills.
     #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25, value_parser = clap::value_parser!(u64).range(..=315_360_000))]
     grace: u64,
-    /// What carries gradients between ranks; every rank must say the same.
+    /// Collective backend for gradients; every rank must use the same.
     #[arg(long, env = "PACS_COLLECTIVE", value_enum, default_value_t = Collective::Auto)]
     collective: Collective,
 }
@@ -105,9 +105,9 @@ pub(crate) struct LearnerArguments {
 enum Collective {
     /// NCCL between GPUs, TCP otherwise.
     Auto,
-    /// TCP, by way of host memory.
+    /// TCP, through host memory.
     Host,
-    /// NCCL, also for a rank alone.
+    /// NCCL, even for a single rank.
     Nccl,
 }
 
@@ -123,7 +123,7 @@ impl From<Collective> for Backend {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Device {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,

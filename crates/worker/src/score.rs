@@ -13,28 +13,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
-/// What to score.
+/// Answers to score, and the model.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  echo '{\"id\":\"a\",\"prompt_tokens\":[1,2,3],\"tokens\":[4,5]}' | pacs-worker score --model models/m --input -"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder.
+    /// Hugging Face folder of the model.
     #[arg(long)]
     model: PathBuf,
     /// JSON lines {"id", "prompt_tokens", "tokens"}; `-` is standard input.
     #[arg(long)]
     input: PathBuf,
-    /// Divides the logits.
+    /// Temperature, which divides the logits.
     #[arg(long, default_value_t = 1.0, value_parser = crate::bounds::number_in(0.01, 100.0))]
     temperature: f64,
     /// Compute in bfloat16 instead of float32.
     #[arg(long)]
     bfloat16: bool,
-    /// Threads of libtorch; 0: one a core.
+    /// Threads of libtorch; 0: one per core.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
-    /// Most tokens that go through the model at once.
+    /// Token budget of one forward pass.
     #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch_tokens: usize,
 }

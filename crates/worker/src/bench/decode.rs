@@ -1,4 +1,5 @@
-//! `pacs-worker bench decode` and `pacs-worker bench prefill`: single passes, beside what memory allows.
+//! `pacs-worker bench decode` and `pacs-worker bench prefill`: single passes, compared with the limit of memory
+//! bandwidth.
 
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use serde_json::json;
 use super::work::{self, PREFILL_TOKENS};
 use super::{median, print, shape};
 
-/// Steps of decoding: one token for every sample of a batch.
+/// Decode steps: one token for every sample of a batch.
 #[derive(Debug, Args)]
 #[command(
     after_help = "A step reads all weights and the keys and values of all samples once: at the bandwidth of the memory \
@@ -22,45 +23,45 @@ use super::{median, print, shape};
 pub(crate) struct DecodeArguments {
     #[command(flatten)]
     shape: shape::Arguments,
-    /// Samples that run at once.
+    /// Samples that decode concurrently.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: Vec<usize>,
     /// Tokens of each sample in the cache, each with a prompt of its own.
     #[arg(long, value_delimiter = ',', default_values_t = [128], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     context: Vec<usize>,
-    /// All samples share one prompt: the cache holds it once.
+    /// Let all samples share one prompt, which the cache holds once.
     #[arg(long)]
     shared_prompt: bool,
-    /// Steps that are measured, behind two that are not.
+    /// Steps to measure, after two warm-up steps.
     #[arg(long, default_value_t = 32, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     steps: u32,
-    /// Launch every kernel by itself, to see what CUDA graphs save.
+    /// Launch every kernel separately, to see what CUDA graphs save.
     #[arg(long)]
     no_cuda_graphs: bool,
-    /// Bandwidth of the memory, GB/s [default: what reading a large buffer gives]
+    /// Memory bandwidth in GB/s [default: measured by reading a large buffer]
     #[arg(long, value_parser = crate::bounds::number_in(0.001, 1000000.0))]
     bandwidth: Option<f64>,
 }
 
-/// Passes over prompts.
+/// Prefill passes over prompts.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs-worker bench prefill --model models/smollm2-135m-instruct\n  \
                   pacs-worker bench prefill --shape qwen2.5-0.5b --batch 1 --context 2048,8192")]
 pub(crate) struct PrefillArguments {
     #[command(flatten)]
     shape: shape::Arguments,
-    /// Prompts at once.
+    /// Prompts per pass.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: Vec<usize>,
-    /// Tokens of a prompt.
+    /// Tokens per prompt.
     #[arg(long, value_delimiter = ',', default_values_t = [128, 512], value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     context: Vec<usize>,
-    /// Times that each is measured, behind one that is not.
+    /// Repetitions to measure, after one warm-up.
     #[arg(long, default_value_t = 3, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
 
-/// Steps of decoding that are not measured.
+/// Decode steps before the measurement.
 const WARM_STEPS: u32 = 2;
 
 pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
@@ -71,7 +72,7 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
     let weight_bytes = weight_bytes(&config, kind);
     let bandwidth = arguments.bandwidth.map_or_else(|| bandwidth(subject.device), |bandwidth| bandwidth * 1e9);
     let (context, rows) = (largest(&arguments.context), largest(&arguments.batch));
-    // The first samples go on while the prompts of the last ones are computed.
+    // The first samples decode while the prompts of the last ones are computed.
     let passes = |batch: usize, context: usize| {
         if arguments.shared_prompt { 0 } else { (batch * context).div_ceil(PREFILL_TOKENS) as u32 }
     };
@@ -88,7 +89,7 @@ pub(crate) fn decode(arguments: &DecodeArguments) -> Result<()> {
             }
             let seconds = steps(&mut engine, batch, arguments.steps)?;
             let step = median(&seconds);
-            // The context grows while it is measured, and has grown by more for the first samples.
+            // The context grows during the measurement, and has grown by more for the first samples.
             let grown = f64::from(passes(batch, context)) / 2.0 + f64::from(WARM_STEPS);
             let held = context as f64 + grown + f64::from(arguments.steps) / 2.0;
             let kv_bytes = batch as f64 * held * kv_bytes_per_token(&config, kind);
@@ -116,7 +117,7 @@ fn steps(engine: &mut Engine, batch: usize, wanted: u32) -> Result<Vec<f64>> {
         let elapsed = started.elapsed().as_secs_f64();
         let after = engine.counts();
         let decoded = after.generated_tokens - before.generated_tokens == batch as u64;
-        // A step that completes a prompt computes more than a token a sample.
+        // A step that completes a prompt computes more than one token per sample.
         if decoded && after.prompt_tokens == before.prompt_tokens {
             warm += 1;
             if warm > WARM_STEPS && seconds.len() < wanted as usize {
@@ -136,7 +137,7 @@ pub(crate) fn prefill(arguments: &PrefillArguments) -> Result<()> {
     let (described, config, kind) = (subject.describe(), subject.config.clone(), subject.kind);
     let (longest, rows) = (largest(&arguments.context) + 1, largest(&arguments.batch));
     let mut engine = work::engine(subject, rows, longest, false)?;
-    // Every weight but the embedding's is multiplied with every token, and that of the head with one a prompt.
+    // Every weight but the embedding's is multiplied with every token, and the head's with one token per prompt.
     let table = (config.vocab_size * config.hidden) as f64;
     let heads = if config.tie_embeddings { 1.0 } else { 2.0 };
     let multiplied = config.parameter_count() as f64 - heads * table;
@@ -158,7 +159,7 @@ pub(crate) fn prefill(arguments: &PrefillArguments) -> Result<()> {
             print(&json!({
                 "bench": "prefill", "model": described, "batch": batch, "context": context, "ms": seconds * 1e3,
                 "tokens_per_second": tokens / seconds, "bytes_per_second": bytes / seconds,
-                // Without attention, which grows with the square of the context.
+                // Attention is left out, which grows with the square of the context.
                 "flops_per_second": 2.0 * (multiplied * tokens + table * batch as f64) / seconds,
             }));
         }
@@ -177,7 +178,7 @@ fn check(batch: &[usize], context: &[usize], rest: bool) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of the weights that a step reads: all but an embedding that is not the head as well.
+/// Bytes of weights that a step reads: all but an embedding that is not also the head.
 fn weight_bytes(config: &ModelConfig, kind: Kind) -> f64 {
     let unread = if config.tie_embeddings { 0 } else { config.vocab_size * config.hidden };
     (config.parameter_count() - unread as usize) as f64 * kind.elt_size_in_bytes() as f64
@@ -187,7 +188,7 @@ fn kv_bytes_per_token(config: &ModelConfig, kind: Kind) -> f64 {
     (2 * config.layers * (config.kv_heads * config.head_dim) as usize * kind.elt_size_in_bytes()) as f64
 }
 
-/// Bytes a second that the sum over a large buffer reads, the best of some tries.
+/// Memory bandwidth of summing a large buffer (bytes/s), the best of five tries.
 fn bandwidth(device: Device) -> f64 {
     const ELEMENTS: i64 = 1 << 27;
     let buffer = Tensor::ones([ELEMENTS], (Kind::Float, device));

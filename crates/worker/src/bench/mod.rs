@@ -1,4 +1,4 @@
-//! `pacs-worker bench`: measurements that print one JSON object a line.
+//! `pacs-worker bench`: measurements that print one JSON object per line.
 
 mod collective;
 mod decode;
@@ -15,22 +15,22 @@ use pacs_runtime::Exit;
 
 use crate::Failure;
 
-/// What to measure.
+/// Measurement to make.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Training steps on made-up groups: forward, backward, clipping, AdamW.
     Train(train::Arguments),
-    /// Checkpoints of a training state, in the foreground and beside training, and resuming from them.
+    /// Checkpoints of a training state, in the foreground and during training, and resuming from them.
     Save(save::Arguments),
     /// Generation of made-up groups through the engine: prefill, decode, sampling, log-probs.
     Rollout(rollout::Arguments),
-    /// Decode steps of full batches, beside the time that memory needs for the bytes.
+    /// Decode steps of full batches, compared with the time that memory takes for the bytes.
     Decode(decode::DecodeArguments),
-    /// Prefill passes.
+    /// Prefill passes over prompts.
     Prefill(decode::PrefillArguments),
-    /// Bandwidth between learner ranks, by operation and size; names a slow rank.
+    /// Bandwidth between learner ranks, by operation and size; names slow ranks.
     Collective(collective::Arguments),
-    /// A version of the weights on its way to rollout workers: bytes and seconds of each transport, and the pause of decoding.
+    /// Delivery of a weight version to rollout workers: bytes and seconds of each transport, and the pause of decoding.
     Weights(weights::Arguments),
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn run(command: &Command) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Prints one measurement.
+/// Prints one measurement as a JSON line.
 fn print(line: &serde_json::Value) {
     println!("{line}");
 }

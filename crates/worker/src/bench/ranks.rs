@@ -1,4 +1,4 @@
-//! Ranks of a measurement: each a thread of this process, with the TCP ring between them.
+//! Ranks of a measurement: one thread of this process each, connected by the TCP ring.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use anyhow::{Context, Result, anyhow};
 use pacs_collective::{GroupConfig, HostCollective, HostListener};
 use pacs_types::Generation;
 
-/// How long ranks wait for each other: a slow machine's step, with room.
+/// How long ranks wait for each other: a step of a slow machine, with a margin.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Runs every rank with what is its; returns what they return, by rank.
+/// Runs every rank on a thread with its member, and returns the results by rank.
 ///
 /// # Errors
-/// The first rank's that fails; the others then lose their peer.
+/// The error of the first rank that fails; the others then lose their peer.
 pub(super) fn on_ranks<M: Send, T: Send>(
     members: Vec<M>,
     run: impl Fn(usize, M, &mut HostCollective) -> Result<T> + Sync,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::work::{self, Run};
 use super::{median, print, shape};
 
-/// The work: groups of samples from prompts of random tokens; answers do not end before their length.
+/// Groups of samples from prompts of random tokens; answers never end before their length.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs-worker bench rollout --model models/smollm2-135m-instruct\n  \
                   pacs-worker bench rollout --model models/smollm2-135m-instruct --groups 1 --samples 1 --new-tokens 64\n  \
@@ -17,30 +17,29 @@ use super::{median, print, shape};
 pub(crate) struct Arguments {
     #[command(flatten)]
     shape: shape::Arguments,
-    /// Groups, one prompt each.
+    /// Number of groups, one prompt each.
     #[arg(long, default_value_t = 8, value_parser = crate::bounds::u64_to(crate::bounds::MOST_ITEMS))]
     groups: u64,
-    /// Samples of a group.
+    /// Samples per group.
     #[arg(long, default_value_t = 8, value_parser = crate::bounds::u32_to(65_536))]
     samples: u32,
-    /// Tokens of a prompt.
+    /// Tokens per prompt.
     #[arg(long, default_value_t = 32, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     prompt_tokens: usize,
-    /// Tokens of an answer.
+    /// Tokens per answer.
     #[arg(long, default_value_t = 64, value_parser = crate::bounds::u32_to(crate::bounds::MOST_ITEMS))]
     new_tokens: u32,
-    /// Samples that run at once; the others wait [default: all; with `--long-tail` an eighth]
+    /// Samples that decode concurrently; the others wait [default: all; with `--long-tail` an eighth]
     #[arg(long, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     rows: Option<usize>,
-    /// Measure the same work twice: with answers of one length, and with lengths of groups from a heavy-tailed
-    /// distribution (Pareto, shape 1.5) of the same mean, at most eight times as long. Compares tokens a second until no
-    /// sample waits any more.
+    /// Measure twice: with answers of one length, and with a heavy-tailed distribution of lengths (Pareto, shape 1.5)
+    /// of the same mean, at most eight times as long. Compares tokens per second until no sample is waiting.
     #[arg(long)]
     long_tail: bool,
-    /// Launch every kernel by itself, to see what CUDA graphs save.
+    /// Launch every kernel separately, to see what CUDA graphs save.
     #[arg(long)]
     no_cuda_graphs: bool,
-    /// Times that the whole work is done and measured, behind one that is not.
+    /// Repetitions of the whole work, after one warm-up.
     #[arg(long, default_value_t = 3, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
@@ -92,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Does the work once, and then as often as asked for.
+/// Runs the work once as a warm-up, then as often as requested.
 fn measure(
     arguments: &Arguments,
     engine: &mut Engine,
@@ -117,7 +116,7 @@ fn measure(
     Ok(runs)
 }
 
-/// Lengths of the answers of groups: a Pareto variable of shape 1.5, whose mean is three times its least value.
+/// Answer length of each group: a Pareto variable of shape 1.5, whose mean is three times its minimum.
 fn heavy_tail(arguments: &Arguments) -> Vec<u32> {
     let mean = f64::from(arguments.new_tokens);
     let quantile = |i: u64| (pacs_types::mix(i) >> 11) as f64 / (1u64 << 53) as f64;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{median, print, train};
 
-/// Checkpoints of a training state: how long the state takes to capture and to write beside training, what that costs the
+/// Checkpoints of a training state: how long capturing it and writing it during training takes, what that costs the
 /// step, and how long a save in the foreground and a resumption take.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
@@ -21,10 +21,10 @@ use super::{median, print, train};
 pub(crate) struct Arguments {
     #[command(flatten)]
     work: train::Arguments,
-    /// Folder on the disk that is measured. What is written there is removed.
+    /// Folder on the disk to measure. What is written there is removed.
     #[arg(long)]
     folder: PathBuf,
-    /// Steps between checkpoints that the share of the stall is reckoned for.
+    /// Steps between checkpoints, for the share of time that training stalls.
     #[arg(long, default_value_t = 20, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     every: u64,
 }
@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let subject = work.shape.subject()?;
     let (described, vocabulary) = (subject.describe(), subject.config.vocab_size as u32);
-    // The copies that are captured belong to the plan.
+    // The memory plan then includes the captured copy.
     let settings = TrainerSettings { saves_in_background: true, ..train::settings(work, 0)? };
     let mut trainer = Trainer::new(subject.config, subject.parameters, settings);
     let folder = Scratch::new(&arguments.folder)?;
@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         memory = json!({"used_bytes": number("memory_used_bytes"), "planned_bytes": number("memory_planned_bytes")});
         Ok(started.elapsed().as_secs_f64())
     };
-    // The first one touches memory that later ones find.
+    // Warm-up: the first step touches memory that later ones reuse.
     train_one(&mut trainer)?;
 
     let (mut plain, mut beside, mut captures, mut writes, mut bytes) = (vec![], vec![], vec![], vec![], 0);
@@ -89,13 +89,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "foreground_seconds": foreground, "resume_seconds": resume, "steps_between": arguments.every,
         "stall_share": capture / (between + capture),
         "stall_share_foreground": foreground / (between + foreground),
-        // What the step beside the write took longer is charged to the checkpoint, too.
+        // The slowdown of the step during the write is part of the checkpoint's cost.
         "cost_share": (capture + (beside - step).max(0.0)) / (between + capture),
     }));
     Ok(())
 }
 
-/// A folder of this process that is removed in the end.
+/// A temporary folder, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {

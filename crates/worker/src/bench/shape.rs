@@ -1,4 +1,4 @@
-//! The model that is measured, and the device it is measured on.
+//! The model to measure, and its device.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use pacs_torch::tch::{Device, Kind};
 
 use crate::compute::Compute;
 
-/// Which model, where.
+/// Model and device of a measurement.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Hugging Face folder.
+    /// Hugging Face folder of the model.
     #[arg(long, required_unless_present = "shape")]
     model: Option<PathBuf>,
-    /// Take only the shape from the folder's config.json; weights are random, and no others need be there.
+    /// Read only config.json of the folder; weights are random, and need not exist.
     #[arg(long)]
     random_weights: bool,
-    /// Random weights of the shape of a known model, without any folder.
+    /// Use random weights with the layout of a known model, without a folder.
     #[arg(long, value_enum, conflicts_with = "model")]
     shape: Option<Shape>,
     #[command(flatten)]
     compute: Compute,
 }
 
-/// Shapes of known models.
+/// Layouts of known models.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shape {
     /// SmolLM2-135M.
@@ -99,7 +99,7 @@ impl Shape {
 pub(crate) struct Subject {
     pub(crate) config: ModelConfig,
     pub(crate) parameters: Parameters,
-    /// That of the folder, where there is one.
+    /// Tokenizer of the folder; `None` without one.
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
@@ -128,7 +128,7 @@ impl Arguments {
 }
 
 impl Subject {
-    /// What every line says of the model and the machine.
+    /// Describes the model and the machine, for every line of output.
     pub(crate) fn describe(&self) -> serde_json::Value {
         serde_json::json!({
             "parameters": self.config.parameter_count(),

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::ranks::on_ranks;
 use super::{median, print, shape};
 
-/// The work of a step: groups of samples with prompts and answers of random tokens, half of the labels 1.
+/// A training step on groups of samples with random tokens; half of the labels are 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs-worker bench train --model models/smollm2-135m-instruct\n  \
                   pacs-worker bench train --model models/smollm2-135m-instruct --ranks 2 --threads 1 --sharding shard_all\n  \
@@ -26,44 +26,44 @@ use super::{median, print, shape};
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(super) shape: shape::Arguments,
-    /// Groups of a step.
+    /// Groups per step.
     #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     groups: usize,
-    /// Samples of a group, an even number.
+    /// Samples per group, an even number.
     #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(65_536))]
     samples: usize,
-    /// Tokens of a prompt.
+    /// Tokens per prompt.
     #[arg(long, default_value_t = 26, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     prompt_tokens: usize,
-    /// Tokens of an answer, on average: their lengths are spread evenly from half of this to half as much again.
+    /// Mean tokens per answer; lengths are spread evenly from half of this to half as much again.
     #[arg(long, default_value_t = 16, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     answer_tokens: usize,
-    /// Most tokens of one forward and backward.
+    /// Token budget of one forward and backward pass.
     #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     micro_batch_tokens: usize,
-    /// Memory that training may use, in GiB; layers that do not fit are computed again (0: no limit).
+    /// Memory for training in GiB; layers that do not fit are recomputed (0: no limit).
     #[arg(long, default_value_t = 0.0, value_parser = crate::bounds::number_in(0.0, 1048576.0))]
     memory_gib: f64,
-    /// Steps that are measured, behind one that is not.
+    /// Steps to measure, after one warm-up step.
     #[arg(long, default_value_t = 5, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     pub(super) steps: u64,
-    /// Learner ranks, each a thread of this process with its own copy of the model and `--threads` threads to compute with;
-    /// they exchange over TCP. Groups go to them in turn, so there must be as many.
+    /// Learner ranks, each a thread of this process with its own copy of the model and `--threads` compute threads;
+    /// they exchange over TCP. Groups are dealt out in turn, so there must be at least as many.
     #[arg(long, default_value_t = 1, value_parser = crate::bounds::usize_to(4096))]
     pub(super) ranks: usize,
-    /// What of the training state every rank holds as a whole.
+    /// Sharding of the training state over ranks.
     #[arg(long, default_value = "replicated", value_parser = ["replicated", "shard_optimizer", "shard_all"])]
     sharding: String,
     /// Make the weights a function of the batch alone, to the last bit (`resources.deterministic`).
     #[arg(long)]
     deterministic: bool,
-    /// Objective, with its published settings; that of a job that names none if this is left out.
+    /// Objective with its published settings; by default that of a job without one.
     #[arg(long, default_value = ObjectiveKind::default().name(),
           value_parser = PossibleValuesParser::new(ObjectiveKind::ALL.map(ObjectiveKind::name)))]
     objective: String,
 }
 
-/// Refuses work that makes no step.
+/// Fails if the work makes no step.
 pub(super) fn check(arguments: &Arguments) -> Result<()> {
     if arguments.samples < 2 || !arguments.samples.is_multiple_of(2) || arguments.groups == 0 {
         bail!("measure {} groups of {}: samples must be even, and both above 0", arguments.groups, arguments.samples);
@@ -111,7 +111,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     })?;
     // Every rank takes as long as the slowest.
     let seconds = &measured[0].0;
-    // All ranks are in this process.
+    // All ranks are threads of this process, so they share its peak.
     let used = peak_resident_bytes().saturating_sub(before);
     let planned: f64 = measured.iter().map(|(_, planned)| planned).sum();
     let lengths = answer_lengths(arguments);
@@ -132,9 +132,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Defaults of a job, but for the size of a pass and the ranks.
+/// Settings of a default job, with the pass size and the ranks of the arguments.
 ///
-/// The paths are never read.
+/// The paths in the job are never read.
 pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSettings> {
     let Arguments { ranks, sharding, objective, deterministic, .. } = arguments;
     let text = format!(
@@ -146,17 +146,17 @@ pub(super) fn settings(arguments: &Arguments, rank: usize) -> Result<TrainerSett
     let memory_bytes = (arguments.memory_gib > 0.0).then_some((arguments.memory_gib * 1_073_741_824.0) as u64);
     let micro_batch_tokens = arguments.micro_batch_tokens;
     let settings = TrainerSettings::new(&spec, rank, *ranks);
-    // The plan is that of training alone.
+    // Memory is planned for training alone, without a checkpoint's copy.
     Ok(TrainerSettings { micro_batch_tokens, memory_bytes, saves_in_background: false, ..settings })
 }
 
 fn answer_lengths(arguments: &Arguments) -> Vec<usize> {
     let (count, mean) = (arguments.groups * arguments.samples, arguments.answer_tokens);
-    // Multiplying by an odd constant shuffles the steps of the spread.
+    // Multiplication by an odd constant shuffles the steps of the spread.
     (0..count).map(|i| (mean / 2 + (i * 7919 % count) * mean / count.max(1)).max(1)).collect()
 }
 
-/// What one rank gets of a step: the groups that are its turn.
+/// One rank's share of a step: the groups that are dealt to it.
 pub(super) fn batch(arguments: &Arguments, vocabulary: u32, step: u64, rank: usize) -> TrainBatch {
     let token =
         |a: u64, b: usize| (pacs_types::mix(step ^ (a << 20) ^ (b as u64) << 40) % u64::from(vocabulary)) as u32;

@@ -21,11 +21,12 @@ use serde_json::json;
 
 use super::{median, print, shape, work};
 
-/// The run that all of it belongs to.
+/// Run id that stores and servers of the benchmark share.
 const RUN: &str = "bench";
 
-/// How a version of the weights gets to rollout workers: `shared` (a file that processes of a host map) beside a plain copy of
-/// memory, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when weights are swapped.
+/// Delivery of a weight version to rollout workers: `shared` (a file that processes of a host map) compared with a
+/// plain memory copy, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when weights
+/// are swapped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
                   pacs-worker bench weights --shape smollm2-135m --threads 2\n  \
@@ -33,26 +34,26 @@ const RUN: &str = "bench";
 pub(crate) struct Arguments {
     #[command(flatten)]
     shape: shape::Arguments,
-    /// Folder with the certificates of all roles (`pacs certs`), to measure `stream` with TLS, too.
+    /// Folder with the certificates of all roles (`pacs certs`), to measure `stream` with TLS too.
     #[arg(long)]
     tls_dir: Option<PathBuf>,
-    /// Hosts that receive the version at the same time, each in a store of its own [0: not measured]
+    /// Hosts that receive the version concurrently, each in a store of its own [0: not measured]
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(4096))]
     receivers: u64,
-    /// Megabytes a second that each host can send when there are several: on one machine all share its processors, and it is
-    /// links that a tree is for.
+    /// Send rate of each simulated host in MB/s, when there are several: on one machine they share its processors,
+    /// while a tree is for saturated links.
     #[arg(long, default_value_t = 40, value_parser = crate::bounds::u64_to(1_000_000))]
     link_rate: u64,
-    /// Connections of one receiver.
+    /// Connections per receiver.
     #[arg(long, default_value_t = 4, value_parser = crate::bounds::usize_to(4096))]
     connections: usize,
-    /// Folder for the stores. Default: shared memory.
+    /// Folder of the stores. Default: shared memory.
     #[arg(long, default_value = "/dev/shm")]
     folder: PathBuf,
     /// Samples that decode while weights are swapped.
     #[arg(long, default_value_t = 8, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     rows: usize,
-    /// Times that each is measured.
+    /// Repetitions of each measurement.
     #[arg(long, default_value_t = 5, value_parser = crate::bounds::usize_to(crate::bounds::MOST_TIMES))]
     repeats: usize,
 }
@@ -92,7 +93,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// `shared`: from the announcement to a mapping with all its pages, as a share of a copy of the same bytes.
+    /// `shared`: from the announcement to a mapping with all its pages, relative to a copy of the same bytes.
     fn copy_and_share(&self, sender: &Host, kind: WeightKind, content: &[u8]) -> Result<()> {
         let mut target = vec![0u8; content.len()];
         let (mut copies, mut writes, mut maps) = (vec![], vec![], vec![]);
@@ -139,7 +140,7 @@ impl Bench<'_> {
                 bail!("measure: {} of {bytes} bytes came over the network", received.fetched.bytes);
             }
         }
-        // What it takes on a machine that does nothing else, however busy this one is.
+        // Processor time is what it takes on an idle machine, however busy this one is.
         let processor = (processor_seconds()? - before) / self.arguments.repeats as f64;
         let tls = !matches!(security, Security::Plain);
         print(&json!({
@@ -163,7 +164,7 @@ impl Bench<'_> {
         receiver.receive(&announced(published), finder, &AtomicBool::new(false)).context("receive")
     }
 
-    /// Many hosts, who hand on to each other, beside one.
+    /// Many hosts that relay to each other, compared with one.
     fn tree(&self, kind: WeightKind, content: &[u8]) -> Result<()> {
         let rate_limit = self.arguments.link_rate * 1_000_000;
         let mut seconds = Vec::new();
@@ -209,7 +210,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What decoding sees when weights are swapped between two passes.
+    /// The pause of decoding when weights are swapped between two passes.
     fn pause(&self, subject: shape::Subject, kind: WeightKind) -> Result<()> {
         const NEW_TOKENS: u32 = 24;
         let rows = self.arguments.rows;
@@ -220,7 +221,7 @@ impl Bench<'_> {
             let whole = host.publish(VersionId::new(3, version), kind, content)?;
             let received = Received { whole, transport: Transport::Shared, fetched: Default::default() };
             mapped.push(MappedWeights::map(&received, &self.config).context("map")?);
-            // The mapping keeps what the name does not.
+            // The mapping keeps the content after its file is removed.
             host.store.retire_before(VersionId::new(4, 0));
         }
         let mut engine = work::engine(subject, rows, 8 + NEW_TOKENS as usize, false)?;
@@ -253,17 +254,18 @@ impl Bench<'_> {
     }
 }
 
-/// Announced by a learner that broadcasts to nobody.
+/// Announcement of a learner that broadcasts to nobody.
 fn announced(published: &Whole) -> Announcement {
     Announcement { description: published.description().clone(), address: String::new() }
 }
 
-/// Processor time that all threads of this process have used, to a hundredth of a second.
+/// Processor time of all threads of this process (seconds), with a resolution of 10 ms.
 fn processor_seconds() -> Result<f64> {
-    // Linux counts in hundredths on every architecture.
+    // Linux reports hundredths of a second on every architecture.
     const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
-    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth after it.
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth field
+    // after it.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse);
     let ticks: Vec<f64> = ticks.collect::<Result<_, _>>().context("/proc/self/stat has no times")?;
@@ -274,7 +276,7 @@ fn rate(bytes: u64, seconds: f64) -> f64 {
     bytes as f64 / seconds / 1e9
 }
 
-/// A host: a store, and what hands it on.
+/// A simulated host: a store, and the server that relays from it.
 struct Host {
     store: Arc<HostStore>,
     shelf: Shelf,

@@ -1,4 +1,4 @@
-//! Groups of random tokens for the engine, and how long it takes over them.
+//! Groups of random tokens for the engine, and timing of a run through it.
 
 use std::time::Instant;
 
@@ -10,11 +10,11 @@ use pacs_types::{GroupId, NoiseKey, SampleId, WeightVersion};
 
 use super::shape::Subject;
 
-/// Tokens of prompts in one pass, as in a rollout worker.
+/// Prompt tokens per pass, as in a rollout worker.
 pub(crate) const PREFILL_TOKENS: usize = 2048;
 
-/// An engine that runs `rows` samples of at most `longest` tokens, prompt included, none of which shares its prompt; its
-/// samples do not end before their length. On a GPU passes that decode are CUDA graphs where that is wanted.
+/// Creates an engine for `rows` samples of at most `longest` tokens each, prompt included and not shared. Samples never
+/// end before their length. With `cuda_graphs`, decode passes on a GPU are CUDA graphs.
 pub(crate) fn engine(subject: Subject, rows: usize, longest: usize, cuda_graphs: bool) -> Result<Engine> {
     let Subject { mut config, parameters, tokenizer, .. } = subject;
     config.end_tokens.clear();
@@ -28,7 +28,7 @@ pub(crate) fn engine(subject: Subject, rows: usize, longest: usize, cuda_graphs:
     Engine::new(config, parameters, WeightVersion(0), tokenizer, options).context("measure")
 }
 
-/// A group with a prompt of random tokens; the same for the same number.
+/// Creates a group with a prompt of random tokens, which depend on `number` alone.
 pub(crate) fn group(
     config: &ModelConfig,
     number: u64,
@@ -54,19 +54,19 @@ pub(crate) fn group(
     }
 }
 
-/// What a run through the engine took.
+/// Time and counts of one run through the engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
     pub(crate) tokens: u64,
     pub(crate) steps: u64,
-    /// Until no sample waited any more: from then on rows run empty.
+    /// Seconds until no sample was waiting; from then on rows run empty.
     pub(crate) seconds_full: f64,
     pub(crate) tokens_full: u64,
     pub(crate) preemptions: u64,
 }
 
-/// Runs everything that was submitted to its end.
+/// Runs the engine until all submitted groups have ended.
 pub(crate) fn run(engine: &mut Engine) -> Result<Run> {
     let (before, started) = (engine.counts(), Instant::now());
     let mut run = Run::default();

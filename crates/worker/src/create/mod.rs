@@ -1,4 +1,4 @@
-//! `pacs-worker create`: a small model made of nothing, for tasks that need no knowledge of a language.
+//! `pacs-worker create`: a small random model, for tasks that need no knowledge of a language.
 
 mod tokenizer;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 
-/// The model to make.
+/// Size of the model, and its folder.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Makes a model of random weights with a tokenizer of single characters.\n\nThe folder is a Hugging Face one \
@@ -61,7 +61,7 @@ fn create(arguments: &Arguments) -> Result<()> {
     }
     ensure!(*heads > 0 && hidden.is_multiple_of(*heads), "`--hidden` {hidden} is no multiple of `--heads` {heads}");
     let shape = shape(arguments);
-    // Before anything is written: sizes that make no model leave no trace.
+    // Checked before anything is written, so that invalid sizes leave no files.
     let config = ModelConfig::from_json(&shape.to_string(), &out.join("config.json"))?;
     pacs_torch::init(false, 1).context("start libtorch")?;
     let parameters = Parameters::random(&config, Kind::Float, Device::Cpu, i64::from(arguments.seed));

@@ -1,29 +1,29 @@
-//! A tokenizer of single characters, and of the words in which the built-in tasks ask.
+//! A tokenizer of single characters, plus the phrases of the built-in tasks' questions.
 
 use serde_json::{Map, Value, json};
 
-/// The token that stands for every character that is not known.
+/// Token of every unknown character.
 pub(super) const UNKNOWN: u32 = 0;
 /// The token that ends an answer.
 pub(super) const END: u32 = 1;
 
 const SPECIAL: [&str; 2] = ["<unk>", "<end>"];
 
-/// What the questions of the built-in tasks are made of besides numbers and letters: a token each, because a question of three
-/// times as many tokens takes three times as long and teaches no more.
+/// Phrases of the built-in tasks' questions, one token each: questions of three times as many tokens would take three
+/// times as long and teach no more.
 const PHRASES: [&str; 8] = ["What is ", " mod ", "Write ", " in base ", "Make ", " of ", "Sort ", "Reverse "];
 
-/// Line end and the printable characters of ASCII.
+/// Line end and the printable ASCII characters.
 fn characters() -> impl Iterator<Item = char> {
     std::iter::once('\n').chain(' '..='~')
 }
 
-/// How many tokens there are.
+/// Size of the vocabulary.
 pub(super) fn size() -> usize {
     SPECIAL.len() + PHRASES.len() + characters().count()
 }
 
-/// The content of a `tokenizer.json`.
+/// Content of `tokenizer.json`.
 pub(super) fn file() -> Value {
     let words = SPECIAL.into_iter().chain(PHRASES).map(str::to_owned).chain(characters().map(String::from));
     let vocabulary: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();

@@ -1,4 +1,4 @@
-//! The archive of a run: files of one step each, and merged files with a row group a step.
+//! The sample archive of a run: files of one step each, and merged files with one row group per step.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,15 +11,15 @@ use parquet::record::{Field, Row};
 
 use super::recorded::{RecordedGroup, RecordedSample, RecordedStep};
 
-/// A file with the steps from its first to its last.
+/// An archive file, with its range of steps.
 struct Steps {
     first: u64,
     last: u64,
     path: PathBuf,
 }
 
-/// Recorded steps of the run in `run_dir`, which must follow each other. They must begin with the first, unless the
-/// weights that they begin with were `given`.
+/// Reads the recorded steps of the run in `run_dir`, which must be consecutive. They must begin with step 1, unless the
+/// weights before them were `given`.
 pub(super) fn steps(run_dir: &Path, given: bool) -> Result<impl Iterator<Item = Result<RecordedStep>> + use<>> {
     let folder = run_dir.join("samples");
     let files = files(&folder).with_context(|| format!("read `{}`", folder.display()))?;
@@ -34,17 +34,17 @@ pub(super) fn steps(run_dir: &Path, given: bool) -> Result<impl Iterator<Item = 
     Ok(Recorded { files: files.into(), open: None })
 }
 
-/// Reads one row group after the other: a merged file may be larger than memory.
+/// Reads one row group at a time, because a merged file may exceed memory.
 struct Recorded {
     files: VecDeque<Steps>,
     open: Option<Open>,
 }
 
-/// A file that is being read.
+/// The file being read.
 struct Open {
     steps: Steps,
     reader: SerializedFileReader<File>,
-    /// The step and the row group that come next.
+    /// Next step, and its row group.
     next: (u64, usize),
 }
 
@@ -84,7 +84,8 @@ impl Open {
     }
 }
 
-/// Files of training steps, by their steps. Where a merge was interrupted, single steps are in the merged file, too.
+/// Lists the files of training steps in order. After an interrupted merge, some steps are both in the merged file and
+/// in files of their own.
 fn files(folder: &Path) -> Result<Vec<Steps>> {
     let mut files: Vec<Steps> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -102,7 +103,7 @@ fn files(folder: &Path) -> Result<Vec<Steps>> {
     Ok(files)
 }
 
-/// The first and the last step of a file, by its name: `step-000012.parquet` or `steps-000001-000064.parquet`.
+/// Parses the first and last step from a file name: `step-000012.parquet` or `steps-000001-000064.parquet`.
 fn span(name: &str) -> Option<(u64, u64)> {
     let stem = name.strip_suffix(".parquet")?;
     if let Some(step) = stem.strip_prefix("step-") {
@@ -113,7 +114,7 @@ fn span(name: &str) -> Option<(u64, u64)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-/// Groups of a step in the order of its rows. A prompt stands on the first row of its group.
+/// Reads the groups of a step in the order of its rows. The prompt is stored in the first row of its group.
 fn groups(step: u64, rows: RowIter<'_>) -> Result<Vec<RecordedGroup>> {
     let mut groups: Vec<RecordedGroup> = Vec::new();
     for row in rows {

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::Failure;
 use recorded::{RecordedGroup, RecordedStep};
 
-/// Which job, and what was recorded of it.
+/// Job to replay, and its recorded groups.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Trains on recorded groups, without rollouts, verifiers or coordinator.\n\nRows of a groups file are JSON \
@@ -30,25 +30,25 @@ use recorded::{RecordedGroup, RecordedStep};
                   pacs-worker replay --job deploy/jobs/demo.toml --archive runs/demo --steps 3 --out replayed"
 )]
 pub(crate) struct Arguments {
-    /// Job spec: objective, optimizer, batch sizes, model, precision and device are taken from it.
+    /// Job spec, for objective, optimizer, batch sizes, model, precision and device.
     #[arg(long)]
     job: PathBuf,
-    /// Recorded groups.
+    /// File of recorded groups, as JSON lines.
     #[arg(long, required_unless_present = "archive", conflicts_with = "archive")]
     groups: Option<PathBuf>,
-    /// Run folder: replay the steps of its archive.
+    /// Run folder whose archived steps are replayed.
     #[arg(long)]
     archive: Option<PathBuf>,
-    /// Hugging Face folder to start from, instead of the job's.
+    /// Hugging Face folder to start from, instead of the job's model.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Folder of the result; must not exist, or be empty.
+    /// Folder of the resulting model; must not exist, or be empty.
     #[arg(long)]
     out: PathBuf,
-    /// Stop after so many steps [default: `batch.steps` of the job]
+    /// Stop after this many steps [default: `batch.steps` of the job]
     #[arg(long, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     steps: Option<u64>,
-    /// Threads of libtorch; 0: one a core.
+    /// Threads of libtorch; 0: one per core.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::usize_to(crate::bounds::MOST_THREADS))]
     threads: usize,
 }
@@ -101,7 +101,7 @@ fn replay(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The recorded steps in their order.
+/// Reads the recorded steps in order.
 fn steps(arguments: &Arguments, spec: &JobSpec) -> Result<Box<dyn Iterator<Item = Result<RecordedStep>>>> {
     match (&arguments.groups, &arguments.archive) {
         (Some(path), _) => Ok(Box::new(of_groups(path, spec.batch.prompts_per_step as usize)?)),
@@ -110,7 +110,7 @@ fn steps(arguments: &Arguments, spec: &JobSpec) -> Result<Box<dyn Iterator<Item 
     }
 }
 
-/// Steps of `size` groups each; what is left over at the end is reported and not trained on.
+/// Reads steps of `size` groups each. An incomplete step at the end is reported and not trained on.
 fn of_groups(path: &Path, size: usize) -> Result<impl Iterator<Item = Result<RecordedStep>> + use<>> {
     let mut groups = recorded::read(path)?;
     let path = path.to_owned();

@@ -1,4 +1,4 @@
-//! Recorded groups, and the training batches that they make.
+//! Recorded groups, and the training batches made of them.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -17,32 +17,33 @@ pub(super) struct RecordedGroup {
     pub(super) samples: Vec<RecordedSample>,
 }
 
-/// One answer.
+/// One recorded answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RecordedSample {
     pub(super) tokens: Vec<u32>,
-    /// Log-probs of the rollout engine (nats), one a token.
+    /// Log-prob of each token by the rollout engine (nats).
     pub(super) logprobs: Vec<f32>,
-    /// Those of the distribution drawn from, where top-k, top-p or min-p cut something off; else empty.
+    /// Log-probs under the distribution that the tokens were drawn from, if top-k, top-p or min-p cut something off;
+    /// else empty.
     pub(super) sampled_logprobs: Vec<f32>,
     pub(super) label: f64,
     pub(super) reward: f64,
-    /// Whether it ended at the length limit, where that was recorded.
+    /// Whether the answer ended at the length limit; `None` if that was not recorded.
     pub(super) truncated: Option<bool>,
-    /// Version of the weights that generated its oldest token, where that was recorded.
+    /// Version of the weights that generated the oldest token; `None` if that was not recorded.
     pub(super) version: Option<u64>,
 }
 
 /// The groups of a training step.
 #[derive(Debug)]
 pub(super) struct RecordedStep {
-    /// The step that they make, from 1.
+    /// Number of the step, from 1.
     pub(super) number: u64,
     pub(super) groups: Vec<RecordedGroup>,
 }
 
 impl RecordedStep {
-    /// Refuses what cannot be trained on.
+    /// Fails if the groups cannot be trained on.
     pub(super) fn check(&self, vocabulary: i64) -> Result<()> {
         let mut seen = HashSet::new();
         for RecordedGroup { group, prompt_tokens, samples } in &self.groups {
@@ -66,15 +67,15 @@ impl RecordedStep {
         Ok(())
     }
 
-    /// The batch of one rank. Groups are split into mini-batches in their order, as a coordinator does.
+    /// Builds the batch of a single rank. Groups are split into mini-batches in order, as the coordinator does.
     ///
-    /// Where it was not recorded whether a sample was truncated, one of `max_new_tokens` tokens is.
+    /// A sample without a record of truncation counts as truncated if it has `max_new_tokens` tokens.
     pub(super) fn batch(self, mini_batches: usize, max_new_tokens: u32, deterministic: bool) -> TrainBatch {
         let count = self.groups.len();
         let mut batch =
             TrainBatch { step: self.number, index: Vec::new(), prompts: HashMap::new(), sequences: Vec::new() };
         for (i, group) in self.groups.into_iter().enumerate() {
-            // Numbers of groups matter within a step only; these keep their order.
+            // Group ids matter within a step only; these keep the order.
             let id = i as u64;
             batch.prompts.insert(id, group.prompt_tokens);
             for sample in group.samples {
@@ -84,7 +85,7 @@ impl RecordedStep {
                     tokens: sample.tokens,
                     rollout_logprobs: sample.logprobs,
                     sampled_logprobs: sample.sampled_logprobs,
-                    // Without a record samples count as those of the weights that they train.
+                    // Samples without a record count as those of the weights that the step trains.
                     version: sample.version.unwrap_or(self.number.saturating_sub(1)),
                 });
                 batch.index.push(IndexEntry {
@@ -120,7 +121,7 @@ struct Row {
     truncated: Option<bool>,
 }
 
-/// Groups of the file at `path`, in its order: consecutive rows of one group number.
+/// Reads the groups of the file at `path` in order; consecutive rows with one group number form a group.
 pub(super) fn read(path: &Path) -> Result<impl Iterator<Item = Result<RecordedGroup>> + use<>> {
     let file = File::open(path).with_context(|| format!("read `{}`", path.display()))?;
     let name = path.display().to_string();

@@ -21,7 +21,7 @@ use crate::compute::Compute;
 use crate::prompting::Prompting;
 use writing::Writer;
 
-/// What to learn, by which model.
+/// Data, model and hyperparameters of fine-tuning.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Fine-tunes a model on written answers, or trains a small one from scratch.\n\nRows of the data are JSON \
@@ -42,58 +42,58 @@ pub(crate) struct Arguments {
     /// Hugging Face folder to start from.
     #[arg(long, required_unless_present = "shape", conflicts_with = "shape")]
     model: Option<PathBuf>,
-    /// A config.json: start from random weights of this shape.
+    /// A config.json; start from random weights of this layout.
     #[arg(long, requires = "tokenizer")]
     shape: Option<PathBuf>,
-    /// Folder of the tokenizer (and chat template, if any) of a model that starts from random weights.
+    /// Folder with the tokenizer (and chat template, if any) of a model that starts from random weights.
     #[arg(long, requires = "shape")]
     tokenizer: Option<PathBuf>,
-    /// Rows to learn.
+    /// Rows to train on.
     #[arg(long, required_unless_present = "job")]
     data: Option<PathBuf>,
-    /// Rows to measure the loss with, before, after, and in between as `--eval-every` says.
+    /// Held-out rows for measuring the loss: before, after, and every `--eval-every` updates.
     #[arg(long)]
     eval: Option<PathBuf>,
-    /// A job whose training problems are learnt and whose held-out problems are measured with.
+    /// Job whose training problems are trained on, and whose held-out problems are measured.
     #[arg(long, value_name = "JOB", conflicts_with_all = ["data", "eval", "system", "prompt_suffix"])]
     job: Option<PathBuf>,
-    /// Folder of the result; must not exist, or be empty.
+    /// Folder of the resulting model; must not exist, or be empty.
     #[arg(long)]
     out: PathBuf,
-    /// How often every row is learnt [default: 1]
+    /// Passes over the rows [default: 1]
     #[arg(long, conflicts_with = "updates", value_parser = crate::bounds::u64_to(1_000_000))]
     epochs: Option<u64>,
-    /// Optimizer updates, instead of epochs.
+    /// Optimizer updates to make, instead of epochs.
     #[arg(long, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     updates: Option<u64>,
-    /// Rows of an update.
+    /// Rows per update.
     #[arg(long, default_value_t = 32, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     batch: usize,
-    /// Learning rate.
+    /// Peak learning rate.
     #[arg(long, default_value_t = 1e-5)]
     learning_rate: f64,
-    /// Updates over which the learning rate rises from 0.
+    /// Updates over which the learning rate rises linearly from 0.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     warmup_updates: u64,
-    /// How the learning rate goes on behind the warm-up, until the last update.
+    /// Learning rate after warm-up, until the last update.
     #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
     schedule: LearningRateSchedule,
-    /// Where `linear` and `cosine` end, as a share of the learning rate.
+    /// Final learning rate of `linear` and `cosine`, as a share of the learning rate.
     #[arg(long, default_value_t = 0.0)]
     final_learning_rate_ratio: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay, as in AdamW.
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f64,
-    /// Largest global gradient norm; 0 turns clipping off.
+    /// Largest gradient norm, beyond which gradients are clipped; 0 disables clipping.
     #[arg(long, default_value_t = 1.0)]
     max_grad_norm: f64,
-    /// Seed of the order of rows, and of random weights.
+    /// Seed of the row order and of random weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rows with more tokens are left out and counted.
+    /// Rows with more tokens are skipped and counted.
     #[arg(long, default_value_t = 4096, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     max_tokens: usize,
-    /// Most tokens that go through the model at once; a longer row goes alone.
+    /// Token budget of one forward and backward pass; a longer row gets a pass of its own.
     #[arg(long, default_value_t = 16384, value_parser = crate::bounds::usize_to(crate::bounds::MOST_ITEMS))]
     micro_batch_tokens: usize,
     #[command(flatten)]
@@ -101,17 +101,17 @@ pub(crate) struct Arguments {
     /// System message of rows that have none.
     #[arg(long)]
     system: Option<String>,
-    /// Text behind every question or prompt.
+    /// Text after every question or prompt.
     #[arg(long, default_value = "", hide_default_value = true)]
     prompt_suffix: String,
     /// Updates between progress lines.
     #[arg(long, default_value_t = 10, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     log_every: u64,
-    /// Updates between measurements with `--eval`; 0: before and after only.
+    /// Updates between measurements with `--eval`; 0: only before and after.
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(crate::bounds::MOST_TIMES))]
     eval_every: u64,
-    /// End at the first measurement at which the mean probability of a whole held-out answer, sampled at temperature 1, is so
-    /// large; where a problem has one right answer, that is the pass rate.
+    /// End at the first measurement at which the mean probability of a whole held-out answer, sampled at temperature 1,
+    /// reaches this value; if a problem has one right answer, that is the pass rate.
     #[arg(long, value_name = "SHARE")]
     until_probability: Option<f64>,
     #[command(flatten)]
@@ -120,11 +120,11 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum LearningRateSchedule {
-    /// It stays.
+    /// It stays constant.
     Constant,
-    /// It falls in a line.
+    /// It falls linearly.
     Linear,
-    /// It falls along half a wave of a cosine.
+    /// It falls along half a period of a cosine.
     Cosine,
 }
 
@@ -149,7 +149,7 @@ fn fine_tune(arguments: &Arguments) -> Result<()> {
     let job = arguments.job.as_deref().map(pacs_spec::read).transpose()?;
     let folder = folder(arguments)?;
     let config = ModelConfig::read(&folder)?;
-    // Rows bring their own system message or get that of the arguments, and questions their suffix, as they are read.
+    // System message and suffix are added when rows are read, so the prompter has none.
     let prompter = arguments.prompting.prompter(&folder, None, String::new())?;
     let prompter = if let Some(spec) = &job { prompter.written_as(spec)? } else { prompter };
     let loader = Loader { writer: Writer::new(prompter, &config), config: &config, arguments };
@@ -198,12 +198,12 @@ fn check(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The folder that configuration and tokenizer come from; that of a model from scratch is made in `--out`.
+/// Folder of configuration and tokenizer; for a model from scratch it is created in `--out`.
 fn folder(arguments: &Arguments) -> Result<PathBuf> {
     match (&arguments.model, &arguments.shape, &arguments.tokenizer) {
         (Some(model), _, _) => Ok(model.clone()),
         (None, Some(shape), Some(tokenizer)) => {
-            // Before anything is written: a file that is no shape leaves no trace.
+            // Checked before anything is written, so that an invalid file leaves nothing behind.
             ModelConfig::read_file(shape)?;
             pacs_model::prepare_folder(shape, tokenizer, &arguments.out)?;
             Ok(arguments.out.clone())
@@ -212,10 +212,10 @@ fn folder(arguments: &Arguments) -> Result<PathBuf> {
     }
 }
 
-/// Rows that all updates take together, repeated ones counted again, of `rows` different ones.
+/// Rows of all updates together, repetitions included, given `rows` different ones.
 fn rows_to_learn(arguments: &Arguments, rows: u64) -> u64 {
     let batch = arguments.batch as u64;
-    // The last update of whole epochs takes what is left.
+    // With epochs, the last update takes the remainder.
     arguments.updates.map_or(arguments.epochs.unwrap_or(1) * rows, |updates| updates * batch)
 }
 
@@ -235,7 +235,7 @@ fn settings(arguments: &Arguments, rows_to_learn: u64) -> FineTunerSettings {
     }
 }
 
-/// Reads rows and writes them down for one model.
+/// Reads rows and formats them for one model.
 struct Loader<'a> {
     arguments: &'a Arguments,
     writer: Writer,
@@ -243,7 +243,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// The rows to learn, and those to measure with.
+    /// Returns the rows to train on, and those to measure with.
     fn all(&self, job: Option<&JobSpec>) -> Result<(Vec<Text>, Option<Vec<Text>>)> {
         let of_file = |path: &PathBuf| self.file(path);
         let Some(job) = job else {
@@ -329,7 +329,7 @@ fn train(arguments: &Arguments, tuner: &mut FineTuner, data: &[Text], evaluation
     Ok(())
 }
 
-/// Prints the loss on rows that are not learnt, and gives the mean probability of their answers.
+/// Prints the loss on held-out rows, and returns the mean probability of their answers.
 fn measure(tuner: &FineTuner, update: u64, evaluation: Option<&[Text]>) -> Option<f64> {
     let texts = evaluation?;
     let texts: Vec<&Text> = texts.iter().collect();

@@ -1,4 +1,4 @@
-//! Rows of fine-tuning data: JSON lines of three shapes, as conversations.
+//! Rows of fine-tuning data: JSON lines of three forms, read as conversations.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -9,7 +9,7 @@ use pacs_spec::{JobSpec, SourceSpec};
 use pacs_text::Message;
 use serde::Deserialize;
 
-/// One line; which fields are there says which shape it has.
+/// One line of data; the fields decide its form.
 #[derive(Debug, Deserialize)]
 struct Row {
     question: Option<String>,
@@ -25,8 +25,8 @@ struct RowMessage {
     content: String,
 }
 
-/// Conversations of the file at `path`, each with its line. `suffix` goes behind the question of a row with a question;
-/// `system` in front of a conversation that has no system message.
+/// Reads the conversations of the file at `path`, each with its line number. `suffix` is appended to the question of
+/// rows with a question; `system` precedes conversations without a system message.
 pub(super) fn read<'a>(
     path: &Path,
     system: Option<&'a str>,
@@ -50,7 +50,8 @@ pub(super) fn read<'a>(
     }))
 }
 
-/// Conversations of a job's problems: what a rollout worker is asked, and a response that the task takes for right.
+/// Returns conversations of a job's problems: the prompt that a rollout worker gets, and a response that the task
+/// accepts.
 pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
     let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), &spec.data.prompt_suffix)?;
     let conversation = |(number, Demonstration { mut asked, response }): (usize, Demonstration)| {
@@ -89,7 +90,7 @@ fn conversation(line: &str, system: Option<&str>, suffix: &str) -> Result<Vec<Me
     Ok(messages)
 }
 
-/// Whose messages are learnt.
+/// Role whose messages are learnt.
 pub(super) const ASSISTANT: &str = "assistant";
 
 #[cfg(test)]

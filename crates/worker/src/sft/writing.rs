@@ -1,5 +1,5 @@
-//! Conversations as tokens, as the model will meet them: what stands in front of an answer when it is generated is
-//! context, the answer up to its end token is learnt.
+//! Conversations as tokens, as the model will see them: what precedes an answer at generation is context; the answer is
+//! learnt up to its end token.
 
 use anyhow::{Result, bail};
 use pacs_data::Prompter;
@@ -9,25 +9,25 @@ use pacs_text::Message;
 
 use super::rows::ASSISTANT;
 
-/// Writes conversations down for one model.
+/// Formats conversations for one model.
 pub(super) struct Writer {
-    /// What is in front of an answer is written by what writes the prompts of rollouts, so that both are one text.
+    /// The prompter of rollouts also formats what precedes an answer, so that both are the same text.
     prompter: Prompter,
     end_tokens: Vec<u32>,
 }
 
 impl Writer {
-    /// The writer of a model.
+    /// Creates the writer of a model.
     pub(super) fn new(prompter: Prompter, config: &ModelConfig) -> Self {
         Self { prompter, end_tokens: config.end_tokens.clone() }
     }
 
-    /// The texts of a conversation: one, where what is written in front of each answer begins with what was written
-    /// before. Templates that write earlier answers otherwise than the last one (without their reasoning, say) give one
-    /// text an answer.
+    /// Formats a conversation as texts to learn from. It is one text if the text before each answer begins with
+    /// everything written so far. Templates that format earlier answers differently from the last one (without their
+    /// reasoning, say) give one text per answer.
     pub(super) fn texts(&self, messages: &[Message]) -> Result<Vec<Text>> {
         let (mut texts, mut text, mut written) = (Vec::new(), Text::default(), String::new());
-        // Marks are in all that is compared here, and leave when it is encoded.
+        // Marks are part of everything compared here, and are removed by encoding.
         let (as_text, messages) = self.prompter.as_text(messages);
         for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
             let (context, whole) = (self.prompter.asking(&messages[..i])?, self.prompter.answered(&messages[..=i])?);
@@ -52,7 +52,7 @@ impl Writer {
         Ok(texts)
     }
 
-    /// An answer is learnt up to its first end token; what the template writes behind it is context.
+    /// Adds an answer, learnt up to its first end token; what the template writes after it is context.
     fn add_answer(&self, text: &mut Text, mut tokens: Vec<u32>) {
         let mut end = tokens.iter().position(|token| self.end_tokens.contains(token));
         if let (None, true, Some(token)) = (end, self.prompter.is_plain(), self.end_tokens.first()) {
@@ -80,7 +80,7 @@ mod tests {
         Writer::new(prompter, &ModelConfig::read(folder).expect("golden model"))
     }
 
-    /// What is learnt of each text, and the whole of it.
+    /// Returns the learnt part of each text, and the whole text.
     fn written(writer: &Writer, messages: &[(&str, &str)]) -> Vec<(String, String)> {
         let message = |(role, content): &(&str, &str)| Message { role: role.to_string(), content: content.to_string() };
         let messages: Vec<Message> = messages.iter().map(message).collect();
@@ -130,7 +130,7 @@ mod tests {
             "an empty line parts earlier turns, as it does in what a rollout is asked: {parts:?}"
         );
     }
-    /// Whatever is asked, by whichever template: a model is tuned on the very tokens that a rollout starts from.
+    /// A model is tuned on exactly the tokens that a rollout starts from, for any question and template.
     #[test]
     fn what_is_in_front_of_an_answer_is_what_rollouts_are_asked() {
         let plain = tempfile::tempdir().expect("a temporary folder");
@@ -157,7 +157,7 @@ mod tests {
                     let row = [system.map(Message::system), Some(user), Some(answer)];
                     let messages: Vec<Message> = row.into_iter().flatten().collect();
                     let writer = Writer::new(prompter(), &ModelConfig::read(&folder).expect("golden model"));
-                    // A template that writes something behind the answer and nothing in front of it cannot be learnt.
+                    // A template that writes something after the answer but nothing before it cannot be learnt from.
                     let Ok(texts) = writer.texts(&messages) else {
                         assert!(own.is_some(), "{folder:?}");
                         continue;

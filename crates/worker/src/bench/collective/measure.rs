@@ -7,14 +7,14 @@ use pacs_collective::{Collective, CollectiveError, CudaDevice, DeviceMemory, Ope
 use super::Party;
 use crate::bench::median;
 
-/// Bytes that the probes work on.
+/// Buffer size of the link and memory probes (bytes).
 const PROBE_BYTES: usize = 16 << 20;
-/// How often a probe is repeated; the median counts.
+/// Repetitions of a probe; the median counts.
 const PROBES: usize = 7;
-/// Bounds of the repetitions of one measurement.
+/// Fewest and most repetitions of one measurement.
 const REPETITIONS: (f64, f64) = (3.0, 1000.0);
 
-/// An operation that is measured.
+/// A collective operation to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     AllReduce,
@@ -35,8 +35,8 @@ impl Work {
         }
     }
 
-    /// Bytes that cross the busiest link for every byte of the buffer, at best: makes operations and world sizes
-    /// comparable with each other and with the hardware's figure.
+    /// Bytes that cross the busiest link per byte of the buffer, at best. It makes operations and world sizes
+    /// comparable with each other and with the hardware's bandwidth.
     pub(crate) fn bus_factor(self, world_size: usize) -> f64 {
         let others = (world_size as f64 - 1.0) / world_size as f64;
         match self {
@@ -54,7 +54,7 @@ pub(crate) enum Memory {
 }
 
 impl Memory {
-    /// At least `size` bytes, in equal parts for every rank.
+    /// Allocates at least `size` bytes, divisible into equal parts for all ranks.
     pub(crate) fn new(size: usize, world_size: usize, device: Option<&CudaDevice>) -> Result<Self> {
         let numbers = size.div_ceil(size_of::<f32>()).next_multiple_of(world_size);
         let Some(device) = device else { return Ok(Self::Host(vec![0.0; numbers])) };
@@ -90,18 +90,18 @@ impl Memory {
     }
 }
 
-/// One operation at one size.
+/// Result of one operation at one size.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) work: Work,
     pub(crate) bytes: usize,
     pub(crate) repetitions: usize,
-    /// Seconds of one call, by rank.
+    /// Mean seconds per call, by rank.
     pub(crate) seconds: Vec<f64>,
 }
 
 impl Line {
-    /// Seconds of one call on the rank that took longest.
+    /// Mean seconds per call on the slowest rank.
     pub(crate) fn longest(&self) -> f64 {
         self.seconds.iter().copied().fold(0.0, f64::max)
     }
@@ -114,7 +114,7 @@ pub(crate) fn operation(
     memory: &mut Memory,
     seconds: f64,
 ) -> Result<Line> {
-    // The first call is for buffers and connections, the second tells how many there may be.
+    // The first call sets up buffers and connections; the second tells how many repetitions fit.
     memory.run(work, collective)?;
     let first = time(|| memory.run(work, collective))?;
     let slowest = by_rank(collective, first)?.into_iter().fold(0.0, f64::max);
@@ -125,12 +125,13 @@ pub(crate) fn operation(
     Ok(Line { work, bytes: memory.bytes(), repetitions, seconds })
 }
 
-/// What tells a slow rank from a rank that waits for a slow one: in a ring all take the same time.
+/// Probes that tell a slow rank from ranks that wait for it: in a ring, all take the same time.
 #[derive(Clone, Debug)]
 pub(crate) struct Probes {
-    /// Seconds of passing over memory, without the network, by rank.
+    /// Seconds of a pass over memory, without the network, by rank.
     pub(crate) memory: Vec<f64>,
-    /// Seconds of an all-reduce between rank `i` and the rank after it, by `i`; a world of two has one link, of one none.
+    /// Seconds of an all-reduce between rank `i` and the next rank, by `i`. A world of two has one link, a world of one
+    /// none.
     pub(crate) links: Vec<f64>,
 }
 
@@ -148,7 +149,7 @@ pub(crate) fn probes(collective: &mut dyn Collective, party: &Party) -> Result<P
             let times = (0..PROBES).map(|_| time(|| memory.run(Work::AllReduce, both.as_mut())));
             mine = median(&times.collect::<Result<Vec<f64>>>()?);
         }
-        // One pair after the other: links that share a switch or a card would hide behind each other.
+        // One pair after the other, because concurrent links that share a switch or a card would slow each other down.
         let seconds = by_rank(collective, mine)?;
         links.push(pair.iter().map(|rank| seconds[*rank]).fold(0.0, f64::max));
     }
@@ -156,7 +157,7 @@ pub(crate) fn probes(collective: &mut dyn Collective, party: &Party) -> Result<P
     Ok(Probes { memory, links })
 }
 
-/// Seconds of adding one buffer to another, or of copying within the device.
+/// Times the addition of one buffer to another, or a copy within the device.
 fn memory_probe(device: Option<&CudaDevice>) -> Result<f64> {
     let mut times = Vec::new();
     if let Some(device) = device {

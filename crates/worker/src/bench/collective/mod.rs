@@ -1,4 +1,4 @@
-//! `pacs-worker bench collective`: the preflight of a cluster.
+//! `pacs-worker bench collective`: preflight of the network between ranks.
 
 mod measure;
 mod report;
@@ -17,10 +17,11 @@ use pacs_types::Generation;
 
 use measure::{Memory, Work};
 
-/// Bus bandwidth of every operation among the ranks, and a look for a rank or a link that holds the others up.
+/// Bus bandwidth of every collective operation, and a search for ranks or links that slow the others down.
 ///
 /// JSON lines go to the standard output of rank 0, a table to its standard error. Either `--ranks` starts that many
-/// processes on this machine, or one process a rank is started with `--rank`, `--world`, and the `--address` of rank 0.
+/// processes on this machine, or one process per rank is started with `--rank`, `--world`, and the `--address` of rank
+/// 0.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     Four ranks on this machine, over TCP:\n    pacs-worker bench collective --ranks 4\n  \
@@ -30,7 +31,7 @@ use measure::{Memory, Work};
     node-0$ pacs-worker bench collective --backend nccl --rank 0 --world 2 --address node-0:7800\n    \
     node-1$ pacs-worker bench collective --backend nccl --rank 1 --world 2 --address node-0:7800")]
 pub(crate) struct Arguments {
-    /// What carries the data.
+    /// Backend to measure.
     #[arg(long, value_enum, default_value_t = Backend::Host)]
     backend: Backend,
     /// Start this many ranks on this machine, each on the device of its number.
@@ -39,22 +40,22 @@ pub(crate) struct Arguments {
     /// Take part as this rank, counted from 0.
     #[arg(long, requires_all = ["world", "address"], value_parser = crate::bounds::usize_to(4096))]
     rank: Option<usize>,
-    /// How many ranks there are.
+    /// Number of ranks.
     #[arg(long, requires = "rank", value_parser = crate::bounds::usize_to(4096))]
     world: Option<usize>,
-    /// Where rank 0 waits for the others, host:port.
+    /// Address at which rank 0 waits for the others, host:port.
     #[arg(long, requires = "rank")]
     address: Option<String>,
-    /// Sizes of the buffers, in bytes; each is rounded up to whole numbers for every rank.
+    /// Buffer sizes in bytes; each is rounded up to whole numbers for every rank.
     #[arg(long, value_delimiter = ',', default_values_t = [4096, 262_144, 4_194_304, 67_108_864], value_parser = crate::bounds::usize_to(1 << 36))]
     sizes: Vec<usize>,
-    /// Seconds of one measurement, about.
+    /// Approximate seconds of one measurement.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
     /// Seconds that the ranks wait for each other.
     #[arg(long, default_value_t = 60, value_parser = crate::bounds::u64_to(crate::bounds::MOST_SECONDS))]
     timeout: u64,
-    /// Which of the visible GPUs this rank uses.
+    /// Index of the visible GPU that this rank uses.
     #[arg(long, default_value_t = 0, requires = "rank", value_parser = crate::bounds::usize_to(4096))]
     device_index: usize,
 }
@@ -101,7 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     processes.into_iter().try_for_each(Process::finish)
 }
 
-/// Starts the other ranks where that is wanted, and learns every rank's address.
+/// Starts the other ranks if requested, and collects the address of every rank.
 fn assemble(
     arguments: &Arguments,
     rank: usize,
@@ -116,7 +117,7 @@ fn assemble(
         let addresses = meeting.gather(world_size, &listener, timeout).context("join the ranks")?;
         return Ok((listener, addresses, processes));
     };
-    // The others are told the address that this rank's connection to rank 0 comes from, so it must listen there.
+    // Rank 0 tells the others the address that this rank's connection comes from, so it must listen there.
     let resolved = address.to_socket_addrs().ok().and_then(|mut resolved| resolved.next());
     let any = if resolved.is_some_and(|address| address.is_ipv6()) { "[::]:0" } else { "0.0.0.0:0" };
     let listener = HostListener::bind(any).context("join the ranks")?;
@@ -149,7 +150,7 @@ fn measure_all(arguments: &Arguments, party: &Party) -> Result<()> {
     Ok(())
 }
 
-/// This rank, and how to reach the others.
+/// This rank, with the addresses of all ranks.
 struct Party {
     listener: HostListener,
     addresses: Vec<String>,
@@ -159,7 +160,7 @@ struct Party {
 }
 
 impl Party {
-    /// Joins the communicator of some of the ranks, which must all call it; `number` tells communicators apart.
+    /// Joins a communicator of some ranks, which must all call it; `number` distinguishes communicators.
     fn connect(&self, members: &[usize], number: u64) -> Result<Box<dyn Collective>> {
         let rank = members.iter().position(|member| *member == self.rank).context("join a group of others")?;
         let addresses = members.iter().map(|member| self.addresses[*member].clone()).collect();
@@ -175,7 +176,7 @@ impl Party {
     }
 }
 
-/// Another rank on this machine; killed when this one fails.
+/// Another rank on this machine, killed on drop.
 struct Process {
     rank: usize,
     child: Child,
@@ -208,7 +209,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail on a process that has ended, which is as well.
+        // Both calls fail if the process has ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

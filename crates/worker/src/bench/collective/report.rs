@@ -5,7 +5,7 @@ use super::measure::{Line, Probes};
 use super::verdict::{Finding, judge};
 use crate::bench::print;
 
-/// What rank 0 says; the others say nothing.
+/// Output of the measurements; only rank 0 prints.
 pub(crate) struct Report {
     backend: &'static str,
     rank: usize,
@@ -24,7 +24,7 @@ impl Report {
         report
     }
 
-    /// One measurement, as it comes.
+    /// Prints one measurement, as soon as it is made.
     pub(crate) fn line(&self, line: &Line) {
         if self.rank != 0 {
             return;
@@ -39,7 +39,7 @@ impl Report {
         }));
     }
 
-    /// The probes and the verdict.
+    /// Prints the probes and the verdict.
     pub(crate) fn end(&self, lines: &[Line], probes: &Probes) {
         if self.rank != 0 {
             return;
@@ -60,7 +60,7 @@ impl Report {
         }
     }
 
-    /// Seconds, and gigabytes a second of the buffer and of the bus.
+    /// Seconds per call, and bandwidth of the buffer and of the bus (GB/s).
     fn numbers(&self, line: &Line) -> (f64, f64, f64) {
         let seconds = line.longest();
         let data = line.bytes as f64 / seconds / 1e9;

@@ -1,16 +1,16 @@
 use std::fmt;
 
-/// How much slower than the median counts.
+/// Factor over the median from which a rank or link is reported.
 const SLOW: f64 = 1.5;
 
-/// What holds the others up.
+/// A rank or link that slows the others down.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finding {
-    /// A rank whose own memory is slow: throttled, or shared with somebody.
+    /// A rank whose memory is slow: throttled, or shared with another process.
     Memory { rank: usize, times_median: f64 },
-    /// A rank that is slow with either neighbour.
+    /// A rank whose links to both neighbours are slow.
     Rank { rank: usize, times_median: f64 },
-    /// A connection between two ranks that are fast with others.
+    /// A slow link between two ranks whose other links are fast.
     Link { ranks: [usize; 2], times_median: f64 },
 }
 
@@ -34,10 +34,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Names what is slow. `memory`: seconds by rank; `links`: seconds of the link between rank `i` and the next, by `i`.
+/// Finds slow ranks and links. `memory` holds seconds by rank, `links` seconds of the link between rank `i` and the
+/// next, by `i`.
 ///
-/// A rank counts by its better link, because a slow neighbour makes one of them slow. With two ranks there is one link,
-/// and nothing to compare it with.
+/// A rank is judged by its better link, because a slow neighbour makes the other link slow. With two ranks there is one
+/// link, and nothing to compare it with.
 pub(crate) fn judge(memory: &[f64], links: &[f64]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = slower_than_median(memory)
         .into_iter()
@@ -61,7 +62,7 @@ pub(crate) fn judge(memory: &[f64], links: &[f64]) -> Vec<Finding> {
     findings
 }
 
-/// Places and factors of those that are [`SLOW`]; the median is the lower one of an even number.
+/// Indices and factors of times that are [`SLOW`]; of an even number, the median is the lower of the middle two.
 fn slower_than_median(times: &[f64]) -> Vec<(usize, f64)> {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
