@@ -1,78 +1,78 @@
-//! What an answer is once it has been read.
+//! Answers as trees, after parsing.
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::One;
 
-/// A final answer.
+/// A parsed final answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     /// A number or an expression.
     Scalar(Expr),
     /// Words, such as `even` or a name.
     Text(String),
-    /// A tuple, a point or an interval: the order counts.
+    /// An ordered tuple, point or interval.
     Sequence {
-        /// Left bracket.
+        /// Bracket on the left.
         open: Bracket,
-        /// Right bracket.
+        /// Bracket on the right.
         close: Bracket,
-        /// Members.
+        /// Members in order.
         items: Vec<Answer>,
     },
-    /// `{1, 2}` with set braces: the order does not count. Empty for `∅`.
+    /// `{1, 2}` with set braces, without an order. Empty for `∅`.
     Set(Vec<Answer>),
-    /// Several answers without brackets: the order does not count, unless a tuple stands on the other side.
+    /// Several answers without brackets, unordered unless the other side is a tuple.
     List(Vec<Answer>, Joint),
     /// Pieces joined by `∪`.
     Union(Vec<Answer>),
     /// Pieces joined by `∩`.
     Intersection(Vec<Answer>),
-    /// `A \ B`.
+    /// Set difference, `A \ B`.
     Difference(Box<Answer>, Box<Answer>),
-    /// The real numbers.
+    /// The set of real numbers.
     Reals,
-    /// Another set of numbers: `ℤ`, `ℕ`, `ℚ`, `ℂ`.
+    /// Another number set: `ℤ`, `ℕ`, `ℚ`, `ℂ`.
     Domain(&'static str),
-    /// `x ∈ ℤ`: says what a variable may be.
+    /// `x ∈ ℤ`: the domain of a variable.
     Member(Box<Answer>, &'static str),
     /// Rows of a matrix or vector.
     Matrix(Vec<Vec<Expr>>),
-    /// `left = right`; `names` when the left side only says what the right side is called (`x`, `f(x)`, `AB`) and is
-    /// nothing that is calculated with (`xy`, `x^2`).
+    /// `left = right`. `names` is true if the left side only names the right side (`x`, `f(x)`, `AB`), rather than
+    /// being calculated with (`xy`, `x^2`).
     Equation { left: Box<Answer>, right: Box<Answer>, names: bool },
-    /// `a = b = c`; settled into an equation of the first and the last side when the numbers among them agree.
+    /// `a = b = c`. Settled into an equation of the first and last side if the numbers among them agree.
     Equalities { sides: Vec<Answer>, names: bool },
-    /// `left op right`.
+    /// An inequality, `left op right`.
     Inequality(Order, Expr, Expr),
-    /// `a < b ≤ c`, rising; one order less than there are sides.
+    /// A rising chain, `a < b ≤ c`; there is one order fewer than sides.
     Chain(Vec<Expr>, Vec<Order>),
     /// `1 : 2 : 3`.
     Ratio(Vec<Expr>),
-    /// A time of day.
+    /// A time of day, `7:30 p.m.`.
     Clock(Clock),
-    /// A value with a unit or with the name of what is counted.
+    /// A value with a unit, or with the name of what is counted.
     Quantity(Box<Answer>, Unit),
-    /// `(D) 42`: the letter of a choice, and what stands there.
+    /// `(D) 42`: the letter of a choice, and its content.
     Choice(String, Box<Answer>),
-    /// A function by cases: value and condition.
+    /// A function by cases, as pairs of value and condition.
     Cases(Vec<(Answer, Answer)>),
-    /// An answer for all (or some) values of the variables that are named; settled into what it says of them.
+    /// An answer for all (or some) values of the named variables; settled into the inner answer.
     For(Box<Answer>, Vec<String>),
-    /// Tokens that could not be read; they only ever stand beside an `=`.
+    /// Tokens that could not be read; only ever one side of an `=`.
     Opaque(String),
 }
 
-/// What stands between the members of a list.
+/// How the members of a list are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Joint {
-    /// Commas, semicolons or lines.
+    /// By commas, semicolons or line breaks.
     Comma,
     And,
     Or,
 }
 
-/// Hours and minutes as they were written, and the half of the day (true after noon).
+/// A time as written, with the half of the day (true after noon) if given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Clock {
     pub(crate) hour: u32,
@@ -82,7 +82,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// The time on a clock of 24 hours.
+    /// Returns the time on a 24-hour clock.
     fn of_day(self) -> [u32; 3] {
         let hour = match self.after_noon {
             Some(true) if self.hour < 12 => self.hour + 12,
@@ -92,7 +92,7 @@ impl Clock {
         [hour, self.minute, self.second]
     }
 
-    /// Whether two times are one; a time without its half of the day is the one of either half.
+    /// Whether two times are equal. A time without its half of the day equals that time in either half.
     pub(crate) fn same(self, other: Self) -> bool {
         let as_written = |clock: Self| [clock.hour, clock.minute, clock.second];
         let halves_agree =
@@ -101,27 +101,27 @@ impl Clock {
     }
 }
 
-/// Length, mass, time, temperature, money, current, data.
+/// Number of dimensions: length, mass, time, temperature, money, current, data.
 pub(crate) const DIMENSIONS: usize = 7;
 
-/// What a value is measured in.
+/// Unit of a value, or the name of what is counted.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
-    /// Powers of the dimensions.
+    /// Exponent of each dimension.
     pub(crate) dimensions: [i8; DIMENSIONS],
-    /// How many of the first unit of the dimensions one of these is.
+    /// Size of the unit, in base units of its dimensions.
     pub(crate) scale: BigRational,
-    /// Multiplies the value and belongs to it: `12 thousand`.
+    /// Factor that belongs to the value: `12 thousand`.
     pub(crate) factor: BigInt,
-    /// Currency of money, or the scale of a temperature; two of them have no rate of exchange.
+    /// Currency, or temperature scale; different ones are not converted.
     pub(crate) currency: &'static str,
-    /// Degrees of an angle, which belong to the value.
+    /// Whether it is the degree of an angle, which belongs to the value.
     pub(crate) degrees: bool,
-    /// Things that are counted, in the singular where the table has them.
+    /// Names of counted things, in the singular if the table has them.
     pub(crate) counted: Vec<String>,
     /// Whether all of its words are in the tables.
     pub(crate) is_known: bool,
-    /// As it was written, for the reason of a verdict.
+    /// The text of the unit, for the reason of a verdict.
     pub(crate) written: String,
 }
 
@@ -139,7 +139,7 @@ impl Unit {
         }
     }
 
-    /// Whether there is nothing that a value could be measured in.
+    /// Whether the unit measures nothing: no dimension, no counted thing.
     pub(crate) fn is_bare(&self) -> bool {
         self.dimensions == [0; DIMENSIONS] && self.currency.is_empty() && self.counted.is_empty()
     }
@@ -148,7 +148,7 @@ impl Unit {
         !self.is_bare()
     }
 
-    /// Multiplies with a power of another unit; `None` beyond the powers that anybody writes.
+    /// Multiplies by a power of another unit; `None` beyond exponents that occur in practice.
     pub(crate) fn times(
         &mut self,
         dimensions: [i8; DIMENSIONS],
@@ -171,7 +171,7 @@ impl Unit {
         Some(())
     }
 
-    /// The unit to a power: `feet squared`.
+    /// Raises the unit to a power: `feet squared`.
     pub(crate) fn again(&mut self, exponent: i8) -> Option<()> {
         *self = self.clone().powered(exponent)?;
         Some(())
@@ -192,16 +192,16 @@ impl Unit {
         Some(self)
     }
 
-    /// Whether this is no more than some unit, square or not: `5 \text{ square units}`.
+    /// Whether it is only a generic unit, square or not: `5 \text{ square units}`.
     pub(crate) fn is_generic(&self) -> bool {
         self.dimensions == [0; DIMENSIONS]
             && !self.counted.is_empty()
             && self.counted.iter().all(|noun| noun.starts_with("unit"))
     }
 
-    /// Whether values in the two can be compared at all: the same dimensions, and things that are counted alike.
+    /// Whether values in the two units are comparable: same dimensions, and same counted things.
     pub(crate) fn measures_the_same(&self, other: &Self) -> bool {
-        /// Say no more than that something is counted.
+        /// Words that only say that something is counted.
         const ANY: &[&str] = &["unit", "way", "piece", "item", "thing", "people", "person", "number"];
         let is_any = |noun: &String| ANY.contains(&noun.as_str()) || noun.starts_with("unit^");
         let any = |unit: &Self| unit.counted.is_empty() || unit.counted.iter().any(is_any);
@@ -209,7 +209,7 @@ impl Unit {
         if let (Some(own), Some(other)) = (power(self), power(other)) {
             return own == other;
         }
-        // Square units are square centimetres as well as any other.
+        // Generic square units may stand for square centimetres, or any other.
         if self.is_generic() || other.is_generic() {
             let power =
                 |unit: &Self| unit.counted.first().and_then(|noun| noun.strip_prefix("unit^")?.parse::<i8>().ok());
@@ -223,7 +223,7 @@ impl Unit {
     }
 }
 
-/// Relation of an inequality; greater-than is turned around while reading.
+/// Relation of an inequality; greater-than is reversed while reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Less,
@@ -243,13 +243,13 @@ pub(crate) enum Bracket {
 pub(crate) enum Expr {
     Number(Number),
     Constant(Constant),
-    /// A variable or an unknown LaTeX command, subscript and primes included; also a number in another base (`1011_2`).
+    /// A variable or an unknown LaTeX command, with subscript and primes; also digits in another base (`1011_2`).
     Symbol(String),
     Sum(Vec<Expr>),
     Product(Vec<Expr>),
     Inverse(Box<Expr>),
     Negative(Box<Expr>),
-    /// `±x`: stands for two values; resolved while reading.
+    /// `±x`, which stands for two values; resolved while reading.
     PlusMinus(Box<Expr>),
     /// `∓x`.
     MinusPlus(Box<Expr>),
@@ -264,7 +264,7 @@ pub(crate) enum Expr {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Number {
     pub(crate) value: BigRational,
-    /// Whether it was written with a decimal point and so may be a rounded value.
+    /// Whether it has a decimal point, and so may be rounded.
     pub(crate) is_decimal: bool,
 }
 
@@ -274,7 +274,7 @@ pub(crate) enum Constant {
     Euler,
     Imaginary,
     Infinity,
-    /// π/180, the degree sign.
+    /// The degree sign, π/180.
     Degree,
 }
 
@@ -308,16 +308,16 @@ pub(crate) enum Function {
     Lcm,
     Max,
     Min,
-    /// Carried out before comparing, like the matrix that it is applied to.
+    /// Evaluated before comparing, like the matrix that it is applied to.
     Determinant,
-    /// The decimal logarithm, `Log` to the base ten once it is read.
+    /// The decimal logarithm; becomes `Log` to base ten when read.
     Lg,
-    /// `cos + i sin`, once it is read.
+    /// `cos + i sin`, into which it is expanded when read.
     Cis,
 }
 
 impl Answer {
-    /// Whether this is a number written with a decimal point.
+    /// Whether this is a number with a decimal point.
     pub(crate) fn is_decimal(&self) -> bool {
         let mut expr = match self {
             Self::Scalar(expr) => expr,
@@ -331,17 +331,17 @@ impl Answer {
 }
 
 impl Function {
-    /// Whether the argument is an angle, so that a degree sign in it counts.
+    /// Whether the argument is an angle, so that a degree sign in it matters.
     pub(crate) fn takes_angle(self) -> bool {
         matches!(self, Self::Sin | Self::Cos | Self::Tan | Self::Cot | Self::Sec | Self::Csc)
     }
 
-    /// Whether it takes any number of arguments, with commas between them.
+    /// Whether it takes any number of arguments, separated by commas.
     pub(crate) fn takes_list(self) -> bool {
         matches!(self, Self::Gcd | Self::Lcm | Self::Max | Self::Min)
     }
 
-    /// The inverse function, for `\sin^{-1}`.
+    /// Returns the inverse function, for `\sin^{-1}`.
     pub(crate) fn inverse(self) -> Option<Self> {
         match self {
             Self::Sin => Some(Self::Arcsin),
@@ -371,12 +371,12 @@ impl Expr {
         Self::Inverse(Box::new(self))
     }
 
-    /// The product, or the factor itself when there is but one.
+    /// Builds the product, or returns the only factor.
     pub(crate) fn product(mut factors: Vec<Self>) -> Self {
         if factors.len() == 1 { factors.remove(0) } else { Self::Product(factors) }
     }
 
-    /// The sum, or the term itself when there is but one.
+    /// Builds the sum, or returns the only term.
     pub(crate) fn sum(mut terms: Vec<Self>) -> Self {
         if terms.len() == 1 { terms.remove(0) } else { Self::Sum(terms) }
     }
@@ -393,7 +393,7 @@ impl Expr {
         }
     }
 
-    /// The same node over other children.
+    /// Rebuilds the node with changed children.
     pub(crate) fn map(&self, change: &mut impl FnMut(&Self) -> Self) -> Self {
         let mut boxed = |x: &Self| Box::new(change(x));
         match self {
@@ -411,7 +411,7 @@ impl Expr {
         }
     }
 
-    /// Calls `visit` with every node.
+    /// Calls `visit` with every node of the tree.
     pub(crate) fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Self)) {
         visit(self);
         for child in self.children() {
@@ -419,21 +419,21 @@ impl Expr {
         }
     }
 
-    /// Whether a node fulfils the condition.
+    /// Whether any node of the tree fulfils the condition.
     pub(crate) fn any(&self, condition: impl Fn(&Self) -> bool) -> bool {
         let mut found = false;
         self.walk(&mut |node| found |= condition(node));
         found
     }
 
-    /// Number of nodes.
+    /// Counts the nodes of the tree.
     pub(crate) fn size(&self) -> usize {
         let mut size = 0;
         self.walk(&mut |_| size += 1);
         size
     }
 
-    /// Names of the variables, repeated as often as they occur.
+    /// Returns the names of the variables, one for each occurrence.
     pub(crate) fn symbols(&self) -> Vec<&str> {
         let mut names = Vec::new();
         self.walk(&mut |node| {
@@ -453,7 +453,7 @@ impl Expr {
         self.any(|node| matches!(node, Self::PlusMinus(_) | Self::MinusPlus(_)))
     }
 
-    /// One of the two values: every `±` as plus (and `∓` as minus), or the other way round.
+    /// Returns one of the two values: with `plus`, every `±` is plus and every `∓` minus; otherwise the reverse.
     pub(crate) fn with_sign(&self, plus: bool) -> Self {
         match self {
             Self::PlusMinus(x) if plus => x.with_sign(plus),
@@ -463,12 +463,12 @@ impl Expr {
         }
     }
 
-    /// The expression with every `target` replaced.
+    /// Replaces every occurrence of `target`.
     pub(crate) fn replaced(&self, target: &Self, by: &Self) -> Self {
         if self == target { by.clone() } else { self.map(&mut |child| child.replaced(target, by)) }
     }
 
-    /// The expression with its variables in lower case.
+    /// Changes the variables to lower case.
     pub(crate) fn lower_case(&self) -> Self {
         match self {
             Self::Symbol(name) => Self::Symbol(name.to_lowercase()),

@@ -1,5 +1,5 @@
-//! Countdown: an expression of given numbers that makes a target. There are several right answers, so the reference names the
-//! target and the numbers, and the expression itself is evaluated.
+//! Countdown: make a target from given numbers. There are many right answers, so the reference names the target and the
+//! numbers, and the answer is evaluated.
 
 use num_rational::BigRational;
 use num_traits::Zero;
@@ -9,17 +9,17 @@ use crate::extract::final_text;
 use crate::limits::{MAX_ANSWER_BYTES, MAX_DEPTH};
 use crate::text::verdict;
 
-/// Most numbers of a problem, and the most digits of one: bounds the size of exact values.
+/// Bounds of numbers in a problem and of their digits, which bound the size of exact values.
 const MAX_NUMBERS: usize = 16;
 const MAX_DIGITS: usize = 12;
 
-/// Grades an answer to a countdown problem whose reference reads `44 from 3, 5, 19` or `44 from all of 3, 5, 19`.
+/// Grades an answer to a countdown problem. The reference reads `44 from 3, 5, 19` or `44 from all of 3, 5, 19`.
 ///
-/// The answer is the content of the last box, or else the last line that is not blank: one expression of whole numbers, `+`, `-`,
-/// `*`, `/` (also `×`, `·`, `÷` and their LaTeX) and round brackets, after which `= 44` may stand. It is right when its exact value
-/// is the target and it uses no number more often than the reference lists it; after `all of` it has to use each as often as that.
-/// There is no sign, power, decimal point or joining of digits, each of which would let an answer write numbers that it was not
-/// given.
+/// The answer is the content of the last box, or else the last line that is not blank. It is one expression of
+/// integers, `+`, `-`, `*`, `/` (also `×`, `·`, `÷` and their LaTeX) and round brackets, optionally followed by `= 44`.
+/// It is right if its exact value is the target and it uses no number more often than the reference lists it; after
+/// `all of`, it has to use each exactly that often. There is no sign, power, decimal point or joining of digits, each
+/// of which would allow numbers that were not given.
 #[must_use]
 pub fn grade_countdown(response: &str, gold: &str) -> Verdict {
     let goal = match Goal::read(gold) {
@@ -34,16 +34,16 @@ pub fn grade_countdown(response: &str, gold: &str) -> Verdict {
     verdict(outcome, Some(answer), rule)
 }
 
-/// Whether [`grade_countdown`] can read a reference answer.
+/// Checks whether [`grade_countdown`] can read a reference.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of what is wrong with it.
 pub fn check_countdown(gold: &str) -> Result<(), String> {
     Goal::read(gold).map(|_| ())
 }
 
-/// An expression that [`grade_countdown`] takes for right, found by trying all; `None` when there is none, the reference cannot be
-/// read, or it has more than five numbers, for which that would take long.
+/// Finds an expression that [`grade_countdown`] accepts, by exhaustive search. `None` if there is none, if the
+/// reference cannot be read, or if it has more than five numbers, for which the search would take long.
 #[must_use]
 pub fn solve_countdown(gold: &str) -> Option<String> {
     let goal = Goal::read(gold).ok().filter(|goal| goal.numbers.len() <= 5)?;
@@ -51,7 +51,7 @@ pub fn solve_countdown(gold: &str) -> Option<String> {
     solve(&goal, terms)
 }
 
-/// What is to be made of what.
+/// The target, and the numbers to make it from.
 #[derive(Debug, PartialEq)]
 struct Goal {
     target: u64,
@@ -86,7 +86,7 @@ impl Goal {
         let plain = plain.replace(['×', '·'], "*").replace('÷', "/");
         let expression = match plain.split_once('=') {
             None => plain.as_str(),
-            // A claim that is wrong is a wrong answer, and one that is no number is none.
+            // A false claim makes the answer wrong; a claim that is not a number makes it unreadable.
             Some((left, right)) => match number(right.trim()) {
                 Some(claim) if claim == self.target => left,
                 Some(_) => return wrong("another_target"),
@@ -117,7 +117,7 @@ impl Goal {
     }
 }
 
-/// Why a text is no expression with a value.
+/// Why a text is not an expression with a value.
 #[derive(Debug)]
 enum Unread {
     Syntax,
@@ -125,7 +125,7 @@ enum Unread {
     TooManyNumbers,
 }
 
-/// Reads and evaluates at once, by descent: sums of products of numbers and bracketed sums.
+/// Recursive-descent parser that evaluates while it reads: sums of products of numbers and bracketed sums.
 struct Reader<'a> {
     rest: &'a str,
     used: Vec<u64>,
@@ -193,7 +193,7 @@ impl Reader<'_> {
     }
 }
 
-/// A whole number as one writes it: no sign, no leading zero, not too long.
+/// Parses a plain integer: no sign, no leading zero, bounded length.
 fn number(digits: &str) -> Option<u64> {
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
     digits.parse().ok().filter(|_| is_plain && digits.len() <= MAX_DIGITS)
@@ -203,7 +203,7 @@ fn whole(number: u64) -> BigRational {
     BigRational::from_integer(number.into())
 }
 
-/// Puts two terms together in every way until one is left that is the target.
+/// Combines two terms in every way until a single one is left, which is the target.
 fn solve(goal: &Goal, terms: Vec<(BigRational, String)>) -> Option<String> {
     if !goal.uses_all || terms.len() == 1 {
         let target = whole(goal.target);
@@ -215,7 +215,7 @@ fn solve(goal: &Goal, terms: Vec<(BigRational, String)>) -> Option<String> {
         for second in (0..terms.len()).filter(|second| *second != first) {
             let ((a, left), (b, right)) = (&terms[first], &terms[second]);
             let quotient = (!b.is_zero()).then(|| a / b);
-            // Sums and products in one order only.
+            // Commutative operations are tried in one order only.
             let both = if first < second { [Some((a + b, '+')), Some((a * b, '*'))] } else { [None, None] };
             let more = [Some((a - b, '-')), quotient.map(|value| (value, '/'))];
             for (value, sign) in both.into_iter().chain(more).flatten() {
@@ -268,7 +268,7 @@ mod tests {
             ("3 + 5 + 19 = 44", Wrong, "value"),
             ("(19 - 5) * 3 + 2", Wrong, "numbers"),
             ("19 * 3 - 5 - 5 - 3", Wrong, "numbers"),
-            // Made of two digits that were given apart.
+            // The number is joined from two given digits.
             ("35 + 19 - 10", Wrong, "numbers"),
             ("19 * 3 = 44", Wrong, "numbers_left"),
             ("19 + 5 + 3 = 45", Wrong, "another_target"),

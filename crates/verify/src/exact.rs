@@ -1,4 +1,4 @@
-//! Exact value of an expression of rationals.
+//! Exact evaluation of expressions in rationals.
 
 use num_bigint::BigInt;
 use num_integer::Integer;
@@ -8,12 +8,12 @@ use num_traits::{One, Signed, ToPrimitive, Zero};
 use crate::answer::{Expr, Function};
 use crate::limits::{Budget, MAX_BITS};
 
-/// The exact value; `None` when it is no rational, has variables, or is too large.
+/// Returns the exact value; `None` if it is irrational, has variables, or is too large.
 pub(crate) fn exact(expr: &Expr, budget: &mut Budget) -> Option<BigRational> {
     exact_at(expr, &|_| None, budget)
 }
 
-/// The exact value with whole numbers for the variables.
+/// Returns the exact value with integers for the variables.
 pub(crate) fn exact_at(
     expr: &Expr,
     variables: &dyn Fn(&str) -> Option<i64>,
@@ -63,6 +63,7 @@ fn words(value: &BigRational) -> usize {
 }
 
 /// Pays for an operation on two rationals: a greatest common divisor takes as many steps as there are pairs of words,
+/// each much dearer than one machine instruction.
 /// and a good deal more than one machine instruction each.
 fn pay(a: &BigRational, b: &BigRational, budget: &mut Budget) -> Option<()> {
     let words = words(a) + words(b);
@@ -90,7 +91,7 @@ fn power(base: &BigRational, exponent: &BigRational, budget: &mut Budget) -> Opt
     Some(base.pow(times))
 }
 
-/// The real root, where it is rational.
+/// Returns the real root if it is rational.
 fn root(base: &BigRational, degree: u32, budget: &mut Budget) -> Option<BigRational> {
     if degree == 1 {
         return Some(base.clone());
@@ -98,7 +99,7 @@ fn root(base: &BigRational, degree: u32, budget: &mut Budget) -> Option<BigRatio
     if degree == 0 || base.is_negative() {
         return None;
     }
-    // Newton's method: some dozen divisions.
+    // Newton's method takes some dozen divisions.
     budget.spend(16 * (words(base) + 1).pow(2))?;
     let of = |x: &BigInt| {
         let root = x.nth_root(degree);
@@ -122,7 +123,7 @@ fn call(function: Function, arguments: &[BigRational], budget: &mut Budget) -> O
         (Function::Ceil, [x]) => Some(x.ceil()),
         (Function::Factorial, [n]) if n.is_integer() => {
             let n = n.numer().to_u32().filter(|n| *n <= 1000)?;
-            // The number has about n·log2(n) bits, and each of n products touches all of its words so far.
+            // n! has about n·log2(n) bits, and each of n products touches all words so far.
             budget.spend(n as usize * (n as usize / 12 + 1))?;
             let factorial = (1..=n).fold(BigInt::one(), |product, k| product * k);
             Some(BigRational::from_integer(factorial))
@@ -132,7 +133,7 @@ fn call(function: Function, arguments: &[BigRational], budget: &mut Budget) -> O
             if k > n {
                 return Some(BigRational::zero());
             }
-            // Each factor adds at most its own bits, of which whole words are touched in every turn.
+            // Each factor adds at most its own bits, and each turn touches whole words.
             let k = usize::try_from(k.min(n - k)).ok().filter(|k| *k <= 2000)?;
             budget.spend(2 * k * (k * (64 - n.leading_zeros() as usize) / 128 + 1))?;
             let binomial = (0..k as u64).fold(BigInt::one(), |product, i| product * (n - i) / (i + 1));
@@ -150,14 +151,14 @@ fn call(function: Function, arguments: &[BigRational], budget: &mut Budget) -> O
             }
             Some(BigRational::from_integer(all))
         }
-        // Without a written base it is ten, see `scalar` for the other reading.
+        // Without an explicit base it is ten; see `scalar` for the other reading.
         (Function::Log, [x]) => logarithm(x, &BigRational::from_integer(10.into()), budget),
         (Function::Log, [x, base]) => logarithm(x, base, budget),
         _ => None,
     }
 }
 
-/// The logarithm, where it is a whole number.
+/// Returns the logarithm if it is an integer.
 fn logarithm(x: &BigRational, base: &BigRational, budget: &mut Budget) -> Option<BigRational> {
     if !x.is_positive() || *base <= BigRational::one() || !base.is_integer() {
         return None;

@@ -1,10 +1,10 @@
-//! How far an answer has been worked out: what is left to calculate between explicit numbers.
+//! How far an answer has been worked out: the calculation that is left between explicit numbers.
 //!
-//! A policy that copies `37 + 58` out of the question has the value of the answer without having found it. An answer is
-//! evaluated when it leaves no more to do than the reference: no sum or product of explicit numbers, and no function of
-//! explicit numbers of a family that the reference has none of. Fractions, radicals, powers and multiples of π are forms
-//! of numbers, and nothing is left to do in them. With variables, sums of products that the reference has collected are
-//! work, and so are the factors of a reference that is a product of sums.
+//! A policy that copies `37 + 58` from the question has the value of the answer without having calculated it. An answer
+//! counts as evaluated if it leaves no more to do than the reference: no sum or product of explicit numbers, and no
+//! function of explicit numbers from a family that the reference does not use. Fractions, radicals, powers and
+//! multiples of π are forms of numbers and leave nothing to do. With variables, sums of products that the reference has
+//! collected are work, and so are the factors of a reference that is a product of sums.
 
 use num_rational::BigRational;
 use num_traits::{One, ToPrimitive};
@@ -14,51 +14,51 @@ use crate::compare::expressions;
 use crate::exact::exact;
 use crate::limits::Budget;
 
-/// What is left to do in an answer.
+/// The calculation left in an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
-    /// Sums and products of explicit numbers.
+    /// Number of sums and products of explicit numbers.
     operations: usize,
     /// Explicit powers that are multiplied with each other.
     powers: usize,
-    /// Whether there is an explicit power at all.
+    /// Whether there is an explicit power.
     has_power: bool,
     /// Roots of whole numbers from which a factor could be taken out, roots of roots, and products of roots.
     roots: usize,
-    /// Whether there is a root of explicit numbers at all.
+    /// Whether there is a root of explicit numbers.
     has_root: bool,
-    /// Whether it is a quotient of explicit numbers, and whether it is a plain whole number.
+    /// Whether it is a quotient of explicit numbers, and whether it is a plain integer.
     is_quotient: bool,
     is_whole: bool,
     /// Whether it is a plain number or fraction.
     is_rational: bool,
-    /// Whether it has variables.
+    /// Whether it contains variables.
     has_variables: bool,
-    /// Families of functions of explicit numbers, one bit each.
+    /// Families of functions of explicit numbers, one bit per family.
     families: u16,
-    /// Functions of explicit numbers, and of variables.
+    /// Number of functions of explicit numbers, and of functions of variables.
     functions: usize,
     calls: usize,
     /// Sums of products of sums, which could be multiplied out and collected.
     collections: usize,
-    /// Matrices that are calculated with.
+    /// Number of matrices that are calculated with.
     matrices: usize,
-    /// Whether the whole is a product of sums, or of a sum and what was taken out of it.
+    /// Whether it is a product of sums, or of a sum and a factor taken out of it.
     is_factored: bool,
-    /// Whether it is a product of several sums, which could be multiplied out.
+    /// Whether it is a product of several sums, which could be expanded.
     is_product: bool,
     /// Whether it is a sum without products of sums.
     is_expanded: bool,
-    /// Whether it is an equation about variables and not a value.
+    /// Whether it is an equation between variables, rather than a value.
     is_statement: bool,
-    /// Whether it is one expression, whatever it is called.
+    /// Whether it is a single expression, under any name.
     is_value: bool,
     /// Whether it is an equation of any kind.
     is_equation: bool,
 }
 
 impl Work {
-    /// What is left to do in an answer; of an equation that only gives its value, in the value.
+    /// Measures the calculation left in an answer, for an equation that only names a value in that value.
     pub(crate) fn of(answer: &Answer, budget: &mut Budget) -> Self {
         let mut work = Self::default();
         let value = match answer {
@@ -86,7 +86,7 @@ impl Work {
 
     /// Whether an answer leaves no more to do than the reference.
     pub(crate) fn is_within(self, reference: Self) -> bool {
-        /// Functions that an answer may have more than the reference: a tangent is a sine over a cosine.
+        /// Functions that an answer may have beyond the reference: a tangent is a sine over a cosine.
         const MORE_CALLS: usize = 1;
         let has_form = !self.is_value || !reference.is_value || self.has_form_of(reference);
         self.operations <= reference.operations
@@ -101,7 +101,8 @@ impl Work {
             && has_form
     }
 
-    /// Whether a number is a number where the reference is one, and a polynomial has its factors or is multiplied out.
+    /// Whether the answer is a number if the reference is one, and a polynomial is factored or expanded like the
+    /// reference.
     fn has_form_of(self, reference: Self) -> bool {
         let is_number = !(self.has_root && reference.is_rational || self.is_quotient && reference.is_whole);
         let is_closed = !self.has_variables || reference.has_variables;
@@ -110,7 +111,7 @@ impl Work {
         is_number && is_closed && has_factors && is_expanded
     }
 
-    /// What the whole of an answer is.
+    /// Determines the overall form of an answer.
     fn shape(&mut self, expr: &Expr, budget: &mut Budget) {
         let sums = factors_of_sums(expr);
         let (mut above, mut below) = (Vec::new(), Vec::new());
@@ -155,7 +156,7 @@ impl Work {
                     let literals = side.iter().filter(|factor| is_literal(factor)).count();
                     let powers = side.iter().filter(|factor| is_power(factor)).count();
                     let roots = side.iter().filter(|factor| is_root(factor)).count();
-                    // `3 \cdot 10^8` is how large numbers are written.
+                    // `3 \cdot 10^8` is the usual notation of large numbers.
                     let scaled = side.iter().filter(|factor| is_power(factor) && !is_power_of_ten(factor)).count();
                     self.operations += literals.saturating_sub(1);
                     self.powers += powers.saturating_sub(1) + usize::from(literals > 0 && scaled > 0);
@@ -223,7 +224,7 @@ fn flat_terms<'a>(expr: &'a Expr, terms: &mut Vec<&'a Expr>) {
     }
 }
 
-/// Factors above and below the line, the number one aside.
+/// Collects the factors of numerator and denominator, without ones.
 fn flat_factors<'a>(expr: &'a Expr, above: &mut Vec<&'a Expr>, below: &mut Vec<&'a Expr>) {
     match expr {
         Expr::Product(all) => all.iter().for_each(|factor| flat_factors(factor, above, below)),
@@ -234,7 +235,7 @@ fn flat_factors<'a>(expr: &'a Expr, above: &mut Vec<&'a Expr>, below: &mut Vec<&
     }
 }
 
-/// How many factors of a product are sums with variables, each as often as it is multiplied.
+/// Counts the factors of a product that are sums with variables, with multiplicity.
 fn factors_of_sums(expr: &Expr) -> usize {
     match expr {
         Expr::Sum(_) if expr.has_symbols() => 1,
@@ -248,7 +249,7 @@ fn factors_of_sums(expr: &Expr) -> usize {
     }
 }
 
-/// A rational number that is written out, in whatever form.
+/// Whether it is an explicit rational number, in any notation.
 fn is_explicit(expr: &Expr, budget: &mut Budget) -> bool {
     let is_closed = !expr.any(|node| matches!(node, Expr::Symbol(_) | Expr::Matrix(_)));
     is_closed && exact(expr, budget).is_some()
@@ -270,7 +271,7 @@ fn is_power_of_ten(expr: &Expr) -> bool {
     matches!(expr, Expr::Power(base, _) if **base == Expr::integer(10))
 }
 
-/// The expression without its sign.
+/// Removes the sign.
 fn strip(expr: &Expr) -> &Expr {
     match expr {
         Expr::Negative(inner) => strip(inner),
@@ -278,22 +279,22 @@ fn strip(expr: &Expr) -> &Expr {
     }
 }
 
-/// A power of explicit numbers.
+/// Whether it is a power of explicit numbers.
 fn is_power(expr: &Expr) -> bool {
     let is_number =
         |node: &Expr| !node.any(|part| matches!(part, Expr::Symbol(_) | Expr::Constant(_) | Expr::Call(..)));
     matches!(expr, Expr::Power(base, exponent) if is_number(base) && is_number(exponent))
 }
 
-/// A sum of explicit numbers of which one is a multiple of `i`.
+/// Whether it is a sum of explicit numbers, one of which is a multiple of `i`.
 fn is_complex(expr: &Expr) -> bool {
     matches!(expr, Expr::Sum(terms) if terms.iter().any(|term| term.any(|node| *node == Expr::Constant(Constant::Imaginary))))
         && !expr.has_symbols()
 }
 
-/// Whether a root is of a whole number that has a factor to be taken out, or of a root.
+/// Whether a root is of an integer with a factor to be taken out, or of another root.
 fn could_be_simpler(radicand: &Expr, degree: Option<&Expr>) -> bool {
-    /// Factors that are looked for; who simplifies a root by a larger one has done enough.
+    /// Largest factor that is searched; simplifying by a larger one is not demanded.
     const LARGEST: u64 = 100;
     let whole = |expr: &Expr| match expr {
         Expr::Number(number) if number.value.is_integer() => number.value.numer().to_u64(),
@@ -308,7 +309,7 @@ fn could_be_simpler(radicand: &Expr, degree: Option<&Expr>) -> bool {
     (2..=LARGEST).map_while(|factor| factor.checked_pow(degree)).any(divides)
 }
 
-/// Functions that are worked out alike: a logarithm may be written with another base, a sine as a cosine.
+/// Groups functions that are evaluated alike: a logarithm may have another base, a sine be a cosine.
 fn family(function: Function) -> u16 {
     use Function::{
         Abs, Arccos, Arcsin, Arctan, Binomial, Ceil, Cis, Cos, Cosh, Cot, Csc, Determinant, Exp, Factorial, Floor, Gcd,

@@ -1,4 +1,4 @@
-//! Reference answers: whether they can be read, and whether they mean only one thing.
+//! Reference answers: whether they can be read, and whether they have a single meaning.
 
 use std::fmt;
 
@@ -12,53 +12,53 @@ use crate::render::reading;
 /// Why a reference answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GoldError {
-    /// There is nothing in it.
+    /// The reference answer is empty.
     #[error("reference answer is empty")]
     Empty,
-    /// It is longer than any answer that is compared.
+    /// The reference answer is longer than any answer that is compared.
     #[error("reference answer has {bytes} bytes, more than {MAX_ANSWER_BYTES}")]
     TooLong {
-        /// Its length.
+        /// Length of the reference answer (bytes).
         bytes: usize,
     },
     /// It is neither an expression nor words.
     #[error("reference answer `{answer}` cannot be read: it {problem}")]
     Unreadable {
-        /// The part that was taken for the answer.
+        /// The part of the reference that was taken for the answer.
         answer: String,
-        /// What is wrong with it.
+        /// What is wrong with it, as part of a sentence.
         problem: String,
     },
 }
 
-/// A reference answer as it was read.
+/// How a reference answer was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoldCheck {
-    /// Kind and content, as the reasons of verdicts show them.
+    /// Kind and content, as shown in the reasons of verdicts.
     pub reading: String,
-    /// A rule of more than one possible meaning that it needed, if any.
+    /// Rule that its reading depends on, if it has more than one possible meaning.
     pub leniency: Option<Leniency>,
 }
 
-/// Why a reference answer that can be read is not sure to be read as it was meant.
+/// Why a readable reference answer may not be read as it was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Leniency {
-    /// `\textbf{(D)}\ 42`: the letter is accepted, and so is what stands there.
+    /// `\textbf{(D)}\ 42`: both the letter and its content are accepted.
     Choice,
-    /// A sentence, which only the same words equal.
+    /// A sentence, which only the same words match.
     Prose,
-    /// The answer is cut out of a solution or sentence.
+    /// The answer was extracted from a solution or sentence.
     Embedded,
-    /// `5 km` without a font: the letters count as variables, so that 5 is not accepted.
+    /// `5 km` without a text font: the letters count as variables, so 5 is not accepted.
     Letters,
-    /// Words after a value that are in no table of units and things.
+    /// Words after a value that are in no table of units and counted things.
     Words,
     /// `1,234`: a thousands separator, or two members.
     Commas,
 }
 
 impl Leniency {
-    /// What to do about it.
+    /// Returns advice on how to fix the reference.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -85,7 +85,7 @@ impl fmt::Display for Leniency {
     }
 }
 
-/// Says whether a reference answer can be read, so that responses can be compared with it.
+/// Checks whether a reference answer can be read, so that responses can be compared with it.
 ///
 /// # Errors
 /// See [`GoldError`].
@@ -93,7 +93,7 @@ pub fn check_gold(gold: &str) -> Result<(), GoldError> {
     read(gold, &mut Budget::new()).map(|_| ())
 }
 
-/// Reads a reference answer and says how.
+/// Reads a reference answer and reports how.
 ///
 /// # Errors
 /// See [`GoldError`].
@@ -104,7 +104,7 @@ pub fn inspect_gold(gold: &str) -> Result<GoldCheck, GoldError> {
     Ok(GoldCheck { reading: reading(&read.settled.answer), leniency })
 }
 
-/// Reads the part of a reference answer that is the answer.
+/// Reads the part of a reference that is the answer.
 pub(crate) fn read(gold: &str, budget: &mut Budget) -> Result<Reading, GoldError> {
     if gold.trim().is_empty() {
         return Err(GoldError::Empty);
@@ -121,7 +121,7 @@ pub(crate) fn read(gold: &str, budget: &mut Budget) -> Result<Reading, GoldError
 }
 
 fn leniency(gold: &str, read: &Reading, budget: &mut Budget) -> Option<Leniency> {
-    /// Words from which on an answer is a sentence.
+    /// Number of words from which on an answer is a sentence.
     const SENTENCE: usize = 4;
     let is_sentence =
         |answer: &Answer| matches!(answer, Answer::Text(text) if text.split_whitespace().count() >= SENTENCE);

@@ -1,4 +1,4 @@
-//! From two strings to a verdict.
+//! Grading: from a reference and a response to a verdict.
 
 use pacs_types::{Outcome, Verdict};
 
@@ -10,60 +10,60 @@ use crate::limits::{Budget, MAX_ANSWER_BYTES, MAX_RESPONSE_BYTES, MAX_STEPS};
 use crate::reading::{Decision, Reading, source_key};
 use crate::render::reading;
 
-/// Where the final answer of a response may stand.
+/// Where the final answer of a response is searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A box, a final-answer phrase, or else the last expression of the text.
+    /// A box, a final-answer phrase, or else the last expression.
     Lenient,
     /// A box or a final-answer phrase.
     Strict,
-    /// A box, or else the last number of the text; either way a plain number, without arithmetic left to do.
+    /// A box, or else the last number; in either case a plain number without arithmetic.
     Number,
 }
 
-/// How far an answer must be worked out.
+/// How far an answer has to be worked out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// As far as the reference: no arithmetic left between explicit numbers, and no function of explicit numbers that
-    /// the reference does not have. `37 + 58` is no answer to `What is 37 + 58?`.
+    /// As far as the reference: no arithmetic between explicit numbers, and no functions of explicit numbers that the
+    /// reference does not have. `37 + 58` does not answer `What is 37 + 58?`.
     Evaluated,
-    /// Not at all: whatever has the value of the reference is correct, the rule of the PACS paper.
+    /// Not at all: any answer with the value of the reference is correct, as in the PACS paper.
     Any,
 }
 
-/// What makes an answer correct.
+/// Rules by which an answer counts as correct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Where it may stand.
+    /// Where the answer is searched.
     pub mode: Mode,
-    /// How far it must be worked out.
+    /// How far the answer has to be worked out.
     pub form: Form,
 }
 
 impl From<Mode> for Rules {
-    /// Answers of any form.
+    /// Accepts answers of any form.
     fn from(mode: Mode) -> Self {
         Self { mode, form: Form::Any }
     }
 }
 
-/// Most steps of one grading: reading either side, comparing them and looking at their form have a budget each.
+/// Most steps of one grading; reading each side, comparing, and checking the form have a budget each.
 pub const MAX_GRADE_STEPS: u32 = 4 * MAX_STEPS;
 
-/// Grades a response against the reference answer.
+/// Grades a response against the reference answer, and explains the verdict.
 ///
-/// Never panics; the work is bounded by the lengths and counts of `limits`. A response that is too long or too deep to
-/// be judged is [`Outcome::Unparsable`] and not [`Outcome::Failed`]: a failed verification is not trained on, and no
-/// policy should find that way out.
+/// Never panics; the lengths and counts of `limits` bound the work. A response too long or too deep to judge is
+/// [`Outcome::Unparsable`] and not [`Outcome::Failed`]: failed verifications are not trained on, and a policy must not
+/// learn to escape that way.
 #[must_use]
 pub fn grade(response: &str, gold: &str, rules: impl Into<Rules>) -> Verdict {
     grade_counted(response, gold, rules).0
 }
 
-/// Grades as [`grade`] does, and says how many steps it took: at most [`MAX_GRADE_STEPS`], whatever the strings are.
+/// Grades like [`grade`], and also returns the number of steps, at most [`MAX_GRADE_STEPS`].
 #[must_use]
 pub fn grade_counted(response: &str, gold: &str, rules: impl Into<Rules>) -> (Verdict, u32) {
-    // A budget each, so that no response can use up what the reference needs to be read.
+    // Separate budgets, so that a response cannot use up what the reference needs to be read.
     let mut budgets = [Budget::new(), Budget::new(), Budget::new(), Budget::new()];
     let verdict = grade_within(response, gold, rules.into(), &mut budgets);
     (verdict, budgets.iter().map(Budget::taken).sum())
@@ -96,7 +96,7 @@ fn grade_within(response: &str, gold: &str, rules: Rules, budgets: &mut [Budget;
         }
     };
     let Some(found) = candidates.iter().find_map(read) else {
-        // Unreadable, but letter for letter the reference.
+        // Unreadable, but identical to the reference.
         let same = source_key(first) == gold.key;
         let outcome = if same { Outcome::Correct } else { Outcome::Unparsable };
         let why = problem.map_or_else(String::new, |problem| format!(": the answer {problem}"));
@@ -132,7 +132,7 @@ fn is_evaluated(gold: &Reading, found: &Reading, budget: &mut Budget) -> bool {
     work.is_within(reference) && !budget.is_spent()
 }
 
-/// The rule that decided, and how the reference and the answer were read.
+/// Describes the rule that decided, and how both sides were read.
 fn reason(rule: &str, gold: &Reading, found: &Reading, decision: &Decision) -> String {
     let [gold, found] = match &decision.readings {
         Some(readings) => [&readings[0], &readings[1]],

@@ -1,17 +1,18 @@
-//! Grades mathematical answers: finds the final answer in a response, reads it, and compares it with the reference.
+//! Grades mathematical answers: finds the final answer in a response, parses it, and compares it with the reference.
 //!
-//! Start at [`grade`]. The path of a response is the order of the modules:
+//! Start at [`grade`]. The modules are in the order of a response's path:
 //!
 //! 1. `extract` finds the text of the answer (a box, a final-answer phrase, or the last expression);
 //! 2. `parse` reads that text, LaTeX or plain, into an [`Answer`](answer::Answer) tree;
-//! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, modulo a prime, then in
-//!    numbers with error bounds;
-//! 4. `form` says whether an answer that is equal has been worked out as far as the reference.
+//! 3. `compare` decides whether two trees mean the same: by structure, in exact rationals, modulo a prime, then
+//!    numerically with error bounds;
+//! 4. `form` decides whether an equal answer has been worked out as far as the reference.
 //!
-//! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
-//! equal. Answers that are no mathematics have rules of their own: `text` (equal to the reference) and `countdown` (an
-//! expression of given numbers). Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
-//! same pair of strings has the same verdict on every machine. The conventions are in `docs/VERIFIERS.md`.
+//! This is not a computer algebra system. Expressions with variables are compared at fixed points, not proved equal.
+//! Answers that are not mathematics have rules of their own: `text` (equal to the reference) and `countdown` (an
+//! expression of given numbers). Nothing here reads a clock or random numbers: work is bounded by counted steps (see
+//! `limits`), so the same pair of strings gets the same verdict on every machine. The conventions are in
+//! `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -1,5 +1,5 @@
-//! Numbers of two machine doubles: about 31 decimal digits, from additions and products whose rounding errors are known
-//! exactly (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
+//! Double-double arithmetic: numbers of about 31 decimal digits, from additions and products whose rounding errors are
+//! known exactly (T. J. Dekker, "A floating-point technique for extending the available precision", 1971).
 
 /// The unevaluated sum of two doubles, the second at most half a unit in the last place of the first.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -8,8 +8,8 @@ pub(super) struct Double {
     low: f64,
 }
 
-/// Relative error of one operation below. The arithmetic is good to 2^-102; the functions, which sum a series and square
-/// or correct its result, have been given the rest.
+/// Bound of the relative error of each operation below. The arithmetic is good to 2^-102; the margin is for functions,
+/// which sum a series and square or correct the result.
 pub(super) const EPSILON: f64 = 1.0 / (1u128 << 94) as f64;
 
 impl Double {
@@ -23,14 +23,14 @@ impl Double {
         Self { high: value, low: 0.0 }
     }
 
-    /// The sum of two doubles, which need not be sorted by size.
+    /// Adds two doubles in any order.
     pub(super) fn sum(a: f64, b: f64) -> Self {
         let high = a + b;
         let part = high - a;
         Self { high, low: (a - (high - part)) + (b - part) }
     }
 
-    /// The sum of two doubles, the first the larger one.
+    /// Adds two doubles, the larger one first.
     fn quick_sum(a: f64, b: f64) -> Self {
         let high = a + b;
         Self { high, low: b - (high - a) }
@@ -67,7 +67,7 @@ impl Double {
         Self::quick_sum(product.high, product.low + (self.high * other.low + self.low * other.high))
     }
 
-    /// The quotient; not finite for a divisor of zero.
+    /// Divides; not finite for a divisor of zero.
     pub(super) fn over(self, divisor: Self) -> Self {
         let first = self.high / divisor.high;
         let rest = self.minus(divisor.times(Self::new(first)));
@@ -76,7 +76,7 @@ impl Double {
         Self::quick_sum(first, second).plus(Self::new(rest.high / divisor.high))
     }
 
-    /// The square root of a number that is not negative.
+    /// Square root of a number that is not negative.
     pub(super) fn root(self) -> Self {
         if self.high <= 0.0 {
             return Self::ZERO;
@@ -86,10 +86,11 @@ impl Double {
         Self::quick_sum(near, rest.high / (2.0 * near))
     }
 
-    /// By `exp(x) = 2^k · exp(r / 256)^256` and a series for the last; not finite for sizes above 700.
+    /// Exponential, by `exp(x) = 2^k · exp(r / 256)^256` and a series for the last; not finite for absolute values
+    /// above 700.
     pub(super) fn exp(self) -> Self {
         const SQUARINGS: u32 = 8;
-        // Beyond this the scale would leave the range of a double.
+        // Beyond this the scale leaves the range of a double.
         if self.high.abs() > 700.0 {
             return Self::new(f64::INFINITY);
         }
@@ -110,7 +111,7 @@ impl Double {
         sum.plus(Self::ONE).times(Self::new(scale))
     }
 
-    /// The logarithm of a positive number, by one step of Newton's method for `exp`.
+    /// Logarithm of a positive number, by one Newton step on `exp`.
     pub(super) fn ln(self) -> Self {
         let near = Self::new(self.high.ln());
         near.plus(self.times(near.negated().exp()).minus(Self::ONE))
@@ -122,7 +123,7 @@ impl Double {
         let turns = (self.high / quarter.high).round();
         let rest = self.minus(quarter.times(Self::new(turns)));
         let square = rest.times(rest).negated();
-        // Terms of both series in turn; |rest| is at most π/4, so that 1/28! is far below the last digit.
+        // Terms of both series alternate; |rest| is at most π/4, so 1/28! is far below the last digit.
         let (mut sine, mut cosine) = (rest, Self::ONE);
         let mut term = Self::ONE;
         for n in 1..14 {
@@ -139,7 +140,7 @@ impl Double {
         }
     }
 
-    /// The angle of the point (`x`, `self`), by one step of Newton's method.
+    /// Angle of the point (`x`, `self`), by one Newton step.
     pub(super) fn angle(self, x: Self) -> Self {
         if self.high == 0.0 && x.high == 0.0 {
             return Self::ZERO;
@@ -156,7 +157,7 @@ impl Double {
     }
 }
 
-/// The upper and lower half of the digits of a double.
+/// Splits a double into the upper and lower half of its digits.
 fn halves(a: f64) -> (f64, f64) {
     let scaled = a * 134_217_729.0;
     let high = scaled - (scaled - a);

@@ -17,7 +17,7 @@ pub(crate) use naming::{expressions, mapped};
 use region::Region;
 pub(crate) use scalar::numbers_differ;
 
-/// What was decided, and by which rule.
+/// Outcome of a comparison, and the rule that decided it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Judgement {
     pub(crate) equal: bool,
@@ -27,19 +27,19 @@ pub(crate) struct Judgement {
 /// The rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Exact whole numbers.
+    /// Exact comparison of integers.
     Integer,
-    /// Exact fractions.
+    /// Exact comparison of fractions.
     Rational,
-    /// A decimal literal and another value at six decimals.
+    /// A decimal literal agrees with another value to six decimals.
     Rounded,
-    /// Digits with a base.
+    /// Digits with an explicit base.
     Base,
-    /// Trees that are the same.
+    /// Identical trees.
     Identical,
-    /// Rational functions modulo a prime.
+    /// Rational functions, compared modulo a prime.
     Residues,
-    /// Exact values at whole numbers for the variables.
+    /// Exact values with integers for the variables.
     WholeNumbers,
     /// Complex values with error bounds.
     Numeric,
@@ -57,7 +57,7 @@ pub(crate) enum Rule {
     Ratio,
     /// Times of day.
     Clock,
-    /// Units of other dimensions, or other things that are counted.
+    /// Units of different dimensions, or different counted things.
     Unit,
     /// The letter of a choice.
     Choice,
@@ -65,14 +65,14 @@ pub(crate) enum Rule {
     Cases,
     /// The answers are of different kinds.
     Kind,
-    /// The answer has words whose meaning is not known, and the reference has others.
+    /// The answer contains unknown words that the reference does not have.
     Unread,
-    /// Neither equality nor difference could be shown.
+    /// Neither equality nor difference could be established.
     Undecided,
 }
 
 impl Rule {
-    /// Snake-case name, as verdicts carry it.
+    /// Returns the snake-case name, as verdicts show it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Integer => "integer",
@@ -118,7 +118,7 @@ impl Judgement {
     }
 }
 
-/// Compares a reference with what was found. The nesting of answers is bounded by the parser, the work by `budget`.
+/// Compares a reference with an answer. The parser bounds the nesting of answers, `budget` the work.
 pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     use Answer::{
         Cases, Chain, Choice, Clock, Equation, Inequality, List, Matrix, Opaque, Quantity, Ratio, Scalar, Sequence,
@@ -151,12 +151,12 @@ pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
             relation::inequalities(gold, found, budget)
         }
         (Sequence { .. }, Sequence { .. }) => sequences(gold, found, budget),
-        // A pair in set braces or none keeps its order as long as the reference has one …
+        // A pair in set braces or without brackets keeps its order as long as the reference has an order …
         (Sequence { open: Bracket::Round, close: Bracket::Round, items }, List(others, _) | Set(others)) => {
             let others = relation::by_name(others);
             Judgement::new(in_order(items, &others, budget), Rule::Sequence)
         }
-        // … and has none when the reference has none, unless the reference says what each is called.
+        // … and has no order if the reference has none, unless the reference names its members.
         (List(items, _) | Set(items), Sequence { open: Bracket::Round, close: Bracket::Round, items: others }) => {
             if relation::have_names(items) {
                 return Judgement::new(in_order(&relation::by_name(items), others, budget), Rule::Sequence);
@@ -186,8 +186,8 @@ pub(crate) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Jud
     }
 }
 
-/// What is left of words when case, spaces and punctuation do not count. Digits, signs and relations do, and so does a
-/// gap between two numbers.
+/// Normalises words: case, spaces and punctuation are ignored. Digits, signs and relations count, and so does a gap
+/// between two numbers.
 pub(crate) fn text_key(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut key = String::with_capacity(text.len());
@@ -208,7 +208,7 @@ pub(crate) fn text_key(text: &str) -> String {
     if key == "dne" { "doesnotexist".to_owned() } else { key }
 }
 
-/// Whether words say that nothing fulfils what was asked for.
+/// Whether words say that there is no solution.
 fn means_nothing(words: &str) -> bool {
     const PHRASES: &[&str] = &[
         "nosolution",
@@ -224,7 +224,7 @@ fn means_nothing(words: &str) -> bool {
     PHRASES.contains(&text_key(words).as_str())
 }
 
-/// The number that a word counts up to.
+/// Value of a number word.
 fn counting_word(word: &str) -> Option<i64> {
     const WORDS: &[&str] = &[
         "zero",
@@ -253,7 +253,7 @@ fn counting_word(word: &str) -> Option<i64> {
     WORDS.iter().position(|name| *name == word).and_then(|at| i64::try_from(at).ok())
 }
 
-/// The letter of a choice with or without what stands there.
+/// Compares letters of choices, with or without their contents.
 fn choices(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     let is_letter = |answer: &Answer, letter: &str| match answer {
         Answer::Text(text) => text_key(text) == letter.to_lowercase(),
@@ -280,7 +280,7 @@ fn choices(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     }
 }
 
-/// The same values under the same conditions.
+/// Compares functions by cases: same values under same conditions.
 fn cases(gold: &[(Answer, Answer)], found: &[(Answer, Answer)], budget: &mut Budget) -> Judgement {
     let has_same = |one: &(Answer, Answer), others: &[(Answer, Answer)], budget: &mut Budget| {
         others.iter().any(|other| compare(&one.0, &other.0, budget).equal && compare(&one.1, &other.1, budget).equal)
@@ -291,7 +291,7 @@ fn cases(gold: &[(Answer, Answer)], found: &[(Answer, Answer)], budget: &mut Bud
     Judgement::new(equal, Rule::Cases)
 }
 
-/// Lists, in any order; with names (`x = 3, y = 4`) each value must have its own.
+/// Compares lists in any order. With names (`x = 3, y = 4`), values of the same name must agree.
 fn lists((gold, joint): (&[Answer], Joint), (found, other): (&[Answer], Joint), budget: &mut Budget) -> Judgement {
     if let Some(equal) = relation::named_lists(gold, found, budget) {
         return Judgement::new(equal, Rule::Set);
@@ -306,7 +306,7 @@ fn lists((gold, joint): (&[Answer], Joint), (found, other): (&[Answer], Joint), 
     }
 }
 
-/// Tuples, points and intervals.
+/// Compares tuples, points and intervals.
 fn sequences(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     let (Answer::Sequence { open, close, items }, Answer::Sequence { open: o, close: c, items: others }) =
         (gold, found)
@@ -316,7 +316,7 @@ fn sequences(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     if open == o && close == c {
         return Judgement::new(in_order(items, others, budget), Rule::Sequence);
     }
-    // With other brackets it is another interval, unless it cannot be one or the bracket is at infinity.
+    // Other brackets make another interval, unless it cannot be an interval or the bracket is at infinity.
     match (Region::new(gold, budget), Region::new(found, budget)) {
         (Some(gold), Some(found)) => Judgement::new(gold.same(&found, budget), Rule::Region),
         _ => {
@@ -330,7 +330,7 @@ fn is_number(answer: &Answer) -> bool {
     matches!(answer, Answer::Scalar(expr) if !expr.has_symbols())
 }
 
-/// Sets of real numbers, or pieces that are none and must match one by one.
+/// Compares sets of real numbers; pieces that are not such sets must match one by one.
 fn regions(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     if let (Some(gold), Some(found)) = (Region::new(gold, budget), Region::new(found, budget)) {
         return Judgement::new(gold.same(&found, budget), Rule::Region);
@@ -350,7 +350,7 @@ fn in_order(gold: &[Answer], found: &[Answer], budget: &mut Budget) -> bool {
     gold.len() == found.len() && gold.iter().zip(found).all(|(gold, found)| compare(gold, found, budget).equal)
 }
 
-/// Whether every member has an equal one on the other side; a member that is repeated counts once.
+/// Whether each member has an equal one on the other side; repeated members count once.
 fn in_any_order(gold: &[Answer], found: &[Answer], budget: &mut Budget) -> bool {
     let mut has_equal = |one: &Answer, others: &[Answer], is_gold: bool| {
         others.iter().any(|other| {

@@ -1,4 +1,4 @@
-//! Names of variables by the order in which they occur, so that no verdict depends on which letters were chosen.
+//! Renames variables by order of first occurrence, so that verdicts do not depend on the letters used.
 
 use crate::answer::{Answer, Expr};
 
@@ -6,7 +6,7 @@ use crate::answer::{Answer, Expr};
 #[derive(Debug, Default)]
 pub(crate) struct Naming<'a>(Vec<&'a str>);
 
-/// Starts the names that variables have in comparisons.
+/// First character of the names that variables get in comparisons.
 const MARK: char = '\u{1}';
 
 impl<'a> Naming<'a> {
@@ -24,7 +24,7 @@ impl<'a> Naming<'a> {
         Self(names)
     }
 
-    /// The expression with every variable named by its place.
+    /// Renames every variable of the expression by its place.
     pub(crate) fn apply(&self, expr: &Expr) -> Expr {
         match expr {
             Expr::Symbol(name) => match self.0.iter().position(|known| known == name) {
@@ -36,7 +36,7 @@ impl<'a> Naming<'a> {
     }
 }
 
-/// The place of a variable that was named by it.
+/// Returns the place of a renamed variable.
 pub(super) fn place(name: &str) -> Option<u64> {
     name.strip_prefix(MARK)?.parse().ok()
 }
@@ -74,7 +74,7 @@ pub(crate) fn expressions<'a>(answer: &'a Answer, visit: &mut dyn FnMut(&'a Expr
     }
 }
 
-/// The answer with every expression changed.
+/// Rebuilds the answer with every expression changed.
 pub(crate) fn mapped(answer: &Answer, change: &mut dyn FnMut(&Expr) -> Expr) -> Answer {
     let mut all = |items: &[Answer]| items.iter().map(|item| mapped(item, change)).collect::<Vec<_>>();
     match answer {

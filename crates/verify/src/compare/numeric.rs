@@ -1,9 +1,8 @@
-//! Values in complex numbers of two doubles each, with a bound on the error that rounding has left in them.
+//! Complex values of two doubles per part, with bounds on their rounding errors.
 //!
-//! Every operation adds its own rounding to the error that it inherits, so that of two values it is known whether they
-//! differ: when they are further apart than their bounds. When they are not, and the bounds are a tiny part of the
-//! values, they are taken for equal; when the bounds are too wide to say (cancellation, a pole nearby), there is no
-//! verdict from this point.
+//! Every operation adds its own rounding to the error that it inherits. Two values differ if their distance exceeds
+//! their bounds. Otherwise they count as equal if the bounds are a tiny part of the values. If the bounds are too wide
+//! (cancellation, a pole nearby), this point gives no verdict.
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -15,7 +14,7 @@ use crate::answer::{Constant, Expr, Function};
 use crate::exact::exact;
 use crate::limits::Budget;
 
-/// A complex number and how far it may be off.
+/// A complex number with a bound of its error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Value {
     re: Double,
@@ -23,7 +22,7 @@ pub(super) struct Value {
     error: f64,
 }
 
-/// What two values say about the expressions that they belong to.
+/// What two values show about their expressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Agreement {
     Same,
@@ -31,10 +30,10 @@ pub(super) enum Agreement {
     Unknown,
 }
 
-/// Widest error bound, as a part of the values, with which they can be taken for equal.
+/// Widest error bound, relative to the values, at which they can count as equal.
 const NARROW: f64 = 1e-18;
 
-/// Largest argument whose remainder by π is still known well.
+/// Largest argument whose remainder modulo π is still accurate.
 const MAX_ANGLE: f64 = 1e9;
 
 impl Value {
@@ -46,7 +45,7 @@ impl Value {
         Self::new(re, Double::ZERO, error + EPSILON * re.high.abs())
     }
 
-    /// A number that a double holds exactly.
+    /// Creates an exact value from a double.
     fn whole(value: f64) -> Self {
         Self { re: Double::new(value), im: Double::ZERO, error: 0.0 }
     }
@@ -54,7 +53,7 @@ impl Value {
     fn rational(value: &BigRational) -> Option<Self> {
         let high = value.to_f64().filter(|high| high.is_finite())?;
         let rest = value - BigRational::from_float(high)?;
-        // Numbers with few digits are exact; of the others the rest is rounded once more.
+        // Numbers with few digits are exact; for others the rest is rounded once more.
         if rest.is_zero() {
             return Some(Self::whole(high));
         }
@@ -69,17 +68,17 @@ impl Value {
         self.im.high.abs() <= self.error
     }
 
-    /// Where a real value lies on the number line.
+    /// Returns the position of a real value on the number line.
     pub(super) fn position(self) -> Option<f64> {
         self.is_real().then_some(self.re.high)
     }
 
-    /// Whether the sign of a real value is known and positive.
+    /// Whether a real value is certainly positive.
     pub(super) fn is_positive(self) -> bool {
         self.is_real() && self.re.high > self.error
     }
 
-    /// Whether the sign of a real value is known and negative.
+    /// Whether a real value is certainly negative.
     fn is_negative(self) -> bool {
         self.is_real() && self.re.high < -self.error
     }
@@ -88,7 +87,7 @@ impl Value {
         self.im == Double::ZERO && self.error == 0.0 && self.re.high.fract() == 0.0
     }
 
-    /// The real power of a negative number with an exponent of odd denominator.
+    /// Real power of a negative number, for exponents with an odd denominator.
     fn real_power(self, exponent: &BigRational, value: Self) -> Option<Self> {
         let is_odd = |n: &BigInt| (n % BigInt::from(2)) != BigInt::zero();
         if exponent.is_integer() || !is_odd(exponent.denom()) {
@@ -98,7 +97,7 @@ impl Value {
         Some(if is_odd(exponent.numer()) { power.negated() } else { power })
     }
 
-    /// Whether the value is known not to be zero.
+    /// Whether the value is certainly not zero.
     pub(super) fn is_nonzero(self) -> bool {
         self.magnitude() > 2.0 * self.error
     }
@@ -155,7 +154,7 @@ impl Value {
             return None;
         }
         let size = self.re.times(self.re).plus(self.im.times(self.im)).root();
-        // An imaginary part of nothing but rounding must not choose the side of the cut.
+        // An imaginary part that is pure rounding must not decide the side of the branch cut.
         let is_real = self.is_real();
         let angle = if is_real { Double::ZERO.angle(self.re) } else { self.im.angle(self.re) };
         let re = size.ln();
@@ -177,7 +176,7 @@ impl Value {
 
     fn whole_power(self, exponent: i32) -> Option<Self> {
         if exponent == 0 {
-            // 0^0 has no value.
+            // 0^0 is undefined.
             return self.is_nonzero().then_some(Self::whole(1.0));
         }
         let mut result = Self::whole(1.0);
@@ -195,7 +194,7 @@ impl Value {
         if exponent < 0 { result.inverted() } else { Some(result) }
     }
 
-    /// Cosine and sine, from the exponential function where the argument is not real.
+    /// Cosine and sine, through the exponential function for arguments that are not real.
     fn sin_cos(self) -> Option<(Self, Self)> {
         if self.im == Double::ZERO {
             let angle = self.re.high.abs();
@@ -210,7 +209,7 @@ impl Value {
         Some((forth.minus(back)?.times(half_over_i)?, cosine))
     }
 
-    /// What this value and another one say about their expressions.
+    /// Compares two values.
     pub(super) fn agreement(self, other: Self) -> Agreement {
         let size = self.magnitude().max(other.magnitude());
         let bound = self.error + other.error;
@@ -229,44 +228,44 @@ impl Value {
     }
 }
 
-/// Values for the variables: one fixed point per index, the same in every process.
+/// Values of the variables at one fixed point per index, the same in every process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
     index: u64,
-    /// Whole numbers, for expressions that mean whole numbers (`n!`, `(-1)^n`).
+    /// Whether values are integers, for expressions that only make sense there (`n!`, `(-1)^n`).
     whole: bool,
-    /// What has no real value has none at all, as where variables stand for real numbers.
+    /// Whether variables are real, so that an expression without a real value has none.
     real: bool,
-    /// A power such as `x^{1/3}` of a negative number is the real root.
+    /// Whether `x^{1/3}` of a negative number is the real root.
     real_roots: bool,
-    /// What the first variable is, where every whole number counts.
+    /// Value of the first variable, where every integer is tried.
     first: Option<i64>,
 }
 
-/// Points at which two expressions are compared.
+/// Number of points at which two expressions are compared.
 const POINTS: u64 = 8;
 
 impl Probe {
-    /// A probe for expressions without variables.
+    /// Probe for expressions without variables.
     pub(super) const NONE: Self = Self { index: 0, whole: false, real: false, real_roots: true, first: None };
 
-    /// The points at which two expressions are compared, of mixed size and sign.
+    /// Yields the points at which two expressions are compared, of mixed size and sign.
     pub(super) fn all(whole: bool) -> impl Iterator<Item = Self> {
         (0..POINTS).map(move |index| Self { index, whole, ..Self::NONE })
     }
 
-    /// Every whole number of a range for the first variable, for functions that change at few of them.
+    /// Yields every integer of a range for the first variable, for functions that change at few of them.
     pub(super) fn grid() -> impl Iterator<Item = Self> {
         (1..=40).map(|first: i64| Self { index: first.unsigned_abs(), whole: true, first: Some(first), ..Self::NONE })
     }
 
-    /// The same point, among the real numbers unless the expressions have an `i`.
+    /// Returns the same point, restricted to real numbers unless the expressions have an `i`.
     pub(super) fn over(self, has_variables: bool, is_complex: bool) -> Self {
         Self { real: has_variables && !is_complex, real_roots: !is_complex, ..self }
     }
 
-    /// The whole number that stands for a variable: those that occur first are the larger ones, or the smaller ones at
-    /// every other point, so that `\binom{n}{k}` has a value at some.
+    /// Integer value of a variable. Variables that occur first are the larger ones, at every other point the smaller
+    /// ones, so that `\binom{n}{k}` has a value at some points.
     pub(super) fn whole_value(self, name: &str) -> Option<i64> {
         let place = i64::try_from(place(name).unwrap_or(0).min(7)).unwrap_or(0);
         if let Some(first) = self.first.filter(|_| place == 0) {
@@ -307,7 +306,8 @@ impl Probe {
     }
 }
 
-/// The value at a probe; `None` where there is none (a pole, an infinity, an undefined function, too large a number).
+/// Evaluates an expression at a probe; `None` without a value (a pole, an infinity, an undefined function, too large a
+/// number).
 pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Value> {
     budget.step()?;
     match expr {
@@ -364,20 +364,20 @@ pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Va
             }
             let is_root = matches!(function, Function::Root | Function::Ln | Function::Log);
             let value = call(*function, &values)?;
-            // Among the real numbers there is no square root and no logarithm of a negative one.
+            // Negative numbers have no real square root and no real logarithm.
             (!(probe.real && is_root) || value.is_real()).then_some(value)
         }
     }
 }
 
-/// Steps of a series.
+/// Budget steps of a series.
 const FUNCTION_STEPS: usize = 32;
 
 fn call(function: Function, arguments: &[Value]) -> Option<Value> {
     match (function, arguments) {
         (Function::Root, [x, degree]) => root(*x, *degree),
         (Function::Log, [x, base]) => x.ln()?.times(base.ln()?.inverted()?),
-        // Without a written base it is ten, see `scalar` for the other reading.
+        // Without an explicit base it is ten; see `scalar` for the other reading.
         (Function::Log, [x]) => x.ln()?.times(Value::whole(10.0).ln()?.inverted()?),
         (Function::Binomial, [n, k]) => {
             let ways = factorial(*n)?.times(factorial(*k)?.inverted()?)?;
@@ -442,7 +442,7 @@ fn unary(function: Function, x: Value) -> Option<Value> {
                 return None;
             }
             let other = rest.root();
-            // At the very ends of the domain only an inexact argument is off.
+            // At the ends of the domain, only an inexact argument has an error.
             let is_end = error == 0.0 && rest == Double::ZERO;
             let slope = if is_end { 1.0 } else { other.high.max((error + EPSILON).sqrt()) };
             let error = 2.0 * (error + 4.0 * EPSILON) / slope;
@@ -462,7 +462,7 @@ fn unary(function: Function, x: Value) -> Option<Value> {
         Function::Floor | Function::Ceil => {
             let near = t.high.round();
             let off = t.minus(Double::new(near)).high;
-            // A value that rounding may have moved over a whole number is that number.
+            // A value that rounding may have moved across an integer is that integer.
             let floor = if off.abs() <= error || off >= 0.0 { near } else { near - 1.0 };
             let is_whole = off.abs() <= error;
             let rounded = if function == Function::Floor || is_whole { floor } else { floor + 1.0 };
@@ -472,7 +472,7 @@ fn unary(function: Function, x: Value) -> Option<Value> {
     }
 }
 
-/// Exact for the whole numbers that doubles reach; else the gamma function, which is known less well.
+/// Factorial: exact for integers that doubles represent; otherwise the gamma function, which is less accurate.
 fn factorial(x: Value) -> Option<Value> {
     let n = x.position()?;
     if x.error == 0.0 && n.fract() == 0.0 && (0.0..=170.0).contains(&n) {
@@ -483,7 +483,7 @@ fn factorial(x: Value) -> Option<Value> {
     Value::real(Double::new(factorial), 1e-12 * factorial.abs() * (1.0 + x.error))
 }
 
-/// The gamma function, by Lanczos' approximation with `g = 7` and nine terms.
+/// Gamma function, by the Lanczos approximation with `g = 7` and nine terms.
 fn gamma(x: f64) -> Option<f64> {
     const TERMS: [f64; 9] = [
         0.999_999_999_999_809_9,
@@ -498,7 +498,7 @@ fn gamma(x: f64) -> Option<f64> {
     ];
     if x < 0.5 {
         let sine = (std::f64::consts::PI * x).sin();
-        // Close to a pole there is no value worth comparing.
+        // Close to a pole, values are not worth comparing.
         return if sine.abs() > 1e-9 { Some(std::f64::consts::PI / (sine * gamma(1.0 - x)?)) } else { None };
     }
     let x = x - 1.0;

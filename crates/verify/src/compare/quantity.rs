@@ -1,4 +1,4 @@
-//! Values with units, ratios and times.
+//! Comparison of values with units, ratios and times.
 
 use num_rational::BigRational;
 use num_traits::ToPrimitive;
@@ -7,8 +7,8 @@ use super::{Judgement, Rule, compare as compare_answers, scalar};
 use crate::answer::{Answer, Clock, Expr, Number, Unit};
 use crate::limits::Budget;
 
-/// Compares where at least one side has a unit. A unit that only one side has is harmless, as long as it is one that is
-/// known; two units must have the same dimensions, and count by their scales.
+/// Compares answers of which at least one has a unit. A known unit on one side only is ignored; two units must have the
+/// same dimensions, and are converted by their scales.
 pub(super) fn compare(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     match (gold, found) {
         (Answer::Quantity(gold, unit), Answer::Quantity(found, other)) => {
@@ -37,7 +37,7 @@ fn scaled(value: &Expr, unit: &Unit) -> Expr {
     Expr::Product(vec![value.clone(), Expr::Number(Number::exact(unit.scale.clone()))])
 }
 
-/// Compares where at least one side is a ratio: parts in proportion, and one of two parts is their quotient.
+/// Compares answers of which at least one is a ratio, by proportion; a ratio of two parts also equals their quotient.
 pub(super) fn ratios(gold: &Answer, found: &Answer, budget: &mut Budget) -> Judgement {
     let equal = match (gold, found) {
         (Answer::Ratio(gold), Answer::Ratio(found)) => gold.len() == found.len() && in_proportion(gold, found, budget),
@@ -62,7 +62,7 @@ fn quotient(parts: &[Expr]) -> Option<Expr> {
 fn in_proportion(gold: &[Expr], found: &[Expr], budget: &mut Budget) -> bool {
     let is_zero =
         |part: &Expr| matches!(part, Expr::Number(number) if number.value == BigRational::from_integer(0.into()));
-    // `12:00` is a time and in no proportion to `1:00`.
+    // `12:00` is a time, and in no proportion to `1:00`.
     if gold.iter().chain(found).any(is_zero) {
         return gold.iter().zip(found).all(|(gold, found)| scalar::compare(gold, found, budget).equal);
     }

@@ -7,7 +7,7 @@ use super::scalar;
 use crate::answer::{Answer, Bracket, Constant, Expr, Function, Joint, Order};
 use crate::limits::{Budget, MAX_ITEMS};
 
-/// An end of an interval: where it lies, and as it was written (`None` at infinity).
+/// An end of an interval: its position, and its expression (`None` at infinity).
 #[derive(Clone, Debug)]
 struct End {
     at: f64,
@@ -21,11 +21,11 @@ struct Interval {
     high: End,
 }
 
-/// Intervals in order that do not touch; a point is a closed interval from itself to itself.
+/// Disjoint intervals in order; a point is a closed interval of length 0.
 #[derive(Clone, Debug)]
 pub(super) struct Region(Vec<Interval>);
 
-/// Ends closer than this are one; whether they are written values of one number is for the comparison to say.
+/// Ends closer than this coincide; whether they are equal values is left to the comparison.
 const TOUCHING: f64 = 1e-9;
 
 fn order(a: f64, b: f64) -> Ordering {
@@ -38,7 +38,7 @@ impl End {
         Self { at, written: None, is_closed: false }
     }
 
-    /// `None` when the expression has no place on the number line.
+    /// Returns `None` if the expression has no position on the number line.
     fn new(expr: &Expr, is_closed: bool, budget: &mut Budget) -> Option<Self> {
         match expr {
             Expr::Constant(Constant::Infinity) => return Some(Self::infinite(f64::INFINITY)),
@@ -76,7 +76,7 @@ impl Interval {
 }
 
 impl Region {
-    /// The set of real numbers that an answer stands for; `None` when it is none.
+    /// Returns the set of real numbers that an answer stands for; `None` if it stands for none.
     pub(super) fn new(answer: &Answer, budget: &mut Budget) -> Option<Self> {
         budget.step()?;
         match answer {
@@ -86,7 +86,7 @@ impl Region {
                     let low = End::new(low, *open == Bracket::Square, budget)?;
                     let high = End::new(high, *close == Bracket::Square, budget)?;
                     let interval = Interval { low, high };
-                    // `(3, 1)` is a point of the plane and no interval.
+                    // `(3, 1)` is a point of the plane and not an interval.
                     (order(interval.low.at, interval.high.at) == Ordering::Less).then(|| Self(vec![interval]))
                 }
                 _ => None,
@@ -138,7 +138,7 @@ impl Region {
         Some(Self(vec![Interval { low: end.clone(), high: end }]))
     }
 
-    /// `x < 3`, and what is linear in one variable or the absolute value of such.
+    /// Solves `x < 3`, for sides that are linear in one variable or the absolute value of a linear expression.
     fn of_inequality(order: Order, left: &Expr, right: &Expr, budget: &mut Budget) -> Option<Self> {
         let is_closed = order == Order::LessOrEqual;
         let (below, above) = (End::infinite(f64::NEG_INFINITY), End::infinite(f64::INFINITY));
@@ -157,7 +157,7 @@ impl Region {
         }
     }
 
-    /// `1 < 2x + 1 < 5`
+    /// Solves a chain, `1 < 2x + 1 < 5`.
     fn of_chain(sides: &[Expr], orders: &[Order], budget: &mut Budget) -> Option<Self> {
         let ([low, between, high], [at_low, at_high]) = (sides, orders) else { return None };
         let low = End::new(low, *at_low == Order::LessOrEqual, budget)?;
@@ -169,8 +169,8 @@ impl Region {
         preimage(between, Self(vec![interval]), budget)
     }
 
-    /// Several conditions: joined by `or` they are alternatives, by `and` they hold together. Without a word, those apart
-    /// from each other can only be meant as alternatives, and overlapping ones only to hold together.
+    /// Combines several conditions: `or` makes a union, `and` an intersection. Without a word, disjoint conditions can
+    /// only be alternatives, and overlapping ones can only hold together.
     fn of_list(pieces: &[Answer], joint: Joint, budget: &mut Budget) -> Option<Self> {
         let is_condition = |piece: &Answer| matches!(piece, Answer::Inequality(..) | Answer::Chain(..));
         let is_set = |piece: &Answer| {
@@ -195,7 +195,7 @@ impl Region {
         Self::joined(regions.into_iter().flat_map(|region| region.0).collect(), budget)
     }
 
-    /// Sorts intervals and joins those that touch.
+    /// Sorts intervals and merges those that touch.
     fn joined(mut intervals: Vec<Interval>, budget: &mut Budget) -> Option<Self> {
         if intervals.len() > MAX_ITEMS {
             return None;
@@ -262,7 +262,7 @@ impl Region {
         Self::joined(common, budget)
     }
 
-    /// The set with every number multiplied and shifted.
+    /// Maps the set by `factor · x + shift`.
     fn mapped(&self, factor: &Expr, shift: &Expr, budget: &mut Budget) -> Option<Self> {
         let (by, to) =
             (value(factor, Probe::NONE, budget)?.position()?, value(shift, Probe::NONE, budget)?.position()?);
@@ -284,14 +284,14 @@ impl Region {
         Self::joined(self.0.iter().map(interval).collect(), budget)
     }
 
-    /// Whether two sets are the same.
+    /// Whether two sets are equal.
     pub(super) fn same(&self, other: &Self, budget: &mut Budget) -> bool {
         self.0.len() == other.0.len()
             && self.0.iter().zip(&other.0).all(|(a, b)| a.low.same(&b.low, budget) && a.high.same(&b.high, budget))
     }
 }
 
-/// The numbers at which an expression of one variable is in a set.
+/// Solves `expr ∈ set` for the only variable of the expression.
 fn preimage(expr: &Expr, set: Region, budget: &mut Budget) -> Option<Region> {
     budget.step()?;
     match expr {
@@ -317,7 +317,7 @@ fn preimage(expr: &Expr, set: Region, budget: &mut Budget) -> Option<Region> {
     set.mapped(&factor.inverse(), &shift, budget)
 }
 
-/// Whether `and` in one list and `or` in the other say something else of the same conditions.
+/// Whether `and` in one list and `or` in the other give the same conditions a different meaning.
 pub(super) fn are_at_odds(gold: &[Answer], joint: Joint, other: Joint) -> bool {
     let has_condition = gold.iter().any(|item| matches!(item, Answer::Inequality(..) | Answer::Chain(..)));
     has_condition && matches!((joint, other), (Joint::And, Joint::Or) | (Joint::Or, Joint::And))

@@ -1,4 +1,4 @@
-//! Equations and inequalities.
+//! Comparison of equations and inequalities.
 
 use super::region::Region;
 use super::{Judgement, Naming, Rule, compare, scalar};
@@ -32,7 +32,7 @@ pub(super) fn equations(gold: &Answer, found: &Answer, budget: &mut Budget) -> J
         (Equation { left, right, .. }, Answer::Scalar(value)) => {
             scalars([left, right]).is_some_and(|sides| scalar::is_solved_for_one(sides, value, budget))
         }
-        // What the reference asks for is on the right side of the last `=`, whatever it is called on the left.
+        // The asked value is right of the last `=`, whatever names it on the left.
         (gold, Equation { left, right, .. }) => {
             let judgement = compare(gold, right, budget);
             if !judgement.equal && matches!(**right, Answer::Scalar(Expr::Symbol(_))) {
@@ -45,7 +45,7 @@ pub(super) fn equations(gold: &Answer, found: &Answer, budget: &mut Budget) -> J
     Judgement::new(equal, Rule::Equation)
 }
 
-/// `x = 1`, compared with a set of numbers, is the point.
+/// `x = 1` is a point if the other side is a set of numbers.
 fn points(gold: &Answer, found: &Answer, budget: &mut Budget) -> Option<Judgement> {
     if matches!(gold, Answer::Scalar(_)) || matches!(found, Answer::Scalar(_)) {
         return None;
@@ -54,7 +54,7 @@ fn points(gold: &Answer, found: &Answer, budget: &mut Budget) -> Option<Judgemen
     Some(Judgement::new(gold.same(&found, budget), Rule::Region))
 }
 
-/// The equations of an equation of tuples.
+/// Splits an equation of tuples into equations of their parts.
 fn part_by_part(answer: &Answer) -> Option<Answer> {
     let Answer::Equation { left, right, names: true } = answer else { return None };
     match (&**left, &**right) {
@@ -72,7 +72,7 @@ fn part_by_part(answer: &Answer) -> Option<Answer> {
     }
 }
 
-/// The name of a value and the value.
+/// Splits a named value into name and value.
 fn named(item: &Answer) -> Option<(&Answer, &Answer)> {
     match item {
         Answer::Equation { left, right, names: true } => Some((left, right)),
@@ -80,13 +80,13 @@ fn named(item: &Answer) -> Option<(&Answer, &Answer)> {
     }
 }
 
-/// Whether every member has a name of its own.
+/// Whether every member has a different name.
 pub(super) fn have_names(items: &[Answer]) -> bool {
     let names: Option<Vec<_>> = items.iter().map(|item| named(item).map(|(name, _)| name)).collect();
     names.is_some_and(|names| names.iter().enumerate().all(|(at, name)| !names[..at].contains(name)))
 }
 
-/// The values in the order of their names, where all have one of a single letter; else as they stand.
+/// Returns the values in order of their names if all are single letters, otherwise in the given order.
 pub(super) fn by_name(items: &[Answer]) -> Vec<Answer> {
     let letter = |item: &Answer| match named(item) {
         Some((Answer::Scalar(Expr::Symbol(name)), _)) if name.chars().count() == 1 => Some(name.clone()),
@@ -99,7 +99,7 @@ pub(super) fn by_name(items: &[Answer]) -> Vec<Answer> {
     items
 }
 
-/// Whether lists of which one has names agree; `None` when names do not matter.
+/// Compares lists of which one has names; `None` if the names do not matter.
 pub(super) fn named_lists(gold: &[Answer], found: &[Answer], budget: &mut Budget) -> Option<bool> {
     if !have_names(gold) || gold.len() != found.len() {
         return None;
@@ -112,7 +112,7 @@ pub(super) fn named_lists(gold: &[Answer], found: &[Answer], budget: &mut Budget
         let mut pairs = Vec::with_capacity(gold.len());
         for item in gold {
             let (name, value) = named(item)?;
-            // With other names they are values of something else, or of the same thing in another notation.
+            // Under other names they are values of something else, or the same in another notation.
             pairs.push((value, value_of(name, budget)?));
         }
         return Some(pairs.into_iter().all(|(gold, found)| compare(gold, found, budget).equal));
@@ -124,7 +124,7 @@ pub(super) fn named_lists(gold: &[Answer], found: &[Answer], budget: &mut Budget
     Some(gold.iter().zip(found).all(|(gold, found)| compare(gold, found, budget).equal))
 }
 
-/// Whether the names are one letter with indices: `x_1, x_2` are roots in no order.
+/// Whether the names are one letter with indices: `x_1, x_2` are roots in any order.
 fn are_indexed(items: &[Answer]) -> bool {
     let head = |item: &Answer| match named(item) {
         Some((Answer::Scalar(Expr::Symbol(name)), _)) => name.split_once('_').map(|(head, _)| head.to_owned()),
@@ -134,7 +134,7 @@ fn are_indexed(items: &[Answer]) -> bool {
     first.is_some() && items.iter().all(|item| head(item) == first)
 }
 
-/// Whether two equations define the same function, whatever its variable is called: `f(x) = x` and `f(t) = t`.
+/// Whether two equations define the same function under any name of its variable: `f(x) = x` and `f(t) = t`.
 fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -> bool {
     let head = |side: &Answer| match side {
         Answer::Scalar(Expr::Product(factors)) => match &factors[..] {
@@ -166,7 +166,7 @@ fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -
     compare(gold[1], &renamed, budget).equal
 }
 
-/// Whether the same points fulfil two equations: one is a multiple of the other, or one is the other solved for a
+/// Whether two equations have the same solutions: one is a multiple of the other, or one is the other solved for a
 /// variable.
 fn same_curve(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -> bool {
     let (Some(gold), Some(found)) = (scalars(gold), scalars(found)) else { return false };
@@ -185,7 +185,7 @@ fn scalars([left, right]: [&Answer; 2]) -> Option<(&Expr, &Expr)> {
 }
 
 fn is_solved_form((left, right): (&Expr, &Expr), other: (&Expr, &Expr), budget: &mut Budget) -> bool {
-    // Equations without a second variable are numbers with a name, and `x = 5` is not `2x = 10` by accident.
+    // Equations without a second variable are named numbers, and `x = 5` must not equal `2x = 10` by accident.
     matches!(left, Expr::Symbol(_)) && scalar::is_solved_by(left, right, other, budget)
 }
 
@@ -210,7 +210,7 @@ pub(super) fn inequalities(gold: &Answer, found: &Answer, budget: &mut Budget) -
     }
 }
 
-/// A variable, or a function of one.
+/// Whether the expression is a variable or a function of one.
 fn is_variable(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(name) => !name.contains('('),

@@ -1,9 +1,10 @@
-//! Values of rational functions modulo a prime: exact arithmetic on numbers of one machine word.
+//! Evaluation of rational functions modulo a prime: exact arithmetic on single machine words.
 //!
-//! Two expressions made of numbers, variables, `π`, `e` and `i` by the four operations and whole powers are equal
-//! exactly when their difference is the zero of the field of rational functions (`π` and `e` are taken for independent,
-//! as nobody has shown otherwise). A difference modulo the prime therefore proves that they differ; agreement at three
-//! points leaves a chance of about (degree / 2^61)^3 that they do after all, by Schwartz and Zippel.
+//! Two expressions of numbers, variables, `π`, `e` and `i`, combined by the four operations and integer powers, are
+//! equal exactly when their difference is the zero of the field of rational functions (`π` and `e` count as
+//! independent, since nobody has shown otherwise). A difference modulo the prime therefore proves that they differ.
+//! Agreement at three points leaves a probability of about (degree / 2^61)^3 that they differ after all
+//! (Schwartz-Zippel).
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -16,13 +17,13 @@ use crate::limits::Budget;
 /// The largest prime below 2^61 that leaves 1 modulo 4, so that it has a square root of −1.
 const PRIME: u64 = (1 << 61) - 31;
 
-/// A square root of −1.
+/// A square root of −1 modulo [`PRIME`].
 const IMAGINARY: u64 = 583_529_827_753_931_384;
 
-/// Points at which expressions are compared.
+/// Number of points at which expressions are compared.
 const POINTS: u64 = 3;
 
-/// Whether two rational functions are equal; `None` when one is no rational function, or has a pole at every point.
+/// Whether two rational functions are equal; `None` if one is not a rational function, or has a pole at every point.
 pub(super) fn equal(gold: &Expr, found: &Expr, budget: &mut Budget) -> Option<bool> {
     let mut agreeing = 0;
     for point in 0..POINTS {
@@ -66,12 +67,12 @@ fn residue(expr: &Expr, point: u64, budget: &mut Budget) -> Option<u64> {
     }
 }
 
-/// A value for a variable or constant, the same in every process.
+/// Value of a variable or constant at a point, the same in every process.
 fn value_of(name: &str, point: u64) -> u64 {
     name.bytes().fold(pacs_types::mix(point ^ 0x5eed), |hash, byte| pacs_types::mix(hash ^ u64::from(byte))) % PRIME
 }
 
-/// Factorials are soon too large to be written out, but not too long to be multiplied out.
+/// Factorial modulo the prime: the number itself may be too large to write, but not too long to multiply out.
 fn factorial(n: &BigRational, budget: &mut Budget) -> Option<u64> {
     let n = n.is_integer().then(|| n.numer().to_u64()).flatten().filter(|n| *n <= 10_000)?;
     budget.spend(usize::try_from(n).ok()?)?;
@@ -111,7 +112,7 @@ fn power(base: u64, mut exponent: u64) -> u64 {
     result
 }
 
-/// By Fermat's little theorem.
+/// Modular inverse, by Fermat's little theorem.
 fn inverse(value: u64, budget: &mut Budget) -> Option<u64> {
     budget.spend(16)?;
     (value != 0).then(|| power(value, PRIME - 2))

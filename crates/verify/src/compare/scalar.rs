@@ -1,9 +1,9 @@
-//! Equality of expressions, by the first of these ways that can decide:
+//! Equality of expressions, by the first of these methods that decides:
 //!
 //! 1. exact rational values;
-//! 2. for a decimal literal, agreement with the other value at six decimals;
+//! 2. for a decimal literal, agreement with the other value to six decimals;
 //! 3. residues of rational functions modulo a prime;
-//! 4. whole numbers for the variables, where factorials or signs `(-1)^n` ask for them;
+//! 4. integers for the variables, if factorials or signs `(-1)^n` call for them;
 //! 5. complex values with error bounds.
 
 use num_rational::BigRational;
@@ -18,7 +18,7 @@ use crate::limits::Budget;
 
 pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     match (gold, found) {
-        // A percentage may be written without its sign, or as a fraction of one.
+        // A percentage may be written without its sign, or as a fraction.
         (Expr::Percent(gold), Expr::Percent(found)) => compare(gold, found, budget).with(Rule::Percent),
         (Expr::Percent(inner), plain) | (plain, Expr::Percent(inner)) => {
             let as_written = plain_compare(inner, plain, budget);
@@ -29,7 +29,7 @@ pub(super) fn compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgeme
     }
 }
 
-/// A degree sign that one side lacks: 45° are π/4, and 45 where the other side has no π that would make it radians.
+/// A degree sign on one side only: 45° equal π/4, and 45 if the other side has no π that would make it radians.
 fn in_degrees(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     let judgement = plain_compare(gold, found, budget);
     let (in_gold, in_found) = (has(gold, Constant::Degree), has(found, Constant::Degree));
@@ -48,7 +48,7 @@ fn has(expr: &Expr, constant: Constant) -> bool {
     expr.any(|node| *node == Expr::Constant(constant))
 }
 
-/// The expression with its degree signs left out, except in angles that a function is applied to.
+/// Removes degree signs, except from angles that a function is applied to.
 fn without_degrees(expr: &Expr) -> Expr {
     match expr {
         Expr::Call(function, _) if function.takes_angle() => expr.clone(),
@@ -71,7 +71,7 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     }
     // A logarithm without a base is decimal in some books and natural in others; both sides are read alike.
     let is_bare_log = |node: &Expr| matches!(node, Expr::Call(Function::Log, arguments) if arguments.len() == 1);
-    // In an expression with a natural one it cannot be natural, too.
+    // Next to a natural logarithm, one without a base is not natural too.
     let is_mixed = |side: &Expr| side.any(is_bare_log) && side.any(|node| matches!(node, Expr::Call(Function::Ln, _)));
     if (gold.any(is_bare_log) || found.any(is_bare_log)) && !is_mixed(gold) && !is_mixed(found) {
         let second = decide(&natural_logs(gold), &natural_logs(found), budget);
@@ -79,7 +79,7 @@ fn plain_compare(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
             return second;
         }
     }
-    // `1/(N+1)` and `1/(n+1)`: the same, unless one of them uses both letters.
+    // `1/(N+1)` and `1/(n+1)` are the same, unless one side uses both letters.
     if differ_in_case_only(gold, found) {
         let second = decide(&gold.lower_case(), &found.lower_case(), budget);
         if second.equal {
@@ -132,7 +132,7 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     if gold == found {
         return Judgement::new(true, Rule::Identical);
     }
-    // No power of e like these is rational, however close it comes: e^{π√163} and its nearest integer.
+    // Such powers of e are never rational, however close: e^{π√163} and its nearest integer.
     if matches!(&values, (Some(_), None)) && is_transcendental(found)
         || matches!(&values, (None, Some(_))) && is_transcendental(gold) && decimal(found).is_none()
     {
@@ -146,7 +146,7 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
         ((None, Some(literal)), _, Some(_)) if !gold.has_symbols() => return rounded(gold, literal, budget),
         _ => {}
     }
-    // From here on values stand for the variables, and which ones must not depend on the letters.
+    // From here on variables get values, which must not depend on the letters.
     let naming = Naming::of(&[gold, found]);
     let (gold, found) = &(naming.apply(gold), naming.apply(found));
     if let Some(equal) = residue::equal(gold, found, budget) {
@@ -155,7 +155,7 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     if means_whole_numbers(gold) || means_whole_numbers(found) {
         return at_whole_numbers(gold, found, budget);
     }
-    // Floors agree between their steps, so that every whole number has to be tried.
+    // Floors agree between their steps, so every integer has to be tried.
     let has_steps = |expr: &Expr| {
         expr.any(|node| matches!(node, Expr::Call(Function::Floor | Function::Ceil, arguments) if arguments[0].has_symbols()))
     };
@@ -168,7 +168,7 @@ fn decide(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement {
     at_points(gold, found, Probe::all(false), budget)
 }
 
-/// Whether an expression is a power `e^a` or `e^{aπ}` with a real algebraic number `a` that is not zero, which is
+/// Whether an expression is a power `e^a` or `e^{aπ}` with a real algebraic number `a` other than zero, which is
 /// transcendental (Lindemann; Gelfond and Schneider).
 fn is_transcendental(expr: &Expr) -> bool {
     let is_algebraic = |exponent: &Expr| {
@@ -208,7 +208,7 @@ fn is_infinite(expr: &Expr) -> bool {
     }
 }
 
-/// Numbers with a base: the digits and the base must be the same, and a side without a base is in the other's.
+/// Compares digits with a base: digits and base must be the same; a side without a base takes the other's.
 fn same_digits(gold: &Expr, found: &Expr) -> Option<bool> {
     let digits = |expr: &Expr| match expr {
         Expr::Symbol(name) => {
@@ -224,7 +224,7 @@ fn same_digits(gold: &Expr, found: &Expr) -> Option<bool> {
     Some(gold.0 == found.0 && same_base)
 }
 
-/// The decimal literal that an expression is, sign and percent sign apart.
+/// Returns the decimal literal of an expression, ignoring sign and percent sign.
 fn decimal(expr: &Expr) -> Option<&Number> {
     match expr {
         Expr::Number(number) => Some(number).filter(|number| number.is_decimal),
@@ -240,7 +240,7 @@ fn unit() -> BigRational {
     BigRational::new(1.into(), num_bigint::BigInt::from(10).pow(DECIMALS))
 }
 
-/// Whether one of two values is a decimal literal and they are the same at six decimals.
+/// Whether one of two values is a decimal literal, and they agree to six decimals.
 fn rounds_to((gold, a): (&Expr, &BigRational), (found, b): (&Expr, &BigRational)) -> bool {
     if decimal(gold).is_none() && decimal(found).is_none() {
         return false;
@@ -248,7 +248,7 @@ fn rounds_to((gold, a): (&Expr, &BigRational), (found, b): (&Expr, &BigRational)
     let half: BigRational = BigRational::new(1.into(), 2.into());
     let at_decimals = |value: &BigRational| (value / unit() + &half).floor();
     let size = a.abs().max(b.abs());
-    // Small numbers have their digits further back.
+    // Small numbers must also agree relative to their size.
     (a - b).abs() <= size / BigRational::from_integer(1000.into()) && at_decimals(a) == at_decimals(b)
 }
 
@@ -257,13 +257,13 @@ fn rounded(expr: &Expr, literal: &BigRational, budget: &mut Budget) -> Judgement
     let Some(value) = value(expr, Probe::NONE, budget) else { return Judgement::undecided() };
     let half_unit = 0.5e-6_f64;
     let near_enough = half_unit.min(value.magnitude() / 1000.0);
-    // The literal may have more digits than count.
+    // The literal may have more digits than are compared.
     let half: BigRational = BigRational::new(1.into(), 2.into());
     let literal = (literal / unit() + half).floor() * unit();
     Judgement::new(value.is_within(near_enough, &literal), Rule::Rounded)
 }
 
-/// Whether an expression is meant for whole numbers only.
+/// Whether an expression makes sense for integers only.
 fn means_whole_numbers(expr: &Expr) -> bool {
     expr.any(|node| match node {
         Expr::Call(Function::Factorial | Function::Binomial | Function::Gcd | Function::Lcm, arguments) => {
@@ -283,7 +283,7 @@ fn at_whole_numbers(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement
         match (exact_at(gold, &variables, budget), exact_at(found, &variables, budget)) {
             (Some(a), Some(b)) if a == b => agreeing += 1,
             (Some(_), Some(_)) => return Judgement::new(false, Rule::WholeNumbers),
-            // Where one has no value (a factorial of a negative number), the point says nothing.
+            // If one side has no value (a factorial of a negative number), the point shows nothing.
             _ => {}
         }
     }
@@ -294,7 +294,7 @@ fn at_whole_numbers(gold: &Expr, found: &Expr, budget: &mut Budget) -> Judgement
     }
 }
 
-/// Points that agree after which no others are looked at.
+/// Number of agreeing points after which no more are tried.
 const ENOUGH: u32 = 5;
 
 fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, budget: &mut Budget) -> Judgement {
@@ -318,7 +318,7 @@ fn at_points(gold: &Expr, found: &Expr, probes: impl Iterator<Item = Probe>, bud
     if agreeing >= enough { Judgement::new(true, Rule::Numeric) } else { Judgement::undecided() }
 }
 
-/// The factor by which one difference of two sides is the other at every probe; `None` when there is none.
+/// Returns the constant ratio of two differences of sides over all probes; `None` if there is none.
 pub(super) fn constant_ratio(gold: (&Expr, &Expr), found: (&Expr, &Expr), budget: &mut Budget) -> Option<Value> {
     let mut ratio: Option<Value> = None;
     let mut agreeing = 0;
@@ -340,8 +340,8 @@ pub(super) fn constant_ratio(gold: (&Expr, &Expr), found: (&Expr, &Expr), budget
     ratio.filter(|_| agreeing >= 3)
 }
 
-/// Whether `left = right` holds where `name` is put for a variable, and for no other value of it: as long as the
-/// equation is linear in that variable, one solution is all there is.
+/// Whether `left = right` holds with `by` in place of a variable, and for no other value of it: in an equation that is
+/// linear in the variable, one solution is the only one.
 pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &Expr), budget: &mut Budget) -> bool {
     if by.any(|node| node == variable) || !left.any(|node| node == variable) && !right.any(|node| node == variable) {
         return false;
@@ -351,7 +351,7 @@ pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &E
     if !decide(&solved_left, &solved_right, budget).equal {
         return false;
     }
-    // Linear: the differences of the sides at three equally spaced values have no second difference, but a first one.
+    // Linear: the difference of the sides at three equally spaced values has no second difference, but a first one.
     let sides: Vec<Expr> = [2, 5, 8]
         .map(|value| at(&Expr::integer(value)))
         .into_iter()
@@ -365,8 +365,8 @@ pub(super) fn is_solved_by(variable: &Expr, by: &Expr, (left, right): (&Expr, &E
         && !decide(a, b, budget).equal
 }
 
-/// Whether a value is what an equation says of the one variable that is not in it, while all others are: `y = 2x` and
-/// `2x`, but neither `xy = 6` and `6` nor `7 = 11a + c` and `11a + c`.
+/// Whether a value is what an equation gives for the one variable that the value lacks, while it has all others: `y =
+/// 2x` and `2x`, but neither `xy = 6` and `6` nor `7 = 11a + c` and `11a + c`.
 pub(super) fn is_solved_for_one(sides: (&Expr, &Expr), value: &Expr, budget: &mut Budget) -> bool {
     let of_equation = names(&[sides.0, sides.1]);
     let of_value = names(&[value]);
@@ -385,7 +385,7 @@ fn names<'a>(exprs: &[&'a Expr]) -> Vec<&'a str> {
     names
 }
 
-/// Whether two sides are different numbers, a decimal standing for what it is rounded from.
+/// Whether two sides are different numbers; a decimal stands for any number that rounds to it.
 pub(crate) fn numbers_differ(a: &Answer, b: &Answer, budget: &mut Budget) -> bool {
     let number = |answer: &Answer| match answer {
         Answer::Scalar(expr) if !expr.has_symbols() && !is_infinite(expr) => Some(expr.clone()),
@@ -399,7 +399,7 @@ pub(crate) fn numbers_differ(a: &Answer, b: &Answer, budget: &mut Budget) -> boo
     if decimal(&a).is_none() && decimal(&b).is_none() {
         return true;
     }
-    /// How far a rounded value may be off, as a part of it.
+    /// Allowed relative error of a rounded value.
     const ROUGHLY: f64 = 0.01;
     match (value(&a, Probe::NONE, budget), value(&b, Probe::NONE, budget)) {
         (Some(a), Some(b)) => a.minus(b).is_none_or(|off| off.magnitude() > ROUGHLY * a.magnitude()),
@@ -407,7 +407,7 @@ pub(crate) fn numbers_differ(a: &Answer, b: &Answer, budget: &mut Budget) -> boo
     }
 }
 
-/// Factor and summand of an expression that is linear in a variable; `None` when it is not.
+/// Returns coefficient and constant of an expression that is linear in a variable; `None` if it is not linear.
 pub(super) fn linear(expr: &Expr, variable: &Expr, budget: &mut Budget) -> Option<(Expr, Expr)> {
     let at = |value: Expr| expr.replaced(variable, &value);
     let fraction = |above: i64, below: i64| Expr::Product(vec![Expr::integer(above), Expr::integer(below).inverse()]);

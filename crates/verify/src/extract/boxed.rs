@@ -2,10 +2,10 @@
 
 use crate::limits::MAX_ANSWER_BYTES;
 
-/// The last box, together with boxes right before it that form one enumeration.
+/// The last box, with preceding boxes that form one enumeration with it.
 pub(super) struct Boxes {
     pub(super) content: String,
-    /// Where the last one ends.
+    /// Byte offset of the end of the last box.
     pub(super) end: usize,
 }
 
@@ -26,13 +26,13 @@ pub(super) fn last_boxes(text: &str) -> Option<Boxes> {
     Some(Boxes { content: contents.join(", "), end: last.end })
 }
 
-/// The content of a box that is never closed, for references that lost their end.
+/// Returns the content of a box that is never closed, for references that lost their end.
 pub(super) fn open_box(text: &str) -> Option<&str> {
     let (start, command) = starts(text).last()?;
     text[start + command.len()..].trim_start().strip_prefix('{')
 }
 
-/// The text before a box that the end of the response cut off, else all of it.
+/// Returns the text before a box that the end of the response cut off, else the whole text.
 pub(super) fn before_truncated_box(text: &str) -> &str {
     match starts(text).last() {
         Some((start, command)) if read(text, start, command).is_none() => &text[..start],
@@ -41,12 +41,12 @@ pub(super) fn before_truncated_box(text: &str) -> &str {
 }
 
 fn all(text: &str) -> Vec<Found<'_>> {
-    /// Boxes without an end that are looked at; each is scanned to the end of the text.
+    /// Unclosed boxes that are examined; each is scanned to the end of the text.
     const MAX_OPEN: usize = 16;
     let mut found: Vec<Found<'_>> = Vec::new();
     let mut open = 0;
     for (start, command) in starts(text) {
-        // A box within a box belongs to the outer one.
+        // A box within a box is part of the outer one.
         if found.last().is_some_and(|last| start < last.end) {
             continue;
         }
@@ -82,11 +82,11 @@ fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
         let is_bare = is_separate && length > 0;
         return is_bare.then(|| Found { start, end: at + length, content: &argument[..length] });
     }
-    // A closing brace that a stray backslash escaped closes nevertheless, when none does otherwise.
+    // A closing brace escaped by a stray backslash still closes, if no other one does.
     if let Some(close) = closing(argument, true).or_else(|| closing(argument, false)) {
         return Some(Found { start, end: at + close + 1, content: &argument[1..close] });
     }
-    // A box that lacks its brace ends with the formula; where the text ends first, it was cut off.
+    // A box without a closing brace ends with the formula; if the text ends first, it was cut off.
     let ends = ["$", "\\)", "\\]"];
     let line = argument.lines().next().unwrap_or_default();
     let close =
@@ -94,7 +94,7 @@ fn read<'a>(text: &'a str, start: usize, command: &str) -> Option<Found<'a>> {
     Some(Found { start, end: at + close, content: &argument[1..close] })
 }
 
-/// Where the brace that opens a text is closed.
+/// Finds the brace that closes the group at the start of a text.
 fn closing(argument: &str, has_escapes: bool) -> Option<usize> {
     let mut depth = 0i32;
     let mut escaped = false;
@@ -110,10 +110,10 @@ fn closing(argument: &str, has_escapes: bool) -> Option<usize> {
     })
 }
 
-/// Whether the text between two boxes does no more than join them.
+/// Whether the text between two boxes only joins them.
 fn only_joins(between: &str) -> bool {
     let mut rest = between.to_owned();
-    // `\boxed{…}, y_2 = \boxed{…}`: the name of the next answer does not part them.
+    // `\boxed{…}, y_2 = \boxed{…}`: the name of the next answer does not separate them.
     if let Some(name) = rest.trim_end().strip_suffix('=') {
         let name = name.trim_end();
         let is_name = |c: char| c.is_ascii_alphanumeric() || "_{}'".contains(c);

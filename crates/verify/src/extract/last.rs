@@ -2,10 +2,10 @@
 
 use crate::limits::MAX_ANSWER_BYTES;
 
-/// How many expressions are tried, from the last one backwards.
+/// Expressions that are tried, from the last one backwards.
 const MAX_CANDIDATES: usize = 4;
 
-/// A part of a text that may be an answer.
+/// A part of the text that may be the answer.
 #[derive(Clone, Debug)]
 pub(super) struct Expression {
     pub(super) start: usize,
@@ -13,24 +13,24 @@ pub(super) struct Expression {
     pub(super) content: String,
 }
 
-/// The last expressions, last first.
+/// Returns the last expressions, last first.
 pub(crate) fn last_expressions(text: &str) -> Vec<String> {
     let text = tail(text);
     let segments = segments(text);
     let mut found = numbers_between(text, &segments);
     found.extend(formulas(text, segments));
-    // Of a row of formulas (`$1$, $2$ and $3$`) the last one alone comes second.
+    // For a row of formulas (`$1$, $2$ and $3$`), the last formula alone is tried second.
     found.sort_by_key(|expression| (expression.end, expression.content.len()));
     found.into_iter().rev().take(MAX_CANDIDATES).map(|expression| expression.content).collect()
 }
 
-/// The formulas that `text` starts with.
+/// Returns the formulas at the start of `text`.
 pub(super) fn leading_formulas(text: &str) -> Option<String> {
     formulas(text, segments(text)).into_iter().rfind(|formula| formula.start == 0).map(|formula| formula.content)
 }
 
-/// What a sentence that announces an answer says: its first formula or number, whichever ends later; after an equals
-/// sign the last number.
+/// Returns what a sentence that announces an answer states: its first formula or number, whichever ends later, or the
+/// last number after an equals sign.
 pub(super) fn announced(sentence: &str) -> Option<String> {
     let sentence = tail(sentence);
     let segments = segments(sentence);
@@ -43,7 +43,7 @@ pub(super) fn announced(sentence: &str) -> Option<String> {
     latest.map(|expression| expression.content.clone())
 }
 
-/// Where the first formula or number of a text stands.
+/// Finds the first formula or number of a text.
 pub(super) fn first_value(text: &str) -> Option<(usize, usize)> {
     let segments = segments(text);
     let numbers = numbers_between(text, &segments);
@@ -51,7 +51,7 @@ pub(super) fn first_value(text: &str) -> Option<(usize, usize)> {
     first.map(|expression| (expression.start, expression.end))
 }
 
-/// The end of a text, in which its last expression stands.
+/// Returns the end of a text, in which its last expression is searched.
 fn tail(text: &str) -> &str {
     const BYTES: usize = 8 << 10;
     let mut start = text.len().saturating_sub(BYTES);
@@ -61,7 +61,7 @@ fn tail(text: &str) -> &str {
     &text[start..]
 }
 
-/// Every formula, and every row of formulas (`$1$, $2$ and $3$`) as one list.
+/// Returns every formula, and every row of formulas (`$1$, $2$ and $3$`) as one list.
 fn formulas(text: &str, segments: Vec<Expression>) -> Vec<Expression> {
     let mut found: Vec<Expression> = Vec::with_capacity(segments.len());
     let mut row: Option<Expression> = None;
@@ -80,18 +80,18 @@ fn formulas(text: &str, segments: Vec<Expression>) -> Vec<Expression> {
     found
 }
 
-/// Whether two formulas with this between them are members of one list.
+/// Whether two formulas with this text between them are members of one list.
 fn is_row(between: &str) -> bool {
     let words = between.trim();
     let words = words.strip_prefix(',').unwrap_or(words).trim_start();
     between.len() <= 16 && (matches!(words, "and" | "or") || (words.is_empty() && between.contains(',')))
 }
 
-/// `$…$`, `$$…$$`, `\(…\)` and `\[…\]`, in order.
+/// Finds `$…$`, `$$…$$`, `\(…\)` and `\[…\]`, in order.
 fn segments(text: &str) -> Vec<Expression> {
     const MARKS: [(&str, &str); 4] = [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")];
     let mut segments = Vec::new();
-    // Up to where the closing mark of each kind is known to be missing, so that no part is searched twice.
+    // How far the closing mark of each kind is known to be missing, so that no part is searched twice.
     let mut barren = [0; MARKS.len()];
     let mut at = 0;
     while let Some(offset) = text[at..].find(['$', '\\']) {
@@ -122,8 +122,8 @@ fn segments(text: &str) -> Vec<Expression> {
     segments
 }
 
-/// Where `close` stands, escaped characters skipped; math does not extend over an empty line, nor without end. An error
-/// says how far was searched.
+/// Finds `close`, skipping escaped characters. Math does not extend over an empty line or without end. The error is how
+/// far was searched.
 fn closing(text: &str, close: &str) -> Result<usize, usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -139,14 +139,14 @@ fn closing(text: &str, close: &str) -> Result<usize, usize> {
     Err(at)
 }
 
-/// The numbers outside of formulas.
+/// Returns the numbers outside of formulas.
 fn numbers_between(text: &str, segments: &[Expression]) -> Vec<Expression> {
     let ends = std::iter::once(0).chain(segments.iter().map(|segment| segment.end));
     let starts = segments.iter().map(|segment| segment.start).chain(std::iter::once(text.len()));
     ends.zip(starts).flat_map(|(from, to)| numbers(text, from, to)).collect()
 }
 
-/// Numbers in plain text with the arithmetic around them (`63 + 11 = 74`, `2\sqrt{3}`).
+/// Returns numbers in plain text with the arithmetic around them (`63 + 11 = 74`, `2\sqrt{3}`).
 fn numbers(text: &str, from: usize, to: usize) -> Vec<Expression> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
@@ -165,11 +165,11 @@ fn numbers(text: &str, from: usize, to: usize) -> Vec<Expression> {
     found
 }
 
-/// Commands that formulas without delimiters start with, and those that they go on with.
+/// Commands that formulas without delimiters start or continue with.
 const OPERANDS: [&str; 7] = ["frac", "dfrac", "tfrac", "cfrac", "sqrt", "pi", "infty"];
 const OPERATORS: [&str; 8] = ["cdot", "times", "div", "pm", "left", "right", "circ", "%"];
 
-/// The LaTeX command at the start of a text, without its backslash.
+/// Returns the LaTeX command at the start of a text, without its backslash.
 fn command(text: &str) -> Option<&str> {
     let name = text.strip_prefix('\\')?;
     let length = name.bytes().take_while(u8::is_ascii_alphabetic).count();
@@ -187,7 +187,7 @@ fn starts_number(text: &str, at: usize) -> bool {
     if operand(at) || bracket(at) || bytes[at] == b'-' && bracket(at + 1) {
         return true;
     }
-    // `XDY2K` has no number in it, nor has `(0,1)` or `7:3` a last one.
+    // `XDY2K` contains no number, and `(0,1)` and `7:3` have no last one.
     if at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || b"_(,:[{^.-".contains(&bytes[at - 1])) {
         return false;
     }
@@ -199,14 +199,14 @@ fn starts_number(text: &str, at: usize) -> bool {
     }
 }
 
-/// The end of the arithmetic that starts with the number at `start`; `None` when the number is part of a word.
+/// Finds the end of the arithmetic that starts with the number at `start`; `None` if the number is part of a word.
 fn arithmetic_end(text: &str, start: usize) -> Option<usize> {
     let bytes = text.as_bytes();
     let next_is_digit = |at: usize| bytes.get(at + 1).is_some_and(u8::is_ascii_digit);
     let next_is_negative = |at: usize| bytes.get(at + 1) == Some(&b'-') && next_is_digit(at + 1);
     let mut end = start;
     let mut solid = start;
-    // Whether an operator stands between the last digit and here; two numbers without one are two answers.
+    // Whether an operator follows the last digit; two numbers without one are two answers.
     let mut joined = true;
     while end < bytes.len() && end - start < MAX_ANSWER_BYTES {
         match bytes[end] {
@@ -259,7 +259,7 @@ fn arithmetic_end(text: &str, start: usize) -> Option<usize> {
         last = &text[start..=solid];
     }
     let behind = &text[start + last.len()..];
-    // `2nd` is no number and `2A` a name, but `5m²` has a unit, and `28 pct` is a percentage.
+    // `2nd` is not a number and `2A` is a name, but `5m²` has a unit, and `28 pct` is a percentage.
     let word: String = behind.trim_start_matches(' ').chars().take_while(|c| c.is_alphabetic() || *c == '²').collect();
     if ["pct", "percent", "percentage"].contains(&word.as_str()) {
         let spaces = behind.len() - behind.trim_start_matches(' ').len();
@@ -270,7 +270,7 @@ fn arithmetic_end(text: &str, start: usize) -> Option<usize> {
     (!attached || is_unit).then_some(start + last.len())
 }
 
-/// The length of the brace group at the start of a text, if it is as short as those outside of formulas are.
+/// Length of the brace group at the start of a text, if it is short enough to occur outside of formulas.
 fn braced(text: &str) -> Option<usize> {
     const BYTES: usize = 256;
     let mut depth = 0i32;

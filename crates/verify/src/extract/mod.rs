@@ -1,4 +1,4 @@
-//! Finds the text of the final answer.
+//! Finds the text of the final answer in a response.
 
 mod boxed;
 mod last;
@@ -11,7 +11,7 @@ use crate::limits::MAX_RESPONSE_BYTES;
 pub(crate) use last::last_expressions;
 pub(crate) use number::is_number;
 
-/// Texts that may be the final answer, best first; all but the first count only when those before cannot be read.
+/// Returns texts that may be the final answer, best first; later ones count only if those before cannot be read.
 pub(crate) fn candidates(response: &str, mode: Mode) -> Vec<String> {
     let text = spoken(response);
     let found_box = boxed::last_boxes(text);
@@ -21,7 +21,7 @@ pub(crate) fn candidates(response: &str, mode: Mode) -> Vec<String> {
     }
     let found_phrase = phrase::last_phrase(text);
     match (found_box, found_phrase) {
-        // "The final answer is 4" after the last box takes the answer back; "… is correct" does not.
+        // "The final answer is 4" after the last box replaces the boxed answer; "… is correct" does not.
         (Some(found), Some(phrase)) if phrase.is_final && phrase.at > found.end && phrase.states_value => {
             phrase.candidates
         }
@@ -33,14 +33,14 @@ pub(crate) fn candidates(response: &str, mode: Mode) -> Vec<String> {
     }
 }
 
-/// The content of the last box, or else the last line that is not blank: where answers stand that are no mathematics.
+/// Returns the content of the last box, or else the last line that is not blank; for answers that are not mathematics.
 pub(crate) fn final_text(response: &str) -> Option<String> {
     let text = spoken(response);
     let line = || text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
     boxed::last_boxes(text).map(|found| found.content).or_else(line)
 }
 
-/// The part of a reference answer that is the answer: some data sets give a sentence or a whole solution.
+/// Returns the part of a reference that is the answer; some data sets give a sentence or a whole solution.
 pub(crate) fn gold(text: &str) -> String {
     if let Some(found) = boxed::last_boxes(text) {
         return found.content;
@@ -54,7 +54,7 @@ pub(crate) fn gold(text: &str) -> String {
     }
 }
 
-/// The part of a response that is meant to be read: no hidden reasoning, no chat markup, not more than the limit.
+/// Returns the part of a response that is read: without hidden reasoning and chat markup, and within the limit.
 fn spoken(response: &str) -> &str {
     const TURN_ENDS: [&str; 5] = ["<|im_start|>user", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"];
     let mut text = response;

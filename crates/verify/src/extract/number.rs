@@ -1,8 +1,8 @@
-//! Plain numbers: digits with a sign, thousands separators and a decimal point, and no arithmetic left to do.
+//! Plain numbers: digits with sign, thousands separators and decimal point, without arithmetic.
 
 use crate::limits::MAX_ANSWER_BYTES;
 
-/// The last plain number of a text.
+/// Returns the last plain number of a text.
 pub(super) fn last_number(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let end = bytes.iter().rposition(u8::is_ascii_digit)? + 1;
@@ -11,7 +11,7 @@ pub(super) fn last_number(text: &str) -> Option<String> {
         start -= 1;
     }
     let before = text[..start].trim_end();
-    // A minus behind a number or a bracket subtracts; anywhere else it is a sign.
+    // After a number or a bracket a minus subtracts; anywhere else it is a sign.
     let signed = text[..start].ends_with('-')
         && !before[..before.len() - 1].trim_end().ends_with(|c: char| c.is_ascii_digit() || c == ')' || c == '}');
     Some(text[if signed { start - 1 } else { start }..end].to_owned())
@@ -33,7 +33,7 @@ fn continues_backwards(bytes: &[u8], start: usize, end: usize) -> bool {
     }
 }
 
-/// Whether a text is a plain number and nothing else, math delimiters aside.
+/// Whether a text is a plain number and nothing else, ignoring math delimiters.
 pub(crate) fn is_number(text: &str) -> bool {
     let text = text.trim().trim_matches('$').trim().trim_end_matches('.');
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text).trim_start();

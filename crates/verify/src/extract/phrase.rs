@@ -1,21 +1,21 @@
-//! "The answer is …" and its relatives.
+//! Phrases that announce the answer, such as "The answer is …".
 
 use super::last::{announced, first_value, last_expressions, leading_formulas};
 
-/// A phrase that announces the answer.
+/// An announcement of the answer.
 pub(super) struct Phrase {
-    /// Where it stands.
+    /// Byte offset of the phrase.
     pub(super) at: usize,
     /// Whether it says "final".
     pub(super) is_final: bool,
-    /// Whether a value follows at once, rather than a remark on one.
+    /// Whether a value follows directly, rather than a remark about one.
     pub(super) states_value: bool,
-    /// Whether it takes back what it says, or leaves open which of several values it is.
+    /// Whether the phrase is retracted, or leaves open which of several values is meant.
     pub(super) is_hedged: bool,
     pub(super) candidates: Vec<String>,
 }
 
-/// Words between the announcement and a value that make it no answer: a denial, a guess, a choice, a bound.
+/// Words between announcement and value that make it no answer: a denial, a guess, a choice, a bound.
 const HEDGES: &[&str] = &[
     "not",
     "never",
@@ -63,7 +63,7 @@ const HEDGES: &[&str] = &[
     "other",
 ];
 
-/// Words between the announcement and a value that say nothing.
+/// Words between announcement and value that carry no meaning.
 const FILLERS: &[&str] = &[
     "the",
     "a",
@@ -93,7 +93,7 @@ const FILLERS: &[&str] = &[
     "by",
 ];
 
-/// What announces an answer, in lower case, and whether it is final.
+/// Announcements in lower case, and whether they are final.
 const MARKS: &[(&str, bool)] = &[
     ("final answer is", true),
     ("final answer:", true),
@@ -106,7 +106,7 @@ const MARKS: &[(&str, bool)] = &[
     ("answer is:", false),
 ];
 
-/// What announces no more than a guess, or what the answer is not.
+/// Announcements of a guess, or of what the answer is not.
 const GUESSES: &[&str] = &[
     "answer could be",
     "answer might be",
@@ -117,16 +117,16 @@ const GUESSES: &[&str] = &[
     "answer can't be",
 ];
 
-/// The last phrase with something after it.
+/// Returns the last announcement with text after it.
 pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
-    // ASCII only, so that offsets stay those of `text`.
+    // ASCII only, so that byte offsets stay those of `text`.
     let lower = text.to_ascii_lowercase();
     let mut found: Vec<(usize, usize, bool)> = MARKS
         .iter()
         .filter_map(|(mark, is_final)| lower.rfind(mark).map(|at| (at, at + mark.len(), *is_final)))
         .collect();
     found.extend(GUESSES.iter().filter_map(|mark| lower.rfind(mark).map(|at| (at, at + mark.len(), false))));
-    // Ordered by where the mark ends: "final answer: the answer is 5" is one announcement.
+    // Ordered by the end of the mark: "final answer: the answer is 5" is one announcement.
     found.sort_unstable_by_key(|(at, end, is_final)| (*end, *at, *is_final));
     let &(at, end, _) = found.last()?;
     let is_final = found.iter().any(|(start, _, is_final)| *is_final && at.saturating_sub(*start) <= 64);
@@ -138,7 +138,7 @@ pub(super) fn last_phrase(text: &str) -> Option<Phrase> {
     Some(Phrase { at, is_final, states_value, is_hedged, candidates })
 }
 
-/// The words up to the first value of a sentence.
+/// Returns the words up to the first value of a sentence.
 fn words_before_value(sentence: &str) -> Option<Vec<String>> {
     let (start, _) = first_value(sentence)?;
     let word =
@@ -146,7 +146,7 @@ fn words_before_value(sentence: &str) -> Option<Vec<String>> {
     Some(sentence[..start].split_whitespace().map(word).filter(|word| !word.is_empty()).collect())
 }
 
-/// The answer without the words that only introduce it: `option B`.
+/// Removes words that only introduce the answer: `option B`.
 fn without_fillers(answer: &str) -> &str {
     let is_filler = |word: &str| word.len() > 1 && FILLERS.contains(&word.to_lowercase().as_str());
     match answer.rsplit_once(' ') {
@@ -167,7 +167,7 @@ fn is_hedged(sentence: &str) -> bool {
             && word.ends_with("nt")
             && matches!(&word[..word.len() - 2], "is" | "does" | "was" | "would" | "could" | "can")
     };
-    // Only the words since the verb count: `the most that anybody can have is 5`.
+    // Only words since the verb count: `the most that anybody can have is 5`.
     let verb = words.iter().rposition(|word| matches!(word.as_str(), "is" | "are" | "equals" | "be" | "has" | "have"));
     let since = &words[verb.map_or(0, |at| at + 1)..];
     if since.iter().any(|word| HEDGES.contains(&word.as_str())) || words.iter().any(|word| denies(word)) {
@@ -176,7 +176,7 @@ fn is_hedged(sentence: &str) -> bool {
     let Some((_, end)) = first_value(sentence) else { return false };
     let rest = sentence[end..].trim_start_matches([',', ' ']);
     let names_others = |rest: &str| first_value(rest).is_some();
-    // A clause that names another value; what is but a list (`3 or 5`) is read as one.
+    // A clause that names another value makes it ambiguous; a plain list (`3 or 5`) is read as a list.
     let is_list =
         sentence.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic) && word.len() > 1).count() <= 2;
     !is_list && rest.strip_prefix("or ").is_some_and(|rest| names_others(rest) && !rest.starts_with(['$', '\\']))
@@ -191,7 +191,7 @@ fn read(sentence: &str) -> Vec<String> {
     }
     let mut candidates = Vec::new();
     candidates.extend(leading_formulas(start));
-    // A few words may be the answer; a whole clause only holds it.
+    // A few words may be the answer; a whole clause only contains it.
     let words = start.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic) && word.len() > 1).count();
     if candidates.is_empty() && words <= 2 {
         candidates.push(start.to_owned());
@@ -204,7 +204,7 @@ fn read(sentence: &str) -> Vec<String> {
     candidates
 }
 
-/// Up to the end of the sentence or paragraph that starts with `text`, math included whole.
+/// Returns the text up to the end of its first sentence or paragraph, without cutting math.
 fn sentence(text: &str) -> &str {
     let text = text.trim_start();
     let text = text.find("</answer>").map_or(text, |end| &text[..end]);
