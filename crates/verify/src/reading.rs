@@ -1,4 +1,4 @@
-//! An answer that was read, in the ways in which it can be understood.
+//! A parsed answer in all the ways in which it can be understood.
 
 use crate::answer::{Answer, Constant, Expr};
 use crate::compare::{Judgement, Rule, compare, expressions, mapped, text_key};
@@ -8,15 +8,15 @@ use crate::parse::{Commas, Letters, Notation, ParseError, Settled, parse, settle
 pub(crate) struct Reading {
     pub(crate) source: String,
     pub(crate) key: String,
-    /// As written, before anything was carried out.
+    /// The answer as written, before it was settled.
     pub(crate) raw: Answer,
     pub(crate) settled: Settled,
 }
 
-/// What was decided, and by which reading of both sides.
+/// A judgement, with the readings of both sides that it is based on.
 pub(crate) struct Decision {
     pub(crate) judgement: Judgement,
-    /// Where they are others than the first ones.
+    /// The readings, if they are not the first ones.
     pub(crate) readings: Option<Box<[Answer; 2]>>,
 }
 
@@ -33,14 +33,14 @@ impl Reading {
         Ok(Self { source: source.to_owned(), key: source_key(source), raw, settled })
     }
 
-    /// The answer in another notation, where that makes a difference.
+    /// Returns the answer in another notation, if that makes a difference.
     pub(crate) fn in_notation(&self, notation: Notation, budget: &mut Budget) -> Option<Answer> {
         let read = parse(&self.source, notation, budget).ok()?;
         let answer = settle(read, budget).ok()?.answer;
         (answer != self.settled.answer).then_some(answer)
     }
 
-    /// Decides whether an answer is this one.
+    /// Decides whether another answer equals this one.
     pub(crate) fn judge(&self, found: &Self, budget: &mut Budget) -> Decision {
         let (gold, answer) = (&self.settled.answer, &found.settled.answer);
         let judgement = compare(gold, answer, budget);
@@ -59,15 +59,15 @@ impl Reading {
         judgement.into()
     }
 
-    /// Words: `\text{(B)}` and `B` are the same choice. A lone word without a font may be a product of variables, when
-    /// the other side is one.
+    /// Compares as words: `\text{(B)}` and `B` are the same choice. A single word without a font may be a product of
+    /// variables, if the other side is one.
     fn as_words(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let products = Notation { letters: Letters::Products, ..Notation::PLAIN };
         match (&self.settled.answer, &found.settled.answer) {
             (Answer::Text(_), Answer::Text(_)) => None,
             (Answer::Text(_), other) | (other, Answer::Text(_)) => {
                 let same = |gold: &String, found: &String| {
-                    // A single letter without a font is a variable, of which case is a part.
+                    // A single letter without a font is a variable, and case distinguishes variables.
                     text_key(gold) == text_key(found)
                         && (text_key(gold).chars().count() > 1 || letters_of(gold) == letters_of(found))
                 };
@@ -91,8 +91,8 @@ impl Reading {
         }
     }
 
-    /// Letters after a number that are the abbreviation of a unit. As long as they may be variables they count as a unit
-    /// only when the other side is a number without letters or has a unit in words.
+    /// Reads letters after a number as a unit abbreviation. Since they may be variables, this applies only if the other
+    /// side is a number without letters or has a unit in words.
     fn with_units(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let units = Notation { letters: Letters::Units, ..Notation::PLAIN };
         let may_have_unit = |reading: &Self| reading.source.contains(|c: char| c.is_ascii_alphabetic());
@@ -106,7 +106,7 @@ impl Reading {
         }
     }
 
-    /// Commas between three digits that separate members after all.
+    /// Reads commas between groups of three digits as separators of members.
     fn as_lists(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let lists = Notation { commas: Commas::Lists, ..Notation::PLAIN };
         let has_commas = |reading: &Self| reading.source.contains(',');
@@ -118,8 +118,8 @@ impl Reading {
         equal(gold.as_ref().unwrap_or(&self.settled.answer), answer.as_ref().unwrap_or(&found.settled.answer), budget)
     }
 
-    /// `2,74` is a decimal number when the reference is one. The reference itself is never read so: `1,2` are two
-    /// numbers and `1,500` is one and a half thousand.
+    /// Reads `2,74` as a decimal number if the reference is one. The reference itself is never read so: `1,2` are two
+    /// numbers, and `1,500` is one and a half thousand.
     fn with_decimal_comma(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let decimal = Notation { commas: Commas::Decimal, ..Notation::PLAIN };
         let is_number = matches!(&found.settled.answer, Answer::Scalar(_));
@@ -130,7 +130,7 @@ impl Reading {
         equal(&self.settled.answer, &answer, budget)
     }
 
-    /// An integer parameter under another name: `k\pi` and `n\pi`.
+    /// Allows another name of an integer parameter: `k\pi` and `n\pi`.
     fn with_parameter(&self, found: &Self, budget: &mut Budget) -> Option<Decision> {
         let (gold, answer) = (&self.settled.answer, &found.settled.answer);
         let (own, other) = (variables(gold), variables(answer));
@@ -148,7 +148,7 @@ impl Reading {
         equal(gold, &answer, budget)
     }
 
-    /// The answer as a word: `\text{(B)}` and `B` are the same choice, `odd` and `\text{odd}` the same word.
+    /// Returns the answer as a word: `\text{(B)}` and `B` are the same choice, `odd` and `\text{odd}` the same word.
     fn word(&self) -> Option<String> {
         match &self.settled.answer {
             Answer::Text(text) => Some(text.clone()),
@@ -184,7 +184,7 @@ fn has_unit(answer: &Answer) -> bool {
     }
 }
 
-/// Variables of an answer that does not only name its value by them.
+/// Returns the variables of an answer, unless they only name its value.
 fn variables(answer: &Answer) -> Vec<String> {
     let mut names = Vec::new();
     let mut add = |answer: &Answer| {
@@ -211,7 +211,7 @@ fn variables(answer: &Answer) -> Vec<String> {
     names
 }
 
-/// Whether a variable occurs as a whole number of periods of an angle, and only so: `\frac{\pi}{6} + k\pi`. Next to other
+/// Whether a variable only occurs as a whole number of periods of an angle: `\frac{\pi}{6} + k\pi`. Next to other
 /// variables, in powers and in functions it is a quantity of its own.
 fn counts_periods(answer: &Answer, name: &str) -> bool {
     let is_it = |expr: &Expr| matches!(expr, Expr::Symbol(other) if other == name);
@@ -238,7 +238,7 @@ fn counts_periods(answer: &Answer, name: &str) -> bool {
     found && only
 }
 
-/// The letters of a product of variables, which is what a short word is read as.
+/// Returns the letters of a product of variables, the form in which short words are parsed.
 fn letters(expr: &Expr) -> Option<String> {
     match expr {
         Expr::Symbol(name) if name.chars().all(char::is_alphabetic) => Some(name.clone()),
@@ -249,7 +249,7 @@ fn letters(expr: &Expr) -> Option<String> {
     }
 }
 
-/// The source without spaces, delimiters and layout, to see whether two sources are written alike.
+/// Normalises a source: removes spaces, delimiters and layout, to compare sources literally.
 pub(crate) fn source_key(source: &str) -> String {
     let mut key = source.to_owned();
     for layout in ["\\left", "\\right", "\\displaystyle", "\\,", "\\;", "\\!", "\\ ", "$", "\\(", "\\)", "\\[", "\\]"] {

@@ -1,11 +1,11 @@
-//! Answers as they were read, in a line: for the reason of a verdict.
+//! One-line rendering of parsed answers, for the reason of a verdict.
 
 use crate::answer::{Answer, Bracket, Constant, Expr, Function, Joint, Order};
 
-/// Longest text of one side.
+/// Longest rendering of one side (characters).
 const LONGEST: usize = 80;
 
-/// Says how an answer was read: its kind and its content.
+/// Renders an answer: its kind and its content.
 pub(crate) fn reading(answer: &Answer) -> String {
     let mut out = Writer { text: String::new() };
     out.kind(answer);
@@ -158,7 +158,8 @@ impl Writer {
         }
     }
 
-    /// `binding` is how closely what is around binds: 1 within a sum, 2 within a product, 3 within a power.
+    /// Renders an expression. `binding` is the precedence of its surroundings: 1 within a sum, 2 within a product, 3
+    /// within a power.
     fn expr(&mut self, expr: &Expr, binding: u8) {
         if self.is_full() {
             return;

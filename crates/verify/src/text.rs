@@ -1,4 +1,4 @@
-//! Answers that are texts: right when they are the reference, character for character.
+//! Answers that are texts: correct if they equal the reference, character for character.
 
 use pacs_types::{Outcome, Verdict};
 
@@ -7,8 +7,8 @@ use crate::limits::MAX_ANSWER_BYTES;
 
 /// Grades a response whose answer is a text: the content of its last box, or else its last line that is not blank.
 ///
-/// Runs of white space count as one space and are dropped at both ends; everything else has to be equal, case included.
-/// `3, 17` is not `3 17`: a rule that forgave separators would have to know the task.
+/// Runs of white space count as one space and are removed at both ends; everything else has to be equal, including
+/// case. `3, 17` is not `3 17`: a rule that ignored separators would have to know the task.
 #[must_use]
 pub fn grade_text(response: &str, gold: &str) -> Verdict {
     let gold = spaced(gold);

@@ -1,5 +1,5 @@
-//! Measurements over whole data sets: references as their own answers, formulas copied out of the question, changed
-//! references, and pairs that are written otherwise. Each prints its numbers (`-- --nocapture`) and asserts its bound.
+//! Measurements over whole data sets: references as their own answers, formulas copied from the question, changed
+//! references, and equal pairs in other notations. Each test prints its numbers (`-- --nocapture`) and asserts a bound.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ fn formulas(text: &str) -> Vec<&str> {
     found
 }
 
-/// Parts of a formula that could be taken for the answer by themselves: what stands on either side of its relations.
+/// Parts of a formula that could be taken for the answer alone: the sides of its relations.
 fn is_written_as(formula: &str, answer: &str) -> bool {
     let key = |text: &str| {
         text.replace([' ', '$', '{', '}'], "")
@@ -123,7 +123,7 @@ fn copying_the_question_does_not_pay() {
         for problem in &problems {
             let formulas = formulas(&problem.question);
             let pays = |formula: &&&str, rules: Rules| is_correct(formula, &problem.answer, rules);
-            // A number that the question happens to state is not copied work: `n = 2` where the answer is 2.
+            // A number that the question states is not copied work: `n = 2` where the answer is 2.
             let is_work = |formula: &&&str| !is_written_as(formula, &problem.answer);
             let any = formulas.iter().find(|formula| pays(formula, ANY));
             counts[0] += i32::from(any.is_some());
@@ -151,7 +151,7 @@ fn copying_the_question_does_not_pay() {
     }
 }
 
-/// Other answers than the reference: each whole number one larger, the sign turned around, members left out.
+/// Answers other than the reference: each integer plus one, the sign reversed, members left out.
 fn mutations(answer: &str) -> Vec<String> {
     let mut mutated = Vec::new();
     let bytes = answer.as_bytes();
@@ -197,7 +197,7 @@ fn a_changed_reference_is_wrong() {
     assert!(correct * 1000 <= all, "{correct} of {all} changed references are accepted");
 }
 
-/// The same answer, written otherwise.
+/// The same answer in other notations.
 fn rewritten(answer: &str) -> Vec<String> {
     let mut forms = vec![
         answer.replace("\\frac", "\\dfrac"),
@@ -210,7 +210,7 @@ fn rewritten(answer: &str) -> Vec<String> {
     if !answer.contains("\\text") && !answer.contains("\\left") && !answer.contains("\\{") {
         forms.push(answer.replace('{', "{ ").replace('}', " }").replace("{ ,  }", "{,}"));
     }
-    // `x = 5` turned around, where there is one sign and no list.
+    // `x = 5` reversed, if there is one sign and no list.
     if let [left, right] = answer.split('=').collect::<Vec<_>>()[..]
         && !answer.contains([',', '&', '\\', '$'])
     {
@@ -242,7 +242,7 @@ fn a_reference_written_otherwise_is_correct() {
 /// Letters that stand for variables and nothing else: not part of a word or command, no unit, no constant, no function.
 const LETTERS: &str = "abckpqruvwxyzn";
 
-/// The text with its letters exchanged for those `by` places further: of runs of at most three that are no word.
+/// Replaces letters by those `by` places further, in runs of at most three letters that are not a word.
 fn renamed(text: &str, by: usize) -> String {
     const WORDS: &[&str] = &[
         "and", "or", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "abs", "gcd", "lcm", "max", "min",

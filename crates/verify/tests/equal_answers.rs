@@ -1,11 +1,11 @@
-//! What counts as the same answer, form by form.
+//! Pairs that count as the same answer, by notation, with the rule that decides.
 
 use pacs_types::Outcome;
 use pacs_verify::{GoldError, Mode, check_gold, grade};
 
 fn outcome(gold: &str, answer: &str) -> (Outcome, String) {
     let verdict = grade(&format!("Hence $\\boxed{{{answer}}}$."), gold, Mode::Strict);
-    // The rule, without how the two sides were read.
+    // The rule without the readings of both sides.
     let rule = verdict.rule.split(": ").next().unwrap_or_default().to_owned();
     (verdict.outcome, rule)
 }
@@ -32,7 +32,7 @@ fn equal_answers_are_correct() {
         ("4210_5", "4210_{5}", "base"),
         ("4210_5", "4210", "base"),
         (r"\frac{3}{4}", r"\text{3/4}", "rational"),
-        // Decimals stand for what they round.
+        // Decimals stand for what rounds to them.
         ("0.6666667", "2/3", "rounded"),
         ("1/3", "0.333333", "rounded"),
         (r"\frac{31}{90}", r"34.4444\%", "percent"),
@@ -71,7 +71,7 @@ fn equal_answers_are_correct() {
         ("3e^{-2t}", r"3\exp(-2t)", "numeric"),
         (r"\frac{1}{N+1}", r"\frac{1}{n+1}", "identical"),
         (r"\sum_{k=1}^{4} k x", "10x", "residues"),
-        // Equations: the value is on the right.
+        // Equations: the value is on the right side.
         (r"x = 5", "5", "integer"),
         ("5", "x = 5", "integer"),
         ("5", "f(2) = 5", "integer"),

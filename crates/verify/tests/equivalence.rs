@@ -21,7 +21,7 @@ fn shared(name: &str) -> Option<String> {
 fn graded(case: &Value) -> Verdict {
     let text = |name: &str| case[name].as_str().expect("cases have strings");
     let (gold, pred) = (text("gold"), text("pred"));
-    // A bare answer is graded as a response that consists of it.
+    // A bare answer is graded like a response that consists of it alone.
     if text("kind") == "answer" {
         return grade(&format!("\\boxed{{{pred}}}"), gold, Mode::Lenient);
     }

@@ -1,11 +1,11 @@
-//! Laws of equality, on expressions that are made at random.
+//! Laws of equality, on random expressions.
 
 use pacs_types::Outcome;
 use pacs_verify::{Mode, grade};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-/// An expression, to be written down in more than one way.
+/// A random expression that can be written in more than one way.
 #[derive(Clone, Debug)]
 enum Tree {
     Whole(i32),
@@ -57,7 +57,7 @@ impl Tree {
         }
     }
 
-    /// As plain text, with every operation turned around or written out.
+    /// As plain text, with every operation reversed or expanded.
     fn otherwise(&self) -> String {
         match self {
             Self::Whole(value) => format!("({}-1)", value + 1),
@@ -83,7 +83,7 @@ impl Tree {
             Self::Variable(_) => 10.0,
             Self::Sum(a, b) | Self::Difference(a, b) => a.size() + b.size(),
             Self::Product(a, b) => a.size() * b.size(),
-            // What is divided by a sum may be of any size.
+            // A quotient by a sum may have any size.
             Self::Fraction(a, b) => match **b {
                 Self::Whole(_) | Self::Decimal(_) => a.size() / b.size(),
                 _ => f64::INFINITY,
@@ -107,7 +107,7 @@ proptest! {
         let (latex, otherwise) = (tree.latex(), tree.otherwise());
         prop_assume!(latex.len() < 1500 && otherwise.len() < 1500);
         prop_assert_eq!(outcome(&latex, &latex), Outcome::Correct, "{}", latex);
-        // What has no value (a division by zero) is in no way equal to itself, but neither different.
+        // Without a value (division by zero) an expression is not equal to itself, but not different either.
         prop_assert_ne!(outcome(&otherwise, &latex), Outcome::Wrong, "{} and {}", latex, otherwise);
     }
 
@@ -122,7 +122,7 @@ proptest! {
     fn one_more_is_another_number(tree in tree()) {
         let latex = tree.latex();
         prop_assume!(latex.len() < 1500);
-        // Numbers that agree in more than 24 digits cannot be told apart when a root or a sine is in them.
+        // Numbers that agree in more than 24 digits cannot be distinguished if they contain a root or a sine.
         let is_alike = outcome(&format!("{latex} + 1"), &latex) == Outcome::Correct;
         prop_assert!(!is_alike || tree.size() > 1e20, "{}", latex);
     }

@@ -1,4 +1,4 @@
-//! Agreement with public and adversarial cases whose right verdict is known, each with the reason.
+//! Agreement with public and adversarial cases whose correct verdict is known, each with its reason.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use pacs_types::Outcome;
 use pacs_verify::{Form, Mode, Rules, grade};
 use serde_json::Value;
 
-/// Share of the certain rows that must be graded as expected, with either form. Rows that are not certain are conventions
-/// and bind nothing; none of the certain ones is left to a convention of ours.
+/// Share of the certain rows that must be graded as expected, with either form. Uncertain rows are conventions and bind
+/// nothing; no certain row depends on a convention of ours.
 const FLOOR: f64 = 0.97;
 
 #[test]

@@ -1,4 +1,4 @@
-//! What is not an answer earns nothing, kind by kind; and what an answer says is read in the notations that people use.
+//! Texts that are not an answer earn nothing, kind by kind; and answers are read in the notations that people use.
 
 use pacs_types::Outcome;
 use pacs_verify::{Form, Mode, Rules, grade};

@@ -1,4 +1,4 @@
-//! Whatever the strings are, grading ends within its steps, without a panic, and says the same when asked again.
+//! For any strings, grading ends within its steps, does not panic, and is deterministic.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,7 +7,7 @@ use pacs_verify::{Form, MAX_GRADE_STEPS, Mode, Rules, check_gold, grade_counted}
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-/// Most steps that a test of this file has seen; every test prints it.
+/// Largest number of steps in the tests of this file; every test prints it.
 static WORST: AtomicU32 = AtomicU32::new(0);
 
 fn check(response: &str, gold: &str) {
@@ -28,7 +28,7 @@ fn check(response: &str, gold: &str) {
     }
 }
 
-/// What the lexer and the extraction know, and some that they do not.
+/// Commands and words that the lexer and the extraction know, and some that they do not.
 const VOCABULARY: &[&str] = &[
     r"\frac",
     r"\dfrac{1}{",
@@ -182,7 +182,7 @@ fn soup() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(VOCABULARY), 0..60).prop_map(|parts| parts.concat())
 }
 
-/// Answers as data sets have them.
+/// Answers as they occur in data sets.
 const ANSWERS: &[&str] = &[
     "42",
     "-7",
@@ -239,7 +239,7 @@ fn mutated() -> impl Strategy<Value = String> {
     })
 }
 
-/// A text that wraps itself around something again and again.
+/// A text that nests something repeatedly.
 fn nested() -> impl Strategy<Value = String> {
     let wrapping = prop::sample::select(vec![
         ("(", ")"),
@@ -307,7 +307,7 @@ proptest! {
 
     #[test]
     fn a_readable_answer_equals_itself(gold in prop_oneof![soup(), mutated(), nested()]) {
-        // Marks of reasoning and of final answers mean something else in a response than in a reference.
+        // Marks of reasoning and of final answers have other meanings in a response than in a reference.
         prop_assume!(!["think>", "answer", "Answer", "####"].iter().any(|mark| gold.contains(mark)));
         let boxed = format!("\\boxed{{{gold}}}");
         let (verdict, _) = grade_counted(&boxed, &boxed, Mode::Strict);

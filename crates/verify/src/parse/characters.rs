@@ -1,28 +1,28 @@
-//! What single characters beyond ASCII are.
+//! Classes of characters beyond ASCII.
 
-/// Letters that make up words; those of Greek are variables, one by one.
+/// Whether a letter makes up words. Greek letters are variables, one by one.
 pub(super) fn is_letter(c: char) -> bool {
     c.is_ascii_alphabetic() || (!c.is_ascii() && c.is_alphabetic() && !is_symbol(c))
 }
 
-/// Letters beyond ASCII that are symbols of formulas: Greek, letter-like signs, modifiers, mathematical alphabets.
+/// Whether a letter beyond ASCII is a symbol of formulas: Greek, letter-like signs, modifiers, mathematical alphabets.
 fn is_symbol(c: char) -> bool {
     matches!(c, '\u{370}'..='\u{3ff}' | '\u{1d00}'..='\u{1dbf}' | '\u{2070}'..='\u{209f}' | '\u{2100}'..='\u{214f}' | 'ª' | 'º' | 'µ' | '\u{1d400}'..='\u{1d7ff}')
 }
 
-/// The plain character that stands raised.
+/// Returns the plain form of a superscript character.
 pub(super) fn superscript(c: char) -> Option<char> {
     let at = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ".chars().position(|raised| raised == c)?;
     "0123456789+-ni".chars().nth(at)
 }
 
-/// The plain character that stands lowered.
+/// Returns the plain form of a subscript character.
 pub(super) fn subscript(c: char) -> Option<char> {
     let at = "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓₙₖₘₚₛₜ".chars().position(|lowered| lowered == c)?;
     "0123456789+-aeoxnkmpst".chars().nth(at)
 }
 
-/// Numerator and denominator of a fraction that is one character.
+/// Returns numerator and denominator of a fraction character.
 pub(super) fn vulgar_fraction(c: char) -> Option<(&'static str, &'static str)> {
     Some(match c {
         '½' => ("1", "2"),

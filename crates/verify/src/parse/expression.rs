@@ -17,7 +17,7 @@ use super::words::ELLIPSIS;
 use crate::answer::{Constant, Expr, Function, Number};
 use crate::limits::{Budget, MAX_DEPTH};
 
-/// Reads an expression that takes up all tokens.
+/// Parses an expression from all of the tokens.
 pub(super) fn expression(tokens: &[Token], budget: &mut Budget) -> Result<Expr, ParseError> {
     if tokens.is_empty() {
         return Err(ParseError::Empty);
@@ -32,11 +32,11 @@ pub(super) fn expression(tokens: &[Token], budget: &mut Budget) -> Result<Expr, 
 }
 
 pub(super) struct Parser<'a> {
-    /// Owned, because `\frac12` takes a number token apart.
+    /// Owned, because `\frac12` splits a number token.
     pub(super) tokens: Vec<Token>,
     pub(super) at: usize,
     depth: usize,
-    /// Open absolute-value bars.
+    /// Number of open absolute-value bars.
     pub(super) bars: usize,
     pub(super) budget: &'a mut Budget,
 }
@@ -46,7 +46,7 @@ impl Parser<'_> {
         self.tokens.get(self.at)
     }
 
-    /// The tokens that are left.
+    /// Returns the tokens that are left.
     pub(super) fn rest(&self) -> &[Token] {
         &self.tokens[self.at..]
     }
@@ -135,7 +135,7 @@ impl Parser<'_> {
         Ok(if negative { product.negative() } else { product })
     }
 
-    /// Whether an odd number of minus signs stands here.
+    /// Takes signs; returns whether an odd number of them is minus.
     pub(super) fn sign(&mut self) -> bool {
         let mut negative = false;
         loop {
@@ -157,10 +157,10 @@ impl Parser<'_> {
         }
     }
 
-    /// `2\frac{5}{8}` and `1 1/2`: a whole number and a proper fraction of whole numbers after it.
+    /// Parses `2\frac{5}{8}` and `1 1/2`: an integer followed by a proper fraction of integers.
     ///
-    /// Looks at the tokens and takes them only when they fit: reading them to find out would double the work at every
-    /// level of a nested fraction.
+    /// Looks ahead at the tokens and takes them only if they fit: parsing them to find out would double the work at
+    /// every level of a nested fraction.
     fn mixed(&mut self, whole: Number) -> Result<Number, ParseError> {
         let rest = self.rest();
         let parts = match rest {
@@ -187,7 +187,7 @@ impl Parser<'_> {
         Ok(Number::exact(whole.value + BigRational::new(top, bottom)))
     }
 
-    /// An operand with its powers, factorials, per cents and degrees; true for a plain number.
+    /// Parses an operand with its powers, factorials, percent signs and degrees; true for a plain number.
     pub(super) fn factor(&mut self) -> Result<(Expr, bool), ParseError> {
         if self.sign() {
             let (inner, _) = self.nested(Self::factor)?;
@@ -199,7 +199,7 @@ impl Parser<'_> {
     }
 
     fn marks(&mut self, mut expr: Expr, mut literal: bool) -> Result<(Expr, bool), ParseError> {
-        /// More marks than anybody writes; nested nodes, so they are bounded like depth.
+        /// More marks than occur in practice. They nest, so they are bounded like depth.
         const MAX_MARKS: usize = 8;
         for _ in 0..MAX_MARKS {
             let Some(next) = self.peek() else { return Ok((expr, literal)) };
@@ -231,7 +231,7 @@ impl Parser<'_> {
         Err(ParseError::TooDeep)
     }
 
-    /// Digits with a base: `1011_2`.
+    /// Parses digits with a base: `1011_2`.
     fn based(&mut self, digits: &Expr) -> Result<Expr, ParseError> {
         let base = self.subscript()?;
         let base = base.trim_start_matches('0');
@@ -240,7 +240,7 @@ impl Parser<'_> {
         Ok(Expr::Symbol(format!("{}_{base}", number.value)))
     }
 
-    /// Degrees, with the minutes of arc that follow: `30^\circ 15'`.
+    /// Parses degrees with the minutes of arc that follow: `30^\circ 15'`.
     fn degrees(&mut self, expr: Expr) -> Result<Expr, ParseError> {
         let minutes = match self.rest() {
             [Token::Number(minutes), Token::Prime, ..] => Some((minutes, 2)),
@@ -282,7 +282,7 @@ impl Parser<'_> {
         Ok(Expr::Power(Box::new(base), Box::new(exponent)))
     }
 
-    /// A brace group, or a signed operand that may have an exponent of its own.
+    /// Parses a brace group, or a signed operand, which may have an exponent of its own.
     pub(super) fn exponent(&mut self) -> Result<Expr, ParseError> {
         let negative = self.sign();
         let operand = self.nested(Self::operand)?;
@@ -291,7 +291,7 @@ impl Parser<'_> {
     }
 }
 
-/// A digit, or a whole number in braces, and the number of tokens it takes.
+/// Returns a digit, or an integer in braces, with the number of tokens it takes.
 fn braced_digits(tokens: &[Token]) -> Option<(&str, usize)> {
     match tokens {
         [Token::Open(Group::Brace), Token::Number(number), Token::Close(Group::Brace), ..] => {
@@ -313,8 +313,8 @@ fn primed(base: Expr) -> Result<Expr, ParseError> {
     }
 }
 
-/// `a_0 + a_1 + … + a_k` and `a_k + a_{k-1} + … + a_0` as one name for the sum from the first to the last, where what is
-/// written out before and after the dots goes up by one each.
+/// Reads `a_0 + a_1 + … + a_k` and `a_k + a_{k-1} + … + a_0` as one name for the sum from first to last, if the written
+/// terms before and after the dots rise by one each.
 fn continued(terms: Vec<Expr>) -> Vec<Expr> {
     let Some(dots) = terms.iter().position(|term| matches!(term, Expr::Symbol(name) if name == ELLIPSIS)) else {
         return terms;
@@ -327,7 +327,7 @@ fn continued(terms: Vec<Expr>) -> Vec<Expr> {
     let (Some(mut before), Some(mut after)) = (all(&terms[..dots]), all(&terms[dots + 1..])) else { return terms };
     let number = |index: &str| index.parse::<u64>().ok();
     if before.first().is_some_and(|(_, index)| number(index).is_none()) {
-        // Turned around, so that it starts at a number.
+        // Reversed, so that it starts at a number.
         before.reverse();
         after.reverse();
         std::mem::swap(&mut before, &mut after);
@@ -335,7 +335,7 @@ fn continued(terms: Vec<Expr>) -> Vec<Expr> {
     let (Some((head, low)), Some((_, high))) = (before.first(), after.last()) else { return terms };
     let is_one_name = before.iter().chain(&after).all(|(other, _)| other == head);
     let rises = |(at, (_, index)): (u64, &(String, String))| number(low).map(|low| low + at) == number(index);
-    // From the end: `k`, `k-1`, …
+    // Backwards: `k`, `k-1`, …
     let falls = |(back, (_, index)): (usize, &(String, String))| match back {
         0 => index == high,
         _ => *index == format!("{high}Minus{back}"),

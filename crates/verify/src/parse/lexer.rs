@@ -1,4 +1,4 @@
-//! Characters to tokens.
+//! The lexer: characters to tokens.
 
 use super::ParseError;
 use super::characters::{is_letter, subscript, superscript, vulgar_fraction};
@@ -46,9 +46,9 @@ pub(super) enum Token {
     Difference,
     EmptySet,
     Reals,
-    /// Another set of numbers: `ℤ`.
+    /// Another number set: `ℤ`.
     Domain(&'static str),
-    /// A sign of money, by its unit.
+    /// A currency sign.
     Currency(char),
     BeginMatrix,
     BeginDeterminant,
@@ -65,13 +65,13 @@ pub(super) enum Series {
     Product,
 }
 
-/// What an environment between `\begin` and `\end` holds.
+/// Content of an environment between `\begin` and `\end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Environment {
     Matrix,
     /// Lines of a system or derivation.
     Lines,
-    /// Values and their conditions.
+    /// Values with their conditions.
     Cases,
 }
 
@@ -107,15 +107,15 @@ pub(super) fn tokens(text: &str, notation: Notation) -> Result<Vec<Token>, Parse
     Ok(lexer.out)
 }
 
-/// Takes characters off the front of a text.
+/// Lexer over a text, which it consumes from the front.
 pub(super) struct Lexer<'a> {
     pub(super) rest: &'a str,
     pub(super) out: Vec<Token>,
-    /// Open round, square and set brackets.
+    /// Number of open round, square and set brackets.
     pub(super) depth: usize,
     pub(super) environments: Vec<Environment>,
     pub(super) notation: Notation,
-    /// Whether white space stands before what comes.
+    /// Whether white space precedes the current position.
     pub(super) spaced: bool,
 }
 
@@ -178,7 +178,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// `A3` before a base: digits of which some are letters.
+    /// Takes `A3` before a base: digits of which some are letters.
     fn digits_with_letters(&mut self) -> Option<String> {
         let end = self.rest.find(|c: char| !matches!(c, '0'..='9' | 'A'..='F')).unwrap_or(self.rest.len());
         let (digits, behind) = self.rest.split_at(end);
@@ -191,7 +191,7 @@ impl Lexer<'_> {
         Some(digits.to_owned())
     }
 
-    /// Whether a value ends here, so that what follows may be its unit or a factor.
+    /// Whether a value ends here, so that its unit or a factor may follow.
     pub(super) fn is_after_value(&self) -> bool {
         let value = |token: &Token| {
             matches!(token, Token::Number(_) | Token::Constant(_) | Token::Close(_) | Token::Percent | Token::Degree)
@@ -199,7 +199,7 @@ impl Lexer<'_> {
         self.out.last().is_some_and(value)
     }
 
-    /// Letters without a font: words of formulas, words of a language, units, or variables side by side.
+    /// Reads letters without a font: words of formulas, words of a language, units, or adjacent variables.
     fn letters(&mut self) {
         if let Some(digits) = self.digits_with_letters() {
             return self.out.push(Token::Symbol(digits));
@@ -227,17 +227,17 @@ impl Lexer<'_> {
         if letters == 1 && word.is_ascii() {
             return self.out.push(letter(word.chars().next().unwrap_or_default()));
         }
-        // Spaces tell a short noun after a number from a product of three variables.
+        // Spaces distinguish a short noun after a number from a product of three variables.
         let is_word = units::is_word(&word) && (letters > 3 || !word.is_ascii() || (after_value && spaced));
         let is_product = self.rest.trim_start().starts_with(['+', '*', '/', '^', '_', '<', '>'])
             || self.notation.letters == Letters::Products;
-        // `by-bz` are products; `by the` are words, and so is a lone `no`.
+        // `by-bz` are products; `by the` are words, and so is an isolated `no`.
         let is_apart = self.rest.is_empty() || self.rest.starts_with([' ', ',', '.', ';', '!', '~', '\\', '}', '$']);
         let of_language = is_short_word(&word) && (spaced || self.out.is_empty()) && is_apart && !is_product;
         if (is_word && (after_value || !is_product)) || of_language || after_words || !word.is_ascii() {
             return self.text_word(&word, self.rest);
         }
-        // Capitals name a figure, an angle or an order; unlike a product they do not commute.
+        // Capitals name a figure, an angle or an order; unlike the factors of a product they do not commute.
         if letters >= 3 && word.bytes().all(|b| b.is_ascii_uppercase()) {
             return self.out.push(Token::Symbol(word));
         }
@@ -275,7 +275,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// Backslash and one character that is no letter.
+    /// Reads a backslash followed by a character that is not a letter.
     fn escaped(&mut self, next: char) -> Result<(), ParseError> {
         match next {
             '{' => self.push(Token::Open(Group::Set)),
@@ -287,7 +287,7 @@ impl Lexer<'_> {
                 let Some(environment) = self.environments.last() else { return Ok(()) };
                 let is_lines = *environment == Environment::Lines;
                 let row = if is_lines { Token::Separator(Joint::Comma) } else { Token::NextRow };
-                // The extra space of `\\[2pt]`; a matrix row may start with a bracket of its own.
+                // Skips the extra space of `\\[2pt]`; but a matrix row may start with a bracket of its own.
                 if let Some((space, behind)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
                     && space.ends_with(|c: char| c.is_ascii_alphabetic())
                 {
@@ -295,7 +295,7 @@ impl Lexer<'_> {
                 }
                 self.push(row)
             }
-            // Spacing, math delimiters, and a backslash that something cut short.
+            // Spacing, math delimiters, and a backslash at a truncated end.
             _ => Ok(()),
         }
     }
@@ -397,7 +397,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// The content of a brace group that follows; empty when there is none.
+    /// Takes the content of a brace group; empty if none follows.
     pub(super) fn braced(&mut self) -> String {
         let trimmed = self.rest.trim_start();
         if !trimmed.starts_with('{') {
@@ -413,7 +413,7 @@ impl Lexer<'_> {
         trimmed[1..end].to_owned()
     }
 
-    /// `\mathrm{…}`: one letter is a variable (behind a number a unit), several are a function or words.
+    /// Reads `\mathrm{…}`: one letter is a variable (after a number a unit), several are a function or words.
     fn font(&mut self, is_blackboard: bool) {
         let before = self.rest;
         let content = self.braced();
@@ -441,12 +441,12 @@ impl Lexer<'_> {
             _ if name.chars().all(|c| c.is_alphabetic() || " ~()".contains(c)) => {
                 self.text(&name.replace('~', " "));
             }
-            // A formula in another font: its brace group is read like any other.
+            // A formula in another font; its brace group is read like any other.
             _ => self.rest = before,
         }
     }
 
-    /// Superscript (or subscript) digits in a row are one exponent (or index).
+    /// Reads a row of superscript (or subscript) digits as one exponent (or index).
     fn raised(&mut self, first: char, of: fn(char) -> Option<char>, mark: Token) -> Result<(), ParseError> {
         let mut plain = String::from(of(first).unwrap_or_default());
         while let Some(next) = self.rest.chars().next()
@@ -473,7 +473,7 @@ impl Lexer<'_> {
     fn begin(&mut self) {
         let name = self.braced();
         if name.contains("array") {
-            // The columns.
+            // Skips the column specification.
             self.braced();
         }
         match environment(&name) {
@@ -482,7 +482,7 @@ impl Lexer<'_> {
                 let is_determinant = name.eq_ignore_ascii_case("vmatrix");
                 self.out.push(if is_determinant { Token::BeginDeterminant } else { Token::BeginMatrix });
             }
-            // `\begin{cases} x, & x > 0 \\ … \end{cases}`; without columns it holds a system.
+            // `\begin{cases} x, & x > 0 \\ … \end{cases}`; without conditions it holds a system.
             Some(Environment::Lines) if name.contains("cases") && self.has_conditions(&name) => {
                 self.environments.push(Environment::Cases);
                 self.out.push(Token::BeginCases);
@@ -504,7 +504,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// Whether the lines up to the end of an environment have a second column that is no right side of a relation.
+    /// Whether lines of an environment have a second column other than the right side of a relation.
     fn has_conditions(&self, name: &str) -> bool {
         let content = self.rest.split_once(&format!("\\end{{{name}}}")).map_or(self.rest, |(content, _)| content);
         let is_side = |cell: &str| cell.trim_start().starts_with(['=', '<', '>']);
@@ -512,7 +512,7 @@ impl Lexer<'_> {
     }
 }
 
-/// The suffix of an ordinal number: `21st`, `12th`.
+/// Returns the suffix of an ordinal number: `21st`, `12th`.
 fn ordinal(literal: &Literal) -> Option<&'static str> {
     let digits = literal.plain_digits()?.as_bytes();
     let tens = digits.len().checked_sub(2).map(|at| digits[at]);
@@ -530,7 +530,7 @@ fn is_power_of_ten(rest: &str) -> bool {
     rest.starts_with('^') || rest.starts_with("**") || rest.starts_with(|c| superscript(c).is_some())
 }
 
-/// Whether a word of a language follows, after a space.
+/// Whether a word follows after a space.
 fn starts_word(rest: &str) -> bool {
     let word = rest.strip_prefix(' ').map(str::trim_start).unwrap_or_default();
     let letters = word.chars().take_while(|c| is_letter(*c)).count();
@@ -547,7 +547,7 @@ fn environment(name: &str) -> Option<Environment> {
         .then_some(Environment::Lines)
 }
 
-/// A letter of a formula: a constant or a variable.
+/// Returns the token of a letter in a formula: a constant or a variable.
 pub(super) fn letter(letter: char) -> Token {
     match letter {
         'e' => Token::Constant(Constant::Euler),

@@ -1,4 +1,4 @@
-//! Numbers as they are written: digits, separators, a decimal point, a power of ten.
+//! Number literals: digits, separators, a decimal point, a power of ten.
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
@@ -8,10 +8,10 @@ use super::ParseError;
 use crate::answer::Number;
 use crate::limits::MAX_BITS;
 
-/// What a comma between digits is.
+/// Meaning of a comma between digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Commas {
-    /// A thousands separator, where exactly three digits follow and no bracket is open; else it separates.
+    /// A thousands separator if exactly three digits follow and no bracket is open, otherwise a separator of members.
     Thousands,
     /// A separator of list members.
     Lists,
@@ -19,18 +19,18 @@ pub(crate) enum Commas {
     Decimal,
 }
 
-/// Digits as written.
+/// A number as written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Literal {
     pub(super) whole: String,
-    /// Digits after the point; `None` without a point.
+    /// Digits after the decimal point; `None` without a point.
     pub(super) decimals: Option<String>,
-    /// Digits under an overline.
+    /// Repeating digits, under an overline or between dots.
     pub(super) repeating: String,
     pub(super) exponent: i32,
 }
 
-/// Takes a literal off the front of `rest`, which starts with a digit or a point and a digit.
+/// Takes a literal from the front of `rest`, which starts with a digit, or with a point and a digit.
 pub(super) fn literal(rest: &mut &str, commas: Commas) -> Literal {
     let mut literal = Literal { whole: digits(rest).to_owned(), ..Literal::default() };
     // The first group has one to three digits and no leading zero.
@@ -62,7 +62,7 @@ fn digits<'a>(rest: &mut &'a str) -> &'a str {
     digits
 }
 
-/// The three digits of a thousands group, and the bytes they and their separator take.
+/// Returns the three digits of a thousands group, and the bytes of the group with its separator.
 fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
     let separators = ["{,}\\!", "{,}", ",\\!", "\\,", "\\ ", "'", "~", " ", ","];
     let separator = separators.into_iter().find(|separator| rest.starts_with(separator))?;
@@ -77,7 +77,7 @@ fn thousands(rest: &str, commas: Commas) -> Option<(&str, usize)> {
     (count == 3 && !is_mixed).then(|| (&group[..3], rest.len() - group.len() + 3))
 }
 
-/// The digits that repeat: under a line (`\overline{12}`, `\bar3`), or from one dot to the other (`\dot{1}2\dot{3}`).
+/// Takes repeating digits: under a line (`\overline{12}`, `\bar3`), or from one dot to the other (`\dot{1}2\dot{3}`).
 fn repeating(rest: &mut &str) -> String {
     let mut behind = *rest;
     if let Some(digits) = marked(&mut behind, &["\\overline", "\\bar"]) {
@@ -99,7 +99,7 @@ fn repeating(rest: &mut &str) -> String {
     }
 }
 
-/// The digits of a group, or the digit, that follow one of the commands.
+/// Returns the digits of a group, or the digit, after one of the commands.
 fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
     let argument = commands.iter().find_map(|command| rest.strip_prefix(command))?.trim_start();
     let (inside, behind) = match argument.strip_prefix('{') {
@@ -113,7 +113,8 @@ fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
     Some(inside)
 }
 
-/// The period that dots continue: `0.333\ldots`, where a digit stands three times or a group twice at the end.
+/// Returns the period that dots continue: in `0.333\ldots`, a digit that ends the decimals three times, or a group
+/// twice.
 fn period(decimals: &str, rest: &mut &str) -> Option<String> {
     let behind = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
     let period = (1..=6).find_map(|length| {
@@ -125,7 +126,7 @@ fn period(decimals: &str, rest: &mut &str) -> Option<String> {
     Some(period.to_owned())
 }
 
-/// The power of ten of `1.5e-3`; 0 when there is none.
+/// Takes the power of ten of `1.5e-3`; 0 without one.
 fn exponent(rest: &mut &str) -> i32 {
     let Some(behind) = rest.strip_prefix(['e', 'E']) else { return 0 };
     let digits = behind.strip_prefix(['-', '+']).unwrap_or(behind);
@@ -145,12 +146,12 @@ impl Literal {
         Self { whole: digits.to_owned(), ..Self::default() }
     }
 
-    /// The digits of a plain whole number.
+    /// Returns the digits of a plain integer.
     pub(super) fn plain_digits(&self) -> Option<&str> {
         (self.decimals.is_none() && self.exponent == 0 && !self.whole.is_empty()).then_some(self.whole.as_str())
     }
 
-    /// Steps of turning the digits into a number, which grow with the square of their count.
+    /// Returns the budget steps of converting the digits, which grow with the square of their count.
     pub(super) fn steps(&self) -> usize {
         let digits = self.whole.len()
             + self.decimals.as_ref().map_or(0, String::len)
@@ -159,7 +160,7 @@ impl Literal {
         (digits / 16).pow(2) / 4
     }
 
-    /// The value.
+    /// Returns the value of the literal.
     pub(super) fn number(&self) -> Result<Number, ParseError> {
         let fraction = self.decimals.as_deref().unwrap_or("");
         let digits: String = [self.whole.as_str(), fraction].concat();

@@ -1,4 +1,4 @@
-//! Calculations with matrices are carried out while reading, so that only plain matrices and scalars are compared.
+//! Matrix calculations, carried out while reading, so that only plain matrices and scalars are compared.
 
 use super::ParseError;
 use crate::answer::{Answer, Expr, Function, Number};
@@ -12,10 +12,10 @@ enum Value {
     Matrix(Rows),
 }
 
-/// The answer that an expression with matrices amounts to.
+/// Evaluates an expression with matrices.
 pub(super) fn reduce(expr: Expr, budget: &mut Budget) -> Result<Answer, ParseError> {
     match expr {
-        // Written out, it may be larger than what is calculated with.
+        // A plain matrix may be larger than those that are calculated with.
         Expr::Matrix(rows) => Ok(Answer::Matrix(rows)),
         expr => match value(&expr, budget)? {
             Value::Scalar(expr) => Ok(Answer::Scalar(expr)),
@@ -24,7 +24,7 @@ pub(super) fn reduce(expr: Expr, budget: &mut Budget) -> Result<Answer, ParseErr
     }
 }
 
-/// Whether there is a matrix in an expression.
+/// Whether an expression contains a matrix.
 pub(super) fn has_matrix(expr: &Expr) -> bool {
     expr.any(|node| matches!(node, Expr::Matrix(_)))
 }
@@ -125,7 +125,7 @@ fn matrix_product(a: &Rows, b: &Rows, budget: &mut Budget) -> Result<Rows, Parse
 }
 
 fn power(rows: Rows, exponent: &Expr, budget: &mut Budget) -> Result<Value, ParseError> {
-    /// Powers that anybody multiplies out.
+    /// Largest exponent of a matrix power.
     const MAX_POWER: i64 = 64;
     if matches!(exponent, Expr::Symbol(name) if matches!(name.as_str(), "T" | "top" | "intercal")) {
         let transposed = (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].clone()).collect());
@@ -146,7 +146,7 @@ fn power(rows: Rows, exponent: &Expr, budget: &mut Budget) -> Result<Value, Pars
     }
 }
 
-/// By cofactors, up to order four.
+/// Determinant by cofactors, up to order four.
 fn determinant(rows: &Rows, budget: &mut Budget) -> Result<Expr, ParseError> {
     if rows.len() != rows[0].len() || rows.len() > 4 {
         return Err(unsupported());
@@ -189,7 +189,7 @@ fn inverse(rows: &Rows, budget: &mut Budget) -> Result<Rows, ParseError> {
     Ok(inverted)
 }
 
-/// A cell as a number, where it is one; otherwise the cells of long products would grow without end.
+/// Replaces a cell by its number if it is one; otherwise the cells of long products would grow without bound.
 fn simplified(cell: Expr, budget: &mut Budget) -> Result<Expr, ParseError> {
     let cell = exact(&cell, budget).map_or(cell, |value| Expr::Number(Number::exact(value)));
     budget.spend(4 * cell.size()).ok_or(ParseError::TooComplex)?;

@@ -1,11 +1,11 @@
-//! What stands around a value: units after it, a sign of money before it.
+//! Units after a value, and currency signs before it.
 
 use super::ParseError;
 use super::lexer::{Group, Token};
 use super::units;
 use crate::answer::{Answer, Clock, Constant, DIMENSIONS, Expr, Number, Unit};
 
-/// Most quantities that are added up: `5 feet 6 inches`.
+/// Most quantities in a sum such as `5 feet 6 inches`.
 const MAX_PARTS: usize = 4;
 
 const NO_UNIT: ParseError = ParseError::Syntax("words after a value that are no unit");
@@ -39,7 +39,7 @@ pub(super) fn measured(
     }
 }
 
-/// The tokens without the sign of money at their start, if there is one.
+/// Returns the tokens after a currency sign at the start, with the sign.
 fn after_currency(tokens: &[Token]) -> Option<(Vec<Token>, char)> {
     match tokens {
         [Token::Currency(sign), rest @ ..] if !rest.is_empty() => Some((rest.to_vec(), *sign)),
@@ -50,7 +50,7 @@ fn after_currency(tokens: &[Token]) -> Option<(Vec<Token>, char)> {
     }
 }
 
-/// Where the words at the end start.
+/// Finds the start of the words at the end.
 fn units_start(tokens: &[Token]) -> usize {
     let mut start = tokens.len();
     for (at, token) in tokens.iter().enumerate().rev() {
@@ -74,7 +74,7 @@ fn units_start(tokens: &[Token]) -> usize {
     }
 }
 
-/// Reads `cm^2`, `miles / hour`, `kg \cdot m^{-2}`.
+/// Reads a unit such as `cm^2`, `miles / hour`, `kg \cdot m^{-2}`.
 fn unit(tokens: &[Token]) -> Option<Unit> {
     let mut parts: Vec<(String, i8)> = Vec::new();
     let mut sign = 1;
@@ -118,7 +118,7 @@ fn with_unit(inner: Answer, mut unit: Unit) -> Result<Answer, ParseError> {
     if is_one && !unit.degrees {
         return Ok(if unit.is_bare() { inner } else { Answer::Quantity(Box::new(inner), unit) });
     }
-    // `12 thousand`, `30 degrees`: the word belongs to the value.
+    // `12 thousand`, `30 degrees`: the word is part of the value.
     let Answer::Scalar(expr) = inner else { return Err(NO_UNIT) };
     let mut factors = vec![expr];
     if !is_one {
@@ -131,7 +131,7 @@ fn with_unit(inner: Answer, mut unit: Unit) -> Result<Answer, ParseError> {
     Ok(if unit.is_bare() { value } else { Answer::Quantity(Box::new(value), unit) })
 }
 
-/// The value before `^\circ C`, and which temperature scale it is.
+/// Returns the value before `^\circ C`, and the temperature scale.
 fn temperature(tokens: &[Token]) -> Option<(&[Token], &'static str)> {
     let (last, before) = tokens.split_last()?;
     let scale = match last {
@@ -162,7 +162,7 @@ fn temperature_of(
     Ok(Answer::Quantity(Box::new(read(value)?), unit))
 }
 
-/// `5 feet 6 inches`: quantities of one kind, added up in the first unit.
+/// Reads `5 feet 6 inches`: quantities of one kind, summed in the first unit.
 fn sum(tokens: &[Token], read: &mut dyn FnMut(&[Token]) -> Result<Answer, ParseError>) -> Result<Answer, ParseError> {
     let mut terms = Vec::new();
     let mut first: Option<Unit> = None;
@@ -189,7 +189,7 @@ fn sum(tokens: &[Token], read: &mut dyn FnMut(&[Token]) -> Result<Answer, ParseE
     }
 }
 
-/// `12:41 \text{ p.m.}`: a time with its half of the day; without one it is a ratio that may be read as a time.
+/// Reads `12:41 \text{ p.m.}`, a time with its half of the day; without one it is a ratio that may be read as a time.
 pub(super) fn clock(tokens: &[Token]) -> Option<Clock> {
     let (last, time) = tokens.split_last()?;
     let Token::Text(words) = last else { return None };

@@ -1,6 +1,6 @@
-//! Text to [`Answer`]: `lexer` makes tokens (numbers are in `literal`, word lists in `words`), `structure` splits lists,
-//! relations, sets and brackets, `measure` takes units (`units`) off, `expression` and `operand` read expressions.
-//! [`settle`] carries out what is left to do before an answer can be compared; `matrix` calculates with matrices.
+//! From text to [`Answer`]. `lexer` makes tokens (with `literal` for numbers and `words` for word lists). `structure`
+//! splits lists, relations, sets and brackets. `measure` separates units (`units`). `expression` and `operand` parse
+//! expressions. [`settle`] completes an answer before it is compared; `matrix` calculates with matrices.
 
 mod characters;
 mod expression;
@@ -23,7 +23,7 @@ use crate::limits::{Budget, MAX_ANSWER_BYTES};
 pub(crate) use literal::Commas;
 pub(crate) use settle::{Settled, settle};
 
-/// Why a text could not be read.
+/// Why a text could not be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseError {
     #[error("is empty")]
@@ -38,18 +38,18 @@ pub(crate) enum ParseError {
     Syntax(&'static str),
 }
 
-/// What letters in a row without a font are, where that is open.
+/// Meaning of adjacent letters without a font, if it is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Letters {
-    /// Few are variables side by side, many are a word.
+    /// A few are adjacent variables, many are a word.
     Plain,
-    /// After a value, an abbreviation is a unit: `5 km`.
+    /// An abbreviation after a value is a unit: `5 km`.
     Units,
-    /// Always variables side by side.
+    /// Always adjacent variables.
     Products,
 }
 
-/// How what has more than one meaning is read.
+/// Choices between readings of ambiguous notation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Notation {
     pub(crate) commas: Commas,
@@ -60,7 +60,7 @@ impl Notation {
     pub(crate) const PLAIN: Self = Self { commas: Commas::Thousands, letters: Letters::Plain };
 }
 
-/// Reads one answer.
+/// Parses one answer.
 pub(crate) fn parse(text: &str, notation: Notation, budget: &mut Budget) -> Result<Answer, ParseError> {
     if text.len() > MAX_ANSWER_BYTES {
         return Err(ParseError::TooLong);
@@ -70,8 +70,7 @@ pub(crate) fn parse(text: &str, notation: Notation, budget: &mut Budget) -> Resu
     structure::whole(&tokens, budget)
 }
 
-/// The text without invisible characters, and with spaces and full-width forms as the ASCII characters that they are
-/// variants of.
+/// Removes invisible characters, and replaces spaces and full-width forms by their ASCII variants.
 fn plain_characters(text: &str) -> Cow<'_, str> {
     if text.is_ascii() {
         return Cow::Borrowed(text);
@@ -86,14 +85,14 @@ fn plain_characters(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().filter_map(plain).collect())
 }
 
-/// Undoes doubled backslashes (`\\frac`), which data sets that were escaped twice have throughout.
+/// Undoes doubled backslashes (`\\frac`), which occur throughout data sets that were escaped twice.
 fn single_escapes(text: &str) -> String {
     let bytes = text.as_bytes();
     let is_command = |at: usize| bytes.get(at + 1).is_some_and(u8::is_ascii_alphabetic);
     let commands = || (0..bytes.len()).filter(|&at| bytes[at] == b'\\' && is_command(at));
     let doubled = |at: usize| at > 0 && bytes[at - 1] == b'\\';
     if !text.contains("\\begin") {
-        // Outside of matrices a row break before a letter means nothing.
+        // Outside of matrices, a row break before a letter has no meaning.
         let mut single = text.to_owned();
         for at in commands().filter(|&at| doubled(at)).collect::<Vec<_>>().into_iter().rev() {
             single.remove(at);

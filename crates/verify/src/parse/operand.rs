@@ -48,7 +48,7 @@ impl Parser<'_> {
         }
     }
 
-    /// The rest of a bracketed expression.
+    /// Parses the rest of a bracketed expression.
     fn group(&mut self, group: Group) -> Result<Expr, ParseError> {
         if group == Group::Set {
             return Err(ParseError::Syntax("a set within an expression"));
@@ -64,7 +64,7 @@ impl Parser<'_> {
         })
     }
 
-    /// A symbol with subscripts and primes, and with the number that it is applied to.
+    /// Parses a symbol with subscripts and primes, and with the number that it is applied to.
     fn symbol(&mut self, mut name: String) -> Result<Expr, ParseError> {
         loop {
             if self.eat(&Token::Underscore) {
@@ -75,7 +75,7 @@ impl Parser<'_> {
                 break;
             }
         }
-        // `I(0)` is the value of a function; read as a product it would be zero.
+        // `I(0)` is the value of a function; as a product it would be zero.
         if let [Token::Open(Group::Round), Token::Number(argument), Token::Close(Group::Round), ..] = self.rest() {
             name = format!("{name}({})", argument.number()?.value);
             self.at += 3;
@@ -83,7 +83,7 @@ impl Parser<'_> {
         Ok(Expr::Symbol(name))
     }
 
-    /// A subscript as a name; its tokens need not form an expression (`\sum_{k=0}`).
+    /// Reads a subscript as part of a name; its tokens need not form an expression (`\sum_{k=0}`).
     pub(super) fn subscript(&mut self) -> Result<String, ParseError> {
         let mut depth = 0;
         let mut name = String::new();
@@ -105,7 +105,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Takes the first digit off a longer number: `\frac12`, `\log_5 625` written as `\log_5625`.
+    /// Splits the first digit from a longer number: `\frac12`, `\log_5 625` written as `\log_5625`.
     fn first_digit(&mut self) -> Option<Expr> {
         let Some(Token::Number(literal)) = self.peek() else { return None };
         if literal.whole.len() < 2 {
@@ -118,7 +118,7 @@ impl Parser<'_> {
         Some(digit)
     }
 
-    /// An argument of `\frac`: a group, one digit, or one operand.
+    /// Parses an argument of `\frac`: a group, one digit, or one operand.
     fn fraction_part(&mut self) -> Result<Expr, ParseError> {
         let negative = self.sign();
         let part = match self.first_digit() {
@@ -138,7 +138,7 @@ impl Parser<'_> {
         Ok(Expr::Call(Function::Root, vec![radicand, index]))
     }
 
-    /// A function with its optional base or power and its argument.
+    /// Parses a function with its optional base or power and its argument.
     fn call(&mut self, function: Function) -> Result<Expr, ParseError> {
         let mut base = None;
         let mut exponent = None;
@@ -175,7 +175,7 @@ impl Parser<'_> {
         })
     }
 
-    /// `\gcd(12, 18)`: arguments with separators between them.
+    /// Parses `\gcd(12, 18)`: arguments with separators.
     fn list_call(&mut self, function: Function) -> Result<Expr, ParseError> {
         let open = self.peek().cloned();
         let Some(Token::Open(group @ (Group::Round | Group::Set | Group::Brace))) = open else {
@@ -197,7 +197,7 @@ impl Parser<'_> {
         Ok(Expr::Call(function, arguments))
     }
 
-    /// A bracket, or factors side by side up to the next function or operator: `\sin 2x`.
+    /// Parses a bracket, or adjacent factors up to the next function or operator: `\sin 2x`.
     fn argument(&mut self) -> Result<Expr, ParseError> {
         if matches!(self.peek(), Some(Token::Open(_))) {
             return self.operand();
@@ -219,7 +219,7 @@ impl Parser<'_> {
         Ok(if negative { argument.negative() } else { argument })
     }
 
-    /// `\sum` and `\prod`: written out when the bounds are numbers, else a symbol that stands before its term.
+    /// Parses `\sum` and `\prod`: expanded if the bounds are numbers, otherwise a symbol before its term.
     fn series(&mut self, series: Series) -> Result<Expr, ParseError> {
         let bounds = bounds(self.rest());
         let Some((index, from, to, used)) = bounds else {
@@ -231,7 +231,7 @@ impl Parser<'_> {
             Expr::Symbol(name) => name.clone(),
             _ => "i".to_owned(),
         };
-        // `a_k` is one name, in which no number can take the place of the index.
+        // `a_k` is one name, in which the index cannot be replaced by a number.
         let is_hidden = term.symbols().iter().any(|symbol| symbol.contains('_') && symbol.contains(&name));
         if is_hidden || to.checked_sub(from).is_none_or(|terms| !(0..MAX_TERMS).contains(&terms)) {
             return Ok(Expr::product(vec![Expr::Symbol(format!("{series:?}_{name}={from}^{to}")), term]));
@@ -244,7 +244,7 @@ impl Parser<'_> {
         Ok(if series == Series::Sum { Expr::sum(terms) } else { Expr::product(terms) })
     }
 
-    /// The rows up to the end of the matrix that has begun.
+    /// Parses rows up to the end of the current matrix.
     fn matrix(&mut self) -> Result<Vec<Vec<Expr>>, ParseError> {
         let mut depth = 0i32;
         let end = self.rest().iter().position(|token| {
@@ -278,7 +278,7 @@ fn rows(inside: &[Token], parser: &mut Parser<'_>) -> Result<Vec<Vec<Expr>>, Par
     if rows.is_empty() { Err(ParseError::Empty) } else { Ok(rows) }
 }
 
-/// Index, bounds and length of `_{k=1}^{10}`.
+/// Returns index, bounds and number of tokens of `_{k=1}^{10}`.
 fn bounds(tokens: &[Token]) -> Option<(Expr, i64, i64, usize)> {
     let [Token::Underscore, Token::Open(Group::Brace), index, rest @ ..] = tokens else { return None };
     let index = match index {

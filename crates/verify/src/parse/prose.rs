@@ -1,4 +1,4 @@
-//! Words of a language among the tokens: those of `\text{…}`, and those that stand in a formula without a font.
+//! Natural-language words among the tokens: those of `\text{…}`, and those in a formula without a font.
 
 use super::ParseError;
 use super::characters::is_letter;
@@ -8,7 +8,7 @@ use super::words::function;
 use crate::answer::Joint;
 
 impl Lexer<'_> {
-    /// Adds words, to those before them where there are any.
+    /// Adds words, joined to words directly before them.
     pub(super) fn text(&mut self, words: &str) {
         match self.out.last_mut() {
             Some(Token::Text(text)) => {
@@ -19,7 +19,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// `\text{…}`: words, and the numbers and marks among them.
+    /// Reads `\text{…}`: words, with the numbers and marks among them.
     pub(super) fn words(&mut self) -> Result<(), ParseError> {
         let before = self.rest;
         let content = self.braced();
@@ -27,7 +27,7 @@ impl Lexer<'_> {
         let commands =
             ["\\frac", "\\dfrac", "\\tfrac", "\\sqrt", "\\pi", "\\left", "\\cdot", "\\infty", "\\text", "\\boxed"];
         if commands.iter().any(|math| words.contains(math)) {
-            // A formula in a text font: its brace group is read like any other.
+            // A formula in a text font; its brace group is read like any other.
             self.rest = before;
             return Ok(());
         }
@@ -57,7 +57,7 @@ impl Lexer<'_> {
         read
     }
 
-    /// Reads words; `after` is what follows them.
+    /// Reads words; `after` is the text that follows them.
     fn prose(&mut self, after: &str) -> Result<(), ParseError> {
         while let Some(next) = self.rest.chars().next() {
             let is_number =
@@ -95,7 +95,7 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    /// A word of a language: one that stands for a mark, or a part of what is said in words.
+    /// Adds a natural-language word: one that stands for a mark, or a part of a phrase.
     pub(super) fn text_word(&mut self, word: &str, rest: &str) {
         let lower = word.to_lowercase();
         let rest = rest.trim_start();
@@ -126,7 +126,7 @@ impl Lexer<'_> {
     }
 }
 
-/// Whether a letter among words is a variable: a mark of formulas stands next to it.
+/// Whether a letter among words is a variable, because a mark of formulas is next to it.
 fn is_variable_in(rest: &str, last: Option<&Token>) -> bool {
     let marks = ['<', '>', '=', '+', '-', '*', '/', '^', '_', '≤', '≥', '≠', '∈'];
     let is_mark = |token: &Token| {

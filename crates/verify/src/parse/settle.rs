@@ -1,23 +1,23 @@
-//! What is carried out between reading and comparing, so that the form of an answer can be looked at before.
+//! Steps between parsing and comparing, separate so that the form of an answer can be examined before them.
 
 use super::{ParseError, matrix};
 use crate::answer::{Answer, Expr, Function};
 use crate::compare::numbers_differ;
 use crate::limits::Budget;
 
-/// An answer that can be compared.
+/// An answer that is ready to be compared.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settled {
     pub(crate) answer: Answer,
-    /// Variables that the answer says it holds for all (or some) values of.
+    /// Variables for all (or some) values of which the answer holds.
     pub(crate) declared: Vec<String>,
 }
 
-/// Carries out matrices, checks that sides which are said to be equal are not different numbers, and takes off for which
-/// variables an answer holds.
+/// Evaluates matrices, checks that sides which are said to be equal are not different numbers, and separates the
+/// variables that an answer holds for.
 ///
 /// # Errors
-/// When the answer contradicts itself (`3 = 4`), says nothing (`0 = 0`), or calculates what matrices have no rule for.
+/// When the answer contradicts itself (`3 = 4`), is trivial (`0 = 0`), or is an undefined matrix calculation.
 pub(crate) fn settle(answer: Answer, budget: &mut Budget) -> Result<Settled, ParseError> {
     let mut declared = Vec::new();
     let answer = settled(answer, &mut declared, budget)?;
@@ -77,7 +77,7 @@ fn equation(
     declared: &mut Vec<String>,
     budget: &mut Budget,
 ) -> Result<Answer, ParseError> {
-    // What is written twice says nothing; what is calculated on one side (`1 + 2 = 3`) does.
+    // Identical sides say nothing; a calculation on one side (`1 + 2 = 3`) does.
     if sides.iter().all(|side| *side == sides[0]) && !matches!(sides[0], Answer::Opaque(_)) {
         return Err(ParseError::Syntax("an equation that says nothing"));
     }
@@ -85,7 +85,7 @@ fn equation(
     for side in sides {
         read.push(settled(side, declared, budget)?);
     }
-    // Of what is named, the last value counts, whatever it went through; without a name the sides state a fact.
+    // For a named value the last side counts, whatever came before; without a name the sides state a fact.
     for pair in read.windows(2).filter(|_| !names) {
         if numbers_differ(&pair[0], &pair[1], budget) {
             return Err(ParseError::Syntax("sides that are different numbers"));

@@ -1,5 +1,5 @@
-//! Tokens to answers: lists, relations, ratios, sets and brackets. What is left is for `expression`; what stands after a
-//! value is for `measure`.
+//! From tokens to answers: lists, relations, ratios, sets and brackets. `expression` parses the rest; `measure` handles
+//! what follows a value.
 
 use super::ParseError;
 use super::expression::expression;
@@ -8,10 +8,10 @@ use super::measure;
 use crate::answer::{Answer, Bracket, Constant, Expr, Joint, Order};
 use crate::limits::{Budget, MAX_DEPTH, MAX_ITEMS};
 
-/// Most tuples that signs `±` in one of them stand for.
+/// Most tuples that the signs `±` of one tuple stand for.
 const MAX_TUPLES: usize = 16;
 
-/// Reads all of an answer: one that may start with the letter of a choice.
+/// Parses a whole answer, which may start with the letter of a choice.
 pub(super) fn whole(tokens: &[Token], budget: &mut Budget) -> Result<Answer, ParseError> {
     if let Some(interval) = turned_brackets(tokens) {
         return answer(&interval, 0, budget);
@@ -24,7 +24,7 @@ pub(super) fn whole(tokens: &[Token], budget: &mut Budget) -> Result<Answer, Par
     answer(tokens, 0, budget)
 }
 
-/// `]2, 3]` and `]2, 3[`, the French and German way to write an open end, with round brackets.
+/// Rewrites `]2, 3]` and `]2, 3[`, the French and German notation of open ends, with round brackets.
 fn turned_brackets(tokens: &[Token]) -> Option<Vec<Token>> {
     let (open, inside, close) = match tokens {
         [Token::Close(Group::Square), inside @ .., close] => (Group::Round, inside, close),
@@ -39,7 +39,7 @@ fn turned_brackets(tokens: &[Token]) -> Option<Vec<Token>> {
     is_closed(inside).then(|| [&[Token::Open(open)], inside, &[Token::Close(close)]].concat())
 }
 
-/// Reads an answer or a part of one.
+/// Parses an answer or a part of one.
 pub(super) fn answer(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     if depth > MAX_DEPTH {
         return Err(ParseError::TooDeep);
@@ -64,7 +64,7 @@ fn is_separator(token: &Token) -> bool {
     matches!(token, Token::Separator(_))
 }
 
-/// The strongest word between the members of a list.
+/// Returns the strongest word between the members of a list.
 fn joint(tokens: &[Token]) -> Joint {
     let mut depth = 0i32;
     let mut found = Joint::Comma;
@@ -104,7 +104,7 @@ fn symbol(answer: &Answer) -> Option<String> {
     }
 }
 
-/// Reads the members of a list; a member that is itself several answers (`±2`) is spread out.
+/// Parses the members of a list; a member with several values (`±2`) is expanded.
 fn items(members: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Vec<Answer>, ParseError> {
     if members.len() > MAX_ITEMS {
         return Err(ParseError::Syntax("too many members"));
@@ -119,7 +119,7 @@ fn items(members: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Vec<
     Ok(items)
 }
 
-/// The letter of a choice and what stands after it: `\textbf{(D)}\ 42`, `\text{A}\ 12`, `(A) 12`, `A) 12`.
+/// Returns the letter of a choice and its content: `\textbf{(D)}\ 42`, `\text{A}\ 12`, `(A) 12`, `A) 12`.
 fn choice(tokens: &[Token]) -> Option<(String, &[Token])> {
     let is_letter = |name: &str| matches!(name.as_bytes(), [b'A'..=b'J']);
     let (letter, is_marked, rest) = match tokens {
@@ -138,7 +138,7 @@ fn choice(tokens: &[Token]) -> Option<(String, &[Token])> {
     (is_letter(letter) && starts_value && !rest.iter().any(is_separator)).then(|| (letter.clone(), rest))
 }
 
-/// Cuts out `for all x \in \mathbb{R}`, `for some integer k` and their like; returns the variables that they name.
+/// Removes `for all x \in \mathbb{R}`, `for some integer k` and similar; returns the variables that they name.
 fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
     const WORDS: &[&str] = &[
         "for",
@@ -181,7 +181,7 @@ fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
         depth += nesting(token);
         depth == 0 && matches!(token, Token::Text(text) if is_quantifier(text))
     })?;
-    // Without anything before it, it is no remark on an answer.
+    // With nothing before it, it does not qualify an answer.
     if start == 0 {
         return None;
     }
@@ -192,7 +192,7 @@ fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
             Token::Text(text) if text.split_whitespace().all(|word| WORDS.contains(&word)) => {}
             Token::Symbol(name) => names.push(name.clone()),
             Token::Relation(Relation::In) | Token::Domain(_) | Token::Reals => {}
-            // `for all n \ge 1` says for which values the answer holds.
+            // `for all n \ge 1` tells for which values the answer holds.
             Token::Relation(Relation::Greater | Relation::GreaterOrEqual) | Token::Number(_) if !names.is_empty() => {}
             Token::Open(Group::Brace) | Token::Close(Group::Brace) => {}
             _ => return None,
@@ -202,7 +202,7 @@ fn without_quantifier(tokens: &[Token]) -> Option<(Vec<Token>, Vec<String>)> {
     Some((rest, names))
 }
 
-/// Joins the words when there is nothing but words (and marks or digits among them), or a lone sign.
+/// Joins the words if there are only words (with marks or digits among them), or a single sign.
 fn only_words(tokens: &[Token]) -> Option<String> {
     if let [sign] = tokens
         && let Some(sign) = sign_name(sign)
@@ -220,7 +220,7 @@ fn only_words(tokens: &[Token]) -> Option<String> {
             Token::Constant(Constant::Euler) => words.push("e".to_owned()),
             Token::Constant(Constant::Imaginary) => words.push("i".to_owned()),
             Token::Number(literal) if literal.decimals.is_none() => words.push(literal.whole.clone()),
-            // What a mark between words says depends on the words, so that it is kept.
+            // The meaning of a mark between words depends on the words, so it is kept.
             Token::Ratio if !labels_a_value(tokens) => words.push(":".to_owned()),
             Token::Minus => words.push("-".to_owned()),
             Token::Separator(_) if !labels_a_value(tokens) => words.push(",".to_owned()),
@@ -232,7 +232,7 @@ fn only_words(tokens: &[Token]) -> Option<String> {
     Some(words.join(" "))
 }
 
-/// Whether words name values: `Alice: 1, Bob: 23`.
+/// Whether words label values: `Alice: 1, Bob: 23`.
 fn labels_a_value(tokens: &[Token]) -> bool {
     tokens.windows(2).any(|pair| matches!(pair, [Token::Ratio, Token::Number(_)]))
 }
@@ -288,7 +288,7 @@ fn relation(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answe
         return answer(&tokens[read..], depth + 1, budget);
     }
     if let Some(about) = relations.iter().position(|relation| *relation == Relation::About) {
-        // `x = 1/3 ≈ 0.33`: the exact value stands before the sign; `x ≈ 11` has no other.
+        // `x = 1/3 ≈ 0.33`: the exact value precedes the sign; `x ≈ 11` has no other value.
         if about == 0 && (sides[0].is_empty() || is_name(sides[0])) {
             return answer(&tokens[sides[0].len() + 1..], depth + 1, budget);
         }
@@ -308,7 +308,7 @@ fn relation(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answe
     inequality(&sides, &relations, budget)
 }
 
-/// `x \in S`: what stands before the sign may only name what is in the set.
+/// Parses `x \in S`; the left side may only name what is in the set.
 fn membership(
     sides: &[&[Token]],
     relations: &[Relation],
@@ -339,7 +339,7 @@ fn equation(sides: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Ans
         }
         let side = match answer(side, depth + 1, budget) {
             Err(ParseError::TooComplex) => return Err(ParseError::TooComplex),
-            // Whatever the value is called on the left.
+            // Any name of the value is allowed on the left.
             Err(_) if at < last => Answer::Opaque(format!("{side:?}")),
             side => side?,
         };
@@ -357,7 +357,7 @@ fn equation(sides: &[&[Token]], depth: usize, budget: &mut Budget) -> Result<Ans
     }
 }
 
-/// Whether these tokens name something and do not calculate.
+/// Whether these tokens are a name rather than a calculation.
 fn is_name(tokens: &[Token]) -> bool {
     tokens.iter().all(|token| {
         let is_bracket = matches!(token, Token::Open(_) | Token::Close(_) | Token::Bar | Token::Separator(_));
@@ -366,9 +366,9 @@ fn is_name(tokens: &[Token]) -> bool {
     }) && tokens.iter().any(|token| !matches!(token, Token::Number(_)))
 }
 
-/// Whether what stands before an `=` is what the other side is called, so that the other side alone is the answer: a
-/// letter, a function of letters or numbers, a figure in capitals, words, or several of these. A product of variables
-/// is none: `xy = 6` is a curve.
+/// Whether the left side of an `=` only names the right side, which alone is then the answer: a letter, a function of
+/// letters or numbers, a figure in capitals, words, or several of these. A product of variables is not a name: `xy = 6`
+/// is a curve.
 fn is_definition(tokens: &[Token]) -> bool {
     let tokens = match tokens {
         [Token::Open(Group::Round | Group::Brace), inside @ .., Token::Close(_)] if is_closed(inside) => inside,
@@ -381,7 +381,7 @@ fn is_definition(tokens: &[Token]) -> bool {
 fn is_one_name(tokens: &[Token]) -> bool {
     let Some((first, rest)) = tokens.split_first() else { return false };
     let is_letter = |token: &Token| matches!(token, Token::Symbol(_) | Token::Constant(_));
-    /// Commands that stand before or over the letters of a figure.
+    /// Commands before or over the letters of a figure.
     const FIGURES: &[&str] = &[
         "angle",
         "measuredangle",
@@ -414,7 +414,7 @@ fn is_one_name(tokens: &[Token]) -> bool {
             rest.iter().filter(|token| is_differential(token)).count() == 2
         }
         Token::Function(_) if rest.is_empty() => true,
-        // A letter with index and primes, which may be applied to letters and numbers.
+        // A letter with index and primes, possibly applied to letters and numbers.
         _ if is_letter(first) && is_applied(without_index(rest)) => true,
         // `AB`, `\angle ABC`, `|AB|`, `m\angle A`
         Token::Symbol(name) if name == "m" || name == "d" => !rest.is_empty() && rest.iter().all(is_figure),
@@ -422,7 +422,7 @@ fn is_one_name(tokens: &[Token]) -> bool {
     }
 }
 
-/// What follows index, primes and an inverse sign.
+/// Skips index, primes and an inverse sign.
 fn without_index(tokens: &[Token]) -> &[Token] {
     match tokens {
         [Token::Prime, rest @ ..] => without_index(rest),
@@ -481,7 +481,7 @@ fn inequality(sides: &[&[Token]], relations: &[Relation], budget: &mut Budget) -
     }
 }
 
-/// Parts with colons between them: a ratio, a time, or a value with its label.
+/// Parses parts with colons between them: a ratio, a time, or a value with its label.
 fn ratio(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let parts: Vec<_> = split(tokens, |token| *token == Token::Ratio).collect();
     if let Some(clock) = measure::clock(tokens) {
@@ -504,7 +504,7 @@ fn ratio(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, 
     Ok(Answer::Ratio(parts))
 }
 
-/// Unions of differences of intersections.
+/// Parses unions of differences of intersections.
 fn sets(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let pieces: Vec<_> = split(tokens, |token| *token == Token::Union).collect();
     if pieces.len() > 1 {
@@ -527,7 +527,7 @@ fn sets(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, P
     measure::measured(tokens, &mut |value| bracketed(value, depth, budget))
 }
 
-/// A pair of brackets around everything, or an expression.
+/// Parses a pair of brackets around everything, or an expression.
 fn bracketed(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     match tokens {
         [Token::EmptySet] => return Ok(Answer::Set(Vec::new())),
@@ -565,7 +565,7 @@ fn bracketed(tokens: &[Token], depth: usize, budget: &mut Budget) -> Result<Answ
     }
 }
 
-/// A tuple, or those that a tuple with signs `±` stands for.
+/// Builds a tuple, or those that a tuple with signs `±` stands for.
 fn tuples(open: Bracket, close: Bracket, items: &[Answer]) -> Result<Answer, ParseError> {
     let mut all: Vec<Vec<Answer>> = vec![Vec::with_capacity(items.len())];
     for item in items {
@@ -585,7 +585,7 @@ fn tuples(open: Bracket, close: Bracket, items: &[Answer]) -> Result<Answer, Par
     Ok(if tuples.len() == 1 { tuples.remove(0) } else { Answer::List(tuples, Joint::Comma) })
 }
 
-/// What stands after the bar of `{x | x > 3}`.
+/// Returns the condition after the bar of `{x | x > 3}`.
 fn condition(inside: &[Token]) -> Option<&[Token]> {
     let is_bar = |token: &Token| matches!(token, Token::Bar | Token::Ratio);
     let is_variable = matches!(inside.first(), Some(Token::Symbol(_)));
@@ -595,7 +595,7 @@ fn condition(inside: &[Token]) -> Option<&[Token]> {
     (states && !condition.iter().any(is_bar)).then_some(condition)
 }
 
-/// The set of what fulfils a condition, in the numbers that stand before the bar: `{n \in \mathbb{Z} | n > 3}`.
+/// Builds the set of numbers that fulfil a condition, within the domain before the bar: `{n \in \mathbb{Z} | n > 3}`.
 fn conditions(condition: &[Token], inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let before = &inside[..inside.len() - condition.len() - 1];
     let condition = answer(condition, depth + 1, budget)?;
@@ -615,7 +615,7 @@ fn conditions(condition: &[Token], inside: &[Token], depth: usize, budget: &mut 
     }
 }
 
-/// The lines of a function by cases.
+/// Parses the lines of a function by cases.
 fn cases(inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, ParseError> {
     let mut lines = Vec::new();
     let is_row = |token: &Token| *token == Token::NextRow;
@@ -641,13 +641,13 @@ fn cases(inside: &[Token], depth: usize, budget: &mut Budget) -> Result<Answer, 
     if lines.is_empty() { Err(ParseError::Empty) } else { Ok(Answer::Cases(lines)) }
 }
 
-/// The inside of the brackets, when the first one is closed by the last token.
+/// Returns the content of brackets if the first token is closed by the last one.
 fn enclosed(tokens: &[Token]) -> Option<(Group, &[Token], Group)> {
     let [Token::Open(open), inside @ .., Token::Close(close)] = tokens else { return None };
     is_closed(inside).then_some((*open, inside, *close))
 }
 
-/// Whether a bracket that opens before these tokens is closed after them and not before.
+/// Whether a bracket that opens before these tokens is closed after them, and not within.
 fn is_closed(inside: &[Token]) -> bool {
     let mut depth = 0i32;
     inside.iter().all(|token| {

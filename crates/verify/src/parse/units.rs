@@ -1,9 +1,9 @@
-//! Units of measurement and what is counted: a closed table.
+//! Units of measurement and counted things: a closed table.
 //!
-//! What stands after a value is either in this table or it is not read at all. A unit has dimensions and a scale, so
-//! that 5 km are 5,000 m and are not 5 m. A thing that is counted (`apples`) has neither; the last word of its name must
-//! be in `nouns.txt`, the nouns that the questions of GSM8K, MATH and their kin ask to count, or another plural. Plurals
-//! that change a number (`thirds`, `dozens`) are a closed class and have their own table.
+//! Words after a value are in this table, or the answer is not read. A unit has dimensions and a scale, so 5 km equal
+//! 5,000 m and not 5 m. A counted thing (`apples`) has neither; the last word of its name must be in `nouns.txt`, the
+//! nouns that questions of GSM8K, MATH and similar sets count, or another plural. Plurals that change a number
+//! (`thirds`, `dozens`) are a closed class with a table of their own.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -14,23 +14,23 @@ use num_traits::One;
 
 use crate::answer::{DIMENSIONS, Unit};
 
-/// Nouns in the singular, sorted, one a line.
+/// Nouns in the singular, sorted, one per line.
 const NOUNS: &str = include_str!("nouns.txt");
 
-/// What a word after a value means.
+/// Meaning of a word after a value.
 enum Word {
     Unit {
         dimensions: [i8; DIMENSIONS],
         scale: BigRational,
         currency: &'static str,
     },
-    /// Multiplies the value: `12 thousand`.
+    /// Multiplies the value, as in `12 thousand`.
     Factor(u64),
 }
 
 const NONE: [i8; DIMENSIONS] = [0; DIMENSIONS];
 
-/// Length, mass, time, temperature, money, current, data.
+/// Exponents with one non-zero dimension: length, mass, time, temperature, money, current or data.
 const fn of(dimension: usize, power: i8) -> [i8; DIMENSIONS] {
     let mut dimensions = NONE;
     dimensions[dimension] = power;
@@ -56,10 +56,10 @@ const VOLTAGE: [i8; DIMENSIONS] = [2, 1, -3, 0, 0, -1, 0];
 const RESISTANCE: [i8; DIMENSIONS] = [2, 1, -3, 0, 0, -2, 0];
 const DATA: [i8; DIMENSIONS] = of(6, 1);
 
-/// A unit: its names in lower case, dimensions, and scale as a fraction of the unit that the dimensions start from.
+/// A unit: its names in lower case, its dimensions, and its scale as a fraction of base units.
 struct Entry(&'static str, [i8; DIMENSIONS], u64, u64);
 
-/// Metres, kilograms, seconds, kelvins, amperes and bytes have the scale 1.
+/// Metres, kilograms, seconds, kelvins, amperes and bytes are the base units, with scale 1.
 const TABLE: &[Entry] = &[
     Entry("m meter meters metre metres mètre mètres metro metros м метр метра метров 米", LENGTH, 1, 1),
     Entry("km kilometer kilometers kilometre kilometres kms kilómetros kilomètres км 千米 公里", LENGTH, 1000, 1),
@@ -132,7 +132,7 @@ const TABLE: &[Entry] = &[
     Entry("bit bits", DATA, 1, 8),
 ];
 
-/// Money is counted in its own currency; there is no rate of exchange between two of them.
+/// Each currency counts in itself; there is no conversion.
 const CURRENCIES: &[(&str, &str, u64)] = &[
     ("$ dollar dollars usd buck bucks dólar dólares 美元", "USD", 1),
     ("cent cents ¢", "USD", 100),
@@ -161,19 +161,19 @@ const FACTORS: &[(&str, u64)] = &[
     ("dozen dozens", 12),
 ];
 
-/// Units of few letters, which without a font may as well be a product of variables. `e`, `i`, `d` and `t` are letters of
-/// formulas far more often than units.
+/// Short unit names that may as well be a product of variables when they have no font. `e`, `i`, `d` and `t` are left
+/// out: they are variables far more often than units.
 const ABBREVIATIONS: &str = " m s g h l L N J W V K A cm mm km dm nm kg mg lb lbs oz ft yd mi in hr hrs min mins sec secs \
      mph kph kmh sq cu gal ml mL pt qt pts rad deg usd USD eur EUR gm gms th am pm AM PM Hz kHz kJ kW kN Pa kPa mol ms \
      eV kWh kcal cal atm KB MB GB ";
 
-/// Units without dimensions that say what a pure number counts, and measures of figures.
+/// Units without dimensions, for what a pure number counts, and measures of figures.
 const PLAIN: &[&str] = &[
     "rad", "radian", "radians", "pts", "ways", "mol", "mole", "moles", "th", "st", "nd", "rd", "个", "人", "次", "种",
 ];
 
-/// Words that turn what they stand with into another number, or into no number. None of them may be part of the name of
-/// a thing that is counted.
+/// Words that change the number next to them, or that make it no number. None may be part of the name of a counted
+/// thing.
 const OPERATIVE: &[&str] = &[
     "not",
     "no",
@@ -239,7 +239,7 @@ const OPERATIVE: &[&str] = &[
     "maybe",
 ];
 
-/// Remarks after a counted thing that leave its number as it is.
+/// Remarks after a counted thing that do not change its number.
 const REMARKS: [&str; 10] =
     [" in total", " in all", " total", " altogether", " each", " left", " remaining", " exactly", " long", " old"];
 
@@ -264,12 +264,12 @@ fn word(word: &str) -> Option<&'static Word> {
     words.get(word)
 }
 
-/// Whether a word is the name of something that is counted, in the singular or plural.
+/// Whether a word names a counted thing, in the singular or plural.
 pub(super) fn is_noun(word: &str) -> bool {
     singular(word).is_some()
 }
 
-/// A noun of the list in the singular.
+/// Returns the singular of a noun in the list.
 fn singular(word: &str) -> Option<&'static str> {
     let found = |stem: &str| {
         let at = nouns().binary_search(&stem).ok()?;
@@ -292,7 +292,7 @@ fn nouns() -> &'static [&'static str] {
     })
 }
 
-/// Whether a word that is in no table has the form of a plural, and so names something that is counted.
+/// Whether an unknown word has the form of a plural, and so names a counted thing.
 fn is_plural(word: &str) -> bool {
     const OTHERS: &[&str] =
         &["unless", "always", "perhaps", "besides", "towards", "versus", "across", "yours", "folds", "wrongs", "means"];
@@ -306,17 +306,17 @@ fn is_plural(word: &str) -> bool {
         && !OTHERS.contains(&word)
 }
 
-/// `tenths`, `hundredths`: parts of a whole.
+/// Whether a word names parts of a whole: `tenths`, `hundredths`.
 fn is_fraction(word: &str) -> bool {
     word.len() > 4 && (word.ends_with("ths") || word.ends_with("th")) && !is_noun(word)
 }
 
-/// Whether letters without a font are the abbreviation of a unit and might as well be a product of variables.
+/// Whether letters without a font abbreviate a unit, but could also be a product of variables.
 pub(super) fn is_abbreviation(word: &str) -> bool {
     word.len() <= 4 && ABBREVIATIONS.contains(&format!(" {word} "))
 }
 
-/// Whether a word by itself is in the table, abbreviations aside: it is a word and no product.
+/// Whether a single word is in the tables, abbreviations excluded, and therefore not a product.
 pub(super) fn is_word(word: &str) -> bool {
     let lower = word.to_lowercase();
     let in_table = || {
@@ -332,7 +332,7 @@ fn is_degree(word: &str) -> bool {
     matches!(word, "degree" | "degrees" | "deg")
 }
 
-/// Half of the day, for times: `p.m.`.
+/// Parses the half of the day of a time: `p.m.`.
 pub(super) fn half_day(words: &str) -> Option<bool> {
     let letters: String = words.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect();
     match letters.as_str() {
@@ -342,7 +342,7 @@ pub(super) fn half_day(words: &str) -> Option<bool> {
     }
 }
 
-/// Reads the words after a value; `None` when one of them is in no table.
+/// Reads the words after a value; `None` if one of them is in no table.
 pub(super) fn phrase(words: &str) -> Option<Unit> {
     let mut lower = words.to_lowercase().replace(['(', ')'], "");
     lower = lower.trim().trim_end_matches(['.', ',']).to_owned();
@@ -373,7 +373,7 @@ pub(super) fn phrase(words: &str) -> Option<Unit> {
                 unit.degrees = false;
             }
             "th" | "st" | "nd" | "rd" if at == 0 => {}
-            // Between a counted thing and what it is made of: `slices of pizza`.
+            // Between a counted thing and its material: `slices of pizza`.
             "of" if label.last().is_some_and(|noun| is_noun(noun)) || unit.is_some() => label.clear(),
             _ => match word(name).filter(|_| label.is_empty()) {
                 Some(Word::Unit { dimensions, scale, currency }) => {
@@ -398,7 +398,7 @@ pub(super) fn phrase(words: &str) -> Option<Unit> {
 }
 
 impl Unit {
-    /// Takes the words of a counted thing, of which the last one must be a noun of the table.
+    /// Takes the words of a counted thing, whose last word must be a noun of the table.
     fn close(&mut self, label: &[&str], power: i8, singular: fn(&str) -> Option<&'static str>) -> Option<()> {
         let Some(last) = label.last() else { return Some(()) };
         if label.len() > 4 {
@@ -417,7 +417,7 @@ impl Unit {
     }
 }
 
-/// `\mathrm{kg} \cdot \mathrm{m}^{-2}`: the product of several phrases.
+/// Multiplies several phrases, as in `\mathrm{kg} \cdot \mathrm{m}^{-2}`.
 pub(super) fn joined(parts: &[(String, i8)]) -> Option<Unit> {
     let mut all = Unit::none();
     for (words, exponent) in parts {

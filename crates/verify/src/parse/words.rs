@@ -1,24 +1,24 @@
-//! What words and LaTeX commands mean.
+//! Meanings of words and LaTeX commands.
 
 use super::lexer::{Group, Relation, Series, Token};
 use crate::answer::{Constant, Function, Joint};
 
-/// The name under which dots stand in an expression or list: for what is not written.
+/// Symbol name of dots in an expression or list, for what is left out.
 pub(super) const ELLIPSIS: &str = "…";
 
-/// Short words that are answers or belong to sentences, and no products.
+/// Short words that are answers or parts of sentences, and not products.
 const SHORT_WORDS: &[&str] = &[
     "no", "yes", "odd", "red", "the", "is", "are", "for", "of", "not", "all", "any", "if", "to", "per", "by", "dne",
     "one", "two", "six", "ten", "new", "each", "left", "it", "at", "on", "with", "than", "has", "was", "be", "an",
     "as", "may", "east", "west", "both", "when",
 ];
 
-/// Whether a word of two or three letters is one of a language rather than variables that stand side by side.
+/// Whether two or three letters form a word, rather than adjacent variables.
 pub(super) fn is_short_word(word: &str) -> bool {
     SHORT_WORDS.contains(&word.to_lowercase().as_str())
 }
 
-/// What letters in a row without a backslash mean in a formula; `None` when they are no word of formulas.
+/// Meaning of adjacent letters without a backslash in a formula; `None` if they are no word of formulas.
 pub(super) fn bare_word(word: &str) -> Option<Token> {
     let lower = word.to_ascii_lowercase();
     match lower.as_str() {
@@ -68,15 +68,15 @@ pub(super) fn function(name: &str) -> Option<Function> {
     })
 }
 
-/// What a LaTeX command means.
+/// Meaning of a LaTeX command.
 pub(super) enum Command {
-    /// Layout only.
+    /// Layout, which is skipped.
     Skip,
-    /// One token.
+    /// A single token.
     Token(Token),
-    /// Its argument is words.
+    /// Its argument holds words.
     Words,
-    /// Its argument is letters in some font.
+    /// Its argument holds letters in a font.
     Font,
     /// `\begin` and `\end`.
     Begin,

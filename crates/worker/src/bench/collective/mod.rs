@@ -20,8 +20,7 @@ use measure::{Memory, Work};
 /// Bus bandwidth of every collective operation, and a search for ranks or links that slow the others down.
 ///
 /// JSON lines go to the standard output of rank 0, a table to its standard error. Either `--ranks` starts that many
-/// processes on this machine, or one process per rank is started with `--rank`, `--world`, and the `--address` of rank
-/// 0.
+/// processes on this machine, or one process per rank is started with `--rank`, `--world`, and rank 0's `--address`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     Four ranks on this machine, over TCP:\n    pacs-worker bench collective --ranks 4\n  \
