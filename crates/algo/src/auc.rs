@@ -1,5 +1,5 @@
-/// Computes the area under the ROC curve: the probability that a positive scores above a negative, with ties counting
-/// half.
+/// Computes the area under the ROC curve: the probability that a positive scores above a negative, with
+/// ties counting half.
 ///
 /// Returns `None` if one of the labels is missing or a score is NaN.
 ///

@@ -36,8 +36,8 @@ pub enum ScoreEstimator {
 }
 
 impl ScoreEstimator {
-    /// Returns the smallest group with a gradient: all estimators but `Naive` compare a sample with the others of its
-    /// group.
+    /// Returns the smallest group with a gradient: all estimators but `Naive` compare a sample with the others
+    /// of its group.
     #[must_use]
     pub fn min_group_size(self) -> usize {
         match self {

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use crate::Sequence;
 
-/// Collects the positions of each group's members, groups by id, members in an order that depends on their values
-/// alone.
+/// Collects the positions of each group's members, groups by id, members in an order that depends on
+/// their values alone.
 ///
 /// Floating-point sums depend on their order. This order does not depend on that of the input, so neither does any bit
 /// of the result: ranks may gather the sequences in whatever order they hold them.

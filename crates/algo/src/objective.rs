@@ -203,8 +203,8 @@ impl Objective {
         }
     }
 
-    /// Returns the summary of one answer at the start of a step, without reading `tokens.new`. Errors name the answer
-    /// by `index`.
+    /// Returns the summary of one answer at the start of a step, without reading `tokens.new`. Errors name the
+    /// answer by `index`.
     ///
     /// # Errors
     /// When numbers that the objective reads are missing or not finite.
@@ -235,8 +235,8 @@ impl Objective {
         }
     }
 
-    /// Returns the token advantages of answer `index`, counted as in the input of `baseline`; empty for objectives
-    /// without advantages.
+    /// Returns the token advantages of answer `index`, counted as in the input of `baseline`; empty for
+    /// objectives without advantages.
     ///
     /// # Errors
     /// As [`Self::summary`], or when an advantage overflows.
@@ -363,8 +363,8 @@ impl Objective {
         }
     }
 
-    /// Returns the objective of the policy update: the same without the value loss. Advantages come from the full
-    /// objective.
+    /// Returns the objective of the policy update: the same without the value loss. Advantages come from
+    /// the full objective.
     #[must_use]
     pub fn of_policy(self) -> Self {
         match self {
@@ -410,8 +410,8 @@ impl Objective {
         }
     }
 
-    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; it needs no forward. `None` for
-    /// others.
+    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; it needs no forward.
+    /// `None` for others.
     #[must_use]
     pub fn inert(&self, info: &SequenceInfo, advantages: &TokenAdvantages) -> Option<ObjectiveMetrics> {
         match self {

@@ -77,8 +77,8 @@ pub trait Collective: Send {
     /// As [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<(), CollectiveError>;
 
-    /// Returns the deadlines of operations, on host and device memory; an operation fails by itself beyond its
-    /// deadline.
+    /// Returns the deadlines of operations, on host and device memory; an operation fails by itself
+    /// beyond its deadline.
     fn limits(&self) -> Limits;
 
     /// Returns a handle by which any thread can end the communicator.

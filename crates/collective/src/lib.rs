@@ -1,11 +1,11 @@
 //! Collective operations among the learner ranks of one generation.
 //!
 //! [`Collective`] is the interface of the learner. [`HostCollective`] implements it as a TCP ring between CPUs;
-//! [`NcclCollective`] adds operations on device memory. A communicator lives for one generation: the first error ends
-//! it on every rank, and the remaining ranks connect again under the next generation. Addresses come from the
-//! coordinator, or from a [`Meeting`] where there is none. There is no other discovery, and no retry of an operation.
-//! Ranks authenticate by certificates if their [`HostListener`] has credentials; NCCL's own connections have no
-//! authentication.
+//! [`NcclCollective`] adds operations on device memory. A communicator lives for one generation: the first error
+//! ends it on every rank, and the remaining ranks connect again under the next generation. Addresses come from the
+//! coordinator, or from a [`Meeting`] where there is none. There is no other discovery, and no retry of an
+//! operation. Ranks authenticate by certificates if their [`HostListener`] has credentials; NCCL's own connections
+//! have no authentication.
 //!
 //! Start with [`HostCollective::connect`].
 #![deny(unsafe_code)]

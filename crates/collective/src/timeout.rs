@@ -17,8 +17,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Creates deadlines for `world_size` ranks whose lag is at most `base`, on a network of at least `bandwidth_floor`
-    /// (bytes/s).
+    /// Creates deadlines for `world_size` ranks whose lag is at most `base`, on a network of at
+    /// least `bandwidth_floor` (bytes/s).
     #[must_use]
     pub fn new(base: Duration, bandwidth_floor: u64, world_size: usize) -> Self {
         Self { base, bandwidth_floor, world_size }

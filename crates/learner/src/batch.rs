@@ -33,8 +33,8 @@ pub struct SequenceTokens {
     pub position: usize,
     /// Answer tokens; never empty.
     pub tokens: Vec<u32>,
-    /// Log-prob of each token by the rollout engine, at the sampling temperature (nats). The learner compares its own
-    /// with these.
+    /// Log-prob of each token by the rollout engine, at the sampling temperature (nats). The learner compares its
+    /// own with these.
     pub rollout_logprobs: Vec<f32>,
     /// Log-prob of each token under the distribution that it was drawn from, after top-k, top-p and min-p (nats). Empty
     /// when no filter cut anything off; `rollout_logprobs` holds then.
@@ -45,8 +45,8 @@ pub struct SequenceTokens {
 }
 
 impl SequenceTokens {
-    /// Returns the log-probs of the distribution that the tokens were drawn from (nats): the denominator of importance
-    /// weights.
+    /// Returns the log-probs of the distribution that the tokens were drawn from (nats): the denominator
+    /// of importance weights.
     #[must_use]
     pub fn behaviour_logprobs(&self) -> &[f32] {
         if self.sampled_logprobs.is_empty() { &self.rollout_logprobs } else { &self.sampled_logprobs }
@@ -54,8 +54,8 @@ impl SequenceTokens {
 }
 
 impl TrainBatch {
-    /// Finds the first group with a token outside a vocabulary of `size`, and the token. Kernels would read beyond the
-    /// embedding.
+    /// Finds the first group with a token outside a vocabulary of `size`, and the token. Kernels would read
+    /// beyond the embedding.
     #[must_use]
     pub fn outside_vocabulary(&self, size: i64) -> Option<(u64, u32)> {
         let outside = |tokens: &[u32]| tokens.iter().copied().find(|token| i64::from(*token) >= size);
@@ -154,8 +154,8 @@ impl TrainBatch {
         passes
     }
 
-    /// Builds the rows of a unit, or of the part of it that has a gradient. Sequences without one are left out on every
-    /// rank alike.
+    /// Builds the rows of a unit, or of the part of it that has a gradient. Sequences without one are left out on
+    /// every rank alike.
     fn unit(&self, sequences: &[usize]) -> Pass {
         let mut unit = Pass::default();
         let group_of = |place: &usize| self.index[self.sequences[*place].position].group;

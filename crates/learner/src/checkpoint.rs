@@ -101,8 +101,8 @@ pub fn exported(spec: &JobSpec, source: &Path) -> Result<Export, ModelError> {
 }
 
 impl Trainer {
-    /// Copies this rank's part of the state. Rank 0 captures replicated state; every rank captures its shard of divided
-    /// state.
+    /// Copies this rank's part of the state. Rank 0 captures replicated state; every rank captures its shard
+    /// of divided state.
     #[must_use]
     pub fn capture(&self) -> Captured {
         self.take_state(Memory::Own)

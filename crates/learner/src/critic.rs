@@ -14,8 +14,8 @@ use crate::settings::TrainerSettings;
 use crate::trainer::{TrainError, Update, spans};
 use crate::wire::Wire;
 
-/// One rank's value model. It is as large as the policy, has moments and a gradient of its own, and is sharded like the
-/// policy.
+/// One rank's value model. It is as large as the policy, has moments and a gradient of its own, and is sharded
+/// like the policy.
 #[derive(Debug)]
 pub(crate) struct Critic {
     pub(crate) network: Network,

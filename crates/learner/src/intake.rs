@@ -60,8 +60,8 @@ where
             Ok(()) => return Ok(intake.finish()),
             Err(Broken::Malformed(error)) => return Err(error.into()),
             Err(Broken::Silent) => format!("no piece within {} s", PIECE_DEADLINE.as_secs()),
-            // A stream that ends without a piece and without an error has no more: every rank that asks would see the
-            // same.
+            // A stream that ends without a piece and without an error has no more: every rank that asks would
+            // see the same.
             Err(Broken::Early) if intake.received() == before => return Err(intake.short().into()),
             Err(Broken::Early) => "the stream ended early".to_owned(),
             Err(Broken::Refused(status)) => match status.code() {

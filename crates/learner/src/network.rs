@@ -203,8 +203,8 @@ impl Network {
 
     /// Zeroes the gradients before an update.
     pub(crate) fn clear_gradients(&mut self) {
-        // The bound on exact sums is kept per thread, and may hold a leftover of another network or of an abandoned
-        // update.
+        // The bound on exact sums is kept per thread, and may hold a leftover of another network or of
+        // an abandoned update.
         let _ = take_bound();
         let _ = self.gradient_shard.as_mut().unwrap_or(&mut self.gradients).zero_();
     }
@@ -224,8 +224,8 @@ impl Network {
         Ok(squares.sqrt())
     }
 
-    /// Returns the norm of exactly summed gradients: infinite if a gradient was not finite or its sum may have
-    /// overflowed.
+    /// Returns the norm of exactly summed gradients: infinite if a gradient was not finite or its sum
+    /// may have overflowed.
     fn exact_norm(&self, wire: &mut Wire<'_>) -> Result<f64, TrainError> {
         let (mut squares, bound) = (0u128, take_bound());
         for segment in &self.segments {
@@ -323,8 +323,8 @@ impl Network {
         self.segments.iter().map(|segment| segment.of(shard, buffer)).collect()
     }
 
-    /// Cuts all of a buffer laid out like [`Network::weights`] into pieces, each with its place in the layout of the
-    /// whole model.
+    /// Cuts all of a buffer laid out like [`Network::weights`] into pieces, each with its place in the layout of
+    /// the whole model.
     pub(crate) fn held_parts(&self, buffer: &Tensor) -> Vec<(usize, Tensor)> {
         if self.shard.is_some() {
             return self.segments.iter().map(|segment| segment.index).zip(self.own_parts(buffer)).collect();
@@ -397,8 +397,8 @@ impl Intake {
         Self { division, divided, parameters: Parameters { layout, flat }, shard }
     }
 
-    /// Copies this rank's part of `values`, which start at `offset` of the layout `whole` and lie within one bucket of
-    /// it.
+    /// Copies this rank's part of `values`, which start at `offset` of the layout `whole` and lie within one
+    /// bucket of it.
     fn take(&mut self, whole: &ParameterLayout, offset: usize, values: &Tensor) {
         let index = whole.buckets().partition_point(|bucket| bucket.offset <= offset) - 1;
         let (start, bucket) = (offset - whole.buckets()[index].offset, self.divided.buckets()[index]);

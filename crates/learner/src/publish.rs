@@ -1,5 +1,5 @@
-//! Publishing weight versions to the rollout workers: in the store of this host, and to other hosts through the data
-//! server.
+//! Publishing weight versions to the rollout workers: in the store of this host, and to other hosts through
+//! the data server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,8 +18,8 @@ pub(crate) struct Publisher {
     store: HostStore,
     shelf: Shelf,
     server: DataServer,
-    /// The version published last. It stays readable while the next one is written, since a worker may still be
-    /// fetching it.
+    /// The version published last. It stays readable while the next one is written, since a worker may still
+    /// be fetching it.
     newest: Mutex<Option<VersionId>>,
 }
 

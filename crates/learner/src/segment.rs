@@ -18,8 +18,8 @@ pub(crate) struct Segment {
     pub(crate) matrix: bool,
 }
 
-/// Returns the segments of this rank in order. With `matrices_apart`, matrices and other parameters form separate
-/// segments.
+/// Returns the segments of this rank in order. With `matrices_apart`, matrices and other parameters
+/// form separate segments.
 pub(crate) fn segments(config: &ModelConfig, division: Division, matrices_apart: bool) -> Vec<Segment> {
     let whole = ParameterLayout::new(config);
     let divided = ParameterLayout::divided(config, division.parts());

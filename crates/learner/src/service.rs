@@ -349,8 +349,8 @@ impl Rank<'_> {
         }
     }
 
-    /// Runs a job on the thread. If the generation is dissolved meanwhile, aborts it and returns `None` once the thread
-    /// is free.
+    /// Runs a job on the thread. If the generation is dissolved meanwhile, aborts it and returns `None` once the
+    /// thread is free.
     ///
     /// A rank whose peer was stopped or cut off does not notice, and waits in an exchange. The coordinator knows from
     /// the peer's heartbeats.

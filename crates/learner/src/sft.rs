@@ -69,8 +69,8 @@ impl FineTuneLoss {
         self.sum / self.targets as f64
     }
 
-    /// Returns the mean probability of a whole answer: the pass rate at temperature 1 if every problem has one right
-    /// answer.
+    /// Returns the mean probability of a whole answer: the pass rate at temperature 1 if every problem has
+    /// one right answer.
     #[must_use]
     pub fn answer_probability(&self) -> f64 {
         self.probability_sum / self.texts as f64

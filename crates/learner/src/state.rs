@@ -93,8 +93,8 @@ fn joined(parts: &[Tensor], kind: Kind, memory: Memory) -> Tensor {
     {
         return part.contiguous();
     }
-    // Each part is copied to its place directly: a concatenation on the GPU would take memory there that the plan does
-    // not have.
+    // Each part is copied to its place directly: a concatenation on the GPU would take memory there that the plan
+    // does not have.
     let elements = parts.iter().map(Tensor::numel).sum::<usize>();
     let whole = Tensor::empty([elements as i64], (kind, Device::Cpu));
     let mut start = 0;
@@ -105,8 +105,8 @@ fn joined(parts: &[Tensor], kind: Kind, memory: Memory) -> Tensor {
     whole
 }
 
-/// Restores this rank's part of the state from the files of `folder` that begin with `prefix`. Returns the step of the
-/// state.
+/// Restores this rank's part of the state from the files of `folder` that begin with `prefix`. Returns the step
+/// of the state.
 pub(crate) fn restore(network: &mut Network, folder: &Path, prefix: &str) -> Result<u64, CheckpointError> {
     let layout = ParameterLayout::new(&network.config);
     let files = StateFiles::find(folder, prefix, layout.total())?;

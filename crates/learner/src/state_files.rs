@@ -201,8 +201,8 @@ impl Stored {
     }
 }
 
-/// Reads the JSON header of a safetensors file (eight bytes of length, then the JSON). Returns it with the offset of
-/// the data.
+/// Reads the JSON header of a safetensors file (eight bytes of length, then the JSON). Returns it with the offset
+/// of the data.
 fn read_header(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];

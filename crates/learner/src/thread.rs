@@ -263,8 +263,8 @@ impl State {
         Ok(v1::TrainResult { weights, metrics, skipped_updates: report.skipped_updates })
     }
 
-    /// Captures the state to be saved and starts writing it in the background. Returns `None` if this rank has nothing
-    /// to write.
+    /// Captures the state to be saved and starts writing it in the background. Returns `None` if this rank has
+    /// nothing to write.
     fn capture(&mut self, task: &v1::SaveTask) -> Result<Option<oneshot::Receiver<Outcome>>, v1::TaskFailure> {
         let Some(trainer) = &self.trainer else {
             return Err(transient("a save came before the weights were prepared"));

@@ -254,8 +254,8 @@ impl Trainer {
         due
     }
 
-    /// Computes log-probs of the old and the reference policy, and values, for those of this rank's answers that need
-    /// them.
+    /// Computes log-probs of the old and the reference policy, and values, for those of this rank's answers
+    /// that need them.
     fn score_before_updates(
         &mut self,
         batch: &TrainBatch,
@@ -323,8 +323,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Number of passes of all ranks. Where weights are sharded, every rank takes part in each pass, since its shard is
-    /// gathered.
+    /// Number of passes of all ranks. Where weights are sharded, every rank takes part in each pass, since its
+    /// shard is gathered.
     fn rounds(&self, passes: usize, wire: &mut Wire<'_>) -> Result<usize, TrainError> {
         if self.network.division.sharding != Sharding::ShardAll {
             return Ok(passes);

@@ -1,7 +1,7 @@
 //! A queue of collective operations on a thread of its own, so that they overlap with computation.
 //!
-//! Every rank has to request the same exchanges in the same order. The communicator keeps that order and deals with
-//! failures.
+//! Every rank has to request the same exchanges in the same order. The communicator keeps that order and
+//! deals with failures.
 
 use std::cell::Cell;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -210,8 +210,8 @@ impl Exchange {
         }
     }
 
-    /// Exposes the buffer to the device's collectives, ordered after the computation queued so far. `None` if it is in
-    /// host memory.
+    /// Exposes the buffer to the device's collectives, ordered after the computation queued so far. `None` if it is
+    /// in host memory.
     fn lend(&self, device: &CudaDevice, rank: usize, ranks: usize) -> Result<Option<Lent>, LendError> {
         match self {
             // Exact integer sums are exchanged in host memory.

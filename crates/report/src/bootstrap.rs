@@ -98,8 +98,8 @@ impl Bootstrap {
     }
 }
 
-/// Draws a number below `bound` by multiplication. The bias is below 2^-40 for any number of units that fits into
-/// memory.
+/// Draws a number below `bound` by multiplication. The bias is below 2^-40 for any number of units that
+/// fits into memory.
 pub(crate) fn below(random: &mut ChaCha8Rng, bound: usize) -> usize {
     ((u128::from(random.next_u64()) * bound as u128) >> 64) as usize
 }

@@ -7,14 +7,14 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 200.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 48.0;
-/// Colours of Okabe and Ito, which colour-blind readers can distinguish. Yellow is left out, because it is hard to see
-/// on white.
+/// Colours of Okabe and Ito, which colour-blind readers can distinguish. Yellow is left out, because it is hard to
+/// see on white.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"];
 /// Dash patterns, one for each further round of colours.
 const DASHES: [&str; 4] = ["", "6 3", "2 3", "8 3 2 3"];
 
-/// A line plot with shaded intervals, written as an SVG file. Text uses the reader's own sans-serif font, so that none
-/// is embedded.
+/// A line plot with shaded intervals, written as an SVG file. Text uses the reader's own sans-serif font, so that
+/// none is embedded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plot {
     /// Title, drawn above the plot.

@@ -10,8 +10,8 @@ use crate::Interval;
 const MOST_EXACT: usize = 16;
 const RANDOM_SIGNS: usize = 100_000;
 
-/// Returns the mean of a few values with Student's 95 % interval; `None` for fewer than two values, or if one is not
-/// finite.
+/// Returns the mean of a few values with Student's 95 % interval; `None` for fewer than two values, or if one
+/// is not finite.
 #[must_use]
 pub fn student(values: &[f64]) -> Option<Interval> {
     if values.len() < 2 || values.iter().any(|value| !value.is_finite()) {
@@ -63,8 +63,8 @@ fn critical(freedom: usize) -> f64 {
     f64::midpoint(low, high)
 }
 
-/// Probability of a value within `±t`: the closed sums for integer degrees of freedom (Abramowitz and Stegun, 26.7.3
-/// and 26.7.4).
+/// Probability of a value within `±t`: the closed sums for integer degrees of freedom (Abramowitz and Stegun,
+/// 26.7.3 and 26.7.4).
 fn within(t: f64, freedom: usize) -> f64 {
     let angle = (t / (freedom as f64).sqrt()).atan();
     let (sine, cosine) = angle.sin_cos();

@@ -101,8 +101,8 @@ impl Work {
             && has_form
     }
 
-    /// Whether the answer is a number if the reference is one, and a polynomial is factored or expanded like the
-    /// reference.
+    /// Whether the answer is a number if the reference is one, and a polynomial is factored or expanded
+    /// like the reference.
     fn has_form_of(self, reference: Self) -> bool {
         let is_number = !(self.has_root && reference.is_rational || self.is_quotient && reference.is_whole);
         let is_closed = !self.has_variables || reference.has_variables;

@@ -8,11 +8,11 @@
 //!    numerically with error bounds;
 //! 4. `form` decides whether an equal answer has been worked out as far as the reference.
 //!
-//! This is not a computer algebra system. Expressions with variables are compared at fixed points, not proved equal.
-//! Answers that are not mathematics have rules of their own: `text` (equal to the reference) and `countdown` (an
-//! expression of given numbers). Nothing here reads a clock or random numbers: work is bounded by counted steps (see
-//! `limits`), so the same pair of strings gets the same verdict on every machine. The conventions are in
-//! `docs/VERIFIERS.md`.
+//! This is not a computer algebra system. Expressions with variables are compared at fixed points, not proved
+//! equal. Answers that are not mathematics have rules of their own: `text` (equal to the reference) and
+//! `countdown` (an expression of given numbers). Nothing here reads a clock or random numbers: work is bounded by
+//! counted steps (see `limits`), so the same pair of strings gets the same verdict on every machine. The
+//! conventions are in `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -71,8 +71,8 @@ pub(crate) struct Arguments {
     /// Seed of the noise; a sample is a function of the seed, its row in the input and its number.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// String that ends a sample, besides the model's end tokens; may be repeated. `\n` and `\t` stand for the
-    /// characters.
+    /// String that ends a sample, besides the model's end tokens; may be repeated. `\n` and `\t` stand
+    /// for the characters.
     #[arg(long)]
     stop: Vec<String>,
     /// Text after every question.

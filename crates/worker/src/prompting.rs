@@ -14,8 +14,8 @@ pub(crate) struct Prompting {
     /// File with a Jinja chat template that replaces the folder's, as `model.chat_template` does in a job.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Variables for the chat template as a JSON object, as `model.template_variables` in a job: '{"enable_thinking":
-    /// false}'
+    /// Variables for the chat template as a JSON object, as `model.template_variables` in a
+    /// job: '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = variables)]
     template_variables: Option<Map<String, Value>>,
 }

@@ -6,8 +6,8 @@ use crate::{ObjectiveError, Sequence};
 /// Hyperparameters of DisCO.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiscoConfig {
-    /// Temperature of the mean over wrong answers, above 0. Near 0 only the highest score counts; far above, all count
-    /// alike.
+    /// Temperature of the mean over wrong answers, above 0. Near 0 only the highest score counts; far above,
+    /// all count alike.
     pub tau: f64,
     /// Divergence from the old policy without a penalty (nats per token), 0 or more.
     pub delta: f64,

@@ -15,8 +15,8 @@ pub struct Sequence {
     pub old_logprob_sum: f64,
     /// Number of tokens in the sums; above 0.
     pub tokens: u32,
-    /// Importance weight of its loss, a constant; 1 for none. An answer with weight 0 still counts in the baseline of
-    /// the others.
+    /// Importance weight of its loss, a constant; 1 for none. An answer with weight 0 still counts in the baseline
+    /// of the others.
     pub importance: f64,
 }
 
@@ -181,8 +181,8 @@ fn cross_entropy(score: f64, Halves { right, wrong }: Halves) -> f64 {
     right * ((-score).max(0.0) + tail) + wrong * (score.max(0.0) + tail)
 }
 
-/// Derivative of [`cross_entropy`] by the score, in a form that keeps the small difference of a confident, correct
-/// score.
+/// Derivative of [`cross_entropy`] by the score, in a form that keeps the small difference of a
+/// confident, correct score.
 fn cross_entropy_slope(score: f64, Halves { right, wrong }: Halves) -> f64 {
     wrong * sigmoid(score) - right * sigmoid(-score)
 }

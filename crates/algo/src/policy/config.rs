@@ -66,8 +66,8 @@ pub enum AdvantageEstimator {
 }
 
 impl AdvantageEstimator {
-    /// Whether it subtracts a baseline that the samples of a prompt share, so that a single sample has nothing to be
-    /// compared with.
+    /// Whether it subtracts a baseline that the samples of a prompt share, so that a single sample has nothing to
+    /// be compared with.
     #[must_use]
     pub fn compares_group(self) -> bool {
         matches!(

@@ -21,8 +21,8 @@ impl ValueOutcome {
 }
 
 impl PolicyConfig {
-    /// Returns the value loss of one answer of a mini-batch; 0 without a value model, and for an answer that is masked
-    /// out.
+    /// Returns the value loss of one answer of a mini-batch; 0 without a value model, and for an answer that
+    /// is masked out.
     ///
     /// # Errors
     /// When values are missing or not finite, or the arithmetic overflows.

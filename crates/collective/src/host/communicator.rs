@@ -174,8 +174,8 @@ impl HostCollective {
         Err(self.fail(operation, Fault::own(ErrorKind::Invalid(problem.to_owned()))))
     }
 
-    /// Ends the communicator with its first error. If it was aborted, the abort is reported instead of its effects on
-    /// the sockets.
+    /// Ends the communicator with its first error. If it was aborted, the abort is reported instead of its effects
+    /// on the sockets.
     pub(crate) fn fail(&self, operation: Operation, fault: Fault) -> CollectiveError {
         let Fault { peer, kind } = match self.abort.reason() {
             Some(kind) => Fault::own(kind),

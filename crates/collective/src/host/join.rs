@@ -17,8 +17,8 @@ use crate::{AbortHandle, ErrorKind};
 
 /// Longest attempt to reach an address; the name is then resolved again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for a greeting. A rank greets at once, so a slow connection is not a rank, and others may wait in the
-/// backlog.
+/// Longest wait for a greeting. A rank greets at once, so a slow connection is not a rank, and others may wait
+/// in the backlog.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shortest and longest pause between two attempts; it doubles each time.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
@@ -32,8 +32,8 @@ pub(crate) fn join(
 ) -> Result<Link, Fault> {
     let given_up = AtomicBool::new(false);
     let join = Join { listener, group, abort, deadline, given_up: &given_up };
-    // Dial and accept concurrently: the successor replies only when it accepts, so a ring of ranks that all dial first
-    // would deadlock.
+    // Dial and accept concurrently: the successor replies only when it accepts, so a ring of ranks that all dial
+    // first would deadlock.
     let (next, previous) = thread::scope(|scope| {
         let dialling = scope.spawn(|| join.dial());
         let previous = join.accept();
@@ -128,8 +128,8 @@ impl Join<'_> {
                     }
                 },
                 Err(error) => {
-                    // Besides an empty backlog, accept reports faults of a connection that is gone, or temporary
-                    // shortages.
+                    // Besides an empty backlog, accept reports faults of a connection that is gone,
+                    // or temporary shortages.
                     if error.kind() != io::ErrorKind::WouldBlock {
                         problem = error.to_string();
                     }

@@ -7,8 +7,8 @@ use bytemuck::Pod;
 use super::link::{Call, Link, Receive};
 use crate::error::Fault;
 
-/// Message size of operations that cut their buffer into parts (bytes): what was received is still in cache when it is
-/// added.
+/// Message size of operations that cut their buffer into parts (bytes): what was received is still in cache when
+/// it is added.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Message size of a broadcast (bytes); small, so that ranks far down the ring start early.
 const PIECE_BYTES: usize = 1 << 18;
@@ -149,8 +149,8 @@ impl Ring {
     }
 }
 
-/// A buffer divided into one part per rank, whose lengths differ by one at most, and the parts into chunks of one
-/// message each.
+/// A buffer divided into one part per rank, whose lengths differ by one at most, and the parts into chunks of
+/// one message each.
 #[derive(Clone, Copy, Debug)]
 struct Parts {
     length: usize,

@@ -25,8 +25,8 @@ pub struct Credentials {
     pub server: Arc<ServerConfig>,
     /// Name that every rank's certificate must hold.
     pub name: ServerName<'static>,
-    /// Decides whether the holder of a certificate may dial in, else says why not. TLS checks the name of the dialled
-    /// side only.
+    /// Decides whether the holder of a certificate may dial in, else says why not. TLS checks the name of the
+    /// dialled side only.
     pub judge: fn(&CertificateDer<'_>) -> Result<(), String>,
 }
 

@@ -2,8 +2,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// The calls to CUDA and NCCL that the backend needs; a trait, so that everything above it can be tested without a
-/// device.
+/// The calls to CUDA and NCCL that the backend needs; a trait, so that everything above it can be tested
+/// without a device.
 ///
 /// Handles are valid from the call that creates them to the call that destroys them; the types of `device` and
 /// `communicator` own them and guarantee this. Methods may be called from any thread.
@@ -35,8 +35,8 @@ pub(crate) trait Api: fmt::Debug + Send + Sync {
     fn unique_id(&self) -> Result<UniqueId, DeviceError>;
     /// Starts to form a communicator; it is formed once [`Api::is_settled`].
     fn begin(&self, id: &UniqueId, world_size: usize, rank: usize) -> Result<Comm, DeviceError>;
-    /// Whether the last call on the communicator has done its part on the host. Also reports asynchronous errors of
-    /// NCCL.
+    /// Whether the last call on the communicator has done its part on the host. Also reports asynchronous
+    /// errors of NCCL.
     fn is_settled(&self, comm: Comm) -> Result<bool, DeviceError>;
     /// Enqueues an operation; it is in `stream` once the communicator is settled.
     fn enqueue(&self, comm: Comm, launch: Launch, stream: Stream) -> Result<(), DeviceError>;

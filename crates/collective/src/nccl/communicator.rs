@@ -42,8 +42,8 @@ impl NcclCollective {
     ///
     /// # Errors
     ///
-    /// As [`HostCollective::connect_abortable`], when versions of NCCL or CUDA differ between ranks, and when NCCL
-    /// fails.
+    /// As [`HostCollective::connect_abortable`], when versions of NCCL or CUDA differ between ranks, and
+    /// when NCCL fails.
     pub fn connect(
         listener: &HostListener,
         group: GroupConfig,

@@ -51,10 +51,10 @@ impl CudaDevice {
     ///
     /// # Safety
     ///
-    /// `pointer` must be the address of `bytes` bytes in the memory of this device, aligned for float32, and stay valid
-    /// until the operation that takes the buffer has returned. Until then nothing else may access the memory, except
-    /// work that `stream` holds already. `stream` must be a stream of this device's primary context, or null for the
-    /// default stream.
+    /// `pointer` must be the address of `bytes` bytes in the memory of this device, aligned for float32, and stay
+    /// valid until the operation that takes the buffer has returned. Until then nothing else may access the memory,
+    /// except work that `stream` holds already. `stream` must be a stream of this device's primary context, or null
+    /// for the default stream.
     #[expect(unsafe_code, reason = "only the caller knows what lies at an address")]
     pub unsafe fn buffer(
         &self,

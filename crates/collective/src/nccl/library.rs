@@ -169,8 +169,8 @@ impl Library {
         }
         let nccl = Nccl::get()?;
         let (mut count, mut device, mut context) = (0, 0, ptr::null_mut());
-        // SAFETY: every pointer is to a local of the right type, and the calls are in the order that the driver
-        // requires.
+        // SAFETY: every pointer is to a local of the right type, and the calls are in the order that
+        // the driver requires.
         unsafe {
             check("cuInit", cuda::cuInit(0))?;
             check("cuDeviceGetCount", cuda::cuDeviceGetCount(&mut count))?;

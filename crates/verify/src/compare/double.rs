@@ -86,8 +86,8 @@ impl Double {
         Self::quick_sum(near, rest.high / (2.0 * near))
     }
 
-    /// Exponential, by `exp(x) = 2^k · exp(r / 256)^256` and a series for the last; not finite for absolute values
-    /// above 700.
+    /// Exponential, by `exp(x) = 2^k · exp(r / 256)^256` and a series for the last; not finite for absolute
+    /// values above 700.
     pub(super) fn exp(self) -> Self {
         const SQUARINGS: u32 = 8;
         // Beyond this the scale leaves the range of a double.

@@ -306,8 +306,8 @@ impl Probe {
     }
 }
 
-/// Evaluates an expression at a probe; `None` without a value (a pole, an infinity, an undefined function, too large a
-/// number).
+/// Evaluates an expression at a probe; `None` without a value (a pole, an infinity, an undefined function, too
+/// large a number).
 pub(super) fn value(expr: &Expr, probe: Probe, budget: &mut Budget) -> Option<Value> {
     budget.step()?;
     match expr {

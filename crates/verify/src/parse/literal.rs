@@ -113,8 +113,8 @@ fn marked<'a>(rest: &mut &'a str, commands: &[&str]) -> Option<&'a str> {
     Some(inside)
 }
 
-/// Returns the period that dots continue: in `0.333\ldots`, a digit that ends the decimals three times, or a group
-/// twice.
+/// Returns the period that dots continue: in `0.333\ldots`, a digit that ends the decimals three times, or
+/// a group twice.
 fn period(decimals: &str, rest: &mut &str) -> Option<String> {
     let behind = ["\\ldots", "\\dots", "\\cdots", "…", "..."].iter().find_map(|dots| rest.strip_prefix(dots))?;
     let period = (1..=6).find_map(|length| {

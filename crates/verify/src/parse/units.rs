@@ -172,8 +172,8 @@ const PLAIN: &[&str] = &[
     "rad", "radian", "radians", "pts", "ways", "mol", "mole", "moles", "th", "st", "nd", "rd", "个", "人", "次", "种",
 ];
 
-/// Words that change the number next to them, or that make it no number. None may be part of the name of a counted
-/// thing.
+/// Words that change the number next to them, or that make it no number. None may be part of the name of
+/// a counted thing.
 const OPERATIVE: &[&str] = &[
     "not",
     "no",

@@ -1,5 +1,5 @@
-//! `pacs-worker bench decode` and `pacs-worker bench prefill`: single passes, compared with the limit of memory
-//! bandwidth.
+//! `pacs-worker bench decode` and `pacs-worker bench prefill`: single passes, compared with the limit
+//! of memory bandwidth.
 
 use std::time::Instant;
 

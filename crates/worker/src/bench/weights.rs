@@ -25,8 +25,8 @@ use super::{median, print, shape, work};
 const RUN: &str = "bench";
 
 /// Delivery of a weight version to rollout workers: `shared` (a file that processes of a host map) compared with a
-/// plain memory copy, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when weights
-/// are swapped.
+/// plain memory copy, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when
+/// weights are swapped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
                   pacs-worker bench weights --shape smollm2-135m --threads 2\n  \
@@ -264,8 +264,8 @@ fn processor_seconds() -> Result<f64> {
     // Linux reports hundredths of a second on every architecture.
     const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
-    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth field
-    // after it.
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth
+    // field after it.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse);
     let ticks: Vec<f64> = ticks.collect::<Result<_, _>>().context("/proc/self/stat has no times")?;

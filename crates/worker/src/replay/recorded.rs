@@ -23,8 +23,8 @@ pub(super) struct RecordedSample {
     pub(super) tokens: Vec<u32>,
     /// Log-prob of each token by the rollout engine (nats).
     pub(super) logprobs: Vec<f32>,
-    /// Log-probs under the distribution that the tokens were drawn from, if top-k, top-p or min-p cut something off;
-    /// else empty.
+    /// Log-probs under the distribution that the tokens were drawn from, if top-k, top-p or min-p cut something
+    /// off; else empty.
     pub(super) sampled_logprobs: Vec<f32>,
     pub(super) label: f64,
     pub(super) reward: f64,

@@ -50,8 +50,8 @@ pub(super) fn read<'a>(
     }))
 }
 
-/// Returns conversations of a job's problems: the prompt that a rollout worker gets, and a response that the task
-/// accepts.
+/// Returns conversations of a job's problems: the prompt that a rollout worker gets, and a response that
+/// the task accepts.
 pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
     let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), &spec.data.prompt_suffix)?;
     let conversation = |(number, Demonstration { mut asked, response }): (usize, Demonstration)| {

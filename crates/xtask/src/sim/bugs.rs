@@ -1,5 +1,5 @@
-//! Shows that the simulation finds bugs: plants each known bug in a copy of the sources, and counts the seeds that
-//! detect it.
+//! Shows that the simulation finds bugs: plants each known bug in a copy of the sources, and counts the seeds
+//! that detect it.
 //!
 //! The copy is a workspace of its own below `target/`, with the machine and the two crates it needs. It builds into the
 //! same target folder, where its dependencies are compiled already.

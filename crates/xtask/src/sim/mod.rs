@@ -23,8 +23,8 @@ pub(crate) struct Arguments {
     /// Print every event and its effects; for a single seed.
     #[arg(long)]
     trace: bool,
-    /// Plant known bugs in a copy of the machine, one at a time, and count the seeds that detect each. Fails if one is
-    /// not detected.
+    /// Plant known bugs in a copy of the machine, one at a time, and count the seeds that detect each. Fails if one
+    /// is not detected.
     #[arg(long, conflicts_with = "trace")]
     bugs: bool,
     /// Plant only this bug.

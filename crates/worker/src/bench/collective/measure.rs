@@ -130,8 +130,8 @@ pub(crate) fn operation(
 pub(crate) struct Probes {
     /// Seconds of a pass over memory, without the network, by rank.
     pub(crate) memory: Vec<f64>,
-    /// Seconds of an all-reduce between rank `i` and the next rank, by `i`. A world of two has one link, a world of one
-    /// none.
+    /// Seconds of an all-reduce between rank `i` and the next rank, by `i`. A world of two has one link, a world
+    /// of one none.
     pub(crate) links: Vec<f64>,
 }
 
