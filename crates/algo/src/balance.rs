@@ -13,6 +13,7 @@ use std::collections::BinaryHeap;
 pub fn balance(costs: &[u64], ranks: usize) -> Vec<usize> {
     let mut dearest_first: Vec<usize> = (0..costs.len()).collect();
     dearest_first.sort_by_key(|&item| Reverse(costs[item]));
+    // Loads are 128 bits wide, because sums of costs of 64 bits may overflow.
     let mut loads: BinaryHeap<_> = (0..ranks).map(|rank| Reverse((0u128, rank))).collect();
     let mut assignment = vec![0; costs.len()];
     for item in dearest_first {

@@ -1,7 +1,7 @@
 //! Advantages, policy losses, value losses and KL penalties against the reference vectors in
 //! `tests/golden/baselines.json`.
-//!
-//! The vectors are padded; objectives are not. Tokens with mask 0 are left out on the way in, and their derivative
+//! The vectors are padded, objectives are not. Tokens with mask 0 are left out on the way in, and their derivative must
+//! be 0 on the way out.
 //! must be 0 on the way out.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +15,7 @@ use pacs_algo::{
 use serde_json::Value;
 
 const RELATIVE: f64 = 1e-12;
-/// What is left of cancelled terms of order one may be rounding below this.
+/// Cancelled terms of order one may leave rounding below this.
 const ABSOLUTE: f64 = 1e-15;
 /// Whitened numbers are differences from a mean divided by a deviation: their rounding is that of the mean.
 const ABSOLUTE_WHITENED: f64 = 1e-14;
@@ -40,7 +40,7 @@ fn every_advantage_matches() {
     }
 }
 
-/// Groups of one are refused by estimators that compare within a group.
+/// Whether a group of one is refused, because the estimator compares within a group.
 fn lonely(input: &Input, config: &PolicyConfig) -> bool {
     let lonely = config.advantage.compares_group() && input.infos.iter().filter(|i| i.group == 0).count() == 1;
     if lonely {
@@ -49,7 +49,7 @@ fn lonely(input: &Input, config: &PolicyConfig) -> bool {
     lonely
 }
 
-/// What published code makes of groups of one. With nothing to subtract, whitening is all that is left to do.
+/// Advantages that published code computes for groups of one: with nothing to subtract, only whitening remains.
 fn without_comparison(input: &Input, config: &PolicyConfig) -> Vec<TokenAdvantages> {
     if config.advantage.whitens() {
         let whitened = PolicyConfig { advantage: AdvantageEstimator::ReinforcePp { gamma: 1.0 }, ..*config };
@@ -128,7 +128,7 @@ fn every_kl_penalty_matches() {
         };
         let kl = Some(KlPenalty { coefficient: 1.0, kind, place: KlPlace::Loss });
         let config = PolicyConfig { kl, aggregation: aggregation(params, &input), ..grpo() };
-        // No advantage: what remains of the loss is the penalty.
+        // Without advantages, only the penalty remains of the loss.
         let zeros: Vec<TokenAdvantages> = (0..input.infos.len())
             .map(|i| TokenAdvantages { advantages: vec![0.0; input.infos[i].tokens as usize], returns: Vec::new() })
             .collect();
@@ -218,7 +218,7 @@ impl Golden {
     }
 }
 
-/// One input of the vectors without its padding.
+/// One input of the vectors, without padding.
 struct Input {
     infos: Vec<SequenceInfo>,
     masks: Vec<Vec<f64>>,

@@ -1,4 +1,4 @@
-//! What must hold of every objective for any input, through the interface that the learner uses.
+//! Properties that every objective must have for any input, through the interface of the learner.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use pacs_algo::{
@@ -18,7 +18,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
         token in any::<prop::sample::Index>(),
     ) {
-        // Weights that are constants are no part of what a difference sees; the vectors of plain PyTorch cover them.
+        // Constant weights are invisible to finite differences; the vectors of plain PyTorch cover them.
         let constants = match &objective {
             Objective::Policy(config) => config.surrogate != Surrogate::Clipped,
             _ => false,
@@ -78,7 +78,7 @@ proptest! {
                 let reward_method = RewardMethod::LogRatio;
                 Objective::Pacs(PacsConfig { reward_method, importance: None, ..config })
             }
-            // Scores are log-probs, which no log-ratio gives.
+            // The scores are log-probs, which log-ratios do not determine.
             Objective::Disco(_) | Objective::External => return Ok(()),
             Objective::Real(_) => objective,
             Objective::Policy(config) => {
@@ -110,15 +110,15 @@ proptest! {
     #[test]
     fn what_is_masked_has_no_influence(mut batch in batch(), objective in objective()) {
         let Objective::Policy(config) = objective else { return Ok(()) };
-        // What the start of a step reads of every answer, values and a penalised reward, must be numbers.
+        // What the start of a step reads of every answer (values, a penalised reward) must be finite.
         let kl = config.kl.map(|kl| KlPenalty { place: KlPlace::Loss, ..kl });
         let objective = Objective::Policy(PolicyConfig { mask_truncated: true, kl, ..config });
-        // Whitening takes two tokens.
+        // Whitening needs two tokens.
         batch.0.push(sample(9, 1.0, false, &[(-1.0, 0.1, 0.2, 0.3); 2]));
         batch.0.push(sample(9, 0.0, false, &[(-1.0, 0.1, 0.2, 0.3)]));
         let before = objective.evaluate(&batch.answers()).unwrap();
         for sample in batch.0.iter_mut().filter(|sample| sample.info.truncated) {
-            // Not even how many tokens there were counts.
+            // Not even the number of tokens matters.
             *sample = Sample { info: sample.info, ..self::sample(0, 0.0, true, &[(-1.0, 0.0, 0.0, 0.0); 9]) };
             sample.info.tokens = 9;
             for numbers in [&mut sample.new, &mut sample.old, &mut sample.rollout, &mut sample.new_values] {
@@ -158,7 +158,7 @@ proptest! {
     #[test]
     fn missing_numbers_are_refused_and_unread_ones_are_not_needed(mut batch in batch(), objective in objective()) {
         let Needs { old, rollout, reference, values, entropy, .. } = objective.needs();
-        // Of an answer that is masked nothing is read.
+        // Nothing is read of a masked answer.
         batch.0[0].info.truncated = false;
         let empty: &[f64] = &[];
         let without = |change: fn(&mut TokenData<'_>)| {
@@ -246,7 +246,7 @@ fn a_mini_batch_whose_answers_are_all_masked_has_no_gradient() {
     }
 }
 
-/// One pass rate and one exponent at a time: what other objectives weigh a prompt by, on policy.
+/// One pass rate and one exponent at a time: the weights that other objectives give a prompt, on policy.
 #[test]
 fn one_family_holds_the_first_updates_of_its_kin() {
     for right in 1..8 {
@@ -295,7 +295,7 @@ fn an_entropy_bonus_rewards_entropy() {
         sample(0, 1.0, false, &[(-2.0, 0.0, 0.0, 0.0)]),
     ]);
     let step = Objective::Policy(PolicyConfig { entropy: 0.1, ..dapo() }).evaluate(&batch.answers()).unwrap();
-    // Equal rewards leave the bonus alone: a tenth of the mean entropy of four tokens, which are 1, 1, 1 and 2.
+    // Equal rewards leave only the bonus: a tenth of the mean entropy of four tokens, which are 1, 1, 1 and 2.
     assert!((step.loss + 0.1 * 1.25).abs() < 1e-8, "{}", step.loss);
     assert!(step.sequences.iter().all(|sequence| (sequence.dloss_dentropy + 0.1 / 4.0).abs() < 1e-8));
 }
@@ -308,7 +308,7 @@ fn the_value_model_may_be_warmed_up_alone() {
     assert!(grpo().trains_policy(1));
 }
 
-/// What one of three ranks computes: it holds the tokens of its own answers only, and what [`Needs`] says is gathered.
+/// One of three ranks: it holds the tokens of its own answers only, and gathers what [`Needs`] says.
 struct Part {
     loss: f64,
     derivatives: Vec<Vec<f64>>,
@@ -344,8 +344,8 @@ impl Part {
     }
 }
 
-/// Slope of `loss` where `shift` moves one number; `None` at a kink (clipping, absolute values), where the slopes to
-/// both sides differ.
+/// Slope of `loss` as `shift` moves one number; `None` at a kink (clipping, absolute values), where the
+/// one-sided slopes differ.
 fn slope(
     objective: &Objective,
     batch: &Batch,
@@ -424,7 +424,7 @@ fn sample(group: u64, reward: f64, truncated: bool, tokens: &[(f64, f64, f64, f6
     }
 }
 
-/// One to four groups of two to five members, whose members lie together.
+/// One to four groups of two to five members, each group contiguous.
 fn batch() -> impl Strategy<Value = Batch> {
     let token = (-5.0..-0.1f64, -1.0..1.0f64, -1.0..1.0f64, -1.0..1.0f64);
     let reward = prop::sample::select(vec![0.0, 0.0, 1.0, 1.0, 0.7]);
@@ -464,7 +464,7 @@ fn objective() -> impl Strategy<Value = Objective> {
 }
 
 fn pacs_config() -> impl Strategy<Value = PacsConfig> {
-    // The standardised score is too curved for differences where a group's proxies nearly coincide.
+    // The standardised score is too curved for finite differences where a group's proxies nearly coincide.
     let score = prop::sample::select(vec![ScoreEstimator::Rloo, ScoreEstimator::DrGrpo, ScoreEstimator::Naive]);
     let reward_method = prop::sample::select(vec![RewardMethod::LogRatio, RewardMethod::MeanLogprob]);
     let label_weights = prop::sample::select(vec![LabelWeights::None, LabelWeights::Question]);
@@ -472,7 +472,7 @@ fn pacs_config() -> impl Strategy<Value = PacsConfig> {
     let mode = prop::sample::select(vec![ImportanceMode::Truncate, ImportanceMode::Mask]);
     let importance = (level, mode, 1.0..3.0f64).prop_map(|(level, mode, cap)| ImportanceWeights { level, mode, cap });
     let settings = (0.1..3.0f64, score, reward_method, label_weights, prop::option::of(importance));
-    // The actor term is no derivative of the loss; a test of its own says what it is.
+    // The actor term is not a derivative of the loss; a test of its own covers it.
     settings.prop_map(|(beta, score, reward_method, label_weights, importance)| PacsConfig {
         beta,
         score,

@@ -8,10 +8,10 @@ use pacs_algo::{LabelWeights, PacsConfig, PacsStep, RewardMethod, ScoreEstimator
 use serde_json::Value;
 
 const RELATIVE: f64 = 1e-12;
-/// What is left of cancelled terms of order one may be rounding below this.
+/// Cancelled terms of order one may leave rounding below this.
 const ABSOLUTE: f64 = 1e-15;
-/// The two standardised scores of a pair are constant up to epsilon: their derivative is a cancelled difference of
-/// terms that were divided by the deviation, and the reference values themselves are this far off.
+/// The two standardised scores of a pair are constant up to epsilon. Their derivative is a cancelled difference of
+/// terms divided by the deviation, and the reference values themselves are this inaccurate.
 const ABSOLUTE_STANDARDISED: f64 = 1e-14;
 
 #[test]
@@ -54,7 +54,8 @@ fn assert_cancels(members: &[usize], values: &[f64], id: &Value) {
     assert!(sum.abs() < 1e-12 * scale, "{id}: {sum}");
 }
 
-/// With every proxy 0, equal labels teach nothing, and unweighted the step is REINFORCE with a leave-one-out baseline.
+/// With every proxy 0, equal labels give no gradient, and without weights the step is REINFORCE with
+/// a leave-one-out baseline.
 fn assert_on_policy(config: &PacsConfig, sequences: &[Sequence], step: &PacsStep) {
     for members in step_groups(sequences) {
         let n = members.len() as f64;

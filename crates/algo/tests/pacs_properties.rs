@@ -1,4 +1,4 @@
-//! What must hold of the PACS objective for any input.
+//! Properties that the PACS objective must have for any input.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
@@ -112,7 +112,7 @@ proptest! {
         config in config(),
         at in any::<prop::sample::Index>(),
     ) {
-        // The standardised score is too curved for differences where a group's proxies nearly coincide.
+        // The standardised score is too curved for finite differences where a group's proxies nearly coincide.
         prop_assume!(config.score != ScoreEstimator::Grpo);
         let i = at.index(sequences.len());
         let loss_at = |shift: f64| {
@@ -156,7 +156,7 @@ fn config() -> impl Strategy<Value = PacsConfig> {
     })
 }
 
-/// One to five groups of two to six members, whose members lie together.
+/// One to five groups of two to six members, each group contiguous.
 fn batch() -> impl Strategy<Value = Vec<Sequence>> {
     let member = (prop::sample::select(vec![0.0, 0.0, 1.0, 1.0, 0.5, 0.1]), -20.0..-0.1f64, -2.0..2.0f64, 1u32..50);
     prop::collection::vec(prop::collection::vec(member, 2..7), 1..6).prop_map(|groups| {

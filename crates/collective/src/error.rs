@@ -11,17 +11,17 @@ use crate::DeviceError;
 pub enum Operation {
     /// Joining a generation, before any collective operation.
     Connect,
-    /// [`crate::Collective::all_reduce_sum`].
+    /// Summing a buffer over all ranks, [`crate::Collective::all_reduce_sum`].
     AllReduceSum,
-    /// [`crate::Collective::reduce_scatter_sum`].
+    /// Summing a buffer and keeping one part of it, [`crate::Collective::reduce_scatter_sum`].
     ReduceScatterSum,
-    /// [`crate::Collective::all_gather`].
+    /// Gathering equal parts of a buffer, [`crate::Collective::all_gather`].
     AllGather,
-    /// [`crate::Collective::all_gather_f64`].
+    /// Gathering lists of numbers, [`crate::Collective::all_gather_f64`].
     AllGatherF64,
-    /// [`crate::Collective::broadcast`].
+    /// Copying a buffer of one rank to all, [`crate::Collective::broadcast`].
     Broadcast,
-    /// [`crate::Collective::barrier`].
+    /// Waiting for all ranks, [`crate::Collective::barrier`].
     Barrier,
 }
 

@@ -31,8 +31,8 @@ impl Limits {
     }
 }
 
-/// Deadline of an operation that moves `bytes` through this rank: the base, plus the time of the bytes at the lowest
-/// bandwidth.
+/// Deadline of an operation that moves `bytes` through this rank: the base, plus the time of the
+/// bytes at the lowest bandwidth.
 pub(crate) fn timeout(base: Duration, bytes: u64, bandwidth_floor: u64) -> Duration {
     base.saturating_add(Duration::from_secs_f64(bytes as f64 / bandwidth_floor as f64))
 }

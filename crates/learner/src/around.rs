@@ -95,6 +95,7 @@ impl<'a, 'w> Around<'a, 'w> {
             return Ok(());
         }
         self.send_for(bucket);
+        // A bucket of the same window would overwrite the weights that are about to be used.
         if let Some(next) = next.filter(|next| self.place(*next) != self.place(bucket)) {
             self.send_for(next);
         }
@@ -159,6 +160,7 @@ impl Stages for Around<'_, '_> {
         let place = self.layout.buckets()[bucket];
         let buffer = part(gradients, place.offset, place.room);
         let exchange = match (self.division.sharding, flow) {
+            // Another layer reuses the window, so gradients leave even if another pass of this update follows.
             (Sharding::ShardAll, _) => {
                 let (start, len) = self.own(bucket);
                 let shard = self.windows.as_ref().and_then(|windows| windows.gradient_shard);

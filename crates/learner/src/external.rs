@@ -141,8 +141,8 @@ fn start(command: &[String], program: &str) -> Result<Running, ExternalError> {
         Command::new(name).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let pipes = child.stdin.take().zip(child.stdout.take());
     let (stdin, stdout) = pipes.expect("both were asked for");
-    // At most one request is open. Pipes are read on a thread because a read has no timeout, and the trainer must not
-    // block for ever.
+    // At most one request is open. Pipes are read on a thread because a read has no timeout, and the trainer must
+    // not block forever.
     let (questions, asked) = sync_channel(1);
     let (said, answers) = sync_channel(1);
     std::thread::Builder::new()

@@ -272,7 +272,6 @@ impl OpenPass<'_> {
     ///
     /// # Errors
     /// Those of `stages`.
-    /// As `stages`.
     pub(crate) fn values_backward<S: Stages>(
         self,
         critic: &Model,

@@ -1,3 +1,5 @@
+//! What a learner rank reads of the job spec.
+
 use std::time::Duration;
 
 use pacs_algo::{LearningRate, Objective};

@@ -90,8 +90,8 @@ pub struct FineTuneReport {
     pub skipped: bool,
 }
 
-/// Supervised fine-tuning of one model in one process. Uses the same model, backward and optimizer as
-/// [`Trainer`](crate::Trainer).
+/// Supervised fine-tuning of one model in one process. Uses the same model, backward and
+/// optimizer as [`Trainer`](crate::Trainer).
 #[derive(Debug)]
 pub struct FineTuner {
     settings: FineTunerSettings,
@@ -125,8 +125,8 @@ impl FineTuner {
         &self.parameters
     }
 
-    /// Returns the gradient of the last [`accumulate`](Self::accumulate) or update, flat and in the layout of the
-    /// parameters.
+    /// Returns the gradient of the last [`accumulate`](Self::accumulate) or update, flat and in the layout
+    /// of the parameters.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients
     }

@@ -128,6 +128,7 @@ impl<'scope> Wire<'scope> {
         let requests = self.requests.as_ref().expect("the wire is open until it is closed");
         let lent = self.device.as_ref().map_or(Ok(None), |device| exchange.lend(device, self.rank, self.ranks));
         let sent = lent.map_err(Refused::NotLent).and_then(|lent| {
+            // Not `send`, which would wait without a deadline when an exchange hangs and the queue is full.
             requests.try_send((exchange, lent, reply)).map_err(|error| match error {
                 TrySendError::Full(_) => Refused::QueueFull,
                 TrySendError::Disconnected(_) => Refused::Ended,

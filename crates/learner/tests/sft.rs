@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: its gradient is that of the plain mean, whatever the packing, and it learns.
+//! Supervised fine-tuning: its gradient is that of the plain mean for any packing, and it learns.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
 }
 
-/// Small models gain nothing from threads.
+/// One thread: small models gain nothing from more.
 fn settings(learning_rate: f64, micro_batch_tokens: usize) -> FineTunerSettings {
     pacs_torch::tch::set_num_threads(1);
     let optimizer = OptimizerSpec { learning_rate, weight_decay: 0.0, ..OptimizerSpec::default() };
@@ -25,7 +25,7 @@ fn tuner(model: &str, kind: Kind, settings: FineTunerSettings) -> FineTuner {
     FineTuner::new(&config, parameters, settings)
 }
 
-/// Texts of several turns each, of which every second one is learnt; one has nothing to learn.
+/// Texts of several turns, every second one learnt; one text has nothing to learn.
 fn texts() -> Vec<Text> {
     let number = |a: u64, b: u64| mix(a << 32 ^ b);
     let mut texts = Vec::new();
@@ -48,7 +48,7 @@ fn the_gradient_is_the_slope_of_the_loss_whatever_the_packing() {
     let mut whole = tuner("qwen3", Kind::Double, settings(1e-3, 100_000));
     let loss = whole.accumulate(&texts);
     assert_eq!(loss.targets, texts.iter().map(|text| text.targets()).sum::<usize>());
-    // Log-probs come back as float32, so that the slope is known to about six digits.
+    // Log-probs are float32, so the slope is accurate to about six digits.
     pacs_torch::tch::manual_seed(3);
     let direction = Tensor::randn(whole.gradients().size(), (Kind::Double, Device::Cpu));
     let expected = (whole.gradients() * &direction).sum(Kind::Double).double_value(&[]);
@@ -65,7 +65,7 @@ fn the_gradient_is_the_slope_of_the_loss_whatever_the_packing() {
         let mut parts = tuner("qwen3", Kind::Double, settings(1e-3, tokens));
         assert!((parts.accumulate(&texts).mean() - loss.mean()).abs() < 1e-6);
         let difference = (parts.gradients() - whole.gradients()).abs().max().double_value(&[]);
-        // Coefficients and log-probs pass through float32.
+        // Coefficients and log-probs are float32.
         assert!(difference < 1e-9, "gradients of passes of {tokens} tokens differ by {difference}");
     }
 }
@@ -97,7 +97,7 @@ fn an_untrained_model_learns_a_small_set_by_heart() {
         let parameters = Parameters::random(&config, kind, Device::Cpu, 7);
         let mut tuner = FineTuner::new(&config, parameters, settings(5e-3, 64));
         let before = tuner.evaluate(&texts).mean();
-        // Of 384 tokens an untrained model knows nothing.
+        // An untrained model is near the uniform distribution over 384 tokens.
         assert!((before - 384f64.ln()).abs() < 0.5, "{before}");
         for _ in 0..80 {
             let report = tuner.update(&texts).expect("trains");

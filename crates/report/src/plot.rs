@@ -34,7 +34,7 @@ pub struct Plot {
 /// Scale of an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// Linear.
+    /// Linear, the default.
     #[default]
     Linear,
     /// Logarithmic to base 2; points at 0 or below are left out.
@@ -53,9 +53,9 @@ pub struct Series {
 /// One point of a line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Horizontal coordinate.
+    /// Coordinate along the horizontal axis, in its unit.
     pub x: f64,
-    /// Vertical coordinate.
+    /// Coordinate along the vertical axis, in its unit.
     pub y: f64,
     /// Ends of the interval, which is shaded; `None` for no shading.
     pub interval: Option<(f64, f64)>,

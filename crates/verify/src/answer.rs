@@ -260,7 +260,7 @@ pub(crate) enum Expr {
     Matrix(Vec<Vec<Expr>>),
 }
 
-/// A literal.
+/// A numeric literal with its value.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Number {
     pub(crate) value: BigRational,

@@ -1,4 +1,4 @@
-//! `pacs-worker generate`.
+//! `pacs-worker generate`: samples for prompts of a file, through the rollout engine.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! `pacs-worker import`.
+//! `pacs-worker import`: GGUF files to Hugging Face folders.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `pacs-worker score`.
+//! `pacs-worker score`: log-probs of given answers.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};

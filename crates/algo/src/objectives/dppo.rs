@@ -1,16 +1,16 @@
-//! A trust region of probabilities in the place of a clipped ratio.
+//! A trust region on probabilities instead of a clipped ratio.
 
 use super::grpo;
 use crate::{Aggregation, Clip, Divergence, PolicyConfig, Surrogate};
 
-/// DPPO with a binary mask (Qi et al. 2026, arXiv 2602.04879): `-A sg(min(r, 20)) ln p`, with `r` the ratio to the policy of
-/// the rollout engine, and nothing for a token whose probability is further than `high` (`low` for a negative advantage)
-/// from the engine's and whose update would move it further away. The ratio of a rare token may therefore grow large, while
-/// that of a likely token may not.
+/// DPPO with a binary mask (Qi et al. 2026, arXiv 2602.04879): `-A sg(min(r, 20)) ln p`, with `r` the ratio to the
+/// policy of the rollout engine. A token has no loss if its probability is further than `high` (`low` for a negative
+/// advantage) from the engine's and its update would move it further away. The ratio of a rare token may therefore grow
+/// large, while that of a likely token may not.
 ///
-/// What the paper calls binary takes the token and all others together as two outcomes; its top-k masks take whole
-/// distributions, and are not here. The threshold of 0.2 is that of the published code; advantages are GRPO's and losses are
-/// averaged over all tokens, which is chosen.
+/// Binary means that the token and all others together count as two outcomes; the paper's top-k masks compare whole
+/// distributions and are not implemented. The threshold of 0.2 is that of the published code. GRPO's advantages and the
+/// mean over all tokens are our choice.
 #[must_use]
 pub fn dppo() -> PolicyConfig {
     PolicyConfig {

@@ -26,6 +26,7 @@ impl Summand for f32 {
 
 impl Summand for i64 {
     fn plus(self, other: Self) -> Self {
+        // Wrapping keeps the sum independent of the order of additions, even if a partial sum overflows.
         self.wrapping_add(other)
     }
 }

@@ -37,8 +37,8 @@ pub struct NcclCollective {
 }
 
 impl NcclCollective {
-    /// Joins a generation: connects the ring, compares versions, and forms the communicator. Returns when every rank
-    /// has.
+    /// Joins a generation: connects the ring, compares versions, and forms the communicator. Returns when
+    /// every rank has.
     ///
     /// # Errors
     ///

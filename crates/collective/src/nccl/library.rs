@@ -229,6 +229,7 @@ impl Api for Library {
     fn create_stream(&self) -> Result<Stream, DeviceError> {
         self.enter()?;
         let mut stream = ptr::null_mut();
+        // Non-blocking streams do not synchronise with the default stream, on which others may compute.
         let flags = cuda::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint;
         // SAFETY: see above.
         check("cuStreamCreate", unsafe { cuda::cuStreamCreate(&mut stream, flags) })?;
@@ -243,6 +244,7 @@ impl Api for Library {
     fn create_event(&self) -> Result<Event, DeviceError> {
         self.enter()?;
         let mut event = ptr::null_mut();
+        // Without time stamps, waiting for an event and querying it are cheaper.
         let flags = cuda::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
         // SAFETY: see above.
         check("cuEventCreate", unsafe { cuda::cuEventCreate(&mut event, flags) })?;

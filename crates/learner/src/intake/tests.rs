@@ -12,7 +12,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Of rank 1: five sequences of four groups, in an index of eight.
+/// Task of rank 1: five sequences of four groups, in an index of eight.
 fn task() -> v1::TrainTask {
     let own_tokens = own().iter().map(|data| data.tokens.len() as u64).sum();
     v1::TrainTask {
@@ -55,7 +55,7 @@ fn prompt(group_id: u64) -> v1::GroupPrompt {
     v1::GroupPrompt { group_id, tokens: vec![9, 9] }
 }
 
-/// Index in two pieces, sequences 1; 2; 4 and 5; 7.
+/// The batch in six pieces: two of the index, then sequences 1; 2; 4 and 5; 7.
 fn pieces() -> Vec<v1::BatchPiece> {
     let (index, mut own) = (index(), own().into_iter());
     let mut sequences = |prompts: &[u64], count| v1::BatchPiece {
@@ -125,7 +125,7 @@ fn contradictions_are_refused_and_say_what_they_are() {
     refused(|_, pieces| drop(pieces.pop()), "not whole");
 }
 
-/// Answers the calls for a batch one after the other as it is told: pieces, and then an error, or the end of the stream.
+/// A coordinator that answers successive calls as scripted: with pieces, then an error or the end of the stream.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<ToldInner>>);
 
@@ -176,7 +176,7 @@ impl LearnerService for Told {
     }
 }
 
-/// Receives the batch of [`task`] from a coordinator that answers so; what was asked for, and what came of it.
+/// Receives the batch of [`task`] from such a coordinator; returns the requests and the outcome.
 async fn received(
     answers: Vec<(Vec<v1::BatchPiece>, Option<Status>)>,
     patience: Duration,
@@ -227,7 +227,7 @@ async fn what_another_try_would_not_change_is_not_tried_again() {
         (ends(Status::not_found("who?")), |e| matches!(e, IntakeError::Unknown)),
         (ends(Status::out_of_range("too large")), |e| matches!(e, IntakeError::TooLarge { .. })),
         (vec![(contradiction, None)], |e| matches!(e, IntakeError::Malformed(_))),
-        // Refused by this side's own limit.
+        // Refused by the size limit of this side.
         (vec![(large, None)], |e| e.to_string().contains("cannot be delivered")),
     ];
     for (answers, expected) in cases {

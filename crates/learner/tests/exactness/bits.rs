@@ -11,7 +11,7 @@ use crate::support::{PACS, assert_close, descent, golden, on_ranks, settings, sh
 const STEPS: u64 = 2;
 const MINI_BATCHES: usize = 2;
 
-/// The share of one rank of a batch whose units hold parts of groups, shared out unit by unit.
+/// One rank's share of a batch whose units hold parts of groups, dealt out unit by unit.
 fn units(step: u64, rank: usize, ranks: usize) -> TrainBatch {
     let mut batch = whole_batch(step, MINI_BATCHES);
     for (position, entry) in batch.index.iter_mut().enumerate() {
@@ -23,7 +23,8 @@ fn units(step: u64, rank: usize, ranks: usize) -> TrainBatch {
     batch
 }
 
-/// Weights after some steps, computed by `threads` threads; checks that all ranks hold the same and report the same norm.
+/// Weights after some steps with `threads` threads per rank. Checks that all ranks hold the same, and report
+/// the same norm.
 fn train(model: &str, kind: Kind, (ranks, threads): (usize, i32), settings: &TrainerSettings) -> Tensor {
     let trained = on_ranks(ranks, |rank, collective| {
         tch::set_num_threads(threads);
@@ -55,7 +56,7 @@ fn ranks_passes_threads_and_divisions_give_one_weight() {
         let expected = train(model, kind, (1, 1), &settings());
         for sharding in [Sharding::Replicated, Sharding::ShardOptimizer, Sharding::ShardAll] {
             for (ranks, threads) in [(1, 2), (2, 1), (3, 3), (4, 2)] {
-                // A unit a pass with little memory, small packs, everything at once.
+                // One unit per pass with little memory, small packs, everything at once.
                 for (micro_batch_tokens, memory_bytes) in [(1, Some(0)), (60, None), (100_000, Some(0))] {
                     let division = Division::alone(sharding);
                     let settings = TrainerSettings { division, micro_batch_tokens, memory_bytes, ..settings() };
@@ -111,7 +112,7 @@ fn a_batch_without_units_and_a_gradient_without_end_are_refused() {
     let problem = trainer.train(&whole_batch(1, 1), &mut lone).expect_err("it has no units").to_string();
     assert!(problem.contains("has no unit, and `resources.deterministic` is on"), "{problem}");
 
-    // Sums of integers would wrap around unseen.
+    // Integer sums would wrap around unnoticed.
     let mut batch = units(1, 0, 1);
     batch.index.iter_mut().for_each(|entry| entry.reward = if entry.label > 0.5 { 1e12 } else { -1e12 });
     let settings = TrainerSettings { objective: Objective::Policy(dr_grpo(12.0)), deterministic: true, ..descent() };

@@ -1,5 +1,5 @@
-//! Training as on GPUs, run on a processor: their kernels, one call for the attention of a pass, and exchanges in the memory
-//! of devices.
+//! Training as on GPUs, run on a CPU: emulated GPU kernels, one attention call per pass, and exchanges in
+//! emulated device memory.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use pacs_torch::{DeviceKernels, KernelError, with_emulated_flash};
 
 const RANKS: usize = 2;
 
-/// Those of a model, or none without a compiler for them.
+/// Emulated kernels of a model; `None` without a compiler for them.
 fn kernels(model: &str, kind: Kind) -> Option<Arc<DeviceKernels>> {
     let config = ModelConfig::read(&golden(model)).expect("golden model");
     match DeviceKernels::emulated(kernel_shape(&config, kind)) {
@@ -45,7 +45,7 @@ fn train(model: &str, settings: &TrainerSettings, kind: Kind, kernels: Option<&A
     trained.into_iter().next().expect("there is a rank")
 }
 
-/// Objectives that take every way through the kernels: of log-probs alone, of entropies, and of values.
+/// Objectives that exercise every path of the kernels: log-probs alone, entropies, and values.
 fn objectives() -> [Objective; 3] {
     let ppo = PolicyConfig { entropy: 0.1, ..ppo() };
     [Objective::Pacs(PACS), Objective::Policy(PolicyConfig { entropy: 0.5, ..grpo() }), Objective::Policy(ppo)]

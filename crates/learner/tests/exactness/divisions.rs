@@ -1,4 +1,4 @@
-//! Weights, gradients and optimizer state may be divided among ranks: nothing changes but where they are.
+//! Sharding of weights, gradients and optimizer state changes nothing but where they are.
 
 use crate::support::{
     assert_close, descent, golden, on_ranks, on_rings, settings, share, trainer, weights, whole_batch,
@@ -17,7 +17,7 @@ fn train(model: &str, ranks: usize, settings: &TrainerSettings) -> Tensor {
     train_for(2, model, ranks, settings)
 }
 
-/// Weights after some steps of as many updates; checks that all ranks see the same.
+/// Weights after some steps with as many updates each. Checks that all ranks agree.
 fn train_for(steps: u64, model: &str, ranks: usize, settings: &TrainerSettings) -> Tensor {
     let trained = on_ranks(ranks, |rank, collective| {
         let division = Division { rank, ranks, ..settings.division };
@@ -42,7 +42,8 @@ fn every_division_gives_the_same_weights_packed_or_not_kept_or_recomputed() {
         let reference = train(model, 1, &plain);
         for sharding in SHARDINGS {
             for ranks in 1..=4 {
-                // A sequence a pass, small packs, everything at once; a rank may have none where another has several.
+                // One sequence per pass, small packs, everything at once; some ranks have no pass while
+                // others have several.
                 for micro_batch_tokens in [1, 40, 100_000] {
                     for memory_bytes in [None, Some(0)] {
                         let settings =
@@ -119,7 +120,7 @@ fn weights_that_are_rounded_do_not_depend_on_the_number_of_ranks() {
         on_ranks(ranks, |rank, collective| {
             let division = Division { sharding, rank, ranks };
             let settings = TrainerSettings { division, ..settings() };
-            // Same gradients on every number of ranks, for the batch is computed as a whole by rank 0.
+            // The gradients are the same for every number of ranks, because rank 0 computes the whole batch.
             let mut trainer = trainer(&golden("qwen3"), settings, Kind::BFloat16);
             let mut batch = whole_batch(1, 1);
             batch.sequences.retain(|_| rank == 0);
@@ -214,7 +215,7 @@ fn a_part_that_is_missing_is_said() {
     assert!(alone.train(&whole_batch(1, 1), &mut collective).is_ok(), "nothing was taken over");
 }
 
-/// The same on a model of real size, where it is there.
+/// The same on a model of realistic size, if it is present.
 #[test]
 fn every_division_gives_the_same_weights_on_smollm2() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/smollm2-135m-instruct");

@@ -1,5 +1,5 @@
-//! The update is exact: it does not depend on ranks, passes, what is divided among ranks, or where a group's members sit,
-//! and equals autograd.
+//! The update is exact: it equals autograd, and does not depend on ranks, passes, sharding, or where a
+//! group's members are.
 
 mod bits;
 mod device;

@@ -1,4 +1,4 @@
-//! A step whose tokens and labels are functions of their place, and ranks to train it.
+//! A step whose tokens and labels are functions of their position, and ranks to train it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ pub(crate) fn settings() -> TrainerSettings {
         reset_optimizer: false,
         critic_learning_rate: 2e-5,
         external: None,
-        // Twenty times the paper's. Adam divides by the gradient's own size, so rounding in a gradient that is almost
-        // zero becomes a difference in proportion to the learning rate.
+        // Twenty times the paper's. Adam divides by the gradient's own magnitude, so rounding in a gradient near zero
+        // becomes a difference proportional to the learning rate.
         optimizer: OptimizerSpec { learning_rate: 2e-5, ..OptimizerSpec::default() },
         temperature: 0.9,
         micro_batch_tokens: 100_000,
@@ -51,7 +51,7 @@ pub(crate) fn settings() -> TrainerSettings {
     }
 }
 
-/// With this epsilon AdamW is gradient descent, which does not blow up rounding in a gradient that is almost zero.
+/// With this epsilon AdamW is gradient descent, which does not amplify rounding in gradients near zero.
 pub(crate) fn descent() -> TrainerSettings {
     let optimizer = OptimizerSpec { learning_rate: 0.05, epsilon: 1.0, weight_decay: 0.0, ..OptimizerSpec::default() };
     TrainerSettings { optimizer, ..settings() }
@@ -61,7 +61,7 @@ pub(crate) fn trainer(folder: &Path, settings: TrainerSettings, kind: Kind) -> T
     Trainer::load(folder, settings, kind, Device::Cpu).expect("a model")
 }
 
-/// All sequences of a step: lengths, tokens and labels are functions of their place. Some groups have one label only.
+/// All sequences of a step: lengths, tokens and labels are functions of their position. Some groups have equal labels.
 pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
     let number = |parts: [u64; 3]| mix(parts.iter().fold(step, |key, part| mix(key ^ part)));
     let token = |parts| (number(parts) % 300) as u32;
@@ -76,7 +76,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
                 position: index.len(),
                 tokens: (0..length).map(|i| token([group * 100 + member, i, 5])).collect(),
                 rollout_logprobs: vec![-5.7; length as usize],
-                // Some as if a filter had cut something off.
+                // Some sequences look as if a sampling filter had cut something off.
                 version: step - 1,
                 sampled_logprobs: if member % 3 == 1 { vec![-5.5; length as usize] } else { Vec::new() },
             });
@@ -95,7 +95,7 @@ pub(crate) fn whole_batch(step: u64, mini_batches: usize) -> TrainBatch {
     TrainBatch { step, index, prompts, sequences }
 }
 
-/// The share of one rank, dealt out sequence by sequence so that groups are split between ranks.
+/// One rank's share, dealt out sequence by sequence, so that groups are split between ranks.
 pub(crate) fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBatch {
     let costs: Vec<u64> = batch.index.iter().map(|entry| u64::from(entry.answer_tokens)).collect();
     for (entry, rank) in batch.index.iter_mut().zip(balance(&costs, ranks)) {
@@ -106,12 +106,12 @@ pub(crate) fn share(mut batch: TrainBatch, rank: usize, ranks: usize) -> TrainBa
     batch
 }
 
-/// Runs every rank of a world on a thread of its own; returns what they return, by rank.
+/// Runs every rank of a world on a thread of its own, and returns the results by rank.
 pub(crate) fn on_ranks<T: Send>(ranks: usize, run: impl Fn(usize, &mut dyn Collective) -> T + Sync) -> Vec<T> {
     on_rings(ranks, |rank, mut ring| run(rank, &mut ring))
 }
 
-/// The same, and hands each rank its ring.
+/// As [`on_ranks`], with each rank owning its ring.
 pub(crate) fn on_rings<T: Send>(ranks: usize, run: impl Fn(usize, HostCollective) -> T + Sync) -> Vec<T> {
     let listeners: Vec<_> =
         (0..ranks).map(|_| Arc::new(HostListener::bind("127.0.0.1:0").expect("a free port"))).collect();

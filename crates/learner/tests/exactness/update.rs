@@ -1,4 +1,4 @@
-//! Ranks, passes and objectives.
+//! Invariance of the update under ranks and passes, for every objective.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,12 +30,12 @@ fn flat(trainer: &mut Trainer) -> Tensor {
     weights(trainer, &mut HostCollective::alone())
 }
 
-/// Weights after [`STEPS`] steps on `ranks` ranks; checks that all ranks end with the same bits.
+/// Weights after [`STEPS`] steps on `ranks` ranks. Checks that all ranks end with the same bits.
 fn train(model: &str, ranks: usize, mini_batches: usize, settings: &TrainerSettings) -> Tensor {
     train_and_report(model, ranks, mini_batches, settings).0
 }
 
-/// The same with the metrics of the last step.
+/// As [`train`], with the metrics of the last step.
 fn train_and_report(
     model: &str,
     ranks: usize,
@@ -91,7 +91,7 @@ fn a_reference_that_lives_for_several_steps_counts() {
     assert!((&short - &reference).abs().max().double_value(&[]) > 1e-6, "the reset period changes nothing");
 }
 
-/// Every objective with settings that bring out what couples its answers, and a metric that shows that they do.
+/// Every objective with settings that couple its answers, and a metric that shows the coupling.
 fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
     let clip = Clip { low: 0.02, high: 0.02, dual: Some(1.5) };
     let kl = |place| Some(KlPenalty { coefficient: 0.1, kind: KlKind::K3, place });
@@ -131,7 +131,7 @@ fn objectives() -> Vec<(&'static str, PolicyConfig, &'static str)> {
     ]
 }
 
-/// Moves far enough in a step for ratios to be clipped.
+/// Settings that move far enough in a step for ratios to be clipped.
 fn far(objective: PolicyConfig) -> TrainerSettings {
     let objective = Objective::Policy(objective);
     TrainerSettings { objective, reference_reset_steps: 0, critic_learning_rate: 0.05, ..descent() }
@@ -156,7 +156,7 @@ fn every_objective_is_exact_under_ranks_and_passes() {
     }
 }
 
-/// Metrics of the objective itself. The others say which answers had a forward, which depends on the passes.
+/// Whether a metric is the objective's own. The others depend on which answers had a forward, and so on the passes.
 fn of_objective(metric: &str) -> bool {
     let prefixes = [
         "loss",
@@ -173,10 +173,11 @@ fn of_objective(metric: &str) -> bool {
     prefixes.iter().any(|prefix| metric.starts_with(prefix))
 }
 
-/// Objectives that couple answers by their log-probs, and one that is a program.
+/// Objectives that couple answers by their log-probs, among them an external program.
 #[test]
 fn objectives_of_whole_answers_are_exact_under_ranks_and_passes() {
-    // The engine's log-probs of these batches are made up, and far from the model's: a mask that keeps any is wide.
+    // The rollout log-probs of these batches are invented and far from the model's, so the mask has to be wide
+    // to keep any.
     let importance = |mode, cap| Some(ImportanceWeights { level: ImportanceLevel::Geometric, mode, cap });
     let (truncated, masked) = (importance(ImportanceMode::Truncate, 1.5), importance(ImportanceMode::Mask, 1e4));
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/objectives/pairwise.py");
@@ -240,7 +241,7 @@ fn coefficients_of_tokens_equal_those_of_plain_sequences() {
     let objective = PolicyConfig { advantage: AdvantageEstimator::ReinforcePp { gamma }, ..reinforce_pp() };
     let weights = ImportanceWeights { level: ImportanceLevel::Token, mode: ImportanceMode::Truncate, cap: 1000.0 };
     let batch = whole_batch(1, 1);
-    // With the weights the coefficients take a forward, without them they are known before it.
+    // With importance weights, coefficients need a forward; without, they are known before it.
     for importance in [None, Some(weights)] {
         let mut ours = trainer("qwen2-tied", far(PolicyConfig { importance, ..objective }));
         ours.settings_mut().optimizer.max_grad_norm = 0.0;
@@ -252,7 +253,7 @@ fn coefficients_of_tokens_equal_those_of_plain_sequences() {
     }
 }
 
-/// The same losses written out, one sequence at a time, nothing shared and nothing packed.
+/// The same losses written plainly: one sequence at a time, nothing shared and nothing packed.
 mod plain {
     use super::*;
     use pacs_model::attention::{Packed, PackedRow, packed_positions};
@@ -295,8 +296,8 @@ mod plain {
         gradients.square().sum(Kind::Double).sqrt().double_value(&[])
     }
 
-    /// Norm of the gradient of the mean over all tokens of minus whitened discounted return times log-prob, each
-    /// weighted by how much likelier the learner finds it than the rollout engine if `weighted`.
+    /// Norm of the gradient of the mean over all tokens of minus whitened discounted return times log-prob. If
+    /// `weighted`, each token is weighted by the ratio of learner to rollout probability.
     pub(super) fn reinforce_norm(
         folder: &Path,
         batch: &TrainBatch,
@@ -329,7 +330,7 @@ mod plain {
         gradients.square().sum(Kind::Double).sqrt().double_value(&[])
     }
 
-    /// Adds the gradient of the log-probs of one answer's tokens, times `coefficients`.
+    /// Adds the gradient of one answer's log-probs, times `coefficients`.
     fn add_gradient(
         model: &Model,
         prompt: &[u32],
@@ -393,7 +394,7 @@ fn log_probs_are_compared_where_one_version_has_made_both() {
     let compared = |mini_batches: usize, objective: Objective, stale: fn(usize) -> bool| {
         let mut batch = whole_batch(5, mini_batches);
         for (place, sequence) in batch.sequences.iter_mut().enumerate().filter(|(place, _)| stale(*place)) {
-            // Older weights found them much less likely: that is training, and no fault of an engine.
+            // Older weights gave them much lower probabilities: an effect of training, and no mismatch of engines.
             (sequence.version, sequence.rollout_logprobs) = (3, vec![-90.0 - place as f32; sequence.tokens.len()]);
         }
         let mut trainer = trainer("qwen3", TrainerSettings { objective, ..settings() });

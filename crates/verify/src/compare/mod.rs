@@ -35,7 +35,7 @@ pub(crate) enum Rule {
     Rounded,
     /// Digits with an explicit base.
     Base,
-    /// Identical trees.
+    /// The trees are identical.
     Identical,
     /// Rational functions, compared modulo a prime.
     Residues,

@@ -166,8 +166,8 @@ fn same_function(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -
     compare(gold[1], &renamed, budget).equal
 }
 
-/// Whether two equations have the same solutions: one is a multiple of the other, or one is the other solved for a
-/// variable.
+/// Whether two equations have the same solutions: one is a multiple of the other, or one is the
+/// other solved for a variable.
 fn same_curve(gold: [&Answer; 2], found: [&Answer; 2], budget: &mut Budget) -> bool {
     let (Some(gold), Some(found)) = (scalars(gold), scalars(found)) else { return false };
     let naming = Naming::of(&[gold.0, gold.1, found.0, found.1]);

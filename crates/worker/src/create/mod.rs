@@ -29,7 +29,7 @@ use crate::Failure;
 pub(crate) struct Arguments {
     /// Folder to write; must not exist, or be empty.
     out: PathBuf,
-    /// Transformer layers.
+    /// Number of transformer layers.
     #[arg(long, default_value_t = 4)]
     layers: u32,
     /// Width of the residual stream.

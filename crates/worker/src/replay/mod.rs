@@ -1,4 +1,4 @@
-//! `pacs-worker replay`.
+//! `pacs-worker replay`: training on recorded groups, without rollouts, verifiers or coordinator.
 
 mod archive;
 mod recorded;

@@ -1,4 +1,4 @@
-//! `pacs-worker sft`.
+//! `pacs-worker sft`: supervised fine-tuning on given answers.
 
 mod rows;
 mod writing;
