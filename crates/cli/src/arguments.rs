@@ -258,6 +258,9 @@ pub(crate) struct StudyFile {
     /// Folder of the study. Default: studies/<name of the study>.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Only runs on this task; may be given several times. The report holds all that is finished. Default: all tasks.
+    #[arg(long = "task", value_name = "NAME")]
+    pub(crate) tasks: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,7 @@ impl JobSpec {
             self.uncorrected_filters(&objective),
             self.unread_rewards(&objective),
             self.lost_decay(),
+            self.inverted_labels(),
         ]
         .into_iter()
         .flatten()
@@ -65,6 +66,17 @@ impl JobSpec {
         })
     }
 
+    fn inverted_labels(&self) -> Option<String> {
+        let noise = self.reward.label_noise;
+        (noise > 0.0).then(|| {
+            format!(
+                "{:.3} % of the training samples get the opposite of their label (`reward.label_noise`): the pass rate and the reward \
+                 of training are those of the inverted labels, evaluations are not affected",
+                100.0 * noise
+            )
+        })
+    }
+
     /// What is taken from a float32 weight has to be half of its last bit to be seen.
     fn lost_decay(&self) -> Option<String> {
         let (rate, decay) = (self.optimizer.learning_rate, self.optimizer.weight_decay);
@@ -112,6 +124,7 @@ mod tests {
             ("rollout = { top_k = 5, min_p = 0.1 }\nobjective.kind = 'rloo'", Some("`rollout.top_k`, `rollout.min_p`")),
             ("rollout.top_p = 0.9\nobjective = { kind = 'rloo', importance = 'mask' }", None),
             ("optimizer.weight_decay = 1e-4", Some("weights do not decay")),
+            ("reward.label_noise = 0.05", Some("5.000 % of the training samples get the opposite")),
         ] {
             let found = advice(more);
             match expected {

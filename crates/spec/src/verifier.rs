@@ -157,6 +157,10 @@ pub struct RewardSpec {
     pub overlong_tokens: u32,
     /// Reward that an answer at the limit loses. Default 1.0, 0 to 1000.
     pub overlong_penalty: f64,
+    /// Share of training samples whose label is inverted, drawn by sample: a control for studies, to see what wrong verdicts do. At 0.5
+    /// labels are random. Evaluations are not affected; the archived rule of an inverted verdict ends in ` (inverted)`. Default 0.0, at
+    /// most 0.5. Built-in verifiers only.
+    pub label_noise: f64,
     /// Further verifiers, whose rewards are added. Names are 1 to 32 letters, digits, `-` and `_`; at most 8.
     pub verifiers: BTreeMap<String, RewardVerifierSpec>,
 }
@@ -169,6 +173,7 @@ impl Default for RewardSpec {
             format_strings: Vec::new(),
             overlong_tokens: 0,
             overlong_penalty: 1.0,
+            label_noise: 0.0,
             verifiers: BTreeMap::new(),
         }
     }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use pacs_protocol::v1;
 use pacs_spec::{EvaluationSet, JobSpec, RewardSpec, VerifierSpec};
-use pacs_types::{GroupId, Verdict, evaluation_problem};
+use pacs_types::{GroupId, NoiseKey, Outcome, SampleId, Verdict, evaluation_problem};
 
 use crate::exec::Entry;
 use crate::reward::{Answer, combine};
@@ -19,7 +19,11 @@ struct Inner {
     sets: Vec<(EvaluationSet, Judge)>,
     spec: RewardSpec,
     max_new_tokens: u32,
+    seed: u64,
 }
+
+/// The stream of noise that decides which labels are inverted, apart from those of sampling.
+const LABEL_NOISE_STREAM: u64 = 0x6c61_6265_6c73;
 
 /// A verifier whose reward is added.
 struct Part {
@@ -47,6 +51,7 @@ impl Grading {
             rewards: spec.reward.verifiers.iter().map(part).collect::<Result<_, VerifierError>>()?,
             spec: spec.reward.clone(),
             max_new_tokens: spec.rollout.max_new_tokens,
+            seed: spec.seed,
         })))
     }
 
@@ -54,6 +59,7 @@ impl Grading {
     pub(crate) async fn grade(&self, task: v1::VerifyTask) -> v1::TaskVerdict {
         let v1::VerifyTask { lease_id, group_id, sample_index, response, gold, question, answer_tokens } = task;
         let task = Arc::new(Task { question, response, gold });
+        let sample = SampleId { group: GroupId(group_id), index: sample_index };
         let mut verifications = Vec::with_capacity(1 + self.0.rewards.len());
         let verdict = match self.of_set(group_id) {
             // What is measured has no reward but its label.
@@ -62,7 +68,7 @@ impl Grading {
                 verifications.push(measured(VerifierSpec::LABEL, &label));
                 label.verdict
             }
-            None => self.verdict(&task, answer_tokens, &mut verifications).await,
+            None => self.verdict(&task, sample, answer_tokens, &mut verifications).await,
         };
         if !verdict.outcome.is_conclusive() {
             let sample = format_args!("g{group_id}.{sample_index}");
@@ -77,11 +83,27 @@ impl Grading {
         self.0.sets.iter().find(|(set, _)| set.position(number).is_some()).map(|(_, judge)| judge)
     }
 
-    async fn verdict(&self, task: &Arc<Task>, tokens: u32, done: &mut Vec<v1::Verification>) -> Verdict {
-        let label = self.0.label.verify(Arc::clone(task)).await;
+    /// Whether the label of a sample is inverted by `reward.label_noise`: a function of job seed and sample, so that it is the same
+    /// however often and by whom the sample is graded.
+    fn is_inverted(&self, sample: SampleId) -> bool {
+        let trained = evaluation_problem(sample.group).is_none();
+        trained && NoiseKey::new(self.0.seed, LABEL_NOISE_STREAM, sample).uniform(0) < self.0.spec.label_noise
+    }
+
+    async fn verdict(
+        &self,
+        task: &Arc<Task>,
+        sample: SampleId,
+        tokens: u32,
+        done: &mut Vec<v1::Verification>,
+    ) -> Verdict {
+        let mut label = self.0.label.verify(Arc::clone(task)).await;
         done.push(measured(VerifierSpec::LABEL, &label));
         if !label.verdict.outcome.is_conclusive() {
             return label.verdict;
+        }
+        if self.is_inverted(sample) {
+            label.verdict = inverted(label.verdict);
         }
         let mut rewards = Vec::with_capacity(self.0.rewards.len());
         for Part { name, weight, judge } in &self.0.rewards {
@@ -96,6 +118,13 @@ impl Grading {
         let answer = Answer { text: &task.response, tokens };
         combine(label.verdict, rewards, answer, &self.0.spec, self.0.max_new_tokens)
     }
+}
+
+/// The opposite of a conclusive verdict of a built-in verifier, whose label and reward are 0 or 1.
+fn inverted(verdict: Verdict) -> Verdict {
+    let outcome = if verdict.outcome == Outcome::Correct { Outcome::Wrong } else { Outcome::Correct };
+    let rule = format!("{} (inverted)", verdict.rule);
+    Verdict { outcome, label: 1.0 - verdict.label, reward: 1.0 - verdict.reward, rule, ..verdict }
 }
 
 fn measured(verifier: &str, judgement: &Judgement) -> v1::Verification {
@@ -152,6 +181,35 @@ mod tests {
         let again = grading.grade(task("2 + 3 = 5")).await;
         assert!(again.verifications.iter().all(|v| v.cached && v.elapsed_us == 0), "{again:?}");
         assert_eq!(again.verdict.unwrap(), verdict);
+    }
+
+    #[tokio::test]
+    async fn label_noise_inverts_its_share_of_training_verdicts_and_none_of_an_evaluation() {
+        let noisy = grading("reward.label_noise = 0.25\n");
+        let mut inverted = 0;
+        for sample_index in 0..2000 {
+            let task = v1::VerifyTask { sample_index, ..task("\\boxed{5}") };
+            let verdict = noisy.grade(task.clone()).await.verdict.unwrap();
+            assert_eq!(noisy.grade(task).await.verdict.unwrap(), verdict, "the same whenever it is graded");
+            let is_inverted = verdict.rule.ends_with(" (inverted)");
+            let (outcome, label) = if is_inverted { (v1::Outcome::Wrong, 0.0) } else { (v1::Outcome::Correct, 1.0) };
+            assert_eq!((verdict.outcome(), verdict.label, verdict.reward), (outcome, label, label));
+            inverted += u32::from(is_inverted);
+        }
+        // Five standard deviations of a binomial variable about its mean of 500.
+        assert!((403..597).contains(&inverted), "{inverted} of 2000");
+        let of_evaluation = v1::VerifyTask { group_id: pacs_types::EVALUATION_GROUPS, ..task("\\boxed{5}") };
+        for sample_index in 0..100 {
+            let verdict = noisy.grade(v1::VerifyTask { sample_index, ..of_evaluation.clone() }).await.verdict.unwrap();
+            assert_eq!(verdict.label, 1.0);
+        }
+        let wrong = grading("reward.label_noise = 0.5\n");
+        let verdicts = (0..64).map(|sample_index| wrong.grade(v1::VerifyTask { sample_index, ..task("\\boxed{6}") }));
+        let mut labels = Vec::new();
+        for verdict in verdicts {
+            labels.push(verdict.await.verdict.unwrap().label);
+        }
+        assert!(labels.contains(&0.0) && labels.contains(&1.0), "{labels:?}");
     }
 
     #[tokio::test]

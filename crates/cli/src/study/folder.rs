@@ -96,6 +96,10 @@ impl Folder {
         let made = pacs_spec::parse(&record.job, &path).map_err(|errors| anyhow!("{errors}"))?;
         let changed: Vec<String> =
             pacs_spec::differences(&made, &run.job).into_iter().map(|difference| difference.path).collect();
+        // A key that this version has and the one that made the run had not is at its default in both.
+        if changed.is_empty() {
+            return Ok(Some(record));
+        }
         bail!(
             "`{}` was made by a job that differs from the study's in {}; name another --out, or remove that file",
             path.display(),

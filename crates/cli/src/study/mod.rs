@@ -17,7 +17,7 @@ use pacs_runtime::{Exit, LogFormat, Shutdown, init_logging};
 use serde_json::json;
 
 use self::folder::{Folder, Plan};
-use self::spec::StudySpec;
+use self::spec::{Run, StudySpec};
 use crate::arguments::{Arguments, Command, LaunchCommand, StudyCommand, StudyFile};
 use crate::failure::Failure;
 use crate::format::plural;
@@ -27,16 +27,16 @@ use crate::{launch, output};
 pub(crate) fn run(command: &StudyCommand) -> Result<Exit, Failure> {
     init_logging(LogFormat::Human);
     match command {
-        StudyCommand::Plan { file, json } => Study::open(file)?.plan(*json),
+        StudyCommand::Plan { file, json } => Study::read(file)?.plan(*json),
         StudyCommand::Run { file, parallel, worker_binary } => {
-            let study = Study::open(file)?;
+            let study = Study::read(file)?;
             let worker = find_worker(worker_binary.as_deref())?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             study.run(parallel.map_or(cores, |parallel| parallel as usize), worker)
         }
-        StudyCommand::Launch { file, launcher, options } => Study::open(file)?.launch(launcher, options),
+        StudyCommand::Launch { file, launcher, options } => Study::read(file)?.launch(launcher, options),
         StudyCommand::Report { file } => {
-            let study = Study::open(file)?;
+            let study = Study::read(file)?;
             let plan = study.planned()?;
             study.report(&plan)?;
             Ok(Exit::Done)
@@ -49,24 +49,36 @@ struct Study {
     spec: StudySpec,
     folder: Folder,
     file: PathBuf,
+    /// Tasks whose runs are made; all where there are none.
+    tasks: Vec<String>,
 }
 
 impl Study {
-    fn open(file: &StudyFile) -> Result<Self, Failure> {
+    fn read(file: &StudyFile) -> Result<Self, Failure> {
         let doing = format!("read study `{}`", file.study.display());
         let spec = StudySpec::read(&file.study).map_err(|error| Failure::config(error).doing(doing))?;
+        if let Some(unknown) = file.tasks.iter().find(|task| !spec.tasks.contains_key(*task)) {
+            let known: Vec<&str> = spec.tasks.keys().map(String::as_str).collect();
+            let error = anyhow!("the study has no task `{unknown}`; it has {}", known.join(", "));
+            return Err(Failure::with_exit(Exit::Usage, error).doing("choose tasks"));
+        }
         let path = file.out.clone().unwrap_or_else(|| PathBuf::from("studies").join(&spec.name));
-        Ok(Self { folder: Folder::new(path, spec.keep), file: file.study.clone(), spec })
+        Ok(Self { folder: Folder::new(path, spec.keep), file: file.study.clone(), tasks: file.tasks.clone(), spec })
     }
 
     fn planned(&self) -> Result<Plan, Failure> {
         self.folder.plan(&self.spec).map_err(|error| Failure::config(error).doing("look at what is finished"))
     }
 
+    /// The runs to make: those that are not finished, of the chosen tasks.
+    fn open<'a>(&self, plan: &'a Plan) -> Vec<&'a Run> {
+        plan.open.iter().filter(|run| self.tasks.is_empty() || self.tasks.contains(&run.cell.task)).collect()
+    }
+
     fn plan(&self, as_json: bool) -> Result<Exit, Failure> {
         let plan = self.planned()?;
         if as_json {
-            let open: Vec<&str> = plan.open.iter().map(|run| run.id.as_str()).collect();
+            let open: Vec<&str> = self.open(&plan).iter().map(|run| run.id.as_str()).collect();
             let finished: Vec<&str> = plan.finished.iter().map(|record| record.id.as_str()).collect();
             let line = json!({"study": self.spec.name, "folder": self.folder.path, "open": open, "finished": finished,
                               "waiting": plan.waiting, "chosen": plan.chosen});
@@ -76,7 +88,7 @@ impl Study {
         for record in &plan.finished {
             output::line(format_args!("finished  {}", record.id));
         }
-        for run in &plan.open {
+        for run in self.open(&plan) {
             output::line(format_args!("open      {}", run.id));
         }
         output::line(state(&plan));
@@ -91,13 +103,14 @@ impl Study {
             shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
             // Twice where there are tries: only they say what the runs of the study are.
             loop {
-                let mut plan = self.planned()?;
-                if plan.open.is_empty() {
+                let plan = self.planned()?;
+                let open: Vec<Run> = self.open(&plan).into_iter().cloned().collect();
+                if open.is_empty() {
                     self.report(&plan)?;
                     return Ok(Exit::Done);
                 }
-                output::line(format_args!("{}; {parallel} at once", state(&plan)));
-                let open = std::mem::take(&mut plan.open);
+                let runs = plural(open.len() as u64, "run", "runs");
+                output::line(format_args!("{}; {runs} to make, {parallel} at once", state(&plan)));
                 for run in &open {
                     self.folder.prepare(run).map_err(|error| Failure::config(error).doing("prepare the runs"))?;
                 }
@@ -120,7 +133,7 @@ impl Study {
     /// Hands every run that is not finished to a launcher, as `pacs launch` would.
     fn launch(&self, launcher: &str, options: &[String]) -> Result<Exit, Failure> {
         let plan = self.planned()?;
-        for run in &plan.open {
+        for run in self.open(&plan) {
             self.folder.prepare(run).map_err(|error| Failure::config(error).doing("prepare the runs"))?;
             let place = self.folder.run(&run.id);
             let mut line =

@@ -37,6 +37,11 @@ impl Check {
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
         self.reward(&spec.reward, spec.rollout.max_new_tokens);
+        let noise = spec.reward.label_noise;
+        self.range("reward.label_noise", noise, 0.0..=0.5);
+        // Labels of other verifiers may be fractions, of which none is the opposite.
+        let message = "expected 0: only the labels of built-in verifiers, which are 0 or 1, can be inverted";
+        self.that(noise == 0.0 || spec.verifier.kind.is_built_in(), "reward.label_noise", noise, message, &["verifier.kind"]);
     }
 
     /// A table with the keys of `[verifier]`, as far as they describe who judges.

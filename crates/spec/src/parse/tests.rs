@@ -393,6 +393,7 @@ max_attempts = 0
 [reward]
 format_bonus = 0.5
 overlong_tokens = 9000
+label_noise = 0.1
 [reward.verifiers.style]
 kind = 'grpc'
 comand = ['x']
