@@ -1,10 +1,11 @@
-//! Broadcasting a version of the weights over a communicator of learner and rollout workers.
+//! Broadcasts a weight version over a communicator of learner and rollout workers.
 //!
-//! [`CollectiveTransport`] is the [`GroupTransport`] of `pacs-weights`, which gathers the members, checks every piece, and
-//! fetches what a broadcast has not brought. A group is a communicator of [`pacs_collective`] that lives for one version: over
-//! its TCP ring, or over NCCL, where pieces pass through the memory of the devices on their way from host to host.
+//! [`CollectiveTransport`] implements the [`GroupTransport`] of `pacs-weights`, which gathers the members, verifies
+//! every piece, and fetches what a broadcast has not brought. A group is a communicator of [`pacs_collective`] that
+//! lives for one version: over its TCP ring, or over NCCL, where pieces pass through device memory on their way from
+//! host to host.
 //!
-//! What is not here: the choice of the transport, which is an argument of both roles.
+//! The choice of the transport is not here: it is an argument of both roles.
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
@@ -21,41 +22,42 @@ use pacs_types::Generation;
 use pacs_weights::{Channel, GROUP_TIMEOUT, Group, GroupTransport, Seat};
 use rustls::pki_types::{CertificateDer, ServerName};
 
-/// What carries the pieces.
+/// Transport of the pieces.
 #[derive(Clone, Debug)]
 enum Carrier {
     Host,
     Nccl(CudaDevice),
-    /// The ring, by way of a device that is emulated in host memory.
+    /// The ring through a device that is emulated in host memory, for tests.
     Emulated,
 }
 
-/// Broadcasts over a communicator.
+/// Broadcasts weights over a communicator.
 #[derive(Clone, Debug)]
 pub struct CollectiveTransport {
     carrier: Carrier,
-    /// Address of this machine that the peers reach; ports are chosen freely.
+    /// Address of this machine for its peers; ports are chosen freely.
     bind: String,
     security: Security,
 }
 
 impl CollectiveTransport {
-    /// Over a ring of TCP connections, which are mutual TLS where `security` has certificates.
+    /// Broadcasts over a ring of TCP connections, which are mutual TLS where `security` has certificates.
     #[must_use]
     pub fn host(bind: impl Into<String>, security: Security) -> Self {
         Self { carrier: Carrier::Host, bind: bind.into(), security }
     }
 
-    /// As [`CollectiveTransport::nccl`] with the ring in the place of NCCL and an emulated device, for tests of that path.
+    /// Like [`CollectiveTransport::nccl`], with the ring in place of NCCL and an emulated
+    /// device, for tests of that path.
     #[must_use]
     pub fn emulated(bind: impl Into<String>) -> Self {
         Self { carrier: Carrier::Emulated, bind: bind.into(), security: Security::Plain }
     }
 
-    /// Over NCCL, by way of the memory of the visible device `index`. NCCL's own connections are not protected.
+    /// Broadcasts over NCCL through the memory of the visible device `index`. NCCL's own connections are not protected.
     ///
     /// # Errors
-    /// When CUDA or NCCL is missing; the error says which, and what to do.
+    /// When CUDA or NCCL is missing; the error names it and the remedy.
     pub fn nccl(bind: impl Into<String>, security: Security, index: usize) -> Result<Self, DeviceError> {
         Ok(Self { carrier: Carrier::Nccl(CudaDevice::open(index)?), bind: bind.into(), security })
     }
@@ -94,7 +96,7 @@ impl Seat for Listening {
         let listener = secured(listener, &transport.security, group.rank, group.addresses.len());
         let config = GroupConfig {
             job: group.name.clone(),
-            // The name of a group is that of one version already.
+            // The group's name identifies a single version already, so no generation is needed as a fence.
             generation: Generation(0),
             rank: group.rank,
             addresses: group.addresses.clone(),
@@ -114,7 +116,7 @@ impl Seat for Listening {
     }
 }
 
-/// Refuses a group in which plain text would leave the machine: the addresses are what its members say of themselves.
+/// Refuses a group in which plain text would leave the machine, because members report their own addresses.
 fn check_addresses(security: &Security, addresses: &[String]) -> Result<(), String> {
     for address in addresses {
         let parsed: SocketAddr = address.parse().map_err(|error| format!("address `{address}`: {error}"))?;
@@ -123,7 +125,7 @@ fn check_addresses(security: &Security, addresses: &[String]) -> Result<(), Stri
     Ok(())
 }
 
-/// Has the members of a ring show each other their roles: rank 0 is a learner, the others are rollout workers.
+/// Verifies the roles in a ring: rank 0 is a learner, the others are rollout workers.
 fn secured(listener: HostListener, security: &Security, rank: usize, members: usize) -> HostListener {
     if matches!(security, Security::Plain) {
         return listener;
@@ -154,8 +156,8 @@ impl Channel for OverHost {
     }
 }
 
-/// Stages pieces in the memory of a device. Copies between host and device are not overlapped with the broadcast: a piece is
-/// at most 64 MiB, and what a receiver does with it (verifying and writing) overlaps with the next one.
+/// Stages pieces in device memory. Copies between host and device do not overlap with the broadcast: a piece is at most
+/// 64 MiB, and the receiver's verification and writing overlap with the next piece.
 struct OverDevice<C> {
     collective: C,
     memory: Option<(usize, DeviceMemory)>,
@@ -163,11 +165,11 @@ struct OverDevice<C> {
 
 impl<C: Collective> OverDevice<C> {
     fn stage(&mut self, bytes: &mut [u8]) -> Result<(), String> {
-        // Two lengths occur, that of the last piece and that of all others.
+        // Two lengths occur: that of the last piece, and that of all others.
         let memory = match &mut self.memory {
             Some((length, memory)) if *length == bytes.len() => memory,
             stale => {
-                // The old one is freed first.
+                // Freed before the new buffer is allocated.
                 *stale = None;
                 let device = self.collective.device().ok_or("the communicator has no device")?;
                 &mut stale.insert((bytes.len(), device.allocate(bytes.len()).map_err(text)?)).1

@@ -25,32 +25,32 @@ use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, identify, write_atomically};
 use crate::{StartError, Timing, services};
 
-/// Events that a slow watcher may be behind; older ones are dropped for it.
+/// Events that a slow watcher may lag behind by; it loses older ones.
 const PROGRESS_QUEUE: usize = 1024;
-/// How to run a coordinator.
+/// Configuration of a coordinator.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
-    /// The job.
+    /// The job to run.
     pub spec: JobSpec,
-    /// Folder of the run; made when it is not there.
+    /// Folder of the run; created if it does not exist.
     pub run_dir: PathBuf,
-    /// Where to listen; port 0 takes any free one.
+    /// Address to listen on; port 0 takes any free one.
     pub listen: SocketAddr,
-    /// Takes another port when that of `listen` is in use. Workers find it through the run folder.
+    /// Whether to take another port when that of `listen` is in use. Workers find it through the run folder.
     pub any_port: bool,
-    /// How connections are protected; plain text is for the loopback interface only.
+    /// Protection of connections; plain text is allowed on the loopback interface only.
     pub security: Security,
-    /// The host that others reach this one by, written into the run folder; `None`: the address listened on.
+    /// Host name that others reach this one by, for the run folder; `None`: the address listened on.
     pub host: Option<String>,
-    /// Which start of the job this is; workers of another one are refused. Empty: any.
+    /// Start of the job that this process belongs to; workers of other starts are refused. Empty: no check.
     pub attempt: String,
-    /// The id that the run must have (see [`run_id`](crate::run_id)); a new folder takes it. Empty: that of the folder, or a
-    /// random one.
+    /// Expected id of the run (see [`run_id`](crate::run_id)), which a new folder gets. Empty: that of
+    /// the folder, or a random one.
     pub run_id: String,
 }
 
 impl CoordinatorOptions {
-    /// A coordinator that speaks plain text, within this machine.
+    /// Options for a coordinator without TLS, reachable from this machine only.
     #[must_use]
     pub fn local(spec: JobSpec, run_dir: PathBuf, listen: SocketAddr) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl CoordinatorOptions {
     }
 }
 
-/// A run in progress. Dropping it ends the service without a goodbye.
+/// A coordinator that serves a run. Dropping it stops the server without dismissing the workers.
 #[derive(Debug)]
 pub struct Coordinator {
     shared: Shared,
@@ -77,14 +77,15 @@ pub struct Coordinator {
     end: watch::Receiver<Option<RunEnd>>,
     timing: Timing,
     observer: Observer,
-    /// Dropped with the coordinator, and the server ends.
+    /// Shuts the server down when the coordinator is dropped.
     _serving: oneshot::Sender<()>,
     ticker: JoinHandle<()>,
     _lock: RunLock,
 }
 
 impl Coordinator {
-    /// Takes the run folder, loads the problems, resumes from the newest checkpoint if there is one, and serves.
+    /// Locks the run folder, loads the problems, resumes from journal or checkpoint if
+    /// there is one, and starts serving.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -92,7 +93,7 @@ impl Coordinator {
         Self::start_with(options, Timing::default()).await
     }
 
-    /// Like [`start`](Self::start), with another patience.
+    /// Like [`start`](Self::start), with other timeouts.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -103,20 +104,21 @@ impl Coordinator {
             tracing::warn!("{advice}");
         }
         std::fs::create_dir_all(&run_dir).map_err(StartError::file("create folder", &run_dir))?;
-        // Workers get this path, and their working directory may be another one.
+        // Workers are given this path, and may have another working directory.
         let run_dir = run_dir.canonicalize().map_err(StartError::file("resolve", &run_dir))?;
         let lock = RunLock::take(&run_dir)?;
         let run_id = identify(&run_dir, &run_id)?;
         let failed = |error| StartError::Listen { address: listen, error };
+        // Bound before the folder is opened, so that an address in use fails at once and not after minutes of loading.
         let listener = bind(listen, any_port, &run_dir).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
         let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
         let opened = {
             let (spec, run_dir, progress) = (spec.clone(), run_dir.clone(), progress.clone());
-            // The threads of journal and run folder, which it starts, log in spans below this one.
+            // The threads of journal and run folder inherit this span.
             let span = tracing::info_span!("coordinator", run = run_id);
-            // Reads checkpoints and data files: seconds to minutes.
+            // Blocking: reading checkpoints and data files takes seconds to minutes.
             tokio::task::spawn_blocking(move || span.in_scope(|| open(spec, run_dir, timing, progress))).await
         };
         let (driver, done, starts) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -133,7 +135,7 @@ impl Coordinator {
         let observer = Observer::start(&shared, (&run_dir, &run_id), security.clone(), watched);
         let incoming = accept(listener, security);
         let router = services::router(&shared, &observer, &attempt, &gate);
-        // Ends when the coordinator is dropped, after the calls that wait.
+        // Ends when the coordinator is dropped, once the pending calls are answered.
         tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, async { drop(dropped.await) }).await {
                 tracing::error!("the server ended: {error}");
@@ -157,32 +159,32 @@ impl Coordinator {
         })
     }
 
-    /// Where the services are.
+    /// Address that the services listen on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Which run this is (see [`run_id`](crate::run_id)).
+    /// Id of the run (see [`run_id`](crate::run_id)).
     #[must_use]
     pub fn run_id(&self) -> &str {
         &self.run_id
     }
 
-    /// To look at the run, in this process or as a service of its own.
+    /// The read-only view of the run, for this process or to be served separately.
     #[must_use]
     pub fn observer(&self) -> &Observer {
         &self.observer
     }
 
-    /// What happens from now on; the first caller also gets what has happened since the start.
+    /// Subscribes to events from now on; the first caller also gets those since the start.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Progress> {
         let first = self.first_events.lock().unwrap_or_else(PoisonError::into_inner).take();
         first.unwrap_or_else(|| self.progress.subscribe())
     }
 
-    /// The services, to be called without a network: by benchmarks, and by workers in this process.
+    /// The gRPC services for calls without a network, by benchmarks and workers in this process.
     #[must_use]
     pub fn services(
         &self,
@@ -201,12 +203,12 @@ impl Coordinator {
         services::Services::new(&self.shared, self.run_id())
     }
 
-    /// Asks the run to save and end at the next safe point.
+    /// Asks the run to save and end at the next point between two tasks.
     pub fn request_stop(&self) {
         request_stop(&self.shared);
     }
 
-    /// Worker processes that an earlier coordinator of this folder has left, and that may still live: name, host, process.
+    /// Worker processes of an earlier coordinator that may still be alive: name, host and process id.
     #[must_use]
     pub fn known_workers(&self) -> Vec<(String, String, u32)> {
         let Ok(driver) = self.shared.lock() else { return Vec::new() };
@@ -214,28 +216,30 @@ impl Coordinator {
         known.map(|(name, host, pid)| (name.to_owned(), host.to_owned(), pid)).collect()
     }
 
-    /// Asks the same from elsewhere, while somebody [waits](Self::wait) for the end.
+    /// A handle that can request a stop while somebody [waits](Self::wait) for the end.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(self.shared.clone())
     }
 
-    /// Waits for the end of the run, and goes on serving: the status stays there, and workers are told to leave.
+    /// Waits for the end of the run, without ending the service: the status stays available,
+    /// and workers are told to leave.
     pub async fn ended(&self) -> RunEnd {
         let mut ended = self.end.clone();
         let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         end.unwrap_or_else(|| RunEnd::Failed { reason: "the coordinator's state is gone".to_owned() })
     }
 
-    /// Waits for the end of the run, dismisses the workers, and closes the records.
+    /// Waits for the end of the run, dismisses the workers, and closes journal and run folder.
     pub async fn wait(self) -> RunEnd {
         let end = self.ended().await;
         if matches!(end, RunEnd::Panicked { .. }) {
-            // Workers wait for the next coordinator, and what waits for the disk comes from a state that is not to be trusted.
+            // Workers wait for the next coordinator. Pending writes are dropped, because they
+            // come from an untrusted state.
             return end;
         }
         self.dismiss_workers().await;
-        // The last jobs end with snapshots for the journal, and the last records say that the run is over.
+        // The run folder is closed first, because its last jobs hand snapshots to the journal.
         let folder = self.shared.lock_to_close().run_folder.close();
         ended(folder, "the run folder").await;
         let journal = self.shared.lock_to_close().journal.close();
@@ -243,7 +247,7 @@ impl Coordinator {
         end
     }
 
-    /// Serves until every worker has heard that the run is over and left, but not for ever.
+    /// Serves until every worker has heard of the end and left, but at most for `timing.goodbye`.
     async fn dismiss_workers(&self) {
         let goodbye = u32::try_from(self.timing.goodbye.as_millis()).unwrap_or(u32::MAX);
         let is_alone = |driver: &mut Driver| Ok(driver.has_no_workers().then_some(()));
@@ -254,18 +258,18 @@ impl Coordinator {
     }
 }
 
-/// See [`Coordinator::stop_handle`].
+/// Requests a stop of a run; see [`Coordinator::stop_handle`].
 #[derive(Clone, Debug)]
 pub struct StopHandle(Shared);
 
 impl StopHandle {
-    /// Whether any worker is a member of the run.
+    /// Whether the run has members.
     #[must_use]
     pub fn has_workers(&self) -> bool {
         self.0.lock().is_ok_and(|driver| !driver.has_no_workers())
     }
 
-    /// Asks the run to save and end at the next safe point.
+    /// Asks the run to save and end at the next point between two tasks.
     pub fn request_stop(&self) {
         request_stop(&self.0);
     }
@@ -274,13 +278,13 @@ impl StopHandle {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         self.ticker.abort();
-        // The server ends when its streams have.
+        // The server shuts down only after its streams have ended.
         self.observer.close();
         let threads = {
             let mut driver = self.shared.lock_to_close();
             [driver.run_folder.abandon(), driver.journal.close()]
         };
-        // Another coordinator may take the folder when this one is gone.
+        // Joined here, because another coordinator may lock the folder as soon as this one is gone.
         for thread in threads.into_iter().flatten() {
             if thread.join().is_err() {
                 tracing::error!("a thread that writes to the run folder panicked");
@@ -289,7 +293,7 @@ impl Drop for Coordinator {
     }
 }
 
-/// Waits for the end of a thread.
+/// Joins a thread without blocking the runtime.
 async fn ended(thread: Option<ThreadHandle<()>>, what: &str) {
     let Some(thread) = thread else { return };
     if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
@@ -297,7 +301,7 @@ async fn ended(thread: Option<ThreadHandle<()>>, what: &str) {
     }
 }
 
-/// Listens; where any port will do, at the one of the coordinator before, for its workers dial that.
+/// Listens. If any port will do, tries that of the previous coordinator first, because its workers dial it.
 async fn bind(listen: SocketAddr, any_port: bool, run_dir: &Path) -> std::io::Result<TcpListener> {
     if (any_port || listen.port() == 0)
         && let Ok(record) = CoordinatorRecord::read(run_dir)
@@ -317,7 +321,7 @@ async fn tick(shared: Shared, every: Duration) {
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticker.tick().await;
-        // A panic in here would end this task alone. The next turn finds the driver poisoned, says so, and ends it.
+        // A panic here would end only this task. The next turn finds the driver poisoned and ends the run.
         let turn = std::panic::catch_unwind(AssertUnwindSafe(|| shared.lock().map(|mut driver| driver.tick())));
         if matches!(turn, Ok(Err(_))) {
             return;
@@ -325,14 +329,14 @@ async fn tick(shared: Shared, every: Duration) {
     }
 }
 
-/// Asks the run to save and end at the next safe point; one that has ended with a panic does neither.
+/// Asks the run to save and end at the next point between two tasks; does nothing after a panic.
 fn request_stop(shared: &Shared) {
     if let Ok(mut driver) = shared.lock() {
         driver.request_stop(StopMode::Save);
     }
 }
 
-/// Writes down the job and where it is served.
+/// Writes the job spec and the service's address into the run folder.
 fn announce(
     spec: &JobSpec,
     run_dir: &Path,
@@ -360,7 +364,7 @@ fn announce(
     record.write(run_dir)
 }
 
-/// The folder with the certificates of all roles, for operators: below `run_dir` when it is in there.
+/// The folder with the certificates of all roles, for operators; relative to `run_dir` if it lies inside.
 fn tls_dir(security: &Security, run_dir: &Path) -> Option<PathBuf> {
     let folder = security.folder()?;
     let folder = folder.canonicalize().unwrap_or(folder);
@@ -369,7 +373,7 @@ fn tls_dir(security: &Security, run_dir: &Path) -> Option<PathBuf> {
     Some(all.strip_prefix(run_dir).unwrap_or(all).to_owned())
 }
 
-/// An address that can be dialled, for one that stands for all of the machine's.
+/// An address to dial, in place of one that stands for all interfaces.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(address) if address.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),

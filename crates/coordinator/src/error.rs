@@ -4,47 +4,48 @@ use std::path::{Path, PathBuf};
 use pacs_data::DataError;
 use pacs_runtime::Exit;
 
-/// A file of the run that cannot be read or written, or is not what was written.
+/// A file of the run that cannot be accessed, or whose content is not what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The file system refuses.
+    /// The file system refused an operation.
     #[error("{action} `{}`: {error}", path.display())]
     File {
-        /// What was tried.
+        /// The operation, as a verb phrase.
         action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// The database of the journal refuses.
-    #[error("{action} `{}`: {error}", path.display())]
-    Database {
-        /// What was tried.
-        action: &'static str,
-        /// The database.
-        path: PathBuf,
-        /// Why not.
-        error: rusqlite::Error,
-    },
-    /// What is there is not what was written.
-    #[error("`{}` is damaged: {problem}", path.display())]
-    Damaged {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error of the file system.
+        error: std::io::Error,
+    },
+    /// The database of the journal refused an operation.
+    #[error("{action} `{}`: {error}", path.display())]
+    Database {
+        /// The operation, as a verb phrase.
+        action: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// Error of SQLite.
+        error: rusqlite::Error,
+    },
+    /// The content differs from what was written.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    Damaged {
+        /// The damaged file or folder.
+        path: PathBuf,
+        /// The damage, in words.
         problem: String,
     },
-    /// Another coordinator has taken the run folder: this one has lost its lock, and writes nothing more.
+    /// Another coordinator has taken over the run folder; this one has lost its lock and writes nothing more.
     #[error("another coordinator has taken over this run folder ({by}), so this one ends")]
     Taken {
-        /// Its process and host.
+        /// Process and host of the other coordinator.
         by: String,
     },
 }
 
 impl FileError {
-    /// Whether another start, on this machine or another one, may find it otherwise: [`Exit::Again`], else [`Exit::Config`].
+    /// How the process exits: [`Exit::Again`] if another start, on this machine or another one, may
+    /// succeed, otherwise [`Exit::Config`].
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
@@ -58,7 +59,7 @@ impl FileError {
         }
     }
 
-    /// Whether the file itself is no use any more. What the disk refuses today says nothing of what is on it.
+    /// Whether the file itself is unusable. A refusal of the disk says nothing about the content.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::File { .. } | Self::Taken { .. } => false,
@@ -82,14 +83,14 @@ impl FileError {
     }
 }
 
-/// What an error of the database is about.
+/// Cause of a database error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
-    /// The disk, the memory, or another process; it may pass.
+    /// The disk, the memory or another process; it may pass.
     Passing,
-    /// The file cannot be opened or written by this process.
+    /// This process cannot open or write the file.
     Path,
-    /// What is in the file.
+    /// The content of the file.
     Damage,
 }
 
@@ -113,10 +114,10 @@ impl Trouble {
     }
 }
 
-/// Why a run cannot start.
+/// Why a coordinator cannot start a run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another coordinator works in the folder.
+    /// Another coordinator holds the lock of the folder.
     #[error("run folder `{}` is in use by another run; wait for it, or choose another folder", run_dir.display())]
     Busy {
         /// The run folder.
@@ -125,18 +126,18 @@ pub enum StartError {
     /// The address cannot be listened on.
     #[error("listen on {address}: {error}; choose another port, or 0 for any free one")]
     Listen {
-        /// The address.
+        /// The address from the options.
         address: SocketAddr,
-        /// Why.
+        /// Error of the network stack.
         error: std::io::Error,
     },
-    /// What should be the id of the run is none.
+    /// The given run id is malformed.
     #[error("run id `{given}` is not 32 lower-case hexadecimal digits; `pacs run-id` makes one")]
     RunId {
-        /// As given.
+        /// The run id as given.
         given: String,
     },
-    /// The folder belongs to another run than the launcher means.
+    /// The folder belongs to another run than the one that was asked for.
     #[error(
         "run folder `{}` holds run {found}, and this process was started for run {given}; choose another folder, or take the \
          id that the folder has", run_dir.display()
@@ -144,29 +145,29 @@ pub enum StartError {
     OtherRun {
         /// The run folder.
         run_dir: PathBuf,
-        /// The id in the folder.
+        /// Id of the run in the folder.
         found: String,
-        /// The id that was given.
+        /// Id that was given.
         given: String,
     },
-    /// Others would reach it in plain text.
+    /// The service would be reachable from other hosts in plain text.
     #[error("listen")]
     PlainText(#[from] pacs_runtime::net::PlainText),
-    /// A file of the run folder, of the journal or of a checkpoint, cannot be used.
+    /// A file of the run folder, journal or checkpoint cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The job changed in a way that its checkpoint cannot follow.
+    /// The job spec has changed in a way that the checkpoint does not allow.
     #[error(
         "the job spec differs from the one of checkpoint `{}` in what a run must not change:\n  {}\nuse another run \
          folder, or change these back", checkpoint.display(), changes.join("\n  ")
     )]
     SpecChanged {
-        /// The checkpoint that the run would go on from.
+        /// The checkpoint that the run would resume from.
         checkpoint: PathBuf,
-        /// One line each: path, old value, new value.
+        /// One line per change: path, old value, new value.
         changes: Vec<String>,
     },
-    /// The problems are not those that the run was begun with.
+    /// The problems are not those that the run was started with.
     #[error(
         "the problems differ from those that checkpoint `{}` was trained with, though the job spec says the same:\n  {}\nput the data \
          files, the model folder and `rollout.max_new_tokens` (which decides what prompts fit) back as they were, or use another run \
@@ -175,10 +176,10 @@ pub enum StartError {
     ProblemsChanged {
         /// The checkpoint that the run would resume from.
         checkpoint: PathBuf,
-        /// One line each: which set, and how it differs.
+        /// One line per set, with the difference.
         changes: Vec<String>,
     },
-    /// There are checkpoints, but none can be used.
+    /// There are checkpoints, but none of them is valid.
     #[error(
         "no checkpoint in `{}` can be used:\n  {}\nremove them to start from the beginning",
         folder.display(), damages.join("\n  ")
@@ -186,19 +187,19 @@ pub enum StartError {
     NoValidCheckpoint {
         /// The folder of checkpoints.
         folder: PathBuf,
-        /// One line each: what is wrong.
+        /// One line per checkpoint, with its damage.
         damages: Vec<String>,
     },
-    /// Something of the job would not fit into the message that carries it.
+    /// A part of the job does not fit into the message that carries it.
     #[error("{what} takes {bytes} bytes in a message, and at most {most} are sent; {remedy}")]
     TooLarge {
-        /// What is too large.
+        /// The part that is too large.
         what: String,
-        /// What it takes.
+        /// Its size in bytes.
         bytes: usize,
-        /// What it may take.
+        /// Largest size allowed.
         most: usize,
-        /// What to do about it.
+        /// How to make it fit.
         remedy: &'static str,
     },
     /// The problems cannot be loaded.
@@ -207,7 +208,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// How a process ends that cannot start for this reason.
+    /// Exit code of a process that cannot start for this reason.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {

@@ -1,9 +1,9 @@
 //! The coordinator as a service: it carries out what the [machine](pacs_machine) decides.
 //!
 //! One mutex holds the machine and the payloads that belong to it (samples, verdicts, weights references); the services
-//! turn calls into events, and the `driver` turns effects into files and answers. What has to survive this process is in
-//! the `journal` before anybody hears of it; what is there to be looked at is in `records`: the lock, the metrics, the
-//! archive of samples, the checkpoints.
+//! turn calls into events, and the `driver` turns effects into files and answers. State that has to survive this
+//! process is in the `journal` before anyone hears of it; files for operators are in `records`: the lock, the metrics,
+//! the archive of samples, the checkpoints.
 //!
 //! It neither starts workers nor touches a tensor. Start with [`Coordinator`].
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What the machine is told of a job: the settings that decide its course.
+//! Derives the machine's options from a job spec.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use pacs_spec::{JobSpec, RewardSpec, StalenessKind, UniformKind};
 use crate::Timing;
 use crate::records::Manifest;
 
-/// Ids that one coordinator may give out before they meet those of the next one in the same folder.
+/// Distance between the id ranges of two starts in one folder, so that ids of different processes never collide.
 const IDS_OF_A_START: u64 = 1_000_000_000_000;
-/// Likewise for generations.
+/// The same for generations.
 const GENERATIONS_OF_A_START: u64 = 1000;
-/// Each of them costs all steps since the last checkpoint.
+/// A limit, because each lost save costs all steps since the last checkpoint.
 const MOST_LOST_SAVES: u32 = 5;
 
-/// The job's settings, from where it stands: at its beginning or at a checkpoint.
+/// The machine's options for a job that starts at its beginning or at a checkpoint.
 pub(crate) fn machine_options(
     spec: &JobSpec,
     problems: &Problems,
@@ -61,7 +61,7 @@ pub(crate) fn machine_options(
             UniformKind::Drop => UniformGroups::Drop,
             UniformKind::Refill => UniformGroups::Refill,
         },
-        // Jobs for which it is neither are refused where groups are to be dropped or refilled.
+        // Validation refuses `drop` and `refill` for objectives that contrast neither.
         uniform_by: match spec.objective.objective(spec.rollout.max_new_tokens).contrasts() {
             Contrasts::Rewards => UniformBy::Rewards,
             Contrasts::Labels | Contrasts::Nothing => UniformBy::Labels,
@@ -88,7 +88,7 @@ pub(crate) fn machine_options(
         max_lost_generations: 10,
         max_lost_saves: MOST_LOST_SAVES,
         heartbeat_timeout: timing.heartbeat_timeout,
-        // For answers that were lost on their way to a worker that lives: longer than any honest work takes.
+        // Only for lost answers of live workers: longer than any regular work takes.
         rollout_lease_timeout: Duration::from_secs(3600),
         verifier_lease_timeout: Duration::from_secs(120) + 10 * verification,
         ids_above: starts * IDS_OF_A_START,
@@ -99,7 +99,7 @@ pub(crate) fn machine_options(
     }
 }
 
-/// Which draws are skipped, if the job wants some to be.
+/// The curriculum, if the job skips draws.
 fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
     let (retire_after, difficulty_floor) = (spec.data.retire_after, spec.data.difficulty_floor);
     let is_on = retire_after.is_some() || difficulty_floor.is_some();
@@ -112,13 +112,13 @@ fn curriculum(spec: &JobSpec, problems: &Problems) -> Option<Curriculum> {
     })
 }
 
-/// Groups that every mini-batch has one of, and every rank a sequence in each.
+/// Smallest batch with a group for every mini-batch and a sequence for every rank in each of them.
 fn smallest_batch(spec: &JobSpec) -> u32 {
     let per_mini_batch = spec.resources.learners.div_ceil(spec.rollout.samples_per_prompt);
     spec.batch.mini_batches.saturating_mul(per_mini_batch).min(spec.batch.prompts_per_step)
 }
 
-/// Where labels have to differ for a step of the job to teach anything.
+/// The level at which the job needs label variance for a non-zero gradient.
 fn contrast(spec: &JobSpec) -> Contrast {
     let policy = match spec.objective.objective(spec.rollout.max_new_tokens) {
         Objective::Pacs(pacs) if pacs.actor_term || pacs.score == ScoreEstimator::Naive => return Contrast::None,
@@ -128,11 +128,11 @@ fn contrast(spec: &JobSpec) -> Contrast {
     };
     let RewardSpec { format_bonus, overlong_tokens, verifiers, .. } = &spec.reward;
     let has_reward_beside_label = *format_bonus != 0.0 || *overlong_tokens > 0 || !verifiers.is_empty();
-    // Verifiers that are not ours may give a reward that says more than their label.
+    // External verifiers may give a reward with more information than the label.
     if has_reward_beside_label || !spec.verifier.kind.is_built_in() {
         return Contrast::None;
     }
-    // Either term can bring a policy back whose answers are all the same.
+    // Either term has a gradient even if all answers are the same.
     if policy.entropy > 0.0 || policy.kl.is_some() {
         return Contrast::None;
     }
@@ -149,7 +149,7 @@ fn contrast(spec: &JobSpec) -> Contrast {
     }
 }
 
-/// How long the verification of one sample may take, by all its verifiers.
+/// Upper bound on the verification of one sample by all its verifiers.
 fn verification_limit(spec: &JobSpec) -> Duration {
     let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().timeout);
     let trained = rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add);
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn what_a_step_can_teach_is_a_matter_of_objective_and_reward() {
         assert_eq!(of(""), Contrast::Group);
-        // The label is all that PACS sees of an outcome.
+        // PACS trains on the label alone.
         assert_eq!(of("[reward]\nformat_bonus = 0.1\nformat_strings = [\"x\"]"), Contrast::Group);
         assert_eq!(of("[objective]\nscore = \"naive\""), Contrast::None);
         assert_eq!(of("[objective]\nactor_term = true"), Contrast::None);

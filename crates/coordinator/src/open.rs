@@ -1,4 +1,4 @@
-//! Opens a run folder: from its journal, from its newest checkpoint, or from the beginning.
+//! Opens a run folder: resumes from its journal or its newest checkpoint, or starts from the beginning.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,18 +19,19 @@ use crate::records::{
 };
 use crate::{StartError, Timing, sizes};
 
-/// Changes of these, and of what is below them, make a job another job, but for [`DataSpec::FREE`].
+/// Keys, and tables with all keys in them, that a run must not change, except for [`DataSpec::FREE`].
 const FIXED: [&str; 6] = ["name", "seed", "model", "data", "rollout.samples_per_prompt", "objective"];
 
-/// Opens the run folder and makes the driver of the run that is found there.
+/// Opens the run folder and builds the driver of the run in it.
 ///
-/// What it finds it puts in order itself; from then on the threads of the journal and of the run folder write there.
+/// Repairs leftovers of a crash itself; from then on the threads of the journal and of the run folder write there.
 pub(crate) fn open(
     spec: JobSpec,
     run_dir: PathBuf,
     timing: Timing,
     progress: broadcast::Sender<Progress>,
 ) -> Result<(Driver, mpsc::Receiver<Done>, u64), StartError> {
+    // Taken first: from here on a coordinator that has lost its lock can write nothing more.
     let epoch = Epoch::take(&run_dir)?;
     let starts = epoch.starts();
     let model = ModelConfig::read(&spec.model.path);
@@ -44,6 +45,7 @@ pub(crate) fn open(
     sizes::check(&toml, &problems.train, problems.sets.iter().map(|set| set.problems.as_slice()))?;
     let found = ProblemSet::of(&problems, day);
     let changes = known.as_ref().map(|known| found.changes_since(known, &problems)).unwrap_or_default();
+    // A checkpoint's draw order refers to problems by index, so changed problems cannot be trained on with it.
     if let Some(manifest) = resumed.as_ref().filter(|_| !changes.is_empty()) {
         return Err(StartError::ProblemsChanged { checkpoint: checkpoints.path(manifest.step), changes });
     }
@@ -77,7 +79,7 @@ pub(crate) fn open(
         journal = journal.discard(&run_dir, &toml, &epoch, &room)?;
         recovered = None;
     }
-    // Later than the journal of other problems is put aside: a start that breaks off in between refuses it again.
+    // Written only after the journal of other problems is moved aside: a start that fails in between refuses it again.
     found.write(&run_dir, known)?;
     let mut files = open_files(&run_dir, checkpoints.clone(), spec.logging.samples)?;
     let machine = match &recovered {
@@ -85,7 +87,7 @@ pub(crate) fn open(
         None => {
             let last_step = resumed.as_ref().map(|manifest| manifest.step);
             files.truncate(last_step, last_step).map_err(StartError::file("truncate records in", &run_dir))?;
-            // An evaluation at the step that the job stands at is not made again.
+            // The evaluation at the current step is not repeated if it is recorded.
             let evaluated = files.evaluations.last_step().into_iter().collect();
             if let Some(manifest) = &resumed {
                 notes.push(format!("resumed from step {} of {}", manifest.step, spec.batch.steps));
@@ -118,8 +120,8 @@ pub(crate) fn open(
     notes.into_iter().for_each(|text| driver.note(text));
     if let Some(recovered) = recovered {
         driver.recover(recovered);
-        // A line that was written before its record was durable speaks of what never was: a later step, or an
-        // evaluation that will be made again.
+        // A line may have been written before its record was durable. It then describes a step or an evaluation that
+        // never happened and will be repeated.
         let step = driver.machine.position().step;
         let evaluations = if driver.machine.has_evaluated(step) { Some(step) } else { step.checked_sub(1) };
         driver.hand_over(Job::Truncate { steps: Some(step), evaluations });
@@ -128,12 +130,12 @@ pub(crate) fn open(
     Ok((driver, done, starts))
 }
 
-/// What a checkpoint takes at least: master weights and two moments of each parameter, 4 bytes each.
+/// Lower bound on the size of a checkpoint: master weights and two moments of each parameter, 4 bytes each.
 fn least_save_bytes(model: &ModelConfig) -> u64 {
     12 * model.parameter_count() as u64
 }
 
-/// Opens the files that the run adds to.
+/// Opens the files that the run appends to.
 fn open_files(run_dir: &Path, checkpoints: Checkpoints, archives: bool) -> Result<Files, StartError> {
     let lines = |name: &str| {
         let path = run_dir.join(name);
@@ -144,12 +146,12 @@ fn open_files(run_dir: &Path, checkpoints: Checkpoints, archives: bool) -> Resul
         false => None,
     };
     let (evaluations, mut problems) = (lines("evaluations.jsonl")?, lines(MEASURED_PROBLEMS)?);
-    // Problems whose set has no line yet are written again with it.
+    // Problem lines are written before those of their set; without the latter they are written again.
     problems.truncate(evaluations.last_step()).map_err(StartError::file("cut", problems.path()))?;
     Ok(Files { checkpoints, metrics: lines("metrics.jsonl")?, evaluations, problems, archive })
 }
 
-/// Why a journal and the newest checkpoint do not belong together.
+/// Why a journal and the newest checkpoint do not belong together; `None` if they do.
 fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
     let on_disk = resumed.map(|manifest| manifest.step);
     let last = recovered.records.iter().rev().find_map(|(record, _)| match record.event {
@@ -157,7 +159,7 @@ fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
         _ => None,
     });
     let known = last.or(recovered.machine.newest_checkpoint());
-    // One that is being committed may be on disk before the record that says so.
+    // A checkpoint in the middle of its commit may be on disk before the record that says so.
     let expected = |step: u64| known == Some(step) || recovered.may_commit(step);
     match (on_disk, known) {
         (None, None) => None,
@@ -169,7 +171,7 @@ fn misfit(recovered: &Recovered, resumed: Option<&Manifest>) -> Option<String> {
     }
 }
 
-/// The checkpoint to go on from, if there is one.
+/// The checkpoint to resume from, if there is one.
 fn resume(checkpoints: &Checkpoints, spec: &JobSpec) -> Result<Option<Manifest>, StartError> {
     let (newest, damages) = checkpoints.newest_valid()?;
     for damage in &damages {

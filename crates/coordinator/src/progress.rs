@@ -4,70 +4,71 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// What a run tells those who watch it.
+/// An event for those who watch a run.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// The run has been waiting for a while.
+    /// The run has been waiting for some time.
     Waiting {
-        /// For what, which role, since when.
+        /// What it waits for, from which role, and since when.
         sentence: String,
     },
-    /// All learners have loaded their state.
+    /// All learners have loaded their starting state.
     Prepared {
-        /// Training steps that it has seen.
+        /// Training steps that the state has seen.
         step: u64,
         /// Steps of the whole job.
         total_steps: u64,
-        /// Names by rank.
+        /// Worker names, indexed by rank.
         learners: Vec<String>,
     },
-    /// The policy was measured.
+    /// An evaluation is complete.
     Evaluated(EvaluationSummary),
-    /// It is being measured.
+    /// An evaluation is in progress.
     Measuring {
-        /// Samples that have their verdict.
+        /// Samples with a verdict.
         judged: u64,
-        /// Samples in all.
+        /// All samples of the evaluation.
         samples: u64,
-        /// Time to the end at the rate of this process so far; absent until there is one.
+        /// Estimated time to the end at the rate of this process; `None` until it can be estimated.
         remaining_seconds: Option<f64>,
     },
-    /// A training step was made.
+    /// A training step is done.
     Step(Box<StepSummary>),
     /// A checkpoint was committed.
     Saved {
-        /// Training steps done.
+        /// Training steps done in the saved state.
         step: u64,
-        /// Its folder.
+        /// Folder of the checkpoint.
         path: PathBuf,
-        /// How long it took from its beginning until it was durable. Training may have gone on meanwhile.
+        /// Time from the start of the save until it was durable. Training may have continued meanwhile.
         seconds: f64,
     },
-    /// A worker is gone; its work is issued again.
+    /// A worker was lost; its work is reissued.
     WorkerLost {
-        /// Its slot.
+        /// Name of its slot.
         name: String,
-        /// How it went.
+        /// How it ended, in words.
         why: String,
     },
-    /// A worker was drained and leaves: it is not to be started again.
+    /// A worker was drained and leaves: its supervisor must not restart it.
     Drained {
-        /// Its slot.
+        /// Name of its slot.
         name: String,
     },
-    /// Likewise: the search for the group that training fails by has come further, so a learner that died did not die in vain.
+    /// The search for a group that makes training fail has narrowed its suspects, so the
+    /// lost generation was not in vain.
     Narrowed {
-        /// A sentence.
+        /// The finding, as a sentence.
         text: String,
     },
-    /// Something that the operator should read.
+    /// A message that the operator should read.
     Note {
-        /// A sentence.
+        /// The message, as a sentence.
         text: String,
     },
 }
 
-/// One training step in numbers.
+/// Metrics of one training step.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct StepSummary {
     /// Training steps done.
@@ -75,61 +76,61 @@ pub struct StepSummary {
     /// Steps of the whole job.
     #[serde(skip)]
     pub total_steps: u64,
-    /// Newest weights that may have generated the batch.
+    /// Version of the newest weights that may have generated the batch.
     pub version: u64,
-    /// How many versions behind those the oldest token of the batch is.
+    /// Lag of the batch: versions between its oldest token and those weights.
     pub lag: u64,
-    /// When the step ended, in seconds since 1970.
+    /// End of the step, in seconds since 1970.
     pub time: f64,
     /// Mean reward of the samples.
     pub reward_mean: f64,
     /// Mean label of the samples.
     pub pass_rate: f64,
-    /// Share of groups whose labels are not all the same: those that there is something to learn from.
+    /// Share of mixed groups, whose labels are not all the same. Under group baselines, only these carry gradient.
     pub mixed_share: f64,
-    /// Mean entropy of the distributions that the answers' tokens were drawn from, nats a token.
+    /// Mean entropy of the sampling distributions of the answers' tokens, in nats per token.
     pub entropy: f64,
-    /// Mean tokens of an answer.
+    /// Mean length of an answer, in tokens.
     pub answer_tokens_mean: f64,
     /// Share of answers that were cut off at the limit of new tokens.
     pub truncated_share: f64,
-    /// Share of answers in which no answer could be read.
+    /// Share of answers from which no final answer could be extracted.
     pub unparsable_share: f64,
-    /// Verifications of this step that failed or timed out; none of them is a verdict.
+    /// Verifications that failed or timed out during this step; none of them counts as a verdict.
     pub failed_verdicts: u64,
-    /// Samples of this step that were given up for others because no verdict could be had.
+    /// Samples of this step that were replaced because they could not be verified.
     pub replaced_samples: u64,
-    /// Groups of this step that were given up for the next prompts.
+    /// Groups of this step that were given up and replaced by the next prompt.
     pub dropped_groups: u64,
-    /// Groups of this step that the learner did not get, or that were refilled, because their labels are all the same.
+    /// Uniform groups of this step that were left out or refilled.
     pub uniform_groups_left_out: u64,
-    /// Groups that were started again because they would have grown too old.
+    /// Groups that were restarted because they would have exceeded the lag bound.
     pub evicted_groups: u64,
-    /// Draws since the step before that were skipped: their problems are retired, or teach little.
+    /// Draws since the previous step that the curriculum skipped.
     pub skipped_draws: u64,
-    /// Retired problems that were drawn again since the step before, because too few others were left.
+    /// Retired problems that were reopened since the previous step, because too few others were left.
     pub reopened_problems: u64,
-    /// Problems that are retired.
+    /// Number of retired problems.
     pub retired_problems: u64,
-    /// Tokens that were generated.
+    /// Number of generated tokens.
     pub generated_tokens: u64,
-    /// Generated tokens a second of the whole step.
+    /// Generated tokens per second of the whole step.
     pub tokens_per_second: f64,
     /// Optimizer updates that were skipped in this step.
     pub skipped_updates: u32,
-    /// Where the time went.
+    /// Duration of the parts of the step.
     #[serde(flatten)]
     pub seconds: StepSeconds,
-    /// What the learner and the verifiers measured, by name.
+    /// Metrics from the learner and the verifiers, by name.
     #[serde(skip)]
     pub metrics: BTreeMap<String, f64>,
-    /// Estimated time to the end of the job.
+    /// Estimated time to the end of the job, in seconds.
     #[serde(skip)]
     pub remaining_seconds: f64,
 }
 
 impl StepSummary {
-    /// All numbers by name, as `metrics.jsonl` has them. A worker's metric never hides one of these fields.
+    /// All numbers by name, as in `metrics.jsonl`. A worker's metric never hides one of these fields.
     #[must_use]
     pub fn numbers(&self) -> Map<String, Value> {
         let own = serde_json::to_value(self).expect("a summary is numbers with names");
@@ -143,104 +144,105 @@ impl StepSummary {
     }
 }
 
-/// Where the time of a step went.
+/// Duration of the parts of a step.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct StepSeconds {
-    /// Generating and verifying, together.
+    /// Generation and verification, which overlap.
     pub sampling_seconds: f64,
-    /// The end of sampling, when all samples were there and only verdicts were missing.
+    /// The end of sampling in which all samples were present and only verdicts were missing.
     pub verifying_seconds: f64,
-    /// Training.
+    /// Computing the step on the learner ranks.
     pub training_seconds: f64,
-    /// Sampling and training.
+    /// Sampling and training together.
     pub total_seconds: f64,
-    /// Time since the step before that the learners stood still for checkpoints.
+    /// Time since the previous step during which the learners waited for checkpoints.
     pub checkpoint_stall_seconds: f64,
-    /// Share of that in itself and `total_seconds`.
+    /// The same as a share of itself plus `total_seconds`.
     pub checkpoint_stall_share: f64,
-    /// Time of the checkpoint that has become durable since the step before, from its beginning; absent when none has.
+    /// Duration of the checkpoint that became durable since the previous step; `None` if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_write_seconds: Option<f64>,
 }
 
-/// One evaluation in numbers.
+/// Result of the evaluation of one set.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvaluationSummary {
     /// Training steps that the policy has seen.
     pub step: u64,
-    /// Name of the set; absent for that of `data.evaluation`.
+    /// Name of the set; `None` for that of `data.evaluation`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
-    /// When it ended, in seconds since 1970.
+    /// End of the evaluation, in seconds since 1970.
     pub time: f64,
-    /// Share of right answers: the mean over problems of the mean label.
+    /// Mean over problems of the mean label.
     pub pass_at_1: f64,
-    /// The `k` of `pass_at_k`: samples of each problem.
+    /// Samples per problem, the `k` of `pass_at_k`.
     pub k: u32,
-    /// Share of problems with a right answer among `k`; absent when `k` is 1.
+    /// Share of problems with a right answer among `k`; `None` if `k` is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass_at_k: Option<f64>,
-    /// The unbiased estimate of pass@k at powers of two up to `k`, and at `k`; absent when `k` is 1.
+    /// Unbiased estimates of pass@k at powers of two up to `k`, and at `k`; empty if `k` is 1.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pass_curve: BTreeMap<usize, f64>,
-    /// Problems that were measured.
+    /// Number of problems that were evaluated.
     pub problems: u64,
-    /// Problems left out because no verdict could be had.
+    /// Problems that were left out because they could not be verified.
     pub excluded: u32,
-    /// Samples that were measured.
+    /// Number of samples.
     pub samples: u64,
-    /// Mean tokens of an answer.
+    /// Mean length of an answer, in tokens.
     pub answer_tokens_mean: f64,
     /// Share of answers that were cut off at the limit of new tokens.
     pub truncated_share: f64,
-    /// Share of answers in which no answer could be read.
+    /// Share of answers from which no final answer could be extracted.
     pub unparsable_share: f64,
-    /// How long it took.
+    /// Duration of the evaluation.
     pub seconds: f64,
 }
 
 impl EvaluationSummary {
-    /// What the set is called.
+    /// Name of the set for people.
     #[must_use]
     pub fn label(&self) -> &str {
         self.set.as_deref().unwrap_or("evaluation")
     }
 }
 
-/// How a run ended.
+/// How the run of a coordinator process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunEnd {
-    /// All steps are made.
+    /// All steps are done.
     Finished {
         /// Training steps done.
         step: u64,
-        /// The last checkpoint.
+        /// Folder of the last checkpoint.
         checkpoint: PathBuf,
-        /// The exported model: a Hugging Face folder.
+        /// Folder of the exported model, in Hugging Face format.
         model: PathBuf,
     },
-    /// The operator stopped it.
+    /// An operator stopped the run.
     Stopped {
         /// Training steps done.
         step: u64,
-        /// Where a resumed run goes on; absent when no step was made.
+        /// The checkpoint that a resumed run continues from; `None` before the first step.
         checkpoint: Option<PathBuf>,
     },
-    /// It could not go on.
+    /// The run cannot continue.
     Failed {
-        /// One sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// This process has a bug: it panicked in the middle of an event. Nothing that was acknowledged is lost, and another process
-    /// resumes from the journal.
+    /// The process panicked in the middle of an event, which is a bug. Nothing acknowledged is lost, and the next
+    /// process resumes from the journal.
     Panicked {
-        /// One sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// This process could not go on (the disk takes no more), and nothing is lost: the same command goes on.
+    /// The process could not continue, because of its disk for example. Nothing is lost: the
+    /// same command resumes the run.
     Interrupted {
-        /// One sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
 }

@@ -1,20 +1,20 @@
-//! What is refused before a run begins because a message could not carry it in the middle of one.
+//! Checks before a run begins that its messages will not be too large.
 
 use pacs_data::Problem;
 use pacs_protocol::ANSWER_BYTES;
 
 use crate::StartError;
 
-/// What travels with a sample: its question and its reference answer, or the prompt of its group. A sample takes up to
-/// [`pacs_types::MAX_SAMPLE_BYTES`], and both are in one message with a few numbers.
+/// Space next to a sample in a message, for its question and reference answer, or the prompt of its group. The sample
+/// itself takes up to [`pacs_types::MAX_SAMPLE_BYTES`].
 const MOST_BYTES: usize = ANSWER_BYTES - 4096;
-/// A token id, at most.
+/// Upper bound on an encoded token id.
 const TOKEN_BYTES: usize = 5;
 
-/// Checks the parts of messages that the job alone decides about.
+/// Checks the parts of messages that depend on the job alone.
 ///
 /// # Errors
-/// When one is too large to be sent.
+/// When a part is too large to be sent.
 pub(crate) fn check<'a>(
     spec: &str,
     train: &'a [Problem],
@@ -42,7 +42,7 @@ fn refuse(what: impl Fn() -> String, bytes: usize, remedy: &'static str) -> Resu
     Err(StartError::TooLarge { what: what(), bytes, most: MOST_BYTES, remedy })
 }
 
-/// The first words of a question.
+/// The beginning of a question, for an error message.
 fn begin(problem: &Problem) -> String {
     problem.question.chars().take(40).collect()
 }

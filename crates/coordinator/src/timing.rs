@@ -1,15 +1,15 @@
 use std::time::Duration;
 
-/// How patient a coordinator is. The default suits real runs.
+/// Timeouts and intervals of a coordinator. The default suits real runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// Time between two heartbeats of a worker.
     pub heartbeat_interval: Duration,
-    /// Silence after which a worker is given up.
+    /// Silence after which a worker is removed from the members.
     pub heartbeat_timeout: Duration,
-    /// Time between two looks at the clock.
+    /// Interval at which the driver checks for due events.
     pub tick: Duration,
-    /// How long workers are waited for after the end.
+    /// Longest wait for workers to leave after the end of the run.
     pub goodbye: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What a run does next: the learners' line, decided whenever nothing is in flight there, and the slots beside it.
+//! What the run does next: the transitions of the learners' phase, and the filling of free slots.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::pool::{EVALUATION_GROUPS, Pool};
 use crate::schedule::{Candidate, Decision, Terms, decide};
 use crate::{Counter, Effect, End, EvaluationSetPlan, StopMode, TaskKind, UniformGroups};
 
-/// What comes next.
+/// The transition that `advance` takes from a point between two tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
     Assemble,
@@ -20,15 +20,15 @@ enum Next {
         model: bool,
         background: bool,
     },
-    /// The checkpoint in flight has to be durable first.
+    /// The checkpoint in flight has to become durable first.
     Settle,
-    /// A learner is back, or is to leave: the generation takes it in, or goes on without it.
+    /// A learner has returned or is to leave: the generation is dissolved and formed again with other ranks.
     Regroup,
     End(End),
 }
 
 impl Machine {
-    /// Goes on from a point between two tasks.
+    /// Leaves a point between two tasks for the next phase.
     pub(crate) fn advance(&mut self) {
         match self.next() {
             Next::Assemble => {
@@ -42,7 +42,7 @@ impl Machine {
             Next::Regroup => self.regroup(),
             Next::End(end) => self.end(end),
         }
-        // Rollouts that may run ahead do so while the learners do something else.
+        // An asynchronous job samples ahead whatever the learners do, so the slots are filled in every phase.
         self.fill();
     }
 
@@ -66,14 +66,14 @@ impl Machine {
         if is_last && self.exported && !is_unsaved {
             return Next::End(End::Finished);
         }
-        // A step that was to be finished is finished whenever the run comes by here; what was to end at once, has.
+        // A graceful stop reaches this point once its last step is done; `StopMode::Now` has ended the run already.
         if self.stop.is_some() && !is_unsaved || self.stop == Some(StopMode::Now) {
             return Next::End(End::Stopped);
         }
         if self.team.is_none() {
             return Next::Assemble;
         }
-        // One checkpoint at a time is on its way.
+        // At most one checkpoint is in flight.
         let save = |model, background| match self.writing {
             Some(_) => Next::Settle,
             None => Next::Save { model, background },
@@ -85,7 +85,8 @@ impl Machine {
         if (self.may_grow() || self.must_release()) && !is_last {
             match is_unsaved {
                 false => return Next::Regroup,
-                // Nothing is lost by it: a step that cannot be saved is not given up.
+                // Regrouping loses nothing only if the step is saved: a step that cannot be
+                // saved is not given up for it.
                 true if !is_tried || self.writing.is_some() => return save(false, false),
                 true => {}
             }
@@ -106,6 +107,7 @@ impl Machine {
     }
 
     fn begin_evaluation(&mut self) {
+        // Only a job that just evaluates has one. Its model never changes, so the samples are still valid.
         if let Some(unfinished) = self.unfinished.take() {
             self.enter(Phase::Evaluating(unfinished));
             return self.finish_evaluation_if_complete();
@@ -115,6 +117,7 @@ impl Machine {
         let sets: Vec<_> = self.options.due_sets(self.position.step).collect();
         for EvaluationSetPlan { first, plan } in sets {
             for group in (0..u64::from(plan.problems)).map(|problem| GroupId(EVALUATION_GROUPS + first + problem)) {
+                // A quarantined problem would kill its workers again, so the evaluation is done without it.
                 if self.position.set_aside.contains_key(&group) {
                     excluded += 1;
                     continue;
@@ -131,8 +134,9 @@ impl Machine {
         WeightVersion(self.position.step)
     }
 
-    /// Draws prompts into the free slots, and no more than the job still needs.
+    /// Draws prompts into the free slots, but no more than the remaining steps need.
     pub(crate) fn fill(&mut self) {
+        // Without lag, prompts are drawn only while the learners sample, so that samples come from the newest weights.
         let is_ahead = self.options.max_lag > 0 && self.weights.is_some() && self.team.is_some();
         if self.options.evaluation_only || self.is_ended() || !(is_ahead || matches!(self.phase, Phase::Sampling)) {
             return;
@@ -141,20 +145,21 @@ impl Machine {
         let (trained, making) = self.phase.training().map_or((0, 0), |training| (training.groups.len(), 1));
         let steps_left = match self.stop {
             None => self.options.total_steps.saturating_sub(self.position.step + making),
-            // What is behind the step in work is not for this process.
+            // A stop after this step leaves the following steps to the next process.
             Some(_) => u64::from(matches!(self.phase, Phase::Sampling)),
         };
         let needed = usize::try_from(steps_left).unwrap_or(usize::MAX).saturating_mul(per_step);
         let room = (self.options.slots as usize).saturating_sub(trained);
         let (samples, version, now) = (self.options.samples_per_prompt, self.policy_version(), self.now);
-        // Those that rest while others are tried take no room, or no batch would be full. One that is drawn may be such a one.
+        // Held suspects take no slots, or no batch would fill up. They are counted in every turn,
+        // because a draw may return one.
         while self.pool.len() < room.min(needed).saturating_add(self.held_groups().len()) {
             let group = self.draw();
             self.pool.add(group, samples, version, now);
         }
     }
 
-    /// Begins the step when its groups are there.
+    /// Begins the step as soon as enough groups for a batch are complete.
     pub(crate) fn try_train(&mut self) {
         let groups = self.options.prompts_per_step as usize;
         while matches!(self.phase, Phase::Sampling) && !self.paused && self.pool.complete() >= groups {
@@ -173,7 +178,7 @@ impl Machine {
         }
     }
 
-    /// The groups that the next batch is chosen from.
+    /// Groups that the next batch may be chosen from: those in the pool, without suspects that a trial holds back.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let held = self.held_groups();
         let mut candidates = self.pool.candidates();
@@ -205,7 +210,7 @@ impl Machine {
                 .collect(),
             UniformGroups::Keep | UniformGroups::Refill => Vec::new(),
         };
-        // The newest ones stay when too few would be left.
+        // If too few groups would be left, the newest uniform ones stay in the batch.
         let may_go = groups.len().saturating_sub(self.options.min_batch_groups as usize);
         let left_out: Vec<GroupId> = uniform.into_iter().take(may_go).collect();
         self.count(Counter::UniformGroups, left_out.len() as u64);
@@ -219,7 +224,7 @@ impl Machine {
         self.fill();
     }
 
-    /// Goes on when all problems have their verdicts.
+    /// Ends the evaluation once every problem has its verdicts.
     pub(crate) fn finish_evaluation_if_complete(&mut self) {
         let Phase::Evaluating(evaluation) = &self.phase else { return };
         if evaluation.pool.complete() < evaluation.wanted {
@@ -232,7 +237,7 @@ impl Machine {
         self.advance();
     }
 
-    /// Lets the next prompt take the place of a complete group that has nothing to contrast, if the job wants that.
+    /// Replaces a complete group without contrast by the next prompt, if the job refills and its budget allows.
     pub(crate) fn refill_if_uniform(&mut self, group: GroupId) {
         let wanted = self.options.uniform_groups == UniformGroups::Refill && self.refills < self.options.max_refills;
         if !wanted || !self.pool.is_uniform(group, self.options.uniform_by) {
@@ -240,6 +245,7 @@ impl Machine {
         }
         self.refills += 1;
         self.count(Counter::UniformGroups, 1);
+        // The curriculum counts refilled groups, too: they show which problems are always or never solved.
         if let Some(uniform) = self.pool.remove(group) {
             self.note_evidence(group, &uniform);
         }
@@ -247,7 +253,7 @@ impl Machine {
         self.fill();
     }
 
-    /// Whether new work may be given out.
+    /// Whether new leases may be granted.
     pub(crate) fn may_lend(&self) -> bool {
         let is_leaving = matches!(self.stop, Some(StopMode::Save | StopMode::Now));
         !self.paused && !is_leaving && !self.is_ended()
@@ -257,13 +263,13 @@ impl Machine {
         self.end(End::Failed { reason });
     }
 
-    /// Leaves a phase before its time: a batch in training is complete groups again, a measurement is given up. Where it is all that
-    /// the job does it is kept: the model stays the same, so its samples stay true.
+    /// Leaves a phase early: a batch in training becomes complete groups again, and an evaluation is discarded. A job
+    /// that only evaluates keeps it, because the model does not change and its samples stay valid.
     pub(crate) fn interrupt(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Assembling) {
             Phase::Training(training) => self.pool.put_back(training.groups),
             Phase::Evaluating(mut evaluation) if self.options.evaluation_only => {
-                // Who holds a lease hears of the end, and asks for no other.
+                // Lease holders learn of the end with their next heartbeat and request nothing more.
                 evaluation.pool.end_all_loans();
                 self.unfinished = Some(evaluation);
             }
@@ -281,7 +287,7 @@ impl Machine {
     }
 
     pub(crate) fn end(&mut self, end: End) {
-        // One event can have several consequences that each would end the run: the first one does.
+        // One event can have several consequences that each end the run; the first one counts.
         if self.is_ended() {
             return;
         }
@@ -305,7 +311,7 @@ mod tests {
         run.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });
     }
 
-    /// Groups that step 1 trains on and leaves out, where labels are `(label, reward)` of group and sample.
+    /// Groups that step 1 trains on and leaves out; `judge` returns the `(label, reward)` of a sample.
     fn trained_and_left_out(uniform_by: UniformBy, judge: fn(SampleId) -> (f64, f64)) -> (Vec<u64>, Vec<u64>) {
         let uniform_groups = UniformGroups::Drop;
         let mut run = Run::sampling(Options { uniform_groups, uniform_by, min_batch_groups: 1, ..options() });
@@ -427,7 +433,7 @@ mod tests {
             }
             assert!(run.machine.evaluated.len() <= 3, "{:?}", run.machine.evaluated);
         }
-        // One step more is made, measured and lost: the one before it is not measured again.
+        // One more step is trained, evaluated and lost: the evaluation of the step before it is not repeated.
         judge(&mut run);
         judge(&mut run);
         run.train();

@@ -1,5 +1,5 @@
-//! Who is a rank: a generation is formed of the learners that are there, all that are wanted or, when others do not come
-//! for too long, fewer; it grows again between two steps when they are back.
+//! Which learners are ranks. A generation forms when all wanted learners have joined, or with fewer of them after
+//! `learner_wait`. It grows again between two steps when the missing ones return.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::worker::{Worker, name_order};
 use crate::{Effect, TaskKind};
 
 impl Machine {
-    /// Forms a generation when all learners that are wanted have asked for one.
+    /// Forms a generation when all wanted learners have asked to join one.
     pub(crate) fn try_assemble(&mut self) {
         if matches!(self.phase, Phase::Assembling) && self.joining().len() >= self.options.learners as usize {
             self.form();
         }
     }
 
-    /// Forms a generation of the learners that are there: the others have been waited for.
+    /// Forms a generation of the learners that have joined, because the wait for the others is over.
     pub(crate) fn learners_missing(&mut self) {
         let (there, wanted) = (self.joining().len(), self.options.learners);
         if !matches!(self.phase, Phase::Assembling) || there < self.options.min_learners as usize {
@@ -33,26 +33,25 @@ impl Machine {
         self.form();
     }
 
-    /// Whether fewer learners than wanted, but enough, have been waiting since before `limit`.
+    /// Whether fewer learners than wanted, but at least `min_learners`, have been waiting since before `limit`.
     pub(crate) fn is_short_since(&self, limit: Duration) -> bool {
         let enough = self.options.min_learners as usize..self.options.learners as usize;
         matches!(self.phase, Phase::Assembling) && self.phase_since < limit && enough.contains(&self.joining().len())
     }
 
-    /// Whether a learner asks for a place that is free.
+    /// Whether a learner has asked for a rank that is vacant.
     pub(crate) fn may_grow(&self) -> bool {
         let is_short = self.team.is_some() && self.team_size() < self.options.learners as usize;
         is_short && self.joining().iter().any(|(id, _)| self.rank(*id).is_none())
     }
 
-    /// Whether a rank is to leave, once what it has trained is saved.
+    /// Whether a rank is draining, so that the generation has to regroup once its state is saved.
     pub(crate) fn must_release(&self) -> bool {
         let ranks = self.team.iter().flat_map(|team| &team.ranks);
         ranks.filter_map(|id| self.workers.get(*id)).any(|worker| worker.draining().is_some())
     }
 
-    /// Lets a worker that is to leave do so, if it is a rank: at once where that loses nothing, else after the step and a
-    /// checkpoint.
+    /// Lets a draining rank leave: at once where that loses nothing, otherwise after the step and a checkpoint.
     pub(crate) fn release_rank(&mut self, worker: WorkerId) {
         if self.rank(worker).is_none() {
             return;
@@ -61,12 +60,13 @@ impl Machine {
         let note =
             format!("{name} is to leave: what is trained is saved, then the learners form a generation without it");
         self.effects.push(Effect::Note(note));
+        // All other phases come to `advance` by themselves, which regroups then.
         if matches!(self.phase, Phase::Sampling) {
             self.advance();
         }
     }
 
-    /// Dissolves the generation between two steps, for one with other ranks. What it has made is saved already.
+    /// Dissolves the generation between two steps, to form one with other ranks. Its state is saved by then.
     pub(crate) fn regroup(&mut self) {
         let names = |ids: Vec<&Worker>| ids.iter().map(|worker| worker.name.clone()).collect::<Vec<_>>().join(", ");
         let newcomers = self.joining().into_iter().filter(|(id, _)| self.rank(*id).is_none());
@@ -81,17 +81,19 @@ impl Machine {
         let note = format!("{}: the learners form a new generation", self.regroup_reason);
         self.effects.push(Effect::Note(note));
         (self.team, self.weights) = (None, None);
+        // Requests to join are discarded: every learner asks again once it has left the old communicator.
         self.workers.values_mut().for_each(|worker| worker.joining = false);
         self.enter(Phase::Assembling);
     }
 
-    /// Ranks of the generation; 0 while there is none.
+    /// Number of ranks in the generation; 0 while there is none.
     pub(crate) fn team_size(&self) -> usize {
         self.team.as_ref().map_or(0, |team| team.ranks.len())
     }
 
-    /// Learners that have asked for a place since the last generation ended, in order of rank.
+    /// Learners that have asked for a rank since the last generation ended, in rank order.
     fn joining(&self) -> Vec<(WorkerId, &Worker)> {
+        // A learner that is to leave must not become a rank again.
         let joining = self.workers.iter().filter(|(_, worker)| worker.joining && worker.draining().is_none());
         let mut joining: Vec<_> = joining.collect();
         joining.sort_by_key(|(_, worker)| name_order(&worker.name));
@@ -162,7 +164,7 @@ mod tests {
         let (back, _) = run.register(Role::Learner, "learner-1");
         run.step(Event::JoinGeneration { worker: back });
         run.train();
-        // Of the step that was made meanwhile, there is a checkpoint first.
+        // The step that was trained meanwhile is checkpointed first.
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let effects = run.save();
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
@@ -202,7 +204,7 @@ mod tests {
         run.step(Event::CheckpointFailed { step: 1, reason: "disk full".into() });
         let status = run.machine.status(run.now);
         assert_eq!((status.phase, status.step, status.generation), (PhaseKind::Sampling, 1, Generation(2)));
-        // The next step tries again.
+        // The next step tries to save again.
         run.full_step();
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving);
         let worker = run.learners[0];
@@ -229,7 +231,7 @@ mod tests {
         let effects = run.step(Event::CheckpointCommitted { step: 1 });
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Rewound { .. })), "{effects:?}");
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Assembling);
-        // It asks for a place as the others do, before it hears that it may leave.
+        // It asks for a rank like the others before it hears that it may leave.
         for worker in run.learners.clone() {
             assert_eq!(run.call(Event::JoinGeneration { worker }), Ok(Reply::Joined(None)));
         }

@@ -1,25 +1,25 @@
-//! The rule that ends a run from whose steps nothing can be learnt.
+//! The no-signal stop: ends a run whose recent steps carry no gradient.
 
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::pool::{Group, pass_rate_and_mixed_share};
 
-/// Where labels have to differ for a step to teach anything.
+/// The level at which label variance is needed for a non-zero gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contrast {
-    /// Between the samples of a group: an objective that compares a sample with the others of its prompt.
+    /// Between the samples of a group: for objectives that compare a sample with the others of its prompt.
     #[default]
     Group,
-    /// Between any two samples of the step: an objective with a baseline over the step, or a learnt one.
+    /// Between any two samples of the step: for objectives with a baseline over the step, or a learned one.
     Step,
-    /// Nowhere: there is more to learn from than the labels.
+    /// At no level: the objective has other sources of gradient than the labels.
     None,
 }
 
 impl Machine {
-    /// Takes note of whether the labels of a batch can teach anything; the sentence to end with when none of the last
-    /// steps' could.
+    /// Records whether the labels of a batch carry gradient. Returns the reason to end the run with, when none of the
+    /// last steps' did.
     pub(crate) fn collapse<'a>(&mut self, batch: impl Iterator<Item = &'a Group>) -> Option<String> {
         let (pass_rate, mixed_share) = pass_rate_and_mixed_share(batch);
         let says_nothing = match self.options.contrast {
@@ -48,9 +48,9 @@ const TOO_HARD: &str =
 const TOO_EASY: &str =
     "what could be learnt from these problems is learnt: take the newest checkpoint, or go on with harder problems";
 const COLLAPSED_STEPS: u64 = 10;
-/// With few groups a step, some uniform steps in a row are chance.
+/// Least number of groups in those steps: with few groups per step, several uniform steps in a row happen by chance.
 const COLLAPSED_GROUPS: u64 = 64;
-/// Hardly any answer is right: whatever else a run learns from, it does not learn to solve its problems.
+/// Pass rate below which the run ends whatever other rewards vary: it does not learn to solve its problems.
 const COLLAPSED_PASS_RATE: f64 = 0.05;
 
 #[cfg(test)]
@@ -61,7 +61,7 @@ mod tests {
     use crate::verbs::testing::{Run, options};
     use crate::{Effect, End, Options};
 
-    /// Steps that are trained before the run ends for want of anything to learn from, 40 at most, and the sentence.
+    /// Number of steps that are trained before the no-signal stop (40 at most), and its reason.
     fn steps_of(contrast: Contrast, prompts: u32, outcome: impl Fn(SampleId) -> Outcome) -> (u64, Option<String>) {
         let job = Options { contrast, prompts_per_step: prompts, slots: prompts, total_steps: 40, ..options() };
         let mut run = Run::sampling(job);

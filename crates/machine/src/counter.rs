@@ -2,60 +2,60 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Counts since the start of the job.
+/// Value of each counter since the start of the job; counters at 0 may be absent.
 pub type Counters = BTreeMap<Counter, u64>;
 
-/// What a run counts. Checkpoints and journals name a counter as [`Counter::name`] does.
+/// A statistic that the machine keeps. Checkpoints and journals store it under [`Counter::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Counter {
-    /// Leases that ended before what they ask for was handed in.
+    /// Leases that ended before the leased work was handed in.
     LapsedLeases,
-    /// Members that went, whatever the reason.
+    /// Members that were removed, for any reason.
     LostWorkers,
     /// Members whose name a new process took over.
     RestartedWorkers,
-    /// Times at which so many workers were lost together that it says nothing about what they held.
+    /// Times that so many workers were lost together that their deaths do not count against what they held.
     MassLosses,
-    /// Generations of learners that ended with the state in their memory.
+    /// Learner generations that ended with the loss of the state in their memory.
     LostGenerations,
     /// Verifications that failed or timed out.
     FailedVerdicts,
-    /// Those of them that were verifications of an evaluation.
+    /// The share of `FailedVerdicts` that belongs to evaluations.
     EvaluationFailedVerdicts,
-    /// Samples and verdicts that came after their lease had ended.
+    /// Samples and verdicts that were handed in after their lease had ended.
     StaleSubmissions,
-    /// Samples that were given up for others because no verdict could be had.
+    /// Samples that were replaced because they could not be verified.
     ReplacedSamples,
-    /// Samples that the disk has lost.
+    /// Samples whose content the disk has lost.
     LostSamples,
-    /// Samples that were given up because their verifiers died.
+    /// Samples that were given up because verifiers died while they held them.
     DeadlySamples,
-    /// Groups that were given up for the next prompts.
+    /// Groups that were given up and replaced by the next prompt.
     DroppedGroups,
-    /// Those of them that were problems of an evaluation, which is made without them.
+    /// Problems that an evaluation leaves out because they could not be verified; also counted in `DroppedGroups`.
     ExcludedProblems,
-    /// Groups that the learner did not get because they had nothing to contrast.
+    /// Groups that were left out of a batch because they have no contrast.
     #[serde(rename = "uniform_groups_left_out")]
     UniformGroups,
-    /// Groups that were started again because they would have grown too old.
+    /// Groups that were restarted because they would have exceeded the lag bound.
     EvictedGroups,
-    /// Times at which a group was not done in time.
+    /// Times that a group ran out of `group_timeout`.
     OverdueGroups,
-    /// Groups that are not tried again because their workers died.
+    /// Groups that were quarantined because their workers died.
     SetAsideGroups,
-    /// Times at which nothing had come of anything for too long.
+    /// Times that the watchdog found no progress for `stall_timeout`.
     Stalls,
-    /// Checkpoints that could not be saved.
+    /// Checkpoints that could not be written or committed.
     FailedCheckpoints,
     /// Draws that the curriculum skipped.
     SkippedDraws,
-    /// Retired problems that were drawn again.
+    /// Retired problems that the curriculum drew again.
     ReopenedProblems,
 }
 
 impl Counter {
-    /// Every counter.
+    /// Every counter, in declaration order.
     pub const ALL: [Self; 21] = [
         Self::LapsedLeases,
         Self::LostWorkers,
@@ -80,7 +80,7 @@ impl Counter {
         Self::ReopenedProblems,
     ];
 
-    /// Its name in metrics, in the status and on disk.
+    /// Name in metrics, in the status and on disk.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

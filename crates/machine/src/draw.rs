@@ -1,8 +1,8 @@
-//! Which prompt is drawn next, and what is remembered of those that were trained on.
+//! Which prompt is drawn next, and the history that the curriculum keeps of trained groups.
 //!
-//! Draws are counted, and the group of a draw has its number. A job that is set back to a checkpoint makes the draws behind
-//! it again, by the history that it had there, so that they come out as they did. Only the draws of groups that are still
-//! there, or were drawn before the checkpoint, are not decided again.
+//! A group's id is the number of its draw. A job that rewinds to a checkpoint repeats the draws after it with the
+//! history that it had there, so they come out the same. Draws whose groups are still in flight, or that were made
+//! before the checkpoint, are not decided again.
 
 use std::sync::Arc;
 
@@ -14,19 +14,21 @@ use crate::phase::Phase;
 use crate::pool::{EVALUATION_GROUPS, Group};
 use crate::{Counter, Effect, Snapshot};
 
-/// The order of draws, worked out when it is first asked for. It follows from the options, so machines do not differ in it.
+/// The seeded draw order, computed on first use. It is a function of the options, so machines never differ in it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Order(Option<Arc<DrawOrder>>);
 
 impl PartialEq for Order {
+    // A cache is no state: machines are equal whether or not theirs is filled.
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
 impl Machine {
-    /// The next prompt.
+    /// Draws the next prompt: requeued groups first, then the cursor.
     pub(crate) fn draw(&mut self) -> GroupId {
+        // These draws were taken once, so the curriculum is not asked about them again.
         if let Some(group) = self.position.requeued.pop_first() {
             return group;
         }
@@ -52,14 +54,14 @@ impl Machine {
         )));
     }
 
-    /// Notes how a complete group has come out, for when the step is made.
+    /// Notes the labels of a complete group; they enter the history when its step is done.
     pub(crate) fn note_evidence(&mut self, id: GroupId, group: &Group) {
         if self.options.curriculum.is_some() {
             self.position.history.note(id, Evidence::of(group.judged_labels()));
         }
     }
 
-    /// Takes the groups of the step that is made into the history.
+    /// Moves the groups of the finished step into the curriculum's history.
     pub(crate) fn settle_history(&mut self) {
         let (Some(curriculum), Phase::Training(training)) = (&self.options.curriculum, &self.phase) else { return };
         for (id, group) in &training.groups {
@@ -71,7 +73,7 @@ impl Machine {
         self.note_reopened(reopened);
     }
 
-    /// Problems that are not drawn any more because they are solved; none: the job does not retire any.
+    /// Problems that are no longer drawn because they count as solved; `None` when the job retires none.
     #[must_use]
     pub fn retired_problems(&self) -> Option<usize> {
         let curriculum = self.options.curriculum.as_ref().filter(|curriculum| curriculum.retire_after.is_some())?;
@@ -80,7 +82,7 @@ impl Machine {
 }
 
 impl Snapshot {
-    /// The next draw, whatever it is about.
+    /// Returns the group at the cursor without asking the curriculum, and advances the cursor.
     fn draw_any(&mut self) -> GroupId {
         self.skip_ahead();
         let group = GroupId(self.cursor);
@@ -94,18 +96,19 @@ impl Snapshot {
         }
     }
 
-    /// Where the job stands if `groups`, which were drawn, had not been sampled: they are the first to be.
+    /// The position as if `groups` had never been sampled: they are requeued and drawn first.
     pub(crate) fn without(mut self, groups: impl IntoIterator<Item = GroupId>) -> Self {
         self.requeued.extend(groups);
         self
     }
 
-    /// Never draws these groups again, which are in flight, nor those that are set aside, although the draws behind the
-    /// cursor are made again.
+    /// Marks the draws of in-flight and quarantined groups as over, so that they are not repeated although the cursor
+    /// was set back before them.
     pub(crate) fn pass_over(&mut self, in_flight: impl Iterator<Item = GroupId>) {
         let set_aside = self.set_aside.keys().copied().filter(|group| group.0 < EVALUATION_GROUPS);
         for group in in_flight.chain(set_aside) {
             self.requeued.remove(&group);
+            // Draws before the cursor are decided already.
             if group.0 >= self.cursor {
                 self.ahead.insert(group);
             }

@@ -4,275 +4,278 @@ use serde::{Deserialize, Serialize};
 
 use crate::{PhaseKind, Record, Refusal, Snapshot};
 
-/// What the caller of an event is told.
+/// The reply to an event's caller, or why the caller is refused.
 pub type Answer = Result<Reply, Refusal>;
 
-/// What comes of one event.
+/// Result of one event: what to persist, what to reply, and what to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// The event, if it changed anything that others may rely on: durable before the answer or an effect is seen by them.
+    /// The event to journal; `None` if it changed no durable state. It must be durable before anyone
+    /// sees the answer or an effect.
     pub record: Option<Record>,
-    /// For the caller of the event.
+    /// Reply to the caller of the event.
     pub answer: Answer,
-    /// What the driver has to do, in order.
+    /// Work for the driver, to be carried out in order.
     pub effects: Vec<Effect>,
 }
 
-/// Something that the driver has to do.
+/// Work for the driver.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// The phase has changed.
+    /// The phase has changed to this one.
     Phase(PhaseKind),
-    /// Forget the samples and verdicts of a group that was dropped.
+    /// Forget the samples and verdicts of a group that was given up.
     DropGroup {
-        /// The group.
+        /// The group, of training or of an evaluation.
         group: GroupId,
-        /// Why.
+        /// Reason, for the log.
         why: Dropped,
     },
-    /// Forget the samples and verdicts of an evaluation that is given up.
+    /// Forget the samples and verdicts of an evaluation that was discarded.
     ForgetEvaluation(Vec<GroupId>),
-    /// Forget the samples and verdicts of a group that is generated anew.
+    /// Forget the samples and verdicts of a group that is generated again with newer weights.
     RestartGroup(GroupId),
-    /// Forget a sample that no verdict could be had for; another one takes its place.
+    /// Forget a sample that could not be verified; the next attempt replaces it.
     ReplaceSample(SampleId),
-    /// Form the tasks of this batch; the groups are complete, in order of id.
+    /// Form the ranks' tasks for this batch. All groups are complete.
     Train {
-        /// The step being made.
+        /// The step being made, from 1.
         step: u64,
-        /// Its groups.
+        /// All groups of the step, in order of id, including `left_out`.
         groups: Vec<GroupId>,
-        /// Groups of the step that the learner does not get, because their labels are all the same.
+        /// Groups that the learner does not receive because they have no contrast.
         left_out: Vec<GroupId>,
-        /// Ranks to share them among.
+        /// Number of ranks to share the batch among.
         ranks: u32,
-        /// How many versions behind the newest weights the oldest token of the step is.
+        /// Lag of the batch: versions between its oldest token and the newest weights.
         lag: u64,
     },
-    /// All ranks have made the step; archive the batch and forget its groups.
+    /// All ranks have finished the step: archive the batch and forget its groups.
     StepDone {
-        /// Training steps done.
+        /// Training steps done, this one included.
         step: u64,
     },
-    /// An evaluation round is complete; archive it and forget its groups.
+    /// An evaluation is complete: archive it and forget its groups.
     Evaluated {
-        /// Training steps that the policy has seen.
+        /// Training steps that the evaluated policy has seen.
         step: u64,
-        /// The measured groups, in order of id.
+        /// The evaluated groups, in order of id.
         groups: Vec<GroupId>,
-        /// Problems left out because no verdict could be had.
+        /// Problems left out because they could not be verified.
         excluded: u32,
     },
-    /// Make an empty folder for the ranks' files. Their task is not handed out before it is there; a failure is an event.
+    /// Create an empty folder for the ranks' files. Their task is handed out only after that; a failure is
+    /// reported as `CheckpointFailed`.
     CreateCheckpoint {
-        /// Training steps done.
+        /// Training steps done in the state to be saved.
         step: u64,
-        /// The task that asks for it, which the folder is named after: whoever still writes for an earlier one does not
-        /// write there.
+        /// The save task, which the folder is named after: a rank that still writes for an
+        /// earlier task cannot write into it.
         save: u64,
     },
-    /// Make the folder a checkpoint (manifest, sync, rename), then report an event.
+    /// Turn the folder into a checkpoint (manifest, sync, rename), then report the outcome as an event.
     CommitCheckpoint {
-        /// Where the job stands.
+        /// Position of the job that the manifest holds.
         snapshot: Snapshot,
-        /// The folder holds the exported model.
+        /// Whether the folder holds the exported model.
         model: bool,
-        /// The task that asked for it.
+        /// The save task, which the folder is named after.
         save: u64,
     },
-    /// Everything after this point is undone: truncate the records.
+    /// The job was rewound to this step: truncate the records after it.
     Rewound {
-        /// The step that the job stands at.
+        /// The step that the job is back at.
         step: u64,
-        /// Groups to forget: those of undone steps, and those with tokens of undone weights.
+        /// Groups to forget: those of undone steps, and those with tokens from undone weights.
         forgotten: Vec<GroupId>,
     },
-    /// A generation of learners begins.
+    /// A new generation of learners has formed.
     GenerationFormed {
-        /// Its number.
+        /// Its number, which fences messages of earlier generations.
         generation: Generation,
-        /// Names by rank.
+        /// Worker names, indexed by rank.
         names: Vec<String>,
     },
-    /// All ranks have loaded their state.
+    /// All ranks have loaded their starting state.
     Prepared {
-        /// Training steps that it has seen.
+        /// Training steps that the state has seen.
         step: u64,
     },
-    /// A worker is gone.
+    /// A worker was removed from the members.
     WorkerLost {
-        /// Its registration.
+        /// Its registration id.
         worker: WorkerId,
-        /// Its slot.
+        /// Name of its slot.
         name: String,
-        /// What it did.
+        /// Role that it worked in.
         role: Role,
-        /// How it went.
+        /// How it ended, in words.
         why: String,
     },
-    /// A worker that was to be drained holds nothing any more and is told to leave: it is not to be started again. May
-    /// come more than once.
+    /// A draining worker holds nothing any more and is told to leave; its supervisor must not restart it. May be sent
+    /// more than once.
     Drained {
-        /// Its slot.
+        /// Name of the worker.
         name: String,
     },
-    /// Something that the operator should read.
+    /// A message that the operator should read.
     Note(String),
-    /// Likewise: the search for the group that training fails by has come further, so learners do not die in vain.
+    /// A message about the poison-pill search in training: the suspects were narrowed down, so the lost generation does
+    /// not count as a failure.
     Narrowed(String),
-    /// The run is over.
+    /// The run has ended.
     Ended(End),
 }
 
-/// Why a group is given up.
+/// Reason why a group is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// No verdict could be had for one of its samples.
+    /// One of its samples could not be verified within the budgets.
     NoVerdict,
-    /// It was not done in time, again and again.
+    /// It ran out of `group_timeout` too often.
     Overdue,
-    /// Its labels are all the same, and the next prompt takes its place.
+    /// It has no contrast, and the next prompt replaces it.
     Uniform,
-    /// Its workers died again and again.
+    /// Rollout workers died again and again while they held it.
     Deadly,
-    /// Training fails with it.
+    /// Training fails whenever it is in the batch.
     Poisonous,
 }
 
-/// Answer to the caller of an event.
+/// Successful answer to the caller of an event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// To `Register`.
+    /// Answers `Register` with the new member's id.
     Registered(WorkerId),
-    /// To `Heartbeat`.
+    /// Answers `Heartbeat` with the worker's next instruction.
     Directive(Directive),
-    /// To `LeaseGroups`; empty: ask again.
+    /// Answers `LeaseGroups`; empty when nothing can be leased now.
     Groups(Vec<GroupGrant>),
-    /// To `LeaseSamples`; empty: ask again.
+    /// Answers `LeaseSamples`; empty when nothing can be leased now.
     Samples(Vec<SampleGrant>),
-    /// To `SubmitSample`, `SubmitVerdict` and `CompleteTask`: taken. Keep what came with it when `fresh`.
+    /// Answers `SubmitSample`, `SubmitVerdict` and `CompleteTask`. The driver keeps the payload only when `fresh`.
     Accepted {
-        /// False for a repeat, and for a verdict that says nothing about its sample.
+        /// False for a repeat, and for a verdict that decides nothing about its sample.
         fresh: bool,
     },
-    /// To `JoinGeneration`; none: ask again.
+    /// Answers `JoinGeneration`; `None` while no generation has formed.
     Joined(Option<Membership>),
-    /// To `NextTask`; none: ask again.
+    /// Answers `NextTask`; `None` while there is no task.
     Task(Option<TaskOrder>),
-    /// To `Leave` and the rest.
+    /// Answers `Leave` and all other events.
     Done,
 }
 
-/// What a worker should do next.
+/// Instruction to a worker, sent with the answer to its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Directive {
-    /// Go on.
+    /// Continue with the work at hand.
     Continue,
-    /// The run is over.
+    /// Leave: the run is over.
     Leave,
-    /// What it held is saved or issued again: the process that was asked to end may do so.
+    /// Everything that the worker held is saved or issued again, so a process that was asked to end may do so.
     LeaveForNow,
-    /// Unknown: register again.
+    /// The id is unknown: register again.
     Register,
-    /// Nothing comes of what the process does: it is to end, and to be started again.
+    /// The process makes no progress: it must end and be restarted by its supervisor.
     Restart,
-    /// Another process has the name: this one is to end, and not to be started again.
+    /// Another process has taken over the name: this one must end and must not be restarted.
     Replaced,
 }
 
-/// A group on loan to a rollout worker.
+/// A group leased to a rollout worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupGrant {
-    /// The loan.
+    /// Lease that its samples are submitted under.
     pub lease: LeaseId,
-    /// The group.
+    /// The group to generate.
     pub group: GroupId,
-    /// What it is for.
+    /// Whether the samples are for training or for an evaluation.
     pub purpose: Purpose,
-    /// Training steps that the policy has seen.
+    /// Training steps that the newest policy has seen.
     pub policy_step: u64,
     /// Samples that are still missing.
     pub samples: Vec<WantedSample>,
 }
 
-/// One sample that a rollout worker has to generate.
+/// One sample for a rollout worker to generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WantedSample {
-    /// Its position in the group.
+    /// Position in the group, from 0.
     pub index: u32,
-    /// How many samples were given up in this place because no verdict could be had; each has noise of its own.
+    /// Number of samples at this position that were given up as unverifiable; it selects the sampling noise.
     pub attempt: u32,
 }
 
-/// A sample on loan to a verifier.
+/// A sample leased to a verifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleGrant {
-    /// The loan.
+    /// Lease that the verdict is submitted under.
     pub lease: LeaseId,
-    /// The sample.
+    /// The sample to verify.
     pub sample: SampleId,
 }
 
-/// A place in a generation.
+/// A learner's rank in a generation, and what it starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// The generation.
+    /// Number of the generation.
     pub generation: Generation,
-    /// The worker's rank.
+    /// Rank of this worker, from 0.
     pub rank: u32,
-    /// Collective addresses by rank.
+    /// Addresses for the collective, indexed by rank.
     pub addresses: Vec<String>,
-    /// Step of the checkpoint to start from; none: the model of the job spec.
+    /// Step of the checkpoint to load; `None`: the model of the job spec.
     pub checkpoint: Option<u64>,
     /// Training steps that the starting state has seen.
     pub step: u64,
 }
 
-/// A task for one rank.
+/// A task for one rank of the generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskOrder {
-    /// Its number, never 0.
+    /// Number of the task, never 0; a report names it.
     pub task: u64,
-    /// The rank that it is for (0 for a `Regroup`, which has none).
+    /// The rank that it is for. 0 for a `Regroup`, which goes to any learner of an earlier generation.
     pub rank: u32,
-    /// What to do.
+    /// What the rank has to do.
     pub kind: TaskKind,
 }
 
-/// What a rank has to do.
+/// Work for a rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskKind {
     /// Load the starting state and publish its weights.
     Prepare,
-    /// Make a training step of the batch that was formed last.
+    /// Train on the batch that was formed last.
     Train {
-        /// The step being made.
+        /// The step being made, from 1.
         step: u64,
     },
-    /// Write the training state.
+    /// Save the training state.
     Save {
-        /// Training steps done.
+        /// Training steps done in that state.
         step: u64,
-        /// Export the model too.
+        /// Whether to export the model, too.
         model: bool,
-        /// Capture the state, and write it while training goes on.
+        /// Whether to copy the state and write it while training continues.
         background: bool,
     },
-    /// The generation is over; join the next.
+    /// Leave the generation, which is over, and join the next one.
     Regroup {
-        /// Why.
+        /// Why it ended, for the log.
         reason: String,
     },
 }
 
-/// How a run ends.
+/// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// All steps are made, and the model is exported.
     Finished,
-    /// The operator stopped it; the newest checkpoint is where it stands.
+    /// An operator stopped it; it can resume from the newest checkpoint.
     Stopped,
-    /// It cannot go on.
+    /// It cannot continue.
     Failed {
         /// One sentence for the operator.
         reason: String,

@@ -3,237 +3,238 @@ use std::time::Duration;
 use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use serde::{Deserialize, Serialize};
 
-/// An event that has changed the machine, and when. A machine that takes in the records of another one, in order, comes
-/// to the same state.
+/// A journaled event and the machine time at which it was applied. Replaying the records of a machine in order
+/// reproduces its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Time of the machine.
+    /// Machine time of the event.
     pub now: Duration,
-    /// What happened.
+    /// The event that was applied.
     pub event: Event,
 }
 
-/// What happened.
+/// An input of the machine: a call of a worker or operator, a report of the driver, or a deadline that has passed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// A worker process wants to be a member.
+    /// A worker process asks to become a member.
     Register {
-        /// What it does.
+        /// Role that it works in.
         role: Role,
-        /// Name of its slot; only a live member of that name keeps it from the process.
+        /// Name of its slot; refused while another live member of the role holds it.
         name: String,
-        /// Where it runs.
+        /// Host name of the process.
         host: String,
-        /// Its process id there.
+        /// Process id on that host.
         pid: u32,
-        /// When its supervisor started it, in microseconds since 1970, after it had seen the end of every process that it
-        /// had started under this name before; 0: none vouches for that.
+        /// When its supervisor started it, in microseconds since 1970, having seen the end of every earlier process
+        /// that it started under this name. 0: there is no such supervisor.
         started: u64,
-        /// Learners: where other ranks reach it.
+        /// Learners: address at which the other ranks reach it.
         collective_address: String,
     },
-    /// A member is alive.
+    /// A member reports that it is alive.
     Heartbeat {
-        /// Who.
+        /// Registration id of the member.
         worker: WorkerId,
-        /// What it does now.
+        /// What it does now, in words, for the status.
         activity: String,
     },
-    /// A member's process was asked to end; it goes on for a while, so that what it holds can be saved.
+    /// A member's process was asked to end; it keeps working for a grace period so that its state can be saved.
     Ending {
-        /// Who.
+        /// Registration id of the member.
         worker: WorkerId,
     },
-    /// A member goes.
+    /// A member deregisters.
     Leave {
-        /// Who.
+        /// Registration id of the member.
         worker: WorkerId,
-        /// The error that ends it, if one does.
+        /// The error that ends it; `None` for a regular exit.
         error: Option<String>,
     },
-    /// A rollout worker wants groups.
+    /// A rollout worker asks for groups.
     LeaseGroups {
-        /// Who.
+        /// Registration id of the rollout worker.
         worker: WorkerId,
         /// Samples that it has room for.
         free_samples: u32,
-        /// Number of the worker's request: one that is asked again gets what it got, if that never arrived. 0: none.
+        /// Number of the worker's request: a retry with the same number is granted the same
+        /// leases again. 0: not numbered.
         request: u64,
     },
     /// A rollout worker hands in a sample.
     SubmitSample {
-        /// Who.
+        /// Registration id of the rollout worker.
         worker: WorkerId,
-        /// The loan that it answers.
+        /// The lease that it was generated under.
         lease: LeaseId,
-        /// Which sample.
+        /// The sample, by group and index.
         sample: SampleId,
-        /// The weights that generated its oldest token.
+        /// Version of the weights that generated its oldest token.
         version: WeightVersion,
     },
-    /// A verifier wants samples.
+    /// A verifier asks for samples.
     LeaseSamples {
-        /// Who.
+        /// Registration id of the verifier.
         worker: WorkerId,
-        /// At most so many.
+        /// Upper bound on the samples to grant.
         max_samples: u32,
-        /// As for `LeaseGroups`.
+        /// Number of the request, as for `LeaseGroups`.
         request: u64,
     },
     /// A verifier hands in a verdict.
     SubmitVerdict {
-        /// Who.
+        /// Registration id of the verifier.
         worker: WorkerId,
-        /// The loan that it answers.
+        /// The lease that it was made under.
         lease: LeaseId,
-        /// Which sample.
+        /// The sample, by group and index.
         sample: SampleId,
-        /// How the verification ended.
+        /// Whether the answer is correct or wrong, or the verification failed.
         outcome: Outcome,
-        /// The label, when the outcome is conclusive.
+        /// Label in 0 to 1; meaningful only when the outcome is conclusive.
         #[serde(with = "pacs_types::bits")]
         label: f64,
-        /// The reward, likewise. Records of versions that did not say it have none.
+        /// Reward, under the same condition. `None` in records of versions that did not store it.
         #[serde(default, with = "pacs_types::bits::option")]
         reward: Option<f64>,
     },
-    /// A learner wants to be a rank of the next generation.
+    /// A learner asks for a rank in the next generation.
     JoinGeneration {
-        /// Who.
+        /// Registration id of the learner.
         worker: WorkerId,
     },
-    /// A rank wants its next task.
+    /// A rank asks for its next task.
     NextTask {
-        /// Who.
+        /// Registration id of the learner.
         worker: WorkerId,
-        /// The generation that it believes to be in.
+        /// The generation that it believes to be a member of.
         generation: Generation,
     },
-    /// A rank reports a finished task.
+    /// A rank reports the end of a task.
     CompleteTask {
-        /// Who.
+        /// Registration id of the learner.
         worker: WorkerId,
         /// The generation of the task.
         generation: Generation,
-        /// Which task.
+        /// Number of the task.
         task: u64,
-        /// How it ended.
+        /// Result, or how the task failed.
         result: TaskResult,
     },
-    /// The checkpoint that was to be committed is durable.
+    /// The driver reports that the checkpoint is durable.
     CheckpointCommitted {
-        /// Its step.
+        /// Step of the checkpoint.
         step: u64,
     },
-    /// The checkpoint could not be created or committed.
+    /// The driver could not create or commit the checkpoint.
     CheckpointFailed {
-        /// Its step.
+        /// Step of the checkpoint.
         step: u64,
-        /// Why.
+        /// Error text, for the note or the end of the run.
         reason: String,
     },
-    /// Somebody wants something of the run.
+    /// An operator's command.
     Operator {
-        /// Who, for the record.
+        /// Identity of the operator, for the audit trail.
         who: String,
-        /// When, in seconds since 1970.
+        /// Wall-clock time, in seconds since 1970.
         at: u64,
-        /// What.
+        /// What the operator asks for.
         command: Command,
     },
-    /// What was kept of a sample is gone (a damaged disk): it has to be generated again.
+    /// The stored content of a sample is lost (a damaged disk): it has to be generated again.
     SampleGone {
-        /// Which.
+        /// The sample, by group and index.
         sample: SampleId,
     },
-    /// A run that had ended goes on: its workers are gone, its groups are not.
+    /// An ended run is started again: its workers are gone, its groups are still there.
     Reopened,
-    /// The coordinator was started again: which of its members have died meanwhile, and of what, is not known.
+    /// The coordinator was restarted. Members may have died meanwhile, of unknown causes.
     Resumed,
-    /// A worker has not been heard of for too long.
+    /// A worker has missed its heartbeats for `heartbeat_timeout`.
     WorkerSilent {
-        /// Who.
+        /// Registration id of the silent member.
         worker: WorkerId,
     },
-    /// Nothing came of these loans for too long.
+    /// These leases saw no progress within their timeouts.
     LeasesLapsed {
-        /// Loans of groups.
+        /// Leases of groups.
         groups: Vec<LeaseId>,
-        /// Loans of samples.
+        /// Leases of samples.
         samples: Vec<LeaseId>,
     },
-    /// Nothing has spoken for these since the workers that held them alone died.
+    /// These were accused when a worker died that held nothing else, and no mass loss has acquitted them since.
     AccusationsDue {
-        /// Groups.
+        /// Groups whose window is over.
         groups: Vec<GroupId>,
-        /// Samples.
+        /// Samples whose window is over.
         samples: Vec<SampleId>,
     },
-    /// A group takes too long.
+    /// A group has exceeded `group_timeout`.
     GroupOverdue {
-        /// Which.
+        /// The overdue group, of training or of an evaluation.
         group: GroupId,
     },
-    /// Nothing has come of anything for too long.
+    /// The run has made no progress for `stall_timeout`.
     Stalled,
-    /// Ranks have not reported a task for too long.
+    /// No rank has reported on a task for `task_timeout`.
     TaskOverdue {
-        /// Which.
+        /// Number of the task.
         task: u64,
     },
-    /// Nothing was heard of the checkpoint in flight for too long.
+    /// The checkpoint in flight has made no progress for `checkpoint_timeout`.
     CheckpointOverdue {
-        /// The task that asked for it.
+        /// The save task.
         task: u64,
     },
-    /// Learners are missing for so long that the run goes on with those that are there.
+    /// Learners have been missing for `learner_wait`, so the generation forms without them.
     LearnersMissing,
 }
 
-/// What an operator can want.
+/// A command of an operator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// Give out no new work; what is in work is finished.
+    /// Grant no new leases; work in progress is finished.
     Pause,
-    /// Go on after a pause.
+    /// End a pause.
     Resume,
-    /// Save as soon as the learners are between two tasks.
+    /// Save at the next point between two tasks.
     Checkpoint,
-    /// Give a worker no new work, and dismiss it when it holds none; a learner, when what it has trained is saved.
+    /// Grant a worker no new work and dismiss it when it holds none; a learner leaves once its state is saved.
     Drain {
-        /// Its slot.
+        /// Name of the worker.
         worker: String,
     },
-    /// End the run.
+    /// End the run, at the point that the mode names.
     Stop(StopMode),
-    /// Change the room for groups in flight.
+    /// Change the number of training groups that may be in flight.
     SetSlots(u32),
-    /// Change the learning rate, from the next step on.
+    /// Change the learning rate from the next step on.
     SetLearningRate(#[serde(with = "pacs_types::bits")] f64),
-    /// Change what the run's processes log, the workers' with their next heartbeat.
+    /// Change the log level of all processes; workers receive it with their next heartbeat.
     SetLogLevel(LogLevel),
 }
 
-/// The least urgent events that are logged.
+/// The least urgent level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
-    /// Somebody must look.
+    /// Failures that an operator must look into.
     Error,
-    /// Something went wrong and was dealt with.
+    /// Faults that the program handled.
     Warn,
-    /// What a run does.
+    /// The course of the run.
     Info,
-    /// Why.
+    /// Reasons of decisions, and each sample's stations.
     Debug,
-    /// Everything.
+    /// Every event, down to the finest detail.
     Trace,
 }
 
 impl LogLevel {
-    /// Its name in filters and settings.
+    /// Name in log filters and settings.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -246,43 +247,43 @@ impl LogLevel {
     }
 }
 
-/// When a run ends that is to be stopped.
+/// The point at which a stopped run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopMode {
-    /// At the next safe point, after a checkpoint.
+    /// At the next point between two tasks, after a checkpoint.
     Save,
-    /// After the step in work and a checkpoint.
+    /// After the current step and a checkpoint.
     AfterStep,
-    /// At once; what is not saved yet is lost.
+    /// At once; unsaved state is lost.
     Now,
 }
 
-/// How a rank's task ended.
+/// Result of a rank's task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskResult {
-    /// The starting state is loaded; rank 0 names the version that it published.
+    /// The starting state is loaded, and its weights are published.
     Prepared {
-        /// Set by rank 0.
+        /// Version that rank 0 published; `None` from other ranks.
         weights: Option<WeightVersion>,
     },
-    /// The step is made; rank 0 names the version that it published.
+    /// The step is trained, and its weights are published.
     Trained {
-        /// Set by rank 0.
+        /// Version that rank 0 published; `None` from other ranks.
         weights: Option<WeightVersion>,
         /// Updates that the optimizer skipped.
         skipped_updates: u32,
     },
-    /// The rank's part of the state to be saved is copied: it may be trained further.
+    /// The rank has copied its part of the state, so training may continue while the copy is written.
     Captured,
     /// The rank's files are durable.
     Saved,
     /// The task failed.
     Failed {
-        /// Why.
+        /// Error text, for the operator.
         message: String,
-        /// What it means for the run.
+        /// What the failure means for the run.
         kind: FailureKind,
     },
 }
@@ -291,7 +292,7 @@ pub enum TaskResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The rank lost a peer, or cannot go on in its generation for another reason that a new one may cure.
+    /// The rank lost a peer, or failed in another way that a new generation may cure.
     Generation,
     /// The rank could not write its files of a checkpoint; what it has in memory is whole.
     Write,

@@ -1,17 +1,18 @@
 //! The coordinator as a value: `step(now, event) -> Step { record, answer, effects }`.
 //!
-//! The machine decides everything that a run decides: who is a member, which learners form a generation, which groups
-//! are sampled, who holds what on lease, when a batch is complete, when state is saved, and how the run ends. It holds
-//! no clock, channel, lock, randomness or payload: prompts, samples and files belong to the driver, which carries out
-//! the effects in order.
+//! The machine makes every decision of a run: who is a member, which learners form a generation, which groups are
+//! sampled, who holds which lease, when a batch is complete, when state is saved, and how the run ends. It holds no
+//! clock, channel, lock, randomness or payload: prompts, samples and files belong to the driver, which carries out the
+//! effects in order.
 //!
-//! Start with [`Machine`], then [`Event`] and [`Effect`]. What the learners do is one line, `Sampling -> Training`, with
-//! `Evaluating` and `Saving` between steps; `advance.rs` says what comes next. Beside it, the pool of groups in flight
-//! fills the slots as they free up; `schedule.rs` says which groups become a batch, and how old they may be.
+//! Start with [`Machine`], then [`Event`] and [`Effect`]. The learners follow one line, `Sampling -> Training`, with
+//! `Evaluating` and `Saving` between steps; `advance.rs` decides what comes next. Independently of it, the pool of
+//! groups in flight fills the slots as they free up; `schedule.rs` decides which groups form a batch, and how old they
+//! may be.
 //!
-//! A machine that is restored from a snapshot of itself and the [`Record`]s behind it is the same machine:
-//! what a step changed is in its record, which is durable before others see the answer or an effect. Time alone changes
-//! nothing: [`Machine::overdue`] says which events are due, and each of them is a step like any other.
+//! A machine that is restored from one of its snapshots and the [`Record`]s after it equals the original: a step's
+//! record holds everything that the step changed, and is durable before anyone sees the answer or an effect. Time alone
+//! changes nothing: [`Machine::overdue`] says which events are due, and each of them is a step like any other.
 #![forbid(unsafe_code)]
 
 mod advance;

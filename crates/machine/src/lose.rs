@@ -1,5 +1,5 @@
-//! What is lost and how the run goes on: workers, whose leases lapse; a learner, which ends its generation; samples and
-//! groups that nothing comes of.
+//! Failure handling: dead workers lose their leases, a lost learner ends its generation, and samples and groups that
+//! cannot be completed are given up.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,32 +13,32 @@ use crate::pool::{Death, Revoked};
 use crate::trial::Found;
 use crate::{Counter, Dropped, Effect, Reply};
 
-/// A step may drop this many groups, however small it is, before the run fails.
+/// Number of groups that any step may drop, however small it is, before the run fails.
 const MIN_DROPPED_GROUPS: usize = 8;
-/// Groups that may be set aside before the run fails: then it is not the prompts.
+/// Groups that may be quarantined before the run fails: more deaths than that are not caused by prompts.
 const MOST_SET_ASIDE: usize = 100;
 
-/// So many workers may die together before their deaths say nothing of what they held.
+/// Workers that may die within one window before their deaths stop counting against what they held.
 const FEW_DEATHS: usize = 2;
-/// The same as a share of the role's members, one in so many.
+/// The same bound as a share of the role's members: one in this many.
 const FEW_OF_MANY: usize = 8;
 
-/// Deaths of workers that are recent enough for the next one to be of the same cause.
+/// Times of recent deaths by role, to tell a mass loss from a poison pill.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Losses {
     rollouts: VecDeque<Duration>,
     verifiers: VecDeque<Duration>,
-    /// When workers were found to be lost together last, by role.
+    /// When the last mass loss was found, by role.
     together: [Option<Duration>; 2],
 }
 
 impl Losses {
-    /// Notes a death; returns how many there were since a time.
+    /// Records a death, and returns how many there were after `since`; `None` for a role whose deaths do not count.
     fn note(&mut self, role: Role, at: Duration, since: Duration) -> Option<usize> {
         let recent = match role {
             Role::Rollout => &mut self.rollouts,
             Role::Verifier => &mut self.verifiers,
-            // What a learner holds is everybody's step.
+            // A learner holds the whole step, which `trial.rs` accounts for.
             Role::Learner => return None,
         };
         while recent.front().is_some_and(|before| *before <= since) {
@@ -49,17 +49,17 @@ impl Losses {
     }
 }
 
-/// How a worker went.
+/// How a worker left.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Departure<'a> {
-    /// It said goodbye.
+    /// It deregistered without an error.
     Left,
-    /// It ended because of an error.
+    /// It deregistered because of an error.
     Failed(&'a str),
     Silent,
-    /// Its name belongs to another registration.
+    /// Another process has registered under its name.
     Replaced,
-    /// It is told to end because nothing comes of what it does.
+    /// The watchdog restarts it because it makes no progress.
     Stuck(&'a str),
 }
 
@@ -74,18 +74,18 @@ impl Departure<'_> {
         }
     }
 
-    /// Whether it may be what it held that ended it.
+    /// Whether the work that the worker held may have caused its end.
     fn is_death(self) -> bool {
         match self {
             Self::Left => false,
-            // Of one that is stuck, it is what it holds that it may be stuck in.
+            // A stuck worker may be stuck in the work that it holds.
             Self::Failed(_) | Self::Silent | Self::Replaced | Self::Stuck(_) => true,
         }
     }
 }
 
 impl Machine {
-    /// Removes a member and issues its work again. A death is held against what the worker held.
+    /// Removes a member and reissues its work. A death counts against the work that it held.
     pub(crate) fn lose_worker(&mut self, worker: WorkerId, departure: Departure<'_>) {
         let Some(lost) = self.workers.remove(worker) else { return };
         let (name, role, why) = (lost.name, lost.role, departure.why());
@@ -94,8 +94,8 @@ impl Machine {
         let revoked = self.revoke_worker(worker);
         let leases: usize = revoked.iter().map(Revoked::leases).sum();
         self.count(Counter::LapsedLeases, leases as u64);
-        // One that went while the coordinator was away may have gone with it, and with all others: a machine that was switched
-        // off says nothing of the groups and the batch in work.
+        // A worker that died while the coordinator was down may have died with it, of the same cause (the machine was
+        // switched off), so its death does not count against its groups or the batch.
         let says_something = departure.is_death() && !lost.unheard;
         if says_something {
             self.hold_against(role, &revoked, &format!("{name} {why}"));
@@ -106,14 +106,14 @@ impl Machine {
         }
     }
 
-    /// Notes that the coordinator was away.
+    /// Marks all members as unheard since the restart of the coordinator.
     pub(crate) fn resumed(&mut self) {
         self.reply(Reply::Done);
         self.unchanged = self.workers.is_empty();
         self.workers.values_mut().for_each(|worker| worker.unheard = true);
     }
 
-    /// Gives up a worker that was not heard of for too long. Its process may come back when another one has its name.
+    /// Removes a worker that missed its heartbeats. Its process may still live, so its name is remembered as vacated.
     pub(crate) fn worker_silent(&mut self, worker: WorkerId) {
         if let Some(member) = self.workers.get(worker) {
             let (role, name, process) = (member.role, member.name.clone(), member.process.clone());
@@ -122,15 +122,15 @@ impl Machine {
         self.lose_worker(worker, Departure::Silent);
     }
 
-    /// Ends every lease of a worker: what it held of each pool.
+    /// Ends every lease of a worker, and returns what it held of each pool.
     pub(crate) fn revoke_worker(&mut self, worker: WorkerId) -> Vec<Revoked> {
         self.pools_mut().map(|pool| pool.revoke_worker(worker)).collect()
     }
 
-    /// Holds a death against what the worker held, unless so many die together that it is not what they held.
+    /// Counts a death against what the worker held, unless it is part of a mass loss.
     ///
-    /// The time within which deaths are taken together is that of a missed heartbeat: those of one moment are found within
-    /// it. Deaths of workers that held the same thing speak against it however fast they follow each other.
+    /// The window for a mass loss is the heartbeat timeout, within which simultaneous deaths are all noticed. Deaths of
+    /// workers that held the same thing count against it however close in time they are.
     fn hold_against(&mut self, role: Role, revoked: &[Revoked], why: &str) {
         let window = self.options.heartbeat_timeout;
         let (now, since, most) = (self.now, self.now.saturating_sub(window), self.options.max_worker_losses);
@@ -140,6 +140,7 @@ impl Machine {
         for (pool, revoked) in self.pools_mut().zip(revoked) {
             pool.hold_against(revoked, Death { at: now, why, alone, most });
         }
+        // With no worker of the role left, a death counts only if every recent one held the same item.
         let few = if left == 0 { 0 } else { FEW_DEATHS.max((left + recent) / FEW_OF_MANY) };
         if recent <= few {
             return;
@@ -151,14 +152,14 @@ impl Machine {
         }
     }
 
-    /// Says once of each that workers were lost together.
+    /// Reports a mass loss, once for each.
     fn note_mass_loss(&mut self, role: Role, recent: usize, since: Duration) {
         let together = match role {
             Role::Rollout => &mut self.losses.together[0],
             Role::Verifier => &mut self.losses.together[1],
             Role::Learner => return,
         };
-        // One that goes on is one.
+        // A mass loss that continues is not reported again.
         let is_known = together.replace(self.now).is_some_and(|before| before > since);
         if is_known {
             return;
@@ -170,7 +171,7 @@ impl Machine {
         )));
     }
 
-    /// Gives up what was accused and not acquitted while its time was running.
+    /// Gives up the groups and samples whose accusation was not withdrawn within its window.
     pub(crate) fn accusations_due(&mut self, groups: &[GroupId], samples: &[SampleId]) {
         for group in groups {
             let accusation = self.pool_of(*group).and_then(|pool| pool.accusation(*group)).cloned();
@@ -186,7 +187,7 @@ impl Machine {
         }
     }
 
-    /// Does not try a group again that has killed its workers.
+    /// Quarantines a group that has killed its workers.
     fn set_aside(&mut self, group: GroupId, why: &str) {
         if self.is_ended() {
             return;
@@ -205,7 +206,7 @@ impl Machine {
         self.drop_group(group, Dropped::Deadly);
     }
 
-    /// Does not have a sample judged again that has killed its verifiers.
+    /// Gives up a sample that has killed its verifiers.
     fn give_up_deadly(&mut self, sample: SampleId, why: &str) {
         if self.is_ended() {
             return;
@@ -218,12 +219,12 @@ impl Machine {
         self.give_up_sample(sample);
     }
 
-    /// Ends the generation: its state is gone, so the job goes back to where it can be loaded again.
+    /// Ends the generation. Its state is lost, so the job goes back to the newest checkpoint.
     pub(crate) fn lose_generation(&mut self, reason: &str) {
         self.lose_ranks(reason, true);
     }
 
-    /// The same; `speaks` says whether the batch in training may be the cause.
+    /// Ends the generation; `speaks` says whether the batch in training may be the cause.
     fn lose_ranks(&mut self, reason: &str, speaks: bool) {
         if self.is_ended() || self.team.take().is_none() {
             return;
@@ -232,7 +233,7 @@ impl Machine {
         self.end_generation(reason, found);
     }
 
-    /// Goes back to where the job can be loaded again. A failure that leads closer to its cause is not in vain.
+    /// Rewinds to where the state can be loaded again. A failure that narrows the search for its cause costs no budget.
     pub(crate) fn end_generation(&mut self, reason: &str, found: Option<Found>) {
         self.team = None;
         self.weights = None;
@@ -259,7 +260,7 @@ impl Machine {
                 ));
             }
         }
-        // The files are written already, so the job goes back to them unless the disk refuses.
+        // The files are written already, so the job resumes from them unless the disk refuses the commit.
         let is_committing = self.committing().is_some();
         if is_committing {
             self.wait_for_writing();
@@ -267,7 +268,7 @@ impl Machine {
             self.writing = None;
             self.rewind();
         }
-        // Its group is in the pool again by now.
+        // The interrupted step has put the group back into the pool, so it can be dropped there.
         if let Some(Found::Guilty(group)) = found {
             self.quarantine(group);
         }
@@ -276,7 +277,7 @@ impl Machine {
         }
     }
 
-    /// Stands still until the checkpoint in flight is durable, or given up.
+    /// Waits in `Committing` until the checkpoint in flight is durable or given up.
     pub(crate) fn wait_for_writing(&mut self) {
         if !matches!(self.phase, Phase::Committing) {
             self.interrupt();
@@ -284,7 +285,7 @@ impl Machine {
         }
     }
 
-    /// Undoes everything after the last checkpoint but the groups that its weights, or older ones, have generated.
+    /// Rewinds to the last checkpoint. Groups that were generated by its weights or older ones are kept.
     pub(crate) fn rewind(&mut self) {
         let mut forgotten: Vec<GroupId> = Vec::new();
         self.interrupt();
@@ -294,6 +295,7 @@ impl Machine {
             forgotten.extend(self.pool.forget_newer(pacs_types::WeightVersion(step)));
         }
         let undone = std::mem::replace(&mut self.position, restart);
+        // A rewind undoes training only. What was counted, quarantined or set by operators stays.
         self.position.counters = undone.counters;
         self.position.set_aside = undone.set_aside;
         self.position.learning_rate = undone.learning_rate;
@@ -305,14 +307,14 @@ impl Machine {
         self.effects.push(Effect::Rewound { step, forgotten });
     }
 
-    /// Where the job stands for whoever knows nothing of the groups in flight.
+    /// The position to checkpoint: groups in flight are requeued, because a checkpoint does not hold their samples.
     pub(crate) fn position_without_flight(&self) -> crate::Snapshot {
         self.position.clone().without(self.pool.group_ids())
     }
 
-    /// Gives a sample up because no verdict could be had for it: another one takes its place, or its group is dropped.
+    /// Gives up a sample that cannot be verified: the next attempt replaces it, or its group is dropped.
     ///
-    /// An evaluation has no replacements: they would measure the policy on the answers that are easy to verify.
+    /// An evaluation replaces nothing, because that would measure the policy on the answers that are easy to verify.
     pub(crate) fn give_up_sample(&mut self, sample: SampleId) {
         if self.is_ended() {
             return;
@@ -331,7 +333,7 @@ impl Machine {
         crate::evaluation_problem(group).is_some()
     }
 
-    /// Gives a group up; the next prompt takes its place. An evaluation goes on without it.
+    /// Gives up a group; the next prompt replaces it. An evaluation continues without it.
     pub(crate) fn drop_group(&mut self, group: GroupId, why: Dropped) {
         if self.is_ended() || self.pool_of(group).and_then(|pool| pool.remove(group)).is_none() {
             return;
@@ -371,14 +373,14 @@ impl Machine {
         self.try_train();
     }
 
-    /// What was kept of a sample is gone: it has to be generated again, or its group has.
+    /// Handles the loss of a sample's stored content: the sample is generated again. A batch in training with it ends.
     pub(crate) fn sample_gone(&mut self, sample: SampleId) {
         self.reply(Reply::Done);
         self.count(Counter::LostSamples, 1);
         if let Some(training) = self.phase.training()
             && training.groups.contains_key(&sample.group)
         {
-            // The ranks cannot be told to forget half a batch.
+            // The ranks hold the tasks of the batch, and there is no message that withdraws a part of it.
             self.lose_ranks(&format!("{sample} of the batch in training is gone from the disk"), false);
         }
         if self.pool_of(sample.group).is_some_and(|pool| pool.lose_sample(sample)) {
@@ -386,13 +388,13 @@ impl Machine {
         }
     }
 
-    /// Ends loans that nothing comes of.
+    /// Ends leases that made no progress within their timeout.
     pub(crate) fn lapse(&mut self, groups: &[LeaseId], samples: &[LeaseId]) {
         let lapsed: usize = self.pools_mut().map(|pool| pool.end_loans(groups, samples)).sum();
         self.count(Counter::LapsedLeases, lapsed as u64);
     }
 
-    /// Issues a group's open work again, or gives the group up.
+    /// Reissues a group's open work, or gives the group up after too many tries.
     pub(crate) fn group_overdue(&mut self, group: GroupId) {
         let (attempts, now) = (self.options.max_group_attempts, self.now);
         let Some(pool) = self.pool_of(group).filter(|pool| pool.contains(group)) else { return };
@@ -406,7 +408,7 @@ impl Machine {
         self.effects.push(Effect::Note(format!("{group} was not done within {seconds} s; its work is issued again")));
     }
 
-    /// Gives a generation up whose ranks do not get on, and has those started again that have not reported.
+    /// Dissolves a generation whose task makes no progress, and restarts the ranks that have not reported.
     pub(crate) fn task_overdue(&mut self, task: u64) {
         let Some(current) = self.phase.task().filter(|current| current.id == task) else { return };
         let ranks = (0u32..).zip(self.team.iter().flat_map(|team| &team.ranks));
@@ -445,7 +447,7 @@ mod tests {
         }
     }
 
-    /// A fleet takes all the work and falls silent within two seconds; everybody else lives.
+    /// A fleet takes all the work and falls silent within two seconds; all other workers live.
     fn preempt(run: &mut Run, role: Role, round: u32) {
         let fleet: Vec<WorkerId> = (0..FLEET).map(|slot| run.register(role, &format!("fleet-{slot}")).0).collect();
         let held: usize = fleet.iter().map(|worker| lease(run, *worker, role)).sum();
@@ -467,7 +469,7 @@ mod tests {
         for round in 0..4 {
             preempt(&mut run, Role::Rollout, round);
         }
-        // Nothing is isolated: one worker may have all of it.
+        // No group is leased in isolation: one worker is granted all of them.
         assert_eq!(run.groups(run.rollout, 10_000).len(), FLEET as usize);
         let status = run.machine.status(run.now);
         assert_eq!((status.phase, status.set_aside.len()), (PhaseKind::Sampling, 0));
@@ -488,8 +490,8 @@ mod tests {
         assert_eq!((counters[&Counter::MassLosses], counters.get(&Counter::DeadlySamples)), (4, None));
     }
 
-    /// Workers of one role that hold what they get for three seconds; who holds the pill dies a second later, and every few
-    /// seconds others do.
+    /// Runs workers of one role that hold their leases for three seconds. The worker that holds the pill dies after one
+    /// second, and other workers die every few seconds.
     fn find_pill(role: Role, pill: GroupId, others_every: u64) -> (u64, Run) {
         let options = Options { prompts_per_step: 64, slots: 64, samples_per_prompt: 1, ..options() };
         let mut run = Run::sampling(Options { max_replacements: 1, ..options });
@@ -557,7 +559,7 @@ mod tests {
             let (second, run) = find_pill(Role::Rollout, GroupId(7), others_every);
             let found: Vec<GroupId> = run.machine.status(run.now).set_aside.into_iter().map(|(id, _)| id).collect();
             assert_eq!(found, [GroupId(7)]);
-            // Three deaths, and the time that the last of them waits for others.
+            // Three deaths, plus the window in which the last accusation could be withdrawn.
             assert!(second < 60, "found after {second} s with a preemption every {others_every} s");
         }
     }

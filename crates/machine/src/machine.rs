@@ -17,22 +17,22 @@ use crate::worker::{Process, Worker};
 use crate::writing::Writing;
 use crate::{Answer, Counter, Effect, End, Event, Options, Record, Refusal, Reply, Snapshot, Step, StopMode};
 
-/// Everything that a run has decided so far.
+/// The coordinator's state machine: everything that a run has decided so far.
 ///
-/// Time is an argument: a duration since any fixed point, never going backwards.
+/// The caller passes the time, as the duration since any fixed point. It never goes backwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub(crate) options: Options,
     pub(crate) now: Duration,
-    /// When time was looked at last.
+    /// Last call of `overdue`, which shows whether the coordinator itself stood still.
     pub(crate) ticked: Duration,
-    /// What comes of the event at hand.
+    /// Effects of the event in progress.
     #[serde(skip)]
     pub(crate) effects: Vec<Effect>,
-    /// What its caller is told; nothing was said yet.
+    /// Answer to the event in progress; `None` until one is given.
     #[serde(skip)]
     answer: Option<Answer>,
-    /// The event at hand has changed nothing that others may rely on.
+    /// The event in progress changed no durable state and is not journaled.
     #[serde(skip)]
     pub(crate) unchanged: bool,
     #[serde(skip)]
@@ -41,7 +41,7 @@ pub struct Machine {
     pub(crate) workers: Roster,
     pub(crate) names: Names,
     pub(crate) losses: Losses,
-    /// Workers that are to be started again, because nothing came of what they did.
+    /// Removed workers whose next heartbeat tells them to restart, because they made no progress.
     pub(crate) restarting: BTreeSet<WorkerId>,
     pub(crate) newest_id: u64,
     pub(crate) newest_generation: Generation,
@@ -49,78 +49,78 @@ pub struct Machine {
     pub(crate) phase: Phase,
     pub(crate) phase_since: Duration,
     pub(crate) team: Option<Team>,
-    /// Version that rank 0 of the current generation published last.
+    /// Version that rank 0 of the current generation published last; `None` before that.
     pub(crate) weights: Option<WeightVersion>,
-    /// Why the last generation ended.
+    /// Why the last generation ended; learners are told.
     pub(crate) regroup_reason: String,
     pub(crate) lost_generations: u32,
-    /// Generations that were lost while they saved since the last checkpoint was committed: the steps that are made again
-    /// before each of them do not end this count.
+    /// Generations lost while saving since the last committed checkpoint. Counted apart from `lost_generations`, which
+    /// the recomputed steps between two saves reset.
     pub(crate) lost_saves: u32,
-    /// How often in a row the checkpoint that counts could not be written.
+    /// Consecutive failures of the final checkpoint, that of the last step or of a stop.
     #[serde(default)]
     pub(crate) failed_last_saves: u32,
-    /// When something came of the work last.
+    /// Time of the last progress; see `watchdog.rs`.
     pub(crate) progressed: Duration,
-    /// Stalls since then.
+    /// Consecutive stalls without progress.
     pub(crate) stalls: u32,
 
-    /// Training groups in flight, without those of the step in the making.
+    /// Training groups in flight, except those of the batch in training.
     pub(crate) pool: Pool,
-    /// The search for a group that training fails by.
+    /// The search for a group that makes training fail.
     pub(crate) trials: Trials,
-    /// Step up to which groups may be late, because some have rested while it was on.
+    /// Step up to which groups may exceed the lag bound, because a trial held some back.
     pub(crate) crowded_until: u64,
-    /// Groups that could not be completed since the last step.
+    /// Groups that were given up since the last step.
     pub(crate) failed_groups: usize,
-    /// Groups that were refilled since the last step.
+    /// Uniform groups that were refilled since the last step.
     pub(crate) refills: u32,
 
     pub(crate) paused: bool,
     pub(crate) stop: Option<StopMode>,
     pub(crate) checkpoint_wanted: bool,
-    /// What operators did last, newest at the end.
+    /// The last operator actions, newest at the end.
     pub(crate) actions: VecDeque<Action>,
 
-    /// Where the job stands, between steps.
+    /// Progress of the job between steps: what a checkpoint stores.
     pub(crate) position: Snapshot,
-    /// Where a lost generation goes back to: the last committed checkpoint, or the start.
+    /// Position that a lost generation goes back to: the last committed checkpoint, or the start of the job.
     pub(crate) restart: Snapshot,
-    /// `restart` is a checkpoint (and not the model of the job spec).
+    /// Whether `restart` is a checkpoint, not the model of the job spec.
     pub(crate) restart_is_checkpoint: bool,
-    /// The last checkpoint holds the exported model.
+    /// Whether the last checkpoint holds the exported model.
     pub(crate) exported: bool,
-    /// The checkpoint in flight.
+    /// The checkpoint in flight; at most one.
     pub(crate) writing: Option<Writing>,
-    /// Step at which a save was tried last.
+    /// Step at which a save was last tried, so that a failed one is not tried again in that step.
     pub(crate) save_tried: Option<u64>,
-    /// Steps whose evaluation was made, of those that the job may come by again.
+    /// Steps whose evaluation is done, as far as the job can pass them again.
     pub(crate) evaluated: BTreeSet<u64>,
-    /// A measurement that was stopped and continues with the run; only where it is all that the job does.
+    /// A stopped evaluation that the next process continues; only in a job that evaluates and nothing else.
     #[serde(default)]
     pub(crate) unfinished: Option<Evaluation>,
 }
 
-/// A sample whose content has to be there.
+/// A sample whose content the driver must have on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Present {
-    /// Which.
+    /// Group and index of the sample.
     pub sample: SampleId,
-    /// The loan that it came under.
+    /// The lease that it was submitted under.
     pub lease: LeaseId,
-    /// The loan that its verdict came under, if it has one.
+    /// The lease that its verdict was submitted under; `None` while it has no verdict.
     pub verdict: Option<LeaseId>,
 }
 
 impl Machine {
-    /// A run that waits for its workers.
+    /// A new run that waits for its workers.
     #[must_use]
     pub fn new(mut options: Options, now: Duration) -> Self {
         if options.curriculum.is_none() {
-            // It would be out of date when somebody asks for it again.
+            // It would be outdated by the time a curriculum is switched on again.
             options.start.history = History::default();
         }
-        // Not in the options, too, which are a part of every snapshot.
+        // Removed from the options, because every snapshot contains them.
         let evaluated = std::mem::take(&mut options.evaluated);
         let mut machine = Self {
             now,
@@ -170,14 +170,14 @@ impl Machine {
         machine
     }
 
-    /// Where nothing is trained, rollout workers load the model by themselves: it needs no learner to be published.
+    /// Sets the weights of a job without training: rollout workers load the model folder, and no learner publishes it.
     pub(crate) fn take_own_weights(&mut self) {
         if self.options.evaluation_only {
             self.weights = Some(self.policy_version());
         }
     }
 
-    /// Takes in one event.
+    /// Applies one event.
     pub fn step(&mut self, now: Duration, event: Event) -> Step {
         self.now = self.now.max(now);
         let record = Record { now: self.now, event: event.clone() };
@@ -188,7 +188,8 @@ impl Machine {
         Step { record, answer, effects: std::mem::take(&mut self.effects) }
     }
 
-    /// Makes a machine that was restored from its records go on at `now`: nobody is blamed for the time between.
+    /// Continues a machine that was restored from its records at `now`. Downtime does not
+    /// count against worker liveness.
     pub fn resume(&mut self, now: Duration) {
         self.now = self.now.max(now);
         self.ticked = self.now;
@@ -228,7 +229,7 @@ impl Machine {
             Event::SampleGone { sample } => self.sample_gone(sample),
             Event::Reopened => self.reopen(),
             Event::Resumed => self.resumed(),
-            // What was found overdue was about a run that goes on.
+            // Deadlines that were found before the run ended no longer matter.
             Event::WorkerSilent { .. }
             | Event::LeasesLapsed { .. }
             | Event::AccusationsDue { .. }
@@ -252,7 +253,7 @@ impl Machine {
         }
     }
 
-    /// The samples that the run relies on.
+    /// Samples whose content the run still needs.
     pub fn present(&self) -> impl Iterator<Item = Present> {
         let evaluated =
             self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| evaluation.pool.present());
@@ -261,15 +262,14 @@ impl Machine {
         here.map(|(sample, lease, verdict)| Present { sample, lease, verdict })
     }
 
-    /// Whether the evaluation after this step was made, if one was due: of steps before the present one, it was.
+    /// Whether the evaluation after this step is done. For steps before the current one this holds, if one was due.
     #[must_use]
     pub fn has_evaluated(&self, step: u64) -> bool {
         step < self.position.step || self.evaluated.contains(&step)
     }
 
-    /// Notes that the evaluation at the present step was made, and forgets those of steps that the job never comes by
-    /// again: it goes on from here, or back to the newest checkpoint or the one in flight. A snapshot does not grow with
-    /// the steps.
+    /// Marks the evaluation at the current step as done. Forgets those of steps that the job cannot pass again, which
+    /// are all before the newest checkpoint and the one in flight, so that a snapshot does not grow with the steps.
     pub(crate) fn note_evaluated(&mut self) {
         let writing = self.writing.as_ref().map(|writing| writing.snapshot.step);
         let (step, restart) = (self.position.step, self.restart.step);
@@ -277,19 +277,19 @@ impl Machine {
         self.evaluated.retain(|evaluated| [Some(step), Some(restart), writing].contains(&Some(*evaluated)));
     }
 
-    /// What the learners do, or the run in their place.
+    /// What the learners do now, or how the run ended.
     #[must_use]
     pub fn phase(&self) -> PhaseKind {
         self.phase.kind()
     }
 
-    /// Samples of the measurement in progress that have their verdict, and all of them.
+    /// Judged samples and all samples of the evaluation in progress; `None` outside of one.
     #[must_use]
     pub fn measuring(&self) -> Option<(u64, u64)> {
         self.phase.evaluation().map(|evaluation| evaluation.pool.judged_samples())
     }
 
-    /// The step in the making, its groups, and those that the learner does not get.
+    /// The step in training, the groups of its batch, and those left out of it.
     #[must_use]
     pub fn training(&self) -> Option<(u64, Vec<GroupId>, Vec<GroupId>)> {
         let training = self.phase.training()?;
@@ -297,27 +297,28 @@ impl Machine {
         Some((self.position.step + 1, groups, training.left_out.clone()))
     }
 
-    /// The checkpoint that the driver is to commit, whether it holds the exported model, and the task that asked for it.
+    /// The checkpoint to commit, whether it holds the exported model, and the save task;
+    /// `None` while ranks still write.
     #[must_use]
     pub fn committing(&self) -> Option<(&Snapshot, bool, u64)> {
         let writing = self.writing.as_ref().filter(|writing| writing.is_written())?;
         Some((&writing.snapshot, writing.model, writing.task))
     }
 
-    /// The step whose checkpoint the ranks write or capture, and the task that asked for it.
+    /// The step that ranks are capturing or writing a checkpoint of, and the save task.
     #[must_use]
     pub fn saving(&self) -> Option<(u64, u64)> {
         let writing = self.writing.as_ref().filter(|writing| !writing.is_written())?;
         Some((writing.snapshot.step, writing.task))
     }
 
-    /// Where a lost generation goes back to, if that is a checkpoint.
+    /// Step of the newest committed checkpoint; `None` if the job would restart from the model of the job spec.
     #[must_use]
     pub fn newest_checkpoint(&self) -> Option<u64> {
         self.restart_is_checkpoint.then_some(self.restart.step)
     }
 
-    /// Members: name, where it runs, its process there.
+    /// Name, host and process id of each member.
     pub fn members(&self) -> impl Iterator<Item = (&str, &str, u32)> {
         self.workers.values().map(|worker| (worker.name.as_str(), worker.process.host.as_str(), worker.process.pid))
     }
@@ -329,7 +330,7 @@ impl Machine {
         ranks.iter().map(|worker| self.worker_name(*worker)).collect()
     }
 
-    /// What the machine is to do.
+    /// The options that the machine was created with, including later changes by operators.
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
@@ -341,21 +342,21 @@ impl Machine {
         self.now
     }
 
-    /// Groups in flight, those of the step in the making included.
+    /// Number of training groups in flight, including those of the batch in training.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pool.len() + self.phase.training().map_or(0, |training| training.groups.len())
     }
 
-    /// All training groups that were drawn and are neither trained on nor given up.
+    /// Training groups that were drawn and are neither trained on nor given up yet.
     #[must_use]
     pub fn groups_in_flight(&self) -> BTreeSet<GroupId> {
         let trained = self.phase.training().map(|training| training.groups.keys().copied());
         self.pool.group_ids().chain(trained.into_iter().flatten()).collect()
     }
 
-    /// The machine without what is not recorded because nobody relies on it: times at which workers were heard, what
-    /// they said they do. Two machines that have taken in the same records are equal in this.
+    /// A copy without the state that is not journaled because nobody relies on it: heartbeat times and activities. Two
+    /// machines that applied the same records have equal copies.
     #[must_use]
     pub fn recorded(&self) -> Self {
         let mut machine = self.clone();
@@ -367,7 +368,7 @@ impl Machine {
         machine
     }
 
-    /// The groups that a sample of this group would be handed in for.
+    /// The pool that holds this group: that of the evaluation or that of training.
     pub(crate) fn pool_of(&mut self, group: GroupId) -> Option<&mut Pool> {
         match evaluation_problem(group) {
             Some(_) => self.measured_mut().map(|evaluation| &mut evaluation.pool),
@@ -375,12 +376,12 @@ impl Machine {
         }
     }
 
-    /// The measurement in progress, or the one that continues with the run.
+    /// The evaluation in progress, or the unfinished one that the run continues.
     fn measured_mut(&mut self) -> Option<&mut Evaluation> {
         self.phase.evaluation_mut().or(self.unfinished.as_mut())
     }
 
-    /// All groups in flight that are not complete batches: those that are measured, then those to train on.
+    /// All pools of groups in flight: that of an evaluation first, then that of training.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
         let evaluated = self.phase.evaluation().or(self.unfinished.as_ref()).map(|evaluation| &evaluation.pool);
         evaluated.into_iter().chain([&self.pool])
@@ -395,13 +396,13 @@ impl Machine {
         matches!(self.phase, Phase::Ended(_))
     }
 
-    /// Whether a stop was asked for that has not ended the run yet.
+    /// Whether a stop was requested that has not taken effect yet.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stop.is_some() && self.ended().is_none()
     }
 
-    /// How the run ended, if it did.
+    /// How the run ended; `None` while it continues.
     #[must_use]
     pub fn ended(&self) -> Option<&End> {
         if let Phase::Ended(end) = &self.phase { Some(end) } else { None }
@@ -413,19 +414,19 @@ impl Machine {
         self.paused
     }
 
-    /// Whether no worker is a member.
+    /// Whether the run has no members.
     #[must_use]
     pub fn is_alone(&self) -> bool {
         self.workers.is_empty()
     }
 
-    /// A learner's rank in the current generation.
+    /// A learner's rank in the current generation; `None` for workers outside of it.
     #[must_use]
     pub fn rank(&self, worker: WorkerId) -> Option<u32> {
         self.team.as_ref()?.rank(worker)
     }
 
-    /// Where the job stands, between steps.
+    /// Progress of the job between steps.
     #[must_use]
     pub fn position(&self) -> &Snapshot {
         &self.position
@@ -436,9 +437,9 @@ impl Machine {
         self.answer = Some(Ok(reply));
     }
 
-    /// Turns the caller away.
+    /// Answers the caller with a refusal. Only refusals that change a counter are journaled.
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
-        // These are counted.
+        // These two change a counter.
         self.unchanged = !matches!(refusal, Refusal::StaleLease { .. } | Refusal::WrongVersion { .. });
         debug_assert!(self.answer.is_none(), "{:?} was answered before {refusal:?}", self.answer);
         self.answer = Some(Err(refusal));
@@ -461,7 +462,7 @@ impl Machine {
         self.newest_id
     }
 
-    /// The member with this id, if it has this role.
+    /// The member with this id, or a refusal if it has another role or is unknown.
     pub(crate) fn member(&self, worker: WorkerId, wanted: Role) -> Result<&Worker, Refusal> {
         let Some(member) = self.workers.get(worker) else {
             return Err(match self.names.is_replaced(worker) {
@@ -475,31 +476,31 @@ impl Machine {
         Ok(member)
     }
 
-    /// Silence after which a member is given up, and its name is free.
+    /// Silence after which a member is removed and its name is free.
     #[must_use]
     pub fn heartbeat_timeout(&self) -> Duration {
         self.options.heartbeat_timeout
     }
 
-    /// How many workers of a role are members.
+    /// Number of members of a role.
     #[must_use]
     pub fn member_count(&self, role: Role) -> usize {
         self.workers.count(role)
     }
 
-    /// What a member does.
+    /// Role of a member; `None` for an unknown id.
     #[must_use]
     pub fn worker_role(&self, worker: WorkerId) -> Option<Role> {
         self.workers.get(worker).map(|member| member.role)
     }
 
-    /// Version of the newest weights that anything may be generated with: one for each step that is made.
+    /// Version of the newest weights that samples may come from: the number of steps done.
     #[must_use]
     pub fn newest_version(&self) -> WeightVersion {
         self.policy_version()
     }
 
-    /// Name of a worker's slot; of one that is not a member, its number.
+    /// Name of a member; its id in words if it is not one.
     #[must_use]
     pub fn worker_name(&self, worker: WorkerId) -> String {
         self.workers.get(worker).map_or_else(|| worker.to_string(), |member| member.name.clone())

@@ -2,29 +2,29 @@ use pacs_types::Generation;
 
 use crate::machine::Machine;
 
-/// What callers may be waiting for. Cheap to ask for, so that a driver can compare what was there before a step with what is
-/// there behind it, and wake as many of those who wait as there is something new for.
+/// Amounts of work that blocked callers wait for. The driver compares them before and after a step, and wakes only as
+/// many callers as there is new work for, so computing them must be cheap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Openings {
-    /// Groups that rollout workers may be given.
+    /// Groups that can be leased to rollout workers.
     pub groups: usize,
-    /// Samples that verifiers may be given.
+    /// Samples that can be leased to verifiers.
     pub samples: usize,
-    /// The generation of learners that there is. Those who wait for a place have to ask again whenever it changes, for a
-    /// generation that ends takes all wishes for the next one with it.
+    /// The current generation. When it changes, learners that wait for a rank have to ask again, because the end of a
+    /// generation discards all requests to join the next one.
     pub generation: Option<Generation>,
-    /// The task that its ranks work on.
+    /// Number of the task that the ranks work on.
     pub task: Option<u64>,
-    /// No worker is a member.
+    /// Whether the run has no members.
     pub alone: bool,
 }
 
 impl Machine {
-    /// What callers may be waiting for now.
+    /// The work that callers can get now.
     #[must_use]
     pub fn openings(&self) -> Openings {
         let may_lease = self.may_lend();
-        // Without published weights there is nothing to generate with.
+        // Without published weights nothing can be generated.
         let may_generate = may_lease && self.weights.is_some();
         Openings {
             groups: if may_generate { self.pools().map(|pool| pool.leasable_groups()).sum() } else { 0 },

@@ -1,4 +1,4 @@
-//! What operators may do to a running job.
+//! Operator commands on a running job.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::roster::Roster;
 use crate::worker::Drain;
 use crate::{Command, End, Refusal, Reply, StopMode};
 
-/// Actions that the status shows.
+/// Number of actions that the status shows.
 const SHOWN_ACTIONS: usize = 16;
 
-/// Something that an operator did.
+/// A command that an operator has given, for the status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
-    /// Who.
+    /// Identity of the operator.
     pub who: String,
-    /// When, in seconds since 1970.
+    /// Wall-clock time, in seconds since 1970.
     pub at: u64,
-    /// What, in words.
+    /// What was done, in words.
     pub what: String,
 }
 
@@ -38,9 +38,9 @@ impl Machine {
         self.actions.push_back(Action { who, at, what });
     }
 
-    /// Carries a command out; says what was done.
+    /// Carries out a command. Returns what was done, or why the run refuses it.
     fn command(&mut self, command: Command) -> Result<String, String> {
-        // Stopping what has ended is harmless: whoever asks has what he wants.
+        // Stopping an ended run succeeds, because the caller has what it wants.
         if self.is_ended() && !matches!(command, Command::Stop(_)) {
             return Err("the run is over".to_owned());
         }
@@ -140,12 +140,12 @@ impl Machine {
         Ok(format!("set slots = {slots}"))
     }
 
-    /// Ends the run as soon as the mode allows. What was sampled stays, for the run that goes on.
+    /// Ends the run as soon as the mode allows. Samples are kept for the next process of the run.
     pub(crate) fn request_stop(&mut self, mode: StopMode) {
         if self.is_ended() {
             return;
         }
-        // A stop can be hurried, not taken back.
+        // A pending stop can be made more urgent, but not withdrawn.
         let hurried = |mode: &StopMode| match mode {
             StopMode::AfterStep => 0,
             StopMode::Save => 1,
@@ -156,7 +156,7 @@ impl Machine {
         }
         self.stop = Some(mode);
         match (mode, &self.phase) {
-            // What is written already becomes a checkpoint, or the next process would not know of it.
+            // Files that are already written become a checkpoint first; otherwise the next process would not find them.
             (StopMode::Now, _) if self.committing().is_some() => self.wait_for_writing(),
             (StopMode::Now, _) => self.end(End::Stopped),
             (_, Phase::Committing) => {}
@@ -166,19 +166,20 @@ impl Machine {
             }
             (_, Phase::Assembling | Phase::Preparing(_)) => self.advance(),
             (StopMode::Save, Phase::Sampling) => self.advance(),
-            // The step in work is finished, and what is behind it is no work of this process.
+            // A paused run forms no batch, so it cannot finish the step that it samples, and saves what is trained.
             (StopMode::AfterStep, Phase::Sampling) if self.paused => self.advance(),
-            // What the ranks do comes to an end by itself, and then what comes next is a save.
+            // These tasks end by themselves, and `next` then chooses a save.
             (StopMode::AfterStep, Phase::Sampling)
             | (StopMode::Save | StopMode::AfterStep, Phase::Training(_) | Phase::Saving(_) | Phase::Ended(_)) => {}
         }
     }
 
-    /// Goes on after an end: with the state of the last checkpoint, and what was sampled with weights that it knows.
+    /// Continues after an end, from the last checkpoint and the samples that its weights or older ones generated.
     pub(crate) fn reopen(&mut self) {
         self.reply(Reply::Done);
         let Phase::Ended(end) = &self.phase else {
-            // The process ended before it could write down that the run had stopped: who starts it again wants it to go on.
+            // The process died before it journaled the end of a stop. Whoever starts it
+            // again wants the run to continue.
             self.stop = None;
             if matches!(self.phase, Phase::Assembling | Phase::Sampling) {
                 self.advance();
@@ -202,7 +203,7 @@ impl Machine {
             self.take_own_weights();
             return self.advance();
         }
-        // What was written becomes a checkpoint first, and the job goes back to that.
+        // Files that are already written become a checkpoint first, and the job resumes from that.
         if self.committing().is_some() {
             return self.wait_for_writing();
         }

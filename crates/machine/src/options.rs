@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Contrast, Counters, LogLevel};
 
-/// What a run is to do; fixed while the machine lives.
+/// Job parameters of the machine; fixed for its lifetime except for what operators may set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// Learner ranks of a generation, at least 1.
+    /// Full size of a learner generation, at least 1.
     pub learners: u32,
-    /// So many ranks are enough when the others do not come, 1 to `learners`.
+    /// Ranks that are enough when the others do not join within `learner_wait`; 1 to `learners`.
     pub min_learners: u32,
-    /// Time that the others are waited for.
+    /// How long a short generation waits for the missing learners.
     pub learner_wait: Duration,
     /// Samples of a training group, at least 1.
     pub samples_per_prompt: u32,
@@ -22,88 +22,89 @@ pub struct Options {
     pub prompts_per_step: u32,
     /// Training steps of the whole job.
     pub total_steps: u64,
-    /// How many versions behind the newest weights the oldest token of a trained group may be; 0: none, the synchronous
-    /// loop.
+    /// Lag bound: versions that the oldest token of a trained group may trail the newest weights
+    /// by. 0 is the synchronous loop.
     pub max_lag: u32,
-    /// Room for training groups in flight, those in training included: `prompts_per_step` to
+    /// Bound on training groups in flight, including those in training: `prompts_per_step` to
     /// `(max_lag + 1) * prompts_per_step`.
     pub slots: u32,
-    /// What happens to a group that would become too old.
+    /// What happens to a group that would exceed `max_lag`.
     pub staleness: Staleness,
-    /// What happens to a group in which nothing differs that the objective contrasts.
+    /// What happens to a group without contrast between its samples.
     pub uniform_groups: UniformGroups,
-    /// What that is.
+    /// The quantity whose equality makes a group uniform.
     #[serde(default)]
     pub uniform_by: UniformBy,
-    /// Uniform groups that are refilled in one step before the rest is kept.
+    /// Uniform groups that one step may refill; further ones are kept.
     pub max_refills: u32,
-    /// A batch from which uniform groups are dropped keeps at least so many groups, at most `prompts_per_step`.
+    /// Least number of groups in a batch after uniform ones are dropped; at most `prompts_per_step`.
     pub min_batch_groups: u32,
-    /// Where labels have to differ for a step to teach anything.
+    /// The level at which label variance is needed for a non-zero gradient.
     pub contrast: Contrast,
-    /// Which draws are worth a group, by how their problems came out before; none: all are.
+    /// Which draws are skipped, by the history of their problems; `None`: no draw is.
     #[serde(default)]
     pub curriculum: Option<Curriculum>,
-    /// When and on how much the policy is measured.
+    /// Schedule and size of the evaluation of the unnamed set.
     pub evaluation: EvaluationPlan,
-    /// Further sets of problems that it is measured on, each by a schedule of its own.
+    /// Further evaluation sets, each with its own schedule.
     #[serde(default)]
     pub evaluation_sets: Vec<EvaluationSetPlan>,
-    /// The job measures a model that every rollout worker has, and ends: no learner, no step, no checkpoint.
+    /// The job evaluates a model that every rollout worker can load, and ends: no learner, step or checkpoint.
     #[serde(default)]
     pub evaluation_only: bool,
     /// Steps between checkpoints; 0: only at the end and on a stop.
     pub checkpoint_every_steps: u64,
-    /// Checkpoints on the way are written while training goes on.
+    /// Whether intermediate checkpoints are written while training continues.
     pub background_saves: bool,
-    /// Silence after which a checkpoint that is being written is given up, or one that is being committed ends the run.
+    /// Silence after which a checkpoint is given up while ranks write it, or ends the run while the disk commits it.
     pub checkpoint_timeout: Duration,
-    /// Verifications of one sample that may fail before it is given up, at least 1.
+    /// Failed verifications of one sample after which it is given up; at least 1.
     pub max_attempts: u32,
-    /// Samples that may be given up in one place of a training group before the group is dropped.
+    /// Samples that may be given up at one position of a training group before the group is dropped.
     pub max_replacements: u32,
-    /// Time from the first lease of a group to its last verdict, after which its open work is issued again.
+    /// Time from the first lease of a group to its last verdict, after which its open work is reissued.
     pub group_timeout: Duration,
-    /// So often a group may run out of that time before the next prompt takes its place, at least 1.
+    /// Times that a group may exceed `group_timeout` before the next prompt replaces it; at least 1.
     pub max_group_attempts: u32,
-    /// Rollout workers that may die while they hold a group before it is set aside, and verifiers that may die while they
-    /// hold a sample before another one takes its place; at least 1. Before the last of them, it is lent alone, so that it
-    /// does not answer for another one.
+    /// Rollout workers that may die while holding a group before it is quarantined, and verifiers that may die while
+    /// holding a sample before it is replaced; at least 1. Before the last of these deaths the suspect is leased in
+    /// isolation, so that it is not blamed for another one.
     pub max_worker_losses: u32,
     /// Optimizer updates that may be skipped before the run fails.
     pub max_skipped_updates: u64,
-    /// Time without a report of any rank after which a task of the learners counts as stuck: those that have not reported
-    /// are started again, and a new generation is formed.
+    /// Time without a report of any rank after which a learner task counts as stuck: the ranks that have not reported
+    /// are restarted, and a new generation forms.
     pub task_timeout: Duration,
-    /// Time in which nothing comes of anything, while no rank is at a task, after which the run counts as stuck.
+    /// Time without progress, while no rank works on a task, after which the run counts as stalled.
     pub stall_timeout: Duration,
-    /// Times in a row that a run may be stuck, without progress between them, before it fails.
+    /// Consecutive stalls without progress before the run fails.
     pub max_stalls: u32,
-    /// Generations that may be lost in a row, without a finished training step between them, before the run fails.
+    /// Generations that may be lost in a row without a finished step before the run fails.
     pub max_lost_generations: u32,
-    /// Generations that may be lost while they save, without a committed checkpoint between them, before the run fails.
+    /// Generations that may be lost while saving, without a committed checkpoint in between, before the run fails.
     pub max_lost_saves: u32,
-    /// Silence after which a worker is given up.
+    /// Silence after which a worker is removed from the members.
     pub heartbeat_timeout: Duration,
-    /// Time without a finished sample after which a group's lease lapses although its worker lives.
+    /// Time without a finished sample after which a group's lease lapses although its worker is alive.
     pub rollout_lease_timeout: Duration,
-    /// Time without a verdict after which a sample's lease lapses although its worker lives.
+    /// Time without a verdict after which a sample's lease lapses although its worker is alive.
     pub verifier_lease_timeout: Duration,
-    /// Worker, lease and task ids are greater than this: those of an earlier process are never mistaken for new ones.
+    /// Fence: new worker, lease and task ids are greater, so that ids of an earlier process
+    /// are never mistaken for them.
     pub ids_above: u64,
-    /// Generations are greater than this, for the same reason.
+    /// Fence: new generations are greater, for the same reason.
     pub generations_above: u64,
-    /// Where the job stands when the machine starts.
+    /// Position at which the machine starts.
     pub start: Snapshot,
-    /// Whether `start` is a committed checkpoint that holds the exported model too.
+    /// Whether `start` is a committed checkpoint that holds the exported model.
     pub exported: bool,
-    /// Steps whose evaluation is on record already.
+    /// Steps whose evaluation is recorded already.
     pub evaluated: BTreeSet<u64>,
 }
 
 impl Options {
-    /// A small job, for tests here and in the crates that drive a machine: one learner, steps of two groups of two samples,
-    /// three of them, no evaluation, no checkpoint but the last.
+    /// A small job for tests here and in the crates that drive a machine: one learner, three steps of two groups of two
+    /// samples, no evaluation, and only the final checkpoint.
     #[doc(hidden)]
     #[must_use]
     pub fn small() -> Self {
@@ -153,32 +154,33 @@ impl Options {
     }
 }
 
-/// A further set of problems, and when it is measured.
+/// A further evaluation set and its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluationSetPlan {
-    /// Number of its first problem among those of all sets; no two sets overlap, and that of [`Options::evaluation`] begins at 0.
+    /// Number of its first problem among those of all sets. Sets do not overlap; that of
+    /// [`Options::evaluation`] starts at 0.
     pub first: u64,
-    /// When, and how much.
+    /// When it is evaluated, and with how many samples.
     pub plan: EvaluationPlan,
 }
 
-/// When and on how much the policy is measured.
+/// When the policy is evaluated on a set of problems, and with how many samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluationPlan {
     /// Held-out problems; 0 turns evaluation off.
     pub problems: u32,
-    /// Samples of each.
+    /// Samples per problem.
     pub samples_per_problem: u32,
-    /// Steps between evaluations; 0 turns those during training off.
+    /// Steps between evaluations during training; 0: none.
     pub every_steps: u64,
-    /// Measure before the first step.
+    /// Whether to evaluate before the first step.
     pub before: bool,
-    /// Measure after the last step.
+    /// Whether to evaluate after the last step.
     pub after: bool,
 }
 
 impl Options {
-    /// The sets that are measured when `step` steps are done.
+    /// The sets that are due for evaluation when `step` steps are done.
     pub(crate) fn due_sets(&self, step: u64) -> impl Iterator<Item = EvaluationSetPlan> {
         let unnamed = EvaluationSetPlan { first: 0, plan: self.evaluation };
         let total = self.total_steps;
@@ -188,7 +190,7 @@ impl Options {
 }
 
 impl EvaluationPlan {
-    /// Whether the policy is measured when `step` of `total` steps are done.
+    /// Whether an evaluation is due when `step` of `total` steps are done.
     #[must_use]
     pub fn is_due(&self, step: u64, total: u64) -> bool {
         if self.problems == 0 || self.samples_per_problem == 0 {
@@ -202,72 +204,72 @@ impl EvaluationPlan {
     }
 }
 
-/// What happens to a group that would become older than `max_lag`.
+/// What happens to a group that would exceed `max_lag`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Staleness {
-    /// The step waits for it.
+    /// The step waits for the group.
     #[default]
     Wait,
-    /// It starts again with the newest weights.
+    /// The group is generated again with the newest weights.
     Evict,
-    /// It is trained on however old it is.
+    /// The group is trained on at any age.
     Accept,
 }
 
-/// What an objective contrasts between the samples of a group.
+/// The quantity that an objective contrasts between the samples of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UniformBy {
-    /// The labels of its verifier.
+    /// The verifier's labels.
     #[default]
     Labels,
-    /// The rewards, of which the label may be one part: equal labels with different rewards are something to learn from.
+    /// The rewards, of which the label may be one part: equal labels with different rewards still carry gradient.
     Rewards,
 }
 
-/// What happens to a group in which nothing differs that the objective contrasts.
+/// What happens to a group without contrast between its samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UniformGroups {
-    /// It is trained on like any other.
+    /// It is trained on like any other group.
     #[default]
     Keep,
-    /// It counts as one of the step's groups, but the learner does not get it.
+    /// It counts as one of the step's groups, but the learner does not receive it.
     Drop,
-    /// The next prompt takes its place.
+    /// The next prompt replaces it.
     Refill,
 }
 
-/// Where a job stands between two steps: all that a resumed machine has to know.
+/// Progress of a job between two steps: all that a resumed machine needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Training steps done.
     pub step: u64,
-    /// Draws that are over, taken or skipped; also the id of the next training group.
+    /// Number of draws that are decided, as a group or as skipped; also the id of the next training group.
     pub cursor: u64,
-    /// Training groups that were drawn and not trained on, ascending: they are drawn first, and whatever was learnt of their
-    /// problems since does not change that.
+    /// Training groups that were drawn but not trained on. They are drawn first, even if the curriculum has learned
+    /// since that it would skip them.
     #[serde(default)]
     pub requeued: BTreeSet<GroupId>,
-    /// Draws at the cursor or behind it that are over, too: groups that outlived the steps before them.
+    /// Draws at or after the cursor that are decided already: groups that survived a rewind of the steps before them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub ahead: BTreeSet<GroupId>,
-    /// How the groups that were trained on came out; kept while a curriculum asks for it.
+    /// Outcomes of trained groups by problem; kept only for a curriculum.
     #[serde(default, skip_serializing_if = "History::is_empty")]
     pub history: History,
-    /// Groups that killed their workers and are not tried again, with what happened.
+    /// Quarantined groups, which are not tried again, with the reason.
     #[serde(default)]
     pub set_aside: BTreeMap<GroupId, String>,
-    /// Learning rate that an operator has set, instead of the job spec's.
+    /// Learning rate that an operator has set; `None`: that of the job spec.
     #[serde(default)]
     pub learning_rate: Option<f64>,
-    /// What the processes log since an operator has said so.
+    /// Log level that an operator has set; `None`: that of each process.
     #[serde(default)]
     pub log_level: Option<LogLevel>,
-    /// Optimizer updates that were skipped.
+    /// Optimizer updates that were skipped since the start of the job.
     pub skipped_updates: u64,
-    /// Steps in a row whose labels could teach nothing.
+    /// Consecutive steps whose labels carried no gradient.
     pub collapsed_steps: u64,
     /// Counts since the start of the job.
     pub counters: Counters,

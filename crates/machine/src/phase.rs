@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::pool::{Group, Pool};
 use crate::{End, TaskKind};
 
-/// What the learners do. Each phase owns its data; the groups and the checkpoint in flight are beside it.
+/// What the learners do. Each phase owns its data; groups and checkpoint in flight are independent of it.
 ///
 /// ```text
 /// Assembling -> Preparing -> Evaluating -> Sampling -> Training -> Saving -> Committing -> … -> Ended
@@ -16,52 +16,52 @@ use crate::{End, TaskKind};
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Phase {
-    /// Waits for a full generation of learners.
+    /// Waits for enough learners to form a generation.
     Assembling,
-    /// Ranks load their state.
+    /// Ranks load the starting state and publish its weights.
     Preparing(Task),
-    /// The policy is measured; the learners wait.
+    /// The policy is evaluated; the learners are idle.
     Evaluating(Evaluation),
     /// The learners wait for a batch.
     Sampling,
-    /// Ranks make a step.
+    /// Ranks compute a step.
     Training(Training),
-    /// Ranks capture their state for a checkpoint; one that does not go to the disk in the background, they write.
+    /// Ranks capture their state for a checkpoint, or write it if the save is not in the background.
     Saving(Task),
-    /// Nothing can be done before the checkpoint in flight is durable, or given up: the run ends behind it, the next
-    /// checkpoint waits for it, or the learners were lost and go back to it. Learners may come and go meanwhile.
+    /// Nothing can continue before the checkpoint in flight is durable or given up: the run ends after it, the next
+    /// checkpoint waits for it, or the learners were lost and resume from it. Learners may join and leave meanwhile.
     Committing,
     /// The run is over.
     Ended(End),
 }
 
-/// What the learners do, without the data: for logs, metrics and the status page.
+/// A phase without its data, for logs, metrics and the status page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PhaseKind {
-    /// Waits for a full generation of learners.
+    /// Waiting for enough learners to form a generation.
     Assembling,
-    /// Ranks load their state.
+    /// Ranks load the starting state.
     Preparing,
-    /// The policy is measured.
+    /// The policy is evaluated.
     Evaluating,
     /// The learners wait for a batch.
     Sampling,
-    /// Ranks make a step.
+    /// Ranks compute a step.
     Training,
     /// Ranks capture or write their state.
     Saving,
-    /// The checkpoint in flight has to be durable first.
+    /// The checkpoint in flight has to become durable first.
     Committing,
-    /// All steps are made.
+    /// Ended: all steps are done.
     Finished,
-    /// An operator ended the run.
+    /// Ended by an operator.
     Stopped,
-    /// The run cannot go on.
+    /// Ended by a failure.
     Failed,
 }
 
 impl PhaseKind {
-    /// Its name for people.
+    /// Name in logs, metrics and the status.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -101,7 +101,7 @@ impl Phase {
         }
     }
 
-    /// The task that ranks work on.
+    /// The task that the ranks work on; `None` in phases without one.
     pub(crate) fn task(&self) -> Option<&Task> {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
@@ -110,7 +110,7 @@ impl Phase {
         }
     }
 
-    /// The task that ranks work on, to note their reports in.
+    /// The same for recording reports.
     pub(crate) fn task_mut(&mut self) -> Option<&mut Task> {
         match self {
             Self::Preparing(task) | Self::Saving(task) => Some(task),
@@ -119,7 +119,7 @@ impl Phase {
         }
     }
 
-    /// The step in the making.
+    /// The step in training; `None` in other phases.
     pub(crate) fn training(&self) -> Option<&Training> {
         match self {
             Self::Training(training) => Some(training),
@@ -133,7 +133,7 @@ impl Phase {
         }
     }
 
-    /// The measurement that is being made.
+    /// The evaluation in progress; `None` in other phases.
     pub(crate) fn evaluation(&self) -> Option<&Evaluation> {
         match self {
             Self::Evaluating(evaluation) => Some(evaluation),
@@ -147,7 +147,7 @@ impl Phase {
         }
     }
 
-    /// The same, to take in what comes.
+    /// The same for recording results.
     pub(crate) fn evaluation_mut(&mut self) -> Option<&mut Evaluation> {
         match self {
             Self::Evaluating(evaluation) => Some(evaluation),
@@ -162,51 +162,51 @@ impl Phase {
     }
 }
 
-/// One piece of work for every rank.
+/// One piece of work that every rank has to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Task {
     pub(crate) id: u64,
     pub(crate) kind: TaskKind,
-    /// Ranks that have reported it.
+    /// Ranks that have reported it as done.
     pub(crate) done: BTreeSet<u32>,
-    /// When a rank reported last, or the task began.
+    /// Time of the last report, or the start of the task.
     pub(crate) heard: Duration,
-    /// Updates that rank 0 skipped.
+    /// Optimizer updates that were skipped, as rank 0 reports.
     pub(crate) skipped_updates: u32,
 }
 
-/// A step in the making.
+/// The step in training and its batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Training {
     pub(crate) task: Task,
-    /// Its groups, those included that the learner does not get.
+    /// All groups of the step, including `left_out`.
     pub(crate) groups: BTreeMap<GroupId, Group>,
-    /// Those.
+    /// Groups of the step that the learner does not receive.
     pub(crate) left_out: Vec<GroupId>,
 }
 
-/// One measurement of the policy.
+/// One evaluation of the policy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
     pub(crate) pool: Pool,
-    /// The weights that every sample must come from.
+    /// Version of the weights that every sample must come from.
     pub(crate) version: WeightVersion,
-    /// Problems that are measured.
+    /// Number of problems to complete.
     pub(crate) wanted: usize,
-    /// Problems left out for want of verdicts.
+    /// Problems that are left out because they could not be verified.
     pub(crate) excluded: u32,
 }
 
-/// One membership of learners.
+/// One membership of learner ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Team {
     pub(crate) generation: Generation,
-    /// Workers by rank.
+    /// Worker ids, indexed by rank.
     pub(crate) ranks: Vec<WorkerId>,
 }
 
 impl Team {
-    /// The rank of a worker.
+    /// The rank of a worker; `None` if it is no member of the generation.
     pub(crate) fn rank(&self, worker: WorkerId) -> Option<u32> {
         let rank = self.ranks.iter().position(|member| *member == worker)?;
         u32::try_from(rank).ok()

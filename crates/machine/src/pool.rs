@@ -15,33 +15,33 @@ use crate::{QueueDepths, UniformBy, WantedSample};
 
 pub use pacs_types::{EVALUATION_GROUPS, evaluation_problem};
 
-/// A failed sample is kept for another verifier this long.
+/// How long a sample with a failed verification is reserved for verifiers other than the one that failed.
 const OTHER_VERIFIER_PREFERENCE: Duration = Duration::from_secs(2);
-/// A group is started again so often because it grew too old; then it is waited for.
+/// Restarts of a group for its age; after that, the step waits for it, so that a slow group makes progress.
 const MOST_EVICTIONS: u32 = 3;
 
-/// Groups in flight: what is generated, what is verified, and who holds it.
+/// Groups in flight with their samples, queues and leases.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pool {
     groups: BTreeMap<GroupId, Group>,
     complete: usize,
-    /// Groups that wait for a rollout worker, oldest first.
+    /// Groups with samples to generate and no rollout worker, in lease order.
     waiting: VecDeque<GroupId>,
-    /// Samples that wait for a verifier, oldest first.
+    /// Samples without a verdict or a verifier, in lease order.
     unverified: VecDeque<SampleId>,
     group_loans: BTreeMap<LeaseId, Loan<GroupId>>,
     sample_loans: BTreeMap<LeaseId, Loan<SampleId>>,
-    /// How many groups each rollout worker holds.
+    /// Number of groups that each rollout worker holds.
     held: BTreeMap<WorkerId, usize>,
-    /// How many samples each verifier holds.
+    /// Number of samples that each verifier holds.
     held_samples: BTreeMap<WorkerId, usize>,
-    /// Groups that are leased alone, for they may be what kills their workers.
+    /// Groups that are leased in isolation, because they may have killed their workers.
     suspects: BTreeSet<GroupId>,
-    /// Samples likewise.
+    /// Samples that are leased in isolation, for the same reason.
     suspect_samples: BTreeSet<SampleId>,
-    /// Suspects whose worker died while it held nothing else. They wait, and are not leased.
+    /// Suspects whose worker died while it held nothing else. They are not leased until the accusation is decided.
     accused: BTreeMap<GroupId, Accusation>,
-    /// Samples likewise.
+    /// Accused samples, likewise.
     #[serde(with = "self::suspects::pairs")]
     accused_samples: BTreeMap<SampleId, Accusation>,
 }
@@ -50,29 +50,29 @@ pub(crate) struct Pool {
 struct Loan<T> {
     worker: WorkerId,
     item: T,
-    /// When it was made or last heard of.
+    /// Time of the last sign of progress, at first the grant.
     since: Duration,
 }
 
-/// What became of something handed in.
+/// How the pool took a submitted sample or verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It counts.
+    /// It is new and counts.
     Fresh,
-    /// It was there already.
+    /// It was submitted under this lease before.
     Repeat,
-    /// Its loan is over.
+    /// Its lease is over.
     Stale,
-    /// The verification failed; the sample waits for another one.
+    /// The verification failed, and the sample waits for another one.
     Again,
-    /// The verification failed for the last time.
+    /// The verification failed, and the sample has no tries left.
     GiveUp,
-    /// It counts, and it was the last verdict that its group waited for.
+    /// It is new and was the last verdict that its group waited for.
     Completes,
 }
 
 impl Pool {
-    /// Puts a new group of `samples` samples at the end of the queue.
+    /// Appends a new group of `samples` samples to the queue.
     pub(crate) fn add(&mut self, id: GroupId, samples: u32, born: WeightVersion, now: Duration) {
         let samples = vec![Slot::empty(); samples as usize];
         let unjudged = samples.len();
@@ -90,7 +90,7 @@ impl Pool {
         self.complete
     }
 
-    /// Samples that have their verdict, and all of them.
+    /// Numbers of samples with a verdict, and of all samples.
     pub(crate) fn judged_samples(&self) -> (u64, u64) {
         let count = |(judged, all): (u64, u64), group: &Group| {
             let samples = group.samples.len();
@@ -99,7 +99,7 @@ impl Pool {
         self.groups.values().fold((0, 0), count)
     }
 
-    /// All groups, in order of id.
+    /// Ids of all groups, ascending.
     pub(crate) fn group_ids(&self) -> impl Iterator<Item = GroupId> {
         self.groups.keys().copied()
     }
@@ -112,12 +112,12 @@ impl Pool {
         self.waiting.len()
     }
 
-    /// Groups that a rollout worker may be given.
+    /// Number of groups that a rollout worker may lease.
     pub(crate) fn leasable_groups(&self) -> usize {
         self.waiting.len().saturating_sub(self.accused.len())
     }
 
-    /// Samples that a verifier may be given.
+    /// Number of samples that a verifier may lease.
     pub(crate) fn leasable_samples(&self) -> usize {
         self.unverified.len().saturating_sub(self.accused_samples.len())
     }
@@ -127,7 +127,7 @@ impl Pool {
         of(&self.held) + of(&self.held_samples)
     }
 
-    /// The groups as the schedule sees them.
+    /// The groups as candidates for `schedule.rs`.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(id, group): (&GroupId, &Group)| Candidate {
             born: group.born.0,
@@ -138,14 +138,14 @@ impl Pool {
         self.groups.iter().map(candidate).collect()
     }
 
-    /// Takes complete groups out.
+    /// Removes complete groups to form a batch.
     pub(crate) fn take(&mut self, ids: &[GroupId]) -> BTreeMap<GroupId, Group> {
         let taken: BTreeMap<_, _> = ids.iter().filter_map(|id| Some((*id, self.groups.remove(id)?))).collect();
         self.complete -= taken.len();
         taken
     }
 
-    /// Puts complete groups back that were taken out.
+    /// Returns complete groups of an interrupted step.
     pub(crate) fn put_back(&mut self, groups: BTreeMap<GroupId, Group>) {
         self.complete += groups.len();
         self.groups.extend(groups);
@@ -155,7 +155,7 @@ impl Pool {
         self.held.contains_key(&worker)
     }
 
-    /// Lends the group at a place of the queue: its id and the samples that are missing.
+    /// Leases the group at a queue position; returns its id and its missing samples.
     pub(crate) fn lend_group(
         &mut self,
         place: usize,
@@ -166,6 +166,7 @@ impl Pool {
     ) -> Option<(GroupId, Vec<WantedSample>)> {
         let item = self.waiting.remove(place)?;
         let group = self.groups.get_mut(&item).expect("waiting groups are in the pool");
+        // Without samples of an earlier lease, no token will be older than the weights of this one.
         if group.samples.iter().all(|slot| slot.state == State::Missing) {
             group.born = version;
         }
@@ -180,7 +181,7 @@ impl Pool {
         Some((item, wanted))
     }
 
-    /// The group of a loan, and the samples that are still to come under it.
+    /// The group of a lease, and the samples that are still open under it.
     pub(crate) fn lent_group(&self, lease: LeaseId) -> Option<(GroupId, Vec<WantedSample>)> {
         let id = self.group_loans.get(&lease)?.item;
         let open = (0u32..).zip(&self.groups[&id].samples);
@@ -188,18 +189,18 @@ impl Pool {
         Some((id, open.map(|(index, slot)| WantedSample { index, attempt: slot.replaced }).collect()))
     }
 
-    /// The sample of a loan.
+    /// The sample of a lease.
     pub(crate) fn lent_sample(&self, lease: LeaseId) -> Option<SampleId> {
         self.sample_loans.get(&lease).map(|loan| loan.item)
     }
 
-    /// Whether a sample of these weights may be handed in under a loan; the oldest version that may.
+    /// Oldest version that a sample may have under this lease; `None` if the lease is over.
     pub(crate) fn oldest_allowed(&self, lease: LeaseId) -> Option<WeightVersion> {
         let loan = self.group_loans.get(&lease)?;
         self.groups.get(&loan.item).map(|group| group.born)
     }
 
-    /// Takes a generated sample whose oldest token is of `version`, at a time when `newest` is the newest version.
+    /// Accepts a generated sample. `version` is that of its oldest token, `newest` the newest version now.
     pub(crate) fn take_sample(
         &mut self,
         lease: LeaseId,
@@ -211,7 +212,7 @@ impl Pool {
         let Some(group) = self.groups.get_mut(&id.group) else { return Taken::Stale };
         let Some(slot) = group.samples.get_mut(id.index as usize) else { return Taken::Stale };
         if slot.state != (State::Generating { under: lease }) {
-            // Also when the sample was given up since: its replacement comes under another loan.
+            // This covers a sample that was given up since: its replacement has another lease.
             return if slot.generated_under == lease { Taken::Repeat } else { Taken::Stale };
         }
         let Some(loan) = self.group_loans.get_mut(&lease).filter(|loan| loan.worker == worker) else {
@@ -239,7 +240,7 @@ impl Pool {
         Some(loan)
     }
 
-    /// Ends a group's loan; what is missing of it waits again, first in line.
+    /// Ends a group's lease if `worker` holds it; the missing samples return to the front of the queue.
     pub(crate) fn revoke_group(&mut self, lease: LeaseId, worker: WorkerId) -> bool {
         if self.group_loans.get(&lease).is_none_or(|loan| loan.worker != worker) {
             return false;
@@ -248,7 +249,7 @@ impl Pool {
         true
     }
 
-    /// Ends a loan and lets the samples that are still open under it wait again, first in line.
+    /// Ends a lease; the samples that are still open under it return to the front of the queue.
     fn give_back(&mut self, lease: LeaseId) {
         let Some(loan) = self.end_group_loan(lease) else { return };
         let group = self.groups.get_mut(&loan.item).expect("lent groups are in the pool");
@@ -259,19 +260,19 @@ impl Pool {
     }
 
     fn wait_first(&mut self, id: GroupId) {
-        // A group may be there already: with a sample that takes the place of another.
+        // The group may wait already, for the replacement of a given-up sample.
         if !self.waiting.contains(&id) {
             self.waiting.push_front(id);
         }
     }
 
-    /// Samples that wait for a verifier.
+    /// Number of samples that wait for a verifier.
     pub(crate) fn unverified(&self) -> usize {
         self.unverified.len()
     }
 
-    /// Lends up to `most` samples. One that `worker` failed is left to others for a while, if there are `others`; a suspect
-    /// is lent alone, to a worker that `holds` nothing.
+    /// Leases up to `most` samples. A sample that `worker` failed is left to other verifiers for a while, if there are
+    /// `others`. A suspect is leased in isolation, to a worker that `holds` nothing.
     pub(crate) fn lend_samples(
         &mut self,
         leases: &mut impl FnMut() -> LeaseId,
@@ -304,6 +305,7 @@ impl Pool {
                 break;
             }
         }
+        // Skipped samples keep their places at the front of the queue.
         for id in kept.into_iter().rev() {
             self.unverified.push_front(id);
         }
@@ -321,7 +323,7 @@ impl Pool {
         Some(loan)
     }
 
-    /// Takes a verdict.
+    /// Accepts a verdict.
     pub(crate) fn take_verdict(
         &mut self,
         lease: LeaseId,
@@ -354,7 +356,7 @@ impl Pool {
         Taken::Completes
     }
 
-    /// Lets a sample whose loan has ended wait for another verifier.
+    /// Returns a sample whose verification failed to the queue, or reports that it has no tries left.
     fn fail_verification(&mut self, id: SampleId, worker: WorkerId, max_attempts: u32, now: Duration) -> Taken {
         let slot = self.slot_mut(id);
         slot.state = State::Unverified;
@@ -381,17 +383,17 @@ impl Pool {
         &mut group.samples[id.index as usize]
     }
 
-    /// The samples that are there and the loans that they came under, with whether they have a verdict and its loan.
+    /// The samples that are present, with the leases of the sample and of its verdict.
     pub(crate) fn present(&self) -> impl Iterator<Item = (SampleId, LeaseId, Option<LeaseId>)> {
         present(&self.groups)
     }
 
-    /// Samples that were given up in the place of this one.
+    /// Number of samples that were given up at this position.
     pub(crate) fn replaced(&self, id: SampleId) -> u32 {
         self.groups[&id.group].samples[id.index as usize].replaced
     }
 
-    /// Gives up a sample that waits for a verifier: another one takes its place.
+    /// Gives up a sample that waits for a verifier; its next attempt will be generated.
     pub(crate) fn replace_sample(&mut self, id: SampleId) {
         self.unverified.retain(|waiting| *waiting != id);
         let slot = self.slot_mut(id);
@@ -404,7 +406,8 @@ impl Pool {
         self.wait_first(id.group);
     }
 
-    /// Lets a sample be generated anew whose content is gone, whatever became of it. Returns whether it was there.
+    /// Schedules a sample for regeneration because its content is lost, in whatever state it is.
+    /// Returns false if there was none.
     pub(crate) fn lose_sample(&mut self, id: SampleId) -> bool {
         let Some(group) = self.groups.get_mut(&id.group) else { return false };
         let Some(slot) = group.samples.get_mut(id.index as usize) else { return false };
@@ -427,13 +430,13 @@ impl Pool {
         else {
             return false;
         };
-        // Another sample than the one before, whose noise is known to be spent.
+        // The next attempt, because the noise of the lost one is spent.
         *slot = Slot { replaced: slot.replaced + 1, ..Slot::empty() };
         self.wait_first(id.group);
         true
     }
 
-    /// Starts a group again from nothing.
+    /// Discards the samples of a group and queues it again.
     pub(crate) fn restart_group(&mut self, id: GroupId, born: WeightVersion) {
         let Some(mut group) = self.remove(id) else { return };
         group.evictions += 1;
@@ -447,7 +450,7 @@ impl Pool {
         self.waiting.push_front(id);
     }
 
-    /// Issues the open work of a group again. Returns whether that was done too often already.
+    /// Reissues the open work of a group. Returns whether its tries are used up.
     pub(crate) fn reissue_group(&mut self, id: GroupId, max_attempts: u32, now: Duration) -> bool {
         let Some(group) = self.groups.get_mut(&id) else { return false };
         group.overdue += 1;
@@ -460,7 +463,7 @@ impl Pool {
         false
     }
 
-    /// Forgets a group and all that was lent of it.
+    /// Removes a group and all its leases.
     pub(crate) fn remove(&mut self, id: GroupId) -> Option<Group> {
         let group = self.groups.remove(&id)?;
         self.complete -= usize::from(group.unjudged == 0);
@@ -480,7 +483,7 @@ impl Pool {
         Some(group)
     }
 
-    /// Holds nothing against a sample any more.
+    /// Clears suspicions and accusations of a sample.
     fn clear_sample(&mut self, id: SampleId) {
         self.suspect_samples.remove(&id);
         self.accused_samples.remove(&id);
@@ -496,7 +499,7 @@ impl Pool {
         (groups, samples)
     }
 
-    /// Loans that were not heard of since these times.
+    /// Leases without progress since these times.
     pub(crate) fn silent_loans(
         &self,
         groups: Option<Duration>,
@@ -508,16 +511,16 @@ impl Pool {
         )
     }
 
-    /// Open groups whose work was first issued before `limit`.
+    /// Incomplete groups whose work was first leased before `limit`.
     pub(crate) fn overdue_groups(&self, limit: Duration) -> Vec<GroupId> {
         let overdue = |group: &Group| group.unjudged > 0 && group.started.is_some_and(|started| started < limit);
         self.groups.iter().filter(|(_, group)| overdue(group)).map(|(id, _)| *id).collect()
     }
 
-    /// Ends loans; the work waits again, the oldest first in line. Returns how many there were.
+    /// Ends leases; the work returns to the front of the queue, oldest first. Returns how many there were.
     pub(crate) fn end_loans(&mut self, groups: &[LeaseId], samples: &[LeaseId]) -> usize {
         let mut ended = 0;
-        // Backwards, so that the oldest loan ends up first.
+        // In reverse, because each returns to the front.
         for lease in groups.iter().rev() {
             ended += usize::from(self.group_loans.contains_key(lease));
             self.give_back(*lease);
@@ -531,14 +534,14 @@ impl Pool {
         ended
     }
 
-    /// Ends every loan; all work waits again. Returns how many there were.
+    /// Ends all leases; the work returns to the queues. Returns how many there were.
     pub(crate) fn end_all_loans(&mut self) -> usize {
         let (groups, samples) = self.loans_matching(|_| true, |_| true);
         self.end_loans(&groups, &samples)
     }
 
-    /// Gives up all groups with tokens of weights behind `version`, and all loans of groups if there may be such tokens
-    /// on the way. Returns the groups that were given up.
+    /// Removes all groups with tokens of weights newer than `version`, and ends all group leases, since such tokens may
+    /// be on the way. Returns the removed groups.
     pub(crate) fn forget_newer(&mut self, version: WeightVersion) -> Vec<GroupId> {
         let loans: Vec<LeaseId> = self.group_loans.keys().copied().collect();
         self.end_loans(&loans, &[]);
@@ -561,13 +564,13 @@ impl Pool {
         }
     }
 
-    /// The oldest group without all its verdicts, when it was drawn, and who holds it or a sample of it.
+    /// The oldest incomplete group, when it was drawn, and a worker that holds it or a sample of it.
     pub(crate) fn oldest_open(&self) -> Option<(GroupId, Duration, Option<WorkerId>)> {
         let id = self.groups.iter().find(|(_, group)| group.unjudged > 0).map(|(id, _)| *id)?;
         self.open(id)
     }
 
-    /// The same of a certain group.
+    /// The same for a given group.
     pub(crate) fn open(&self, id: GroupId) -> Option<(GroupId, Duration, Option<WorkerId>)> {
         let group = self.groups.get(&id)?;
         let generating = self.group_loans.values().find(|loan| loan.item == id).map(|loan| loan.worker);
@@ -575,14 +578,14 @@ impl Pool {
         Some((id, group.drawn, generating.or_else(verifying)))
     }
 
-    /// Samples of a group that a rollout worker has still to generate, and that have no verdict yet.
+    /// Samples of a group that have to be generated, and samples without a verdict.
     pub(crate) fn open_samples(&self, id: GroupId) -> Option<(usize, usize)> {
         let group = self.groups.get(&id)?;
         let is_open = |slot: &&Slot| matches!(slot.state, State::Missing | State::Generating { .. });
         Some((group.samples.iter().filter(is_open).count(), group.unjudged))
     }
 
-    /// What has gone wrong with an open group so far, in words; empty when nothing has.
+    /// What has gone wrong with an incomplete group so far, in words.
     pub(crate) fn troubles(&self, id: GroupId) -> Vec<String> {
         let Some(group) = self.groups.get(&id) else { return Vec::new() };
         let times = |count: u32| if count == 1 { "once".to_owned() } else { format!("{count} times") };
@@ -603,7 +606,7 @@ impl Pool {
             .collect()
     }
 
-    /// Whether a complete group has nothing that differs between its samples, by what the objective contrasts.
+    /// Whether a complete group has no contrast between its samples.
     pub(crate) fn is_uniform(&self, id: GroupId, by: UniformBy) -> bool {
         self.groups.get(&id).is_some_and(|group| group.is_uniform(by))
     }

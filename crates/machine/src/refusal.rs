@@ -2,109 +2,109 @@ use std::time::Duration;
 
 use pacs_types::{Generation, LeaseId, Role, SampleId, WeightVersion, WorkerId};
 
-/// Why a caller is turned away.
+/// Why the machine refuses a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The caller is not a member.
+    /// The caller is not a member and has to register again.
     #[error("worker {0} is not a member (it lapsed, left, was replaced, or the coordinator restarted); register again")]
     UnknownWorker(WorkerId),
-    /// Another process has the caller's name.
+    /// Another process has taken over the caller's name.
     #[error("worker {0} was replaced by another process of its name; leave")]
     Replaced(WorkerId),
-    /// A live process has the name that the caller wants.
+    /// A live process holds the name that the caller asks for.
     #[error(
         "the name `{name}` belongs to process {pid} on {host}, which was heard {:.1} s ago; give each worker a name of its own",
         heard_ago.as_secs_f64()
     )]
     NameTaken {
-        /// The name.
+        /// The name that the caller asks for.
         name: String,
-        /// Where its holder runs.
+        /// Host of the holder.
         host: String,
-        /// The holder's process there.
+        /// Process id of the holder on that host.
         pid: u32,
-        /// Time since its last sign of life.
+        /// Time since the holder's last heartbeat.
         heard_ago: Duration,
     },
-    /// The call is for another role.
+    /// The call belongs to another role.
     #[error("worker {worker} is a {role} worker; only a {wanted} worker may call this")]
     WrongRole {
-        /// Who called.
+        /// Registration id of the caller.
         worker: WorkerId,
-        /// What it is.
+        /// Role of the caller.
         role: Role,
-        /// What it should be.
+        /// Role that the call belongs to.
         wanted: Role,
     },
-    /// The loan is over.
+    /// The lease has ended, so the result is dropped.
     #[error("{lease} for {sample} has lapsed; drop the sample")]
     StaleLease {
-        /// The loan.
+        /// The lease that the caller names.
         lease: LeaseId,
-        /// What was handed in.
+        /// The submitted sample, or that of the verdict.
         sample: SampleId,
     },
-    /// The sample was generated with other weights than its lease allows.
+    /// The sample was generated with weights that its lease does not allow; the lease is revoked.
     #[error(
         "sample {sample} was generated with weights {found}, but its lease allows {oldest} to {newest}; it is revoked"
     )]
     WrongVersion {
-        /// The sample.
+        /// The submitted sample.
         sample: SampleId,
-        /// Its weights.
+        /// Version that the sample names.
         found: WeightVersion,
-        /// The oldest that it may be of.
+        /// Oldest version that the lease allows.
         oldest: WeightVersion,
-        /// The newest that are published.
+        /// Newest version that is published.
         newest: WeightVersion,
     },
-    /// The generation is over.
+    /// The caller's generation has ended.
     #[error("{asked} is over, {current} is the newest; join the next generation")]
     StaleGeneration {
-        /// The caller's.
+        /// Generation that the caller names.
         asked: Generation,
-        /// The newest.
+        /// The newest generation.
         current: Generation,
     },
-    /// There is no such task.
+    /// The rank reports a task that it was never given.
     #[error("task {task} was never given to this rank")]
     UnknownTask {
-        /// The number.
+        /// Number that the rank reports.
         task: u64,
     },
-    /// The run does not take the operator's command.
+    /// The run refuses an operator's command.
     #[error("{problem}")]
     BadCommand {
-        /// Why, and what would be taken.
+        /// The reason, and what would be accepted.
         problem: String,
     },
-    /// The result does not fit the task.
+    /// The result does not fit its task.
     #[error("task {task}: {problem}")]
     BadResult {
-        /// The number.
+        /// Number of the task.
         task: u64,
-        /// What is wrong.
+        /// The mismatch, in words.
         problem: String,
     },
 }
 
-/// What kind of mistake a refusal is.
+/// Class of a refusal, which decides the gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// The caller is unknown.
+    /// The caller is not a member: it has to register again.
     NotFound,
-    /// The caller is to leave, as its next heartbeat says.
+    /// The caller has to leave; its next heartbeat says the same.
     Replaced,
-    /// Somebody else has what the caller wants.
+    /// Another process holds what the caller asks for.
     Taken,
-    /// The call comes too late.
+    /// The call comes too late: its lease or generation is over.
     Stale,
-    /// The call is wrong at any time.
+    /// The call would be wrong at any time.
     Invalid,
 }
 
 impl Refusal {
-    /// What kind of mistake it is.
+    /// Class of this refusal.
     #[must_use]
     pub fn kind(&self) -> RefusalKind {
         match self {

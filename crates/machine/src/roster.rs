@@ -1,4 +1,4 @@
-//! Who is a member. Names and roles are indexed, because every call of every worker asks for them.
+//! The members of a run. Names and roles are indexed, because every worker call looks them up.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,18 +11,18 @@ use crate::worker::{Drain, Worker};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Roster {
     members: BTreeMap<WorkerId, Worker>,
-    /// Slots are of a role: a verifier may have the name of a learner, and takes nothing of it.
+    /// Names are per role: a verifier may have the name of a learner without affecting it.
     by_name: [HashMap<String, WorkerId>; 3],
     rollouts: Count,
     learners: Count,
     verifiers: Count,
 }
 
-/// Members of one role.
+/// Member counts of one role.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Count {
     all: usize,
-    /// Those that are to leave.
+    /// Members that are to leave.
     draining: usize,
 }
 
@@ -37,7 +37,7 @@ impl Roster {
 
     pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         let worker = self.members.remove(&id)?;
-        // Another registration may have the name by now.
+        // A newer registration may hold the name by now.
         let names = &mut self.by_name[slots_of(worker.role)];
         if names.get(&worker.name) == Some(&id) {
             names.remove(&worker.name);
@@ -48,7 +48,7 @@ impl Roster {
         Some(worker)
     }
 
-    /// Notes that a member is to leave.
+    /// Marks a member as draining, and counts it.
     pub(crate) fn drain(&mut self, id: WorkerId, why: Drain) {
         let Some(worker) = self.members.get_mut(&id) else { return };
         let (role, before) = (worker.role, worker.draining());
@@ -64,18 +64,18 @@ impl Roster {
         self.members.get_mut(&id)
     }
 
-    /// The member of a role and a name.
+    /// The member with this role and name.
     pub(crate) fn find(&self, role: Role, name: &str) -> Option<(WorkerId, &Worker)> {
         let id = *self.by_name[slots_of(role)].get(name)?;
         Some((id, self.members.get(&id)?))
     }
 
-    /// All members of a name, one of each role at most.
+    /// All members with this name, at most one per role.
     pub(crate) fn find_all(&self, name: &str) -> Vec<(WorkerId, &Worker)> {
         Role::ALL.into_iter().filter_map(|role| self.find(role, name)).collect()
     }
 
-    /// In order of registration.
+    /// Members in order of registration.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
         self.members.iter().map(|(id, worker)| (*id, worker))
     }
@@ -100,7 +100,7 @@ impl Roster {
         self.count_of(role).all
     }
 
-    /// Members of a role that get new work.
+    /// Number of members of a role that may get new work.
     pub(crate) fn staying(&self, role: Role) -> usize {
         let count = self.count_of(role);
         count.all - count.draining
@@ -139,7 +139,7 @@ impl FromIterator<(WorkerId, Worker)> for Roster {
     }
 }
 
-/// The members alone: what is counted follows from them.
+/// Only the members are stored; the indexes are derived from them.
 impl Serialize for Roster {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.members.serialize(serializer)

@@ -1,9 +1,9 @@
-//! Which groups become the next batch: a pure decision about integers.
+//! Which groups form the next batch: a pure decision on integers.
 //!
-//! A group is *born* at the version of its oldest token. Trained in the step that follows version `V`, it lags `V - born`
-//! versions behind, and no group may lag more than `max_lag`. So a group born at `u` has to be consumed by step
+//! A group is *born* at the version of its oldest token. Trained in the step after version `V`, it has a lag of
+//! `V - born`, and no group may have a lag above `max_lag`. So a group born at `u` has to be consumed by step
 //! `u + max_lag + 1` at the latest, and every step consumes `groups` of them. The earliest deadlines go first, and a
-//! younger group is only taken when the older ones that are left can still all be consumed in time:
+//! younger group is only taken when the remaining older ones can still all be consumed in time:
 //!
 //! ```text
 //! for every u in V - max_lag ..= V:   left(born <= u) <= (u + max_lag - V) * groups
@@ -17,22 +17,22 @@ use pacs_types::GroupId;
 
 use crate::Staleness;
 
-/// One group in flight.
+/// One group in flight, as a candidate for the next batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// The version of its oldest token.
+    /// Version of its oldest token.
     pub(crate) born: u64,
     pub(crate) id: GroupId,
-    /// All its samples have verdicts.
+    /// Whether all its samples have verdicts.
     pub(crate) complete: bool,
-    /// It may be started again with newer weights.
+    /// Whether it may be restarted with newer weights.
     pub(crate) evictable: bool,
 }
 
-/// What the next batch must satisfy.
+/// Conditions on the next batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
-    /// The newest version: the batch makes the next one of it.
+    /// The newest version, which the batch turns into the next one.
     pub(crate) version: u64,
     pub(crate) max_lag: u64,
     /// Groups of a batch.
@@ -40,20 +40,20 @@ pub(crate) struct Terms {
     pub(crate) staleness: Staleness,
 }
 
-/// What comes of it.
+/// Outcome of the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// These groups are the batch, in order of id.
+    /// Train on these groups, in order of id.
     Train(Vec<GroupId>),
-    /// Too few groups are complete.
+    /// Too few groups are complete for a batch.
     TooFew,
-    /// This group has to be in the batch, or in an early one, and is not complete.
+    /// An incomplete group has to be in this batch or an early one, so the batch waits for it.
     WaitFor(GroupId),
-    /// These groups hold the batch up and start again with the newest weights.
+    /// These groups hold the batch up and have to be restarted with the newest weights.
     Evict(Vec<GroupId>),
 }
 
-/// Decides about the groups in flight, in any order.
+/// Decides on the next batch; the order of the candidates does not matter.
 pub(crate) fn decide(terms: Terms, mut candidates: Vec<Candidate>) -> Decision {
     candidates.sort_unstable_by_key(|candidate| (candidate.born, candidate.id));
     let complete = candidates.iter().filter(|candidate| candidate.complete);
@@ -74,15 +74,14 @@ pub(crate) fn decide(terms: Terms, mut candidates: Vec<Candidate>) -> Decision {
     Decision::Train(batch.into_iter().map(|candidate| candidate.id).collect())
 }
 
-/// What to do about the groups born by a version when more of them would be left than the steps until they are due can
-/// consume.
+/// Handles the groups born by a version when more of them would remain than the steps until their deadline can consume.
 fn held_up(terms: Terms, candidates: &[Candidate], batch: &[Candidate], born_by: u64, room: u64) -> Option<Decision> {
     let by = |groups: &[Candidate]| groups.partition_point(|candidate| candidate.born <= born_by);
     let left = by(candidates) - by(batch);
     let allowed = usize::try_from(room).unwrap_or(usize::MAX).saturating_mul(terms.groups);
     let excess = left.saturating_sub(allowed);
     let open: Vec<&Candidate> = candidates[..by(candidates)].iter().filter(|candidate| !candidate.complete).collect();
-    // Nothing to wait for: what is left is complete, and goes first next time.
+    // There is nothing to wait for: the remaining groups are complete and are taken first next time.
     let oldest = open.first().filter(|_| excess > 0)?;
     if terms.staleness == Staleness::Evict {
         let evicted: Vec<GroupId> = open.iter().filter(|group| group.evictable).take(excess).map(|g| g.id).collect();
@@ -122,9 +121,9 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_may_be_overtaken_while_there_is_room() {
         let all = vec![group(0, 0, false), group(1, 0, true), group(2, 1, true), group(3, 1, true)];
-        // Born at 0 and due in the step behind version 2: one step of two groups is left behind this one.
+        // Born at 0 and due in the step after version 2: one step of two groups remains after this one.
         assert_eq!(decide(terms(1, 2, 2), all.clone()), train(&[1, 2]));
-        // Due now.
+        // Due in this step.
         assert_eq!(decide(terms(2, 2, 2), all.clone()), Decision::WaitFor(GroupId(0)));
         assert_eq!(decide(Terms { staleness: Staleness::Evict, ..terms(2, 2, 2) }, all.clone()), {
             Decision::Evict(vec![GroupId(0)])
@@ -134,7 +133,7 @@ mod tests {
 
     #[test]
     fn two_old_groups_of_a_batch_of_one_are_not_left_to_the_last_step() {
-        // Both are due behind version 2, and a step takes one: overtaking them at version 1 would make one too old.
+        // Both are due after version 2, and a step takes one: overtaking them at version 1 would leave one too old.
         let all = vec![group(1, 0, false), group(2, 0, true), group(3, 1, true)];
         assert_eq!(decide(terms(1, 2, 1), all), train(&[2]));
         let all = vec![group(1, 0, false), group(2, 0, false), group(3, 1, true)];
@@ -144,7 +143,7 @@ mod tests {
     proptest! {
         #![proptest_config(Config { rng_seed: RngSeed::Fixed(1), cases: 300, ..Config::default() })]
 
-        /// Groups complete in any order; whatever is trained is never older than the bound, and the loop never starves.
+        /// Groups complete in any order. No trained group exceeds the bound, and the loop never starves.
         #[test]
         fn the_bound_holds_and_the_loop_goes_on(
             max_lag in 0u64..4, groups in 1usize..4, evict in any::<bool>(), picks in prop::collection::vec(any::<u32>(), 200),
@@ -187,7 +186,7 @@ mod tests {
                     }
                 }
             }
-            // Every pick completes a group, and at most the pool is left over.
+            // Every pick completes a group, and at most the pool remains.
             prop_assert!(trained * groups + slots >= 200 - slots, "{trained} steps of {groups}");
         }
     }

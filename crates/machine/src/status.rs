@@ -9,74 +9,74 @@ use crate::pool::{Pool, evaluation_problem};
 use crate::schedule::{Decision, decide};
 use crate::{Counters, End, PhaseKind, TaskKind};
 
-/// Without progress for so long, the sentence says so.
+/// Time without progress after which the status sentence mentions it.
 const NAMED_AFTER: Duration = Duration::from_secs(15);
 
-/// What an operator sees of a run.
+/// A run as its operator sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// What the learners do.
+    /// What the learners do, or how the run ended.
     pub phase: PhaseKind,
-    /// Time since it began.
+    /// Time since that phase began.
     pub phase_age: Duration,
     /// Training steps done.
     pub step: u64,
-    /// Newest weights that rank 0 has published.
+    /// Newest weights that rank 0 has published; `None` before the first.
     pub weights: Option<WeightVersion>,
-    /// Newest generation.
+    /// Number of the newest learner generation.
     pub generation: Generation,
-    /// Members, in order of role and name.
+    /// Members, ordered by role and name.
     pub workers: Vec<WorkerStatus>,
-    /// What waits where.
+    /// Queue lengths of the phase's pool.
     pub queues: QueueDepths,
     /// One sentence: what the run waits for.
     pub waiting_for: String,
-    /// Time in which nothing has come of anything.
+    /// Time since the last progress.
     pub stalled: Duration,
-    /// The oldest group that is not done, and why.
+    /// The oldest incomplete group and what holds it up, in words.
     pub oldest_group: Option<String>,
-    /// Counts since the start of the job.
+    /// Counters since the start of the job.
     pub counters: Counters,
-    /// Room for training groups in flight.
+    /// Bound on training groups in flight.
     pub slots: u32,
-    /// Training groups in flight, those of the step in the making included.
+    /// Training groups in flight, including those of the batch in training.
     pub in_flight: usize,
-    /// The operator has paused the run.
+    /// Whether an operator has paused the run.
     pub paused: bool,
-    /// What operators did last, newest at the end.
+    /// The last operator actions, newest at the end.
     pub actions: Vec<Action>,
-    /// Groups that killed their workers and are not tried again, with what happened.
+    /// Quarantined groups, with the reason.
     pub set_aside: Vec<(GroupId, String)>,
 }
 
-/// One member.
+/// One member in the status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerStatus {
-    /// Its registration.
+    /// Registration id; a restarted worker gets a new one.
     pub id: WorkerId,
-    /// Its slot.
+    /// Name of its slot.
     pub name: String,
-    /// What it does.
+    /// Role that it works in.
     pub role: Role,
-    /// Where it runs.
+    /// Host name of its process.
     pub host: String,
-    /// Its process there.
+    /// Process id on that host.
     pub pid: u32,
-    /// What it said it does.
+    /// What it does, in its own words.
     pub activity: String,
-    /// Time since it said so first.
+    /// Time since that activity began.
     pub active: Duration,
-    /// It gets no new work and is dismissed when it holds none.
+    /// Whether it gets no new work and is dismissed once it holds none.
     pub draining: bool,
-    /// Time since its last sign of life.
+    /// Time since its last heartbeat.
     pub silent: Duration,
-    /// Leases that it holds.
+    /// Number of leases that it holds.
     pub leases: usize,
-    /// Learners: rank in the current generation.
+    /// Learners: rank in the current generation; `None` outside of it.
     pub rank: Option<u32>,
 }
 
-/// Lengths of the queues.
+/// Lengths of the work queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueDepths {
     /// Groups that wait for a rollout worker.
@@ -87,14 +87,14 @@ pub struct QueueDepths {
     pub samples_waiting: usize,
     /// Samples on lease to verifiers.
     pub samples_verifying: usize,
-    /// Groups whose samples all have verdicts.
+    /// Groups with verdicts for all samples.
     pub groups_complete: usize,
-    /// Groups that the step or evaluation needs.
+    /// Complete groups that the step or evaluation needs.
     pub groups_wanted: usize,
 }
 
 impl Machine {
-    /// What an operator sees at `now`.
+    /// The status as of `now`.
     #[must_use]
     pub fn status(&self, now: Duration) -> Status {
         let mut workers: Vec<_> = self
@@ -138,19 +138,19 @@ impl Machine {
         }
     }
 
-    /// Time since the phase began.
+    /// Time since the current phase began.
     #[must_use]
     pub fn phase_age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.phase_since)
     }
 
-    /// Time in which nothing has come of anything.
+    /// Time without progress; zero while the run is paused or has ended.
     #[must_use]
     pub fn stalled_for(&self, now: Duration) -> Duration {
         if self.is_ended() || self.paused { Duration::ZERO } else { now.saturating_sub(self.progressed) }
     }
 
-    /// One sentence: what the run waits for, which role, since when, and whether it is stuck.
+    /// One sentence: what the run waits for, from which role, since when, and whether it is stalled.
     #[must_use]
     pub fn waiting_for(&self, now: Duration) -> String {
         let (waiting, stalled) = (self.waits_for(now), self.stalled_for(now));
@@ -220,7 +220,7 @@ impl Machine {
         self.ranks_but(|rank| task.done.contains(&rank))
     }
 
-    /// The ranks of the generation but those that are done, in a word or two.
+    /// The ranks that are not done, in a word or two.
     pub(crate) fn ranks_but(&self, is_done: impl Fn(u32) -> bool) -> String {
         let ranks = self.team.as_ref().map(|team| team.ranks.as_slice()).unwrap_or_default();
         let open: Vec<String> = (0u32..)
@@ -239,7 +239,7 @@ impl Machine {
         if self.paused {
             return format!("{what} waits for the operator: the run is paused (`pacs resume` goes on)");
         }
-        // Enough groups are complete, but a certain one has to be among them.
+        // Enough groups are complete, but the schedule demands one that is not.
         let is_enough = matches!(self.phase, Phase::Sampling) && pool.complete() >= wanted;
         let due = is_enough.then(|| decide(self.terms(), self.candidates())).and_then(|decision| match decision {
             Decision::WaitFor(group) => Some(group),
@@ -269,7 +269,7 @@ impl Machine {
         format!("{what} waits for {whom}: {open} of {wanted} groups open{oldest}")
     }
 
-    /// A group that is not done: which, since when, and who has it.
+    /// An incomplete group in words: which, since when, and who holds it.
     fn describe(&self, pool: &Pool, open: (GroupId, Duration, Option<WorkerId>), now: Duration) -> String {
         let (id, drawn, holder) = open;
         let name = evaluation_problem(id).map_or_else(|| id.to_string(), |problem| format!("problem {problem}"));
@@ -283,7 +283,7 @@ impl Machine {
         format!("{name} for {}{missing}{troubles}, held by {holder}", seconds(now.saturating_sub(drawn)))
     }
 
-    /// The groups that the learners wait for.
+    /// The groups that the learners wait for: those of an evaluation if one is in progress.
     fn current_pool(&self) -> &Pool {
         self.pools().next().unwrap_or(&self.pool)
     }

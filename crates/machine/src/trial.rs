@@ -1,16 +1,17 @@
-//! Which group it is that training fails by: a poison pill kills every generation of learners that gets it, and it is in the
-//! journal, so without this it would do so for ever.
+//! The search for a poison pill in training: a group that kills every generation of learners that trains on it. The
+//! group is in the journal, so without the search it would do so after every restart.
 //!
-//! A training task that fails says that one of its groups may be the cause, or none: learners are preempted, too. So the first
-//! failure changes nothing. After the second one of a batch with the same groups, the next batches are trials: half of the
-//! suspects are in them, the others rest, and other groups fill the batch up. A failure leaves the half that was tried under
-//! suspicion; a step that is made clears it. What is left is one group, and it is quarantined if a batch fails with it as the
-//! only suspect, the next one succeeds without it, and another one fails with it. If the one without it fails as well, it is not
-//! the data.
+//! A failed training task says that one of its groups may be the cause, or none, because learners are also preempted.
+//! So the first failure changes nothing. After the second failure of batches with the same groups, the next batches are
+//! trials: half of the suspects are in them, the others rest, and other groups fill the batch up. A failure leaves the
+//! tried half under suspicion; a successful step clears it. The last remaining group is quarantined if a batch fails
+//! with it as the only suspect, the next one succeeds without it, and another one fails with it. If the batch without
+//! it fails as well, the data is not the cause.
 //!
-//! A search takes log2(suspects) + 5 batches at most. A step that a trial makes is undone when it costs nothing but itself (no
-//! step was made since the checkpoint): the groups that rest keep their samples that way, which would have grown too old, and
-//! with them the evidence. Rejected: to let the learner say which sequence it failed by, for one that was killed says nothing.
+//! A search takes at most log2(suspects) + 5 batches. A trial's step is undone when that costs only the step itself (no
+//! step was done since the checkpoint). That way the resting groups keep their samples, which would have exceeded the
+//! lag bound, and with them the evidence. Rejected: having the learner report which sequence it fails on, because a
+//! killed one reports nothing.
 
 use std::collections::BTreeSet;
 
@@ -21,51 +22,51 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::{Counter, Dropped, Effect, Staleness};
 
-/// Failures in a row of batches with the same groups after which they are tried apart.
+/// Consecutive failures of batches with the same groups after which trials begin.
 const TRIED_AFTER: u32 = 2;
-/// Batches of one search: it ends long before, unless what it looks for changes meanwhile.
+/// Bound on the batches of one search. A search ends long before, unless its cause changes meanwhile.
 const MOST_BATCHES: u32 = 64;
 
-/// A search for the group that training fails by.
+/// State of the search for a group that makes training fail.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Trials {
-    /// All of them were in each batch that has failed since the search began.
+    /// Groups that were in every failed batch since the search began.
     suspects: BTreeSet<GroupId>,
-    /// Suspects that the others were narrowed down from: they rest, too, until the search is over, for there may be two pills.
+    /// Former suspects, which rest until the search is over, because there may be two pills.
     resting: BTreeSet<GroupId>,
     failures: u32,
     batches: u32,
-    /// Batches that have failed in which the last suspect was the only one.
+    /// Number of failed batches in which the last suspect was the only one.
     alone: u32,
-    /// One was made without it since.
+    /// Whether a batch without the last suspect has succeeded since.
     is_controlled: bool,
-    /// How the last batch failed.
+    /// Error of the last failed batch.
     why: String,
 }
 
-/// What a failed batch says.
+/// What a failed batch says about the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Nothing yet.
+    /// Too little so far.
     Suspects,
-    /// Fewer groups are suspects than before.
+    /// The suspects were narrowed down.
     Fewer,
-    /// This group it is.
+    /// This group is the cause.
     Guilty(GroupId),
-    /// It is none of the groups that were tried.
+    /// None of the tried groups is the cause.
     NotTheData,
 }
 
-/// What a batch that was made says.
+/// What a successful batch says about the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Cleared {
     Nothing,
-    /// Suspects are left, and they have rested.
+    /// Suspects remain, and some of them rested in this batch.
     Some,
 }
 
 impl Trials {
-    /// Groups that the next batch is made without.
+    /// Groups that the next batch leaves out.
     pub(crate) fn held(&self) -> impl Iterator<Item = GroupId> {
         let is_on = self.is_on();
         let tried = match (is_on, self.is_to_be_controlled()) {
@@ -77,21 +78,22 @@ impl Trials {
         self.suspects.iter().skip(tried).chain(resting).copied()
     }
 
-    /// Whether suspects are tried apart.
+    /// Whether batches are trials.
     fn is_on(&self) -> bool {
         self.failures >= TRIED_AFTER
     }
 
-    /// Whether the next batch is made without the last suspect.
+    /// Whether the next batch is the control without the last suspect.
     fn is_to_be_controlled(&self) -> bool {
         self.alone > 0 && !self.is_controlled
     }
 
-    /// Takes in that a batch has failed. `again` says that it would fail again for sure.
+    /// Records a failed batch. `again` says that the error is permanent, so the same batch would fail again.
     fn failed(&mut self, batch: &BTreeSet<GroupId>, why: &str, again: bool) -> Found {
         let tried: BTreeSet<GroupId> = self.suspects.intersection(batch).copied().collect();
         let was_on = self.is_on();
         self.batches += 1;
+        // Without a suspect in the batch, none of them is the cause: the search starts over with this batch.
         if tried.is_empty() || self.batches > MOST_BATCHES {
             let failures = if again { TRIED_AFTER } else { 1 };
             *self = Self { suspects: batch.clone(), failures, why: why.to_owned(), ..Self::default() };
@@ -99,6 +101,7 @@ impl Trials {
         }
         why.clone_into(&mut self.why);
         self.failures += 1;
+        // The other half is not cleared: it may contain a second pill.
         self.resting.extend(self.suspects.difference(&tried));
         let is_fewer = tried.len() < self.suspects.len();
         self.suspects = tried;
@@ -111,7 +114,7 @@ impl Trials {
         if was_on && (is_fewer || last.is_some()) { Found::Fewer } else { Found::Suspects }
     }
 
-    /// Takes in that a batch was made.
+    /// Records a successful batch.
     fn made(&mut self, batch: &BTreeSet<GroupId>) -> Cleared {
         if self.failures == 0 {
             return Cleared::Nothing;
@@ -130,7 +133,7 @@ impl Trials {
         if tried > 0 && self.is_on() { Cleared::Some } else { Cleared::Nothing }
     }
 
-    /// Forgets a group that is given up for another reason.
+    /// Removes a group that is given up for another reason.
     fn forget(&mut self, group: GroupId) {
         self.resting.remove(&group);
         if self.suspects.remove(&group) && self.suspects.is_empty() {
@@ -140,7 +143,7 @@ impl Trials {
 }
 
 impl Machine {
-    /// Takes in that the step in the making has failed, if one is.
+    /// Records that the step in training has failed; `None` if there is none.
     pub(crate) fn training_failed(&mut self, why: &str, again: bool) -> Option<Found> {
         let batch = self.trained_groups()?;
         let found = self.trials.failed(&batch, why, again);
@@ -153,7 +156,7 @@ impl Machine {
         Some(found)
     }
 
-    /// Takes in that the step in the making is made. Returns whether it counts: that of a trial may not.
+    /// Records that the step in training succeeded. Returns whether it counts: a trial's step may be undone.
     pub(crate) fn training_succeeded(&mut self) -> bool {
         let batch = self.trained_groups().unwrap_or_default();
         match self.trials.made(&batch) {
@@ -167,8 +170,8 @@ impl Machine {
         true
     }
 
-    /// Starts groups again that would be trained on too late: those that have rested, and others that wait for them. While groups
-    /// rest and for some steps after it, more are in flight than the steps until they are due consume.
+    /// Restarts groups that would exceed the lag bound: those that rested, and others that waited for them. While
+    /// groups rest, and for some steps after that, more are in flight than the remaining steps can consume in time.
     pub(crate) fn renew_late(&mut self) {
         let (version, max_lag) = (self.policy_version(), u64::from(self.options.max_lag));
         if version.0 > self.crowded_until || self.options.staleness == Staleness::Accept {
@@ -186,12 +189,12 @@ impl Machine {
         }
     }
 
-    /// Notes that more groups than slots may be in flight: what is here now is due within so many steps.
+    /// Notes that there may be more groups in flight than slots; all of them are due within the lag bound.
     fn note_crowd(&mut self) {
         self.crowded_until = self.position.step + u64::from(self.options.max_lag) + 2;
     }
 
-    /// Undoes the step that a trial has made: the groups that rest are of the weights before it.
+    /// Undoes the step of a trial, because the resting groups belong to the weights before it.
     pub(crate) fn undo_trial(&mut self) {
         (self.team, self.weights) = (None, None);
         "a step was tried out that does not count".clone_into(&mut self.regroup_reason);
@@ -200,12 +203,12 @@ impl Machine {
         self.advance();
     }
 
-    /// Groups that wait beside the batches while others are tried.
+    /// Groups in the pool that trials leave out of the batch.
     pub(crate) fn held_groups(&self) -> BTreeSet<GroupId> {
         self.trials.held().filter(|group| self.pool.contains(*group)).collect()
     }
 
-    /// A group is given up, whatever the reason.
+    /// Removes a given-up group from the search.
     pub(crate) fn not_a_suspect(&mut self, group: GroupId) {
         self.trials.forget(group);
     }
@@ -215,7 +218,7 @@ impl Machine {
         Some(training.groups.keys().filter(|group| !training.left_out.contains(group)).copied().collect())
     }
 
-    /// Does not train on a group again that training fails by.
+    /// Quarantines a group that makes training fail.
     pub(crate) fn quarantine(&mut self, group: GroupId) {
         let why = std::mem::take(&mut self.trials).why;
         let what = format!("training fails with it and not without it: {why}");
@@ -223,7 +226,7 @@ impl Machine {
         self.position.set_aside.insert(group, what);
         self.count(Counter::SetAsideGroups, 1);
         self.drop_group(group, Dropped::Poisonous);
-        // Wherever it was: it is not drawn again.
+        // It must not be drawn again, whether it is requeued or in flight.
         self.position.requeued.remove(&group);
         let in_flight: Vec<GroupId> = self.pool.group_ids().collect();
         self.position.pass_over(in_flight.into_iter());
@@ -248,7 +251,7 @@ mod tests {
     use crate::verbs::testing::*;
     use crate::{Event, FailureKind, Options, PhaseKind, Reply, TaskKind, TaskOrder, TaskResult};
 
-    /// How a learner takes a pill.
+    /// How a learner fails on a pill.
     #[derive(Clone, Copy, Debug)]
     enum How {
         Dies,
@@ -257,12 +260,12 @@ mod tests {
 
     struct Outbreak {
         run: Run,
-        /// Generations that were lost.
+        /// Number of lost generations.
         lost: u32,
         notes: Vec<String>,
     }
 
-    /// Makes steps with one learner that takes a pill as `how` says, until a number of steps is made or the run is over.
+    /// Makes steps with one learner that fails on pills as `how` says, until `steps` are done or the run is over.
     fn train_with(options: Options, pills: &[u64], how: How, steps: u64) -> Outbreak {
         let mut run = Run::sampling(options);
         let (mut lost, mut notes) = (0, Vec::new());
@@ -304,7 +307,7 @@ mod tests {
                     effects.extend(run.step(Event::CompleteTask { worker, generation, task, result }));
                 }
                 Ok(_) => {}
-                // The generation is over.
+                // The generation is over already.
                 Err(_) => {}
             }
             run.step(Event::JoinGeneration { worker: run.learners[0] });
@@ -389,7 +392,7 @@ mod tests {
                 run.generate_all();
                 run.verify_all(both);
                 let worker = run.learners[0];
-                // One batch out of six, whatever is in it.
+                // One batch in six fails, whatever it contains.
                 if pacs_types::mix(seed ^ pacs_types::mix(round)).is_multiple_of(6) {
                     run.learners[0] = run.register(Role::Learner, "learner-0").0;
                 } else if run.machine.status(run.now).phase == PhaseKind::Training {
@@ -418,7 +421,7 @@ mod tests {
         assert_eq!(trials.held().count(), 0);
         assert_eq!(trials.made(&groups), Cleared::Nothing);
         assert_eq!(trials, Trials::default());
-        // One that would come again is looked into at once.
+        // A permanent error starts the trials at once.
         assert_eq!(trials.failed(&groups, "x", true), Found::Suspects);
         assert!(trials.held().eq((4..8).map(GroupId)));
     }

@@ -1,9 +1,9 @@
-//! The watchdog: when nothing comes of anything for too long, it names what is stuck, acts on it, and after some tries ends
-//! the run with that sentence.
+//! The watchdog: when the run makes no progress, it names what is stuck, acts on it, and after some tries ends the run
+//! with that sentence.
 //!
-//! Progress is what brings the job on: a fresh sample, a verdict, a step, a measurement, a checkpoint. A worker that
-//! registers, or a loan that is made again, is not: a stuck run would do so for ever. Tasks of the learners have a clock of
-//! their own ([`Event::TaskOverdue`](crate::Event)), for a step may honestly take longer than a sample.
+//! Progress means a new sample, verdict, step, evaluation or checkpoint. A registration or a repeated lease does not
+//! count, because a stuck run would produce those for ever. Learner tasks have a separate timeout
+//! ([`Event::TaskOverdue`](crate::Event)), because a step may legitimately take longer than a sample.
 
 use pacs_types::{Role, WorkerId};
 
@@ -13,15 +13,15 @@ use crate::phase::Phase;
 use crate::{Counter, Effect, Event};
 
 impl Machine {
-    /// Something has come of the work.
+    /// Records progress, which ends a series of stalls.
     pub(crate) fn progress(&mut self) {
         self.progressed = self.now;
         self.stalls = 0;
     }
 
-    /// The event that is due when nothing has come of anything for too long.
+    /// The event that is due when the run has made no progress for `stall_timeout`.
     pub(crate) fn stall_due(&self) -> Option<Event> {
-        // Ranks at a task have a clock of their own, and a run that is paused waits for its operator.
+        // Ranks on a task have a separate timeout, and a paused run waits for its operator.
         let is_watched = !self.paused && !self.is_ended() && self.phase.task().is_none();
         let limit = self.now.checked_sub(self.options.stall_timeout)?;
         (is_watched && self.progressed < limit).then_some(Event::Stalled)
@@ -46,12 +46,12 @@ impl Machine {
                 let loans: usize = self.pools_mut().map(crate::pool::Pool::end_all_loans).sum();
                 self.count(Counter::LapsedLeases, loans as u64);
             }
-            // The disk has the checkpoint: there is nobody to ask. Ranks at a task have a clock of their own.
+            // A commit is up to the disk, and ranks on a task have a separate timeout.
             Phase::Committing | Phase::Preparing(_) | Phase::Training(_) | Phase::Saving(_) | Phase::Ended(_) => {}
         }
     }
 
-    /// Counts a stall and says what is stuck. Returns whether the run goes on: one stall too many ends it.
+    /// Counts a stall and reports what is stuck. Returns false if it was one too many and the run has ended.
     pub(crate) fn note_stall(&mut self, seconds: u64) -> bool {
         let what = self.waiting_for(self.now);
         self.stalls += 1;
@@ -67,7 +67,7 @@ impl Machine {
         true
     }
 
-    /// Has workers started again; each is told so with its next heartbeat.
+    /// Removes stuck workers and has them restarted; each is told with its next heartbeat.
     pub(crate) fn restart_all(&mut self, why: &str, is_stuck: impl Fn(&Self, WorkerId) -> bool) {
         let stuck: Vec<WorkerId> = self.workers.ids().filter(|worker| is_stuck(self, *worker)).collect();
         for worker in stuck {
@@ -79,7 +79,7 @@ impl Machine {
         }
     }
 
-    /// Whether a worker holds work, or lets work wait that it should have asked for.
+    /// Whether a worker holds work, or leaves work waiting that it should have leased.
     fn is_stuck(&self, worker: WorkerId) -> bool {
         let Some(member) = self.workers.get(worker) else { return false };
         let holds = self.pools().any(|pool| pool.loans_of(worker) > 0);
@@ -105,7 +105,7 @@ mod tests {
         Options { stall_timeout: Duration::from_secs(30), max_stalls: 3, total_steps: 5, ..options() }
     }
 
-    /// Lets so many seconds pass in which every worker lives; returns what comes of it.
+    /// Lets seconds pass in which every worker sends heartbeats; returns the effects.
     fn live(run: &mut Run, seconds: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         for _ in 0..seconds {
@@ -139,7 +139,7 @@ mod tests {
         let effects = live(&mut run, 31);
         assert!(notes(&effects)[0].contains("(try 2 of 3)") && notes(&effects)[0].contains("held by rollout-0"));
         assert_eq!(run.told(stuck), Directive::Restart);
-        // The rest have nothing to do, and nobody asks them to go.
+        // The others have nothing to do and are left alone.
         let verifier = run.verifier;
         assert_eq!(run.told(verifier), Directive::Continue);
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use pacs_types::{LeaseId, Role};
 use serde::{Deserialize, Serialize};
 
-/// Ids of workers that are no members any more, and are told something else than to register again, that are remembered.
+/// Bound on the remembered ids of former workers that are told something else than to register again.
 pub(crate) const MOST_REMEMBERED: usize = 1024;
 
 /// A member of the run.
@@ -14,51 +14,51 @@ pub(crate) struct Worker {
     pub(crate) process: Process,
     pub(crate) collective_address: String,
     pub(crate) activity: String,
-    /// Since when it does that.
+    /// When that activity began.
     pub(crate) active_since: Duration,
     pub(crate) heard: Duration,
-    /// Its newest request for work that was answered with some, and the leases that it got.
+    /// Its newest request for work that was granted leases, and those leases.
     pub(crate) answered: Option<(u64, Vec<LeaseId>)>,
-    /// It gets no new work and is to leave. Set by the roster, which counts it.
+    /// Why it gets no new work and has to leave; `None`: it stays. Set by the roster, which counts it.
     draining: Option<Drain>,
-    /// Learners: it has asked for a place in the next generation.
+    /// Learners: whether it has asked for a rank in the next generation.
     pub(crate) joining: bool,
-    /// Nothing was heard of it since the coordinator was started again: if it is gone, it may have gone with the coordinator.
+    /// Not heard since the coordinator was restarted. If it is dead, it may have died of the same cause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unheard: bool,
 }
 
-/// One process, told apart from the others that were or are started under its name.
+/// Identity of a process, to tell it from others that were or will be started under its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     pub(crate) host: String,
     pub(crate) pid: u32,
-    /// When its supervisor started it, in microseconds since 1970, after it had seen the end of all processes that it had
-    /// started under this name before. 0: nobody vouches for that.
+    /// When its supervisor started it, in microseconds since 1970, having seen the end of all processes that it started
+    /// under this name before. 0: there is no such supervisor.
     pub(crate) started: u64,
 }
 
 impl Process {
-    /// Whether this is one process with `holder`, which registers again.
+    /// Whether this is the same process as `holder`, registering again.
     pub(crate) fn is(&self, holder: &Self) -> bool {
-        // In containers, a host name and a process id may both be those of an earlier process.
+        // In containers, host name and process id may both equal those of an earlier process.
         let is_older = self.started > 0 && self.started < holder.started;
         self.host == holder.host && self.pid == holder.pid && !is_older
     }
 
-    /// Whether a supervisor vouches that `holder` has ended: only one that has seen it end starts a later one.
+    /// Whether a supervisor vouches that `holder` has ended: it starts the next process only after it has seen that.
     pub(crate) fn outlives(&self, holder: &Self) -> bool {
         holder.started > 0 && self.started > holder.started
     }
 }
 
-/// Why a worker is to leave.
+/// Why a worker has to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Drain {
-    /// An operator wants it: it is not to be started again.
+    /// An operator drains it: its supervisor must not restart it.
     Operator,
-    /// Its process was asked to end and goes on for a while. Whoever asked may start another one.
+    /// Its process was asked to end and continues for a grace period. Its supervisor may start another one.
     Ending,
 }
 
@@ -87,7 +87,7 @@ impl Worker {
         self.draining = Some(why);
     }
 
-    /// The leases that a request got when it was asked first.
+    /// The leases that the first try of a request was granted.
     pub(crate) fn given(&self, request: u64) -> &[LeaseId] {
         match &self.answered {
             Some((answered, given)) if *answered == request && request != 0 => given,
@@ -96,7 +96,7 @@ impl Worker {
     }
 }
 
-/// Orders `learner-2` before `learner-10`.
+/// Sort key that orders `learner-2` before `learner-10`.
 pub(crate) fn name_order(name: &str) -> (usize, &str) {
     (name.len(), name)
 }

@@ -1,5 +1,5 @@
-//! The checkpoint on its way to the disk. Whatever the learners do meanwhile, nothing counts as saved before it is
-//! committed: until then a lost generation goes back to the checkpoint before it.
+//! The checkpoint in flight. Nothing counts as saved before it is committed: until then a lost generation goes back to
+//! the checkpoint before it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::{Effect, FailureKind, Refusal, Reply, Snapshot, TaskKind, TaskResult};
 
-/// A checkpoint that was asked for and is not committed. There is one at most.
+/// A requested checkpoint that is not committed yet; at most one exists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Writing {
-    /// The task that asked for it.
+    /// The save task.
     pub(crate) task: u64,
-    /// Where the job stands in it.
+    /// Position of the job that it stores.
     pub(crate) snapshot: Snapshot,
-    /// It holds the exported model.
+    /// Whether it contains the exported model.
     pub(crate) model: bool,
-    /// Training goes on as soon as the state is captured.
+    /// Whether training continues as soon as the state is captured.
     pub(crate) background: bool,
-    /// Ranks that take part.
+    /// Number of ranks that take part.
     ranks: usize,
-    /// Those whose files are durable.
+    /// Ranks whose files are durable.
     written: BTreeSet<u32>,
-    /// When a rank reported last, or the save began.
+    /// Time of the last report, or the start of the save.
     pub(crate) heard: Duration,
 }
 
 impl Writing {
-    /// All files are durable: whether they become a checkpoint no longer depends on the learners.
+    /// Whether all files are durable, so that the commit no longer depends on the learners.
     pub(crate) fn is_written(&self) -> bool {
         self.written.len() == self.ranks
     }
@@ -57,17 +57,18 @@ impl Machine {
         self.effects.push(Effect::CreateCheckpoint { step, save });
     }
 
-    /// Whether a report is about the checkpoint in flight: it may come while the learners are at something else.
+    /// Whether a report is about the checkpoint in flight. Such a report can arrive in any phase.
     pub(crate) fn is_of_writing(&self, task: u64) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.task == task)
     }
 
-    /// Notes a rank's report about the checkpoint in flight.
+    /// Records a rank's report about the checkpoint in flight.
     pub(crate) fn report_of_writing(&mut self, worker: WorkerId, rank: u32, task: u64, result: TaskResult) {
         let now = self.now;
         let Some(writing) = &mut self.writing else { return };
         let fresh = match (&mut self.phase, &result) {
-            // What it has written stays written, whatever a later try came to: it may be committed already.
+            // Files that were reported as durable stay so, whatever a repeated try reports:
+            // they may be committed already.
             (_, TaskResult::Failed { kind: FailureKind::Write, .. }) if writing.written.contains(&rank) => false,
             (_, TaskResult::Failed { message, kind }) => {
                 self.reply(Reply::Accepted { fresh: true });
@@ -80,7 +81,7 @@ impl Machine {
                 writing.written.insert(rank)
             }
             (Phase::Saving(task), TaskResult::Captured) if writing.background => task.done.insert(rank),
-            // A repeat that comes late.
+            // A late repeat.
             (_, TaskResult::Captured) if writing.background => false,
             (_, result) => {
                 let problem = format!("{result:?} does not answer a save");
@@ -100,8 +101,8 @@ impl Machine {
         }
     }
 
-    /// Lets the learners go on when all of them have captured their state, and has the files committed when the report at
-    /// hand was the last one.
+    /// Continues training once all ranks have captured their state, and commits the files if the
+    /// current report was the last one.
     fn save_goes_on(&mut self, files: bool) {
         let Some(writing) = &self.writing else { return };
         let (snapshot, model, save) = (writing.snapshot.clone(), writing.model, writing.task);
@@ -118,12 +119,12 @@ impl Machine {
         }
     }
 
-    /// Gives the checkpoint in flight up: ranks, or the disk, are silent for too long.
+    /// Gives up the checkpoint in flight, because the ranks or the disk made no progress within the timeout.
     pub(crate) fn checkpoint_overdue(&mut self, task: u64) {
         let Some(writing) = self.writing.as_ref().filter(|writing| writing.task == task) else { return };
         let (step, seconds) = (writing.snapshot.step, self.options.checkpoint_timeout.as_secs());
         if writing.is_written() {
-            // It may become one yet, so nothing else can be done in its place.
+            // The commit may still succeed, so no other checkpoint can be started in its place.
             return self.fail(format!(
                 "the disk has not taken the checkpoint of step {step} within {seconds} s; look at the disk of the run \
                  folder, then start the run again"
@@ -133,14 +134,14 @@ impl Machine {
         self.give_checkpoint_up(step, &format!("{whom} has written nothing of it for {seconds} s"));
     }
 
-    /// Whether the checkpoint in flight has been silent since before `limit`. While its state is being captured, that is a
-    /// matter of the task.
+    /// The save task, if the checkpoint in flight has made no progress since before `limit`. While ranks capture their
+    /// state, the task timeout applies instead.
     pub(crate) fn overdue_writing(&self, limit: Duration) -> Option<u64> {
         let writing = self.writing.as_ref().filter(|writing| writing.heard < limit)?;
         (writing.is_written() || !matches!(self.phase, Phase::Saving(_))).then_some(writing.task)
     }
 
-    /// What the checkpoint in flight waits for.
+    /// What the checkpoint in flight waits for, in words.
     pub(crate) fn writing_status(&self) -> Option<String> {
         let writing = self.writing.as_ref()?;
         let step = writing.snapshot.step;
@@ -165,7 +166,7 @@ mod tests {
     use crate::verbs::testing::*;
     use crate::{Effect, End, Event, FailureKind, Options, PhaseKind, Reply, Step, StopMode, TaskResult};
 
-    /// Two learners with the state of step 1 captured and on its way to the disk, and the task that asked for it.
+    /// Two learners whose captured state of step 1 is being written, and the save task.
     fn writing() -> (Run, u64) {
         let options = Options {
             learners: 2,
@@ -195,7 +196,7 @@ mod tests {
         run.whole_step(Event::CompleteTask { worker, generation, task, result })
     }
 
-    /// What comes of a report that changes nothing.
+    /// Result of a report that changes nothing.
     fn known() -> Step {
         Step { record: None, answer: Ok(Reply::Accepted { fresh: false }), effects: Vec::new() }
     }
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(report_whole(&mut run, 0, save, cannot_write()), known());
         let effects = report(&mut run, 1, save, TaskResult::Saved);
         assert!(matches!(effects.last(), Some(Effect::CommitCheckpoint { .. })), "{effects:?}");
-        // While it is being committed, too.
+        // The same while it is being committed.
         assert_eq!(report_whole(&mut run, 1, save, cannot_write()), known());
     }
 
@@ -318,7 +319,7 @@ mod tests {
         }
         let Some(End::Failed { reason }) = run.machine.ended() else { panic!("the disk is waited for") };
         assert!(reason.contains("the disk has not taken the checkpoint of step 1 within 60 s"), "{reason}");
-        // Should it have taken it all the same, that is where the run goes on.
+        // If it is committed after all, the run resumes from it.
         run.step(Event::CheckpointCommitted { step: 1 });
         run.step(Event::Reopened);
         assert_eq!((run.machine.newest_checkpoint(), run.machine.position().step), (Some(1), 1));

@@ -3,57 +3,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DrawOrder, DrawPlan, History};
 
-/// Draws that are looked at for one that is worth a group, however few problems there are.
+/// Least number of draws that are examined for one to take, however few problems there are.
 const LEAST_LOOKED_AT: u64 = 1000;
-/// Keeps what decides about draws apart from the noise of samples, whose streams are small numbers.
+/// Random stream of the draw decisions; the streams of sampling noise are small numbers.
 const DRAWS: u64 = 1 << 32;
 
-/// Which draws are worth a group of samples.
+/// Decides which draws are worth a group of samples.
 ///
-/// Whether a draw is skipped is a function of the seed, its number and the history of its problem alone, so a job that goes
-/// on from a checkpoint with the history that it had there draws what it would have drawn.
+/// Whether a draw is skipped is a function of the seed, its number and the history of its problem alone. So a job that
+/// resumes from a checkpoint, with the history stored there, makes the same draws.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curriculum {
-    /// What is drawn from.
+    /// Sets of problems and the order of their draws.
     pub plan: DrawPlan,
-    /// A problem whose last so many groups were all right is not drawn any more; none: it is. At least 1.
+    /// A problem is retired after this many groups in a row with only right answers, at least 1. `None`: never.
     pub retire_after: Option<u32>,
-    /// A problem with the smoothed pass rate `p` is drawn with the probability `max(floor, 4 p (1 - p))`, one that was never
-    /// drawn always; none: all problems are. Above 0.
+    /// Lower bound on the probability of a draw, above 0: a problem with the smoothed pass rate `p` is drawn with the
+    /// probability `max(floor, 4 p (1 - p))`, a new problem always. `None`: every draw is taken.
     #[serde(with = "pacs_types::bits::option")]
     pub difficulty_floor: Option<f64>,
-    /// Problems that a step takes. Where fewer are left, retired ones are drawn again: a step of the same few problems over and
-    /// over teaches those alone.
+    /// Problems that a step takes. Where fewer than that remain, retired ones are reopened, because steps over the same
+    /// few problems would overfit to them.
     #[serde(default)]
     pub least_left: usize,
 }
 
-/// What becomes of a draw.
+/// Decision on a draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Its group is sampled.
     Take,
-    /// It is skipped: its problem teaches little, and was drawn often enough.
+    /// It is skipped at random, because its problem is nearly always or nearly never solved.
     Pass,
-    /// It is skipped: its problem is retired.
+    /// It is skipped, because its problem is retired.
     Retired,
 }
 
-/// The draw that comes next.
+/// The next draw, and what was skipped on the way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// The group that it is.
+    /// Id of the drawn group, which is its position in the order.
     pub group: GroupId,
-    /// The draw to go on from.
+    /// Position after it, from which the next draw is sought.
     pub cursor: u64,
     /// Draws before it that were skipped.
     pub skipped: u64,
-    /// Retired problems that are drawn again from now on, because no other was left to look at.
+    /// Retired problems that were reopened, because no other was left to draw.
     pub reopened: usize,
 }
 
 impl Curriculum {
-    /// What becomes of the draw of a group, whose problem has this index.
+    /// Decides on the draw of `group`, whose problem has the index `problem`.
     #[must_use]
     pub fn choice(&self, history: &History, group: GroupId, problem: usize) -> Choice {
         let Some(seen) = history.of(problem) else { return Choice::Take };
@@ -67,11 +67,11 @@ impl Curriculum {
         if noise < share { Choice::Take } else { Choice::Pass }
     }
 
-    /// The next draw from `cursor` on, past those that are `taken`.
+    /// Returns the next draw at or after `cursor`, without positions that are `taken`.
     ///
-    /// It looks at two epochs of draws, 1000 at least. Where it finds none to take there, it takes the first whose problem is
-    /// not retired; where all are retired, all are reopened, and it takes the first. So a job never runs out of problems, and
-    /// what is solved is looked at again instead of taken for granted.
+    /// Examines two epochs of draws, at least 1000. If none of them is to be taken, the first one whose problem is not
+    /// retired is; if all are retired, all are reopened and the first draw is taken. So a job never runs out of
+    /// problems, and solved problems are measured again from time to time.
     pub fn next(&self, order: &DrawOrder, history: &mut History, cursor: u64, taken: impl Fn(GroupId) -> bool) -> Draw {
         let most = (2 * self.plan.problems() as u64).max(LEAST_LOOKED_AT);
         let draws = (cursor..).map(GroupId).filter(|group| !taken(*group));
@@ -91,7 +91,7 @@ impl Curriculum {
         })
     }
 
-    /// Reopens the retired problems where too few others are left, and says how many; to be asked when a step has ended.
+    /// Reopens the retired problems if too few others remain, and returns how many. To be called after each step.
     pub fn reopen_if_few_are_left(&self, history: &mut History) -> usize {
         let (Some(after), problems) = (self.retire_after, self.plan.problems()) else { return 0 };
         let retired = history.retired(after);
@@ -102,7 +102,7 @@ impl Curriculum {
         }
     }
 
-    /// Problems that are not drawn any more.
+    /// Number of retired problems.
     #[must_use]
     pub fn retired(&self, history: &History) -> usize {
         self.retire_after.map_or(0, |after| history.retired(after))
@@ -122,7 +122,8 @@ mod tests {
         Curriculum { plan: DrawPlan { seed: 5, shuffle: true, sets }, retire_after, difficulty_floor, least_left: 0 }
     }
 
-    /// Draws one after the other and lets each group come out as `labels` says of its problem; returns the problems.
+    /// Makes draws whose groups get the `labels` of their problems. Returns the drawn problems, and
+    /// counts of skips and reopenings.
     fn run(curriculum: &Curriculum, draws: usize, labels: impl Fn(usize) -> Vec<f64>) -> (Vec<usize>, u64, usize) {
         let order = DrawOrder::new(curriculum.plan.clone());
         let (mut history, mut cursor) = (History::default(), 0);
@@ -160,7 +161,7 @@ mod tests {
             for problem in 0..solved {
                 history.note(GroupId(problem), Evidence::of([1.0].into_iter()));
             }
-            // The seventh is another one than the first six.
+            // The seventh problem differs from the first six.
             history.settle(|group| if solved == 1 { 6 } else { group.0 as usize });
             assert_eq!(curriculum.reopen_if_few_are_left(&mut history), reopened);
         }
@@ -182,17 +183,17 @@ mod tests {
 
     #[test]
     fn problems_are_drawn_by_what_they_teach() {
-        // A third is always wrong, a third always right, a third in between.
+        // A third of the problems is always wrong, a third always right, and a third in between.
         let labels = |problem: usize| match problem % 3 {
             0 => vec![0.0, 0.0],
             1 => vec![1.0, 1.0],
             _ => vec![1.0, 0.0],
         };
         let (drawn, ..) = run(&curriculum(&[300], None, Some(0.1)), 9000, labels);
-        // Behind the first epochs, in which everything is looked at.
+        // After the first epochs, in which every problem is drawn.
         let late = &drawn[3000..];
         let share = |kind| late.iter().filter(|problem| **problem % 3 == kind).count() as f64 / late.len() as f64;
-        // 1 / (1 + 0.1 + 0.1) of the draws.
+        // The expected share is 1 / (1 + 0.1 + 0.1) of the draws.
         assert!((share(2) - 1.0 / 1.2).abs() < 0.02, "{}", share(2));
         assert!((share(0) - share(1)).abs() < 0.02 && share(0) > 0.06, "{} {}", share(0), share(1));
     }
@@ -218,7 +219,7 @@ mod tests {
     proptest! {
         #![proptest_config(Config { cases: 200, rng_seed: RngSeed::Fixed(1), ..Config::default() })]
 
-        /// A draw depends on the position and the history alone, however it was come to, and passes over what is taken.
+        /// A draw is a function of position and history alone, and skips positions that are taken.
         #[test]
         fn a_draw_is_a_function_of_its_arguments(
             sets in prop::collection::vec(1usize..12, 1..4),

@@ -5,46 +5,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainOrder;
 
-/// What training problems are drawn from, and how: all that an order of draws depends on.
+/// The sets of training problems and how they are mixed: everything that the draw order depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DrawPlan {
     /// Seed of the job.
     pub seed: u64,
-    /// Each epoch of a set has an order of its own.
+    /// Whether each epoch of a set is shuffled anew; otherwise all are in source order.
     pub shuffle: bool,
-    /// The sets, at least one.
+    /// The sets, at least one; problems are numbered across all of them in this order.
     pub sets: Vec<SetShare>,
 }
 
-/// A set of problems.
+/// Size and weight of one set of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetShare {
-    /// Its share of the draws relative to the weights of the others, above 0.
+    /// Weight of the set, above 0; its share of the draws is relative to the weights of all sets.
     #[serde(with = "pacs_types::bits")]
     pub weight: f64,
-    /// How many problems it has, at least 1.
+    /// Number of problems, at least 1.
     pub problems: usize,
 }
 
 impl DrawPlan {
-    /// Problems of all sets.
+    /// Number of problems in all sets.
     #[must_use]
     pub fn problems(&self) -> usize {
         self.sets.iter().map(|set| set.problems).sum()
     }
 }
 
-/// Draws whose sets are worked out together.
+/// Number of draws whose sets are computed together.
 const BLOCK: u64 = 1024;
-/// Blocks that are remembered: groups in flight lie close together.
+/// Number of cached blocks; groups in flight are close together in the order.
 const REMEMBERED: usize = 8;
 
 /// The endless order in which training problems are drawn, from one set or several.
 ///
-/// The draw at `cursor` goes to the set that is furthest behind its share: the one with the largest
-/// `weight x (cursor + 1) - draws so far`, the weights adding up to 1. So every stretch of draws, a step for example, holds
-/// each set in proportion, and which set a draw belongs to is a function of the weights and the cursor alone. Within a set
-/// the problems come in the [`TrainOrder`] of that set, epoch by epoch.
+/// The draw at `cursor` goes to the set with the largest deficit `weight x (cursor + 1) - draws so far`, with
+/// weights that add up to 1. So every stretch of draws, such as a step, holds each set in proportion, and the set
+/// of a draw is a function of the weights and the cursor alone. Within a set the problems come in its
+/// [`TrainOrder`], epoch by epoch.
 #[derive(Debug)]
 pub struct DrawOrder {
     plan: DrawPlan,
@@ -54,23 +54,23 @@ pub struct DrawOrder {
 
 #[derive(Debug)]
 struct Set {
-    /// Share of the draws.
+    /// Share of the draws, 0 to 1.
     share: f64,
     order: TrainOrder,
-    /// Index of its first problem among those of all sets.
+    /// Index of the set's first problem among those of all sets.
     first: usize,
 }
 
 #[derive(Debug)]
 struct Walked {
-    /// Draws from each set before each block, as far as anybody has asked.
+    /// Number of draws from each set before each block, up to the last block that was asked for.
     before: Vec<Vec<u64>>,
-    /// Set of each draw of a block, and how many draws from that set came before.
+    /// Cached blocks: the set of each draw, and the number of earlier draws from that set.
     blocks: VecDeque<(u64, Vec<(usize, u64)>)>,
 }
 
 impl DrawOrder {
-    /// The order of a plan.
+    /// Creates the order of a plan.
     ///
     /// # Panics
     /// When a set of the plan has no problem, or more than 2^32 - 1.
@@ -91,13 +91,13 @@ impl DrawOrder {
         Self { plan, sets, walked }
     }
 
-    /// What it is the order of.
+    /// The plan that this order follows.
     #[must_use]
     pub fn plan(&self) -> &DrawPlan {
         &self.plan
     }
 
-    /// Index of the problem that is drawn at `cursor`, among those of all sets, one set after the other.
+    /// Index of the problem drawn at `cursor`. Indexes run through all sets in the order of the plan.
     ///
     /// # Panics
     /// Never: no holder of the lock panics.
@@ -111,14 +111,14 @@ impl DrawOrder {
         set.first + set.order.index_at(draw)
     }
 
-    /// The set of a draw, and how many draws from that set came before.
+    /// The set of a draw, and the number of earlier draws from that set.
     fn place_of(&self, cursor: u64) -> (usize, u64) {
         let (block, place) = (cursor / BLOCK, (cursor % BLOCK) as usize);
         let mut walked = self.walked.lock().expect("no holder of this lock panics");
         if let Some((_, places)) = walked.blocks.iter().find(|(known, _)| *known == block) {
             return places[place];
         }
-        // Only a resumed job walks more than one block at a time: a million draws take a few hundredths of a second.
+        // Only a resumed job walks over more than one block: a million draws take a few hundredths of a second.
         loop {
             let next = walked.before.len() as u64 - 1;
             let from = next.min(block);
@@ -141,7 +141,7 @@ impl DrawOrder {
 
     fn draw(&self, cursor: u64, counts: &mut [u64]) -> (usize, u64) {
         let behind = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
-        // Of equals the first.
+        // Ties go to the first set.
         let chosen = (1..self.sets.len()).fold(0, |best, set| if behind(set) > behind(best) { set } else { best });
         counts[chosen] += 1;
         (chosen, counts[chosen] - 1)
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_resumed_mixture_goes_on_where_it_was() {
         let all = drawn(&order(7, true, &SETS), 0..5000);
-        // The ends of blocks, and of epochs: the second set's seven problems come around every 31 or 32 draws.
+        // The ends of blocks and of epochs: the second set's seven problems repeat every 31 or 32 draws.
         for start in [0, 1, 31, 32, 1023, 1024, 1025, 2048, 4999] {
             let resumed = order(7, true, &SETS);
             assert_eq!(drawn(&resumed, start..5000), all[start as usize..], "from {start}");
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_choice_of_sets_never_changes_between_versions() {
-        // A resumed job depends on these values.
+        // Resumed jobs depend on these values.
         let mixture = order(1, false, &[(2.0, 4), (1.0, 4)]);
         assert_eq!(drawn(&mixture, 0..9), [0, 4, 1, 2, 5, 3, 0, 6, 1]);
     }

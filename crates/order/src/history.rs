@@ -3,43 +3,43 @@ use std::collections::BTreeMap;
 use pacs_types::GroupId;
 use serde::{Deserialize, Serialize};
 
-/// A pass rate of 1, as [`Seen::rate`] counts.
+/// A pass rate of 1 in the units of [`Seen::rate`].
 const ALL: u16 = u16::MAX;
 
-/// How the groups of each problem have come out, as far as they count: in the order of steps, and within a step in the
-/// order of their ids, so that it does not depend on which group was complete first.
+/// Outcomes of trained groups by problem. They are applied in the order of steps, and within a step in order of group
+/// id, so that the history does not depend on which group was complete first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct History {
-    /// By index of the problem; those that were never drawn are not here.
+    /// Statistics by index of the problem; problems that were never drawn are absent.
     #[serde(with = "packed")]
     seen: BTreeMap<u32, Seen>,
-    /// What counts with the next step.
+    /// Outcomes that are applied at the end of the step.
     noted: BTreeMap<GroupId, Evidence>,
 }
 
-/// How the groups of one problem have come out.
+/// Statistics of one problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Groups.
+    /// Number of trained groups.
     pub visits: u32,
-    /// Smoothed pass rate in 65535ths: starts at one half, and each group moves it half of the way to its own.
+    /// Smoothed pass rate in 65535ths: it starts at one half, and each group moves it halfway to its own pass rate.
     pub rate: u16,
-    /// Groups in a row, up to the newest, whose answers were all right.
+    /// Number of groups in a row, up to the newest, with only right answers.
     pub solved: u32,
 }
 
-/// How a group has come out.
+/// Outcome of one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// Its pass rate in 65535ths.
+    /// Pass rate in 65535ths.
     rate: u16,
-    /// All its answers were right.
+    /// Whether all answers were right.
     solved: bool,
 }
 
 impl Evidence {
-    /// What the labels of a group say, 1 for a right answer and 0 for a wrong one.
+    /// Outcome of a group with these labels, 1 for a right answer and 0 for a wrong one.
     #[must_use]
     pub fn of(labels: impl Iterator<Item = f64>) -> Self {
         let (mut sum, mut count, mut solved) = (0.0, 0.0f64, true);
@@ -48,7 +48,7 @@ impl Evidence {
             count += 1.0;
             solved &= label >= 1.0;
         }
-        // At most `ALL`, so nothing is cut off.
+        // At most `ALL`, so the cast does not truncate.
         let rate = (sum / count.max(1.0) * f64::from(ALL)).round() as u16;
         Self { rate, solved: solved && count > 0.0 }
     }
@@ -69,7 +69,7 @@ impl Seen {
 
     fn take(&mut self, evidence: Evidence) {
         self.visits = self.visits.saturating_add(1);
-        // Halves are rounded towards the group.
+        // Rounded towards the group's pass rate.
         self.rate = match evidence.rate >= self.rate {
             true => self.rate + (evidence.rate - self.rate).div_ceil(2),
             false => self.rate - (self.rate - evidence.rate).div_ceil(2),
@@ -79,37 +79,37 @@ impl Seen {
 }
 
 impl History {
-    /// Whether nothing is known of any problem.
+    /// Whether the history is empty, with nothing noted either.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.seen.is_empty() && self.noted.is_empty()
     }
 
-    /// What is known of a problem; none if it was never drawn.
+    /// Statistics of a problem; `None` if it was never trained on.
     #[must_use]
     pub fn of(&self, problem: usize) -> Option<Seen> {
         self.seen.get(&key(problem)).copied()
     }
 
-    /// Notes how a group has come out. It counts from the end of the step on.
+    /// Notes the outcome of a complete group, which counts from the end of the step.
     pub fn note(&mut self, group: GroupId, evidence: Evidence) {
         self.noted.insert(group, evidence);
     }
 
-    /// A step has ended: what was noted counts. `problem` is the index of the problem of a group.
+    /// Applies what was noted, at the end of a step. `problem` maps a group to the index of its problem.
     pub fn settle(&mut self, problem: impl Fn(GroupId) -> usize) {
         for (group, evidence) in std::mem::take(&mut self.noted) {
             self.seen.entry(key(problem(group))).or_default().take(evidence);
         }
     }
 
-    /// Problems whose last `after` groups were all right.
+    /// Number of problems whose last `after` groups had only right answers.
     #[must_use]
     pub fn retired(&self, after: u32) -> usize {
         self.seen.values().filter(|seen| seen.solved >= after).count()
     }
 
-    /// Makes retired problems count as any other, until they are solved so often again. Returns how many there were.
+    /// Resets the retired problems, so that they are drawn until they are solved again. Returns how many there were.
     pub(crate) fn reopen(&mut self, after: u32) -> usize {
         let retired = self.seen.values_mut().filter(|seen| seen.solved >= after);
         retired.map(|seen| seen.solved = 0).count()
@@ -120,8 +120,8 @@ fn key(problem: usize) -> u32 {
     u32::try_from(problem).expect("a plan has at most 31 sets more than one, each below 2^32 problems in memory")
 }
 
-/// One short text instead of a table of tables: a hundred thousand problems take two megabytes, and every number is exact.
-/// Hexadecimal `problem.visits.rate.solved`, with spaces between.
+/// Serializes the statistics as one short text instead of a table of tables: a hundred thousand problems take two
+/// megabytes, and every number is exact. The text is hexadecimal `problem.visits.rate.solved`, separated by spaces.
 mod packed {
     use std::collections::BTreeMap;
     use std::fmt::Write;

@@ -1,9 +1,9 @@
 //! In which order training problems are drawn, and which draws are skipped: pure functions of a plan, a position and a
 //! history.
 //!
-//! [`DrawOrder`] says which problem a draw is about, whatever was drawn before. A [`Curriculum`] says which draws are worth
-//! a group of samples, by the [`History`] of their problems: retired ones are skipped, and those that teach little are drawn
-//! less often. No clock, no state of a random number generator, no text of a problem.
+//! [`DrawOrder`] maps a position to a problem, whatever was drawn before. A [`Curriculum`] decides by the [`History`]
+//! of its problem whether a draw is worth a group of samples: retired problems are skipped, and those with little
+//! contrast are drawn less often. There is no clock, no random generator with state, and no problem text here.
 #![forbid(unsafe_code)]
 
 mod curriculum;

@@ -3,24 +3,24 @@ use std::sync::Mutex;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// The endless order in which training problems are drawn.
+/// The endless, seeded order of one set of training problems.
 ///
-/// The cursor counts draws from the start of the job. Epoch `cursor / len` has a permutation of its own, made from
-/// (seed, epoch) alone by ChaCha8 and a Fisher-Yates shuffle that is written out here, so that the order stays the
-/// same on every machine and with every version of every library. Without shuffling each epoch is in source order.
+/// The cursor counts draws from the start of the job. Epoch `cursor / len` has its own permutation, a function of
+/// (seed, epoch) by ChaCha8 and a Fisher-Yates shuffle. The shuffle is written out here, so that the order is the same
+/// on every machine and with every version of every library. Without shuffling, every epoch is in source order.
 #[derive(Debug)]
 pub struct TrainOrder {
     seed: u64,
-    /// Which of the sets of a job it is the order of.
+    /// Number of the set within the job, which selects its random stream.
     set: u8,
     len: usize,
     shuffle: bool,
-    /// The permutation of the epoch that was asked for last: draws come in order, so one is enough.
+    /// The permutation of the last epoch asked for; one is enough, because draws come in order.
     cached: Mutex<Option<(u64, Vec<u32>)>>,
 }
 
 impl TrainOrder {
-    /// The order of `len` problems, at least one.
+    /// Creates the order of `len` problems, at least one.
     ///
     /// # Panics
     /// When `len` is zero or beyond 32 bits.
@@ -29,13 +29,13 @@ impl TrainOrder {
         Self::of_set(seed, 0, len, shuffle)
     }
 
-    /// The same for a further set of a job, whose order has nothing to do with that of the others.
+    /// The same for a further set of the job, with an order independent of the others.
     pub(crate) fn of_set(seed: u64, set: u8, len: usize, shuffle: bool) -> Self {
         assert!(len > 0 && u32::try_from(len).is_ok(), "an order needs 1 to 2^32 - 1 problems, got {len}");
         Self { seed, set, len, shuffle, cached: Mutex::new(None) }
     }
 
-    /// Index of the problem that is drawn at `cursor`.
+    /// Index of the problem drawn at `cursor`.
     ///
     /// # Panics
     /// Never: no holder of the lock panics.
@@ -56,16 +56,16 @@ impl TrainOrder {
     }
 }
 
-/// What a permutation is for: equal seeds of different streams have nothing to do with each other.
+/// Purpose of a permutation; different streams with the same seed are independent.
 #[derive(Clone, Copy, Debug)]
 pub enum Stream {
-    /// The order of one epoch of a set.
+    /// Order of one epoch of the set with this number.
     Epoch(u8),
-    /// The split and order of generated problems.
+    /// Split and order of generated problems.
     Generator,
 }
 
-/// A random order of `0..len`, a function of its arguments.
+/// A random permutation of `0..len`, a function of its arguments.
 ///
 /// # Panics
 /// When `len` is beyond 32 bits.
@@ -79,15 +79,15 @@ pub fn permutation(stream: Stream, seed: u64, number: u64, len: usize) -> Vec<u3
     order
 }
 
-/// Random numbers that are a function of what they are for, by ChaCha8: the same on every machine and with every version of
-/// every library.
+/// A stream of random numbers from ChaCha8, determined by purpose, seed and number: the same on every machine and with
+/// every version of every library.
 #[derive(Debug)]
 pub struct Numbers {
     random: ChaCha8Rng,
 }
 
 impl Numbers {
-    /// The numbers of `seed` and `number` within a stream, from the first.
+    /// Starts the stream of `seed` and `number` for a purpose.
     #[must_use]
     pub fn new(stream: Stream, seed: u64, number: u64) -> Self {
         let mut key = [0; 32];
@@ -100,10 +100,10 @@ impl Numbers {
         Self { random: ChaCha8Rng::from_seed(key) }
     }
 
-    /// The next number of `0..bound`; 0 where that is empty.
+    /// The next number in `0..bound`; 0 if `bound` is 0.
     #[must_use]
     pub fn below(&mut self, bound: u64) -> u64 {
-        // The high half of the product is uniform, up to a share of bound / 2^64.
+        // The high half of the product is uniform up to a bias of bound / 2^64.
         let product = u128::from(self.random.next_u64()) * u128::from(bound);
         (product >> 64) as u64
     }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_order_never_changes_between_versions() {
-        // A resumed job depends on these values.
+        // Resumed jobs depend on these values.
         assert_eq!(permutation(Stream::Epoch(0), 1, 0, 8), [1, 7, 4, 5, 0, 6, 2, 3]);
         assert_eq!(permutation(Stream::Generator, 1, 0, 8), [7, 4, 5, 3, 2, 0, 1, 6]);
     }

@@ -2,26 +2,28 @@ use pacs_types::{FinishReason, Outcome, Purpose, Role, Sample, Verdict, VersionS
 
 use crate::v1;
 
-/// A message that is well-formed protobuf but makes no sense.
+/// A message that is well-formed protobuf but has an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("field `{field}`: {problem}")]
 pub struct WireError {
-    /// The field, as named in the `.proto` file.
+    /// Name of the field in the `.proto` file.
     pub field: &'static str,
-    /// What is wrong with it.
+    /// The value and what was expected.
     pub problem: String,
 }
 
-/// Lowest log-probability of a token that is taken (nats). A draw of 53 random bits reaches no token below -37, and rounding in
-/// float32 none below -104; what is lower was not drawn, and the exponential of a few of them overflows in importance weights.
+/// Lowest accepted log-probability of a token, in nats. A draw with 53 random bits reaches no token below -37, and
+/// rounding in float32 none below -104. A lower one was not sampled, and the exponential of a few of them
+/// overflows in importance weights.
 pub const LOWEST_LOGPROB: f32 = -500.0;
-/// Highest one: log-probabilities are at most 0, and engines round.
+/// Highest accepted log-probability: they are at most 0, but engines round.
 pub const HIGHEST_LOGPROB: f32 = 0.01;
-/// Largest reward of a verdict, either way: up to nine verifiers of up to 1e6 (see docs/VERIFIERS.md), weighted by up to 1000.
+/// Largest absolute reward of a verdict: up to nine verifiers of up to 1e6 (see
+/// docs/VERIFIERS.md), weighted by up to 1000.
 pub const MOST_REWARD: f64 = 1e10;
 
 impl WireError {
-    /// Says what is wrong with a field: what was found, and what the limit is.
+    /// Creates an error for a field, with the value found and the limit.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
     }
@@ -121,7 +123,7 @@ impl TryFrom<v1::Sample> for Sample {
     }
 }
 
-/// Refuses what no engine has drawn a token with.
+/// Refuses log-probabilities that no sampled token can have.
 fn within_bounds(field: &'static str, logprobs: &[f32]) -> Result<(), WireError> {
     match logprobs.iter().find(|value| !(LOWEST_LOGPROB..=HIGHEST_LOGPROB).contains(*value)) {
         Some(bad) => {
@@ -131,7 +133,7 @@ fn within_bounds(field: &'static str, logprobs: &[f32]) -> Result<(), WireError>
     }
 }
 
-/// The spans of a sample: they cover its tokens, and the oldest has the version of the sample.
+/// The spans of a sample. They must cover its tokens, and the oldest must have the version of the sample.
 fn spans(wire: &v1::Sample) -> Result<Vec<VersionSpan>, WireError> {
     let tokens = wire.tokens.len();
     if wire.spans.is_empty() {
@@ -177,7 +179,7 @@ impl TryFrom<v1::Verdict> for Verdict {
             let problem = format!("is {:e}, expected -{MOST_REWARD:e} to {MOST_REWARD:e}", wire.reward);
             return Err(WireError::new("reward", problem));
         }
-        // The label is trained on and the outcome reported: one of them would be a lie.
+        // The label is trained on and the outcome is reported, so they must not contradict each other.
         match outcome {
             Outcome::Correct if wire.label == 0.0 => {
                 return Err(WireError::new("label", "is 0 for a correct answer, expected above 0"));

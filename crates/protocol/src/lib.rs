@@ -1,4 +1,4 @@
-//! The wire: generated messages and services of `proto/pacs/v1`, and their conversion to and from [`pacs_types`].
+//! The wire format: generated messages and services of `proto/pacs/v1`, and conversions to and from [`pacs_types`].
 #![forbid(unsafe_code)]
 
 mod convert;
@@ -14,22 +14,22 @@ pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("pacs.v1");
 
 pub use convert::{HIGHEST_LOGPROB, LOWEST_LOGPROB, MOST_REWARD, WireError};
 
-/// Largest message that either side sends or accepts.
+/// Largest message that either side sends or accepts, in bytes.
 ///
-/// Whatever grows with a job comes in pieces: a batch as a stream, leases and verdicts as far as they fit into
-/// [`ANSWER_BYTES`]. What cannot be divided is one sample, so [`pacs_types::MAX_SAMPLE_BYTES`] is below this.
+/// Whatever grows with a job is divided: a batch is streamed, and an answer holds as many leases or verdicts as fit
+/// into [`ANSWER_BYTES`]. A single sample cannot be divided, so [`pacs_types::MAX_SAMPLE_BYTES`] is below this.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// Most bytes of a call that hands verdicts in. A message in memory takes many times what it takes on the wire, 57 times where
-/// the verdicts in it are empty; so this is small.
+/// Largest call that hands verdicts in, in bytes. It is small because a decoded message can take many times its encoded
+/// size: 57 times if its verdicts are empty.
 pub const MAX_VERDICTS_BYTES: usize = 256 << 10;
-/// Most verdicts in one call, and most bytes of a text in one of them.
+/// Bound on the verdicts in one call.
 pub const MOST_VERDICTS: usize = 4096;
-/// See [`MOST_VERDICTS`].
+/// Bound on a text in a verdict, in bytes.
 pub const MOST_VERDICT_TEXT: usize = 16 << 10;
 
-/// Bytes of list items, such as leases, verdicts or workers, that are put into one message; one item alone may take more.
+/// Bytes of list items, such as leases, verdicts or workers, per message; a single item may take more.
 pub const ANSWER_BYTES: usize = 4 << 20;
 
-// A sample travels with its question and its reference answer, or with the prompt of its group.
+// A sample shares a message with its question and reference answer, or with the prompt of its group.
 const _: () = assert!(pacs_types::MAX_SAMPLE_BYTES + ANSWER_BYTES <= MAX_MESSAGE_BYTES);

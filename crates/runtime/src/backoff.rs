@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Waiting times that double up to a limit, for things that are tried again.
+/// Jittered exponential back-off: waiting times that double up to a limit.
 ///
-/// Each is drawn between a half and the whole of its turn: the workers of a run lose their coordinator at one moment, and
-/// must not all come back at one.
+/// Each wait is drawn between one half and the whole of its nominal time. The workers of a run lose their coordinator
+/// at the same moment, and must not all return at once.
 #[derive(Debug)]
 pub struct Backoff {
     waits: ExponentialBackoff,
@@ -13,10 +13,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Starts with at most `first`, never waits longer than `limit`.
+    /// Creates a back-off whose first wait is at most `first`, and none longer than `limit`.
     #[must_use]
     pub fn new(first: Duration, limit: Duration) -> Self {
-        // The crate adds a random part of the same size to each wait.
+        // `with_jitter` adds a random part of up to the same size to each wait, so it starts from half.
         let waits = ExponentialBuilder::new()
             .with_factor(2.0)
             .with_min_delay(first.min(limit) / 2)
@@ -27,7 +27,7 @@ impl Backoff {
         Self { waits, limit }
     }
 
-    /// How long to wait before the next try.
+    /// Returns the time to wait before the next try.
     pub fn wait(&mut self) -> Duration {
         self.waits.next().unwrap_or(self.limit).min(self.limit)
     }

@@ -1,8 +1,8 @@
-//! The one way in which processes of a run call each other: every try has a deadline, tries are repeated with jittered
-//! back-off, one table says what is worth another try, and patience ends.
+//! The policy of all calls between processes of a run: every try has a deadline, tries are repeated with jittered
+//! back-off until patience ends, and one table says which status codes are worth another try.
 //!
 //! A repeated call must be harmless, and all calls of `proto/pacs/v1` are: requests are numbered or name their lease,
-//! and a second hand-in counts once.
+//! and a result that is submitted twice counts once.
 
 use std::time::Duration;
 
@@ -12,59 +12,59 @@ use tonic::{Code, Response, Status};
 use crate::Backoff;
 use crate::trace::{self, TraceContext};
 
-/// How long a coordinator may be away before the registration is given up: one that was killed is back by then, and knows
-/// its workers and their leases.
+/// How long calls are retried before the registration is given up. A coordinator that was killed has restarted by then,
+/// and knows its workers and their leases.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Metadata key, on the refusal of a call because the run's disk is full: it is put right by people, so no patience ends
-/// meanwhile.
+/// Metadata key on the refusal of a call because the run's disk is full. People have to fix that, so patience does not
+/// run out meanwhile.
 pub const NO_ROOM_KEY: &str = "pacs-no-room";
 
-/// Whether a call was refused for want of room.
+/// Whether a call was refused because the run's disk is full.
 pub(crate) fn waits_for_room(status: &Status) -> bool {
     status.metadata().contains_key(NO_ROOM_KEY)
 }
 
-/// A call that has failed for this long is worth a line in the log; shorter outages are a line when they are over.
+/// Outage that is logged while it lasts; shorter ones are logged when they are over.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How long before its limit a foreign service is called for the last time.
+/// How long before its limit the last call to a foreign service is made.
 const LAST_TRY_BEFORE_LIMIT: Duration = Duration::from_millis(100);
 
-/// What a failed call means for its caller.
+/// Consequence of a failed call for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// The next try may succeed.
+    /// Another try may succeed.
     TryAgain,
-    /// The worker is not a member: it has to register again.
+    /// The worker is not a member and has to register again.
     Gone,
-    /// Another run, or another start of the job, listens there: the own one has to be looked for.
+    /// Another run, or another start of the job, answers at the address; the caller has to look for its own.
     OtherRun,
-    /// The answer will be the same the next time.
+    /// Another try would get the same answer.
     Refused,
 }
 
-/// The table: what each status code means.
+/// Maps each status code to its consequence.
 #[must_use]
 pub fn meaning(code: Code) -> Meaning {
     match code {
         // The connection is down, or the server is starting or ending.
         Code::Unavailable
-        // No answer in time, by our own clock or by that of a proxy between.
+        // No answer in time, by our own clock or that of a proxy.
         | Code::DeadlineExceeded
-        // The stream was reset in the middle.
+        // The stream was reset before the answer was complete.
         | Code::Cancelled
-        // What tonic makes of a connection that broke while the answer was read.
+        // tonic's code for a connection that broke while the answer was read.
         | Code::Unknown
-        // What tonic makes of an HTTP/2 error. A bug of the server ends with the patience, too.
+        // tonic's code for an HTTP/2 error. A bug in the server uses up the patience, too.
         | Code::Internal
-        // The server takes no more at the moment. A message that is too large is OUT_OF_RANGE.
+        // The server is overloaded. A message that is too large is OUT_OF_RANGE.
         | Code::ResourceExhausted => Meaning::TryAgain,
-        // The coordinator does not know the worker: it lapsed, or the journal is gone.
+        // The coordinator does not know the worker: its membership lapsed, or the journal is lost.
         Code::NotFound => Meaning::Gone,
-        // Said by guards and by registration alone.
+        // Sent only by guards and by registration.
         Code::Aborted => Meaning::OtherRun,
-        // The request itself is wrong: malformed, stale, of the wrong role, too large, or unknown to this program version.
+        // The request itself is wrong: malformed, stale, of the wrong role, too large, or unknown to this version.
         Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::OutOfRange
@@ -73,7 +73,7 @@ pub fn meaning(code: Code) -> Meaning {
         | Code::Unauthenticated
         | Code::Unimplemented
         | Code::DataLoss
-        // No failure at all: a server that says so is broken.
+        // Not a failure; a server that sends it as one is broken.
         | Code::Ok => Meaning::Refused,
     }
 }
@@ -82,48 +82,48 @@ fn meaning_of_service(code: Code) -> Meaning {
     if code == Code::Unavailable { Meaning::TryAgain } else { Meaning::Refused }
 }
 
-/// Why a call has no answer.
+/// Why a call got no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// The worker has to register again.
+    /// The worker is not a member and has to register again.
     #[error("call {call}: the coordinator does not know this worker")]
     Gone {
         /// Name of the call.
         call: &'static str,
     },
-    /// The worker has to look for its own run.
+    /// The address belongs to another run, so the worker has to look for its own.
     #[error("call {call}: {message}")]
     OtherRun {
         /// Name of the call.
         call: &'static str,
-        /// What was said instead of an answer.
+        /// Message of the refusal.
         message: String,
     },
-    /// Trying again cannot help.
+    /// The server refused the call for good.
     #[error("call {call}: {code:?}: {message}")]
     Refused {
         /// Name of the call.
         call: &'static str,
         /// Status code of the refusal.
         code: Code,
-        /// What was said.
+        /// Message of the refusal.
         message: String,
     },
-    /// It was tried for long enough.
+    /// Patience ended without an answer.
     #[error("call {call}: no answer in {} s and {tries} tries: {last}", waited.as_secs())]
     OutOfPatience {
         /// Name of the call.
         call: &'static str,
-        /// For how long it was tried.
+        /// Time since the first try.
         waited: Duration,
-        /// How often.
+        /// Number of tries.
         tries: u32,
-        /// The last failure.
+        /// Error of the last try.
         last: String,
     },
 }
 
-/// How a call is made.
+/// Deadline, back-off and patience of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     call: &'static str,
@@ -135,37 +135,37 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy of `call`, one try of which may take `deadline`, its own waiting included.
+    /// The policy of `call`, with `deadline` for each try, including the time that the server waits for work.
     #[must_use]
     pub const fn new(call: &'static str, deadline: Duration) -> Self {
         let (first_wait, longest_wait) = (Duration::from_millis(100), Duration::from_secs(5));
         Self { call, deadline, patience: PATIENCE, first_wait, longest_wait, meaning }
     }
 
-    /// The policy of a call to a service that is none of the project's, which has `limit` for all tries together. Only
-    /// UNAVAILABLE is tried again: any other code is the service's answer, and a second call may not be harmless.
+    /// The policy of a call to a service outside of this project, with `limit` for all tries together. Only UNAVAILABLE
+    /// is retried: any other code is the service's answer, and a second call may not be harmless.
     #[must_use]
     pub const fn of_service(call: &'static str, limit: Duration) -> Self {
-        // The last try comes before the limit: its refusal says more than that time ran out.
+        // The last try is made shortly before the limit, because its error says more than a timeout.
         let policy = Self::new(call, limit).patience(limit.saturating_sub(LAST_TRY_BEFORE_LIMIT));
         Self { meaning: meaning_of_service, ..policy }
     }
 
-    /// The same with another end: no try begins later than `patience` after the first.
+    /// Sets the patience: no try begins later than this after the first.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// The same with other waits between tries: `first` at the beginning, `longest` in the end.
+    /// Sets the waits between tries, from `first` at the beginning to `longest`.
     #[must_use]
     pub const fn waits(mut self, first: Duration, longest: Duration) -> Self {
         (self.first_wait, self.longest_wait) = (first, longest);
         self
     }
 
-    /// Calls until there is an answer, or a reason to make no other try.
+    /// Calls until there is an answer, or no further try is worthwhile.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -173,7 +173,7 @@ impl Policy {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        // Tries of one call stand in one span of the trace that is worked for, or else in a trace of their own.
+        // All tries of a call share one span, in the trace of the running task or else in one of its own.
         let (context, span) = match trace::current() {
             Some(outer) => (outer.child(), tracing::info_span!("rpc", call = self.call)),
             None => {
@@ -219,7 +219,7 @@ impl Policy {
         }
     }
 
-    /// The tries of something that is more than one call.
+    /// Returns a retry loop with this policy, for operations of more than one call.
     #[must_use]
     pub fn tries(&self) -> Tries {
         Tries {
@@ -232,7 +232,7 @@ impl Policy {
     }
 }
 
-/// Tries of one thing, with waits between them and an end.
+/// A retry loop: counts tries, waits between them, and ends with the patience.
 #[derive(Debug)]
 pub struct Tries {
     started: Instant,
@@ -243,7 +243,7 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// Waits after a failed try. Returns whether there is another one; the last comes when patience is over.
+    /// Waits after a failed try. Returns whether to try again; the last try is made when patience ends.
     pub async fn again(&mut self, what: &str, problem: &(dyn std::fmt::Display + Sync)) -> bool {
         let waited = self.waited();
         if waited >= self.patience {
@@ -261,7 +261,7 @@ impl Tries {
         true
     }
 
-    /// Makes sure that there is patience for `longer` from now on.
+    /// Extends the patience to at least `longer` from now.
     pub fn extend(&mut self, longer: Duration) {
         self.patience = self.patience.max(self.waited() + longer);
     }
@@ -272,13 +272,13 @@ impl Tries {
         self.started.elapsed()
     }
 
-    /// Time until patience is over.
+    /// Time until the patience ends.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.patience.saturating_sub(self.waited())
     }
 
-    /// Tries so far, the one that runs included.
+    /// Number of tries so far, including the current one.
     #[must_use]
     pub fn made(&self) -> u32 {
         self.made

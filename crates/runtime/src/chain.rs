@@ -1,9 +1,9 @@
 use std::error::Error;
 
-/// An error with its causes, `what: why: why`.
+/// Formats an error with its causes, as `what: why: why`.
 ///
-/// Errors of libraries differ in whether their text holds that of their cause. A cause is left out where the text before it says it
-/// already, so that no answer of the operating system stands there twice.
+/// Libraries differ in whether an error's text includes that of its cause. A cause is left out if the text before it
+/// contains it, so that no message of the operating system appears twice.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -1,23 +1,23 @@
 use std::io;
 use std::process::ExitCode;
 
-/// How a process ends; launchers decide by the code whether to start it again.
+/// Exit codes of processes; by these, launchers decide whether to restart them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The work is done.
+    /// The work is complete.
     Done,
-    /// The command line is wrong.
+    /// The command line is invalid.
     Usage,
-    /// A bug, or an error that nobody foresaw.
+    /// A bug, or an unforeseen error.
     Bug,
-    /// Interrupted; starting the same command again goes on.
+    /// Interrupted; the same command resumes the work.
     Again,
-    /// The job spec or something it names is wrong; starting again cannot help.
+    /// The job spec or something that it names is wrong; a restart cannot help.
     Config,
 }
 
 impl Exit {
-    /// The number that the operating system sees.
+    /// The number that the process exits with.
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
@@ -29,9 +29,9 @@ impl Exit {
         }
     }
 
-    /// How a process ends whose files the system refuses: what may be otherwise at the next start, on this machine or
-    /// another one (a full disk, a device that fails, a server that does not answer), is tried again. What is wrong with the
-    /// path itself, somebody has to put right.
+    /// Exit code for a failed file operation. Errors that may be gone at the next start, on this machine or another one
+    /// (a full disk, a failing device, a server that does not answer), map to [`Exit::Again`]; errors of the path
+    /// itself to [`Exit::Config`].
     #[must_use]
     pub fn of_file(error: &io::Error) -> Self {
         use io::ErrorKind::*;

@@ -1,8 +1,8 @@
-//! What a process says to probes: `grpc.health.v1` in plain text, on a port of its own.
+//! Health probes: `grpc.health.v1` in plain text, on a separate port.
 //!
-//! Three questions, three services: the empty name is the process itself (its event loop turns; nothing else, or one
-//! silent peer would have every process restarted), [`Health::READY`] whether it is a member of its run, and
-//! [`Health::PROGRESS`] whether the run has come to something lately. Nothing else is served here, and nothing is taken.
+//! It has three services. The empty name reports the process itself: its event loop turns. Anything more would let one
+//! silent peer restart every process. [`Health::READY`] reports whether the process is a member of its run, and
+//! [`Health::PROGRESS`] whether the run has made progress lately. The port serves nothing else and accepts no data.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::net::accept_probes;
 
-/// How often a watcher is told of progress that stopped, at the latest.
+/// Longest delay after which a watcher is told that progress has stopped.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The health of this process; clones share it.
+/// Health state of this process; clones share it.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<watch::Sender<State>>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
     ready: bool,
-    /// When the run came to something, and how long it may take until the next time; `None`: not this process's matter.
+    /// Time of the last progress, and how long the next may take; `None`: this process does not track the run.
     progress: Option<(Instant, Duration)>,
 }
 
@@ -40,22 +40,22 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Name of the service that is healthy while the process does its part in a run.
+    /// Service name for whether the process works in a run.
     pub const READY: &str = "pacs.ready";
-    /// Name of the service that is healthy while the run gets on.
+    /// Service name for whether the run makes progress.
     pub const PROGRESS: &str = "pacs.progress";
 
-    /// Says whether the process does its part in a run.
+    /// Sets whether the process works in a run.
     pub fn set_ready(&self, ready: bool) {
         self.0.send_modify(|state| state.ready = ready);
     }
 
-    /// Says that the run has come to something, and is unwell if that does not happen again within `limit`.
+    /// Records progress of the run; it counts as unhealthy if there is none within `limit`.
     pub fn progressed(&self, limit: Duration) {
         self.0.send_modify(|state| state.progress = Some((Instant::now(), limit)));
     }
 
-    /// Answers probes at `address` for as long as the process lives.
+    /// Answers probes at `address` for the life of the process.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -88,7 +88,7 @@ impl Health {
     }
 }
 
-/// The service.
+/// The gRPC service over the shared state.
 struct Answers(Health);
 
 #[tonic::async_trait]
@@ -106,7 +106,7 @@ impl HealthService for Answers {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let (health, mut changed) = (self.0.clone(), self.0.0.subscribe());
-        // Full when the watcher does not read: then it is told less often.
+        // Full while the watcher does not read, which then gets fewer updates.
         let (sender, statuses) = mpsc::channel(1);
         // Ends with the watcher.
         tokio::spawn(async move {
@@ -120,7 +120,7 @@ impl HealthService for Answers {
                     }
                 }
                 tokio::select! {
-                    // Progress stops without a change.
+                    // A stop of progress changes no state, so it is polled.
                     _ = tokio::time::timeout(WATCH_INTERVAL, changed.changed()) => {}
                     () = sender.closed() => return,
                 }

@@ -1,6 +1,6 @@
-//! What every service process needs and no role should write twice: its place in a cluster, protected connections,
-//! membership with the coordinator and the loop that keeps it ([`work`]), the policy of calls ([`Policy`]), traces, health,
-//! logging, exit codes, and shutdown.
+//! Shared infrastructure of all service processes: their place in a cluster, protected connections, membership with the
+//! coordinator and the loop that maintains it ([`work`]), call policy ([`Policy`]), traces, health, logging, exit
+//! codes, and shutdown.
 #![forbid(unsafe_code)]
 
 mod backoff;

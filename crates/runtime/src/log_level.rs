@@ -2,7 +2,7 @@ use pacs_protocol::v1;
 
 use crate::set_log_level;
 
-/// Logs in this process what an operator has set, as heartbeats tell it; nothing changes when none has.
+/// Applies the log level that an operator has set, as received with a heartbeat; unspecified changes nothing.
 pub(crate) fn apply_log_level(level: v1::LogLevel) {
     let level = match level {
         v1::LogLevel::Unspecified => return,

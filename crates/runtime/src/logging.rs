@@ -6,17 +6,17 @@ use tracing_subscriber::reload::Handle;
 
 use crate::HarmlessLines;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One readable line an event.
+    /// One readable line per event.
     #[default]
     Human,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }
 
-/// Replaces the filter of the process; there once logging is set up.
+/// Replaces the process's log filter; set once logging is initialized.
 static RELOAD: OnceLock<Box<dyn Fn(EnvFilter) -> bool + Send + Sync>> = OnceLock::new();
 
 /// Sends log events to standard error; `PACS_LOG` filters them (default `info`, syntax of `tracing`'s `EnvFilter`).
@@ -26,9 +26,9 @@ pub fn init_logging(format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(HarmlessLines(std::io::stderr))
         .with_target(false)
-        // It would say so on standard error, and panic where that is a file on the same full disk.
+        // An internal error is reported on standard error, which panics if that is a file on the same full disk.
         .log_internal_errors(false);
-    // A second initialisation (tests) keeps the first.
+    // In tests, a second initialisation keeps the first.
     match format {
         LogFormat::Human => {
             let builder = builder.with_ansi(false).with_filter_reloading();
@@ -51,8 +51,7 @@ fn keep<S: 'static>(handle: Handle<EnvFilter, S>) {
     let _ = RELOAD.set(Box::new(move |filter| handle.reload(filter).is_ok()));
 }
 
-/// Logs events of this level and the more urgent ones from now on, whatever the filter was. Returns whether the process
-/// has a log whose filter can be replaced.
+/// Replaces the log filter by this level. Returns whether the process has a log whose filter can be replaced.
 pub fn set_log_level(level: Level) -> bool {
     RELOAD.get().is_some_and(|reload| reload(EnvFilter::new(level.as_str().to_ascii_lowercase())))
 }

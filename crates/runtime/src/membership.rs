@@ -16,73 +16,73 @@ use crate::net::{
 };
 use crate::{Exit, Health, Shutdown, launch};
 
-/// How long one heartbeat may take before it counts as missed.
+/// Deadline of one heartbeat.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long one registration may take.
+/// Deadline of one registration.
 const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Silence of a coordinator that is worth a line in the log.
+/// Silence of the coordinator that is logged.
 const SILENCE_TOLD: Duration = Duration::from_secs(5);
 
-/// How long a name may be held by a process that is dead: coordinators miss its heartbeats after 10 s by default, and
-/// say so when it is another time.
+/// Default for how long a dead process may hold a name: until a coordinator misses its heartbeats. Coordinators with
+/// another timeout say so in the refusal.
 const HOLDER_MISSED: Duration = Duration::from_secs(10);
-/// More than any coordinator waits for a heartbeat; what it says is not believed beyond.
+/// Upper bound on the timeout that a coordinator may announce; longer ones are not believed.
 const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
-/// Metadata key, on the refusal of a name that is held: after so many milliseconds without a heartbeat its holder is given up.
+/// Metadata key on the refusal of a held name: milliseconds without a heartbeat after which its holder is given up.
 pub const HOLDER_MISSED_KEY: &str = "pacs-missed-after-ms";
 
 /// Why a worker is not, or no longer, a member of the run.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The address cannot be used.
+    /// The coordinator's address is malformed.
     #[error("coordinator address `{address}` is not host:port")]
     Address {
-        /// As given.
+        /// The address as given.
         address: String,
     },
-    /// Nobody answered in time.
+    /// No coordinator answered in time.
     #[error("no coordinator answered at {address} within {} s: {last}", waited.as_secs())]
     Unreachable {
-        /// Where.
+        /// Address that was dialled.
         address: String,
-        /// For how long it was tried.
+        /// Time since the first try.
         waited: Duration,
-        /// The last failure.
+        /// Error of the last try.
         last: String,
     },
-    /// The coordinator there holds another run, or another start of the job, together.
+    /// The coordinator at the address serves another run, or another start of the job.
     #[error("the own run was looked for at {address} for {} s, and another one is there: {last}", waited.as_secs())]
     OtherRun {
-        /// Where.
+        /// Address that was dialled.
         address: String,
-        /// For how long it was looked for.
+        /// Time since the first try.
         waited: Duration,
-        /// What its coordinator said last.
+        /// Last refusal of the other coordinator.
         last: String,
     },
-    /// The connection would be in plain text.
+    /// The connection would leave the machine in plain text.
     #[error(transparent)]
     PlainText(#[from] PlainText),
-    /// Another process has this worker's name, and is alive.
+    /// A live process holds this worker's name.
     #[error("the name `{name}` is taken by a live process, after {} s of asking: {holder}", waited.as_secs())]
     NameTaken {
-        /// The name.
+        /// The name that was asked for.
         name: String,
-        /// For how long it was asked for.
+        /// Time since the first try.
         waited: Duration,
-        /// Who holds it, as the coordinator says.
+        /// Description of the holder, from the coordinator.
         holder: String,
     },
-    /// The coordinator does not want this worker.
+    /// The coordinator refused the worker for good.
     #[error("the coordinator refused the registration: {0}")]
     Refused(String),
 }
 
 impl JoinError {
-    /// The exit code that fits.
+    /// Exit code for this error.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
@@ -93,29 +93,29 @@ impl JoinError {
     }
 }
 
-/// How a worker reaches its coordinator.
+/// How a worker reaches its coordinator and its peers.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// Where the coordinator listens, host:port; or the absolute path of its run folder, which says where.
+    /// Address of the coordinator, host:port, or the absolute path of its run folder.
     pub coordinator: String,
-    /// Which start of the job this worker belongs to; empty: any.
+    /// Start of the job that this worker belongs to; empty: any.
     pub attempt: String,
-    /// Which run it belongs to: what the environment says, else what the first registration does, for the life of the
-    /// process.
+    /// Run that the worker belongs to: from the environment, or else from the first registration,
+    /// for the life of the process.
     pub run_id: RunIdentity,
-    /// When the process was started, in microseconds since 1970, by somebody who had seen the end of every earlier process
-    /// of this name; 0: not known.
+    /// When the process was started, in microseconds since 1970, by a supervisor that had seen the end of every earlier
+    /// process of this name; 0: not known.
     pub started: u64,
-    /// How long to look for it, at the start and again after a registration is lost.
+    /// How long to look for the coordinator, at the start and after a registration is lost.
     pub join_timeout: Duration,
-    /// How connections are protected, to the coordinator and between workers.
+    /// Protection of the connections to the coordinator and between workers.
     pub security: Security,
-    /// What probes are told; ready while there is a registration.
+    /// Health for probes; ready while the worker is registered.
     pub health: Health,
 }
 
 impl Link {
-    /// A coordinator on this machine, spoken to in plain text.
+    /// A link to a coordinator on this machine in plain text.
     #[must_use]
     pub fn local(coordinator: impl Into<String>, join_timeout: Duration) -> Self {
         Self {
@@ -129,7 +129,7 @@ impl Link {
         }
     }
 
-    /// Connects once to the process of role `peer` at `address` (host:port), as a member of the run.
+    /// Connects once to the process of role `peer` at `address` (host:port), for calls of this worker's run.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -138,18 +138,18 @@ impl Link {
     }
 }
 
-/// How a coordinator is looked for.
+/// Policy for finding a coordinator.
 const LOOK: Policy =
     Policy::new("look for the coordinator", REGISTER_DEADLINE).waits(Duration::from_millis(50), LONGEST_WAIT);
 
-/// Between two tries to find it.
+/// Longest wait between two tries to find it.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Connects to the coordinator at `address` (see [`Link::coordinator`]), whatever run it holds, trying again with back-off
-/// until `deadline` has passed: for operators.
+/// Connects to the coordinator at `address` (see [`Link::coordinator`]), whatever run it serves, with retries until
+/// `deadline` has passed. For operators.
 ///
 /// # Errors
-/// [`JoinError::Address`] and [`JoinError::PlainText`] at once, [`JoinError::Unreachable`] when the deadline has passed.
+/// [`JoinError::Address`] and [`JoinError::PlainText`] at once, [`JoinError::Unreachable`] after the deadline.
 pub async fn connect(address: &str, security: &Security, deadline: Duration) -> Result<Channel, JoinError> {
     let mut tries = LOOK.patience(deadline).tries();
     loop {
@@ -164,7 +164,7 @@ pub async fn connect(address: &str, security: &Security, deadline: Duration) -> 
     }
 }
 
-/// Looks for the coordinator once. It may have moved since the last time.
+/// Resolves and dials the coordinator once; it may have moved since the last time.
 async fn find(address: &str, security: &Security) -> Result<Channel, Failed> {
     dial_any(address, PeerRole::Coordinator, security).await.map_err(|error| match error {
         DialError::Address(address) => Failed::Final(JoinError::Address { address }),
@@ -173,24 +173,24 @@ async fn find(address: &str, security: &Security) -> Result<Channel, Failed> {
     })
 }
 
-/// Why one try to join did not succeed.
+/// Why one try to join has failed.
 enum Failed {
-    /// No other try can help.
+    /// Another try cannot help.
     Final(JoinError),
-    /// Nobody is there, or not yet.
+    /// There is no coordinator, or not yet.
     Passing(String),
-    /// The coordinator waits for room on its disk, and takes nobody meanwhile.
+    /// The coordinator's disk is full, and it accepts no registration meanwhile.
     NoRoom(String),
-    /// A coordinator of this run, or of another start of the job, is there.
+    /// A coordinator of another run, or of another start of the job, answered.
     OtherRun(String),
-    /// A process of this name is a member, and is given up after this silence.
+    /// A process of this name is a member; it is given up after `missed_after` without a heartbeat.
     NameTaken { name: String, holder: String, missed_after: Duration },
-    /// The coordinator says no.
+    /// The coordinator refused the worker for good.
     Refused(String),
 }
 
 impl Failed {
-    /// The error, when there is no other try.
+    /// The error to return when there is no other try.
     fn into_error(self, address: &str, tries: &Tries) -> JoinError {
         let (address, waited) = (address.to_owned(), tries.waited());
         match self {
@@ -203,18 +203,18 @@ impl Failed {
     }
 }
 
-/// What a worker says of itself when it registers.
+/// A worker's description of itself for registration.
 #[derive(Clone, Debug)]
 pub struct WorkerIdentity {
-    /// What it does.
+    /// Role that it works in.
     pub role: Role,
     /// Stable name of the process slot, for example `rollout-0`.
     pub name: String,
-    /// Learners: where other ranks reach its collective. Empty otherwise.
+    /// Learners: address of its collective for the other ranks. Empty otherwise.
     pub collective_address: String,
 }
 
-/// What the worker is doing, for the status page, and whether anything came of it. Clones share the value.
+/// Current activity for the status page, and whether the coordinator has accepted a result. Clones share the value.
 #[derive(Clone, Debug)]
 pub struct Activity {
     text: Arc<watch::Sender<String>>,
@@ -226,39 +226,39 @@ impl Activity {
         Self { text: Arc::new(watch::Sender::new("starting".to_owned())), served: Arc::default() }
     }
 
-    /// Replaces the value; sent with the next heartbeat.
+    /// Sets the activity, which the next heartbeat sends.
     pub fn set(&self, activity: impl Into<String>) {
         self.text.send_replace(activity.into());
     }
 
-    /// Says that the coordinator has taken a result: the registration was worth it.
+    /// Records that the coordinator has accepted a result under this registration, which makes it a fruitful one.
     pub fn served(&self) {
         self.served.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the coordinator has taken a result under this registration.
+    /// Whether the coordinator has accepted a result under this registration.
     pub(crate) fn has_served(&self) -> bool {
         self.served.load(Ordering::Relaxed)
     }
 }
 
-/// Registration with the coordinator, kept alive by heartbeats until it is dropped or ends.
+/// A registration with the coordinator. Heartbeats keep it alive until it ends or this is dropped.
 #[derive(Debug)]
 pub struct Membership {
-    /// The identifier of this registration.
+    /// Id of this registration.
     pub worker: WorkerId,
-    /// The resolved job spec (TOML).
+    /// The resolved job spec, as TOML.
     pub job_spec: String,
-    /// The run folder on the coordinator's machine.
+    /// Path of the run folder on the coordinator's machine.
     pub run_dir: String,
-    /// The run.
+    /// Id of the run.
     pub run_id: RunIdentity,
-    /// The connection, for the services of the role.
+    /// Connection to the coordinator, for the services of the role.
     pub channel: RunChannel,
-    /// What the worker does now.
+    /// What the worker does now, for its heartbeats.
     pub activity: Activity,
     ended: watch::Receiver<Option<End>>,
-    /// Whether the process was asked to end, which the heartbeats say.
+    /// Whether the process was asked to end, for its heartbeats.
     ending: watch::Sender<bool>,
     heartbeats: tokio::task::JoinHandle<()>,
     health: Health,
@@ -267,14 +267,15 @@ pub struct Membership {
 /// Why a membership ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
-    /// The coordinator said: leave, and how.
+    /// The coordinator told the worker to leave, with this exit code.
     Leave(Exit),
-    /// The registration is unknown, the coordinator cannot be reached, or it is another run's.
+    /// The registration is unknown, the coordinator is unreachable, or it serves another run.
     Lost(String),
 }
 
 impl Membership {
-    /// Connects, registers, and starts the heartbeats. A process that has to end at once is ended through `shutdown`.
+    /// Connects, registers, and starts the heartbeats. If a heartbeat orders an immediate end, it
+    /// is requested from `shutdown`.
     ///
     /// # Errors
     /// See [`JoinError`].
@@ -282,8 +283,8 @@ impl Membership {
         Self::join_again(link, identity, shutdown, false).await
     }
 
-    /// The same; a process that `was_member` does not take a refusal for final while it looks for its run, for it may come
-    /// from a coordinator that is just starting.
+    /// The same for a process that may have been a member before. If it `was_member`, a refusal is not final within the
+    /// join timeout, because it may come from a coordinator that is just starting.
     pub(crate) async fn join_again(
         link: &Link,
         identity: &WorkerIdentity,
@@ -317,7 +318,7 @@ impl Membership {
             shutdown: shutdown.clone(),
         };
         let heartbeats = tokio::spawn(async move {
-            // Nobody waits for the end any more when the membership was dropped.
+            // The receiver is gone when the membership was dropped.
             if let Some(ended) = heart.beat().await {
                 let _ = end.send(Some(ended));
             }
@@ -337,16 +338,16 @@ impl Membership {
         })
     }
 
-    /// Waits until the coordinator has told the worker to leave or the registration is lost.
+    /// Waits until the coordinator tells the worker to leave, or the registration is lost.
     async fn ended(&self) -> End {
         let mut ended = self.ended.clone();
         let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         end.unwrap_or_else(|| End::Lost("the heartbeats have ended".to_owned()))
     }
 
-    /// Runs `work` until it is done, the membership ends, or it is time to leave after a request for shutdown.
+    /// Runs `work` until it completes, the membership ends, or a requested shutdown is due.
     ///
-    /// Returns what ended it: the result of the work, or which of the other two.
+    /// Returns which of these happened first.
     pub async fn run_until_ended<T>(&self, shutdown: &Shutdown, work: impl Future<Output = T>) -> Ended<T> {
         tokio::select! {
             result = work => Ended::Work(result),
@@ -358,15 +359,15 @@ impl Membership {
         }
     }
 
-    /// Waits until it is time to leave. The coordinator hears of the request at once, and may have what the worker holds
-    /// saved before its grace is over.
+    /// Waits until a requested shutdown is due. The coordinator is told of the request at once, so that it can save
+    /// what the worker holds within the grace period.
     async fn leaving(&self, shutdown: &Shutdown) {
         shutdown.requested().await;
         self.ending.send_replace(true);
         shutdown.leaving().await;
     }
 
-    /// Says goodbye, with the error that ends the worker if there is one. Best effort, bounded by a deadline.
+    /// Deregisters, with the error that ends the worker if there is one. Best effort, with a deadline.
     pub async fn leave(self, error: Option<String>) {
         self.heartbeats.abort();
         let mut client = WorkerServiceClient::new(self.channel.clone());
@@ -384,33 +385,33 @@ impl Drop for Membership {
     }
 }
 
-/// A registration that was taken.
+/// A successful registration.
 struct Registered {
     channel: RunChannel,
     client: WorkerServiceClient<RunChannel>,
     answer: v1::RegisterResponse,
 }
 
-/// Connects and registers, trying again until the join timeout while the coordinator cannot be reached or is another
-/// run's. It is looked for anew each time: it may have moved, and what answered last may be what a lost node has left
-/// behind.
+/// Connects and registers, with retries until the join timeout while the coordinator is unreachable or serves another
+/// run. Its address is resolved again for each try: it may have moved, and the last answer may have come from a process
+/// that a lost node left behind.
 async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -> Result<Registered, JoinError> {
     let mut tries = LOOK.patience(link.join_timeout).tries();
     let mut told_stranger = false;
-    // Since when the name has been held by a process that another one might outlive.
+    // Since when the name has been held by a process that may turn out to be dead.
     let mut taken_since: Option<Instant> = None;
     loop {
         let failed = match register_once(link, request.clone()).await {
             Ok(registered) => return Ok(registered),
             Err(failed) => failed,
         };
-        // A coordinator that was away meanwhile counts the holder's silence anew.
+        // A coordinator that was restarted meanwhile starts to count the holder's silence anew.
         taken_since = taken_since.filter(|_| matches!(failed, Failed::NameTaken { .. }));
         let problem = match &failed {
             Failed::Final(_) => return Err(failed.into_error(&link.coordinator, &tries)),
             Failed::Refused(_) if !was_member => return Err(failed.into_error(&link.coordinator, &tries)),
             Failed::NameTaken { name, holder, missed_after } => {
-                // Half as long again, for the coordinator looks at its clock now and then.
+                // Half of the timeout on top, because the coordinator checks for silence only at intervals.
                 let margin = *missed_after / 2;
                 let hold = *missed_after + margin;
                 if taken_since.is_none() {
@@ -420,7 +421,7 @@ async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -
                 if waited >= hold {
                     return Err(failed.into_error(&link.coordinator, &tries));
                 }
-                // The join timeout must not end this before it is known whether the holder lives.
+                // Extends the join timeout until it is known whether the holder is alive.
                 tries.extend(hold + margin + LONGEST_WAIT - waited);
                 holder.clone()
             }
@@ -433,6 +434,7 @@ async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -
                 problem.clone()
             }
             Failed::NoRoom(problem) => {
+                // A full disk is fixed by people, so the join timeout does not run out meanwhile.
                 tries.extend(link.join_timeout);
                 problem.clone()
             }
@@ -466,7 +468,7 @@ async fn register_once(link: &Link, mut request: v1::RegisterRequest) -> Result<
     let was_told = link.run_id.get().is_some();
     match link.run_id.tell(&answer.run_id) {
         Ok(true) => {
-            // Trusted because it was the first: whoever started the process by hand should see which run that is.
+            // The first run is trusted, but logged for whoever started the process by hand.
             if !was_told {
                 let (run, coordinator) = (&answer.run_id, &link.coordinator);
                 tracing::info!(
@@ -481,11 +483,12 @@ async fn register_once(link: &Link, mut request: v1::RegisterRequest) -> Result<
     }
 }
 
-/// What the refusal of a registration means.
+/// Classifies the refusal of a registration.
 fn refusal(link: &Link, name: &str, status: &Status) -> Failed {
     let message = status.message().to_owned();
     if status.code() == Code::AlreadyExists {
         let said = status.metadata().get(HOLDER_MISSED_KEY).and_then(|said| said.to_str().ok()?.parse().ok());
+        // Bounded, so that a wrong value does not make the worker ask for too long.
         let missed_after = said.map_or(HOLDER_MISSED, Duration::from_millis).min(LONGEST_HOLD);
         return Failed::NameTaken { name: name.to_owned(), holder: message, missed_after };
     }
@@ -494,14 +497,14 @@ fn refusal(link: &Link, name: &str, status: &Status) -> Failed {
         Meaning::TryAgain => Failed::Passing(message),
         Meaning::OtherRun => match run_of_refusal(status) {
             Some(theirs) => Failed::OtherRun(stranger(link, theirs)),
-            // Another start of the job.
+            // The refusal names no other run, so it comes from another start of the job.
             None => Failed::OtherRun(message),
         },
         Meaning::Gone | Meaning::Refused => Failed::Refused(message),
     }
 }
 
-/// Says who is there instead of the own run.
+/// The message for a coordinator that serves another run.
 fn stranger(link: &Link, theirs: &str) -> String {
     let ours = link.run_id.get().unwrap_or_default();
     format!("the coordinator at {} serves run {theirs}, this worker belongs to run {ours}", link.coordinator)
@@ -510,16 +513,16 @@ fn stranger(link: &Link, theirs: &str) -> String {
 /// What ended [`Membership::run_until_ended`].
 #[derive(Debug)]
 pub enum Ended<T> {
-    /// The work itself.
+    /// The work completed, with this result.
     Work(T),
-    /// The coordinator, or whoever sent the process a signal: it is to leave with this exit code, which is
-    /// [`Exit::Done`] only when the job is over for good.
+    /// The coordinator or a signal told the process to leave with this exit code, which is [`Exit::Done`] only when the
+    /// job is over for good.
     Leave(Exit),
-    /// The registration, and why: it is unknown to the coordinator, or the coordinator cannot be reached.
+    /// The registration was lost: the coordinator does not know it, or cannot be reached.
     Lost(String),
 }
 
-/// What keeps a registration alive.
+/// The task that sends heartbeats.
 struct Heart {
     client: WorkerServiceClient<RunChannel>,
     worker: WorkerId,
@@ -531,16 +534,17 @@ struct Heart {
 }
 
 impl Heart {
-    /// Sends heartbeats until the membership ends; `None` when it was dropped.
+    /// Sends heartbeats until the membership ends; `None` if it was dropped.
     async fn beat(mut self) -> Option<End> {
         let mut ticker = tokio::time::interval(self.interval);
+        // After a delay, a burst of heartbeats would tell the coordinator nothing new.
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut silence = Silence { heard: Instant::now(), missed: 0, told: false };
         let mut log_level = v1::LogLevel::Unspecified;
         loop {
             tokio::select! {
                 _ = ticker.tick() => {}
-                // Without a sender the membership is over, and with it this task.
+                // The sender is dropped with the membership, which ends this task.
                 changed = self.ending.changed() => if changed.is_err() { return None },
             }
             let request = v1::HeartbeatRequest {
@@ -565,7 +569,7 @@ impl Heart {
                 Ok(Err(status)) => match meaning(status.code()) {
                     Meaning::Gone => return Some(End::Lost("the coordinator does not know this worker".to_owned())),
                     Meaning::OtherRun => return Some(End::Lost(status.message().to_owned())),
-                    // A certificate that is being exchanged is refused for a moment, too.
+                    // `Refused` is retried, because a certificate that is being replaced is refused for a moment.
                     Meaning::TryAgain | Meaning::Refused => status.message().to_owned(),
                 },
                 Err(_) => format!("no answer within {} s", HEARTBEAT_DEADLINE.as_secs()),
@@ -576,7 +580,7 @@ impl Heart {
         }
     }
 
-    /// What the coordinator's directive ends.
+    /// The end that a directive of the coordinator causes, if any.
     fn end(&self, directive: v1::Directive) -> Option<End> {
         Some(match directive {
             v1::Directive::Unspecified | v1::Directive::Continue => return None,
@@ -596,8 +600,8 @@ impl Heart {
                     worker = %self.worker,
                     "the coordinator says that nothing comes of what this process does: it ends, to be started again"
                 );
-                // Whatever it is stuck in would keep an orderly end from happening, and the coordinator has given its work
-                // to others already.
+                // At once, because a stuck role would prevent an orderly end, and the coordinator
+                // has reissued its work already.
                 self.shutdown.end_at_once(Exit::Again);
                 End::Leave(Exit::Again)
             }
@@ -605,7 +609,7 @@ impl Heart {
     }
 }
 
-/// How long a coordinator has said nothing.
+/// Tracks the silence of the coordinator.
 struct Silence {
     heard: Instant,
     missed: u32,
@@ -624,7 +628,7 @@ impl Silence {
         *self = Self { heard: Instant::now(), missed: 0, told: false };
     }
 
-    /// Counts a heartbeat that was not answered; the end, if it was one too many.
+    /// Counts an unanswered heartbeat; returns the end of the membership if patience is over.
     fn goes_on(&mut self, problem: &str) -> Option<End> {
         self.missed += 1;
         let silent = self.heard.elapsed();

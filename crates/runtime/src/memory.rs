@@ -1,18 +1,18 @@
-//! How much memory this process holds, as the kernel counts it.
+//! Memory use of this process, from the kernel's accounting.
 
-/// Memory of this process that is in use now (bytes); 0 where the system does not say.
+/// Resident memory of this process in bytes; 0 if the system does not say.
 #[must_use]
 pub fn resident_bytes() -> u64 {
     field("/proc/self/status", "VmRSS:")
 }
 
-/// The most memory of this process that was ever in use (bytes); 0 where the system does not say.
+/// Peak resident memory of this process in bytes; 0 if the system does not say.
 #[must_use]
 pub fn peak_resident_bytes() -> u64 {
     field("/proc/self/status", "VmHWM:")
 }
 
-/// Memory of this machine that processes could still take (bytes); 0 where the system does not say.
+/// Memory of this machine that processes can still allocate, in bytes; 0 if the system does not say.
 #[must_use]
 pub fn available_bytes() -> u64 {
     field("/proc/meminfo", "MemAvailable:")

@@ -7,13 +7,13 @@ use tokio::sync::watch;
 
 use crate::Exit;
 
-/// How long a process that is to leave may take for its goodbye.
+/// Time that a process may take to deregister and exit.
 const GOODBYE: Duration = Duration::from_secs(6);
 
-/// Signals of one kind that come closer together than this are one.
+/// Signals of one kind within this time count as one.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
-/// A request to leave that every task of a process can wait for.
+/// A shutdown request that every task of a process can wait for.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     requested: Arc<watch::Sender<Requests>>,
@@ -23,9 +23,9 @@ pub struct Shutdown {
 #[derive(Clone, Copy, Debug, Default)]
 struct Requests {
     count: u32,
-    /// When the first was made.
+    /// Time of the first request.
     first: Option<Instant>,
-    /// How the process has to end at once.
+    /// Exit code of an immediate end, if one is required.
     at_once: Option<Exit>,
 }
 
@@ -36,32 +36,32 @@ impl Default for Shutdown {
 }
 
 impl Shutdown {
-    /// A request that has not been made yet.
+    /// A handle on which nothing is requested yet.
     #[must_use]
     pub fn new() -> Self {
         Self { requested: Arc::default(), grace: Duration::ZERO }
     }
 
-    /// Lets the process go on with its work for `grace` after the request (see [`Self::leaving`]).
+    /// Lets the process continue its work for `grace` after the request (see [`Self::leaving`]).
     #[must_use]
     pub fn with_grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Makes the request on SIGTERM and SIGINT; must be called within a runtime. SIGUSR1, which launchers send to every
-    /// process of a job whose time is nearly over, does nothing but on request (see [`Self::on_warning`]).
+    /// Requests shutdown on SIGTERM and SIGINT; must be called within a runtime. SIGUSR1, which launchers send to every
+    /// process of a job shortly before its time limit, is ignored unless enabled (see [`Self::on_warning`]).
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
     pub fn on_signals(&self) -> io::Result<()> {
         self.on(SignalKind::terminate())?;
         self.on(SignalKind::interrupt())?;
-        // The handler stays, and with it the process: the system's own answer would be to end it.
+        // An installed handler keeps the process alive; the default action would end it.
         signal(SignalKind::user_defined1()).map(drop)
     }
 
-    /// Makes the request on SIGUSR1, by which launchers say that the time of a job is nearly over.
+    /// Requests shutdown on SIGUSR1, which launchers send shortly before the time limit of a job.
     ///
     /// # Errors
     /// When the signal handler cannot be installed.
@@ -72,11 +72,11 @@ impl Shutdown {
     fn on(&self, kind: SignalKind) -> io::Result<()> {
         let mut signals = signal(kind)?;
         let shutdown = self.clone();
-        // Lives as long as the process; it owns nothing that must be released.
+        // Lives as long as the process; it owns nothing that has to be released.
         tokio::spawn(async move {
             let mut last: Option<Instant> = None;
             while signals.recv().await.is_some() {
-                // A launcher that signals a whole step reaches a worker twice, itself and through its supervisor.
+                // A launcher that signals a whole job step reaches a worker twice: directly and through its supervisor.
                 if last.replace(Instant::now()).is_none_or(|last| last.elapsed() > SAME_SIGNAL) {
                     shutdown.request();
                 }
@@ -85,7 +85,7 @@ impl Shutdown {
         Ok(())
     }
 
-    /// Makes the request; a second one hurries (see [`Self::hurried`]).
+    /// Requests shutdown; a second request cuts the grace short (see [`Self::hurried`]).
     pub fn request(&self) {
         self.requested.send_modify(|requests| {
             requests.count += 1;
@@ -93,7 +93,7 @@ impl Shutdown {
         });
     }
 
-    /// Whether the request was made.
+    /// Whether shutdown was requested.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.requested.borrow().count > 0
@@ -104,12 +104,12 @@ impl Shutdown {
         self.at_least(1).await;
     }
 
-    /// Waits for a second request: the operator will not wait for a graceful end.
+    /// Waits for a second request: the operator does not want to wait for a graceful end.
     pub async fn hurried(&self) {
         self.at_least(2).await;
     }
 
-    /// Waits until it is time to leave: the request was made, and its grace is over or a second one has cut it short.
+    /// Waits until it is time to leave: after the request, when its grace is over or a second request has cut it short.
     pub async fn leaving(&self) {
         self.requested().await;
         let passed = self.requested.borrow().first.map_or(Duration::ZERO, |first| first.elapsed());
@@ -119,18 +119,18 @@ impl Shutdown {
         }
     }
 
-    /// Waits until the process should have left, with some time for a goodbye: whatever it does then, it may be ended.
+    /// Waits until the process should have left, including time to deregister; it may then be ended in any state.
     pub async fn given_up(&self) {
         self.leaving().await;
         tokio::time::sleep(GOODBYE).await;
     }
 
-    /// Has the process end at once, whatever it does: it is stuck, and its work is others' already.
+    /// Orders an immediate end, because the process is stuck and its work was reissued.
     pub fn end_at_once(&self, exit: Exit) {
         self.requested.send_modify(|requests| requests.at_once = Some(exit));
     }
 
-    /// Waits until the process has to end at once; how.
+    /// Waits for the order to end immediately; returns its exit code.
     pub async fn at_once(&self) -> Exit {
         let mut receiver = self.requested.subscribe();
         let ended = receiver.wait_for(|requests| requests.at_once.is_some()).await;
@@ -139,7 +139,7 @@ impl Shutdown {
 
     async fn at_least(&self, wanted: u32) {
         let mut receiver = self.requested.subscribe();
-        // The sender lives in `self`, so the channel cannot close while this waits.
+        // The sender lives in `self`, so the channel cannot close during this wait.
         let _ = receiver.wait_for(|requests| requests.count >= wanted).await;
     }
 }

@@ -1,8 +1,8 @@
-//! What others say, made harmless before it reaches a terminal, or a log that people read.
+//! Sanitizes foreign text before it reaches a terminal, or a log that people read.
 //!
-//! Names, activities, errors and the texts of a model are whatever their writer wants: a control sequence among them moves the cursor,
-//! renames the window or types for the reader, a line break forges a line, and marks of direction show a name backwards. All of these
-//! are shown as escapes. This is the one place that says which characters those are.
+//! Names, activities, errors and model outputs contain whatever their author wants: control sequences can move the
+//! cursor, rename the window or type for the reader, a line break forges a line, and direction marks show a name
+//! backwards. All of these are shown as escapes. This module alone decides which characters those are.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -10,20 +10,20 @@ use std::io::{self, Write};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A text that somebody else wrote, on one line and without anything that a terminal acts on.
+/// Escapes foreign text, so that it stays on one line and has no effect on a terminal.
 #[must_use]
 pub fn harmless(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful)
 }
 
-/// The same for a text of several lines of our own, whose line breaks and tabs stay. What others said in it was made
-/// [`harmless`] where it was put in, or could pretend to be a line of ours.
+/// The same for our own text of several lines, which keeps its line breaks and tabs. Foreign parts must be passed
+/// through [`harmless`] when they are inserted, or they could forge a line of ours.
 #[must_use]
 pub fn harmless_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_harmful(c) && !matches!(c, '\n' | '\t'))
 }
 
-/// JSON, as it is: such characters only stand in its texts, where escapes mean the same.
+/// The same for JSON, whose value does not change: such characters occur only in strings, where escapes are equivalent.
 #[must_use]
 pub fn harmless_json(json: &str) -> Cow<'_, str> {
     let is_harmful = |c: char| is_harmful(c) && c != '\n';
@@ -45,7 +45,7 @@ pub fn harmless_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
-/// Control characters of both sets, what breaks lines or changes the direction of text, and what cannot be seen.
+/// Control characters of both sets, line separators, direction marks, and invisible characters.
 fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -67,10 +67,10 @@ fn escaped(text: &str, is_harmful: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
-/// Makes the lines of a log harmless: each event is one line, whatever is in it.
+/// Log writer that sanitizes events, so that each is one line whatever it contains.
 #[derive(Clone, Debug)]
 pub struct HarmlessLines<M>(
-    /// Where they go.
+    /// The writer that receives the lines.
     pub M,
 );
 
@@ -86,12 +86,12 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for HarmlessLines<M> {
     }
 }
 
-/// The writer of one event.
+/// The writer of a single event.
 #[derive(Debug)]
 pub struct HarmlessLine<W>(W);
 
 impl<W: Write> Write for HarmlessLine<W> {
-    /// Takes one event as a whole, which is how it is handed over.
+    /// Writes one event as a whole; the subscriber passes each in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         match text.strip_suffix('\n') {
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// Sequences that terminals act on, and what else a name may try.
+    /// Sequences that terminals interpret, and other hostile names.
     const HOSTILE: [&str; 12] = [
         "\u{1b}[2J\u{1b}[31mred",
         "\u{1b}]0;title\u{7}",

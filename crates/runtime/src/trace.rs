@@ -1,9 +1,9 @@
-//! Joins the log lines of several processes by one identifier.
+//! Correlates the log lines of several processes by trace id.
 //!
-//! A trace is a unit of work: a group of samples, a training step, or else one call. Its identifier stands in the lines of
-//! every process that works on it, and travels with calls as W3C trace context (`traceparent`). Groups and steps have
-//! identifiers that every process of a run derives alike, so that no message has to carry them, and a person can, too.
-//! Nothing is exported: the log is where spans end up.
+//! A trace is a unit of work: a group of samples, a training step, or else one call. Its id is in the log lines of
+//! every process that works on it, and travels with calls as W3C trace context (`traceparent`). Ids of groups and steps
+//! are derived from the run, so that every process computes the same one without a message, and so can a person. Spans
+//! are not exported; they exist in the log only.
 
 use std::fmt;
 
@@ -15,24 +15,24 @@ use tracing::{Instrument, Span};
 
 use crate::net::RunIdentity;
 
-/// Metadata key of the trace context, as the W3C has it.
+/// Metadata key of the W3C trace context.
 pub(crate) const TRACEPARENT: &str = "traceparent";
 
 tokio::task_local! {
-    /// The trace that the running task works for.
+    /// The trace that the running task works on.
     static CURRENT: TraceContext;
 }
 
-/// A place in a trace: the trace, and the span within it that calls are made from.
+/// A position in a trace: its id, and the span that calls are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
-    /// Not 0.
+    /// Trace id, never 0.
     trace: u128,
-    /// Not 0.
+    /// Span id, never 0.
     span: u64,
 }
 
-/// Identifier of a trace, 32 hexadecimal digits in print.
+/// Id of a trace, displayed as 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(u128);
 
@@ -43,26 +43,26 @@ impl fmt::Display for TraceId {
 }
 
 impl TraceContext {
-    /// A trace of its own.
+    /// A new trace with a random id.
     #[must_use]
     pub fn random() -> Self {
         Self { trace: fastrand::u128(1..), span: fastrand::u64(1..) }
     }
 
-    /// The trace of a group of a run.
+    /// The trace of a group in a run.
     #[must_use]
     pub fn of_group(run: &str, group: u64) -> Self {
         Self::of(run, "group", group)
     }
 
-    /// The trace of a training step of a run.
+    /// The trace of a training step in a run.
     #[must_use]
     pub fn of_step(run: &str, step: u64) -> Self {
         Self::of(run, "step", step)
     }
 
-    /// FNV-1a of 128 bits: spread well enough that no two works of a run meet, and the same in every version of every
-    /// program.
+    /// Derives the id by 128-bit FNV-1a: spread well enough to avoid collisions within a run, and the same in every
+    /// version of every program.
     fn of(run: &str, kind: &str, number: u64) -> Self {
         const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
         let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
@@ -72,19 +72,19 @@ impl TraceContext {
         Self { trace: hash.max(1), span: fastrand::u64(1..) }
     }
 
-    /// Another span of the trace.
+    /// A new span in the same trace.
     #[must_use]
     pub fn child(self) -> Self {
         Self { span: fastrand::u64(1..), ..self }
     }
 
-    /// What joins log lines.
+    /// The id that correlates log lines.
     #[must_use]
     pub fn trace_id(self) -> TraceId {
         TraceId(self.trace)
     }
 
-    /// Reads a `traceparent` of version 00, or of a later one, which begins alike.
+    /// Parses a `traceparent` of version 00, or of a later one with the same beginning; `None` if it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
@@ -98,7 +98,7 @@ impl TraceContext {
         (is_known && trace != 0 && span != 0).then_some(Self { trace, span: span as u64 })
     }
 
-    /// The metadata of a call that is made from here.
+    /// The metadata for a call from this position.
     pub(crate) fn metadata(self) -> MetadataValue<Ascii> {
         MetadataValue::try_from(self.to_string()).expect("digits and dashes are metadata")
     }
@@ -110,28 +110,28 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// The trace that the running task works for, if it is one of [`within`].
+/// The trace of the running task, if it runs [`within`] one.
 #[must_use]
 pub fn current() -> Option<TraceContext> {
     CURRENT.try_with(|context| *context).ok()
 }
 
-/// A task that works for a trace.
+/// A future that runs in a trace.
 pub type Traced<F> = tokio::task::futures::TaskLocalFuture<TraceContext, Instrumented<F>>;
 
-/// Has a future work for a trace: the calls that it makes carry the context, its log lines stand in `span`. A task that it
-/// spawns does not, unless it is given to this function, too.
+/// Runs a future in a trace: its calls carry the context, and its log lines are in `span`. Tasks that it spawns do not
+/// inherit this, unless they are wrapped, too.
 pub fn within<F: Future>(context: TraceContext, span: Span, future: F) -> Traced<F> {
     CURRENT.scope(context, future.instrument(span))
 }
 
-/// The first digits of a run identifier, for log lines: enough to find it by.
+/// The first digits of a run id, for log lines.
 #[must_use]
 pub fn short(run: &RunIdentity) -> &str {
     run.get().map_or("", |id| &id[..8])
 }
 
-/// The span of a call that a server takes. What the call is about, its handler records.
+/// The span of an incoming call. The handler records what the call is about.
 pub(crate) fn server_span(request: &http::Request<()>) -> Span {
     let said = request.headers().get(TRACEPARENT).and_then(|value| TraceContext::parse(value.to_str().ok()?));
     let context = said.unwrap_or_else(TraceContext::random);
@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(TraceContext::parse(&context.to_string()), Some(context));
             assert!(context.to_string().contains(&context.trace_id().to_string()));
         }
-        // The example of the W3C, and a later version with more behind it.
+        // The example of the W3C specification, and a later version with more fields.
         let example = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let read = TraceContext::parse(example).expect("well formed");
         assert_eq!(read.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn every_process_derives_the_same_trace_of_a_group_and_another_one_of_anything_else() {
         let id = |context: TraceContext| context.trace_id().to_string();
-        // Written down, so that no version of the program derives another one.
+        // Fixed values, so that no version of the program derives other ids.
         assert_eq!(id(TraceContext::of_group(RUN, 7)), id(TraceContext::of_group(RUN, 7)));
         let mut all: Vec<String> = (0..1000).map(|group| id(TraceContext::of_group(RUN, group))).collect();
         all.extend((0..1000).map(|step| id(TraceContext::of_step(RUN, step))));

@@ -1,4 +1,4 @@
-//! The life of a worker process: join the run, serve it, join again when the registration is lost, leave when told to.
+//! The main loop of a worker: join the run, serve it, join again when the registration is lost, leave when told to.
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -10,21 +10,21 @@ use tracing::Instrument;
 use crate::membership::{Ended, JoinError, Link, Membership, WorkerIdentity};
 use crate::{Backoff, CallError, Exit, Shutdown, trace};
 
-/// What a role does as a member of a run. What it keeps from one registration to the next, it keeps in itself.
+/// A role's work as a member of a run. State that outlives a registration is kept in the implementing type.
 pub trait Worker: Send {
-    /// Why the role cannot go on.
+    /// Error that ends the process.
     type Error: From<JoinError> + Display + Send;
 
-    /// Works under one registration until that cannot go on. Dropped when the registration ends before.
+    /// Works under one registration until it fails. The future is dropped when the registration ends.
     fn serve(&mut self, membership: &Membership) -> impl Future<Output = Result<Infallible, Stop<Self::Error>>> + Send;
 }
 
 /// Why serving under one registration stopped.
 #[derive(Debug)]
 pub enum Stop<E> {
-    /// The process cannot go on at all.
+    /// The process cannot continue.
     Fatal(E),
-    /// This registration cannot go on: another one starts afresh.
+    /// This registration cannot continue, but a new one may.
     Rejoin(String),
 }
 
@@ -34,21 +34,21 @@ impl<E> From<CallError> for Stop<E> {
     }
 }
 
-/// Registrations in a row that came to nothing, before the process ends to be started again: what is wrong may be wrong
-/// with the process.
+/// Consecutive fruitless registrations after which the process ends to be restarted, because the
+/// fault may be in the process.
 const MOST_FRUITLESS: u32 = 20;
 
-/// A registration that lasted this long was good, even if there was nothing to do.
+/// Duration after which a registration counts as good even if there was no work.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// Waits between a lost registration and the next.
+/// Waits between a lost registration and the next, from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Joins, serves and joins again until the coordinator dismisses the worker, or shutdown is requested.
 ///
 /// # Errors
-/// When the run cannot be joined (again), or the role cannot go on.
+/// When the run cannot be joined (again), or the role fails for good.
 pub async fn work<W: Worker>(
     link: &Link,
     identity: &WorkerIdentity,
@@ -99,9 +99,9 @@ pub async fn work<W: Worker>(
     }
 }
 
-/// Whether another registration is worth it.
+/// Decides whether to register again.
 struct Prospects {
-    /// Registrations in a row that came to nothing.
+    /// Number of consecutive fruitless registrations.
     fruitless: u32,
     backoff: Backoff,
 }
@@ -111,7 +111,7 @@ impl Prospects {
         Self { fruitless: 0, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
     }
 
-    /// How long to wait after a registration; `None` when there have been enough of them.
+    /// Time to wait after a registration; `None` when there were too many fruitless ones.
     fn after(&mut self, was_good: bool) -> Option<Duration> {
         if was_good {
             *self = Self::new();

@@ -1,10 +1,10 @@
-//! A version to many hosts in one broadcast, over a communicator that this crate knows nothing of.
+//! The receiver's side of a broadcast: one version to many hosts, over a communicator that this crate does not know.
 //!
-//! The learner's [`DataServer`](crate::DataServer) is the meeting point: hosts that lack the announced version join a round,
-//! which closes after a moment; all members then form a group, and rank 0 broadcasts the pieces in their order. A round is
-//! never repeated. Who comes too late, and what a broken group has not brought, is left to the transport `stream`, so a
-//! broadcast can only save time. We rejected a communicator that lives as long as the run: rollout workers come and go, and
-//! each that went would end it for all.
+//! The learner's [`DataServer`](crate::DataServer) is the meeting point: hosts that lack the announced version join a
+//! round, which closes after a moment; its members then form a group, and rank 0 broadcasts the pieces in order. A
+//! round is never repeated. Hosts that come too late, and pieces that a broken group did not bring, are left to the
+//! transport `stream`, so a broadcast can only save time. Rejected: a communicator that lives as long as the run,
+//! because every rollout worker that leaves would end it for all.
 
 use std::fmt;
 use std::io;
@@ -20,73 +20,74 @@ use crate::rounds::WINDOW;
 use crate::wire::{GREETING, Request, Status, Wire};
 use crate::{FetchOptions, Fetched, Part, Shelf, StoreError};
 
-/// Threads of a receiver that verify and write pieces while the next ones come. Each holds a piece in memory.
+/// Threads of a receiver that verify and write pieces while the next ones arrive. Each holds a piece in memory.
 const WRITERS: usize = 2;
-/// How long a member of a group waits for its peers, the time of the bytes apart. A host that stands still costs the others so
-/// much of one version, so it is short.
+/// How long a member of a group waits for its peers, in addition to the time of the bytes. It is short, because a host
+/// that stands still delays the others this long.
 pub const GROUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The members of one broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// Names run and version: a peer of another group is refused.
+    /// Identifies run and version, so that peers of another group are refused.
     pub name: String,
-    /// This process's rank; 0 is the learner that published.
+    /// Rank of this process; 0 is the learner that published the version.
     pub rank: usize,
-    /// Where each rank awaits its peers (host:port).
+    /// Address at which each rank awaits its peers (host:port).
     pub addresses: Vec<String>,
 }
 
-/// How a group exchanges bytes. Every wait below it has a deadline.
+/// A way for a group to exchange bytes. Every wait in it has a deadline.
 pub trait GroupTransport: Send + Sync + fmt::Debug {
-    /// Name of the transport; all members of a group have the same one.
+    /// Name of the transport, which must be the same on all members of a group.
     fn name(&self) -> &'static str;
 
-    /// Opens an address at which the peers of one group find this process.
+    /// Opens an address for the peers of one group.
     ///
     /// # Errors
-    /// When there is no such address.
+    /// When no address can be opened.
     fn listen(&self) -> io::Result<Box<dyn Seat>>;
 }
 
-/// An address at which a process awaits the peers of one group.
+/// An open address at which a process awaits the peers of one group.
 pub trait Seat: Send {
-    /// The address (host:port).
+    /// The address for the peers (host:port).
     fn address(&self) -> String;
 
-    /// Forms the group; returns when all members have.
+    /// Forms the group; returns when all members have joined.
     ///
     /// # Errors
-    /// When a member does not come in time.
+    /// When a member does not join in time.
     fn enter(self: Box<Self>, group: &Group) -> Result<Box<dyn Channel>, String>;
 }
 
-/// A member's end of a group. The first error ends the group for all its members.
+/// A member's end of a group. The first error ends the group for all members.
 pub trait Channel: Send {
-    /// Replaces `bytes` by those of rank 0. The length is the same on every rank.
+    /// Replaces `bytes` by those of rank 0. The length must be the same on every rank.
     ///
     /// # Errors
-    /// When a member is lost or late.
+    /// When a member is lost or too slow.
     fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), String>;
 
-    /// Returns when every rank has come here.
+    /// Returns when every rank has called this.
     ///
     /// # Errors
-    /// When a member is lost or late.
+    /// When a member is lost or too slow.
     fn finish(self: Box<Self>) -> Result<(), String>;
 }
 
-/// What a broadcast has brought.
+/// Result of a broadcast.
 #[derive(Debug)]
 pub(crate) struct Brought {
-    /// Which pieces are verified and in the file.
+    /// Which pieces are verified and written.
     pub(crate) ready: Vec<bool>,
     pub(crate) fetched: Fetched,
-    /// Why it did not bring all of them, if it did not.
+    /// Why pieces are missing; `None` if all arrived.
     pub(crate) problem: Option<String>,
 }
 
-/// Takes part in the broadcast of `part` by the learner at `root`. Nothing is an error: what is missing is fetched.
+/// Takes part in the broadcast of `part` by the learner at `root`. Failures are no errors,
+/// because missing pieces are fetched.
 pub(crate) fn take_part(
     part: &Part,
     shelf: &Shelf,
@@ -104,7 +105,7 @@ pub(crate) fn take_part(
     };
     shelf.begin(part.description(), part.file(), vec![false; pieces]);
     let writing = Writing { part, shelf, cancelled, state: Mutex::new(State::new(pieces)) };
-    // A buffer is with the group, with a writer, or free; so there are as many as may be in memory at once.
+    // A buffer is with the group, with a writer, or free, so the number of buffers bounds the memory.
     let (free, freed) = channel_of_buffers();
     let (full, filled) = sync_channel::<(usize, Vec<u8>)>(0);
     let filled = Mutex::new(filled);
@@ -113,7 +114,7 @@ pub(crate) fn take_part(
             let (writing, filled) = (&writing, &filled);
             scope.spawn(move || writing.work(filled, &free));
         }
-        // The writers end with this closure, which drops it.
+        // Moved into this closure, so that the writers end with it.
         let full = full;
         let gone = || "the threads that write pieces have ended".to_owned();
         for index in 0..pieces {
@@ -138,13 +139,13 @@ pub(crate) fn take_part(
 fn channel_of_buffers() -> (Sender<Vec<u8>>, Receiver<Vec<u8>>) {
     let (free, freed) = channel();
     for _ in 0..=WRITERS {
-        // The receiving end is right here.
+        // Cannot fail: the receiver is in this scope.
         let _ = free.send(Vec::new());
     }
     (free, freed)
 }
 
-/// Asks for a place, and forms the group.
+/// Requests a place in the round, and forms the group.
 fn join(
     part: &Part,
     root: &str,
@@ -180,13 +181,13 @@ fn join(
     }
 }
 
-/// The same on every member.
+/// Name of the group, computed alike by every member.
 pub(crate) fn group_name(run: &str, digest: &crate::Digest) -> String {
     let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{run}/weights/{digest}")
 }
 
-/// Verifying and writing pieces.
+/// State of the threads that verify and write pieces.
 struct Writing<'a> {
     part: &'a Part,
     shelf: &'a Shelf,
@@ -197,7 +198,7 @@ struct Writing<'a> {
 struct State {
     ready: Vec<bool>,
     fetched: Fetched,
-    /// Why nothing can be kept any more.
+    /// The first error of the store, after which no piece can be kept.
     store: Option<StoreError>,
 }
 
@@ -224,7 +225,7 @@ impl Writing<'_> {
     }
 
     fn keep(&self, index: usize, bytes: &[u8]) {
-        // A member that has no use for the pieces still takes them: leaving would end the group for the others.
+        // A member without use for the pieces still receives them: leaving would end the group for the others.
         if self.cancelled.load(Ordering::Acquire) || self.lock().store.is_some() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What a version of the weights is, so that its receiver can tell whether it has it.
+//! Identity and digests of a weight version, by which a receiver verifies it.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,25 +8,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pacs_protocol::{WireError, v1};
 use pacs_types::{Generation, WeightVersion};
 
-/// Bounds of a piece (bytes). Small ones make a chain of hosts start early, large ones cost fewer round trips.
+/// Bounds on the size of a piece, in bytes. Small pieces let a chain of hosts start early, large
+/// ones cost fewer round trips.
 const PIECE_BYTES: Range<u64> = 1 << 20..(64 << 20) + 1;
-/// Pieces that a version is divided into where the bounds allow it.
+/// Number of pieces of a version, where the bounds allow it.
 const PIECES: u64 = 512;
-/// What an announcement may say at most: 16 TiB in 256 Ki pieces, which is 8 MiB of digests.
+/// Largest version that an announcement may describe: 16 TiB in 256 Ki pieces, with 8 MiB of digests.
 const MOST_BYTES: u64 = 1 << 44;
 const MOST_PIECES: u64 = 1 << 18;
-/// Threads that digest a version.
+/// Bound on the threads that digest a version.
 const MOST_THREADS: usize = 8;
 
 /// A BLAKE3 digest.
 pub type Digest = [u8; 32];
 
-/// Names a version of the weights; a later one is greater, also after a lost generation has set the job back.
+/// Identity of a weight version. Later ones compare greater, even after a lost generation has set the job back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VersionId {
-    /// The generation of learners that published it.
+    /// Generation of learners that published it.
     pub generation: Generation,
-    /// Optimizer steps that it has seen.
+    /// Training steps that it has seen.
     pub version: WeightVersion,
 }
 
@@ -44,12 +45,12 @@ impl fmt::Display for VersionId {
     }
 }
 
-/// The kind of the published numbers.
+/// Element type of the published weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightKind {
     /// IEEE single precision.
     Float32,
-    /// Its leading half.
+    /// The upper 16 bits of single precision.
     Bfloat16,
 }
 
@@ -69,7 +70,8 @@ impl WeightKind {
     }
 }
 
-/// One version of the weights: raw bytes in the layout of the model's parameters, divided into pieces of one size.
+/// A weight version and its digests: raw bytes in the layout of the model's parameters,
+/// divided into pieces of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     id: VersionId,
@@ -81,10 +83,10 @@ pub struct Description {
 }
 
 impl Description {
-    /// Describes `content`.
+    /// Computes the description of `content`.
     ///
     /// # Panics
-    /// When there is nothing to describe.
+    /// When `content` is empty.
     #[must_use]
     pub fn of(id: VersionId, kind: WeightKind, content: &[u8]) -> Self {
         let piece_bytes = piece_bytes(content.len() as u64);
@@ -92,7 +94,8 @@ impl Description {
             .unwrap_or_else(|never| match never {})
     }
 
-    /// Has `digest` digest every piece of `content`, on several threads; it may do more with a piece while it is in the cache.
+    /// Digests every piece of `content` by `digest`, on several threads, which may also process
+    /// the piece while it is cached.
     pub(crate) fn digested<E: Send>(
         id: VersionId,
         kind: WeightKind,
@@ -130,40 +133,40 @@ impl Description {
         Ok(Self { id, kind, bytes, piece_bytes, pieces, digest })
     }
 
-    /// Which version it is.
+    /// Identity of the version.
     #[must_use]
     pub fn id(&self) -> VersionId {
         self.id
     }
 
-    /// What its numbers are.
+    /// Element type of the weights.
     #[must_use]
     pub fn kind(&self) -> WeightKind {
         self.kind
     }
 
-    /// Its size (bytes).
+    /// Total size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How many pieces it has, at least one.
+    /// Number of pieces, at least one.
     #[must_use]
     pub fn pieces(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Digest over what it is and the digests of all its pieces.
+    /// Digest over element type, sizes and the digests of all pieces.
     #[must_use]
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// Where a piece lies in the file.
+    /// Byte range of a piece in the file.
     ///
     /// # Panics
-    /// When there is no such piece.
+    /// When `index` is out of range.
     #[must_use]
     pub fn piece(&self, index: usize) -> Range<u64> {
         assert!(index < self.pieces.len(), "piece {index} of {}", self.pieces.len());
@@ -171,13 +174,13 @@ impl Description {
         begin..(begin + self.piece_bytes).min(self.bytes)
     }
 
-    /// Whether a piece that was digested to `found` is that one.
+    /// Whether `found` is the digest of this piece.
     #[must_use]
     pub fn is_piece(&self, index: usize, found: &Digest) -> bool {
         self.pieces.get(index) == Some(found)
     }
 
-    /// Name of its file in a store: two contents never share one.
+    /// Name of the version's file in a store, different for different contents.
     #[must_use]
     pub fn file_name(&self) -> String {
         let prefix: String = self.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -185,7 +188,7 @@ impl Description {
     }
 }
 
-/// The version that the file of a store holds.
+/// The version in a store's file of this name; `None` for other files.
 pub(crate) fn id_of_file(name: &str) -> Option<VersionId> {
     let mut parts = name.splitn(3, '-');
     let mut number = || parts.next()?.parse().ok();
@@ -194,7 +197,7 @@ pub(crate) fn id_of_file(name: &str) -> Option<VersionId> {
     Some(VersionId::new(generation, version))
 }
 
-/// How large the pieces of so many bytes are.
+/// Size of the pieces of a version with this many bytes.
 pub(crate) fn piece_bytes(bytes: u64) -> u64 {
     (bytes / PIECES).next_power_of_two().clamp(PIECE_BYTES.start, PIECE_BYTES.end - 1)
 }
@@ -213,12 +216,12 @@ fn overall(kind: WeightKind, bytes: u64, piece_bytes: u64, pieces: &[Digest]) ->
     *hasher.finalize().as_bytes()
 }
 
-/// A version, and where its first sender is.
+/// A weight version and the address of its first sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// What is announced.
+    /// The announced version.
     pub description: Description,
-    /// Data address of the learner that published it (host:port); empty when it serves none.
+    /// Data address of the learner that published it (host:port); empty if that serves none.
     pub address: String,
 }
 
@@ -252,7 +255,7 @@ impl TryFrom<&v1::WeightsRef> for Announcement {
         if bytes == 0 || bytes > MOST_BYTES || !bytes.is_multiple_of(kind.element_bytes()) {
             return wrong("weights.bytes", format!("is {bytes}"));
         }
-        // Nothing is taken into memory by the piece, so a small one only costs round trips.
+        // No lower bound: memory is not allocated by piece, so small pieces only cost round trips.
         if piece_bytes == 0 || piece_bytes >= PIECE_BYTES.end || bytes.div_ceil(piece_bytes) > MOST_PIECES {
             return wrong("weights.piece_bytes", format!("is {piece_bytes} for {bytes} bytes"));
         }
@@ -275,7 +278,7 @@ impl TryFrom<&v1::WeightsRef> for Announcement {
     }
 }
 
-/// Whether a text can be an address that is dialled (host:port); names are not looked up here.
+/// Whether a text has the form of a dialable address (host:port); names are not resolved.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };

@@ -1,8 +1,9 @@
-//! Who fetches a version from whom.
+//! Assigns to each host the source that it fetches a version from.
 //!
-//! The learner that published is the root of a tree in which every host that fetches also hands on, so that it sends each
-//! version [`FAN_OUT`] times, however many hosts there are. A host hands on the pieces that it has verified, so depth costs
-//! the time of a piece, not that of the whole. Pure bookkeeping: the coordinator asks it within a call.
+//! The learner that published a version is the root of a tree in which every fetching host also relays, so the learner
+//! sends each version [`FAN_OUT`] times, however many hosts there are. A host relays pieces as soon as they are
+//! verified, so each level costs the time of a piece, not of the whole version. Pure bookkeeping: the coordinator uses
+//! it within calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,31 +12,32 @@ use pacs_types::WorkerId;
 use crate::{Source, VersionId};
 use pacs_runtime::net::PeerRole;
 
-/// Hosts that fetch from one source at the same time, as long as there is another one. With two the tree is half as fast as one
-/// transfer and no deeper than the logarithm of the hosts; with one it would be a chain, which every slow host holds up.
+/// Hosts that may fetch from one source at the same time while there are others. With two, the tree takes
+/// twice the time of one transfer and its depth is logarithmic in the hosts; with one it would be a
+/// chain, which any slow host delays.
 pub const FAN_OUT: usize = 2;
 
-/// The transfers of one version at a time.
+/// The transfers of the current version.
 #[derive(Clone, Debug, Default)]
 pub struct Distribution {
     version: Option<VersionId>,
-    /// Data address of the learner; empty when it serves none.
+    /// Data address of the learner; empty if it serves none.
     root: String,
     hosts: BTreeMap<WorkerId, Host>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Host {
-    /// Where it hands on; empty when it does not.
+    /// Address at which it relays; empty if it does not.
     address: String,
-    /// Whom it fetches from.
+    /// Source that it fetches from.
     from: Option<Place>,
-    /// It has all of it.
+    /// Whether it has the whole version.
     whole: bool,
     failed: BTreeSet<Place>,
 }
 
-/// A source.
+/// A possible source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Root,
@@ -43,27 +45,27 @@ enum Place {
 }
 
 impl Distribution {
-    /// Begins with a version; nothing changes when it is the one that is distributed already.
+    /// Starts the distribution of a version; does nothing if that is the current one.
     pub fn announce(&mut self, version: VersionId, root: &str) {
         if self.version != Some(version) || self.root != root {
             *self = Self { version: Some(version), root: root.to_owned(), hosts: BTreeMap::new() };
         }
     }
 
-    /// The version that is distributed.
+    /// The version in distribution; `None` before the first.
     #[must_use]
     pub fn version(&self) -> Option<VersionId> {
         self.version
     }
 
-    /// Notes that a worker that was given a source has all of it.
+    /// Records that a worker has the whole version.
     pub fn holds(&mut self, worker: WorkerId) {
         if let Some(host) = self.hosts.get_mut(&worker) {
             (host.whole, host.from) = (true, None);
         }
     }
 
-    /// Forgets the workers that are gone; who fetches from them will say that they failed.
+    /// Removes workers that are gone; hosts that fetch from them will report a failure.
     pub fn retain(&mut self, is_member: impl Fn(WorkerId) -> bool) {
         self.hosts.retain(|worker, _| is_member(*worker));
         let gone = |place: Option<Place>, hosts: &BTreeMap<WorkerId, Host>| match place {
@@ -77,18 +79,20 @@ impl Distribution {
         }
     }
 
-    /// Where `worker`, which hands on at `address` (empty: it does not), is to fetch the version. The same source is named until
-    /// it is among the `failed` ones; a source that failed for a worker is named to it again only when there is no other.
+    /// Assigns a source to `worker`, which relays at `address` (empty: it does not). The assignment stays the same
+    /// until the source is among the `failed` ones; a source that failed for a worker is assigned to it again only if
+    /// there is no other.
     pub fn find(&mut self, worker: WorkerId, address: &str, failed: &[String]) -> Vec<Source> {
         let known: Vec<Place> =
             self.places().filter(|place| failed.iter().any(|f| f == self.address(*place))).collect();
         let host = self.hosts.entry(worker).or_default();
         address.clone_into(&mut host.address);
+        // A host that asks does not have the version (any more).
         host.whole = false;
         host.failed.extend(known);
         host.from = host.from.filter(|from| !host.failed.contains(from));
         let from = host.from.or_else(|| self.best(worker)).or_else(|| {
-            // Everybody has failed once: what was a break may be over.
+            // All sources have failed once, so earlier failures are forgiven.
             self.hosts.entry(worker).or_default().failed.clear();
             self.best(worker)
         });
@@ -98,7 +102,8 @@ impl Distribution {
         from.map(source).into_iter().collect()
     }
 
-    /// The source closest to the root that has room, and of several the least loaded one; when none has room, the least loaded.
+    /// The source with room that is closest to the root, the least loaded of several; if
+    /// none has room, the least loaded.
     fn best(&self, worker: WorkerId) -> Option<Place> {
         let mut loads: BTreeMap<Place, usize> = BTreeMap::new();
         for host in self.hosts.values() {
@@ -110,7 +115,7 @@ impl Distribution {
             let depth = self.depth(place, worker)?;
             let failed = failed.is_some_and(|failed| failed.contains(&place));
             let full = load(place).saturating_sub(FAN_OUT - 1);
-            // The learner has other work for its link.
+            // The learner comes last, because its link has other work.
             let key = (full, depth, load(place), place == Place::Root, place);
             (!failed && !self.address(place).is_empty()).then_some((key, place))
         });
@@ -128,13 +133,14 @@ impl Distribution {
         }
     }
 
-    /// Transfers between the root and a place; `None` when it gets nothing, or gets it from `asker`.
+    /// Number of transfers from the root to a place; `None` if it receives nothing, or receives it from `asker`.
     fn depth(&self, place: Place, asker: WorkerId) -> Option<usize> {
         let mut depth = 0;
         let mut place = place;
         loop {
             let Place::Host(worker) = place else { return Some(depth) };
             let host = self.hosts.get(&worker).filter(|_| worker != asker)?;
+            // A host with the whole version is as good as the root, whatever it fetched from.
             if host.whole {
                 return Some(depth);
             }

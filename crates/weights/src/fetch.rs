@@ -1,4 +1,4 @@
-//! Bringing a version to this host from those that have it, piece by piece.
+//! Fetches a version from the hosts that have it, piece by piece.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -14,82 +14,82 @@ use crate::store::CHUNK;
 use crate::wire::{Request, STALL, Status, Wire};
 use crate::{Part, StoreError};
 
-/// Breaks, wrong pieces or empty answers in a row after which a source counts as failed.
+/// Consecutive broken connections, wrong pieces or empty answers after which a source counts as failed.
 const STRIKES: u32 = 2;
-/// A link so slow is still waited for (bytes a second).
+/// Link speed that is still waited for, in bytes per second.
 const SLOW_RATE: u64 = 2 << 20;
-/// How often those who wait look whether they still should.
+/// Interval at which waiting threads check for cancellation.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Somebody who has a version, or is fetching it.
+/// A host that has a version or is fetching it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Its data address (host:port).
+    /// Data address of the source (host:port).
     pub address: String,
-    /// What its certificate has to say.
+    /// Role that its certificate must have.
     pub role: PeerRole,
 }
 
-/// Names sources, best first, given the addresses of those that failed.
+/// Returns sources, best first, given the addresses of failed ones.
 pub type SourceFinder<'a> = dyn Fn(&[String]) -> Result<Vec<Source>, String> + Sync + 'a;
 
-/// How to fetch.
+/// Parameters of a fetch.
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
-    /// How connections are protected.
+    /// Protection of the connections.
     pub security: Security,
-    /// The run that sources must belong to.
+    /// Id of the run that sources must belong to.
     pub run: String,
-    /// Connections at once.
+    /// Number of concurrent connections.
     pub connections: usize,
-    /// How long no piece may come, whoever is asked, before it is given up; pieces of many megabytes may take longer.
+    /// Time without a piece from any source after which the fetch fails; extended for large pieces.
     pub patience: Duration,
 }
 
 impl FetchOptions {
-    /// As rollout workers fetch.
+    /// The parameters of rollout workers.
     #[must_use]
     pub fn new(security: Security, run: impl Into<String>) -> Self {
         Self { security, run: run.into(), connections: 4, patience: Duration::from_secs(60) }
     }
 }
 
-/// What was fetched.
+/// Statistics of a fetch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {
-    /// Bytes that came over the network and were right, those of a broadcast included.
+    /// Verified bytes received over the network, including those of a broadcast.
     pub bytes: u64,
-    /// Bytes of them that came by a broadcast.
+    /// The part of them that came by a broadcast.
     pub broadcast_bytes: u64,
-    /// Pieces that were here from an earlier attempt.
+    /// Pieces that an earlier attempt had written already.
     pub resumed_pieces: usize,
-    /// Pieces whose digest was wrong, and that were fetched again.
+    /// Pieces with a wrong digest, which were fetched again.
     pub wrong_pieces: u64,
 }
 
 /// Why a version could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Nobody sent anything for too long.
+    /// No source sent a piece within the patience.
     #[error("no piece of the weights came for {} s: {last}", patience.as_secs())]
     NoProgress {
-        /// For how long.
+        /// Time without progress.
         patience: Duration,
-        /// The last problem.
+        /// Description of the last problem.
         last: String,
     },
-    /// It cannot be kept.
+    /// The store cannot keep it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nobody wants it any more.
+    /// The caller cancelled the fetch.
     #[error("fetching was given up")]
     Cancelled,
 }
 
-/// Brings the pieces that `part` lacks; each is handed on by `shelf` once it is verified.
+/// Fetches the pieces that `part` lacks; `shelf` relays each as soon as it is verified.
 ///
 /// # Errors
-/// See [`FetchError`]. What was verified stays in the file, and is not fetched again.
+/// See [`FetchError`]. Verified pieces stay in the file and are not fetched again.
 pub fn fetch(
     part: &Part,
     shelf: &Shelf,
@@ -100,7 +100,7 @@ pub fn fetch(
     fetch_rest(part, part.verified()?, shelf, finder, options, cancelled)
 }
 
-/// As [`fetch`] for a caller who knows which pieces are `ready`.
+/// Like [`fetch`], for a caller that knows which pieces are `ready`.
 pub(crate) fn fetch_rest(
     part: &Part,
     ready: Vec<bool>,
@@ -161,16 +161,16 @@ struct Transfer<'a> {
     cancelled: &'a AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-    /// Held by the one that asks for sources.
+    /// Held by the thread that asks for sources.
     backoff: Mutex<Backoff>,
 }
 
 struct State {
-    /// In order: what is passed on is then wanted there first, too.
+    /// Pieces to fetch in order, because relays further down want the first ones first, too.
     missing: VecDeque<usize>,
-    /// Pieces that are not verified yet.
+    /// Number of pieces that are not verified yet.
     left: usize,
-    /// Who has sent a piece wrong.
+    /// Source that sent a piece wrong, by piece.
     avoid: BTreeMap<usize, String>,
     progressed: Instant,
     sources: Vec<Source>,
@@ -181,7 +181,7 @@ struct State {
     ended: Option<FetchError>,
 }
 
-/// What came of asking for a piece.
+/// Result of requesting a piece.
 enum Outcome {
     Right,
     Wrong,
@@ -194,7 +194,7 @@ impl Transfer<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fetches pieces over one connection at a time until none is missing.
+    /// Fetches pieces, over one connection at a time, until none is missing.
     fn work(&self, number: usize) {
         let mut buffer = vec![0; CHUNK];
         let mut connected: Option<(Source, Wire)> = None;
@@ -244,7 +244,8 @@ impl Transfer<'_> {
                 }
                 Ok(Outcome::NotYet) => {
                     self.give_back(index);
-                    // On slow links a piece takes a while to get to the source, too.
+                    // A relay may itself wait for the piece on a slow link, so it gets a strike
+                    // only after half of the patience.
                     if self.lock().progressed.elapsed() > self.patience() / 2 {
                         self.strike(&source, "it waits for pieces itself", 1);
                     }
@@ -252,6 +253,7 @@ impl Transfer<'_> {
                 }
                 Ok(Outcome::Unknown) => {
                     self.give_back(index);
+                    // At once: the source would give the same answer again.
                     self.strike(&source, "it does not have this version (any more)", STRIKES);
                 }
                 Err(FetchError::NoProgress { last, .. }) => {
@@ -266,13 +268,13 @@ impl Transfer<'_> {
         }
     }
 
-    /// How long no piece may come: a large one may take longer.
+    /// Time without a piece after which the fetch fails, adjusted to the size of a piece.
     fn patience(&self) -> Duration {
         let piece = self.part.description().piece(0);
         self.options.patience + Duration::from_secs((piece.end - piece.start) / SLOW_RATE)
     }
 
-    /// The next piece to fetch, and who is not to be asked for it; `None` when this is over.
+    /// The next piece to fetch, and a source to avoid for it; `None` when the fetch is over.
     fn next(&self) -> Option<(usize, Option<String>)> {
         let mut state = self.lock();
         loop {
@@ -297,6 +299,7 @@ impl Transfer<'_> {
 
     fn give_back(&self, index: usize) {
         let mut state = self.lock();
+        // In its place, so that pieces are still fetched in order.
         let place = state.missing.partition_point(|other| *other < index);
         state.missing.insert(place, index);
         self.changed.notify_all();
@@ -308,6 +311,7 @@ impl Transfer<'_> {
         state.left -= 1;
         state.counts.bytes += piece.end - piece.start;
         state.progressed = Instant::now();
+        // Strikes count in a row only.
         state.strikes.remove(&source.address);
         drop(state);
         self.shelf.verified(self.part.description().id(), index);
@@ -330,8 +334,8 @@ impl Transfer<'_> {
         self.changed.notify_all();
     }
 
-    /// Whether a source that has not failed is good for a piece: one that sent it wrong is only asked again where there is no
-    /// other.
+    /// Whether to request a piece from a source that has not failed. A source that sent the piece wrong is asked again
+    /// only if there is no other.
     fn may_ask(&self, source: &Source, bad: Option<&str>) -> bool {
         let state = self.lock();
         let is_good = |other: &Source| !state.failed.contains(&other.address);
@@ -339,13 +343,14 @@ impl Transfer<'_> {
         is_good(source) && (bad != Some(&source.address) || !has_other())
     }
 
-    /// A source to dial; `None` when there is none now, after a while.
+    /// A source to dial; `None` after a wait in which there was none.
     fn source(&self, number: usize, bad: Option<&str>) -> Option<Source> {
         if let Some(source) = self.known(number, bad) {
             return Some(source);
         }
+        // One thread asks at a time; the others use its answer.
         let mut backoff = self.backoff.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have asked meanwhile.
+        // Another thread may have asked while this one waited for the lock.
         if let Some(source) = self.known(number, bad) {
             return Some(source);
         }
@@ -363,7 +368,7 @@ impl Transfer<'_> {
         let mut state = self.lock();
         match found {
             Ok(found) if !found.is_empty() => {
-                // One that is named again although it failed is the only one there is.
+                // A failed source that is assigned again is the only one.
                 let again = |address: &String| found.iter().any(|source| source.address == *address);
                 state.failed.retain(|address| !again(address));
                 state.strikes.retain(|address, _| !again(address));
@@ -398,14 +403,14 @@ impl Transfer<'_> {
             Status::NotYet => return Ok(Outcome::NotYet),
             Status::Unknown | Status::Stranger | Status::NoBroadcast => return Ok(Outcome::Unknown),
         }
-        // The deadline is that of the bytes; the time before was the source's own waiting.
+        // The deadline covers the bytes only, not the time that the source itself waited for them.
         wire.expect(piece.end - piece.start);
         let (mut hasher, mut offset) = (blake3::Hasher::new(), piece.start);
         while offset < piece.end {
             let length = buffer.len().min(usize::try_from(piece.end - offset).unwrap_or(usize::MAX));
             let chunk = &mut buffer[..length];
             wire.read_exact(chunk).map_err(broken)?;
-            // While it is in the cache of this core; it counts when the whole piece is right.
+            // Hashed while it is in the core's cache; the write counts only once the whole piece is verified.
             hasher.update(chunk);
             self.part.write(chunk, offset)?;
             offset += length as u64;

@@ -1,13 +1,12 @@
-//! Bringing a published version of the weights to every host once, and to every process of a host as one copy.
+//! Distributes a published weight version to every host once, and to the processes of a host as one copy.
 //!
-//! A version has a [`Description`]: what it is, and a digest of each of its pieces. The [`HostStore`] is a folder in shared
-//! memory in which the processes of a run on one host keep versions; they map the files instead of copying them. A version
-//! that the host lacks is brought by [`fetch`] from the [`DataServer`] of a learner or of another host that has it, piece by
-//! piece, and each piece is passed on as soon as its digest is right. [`Distribution`] says who fetches from whom. Where a
-//! [`GroupTransport`] is given, hosts first take part in a broadcast, and fetch what it has not brought.
+//! A version has a [`Description`]: its identity, and a digest of each of its pieces. The [`HostStore`] is a folder in
+//! shared memory in which the processes of a run on one host keep versions; they map the files instead of copying them.
+//! [`fetch`] brings a missing version from the [`DataServer`] of a learner or of another host that has it, piece by
+//! piece, and each piece is relayed as soon as its digest is verified. [`Distribution`] assigns the sources. With a
+//! [`GroupTransport`], hosts first take part in a broadcast, and fetch what it did not bring.
 //!
-//! What is not here: tensors (the callers', who map the file), and the calls by which a version is announced
-//! (`RolloutService`).
+//! Not here: tensors (callers map the file), and the calls that announce a version (`RolloutService`).
 #![forbid(unsafe_code)]
 
 mod broadcast;

@@ -1,4 +1,4 @@
-//! Getting a version to this process, by whichever way is the shortest.
+//! Obtains a version for this process in the cheapest way available.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,27 +11,27 @@ use crate::{
     StoreError, VersionId, Whole,
 };
 
-/// How often those who wait for another process of this host look for the file.
+/// Interval at which a process looks for a file that another process of this host brings.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long another process of this host is waited for at most, and besides for each byte.
+/// Longest wait for another process of this host, plus the time of the bytes at `LEAST_RATE`.
 const OTHERS: Duration = Duration::from_secs(600);
 const LEAST_RATE: u64 = 1 << 20;
-/// Times that a folder without room is given up for the next.
+/// Number of folders without room that are given up before the fetch fails.
 const FOLDERS: usize = 3;
 
 /// How a version came to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// It was on this host: the file is mapped.
+    /// It was on this host already, and the file is mapped.
     Shared,
-    /// It was fetched from another host, over TCP or TLS.
+    /// It was fetched from another host over TCP or TLS.
     Stream,
-    /// A learner broadcast it to this host and others; pieces that were lost on the way were fetched.
+    /// A learner broadcast it to several hosts; pieces that were lost on the way were fetched.
     Broadcast,
 }
 
 impl Transport {
-    /// As it stands in logs.
+    /// Name for logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,63 +45,63 @@ impl Transport {
 /// A version that this process can map.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The version.
+    /// The verified version.
     pub whole: Whole,
-    /// How it came.
+    /// How it came to this process.
     pub transport: Transport,
-    /// What was fetched for it.
+    /// Statistics of the fetch; zeros if nothing was fetched.
     pub fetched: Fetched,
 }
 
-/// Why a version is not there.
+/// Why a version could not be obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    /// It was not fetched.
+    /// The fetch failed or was cancelled.
     #[error(transparent)]
     Fetch(#[from] FetchError),
     /// The store of this host cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Another process of this host brings it, and does not end.
+    /// Another process of this host brings it, but does not finish.
     #[error("another process of this host has been bringing the weights for {} s", .0.as_secs())]
     Others(Duration),
 }
 
 impl ReceiveError {
-    /// Whether nobody wanted the version any more.
+    /// Whether the caller cancelled the reception.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Fetch(FetchError::Cancelled))
     }
 }
 
-/// Brings versions to this process, and hands on what it fetched.
+/// Obtains versions for this process, and relays what it fetched.
 #[derive(Debug)]
 pub struct Receiver {
     store: Arc<HostStore>,
     shelf: Shelf,
     options: FetchOptions,
     broadcast: Option<Arc<dyn GroupTransport>>,
-    /// The version that was received last; it may still be in use while the next one comes.
+    /// The version received last, which may be in use while the next one arrives.
     newest: Mutex<Option<VersionId>>,
 }
 
 impl Receiver {
-    /// Brings versions into `store`, and hands on by `shelf` what it fetched.
+    /// A receiver that stores versions in `store`, and relays through `shelf` what it fetches.
     #[must_use]
     pub fn new(store: Arc<HostStore>, shelf: Shelf, options: FetchOptions) -> Self {
         Self { store, shelf, options, broadcast: None, newest: Mutex::new(None) }
     }
 
-    /// Takes part in the broadcasts of a learner that has the same transport.
+    /// Takes part in the broadcasts of a learner with the same transport.
     #[must_use]
     pub fn with_broadcast(self, transport: Option<Arc<dyn GroupTransport>>) -> Self {
         Self { broadcast: transport, ..self }
     }
 
-    /// Gets a version: the host's copy where there is one or another process brings it, else by a broadcast of the learner that
-    /// announced it, and what is missing then from the sources that `finder` names. Versions before the one that was received
-    /// last, also by an earlier process, are removed.
+    /// Obtains a version: the host's copy if there is one or another process brings it, otherwise by a broadcast of the
+    /// learner that announced it, and missing pieces from the sources that `finder` names. Removes versions before the
+    /// one that was received last, by an earlier process too.
     ///
     /// # Errors
     /// See [`ReceiveError`].
@@ -129,7 +129,7 @@ impl Receiver {
             }
         };
         let before = self.newest.lock().unwrap_or_else(PoisonError::into_inner).replace(description.id());
-        // A process that starts again does not know which version its predecessor used last, but the store has it.
+        // A restarted process does not know the version that its predecessor used last, but the store has it.
         let before = before.or_else(|| self.store.newest_before(description.id()));
         if let Some(before) = before {
             self.store.retire_before(before.min(description.id()));
@@ -163,6 +163,7 @@ impl Receiver {
                 Ok(Received { whole, transport, fetched })
             }
             Err(FetchError::Store(error)) => {
+                // Removed, because the next claim would otherwise stay with this folder.
                 part.abandon();
                 Err(error.into())
             }
@@ -170,12 +171,12 @@ impl Receiver {
         }
     }
 
-    /// Which pieces are there after a broadcast, where one can help.
+    /// Takes part in a broadcast if that can help; returns which pieces are present.
     fn broadcast(&self, part: &Part, root: &str, cancelled: &AtomicBool) -> Result<Brought, FetchError> {
         let ready = part.verified()?;
         let none = |ready| Brought { ready, fetched: Fetched::default(), problem: None };
         let Some(transport) = &self.broadcast else { return Ok(none(ready)) };
-        // It would send again what an earlier attempt has left here.
+        // A broadcast would send pieces again that an earlier attempt has left here.
         if root.is_empty() || ready.contains(&true) || cancelled.load(Ordering::Acquire) {
             return Ok(none(ready));
         }

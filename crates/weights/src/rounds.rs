@@ -1,4 +1,4 @@
-//! The learner's side of a broadcast: gathering the members, and sending.
+//! The learner's side of a broadcast: gathers the members and sends.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,9 +9,10 @@ use crate::broadcast::group_name;
 use crate::wire::MOST_MEMBERS;
 use crate::{Description, Digest, Group, GroupTransport, Seat, VersionId};
 
-/// How long a round stays open after its first member, unless as many have come as asked for the version before. Hosts hear of a version at one moment, so this is for stragglers.
+/// How long a round stays open after its first member, unless as many hosts have joined as asked for the previous
+/// version. Hosts hear of a version at the same moment, so this is for stragglers.
 pub(crate) const WINDOW: Duration = Duration::from_millis(500);
-/// How long no round begins after one that failed; twice as long after each more.
+/// Pause of broadcasts after a failed round; doubled after each further failure.
 const PAUSE: Duration = Duration::from_secs(30);
 const MOST_DOUBLINGS: u32 = 7;
 
@@ -28,11 +29,11 @@ pub(crate) struct Rounds {
 #[derive(Debug, Default)]
 struct State {
     round: Option<Round>,
-    /// A broadcast runs.
+    /// Whether a broadcast is running.
     busy: bool,
-    /// Members of the last round, and those that came too late to it.
+    /// Number of members of the last round, and of hosts that were too late for it.
     expected: usize,
-    /// Rounds in a row that failed, and until when none begins.
+    /// Number of consecutive failed rounds.
     failures: u32,
     paused_until: Option<Instant>,
 }
@@ -43,11 +44,11 @@ struct Round {
     id: VersionId,
     digest: Digest,
     opened: Instant,
-    /// Addresses of the members, in the order in which they came.
+    /// Addresses of the members in the order of joining.
     members: Vec<String>,
-    /// Hosts that asked when it was closed.
+    /// Number of hosts that asked after it was closed.
     late: usize,
-    /// All addresses by rank, once the round is closed; empty when it came to nothing.
+    /// All addresses by rank, once the round is closed; empty if it failed to form.
     formed: Option<Arc<[String]>>,
 }
 
@@ -56,8 +57,8 @@ impl Rounds {
         Self { transport, run: run.to_owned(), window, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Gives a place in the round of a version to the process at `address`: its rank and all addresses, once the round is
-    /// closed. `None` when there is none for it. `sent` is called with the bytes of each piece.
+    /// Joins the process at `address` to the round of a version: returns its rank and all addresses once the round is
+    /// closed, `None` if there is no place for it. `sent` is called with the bytes of each piece.
     pub(crate) fn join(
         self: &Arc<Self>,
         version: (Description, Arc<File>),
@@ -105,7 +106,7 @@ impl Rounds {
             if let Some(addresses) = &round.formed {
                 return (rank < addresses.len()).then(|| (rank, Arc::clone(addresses)));
             }
-            // The leader closes the round long before.
+            // The leader closes the round long before that; this only bounds the wait.
             if round.opened.elapsed() > self.window * 4 {
                 return None;
             }
@@ -113,7 +114,7 @@ impl Rounds {
         }
     }
 
-    /// Waits for the other members, closes the round, and has a thread send.
+    /// Waits for further members, closes the round, and starts a thread that sends.
     fn close(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,

@@ -1,4 +1,4 @@
-//! Handing weights to other hosts.
+//! Serves weights to other hosts.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,38 +13,39 @@ use crate::shelf::{Piece, Shelf};
 use crate::wire::{MAGIC, Pace, Request, Status, Wire, invalid};
 use crate::{Digest, GroupTransport, VersionId, is_address};
 
-/// How long a connection may be silent between two requests.
+/// Longest silence of a connection between two requests.
 const IDLE: Duration = Duration::from_secs(60);
-/// How long a piece that is on its way here is waited for; the receiver's own patience for a status is longer.
+/// How long a request waits for a piece that is on its way here; shorter than the receiver's wait for a status.
 const PIECE_WAIT: Duration = Duration::from_secs(5);
 
-/// How a [`DataServer`] serves.
+/// Parameters of a [`DataServer`].
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// How connections are protected.
+    /// Protection of the connections.
     pub security: Security,
-    /// The run whose members it serves.
+    /// Id of the run whose members it serves.
     pub run: String,
-    /// Connections at once; more are told to come again.
+    /// Bound on concurrent connections; further ones are closed and retry.
     pub connections: usize,
-    /// Most bytes a second, all connections together; for measurements.
+    /// Bound on the total rate in bytes per second, for measurements; `None`: no bound.
     pub rate: Option<u64>,
-    /// Over what it broadcasts to those who ask for that; `None`: not at all.
+    /// Transport of broadcasts; `None`: no broadcasts.
     pub broadcast: Option<Arc<dyn GroupTransport>>,
-    /// How long a broadcast waits for more members after its first one, unless as many have come as asked for the version before.
+    /// How long a broadcast waits for members after its first one, unless as many hosts have joined as
+    /// asked for the previous version.
     pub window: Duration,
 }
 
 impl ServerOptions {
-    /// Without a limit of rate, and without broadcasts.
+    /// Parameters without a rate limit and without broadcasts.
     #[must_use]
     pub fn new(security: Security, run: impl Into<String>) -> Self {
         Self { security, run: run.into(), connections: 64, rate: None, broadcast: None, window: WINDOW }
     }
 }
 
-/// Serves the versions on a shelf until it is dropped. Every connection has a thread of its own, so a slow receiver holds
-/// nobody up.
+/// Serves the versions on a shelf until it is dropped. Every connection has its own thread, so a
+/// slow receiver delays nobody.
 #[derive(Debug)]
 pub struct DataServer {
     address: SocketAddr,
@@ -63,7 +64,7 @@ struct Shared {
 }
 
 impl DataServer {
-    /// Listens on `bind` (host:port).
+    /// Starts to listen on `bind` (host:port).
     ///
     /// # Errors
     /// When the address cannot be used, or plain text would leave the machine.
@@ -81,13 +82,13 @@ impl DataServer {
         Ok(Self { address, shared })
     }
 
-    /// Where it listens.
+    /// Address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Bytes of weights that it has sent.
+    /// Bytes of weights sent so far.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
@@ -97,7 +98,7 @@ impl DataServer {
 impl Drop for DataServer {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
     }
 }
@@ -111,13 +112,14 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, mostly: others give some back.
+                // Mostly out of file descriptors: others will free some.
                 tracing::warn!("a receiver of weights was not let in: {error}");
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             }
         };
-        // No handshake: what it costs is what there is too little of. The receiver sees a closed connection, and tries again.
+        // Closed without a handshake, which would cost what is scarce. The receiver sees a
+        // closed connection and retries.
         let Some(place) = Place::take(shared) else {
             tracing::debug!(%peer, "a receiver of weights was turned away: all connections are taken");
             continue;
@@ -138,7 +140,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-/// One of the connections.
+/// A permit for one connection.
 struct Place(Arc<Shared>);
 
 impl Place {
@@ -195,7 +197,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// Answers who asks for a place in a broadcast.
+/// Answers a request for a place in a broadcast.
 fn gather(
     wire: &mut Wire,
     shared: &Shared,

@@ -1,4 +1,4 @@
-//! What a process hands on: versions that it has, and pieces of the one that it is fetching.
+//! What a process relays: versions that it has, and pieces of the one that it is fetching.
 
 use std::fs::File;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Description, Digest, VersionId, Whole};
 
-/// Versions that are handed on at most: the newest, the one before, and the one on its way.
+/// Bound on relayed versions: the newest, the previous one, and the one being fetched.
 const MOST: usize = 3;
 
 /// The versions that a [`DataServer`](crate::DataServer) serves. Clones share them.
@@ -17,7 +17,7 @@ pub struct Shelf(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     entries: Mutex<Vec<Entry>>,
-    /// A piece was verified, or a version has gone.
+    /// Notified when a piece is verified or a version is removed.
     changed: Condvar,
 }
 
@@ -25,28 +25,28 @@ struct Shared {
 struct Entry {
     description: Description,
     file: Arc<File>,
-    /// Verified pieces; `None` when all are.
+    /// Which pieces are verified; `None` when all are.
     ready: Option<Vec<bool>>,
 }
 
-/// How a piece stands.
+/// State of a piece.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// It lies there in the file.
+    /// It is at this range of the file.
     Ready(Arc<File>, Range<u64>),
-    /// It is on its way here.
+    /// It is being fetched.
     NotYet,
     /// The version is not here, or has no such piece.
     Unknown,
 }
 
 impl Shelf {
-    /// Hands a whole version on from now on.
+    /// Starts to relay a whole version.
     pub fn put(&self, whole: &Whole) {
         self.insert(Entry { description: whole.description().clone(), file: Arc::clone(whole.file()), ready: None });
     }
 
-    /// Hands on the verified pieces of a version that is being fetched.
+    /// Starts to relay the verified pieces of a version that is being fetched.
     pub(crate) fn begin(&self, description: &Description, file: &Arc<File>, ready: Vec<bool>) {
         self.insert(Entry { description: description.clone(), file: Arc::clone(file), ready: Some(ready) });
     }
@@ -61,13 +61,13 @@ impl Shelf {
         self.0.changed.notify_all();
     }
 
-    /// Stops handing on a version.
+    /// Stops relaying a version.
     pub(crate) fn remove(&self, id: VersionId) {
         self.lock().retain(|entry| entry.description.id() != id);
         self.0.changed.notify_all();
     }
 
-    /// Stops handing on the versions before `oldest`.
+    /// Stops relaying the versions before `oldest`.
     pub fn retire_before(&self, oldest: VersionId) {
         self.lock().retain(|entry| entry.description.id() >= oldest);
         self.0.changed.notify_all();
@@ -84,7 +84,7 @@ impl Shelf {
         self.0.changed.notify_all();
     }
 
-    /// Finds a piece, waiting up to `patience` for one that is on its way.
+    /// Returns a piece, waiting up to `patience` for one that is being fetched.
     pub(crate) fn piece(&self, id: VersionId, digest: &Digest, index: usize, patience: Duration) -> Piece {
         let deadline = Instant::now() + patience;
         let mut entries = self.lock();
@@ -113,7 +113,7 @@ impl Shelf {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
-        // Every change is one assignment, so a panic elsewhere has left nothing half done.
+        // Every change is a single assignment, so a poisoned lock is usable.
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,10 @@
-//! The folder in which the processes of a run on one host keep versions of the weights.
+//! The folder in which the processes of a run on one host share versions of the weights.
 //!
-//! A file under its final name was verified by the process that wrote it, and is never written again: others map it as it
-//! is. `<name>.part` is a version on its way; who holds its lock (flock, which the kernel gives back when the holder dies)
-//! brings it, the others wait for the file. Every process holds a shared lock on `lock`; a folder that nobody holds is a
-//! leftover, and the next process of this user removes it. We rejected a memfd: it needs a broker that hands the descriptor
-//! to processes that start later.
+//! A file under its final name was verified by the process that wrote it and is never written again, so others map it
+//! as it is. `<name>.part` is a version on its way: the holder of its lock (flock, which the kernel releases when the
+//! holder dies) brings it, the others wait for the file. Every process holds a shared lock on `lock`; a folder without
+//! holders is a leftover, and the next process of this user removes it. Rejected: a memfd, which needs a broker that
+//! passes the descriptor to processes that start later.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -20,48 +20,48 @@ use rustix::io::Errno;
 use crate::description::{id_of_file, piece_bytes};
 use crate::{Description, Digest, VersionId, WeightKind};
 
-/// The file that says whether a folder is in use.
+/// Lock file that shows whether a folder is in use.
 const LOCK: &str = "lock";
-/// How long a folder that somebody else is about to remove is waited for.
+/// How long to wait for a folder that another process is about to remove.
 const FOLDER_DEADLINE: Duration = Duration::from_secs(10);
-/// Bytes that are digested and written while they are in the cache of a core.
+/// Bytes that are digested and written while they are in a core's cache.
 pub(crate) const CHUNK: usize = 256 << 10;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder belongs to somebody else, or others may enter it.
+    /// The folder belongs to another user, or others may enter it.
     #[error(
         "`{}` is {found}, and a folder of user {} that nobody else may enter (mode 0700) is needed; remove it, or name another \
          place with PACS_WEIGHTS_DIR", path.display(), user()
     )]
     NotOurs {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// What it is instead.
+        /// Owner and mode that it has instead.
         found: String,
     },
-    /// No folder has room.
+    /// No folder has room for the version.
     #[error("{needed} bytes of weights do not fit into `{}`, which has {free} bytes left", path.display())]
     NoRoom {
         /// The folder that was tried last.
         path: PathBuf,
-        /// The size of the version.
+        /// Size of the version in bytes.
         needed: u64,
-        /// What is left there.
+        /// Bytes left in that folder.
         free: u64,
     },
-    /// The name of a run cannot be the name of a folder.
+    /// The run id is not a valid folder name.
     #[error("run `{}` cannot be the name of a folder", .0.escape_debug())]
     Run(String),
-    /// The system refuses.
+    /// A file operation failed.
     #[error("{doing} `{}`: {error}", path.display())]
     File {
-        /// What was to be done.
+        /// The operation, as a verb.
         doing: &'static str,
-        /// The file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why it was not.
+        /// Error of the system.
         error: io::Error,
     },
 }
@@ -74,13 +74,13 @@ fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
 #[derive(Debug)]
 pub struct HostStore {
     folders: Vec<Folder>,
-    /// The missing room was complained about.
+    /// Whether the lack of room was logged.
     told: AtomicBool,
 }
 
 impl HostStore {
-    /// The store of a run in shared memory, and among the temporary files for what does not fit there; in
-    /// `PACS_WEIGHTS_DIR` alone where that is set. What runs of this user have left behind is removed.
+    /// Opens the store of a run in shared memory, with the temporary folder for what does not fit; in
+    /// `PACS_WEIGHTS_DIR` alone if that is set. Removes leftovers of this user's runs.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -92,7 +92,7 @@ impl HostStore {
         Self::open_in(run, &places.into_iter().filter(|place| place.is_dir()).collect::<Vec<_>>())
     }
 
-    /// The store of a run in folders that are there already, the first one that has room.
+    /// Opens the store of a run in existing folders; each version goes to the first one with room.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -105,16 +105,16 @@ impl HostStore {
         Ok(Self { folders, told: AtomicBool::new(false) })
     }
 
-    /// The version, if this host has it whole.
+    /// Returns the version if this host has all of it.
     ///
     /// # Errors
-    /// When what is there cannot be read.
+    /// When the file is there but cannot be read.
     pub fn find(&self, description: &Description) -> Result<Option<Whole>, StoreError> {
         let found = self.folders.iter().find_map(|folder| folder.find(description).transpose());
         found.transpose()
     }
 
-    /// Writes a version, which the processes of this host find from now on.
+    /// Writes a version, so that the processes of this host find it.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -122,7 +122,7 @@ impl HostStore {
         self.with_room(content.len() as u64, |folder| folder.publish(id, kind, content))
     }
 
-    /// Takes on to bring a version here, unless it is here or on its way.
+    /// Claims the task of bringing a version to this host, unless it is here or on its way.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -130,7 +130,7 @@ impl HostStore {
         if let Some(whole) = self.find(description)? {
             return Ok(Claim::Whole(whole));
         }
-        // One that is on its way in a later folder, which had room when the first had none, is waited for there.
+        // It may be on its way in a later folder, because the first had no room then.
         let name = format!("{}.part", description.file_name());
         if let Some(folder) = self.folders.iter().find(|folder| folder.path.join(&name).exists()) {
             return folder.claim(description);
@@ -146,13 +146,13 @@ impl HostStore {
         whole.filter(|other| *other < id).max()
     }
 
-    /// Removes the versions before `oldest`. Who has one open or mapped keeps it.
+    /// Removes the versions before `oldest`. Processes that have one open or mapped keep its content.
     pub fn retire_before(&self, oldest: VersionId) {
         self.folders.iter().for_each(|folder| folder.retire_before(oldest));
     }
 
-    /// Gives the store up, and removes it if no other process holds it: for processes that end while a thread still has it. What
-    /// is asked of it afterwards fails.
+    /// Releases the store, and removes it if no other process holds it. For processes that end while a thread still has
+    /// it; later operations fail.
     pub fn leave(&self) {
         self.folders.iter().for_each(Folder::leave);
     }
@@ -181,18 +181,18 @@ impl HostStore {
     }
 }
 
-/// Whether a version has to be brought.
+/// Result of claiming a version.
 #[derive(Debug)]
 pub enum Claim {
-    /// It is here.
+    /// It is on this host already.
     Whole(Whole),
-    /// The caller is to bring it.
+    /// The caller has to bring it.
     Ours(Part),
     /// Another process brings it; ask again soon.
     Theirs,
 }
 
-/// A version that is here, verified, and will not change.
+/// A version on this host that is verified and does not change.
 #[derive(Clone, Debug)]
 pub struct Whole {
     description: Description,
@@ -200,19 +200,19 @@ pub struct Whole {
 }
 
 impl Whole {
-    /// What it is.
+    /// Description of the version.
     #[must_use]
     pub fn description(&self) -> &Description {
         &self.description
     }
 
-    /// Its bytes; also when the name is gone.
+    /// The file with its bytes, valid even after the version was retired.
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// A name under which its bytes can be opened by this process as long as this value lives, also when it was retired.
+    /// A path at which this process can open the bytes while this value lives, even after the version was retired.
     #[must_use]
     pub fn open_name(&self) -> String {
         use std::os::fd::AsRawFd;
@@ -220,33 +220,33 @@ impl Whole {
     }
 }
 
-/// A version on its way, that this process brings.
+/// A version that this process is bringing to the host.
 #[derive(Debug)]
 pub struct Part {
     description: Description,
-    /// Holds the lock.
+    /// Open file, which holds the lock.
     file: Arc<File>,
     part: PathBuf,
     whole: PathBuf,
-    /// One writes at a time. The kernel allows no more for a file, and those who wait for it there spin, which costs a host of few
-    /// cores a fifth of its rate.
+    /// Serializes writes. The kernel allows one per file at a time, and waiting threads would spin, which costs a host
+    /// with few cores a fifth of its rate.
     writes: Mutex<()>,
 }
 
 impl Part {
-    /// What it is to become.
+    /// Description of the version.
     #[must_use]
     pub fn description(&self) -> &Description {
         &self.description
     }
 
-    /// Its bytes so far.
+    /// The file with the bytes so far.
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// Which pieces are there already, from a process that was ended while it brought them: found by their digests.
+    /// Pieces that an interrupted process has left in the file, found by their digests.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -267,34 +267,34 @@ impl Part {
             .collect()
     }
 
-    /// Writes bytes of a piece; it counts as nothing until the piece was verified.
+    /// Writes bytes of a piece, which count only once the piece is verified.
     ///
     /// # Errors
-    /// When there is no room, above all.
+    /// Mostly when there is no room.
     pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
         let _one = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         write_at(&self.file, &self.part, bytes, offset, self.description.bytes())
     }
 
-    /// Gives up what was brought so far.
+    /// Discards what was brought so far.
     pub fn abandon(self) {
-        // The next one to claim it makes it anew.
+        // The next claim creates a new file.
         let _ = fs::remove_file(&self.part);
     }
 
-    /// Makes the version known, once all its pieces were verified.
+    /// Publishes the version under its final name, once all pieces are verified.
     ///
     /// # Errors
-    /// When it cannot be renamed.
+    /// When the file cannot be renamed.
     pub fn finish(self) -> Result<Whole, StoreError> {
         fs::rename(&self.part, &self.whole).map_err(file_error("rename", &self.part))?;
-        // Others who wait for the lock see the file under its name by then.
+        // Renamed before the lock is released, so that waiting processes find the final name.
         let file = open_readable(&self.whole).map_err(file_error("open", &self.whole))?;
         Ok(Whole { description: self.description, file: Arc::new(file) })
     }
 }
 
-/// The user that this process acts as.
+/// Effective user of this process.
 fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -361,7 +361,7 @@ impl Folder {
             }
             match check_folder(&path).and_then(|()| hold(&path)) {
                 Ok(Some(lock)) => return Ok(Self { path, lock }),
-                // Somebody removes it just now.
+                // Another process is removing it.
                 Ok(None) => {}
                 Err(StoreError::File { error, .. }) if is_missing(&error) => {}
                 Err(error) => return Err(error),
@@ -398,7 +398,7 @@ impl Folder {
     }
 
     fn publish(&self, id: VersionId, kind: WeightKind, content: &[u8]) -> Result<Whole, StoreError> {
-        // Its final name holds the digest, which is known when all is written.
+        // The final name contains the digest, which is known only after all is written.
         let part = self.path.join(format!("{}-{}-published.part", id.generation.0, id.version.0));
         let file = options().write(true).create(true).truncate(true).open(&part);
         let file = file.map_err(file_error("create", &part))?;
@@ -426,13 +426,14 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Ok(Claim::Theirs),
             Err(TryLockError::Error(error)) => return Err(file_error("lock", &part)(error)),
         }
-        // The one before may have finished, or given up and removed it, between the two lines above.
+        // The previous holder may have finished, or given up and removed the file, between opening and locking.
         if let Some(found) = self.find(description)? {
             if is_same(&file, &part) {
                 let _ = fs::remove_file(&part);
             }
             return Ok(Claim::Whole(found));
         }
+        // The locked file has lost its name, and another process may have created a new one: ask again.
         if !is_same(&file, &part) {
             return Ok(Claim::Theirs);
         }
@@ -452,7 +453,7 @@ impl Folder {
             if id_of_file(&name).is_none_or(|id| id >= oldest) {
                 continue;
             }
-            // Who still brings it hears from its sender that nobody has it any more.
+            // A process that still brings it will hear from its source that nobody has it any more.
             let held = name.ends_with(".part")
                 && open_readable(&entry.path())
                     .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
@@ -467,9 +468,9 @@ impl Folder {
 }
 
 impl Folder {
-    /// The last one out removes it. Best effort: the next process of this user removes what is left.
+    /// Removes the folder if this is its last holder. Best effort: the next process of this user removes leftovers.
     fn leave(&self) {
-        // Once it was left, the name may be that of another process's folder.
+        // After leaving, the name may belong to another process's folder.
         if self.lock.try_lock().is_ok() && is_same(&self.lock, &self.path.join(LOCK)) {
             remove(&self.path);
         }
@@ -482,7 +483,7 @@ impl Drop for Folder {
     }
 }
 
-/// Whether `path` still names the file.
+/// Whether `path` still names this open file.
 fn is_same(file: &File, path: &Path) -> bool {
     let named = fs::symlink_metadata(path).ok().map(|about| (about.dev(), about.ino()));
     named.is_some() && named == file.metadata().ok().map(|about| (about.dev(), about.ino()))
@@ -504,7 +505,7 @@ fn check_folder(path: &Path) -> Result<(), StoreError> {
     Err(StoreError::NotOurs { path: path.to_owned(), found })
 }
 
-/// Holds a folder; `None` when it is being removed.
+/// Takes the shared lock of a folder; `None` while it is being removed.
 fn hold(folder: &Path) -> Result<Option<File>, StoreError> {
     let path = folder.join(LOCK);
     let lock = options().write(true).create(true).truncate(false).open(&path);
@@ -516,8 +517,8 @@ fn hold(folder: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Removes the folders of this user that nobody holds, but not `own`: what a process that was killed has brought of this run is
-/// of use.
+/// Removes this user's folders without holders, except `own`: what a killed process of this run
+/// has brought is still useful.
 fn sweep(place: &Path, prefix: &str, own: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
     for entry in entries.flatten() {
@@ -525,7 +526,7 @@ fn sweep(place: &Path, prefix: &str, own: &Path) {
         if path == own || !entry.file_name().to_string_lossy().starts_with(prefix) || check_folder(&path).is_err() {
             continue;
         }
-        // One without a lock is being made, or was left by a process that was killed in that moment.
+        // A folder without a lock file is being created, or was left by a process that was killed at that moment.
         let Ok(lock) = options().write(true).create(true).truncate(false).open(path.join(LOCK)) else { continue };
         if lock.try_lock().is_ok() && is_same(&lock, &path.join(LOCK)) {
             tracing::info!("weights that a run has left are removed: {}", path.display());
@@ -534,8 +535,8 @@ fn sweep(place: &Path, prefix: &str, own: &Path) {
     }
 }
 
-/// Removes a folder whose lock is held exclusively. It gets another name first, so that nobody makes a file in it meanwhile
-/// and takes it for theirs.
+/// Removes a folder whose lock is held exclusively. It is renamed first, so that no other process
+/// creates a file in it meanwhile.
 fn remove(path: &Path) {
     let gone = path.with_file_name(format!("pacs-{}-gone-{}", user(), std::process::id()));
     let _ = fs::remove_dir_all(&gone);
@@ -544,7 +545,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// What a file holds, for tests.
+/// Content of a version, for tests.
 #[cfg(test)]
 pub(crate) fn content(whole: &Whole) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(whole.description.bytes()).expect("small")];

@@ -1,10 +1,10 @@
-//! The protocol of weights: fixed-size frames over a blocking stream, plain or TLS, with a deadline on every read and write.
+//! The protocol for weights: frames over a blocking stream, plain or TLS, with a deadline on every read and write.
 //!
-//! A client sends the magic and the run; the server answers with the magic and a status byte. Each request is a verb and names
-//! a version by id and digest. `Pieces` adds a range of pieces; the server answers each with a status byte and, if it has it,
-//! its bytes, whose number both know from the description. `Join` adds a transport and the address at which the client awaits
-//! its peers; the answer is a status byte and, when a broadcast is about to begin, the client's rank and all addresses.
-//! Numbers are little-endian.
+//! A client sends the magic and the run; the server answers with the magic and a status byte. Each request is a verb
+//! and identifies a version by id and digest. `Pieces` adds a range of pieces; the server answers each with a status
+//! byte and, if it has it, the bytes, whose number both sides know from the description. `Join` adds a transport and
+//! the address at which the client awaits its peers; the answer is a status byte and, when a broadcast is about to
+//! begin, the client's rank and all addresses. Numbers are little-endian.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -23,35 +23,35 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use crate::store::CHUNK;
 use crate::{Digest, VersionId, is_address};
 
-/// Names the protocol and its version.
+/// Identifies the protocol and its version.
 pub(crate) const MAGIC: [u8; 8] = *b"PACSWGT2";
-/// Longest name of a run.
+/// Longest run id in a greeting, in bytes.
 pub(crate) const MOST_RUN: usize = 64;
-/// How long the other side may take to say who it is.
+/// Deadline of a greeting.
 pub(crate) const GREETING: Duration = Duration::from_secs(10);
-/// How long one read or write may take.
+/// Deadline of one read or write.
 pub(crate) const STALL: Duration = Duration::from_secs(15);
-/// Longest name or address in a frame.
+/// Longest name or address in a frame, in bytes.
 const MOST_TEXT: usize = 300;
-/// Most members of a broadcast.
+/// Bound on the members of a broadcast.
 pub(crate) const MOST_MEMBERS: usize = 1024;
-/// Slower than this, a sender or receiver counts as dead (bytes a second).
+/// Rate in bytes per second below which a sender or receiver counts as dead.
 const LEAST_RATE: u64 = 256 << 10;
-/// Plain text that TLS takes before the socket has to.
+/// Plain text that TLS buffers before the socket has to accept more.
 const TLS_AHEAD: usize = 256 << 10;
 
-/// What becomes of a request.
+/// Answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// The bytes follow.
     Here = 0,
     /// The version is not here (any more).
     Unknown = 1,
-    /// It is on its way here.
+    /// The piece is being fetched.
     NotYet = 2,
-    /// Another run, or another protocol.
+    /// The client belongs to another run, or speaks another protocol.
     Stranger = 3,
-    /// No broadcast of this version begins any more, or here at all.
+    /// No broadcast of this version will begin, or this server broadcasts none.
     NoBroadcast = 4,
 }
 
@@ -67,10 +67,10 @@ pub(crate) fn invalid(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem.into())
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Pieces of a version.
+    /// A range of pieces of a version.
     Pieces { id: VersionId, digest: Digest, first: u32, count: u32 },
     /// A place in the broadcast of a version.
     Join { id: VersionId, digest: Digest, transport: String, address: String },
@@ -78,7 +78,7 @@ pub(crate) enum Request {
 
 const PIECES: u8 = 0;
 const JOIN: u8 = 1;
-/// A verb, generation and version, and the digest.
+/// Size of a verb, generation, version and digest.
 const HEAD_BYTES: usize = 1 + 8 + 8 + 32;
 
 impl Request {
@@ -126,16 +126,16 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection.
+/// A connection of the weights protocol.
 pub(crate) struct Wire {
     stream: BufReader<TcpStream>,
     tls: Option<Box<Connection>>,
-    /// When what goes on now must be over, whatever single reads take.
+    /// Deadline of the current operation, however many reads it takes.
     deadline: Instant,
 }
 
 impl Wire {
-    /// Dials a sender of a role, and says which run this is.
+    /// Dials a sender of this role, and names the run.
     pub(crate) fn dial(address: &str, role: PeerRole, security: &Security, run: &str) -> io::Result<Self> {
         use std::net::ToSocketAddrs;
         let mut problem = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -178,7 +178,7 @@ impl Wire {
         }
     }
 
-    /// Lets a rollout worker greet; the run that it says it is of.
+    /// Accepts the greeting of a rollout worker; returns the run that it names.
     pub(crate) fn accept(stream: TcpStream, security: &Security) -> io::Result<(Self, String)> {
         let tls = match security.rustls() {
             None => None,
@@ -233,12 +233,12 @@ impl Wire {
         self.push_out()
     }
 
-    /// From now on, `bytes` have to be through in the time that the slowest peer may take.
+    /// Sets the deadline for `bytes` to be transferred, at the lowest acceptable rate.
     pub(crate) fn expect(&mut self, bytes: u64) {
         self.deadline = Instant::now() + STALL + Duration::from_secs(bytes / LEAST_RATE);
     }
 
-    /// From now on, something has to be through within `limit`, which may be longer than a read takes.
+    /// Sets the deadline for the next operation, which may be longer than that of a read.
     pub(crate) fn wait_up_to(&mut self, limit: Duration) -> io::Result<()> {
         self.deadline = Instant::now() + limit;
         self.stream.get_ref().set_read_timeout(Some(limit))
@@ -273,7 +273,7 @@ impl Wire {
         String::from_utf8(bytes).map_err(|error| invalid(error.to_string()))
     }
 
-    /// Tells a member its rank and everybody's address.
+    /// Sends a member its rank and all addresses.
     pub(crate) fn write_members(&mut self, rank: usize, addresses: &[String]) -> io::Result<()> {
         let mut bytes = vec![Status::Here as u8];
         for number in [rank, addresses.len()] {
@@ -283,7 +283,7 @@ impl Wire {
         self.write_all(&bytes)
     }
 
-    /// What [`Wire::write_members`] wrote after the status byte.
+    /// Reads what [`Wire::write_members`] sent after the status byte.
     pub(crate) fn members(&mut self) -> io::Result<(usize, Vec<String>)> {
         let mut number = || self.take().map(u32::from_le_bytes).map(|number| number as usize);
         let (rank, count) = (number()?, number()?);
@@ -307,7 +307,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Reads what is there, and waits for something; 0 at the end.
+    /// Reads available bytes, waiting for at least one; 0 at the end of the stream.
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
             self.check_deadline()?;
@@ -324,7 +324,7 @@ impl Wire {
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What a timeout of the system is called.
+                // The system's error for a timeout.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
                 other => return other,
             }
@@ -345,7 +345,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends a range of a file; `pace` is told before so many bytes are sent. In plain text the kernel sends from the page cache.
+    /// Sends a range of a file; `pace` is called before each part with its size. In plain text the kernel sends from
+    /// the page cache.
     pub(crate) fn send(&mut self, file: &File, range: Range<u64>, pace: &dyn Fn(u64)) -> io::Result<()> {
         let (mut at, mut chunk) = (range.start, Vec::new());
         while at < range.end {
@@ -364,7 +365,8 @@ impl Wire {
         Ok(())
     }
 
-    /// The library's own copy does not ask for `sendfile`, for a file that changes would change what is on its way. These do not.
+    /// Sends by `sendfile`. The standard library avoids it, because a changing file would change data on its way; these
+    /// files do not change.
     fn send_cached(&mut self, file: &File, mut at: u64, length: usize) -> io::Result<()> {
         let mut left = length;
         while left > 0 {
@@ -372,7 +374,7 @@ impl Wire {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(sent) => left -= sent,
                 Err(Errno::INTR) => {}
-                // What a timeout of the system is called.
+                // The system's error for a timeout.
                 Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
                 Err(error) => return Err(error.into()),
             }
@@ -393,18 +395,18 @@ impl Wire {
     }
 }
 
-/// Takes what the stream has and decrypts it; 0 at its end.
+/// Reads from the stream and decrypts; 0 at its end.
 fn take_in(tls: &mut Connection, stream: &mut BufReader<TcpStream>) -> io::Result<usize> {
     let read = tls.read_tls(stream)?;
     if let Err(error) = tls.process_new_packets() {
-        // The other side learns why, if it still listens.
+        // Sends the alert, so that the other side learns the reason.
         let _ = tls.write_tls(stream.get_mut());
         return Err(invalid(error.to_string()));
     }
     Ok(read)
 }
 
-/// Bytes a second that all who share it may send together.
+/// A limit in bytes per second that all clones share.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace(Option<Arc<std::sync::Mutex<Instant>>>, u64);
 
@@ -413,7 +415,7 @@ impl Pace {
         Self(rate.map(|_| Arc::new(std::sync::Mutex::new(Instant::now()))), rate.unwrap_or(0).max(1))
     }
 
-    /// Waits until `bytes` more may be sent.
+    /// Waits until `bytes` may be sent.
     pub(crate) fn wait(&self, bytes: u64) {
         let Some(next) = &self.0 else { return };
         let turn = {

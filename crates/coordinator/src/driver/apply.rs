@@ -1,4 +1,4 @@
-//! What the driver does for each effect.
+//! How the driver carries out each effect.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,16 +12,16 @@ use super::{Batch, Driver, RECENT_STEPS, Sharing, Wait};
 use crate::progress::{Progress, RunEnd, StepSeconds, StepSummary};
 use crate::records::{ArchivedSample, Job, LinesOf, Questions, Round};
 
-/// A phase may last this long before watchers are told what it waits for, and again after `WAITING_AGAIN`.
+/// Age of a phase at which watchers are told what it waits for; told again after `WAITING_AGAIN`.
 const WAITING_FIRST: Duration = Duration::from_secs(10);
 const WAITING_AGAIN: Duration = Duration::from_secs(60);
-/// Without progress for so long, watchers are told what is stuck.
+/// Time without progress after which watchers are told what is stuck.
 const STALL_NAMED: Duration = Duration::from_secs(20);
-/// Records behind a snapshot before another one is made although no step was.
+/// Records after a snapshot that trigger another one even if no step was done.
 const MOST_RECORDS: u64 = 500_000;
 
-/// Least time between the snapshots of two steps. A snapshot copies the whole roster, so one for each step of a job that makes a
-/// hundred a second would cost more than the steps do; a restart replays the records of this much time at most.
+/// Least time between the snapshots of two steps. A snapshot copies the whole roster, so one per step would cost more
+/// than the steps of a job that does a hundred per second; a restart replays at most this much time of records.
 const SNAPSHOT_PERIOD: Duration = Duration::from_secs(1);
 
 impl Driver {
@@ -31,8 +31,8 @@ impl Driver {
         }
     }
 
-    /// Carries an effect out. Those of records that are taken in again come here, too: what they say of memory is done again,
-    /// and what they had written down is not written twice; nobody is told of it again.
+    /// Carries out an effect. During replay, effects on memory are repeated, but files are not written
+    /// again and nobody is notified.
     pub(crate) fn apply_one(&mut self, effect: Effect) {
         let live = !self.replaying;
         match effect {
@@ -64,6 +64,7 @@ impl Driver {
                 self.form_batch(step, groups, left_out, ranks);
                 self.lag = lag;
             }
+            // A replayed step whose line is on disk must not be archived and reported again.
             Effect::StepDone { step } => match self.run_folder.has(LinesOf::Metrics, step) {
                 true => self.step_was_done(),
                 false => self.step_done(step),
@@ -74,7 +75,7 @@ impl Driver {
             },
             Effect::CreateCheckpoint { step, save } => {
                 self.saved.clear();
-                // What is left of these two when all records are taken in is done then: `go_on`.
+                // During replay these two are left to `go_on`, which does what is still missing at the end.
                 if live {
                     self.create_checkpoint(step, save);
                 }
@@ -102,7 +103,7 @@ impl Driver {
             Effect::WorkerLost { worker, name, role, why } => {
                 if live {
                     tracing::warn!(worker = name, %role, "worker lost: it {why}");
-                    // A call of its own that still waits is refused at once.
+                    // A call of the lost worker that still waits is refused at once.
                     self.wake_own(worker);
                     self.tell_progress(Progress::WorkerLost { name, why });
                 }
@@ -140,7 +141,7 @@ impl Driver {
         self.batch = Some(Batch::new(step, groups, left_out, self.spec.batch.mini_batches, &sharing));
     }
 
-    /// The step is written down already: only memory is to forget it.
+    /// A step that was recorded before a restart: only the state in memory is updated.
     fn step_was_done(&mut self) {
         self.weights.clone_from(&self.published);
         if let Some(batch) = self.batch.take() {
@@ -176,7 +177,7 @@ impl Driver {
         self.recent_steps.push_back(seconds.total_seconds);
         let counted = self.take_counted();
         let count = |counter: Counter| counted.get(&counter).copied().unwrap_or(0);
-        // Training goes on beside an evaluation: what the latter counts is told apart by its name, not by its time.
+        // Evaluation and training share the time, so their counters are told apart by name.
         let training = |all: Counter, measured: Counter| count(all).saturating_sub(count(measured));
         let summary = StepSummary {
             step,
@@ -206,7 +207,7 @@ impl Driver {
             metrics: trained.metrics.into_iter().chain(self.verifications.take_step()).collect(),
             remaining_seconds: self.remaining_seconds(step).unwrap_or(0.0),
         };
-        // Before the line, which says that all of the step is written.
+        // Archived before the metrics line, whose presence says that the step is completely written.
         self.archive_round(step, Purpose::Train, &sampled);
         let line = line(&summary.numbers());
         self.hand_over(Job::Append { to: LinesOf::Metrics, step, line, score: None });
@@ -217,7 +218,7 @@ impl Driver {
         self.tell_progress(Progress::Step(Box::new(summary)));
     }
 
-    /// Time to the end of the job, as far as the newest steps tell.
+    /// Estimated time to the end of the job, from the duration of the newest steps; `None` before the first.
     pub(crate) fn remaining_seconds(&self, step: u64) -> Option<f64> {
         if self.recent_steps.is_empty() {
             return None;
@@ -226,7 +227,7 @@ impl Driver {
         Some(mean * self.spec.batch.steps.saturating_sub(step) as f64)
     }
 
-    /// Moves the groups out of the store, to the archive if there is one.
+    /// Moves the groups from the store to the archive, if the run keeps one.
     pub(super) fn archive_round(&mut self, step: u64, purpose: Purpose, groups: &[GroupId]) {
         let mut samples = Vec::new();
         for group in groups {
@@ -235,7 +236,7 @@ impl Driver {
             samples.extend(judged.map(row));
         }
         if self.run_folder.archives() {
-            // Questions and prompts are looked up by the thread that writes, for a copy of all of them would be made under the lock.
+            // The writing thread looks up questions and prompts, because copying them here would happen under the lock.
             let problems = Arc::clone(&self.problems) as Arc<dyn Questions>;
             self.hand_over(Job::Archive(Round { step, purpose, samples, problems }));
         }
@@ -269,10 +270,10 @@ impl Driver {
         self.end.send_replace(Some(end));
     }
 
-    /// Lets time pass.
+    /// Applies due events, and tells watchers about waits and stalls.
     pub(crate) fn tick(&mut self) {
         if let Some(problem) = self.journal.failure() {
-            // What the machine knows is ahead of the disk, and nobody was told of it: only a restart is honest.
+            // The machine is ahead of the disk, and nobody has seen that state: only a restart is consistent.
             return self.interrupt(problem);
         }
         self.mind_room();
@@ -287,7 +288,7 @@ impl Driver {
         }
         let told = self.told_waiting.map_or(WAITING_AGAIN, |at| at.elapsed());
         let waits = self.machine.phase_age(now) >= WAITING_FIRST && told >= WAITING_AGAIN;
-        // What is stuck is named soon, however long the phase has been going on and whatever was said of it.
+        // A stall is reported soon, however long the phase has lasted and whatever was reported about it.
         let is_stalled = self.machine.stalled_for(now) >= STALL_NAMED;
         let newly_stalled = is_stalled && !std::mem::replace(&mut self.told_stall, is_stalled);
         if (waits || newly_stalled) && self.machine.ended().is_none() {
@@ -313,7 +314,7 @@ fn log_dropped(group: GroupId, why: Dropped) {
     }
 }
 
-/// A line of a file of JSON lines.
+/// Serializes a value as a line of a JSON Lines file.
 pub(super) fn line(value: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("a summary is numbers with names");
     line.push(b'\n');

@@ -7,41 +7,41 @@ use pacs_types::{FinishReason, GroupId};
 use super::share::{GroupLengths, share, share_units};
 use super::{KeptSample, Store};
 
-/// Among whom a batch is shared, and by what.
+/// Parameters of the division of a batch among ranks.
 pub(crate) struct Sharing<'a> {
-    /// How many ranks there are.
+    /// Number of ranks.
     pub(crate) ranks: u32,
-    /// What a sequence costs.
+    /// Cost model of a sequence.
     pub(crate) cost: Flops,
-    /// Where the samples are.
+    /// The samples of the groups.
     pub(crate) store: &'a Store,
-    /// Tokens of a group's prompt.
+    /// Number of tokens of a group's prompt.
     pub(crate) prompt_tokens: &'a dyn Fn(GroupId) -> usize,
-    /// What is shared are units, which are the same for any number of ranks, and not answers.
+    /// Whether to divide by units, which do not depend on the number of ranks, instead of by answers.
     pub(crate) by_units: bool,
 }
 
-/// The batch of a step: who computes what.
+/// The batch of a step, divided among ranks.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) step: u64,
     pub(crate) groups: Vec<GroupId>,
-    /// Groups of the step that the learner does not get.
+    /// Groups of the step that the learner does not receive.
     pub(crate) left_out: Vec<GroupId>,
     content: Arc<BatchContent>,
 }
 
-/// What ranks get of a batch. Shared, so that they get it without the driver's lock.
+/// The part of a batch that is sent to ranks; shared, so that they are served without the driver's lock.
 #[derive(Debug, Default)]
 pub(crate) struct BatchContent {
-    /// In mini-batch order; the entries of a group are neighbours.
+    /// All sequences in mini-batch order; those of a group are adjacent.
     pub(crate) index: Vec<v1::SequenceIndex>,
-    /// The sample of each entry.
+    /// The sample of each index entry.
     pub(crate) samples: Vec<KeptSample>,
 }
 
 impl Batch {
-    /// Shares the groups' sequences among ranks, so that each mini-batch costs every rank about the same.
+    /// Divides the sequences among ranks, so that each mini-batch costs every rank about the same.
     pub(crate) fn new(
         step: u64,
         groups: Vec<GroupId>,
@@ -65,7 +65,7 @@ impl Batch {
         Arc::clone(&self.content)
     }
 
-    /// The task of one rank: how much the batch is.
+    /// The task message of one rank, with the sizes of what it will receive.
     pub(crate) fn task(&self, rank: u32) -> v1::TrainTask {
         let mut task =
             v1::TrainTask { step: self.step, sequences: narrow(self.content.index.len()), ..Default::default() };
@@ -80,7 +80,7 @@ impl Batch {
 }
 
 impl BatchContent {
-    /// Adds the entries of one mini-batch.
+    /// Appends the sequences of one mini-batch.
     fn add(&mut self, groups: &[GroupId], mini_batch: u32, sharing: &Sharing<'_>) {
         let begin = self.index.len();
         let mut lengths = Vec::with_capacity(groups.len());

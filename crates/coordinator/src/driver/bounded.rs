@@ -1,18 +1,18 @@
-//! A status that fits into a message, however many workers there are and whatever they are called.
+//! Limits a status to the size of a message, for any number of workers and any names.
 
 use std::collections::HashMap;
 
 use pacs_protocol::{ANSWER_BYTES, v1};
 use prost::Message;
 
-/// Bytes of a name, a host or an activity that are shown.
+/// Bytes of a name, host or activity that are kept.
 const SHOWN: usize = 256;
-/// Bytes of a sentence that are shown.
+/// Bytes of a sentence that are kept.
 const SENTENCE: usize = 2048;
-/// Tag and length of an entry of a list or a map.
+/// Bytes for tag and length of a list or map entry.
 const ENTRY_BYTES: usize = 12;
 
-/// Cuts every list of a status to a part of what fits; [`v1::GetStatusResponse::left_out`] says how much did not.
+/// Cuts every list of a status to its share of the space; [`v1::GetStatusResponse::left_out`] counts what was cut.
 pub(crate) fn bounded(mut status: v1::GetStatusResponse) -> v1::GetStatusResponse {
     for worker in &mut status.workers {
         let texts = [&mut worker.name, &mut worker.host, &mut worker.activity];
@@ -54,7 +54,7 @@ fn shorten(text: &mut String, most: usize) {
     }
 }
 
-/// Keeps the first entries, as many as fit into a half of an answer: there are six lists. Returns how many are gone.
+/// Keeps the first entries, as many as fit into half of an answer: there are six lists. Returns the number removed.
 fn cut<T>(entries: &mut Vec<T>, bytes: impl Fn(&T) -> usize) -> usize {
     let mut room = ANSWER_BYTES / 2;
     let fits = |entry: &&T| match room.checked_sub(bytes(entry) + ENTRY_BYTES) {
@@ -68,7 +68,7 @@ fn cut<T>(entries: &mut Vec<T>, bytes: impl Fn(&T) -> usize) -> usize {
     entries.split_off(fitting).len()
 }
 
-/// The same by name, so that it is not left to chance what is there.
+/// The same for a map, in order of names, so that what is kept does not depend on hashing.
 fn cut_map<V>(map: &mut HashMap<String, V>) -> usize {
     let mut entries: Vec<_> = std::mem::take(map).into_iter().collect();
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));

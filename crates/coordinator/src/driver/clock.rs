@@ -3,14 +3,14 @@ use std::time::Instant;
 
 use pacs_machine::PhaseKind;
 
-/// Where the time goes, by phase.
+/// Wall-clock time spent in each phase.
 #[derive(Debug)]
 pub(crate) struct PhaseClock {
     phase: PhaseKind,
     since: Instant,
     seconds: BTreeMap<PhaseKind, f64>,
     last_sample: Option<Instant>,
-    /// When the newest sampling phase ended.
+    /// End of the newest sampling phase.
     sampled: Option<Instant>,
 }
 
@@ -34,13 +34,13 @@ impl PhaseClock {
         self.last_sample = Some(now);
     }
 
-    /// Seconds in a phase since they were taken last.
+    /// Seconds spent in a phase since they were last taken.
     pub(crate) fn take(&mut self, phase: PhaseKind, now: Instant) -> f64 {
         self.settle(now);
         self.seconds.remove(&phase).unwrap_or(0.0)
     }
 
-    /// Seconds between the last sample and the end of the newest sampling phase.
+    /// Seconds from the last sample to the end of the newest sampling phase, in which only verifiers worked.
     pub(crate) fn verifying_tail(&self) -> f64 {
         match (self.last_sample, self.sampled) {
             (Some(sample), Some(end)) => end.saturating_duration_since(sample).as_secs_f64(),
@@ -48,7 +48,7 @@ impl PhaseClock {
         }
     }
 
-    /// Forgets all but the present phase.
+    /// Forgets the time spent so far; the current phase continues.
     pub(crate) fn clear(&mut self) {
         self.seconds.clear();
     }
@@ -59,11 +59,11 @@ impl PhaseClock {
     }
 }
 
-/// How long checkpoints take, from the first word to the ranks until they are durable.
+/// Duration of checkpoints, from the start of the save until they are durable.
 #[derive(Debug, Default)]
 pub(crate) struct SaveClock {
     began: Option<Instant>,
-    /// The newest one since this was taken last.
+    /// Duration of the newest checkpoint since it was last taken.
     took: Option<f64>,
 }
 
@@ -72,14 +72,14 @@ impl SaveClock {
         self.began = Some(now);
     }
 
-    /// The checkpoint is durable; how long it took. 0 for one that an earlier process began.
+    /// Notes that the checkpoint is durable; returns its duration, 0 if an earlier process began it.
     pub(crate) fn end(&mut self, now: Instant) -> f64 {
         let took = self.began.take().map(|began| now.saturating_duration_since(began).as_secs_f64());
         self.took = took.or(self.took);
         took.unwrap_or(0.0)
     }
 
-    /// Seconds of the newest checkpoint since they were taken last, if there was one.
+    /// Duration of the newest checkpoint, if one ended since this was last taken.
     pub(crate) fn take(&mut self) -> Option<f64> {
         self.took.take()
     }

@@ -1,4 +1,4 @@
-//! What becomes of the run when the content of a sample cannot be had any more.
+//! Handles samples whose content cannot be read.
 
 use pacs_machine::Event;
 use pacs_types::SampleId;
@@ -7,13 +7,13 @@ use super::{ContentError, Shared};
 use crate::progress::RunEnd;
 
 impl Shared {
-    /// Has a sample generated again whose content is lost, or ends the run where the disk does not give it: then what is on
-    /// the disk may be whole, and only a coordinator that starts again can tell.
+    /// Regenerates a sample whose content is lost. If the disk refuses the read, ends the run of this process instead:
+    /// the content may be intact, and only a restarted coordinator can tell.
     pub(crate) fn content_lost(&self, sample: SampleId, error: &ContentError) {
         let Ok(mut driver) = self.lock() else { return };
         if error.is_damage() {
             tracing::error!(%sample, "the journal has lost a sample; it is generated again: {error}");
-            // A repeat: another rank or verifier has met the same damage.
+            // Absent if another rank or verifier has reported the same damage already.
             if driver.store.has(sample, false) {
                 driver.tell(Event::SampleGone { sample });
             }

@@ -1,4 +1,4 @@
-//! The run folder as the driver sees it: jobs go out, what became of them comes back.
+//! The driver's side of the run folder: it queues jobs and handles their results.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use super::{Driver, Shared, Wait, no_room};
 use crate::progress::{Progress, RunEnd};
 use crate::records::{Done, Job, MOST_WAITING, Manifest};
 
-/// Follows what the thread of the run folder does, as long as both the thread and the driver are there.
+/// Handles the results of the run folder's thread, for as long as both the thread and the driver exist.
 pub(crate) fn follow(shared: &Shared, mut done: mpsc::Receiver<Done>) {
     let shared = shared.downgrade();
-    // Ends with the thread, or when the run is gone.
+    // Ends with the thread, or when the run is dropped.
     tokio::spawn(async move {
         while let Some(done) = done.recv().await {
             let Some(shared) = shared.upgrade() else { return };
@@ -23,18 +23,19 @@ pub(crate) fn follow(shared: &Shared, mut done: mpsc::Receiver<Done>) {
     });
 }
 
-/// How often watchers are told that there is no room.
+/// Interval at which watchers are reminded that the disk is full.
 const STILL_AGAIN: Duration = Duration::from_secs(60);
 
 impl Driver {
-    /// Has something done in the run folder, in its turn.
+    /// Queues a job for the run folder.
     pub(crate) fn hand_over(&mut self, job: Job) {
         if let Err(problem) = self.run_folder.hand_over(job) {
             self.interrupt(problem);
         }
     }
 
-    /// Ends this process's part: what was acknowledged is in the journal, and another process resumes from there.
+    /// Ends this process's part of the run. Everything acknowledged is in the journal, and the
+    /// next process resumes from it.
     pub(crate) fn interrupt(&mut self, reason: String) {
         if self.end.borrow().is_none() {
             tracing::error!("the run is interrupted: {reason}");
@@ -48,19 +49,21 @@ impl Driver {
     }
 
     pub(crate) fn commit_checkpoint(&mut self, snapshot: Snapshot, model: bool, save: u64) {
-        // The files stay noted until there is a checkpoint: a coordinator that starts in the middle of this does it again.
+        // The files are kept until the checkpoint exists, so that a coordinator that restarts
+        // in between can commit again.
         let manifest = Box::new(Manifest::new(snapshot, model, &self.spec, self.saved.clone()));
         let bytes: u64 = self.saved.values().flatten().map(|file| file.bytes).sum();
         self.save_bytes = self.save_bytes.max(bytes);
+        // The record that asks for the commit must be durable before the checkpoint is.
         let asked = self.durable();
         self.hand_over(Job::Commit { manifest, save, asked });
     }
 
-    /// Takes in what became of a job.
+    /// Handles the result of a job.
     pub(crate) fn disk_did(&mut self, done: Done) {
         self.run_folder.note(&done);
         match done {
-            // Ranks may have waited for it: for the folder of a save, or for room for the next step.
+            // A rank may be waiting for the folder of a save, or for a step to be written before the next one.
             Done::Written | Done::Created { .. } => self.notify(Wait::Task),
             Done::Committed { step, path } => {
                 let seconds = self.saves.end(Instant::now());
@@ -83,8 +86,8 @@ impl Driver {
         }
     }
 
-    /// Whether a task may be handed out as far as the disk is concerned: a step is not begun while several
-    /// before it wait to be written, whose samples would fill the memory; and nobody writes to a folder that is not there.
+    /// Whether the disk allows a task to be handed out. A step waits while several earlier ones are not written,
+    /// because their samples would fill the memory; a save waits for its folder.
     pub(crate) fn may_hand_out(&self, order: &TaskOrder) -> bool {
         match order.kind {
             TaskKind::Train { .. } => self.run_folder.waiting() < MOST_WAITING,
@@ -93,16 +96,15 @@ impl Driver {
         }
     }
 
-    /// Refuses what the disk has no room for: the journal could not follow.
+    /// Refuses calls while the disk is full, because the journal could not record them.
     ///
     /// # Errors
-    /// When there is no room.
+    /// When the disk is full.
     pub(crate) fn must_have_room(&self) -> Result<(), Status> {
         if self.journal.is_full() { Err(no_room("for what has happened")) } else { Ok(()) }
     }
 
-    /// Lets the run's time stand still while it waits for room: nobody's patience ends with it, neither that for workers nor the
-    /// watchdog's.
+    /// Stops the run's clock while it waits for disk space, so that neither liveness timeouts nor the watchdog expire.
     pub(crate) fn mind_room(&mut self) {
         let wanted = self.room.wanted();
         let now = Instant::now();
@@ -124,7 +126,7 @@ impl Driver {
         }
     }
 
-    /// What the run waits for, if that is the disk and the machine does not know.
+    /// What the run waits for, if that is the disk and the machine does not know it.
     pub(crate) fn waits_for_disk(&self) -> Option<String> {
         if let Some(wanted) = self.room.wanted() {
             return Some(format!("waits for {wanted}"));

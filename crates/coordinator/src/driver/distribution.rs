@@ -1,4 +1,4 @@
-//! What rollout workers are told of weights: what is announced, and who fetches from whom.
+//! Weight distribution: announcements to rollout workers, and who fetches from whom.
 
 use pacs_protocol::v1;
 use pacs_types::{Role, WorkerId};
@@ -7,11 +7,11 @@ use tonic::Status;
 
 use super::Driver;
 
-/// Most addresses that a worker may say have failed.
+/// Most failed addresses that a worker may report.
 const MOST_FAILED: usize = 64;
 
 impl Driver {
-    /// The announced weights, unless they are what the worker was told last.
+    /// The announced weights, unless the worker knows them already.
     pub(crate) fn announced(&mut self, request: &v1::AwaitWeightsRequest) -> Result<Option<v1::WeightsRef>, Status> {
         let worker = WorkerId(request.worker_id);
         self.check_rollout(worker)?;
@@ -26,7 +26,7 @@ impl Driver {
         Ok(None)
     }
 
-    /// Where a worker is to fetch the announced weights.
+    /// Sources from which a worker may fetch the announced weights.
     pub(crate) fn sources(&mut self, request: &v1::FindSourcesRequest) -> Result<Vec<v1::WeightSource>, Status> {
         let worker = WorkerId(request.worker_id);
         self.check_rollout(worker)?;

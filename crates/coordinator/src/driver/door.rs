@@ -1,5 +1,5 @@
-//! What the job allows of what workers hand in. Whatever gets past here is in the journal, is trained on, and comes again after
-//! every restart; so it is refused at the door, and once more when a journal is read that an earlier version has written.
+//! Validates what workers hand in against the job. Anything accepted here is journaled, trained on and replayed after
+//! every restart. So it is checked on submission, and again when a journal of an earlier version is read.
 
 use pacs_protocol::{ANSWER_BYTES, MOST_VERDICT_TEXT, WireError, v1};
 use pacs_shape::ModelConfig;
@@ -7,28 +7,28 @@ use pacs_spec::{JobSpec, VerifierKind, VerifierSpec};
 use pacs_types::{MAX_SAMPLE_BYTES, Sample, Verdict, VersionSpan, WeightVersion};
 use tonic::Status;
 
-/// Most bytes of text that a token decodes to: the longest known are runs of 512 blanks, and bytes that are no text become
-/// three each.
+/// Upper bound on the text of a token: the longest known tokens are runs of 512 blanks, and
+/// invalid bytes become three each.
 const TEXT_BYTES_PER_TOKEN: usize = 4096;
-/// A token, its two log-probs and its span in a message, at most.
+/// Upper bound on a token with its two log-probs and its span in a message.
 const BYTES_PER_TOKEN: usize = 5 + 4 + 4 + 16;
-/// The rest of a sample and of the call that hands it in.
+/// Allowance for the rest of a sample and of the call that hands it in.
 const CALL_BYTES: usize = 4096;
-/// Largest reward of one verifier, either way (docs/VERIFIERS.md).
+/// Largest absolute reward of one verifier (docs/VERIFIERS.md).
 const MOST_VERIFIER_REWARD: f64 = 1e6;
-/// How far sums of many rounded numbers may be beyond their bounds, as a share of them.
+/// Factor by which a sum of rounded numbers may exceed its bound.
 const ROUNDING: f64 = 1.01;
 
-/// The limits of a job.
+/// Limits that the job sets for samples and verdicts.
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
-    /// Rows of the model's embedding; none where its config cannot be read.
+    /// Rows of the model's embedding; `None` if its configuration cannot be read.
     vocabulary: Option<u32>,
     max_new_tokens: u32,
-    /// The kind of a built-in verifier, whose labels are 0 or 1.
+    /// Kind of the built-in verifier, whose labels are 0 or 1; `None` for others.
     built_in: Option<&'static str>,
     most_reward: f64,
-    /// Each with its largest reward.
+    /// The verifiers of the job, each with its largest reward.
     verifiers: Vec<(String, f64)>,
 }
 
@@ -36,7 +36,7 @@ impl Door {
     pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
         let most = |kind: VerifierKind| if kind.is_built_in() { 1.0 } else { MOST_VERIFIER_REWARD };
         let reward = &spec.reward;
-        // Sets that are measured may have verifiers of their own, which give a label and nothing else.
+        // Evaluation sets may have their own verifiers, which return a label and nothing else.
         let sets =
             || spec.evaluation.sets.values().filter_map(|set| set.verifier.as_ref()).map(|verifier| verifier.kind);
         let most_of_sets = sets().map(most).fold(0.0, f64::max);
@@ -59,14 +59,14 @@ impl Door {
         }
     }
 
-    /// Most bytes of a call that hands a sample of this job in.
+    /// Upper bound on the size of a call that hands in a sample of this job.
     pub(crate) fn sample_bytes(&self) -> usize {
         let of_tokens =
             BYTES_PER_TOKEN.saturating_add(TEXT_BYTES_PER_TOKEN).saturating_mul(self.max_new_tokens as usize);
         of_tokens.min(MAX_SAMPLE_BYTES + ANSWER_BYTES - CALL_BYTES) + CALL_BYTES
     }
 
-    /// Checks a sample against the lease that asked for it: how many tokens, of which vocabulary.
+    /// Checks a sample against the job: number of tokens and their vocabulary.
     pub(crate) fn sample(&self, sample: &Sample) -> Result<(), WireError> {
         let (tokens, most) = (sample.tokens.len(), self.max_new_tokens);
         if tokens > most as usize {
@@ -93,7 +93,7 @@ impl Door {
         Ok(())
     }
 
-    /// Checks a verdict against what the verifiers of the job can say.
+    /// Checks a verdict against what the verifiers of the job can return.
     pub(crate) fn verdict(&self, verdict: &Verdict) -> Result<(), WireError> {
         let Verdict { outcome, label, reward, extracted, rule } = verdict;
         if let Some(kind) = self.built_in.filter(|_| outcome.is_conclusive() && *label != 0.0 && *label != 1.0) {
@@ -114,7 +114,7 @@ impl Door {
         Ok(())
     }
 
-    /// Checks what is said of the verifiers that were asked: those of the job, each once at most.
+    /// Checks the reported verifications: only verifiers of the job, each at most once.
     pub(crate) fn verifications(&self, verifications: &[v1::Verification]) -> Result<(), WireError> {
         let (count, most) = (verifications.len(), self.verifiers.len());
         if count > most {
@@ -142,13 +142,13 @@ impl Door {
     }
 }
 
-/// A name that somebody made up, as much of it as anybody would read.
+/// A name from outside, quoted and cut for an error message.
 fn shown(name: &str) -> String {
     const SHOWN: usize = 64;
     format!("{:?}", &name[..name.floor_char_boundary(SHOWN)])
 }
 
-/// Checks that no token is of weights that there are not yet: its lease would never have lapsed for its age.
+/// Checks that no token claims weights newer than the newest version, which would evade the lag bound.
 pub(crate) fn known_versions(spans: &[VersionSpan], newest: WeightVersion) -> Result<(), Status> {
     match spans.iter().map(|span| span.version).max().filter(|version| *version > newest) {
         Some(version) => Err(Status::failed_precondition(format!(

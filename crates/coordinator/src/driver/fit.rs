@@ -1,4 +1,4 @@
-//! Answers of bounded size: leases that do not fit into a message return to the queue.
+//! Bounds the size of answers: leases that do not fit into a message return to the queue.
 
 use pacs_machine::{Event, GroupGrant, SampleGrant};
 use pacs_protocol::ANSWER_BYTES;
@@ -6,15 +6,15 @@ use pacs_types::{GroupId, LeaseId};
 
 use super::Driver;
 
-/// Numbers, tags and lengths of a lease of one group or sample, sampling options and weights included.
+/// Allowance for the fixed part of a group or sample lease, including sampling options and weights.
 const LEASE_BYTES: usize = 1024;
-/// A number of a list, at most.
+/// Upper bound on an encoded list element.
 const NUMBER_BYTES: usize = 5;
-/// A wanted sample, at most.
+/// Upper bound on an encoded wanted sample.
 const WANTED_BYTES: usize = 14;
 
 impl Driver {
-    /// How many samples a rollout worker may ask for, so that mostly nothing of the answer is to be cut off.
+    /// Samples that a rollout worker may ask for, chosen so that an answer rarely has to be cut.
     pub(crate) fn most_free_samples(&self) -> u32 {
         let longest = |report: &pacs_data::SourceReport| report.longest_prompt_tokens;
         let report = &self.problems.report;
@@ -27,12 +27,12 @@ impl Driver {
         groups.max(1).saturating_mul(group)
     }
 
-    /// How many samples a verifier may ask for, likewise.
+    /// Samples that a verifier may ask for, likewise.
     pub(crate) fn most_samples_to_judge(&self) -> u32 {
         u32::try_from(ANSWER_BYTES / (LEASE_BYTES + self.store.largest_text())).unwrap_or(u32::MAX).max(1)
     }
 
-    /// The grants whose prompts fit into an answer.
+    /// The grants whose prompts fit into one answer; the others are returned to the queue.
     pub(crate) fn fit_groups(&mut self, mut grants: Vec<GroupGrant>) -> Vec<GroupGrant> {
         let bytes = |group: GroupId, samples: usize| {
             LEASE_BYTES + NUMBER_BYTES * self.problem(group).prompt_tokens.len() + WANTED_BYTES * samples
@@ -43,7 +43,7 @@ impl Driver {
         grants
     }
 
-    /// The grants whose answers and questions fit into an answer.
+    /// The grants whose questions and answers fit into one message; the others are returned to the queue.
     pub(crate) fn fit_samples(&mut self, mut grants: Vec<SampleGrant>) -> Vec<SampleGrant> {
         let fitting = how_many_fit(grants.iter().map(|grant| {
             let problem = self.problem(grant.sample.group);
@@ -62,7 +62,7 @@ impl Driver {
     }
 }
 
-/// How many items of these sizes go into an answer; the first always does.
+/// Number of items of these sizes that fit into an answer; the first always does.
 fn how_many_fit(sizes: impl Iterator<Item = usize>) -> usize {
     let mut room = ANSWER_BYTES;
     sizes

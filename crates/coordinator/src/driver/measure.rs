@@ -1,4 +1,4 @@
-//! What a measurement of the policy comes to: a line for each set, and one for each of its problems.
+//! Evaluation results: one line for each set, and one for each of its problems.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use super::{Driver, Store};
 use crate::progress::{EvaluationSummary, Progress};
 use crate::records::{Job, LinesOf};
 
-/// Time between two reports of a measurement's progress.
+/// Interval of progress reports of an evaluation.
 const TOLD_AGAIN: Duration = Duration::from_secs(5);
-/// Most bytes of a question, or of an answer, in the line of a problem.
+/// Bytes of a question or answer in a problem's line.
 const SHOWN: usize = 200;
 
-/// What watchers know of a measurement.
+/// What watchers were told about the evaluation in progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MeasuringTold {
-    /// When it was seen first in this process, and how many samples had their verdict then.
+    /// When this process first saw it, and how many samples were judged then.
     since: (Instant, u64),
     last: Instant,
 }
@@ -36,7 +36,7 @@ impl Driver {
         for measured in &self.problems.sets {
             let of_set: Vec<(GroupId, usize)> =
                 groups.iter().filter_map(|group| Some((*group, position(measured, *group)?))).collect();
-            // Each set has a schedule of its own.
+            // A set that is not due in this step has no groups.
             if of_set.is_empty() && !self.is_due(measured, step) {
                 continue;
             }
@@ -45,7 +45,7 @@ impl Driver {
             rows.iter().for_each(|row| problems.extend(line(row)));
             let ids: Vec<GroupId> = of_set.into_iter().map(|(group, _)| group).collect();
             let summary = EvaluationSummary { seconds, ..summary(step, measured, &ids, &rows, &self.store) };
-            // Checkpoints are compared by the set without a name.
+            // `checkpoint.keep_best` compares checkpoints by the unnamed set.
             if summary.set.is_none() {
                 score = Some(summary.pass_at_1);
             }
@@ -53,7 +53,7 @@ impl Driver {
             summaries.push(summary);
         }
         self.archive_round(step, Purpose::Evaluate, groups);
-        // Before the lines of the sets, which say that all of the measurement is written.
+        // Archived before the lines of the sets, whose presence says that the evaluation is completely written.
         self.hand_over(Job::Append { to: LinesOf::Problems, step, line: problems, score: None });
         self.hand_over(Job::Append { to: LinesOf::Evaluations, step, line: lines, score });
         for summary in summaries {
@@ -71,13 +71,13 @@ impl Driver {
         }
     }
 
-    /// Takes over what earlier processes have measured, from the lines that they have written.
+    /// Restores the newest result of each set from the lines that earlier processes wrote.
     pub(crate) fn remember_measured(&mut self, lines: &str) {
         let summaries = lines.lines().filter_map(|line| serde_json::from_str::<EvaluationSummary>(line).ok());
         self.measured.extend(summaries.map(|summary| (summary.label().to_owned(), summary)));
     }
 
-    /// The newest measurement of each set as numbers with names, for the status.
+    /// The newest result of each set as named numbers, for the status.
     pub(super) fn measured_numbers(&self) -> impl Iterator<Item = (String, f64)> {
         self.measured.iter().flat_map(|(set, summary)| {
             let at_k = summary.pass_at_k.map(|share| (format!("pass_at_{}", summary.k), share));
@@ -86,7 +86,7 @@ impl Driver {
         })
     }
 
-    /// Time to the end of the measurement in progress, at the rate of this process so far.
+    /// Estimated time to the end of the evaluation in progress, at the rate of this process.
     pub(super) fn measuring_left(&self) -> Option<f64> {
         let (judged, samples) = self.machine.measuring()?;
         let (began, before) = self.told_measuring?.since;
@@ -94,7 +94,7 @@ impl Driver {
         Some(began.elapsed().as_secs_f64() / done as f64 * samples.saturating_sub(judged) as f64)
     }
 
-    /// Says now and then how far a measurement is.
+    /// Reports the progress of an evaluation at intervals.
     pub(super) fn tell_measuring(&mut self) {
         let Some((judged, samples)) = self.machine.measuring() else {
             self.told_measuring = None;
@@ -167,7 +167,7 @@ fn problem(step: u64, measured: &MeasuredSet, position: usize, store: &Store, gr
         row.truncated += u32::from(sample.finish == FinishReason::Length);
         row.unparsable += u32::from(verdict.outcome == Outcome::Unparsable);
         row.tokens += u64::from(sample.tokens);
-        // What cannot be read is no vote, even if something was found.
+        // An unparsable answer is no vote, even if something was extracted.
         if let Some(extracted) = verdict.extracted.as_ref().filter(|_| verdict.outcome != Outcome::Unparsable) {
             let (count, of_right) = answers.entry(shortened(extracted.trim())).or_default();
             *count += 1;
@@ -178,7 +178,7 @@ fn problem(step: u64, measured: &MeasuredSet, position: usize, store: &Store, gr
     row
 }
 
-/// A text as it is, or its beginning with a digest of all of it: two long answers stay two.
+/// A text as it is, or its beginning and a digest of the whole, so that two long answers stay distinct.
 fn shortened(text: &str) -> String {
     if text.len() <= SHOWN {
         return text.to_owned();

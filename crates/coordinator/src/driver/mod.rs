@@ -1,4 +1,4 @@
-//! Carries out the machine's effects, and keeps the payloads that the machine only counts.
+//! Carries out the machine's effects, and holds the payloads that the machine only counts.
 
 mod apply;
 mod batch;
@@ -56,18 +56,18 @@ use crate::journal::{Audit, DurableUpTo, Frame, Journal, NotDurable};
 use crate::progress::{EvaluationSummary, Progress, RunEnd, StepSummary};
 use crate::records::{Checkpoints, RankFile, Room, RunFolder};
 
-/// Longest time that a call may wait for work, whatever it asks for.
+/// Upper bound on the time that a call may wait for work.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Steps whose duration the estimate of the remaining time is made of.
+/// Steps over which the estimate of the remaining time is averaged.
 const RECENT_STEPS: usize = 10;
 
-/// The driver, for those who share it.
+/// The driver behind its lock, for services and tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     driver: Arc<Mutex<Driver>>,
     waiters: Waiters,
     door: Arc<Door>,
-    /// The driver's, to be told when nobody can enter the driver any more.
+    /// The end of the run, to be set when a panic has poisoned the driver.
     end: watch::Sender<Option<RunEnd>>,
 }
 
@@ -77,12 +77,12 @@ impl Shared {
         Self { driver: Arc::new(Mutex::new(driver)), waiters, door, end }
     }
 
-    /// What the job allows of what workers hand in.
+    /// The limits that the job sets for submissions.
     pub(crate) fn door(&self) -> &Door {
         &self.door
     }
 
-    /// The driver, unless somebody has panicked in it; then the run of this process ends.
+    /// Locks the driver; after a panic under the lock, ends the run of this process instead.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Driver>, Poisoned> {
         poison::enter(&self.driver).inspect_err(|poisoned| {
             self.end.send_if_modified(|end| {
@@ -96,27 +96,29 @@ impl Shared {
         })
     }
 
-    /// The driver, also when somebody has panicked in it: to close what it has open, and for nothing else.
+    /// Locks the driver even after a panic, only to close its files and threads.
     pub(crate) fn lock_to_close(&self) -> MutexGuard<'_, Driver> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with the driver. What comes of it is given out when everything that it relies on is durable.
+    /// Calls the driver once. Returns the result when everything that it relies on is durable.
     pub(crate) async fn call<T>(&self, call: impl FnOnce(&mut Driver) -> Result<T, Status>) -> Result<T, Status> {
         let (result, durable) = {
             let mut driver = self.lock()?;
+            // Before the machine sees the event, so that a refused call has no effect.
             driver.must_have_room()?;
             let result = call(&mut driver);
+            // A refusal waits for the disk, too: it may be based on records that are not durable yet.
             (result, driver.durable())
         };
         on_disk(durable).await?;
         result
     }
 
-    /// Tries, and again whenever there may be what the call waits for, until there is something or `wait_ms` have passed.
-    /// What is found is given out when everything that it relies on is durable.
+    /// Calls the driver repeatedly, whenever what the call waits for may have arrived, until it returns a value or
+    /// `wait_ms` have passed. Returns the result when everything that it relies on is durable.
     ///
-    /// The attempt holds the driver: it returns what is small, and the answer is built from that outside.
+    /// The call runs under the driver's lock, so it should return little; the answer is built outside.
     pub(crate) async fn poll<T>(
         &self,
         wait: Wait,
@@ -150,15 +152,15 @@ async fn on_disk(durable: DurableUpTo) -> Result<(), Status> {
     })
 }
 
-/// The answer to a call whose record the disk cannot take. It is as if the call had not been made yet, so that nothing piles
-/// up in memory; callers wait for as long as they hear it.
+/// The answer to a call that a full disk cannot record. The call has no effect, so that nothing accumulates in memory;
+/// callers retry for as long as they get this answer.
 fn no_room(wanted: &str) -> Status {
     let mut status = Status::unavailable(format!("the run waits for room on its disk {wanted}"));
     status.metadata_mut().insert(NO_ROOM_KEY, MetadataValue::from_static("1"));
     status
 }
 
-/// The driver, for what must not keep it alive.
+/// The driver, for tasks that must not keep it alive.
 #[derive(Clone, Debug)]
 struct WeakShared {
     driver: std::sync::Weak<Mutex<Driver>>,
@@ -174,7 +176,7 @@ impl WeakShared {
     }
 }
 
-/// The machine with everything that it decides about.
+/// The machine, the payloads it decides about, and the handles for its effects.
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) machine: Machine,
@@ -183,62 +185,62 @@ pub(crate) struct Driver {
     pub(crate) run_dir: PathBuf,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) problems: Arc<Problems>,
-    /// What the job allows of what workers hand in.
+    /// Limits that the job sets for submissions.
     pub(crate) door: Arc<Door>,
-    /// What training on a sequence costs.
+    /// Cost model of training on a sequence.
     pub(crate) cost: Flops,
     pub(crate) started: Instant,
-    /// The machine's time when this process started.
+    /// Machine time when this process started.
     pub(crate) time_before: Duration,
-    /// For how long the run has waited for room since, which is no time of its workers.
+    /// Total time for which the run has waited for disk space; it does not count for workers.
     pub(crate) stood_still: Duration,
-    /// It waits now, since then; and when watchers were told.
+    /// Start of the current wait for disk space; `None` while there is space.
     pub(crate) still_since: Option<Instant>,
     pub(crate) told_still: Option<Instant>,
     pub(crate) room: Room,
-    /// Bytes that a checkpoint takes, as far as it is known.
+    /// Bytes that a checkpoint takes, as far as known.
     pub(crate) save_bytes: u64,
     pub(crate) journal: Journal,
 
-    /// Samples and verdicts of the groups in flight, those of the batch in training included.
+    /// Samples and verdicts of the groups in flight, including those of the batch in training.
     pub(crate) store: Store,
-    /// The batch in training.
+    /// The batch in training; `None` outside of that phase.
     pub(crate) batch: Option<Batch>,
-    /// Newest weights that all ranks have reached: what is lent is generated with them.
+    /// Newest weights that all ranks have reached, and that leases name.
     pub(crate) weights: Option<v1::WeightsRef>,
-    /// Who fetches them from whom.
+    /// Assigns the sources from which hosts fetch those weights.
     pub(crate) distribution: pacs_weights::Distribution,
-    /// What rank 0 has published; the other ranks may not be there yet.
+    /// Newest weights that rank 0 has published, which other ranks may not have reached.
     pub(crate) published: Option<v1::WeightsRef>,
-    /// What rank 0 reported of the step.
+    /// Report of rank 0 on the current step.
     pub(crate) trained: Option<v1::TrainResult>,
-    /// What ranks reported of the checkpoint being written.
+    /// Files that ranks have reported for the checkpoint in flight.
     pub(crate) saved: BTreeMap<u32, Vec<RankFile>>,
     pub(crate) learner_names: Vec<String>,
-    /// How many versions behind its weights the oldest token of the batch in training is.
+    /// Lag of the batch in training: versions between its oldest token and the weights.
     pub(crate) lag: u64,
-    /// The records of the journal are being taken in again.
+    /// Whether records of the journal are being replayed.
     pub(crate) replaying: bool,
-    /// Workers that were drained.
+    /// Names of workers that were drained.
     pub(crate) drained: BTreeSet<String>,
     pub(crate) verifications: Verifications,
-    /// The machine's counts when the step began.
+    /// The machine's counters when the current step began.
     pub(crate) counted: Counters,
 
     pub(crate) clock: PhaseClock,
     pub(crate) saves: SaveClock,
     pub(crate) recent_steps: VecDeque<f64>,
     pub(crate) newest_step: Option<StepSummary>,
-    /// When watchers heard of a measurement's progress last, and since when how many of its samples have been judged here.
+    /// What watchers were told about the evaluation in progress.
     pub(crate) told_measuring: Option<MeasuringTold>,
-    /// The newest measurement of each set.
+    /// The newest result of each evaluation set.
     pub(crate) measured: BTreeMap<String, EvaluationSummary>,
-    /// The wait that watchers were told of last, and when.
+    /// When watchers were last told what the run waits for.
     pub(crate) told_waiting: Option<Instant>,
-    /// They know of the stall that is going on.
+    /// Whether watchers were told of the current stall.
     pub(crate) told_stall: bool,
 
-    /// Where checkpoints are; nothing of it is touched here.
+    /// Paths of the checkpoints; the run folder's thread does all file access.
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_folder: RunFolder,
 
@@ -247,7 +249,7 @@ pub(crate) struct Driver {
     waiters: Waiters,
 }
 
-/// What a new driver is made of.
+/// The parts that a driver is built from.
 pub(crate) struct Parts {
     pub(crate) machine: Machine,
     pub(crate) spec: JobSpec,
@@ -313,13 +315,13 @@ impl Driver {
         }
     }
 
-    /// Begins: a job that is complete already ends where it starts.
+    /// Starts the run. A job that is complete already ends here.
     pub(crate) fn begin(&mut self) {
         self.apply_log_level();
         // A job that only evaluates is in that phase before its first event.
         self.clock.enter(self.machine.phase(), Instant::now());
         self.keep_snapshot();
-        // A run that was stopped, or failed, goes on.
+        // A stopped or failed run continues; only a finished one ends.
         if let Some(end) = self.machine.ended().filter(|end| **end == End::Finished).cloned() {
             self.finish(&end);
         }
@@ -330,13 +332,13 @@ impl Driver {
         self.time_before + until.duration_since(self.started).saturating_sub(self.stood_still)
     }
 
-    /// Gives the machine an event; returns its answer and the effects that are still to be applied.
+    /// Applies an event to the machine; returns its answer and the effects that are still to be carried out.
     pub(crate) fn ask(&mut self, event: Event) -> Result<(Reply, Vec<Effect>), Status> {
         self.ask_with(event, None, None)
     }
 
-    /// The same with what belongs to the event: a message that is kept with its record, or a sample or verdict that is
-    /// kept if it counts.
+    /// The same with the event's content: a message that is stored with the record, or a sample or verdict that is
+    /// stored if it counts.
     pub(crate) fn ask_with(
         &mut self,
         event: Event,
@@ -345,11 +347,12 @@ impl Driver {
     ) -> Result<(Reply, Vec<Effect>), Status> {
         let (now, before) = (self.now(), self.machine.openings());
         let Step { record, answer, effects } = self.machine.step(now, event);
+        // The content of a repeat is in the journal already, and that of a stale submission is not wanted.
         let frame = frame.filter(|_| answer == Ok(Reply::Accepted { fresh: true }));
         if let Some(record) = record {
             self.journal.append(&record, payload, frame);
         }
-        // They try when the driver is free again: when the effects of this step are applied.
+        // The woken calls run once the driver is unlocked, and thus after the effects of this step.
         self.wake_for(before);
         match answer {
             Ok(reply) => Ok((reply, effects)),
@@ -360,26 +363,26 @@ impl Driver {
         }
     }
 
-    /// To wait until everything that others may see is durable.
+    /// A handle that waits until everything recorded so far is durable.
     pub(crate) fn durable(&self) -> DurableUpTo {
         self.journal.durable()
     }
 
-    /// Gives the machine an event and applies the effects.
+    /// Applies an event and carries out its effects.
     pub(crate) fn call(&mut self, event: Event) -> Result<Reply, Status> {
         let (reply, effects) = self.ask(event)?;
         self.apply(effects);
         Ok(reply)
     }
 
-    /// Gives the machine an event that nobody waits for an answer to.
+    /// Applies an event without a caller.
     pub(crate) fn tell(&mut self, event: Event) {
         if let Err(refusal) = self.call(event) {
             tracing::debug!(%refusal, "an event was refused");
         }
     }
 
-    /// Carries out what somebody wants of the run, and writes it down.
+    /// Applies an operator's command, and records it in the audit table.
     pub(crate) fn operate(&mut self, who: &str, command: Command) -> Result<(), Status> {
         let at = self::summary::unix_time() as u64;
         let what = format!("{command:?}");
@@ -393,7 +396,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Logs in this process what an operator has set.
+    /// Applies the log level that an operator has set to this process.
     fn apply_log_level(&self) {
         let level = match self.machine.position().log_level {
             None => return,
@@ -408,7 +411,7 @@ impl Driver {
         }
     }
 
-    /// Asks the run to save and end at the next safe point.
+    /// Asks the run to stop in the given mode.
     pub(crate) fn request_stop(&mut self, mode: StopMode) {
         if let Err(refusal) = self.operate("this process", Command::Stop(mode)) {
             tracing::debug!(%refusal, "the stop was refused");
@@ -419,7 +422,7 @@ impl Driver {
         self.machine.is_alone()
     }
 
-    /// How often each thing was counted since this was asked last.
+    /// Increments of all counters since the last call.
     pub(crate) fn take_counted(&mut self) -> Counters {
         let counters = &self.machine.position().counters;
         let before = |counter: &Counter| self.counted.get(counter).copied().unwrap_or(0);
@@ -429,17 +432,17 @@ impl Driver {
         since
     }
 
-    /// The problem that a group is about.
+    /// The problem of a group.
     pub(crate) fn problem(&self, group: GroupId) -> &Problem {
         problem_of(&self.problems, group)
     }
 
-    /// Wakes all calls that wait for something of a kind.
+    /// Wakes all calls that wait for something of this kind.
     pub(crate) fn notify(&self, wait: Wait) {
         self.waiters.notify(wait.line());
     }
 
-    /// Wakes as many calls as there is something new for since `before`.
+    /// Wakes as many calls as there is new work since `before`.
     fn wake_for(&self, before: Openings) {
         let now = self.machine.openings();
         for (line, new) in [
@@ -461,7 +464,7 @@ impl Driver {
         }
     }
 
-    /// Offers the work again that nobody who waits has taken: one of them may be able to by now.
+    /// Offers again the work that no waiting call has taken, because conditions may have changed.
     fn offer_again(&self) {
         let now = self.machine.openings();
         for (line, left) in [(Line::Groups, now.groups), (Line::Samples, now.samples)] {
@@ -471,23 +474,23 @@ impl Driver {
         }
     }
 
-    /// Lets a worker's own call try again: what it holds has changed, and with it what it may be given.
+    /// Wakes the waiting call of one worker, because its leases have changed and with them what it may be granted.
     pub(crate) fn wake_own(&self, worker: WorkerId) {
         self.waiters.wake_worker(worker);
     }
 
-    /// Whether there is work left for others who stand in a line.
+    /// Whether a line has work left for further calls.
     fn has_more(&self, line: Line) -> bool {
         match line {
             Line::Groups => self.machine.openings().groups > 0,
             Line::Samples => self.machine.openings().samples > 0,
-            // A change has woken all of them.
+            // A change wakes all waiting calls of these lines at once.
             Line::Generation | Line::Task | Line::Weights | Line::Goodbye => false,
         }
     }
 
     pub(crate) fn tell_progress(&self, progress: Progress) {
-        // Nobody may be watching.
+        // An error means that nobody is watching.
         let _ = self.progress.send(progress);
     }
 
@@ -498,7 +501,7 @@ impl Driver {
     }
 }
 
-/// The problem that a group is about, for those who hold the problems and not the driver.
+/// The problem of a group, for callers that hold the problems but not the driver.
 pub(crate) fn problem_of(problems: &Problems, group: GroupId) -> &Problem {
     match evaluation_problem(group) {
         Some(number) => {
@@ -514,7 +517,8 @@ fn status(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal.kind() {
         RefusalKind::NotFound => Status::not_found(message),
-        // Every caller tries this again, so that it ends as its heartbeats tell it: in order, and not to be started again.
+        // Callers retry on `UNAVAILABLE`, so the process ends when its heartbeat says so: in
+        // order, and without a restart.
         RefusalKind::Replaced => Status::unavailable(message),
         RefusalKind::Taken => Status::already_exists(message),
         RefusalKind::Stale => Status::failed_precondition(message),

@@ -1,4 +1,4 @@
-//! A rank's part of a batch in bounded messages, each read from the disk when it is asked for.
+//! Sends a rank's part of a batch in bounded messages; each sample is read from the disk when its message is built.
 
 use std::sync::Arc;
 
@@ -9,32 +9,33 @@ use prost::Message;
 use super::batch::BatchContent;
 use super::store::ContentError;
 
-/// A piece is filled up to this, if it is not a single sequence with its prompt. Encoding it takes a thread of the runtime for
-/// a fraction of a millisecond: pieces of 1 MiB to eight ranks at once made others wait for tens of milliseconds.
+/// Size up to which a piece is filled, unless a single sequence with its prompt is larger. Encoding a piece
+/// blocks a runtime thread for a fraction of a millisecond; pieces of 1 MiB to eight ranks at once delayed other
+/// calls by tens of milliseconds.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// What a rank has of the stream already.
+/// What a rank has received of the stream already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Received {
-    /// Entries of the index.
+    /// Number of index entries.
     pub(crate) index: u32,
-    /// Sequences of the rank.
+    /// Number of the rank's sequences.
     pub(crate) sequences: u32,
 }
 
-/// The pieces of one rank, in order: the whole index, then its sequences, the first of a group with its prompt.
+/// Stream of one rank's pieces: the whole index, then its sequences, with the prompt at the first one of a group.
 pub(crate) struct Pieces {
     content: Arc<BatchContent>,
     prompt: Box<dyn Fn(GroupId) -> Vec<u32> + Send>,
-    /// Entries of the index that are sent.
+    /// Number of index entries sent.
     index: usize,
-    /// Positions of the rank's sequences.
+    /// Index positions of the rank's sequences.
     positions: Vec<u32>,
-    /// How many of them are sent.
+    /// Number of sequences sent.
     sequences: usize,
 }
 
-/// A sample of the batch whose content cannot be had.
+/// A sample of the batch whose content cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{sample}: {error}")]
 pub(crate) struct Lost {
@@ -43,7 +44,7 @@ pub(crate) struct Lost {
 }
 
 impl Pieces {
-    /// The pieces that `rank` has not received; none when it claims to have more than there is.
+    /// The pieces that `rank` has not received; `None` when it claims more than there are.
     pub(crate) fn new(
         content: Arc<BatchContent>,
         rank: u32,
@@ -78,7 +79,7 @@ impl Pieces {
             let group = GroupId(entry.group_id);
             let prompt = is_first.then(|| v1::GroupPrompt { group_id: group.0, tokens: (self.prompt)(group) });
             let prompt_bytes = prompt.as_ref().map_or(0, |prompt| prompt.encoded_len() + FIELD_BYTES);
-            // Not read before there is room for it: tokens and log-probs take at most so much, and most take less.
+            // An upper bound, to avoid reading a sample that does not fit. Most samples take less.
             let most = entry.answer_tokens as usize * MOST_BYTES_PER_TOKEN + prompt_bytes;
             if bytes > 0 && bytes + most > PIECE_BYTES {
                 break;
@@ -103,9 +104,9 @@ impl Pieces {
     }
 }
 
-/// Tag and length of a message in a list.
+/// Bytes for tag and length of a list element that is a message.
 const FIELD_BYTES: usize = 6;
-/// A token id of up to 28 bits and two log-probs.
+/// Upper bound per token: an id of up to 28 bits and two log-probs.
 const MOST_BYTES_PER_TOKEN: usize = 4 + 4 + 4;
 
 impl Iterator for Pieces {
@@ -129,7 +130,7 @@ mod tests {
     use crate::driver::KeptSample;
     use crate::journal::{Frame, FrameKey, write_frames};
 
-    /// A batch of groups of two samples each, of so many tokens, whose content is on disk; every third sequence is rank 1's.
+    /// A batch of groups of two samples with these lengths, whose content is on disk; every third sequence is rank 1's.
     fn batch(folder: &std::path::Path, tokens: &[u32]) -> Arc<BatchContent> {
         let mut content = BatchContent::default();
         let mut frames = Vec::new();
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn every_rank_gets_the_whole_index_and_each_of_its_sequences_once_in_bounded_messages() {
         let folder = tempfile::tempdir().unwrap();
-        // Some far above what a piece is filled up to.
+        // Some exceed the size that a piece is filled up to.
         let lengths = [3, 20_000, 250_000, 1, 40_000, 40_000, 40_000, 200_000, 5, 6, 7, 40_000];
         let content = batch(folder.path(), &lengths);
         let mut seen = Vec::new();

@@ -1,27 +1,27 @@
-//! What a panic under the lock comes to.
+//! Handles panics under the driver's lock.
 
 use std::sync::{Mutex, MutexGuard};
 
 use tonic::Status;
 
-/// Somebody has panicked under the lock.
+/// The driver's state is unusable because of a panic under its lock.
 ///
 /// A panic within a step of the machine leaves an event that is half applied and was never recorded: memory and journal
-/// differ from then on, and what is acknowledged after that may be lost. So nobody sees the state any more, and the run of
-/// this process ends ([`RunEnd::Panicked`](crate::RunEnd)); the next process resumes from the journal, which knows nothing
-/// of that event.
+/// differ from then on, and what is acknowledged after that may be lost. So nobody may see the state, and the run of
+/// this process ends ([`RunEnd::Panicked`](crate::RunEnd)). The next process resumes from the journal, which does not
+/// contain that event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator panicked in the middle of an event and ends; started again, it resumes from its journal")]
 pub(crate) struct Poisoned;
 
 impl From<Poisoned> for Status {
-    /// Callers try again, and reach the coordinator that takes its place.
+    /// `UNAVAILABLE`, so that callers retry and reach the next coordinator.
     fn from(poisoned: Poisoned) -> Self {
         Self::unavailable(poisoned.to_string())
     }
 }
 
-/// Enters a mutex whose content is worth something only as long as nobody has panicked in it.
+/// Locks a mutex whose content is valid only as long as nobody has panicked while holding it.
 pub(super) fn enter<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Poisoned> {
     mutex.lock().map_err(|_| Poisoned)
 }

@@ -1,5 +1,5 @@
-//! Going on where an earlier coordinator of this folder was: the machine and its payloads are built again from the
-//! journal, by the same code that built them first.
+//! Resumes where an earlier coordinator of this folder stopped: machine and payloads are rebuilt from the journal by
+//! the code that built them first.
 
 use std::time::Instant;
 
@@ -13,17 +13,17 @@ use crate::journal::{FrameKey, Frames, Recovered};
 use crate::records::Job;
 use crate::services::keep_result;
 
-/// Names of what is kept beside the machine.
+/// Keys of the driver's extra state in a snapshot.
 const WEIGHTS: &str = "weights";
 const PUBLISHED: &str = "published";
 const TRAINED: &str = "trained";
 const SAVED: &str = "saved/";
 
 impl Driver {
-    /// Has a snapshot put in the place of the journal's records, when everything before it is on the disk. Here the machine
-    /// is copied, which takes a fraction of the time that it takes to write it out.
+    /// Queues a snapshot that will replace the journal's records once everything before it is on disk. The machine is
+    /// copied here, which takes a fraction of the time that serializing it takes.
     pub(crate) fn keep_snapshot(&mut self) {
-        // Half-way through the records, the machine is not what all of them make of it.
+        // During replay the machine does not reflect all records yet.
         if self.replaying {
             return;
         }
@@ -44,7 +44,7 @@ impl Driver {
         self.hand_over(Job::Keep { seq, machine, extras });
     }
 
-    /// Takes over what the journal holds; the machine of its snapshot is this driver's already.
+    /// Replays what the journal holds; the machine of its snapshot is this driver's already.
     pub(crate) fn recover(&mut self, recovered: Recovered) {
         let began = Instant::now();
         let Recovered { extras, records, frames, .. } = recovered;
@@ -62,8 +62,9 @@ impl Driver {
                 self.load_verdict(&frames, FrameKey::Verdict(present.sample, lease));
             }
         }
-        // A snapshot may have been taken while a batch was in training.
+        // The snapshot may have been taken while a batch was in training.
         if let Some((step, groups, left_out)) = self.machine.training() {
+            // Forming a batch clears rank 0's report, which the snapshot has restored.
             let trained = self.trained.take();
             let ranks = u32::try_from(self.learner_names.len()).unwrap_or(u32::MAX);
             self.form_batch(step, groups, left_out, ranks);
@@ -87,7 +88,7 @@ impl Driver {
         ));
     }
 
-    /// Does what an earlier coordinator may have left undone. Called once the driver is shared.
+    /// Completes what the earlier coordinator may have left undone. Called once the driver is shared.
     pub(crate) fn go_on(&mut self) {
         let gone: Vec<_> = self
             .machine
@@ -98,12 +99,15 @@ impl Driver {
             tracing::error!(sample = %present.sample, "the journal has lost a sample; it is generated again");
             self.tell(Event::SampleGone { sample: present.sample });
         }
+        // Recorded, because members may have died while the coordinator was down.
         if !self.machine.is_alone() {
             self.tell(Event::Resumed);
         }
+        // Whoever starts a stopped or failed run again wants it to continue.
         if self.machine.is_stopping() || self.machine.ended().is_some_and(|end| *end != End::Finished) {
             self.tell(Event::Reopened);
         }
+        // Jobs of the run folder are not journaled, so those of a save are queued again. Both are idempotent.
         if let Some((step, save)) = self.machine.saving() {
             self.hand_over(Job::Create { step, save, bytes: self.save_bytes });
         }
@@ -128,7 +132,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes a record in as its event was taken in first.
+    /// Replays one record.
     fn replay(&mut self, record: Record, payload: Option<&[u8]>, frames: &Frames) {
         let rank = match &record.event {
             Event::CompleteTask { worker, .. } => self.machine.rank(*worker),
@@ -159,7 +163,7 @@ impl Driver {
     fn load_sample(&mut self, frames: &Frames, key: FrameKey) {
         let FrameKey::Sample(id, _) = key else { return };
         let Some(frame) = frames.stored(key) else { return };
-        // What an earlier version took at the door is generated again rather than trained on.
+        // A sample that an earlier version accepted, but this one would refuse, is generated again.
         match KeptSample::load(frame, |sample| self.door.sample(sample)) {
             Ok(sample) => self.store.put_sample(id, sample),
             Err(error) => tracing::error!(sample = %id, "a sample of the journal cannot be read: {error}"),

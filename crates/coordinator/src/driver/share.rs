@@ -1,29 +1,29 @@
-//! Who computes which answers of a mini-batch.
+//! Assigns the answers of a mini-batch to ranks.
 //!
-//! A step lasts as long as its slowest rank, so answers are shared out by what they cost: a part that grows with the tokens
-//! and one that grows with the pairs of tokens that see each other, which is most of it where contexts are long. Where an
-//! answer is computed changes nothing about the result.
+//! A step takes as long as its slowest rank, so answers are balanced by cost: a part that grows with the tokens, and
+//! one that grows with the pairs of tokens that see each other, which dominates in long contexts. The assignment does
+//! not change the result.
 
 use pacs_algo::balance;
 use pacs_shape::{Flops, PassWork};
 
-/// How much less the slowest rank must have to do for groups to be split: a prompt that stands on two ranks is computed
-/// and sent twice.
+/// Load of the slowest rank, relative to that without splitting, below which groups are split: a prompt on two ranks is
+/// computed and sent twice.
 const WORTH_SPLITTING: f64 = 0.95;
 
-/// Tokens of a group of a mini-batch.
+/// Token counts of one group of a mini-batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GroupLengths {
     pub(crate) prompt: usize,
-    /// Of each answer.
+    /// Tokens of each answer.
     pub(crate) answers: Vec<usize>,
 }
 
-/// The rank of each answer of each group; the same input gives the same answer.
+/// Returns the rank of each answer of each group, as a deterministic function of its arguments.
 ///
-/// Groups stay together, the dearest first, each with the rank that has the least to do. Where the slowest rank has clearly
-/// less to do when they do not, or there are fewer of them than ranks, the answers are shared out one by one in the same
-/// way, and one counts its prompt where that is not yet.
+/// Whole groups are assigned in order of decreasing cost, each to the rank with the least load. If splitting groups
+/// clearly reduces the largest load, or there are fewer groups than ranks, single answers are assigned in the same way,
+/// and an answer's cost includes its prompt where the rank does not have that yet.
 pub(crate) fn share(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<Vec<usize>> {
     let single = one_by_one(groups, ranks, cost);
     if groups.len() < ranks {
@@ -34,8 +34,8 @@ pub(crate) fn share(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<
     if slowest(&single) < WORTH_SPLITTING * slowest(&together) { single } else { together }
 }
 
-/// The unit and the rank of each answer, group by group. Units depend on the lengths alone ([`pacs_shape::units`]); each goes to
-/// one rank, the dearest first.
+/// Returns the unit and the rank of each answer, group by group. Units depend on the lengths alone
+/// ([`pacs_shape::units`]); they are assigned in order of decreasing cost.
 pub(crate) fn share_units(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<(usize, usize)> {
     let units = pacs_shape::units(groups.iter().map(|group| (group.prompt, &group.answers[..])));
     let mut costs = vec![0.0; units.iter().flatten().last().map_or(0, |last| last + 1)];
@@ -61,7 +61,7 @@ fn whole_groups(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<Vec<
 }
 
 fn one_by_one(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<Vec<usize>> {
-    // Answer, its group, and what it costs without its prompt.
+    // Answer, its group, and its cost without the prompt.
     let mut dearest_first: Vec<(usize, usize, f64)> = Vec::new();
     let prompts: Vec<f64> = groups.iter().map(|group| cost.of(PassWork::row(group.prompt, &[]))).collect();
     for (place, group) in groups.iter().enumerate() {
@@ -85,7 +85,7 @@ fn one_by_one(groups: &[GroupLengths], ranks: usize, cost: &Flops) -> Vec<Vec<us
     assigned
 }
 
-/// What each rank computes; a prompt once for all of its answers there.
+/// Load of each rank, with each prompt counted once per rank.
 fn loads(groups: &[GroupLengths], assigned: &[Vec<usize>], ranks: usize, cost: &Flops) -> Vec<f64> {
     let mut loads = vec![0.0; ranks];
     for (group, assigned) in groups.iter().zip(assigned) {
@@ -110,7 +110,8 @@ mod tests {
 
     use super::*;
 
-    /// A model of 135 million parameters, in which a token that sees 4,000 others costs twice one that sees none.
+    /// A model of 135 million parameters, in which a token that sees 4,000 others costs twice
+    /// as much as one that sees none.
     fn small_model() -> Flops {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama3");
         let golden = ModelConfig::read(&folder).expect("golden model");
@@ -131,7 +132,7 @@ mod tests {
         loads(groups, assigned, ranks, &small_model()).into_iter().fold(0.0, f64::max)
     }
 
-    /// What no assignment can go below: an equal share of everything with each prompt computed once, or the dearest answer.
+    /// Lower bound of any assignment: an equal share of everything, each prompt computed once, or the costliest answer.
     fn least(groups: &[GroupLengths], ranks: usize) -> f64 {
         let cost = small_model();
         let all: f64 = groups.iter().map(|group| cost.of(PassWork::row(group.prompt, &group.answers))).sum();
@@ -147,7 +148,8 @@ mod tests {
 
     #[test]
     fn long_contexts_are_spread_by_what_they_cost_and_not_by_their_tokens() {
-        // One answer of 32 thousand tokens, and eight groups of eight that have two thousand each: 160 thousand tokens.
+        // One answer of 32 thousand tokens, and eight groups of eight answers with two
+        // thousand each: 160 thousand tokens.
         let mut groups = vec![group(256, &[32_768])];
         groups.extend((0..8).map(|_| group(256, &[2048; 8])));
         let ideal = least(&groups, 2);
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn a_group_is_split_where_that_is_worth_its_prompt() {
         let cost = small_model();
-        // One group of four has all the long answers.
+        // One group of four answers is much longer than the others.
         let groups = [group(64, &[8000, 8000, 8000, 8000]), group(64, &[100; 4]), group(64, &[100; 4])];
         let ranks: std::collections::BTreeSet<usize> = share(&groups, 2, &cost)[0].iter().copied().collect();
         assert_eq!(ranks.len(), 2);
@@ -171,7 +173,7 @@ mod tests {
             slowest(&groups, &share(&groups, 2, &cost), 2)
                 < 0.6 * slowest(&groups, &whole_groups(&groups, 2, &cost), 2)
         );
-        // Alike groups stay together, and so do those whose prompt is most of them.
+        // Groups of equal cost stay together, and so do groups that consist mostly of their prompt.
         let alike: Vec<GroupLengths> = (0..6).map(|_| group(64, &[100, 200, 300])).collect();
         let heavy = [group(4000, &[10, 12, 14]), group(4000, &[5, 5, 5]), group(4000, &[8, 9, 7])];
         for (groups, ranks) in [(&alike[..], 3), (&heavy[..], 2)] {
@@ -198,7 +200,8 @@ mod tests {
                 prop_assert_eq!(group.answers.len(), assigned.len());
                 prop_assert!(assigned.iter().all(|rank| *rank < ranks));
             }
-            // When the last answer came to the slowest rank, every rank had at least as much to do without it.
+            // Before the last answer was assigned to the slowest rank, every rank had at
+            // least as much load as that one.
             let alone = |group: &GroupLengths| -> Vec<f64> {
                 group.answers.iter().map(|answer| cost.of(PassWork::row(group.prompt, &[*answer]))).collect()
             };

@@ -6,10 +6,10 @@ use prost::Message;
 
 use crate::journal::{ReadError, StoredFrame};
 
-/// What the run knows of each sample, by group: its numbers, its verdict, and where its content lies on the disk.
+/// Statistics of each sample in flight by group: its numbers, its verdict, and the place of its content on disk.
 ///
-/// A run holds samples by the hundred thousand, of up to megabytes each, and needs the content of each only three times: to
-/// judge, to train, to archive. So a group is a list of pointers by index to a few numbers, and tokens, log-probs and text
+/// A run holds hundreds of thousands of samples of up to megabytes each, and needs the content of each only three
+/// times: to judge, to train, and to archive. So memory holds a few numbers for each, and tokens, log-probs and text
 /// stay in the journal, which has them anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
@@ -23,38 +23,38 @@ struct Judged {
     verdict: Option<Box<Verdict>>,
 }
 
-/// A sample without its content.
+/// A sample without its content, which is in the journal.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptSample {
-    /// Tokens of the answer.
+    /// Number of tokens of the answer.
     pub(crate) tokens: u32,
-    /// Bytes of its text.
+    /// Bytes of the answer's text.
     pub(crate) text_bytes: u32,
-    /// See [`Sample::entropy_sum`].
+    /// Sum of token entropies; see [`Sample::entropy_sum`].
     pub(crate) entropy_sum: f64,
     pub(crate) finish: FinishReason,
     frame: StoredFrame,
 }
 
-/// Why the content of a sample cannot be had.
+/// Why the content of a sample cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContentError {
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The journal's checksum holds, and yet it is no sample.
+    /// The checksum of the frame holds, but its content does not decode as a sample.
     #[error("it is no sample: {0}")]
     Malformed(String),
 }
 
 impl ContentError {
-    /// Whether the content is lost, rather than out of reach for now.
+    /// Whether the content is lost, rather than unreadable for now.
     pub(crate) fn is_damage(&self) -> bool {
         !matches!(self, Self::Read(ReadError::File { .. } | ReadError::Unwritten))
     }
 }
 
 impl KeptSample {
-    /// What is kept of a sample whose frame is in the journal, or on its way there.
+    /// Summarizes a sample whose frame is in the journal or about to be.
     pub(crate) fn new(sample: &Sample, frame: StoredFrame) -> Self {
         let narrow = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         Self {
@@ -66,7 +66,7 @@ impl KeptSample {
         }
     }
 
-    /// The same of a frame that an earlier coordinator has written, if `check` takes it.
+    /// Restores it from a frame that an earlier coordinator has written, if `check` accepts the sample.
     pub(crate) fn load(
         frame: StoredFrame,
         check: impl FnOnce(&Sample) -> Result<(), WireError>,
@@ -76,12 +76,12 @@ impl KeptSample {
         Ok(Self::new(&sample, frame))
     }
 
-    /// Reads the whole sample. Takes the disk, so never under the driver's lock.
+    /// Reads the whole sample. Blocks on the disk, so it must not be called under the driver's lock.
     pub(crate) fn content(&self) -> Result<Sample, ContentError> {
         read(&self.frame)
     }
 
-    /// Reads the text alone, and passes over the rest. Takes the disk, so never under the driver's lock.
+    /// Reads only the text. Blocks on the disk, so it must not be called under the driver's lock.
     pub(crate) fn text(&self) -> Result<String, ContentError> {
         let read = TextOfSample::decode(self.frame.read()?.as_slice());
         read.map(|sample| sample.text).map_err(|error| ContentError::Malformed(error.to_string()))
@@ -94,7 +94,7 @@ fn read(frame: &StoredFrame) -> Result<Sample, ContentError> {
     wire.try_into().map_err(|error: WireError| malformed(error.to_string()))
 }
 
-/// The text of a [`v1::Sample`].
+/// A [`v1::Sample`] of which only the text is decoded.
 #[derive(Clone, PartialEq, prost::Message)]
 struct TextOfSample {
     #[prost(string, tag = "4")]
@@ -111,7 +111,7 @@ impl Store {
         group[index] = Some(Box::new(Judged { sample, verdict: None }));
     }
 
-    /// Bytes of the longest text that there ever was.
+    /// Size of the longest text seen so far, in bytes.
     pub(crate) fn largest_text(&self) -> usize {
         self.largest_text
     }
@@ -127,12 +127,12 @@ impl Store {
         self.judged(id).map(|judged| &judged.sample)
     }
 
-    /// All groups of which there are samples, in no order.
+    /// All groups with samples, in no particular order.
     pub(crate) fn groups(&self) -> impl Iterator<Item = GroupId> {
         self.groups.keys().copied()
     }
 
-    /// The samples of a group, by index, with the verdicts of those that have one.
+    /// The samples of a group by index, with the verdicts of judged ones.
     pub(crate) fn samples(&self, group: GroupId) -> impl Iterator<Item = (u32, &KeptSample, Option<&Verdict>)> {
         let slots = (0u32..).zip(self.groups.get(&group).into_iter().flatten());
         slots.filter_map(|(index, slot)| {
@@ -141,14 +141,14 @@ impl Store {
         })
     }
 
-    /// The judged samples of a group, by index.
+    /// The judged samples of a group by index.
     pub(crate) fn group(&self, group: GroupId) -> Vec<(u32, &KeptSample, &Verdict)> {
         let slots = (0u32..).zip(self.groups.get(&group).into_iter().flatten());
         let there = slots.filter_map(|(index, slot)| Some((index, slot.as_deref()?)));
         there.filter_map(|(index, judged)| Some((index, &judged.sample, judged.verdict.as_deref()?))).collect()
     }
 
-    /// Takes the judged samples of a group out, by index.
+    /// Removes a group and returns its judged samples by index.
     pub(crate) fn take(&mut self, group: GroupId) -> Vec<(u32, KeptSample, Verdict)> {
         let slots = (0u32..).zip(self.groups.remove(&group).into_iter().flatten());
         let there = slots.filter_map(|(index, slot)| Some((index, *slot?)));
@@ -165,7 +165,7 @@ impl Store {
         self.groups.remove(&group);
     }
 
-    /// Whether a sample is there, and its verdict if it should have one.
+    /// Whether the store has a sample, and its verdict if it should be judged.
     pub(crate) fn has(&self, id: SampleId, judged: bool) -> bool {
         self.judged(id).is_some_and(|found| !judged || found.verdict.is_some())
     }
@@ -175,7 +175,7 @@ impl Store {
     }
 }
 
-/// A sample of so many tokens whose content is nowhere, for tests of what counts only.
+/// A sample with a given number of tokens and no content, for tests that only count.
 #[cfg(test)]
 pub(crate) fn counted(tokens: u32, finish: FinishReason) -> KeptSample {
     KeptSample { tokens, text_bytes: 0, entropy_sum: 1.0, finish, frame: StoredFrame::default() }
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(store.sample(id(7, 2)).map(|sample| sample.tokens), Some(2));
         store.drop_sample(id(7, 0));
         assert_eq!(labels(&store), [(3, 0.5)]);
-        // Another one in its place has no verdict yet.
+        // A replacement at this index has no verdict yet.
         store.put_sample(id(7, 3), sample(5));
         assert_eq!(labels(&store), []);
         store.put_verdict(id(7, 3), verdict(0.25));
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_of_a_sample_does_not_grow_with_it() {
-        // Its list, its place on the disk and its verdict come to it: some 300 bytes a sample.
+        // The list entry, the place on disk and the verdict add up to some 300 bytes per sample.
         assert!(size_of::<Judged>() <= 48, "{}", size_of::<Judged>());
     }
 

@@ -1,4 +1,4 @@
-//! A round in numbers.
+//! Statistics of the samples of a step or evaluation.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,16 +6,16 @@ use pacs_types::{FinishReason, GroupId, Outcome};
 
 use super::Store;
 
-/// Numbers of the samples of some groups.
+/// Statistics of the samples of some groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct RoundNumbers {
     pub(crate) groups: u64,
     pub(crate) samples: u64,
     pub(crate) tokens: u64,
     pub(crate) reward_mean: f64,
-    /// Mean over samples.
+    /// Share of right answers, over all samples.
     pub(crate) pass_rate: f64,
-    /// Mean over groups of the chance that one of `k` samples is right.
+    /// Mean over groups of the probability that at least one of `k` samples is right.
     pub(crate) pass_at_k: f64,
     pub(crate) mixed_share: f64,
     pub(crate) entropy: f64,
@@ -30,7 +30,7 @@ impl RoundNumbers {
             sums.groups += 1;
             let samples = store.group(*group);
             let right = samples.iter().filter(|(_, _, verdict)| verdict.outcome == Outcome::Correct).count();
-            // A problem with fewer answers than `k` counts with those that it has.
+            // A problem with fewer than `k` answers counts with those that it has.
             let drawn = samples.len().min(k as usize);
             sums.pass_at_k += pacs_report::pass_at(drawn, samples.len(), right).unwrap_or(0.0);
             let labels = || samples.iter().map(|(_, _, verdict)| verdict.label);
@@ -68,12 +68,12 @@ fn share(is: bool) -> f64 {
     f64::from(u8::from(is))
 }
 
-/// A divisor: the mean of nothing is 0.
+/// A count as a divisor, at least 1, so that the mean of nothing is 0.
 fn count(n: u64) -> f64 {
     n.max(1) as f64
 }
 
-/// Seconds since 1970.
+/// Current time in seconds since 1970.
 pub(crate) fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

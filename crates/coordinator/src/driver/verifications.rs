@@ -1,15 +1,15 @@
-//! What verifiers do, in numbers: outcomes, cache hits, and how long a verification takes.
+//! Statistics of verifications: outcomes, cache hits and latency.
 
 use std::collections::BTreeMap;
 
 use pacs_protocol::v1;
 use pacs_types::Outcome;
 
-/// Pairs of worker and verifier that are told apart; workers that come and go under ever new names share an entry.
+/// Pairs of worker and verifier with their own entry. Workers that appear under ever new names share one.
 const MOST_PAIRS: usize = 256;
 const OTHERS: &str = "others";
 
-/// What one verifier said of one sample.
+/// The result of one verifier for one sample.
 #[derive(Clone, Debug)]
 pub(crate) struct Verification {
     pub(crate) verifier: String,
@@ -19,7 +19,7 @@ pub(crate) struct Verification {
     pub(crate) cached: bool,
 }
 
-/// Everything that verifiers have done since the coordinator started, and since the last step.
+/// Statistics of all verifications since the coordinator started, and since the last step.
 #[derive(Debug, Default)]
 pub(crate) struct Verifications {
     by_worker: BTreeMap<(String, String), Counts>,
@@ -27,7 +27,7 @@ pub(crate) struct Verifications {
 }
 
 impl Verifications {
-    /// Takes a verification in; `measured` is one of an evaluation, of which the metrics of steps say nothing.
+    /// Counts a verification. One of an evaluation (`measured`) does not enter the metrics of steps.
     pub(crate) fn note(&mut self, worker: &str, verification: &Verification, measured: bool) {
         let key = (worker.to_owned(), verification.verifier.clone());
         let known = self.by_worker.len() < MOST_PAIRS || self.by_worker.contains_key(&key);
@@ -38,7 +38,7 @@ impl Verifications {
         }
     }
 
-    /// What was done since this was asked last, as metrics: `verifier_<name>_<what>`.
+    /// Metrics of the verifications since the last call, named `verifier_<name>_<what>`.
     pub(crate) fn take_step(&mut self) -> BTreeMap<String, f64> {
         let mut metrics = BTreeMap::new();
         for (verifier, counts) in std::mem::take(&mut self.of_step) {
@@ -72,7 +72,7 @@ const OUTCOMES: [Outcome; 5] =
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// In the order of `OUTCOMES`.
+    /// Counts in the order of `OUTCOMES`.
     outcomes: [u64; OUTCOMES.len()],
     cache_hits: u64,
     reward_sum: f64,
@@ -99,7 +99,7 @@ impl Counts {
         self.outcomes.iter().sum()
     }
 
-    /// Over the verifications that say something.
+    /// Mean reward over the conclusive verifications; `None` without any.
     fn reward_mean(&self) -> Option<f64> {
         let conclusive = OUTCOMES.iter().filter(|outcome| outcome.is_conclusive()).map(|outcome| self.of(*outcome));
         let count: u64 = conclusive.sum();
@@ -111,7 +111,7 @@ fn position(outcome: Outcome) -> usize {
     OUTCOMES.iter().position(|known| *known == outcome).expect("all outcomes are listed")
 }
 
-/// Times in microseconds, in buckets of an eighth of a power of two: a quantile is off by a sixteenth at most.
+/// Durations in microseconds, in buckets of an eighth of a power of two: a quantile is off by at most a sixteenth.
 #[derive(Debug, Default)]
 struct Histogram {
     counts: BTreeMap<u32, u64>,
@@ -124,7 +124,7 @@ impl Histogram {
         self.total += 1;
     }
 
-    /// The time, in seconds, that a share of the values does not exceed; none while there are none.
+    /// The duration in seconds that this share of the values does not exceed; `None` without values.
     fn quantile(&self, share: f64) -> Option<f64> {
         let rank = (share * self.total as f64).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -136,7 +136,7 @@ impl Histogram {
     }
 }
 
-/// 0 to 7 are buckets of their own; from there on, each power of two has eight.
+/// Index of a bucket: 0 to 7 have one each, and each further power of two has eight.
 fn bucket(us: u64) -> u32 {
     match us.checked_ilog2() {
         None | Some(0..3) => us as u32,

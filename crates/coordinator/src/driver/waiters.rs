@@ -1,17 +1,17 @@
-//! Calls that wait for something, and whom a change wakes.
+//! Calls that wait for something, and which of them a change wakes.
 //!
-//! Waking everybody at every change costs more than the work itself: with 4,000 workers that wait, each of them asks again
-//! for each sample that one of them hands in. So those who wait for work stand in line, and `n` pieces of it wake `n` of them
-//! at most. The rules that keep a piece of work from lying there while somebody waits for it:
+//! Waking all callers at every change costs more than the work itself: with 4,000 waiting workers, each would ask again
+//! for each sample that one of them hands in. So calls for work wait in lines, and `n` pieces of work wake at most `n`
+//! of them. These rules ensure that no work stays idle while a call waits for it:
 //!
-//! - A call asks, and takes its place in the line if there was nothing, under one lock of the driver: no change comes between.
-//! - A call that was woken and did not take anything (there is no room for what is there, or it was refused) lets the next in
-//!   line try, as long as there is something and somebody who has not tried since the newest change. It keeps its place.
-//! - A call that was woken and is gone (its deadline, a closed connection) passes its turn on.
-//! - Whatever else lets a call succeed that was in vain before (a preference that has run out, say) is found at the next tick,
-//!   which offers again what is there.
+//! - A call asks, and enters the line if there was nothing, under one lock of the driver: no change comes between.
+//! - A woken call that takes nothing (the work does not fit, or the call is refused) wakes the next in line, as long as
+//!   there is work and a call that has not tried since the newest change. It keeps its place.
+//! - A woken call that is gone (its deadline, a closed connection) passes its turn on.
+//! - Other conditions that let a call succeed later (an expired preference, for example) are found by the next tick,
+//!   which offers the existing work again.
 //!
-//! Learners and the rest are few and wait for the same thing: a change wakes all of them.
+//! Learners and other callers are few and wait for the same thing, so a change wakes all of them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,17 +27,17 @@ pub(crate) enum Wait {
     Groups(WorkerId),
     /// Samples for this verifier.
     Samples(WorkerId),
-    /// A place in a generation of learners.
+    /// A learner generation.
     Generation,
-    /// A task of a rank.
+    /// A task for a rank.
     Task,
-    /// New weights. Whoever publishes them notifies.
+    /// Newly announced weights.
     Weights,
-    /// That the last worker has left.
+    /// The departure of the last worker.
     Goodbye,
 }
 
-/// A line of calls.
+/// A queue of waiting calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Groups,
@@ -68,7 +68,7 @@ impl Wait {
     }
 }
 
-/// All calls that wait. Locked after the driver where both are.
+/// All waiting calls. Lock order: the driver first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waiters(Arc<Mutex<Lines>>);
 
@@ -80,18 +80,18 @@ struct Lines {
     task: Queue,
     weights: Queue,
     goodbye: Queue,
-    /// Places that were given out.
+    /// Number of places handed out, which makes them unique and ordered.
     places: u64,
-    /// Where workers that wait for work stand. One that asks twice at a time has its newest call here.
+    /// Place of each worker's waiting call. If a worker has two calls, the newest is here.
     of_worker: BTreeMap<WorkerId, (Line, u64)>,
 }
 
-/// Those who wait for one thing, by their place. A call is in one of these, or awake.
+/// The waiting calls of a line by place. A call is in one of the maps, or awake.
 #[derive(Debug, Default)]
 struct Queue {
-    /// They have not tried since the newest change.
+    /// Calls that have not tried since the newest change.
     ready: BTreeMap<u64, Arc<Notify>>,
-    /// They have.
+    /// Calls that have.
     tried: BTreeMap<u64, Arc<Notify>>,
 }
 
@@ -109,9 +109,9 @@ impl Lines {
 }
 
 impl Queue {
-    /// Lets all try again.
+    /// Makes all calls ready to try again.
     fn renew(&mut self) {
-        // One by one: each has paid for it by the try that brought it here.
+        // Amortized: each call was moved to `tried` by a try of its own.
         while let Some((place, wake)) = self.tried.pop_first() {
             self.ready.insert(place, wake);
         }
@@ -130,9 +130,11 @@ impl Waiters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries, and again whenever there may be what the call waits for, until there is something or the deadline is over.
+    /// Tries now, and again whenever what the call waits for may have arrived, until there is a
+    /// result or the deadline passes.
     ///
-    /// `enter` locks what is tried on; `has_more` says whether somebody else in line could take something.
+    /// `enter` locks the state that `attempt` works on; `has_more` says whether another call
+    /// in line could take something.
     pub(super) async fn poll<'s, S: 's, T, E>(
         &self,
         wait: Wait,
@@ -154,7 +156,7 @@ impl Waiters {
                     self.pass_on(wait.line());
                 }
                 found?;
-                // Before the state is let go of, so that no change comes in between.
+                // Before the state is unlocked, so that no change comes in between.
                 place.get_or_insert_with(|| self.place(wait)).stand();
             }
             let Some(place) = &place else { return Ok(None) };
@@ -164,7 +166,7 @@ impl Waiters {
         }
     }
 
-    /// A place at the end of a line, for a call that is awake.
+    /// A new place at the end of a line, for a call that is awake.
     fn place(&self, wait: Wait) -> Place {
         let mut lines = self.lock();
         lines.places += 1;
@@ -175,7 +177,7 @@ impl Waiters {
         Place { waiters: self.clone(), wait, number, wake: Arc::default(), is_standing: false }
     }
 
-    /// There is something new in a line: `units` pieces of work, each for one call.
+    /// Announces new work in a line: `units` pieces, each for one call.
     pub(crate) fn offer(&self, line: Line, units: usize) {
         let mut lines = self.lock();
         let queue = lines.queue(line);
@@ -183,12 +185,12 @@ impl Waiters {
         queue.wake(units);
     }
 
-    /// There is something new for all who stand in a line.
+    /// Announces a change that concerns all calls in a line.
     pub(crate) fn notify(&self, line: Line) {
         self.offer(line, usize::MAX);
     }
 
-    /// Lets the next in line try, if somebody has not since the newest change.
+    /// Wakes the next call in line that has not tried since the newest change.
     fn pass_on(&self, line: Line) {
         self.lock().queue(line).wake(1);
     }
@@ -204,19 +206,19 @@ impl Waiters {
     }
 }
 
-/// A call's place in a line. Dropping it leaves the line; a turn that it has not used passes on.
+/// A call's place in a line. Dropping it leaves the line, and passes an unused turn on.
 #[derive(Debug)]
 struct Place {
     waiters: Waiters,
     wait: Wait,
     number: u64,
     wake: Arc<Notify>,
-    /// It has taken its place, and is awake only when somebody has woken it.
+    /// Whether the call has entered the line, so that it is awake only if it was woken.
     is_standing: bool,
 }
 
 impl Place {
-    /// Takes the place after a try that was in vain.
+    /// Enters the line after a try without result.
     fn stand(&mut self) {
         self.is_standing = true;
         let mut lines = self.waiters.lock();

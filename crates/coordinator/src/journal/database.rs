@@ -1,4 +1,4 @@
-//! The records, in SQLite.
+//! The SQLite database of records and snapshot.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::{Audit, Extras, Records, Snapshot};
 use crate::FileError;
 
-/// Format of the tables and of what is in them.
+/// Version of the tables and their content; a journal of another version is not read.
 const FORMAT: &str = "3";
 
 const SCHEMA: &str = "
@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS extras (key TEXT PRIMARY KEY, value BLOB NOT NULL) WI
 CREATE TABLE IF NOT EXISTS audit (at INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL);
 ";
 
-/// One record on its way to the disk.
+/// One record to be written.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) seq: u64,
@@ -46,8 +46,8 @@ impl Database {
         let path = Self::path(folder);
         let open = || {
             let connection = Connection::open(&path)?;
-            // Nobody else may open it, and the index of the log is in this process's memory: a shared one needs mapped
-            // memory, which file systems between hosts do not have.
+            // Exclusive locking keeps the index of the log in this process's memory. A shared one would need mapped
+            // memory, which network file systems do not have.
             connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             // Every commit is on disk when it returns.
@@ -59,7 +59,7 @@ impl Database {
         Ok(Self { path, connection })
     }
 
-    /// Says what journal this is.
+    /// Stores the format, the program version and the job spec of this journal.
     pub(super) fn describe(&self, spec: &str) -> Result<(), FileError> {
         for (key, value) in [("format", FORMAT), ("version", env!("CARGO_PKG_VERSION")), ("spec", spec)] {
             let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
@@ -68,7 +68,7 @@ impl Database {
         Ok(())
     }
 
-    /// What keeps this program from going on with the journal.
+    /// Why this program cannot resume from the journal; `None` if it can.
     pub(super) fn difference(&self, spec: &str) -> Result<Option<String>, FileError> {
         for (key, ours, what) in [
             ("format", FORMAT, "it has another format"),
@@ -84,7 +84,7 @@ impl Database {
         Ok(None)
     }
 
-    /// The snapshot, with what the driver keeps beside it.
+    /// The snapshot of the machine, with the driver's extra state.
     pub(super) fn snapshot(&self) -> Result<Option<(Machine, Extras)>, FileError> {
         let read = || {
             let sql = "SELECT machine FROM snapshot WHERE id = 1";
@@ -99,7 +99,7 @@ impl Database {
         Ok(Some((machine, extras)))
     }
 
-    /// The records behind the snapshot, in order.
+    /// The records after the snapshot, in order.
     pub(super) fn records(&self) -> Result<Records, FileError> {
         let failed = |error| FileError::database("read", &self.path)(error);
         let sql = "SELECT seq, record, payload FROM records ORDER BY seq";
@@ -119,13 +119,13 @@ impl Database {
         FileError::damaged(&self.path, format!("{what} cannot be read: {error}"))
     }
 
-    /// Number of the newest record.
+    /// Number of the newest record; 0 for an empty journal.
     pub(super) fn newest(&self) -> Result<u64, FileError> {
         let sql = "SELECT max(ifnull((SELECT max(seq) FROM records), 0), ifnull((SELECT seq FROM snapshot), 0))";
         self.connection.query_row(sql, [], |row| row.get(0)).map_err(FileError::database("read", &self.path))
     }
 
-    /// Writes all of it, or nothing: the commit of the transaction makes it durable.
+    /// Writes rows, audit entries and snapshot in one transaction, whose commit makes them durable.
     pub(super) fn write(
         &mut self,
         rows: &[Row],

@@ -2,22 +2,22 @@ use pacs_types::{GroupId, LeaseId, SampleId};
 
 use super::stored::StoredFrame;
 
-/// Length and checksum, then kind, group, index and lease: all little-endian.
+/// Size of a header: length and checksum, then kind, group, index and lease, all little-endian.
 pub(super) const HEADER_BYTES: usize = 4 + 4 + 1 + 8 + 4 + 8;
-/// No frame is larger; a length beyond it is damage.
+/// Upper bound on a frame; a longer length in a header is damage.
 pub(super) const MOST_BYTES: usize = 1 << 30;
 
-/// What a frame holds.
+/// Identity of a frame's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum FrameKey {
-    /// A sample, and the loan that it came under.
+    /// A sample, and the lease that it was submitted under.
     Sample(SampleId, LeaseId),
-    /// A verdict, likewise.
+    /// A verdict, and the lease that it was submitted under.
     Verdict(SampleId, LeaseId),
 }
 
 impl FrameKey {
-    /// What it holds, for log lines.
+    /// Kind of the content, for log lines.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Sample(..) => "sample",
@@ -53,7 +53,7 @@ impl FrameKey {
     }
 }
 
-/// A sample or a verdict on its way to the disk.
+/// A sample or verdict to be written.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) key: FrameKey,
@@ -66,12 +66,12 @@ impl Frame {
         Self { key, body, stored: StoredFrame::default() }
     }
 
-    /// To read it again, once it is durable.
+    /// A handle that reads the frame back once it is durable.
     pub(crate) fn stored(&self) -> StoredFrame {
         self.stored.clone()
     }
 
-    /// Header and checksum; the body follows.
+    /// The header, including the checksum over the body.
     pub(super) fn header(&self) -> [u8; HEADER_BYTES] {
         let (kind, sample, lease) = self.key.parts();
         let mut header = [0; HEADER_BYTES];
@@ -86,7 +86,7 @@ impl Frame {
     }
 }
 
-/// A header that was read back: the key, the length of the body, and the checksum of both.
+/// Parses a header: the key, the length of the body, and the checksum of both.
 pub(super) fn read_header(header: &[u8; HEADER_BYTES]) -> Option<(FrameKey, usize, u32)> {
     let (length, rest) = header.split_first_chunk::<4>()?;
     let (checksum, rest) = rest.split_first_chunk::<4>()?;

@@ -1,5 +1,4 @@
-//! What survives the coordinator: every event that changed the machine, and the samples and verdicts that came with
-//! them.
+//! The durable state of a run: every event that changed the machine, and the samples and verdicts that came with it.
 //!
 //! ```text
 //! run folder/journal/
@@ -7,9 +6,9 @@
 //! └── samples-000001.seg …     samples and verdicts, append-only frames with checksums
 //! ```
 //!
-//! One thread writes, in batches: frames first, then the records that rely on them, each made durable before the next.
-//! Who waits for a record waits for all before it. Snapshots come from elsewhere ([`Snapshots`]), later than the records that
-//! they cover. Start with [`Journal::open`].
+//! One thread writes batches: frames first, then the records that refer to them, each made durable before the next.
+//! Waiting for a record means waiting for all earlier ones. Snapshots are handed in separately ([`Snapshots`]), later
+//! than the records that they cover. Start with [`Journal::open`].
 
 mod database;
 mod frame;
@@ -38,29 +37,29 @@ use self::writer::Writer;
 use crate::FileError;
 use crate::records::{Epoch, Room};
 
-/// How long an answer may wait for the disk.
+/// Longest time that an answer may wait for the disk.
 const DURABLE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the driver keeps beside the machine, by name.
+/// The driver's state that is stored with a snapshot, by name.
 pub(crate) type Extras = Vec<(String, Vec<u8>)>;
-/// Records with the messages that belong to them, in order.
+/// Records in order, with the messages that belong to them.
 pub(crate) type Records = Vec<(Record, Option<Vec<u8>>)>;
 
-/// What an earlier coordinator has left.
+/// The state that an earlier coordinator has left.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     /// The machine of the snapshot.
     pub(crate) machine: Machine,
-    /// What the driver keeps beside it, by name.
+    /// The driver's state that was stored with it.
     pub(crate) extras: Extras,
-    /// What happened since, in order.
+    /// Records after the snapshot, in order.
     pub(crate) records: Records,
-    /// Where the samples and verdicts are.
+    /// Samples and verdicts in the segments.
     pub(crate) frames: Frames,
 }
 
 impl Recovered {
-    /// Whether the checkpoint of a step was being written or committed.
+    /// Whether the checkpoint of a step may have been in the middle of its save or commit.
     pub(crate) fn may_commit(&self, step: u64) -> bool {
         let mut machine = self.machine.clone();
         for (record, _) in &self.records {
@@ -70,19 +69,19 @@ impl Recovered {
     }
 }
 
-/// A snapshot to be written in the place of the records up to some number.
+/// A snapshot that will replace the records up to some number.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     /// The machine, as JSON.
     pub(crate) machine: String,
-    /// What the driver keeps beside it, by name.
+    /// The driver's state, by name.
     pub(crate) extras: Extras,
     /// Groups whose samples are still needed.
     pub(crate) live: Vec<GroupId>,
 }
 
 impl Snapshot {
-    /// Writes a machine out: megabytes, when thousands of samples are in flight.
+    /// Serializes a machine, which takes megabytes when thousands of samples are in flight.
     pub(crate) fn of(machine: &Machine, extras: Extras) -> Self {
         let live: BTreeSet<GroupId> = machine.present().map(|present| present.sample.group).collect();
         let machine = serde_json::to_string(machine).expect("a machine is numbers, texts and lists of them");
@@ -90,58 +89,58 @@ impl Snapshot {
     }
 }
 
-/// Where snapshots are handed in: each waits until the files of the run folder are as far as it is.
+/// Accepts snapshots. Each is handed in only after the run folder has caught up with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshots(writer::Inbox);
 
 impl Snapshots {
-    /// Puts a snapshot in the place of the records up to number `seq`.
+    /// Replaces the records up to number `seq` by a snapshot.
     pub(crate) fn put(&self, seq: u64, snapshot: Snapshot) {
         self.0.snapshot(seq, snapshot);
     }
 }
 
-/// An operator's action, for the record.
+/// An operator's action, for the audit table.
 #[derive(Clone, Debug)]
 pub(crate) struct Audit {
-    /// Seconds since 1970.
+    /// Time in seconds since 1970.
     pub(crate) at: u64,
     pub(crate) who: String,
     pub(crate) what: String,
 }
 
-/// How far the disk is.
+/// Progress of the writing thread.
 #[derive(Clone, Debug, Default)]
 struct Durable {
-    /// Every record up to this one is durable.
+    /// Number up to which every record is durable.
     upto: u64,
-    /// There is no room for more, which may pass.
+    /// Whether the disk is full, which may pass.
     is_full: bool,
-    /// Why nothing more will be.
+    /// Why nothing more will be written; `None` while the thread works.
     failed: Option<String>,
 }
 
-/// Why something is not durable.
+/// Why a record is not durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotDurable {
-    /// The disk is full: it will be when there is room.
+    /// The disk is full; the record will be written when there is room.
     Full,
-    /// It may never be.
+    /// It may never be, for this reason.
     Failed(String),
 }
 
-/// The journal of a run in progress. Dropping it writes what is left and ends its thread.
+/// The journal of a run. Dropping it writes what is pending and ends its thread.
 #[derive(Debug)]
 pub(crate) struct Journal {
     writer: Writer,
     appended: u64,
-    /// Records since the newest snapshot.
+    /// Records since the newest snapshot was begun.
     since_snapshot: u64,
-    /// When that was begun.
+    /// When the newest snapshot was begun.
     snapshot_at: Instant,
 }
 
-/// For those who wait for the disk without holding the journal.
+/// Waits for durability without holding the journal.
 #[derive(Clone, Debug)]
 pub(crate) struct DurableUpTo {
     durable: watch::Receiver<Durable>,
@@ -149,11 +148,11 @@ pub(crate) struct DurableUpTo {
 }
 
 impl Journal {
-    /// Opens the journal of a run folder. `spec` is the resolved job spec: the journal of another one is put aside.
+    /// Opens the journal of a run folder. `spec` is the resolved job spec; a journal of another spec is moved aside.
     ///
     /// # Errors
-    /// When its files cannot be used. A journal that is damaged is put aside, with a note; one that cannot be read for
-    /// another reason, a full disk for example, stays where it is.
+    /// When its files cannot be used. A damaged journal is moved aside, with a note; one that cannot be read for
+    /// another reason, a full disk for example, stays in place.
     pub(crate) fn open(
         run_dir: &Path,
         spec: &str,
@@ -197,7 +196,7 @@ impl Journal {
         Ok(Self { writer, appended, since_snapshot: 0, snapshot_at: Instant::now() })
     }
 
-    /// Puts the journal aside and begins an empty one.
+    /// Moves the journal aside and starts an empty one.
     pub(crate) fn discard(self, run_dir: &Path, spec: &str, epoch: &Epoch, room: &Room) -> Result<Self, FileError> {
         let folder = run_dir.join("journal");
         drop(self);
@@ -205,7 +204,7 @@ impl Journal {
         Self::start(&folder, spec, epoch, room)
     }
 
-    /// Adds a record, with what belongs to it. Nothing waits: [`Self::durable`] says when it is on disk.
+    /// Queues a record with its message and frame. Does not wait: [`Self::durable`] does.
     pub(crate) fn append(&mut self, record: &Record, payload: Option<Vec<u8>>, frame: Option<Frame>) {
         self.appended += 1;
         self.since_snapshot += 1;
@@ -213,59 +212,59 @@ impl Journal {
         self.writer.append(self.appended, text, payload, frame);
     }
 
-    /// Writes an operator's action down for good.
+    /// Queues an operator's action for the audit table.
     pub(crate) fn audit(&self, audit: Audit) {
         self.writer.audit(audit);
     }
 
-    /// Begins a snapshot of the machine as it is now: the number of the newest record that it covers.
+    /// Begins a snapshot of the machine as it is now; returns the number of the newest record that it covers.
     pub(crate) fn begin_snapshot(&mut self) -> u64 {
         self.since_snapshot = 0;
         self.snapshot_at = Instant::now();
         self.appended
     }
 
-    /// Where the snapshot goes when it is written out.
+    /// The handle that accepts the snapshot once it is serialized.
     pub(crate) fn snapshots(&self) -> Snapshots {
         Snapshots(self.writer.inbox())
     }
 
-    /// Records since a snapshot was begun.
+    /// Number of records since the newest snapshot was begun.
     pub(crate) fn since_snapshot(&self) -> u64 {
         self.since_snapshot
     }
 
-    /// Time since a snapshot was begun.
+    /// Time since the newest snapshot was begun.
     pub(crate) fn snapshot_age(&self) -> Duration {
         self.snapshot_at.elapsed()
     }
 
-    /// To wait until all that was added so far is durable.
+    /// A handle that waits until everything queued so far is durable.
     pub(crate) fn durable(&self) -> DurableUpTo {
         DurableUpTo { durable: self.writer.durable(), wanted: self.appended }
     }
 
-    /// Why nothing can be written any more, if that is so.
+    /// Why nothing can be written any more; `None` while writing works.
     pub(crate) fn failure(&self) -> Option<String> {
         self.writer.durable().borrow().failed.clone()
     }
 
-    /// Whether what was added waits for room on the disk.
+    /// Whether queued records wait for room on the disk.
     pub(crate) fn is_full(&self) -> bool {
         self.writer.durable().borrow().is_full
     }
 
-    /// Takes nothing more: the thread ends when what is left is written.
+    /// Stops accepting records; returns the thread, which ends once all pending ones are written.
     pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
         self.writer.close()
     }
 }
 
 impl DurableUpTo {
-    /// Waits for the disk, but not for room on it.
+    /// Waits for the records to be durable, but not for disk space.
     ///
     /// # Errors
-    /// When there is no room, nothing can be written any more, or not in time.
+    /// When the disk is full, writing has failed for good, or the deadline passes.
     pub(crate) async fn wait(mut self) -> Result<(), NotDurable> {
         let wanted = self.wanted;
         let is_over = |durable: &Durable| durable.upto >= wanted || durable.failed.is_some() || durable.is_full;
@@ -277,15 +276,15 @@ impl DurableUpTo {
         }
     }
 
-    /// Waits for the disk, on a thread that may wait; for room on it, as long as it takes.
+    /// Waits on a blocking thread for the records to be durable; for disk space, without a limit.
     ///
     /// # Errors
-    /// When nothing can be written any more, or not in time.
+    /// When writing has failed for good, or the deadline passes.
     pub(crate) fn wait_blocking(mut self) -> Result<(), String> {
         let (wanted, is_full) = (self.wanted, self.durable.clone());
         let mut deadline = Instant::now() + DURABLE_DEADLINE;
         let mut reached = pin!(self.durable.wait_for(|durable| durable.upto >= wanted || durable.failed.is_some()));
-        // Without a runtime, which may end before this thread does.
+        // Polled by hand, because the runtime may end before this thread does.
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut context = Context::from_waker(&waker);
         loop {
@@ -299,7 +298,7 @@ impl DurableUpTo {
                 deadline = Instant::now() + DURABLE_DEADLINE;
             }
             match deadline.checked_duration_since(Instant::now()) {
-                // Woken now and then, to see whether it is room that is missing.
+                // Wakes up now and then to see whether a full disk is the reason.
                 Some(left) if !left.is_zero() => std::thread::park_timeout(left.min(LOOK_AGAIN)),
                 _ => return Err(late()),
             }
@@ -307,14 +306,14 @@ impl DurableUpTo {
     }
 }
 
-/// Between two looks at why a thread waits.
+/// Interval at which a blocking wait looks for the reason of its delay.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 fn late() -> String {
     format!("the disk has not taken the journal within {} s", DURABLE_DEADLINE.as_secs())
 }
 
-/// Wakes a thread.
+/// A waker that unparks a thread.
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -325,9 +324,9 @@ impl Wake for Unpark {
 
 enum Found {
     Nothing,
-    /// What is there, and what was wrong with its files.
+    /// The recovered state, and notes about damage in its files.
     Recovered(Box<Recovered>, Vec<String>),
-    /// A journal that does not fit, and why.
+    /// A journal that this run cannot use, and why.
     Other(String),
 }
 
@@ -347,7 +346,7 @@ fn recover(folder: &Path, spec: &str) -> Result<Found, FileError> {
     Ok(Found::Recovered(Box::new(Recovered { machine, extras, records, frames }), notes))
 }
 
-/// Renames the folder; the one that was put aside before goes.
+/// Renames the folder, and removes the one that was moved aside before.
 fn put_aside(folder: &Path) -> Result<(), FileError> {
     if !folder.exists() {
         return Ok(());
@@ -359,12 +358,12 @@ fn put_aside(folder: &Path) -> Result<(), FileError> {
     std::fs::rename(folder, &aside).map_err(FileError::file("rename", folder))
 }
 
-/// Shares the state of the disk between the writer and those who wait.
+/// The channel that tells waiting calls how far the disk is.
 fn durable_channel(upto: u64) -> Arc<watch::Sender<Durable>> {
     Arc::new(watch::Sender::new(Durable { upto, is_full: false, failed: None }))
 }
 
-/// Writes frames, with the records that they belong to, as the journal does, for tests of those who read them.
+/// Writes frames and their record numbers as the journal does, for tests of readers.
 #[cfg(test)]
 pub(crate) fn write_frames(folder: &Path, frames: &[(u64, Frame)]) -> std::io::Result<()> {
     Segments::open(folder).map_err(std::io::Error::other)?.write(frames)

@@ -1,4 +1,4 @@
-//! The append-only files that samples and verdicts are in.
+//! The append-only files with samples and verdicts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -13,16 +13,16 @@ use super::stored::{Segment, StoredFrame};
 use crate::FileError;
 use crate::records::is_full;
 
-/// A segment is closed when it has grown to this.
+/// Size at which a segment is closed.
 const SEGMENT_BYTES: u64 = 64 << 20;
-/// Small frames are written together.
+/// Size up to which small frames are written together.
 const BUFFER_BYTES: usize = 1 << 20;
 
 fn segment_path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("samples-{number:06}.seg"))
 }
 
-/// Numbers of the segments of a folder, ascending.
+/// Numbers of the segments in a folder, ascending.
 fn numbers(folder: &Path) -> Result<Vec<u64>, FileError> {
     let entries = fs::read_dir(folder).map_err(FileError::file("list folder", folder))?;
     let mut numbers = Vec::new();
@@ -36,11 +36,11 @@ fn numbers(folder: &Path) -> Result<Vec<u64>, FileError> {
     Ok(numbers)
 }
 
-/// The writing side.
+/// The writer of segments.
 #[derive(Debug)]
 pub(super) struct Segments {
     folder: PathBuf,
-    /// Segments that are on disk, by number.
+    /// Content of closed segments, by number.
     closed: BTreeMap<u64, Held>,
     number: u64,
     current: Option<Current>,
@@ -54,24 +54,25 @@ struct Current {
     held: Held,
 }
 
-/// What a segment holds.
+/// What a segment contains, to decide when it can be removed.
 #[derive(Debug, Default)]
 struct Held {
     groups: HashSet<GroupId>,
-    /// The newest record that a frame belongs to; those of an earlier process are older than any snapshot to come.
+    /// Number of the newest record that a frame belongs to. Segments of an earlier process
+    /// precede any snapshot to come.
     newest: u64,
 }
 
 impl Held {
-    /// Whether nobody needs it: a snapshot that covers the records up to `seq` needs the live groups alone, and knows
-    /// nothing of the groups of later records.
+    /// Whether the segment can be removed after a snapshot of the records up to `seq`: it has no live group, and no
+    /// frame of a later record, whose groups the snapshot does not know.
     fn is_dead(&self, live: &HashSet<GroupId>, seq: u64) -> bool {
         self.newest <= seq && self.groups.is_disjoint(live)
     }
 }
 
 impl Segments {
-    /// Goes on behind the segments that are there.
+    /// Continues after the existing segments.
     pub(super) fn open(folder: &Path) -> Result<Self, FileError> {
         let mut closed = BTreeMap::new();
         for number in numbers(folder)? {
@@ -94,8 +95,8 @@ impl Segments {
         };
         let begin = current.bytes;
         if let Err(error) = fill(&mut current, &mut self.buffer, frames) {
-            // What a full disk has not taken is cut off, and the file is used again; it would leave one file a try. After any
-            // other error nobody knows what is in the file: nothing comes after it.
+            // After a full disk, the partial write is truncated and the file is used again; otherwise every try would
+            // leave a file. After any other error the content of the file is unknown, so nothing is appended to it.
             if is_full(&error) && current.segment.file.set_len(begin).is_ok() {
                 current.bytes = begin;
                 self.current = Some(current);
@@ -121,7 +122,7 @@ impl Segments {
         self.number += 1;
         let path = segment_path(&self.folder, self.number);
         let file = File::options().create_new(true).read(true).append(true).open(&path)?;
-        // The name is durable before anything relies on what is in the file.
+        // The folder is synced first, so that the name is durable before anything relies on the file's content.
         if let Err(error) = File::open(&self.folder).and_then(|folder| folder.sync_all()) {
             let _ = fs::remove_file(&path);
             return Err(error);
@@ -129,8 +130,9 @@ impl Segments {
         Ok(Current { segment: Arc::new(Segment { path, file }), bytes: 0, held: Held::default() })
     }
 
-    /// Removes the segments that a snapshot of the records up to `seq` does not need: those without its live groups.
+    /// Removes the segments that are no longer needed after a snapshot of the records up to `seq`.
     pub(super) fn retain(&mut self, live: &HashSet<GroupId>, seq: u64) -> io::Result<()> {
+        // The current segment is closed first, so that it can be removed like the others.
         if let Some(current) = self.current.take_if(|current| current.bytes > 0 && current.held.is_dead(live, seq)) {
             self.closed.insert(self.number, current.held);
         }
@@ -146,7 +148,7 @@ impl Segments {
     }
 }
 
-/// Writes frames behind those that are there, and makes them durable.
+/// Appends frames to a segment, and makes them durable.
 fn fill(current: &mut Current, buffer: &mut Vec<u8>, frames: &[(u64, Frame)]) -> io::Result<()> {
     buffer.clear();
     for (seq, frame) in frames {
@@ -169,14 +171,14 @@ fn flush(current: &mut Current, buffer: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Where each sample and verdict is.
+/// Index of all samples and verdicts on disk.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
     places: HashMap<FrameKey, StoredFrame>,
 }
 
 impl Frames {
-    /// Reads all segments, checking every frame. A tail that a crash has torn is cut off, with a note.
+    /// Reads and checks all segments. A torn tail left by a crash is truncated, with a note.
     pub(super) fn read(folder: &Path) -> Result<(Self, Vec<String>), FileError> {
         let (mut frames, mut notes) = (Self::default(), Vec::new());
         for number in numbers(folder)? {
@@ -209,33 +211,33 @@ impl Frames {
         Ok((frames, notes))
     }
 
-    /// A frame, where it is there.
+    /// The place of a frame; `None` if there is none.
     pub(crate) fn stored(&self, key: FrameKey) -> Option<StoredFrame> {
         self.places.get(&key).cloned()
     }
 
-    /// The content of a frame; none when it is not there.
+    /// The content of a frame; `None` if there is none or it cannot be read.
     pub(crate) fn get(&self, key: FrameKey) -> Option<Vec<u8>> {
         let frame = self.stored(key)?;
         frame.read().inspect_err(|error| tracing::error!(sample = %key.sample(), "{error}")).ok()
     }
 
-    /// How many there are.
+    /// Number of frames.
     pub(crate) fn len(&self) -> usize {
         self.places.len()
     }
 }
 
-/// What a segment holds.
+/// Result of reading a segment.
 struct Scanned {
-    /// Key, offset of the body, length of the body.
+    /// Key, offset of the body and length of the body of each frame.
     frames: Vec<(FrameKey, u64, usize)>,
-    /// Bytes of whole frames.
+    /// Bytes up to the end of the last whole frame.
     sound: u64,
     bytes: u64,
-    /// What is wrong behind them.
+    /// What is wrong after them.
     problem: Option<&'static str>,
-    /// Frames among them whose content is not what was written.
+    /// Number of frames in between whose checksum does not match.
     damaged: usize,
 }
 
@@ -266,11 +268,12 @@ fn scan(path: &Path) -> Result<Scanned, FileError> {
         let end = scanned.sound + (HEADER_BYTES + length) as u64;
         if checksum(&header[8..], &body) == expected {
             scanned.frames.push((key, scanned.sound + HEADER_BYTES as u64, length));
+        // A wrong checksum at the very end is a torn write; anywhere else it is damage to a single frame.
         } else if end == bytes {
             scanned.problem = Some("a torn frame");
             break;
         } else {
-            // Not what a crash leaves: the frames behind it are sound.
+            // Not a torn tail: the frames after it are intact.
             scanned.damaged += 1;
         }
         scanned.sound = end;

@@ -1,8 +1,8 @@
-//! Reading frames back during the run.
+//! Reads frames back during the run.
 //!
-//! The journal has every sample on disk before anybody hears of it, so memory holds only where it is: a sample is read when
-//! it is judged, trained on or archived, mostly out of the system's cache of files. A segment that is removed meanwhile stays
-//! readable for as long as a frame of it is held.
+//! Every sample is in the journal before anyone hears of it, so memory holds only its place: the content is read when
+//! the sample is judged, trained on or archived, mostly from the page cache. A segment that is removed meanwhile stays
+//! readable for as long as one of its frames is held.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +12,14 @@ use std::sync::{Arc, OnceLock};
 
 use super::frame::{HEADER_BYTES, checksum, read_header};
 
-/// A file of frames, open for reading.
+/// A segment that is open for reading.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) path: PathBuf,
     pub(super) file: File,
 }
 
-/// Where a frame begins, and how long its body is.
+/// Position of a frame and length of its body.
 #[derive(Debug)]
 struct Place {
     segment: Arc<Segment>,
@@ -27,39 +27,39 @@ struct Place {
     length: usize,
 }
 
-/// A frame that is on disk, or on its way there. Cheap to clone.
+/// A frame that is on disk or about to be. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StoredFrame(Arc<OnceLock<Place>>);
 
 /// Why a frame cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// The frame was asked for before it was durable.
+    /// It was read before it was durable.
     #[error("it is not on the disk yet")]
     Unwritten,
-    /// The disk refuses; it may not later.
+    /// The file system refused, perhaps only for now.
     #[error("read `{}` at byte {offset}: {error}", path.display())]
     File { path: PathBuf, offset: u64, error: io::Error },
-    /// What is there is not what was written.
+    /// The checksum does not match.
     #[error("`{}` is damaged at byte {offset}", path.display())]
     Damaged { path: PathBuf, offset: u64 },
 }
 
 impl StoredFrame {
-    /// A frame at a place of a segment.
+    /// A frame at a known position of a segment.
     pub(super) fn at(segment: &Arc<Segment>, offset: u64, length: usize) -> Self {
         let frame = Self::default();
         frame.written(segment, offset, length);
         frame
     }
 
-    /// Notes where the frame is, once that is durable.
+    /// Sets the position of the frame, once it is durable.
     pub(super) fn written(&self, segment: &Arc<Segment>, offset: u64, length: usize) {
-        // A frame is written once: a batch that is written again was not noted before.
+        // Set once: a batch that is retried was not set before.
         let _ = self.0.set(Place { segment: Arc::clone(segment), offset, length });
     }
 
-    /// Reads the content and checks it.
+    /// Reads the content and verifies its checksum.
     pub(crate) fn read(&self) -> Result<Vec<u8>, ReadError> {
         let Place { segment, offset, length } = self.0.get().ok_or(ReadError::Unwritten)?;
         let (path, offset) = (|| segment.path.clone(), *offset);
@@ -101,7 +101,7 @@ mod tests {
         assert!(matches!(stored[0].read(), Err(ReadError::Unwritten)));
         segments.write(&first).unwrap();
         segments.write(&second).unwrap();
-        // Nobody needs the group any more: the file goes, what is held of it stays readable.
+        // The group is no longer needed: its file is removed, but held frames stay readable.
         segments.retain(&std::collections::HashSet::new(), 1).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let read: Vec<Vec<u8>> = stored.iter().map(|frame| frame.read().unwrap()).collect();

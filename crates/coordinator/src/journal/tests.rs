@@ -33,7 +33,7 @@ fn open(folder: &Path) -> (Journal, Option<Recovered>, Vec<String>) {
     Journal::open(folder, SPEC, &Epoch::take(folder).unwrap(), &Room::of(folder)).unwrap()
 }
 
-/// Puts a snapshot in the place of all records so far.
+/// Replaces all records so far by a snapshot.
 fn keep(journal: &mut Journal, live: &[u64]) {
     let seq = journal.begin_snapshot();
     journal.snapshots().put(seq, snapshot(live));
@@ -80,7 +80,7 @@ async fn what_was_written_is_read_back_in_order() {
         assert_eq!((found, payload.is_some()), (&record(i, &format!("rollout-{i}")), i % 2 == 0));
         assert_eq!(recovered.frames.get(key(i, i as u32, 1)).unwrap(), vec![i as u8; 10 + i as usize]);
     }
-    // It goes on behind what is there, and a snapshot takes the place of everything before it.
+    // It continues after what is there, and a snapshot replaces everything before it.
     journal.append(&record(200, "a"), None, None);
     keep(&mut journal, &[]);
     journal.append(&record(201, "b"), None, None);
@@ -180,7 +180,7 @@ async fn a_snapshot_that_comes_late_leaves_the_records_behind_it_and_their_sampl
     let seq = journal.begin_snapshot();
     journal.append(&record(2, "b"), None, frame(key(2, 0, 1), 100));
     journal.durable().wait().await.unwrap();
-    // Of group 2, which is on the disk already, it knows nothing.
+    // The snapshot does not know of group 2, which is on disk already.
     journal.snapshots().put(seq, snapshot(&[]));
     journal.append(&record(3, "c"), None, None);
     journal.durable().wait().await.unwrap();
@@ -198,11 +198,11 @@ async fn of_two_openers_the_first_writes_nothing_more() {
     keep(&mut first, &[]);
     first.append(&record(1, "a"), None, None);
     first.durable().wait().await.unwrap();
-    // Where locks hold, a second one does not even get to read.
+    // Where locks work, a second coordinator cannot even read.
     let refused =
         Journal::open(folder.path(), SPEC, &Epoch::take(folder.path()).unwrap(), &Room::of(folder.path())).unwrap_err();
     assert_eq!((refused.exit(), refused.is_damage()), (pacs_runtime::Exit::Again, false), "{refused}");
-    // It has taken the epoch all the same, as it does where they are lost.
+    // It has taken the epoch nevertheless, as it would where locks are lost.
     first.append(&record(2, "b"), None, frame(key(1, 0, 1), 100));
     let NotDurable::Failed(problem) = first.durable().wait().await.unwrap_err() else {
         panic!("it is no matter of room")

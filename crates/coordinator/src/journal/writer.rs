@@ -1,4 +1,4 @@
-//! The thread that writes, in batches.
+//! The thread that writes the journal in batches.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,11 +15,11 @@ use super::{Audit, Durable, Snapshot, durable_channel};
 use crate::FileError;
 use crate::records::{Epoch, Room, is_full};
 
-/// How long a disk that refuses is tried again before the journal gives up; one that is full, without end while the run lasts.
+/// How long a failing disk is retried before the journal gives up. A full disk is retried for as long as the run lasts.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Handle of the thread.
+/// Handle of the writing thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     shared: Inbox,
@@ -27,7 +27,7 @@ pub(super) struct Writer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is to be written, for those who hand it in and for the thread.
+/// The queue, shared by those who fill it and the thread.
 pub(super) type Inbox = Arc<Shared>;
 
 #[derive(Debug, Default)]
@@ -36,11 +36,11 @@ pub(super) struct Shared {
     wake: Condvar,
 }
 
-/// What is to be written next. Bounded by the calls in flight: each waits for its own record before the next one.
+/// Contents of the next batch. Bounded by the calls in flight, because each waits for its own record before the next.
 #[derive(Debug, Default)]
 struct Pending {
     rows: Vec<Row>,
-    /// With the numbers of their records.
+    /// Frames, with the numbers of their records.
     frames: Vec<(u64, Frame)>,
     audits: Vec<Audit>,
     snapshot: Option<(u64, Snapshot)>,
@@ -48,7 +48,7 @@ struct Pending {
 }
 
 impl Pending {
-    /// What it takes on the disk, about.
+    /// Approximate size on disk.
     fn bytes(&self) -> u64 {
         let rows = self.rows.iter().map(|row| row.record.len() + row.payload.as_ref().map_or(0, Vec::len));
         let frames = self.frames.iter().map(|(_, frame)| frame.body.len());
@@ -68,7 +68,7 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a snapshot in; a newer one takes the place of one that waits.
+    /// Queues a snapshot; a newer one replaces one that is still queued.
     pub(super) fn snapshot(&self, seq: u64, snapshot: Snapshot) {
         self.lock().snapshot = Some((seq, snapshot));
         self.wake.notify_one();
@@ -85,7 +85,7 @@ impl Writer {
     ) -> io::Result<Self> {
         let (shared, durable) = (Arc::new(Shared::default()), durable_channel(upto));
         let (inbox, told) = (Arc::clone(&shared), Arc::clone(&durable));
-        // Ends when it is closed, after the last batch.
+        // Ends when the handle is closed, after the last batch.
         let span = tracing::info_span!("journal");
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             let _span = span.entered();
@@ -132,8 +132,8 @@ impl Drop for Writer {
     }
 }
 
-/// Says that nothing more will be durable, should the thread panic: those who wait would do so to their deadline, and others
-/// would hand in what is never written.
+/// Marks the journal as failed if the thread panics. Otherwise waiting calls would wait until their deadline, and
+/// others would queue what is never written.
 struct Panicked<'a>(&'a watch::Sender<Durable>);
 
 impl Drop for Panicked<'_> {
@@ -145,7 +145,7 @@ impl Drop for Panicked<'_> {
     }
 }
 
-/// What the thread writes to.
+/// The files that the thread writes.
 struct Disk {
     database: Database,
     segments: Segments,
@@ -162,6 +162,7 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
         if pending.is_empty() {
             return;
         }
+        // Everything queued during the last write shares one sync, so batches grow with the load.
         let batch = std::mem::take(&mut *pending);
         pending.closing = batch.closing;
         drop(pending);
@@ -194,17 +195,17 @@ fn write_all(shared: &Shared, durable: &watch::Sender<Durable>, mut disk: Disk) 
     }
 }
 
-/// Why a batch is not written.
+/// Why a batch could not be written.
 enum Problem {
-    /// The disk refuses, and may not the next time.
+    /// The disk refused, and may accept a retry.
     Disk(String),
-    /// There is no room.
+    /// The disk is full.
     Full(String),
-    /// Another coordinator writes here now.
+    /// Another coordinator has taken over the run folder.
     Taken(String),
 }
 
-/// Writes a batch: the frames first, then the records that rely on them.
+/// Writes a batch, with retries: the frames first, then the records that refer to them.
 fn write_patiently(
     shared: &Shared,
     durable: &watch::Sender<Durable>,
@@ -220,6 +221,7 @@ fn write_patiently(
                 let bytes = batch.bytes();
                 disk.room.missing("journal", "what has happened", bytes, &problem);
                 durable.send_if_modified(|durable| !std::mem::replace(&mut durable.is_full, true));
+                // A full disk does not use up the patience for other errors.
                 started = Instant::now();
                 std::thread::sleep(RETRY);
                 continue;
@@ -238,6 +240,7 @@ fn write_patiently(
 impl Disk {
     fn write(&mut self, batch: &Pending, frames_written: &mut bool) -> Result<(), Problem> {
         mine(&self.epoch)?;
+        // A retry must not append the frames a second time.
         if !*frames_written {
             let written = self.segments.write(&batch.frames);
             written.map_err(|error| Problem::of(&error, format!("write samples: {error}")))?;
@@ -245,7 +248,7 @@ impl Disk {
         }
         let refused = |error| Problem::of(&error, format!("write records: {error}"));
         let transaction = self.database.write(&batch.rows, &batch.audits, batch.snapshot.as_ref()).map_err(refused)?;
-        // As late as can be: everything but the commit is done.
+        // Checked as late as possible: only the commit remains.
         mine(&self.epoch)?;
         transaction.commit().map_err(refused)
     }
@@ -257,7 +260,7 @@ impl Problem {
     }
 }
 
-/// Nothing is written unless the run folder is still this coordinator's.
+/// Fails if the run folder no longer belongs to this coordinator.
 fn mine(epoch: &Epoch) -> Result<(), Problem> {
     epoch.check().map_err(|error| match error {
         FileError::Taken { .. } => Problem::Taken(error.to_string()),

@@ -1,7 +1,7 @@
-//! The run in the text format of Prometheus.
+//! The run's metrics in the Prometheus text format.
 //!
-//! Written by hand: everything is known when it is scraped, so there is nothing to register, and the client library writes
-//! OpenMetrics, whose counters `promtool check metrics` takes for undocumented ones.
+//! Written by hand: all values are known at the time of the scrape, so there is nothing to register. The client library
+//! writes OpenMetrics, whose counters `promtool check metrics` reports as undocumented.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -18,11 +18,11 @@ use crate::driver::unix_time;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How long a file system may take to say how full it is.
+/// Timeout for asking the file system how full it is.
 const DISK_WAIT: Duration = Duration::from_secs(2);
-/// Metrics of a step that are shown: learners and verifiers name some of them.
+/// Bound on exported step metrics, some of which are named by learners and verifiers.
 const MOST_METRICS: usize = 300;
-/// Bytes of a label's value.
+/// Bytes of a label value that are kept.
 const MOST_LABEL: usize = 128;
 const PHASES: [&str; 10] = [
     "assembling",
@@ -37,21 +37,21 @@ const PHASES: [&str; 10] = [
     "failed",
 ];
 
-/// What a scrape is made of.
+/// The values that one scrape exports.
 #[derive(Debug, Default)]
 struct Scrape {
     status: Arc<v1::GetStatusResponse>,
     run_id: String,
     evaluation: BTreeMap<String, f64>,
-    /// Bytes free for us, and all, of the run folder's file system.
+    /// Free and total bytes of the run folder's file system; `None` if it did not answer.
     disk: Option<(u64, u64)>,
-    /// Seconds that the coordinator's certificate is still good for.
+    /// Seconds until the coordinator's certificate expires; `None` without TLS.
     certificate: Option<f64>,
     now: f64,
 }
 
 impl Observer {
-    /// All metrics of now.
+    /// The page with all current metrics.
     pub(super) async fn exposition(&self) -> String {
         let scrape = Scrape {
             status: self.status(),
@@ -64,7 +64,8 @@ impl Observer {
         scrape.text()
     }
 
-    /// How full the disk is; `None` when it does not say in time. One that hangs holds one thread, however often it is asked.
+    /// Free and total bytes of the disk; `None` if it does not answer in time. A hung disk blocks one thread, however
+    /// often it is asked.
     async fn disk(&self) -> Option<(u64, u64)> {
         let place = Arc::clone(&self.0.disk).try_acquire_owned().ok()?;
         let run_dir = self.0.run_dir.clone();
@@ -114,7 +115,7 @@ impl Scrape {
             page.one("pacs_remaining_seconds", "Estimated time to the end of the job.", remaining);
         }
         page.counter("pacs_events_total", "What was counted since the run began, by its name in `pacs status`.");
-        // All of them: a counter that appears with its first event has not grown, as Prometheus sees it.
+        // All counters, including zeros: Prometheus sees no increase in a counter that appears with its first event.
         for counter in Counter::ALL {
             let count = status.counters.get(counter.name()).copied().unwrap_or(0);
             page.value("pacs_events_total", &[("event", counter.name())], count as f64);
@@ -166,7 +167,7 @@ impl Scrape {
         page.one("pacs_problems", "Problems to train on.", f64::from(status.training_problems));
     }
 
-    /// By verifier and not by worker, of which there may be hundreds.
+    /// Aggregated by verifier, because there may be hundreds of workers.
     fn verifications(&self, page: &mut Page) {
         let mut outcomes: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         let mut slowest: BTreeMap<&str, f64> = BTreeMap::new();
@@ -190,14 +191,14 @@ impl Scrape {
         }
     }
 
-    /// What docs/METRICS.md explains, one name each.
+    /// The metrics that docs/METRICS.md explains, one name each.
     fn numbers(&self, page: &mut Page) {
         let mut all: BTreeMap<String, f64> = BTreeMap::new();
         for (prefix, numbers) in [
             ("pacs_step", self.status.metrics.iter().collect::<BTreeMap<_, _>>()),
             ("pacs_evaluation", self.evaluation.iter().collect()),
         ] {
-            // These two have metrics of their own.
+            // These two have their own metrics.
             let numbers = numbers.into_iter().filter(|(name, _)| !matches!(name.as_str(), "step" | "time"));
             let named = numbers.filter_map(|(name, value)| Some((format!("{prefix}_{}", metric_name(name)?), *value)));
             all.extend(named.take(MOST_METRICS));
@@ -222,7 +223,7 @@ impl Scrape {
     }
 }
 
-/// A name as Prometheus takes it; none for what would be no name, or one with a suffix that means something there.
+/// A name that Prometheus accepts; `None` for invalid names and those with a suffix that has a meaning there.
 fn metric_name(name: &str) -> Option<String> {
     let ends_badly = ["_total", "_count", "_sum", "_bucket"].iter().any(|suffix| name.ends_with(suffix));
     let is_fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -286,7 +287,7 @@ mod tests {
         v1::WorkerStatus { role: role.into(), seconds_since_heartbeat: 1.5, ..Default::default() }
     }
 
-    /// A scrape in which nothing is absent, and names mean harm.
+    /// A scrape without absent values, whose names contain control characters.
     fn scrape() -> Scrape {
         let hostile = "a\"b\\c\nd 1\n# HELP x";
         let verifier = |worker: &str| v1::VerifierStatus {
@@ -360,7 +361,7 @@ mod tests {
         }
     }
 
-    /// Names of a text that look like metrics of ours.
+    /// The metric names of ours that occur in a text.
     fn named(text: &str) -> BTreeSet<String> {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         words.filter(|word| word.starts_with("pacs_")).map(str::to_owned).collect()
@@ -398,7 +399,7 @@ mod tests {
         assert_eq!(sections, alerts, "sections are alerts, in their order");
     }
 
-    /// Prometheus' own tool, on the page, the rules and the tests of the rules.
+    /// Runs Prometheus' own checker on the page, the rules and the tests of the rules.
     #[test]
     fn promtool_finds_nothing_wrong() {
         let promtool = |arguments: &[&str], input: &str| -> std::io::Result<(bool, String)> {

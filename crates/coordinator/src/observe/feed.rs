@@ -1,4 +1,4 @@
-//! What happens, for any number of watchers, none of which the run waits for.
+//! Distributes events to any number of watchers, without the run waiting for any of them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +11,14 @@ use tokio::sync::{broadcast, watch};
 use crate::driver::unix_time;
 use crate::progress::{Progress, RunEnd};
 
-/// Past events that are kept, and most that a new watcher is told.
+/// Number of past events that are kept, and that a new watcher is sent at most.
 pub(super) const PAST: usize = 512;
-/// Events that a watcher may be late; it loses older ones. The ring is one for all, so watchers cost no memory.
+/// Events that a watcher may lag behind by; it loses older ones. All share one ring, so watchers take no memory.
 const QUEUE: usize = 1024;
-/// Bytes of a text in an event; workers and verifiers have a say in some.
+/// Bytes of a text in an event, some of which comes from workers and verifiers.
 const MOST_TEXT: usize = 2048;
 
-/// The events of this process.
+/// The events of this coordinator process.
 #[derive(Clone, Debug)]
 pub(super) struct Feed(Arc<Inner>);
 
@@ -26,19 +26,19 @@ pub(super) struct Feed(Arc<Inner>);
 struct Inner {
     past: Mutex<Past>,
     sender: broadcast::Sender<Arc<v1::WatchResponse>>,
-    /// Ends the streams of watchers: a server that ends waits for them.
+    /// Ends the streams of watchers, because a server shuts down only after its streams.
     closed: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Past {
     events: VecDeque<Arc<v1::WatchResponse>>,
-    /// Numbers of the newest evaluation, which may be older than those events.
+    /// Numbers of the newest evaluation, which may be older than the kept events.
     evaluation: BTreeMap<String, f64>,
     number: u64,
 }
 
-/// What a new watcher gets.
+/// What a new watcher receives.
 pub(super) struct Subscription {
     pub(super) past: Vec<Arc<v1::WatchResponse>>,
     pub(super) events: broadcast::Receiver<Arc<v1::WatchResponse>>,
@@ -51,7 +51,7 @@ impl Feed {
         Self(Arc::new(Inner { past, sender, closed }))
     }
 
-    /// Follows the run until it ends or the feed is closed.
+    /// Forwards the run's events until it ends or the feed is closed.
     pub(super) async fn follow(
         self,
         mut events: broadcast::Receiver<Progress>,
@@ -98,11 +98,12 @@ impl Feed {
             past.events.pop_front();
         }
         past.events.push_back(Arc::clone(&event));
-        // Nobody may be watching. Under the lock, so that who subscribes gets each event once.
+        // An error means that nobody is watching. Sent under the lock, so that a new subscriber
+        // gets each event exactly once.
         let _ = self.0.sender.send(event);
     }
 
-    /// The newest past events, and those to come.
+    /// Subscribes: the newest past events, and those to come.
     pub(super) fn subscribe(&self, past: usize) -> Subscription {
         let kept = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
         let skipped = kept.events.len().saturating_sub(past);
@@ -110,12 +111,12 @@ impl Feed {
         Subscription { past, events: self.0.sender.subscribe(), closed: self.0.closed.subscribe() }
     }
 
-    /// Numbers of the newest evaluation of this process; none before the first.
+    /// Numbers of the newest evaluation of this process; empty before the first.
     pub(super) fn newest_evaluation(&self) -> BTreeMap<String, f64> {
         self.0.past.lock().unwrap_or_else(PoisonError::into_inner).evaluation.clone()
     }
 
-    /// Becomes true when the run is gone.
+    /// Becomes true when the feed is closed.
     pub(super) fn closing(&self) -> watch::Receiver<bool> {
         self.0.closed.subscribe()
     }
@@ -126,7 +127,7 @@ impl Feed {
     }
 }
 
-/// One event as watchers are told of it. Counts of an evaluation under way are in the situation, and are no event.
+/// Converts an event for watchers. Progress of an evaluation is part of the status, not an event.
 fn event(progress: &Progress) -> Option<Event> {
     Some(match progress {
         Progress::Measuring { .. } => return None,
@@ -162,7 +163,7 @@ fn event(progress: &Progress) -> Option<Event> {
     })
 }
 
-/// The numbers of a step, as many as fit into an event: workers name some of them.
+/// The numbers of a step, as many as fit into an event; workers name some of them.
 fn step_metrics(numbers: serde_json::Map<String, serde_json::Value>) -> HashMap<String, f64> {
     const MOST: usize = 512;
     let numbers: BTreeMap<String, f64> =

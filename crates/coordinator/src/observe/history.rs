@@ -1,4 +1,4 @@
-//! The numbers of a file of JSON lines over the steps, in bounded memory however long the run is.
+//! Metrics over the steps from a JSON Lines file, in bounded memory however long the run is.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 use pacs_protocol::v1;
 use serde_json::{Map, Value};
 
-/// Points of a series that are kept; with more, each stands for twice as many steps as before.
+/// Points kept per series; beyond this, each point covers twice as many steps as before.
 pub(super) const MOST_POINTS: usize = 2000;
-/// Names that are kept: learners and verifiers name some of them.
+/// Number of names that are kept, some of which come from learners and verifiers.
 const MOST_NAMES: usize = 512;
 const MOST_NAME: usize = 128;
-/// Bytes of a line; none that the coordinator writes is longer.
+/// Longest line that is read; the coordinator writes none longer.
 const MOST_LINE: u64 = 1 << 20;
-/// Bytes of the series of one answer.
+/// Space for series in one answer, in bytes.
 const ANSWER_BYTES: usize = pacs_protocol::ANSWER_BYTES - (64 << 10);
 
-/// One point of a series: the steps from one multiple of the width to the next.
+/// One point of a series, which covers the steps from one multiple of the width to the next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Point {
-    /// The last of the steps that has the number.
+    /// The last covered step that has a value.
     step: u64,
     steps: u64,
     sum: f64,
@@ -44,18 +44,18 @@ impl Point {
     }
 }
 
-/// What is read of a file so far. The file is only added to at its end, unless a lost generation takes the run back: then its end
-/// is another one, and the file is read anew.
+/// The part of a file read so far. The file only grows at its end, unless a lost generation rewinds the run: then its
+/// end is replaced, and the file is read from the start.
 #[derive(Debug)]
 pub(super) struct History {
     path: PathBuf,
     range: RangeInclusive<u64>,
-    /// Bytes of whole lines that were taken in.
+    /// Bytes of the complete lines that were read.
     read: u64,
-    /// Length and checksum of the last line of these, by which a file that was cut off and added to again is found out.
+    /// Length and checksum of the last of these lines, to detect that the file was truncated and grew again.
     last_line: (u64, u32),
     last_step: Option<u64>,
-    /// Steps that a point stands for.
+    /// Number of steps that a point covers.
     width: u64,
     series: BTreeMap<String, Vec<Point>>,
 }
@@ -69,7 +69,7 @@ impl History {
         &self.path
     }
 
-    /// Takes in what was added since the last time. A file that is not there has no lines.
+    /// Reads the lines that were added since the last call. A missing file has no lines.
     pub(super) fn update(&mut self) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -87,7 +87,7 @@ impl History {
         loop {
             let mut line = Vec::new();
             let bytes = lines.by_ref().take(MOST_LINE).read_until(b'\n', &mut line)? as u64;
-            // The writer is in the middle of the last one.
+            // The last line is still being written.
             if line.last() != Some(&b'\n') {
                 return Ok(());
             }
@@ -98,7 +98,7 @@ impl History {
         }
     }
 
-    /// Whether the file still begins with what was read of it.
+    /// Whether the file still starts with what was read of it.
     fn goes_on(&self, file: &mut File) -> io::Result<bool> {
         let (bytes, checksum) = self.last_line;
         if file.metadata()?.len() < self.read {
@@ -116,7 +116,7 @@ impl History {
 
     fn take(&mut self, numbers: &Map<String, Value>) {
         let Some(step) = numbers.get("step").and_then(Value::as_u64) else { return };
-        // Lines are in the order of their steps; one that is not says nothing that could be drawn.
+        // Steps ascend; a line that breaks the order cannot be drawn.
         if !self.range.contains(&step) || self.last_step.is_some_and(|last| step <= last) {
             return;
         }
@@ -140,12 +140,12 @@ impl History {
         }
     }
 
-    /// The series of these names, or all, of at most so many points each.
+    /// The series with these names, or all, with at most `most_points` points each.
     pub(super) fn answer(&self, names: &[String], most_points: usize) -> v1::GetMetricsResponse {
         let most_points = most_points.clamp(1, MOST_POINTS);
         let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
         let chosen: Vec<_> = self.series.iter().filter(|(name, _)| wanted(name)).collect();
-        // All series have the same points, so that they can be compared.
+        // All series use the same width, so that they can be compared.
         let mut width = self.width;
         let points_at = |width: u64| {
             let count = |points: &Vec<Point>| places(points, width);
@@ -158,7 +158,7 @@ impl History {
             (ANSWER_BYTES, v1::GetMetricsResponse { steps_per_point: width, ..Default::default() });
         for (name, points) in chosen {
             let points = thinned(points, width);
-            // Three numbers and a step of up to ten bytes a point.
+            // A point takes three numbers and a step of up to ten bytes.
             let Some(left) = room.checked_sub(points.len() * 34 + name.len() + 32) else {
                 response.left_out += 1;
                 continue;
@@ -170,7 +170,7 @@ impl History {
     }
 }
 
-/// Adds a point to the last one if both are of one place.
+/// Merges a point into the last one if both fall into the same place of this width.
 fn add(points: &mut Vec<Point>, point: Point, width: u64) {
     match points.last_mut() {
         Some(last) if last.step / width == point.step / width => last.add(&point),
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(loss(&history, 10).means, [1.0, 2.0, 3.0]);
         assert_eq!(history.answer(&[], 10).series.len(), 1, "what is no number is no series");
 
-        // Cut off after step 1, and longer than before when it is looked at again.
+        // Cut off after step 1, and longer than before by the next read.
         fs::write(&path, line(1, 1.0) + &line(2, 7.0) + &line(3, 8.0) + &line(4, 9.0)).unwrap();
         history.update().unwrap();
         assert_eq!(loss(&history, 10).means, [1.0, 7.0, 8.0, 9.0]);

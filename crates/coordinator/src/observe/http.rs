@@ -1,4 +1,4 @@
-//! HTTP for those who look: a small server of bounded connections, each of which is over soon.
+//! A small HTTP server for scrapers, with a bound on connections and on the duration of each.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,16 +15,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::Observer;
 use super::exporter::CONTENT_TYPE;
 
-/// Connections at once; others are closed at once. A scraper needs one.
+/// Concurrent connections; further ones are closed at once. A scraper needs one.
 const MOST_CONNECTIONS: usize = 64;
-/// How long a connection may take from its first byte to its last: a peer that says nothing holds no place for longer.
+/// Upper bound on the duration of a connection, so that a silent peer does not hold a place.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(15);
 /// Pause after an error of the listener, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Observer {
-    /// Serves `GET /metrics` at `address`, in the text format of Prometheus, for as long as the run is there. In plain text, for
-    /// scrapers have no certificate of the run: numbers and the names of job, verifiers and metrics are all that is there.
+    /// Serves `GET /metrics` at `address` in the Prometheus text format until the run ends. In plain
+    /// text, because scrapers have no certificate of the run; the page contains only numbers and the
+    /// names of job, verifiers and metrics.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -42,7 +43,7 @@ impl Observer {
     }
 }
 
-/// Ends with the run.
+/// Accepts connections until the run ends.
 async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
@@ -65,7 +66,7 @@ async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receive
 
 async fn connection(stream: TcpStream, service: Router, _place: OwnedSemaphorePermit) {
     let mut http = http1::Builder::new();
-    // One request a connection: what it takes is known.
+    // Without keep-alive each connection serves one request, so its cost is bounded.
     let http = http.keep_alive(false).max_buf_size(16 << 10);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await {
         tracing::debug!("a connection of a scraper ended: {error}");

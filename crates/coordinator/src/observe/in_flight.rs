@@ -1,4 +1,4 @@
-//! Samples that no step has used up yet: their numbers from the driver, their content from the journal.
+//! Samples that no step has consumed yet: their statistics come from the driver, their content from the journal.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use super::query::{Found, Page, Query, shorten};
 use super::recorded::{MOST_TEXT, MOST_TOKENS, Window};
 use crate::driver::{Driver, KeptSample, problem_of};
 
-/// Samples that are looked at under the driver's lock in one call: some microseconds.
+/// Samples that one call examines under the driver's lock, which takes some microseconds.
 const MOST_CANDIDATES: usize = 2048;
 
-/// A sample whose content is still to be read.
+/// A sample whose content has not been read yet.
 #[derive(Debug)]
 pub(super) struct InFlight {
     id: SampleId,
@@ -23,7 +23,7 @@ pub(super) struct InFlight {
     verdict: Option<Verdict>,
 }
 
-/// Samples that fit a query as far as the driver knows, and whether there may be more after them.
+/// Samples that match a query as far as the driver knows, and whether there may be more after them.
 #[derive(Debug)]
 pub(super) struct Candidates {
     samples: Vec<InFlight>,
@@ -36,7 +36,7 @@ fn purpose_of(group: GroupId) -> Purpose {
 }
 
 impl Candidates {
-    /// Notes what may fit. Runs under the driver's lock, so nothing is read here.
+    /// Collects candidates. Runs under the driver's lock, so it reads no files.
     pub(super) fn of(driver: &Driver, query: &Query) -> Self {
         let mut groups: Vec<GroupId> = driver.store.groups().collect();
         groups.sort_unstable_by_key(|group| std::cmp::Reverse(*group));
@@ -66,7 +66,7 @@ impl Candidates {
         Self { samples, problems: Arc::clone(&driver.problems), more_after }
     }
 
-    /// Adds those that fit to an answer. Reads the journal.
+    /// Adds the matching candidates to an answer. Reads the journal.
     pub(super) fn search(self, found: &mut Found) {
         let mut before = found.query().page;
         for candidate in self.samples {
@@ -75,7 +75,7 @@ impl Candidates {
             }
             match candidate.sample.text() {
                 Ok(text) => found.offer(candidate.observed(&self.problems, text), before),
-                // Its step may be over by now: then the archive has it.
+                // Its step may be over by now, which moved it to the archive.
                 Err(error) => found.note(format!("{} is left out: {error}", candidate.id)),
             }
             if found.is_full() {
@@ -118,7 +118,7 @@ impl InFlight {
         }
     }
 
-    /// The sample with its tokens. Reads the journal.
+    /// The sample with its tokens, read from the journal.
     pub(super) fn whole(self, problems: &Problems, window: Window) -> Result<v1::GetSampleResponse, ObserveError> {
         let content = self.sample.content();
         let content =

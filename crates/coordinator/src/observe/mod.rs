@@ -1,8 +1,8 @@
-//! Looking at a run: its numbers, its samples, what happens.
+//! The read-only view of a run: its metrics, its samples and its events.
 //!
-//! Whoever looks must not hold the run up. Files are read on threads of their own and outside of every lock, a few at a time; what
-//! is asked of the driver is small and bounded; a status is made once for all who ask within half a second; and a watcher that does
-//! not read loses events.
+//! Observers must not slow the run down. Files are read on blocking threads outside of every lock, a few at a time;
+//! requests to the driver are small and bounded; one status serves all who ask within half a second; and a watcher that
+//! does not read loses events.
 
 mod exporter;
 mod feed;
@@ -31,36 +31,36 @@ use crate::FileError;
 use crate::driver::{Poisoned, Shared, bounded};
 use crate::progress::{Progress, RunEnd};
 
-/// Calls that read files at once; others wait for them.
+/// Concurrent calls that read files; others wait for a turn.
 const READERS: usize = 4;
-/// How long a call waits for its turn.
+/// Longest wait for a turn.
 const READER_WAIT: Duration = Duration::from_secs(10);
-/// Most watchers at once.
+/// Bound on concurrent watchers.
 const MOST_WATCHERS: usize = 128;
-/// How old a status may be that is given out.
+/// Age up to which a status is reused.
 const STATUS_AGE: Duration = Duration::from_millis(500);
 
-/// Why something cannot be shown.
+/// Why a request to observe the run fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
-    /// The request is out of its bounds.
+    /// A field of the request is out of bounds.
     #[error("field `{field}` {problem}")]
     Invalid {
-        /// Of the request.
+        /// Name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with it, and what is expected.
         problem: String,
     },
-    /// What was asked for is not there.
+    /// What was asked for does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The file system refuses.
+    /// A file could not be read.
     #[error(transparent)]
     File(FileError),
-    /// The run of this process is about to end.
+    /// The coordinator process is about to end.
     #[error("{0}")]
     Ending(String),
-    /// Too many look at once.
+    /// Too many observers at once.
     #[error("{0}; try again")]
     Busy(String),
 }
@@ -77,7 +77,7 @@ impl ObserveError {
     }
 }
 
-/// Looks at the run of a coordinator; clones share it.
+/// A read-only view of a coordinator's run; clones share it.
 #[derive(Clone, Debug)]
 pub struct Observer(Arc<Inner>);
 
@@ -92,12 +92,12 @@ struct Inner {
     run_dir: PathBuf,
     run_id: String,
     security: Security,
-    /// Held by who asks how full the disk is.
+    /// Held while the disk is asked for its free space.
     disk: Arc<Semaphore>,
 }
 
 impl Observer {
-    /// Starts to follow the run.
+    /// Starts to collect events of the run.
     pub(crate) fn start(
         shared: &Shared,
         (run_dir, run_id): (&Path, &str),
@@ -105,7 +105,7 @@ impl Observer {
         (events, end): (broadcast::Receiver<Progress>, watch::Receiver<Option<RunEnd>>),
     ) -> Self {
         let feed = Feed::new();
-        // Ends with the run, or when it is closed.
+        // Ends with the run, or when the feed is closed.
         tokio::spawn(feed.clone().follow(events, end));
         Self(Arc::new(Inner {
             shared: shared.clone(),
@@ -126,8 +126,8 @@ impl Observer {
         self.0.feed.close();
     }
 
-    /// The status of the run, at most half a second old. Once somebody has panicked in the driver, the last one that is known: nobody
-    /// sees the state any more, and the process is about to end.
+    /// The status of the run, at most half a second old. After a panic in the driver it is the last known one, because
+    /// the state is unusable and the process is about to end.
     #[must_use]
     pub fn status(&self) -> Arc<v1::GetStatusResponse> {
         let mut kept = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,16 +146,16 @@ impl Observer {
         }
     }
 
-    /// See `ObserveService.GetMetrics`.
+    /// Returns metrics over the steps; implements `ObserveService.GetMetrics`.
     ///
     /// # Errors
-    /// When the request is out of its bounds, the file cannot be read, or too many read at once.
+    /// When the request is out of bounds, the file cannot be read, or too many calls read at once.
     pub async fn metrics(&self, request: v1::GetMetricsRequest) -> Result<v1::GetMetricsResponse, ObserveError> {
         let recorded = Arc::clone(&self.0.recorded);
         self.read(move || recorded.metrics(&request)).await
     }
 
-    /// See `ObserveService.ListSamples`.
+    /// Lists samples, newest first; implements `ObserveService.ListSamples`.
     ///
     /// # Errors
     /// As [`Self::metrics`].
@@ -179,7 +179,7 @@ impl Observer {
         .await
     }
 
-    /// See `ObserveService.GetSample`.
+    /// Returns one sample with its tokens; implements `ObserveService.GetSample`.
     ///
     /// # Errors
     /// As [`Self::metrics`], and when there is no such sample.
@@ -198,7 +198,7 @@ impl Observer {
         .await
     }
 
-    /// Reads files, a few calls at a time, on a thread that may block.
+    /// Reads files on a blocking thread; only a few calls at a time.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<T, ObserveError> + Send + 'static,
@@ -207,7 +207,7 @@ impl Observer {
             |_| ObserveError::Busy(format!("{READERS} others have been reading for {} s", READER_WAIT.as_secs()));
         let turn = tokio::time::timeout(READER_WAIT, self.0.readers.acquire()).await.map_err(busy)?;
         let _turn = turn.map_err(|_| ObserveError::NotFound("the run is gone".into()))?;
-        // A damaged file can make its reader panic; that is the end of this call and of nothing else.
+        // A damaged file can make its reader panic, which must only end this call.
         let read = tokio::task::spawn_blocking(read).await;
         read.unwrap_or_else(|_| Err(ObserveError::NotFound("what was asked for is damaged and cannot be read".into())))
     }

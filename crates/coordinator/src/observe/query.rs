@@ -1,4 +1,4 @@
-//! What is asked of the samples, with every bound checked once.
+//! A request for samples, with its bounds checked.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ const MOST_SAMPLES: u32 = 500;
 const USUAL_TEXT: u32 = 500;
 const MOST_TEXT: u32 = 64 << 10;
 const MOST_PATTERN: usize = 1024;
-/// Samples that one call looks at, and the time it takes; then it says from where to search on.
+/// Samples that one call examines, within `SEARCH_TIME`; the answer then says where to continue.
 pub(super) const MOST_SEARCHED: usize = 50_000;
 const SEARCH_TIME: Duration = Duration::from_secs(3);
-/// Bytes of the samples of one answer: notes and the page fit into what is left of 4 MiB.
+/// Bytes of the samples in one answer; notes and page fit into the rest of 4 MiB.
 const ANSWER_BYTES: usize = pacs_protocol::ANSWER_BYTES - (256 << 10);
 const MOST_NOTES: usize = 20;
 const MOST_NOTE: usize = 1024;
 
-/// Which samples are asked for.
+/// Filters and limits of a request for samples.
 #[derive(Debug)]
 pub(super) struct Query {
     pub(super) purpose: Option<Purpose>,
@@ -30,21 +30,21 @@ pub(super) struct Query {
     pub(super) group: Option<GroupId>,
     state: Option<v1::SampleState>,
     outcomes: Vec<v1::Outcome>,
-    /// In lower case.
+    /// Text to search for, in lower case.
     text: String,
     limit: usize,
     text_bytes: usize,
     pub(super) page: Page,
 }
 
-/// From where to search on.
+/// Position from which a search continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// The newest sample.
+    /// From the newest sample.
     Newest,
-    /// After this one in flight: larger groups come first, and smaller indices.
+    /// After this sample in flight; larger group ids come first, then smaller indices.
     InFlight(GroupId, u32),
-    /// After so many rows of the step in the archive.
+    /// After this many rows of the step in the archive.
     Archive(Purpose, u64, usize),
 }
 
@@ -73,17 +73,17 @@ impl Query {
         })
     }
 
-    /// Whether samples in flight can be among those that are asked for.
+    /// Whether samples in flight can match.
     pub(super) fn wants_in_flight(&self) -> bool {
         self.step.is_none() && self.state != Some(v1::SampleState::Archived) && !matches!(self.page, Page::Archive(..))
     }
 
-    /// The same of those in the archive.
+    /// Whether archived samples can match.
     pub(super) fn wants_archived(&self) -> bool {
         self.state.is_none_or(|state| state == v1::SampleState::Archived)
     }
 
-    /// What can be said of a sample before its texts are read.
+    /// Whether a sample matches, as far as its statistics tell; its texts are not read yet.
     pub(super) fn wants(&self, purpose: Purpose, group: GroupId, outcome: Option<Outcome>, archived: bool) -> bool {
         let state = match (archived, outcome) {
             (true, _) => v1::SampleState::Archived,
@@ -112,7 +112,7 @@ pub(super) fn purpose(wire: i32) -> Result<Option<Purpose>, ObserveError> {
     }
 }
 
-/// A number that has a usual value and a bound.
+/// A number with a default for 0 and an upper bound.
 pub(super) fn bounded(field: &'static str, value: u32, usual: u32, most: u32) -> Result<usize, ObserveError> {
     match value {
         0 => Ok(usual as usize),
@@ -149,7 +149,7 @@ impl std::fmt::Display for Page {
     }
 }
 
-/// An answer in the making.
+/// An answer under construction.
 #[derive(Debug)]
 pub(super) struct Found {
     query: Query,
@@ -170,8 +170,8 @@ impl Found {
         &self.query
     }
 
-    /// Counts a sample that was looked at. Says whether there is room and time for it; if not, the next call starts after
-    /// `before`.
+    /// Counts an examined sample. Returns whether the limits of the call allow it; if not, the next
+    /// call continues after `before`.
     pub(super) fn has_room(&mut self, before: Page) -> bool {
         self.searched += 1;
         let is_late =
@@ -182,7 +182,7 @@ impl Found {
         !self.is_full
     }
 
-    /// Adds a sample, if it has the text that is looked for and fits; one that does not fit is the first of the next answer.
+    /// Adds a sample if it contains the text and fits; one that does not fit is the first of the next answer.
     pub(super) fn offer(&mut self, mut sample: v1::ObservedSample, before: Page) {
         if !self.query.has_text(&sample) {
             return;
@@ -197,7 +197,8 @@ impl Found {
         }
     }
 
-    /// Ends this answer. At the very beginning there is no place to name, and no sample is so large that there has to be one.
+    /// Ends this answer at a position. An answer without samples has none, and no single
+    /// sample is too large for an answer.
     pub(super) fn stop_at(&mut self, page: Page) {
         if !self.is_full {
             (self.is_full, self.response.next_page) = (true, page.to_string());
@@ -221,7 +222,7 @@ impl Found {
     }
 }
 
-/// Cuts the texts of a sample off at so many bytes each.
+/// Cuts each text of a sample off at a number of bytes.
 pub(super) fn shorten(sample: &mut v1::ObservedSample, most: usize) {
     let v1::ObservedSample { question, gold, response, verdict, .. } = sample;
     let mut texts = vec![question, gold, response];

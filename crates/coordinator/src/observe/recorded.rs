@@ -1,4 +1,4 @@
-//! A run as its folder has it, whether it lives or not.
+//! Reads a run from its folder, whether its coordinator is running or not.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,19 +18,19 @@ use crate::FileError;
 use crate::records::{ArchiveFile, ArchiveReader, Columns, archive_files, is_gone};
 
 const USUAL_POINTS: u32 = 500;
-/// Names of metrics in one request.
+/// Bound on the metric names in one request.
 const MOST_NAMES: usize = 256;
-/// Tokens, and bytes of a text, of one sample in an answer.
+/// Tokens of one sample in an answer; `MOST_TEXT` bounds the bytes of its text.
 pub(super) const MOST_TOKENS: usize = 65_536;
 pub(super) const MOST_TEXT: usize = 512 << 10;
-/// Spans of a sample in an answer.
+/// Bound on the version spans of a sample in an answer.
 const MOST_SPANS: usize = 4096;
-/// How long one sample is looked for whose step is not known.
+/// Time limit for finding a sample whose step is not known.
 const SEARCH_TIME: Duration = Duration::from_secs(5);
-/// A merge may replace the files once between listing and opening them, and hardly twice.
+/// Tries to open a file: a merge may replace it between listing and opening, but hardly twice.
 const TRIES: usize = 3;
 
-/// Columns of a list of samples, and those of one sample.
+/// Columns read for a list of samples; `WHOLE` adds those for a single sample.
 const SUMMARY: [&str; 14] = [
     "group",
     "sample",
@@ -50,16 +50,16 @@ const SUMMARY: [&str; 14] = [
 const WHOLE: [&str; 5] = ["token_ids", "logprobs", "sampled_logprobs", "span_versions", "span_tokens"];
 const VERSION: &str = "version";
 
-/// Reads what a run has written: its metrics and its archive of samples. Blocks on the disk, and changes nothing.
+/// Reads the metrics and the sample archive of a run. Blocks on the disk, and writes nothing.
 #[derive(Debug)]
 pub struct Recorded {
     run_dir: PathBuf,
-    /// Steps and evaluations, as far as they were read.
+    /// Metrics of steps and evaluations, as far as they were read.
     histories: Mutex<[History; 2]>,
 }
 
 impl Recorded {
-    /// The run of a folder. Nothing is read yet.
+    /// A reader of the run in `run_dir`; opens no file yet.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
         let history = |purpose| History::new(run_dir.join(lines_of(purpose)), 0..=u64::MAX);
@@ -67,10 +67,10 @@ impl Recorded {
         Self { run_dir: run_dir.to_owned(), histories: Mutex::new(histories) }
     }
 
-    /// See `ObserveService.GetMetrics`.
+    /// Returns metrics over the steps; implements `ObserveService.GetMetrics`.
     ///
     /// # Errors
-    /// When the request is out of its bounds, or the file cannot be read.
+    /// When the request is out of bounds, or the file cannot be read.
     pub fn metrics(&self, request: &v1::GetMetricsRequest) -> Result<v1::GetMetricsResponse, ObserveError> {
         let most_points = bounded("most_points", request.most_points, USUAL_POINTS, MOST_POINTS as u32)?;
         if request.names.len() > MOST_NAMES {
@@ -81,7 +81,7 @@ impl Recorded {
         let range = request.first_step.unwrap_or(0)..=request.last_step.unwrap_or(u64::MAX);
         let failed = |path: &Path, error: io::Error| ObserveError::File(FileError::file("read", path)(error));
         if range != (0..=u64::MAX) {
-            // In its own resolution: what is kept of a long run is too coarse for a part of it.
+            // Read again at full resolution, because the kept points of a long run are too coarse for a part of it.
             let mut part = History::new(self.run_dir.join(lines_of(purpose)), range);
             part.update().map_err(|error| failed(part.path(), error))?;
             return Ok(part.answer(&request.names, most_points));
@@ -92,20 +92,20 @@ impl Recorded {
         Ok(history.answer(&request.names, most_points))
     }
 
-    /// See `ObserveService.ListSamples`; without a coordinator no sample is in flight.
+    /// Implements `ObserveService.ListSamples`; without a coordinator no sample is in flight.
     ///
     /// # Errors
-    /// When the request is out of its bounds, or the folder cannot be read.
+    /// When the request is out of bounds, or the folder cannot be read.
     pub fn samples(&self, request: v1::ListSamplesRequest) -> Result<v1::ListSamplesResponse, ObserveError> {
         let mut found = Found::new(Query::new(request)?);
         self.search(&mut found)?;
         Ok(found.into_response())
     }
 
-    /// See `ObserveService.GetSample`.
+    /// Returns one sample with its tokens; implements `ObserveService.GetSample`.
     ///
     /// # Errors
-    /// When there is none, the request is out of its bounds, or the archive cannot be read.
+    /// When there is no such sample, the request is out of bounds, or the archive cannot be read.
     pub fn sample(&self, request: &v1::GetSampleRequest) -> Result<v1::GetSampleResponse, ObserveError> {
         let window = Window::new(request)?;
         let began = Instant::now();
@@ -143,10 +143,10 @@ impl Recorded {
         )))
     }
 
-    /// Adds samples of the archive to an answer.
+    /// Adds matching samples of the archive to an answer.
     pub(super) fn search(&self, found: &mut Found) -> Result<(), ObserveError> {
         let mut tries = 0;
-        // What was delivered of the step at hand, should files vanish in the middle of it.
+        // Position within the current step, to continue there if a file vanishes.
         let mut page = found.query().page;
         'again: while found.query().wants_archived() {
             for file in self.files()? {
@@ -183,8 +183,8 @@ fn named(file: &ArchiveFile) -> String {
     format!("the archive of {what} {} to {}", file.first, file.last)
 }
 
-/// Whether a place of the archive comes before another one: training first, then evaluations, each newest first. By step alone
-/// there would be no order of the files, of which one may hold 64 steps.
+/// Whether a position in the archive precedes another: training first, then evaluations, each newest first. Ordering by
+/// step alone would give no order of files, because one may hold 64 steps.
 fn is_before(place: (Purpose, u64), other: (Purpose, u64)) -> bool {
     let key = |(purpose, step): (Purpose, u64)| (purpose == Purpose::Evaluate, std::cmp::Reverse(step));
     key(place) < key(other)
@@ -240,7 +240,7 @@ fn search_file(file: &ArchiveFile, found: &mut Found, page: &mut Page) -> parque
     Ok(())
 }
 
-/// The sample that is asked for, if the file has it.
+/// The requested sample, if the file contains it.
 fn find(
     file: &ArchiveFile,
     request: &v1::GetSampleRequest,
@@ -251,7 +251,7 @@ fn find(
         if request.step.is_some_and(|wanted| wanted != step) {
             continue;
         }
-        // Tokens are decoded for one row: the place is found by the numbers alone.
+        // The row is found by small columns alone, so that tokens are decoded for one row only.
         let (mut row, mut place, mut prompt_tokens) = (0, None, Vec::new());
         let _ = reader.visit(step, &["group", "sample", "prompt_ids"], |mut columns| {
             if whole(&mut columns, "group") == request.group_id {
@@ -297,7 +297,7 @@ fn find(
     Ok(None)
 }
 
-/// The tokens of a sample that are asked for.
+/// The range of tokens that a request asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     first: usize,

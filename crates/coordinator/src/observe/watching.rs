@@ -1,4 +1,4 @@
-//! The stream of one watcher.
+//! The event stream of one watcher.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,16 +14,17 @@ use super::feed::{PAST, Subscription};
 use super::{MOST_WATCHERS, ObserveError, Observer};
 use crate::driver::unix_time;
 
-/// Events on their way to a watcher. When it is full, the watcher's own task waits, and loses what the feed drops meanwhile.
+/// Events queued for a watcher. When the queue is full, the watcher's task waits, and loses
+/// what the feed drops meanwhile.
 const QUEUE: usize = 16;
-/// How often it is looked whether the situation has changed.
+/// Interval at which a changed situation is detected.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Observer {
-    /// See `ObserveService.Watch`. The stream ends with the run.
+    /// Implements `ObserveService.Watch`. The stream ends with the run.
     ///
     /// # Errors
-    /// When the request is out of its bounds, or there are too many watchers.
+    /// When the request is out of bounds, or there are too many watchers.
     pub fn watch(&self, request: &v1::WatchRequest) -> Result<mpsc::Receiver<Arc<v1::WatchResponse>>, ObserveError> {
         if request.past as usize > PAST {
             return Err(ObserveError::invalid("past", format!("is {}, expected at most {PAST}", request.past)));
@@ -32,7 +33,7 @@ impl Observer {
         let place = place.map_err(|_| ObserveError::Busy(format!("there are {MOST_WATCHERS} watchers already")))?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (subscription, observer) = (self.0.feed.subscribe(request.past as usize), self.clone());
-        // Ends with the watcher, the run, or the feed.
+        // Ends with the watcher, the run or the feed.
         tokio::spawn(async move {
             let _place = place;
             let _ = observer.pass_on(subscription, sender).await;
@@ -40,7 +41,7 @@ impl Observer {
         Ok(receiver)
     }
 
-    /// Ends with an error when the watcher is gone.
+    /// Forwards events until the run ends; returns an error when the watcher is gone.
     async fn pass_on(
         self,
         subscription: Subscription,
@@ -91,7 +92,7 @@ fn unnumbered(event: Event) -> Arc<v1::WatchResponse> {
     Arc::new(v1::WatchResponse { number: 0, time: unix_time(), event: Some(event) })
 }
 
-/// What of a status changes seldom enough to be told.
+/// The part of a status that changes rarely enough to be sent as an event.
 fn situation(status: &v1::GetStatusResponse) -> v1::Situation {
     let mut workers: HashMap<String, u32> = HashMap::new();
     for worker in &status.workers {

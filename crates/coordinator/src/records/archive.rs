@@ -1,4 +1,4 @@
-//! All samples with their verdicts, in Parquet: a file a round at first, merged into files of many rounds.
+//! The archive of samples and verdicts in Parquet: one file per round at first, merged into files of many rounds later.
 
 mod files;
 mod merge;
@@ -21,20 +21,20 @@ use super::atomic::sync_folder;
 use super::write_atomically;
 use crate::driver::{KeptSample, problem_of};
 
-/// The batch of a step, or an evaluation.
+/// The samples of one step or evaluation.
 #[derive(Debug)]
 pub(crate) struct Round {
-    /// Training: the step made; evaluation: the steps that the policy has seen.
+    /// Training: the step itself; evaluation: the number of steps that the policy has seen.
     pub(crate) step: u64,
     pub(crate) purpose: Purpose,
-    /// Those of a group next to each other.
+    /// All samples; those of a group are adjacent.
     pub(crate) samples: Vec<ArchivedSample>,
     pub(crate) problems: Arc<dyn Questions>,
 }
 
-/// Where the question of a group is found when its rows are written.
+/// Source of the questions, which are looked up when rows are written.
 pub(crate) trait Questions: std::fmt::Debug + Send + Sync {
-    /// What a group is about.
+    /// The problem of a group.
     fn problem(&self, group: GroupId) -> &Problem;
 }
 
@@ -53,16 +53,16 @@ pub(crate) struct ArchivedSample {
     pub(crate) verdict: Verdict,
 }
 
-/// The folder `samples/`. Rounds are written by one thread and merged by another one.
+/// The folder `samples/`. One thread writes rounds, another one merges them.
 ///
-/// A round is a file when it is written, so that what a crash leaves is whole files. Files of single rounds are merged when
-/// there are enough of them: a run of 20,000 steps leaves a few hundred files, and a merge that a crash interrupts is made
-/// again. Row groups that are appended to one open file would need a spool of their own to survive a crash.
+/// Each round is first a file of its own, so that a crash leaves only whole files. Single rounds are merged once there
+/// are enough: a run of 20,000 steps leaves a few hundred files, and a merge that a crash interrupts is repeated.
+/// Appending row groups to one open file was rejected, because surviving a crash would need a separate spool.
 #[derive(Debug)]
 pub(crate) struct Archive {
     folder: PathBuf,
     files: Mutex<Index>,
-    /// Held while files are merged or cut: never both at once.
+    /// Held while files are merged or truncated, so that both never run at once.
     surgery: Mutex<()>,
 }
 
@@ -93,10 +93,10 @@ impl Archive {
         &self.folder
     }
 
-    /// Writes a round as a file, and makes it durable.
+    /// Writes a round as a durable file.
     pub(crate) fn write(&self, round: &Round) -> io::Result<()> {
         let Round { step, purpose, .. } = *round;
-        // Written before, by a coordinator that was killed before it could say so.
+        // A coordinator that was killed before it could report the write has written it already.
         if self.files().of(purpose).is_merged(step) {
             return Ok(());
         }
@@ -108,13 +108,13 @@ impl Archive {
         Ok(())
     }
 
-    /// Removes the rounds of later steps; all when there is none.
+    /// Removes the rounds of later steps than `last`; all rounds if that is `None`.
     pub(crate) fn truncate(&self, purpose: Purpose, last: Option<u64>) -> io::Result<()> {
         let _surgery = self.surgery.lock().unwrap_or_else(PoisonError::into_inner);
         let later = self.files().of(purpose).later_than(last);
         for rounds in &later {
             let whole = path(&self.folder, purpose, rounds);
-            // The shorter file is there before the longer one goes.
+            // The shorter file is durable before the longer one is removed.
             let shorter = match last.filter(|last| rounds.first <= *last) {
                 Some(last) => self.shorten(purpose, rounds, last)?,
                 None => None,
@@ -127,7 +127,7 @@ impl Archive {
         if later.is_empty() { Ok(()) } else { sync_folder(&self.folder) }
     }
 
-    /// Writes the beginning of a merged file as one of its own.
+    /// Writes the beginning of a merged file as a new one.
     fn shorten(&self, purpose: Purpose, rounds: &Rounds, last: u64) -> io::Result<Option<Rounds>> {
         let source = Source::open(&path(&self.folder, purpose, rounds), None).map_err(io::Error::other)?;
         let Some(last) = source.newest(last) else { return Ok(None) };
@@ -138,7 +138,7 @@ impl Archive {
         Ok(Some(shorter))
     }
 
-    /// Makes one file of many, if there are enough; says whether it did.
+    /// Merges one set of files, if there are enough; returns whether it did.
     pub(crate) fn merge_some(&self) -> io::Result<bool> {
         let _surgery = self.surgery.lock().unwrap_or_else(PoisonError::into_inner);
         for purpose in [Purpose::Train, Purpose::Evaluate] {
@@ -156,9 +156,9 @@ impl Archive {
         for rounds in some {
             match Source::open(&path(&self.folder, purpose, rounds), Some(rounds.first)) {
                 Ok(source) if sources.first().is_none_or(|first| source.fits(first)) => sources.push(source),
-                // An earlier version of the program wrote those before it.
+                // An earlier version of the program wrote the files before it.
                 Ok(_) => break,
-                // Stays as it is: what cannot be read must not keep the others from being merged.
+                // Left as it is: an unreadable file must not keep the others from being merged.
                 Err(error) => {
                     tracing::warn!(step = rounds.first, "a file of the archive is not merged: {error}");
                     self.files().of(purpose).leave_alone(rounds.first);
@@ -188,7 +188,7 @@ impl Archive {
     }
 }
 
-/// Removes a file; one that is gone is none to remove.
+/// Removes a file; it is no error if it is gone already.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -209,7 +209,7 @@ pub(crate) mod testing {
         }
     }
 
-    /// All groups are about one question.
+    /// A source that returns one question for all groups.
     pub(crate) fn one_question() -> Arc<dyn Questions> {
         let (question, answer) = ("1 + 1?".to_owned(), "2".to_owned());
         Arc::new(OneQuestion(Problem { question, answer, prompt_tokens: vec![9, 8] }))
@@ -227,7 +227,7 @@ mod tests {
     use parquet::record::RowAccessor;
     use prost::Message;
 
-    /// A row whose sample lies in a segment of `folder`.
+    /// A row whose sample is in a segment of `folder`.
     fn row(folder: &Path, group: u64, tokens: Vec<u32>, extracted: Option<&str>) -> ArchivedSample {
         let logprobs = tokens.iter().map(|token| -(*token as f32) / 8.0).collect();
         let spans = vec![VersionSpan { version: WeightVersion(3), tokens: tokens.len() as u32 }];
@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Flips a bit of the last byte that was written to a segment of `folder`.
+    /// Flips a bit in the last byte that was written to a segment of `folder`.
     fn damage_newest(folder: &Path) {
         let segments = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let newest =
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(names(folder.path()), ["eval-000001.parquet"]);
     }
 
-    /// An archive with `steps` rounds, merged as far as they go.
+    /// An archive with `steps` rounds, merged as far as possible.
     fn merged(folder: &Path, steps: u64) -> Archive {
         let archive = Archive::open(folder).unwrap();
         (1..=steps).for_each(|step| archive.write(&round(folder, step, Purpose::Train)).unwrap());
@@ -371,13 +371,13 @@ mod tests {
         assert_eq!(names(folder.path()), merged);
         assert_eq!(rows(folder.path(), merged[2]), expected(1..=64));
         assert_eq!(rows(folder.path(), merged[3]), expected(65..=128));
-        // A killed coordinator writes again what it had not written down as done.
+        // A killed coordinator writes again what it had not reported as done.
         archive.write(&round(folder.path(), 128, Purpose::Train)).unwrap();
         assert_eq!(names(folder.path()), merged);
         let source = Source::open(&folder.path().join("samples").join(merged[3]), None).unwrap();
         assert_eq!((source.newest(99), source.newest(64)), (Some(99), None), "the footer says which round is where");
 
-        // Who looks at them finds every round once, newest first, and what vanishes under a reader is told apart.
+        // A reader finds every round once, newest first, and recognizes a file that vanished meanwhile.
         let files = archive_files(&folder.path().join("samples")).unwrap();
         let mut steps = Vec::new();
         for file in &files {
@@ -412,7 +412,7 @@ mod tests {
         archive.truncate(Purpose::Train, Some(63)).unwrap();
         assert_eq!(names(folder.path()), ["steps-000001-000063.parquet"]);
         assert_eq!(rows(folder.path(), "steps-000001-000063.parquet"), expected(1..=63));
-        // And the same by what is found in the folder.
+        // The same with a fresh listing of the folder.
         let archive = Archive::open(folder.path()).unwrap();
         archive.truncate(Purpose::Train, Some(2)).unwrap();
         assert_eq!(rows(folder.path(), "steps-000001-000002.parquet"), expected(1..=2));
@@ -425,7 +425,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let samples = folder.path().join("samples");
         drop(merged(folder.path(), 64));
-        // Between the new name and the end of the old files; and in the middle of the next one.
+        // A crash between the rename of the merged file and the removal of the old ones, and one in
+        // the middle of the next merge.
         for step in [1, 30, 64] {
             fs::copy(
                 samples.join("steps-000001-000064.parquet"),
@@ -436,7 +437,7 @@ mod tests {
         fs::write(samples.join(".steps-000065-000128.parquet.tmp"), "half").unwrap();
         let archive = Archive::open(folder.path()).unwrap();
         assert_eq!(names(folder.path()), ["steps-000001-000064.parquet"]);
-        // A cut that wrote the shorter file and did not remove the longer one is made again: its record is still there.
+        // A truncation that wrote the shorter file but did not remove the longer one is repeated from its record.
         fs::copy(samples.join("steps-000001-000064.parquet"), samples.join("steps-000001-000040.parquet")).unwrap();
         drop(archive);
         let archive = Archive::open(folder.path()).unwrap();

@@ -2,7 +2,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes a file that is there completely or not at all, even if the machine loses power.
+/// Writes a file that appears completely or not at all, even after a power failure.
 pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary(path);
     let written = (|| {
@@ -13,7 +13,7 @@ pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io:
         fs::rename(&temporary, path)
     })();
     if let Err(error) = written {
-        // Half a file takes room on a disk that is full, perhaps for good.
+        // A partial file would take space on a full disk, perhaps for good.
         let _ = fs::remove_file(&temporary);
         return Err(error);
     }

@@ -12,15 +12,15 @@ use super::atomic::{sync_folder, write_atomically};
 use super::{Coverage, Epoch};
 use crate::FileError;
 
-/// Format of the manifest.
+/// Version of the manifest format.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
-/// What names of folders that are no checkpoints yet begin with; readers skip names that start with a dot.
+/// Prefix of folders that are not checkpoints yet; readers skip names that start with a dot.
 const UNFINISHED: &str = ".unfinished-";
-/// Likewise for folders that are to be removed.
+/// Prefix of folders that are to be removed, skipped likewise.
 const DISCARDED: &str = ".discarded-";
 
-/// What a checkpoint is: written last, so that a folder without it is none.
+/// Description of a checkpoint. It is written last, so a folder without it is no checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) format: u32,
@@ -28,13 +28,13 @@ pub(crate) struct Manifest {
     pub(crate) version: String,
     /// Training steps done.
     pub(crate) step: u64,
-    /// Where the job stands.
+    /// Position of the job.
     pub(crate) snapshot: Snapshot,
-    /// The folder holds the exported model.
+    /// Whether the folder contains the exported model.
     pub(crate) model: bool,
     /// The resolved job spec, as TOML: JSON readers round floating-point numbers.
     pub(crate) spec: String,
-    /// What each rank wrote.
+    /// Files by the rank that wrote them.
     pub(crate) files: BTreeMap<u32, Vec<RankFile>>,
 }
 
@@ -45,32 +45,32 @@ impl Manifest {
     }
 }
 
-/// A file that a rank wrote.
+/// A file as its rank reported it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RankFile {
-    /// Relative to the checkpoint's folder.
+    /// Path relative to the checkpoint's folder.
     pub(crate) path: String,
     pub(crate) bytes: u64,
     pub(crate) crc32: u32,
 }
 
-/// Which checkpoints stay.
+/// Which checkpoints are kept.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Retention {
-    /// So many of the newest; at least one does.
+    /// Number of newest checkpoints; at least one is kept.
     pub(crate) newest: usize,
-    /// And so many of the best.
+    /// Number of best checkpoints that are kept in addition.
     pub(crate) best: usize,
-    /// What evaluations said of steps; the larger the better.
+    /// Evaluation scores by step; larger is better.
     pub(crate) scores: Vec<(u64, f64)>,
 }
 
 impl Retention {
-    /// Those of `steps`, ascending, that stay.
+    /// The steps that are kept, out of `steps` in ascending order.
     fn kept(&self, steps: &[u64]) -> Vec<u64> {
         let mut kept: Vec<u64> = steps.iter().rev().take(self.newest.max(1)).copied().collect();
         let mut best: Vec<(u64, f64)> = self.scores.iter().filter(|(step, _)| steps.contains(step)).copied().collect();
-        // Of equals the later one, which has seen more.
+        // Of equal scores the later step wins, because it was trained for longer.
         best.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0)));
         best.dedup_by_key(|(step, _)| *step);
         kept.extend(best.into_iter().take(self.best).map(|(step, _)| step));
@@ -78,21 +78,21 @@ impl Retention {
     }
 }
 
-/// Bytes of a checkpoint that are read back before it counts. A larger one counts when its headers do, and is read back by the
-/// sweeper, for minutes perhaps; until then the ones before it stay.
+/// Size up to which a checkpoint is read back before it counts. A larger one counts once its headers do, and the
+/// sweeper reads it back, perhaps for minutes; until then earlier checkpoints are kept.
 const READ_AT_ONCE: u64 = 2 << 30;
 
-/// The checkpoints of a run.
+/// The folder of a run's checkpoints.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
-    /// What each of them has to hold; none where the model is not known.
+    /// Required content of each checkpoint; `None` if the model is not known.
     coverage: Option<Coverage>,
     read_at_once: u64,
     unread: Arc<Mutex<Option<Unread>>>,
 }
 
-/// A checkpoint that is to be read back before those are discarded that need not stay beside it.
+/// A checkpoint that has to be read back before older ones are discarded.
 #[derive(Clone, Debug)]
 struct Unread {
     step: u64,
@@ -106,7 +106,7 @@ impl Checkpoints {
         Ok(Self { folder, coverage: None, read_at_once: READ_AT_ONCE, unread: Arc::default() })
     }
 
-    /// The same, where each has to hold this.
+    /// The same, with a required content for each checkpoint.
     pub(crate) fn holding(self, coverage: Option<Coverage>) -> Self {
         Self { coverage, ..self }
     }
@@ -120,19 +120,19 @@ impl Checkpoints {
         self.folder.join(format!("step-{step:06}"))
     }
 
-    /// Folder that ranks write into for a save. Each save has its own: a rank that comes back from the dead in the middle of
-    /// an earlier one cannot write into this one.
+    /// Folder that ranks write into for a save. Each save has its own, so that a rank that returns from an earlier one
+    /// cannot write into this one.
     pub(crate) fn unfinished(&self, step: u64, save: u64) -> PathBuf {
         self.folder.join(format!("{UNFINISHED}{step:06}-{save}"))
     }
 
-    /// Makes an empty folder for the ranks' files, and discards what earlier saves have left unfinished. One that is there
-    /// already is this very save's: an earlier coordinator made it, and ranks may have written into it.
+    /// Creates an empty folder for the ranks' files, and discards what earlier saves have left. If it exists, an
+    /// earlier coordinator created it for this same save, and ranks may have written into it, so it is kept.
     pub(crate) fn create(&self, step: u64, save: u64) -> Result<(), FileError> {
         let path = self.unfinished(step, save);
         let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for entry in entries.filter_map(Result::ok) {
-            // Somebody may still write there: then it ends in an error, for its folder is gone.
+            // A rank that still writes there gets an error, because its folder is gone.
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED))
                 && entry.path() != path
                 && let Err(error) = self.discard(&entry.path())
@@ -148,8 +148,8 @@ impl Checkpoints {
         }
     }
 
-    /// Takes a folder out of the way: it is renamed at once, and removed when there is time
-    /// ([`Sweeper`](super::sweep::Sweeper)). One that is not there is none.
+    /// Moves a folder out of the way: it is renamed at once, and removed later by the
+    /// [`Sweeper`](super::sweep::Sweeper). A missing folder is no error.
     fn discard(&self, path: &Path) -> Result<(), FileError> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let free = (0u32..).map(|n| self.folder.join(format!("{DISCARDED}{}-{n}", name.trim_start_matches('.'))));
@@ -160,7 +160,7 @@ impl Checkpoints {
         }
     }
 
-    /// Folders that are to be removed, those that an earlier coordinator has left included.
+    /// Folders to be removed, including those that an earlier coordinator left.
     pub(crate) fn discarded(&self) -> io::Result<Vec<PathBuf>> {
         let mut discarded = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -172,8 +172,8 @@ impl Checkpoints {
         Ok(discarded)
     }
 
-    /// Makes what the ranks have written a checkpoint, and discards those that need not stay. Nothing is renamed unless the
-    /// run folder is still this coordinator's.
+    /// Turns the ranks' files into a checkpoint, and discards older ones that need not be kept. Nothing is renamed
+    /// unless the run folder is still this coordinator's.
     pub(crate) fn commit(
         &self,
         manifest: &Manifest,
@@ -182,7 +182,7 @@ impl Checkpoints {
         epoch: &Epoch,
     ) -> Result<PathBuf, FileError> {
         let unfinished = self.unfinished(manifest.step, save);
-        // An earlier coordinator may have come this far and not lived to say so.
+        // An earlier coordinator may have committed it and died before it could report that.
         if !unfinished.exists()
             && let Ok(found) = self.read(manifest.step)
             && found.model == manifest.model
@@ -198,6 +198,7 @@ impl Checkpoints {
                 let problem = format!("has {bytes} bytes, its rank reported {}", file.bytes);
                 return Err(FileError::damaged(&path, problem));
             }
+            // Ranks report their files as durable, but that is a claim, so they are synced again.
             open.sync_all().map_err(FileError::file("sync", &path))?;
             let folder = path.parent().unwrap_or(&unfinished);
             sync_folder(folder).map_err(FileError::file("sync folder", folder))?;
@@ -214,17 +215,19 @@ impl Checkpoints {
         let path = unfinished.join(MANIFEST);
         write_atomically(&path, |file| file.write_all(text.as_bytes())).map_err(FileError::file("write", &path))?;
 
+        // The last check before the renames: a fenced coordinator may have come this far.
         epoch.check()?;
         let committed = self.path(manifest.step);
-        // The same step again, now with the exported model. Readers skip names that start with a dot.
+        // The same step may be committed again with the exported model. Readers skip names that start with a dot.
         let replaced = self.replaced(manifest.step);
+        // A leftover of an interrupted commit would block the rename below.
         self.discard(&replaced)?;
         if committed.exists() {
             fs::rename(&committed, &replaced).map_err(FileError::file("rename", &committed))?;
         }
         fs::rename(&unfinished, &committed).map_err(FileError::file("rename", &unfinished))?;
         sync_folder(&self.folder).map_err(FileError::file("sync folder", &self.folder))?;
-        // It is a checkpoint now, whatever becomes of the ones before it.
+        // From here on it is a checkpoint, even if pruning older ones fails.
         let pruned = match is_small {
             true => self.discard(&replaced).and_then(|()| self.prune(manifest.step, retention)),
             false => {
@@ -239,7 +242,7 @@ impl Checkpoints {
         Ok(committed)
     }
 
-    /// Where the checkpoint of a step lies that another one of it takes the place of.
+    /// Temporary folder of a checkpoint that is being replaced by another one of the same step.
     fn replaced(&self, step: u64) -> PathBuf {
         self.folder.join(format!(".replaced-{step:06}"))
     }
@@ -248,8 +251,8 @@ impl Checkpoints {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads back what was committed and is not read yet, and discards those that need not stay beside it. One that cannot be
-    /// read back takes nobody's place.
+    /// Reads back the checkpoint that was committed unread, and then discards older ones. If it cannot be read back, no
+    /// other checkpoint is discarded.
     pub(super) fn read_back(&self) {
         let Some(Unread { step, retention }) = self.unread().take() else { return };
         let pruned = match self.read(step) {
@@ -265,6 +268,7 @@ impl Checkpoints {
 
     fn prune(&self, newest: u64, retention: &Retention) -> Result<(), FileError> {
         let mut steps = self.steps()?;
+        // A newer checkpoint may have been committed while this one was read back.
         steps.retain(|step| *step <= newest);
         let kept = retention.kept(&steps);
         steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.discard(&self.path(*step)))
@@ -283,8 +287,8 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// The newest checkpoint that is whole, and what is wrong with newer ones. Those are put aside under another
-    /// name, so that they neither come up again nor count among those that are kept.
+    /// The newest valid checkpoint, and the damage of newer ones. Those are renamed, so that they are neither found
+    /// again nor counted among the checkpoints to keep.
     pub(crate) fn newest_valid(&self) -> Result<(Option<Manifest>, Vec<FileError>), FileError> {
         self.restore_interrupted_replacement()?;
         let mut damages = Vec::new();
@@ -300,7 +304,7 @@ impl Checkpoints {
         Ok((None, damages))
     }
 
-    /// A commit that was interrupted between its two renames has left the old folder under its dotted name.
+    /// Restores the old folder of a commit that was interrupted between its two renames.
     fn restore_interrupted_replacement(&self) -> Result<(), FileError> {
         let entries = fs::read_dir(&self.folder).map_err(FileError::file("list folder", &self.folder))?;
         for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
@@ -326,7 +330,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Reads a manifest and checks every file against it.
+    /// Reads a manifest and verifies every file against it.
     fn read(&self, step: u64) -> Result<Manifest, FileError> {
         let folder = self.path(step);
         let path = folder.join(MANIFEST);
@@ -345,7 +349,7 @@ impl Checkpoints {
     }
 }
 
-/// Reads every file of a checkpoint and compares it with what its rank has said.
+/// Reads every file of a checkpoint, and compares it with what its rank reported.
 fn check_content(folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
     for file in manifest.files.values().flatten() {
         let path = inside(folder, &file.path)?;
@@ -361,7 +365,7 @@ fn check_content(folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
     Ok(())
 }
 
-/// A path that a rank reported, as long as it stays in the folder.
+/// A reported path below `folder`; an error if it points outside.
 fn inside(folder: &Path, relative: &str) -> Result<PathBuf, FileError> {
     let is_inside = Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
     if relative.is_empty() || !is_inside {
@@ -536,7 +540,7 @@ mod tests {
         };
         let refused = lied(&checkpoints, 2).unwrap_err();
         assert!(refused.to_string().contains("CRC-32"), "{refused}");
-        // One that is too large to be read at once counts, and is read by the sweeper.
+        // A checkpoint that is too large to be read at once counts at first, and the sweeper reads it.
         let large = Checkpoints { read_at_once: 4, ..checkpoints };
         lied(&large, 3).unwrap();
         large.read_back();

@@ -1,8 +1,8 @@
-//! Whether the files of a save hold a whole training state: what a rank reports of them is a claim, and a checkpoint that holds
-//! nothing would take the place of one that does.
+//! Checks that the files of a save hold a complete training state. What a rank reports about them is only a claim, and
+//! an empty checkpoint must not replace a complete one.
 //!
-//! Only headers are read: which parameters a state file holds, and that its tensors are as long as that. Whether the content
-//! is what was written, checksums say.
+//! Only headers are read: which parameters a state file holds, and that its tensors have that length.
+//! Checksums verify the content.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,21 +18,21 @@ use serde_json::{Map, Value};
 use super::{Manifest, RankFile};
 use crate::FileError;
 
-/// What the names of a network's state files begin with: the policy's, and those of the value model where there is one.
+/// Name prefixes of state files: the policy's, and those of the value model where there is one.
 const POLICY: &str = "training-state";
 const VALUE_MODEL: &str = "value-model-state";
-/// What every state file holds: each has an element for every parameter.
+/// Tensors of every state file; each has one element per parameter.
 const STATE: [&str; 3] = ["master", "moment1", "moment2"];
 const MODEL_CONFIG: &str = "model/config.json";
 /// Longest header of a safetensors file that is read.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 
-/// What a checkpoint of a job has to hold.
+/// Content that a checkpoint of a job must have.
 #[derive(Clone, Debug)]
 pub(crate) struct Coverage {
-    /// What state files begin with, and the parameters that they hold together.
+    /// Name prefix of the state files of each network, and the number of parameters that they hold together.
     networks: Vec<(&'static str, usize)>,
-    /// Parameters of the exported model.
+    /// Number of parameters of the exported model.
     exported: usize,
 }
 
@@ -48,7 +48,7 @@ impl Coverage {
         Self { networks, exported: model.parameter_count() }
     }
 
-    /// Checks the files of a checkpoint in `folder`, which are as long as their ranks have said.
+    /// Checks the files of a checkpoint in `folder`; their sizes were verified before.
     pub(super) fn check(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
         let files: Vec<&RankFile> = manifest.files.values().flatten().collect();
         let names: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
@@ -102,7 +102,7 @@ impl Coverage {
     }
 }
 
-/// The parameters that a state file holds, if it holds all that the next step needs of them.
+/// The parameter ranges of a state file, if it holds everything that the next step needs of them.
 fn state(path: &Path, bytes: u64, step: u64) -> Result<Vec<Range<usize>>, FileError> {
     let header = Header::read(path, bytes)?;
     let damaged = |problem: String| FileError::damaged(path, problem);
@@ -130,7 +130,7 @@ fn state(path: &Path, bytes: u64, step: u64) -> Result<Vec<Range<usize>>, FileEr
     Ok(ranges)
 }
 
-/// Whether ranges are all of `parameters`, each once.
+/// Checks that the ranges cover `parameters` exactly once.
 fn covers(ranges: &mut [Range<usize>], parameters: usize) -> Result<(), String> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut end = 0;
@@ -144,11 +144,11 @@ fn covers(ranges: &mut [Range<usize>], parameters: usize) -> Result<(), String> 
     if end == parameters { Ok(()) } else { Err(format!("hold {end}")) }
 }
 
-/// What a safetensors file says of itself.
+/// The header of a safetensors file.
 struct Header<'a> {
     path: &'a Path,
     values: Map<String, Value>,
-    /// Bytes of its tensors.
+    /// Bytes of the tensor data.
     data: u64,
 }
 
@@ -169,7 +169,7 @@ impl<'a> Header<'a> {
         Ok(Self { path, values, data })
     }
 
-    /// Its tensors, with their elements. Each has the bytes that its shape takes, and they are in the file.
+    /// Names and element counts of the tensors; checks that each has the bytes of its shape and lies within the file.
     fn tensors(&self) -> Result<Vec<(&str, usize)>, FileError> {
         let tensors = self.values.iter().filter(|(name, _)| *name != "__metadata__");
         let checked = tensors.map(|(name, value)| {
@@ -198,7 +198,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A state file of zeros that holds these ranges of parameters, for tests.
+/// A state file of zeros with these parameter ranges, for tests.
 #[cfg(test)]
 pub(crate) fn state_file(step: u64, ranges: &str, elements: usize) -> Vec<u8> {
     let bytes = 4 * elements;
@@ -299,7 +299,7 @@ mod tests {
         let exported = |elements: usize| {
             let mut files = whole();
             files.push(("model/config.json", b"{}".to_vec()));
-            // Three tensors of so many elements.
+            // Three tensors of `elements` elements.
             files.push(("model/model.safetensors", state_file(STEP, "", elements)));
             problem(&files, true)
         };

@@ -8,15 +8,15 @@ use crate::FileError;
 /// Name of the file in the run folder.
 const FILE: &str = "epoch";
 
-/// Who may write in a run folder: the coordinator that has taken it last.
+/// Fencing token of a run folder: only the coordinator that has taken it last may write.
 ///
-/// The lock of the folder keeps a second one out, where locks hold. On a network file system a lock can be lost while its
-/// holder lives; then both would write one journal. So each coordinator writes a name of its own down when it starts, and
-/// looks whether that still stands there before it makes anything durable. A file and not a row of the journal's database:
-/// SQLite's exclusive mode, which a database on such a file system needs, never looks at what others have written.
+/// The folder's lock excludes a second coordinator where locks work. On a network file system, a lock can be lost while
+/// its holder lives, and both would write one journal. So each coordinator writes a unique name when it starts, and
+/// checks that it is still there before it makes anything durable. A row of the journal's database was rejected:
+/// SQLite's exclusive mode, which a database on such a file system needs, never sees what others have written.
 ///
-/// The name begins with the number of the start. Identifiers and generations are numbered from there, so the number has to
-/// survive a file that cannot be read: [`CoordinatorRecord::starts`] repeats it.
+/// The name begins with the number of the start, from which identifiers and generations are numbered. So the number
+/// must survive an unreadable file: [`CoordinatorRecord::starts`] repeats it.
 #[derive(Clone, Debug)]
 pub(crate) struct Epoch {
     path: PathBuf,
@@ -25,11 +25,11 @@ pub(crate) struct Epoch {
 }
 
 impl Epoch {
-    /// Takes the folder: from now on an earlier holder writes nothing more.
+    /// Takes the folder over; an earlier holder can write nothing more.
     pub(crate) fn take(run_dir: &Path) -> Result<Self, FileError> {
         let path = run_dir.join(FILE);
         let number = starts_so_far(run_dir)? + 1;
-        // Two that start at once come to the same number, and only one of their names stays in the file.
+        // Two coordinators that start at once compute the same number, but only one of their names remains in the file.
         let mut random = [0; 8];
         let source = Path::new("/dev/urandom");
         let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
@@ -41,12 +41,12 @@ impl Epoch {
         Ok(Self { path, ours, number })
     }
 
-    /// Coordinators that have worked in the folder, this one included.
+    /// Number of coordinators that have worked in the folder, including this one.
     pub(crate) fn starts(&self) -> u64 {
         self.number
     }
 
-    /// Looks whether the folder is still this coordinator's.
+    /// Fails if another coordinator has taken the folder over.
     pub(crate) fn check(&self) -> Result<(), FileError> {
         let text = fs::read_to_string(&self.path).map_err(FileError::file("read", &self.path))?;
         if text == self.ours {
@@ -58,11 +58,10 @@ impl Epoch {
     }
 }
 
-/// Coordinators that have worked in the folder before.
+/// Number of coordinators that have worked in the folder before.
 ///
 /// # Errors
-/// When the folder holds a number that cannot be read, and nothing repeats it: beginning again at zero would give out identifiers
-/// that are in use.
+/// When a number in the folder cannot be read and nothing repeats it: starting again at zero would reuse identifiers.
 fn starts_so_far(run_dir: &Path) -> Result<u64, FileError> {
     let path = run_dir.join(FILE);
     let number = |text: String| text.split_whitespace().next().unwrap_or_default().parse().map_err(io::Error::other);

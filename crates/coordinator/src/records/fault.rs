@@ -1,4 +1,4 @@
-//! A slow disk, for tests and measurements. In a program it is nothing.
+//! Simulates a slow disk in tests and measurements; does nothing in a program.
 
 #[cfg(any(test, feature = "faults"))]
 mod slow {
@@ -7,12 +7,12 @@ mod slow {
 
     static MILLISECONDS: AtomicU64 = AtomicU64::new(0);
 
-    /// Makes every job of a run folder's thread take so much longer, in coordinators that start from now on.
+    /// Delays every job of the run folder's thread in coordinators that start from now on.
     pub fn slow_disk(by: Duration) {
         MILLISECONDS.store(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How slow the disk is.
+    /// Delay of each job.
     #[derive(Clone, Copy, Debug, Default)]
     pub(crate) struct Fault(pub(crate) Duration);
 
@@ -31,7 +31,7 @@ mod slow {
 
 #[cfg(not(any(test, feature = "faults")))]
 mod slow {
-    /// No fault.
+    /// Stand-in without a delay.
     #[derive(Clone, Copy, Debug, Default)]
     pub(crate) struct Fault;
 

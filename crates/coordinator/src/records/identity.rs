@@ -11,7 +11,7 @@ use super::atomic::sync_folder;
 use super::write_atomically;
 use crate::{FileError, StartError};
 
-/// Exclusive use of a run folder, until it is dropped or the process ends.
+/// Exclusive lock on a run folder, held until it is dropped or the process ends.
 #[derive(Debug)]
 pub(crate) struct RunLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
@@ -28,25 +28,25 @@ impl RunLock {
     }
 }
 
-/// Where a run's coordinator listens: `coordinator.json` in the run folder.
+/// Address of a run's coordinator: `coordinator.json` in the run folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorRecord {
     /// host:port, reachable from the coordinator's machine.
     pub address: String,
-    /// The coordinator's machine.
+    /// Host name of the coordinator.
     pub host: String,
-    /// Its process there.
+    /// Process id on that host.
     pub pid: u32,
     /// Name of the job.
     pub job: String,
-    /// The id of the run (see [`run_id`]).
+    /// Id of the run (see [`run_id`]).
     #[serde(default)]
     pub run_id: String,
-    /// Folder of the certificates that it uses, relative to the run folder when it is in there, so that a folder that was moved is
-    /// found, too. `None`: it speaks plain text.
+    /// Folder of the certificates, relative to the run folder if it lies inside, so that a moved folder is found.
+    /// `None`: the coordinator serves plain text.
     #[serde(default)]
     pub tls_dir: Option<PathBuf>,
-    /// Coordinators that have worked in this folder, this one included.
+    /// Number of coordinators that have worked in this folder, including this one.
     pub starts: u64,
 }
 
@@ -57,13 +57,13 @@ impl CoordinatorRecord {
     /// Reads the record of a run folder.
     ///
     /// # Errors
-    /// When there is no such file, or it is not such a record.
+    /// When the file is missing or malformed.
     pub fn read(run_dir: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(run_dir.join(Self::FILE))?;
         serde_json::from_str(&text).map_err(io::Error::from)
     }
 
-    /// The folder of the certificates, from where this process stands.
+    /// The folder of the certificates as a path for this process.
     #[must_use]
     pub fn tls_dir(&self, run_dir: &Path) -> Option<PathBuf> {
         self.tls_dir.as_ref().map(|folder| run_dir.join(folder))
@@ -76,26 +76,26 @@ impl CoordinatorRecord {
     }
 }
 
-/// The file that holds the id of a run.
+/// Name of the file with the run id.
 const RUN_ID_FILE: &str = "run_id";
 
-/// Digits of a run id.
+/// Length of a run id in hexadecimal digits.
 const RUN_ID_DIGITS: usize = 32;
 
-/// The id of the run in this folder, 32 lower-case hexadecimal digits. It is made when there is none, and is never made anew: what
-/// carries another id belongs to another run, whatever port it listens on and whatever its name.
+/// Returns the id of the run in this folder, 32 lower-case hexadecimal digits. Creates it if there is none, and never
+/// changes it: whatever carries another id belongs to another run, whichever port or name it uses.
 ///
 /// # Errors
-/// When the file cannot be read or written, or holds no id. A damaged one is not replaced, for the workers of the run may still
-/// live and would become strangers to it.
+/// When the file cannot be read or written, or contains no id. A damaged file is not replaced, because workers of the
+/// run may still be alive and would no longer be recognized.
 pub fn run_id(run_dir: &Path) -> Result<String, StartError> {
     identify(run_dir, "")
 }
 
-/// The same, where a launcher has chosen the id: a folder without one takes `given`, unless that is empty.
+/// Like [`run_id`], with an id that a launcher has chosen: a folder without one takes `given`, unless that is empty.
 ///
 /// # Errors
-/// As [`run_id`]; and when `given` is no id, or not that of the folder.
+/// As for [`run_id`], and when `given` is malformed or differs from the id of the folder.
 pub fn identify(run_dir: &Path, given: &str) -> Result<String, StartError> {
     if !given.is_empty() && !is_run_id(given) {
         return Err(StartError::RunId { given: given.to_owned() });
@@ -105,13 +105,13 @@ pub fn identify(run_dir: &Path, given: &str) -> Result<String, StartError> {
         Some(id) => id,
         None => {
             let id = match CoordinatorRecord::read(run_dir) {
-                // The file was lost, and the record repeats what it said.
+                // The file was lost, but the record repeats the id.
                 Ok(record) if is_run_id(&record.run_id) => record.run_id,
                 _ if given.is_empty() => random_id().map_err(StartError::file("make a run id for", &path))?,
                 _ => given.to_owned(),
             };
             write_once(&path, &id).map_err(StartError::file("write", &path))?;
-            // Another process may have been first.
+            // Read back, because another process may have been first.
             let lost = || FileError::damaged(&path, "it was written and is not there");
             read_run_id(&path)?.ok_or_else(lost)?
         }
@@ -145,16 +145,16 @@ fn random_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Writes a file that is there completely or not at all, and leaves one that is there already as it is.
+/// Creates a file atomically; leaves an existing one unchanged.
 fn write_once(path: &Path, id: &str) -> io::Result<()> {
     let temporary = path.with_file_name(format!(".{RUN_ID_FILE}.{id}.tmp"));
     write_synced(File::create(&temporary)?, id)?;
-    // A rename would replace the id of a process that was first.
+    // A hard link fails if the name exists; a rename would replace the id of a process that was first.
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)?;
     match linked {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            // There are file systems without hard links. A crash in between leaves a damaged file there, which is refused.
+            // Some file systems have no hard links. A crash in between then leaves a damaged file, which is refused.
             match File::create_new(path) {
                 Ok(file) => write_synced(file, id)?,
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

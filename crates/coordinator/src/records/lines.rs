@@ -8,25 +8,24 @@ use serde_json::Value;
 
 use super::atomic::sync_folder;
 
-/// Bytes that the search from the end reads first; it doubles while a line is longer.
+/// Bytes that the search from the end reads first; doubled while a line is longer.
 const BLOCK: u64 = 4096;
 
-/// A file of JSON lines, each with a `step`, in ascending order of their steps.
+/// A JSON Lines file in which every line has a `step`, in ascending order.
 ///
-/// The order is what makes it cheap: what is newer than a step lies after one offset, so it is cut off rather than the file
-/// written again.
+/// Because of the order, all lines after a step begin at one offset, so the file is truncated instead of rewritten.
 #[derive(Debug)]
 pub(crate) struct Lines {
     path: PathBuf,
-    /// None until the first line: a run without evaluations has no file of them.
+    /// `None` before the first line: a run without evaluations has no file for them.
     file: Option<File>,
-    /// Bytes of whole lines.
+    /// Bytes of complete lines.
     bytes: u64,
     last: Option<u64>,
 }
 
 impl Lines {
-    /// Opens the file if it is there, and cuts off what a crash has left half-written.
+    /// Opens the file if it exists, and truncates a line that a crash has torn.
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         let mut lines = Self { path, file: None, bytes: 0, last: None };
         match File::options().read(true).append(true).open(&lines.path) {
@@ -45,18 +44,18 @@ impl Lines {
         &self.path
     }
 
-    /// The step of the last line.
+    /// Step of the last line; `None` if there is no line.
     pub(crate) fn last_step(&self) -> Option<u64> {
         self.last
     }
 
-    /// Appends a line; [`Self::sync`] makes it durable. A line that does not fit on the disk leaves no part of itself.
+    /// Appends a line; [`Self::sync`] makes it durable. A line that does not fit on the disk leaves no partial line.
     pub(crate) fn append(&mut self, step: u64, line: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => {
                 let file = File::options().create(true).read(true).append(true).open(&self.path)?;
-                // Its name is durable before anything relies on what is in it.
+                // The file name has to be durable before anything relies on the content.
                 self.path.parent().map_or(Ok(()), sync_folder)?;
                 none.insert(file)
             }
@@ -75,8 +74,8 @@ impl Lines {
         self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 
-    /// Cuts off the lines of later steps, and durably: a step that is made again must not be there twice. `None` cuts off
-    /// all.
+    /// Durably removes the lines of later steps, because a repeated step must not appear
+    /// twice. `None` removes all lines.
     pub(crate) fn truncate(&mut self, last_step: Option<u64>) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let (mut end, mut last) = (self.bytes, None);
@@ -100,7 +99,7 @@ impl Lines {
         Ok(())
     }
 
-    /// A number of every line that has it and is not about a named set of problems, with the line's step. Reads the whole file.
+    /// A number from each line that has it and belongs to the unnamed set, with the line's step. Reads the whole file.
     pub(crate) fn numbers(&self, name: &str) -> io::Result<Vec<(u64, f64)>> {
         let file = match fs::File::open(&self.path) {
             Ok(file) => file,
@@ -125,12 +124,12 @@ struct Step {
     step: u64,
 }
 
-/// The step of a line; none when it is torn or is no such line.
+/// The step of a line; `None` if the line is torn or malformed.
 fn step_of(line: &[u8]) -> Option<u64> {
     serde_json::from_slice(line.strip_suffix(b"\n")?).ok().map(|Step { step }| step)
 }
 
-/// The line that ends at `end`, and where it starts; the last one may lack its newline.
+/// The line that ends at `end`, and its offset; the last line may lack its newline.
 fn line_before(file: &File, end: u64) -> io::Result<Option<(u64, Vec<u8>)>> {
     // The byte before `end` is the line's own newline.
     let Some(inner) = end.checked_sub(1) else { return Ok(None) };
@@ -199,8 +198,8 @@ mod tests {
     proptest! {
         #![proptest_config(Config { cases: 200, rng_seed: RngSeed::Fixed(1), ..Config::default() })]
 
-        /// Cutting from the end leaves what a reader of the whole file would keep, however long lines are and wherever the
-        /// last write was torn; and so does opening the file again.
+        /// Truncating from the end keeps what a reader of the whole file would keep, for lines of any length and a torn
+        /// write at any place. The same holds for opening the file again.
         #[test]
         fn a_cut_keeps_the_steps_up_to_it(
             steps in prop::collection::btree_map(0u64..60, 0usize..9000, 0..20),

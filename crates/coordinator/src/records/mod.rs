@@ -1,4 +1,4 @@
-//! Everything that a run writes down.
+//! The files of a run folder.
 //!
 //! ```text
 //! run folder
@@ -17,7 +17,7 @@
 //! └── checkpoints/step-000040/    manifest.json, the ranks' files, model/ in the last one
 //! ```
 //!
-//! After the start one thread writes all of it but the journal: see [`writer`].
+//! After the start, one thread writes all of them except the journal: see [`writer`].
 
 mod archive;
 mod atomic;

@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use super::write_atomically;
 use crate::FileError;
 
-/// Which problems a run was begun with: `problems.json` in the run folder.
+/// Digests of the problems that a run was started with: `problems.json` in the run folder.
 ///
-/// Groups in flight, the order of draws and what is known of each problem name problems by their place. A data file, template or
-/// filter that changes between two starts moves the places, and old answers would be trained on with other prompts. So every
-/// problem has a digest of its content here, and a set that has changed is refused. Groups could carry the digests instead and the
-/// history be mapped to the new places; that was rejected, for a job whose data may change has no order of draws to resume.
+/// Groups in flight, the draw order and the curriculum's history refer to problems by index. A data file, template or
+/// filter that changes between two starts shifts the indexes, and old answers would be trained on with other prompts.
+/// So a digest of every problem is stored here, and a changed set is refused. Storing digests in groups and remapping
+/// the history was rejected, because a job whose data may change has no draw order to resume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProblemSet {
     format: u32,
-    /// The day on which the run began, which chat templates may write into prompts: it stays the same after every start.
+    /// Day on which the run began, which chat templates may write into prompts; it is the same after every restart.
     day: String,
-    /// Digests of the problems to train on, in the order in which they are indexed.
+    /// Digests of the training problems, by index.
     train: Vec<String>,
-    /// Those of the held-out problems by set, as of the last start that evaluated with it.
+    /// Digests of the held-out problems by set, as of the last start that evaluated on it.
     evaluation: BTreeMap<String, Vec<String>>,
 }
 
@@ -42,7 +42,7 @@ impl ProblemSet {
         }
     }
 
-    /// Reads what an earlier start has written; none in a new folder, and in one of a version that did not write it.
+    /// Reads the file of an earlier start; `None` in a new folder, and in one of a version that did not write it.
     pub(crate) fn read(run_dir: &Path) -> Result<Option<Self>, FileError> {
         let path = run_dir.join(FILE);
         let text = match fs::read_to_string(&path) {
@@ -58,12 +58,12 @@ impl ProblemSet {
         }
     }
 
-    /// The day on which the run began.
+    /// Day on which the run began.
     pub(crate) fn day(&self) -> Option<Day> {
         self.day.parse().ok()
     }
 
-    /// Writes it. What `earlier` knows of sets that this start does not evaluate with is kept.
+    /// Writes the file. Sets of `earlier` that this start does not evaluate on are kept.
     pub(crate) fn write(mut self, run_dir: &Path, earlier: Option<Self>) -> Result<(), FileError> {
         for (label, digests) in earlier.into_iter().flat_map(|earlier| earlier.evaluation) {
             self.evaluation.entry(label).or_insert(digests);
@@ -73,11 +73,11 @@ impl ProblemSet {
         write_atomically(&path, |file| file.write_all(text.as_bytes())).map_err(FileError::file("write", &path))
     }
 
-    /// What is not as `earlier` says, one line for each set; nothing where both are the same.
+    /// Differences from `earlier`, one line per set; empty if there are none.
     pub(crate) fn changes_since(&self, earlier: &Self, problems: &Problems) -> Vec<String> {
         let mut changes = Vec::new();
         changes.extend(change("to train on", &earlier.train, &self.train, &problems.train));
-        // Whether a run evaluates, and with which sets, may change from start to start.
+        // Whether a run evaluates, and on which sets, may change between starts.
         for measured in &problems.sets {
             let label = measured.set.label();
             if let (Some(before), Some(now)) = (earlier.evaluation.get(label), self.evaluation.get(label)) {

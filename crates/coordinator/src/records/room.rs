@@ -1,7 +1,7 @@
-//! What a run waits for when its disk is full: room, however long that takes.
+//! Waiting for space on a full disk, without a time limit.
 //!
-//! A full disk loses nothing and is put right by people, so no patience ends with it; other refusals of a disk have a limit,
-//! for they may be for good. Whoever writes says here what found no room, and the driver lets the run stand still meanwhile.
+//! A full disk loses nothing and is fixed by people, so no timeout applies to it; other disk errors have one, because
+//! they may be permanent. Writers report here what found no space, and the driver stops the run's clock meanwhile.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
 
-/// How often the log says that there is no room.
+/// Interval at which the log repeats that there is no space.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// Whether the disk of a run folder has room; clones share it.
+/// Waits for space on the disk of a run folder; clones share the state.
 #[derive(Clone, Debug)]
 pub(crate) struct Room(Arc<Waits>);
 
 #[derive(Debug)]
 struct Waits {
     folder: PathBuf,
-    /// By who waits.
+    /// Current waits, by name of the waiting writer.
     waits: Mutex<BTreeMap<&'static str, Wait>>,
 }
 
@@ -39,11 +39,11 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Wait>> {
-        // Every change of it is a whole one.
+        // Every change under the lock is complete, so a poisoned lock is usable.
         self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `who` finds no room for so many bytes of `what`; 0 where nobody knows how many.
+    /// Reports that `who` has no space for `bytes` of `what`; 0 if the size is not known.
     pub(crate) fn missing(&self, who: &'static str, what: &str, bytes: u64, error: &dyn std::fmt::Display) {
         let free = free_bytes(&self.0.folder).map(|free| format!(", {} are free", megabytes(free))).unwrap_or_default();
         let wanted = if bytes > 0 { format!("{} for {what}", megabytes(bytes)) } else { what.to_owned() };
@@ -60,22 +60,22 @@ impl Room {
         wait.sentence = sentence;
     }
 
-    /// `who` waits no longer.
+    /// Reports that `who` no longer waits.
     pub(crate) fn found(&self, who: &'static str) {
         if let Some(wait) = self.lock().remove(who) {
             tracing::info!("there is room for the {who} again, after {:.0} s", wait.since.elapsed().as_secs_f64());
         }
     }
 
-    /// What the run waits for: "room on the disk of ...".
+    /// What the run waits for, as part of a sentence; `None` while there is space.
     pub(crate) fn wanted(&self) -> Option<String> {
         self.lock().values().next().map(|wait| wait.sentence.clone())
     }
 
-    /// Whether `bytes` more fit.
+    /// Checks that `bytes` more fit on the disk.
     ///
     /// # Errors
-    /// As writing them would end, when they do not.
+    /// The error that writing them would return.
     pub(crate) fn must_take(&self, bytes: u64) -> io::Result<()> {
         match free_bytes(&self.0.folder) {
             Some(free) if free < bytes => Err(io::ErrorKind::StorageFull.into()),
@@ -84,7 +84,7 @@ impl Room {
     }
 }
 
-/// Room for this user; `None` when the system does not say.
+/// Free space for this user; `None` if the system does not say.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let about = statvfs(folder).ok()?;
     Some(about.blocks_available() * about.fragment_size())
@@ -94,7 +94,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// Whether it is room that is missing. Libraries wrap what the system has said.
+/// Whether an error means that the disk is full, also when a library has wrapped it.
 pub(crate) fn is_full(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -107,7 +107,7 @@ pub(crate) fn is_full(error: &(dyn Error + 'static)) -> bool {
         {
             return true;
         }
-        // The source of an `io::Error` is that of what it wraps, which would be left out.
+        // `io::Error::source` skips the wrapped error itself, so that is followed first.
         next = io.and_then(io::Error::get_ref).map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
     }
     false
@@ -124,7 +124,7 @@ mod tests {
         assert!(is_full(&io::Error::other(parquet::errors::ParquetError::External(Box::new(full())))));
         let database = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
         assert!(is_full(&database(rusqlite::ffi::SQLITE_FULL)));
-        // A quota is room; a limit of a file's size and a broken device are not.
+        // A quota counts as a full disk; a file size limit and a broken device do not.
         assert!(is_full(&io::Error::from_raw_os_error(122)));
         assert!(!is_full(&io::Error::from_raw_os_error(27)) && !is_full(&io::Error::from_raw_os_error(5)));
         assert!(!is_full(&database(rusqlite::ffi::SQLITE_IOERR)));

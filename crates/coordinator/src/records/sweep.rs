@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::{Archive, Checkpoints};
 
-/// After so much work the thread rests as long as the work took, so that others have half of the disk at least.
+/// Work after which the thread rests as long as it has worked, so that others get at least half of the disk.
 const SLICE: Duration = Duration::from_millis(10);
-/// No rest is longer: a disk that is slow for another reason is not waited for twice.
+/// Longest rest: a disk that is slow for another reason is not waited for twice.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
-/// Reads large checkpoints back, removes discarded folders and merges files of the archive, when there is nothing better to do.
+/// Background work in the run folder: reads large checkpoints back, removes discarded folders and merges archive files.
 ///
-/// It has no queue: but for a checkpoint to be read, what is to be done is what lies in the folders, so what a crash interrupts is found at the next start.
+/// It has no queue. Except for a checkpoint to be read, its work is found in the folders, so work that a crash
+/// interrupts is found at the next start.
 #[derive(Debug)]
 pub(crate) struct Sweeper {
     shared: Arc<Shared>,
@@ -29,7 +30,7 @@ struct Shared {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Wishes {
-    /// Something may be there to do.
+    /// Whether there may be new work.
     look: bool,
     end: bool,
 }
@@ -41,11 +42,11 @@ impl Shared {
 }
 
 impl Sweeper {
-    /// Starts the thread, which looks around at once.
+    /// Starts the thread, which looks for work at once.
     pub(crate) fn start(checkpoints: Checkpoints, archive: Option<Arc<Archive>>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
-        // Ends when the handle is dropped, in the middle of its work.
+        // Ends when the handle is dropped, even in the middle of its work.
         let span = tracing::info_span!("sweeper");
         let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
             let _span = span.entered();
@@ -64,7 +65,7 @@ impl Sweeper {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has it look around.
+    /// Tells the thread that there may be new work.
     pub(crate) fn look(&self) {
         self.shared.lock().look = true;
         self.shared.changed.notify_one();
@@ -83,10 +84,10 @@ impl Drop for Sweeper {
     }
 }
 
-/// The thread at work.
+/// State of the working thread.
 struct Broom<'s> {
     shared: &'s Shared,
-    /// Since it rested last.
+    /// Work since the last rest.
     worked: Duration,
 }
 
@@ -98,7 +99,7 @@ impl Broom<'_> {
     fn sweep(&mut self, checkpoints: &Checkpoints, archive: Option<&Archive>) -> io::Result<()> {
         checkpoints.read_back();
         for folder in checkpoints.discarded()? {
-            // Somebody may still write there: then the next look removes it.
+            // A rank may still be writing there; the next look removes the folder.
             if let Err(error) = self.remove(&folder) {
                 tracing::warn!(folder = %folder.display(), "a discarded folder stays for now: {error}");
             }
@@ -115,7 +116,7 @@ impl Broom<'_> {
         Ok(())
     }
 
-    /// Removes a folder file by file. Files are unlinked whole: a process that has one open keeps it, and so do links elsewhere.
+    /// Removes a folder file by file. Unlinking does not affect processes that have a file open, or links elsewhere.
     fn remove(&mut self, folder: &Path) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             if self.is_to_end() {
@@ -195,7 +196,7 @@ mod tests {
         for file in 0..3000 {
             fs::write(discarded.join(format!("{file}")), "x").unwrap();
         }
-        // Dropped wherever it is.
+        // Dropped at any point of its work.
         drop(Sweeper::start(checkpoints.clone(), None).unwrap());
         let sweeper = Sweeper::start(checkpoints, None).unwrap();
         wait_for("end of the folder", || !discarded.exists());

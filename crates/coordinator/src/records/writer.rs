@@ -1,12 +1,11 @@
-//! The thread that owns the run folder: after the start, nothing else writes in it but the journal, which owns `journal/`,
-//! and the sweeper, which removes and merges what this thread leaves for it.
+//! The thread that writes to the run folder. After the start nothing else writes there except the journal, which owns
+//! `journal/`, and the sweeper, which removes and merges what this thread leaves for it.
 //!
-//! Jobs are done in the order in which they are handed over, and each is durable before the next one begins. What follows
-//! from the order:
+//! Jobs are done in the order in which they are queued, and each is durable before the next begins. This guarantees:
 //!
-//! - A snapshot of the machine is a job, too, and reaches the journal when its turn comes. So it never takes the place of
-//!   the record of a step whose samples and line are not on the disk: whatever a crash leaves undone, the journal does again.
-//! - A round is archived before the line of its step is written: where the line is, the samples are.
+//! - A snapshot of the machine is a job, too, and reaches the journal when its turn comes. So it never replaces the
+//!   record of a step whose samples and line are not on disk: the journal replays whatever a crash leaves undone.
+//! - A round is archived before the line of its step is written: where there is a line, there are samples.
 //! - A checkpoint is committed after the lines of the steps before it.
 
 use std::io;
@@ -29,52 +28,52 @@ use super::{Archive, Checkpoints, Epoch, Lines, Manifest, Retention, Room, Round
 use crate::FileError;
 use crate::journal::{DurableUpTo, Extras, Snapshot, Snapshots};
 
-/// Jobs that may wait. [`MOST_WAITING`] bounds the steps among them, and the others come with a step or one at a time, so a
-/// slow disk does not fill the queue. Should something else do, the process ends, and the next one resumes from the journal:
-/// waiting would hold up every call.
+/// Bound on queued jobs. [`MOST_WAITING`] bounds the steps among them, and the others come with a step or one at a
+/// time, so a slow disk does not fill the queue. If it is full anyway, the process ends and the next one resumes from
+/// the journal, because waiting would block every call.
 const QUEUE: usize = 256;
-/// What was done and not noticed yet; full, the thread waits, and nobody waits for it then.
+/// Bound on unread results. When it is reached the thread waits, and no caller waits for the thread then.
 const ENDS: usize = 256;
-/// Steps and evaluations that may wait to be written before no step is begun any more: their samples are in memory.
+/// Steps and evaluations that may wait for the disk before the next step is held back: their samples are in memory.
 pub(crate) const MOST_WAITING: usize = 4;
-/// How long a disk that refuses is tried again; one that is full, without end while the run lasts.
+/// How long a failing disk is retried. A full disk is retried for as long as the run lasts.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Which lines.
+/// A file of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinesOf {
     Metrics,
     Evaluations,
-    /// One a problem that was measured.
+    /// One line per evaluated problem.
     Problems,
 }
 
-/// What is to be done. Jobs of a kind come in the order of their steps.
+/// A job for the thread. Jobs of one kind are queued in the order of their steps.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Archive the samples of a step or an evaluation.
+    /// Archive the samples of a step or evaluation.
     Archive(Round),
-    /// Add a line.
+    /// Append a line to one of the files.
     Append {
         to: LinesOf,
         step: u64,
         line: Vec<u8>,
-        /// What an evaluation says of its step.
+        /// The step's evaluation score, if the line has one.
         score: Option<f64>,
     },
-    /// Undo: remove the lines and samples of later steps, all where there is none.
+    /// Remove the lines and samples of later steps; all of them where the step is `None`.
     Truncate { steps: Option<u64>, evaluations: Option<u64> },
-    /// Make the folder for the ranks' files when there is room for so many bytes.
+    /// Create the folder for the ranks' files, once there is space for `bytes`.
     Create { step: u64, save: u64, bytes: u64 },
-    /// Make a folder a checkpoint.
+    /// Turn a folder into a checkpoint, once the record that asks for it is durable.
     Commit { manifest: Box<Manifest>, save: u64, asked: DurableUpTo },
-    /// Have the journal put this in the place of its records up to `seq`.
+    /// Hand the journal a snapshot that replaces its records up to `seq`.
     Keep { seq: u64, machine: Box<Machine>, extras: Extras },
 }
 
 impl Job {
-    /// Of the log lines that are about it. A job is rare enough for a span that is on at the usual level.
+    /// Span for the log lines of the job. Jobs are rare enough for a span at level info.
     fn span(&self) -> Span {
         match self {
             Self::Archive(Round { step, .. }) => tracing::info_span!("archive", step),
@@ -87,36 +86,36 @@ impl Job {
     }
 }
 
-/// What has become of a job that somebody waits for.
+/// Result of a job that somebody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Done {
-    /// The line of a step or an evaluation is written, and its samples before it.
+    /// The line of a step or evaluation is durable, and its samples before it.
     Written,
-    /// The folder is there: ranks may write.
+    /// The folder exists, so ranks may write.
     Created { step: u64, save: u64 },
-    /// There is a new checkpoint.
+    /// The checkpoint is committed.
     Committed { step: u64, path: PathBuf },
-    /// The folder could not be made, or made a checkpoint.
+    /// The folder could not be created or committed.
     Refused { step: u64, save: u64, reason: String },
-    /// Samples are not archived, and the run continues without them.
+    /// Samples could not be archived; the run continues without them.
     Unarchived { step: u64, reason: String },
-    /// Nothing more will be written: only another start can resume the run.
+    /// The thread has ended with an error: only another start can resume the run.
     Failed { reason: String },
 }
 
-/// The files of a run folder, open.
+/// The open files of a run folder.
 #[derive(Debug)]
 pub(crate) struct Files {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) metrics: Lines,
     pub(crate) evaluations: Lines,
-    /// Of the same measurements: each problem that was measured.
+    /// Lines of the evaluated problems.
     pub(crate) problems: Lines,
     pub(crate) archive: Option<Archive>,
 }
 
 impl Files {
-    /// Removes what was written about later steps; about all steps where there is none.
+    /// Removes the lines and samples of later steps; all of them where the step is `None`.
     pub(crate) fn truncate(&mut self, steps: Option<u64>, evaluations: Option<u64>) -> io::Result<()> {
         self.metrics.truncate(steps)?;
         self.evaluations.truncate(evaluations)?;
@@ -129,7 +128,7 @@ impl Files {
     }
 }
 
-/// Handle of the thread. Dropping it is what a crash is: jobs that wait are not done.
+/// Handle of the thread. Dropping it acts like a crash: queued jobs are not done.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     jobs: Option<SyncSender<Job>>,
@@ -137,17 +136,17 @@ pub(crate) struct RunFolder {
     closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     archives: bool,
-    /// Steps and evaluations handed over and not written yet.
+    /// Steps and evaluations that are queued.
     waiting: usize,
-    /// The steps of the last lines, those that wait to be written included.
+    /// Step of the last line, including queued ones.
     steps: Option<u64>,
     evaluations: Option<u64>,
-    /// The save whose folder is there.
+    /// The save whose folder exists.
     folder: Option<(u64, u64)>,
 }
 
 impl RunFolder {
-    /// Starts the thread. `kept` is how many of the newest and of the best checkpoints stay.
+    /// Starts the thread. `kept` holds the numbers of newest and of best checkpoints to keep.
     pub(crate) fn start(
         files: Files,
         kept: (usize, usize),
@@ -185,7 +184,7 @@ impl RunFolder {
                 room,
                 fault,
             };
-            // Ends when the handle is closed, after the last job, or dropped, after the one at hand.
+            // Ends after the last job when the handle is closed, or after the current one when it is dropped.
             let span = tracing::info_span!("run folder");
             std::thread::Builder::new().name("run folder".into()).spawn(move || span.in_scope(|| owner.work(&inbox)))
         });
@@ -196,10 +195,10 @@ impl RunFolder {
         Ok((this, done))
     }
 
-    /// Hands a job over without waiting for anything.
+    /// Queues a job without waiting.
     ///
     /// # Errors
-    /// When no more jobs are taken.
+    /// When the thread accepts no more jobs.
     pub(crate) fn hand_over(&mut self, job: Job) -> Result<(), String> {
         match &job {
             Job::Append { to, step, .. } => {
@@ -207,12 +206,12 @@ impl RunFolder {
                 match to {
                     LinesOf::Metrics => self.steps = Some(*step),
                     LinesOf::Evaluations => self.evaluations = Some(*step),
-                    // The lines of the sets come after these, and say that they are there.
+                    // The lines of the sets follow these, and mark them as complete.
                     LinesOf::Problems => {}
                 }
             }
             Job::Truncate { steps, evaluations } => {
-                // `None` is less than all steps.
+                // `None` is ordered before all steps.
                 self.steps = self.steps.min(*steps);
                 self.evaluations = self.evaluations.min(*evaluations);
             }
@@ -222,17 +221,17 @@ impl RunFolder {
         match self.jobs.as_ref().map(|jobs| jobs.try_send(job)) {
             Some(Ok(())) => Ok(()),
             Some(Err(TrySendError::Full(_))) => {
-                // Nothing may follow what was left out.
+                // A job was lost, so no later one may follow.
                 self.jobs = None;
                 Err(format!("the disk is {QUEUE} jobs late"))
             }
             Some(Err(TrySendError::Disconnected(_))) => Err("the run folder is not written any more".to_owned()),
-            // Closed: what comes now is in the journal alone, and is done at the next start.
+            // Closed: later jobs are in the journal only, and are done at the next start.
             None => Ok(()),
         }
     }
 
-    /// Notes what was done.
+    /// Updates the handle's state with a result.
     pub(crate) fn note(&mut self, done: &Done) {
         match done {
             Done::Written => self.waiting = self.waiting.saturating_sub(1),
@@ -246,12 +245,12 @@ impl RunFolder {
         self.archives
     }
 
-    /// Steps and evaluations that wait for the disk.
+    /// Number of steps and evaluations that wait for the disk.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Whether the line of a step is written, or about to be.
+    /// Whether the line of a step is written or queued.
     pub(crate) fn has(&self, lines: LinesOf, step: u64) -> bool {
         let last = match lines {
             LinesOf::Metrics => self.steps,
@@ -260,19 +259,19 @@ impl RunFolder {
         last >= Some(step)
     }
 
-    /// Whether ranks may write the files of a save.
+    /// Whether the folder of a save exists, so that ranks may write.
     pub(crate) fn has_folder(&self, step: u64, save: u64) -> bool {
         self.folder == Some((step, save))
     }
 
-    /// Takes no more jobs: the thread ends after those that wait.
+    /// Stops accepting jobs; the thread ends after the queued ones.
     pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
         self.jobs = None;
         self.closing.store(true, Ordering::Relaxed);
         self.thread.take()
     }
 
-    /// Lets the thread end after the job at hand, as a crash would: the journal does the others again.
+    /// Ends the thread after the current job, as a crash would; the journal replays the others.
     pub(crate) fn abandon(&mut self) -> Option<JoinHandle<()>> {
         self.abandoned.store(true, Ordering::Relaxed);
         self.close()
@@ -289,7 +288,7 @@ impl Drop for RunFolder {
     }
 }
 
-/// What evaluations have said of the checkpoints that are there, and of steps that may become one.
+/// Evaluation scores of existing checkpoints, and of steps that may become one.
 fn scores(files: &Files) -> Result<Vec<(u64, f64)>, FileError> {
     let steps = files.checkpoints.steps()?;
     let newest = steps.last().copied().unwrap_or(0);
@@ -299,18 +298,18 @@ fn scores(files: &Files) -> Result<Vec<(u64, f64)>, FileError> {
     Ok(scores)
 }
 
-/// Who waits for room.
+/// Name of this thread in `Room`.
 const WHO: &str = "run folder";
 
-/// Why the thread ends before its time.
+/// Why the thread ends early.
 enum Stop {
-    /// Its handle is gone.
+    /// Its handle was dropped.
     Abandoned,
-    /// For this reason.
+    /// An error, in words.
     Failed(String),
 }
 
-/// The thread at work.
+/// State of the working thread.
 struct Owner {
     checkpoints: Checkpoints,
     metrics: Lines,
@@ -320,14 +319,14 @@ struct Owner {
     retention: Retention,
     /// The step whose checkpoint is being written.
     saving: Option<u64>,
-    /// The newest round could not be archived.
+    /// Whether the newest round could not be archived.
     unarchived: bool,
     epoch: Epoch,
     snapshots: Snapshots,
     sweeper: Sweeper,
     ends: mpsc::Sender<Done>,
     abandoned: Arc<AtomicBool>,
-    /// The run is over: nobody waits long for what is left.
+    /// Whether the run has ended, so that the rest must not take long.
     closing: Arc<AtomicBool>,
     room: Room,
     fault: Fault,
@@ -350,7 +349,7 @@ impl Owner {
         }
     }
 
-    /// Nothing is written unless the run folder is still this coordinator's.
+    /// Fails unless the run folder is still this coordinator's.
     fn mine(&self) -> Result<(), Stop> {
         if self.is_abandoned() {
             return Err(Stop::Abandoned);
@@ -366,6 +365,7 @@ impl Owner {
             Job::Create { step, save, bytes } => self.create(step, save, bytes)?,
             Job::Commit { manifest, save, asked } => self.commit(&manifest, save, asked)?,
             Job::Keep { seq, machine, extras } => {
+                // The snapshot replaces the records of these lines, so they have to be durable first.
                 self.sync_lines()?;
                 self.snapshots.put(seq, Snapshot::of(&machine, extras));
             }
@@ -373,10 +373,11 @@ impl Owner {
         Ok(())
     }
 
-    /// Samples are for people to look at: the run continues without them.
+    /// Archives a round. Samples are kept for people to look at, so the run continues without them.
     fn archive(&mut self, round: &Round) -> Result<(), Stop> {
         let Some(archive) = self.archive.clone() else { return Ok(()) };
-        // A disk that has not taken one round in all that time does not hold up every round.
+        // After one round has failed for the whole time, later ones are tried once each, so that the disk does not
+        // delay them all.
         let written = match self.unarchived {
             true => archive.write(round),
             false => self.patiently("the samples of a step", 0, |_| archive.write(round))?,
@@ -392,7 +393,7 @@ impl Owner {
         Ok(())
     }
 
-    /// A gap in the lines is for good, so the run does not continue without one.
+    /// Appends a line. A missing line could never be added later, so the run does not continue without one.
     fn append(&mut self, to: LinesOf, step: u64, line: &[u8], score: Option<f64>) -> Result<(), Stop> {
         let appended =
             self.patiently("the line of a step", line.len() as u64, |owner| owner.lines(to).append(step, line))?;
@@ -410,6 +411,7 @@ impl Owner {
             let cut = self.patiently("the end of its lines", 0, |owner| owner.lines(to).truncate(last))?;
             self.or_failed(cut, to, "cut")?;
         }
+        // Scores of undone evaluations must not decide about checkpoints of the repeated steps.
         self.retention.scores.retain(|(step, _)| evaluations.is_some_and(|last| *step <= last));
         let Some(archive) = self.archive.clone() else { return Ok(()) };
         for (purpose, last) in [(Purpose::Train, steps), (Purpose::Evaluate, evaluations)] {
@@ -420,7 +422,7 @@ impl Owner {
     }
 
     fn create(&mut self, step: u64, save: u64, bytes: u64) -> Result<(), Stop> {
-        // What earlier saves have left may be what takes the room.
+        // Leftovers of earlier saves may be what fills the disk.
         let mut created = self.checkpoints.create(step, save);
         self.sweeper.look();
         let what = format!("the checkpoint of step {step}");
@@ -438,7 +440,7 @@ impl Owner {
     }
 
     fn commit(&mut self, manifest: &Manifest, save: u64, asked: DurableUpTo) -> Result<(), Stop> {
-        // A checkpoint never comes before the record that asks for it, nor outlives the records of the steps before it.
+        // A checkpoint must neither precede the record that asks for it, nor lack the records of the steps before it.
         asked.wait_blocking().map_err(Stop::Failed)?;
         self.sync_lines()?;
         let step = manifest.step;
@@ -453,11 +455,11 @@ impl Owner {
         Ok(())
     }
 
-    /// Keeps the scores of checkpoints alone: there may be an evaluation after every step.
+    /// Keeps scores of checkpoints only, because there may be an evaluation after every step.
     fn note_score(&mut self, step: u64, score: f64) {
         let steps = match self.checkpoints.steps() {
             Ok(steps) => steps,
-            // The scores stay: a best checkpoint that is removed is lost for good.
+            // The scores are kept, because a best checkpoint that is removed is lost for good.
             Err(error) => return tracing::warn!("checkpoints cannot be listed: {error}"),
         };
         let saving = self.saving;
@@ -486,7 +488,7 @@ impl Owner {
         result.map_err(|error| Stop::Failed(format!("{what} `{path}`: {error}")))
     }
 
-    /// Tries again while the disk may yet take it: so many bytes of `what`, 0 where nobody counts them.
+    /// Retries an operation while the disk may recover. It writes `bytes` of `what`; 0 if the size is not known.
     fn patiently<T>(
         &mut self,
         what: &str,
@@ -521,7 +523,7 @@ impl Owner {
 
     fn tell(&self, done: Done) {
         let mut done = done;
-        // Not a blocking send: who reads the ends may be the one who drops the handle, and waits for this thread.
+        // Not a blocking send: the reader may be the one that drops the handle and waits for this thread.
         while let Err(mpsc::error::TrySendError::Full(back)) = self.ends.try_send(done) {
             if self.is_abandoned() {
                 return;

@@ -18,10 +18,10 @@ use super::{Services, check_name, required, sentence, wrong_answer};
 use crate::driver::{Batch, Driver, Pieces, Received, Shared, Wait};
 use crate::records::RankFile;
 
-/// How many pieces are made at once, whatever the number of ranks: other calls need the processors, too.
+/// Pieces that are encoded at once for all ranks, because other calls need the processors, too.
 static TURNS: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))));
-/// A rank that takes no piece of its batch for so long is not waited for: it asks again for the rest, if it lives.
+/// Time within which a rank must take a piece. A rank that is slower has to ask again for the rest.
 const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
 #[tonic::async_trait]
@@ -62,7 +62,7 @@ impl LearnerService for Services {
         request: Request<v1::StreamBatchRequest>,
     ) -> Result<Response<Self::StreamBatchStream>, Status> {
         let request = request.into_inner();
-        // What the samples of the batch rely on is durable then, themselves included.
+        // Returns once the records are durable, and with them the samples of the batch.
         let pieces = self.0.call(|driver| pieces(driver, &request)).await?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(send(self.0.clone(), pieces, sender));
@@ -84,7 +84,7 @@ impl LearnerService for Services {
         let complete = |driver: &mut Driver| {
             let rank = driver.machine.rank(worker);
             let (reply, effects) = driver.ask_with(event, Some(payload), None)?;
-            // Kept before the effects are applied: this may be the report that completes the task.
+            // Stored before the effects are applied, because this may be the report that completes the task.
             if let (Reply::Accepted { fresh: true }, Some(rank)) = (reply, rank) {
                 keep_result(driver, rank, wire);
             }
@@ -127,7 +127,7 @@ fn batch(driver: &Driver, step: u64) -> Result<&Batch, Status> {
     batch.ok_or_else(|| Status::internal(format!("the batch of step {step} is gone")))
 }
 
-/// The pieces of a batch for a rank that is to train on it now.
+/// The pieces of the batch that a rank has to train on now.
 fn pieces(driver: &mut Driver, request: &v1::StreamBatchRequest) -> Result<Pieces, Status> {
     let (worker, generation) = (WorkerId(request.worker_id), Generation(request.generation));
     let Reply::Task(order) = driver.call(Event::NextTask { worker, generation })? else { return Err(wrong_answer()) };
@@ -145,13 +145,13 @@ fn pieces(driver: &mut Driver, request: &v1::StreamBatchRequest) -> Result<Piece
     pieces.ok_or_else(|| Status::invalid_argument("more is said to be received of the batch than it has"))
 }
 
-/// Makes one piece after the other, each when the one before it was taken. Ends with the last piece, with a sample that
-/// cannot be read, or when the rank is gone or takes nothing for too long.
+/// Sends one piece after the other, each encoded when the one before it was taken. Ends after the last piece, at a
+/// sample that cannot be read, or when the rank is gone or takes nothing for too long.
 async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1::BatchPiece, Status>>) {
     loop {
         let Ok(Ok(room)) = tokio::time::timeout(TAKEN_WITHIN, taken.reserve()).await else { return };
         let Ok(turn) = TURNS.acquire().await else { return };
-        // Reads the disk.
+        // Blocking: reads the disk.
         let made = tokio::task::spawn_blocking(move || (pieces.next(), pieces)).await;
         drop(turn);
         let piece = match made {
@@ -172,11 +172,11 @@ async fn send(shared: Shared, mut pieces: Pieces, taken: mpsc::Sender<Result<v1:
     }
 }
 
-/// Most metrics of a step, and files of a rank: they are kept in memory, in the journal and in a line for each step.
+/// Bound on the metrics of a step, which are kept in memory, in the journal and in a line per step.
 const MOST_METRICS: usize = 1024;
 const MOST_FILES: usize = 16_384;
 
-/// Refuses more than any learner reports.
+/// Refuses results with more entries than any learner reports.
 fn check_amount(wire: &WireResult) -> Result<(), Status> {
     let too_many = |field: &str, count: usize, most: usize| {
         Err(Status::invalid_argument(format!("field `{field}` has {count} entries, expected at most {most}")))
@@ -198,7 +198,7 @@ fn check_amount(wire: &WireResult) -> Result<(), Status> {
 
 fn read(wire: &WireResult) -> Result<TaskResult, Status> {
     check_amount(wire)?;
-    // What is announced to rollout workers is checked here, where the one that made it hears of it.
+    // Announcements for rollout workers are checked here, so that the learner that made them gets the error.
     let version = |weights: &Option<v1::WeightsRef>| -> Result<Option<WeightVersion>, Status> {
         let weights = weights.as_ref().map(Announcement::try_from).transpose()?;
         Ok(weights.map(|weights| weights.description.id().version))
@@ -224,7 +224,7 @@ fn read(wire: &WireResult) -> Result<TaskResult, Status> {
     })
 }
 
-/// Keeps what the machine does not: weights, metrics, files.
+/// Stores the parts of a result that the machine does not hold: weights, metrics and files.
 pub(crate) fn keep_result(driver: &mut Driver, rank: u32, wire: WireResult) {
     match wire {
         WireResult::Prepared(result) if rank == 0 => driver.published = result.weights,

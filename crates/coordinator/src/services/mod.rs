@@ -1,4 +1,4 @@
-//! Calls into events, answers into messages: one file per service.
+//! The gRPC services: they turn calls into events and answers into messages, one file per service.
 
 mod learner;
 mod observe;
@@ -29,31 +29,31 @@ use self::refusals::Refusals;
 use crate::driver::Shared;
 use crate::observe::Observer;
 
-/// Implements the services: the run, which start of the job it is, its identifier, and which names were refused lately.
+/// Implements the services. Fields: the run, its start number, its id, and recently refused names.
 #[derive(Clone, Debug)]
 pub(crate) struct Services(Shared, Arc<str>, Arc<str>, Refusals);
 
 impl Services {
-    /// The trace of a group, for the log lines that are about it.
+    /// Trace id of a group, for log lines about it.
     fn trace_id(&self, group: u64) -> TraceId {
         TraceContext::of_group(&self.2, group).trace_id()
     }
 
-    /// Without a server.
+    /// The services without a server.
     pub(crate) fn new(shared: &Shared, run_id: &str) -> Self {
         Self(shared.clone(), Arc::from(""), Arc::from(run_id), Refusals::default())
     }
 }
 
-/// All services of the run of `gate`; `attempt` is which start of the job it is, empty when that does not matter.
+/// All services of the run of `gate`. `attempt` is the start of the job; empty if it is not checked.
 ///
-/// Workers name their run with every call; operators mean whatever runs at the address that they give.
+/// Workers name their run in every call; operators mean whichever run serves at the address.
 pub(crate) fn router(shared: &Shared, observer: &Observer, attempt: &str, gate: &RunGate) -> Router<Called> {
     let attempt = Arc::<str>::from(attempt);
     let refusals = Refusals::default();
     let run_id = Arc::<str>::from(gate.run().get().unwrap_or_default());
-    // A message in memory may take many times what it takes on the wire, so each service takes what its calls need. Those of
-    // workers are texts and numbers, which do not grow; what is too long is refused by name.
+    // A decoded message can take many times its encoded size, so each service has a limit of its own. Worker calls
+    // consist of texts and numbers of bounded size; what exceeds a bound is refused by name.
     macro_rules! service {
         ($server:ident, $most_bytes:expr, $guard:expr) => {{
             let services = Services(shared.clone(), Arc::clone(&attempt), Arc::clone(&run_id), refusals.clone());
@@ -63,7 +63,7 @@ pub(crate) fn router(shared: &Shared, observer: &Observer, attempt: &str, gate: 
             InterceptedService::new(server, $guard)
         }};
     }
-    // Room for more than a lease allows, so that what is too much can be named.
+    // More than a lease allows, so that an oversized sample can be refused by name.
     let samples = shared.door().sample_bytes().max(ANSWER_BYTES);
     let member = |service, allowed| Guard::new(service, allowed).of_run(gate);
     let observe = ObserveServiceServer::new(observer.clone())
@@ -88,24 +88,25 @@ pub(crate) fn router(shared: &Shared, observer: &Observer, attempt: &str, gate: 
         .add_service(InterceptedService::new(reflection, Guard::new("reflection", &[Operator])))
 }
 
-/// The machine answered with something that does not belong to the event.
+/// The error for an answer of the machine that does not fit the event.
 fn wrong_answer() -> Status {
     Status::internal("the run's state machine gave an answer of another kind")
 }
 
-/// A field that must be there.
+/// The value of a mandatory field.
 fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| Status::invalid_argument(format!("field `{field}` is missing")))
 }
 
-/// Most bytes of an operator's call.
+/// Largest call of an operator, in bytes.
 const SMALL_CALL_BYTES: usize = 64 << 10;
-/// Most bytes of a name, a host or an address that a worker gives.
+/// Longest name, host or address of a worker, in bytes.
 const MOST_NAME: usize = 256;
-/// Most bytes of a sentence that a worker says; the rest is cut off.
+/// Bytes of a worker's sentence that are kept.
 const MOST_SENTENCE: usize = 4096;
 
-/// Refuses a name that is too long, or that moves the cursor of a terminal: it is passed on to others, and kept in the journal.
+/// Refuses a name that is too long or contains control characters, because names are shown in
+/// terminals and kept in the journal.
 fn check_name(field: &'static str, name: &str) -> Result<(), Status> {
     match name.len() {
         0..=MOST_NAME if name.chars().any(char::is_control) => {
@@ -119,7 +120,7 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Status> {
     }
 }
 
-/// What a worker says, as far as anybody would read it.
+/// A worker's sentence, cut to its bound.
 fn sentence(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MOST_SENTENCE));
     text

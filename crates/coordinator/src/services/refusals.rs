@@ -1,4 +1,4 @@
-//! Which refused registrations are logged.
+//! Limits the logging of refused registrations.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,24 +6,26 @@ use std::time::{Duration, Instant};
 
 use pacs_types::Role;
 
-/// A process whose name is taken asks about every second for as long as the holder may be silent: one line a minute says it.
+/// Interval of log lines per name. A process whose name is held asks about every second until
+/// the holder's heartbeat timeout.
 const EVERY: Duration = Duration::from_secs(60);
-/// Names that are remembered; whoever asks under a new name each time is logged each time, which `check_name` keeps short.
+/// Bound on remembered names. A process that always uses new ones is logged each time, in
+/// lines that `check_name` bounds.
 const MOST_NAMES: usize = 256;
 
-/// Names that were refused, and when a line was logged for each. Clones share them.
+/// Refused names, and when a line was last logged for each. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Refusals(Arc<Mutex<BTreeMap<(Role, String), Told>>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Told {
     at: Instant,
-    /// Refusals since then.
+    /// Refusals since that line.
     untold: u64,
 }
 
 impl Refusals {
-    /// Counts a refusal; how many there were since the last line, this one included, when it is time for the next.
+    /// Counts a refusal. When a log line is due, returns the number of refusals since the last one, including this one.
     pub(super) fn count(&self, role: Role, name: &str, now: Instant) -> Option<u64> {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (role, name.to_owned());

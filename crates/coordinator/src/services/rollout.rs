@@ -62,7 +62,7 @@ impl RolloutService for Services {
         let frame = Frame::new(FrameKey::Sample(id, lease), body);
         let kept = KeptSample::new(&sample, frame.stored());
         let spans = sample.spans.clone();
-        // The journal has the content.
+        // The journal has the content, so the message is freed before the driver is locked.
         drop(sample);
         let submit = |driver: &mut Driver| {
             known_versions(&spans, driver.machine.newest_version())?;
@@ -100,11 +100,11 @@ impl RolloutService for Services {
     }
 }
 
-/// What the leases of one answer have in common, so that they are built without the driver.
+/// The common part of an answer's leases, so that they are built without the driver's lock.
 struct Terms {
     spec: Arc<JobSpec>,
     problems: Arc<Problems>,
-    /// The generation and version of the newest weights.
+    /// Generation and version of the newest weights.
     weights: (u64, u64),
 }
 
@@ -128,7 +128,7 @@ impl Terms {
         }
     }
 
-    /// How a group is sampled: as the job trains, or as the set says that is measured.
+    /// Sampling options of a group: those of the job for training, those of the set for an evaluation.
     fn sampling(&self, grant: &GroupGrant) -> v1::SamplingOptions {
         let rollout = &self.spec.rollout;
         let trained = v1::SamplingOptions {

@@ -32,7 +32,7 @@ impl VerifierService for Services {
             let leased: Vec<_> = grants.into_iter().filter_map(kept).collect();
             Ok((!leased.is_empty()).then_some((leased, problems)))
         };
-        // The samples are durable when this is through.
+        // The samples are durable when this returns.
         let wait = Wait::Samples(WorkerId(worker_id));
         let Some((leased, problems)) = self.0.poll(wait, wait_ms, attempt).await? else {
             return Ok(Response::new(v1::LeaseSamplesResponse { tasks: Vec::new() }));
@@ -41,7 +41,7 @@ impl VerifierService for Services {
             let SampleGrant { lease, sample } = grant;
             tracing::debug!(trace_id = %self.trace_id(sample.group.0), %sample, %lease, "sample leased");
         }
-        // Reads the disk.
+        // Blocking: reads the disk.
         let read = move || -> Vec<_> {
             leased.into_iter().map(|(grant, sample)| (grant.sample, task(&problems, grant, &sample))).collect()
         };
@@ -71,7 +71,7 @@ impl VerifierService for Services {
             tracing::debug!(trace_id = %self.trace_id(*group), group, sample, lease, "verdict handed in");
         }
         let worker = WorkerId(worker_id);
-        // All of them are read before one of them counts.
+        // All verdicts are parsed before the first one counts.
         let verdicts = verdicts.into_iter().map(|wire| read(wire, self.0.door())).collect::<Result<Vec<_>, _>>()?;
         let submit_all = |driver: &mut Driver| {
             let mut stale = 0;
@@ -90,7 +90,7 @@ impl VerifierService for Services {
     }
 }
 
-/// A verdict as it was handed in.
+/// A parsed verdict with its lease.
 struct HandedIn {
     lease: LeaseId,
     sample: SampleId,
@@ -124,12 +124,12 @@ fn submit(driver: &mut Driver, worker: WorkerId, handed_in: HandedIn) -> Result<
     let event = Event::SubmitVerdict { worker, lease, sample, outcome, label, reward };
     let (reply, effects) = driver.ask_with(event, None, Some(frame))?;
     let fresh = reply == (Reply::Accepted { fresh: true });
-    // A repeat was counted before.
+    // A repeat was counted the first time.
     if fresh || !outcome.is_conclusive() {
         let (name, measured) = (driver.machine.worker_name(worker), evaluation_problem(sample.group).is_some());
         verifications.iter().for_each(|verification| driver.verifications.note(&name, verification, measured));
     }
-    // Stored before the effects are applied: this may be the verdict that completes the batch.
+    // Stored before the effects are applied, because this may be the verdict that completes the batch.
     if fresh {
         driver.store.put_verdict(sample, verdict);
     } else if !outcome.is_conclusive() {

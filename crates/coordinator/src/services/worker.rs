@@ -37,7 +37,7 @@ impl WorkerService for Services {
                 "worker program has version {theirs}, the coordinator {ours}; install the same on all machines"
             )));
         }
-        // The guard has compared the run that the call names; a worker may name it in the request alone.
+        // The guard has compared the run in the metadata; a worker may name it in the request instead.
         let (ours, theirs) = (&*self.2, &request.run_id);
         if !theirs.is_empty() && ours != theirs {
             return Err(Status::aborted(format!("this is run {ours}, and the worker belongs to another one")));
@@ -125,12 +125,12 @@ impl WorkerService for Services {
     }
 }
 
-/// Heartbeats a second that a coordinator wants: each takes some 0.1 ms of a processor.
+/// Heartbeats per second that a coordinator should receive at most: each takes some 0.1 ms of a processor.
 const MOST_HEARTBEATS: f64 = 4000.0;
 
-/// How often a worker that registers now is to be heard. Thousands beat less often, so that their heartbeats leave processors
-/// for their work; one that is lost on its way must still not cost the membership. Learners hear of the end of a generation
-/// with their heartbeats, so theirs stay as quick as a few workers' are.
+/// Heartbeat interval for a worker that registers now. With thousands of members the interval grows, so that heartbeats
+/// leave processors for other work, but a single lost heartbeat must not cost the membership. Learners always use the
+/// short one, because heartbeats tell them of the end of a generation.
 fn heartbeat_interval(driver: &Driver, role: Role) -> Duration {
     let members: usize =
         [Role::Rollout, Role::Verifier].into_iter().map(|role| driver.machine.member_count(role)).sum();
@@ -141,7 +141,7 @@ fn heartbeat_interval(driver: &Driver, role: Role) -> Duration {
     }
 }
 
-/// Says with the refusal of a name that is held how long its holder may be silent: that long the worker asks again.
+/// Adds the holder's timeout to the refusal of a held name, which is how long the worker asks again.
 fn with_patience(mut refusal: Status, heartbeat_timeout: Duration) -> Status {
     if refusal.code() == Code::AlreadyExists {
         let milliseconds = u64::try_from(heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -150,12 +150,12 @@ fn with_patience(mut refusal: Status, heartbeat_timeout: Duration) -> Status {
     refusal
 }
 
-/// The role in the caller's certificate; in plain text there is none.
+/// Role in the caller's certificate; `None` in plain text.
 fn certified<T>(request: &Request<T>) -> Option<PeerRole> {
     request.extensions().get::<Peer>().and_then(|peer| peer.role)
 }
 
-/// Refuses a caller who speaks for a worker of another role. A worker that is not known has none.
+/// Refuses a caller that acts for a worker of another role. An unknown worker has no role.
 fn must_be(certified: Option<PeerRole>, role: Option<Role>) -> Result<(), Status> {
     match (certified, role.map(PeerRole::from)) {
         (Some(certified), Some(role)) if certified != role => {

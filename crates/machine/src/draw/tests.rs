@@ -8,10 +8,10 @@ use pacs_types::{GroupId, Outcome, Role, SampleId};
 use crate::verbs::testing::*;
 use crate::{Counter, Effect, Event, Machine, Options, PhaseKind, Record, Snapshot, UniformGroups};
 
-/// Nearly six epochs of seven problems, whose ends lie at every place of a step.
+/// Nearly six epochs of seven problems, so that epochs end at every position within a step.
 const STEPS: u64 = 14;
 
-/// One way to draw.
+/// One configuration of the draw order.
 #[derive(Clone, Debug)]
 struct Case {
     plan: DrawPlan,
@@ -61,7 +61,8 @@ impl Case {
         }
     }
 
-    /// How a sample comes out, whenever it is drawn: a third of the problems is solved, one half so, one hardly ever.
+    /// Outcome of a sample whenever it is drawn: a third of the problems is solved, a third half
+    /// solved, a third hardly ever.
     fn outcome(&self, order: &DrawOrder, sample: SampleId) -> Outcome {
         let noise = pacs_types::mix(7 * sample.group.0 + u64::from(sample.index));
         let right = match order.index_at(sample.group.0) % 3 {
@@ -73,18 +74,18 @@ impl Case {
     }
 }
 
-/// A run with what came of it so far.
+/// A simulated run and its recorded batches and checkpoints.
 struct Walk<'a> {
     case: &'a Case,
     order: DrawOrder,
     run: Run,
-    /// The problems of the groups of each step, those included that the learner does not get.
+    /// The problems of each step's groups, including groups that the learner does not receive.
     batches: BTreeMap<u64, Vec<(GroupId, usize)>>,
-    /// The snapshot of each checkpoint, as its manifest holds it.
+    /// The snapshot of each checkpoint, serialized as in its manifest.
     checkpoints: BTreeMap<u64, String>,
-    /// Between any two things that happen, the coordinator dies and goes on from its journal.
+    /// Whether the coordinator crashes and resumes from its journal between any two events.
     dies: bool,
-    /// The journal: a machine and what happened since.
+    /// The journal: a serialized machine and the records after it.
     journal: (String, Vec<Record>),
 }
 
@@ -97,7 +98,7 @@ impl<'a> Walk<'a> {
         Self { case, order, run, batches: BTreeMap::new(), checkpoints: BTreeMap::new(), dies: false, journal }
     }
 
-    /// Goes on from the snapshot of a checkpoint, which is all that is left.
+    /// Starts a new run from the snapshot of a checkpoint alone.
     fn resumed(case: &'a Case, snapshot: &str) -> Self {
         let start: Snapshot = serde_json::from_str(snapshot).unwrap();
         Self::new(case, Options { start, ids_above: 1_000_000, generations_above: 1000, ..case.options(1) })
@@ -119,7 +120,7 @@ impl<'a> Walk<'a> {
         panic!("does not get on: {:#?}", self.run.machine.status(self.run.now));
     }
 
-    /// Does what the run waits for.
+    /// Does the work that the run waits for.
     fn act(&mut self) {
         let status = self.run.machine.status(self.run.now);
         let effects = match status.phase {
@@ -161,13 +162,13 @@ impl<'a> Walk<'a> {
         assert_eq!(found.recorded(), self.run.machine.recorded());
         found.resume(self.run.now);
         self.run.machine = found;
-        // Now and then a snapshot takes the place of the records.
+        // Now and then a snapshot replaces the records, as in the real journal.
         if self.journal.1.len() > 100 {
             self.journal = (serde_json::to_string(&self.run.machine).unwrap(), Vec::new());
         }
     }
 
-    /// The learner dies with what it has, and another one comes.
+    /// The learner dies with its state, and another one joins.
     fn lose_learner(&mut self) {
         let worker = self.run.learners[0];
         self.run.step(Event::Leave { worker, error: None });
@@ -209,7 +210,7 @@ fn a_snapshot_that_has_lost_something_draws_something_else() {
         for (what, lose) in losses {
             let has_it = match what {
                 "history" => case.skips(),
-                // What is in flight while the learners save.
+                // Only with lag are groups in flight while the learners save.
                 "requeued" => case.max_lag > 0,
                 _ => true,
             };
@@ -241,7 +242,7 @@ fn steps_that_are_made_again_draw_the_same_prompts() {
             let mut walk = Walk::new(&case, case.options(3));
             walk.go_to(lost_at);
             walk.lose_learner();
-            // The checkpoint of the step itself is not there yet.
+            // The checkpoint of the step itself does not exist yet.
             assert_eq!(walk.run.machine.position().step, (lost_at - 1) / 3 * 3);
             let walk = walk.finish();
             assert_eq!(walk.batches, whole.batches, "lost at step {lost_at}: {case:?}");
@@ -277,7 +278,7 @@ fn draws_that_are_over_are_not_made_again() {
     assert_eq!((&back.requeued, back.cursor), (&BTreeSet::from([GroupId(2)]), 6));
     assert_eq!([back.draw_any(), back.draw_any()], [6, 9].map(GroupId));
     assert!(back.ahead.is_empty());
-    // What killed its workers is not drawn, and a problem that is measured is none of the draws.
+    // A quarantined group is not drawn, and an evaluation problem has no draw.
     let measured = GroupId(crate::EVALUATION_GROUPS + 1);
     let mut careful = Snapshot { set_aside: [(GroupId(6), String::new()), (measured, String::new())].into(), ..drawn };
     careful.pass_over(std::iter::empty());

@@ -6,26 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::UniformBy;
 
-/// The samples of one prompt.
+/// The samples of one prompt and their bookkeeping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(super) drawn: Duration,
-    /// When its work was issued first, or again because it took too long.
+    /// Start of the group timeout: the first lease, or the last reissue.
     pub(super) started: Option<Duration>,
-    /// No token of it comes from older weights.
+    /// Lower bound on the version of its tokens.
     pub(super) born: WeightVersion,
     pub(super) samples: Vec<Slot>,
     pub(super) unjudged: usize,
-    /// How often it took too long.
+    /// Times that it exceeded the group timeout.
     pub(super) overdue: u32,
-    /// How often it was started again because it grew too old.
+    /// Restarts for exceeding the lag bound.
     pub(super) evictions: u32,
-    /// When workers died while they held it: the newest deaths that count.
+    /// Times at which workers died while they held it, as far as they count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deaths: Vec<Duration>,
 }
 
-/// What a verifier says of a sample.
+/// A verifier's result for a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Judgement {
     pub(crate) outcome: Outcome,
@@ -33,30 +33,30 @@ pub(crate) struct Judgement {
     pub(crate) reward: Option<f64>,
 }
 
-/// One sample of a group.
+/// State of one sample position of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Slot {
     pub(super) state: State,
-    /// Samples of this slot that were given up because no verdict could be had.
+    /// Samples that were given up at this position as unverifiable.
     pub(super) replaced: u32,
-    /// The loan that the sample came under.
+    /// The lease that the sample was submitted under.
     pub(super) generated_under: LeaseId,
-    /// The version of the sample's oldest token.
+    /// Version of the sample's oldest token.
     pub(super) version: WeightVersion,
-    /// The newest version when the sample was handed in: none of its tokens is newer.
+    /// The newest version when the sample was submitted: an upper bound on the version of its tokens.
     pub(super) newest: WeightVersion,
-    /// Verifications of this sample that failed.
+    /// Failed verifications of this sample.
     pub(super) failures: u32,
-    /// The verifier that failed last, and when.
+    /// The verifier that failed last, and when; others are preferred for a while.
     pub(super) failed_by: Option<(WorkerId, Duration)>,
-    /// When verifiers died while they held this sample: the newest deaths that count.
+    /// Times at which verifiers died while they held this sample, as far as they count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deaths: Vec<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum State {
-    /// Waits for a rollout worker; its group is in `waiting`.
+    /// Waits for a rollout worker; its group is in the queue.
     Missing,
     Generating {
         under: LeaseId,
@@ -72,7 +72,7 @@ pub(super) enum State {
     },
 }
 
-/// The samples of some groups that are there, the loans that they and their verdicts came under.
+/// The samples that are present in these groups, with the leases of the sample and of its verdict.
 pub(crate) fn present(groups: &BTreeMap<GroupId, Group>) -> impl Iterator<Item = (SampleId, LeaseId, Option<LeaseId>)> {
     groups.iter().flat_map(|(id, group)| {
         (0u32..).zip(&group.samples).filter_map(move |(index, slot)| {
@@ -86,7 +86,7 @@ pub(crate) fn present(groups: &BTreeMap<GroupId, Group>) -> impl Iterator<Item =
     })
 }
 
-/// Share of right answers and of mixed groups (neither all right nor all wrong), over complete groups.
+/// Pass rate, and share of mixed groups (neither all right nor all wrong), over complete groups.
 pub(crate) fn pass_rate_and_mixed_share<'a>(groups: impl Iterator<Item = &'a Group>) -> (f64, f64) {
     let (mut passes, mut samples, mut mixed, mut count) = (0.0, 0.0f64, 0.0, 0.0f64);
     for group in groups {
@@ -100,20 +100,20 @@ pub(crate) fn pass_rate_and_mixed_share<'a>(groups: impl Iterator<Item = &'a Gro
 }
 
 impl Group {
-    /// The version of its oldest token.
+    /// Version of the group's oldest token.
     pub(crate) fn born(&self) -> WeightVersion {
         self.born
     }
 
-    /// Whether no token of it can be of weights behind `version`.
+    /// Whether no token of the group can come from weights newer than `version`.
     pub(crate) fn is_of(&self, version: WeightVersion) -> bool {
         let is_there = |slot: &&Slot| !matches!(slot.state, State::Missing | State::Generating { .. });
         let is_lent = self.samples.iter().any(|slot| matches!(slot.state, State::Generating { .. }));
         !is_lent && self.born <= version && self.samples.iter().filter(is_there).all(|slot| slot.newest <= version)
     }
 
-    /// Whether nothing that an objective contrasts differs between its samples. Labels stand in for rewards that a record
-    /// of an earlier version does not have.
+    /// Whether the samples do not differ in the quantity that the objective contrasts. Labels replace rewards that
+    /// records of an earlier version lack.
     pub(crate) fn is_uniform(&self, by: UniformBy) -> bool {
         let (_, low, high) = match by {
             UniformBy::Labels => self.labels(),
@@ -129,7 +129,7 @@ impl Group {
         self.samples.iter().filter(|slot| slot.state == State::Missing).count()
     }
 
-    /// The labels that are there.
+    /// The labels of the judged samples.
     pub(crate) fn judged_labels(&self) -> impl Iterator<Item = f64> {
         self.samples.iter().filter_map(|slot| match slot.state {
             State::Judged { label, .. } => Some(label),
@@ -137,13 +137,13 @@ impl Group {
         })
     }
 
-    /// Sum, smallest and largest of the labels that are there.
+    /// Sum, minimum and maximum of the labels of the judged samples.
     pub(super) fn labels(&self) -> (f64, f64, f64) {
         bounds(self.judged_labels())
     }
 }
 
-/// Sum, smallest and largest.
+/// Sum, minimum and maximum.
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     values.fold((0.0, f64::INFINITY, f64::NEG_INFINITY), |(sum, low, high), value| {
         (sum + value, low.min(value), high.max(value))

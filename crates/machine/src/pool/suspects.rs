@@ -1,12 +1,12 @@
-//! What kills its workers: groups that do so to rollout workers, answers that do so to verifiers.
+//! Poison pills: groups that kill rollout workers, and answers that kill verifiers.
 //!
-//! A worker holds many things when it dies, and most of them are innocent. So each death is held against all of them, but
-//! what is one death short of the budget is a suspect: it is leased alone, to a worker that holds nothing else, and only the
-//! death of that one accuses it. What is innocent clears itself by being done.
+//! A worker holds many items when it dies, and most of them are innocent. So each death counts against all of them, but
+//! an item that is one death short of the budget becomes a suspect: it is leased in isolation, to a worker that holds
+//! nothing else, and only the death of that worker accuses it. An innocent item clears itself by being completed.
 //!
-//! Workers that are lost together accuse the machine room (a preempted fleet, a switch): a death counts against what the
-//! worker held only while few workers die that held other things ([`Pool::acquit`]). Whether they do shows within a
-//! window around the death, so what is accused is neither leased nor given up before that is over.
+//! Mass losses have causes outside of the work (a preempted fleet, a switch). So a death counts against what the worker
+//! held only while few workers die that held other things ([`Pool::acquit`]). That shows within a window around the
+//! death, so an accused item is neither leased nor given up before the window is over.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Pool;
 
-/// What a worker held when it went.
+/// What a worker held when it was removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Revoked {
     pub(crate) groups: Vec<GroupId>,
@@ -23,34 +23,34 @@ pub(crate) struct Revoked {
 }
 
 impl Revoked {
-    /// Leases that ended.
+    /// Number of leases that ended.
     pub(crate) fn leases(&self) -> usize {
         self.groups.len() + self.samples.len()
     }
 }
 
-/// A worker died that held one thing alone.
+/// The death of a worker that held one item in isolation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Accusation {
     pub(crate) at: Duration,
-    /// Who died, and how.
+    /// Name of the worker and how it ended.
     pub(crate) why: String,
 }
 
-/// The death of a worker, as far as it says something of what the worker held.
+/// The death of a worker, as evidence about what it held.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Death<'a> {
     pub(crate) at: Duration,
-    /// Who, and how.
+    /// Name of the worker and how it ended.
     pub(crate) why: &'a str,
-    /// The worker held one thing.
+    /// Whether the worker held only one item.
     pub(crate) alone: bool,
-    /// Deaths after which a thing is given up, the one in isolation included.
+    /// Deaths after which an item is given up, including the one in isolation.
     pub(crate) most: u32,
 }
 
 impl Pool {
-    /// The next group for a worker: its place in the queue, its missing samples, and whether it is leased alone.
+    /// The next group for a worker: its queue position, its number of missing samples, and whether it must be isolated.
     pub(crate) fn next_for(&self, worker: WorkerId) -> Option<(usize, usize, bool)> {
         let holds = self.held.contains_key(&worker);
         let mut of_worker = self.group_loans.values().filter(|loan| loan.worker == worker);
@@ -63,12 +63,12 @@ impl Pool {
         Some((place, self.groups[&id].missing(), self.suspects.contains(&id)))
     }
 
-    /// Whether a worker has a sample on lease.
+    /// Whether a worker holds a sample.
     pub(crate) fn holds_sample(&self, worker: WorkerId) -> bool {
         self.held_samples.contains_key(&worker)
     }
 
-    /// Whether a worker has a sample on lease that is to be alone with it.
+    /// Whether a worker holds an isolated sample, so that it must not get another one.
     pub(crate) fn holds_suspect_sample(&self, worker: WorkerId) -> bool {
         let is_suspect = |item: &SampleId| self.suspect_samples.contains(item);
         !self.suspect_samples.is_empty()
@@ -80,7 +80,7 @@ impl Pool {
         self.suspect_samples.contains(&id)
     }
 
-    /// Ends every lease of a worker; the work waits again, first in line.
+    /// Ends all leases of a worker; the work returns to the front of the queues.
     pub(crate) fn revoke_worker(&mut self, worker: WorkerId) -> Revoked {
         let (groups, samples) = self.loans_matching(|loan| loan.worker == worker, |loan| loan.worker == worker);
         let revoked = Revoked {
@@ -91,7 +91,7 @@ impl Pool {
         revoked
     }
 
-    /// Holds the death of a worker against what it held.
+    /// Counts the death of a worker against everything that it held.
     pub(crate) fn hold_against(&mut self, revoked: &Revoked, death: Death<'_>) {
         for id in &revoked.groups {
             let Some(group) = self.groups.get_mut(id) else { continue };
@@ -111,8 +111,8 @@ impl Pool {
         }
     }
 
-    /// Takes back what deaths of this role since a time say, of everything that they say too little of: `is_void` is asked
-    /// how many of them held the thing. Returns how much was taken back.
+    /// Withdraws deaths of this role after `since` from every item for which they are no evidence: `is_void` receives
+    /// the number of those deaths whose worker held the item. Returns the number of items that changed.
     pub(crate) fn acquit(&mut self, role: Role, since: Duration, most: u32, is_void: impl Fn(usize) -> bool) -> usize {
         let void = |deaths: &mut Vec<Duration>| {
             let own = deaths.iter().filter(|at| **at > since).count();
@@ -152,19 +152,19 @@ impl Pool {
         acquitted
     }
 
-    /// What was accused before `limit`: nothing has spoken for it since.
+    /// Items that were accused before `limit`, so that no mass loss can acquit them any more.
     pub(crate) fn condemnable(&self, limit: Duration) -> (Vec<GroupId>, Vec<SampleId>) {
         let groups = self.accused.iter().filter(|(_, accusation)| accusation.at < limit).map(|(id, _)| *id);
         let samples = self.accused_samples.iter().filter(|(_, accusation)| accusation.at < limit).map(|(id, _)| *id);
         (groups.collect(), samples.collect())
     }
 
-    /// What a group is accused of.
+    /// The accusation against a group, if any.
     pub(crate) fn accusation(&self, id: GroupId) -> Option<&Accusation> {
         self.accused.get(&id)
     }
 
-    /// What a sample is accused of.
+    /// The accusation against a sample, if any.
     pub(crate) fn sample_accusation(&self, id: SampleId) -> Option<&Accusation> {
         self.accused_samples.get(&id)
     }
@@ -176,7 +176,7 @@ impl Death<'_> {
     }
 }
 
-/// What a worker's death makes of something that it held.
+/// Consequence of a death for an item that the worker held.
 enum Suspicion {
     None,
     Suspect,
@@ -189,8 +189,8 @@ fn verdict(deaths: &mut Vec<Duration>, was_suspect: bool, death: Death<'_>) -> S
         deaths.push(death.at);
         return Suspicion::Accused;
     }
-    // Not beyond what makes it a suspect: with other things held, it need not have been the one. The newest ones stay,
-    // which may still turn out to be void.
+    // Capped at what makes a suspect: the worker held other items, so this one need not be the cause. The newest deaths
+    // are kept, because those may still turn out to be void.
     if deaths.len() >= short_of_one {
         deaths.remove(0);
     }
@@ -198,7 +198,7 @@ fn verdict(deaths: &mut Vec<Duration>, was_suspect: bool, death: Death<'_>) -> S
     if deaths.len() >= short_of_one { Suspicion::Suspect } else { Suspicion::None }
 }
 
-/// A map as a list: a sample's id is no name.
+/// Serializes a map as a list of pairs, because a sample id cannot be a JSON key.
 pub(super) mod pairs {
     use std::collections::BTreeMap;
 

@@ -14,7 +14,7 @@ fn pool(groups: u64, samples: u32) -> Pool {
     pool
 }
 
-/// Lets a worker die, as the `now`th second of all; what was accused of it since.
+/// A worker dies at `second`. Returns what it held, and the groups and samples that are accused since.
 fn kill(pool: &mut Pool, worker: WorkerId, second: u64, most: u32) -> (Revoked, Vec<GroupId>, Vec<SampleId>) {
     let at = NOW + Duration::from_secs(second);
     let revoked = pool.revoke_worker(worker);
@@ -32,7 +32,7 @@ fn sample(group: u64, index: u32) -> SampleId {
     SampleId { group: GroupId(group), index }
 }
 
-/// Lends the next group: its id and the samples that are wanted of it.
+/// Leases the next group; returns its id and the index and attempt of each wanted sample.
 fn lend(pool: &mut Pool, lease: u64) -> Option<(u64, Vec<(u32, u32)>)> {
     let (group, wanted) = pool.lend_group(0, LeaseId(lease), ROLLOUT, VERSION, NOW)?;
     Some((group.0, wanted.into_iter().map(|sample| (sample.index, sample.attempt)).collect()))
@@ -147,7 +147,7 @@ fn a_deadly_group_is_found_among_innocent_ones() {
         (0..3).for_each(|group| assert!(lend(&mut pool, 10 * lease + group).is_some()));
         assert_eq!(kill(&mut pool, ROLLOUT, lease, 3).1, []);
     }
-    // Each is lent alone now, so that a third death says which one it was.
+    // Each is leased in isolation now, so a third death identifies the cause.
     let (place, missing, alone) = pool.next_for(ROLLOUT).expect("a group waits");
     assert_eq!((missing, alone), (1, true));
     let (innocent, _) = pool.lend_group(place, LeaseId(40), ROLLOUT, VERSION, NOW).expect("it waits");
@@ -163,7 +163,7 @@ fn a_deadly_group_is_found_among_innocent_ones() {
     assert_eq!(pool.leasable_groups(), 1);
 }
 
-/// A pool with one group of `samples` samples that all wait for a verifier.
+/// A pool with one group of `samples` samples, all of which wait for a verifier.
 fn unverified(samples: u32) -> Pool {
     let mut pool = pool(1, samples);
     pool.lend_group(0, LeaseId(1), ROLLOUT, VERSION, NOW);
@@ -192,7 +192,7 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
         let (revoked, _, accused) = kill(&mut pool, GRADER, round, 3);
         assert_eq!((revoked.leases(), accused), (3, Vec::new()));
     }
-    // Each is lent alone now: what is innocent is judged, and a third death says which one it was.
+    // Each is leased in isolation now: an innocent sample is judged, and a third death identifies the cause.
     assert_eq!(lend_many(&mut pool, 30, 8), [0]);
     assert!(pool.holds_suspect_sample(GRADER));
     assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing is lent beside it");
@@ -201,7 +201,7 @@ fn a_deadly_sample_is_found_among_innocent_ones() {
     assert_eq!(lend_many(&mut pool, 40, 8), [1]);
     assert_eq!(kill(&mut pool, GRADER, 9, 3).2, [sample(0, 1)]);
     assert_eq!((pool.leasable_samples(), pool.unverified()), (1, 2), "what is accused is not leased");
-    // The one that takes its place starts with a clean record; the other is a suspect still.
+    // Its replacement starts with a clean record; the other one is still a suspect.
     pool.replace_sample(sample(0, 1));
     assert_eq!(lend(&mut pool, 50), Some((0, vec![(1, 1)])));
     pool.take_sample(LeaseId(50), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW);
@@ -221,10 +221,10 @@ fn deaths_that_say_nothing_are_taken_back() {
         kill(&mut pool, ROLLOUT, round, 3);
     }
     assert_eq!(pool.suspects.len(), 3);
-    // Of the two deaths one was that of many.
+    // One of the two deaths belonged to a mass loss.
     assert_eq!(pool.acquit(Role::Rollout, seconds(1), 3, |own| own == 1), 3);
     assert!(pool.suspects.is_empty() && pool.groups.values().all(|group| group.deaths == [seconds(1)]));
-    // So was that of the worker that held one alone.
+    // So did the death of the worker that held one group in isolation.
     (0..3).for_each(|group| assert!(lend(&mut pool, 40 + group).is_some()));
     kill(&mut pool, ROLLOUT, 30, 3);
     let (place, _, alone) = pool.next_for(ROLLOUT).expect("a group waits");

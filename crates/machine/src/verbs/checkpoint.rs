@@ -2,7 +2,7 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::{Counter, Effect, Reply};
 
-/// How often the checkpoint that counts, that of the last step or of a stop, is tried.
+/// How often the final checkpoint, that of the last step or of a stop, is tried.
 const MOST_LAST_SAVES: u32 = 5;
 
 impl Machine {
@@ -17,20 +17,21 @@ impl Machine {
         self.go_on_without_writing();
     }
 
-    /// A checkpoint on the way may fail, one at the end may not.
+    /// Handles a failed save: an intermediate checkpoint may fail, the final one is tried again.
     pub(crate) fn checkpoint_failed(&mut self, step: u64, reason: &str) {
         self.reply(Reply::Done);
         self.give_checkpoint_up(step, reason);
     }
 
-    /// Goes on without the checkpoint of `step`, or ends the run if that was the one that counts.
+    /// Continues without the checkpoint of `step`. If it is the final one, tries again or ends the run.
     pub(crate) fn give_checkpoint_up(&mut self, step: u64, reason: &str) {
         let Some(writing) = self.writing.take_if(|writing| writing.snapshot.step == step) else { return };
         self.count(Counter::FailedCheckpoints, 1);
-        // Behind one in the background, a stop makes its own.
+        // A stop after a failed background save makes a checkpoint of its own.
         if writing.model || (self.stop.is_some() && !writing.background) {
             self.failed_last_saves += 1;
-            // A disk that was full has room when the folder of the next try is there. Ranks that are gone make none.
+            // A full disk may have room by the time that the next folder is created. Without
+            // ranks there is nothing to save.
             if self.failed_last_saves < MOST_LAST_SAVES && self.team.is_some() && !self.is_ended() {
                 let note = format!("the checkpoint of step {step} could not be saved, and is tried again: {reason}");
                 self.effects.push(Effect::Note(note));
@@ -46,12 +47,12 @@ impl Machine {
         self.go_on_without_writing();
     }
 
-    /// Goes on with whatever has waited for the checkpoint in flight.
+    /// Continues with whatever waited for the checkpoint in flight.
     fn go_on_without_writing(&mut self) {
         if !matches!(self.phase, Phase::Saving(_) | Phase::Committing) {
             return;
         }
-        // The learners were lost meanwhile, and what they had beyond the newest checkpoint with them.
+        // The learners were lost meanwhile, and with them the steps after the newest checkpoint.
         if self.team.is_none() {
             self.rewind();
         }
@@ -94,7 +95,7 @@ mod tests {
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Train { step: 3, .. })), "{effects:?}");
         run.train();
         run.generate_all();
-        // Step 3 is undone now, and so is what its weights have generated.
+        // Step 3 is undone, and so are the groups that its weights generated.
         let worker = run.learners[0];
         let effects = run.step(Event::Leave { worker, error: None });
         let forgotten = vec![GroupId(6), GroupId(7)];
@@ -174,7 +175,7 @@ mod tests {
         assert!(effects.contains(&Effect::Rewound { step: 0, forgotten: Vec::new() }), "{effects:?}");
         let status = run.machine.status(run.now);
         assert_eq!((status.phase, status.generation), (PhaseKind::Preparing, Generation(2)));
-        // The steps are made again, and the same thing again and again ends the run although it makes steps.
+        // The steps are recomputed, and repeated losses end the run although steps succeed in between.
         run.prepare();
         run.full_step();
         run.full_step();

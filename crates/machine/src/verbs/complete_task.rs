@@ -6,7 +6,7 @@ use crate::trial::Found;
 use crate::{Effect, FailureKind, Refusal, Reply, TaskKind, TaskResult};
 
 impl Machine {
-    /// Notes a rank's report; when all ranks have reported, the run goes on.
+    /// Records a rank's report; the run continues when all ranks have reported.
     pub(crate) fn complete_task(&mut self, worker: WorkerId, generation: Generation, task: u64, result: TaskResult) {
         let rank = match self.rank_in(worker, generation) {
             Ok(rank) => rank,
@@ -17,6 +17,7 @@ impl Machine {
         }
         let (newest_id, now, ranks, step) = (self.newest_id, self.now, self.team_size(), self.position.step);
         let Some(current) = self.phase.task_mut().filter(|current| current.id == task) else {
+            // An earlier task is a repeat, whose answer was lost; a later one was never given out.
             if task == 0 || task > newest_id {
                 return self.refuse(Refusal::UnknownTask { task });
             }
@@ -40,7 +41,7 @@ impl Machine {
         }
         current.done.insert(rank);
         current.heard = now;
-        // Not the end of a count of stalls: ranks that get stuck in every step report their preparation each time.
+        // Progress, but not the end of a series of stalls: ranks that hang in every step still report each preparation.
         self.progressed = now;
         if let (0, TaskResult::Trained { skipped_updates, .. }) = (rank, &result) {
             current.skipped_updates = *skipped_updates;
@@ -63,17 +64,17 @@ impl Machine {
         let name = self.worker_name(worker);
         match kind {
             FailureKind::Permanent => self.failed_for_good(&format!("{name} failed for good: {message}")),
-            // It has lost nothing: what it trained is in its memory.
+            // The rank still has the state in memory, so only the checkpoint is lost.
             FailureKind::Write => {
                 let step = self.saving().map_or(self.position.step, |(step, _)| step);
                 self.give_checkpoint_up(step, &format!("{name} failed to write it: {message}"));
             }
-            // Also in a save: without the peer, neither this checkpoint nor the next step would come about.
+            // Also during a save: without the peer, neither this checkpoint nor the next step can complete.
             FailureKind::Generation => self.lose_generation(&format!("{name} failed: {message}")),
         }
     }
 
-    /// Ends the run, unless what has failed is a step, and it may be one of its groups that it fails by.
+    /// Ends the run, unless a step has failed and one of its groups may be the cause.
     fn failed_for_good(&mut self, reason: &str) {
         match self.training_failed(reason, true) {
             None | Some(Found::NotTheData) => self.fail(reason.to_owned()),
@@ -109,10 +110,12 @@ impl Machine {
     fn step_done(&mut self, skipped: u64) {
         self.position.step += 1;
         self.position.skipped_updates += skipped;
+        // A finished step shows that learners can work, so losses no longer count as consecutive.
         self.lost_generations = 0;
         self.progress();
         (self.failed_groups, self.refills) = (0, 0);
         let step = self.position.step;
+        // All ranks have reached this version, so leases may name it.
         self.weights = Some(WeightVersion(step));
         self.effects.push(Effect::StepDone { step });
         self.renew_late();
@@ -127,7 +130,7 @@ impl Machine {
     }
 }
 
-/// Whether a result fits its task, in a job that has made `made` steps.
+/// Checks that a result fits its task, in a job that has done `made` steps.
 fn check(task: &Task, rank: u32, result: &TaskResult, made: u64) -> Result<(), String> {
     match (&task.kind, result) {
         (TaskKind::Prepare, TaskResult::Prepared { weights })

@@ -8,7 +8,8 @@ use crate::{Directive, Effect, Event, Reply};
 
 impl Machine {
     pub(crate) fn heartbeat(&mut self, worker: WorkerId, activity: String) {
-        // The first one after a restart of the coordinator is recorded: what the worker's death says depends on it.
+        // The first heartbeat after a coordinator restart is journaled, because it decides
+        // what the worker's death means.
         let was_unheard = self.workers.get_mut(worker).is_some_and(|member| std::mem::take(&mut member.unheard));
         self.unchanged = !was_unheard;
         let is_ended = self.is_ended();
@@ -36,9 +37,9 @@ impl Machine {
         }
     }
 
-    /// What is due at `now`, in order: events that are to be taken in one by one.
+    /// Events that are due at `now`, in the order in which the driver has to apply them.
     ///
-    /// Heartbeats are not recorded, so looking at the time is not either: what it finds is.
+    /// Heartbeats are not journaled, so looking at the time is not either; the events that this finds are.
     pub fn overdue(&mut self, now: Duration) -> Vec<Event> {
         self.now = self.now.max(now);
         if self.is_ended() {
@@ -48,8 +49,8 @@ impl Machine {
         self.due()
     }
 
-    /// A coordinator that stood still (a slow disk, a suspended machine) has not heard its workers: that time is not
-    /// held against them, nor does it count as a stall.
+    /// Extends all liveness deadlines by the time that the coordinator itself stood still (a slow disk, a suspended
+    /// machine), because it heard nobody in that time. The time does not count as a stall, either.
     fn forgive_own_silence(&mut self) {
         let stood_still = self.now.saturating_sub(std::mem::replace(&mut self.ticked, self.now));
         if stood_still > self.options.heartbeat_timeout / 4 {
@@ -59,7 +60,7 @@ impl Machine {
         }
     }
 
-    /// What has waited for too long.
+    /// Events whose deadline has passed.
     fn due(&self) -> Vec<Event> {
         let mut due = Vec::new();
         let before = |timeout| self.now.checked_sub(timeout);
@@ -86,7 +87,7 @@ impl Machine {
         if !(groups.is_empty() && samples.is_empty()) {
             due.push(Event::LeasesLapsed { groups, samples });
         }
-        // While nothing is given out, nobody can be late.
+        // While no leases are granted, no group can be late.
         if let Some(limit) = before(self.options.group_timeout).filter(|_| self.may_lend() && self.weights.is_some()) {
             let overdue = self.pools().flat_map(|pool| pool.overdue_groups(limit));
             due.extend(overdue.map(|group| Event::GroupOverdue { group }));

@@ -15,6 +15,7 @@ impl Machine {
         }
         self.unchanged = asked_before;
         self.try_assemble();
+        // A step that is being sampled has no state to lose, so the newcomer need not wait for its end.
         if !asked_before && self.may_grow() && matches!(self.phase, Phase::Sampling) {
             self.advance();
         }

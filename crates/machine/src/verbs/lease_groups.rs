@@ -5,7 +5,7 @@ use crate::pool::Pool;
 use crate::{GroupGrant, Reply};
 
 impl Machine {
-    /// Lends waiting groups: a fair share of them, as many as the worker has room for.
+    /// Leases waiting groups to a rollout worker: a fair share of them, as many as it has room for.
     pub(crate) fn lease_groups(&mut self, worker: WorkerId, free_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Rollout) {
             return self.refuse(refusal);
@@ -16,14 +16,14 @@ impl Machine {
             return self.reply(Reply::Groups(grants));
         }
         let drains = self.workers.get(worker).is_none_or(|member| member.draining().is_some());
-        // Without published weights there is nothing to generate with.
+        // Without published weights nothing can be generated.
         if self.may_lend() && self.weights.is_some() && !drains {
             let rollouts = self.workers.staying(Role::Rollout);
             let (now, version) = (self.now, self.policy_version());
             let mut newest_id = self.newest_id;
             let mut free = free_samples as usize;
             let mut may_exceed = free > 0 && self.pools().all(|pool| !pool.holds_group(worker));
-            // The learners wait for an evaluation: its groups go first.
+            // The learners are idle during an evaluation, so its groups go first.
             for (purpose, pool) in self.lendable() {
                 let mut share = pool.waiting_groups().div_ceil(rollouts);
                 while share > 0 {
@@ -47,7 +47,7 @@ impl Machine {
         self.reply(Reply::Groups(grants));
     }
 
-    /// What the request was given before, as far as it is still open.
+    /// The grants of an earlier try of the same request, as far as they are still open.
     fn groups_given(&mut self, worker: WorkerId, request: u64) -> Vec<GroupGrant> {
         let given = self.workers.get(worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
         let policy_step = self.policy_version().0;
@@ -64,7 +64,7 @@ impl Machine {
         open.collect()
     }
 
-    /// Remembers what a request was given, for when the answer is lost on its way.
+    /// Remembers the grants of a request, in case its answer is lost.
     pub(crate) fn note_answer(&mut self, worker: WorkerId, request: u64, given: Vec<LeaseId>) {
         if let Some(member) = self.workers.get_mut(worker).filter(|_| !given.is_empty()) {
             member.answered = Some((request, given));

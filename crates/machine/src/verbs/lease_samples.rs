@@ -4,8 +4,8 @@ use crate::machine::Machine;
 use crate::{Reply, SampleGrant};
 
 impl Machine {
-    /// Lends samples that wait for a verdict, oldest first: a fair share, so that slow verifiers share the work. Who holds a
-    /// sample that may be what kills verifiers gets nothing beside it.
+    /// Leases samples that wait for a verdict, oldest first: a fair share, so that slow verifiers do not hoard the
+    /// work. A verifier that holds a suspect gets nothing else.
     pub(crate) fn lease_samples(&mut self, worker: WorkerId, max_samples: u32, request: u64) {
         if let Err(refusal) = self.member(worker, Role::Verifier) {
             return self.refuse(refusal);
@@ -14,6 +14,7 @@ impl Machine {
         let drains = self.workers.get(worker).is_none_or(|member| member.draining().is_some());
         let (now, mut newest_id) = (self.now, self.newest_id);
         let given = self.workers.get(worker).map(|member| member.given(request).to_vec()).unwrap_or_default();
+        // A repeated request gets the leases whose grant may have been lost, as far as they are open.
         let open = given.iter().filter_map(|lease| {
             let sample = self.pools().find_map(|pool| pool.lent_sample(*lease))?;
             Some(SampleGrant { lease: *lease, sample })
@@ -37,6 +38,7 @@ impl Machine {
                 let lent = pool.lend_samples(&mut leases, worker, most, (verifiers > 1, has_some), now);
                 room -= lent.len();
                 if lent.first().is_some_and(|(_, sample)| pool.is_suspect_sample(*sample)) {
+                    // A suspect must be alone with its verifier.
                     room = 0;
                 }
                 grants.extend(lent.into_iter().map(|(lease, sample)| SampleGrant { lease, sample }));

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::worker::Drain;
 
-/// Generations that may be lost in a row before a learner that leaves while it prepares ends the run.
+/// Consecutive lost generations after which a learner that fails in preparation ends the run.
 const FAILED_PREPARATIONS: u32 = 3;
 
 impl Machine {
@@ -28,7 +28,7 @@ impl Machine {
             return;
         };
         if self.is_ended() {
-            // Should the run go on, what it held is not waited for.
+            // If the run continues later, what it held must not be waited for.
             self.revoke_worker(worker);
             self.workers.remove(worker);
             return;
@@ -36,7 +36,7 @@ impl Machine {
         let is_rank = self.team.as_ref().is_some_and(|team| team.rank(worker).is_some());
         match error {
             None => self.lose_worker(worker, Departure::Left),
-            // Once may be a peer's fault. Again and again, it cannot load its state, and never will.
+            // One failure may be a peer's fault. A learner that fails repeatedly cannot load its state.
             Some(error)
                 if is_rank
                     && matches!(self.phase, Phase::Preparing(_))

@@ -1,4 +1,4 @@
-//! One file per kind of event.
+//! Event handlers, one file for each kind of event.
 
 mod checkpoint;
 mod complete_task;

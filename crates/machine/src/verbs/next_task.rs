@@ -4,7 +4,7 @@ use crate::machine::Machine;
 use crate::{Reply, TaskKind, TaskOrder};
 
 impl Machine {
-    /// The current task, until the rank has reported it; asking twice is harmless.
+    /// Returns the current task until the rank has reported it. Asking again is idempotent.
     pub(crate) fn next_task(&mut self, worker: WorkerId, generation: Generation) {
         self.unchanged = true;
         if let Err(refusal) = self.member(worker, Role::Learner) {

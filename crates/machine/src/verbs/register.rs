@@ -8,16 +8,16 @@ use crate::machine::Machine;
 use crate::worker::{MOST_REMEMBERED, Process, Worker};
 use crate::{Counter, Refusal, Reply};
 
-/// Whose a name was, for processes that come back from the dead.
+/// Former holders of names, to recognize processes that return after they were given up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Names {
-    /// Workers whose name another process has: they are told to leave rather than to register again.
+    /// Workers whose name was taken over: they are told to leave, not to register again.
     replaced: BTreeSet<WorkerId>,
-    /// Names whose holder fell silent, oldest first: its process may still live, or be stopped.
+    /// Names whose holder fell silent, oldest first. That process may still be alive, or be stopped.
     vacated: VecDeque<Vacant>,
 }
 
-/// A slot, and who had it.
+/// A vacated name and its last holder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Vacant {
     role: Role,
@@ -27,12 +27,12 @@ struct Vacant {
 }
 
 impl Names {
-    /// Whether another process has the name of this one.
+    /// Whether this worker's name was taken over by another process.
     pub(crate) fn is_replaced(&self, worker: WorkerId) -> bool {
         self.replaced.contains(&worker)
     }
 
-    /// Notes that a name is free although nobody has seen its holder end.
+    /// Frees a name although nobody has seen its holder end.
     pub(crate) fn vacate(&mut self, role: Role, name: String, worker: WorkerId, process: Process) {
         if self.vacated.len() == MOST_REMEMBERED {
             self.vacated.pop_front();
@@ -47,7 +47,7 @@ impl Names {
         }
     }
 
-    /// Gives a name to a process: earlier ones that may come back find it taken.
+    /// Assigns a name to a process; earlier holders that return find it taken.
     fn take(&mut self, role: Role, name: &str, process: &Process) {
         let vacated = std::mem::take(&mut self.vacated);
         for vacant in vacated {
@@ -61,9 +61,9 @@ impl Names {
 }
 
 impl Machine {
-    /// Takes a process in. A name belongs to a live process until that has missed its heartbeats, or its supervisor
-    /// vouches for its end: two processes that claim one name would push each other out in turns. Each role has names of its
-    /// own, so that no certificate of one role takes the slot of another.
+    /// Registers a process. A name belongs to a live process until it has missed its heartbeats, or its supervisor
+    /// vouches for its end; otherwise two processes with one name would replace each other in turns. Names are per
+    /// role, so that a certificate of one role cannot take a slot of another.
     pub(crate) fn register(&mut self, role: Role, name: String, process: Process, collective_address: String) {
         let holder = self.workers.find(role, &name);
         if let Some((_, holder)) = holder
@@ -77,12 +77,13 @@ impl Machine {
         let earlier = holder.map(|(id, holder)| (id, process.is(&holder.process)));
         let id = WorkerId(self.next_id());
         self.reply(Reply::Registered(id));
+        // Earlier holders of the name that come back are told to leave from now on.
         self.names.take(role, &name, &process);
         let worker = Worker::new(role, name, process, collective_address, self.now);
         self.workers.insert(id, worker);
         if let Some((earlier, is_same)) = earlier {
             self.count(Counter::RestartedWorkers, 1);
-            // A process whose own registration came twice is to register once more, not to leave.
+            // A process whose registration was duplicated has to register again, not to leave.
             if !is_same {
                 self.names.replace(earlier);
             }
@@ -110,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Lets so many seconds pass in which these and the rest of the run beat.
+    /// Lets seconds pass in which these workers and the rest of the run send heartbeats.
     fn live(run: &mut Run, beating: &[WorkerId], seconds: u64) {
         for _ in 0..seconds {
             for worker in [run.verifier, run.learners[0]].iter().chain(beating) {
@@ -135,8 +136,8 @@ mod tests {
 
     #[test]
     fn a_name_is_kept_from_another_process_until_its_holder_falls_silent() {
-        // Who holds the name and who wants it, by process id and start: neither has a supervisor, one has, or the holder was
-        // started later.
+        // Process id and start time of the holder and of the newcomer: no supervisor, only one of them has one, or the
+        // holder was started later.
         for (holder, wanting) in [((10, 0), (20, 0)), ((10, 5), (20, 0)), ((10, 0), (20, 7)), ((10, 5), (20, 4))] {
             let mut run = Run::sampling(options());
             run.step(Event::Leave { worker: run.rollout, error: None });
@@ -153,7 +154,7 @@ mod tests {
             live(&mut run, &[], 11);
             let second = id(register(&mut run, "b", wanting.0, wanting.1));
             assert_eq!(run.told(second), Directive::Continue);
-            // The first was stopped, and runs again: it is told to leave, and cannot have the name back.
+            // The first process was stopped and continues: it is told to leave, and cannot get the name back.
             assert_eq!(run.told(first), Directive::Replaced);
             assert!(register(&mut run, "a", holder.0, 0).is_err());
             assert_eq!(run.told(second), Directive::Continue);
@@ -166,9 +167,9 @@ mod tests {
         run.step(Event::Leave { worker: run.rollout, error: None });
         let first = id(register(&mut run, "a", 10, 5));
         let second = id(register(&mut run, "a", 10, 5));
-        // Should its first answer come last, it registers once more: nobody else has the name.
+        // If its first answer arrives last, it registers once more, because nobody else has the name.
         assert_eq!((run.told(first), run.told(second)), (Directive::Register, Directive::Continue));
-        // In a container, an older process may have had the same number on a host of the same name.
+        // In a container, an older process may have had the same process id and host name.
         assert!(matches!(register(&mut run, "a", 10, 4), Err(Refusal::NameTaken { .. })));
         let third = id(register(&mut run, "a", 10, 6));
         assert_eq!((run.told(second), run.told(third)), (Directive::Register, Directive::Continue));
@@ -184,7 +185,7 @@ mod tests {
             assert_eq!(run.told(worker), Directive::Continue);
         }
         assert_eq!(run.machine.rank(learner), Some(0));
-        // Nor when it comes to a slot that has fallen vacant.
+        // The same holds for a slot that has become vacant.
         live(&mut run, &[verifier, rollout], 1);
         for _ in 0..11 {
             for worker in [verifier, rollout, run.verifier, run.rollout] {

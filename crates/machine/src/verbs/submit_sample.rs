@@ -11,6 +11,7 @@ impl Machine {
         }
         let (now, newest) = (self.now, self.policy_version());
         let Some(pool) = self.pool_of(sample.group) else { return self.refuse_stale(lease, sample) };
+        // The worker ignores the versions that its lease allows, so the rest of the group is revoked, too.
         if let Some(oldest) = pool.oldest_allowed(lease)
             && !(oldest..=newest).contains(&version)
             && pool.revoke_group(lease, worker)

@@ -86,7 +86,7 @@ mod tests {
         assert!(!counters.contains_key(&Counter::DroppedGroups));
     }
 
-    /// Lends samples, and kills the verifier if `poison` is among them; judges them otherwise.
+    /// Leases samples, and kills the verifier if `poison` is among them; judges them otherwise.
     fn verify_or_die(run: &mut Run, poison: SampleId) -> Vec<Effect> {
         let grants = run.samples();
         if grants.iter().any(|grant| grant.sample == poison) {
@@ -114,7 +114,7 @@ mod tests {
         for _ in 0..40 {
             run.generate_all();
             effects.extend(verify_or_die(&mut run, poison));
-            // What is accused is given up when nothing else has died meanwhile.
+            // An accused sample is given up once the window for a mass loss is over.
             for _ in 0..=options().heartbeat_timeout.as_secs() {
                 run.everybody_beats();
                 run.now += Duration::from_secs(1);

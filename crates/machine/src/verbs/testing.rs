@@ -1,4 +1,4 @@
-//! A machine with one worker of each role, for the tests of the verbs.
+//! A machine with one worker of each role, for the tests of the event handlers.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ pub(crate) struct Run {
     pub(crate) rollout: WorkerId,
     pub(crate) verifier: WorkerId,
     pub(crate) learners: Vec<WorkerId>,
-    /// What was persisted.
+    /// Records that were journaled.
     pub(crate) records: Vec<Record>,
-    /// Processes that were started.
+    /// Number of processes started so far.
     processes: u32,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn stop(mode: StopMode) -> Event {
     operator(Command::Stop(mode))
 }
 
-/// The step that begins, and its groups.
+/// The step that begins with these effects, and its groups.
 pub(crate) fn trained(effects: &[Effect]) -> Option<(u64, Vec<GroupId>)> {
     effects.iter().find_map(|effect| match effect {
         Effect::Train { step, groups, .. } => Some((*step, groups.clone())),
@@ -47,7 +47,7 @@ pub(crate) fn trained(effects: &[Effect]) -> Option<(u64, Vec<GroupId>)> {
 }
 
 impl Run {
-    /// What a worker hears with its next heartbeat.
+    /// The directive that answers a worker's heartbeat.
     pub(crate) fn told(&mut self, worker: WorkerId) -> Directive {
         match self.call(Event::Heartbeat { worker, activity: String::new() }) {
             Ok(Reply::Directive(directive)) => directive,
@@ -55,7 +55,7 @@ impl Run {
         }
     }
 
-    /// Nobody is there.
+    /// A run without members.
     pub(crate) fn new(options: Options) -> Self {
         let now = Duration::from_secs(1000);
         let machine = Machine::new(options, now);
@@ -71,7 +71,7 @@ impl Run {
         }
     }
 
-    /// Everybody is there, and the learners have a task to prepare.
+    /// A run whose members have joined and whose learners have to prepare.
     pub(crate) fn preparing(options: Options) -> Self {
         let learners = options.learners;
         let mut run = Self::new(options);
@@ -85,14 +85,14 @@ impl Run {
         run
     }
 
-    /// The first round has begun.
+    /// A run whose first batch is being sampled.
     pub(crate) fn sampling(options: Options) -> Self {
         let mut run = Self::preparing(options);
         run.prepare();
         run
     }
 
-    /// Takes an event in; what comes of it but the record.
+    /// Applies an event and journals it.
     pub(crate) fn whole_step(&mut self, event: Event) -> Step {
         let step = self.machine.step(self.now, event);
         self.records.extend(step.record.clone());
@@ -107,7 +107,7 @@ impl Run {
         self.whole_step(event).answer
     }
 
-    /// Looks at the time, and takes in what is due.
+    /// Applies the events that are due now.
     pub(crate) fn tick(&mut self) -> Vec<Effect> {
         let due = self.machine.overdue(self.now);
         due.into_iter().flat_map(|event| self.step(event)).collect()
@@ -117,7 +117,7 @@ impl Run {
         self.call(operator(command))
     }
 
-    /// Everybody registers, as after a restart of them all.
+    /// All workers register again, as after a restart of all of them.
     pub(crate) fn join_again(&mut self) {
         self.rollout = self.register(Role::Rollout, "rollout-0").0;
         self.verifier = self.register(Role::Verifier, "verifier-0").0;
@@ -139,7 +139,7 @@ impl Run {
         }
     }
 
-    /// Those who are members beat; who is told something else than to go on stops.
+    /// All members send heartbeats, and each must be told to continue.
     pub(crate) fn beat_if_members(&mut self) {
         let members: Vec<WorkerId> = self.machine.status(self.now).workers.iter().map(|worker| worker.id).collect();
         for worker in members {
@@ -147,7 +147,7 @@ impl Run {
         }
     }
 
-    /// A new process of a supervisor that has seen the end of the one before.
+    /// Registers a new process of a supervisor that has seen the end of the one before.
     pub(crate) fn register(&mut self, role: Role, name: &str) -> (WorkerId, Vec<Effect>) {
         self.processes += 1;
         let step = self.whole_step(registration(role, name, "host", self.processes, u64::from(self.processes)));
@@ -170,13 +170,13 @@ impl Run {
         }
     }
 
-    /// Generates every group that waits.
+    /// Generates every waiting group.
     pub(crate) fn generate_all(&mut self) {
         let grants = self.groups(self.rollout, 10_000);
         self.hand_in(grants);
     }
 
-    /// Generates what was lent.
+    /// Generates the leased groups.
     pub(crate) fn hand_in(&mut self, grants: Vec<GroupGrant>) {
         let version = WeightVersion(self.machine.position().step);
         for grant in grants {
@@ -188,7 +188,7 @@ impl Run {
         }
     }
 
-    /// Judges every sample that waits, until none does.
+    /// Judges every waiting sample until there are none.
     pub(crate) fn verify_all(&mut self, outcome: impl Fn(SampleId) -> Outcome) -> Vec<Effect> {
         let mut effects = Vec::new();
         loop {
@@ -253,7 +253,7 @@ impl Run {
         self.complete(0)
     }
 
-    /// Generates, judges and trains.
+    /// Generates, judges and trains one step.
     pub(crate) fn full_step(&mut self) {
         self.generate_all();
         self.verify_all(|sample| if sample.index == 0 { Outcome::Correct } else { Outcome::Wrong });

@@ -1,4 +1,4 @@
-//! Worker processes that ask, wait for the answer, ask again when none comes, and die.
+//! Simulated worker processes: they send requests, retry those without an answer, and die.
 
 use std::collections::BTreeMap;
 
@@ -10,70 +10,71 @@ use pacs_types::{GroupId, Outcome, Role, SampleId, WeightVersion, WorkerId};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-/// Ticks after which a request without an answer is sent again.
+/// Ticks after which an unanswered request is sent again.
 const PATIENCE: u32 = 12;
-/// What a process says whose disk is full.
+/// Error that a process with a full disk reports.
 pub(crate) const CANNOT_WRITE: &str = "no space left on device";
 
-/// A process slot.
+/// A slot and the process that occupies it.
 #[derive(Debug)]
 pub(crate) struct Actor {
     pub(crate) role: Role,
     pub(crate) name: String,
-    /// Ticks until a dead process is started again.
+    /// Ticks until a dead process is restarted.
     pub(crate) dead_for: u32,
-    /// How often it was started.
+    /// Number of starts so far.
     pub(crate) process: u64,
-    /// It lives and says so, and does nothing else.
+    /// Whether it only sends heartbeats and does no work.
     pub(crate) stuck: bool,
-    /// It was asked to end, and how many ticks it still goes on.
+    /// Ticks of grace that remain after it was asked to end; `None` if it was not asked.
     pub(crate) ending: Option<u32>,
-    /// Whether a supervisor starts it, which has seen the end of each of its processes before the next one.
+    /// Whether a supervisor restarts it, which sees the end of each process before it starts the next.
     pub(crate) supervised: bool,
-    /// It is not started again: it was told to leave for another process of its name, or has found out that there is one.
+    /// Whether it is not restarted: it was told to leave for another process of its name, or
+    /// found out that there is one.
     pub(crate) retired: bool,
-    /// Ticks for which the process stands still, and whether it ever did.
+    /// Ticks for which the process stands still.
     pub(crate) frozen_for: u32,
     pub(crate) was_frozen: bool,
-    /// Since when another process has its name, as it is told.
+    /// Tick since which its registration has been refused, because another process holds its name.
     pub(crate) refused_since: Option<u32>,
-    /// Ticks for which there was none all the same.
+    /// Consecutive ticks since then during which no such process existed.
     pub(crate) alone_for: u32,
-    /// Tells its process ids from those of others.
+    /// Number of the actor, from which its process ids are derived.
     number: u32,
     id: Option<WorkerId>,
-    /// Requests without an answer, by number, with the tick of their last sending.
+    /// Unanswered requests by number, with the tick at which each was last sent.
     open: BTreeMap<u64, (Event, u32)>,
     requests: u64,
     groups: Vec<GroupGrant>,
     samples: Vec<SampleGrant>,
-    /// Newest weights that it knows.
+    /// Newest weight version that it knows.
     weights: u64,
     membership: Option<Membership>,
-    /// Learners: the version of the state in memory.
+    /// Learners: weight version of the state in memory.
     state: Option<u64>,
-    /// Learners: the task at hand and the ticks that it still takes.
+    /// Learners: the current task and the ticks that it still takes.
     task: Option<(TaskOrder, u32)>,
-    /// Learners: the save that goes on beside, and the ticks that it still takes.
+    /// Learners: the background save and the ticks that it still takes.
     writing: Option<(TaskOrder, u32)>,
 }
 
-/// What makes the world unpleasant for workers.
+/// Fault rates and poison pills of a world.
 #[derive(Debug)]
 pub(crate) struct Temper {
-    /// Verifications that fail.
+    /// Probability that a verification fails.
     pub(crate) failing: f64,
-    /// Tasks of learners that fail.
+    /// Probability that a learner's task fails.
     pub(crate) breaking: f64,
-    /// Samples with a version that their lease does not allow.
+    /// Probability that a sample names a version that its lease does not allow.
     pub(crate) wrong_version: f64,
-    /// Groups whose workers die.
+    /// Groups that kill their rollout workers.
     pub(crate) deadly: Vec<GroupId>,
-    /// An answer that kills its verifiers, and so do those that take its place.
+    /// A sample position whose answers kill their verifiers.
     pub(crate) poison: Option<SampleId>,
-    /// One group in so many takes long.
+    /// One group in this many is slow to generate.
     pub(crate) slow_one_in: u64,
-    /// Answers are right or wrong alike within a group.
+    /// Whether all answers of a group are right or wrong alike.
     pub(crate) uniform: bool,
 }
 
@@ -106,7 +107,7 @@ impl Actor {
         }
     }
 
-    /// Another process with the name of this one, which nobody vouches for.
+    /// Another process with the same name, which no supervisor vouches for.
     pub(crate) fn twin(&self, number: u32, starts_in: u32) -> Self {
         let twin = Self::new(self.role, 0, number);
         Self { name: self.name.clone(), supervised: false, dead_for: starts_in, ..twin }
@@ -116,12 +117,12 @@ impl Actor {
         self.id
     }
 
-    /// Whether the process exists, whatever it does.
+    /// Whether the process is running, in any state.
     pub(crate) fn exists(&self) -> bool {
         self.dead_for == 0 && !self.retired
     }
 
-    /// Ends the process; another one starts after so many ticks.
+    /// Ends the process; the next one starts after `dead_for` ticks.
     pub(crate) fn die(&mut self, dead_for: u32) {
         self.process += 1;
         self.dead_for = dead_for;
@@ -149,7 +150,7 @@ impl Actor {
             || self.samples.iter().any(|grant| temper.poison == Some(grant.sample))
     }
 
-    /// Works for a tick; returns what it sends, with the number of the request.
+    /// Works for one tick; returns the messages that it sends, with their request numbers.
     pub(crate) fn act(&mut self, tick: u32, rng: &mut ChaCha8Rng, temper: &Temper) -> Vec<(u64, Event)> {
         let mut sent = self.send_again(tick);
         let Some(worker) = self.id else {
@@ -226,7 +227,7 @@ impl Actor {
             };
             let grant = &self.groups[pick];
             let sample = SampleId { group: grant.group, index: sample.index };
-            // New weights come in between: some samples begin with those of the lease, some with newer ones.
+            // New weights arrive while it samples: some samples start with those of the lease, some with newer ones.
             let newest = self.weights.max(grant.policy_step);
             let mut version = WeightVersion(rng.random_range(grant.policy_step..=newest));
             if pacs_machine::evaluation_problem(grant.group).is_some() {
@@ -261,7 +262,7 @@ impl Actor {
                 false => Outcome::Wrong,
             };
             let label = f64::from(u8::from(outcome == Outcome::Correct));
-            // A reward that is not the label: graded, and not the same for answers of one label.
+            // A graded reward that differs from the label, also between answers with the same label.
             let reward = Some(label + f64::from(sample.index % 2) / 4.0);
             sent.push(self.ask(tick, Event::SubmitVerdict { worker, lease, sample, outcome, label, reward }));
         }
@@ -276,7 +277,7 @@ impl Actor {
         sent: &mut Vec<(u64, Event)>,
     ) {
         self.write(worker, tick, rng, temper, sent);
-        // Beside that, one thing at a time, as a learner does.
+        // Apart from the background save, a learner does one thing at a time.
         let is_beside = |result: &TaskResult| match result {
             TaskResult::Saved => true,
             TaskResult::Failed { kind, .. } => *kind == FailureKind::Write,
@@ -311,7 +312,7 @@ impl Actor {
         }
     }
 
-    /// Goes on writing what was captured; now and then for longer than anybody waits for.
+    /// Continues to write a captured state, sometimes for longer than the machine waits.
     fn write(
         &mut self,
         worker: WorkerId,
@@ -357,19 +358,19 @@ impl Actor {
             }
             TaskKind::Save { step, background, .. } => {
                 assert_eq!(self.state, Some(*step), "{} is to save another step", self.name);
-                // One that has nothing to write is done at once.
+                // A rank without a share of the state has nothing to write and reports `Saved` at once.
                 if *background && rank < 2 { TaskResult::Captured } else { TaskResult::Saved }
             }
             TaskKind::Regroup { .. } => unreachable!("it is not worked on"),
         }
     }
 
-    /// Hears an answer. Returns whether the process ends, as it was told to.
+    /// Handles an answer. Returns whether the process was told to end.
     pub(crate) fn hear(&mut self, tick: u32, request: u64, answer: Answer, rng: &mut ChaCha8Rng) -> bool {
         let Some((event, _)) = self.open.remove(&request) else { return false };
         match answer {
             Ok(Reply::Registered(id)) => (self.id, self.refused_since, self.alone_for) = (Some(id), None, 0),
-            // It asks again.
+            // It registers again later.
             Err(Refusal::NameTaken { .. }) => drop(self.refused_since.get_or_insert(tick)),
             // Its next heartbeat tells it to leave.
             Err(Refusal::Replaced(_)) => {}
@@ -391,12 +392,12 @@ impl Actor {
                 _ => self.task = Some((order, rng.random_range(0..6))),
             },
             Err(Refusal::StaleLease { .. } | Refusal::WrongVersion { .. }) => {
-                // Nobody wants the rest of the group either.
+                // The rest of the group is not wanted, either.
                 if let Event::SubmitSample { lease, .. } = event {
                     self.groups.retain(|grant| grant.lease != lease);
                 }
             }
-            // What is reported late of an earlier generation says nothing of the present one.
+            // A late answer about an earlier generation does not concern the current one.
             Err(Refusal::StaleGeneration { asked, .. }) => {
                 if self.membership.as_ref().is_some_and(|membership| membership.generation == asked) {
                     self.leave_generation();

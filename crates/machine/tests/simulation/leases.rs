@@ -1,32 +1,32 @@
-//! Who holds what on lease, told from answers and events alone.
+//! Leases as reconstructed from answers and events alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pacs_machine::{GroupGrant, SampleGrant};
 use pacs_types::{GroupId, LeaseId, Role, SampleId, WorkerId};
 
-/// Leases that were given out, and who may work.
+/// All granted leases, and which workers may get new ones.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    /// Registrations: role and name.
+    /// Role and name of each registration.
     names: BTreeMap<WorkerId, (Role, String)>,
-    /// The newest registration of each name.
+    /// Newest registration of each name.
     holders: BTreeMap<(Role, String), WorkerId>,
-    /// Those that are to leave.
+    /// Workers that are to leave.
     leaving: BTreeSet<WorkerId>,
-    /// The newest request of each worker that was given something, and what.
+    /// Each worker's newest request that was granted leases, and those leases.
     answered: BTreeMap<WorkerId, (u64, Vec<LeaseId>)>,
-    /// Every lease that was ever given out.
+    /// Every lease ever granted.
     seen: BTreeSet<LeaseId>,
-    /// Samples that a rollout worker generates.
+    /// Samples on lease to rollout workers.
     generating: BTreeMap<SampleId, (LeaseId, WorkerId)>,
-    /// Samples that a verifier judges.
+    /// Samples on lease to verifiers.
     judging: BTreeMap<SampleId, (LeaseId, WorkerId)>,
-    /// Leases that the watchdog may have ended: what it ends depends on what the run waits for.
+    /// Leases that the watchdog may have ended, which depends on what the run was waiting for.
     doubtful: BTreeSet<LeaseId>,
-    /// Verifications that have failed, of the answer that is there.
+    /// Failed verifications of each present answer.
     failures: BTreeMap<SampleId, u32>,
-    /// Workers that were lost while they held a group.
+    /// Number of workers that died while holding a group.
     deaths: BTreeMap<GroupId, u32>,
     pub(crate) paused: bool,
 }
@@ -51,13 +51,13 @@ impl Leases {
         self.leaving.insert(worker);
     }
 
-    /// An operator drains all of a name.
+    /// An operator drains all workers of a name.
     pub(crate) fn drained(&mut self, name: &str) {
         let drained = self.holders.iter().filter(|((_, held), _)| held == name).map(|(_, worker)| *worker);
         self.leaving.extend(drained);
     }
 
-    /// Checks that a worker may be given new work.
+    /// Checks that a worker may be granted a new lease.
     fn may_lease(&mut self, worker: WorkerId, lease: LeaseId) -> bool {
         self.heard(worker);
         let is_new = self.seen.insert(lease);
@@ -66,7 +66,7 @@ impl Leases {
         is_new
     }
 
-    /// Checks that a request that was sent again, for its answer was lost, is given what it was given first.
+    /// Checks that a retried request is granted the leases that its first try was granted.
     fn answers(&mut self, worker: WorkerId, request: u64, leases: Vec<LeaseId>) {
         let others = || leases.iter().any(|lease| !self.seen.contains(lease));
         if let Some((_, given)) = self.answered.get(&worker).filter(|(newest, _)| *newest == request && others()) {
@@ -105,14 +105,14 @@ impl Leases {
         }
     }
 
-    /// A sample that counts came under the lease that asks for it.
+    /// Checks that an accepted sample came under the lease that asks for it.
     pub(crate) fn generated(&mut self, worker: WorkerId, lease: LeaseId, sample: SampleId) {
         self.heard(worker);
         let open = self.generating.remove(&sample);
         assert_eq!(open, Some((lease, worker)), "{sample} was taken under {lease} of {worker}");
     }
 
-    /// A verdict that counts came under the lease that asks for it.
+    /// Checks that an accepted verdict came under the lease that asks for it.
     pub(crate) fn judged(&mut self, worker: WorkerId, lease: LeaseId, sample: SampleId) {
         self.heard(worker);
         let open = self.judging.remove(&sample);
@@ -126,13 +126,13 @@ impl Leases {
         }
     }
 
-    /// Leases that have lapsed.
+    /// These leases have lapsed.
     pub(crate) fn lapsed(&mut self, groups: &[LeaseId], samples: &[LeaseId]) {
         self.generating.retain(|_, (lease, _)| !groups.contains(lease));
         self.judging.retain(|_, (lease, _)| !samples.contains(lease));
     }
 
-    /// Any lease may have ended.
+    /// The watchdog acted, so any lease may have ended.
     pub(crate) fn stalled(&mut self) {
         let open = self.generating.values().chain(self.judging.values());
         self.doubtful = open.map(|(lease, _)| *lease).collect();
@@ -143,7 +143,7 @@ impl Leases {
         self.judging.clear();
     }
 
-    /// A worker is gone, with its leases.
+    /// A worker died, which ends its leases.
     pub(crate) fn lost(&mut self, worker: WorkerId) {
         let held: BTreeSet<GroupId> =
             self.generating.iter().filter(|(_, (_, by))| *by == worker).map(|(sample, _)| sample.group).collect();
@@ -151,24 +151,24 @@ impl Leases {
         self.left(worker);
     }
 
-    /// A worker is gone that said so.
+    /// A worker deregistered, which ends its leases.
     pub(crate) fn left(&mut self, worker: WorkerId) {
         self.generating.retain(|_, (_, by)| *by != worker);
         self.judging.retain(|_, (_, by)| *by != worker);
     }
 
-    /// Workers that were lost while they held a group.
+    /// Number of workers that died while holding a group.
     pub(crate) fn deaths(&self, group: GroupId) -> u32 {
         self.deaths.get(&group).copied().unwrap_or(0)
     }
 
-    /// Another answer is to take the place of this one.
+    /// The next attempt replaces this sample.
     pub(crate) fn replaced(&mut self, sample: SampleId) {
         self.failures.remove(&sample);
         self.judging.remove(&sample);
     }
 
-    /// What is open of a group is not waited for any more.
+    /// The open work of a group was reissued, so its leases are void.
     pub(crate) fn reissued(&mut self, group: GroupId) {
         self.generating.retain(|sample, _| sample.group != group);
         self.judging.retain(|sample, _| sample.group != group);
@@ -179,7 +179,7 @@ impl Leases {
         self.failures.retain(|sample, _| sample.group != group);
     }
 
-    /// Steps were undone: nothing that is being generated is of weights that there are.
+    /// Steps were undone, so leases for their weights are void.
     pub(crate) fn undone(&mut self) {
         self.generating.clear();
     }

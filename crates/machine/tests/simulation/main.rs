@@ -1,6 +1,6 @@
-//! Seeded runs of the whole machine in a simulated world: workers, operators, a network that delays, drops, repeats and
-//! reorders, a disk that loses what was not synced, and processes of every role, the coordinator's included, that die
-//! at any moment. A reference that knows only what was promised to others checks every event.
+//! Seeded simulation of the machine in a faulty world: workers, operators, a network that delays, drops, repeats and
+//! reorders messages, a disk that loses unsynced writes, and processes of every role, including the coordinator, that
+//! die at any moment. A reference that knows only what was promised to others checks every event.
 //!
 //! A failure names its seed, and `PACS_FIRST_SEED=<seed> PACS_SEEDS=1 cargo test -p pacs-machine --test simulation`, or
 //! `cargo xtask sim --first-seed <seed> --seeds 1`, replays it exactly.
@@ -22,7 +22,7 @@ use world::World;
 
 const SEEDS: u64 = 1000;
 
-/// Seeds that have found a bug in the machine, with what they found. They always run.
+/// Seeds that have found a bug in the machine, with a description. They always run.
 const FOUND_BUGS: [(u64, &str); 8] = [
     (302, "a peer lost in the save of the last step ended the run as a full disk would"),
     (557, "the same"),
@@ -39,7 +39,7 @@ fn runs_finish_and_never_break_an_invariant() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (first, count) = (number("PACS_FIRST_SEED").unwrap_or(0), number("PACS_SEEDS").unwrap_or(SEEDS));
     let seen = simulate((first..first + count).collect());
-    // Faults that never happen prove nothing; a few seeds need not have them all.
+    // Faults that never happen test nothing. A small number of seeds need not have them all.
     if count < SEEDS {
         return;
     }
@@ -91,7 +91,7 @@ fn runs_finish_and_never_break_an_invariant() {
     }
 }
 
-/// The same for jobs that only evaluate: they have no checkpoint to return to, and every sample is worth keeping.
+/// The same for jobs that only evaluate: they have no checkpoint to return to, and every sample has to be kept.
 #[test]
 fn evaluations_finish_and_lose_no_sample() {
     let seen = simulate_with((0..200).collect(), World::measuring);
@@ -112,7 +112,7 @@ fn a_seed_is_the_same_run_every_time() {
     }
 }
 
-/// Runs the seeds on all cores; returns how often each thing happened.
+/// Runs the seeds on all cores; returns how often each kind of event happened.
 fn simulate(seeds: Vec<u64>) -> BTreeMap<String, u64> {
     simulate_with(seeds, World::new)
 }
@@ -154,7 +154,7 @@ fn simulate_with(seeds: Vec<u64>, world: fn(u64) -> World) -> BTreeMap<String, u
     seen.into_inner().unwrap()
 }
 
-/// The first line of what a seed failed by.
+/// First line of a panic's message.
 fn reason(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.and_then(|text| text.lines().next()).unwrap_or("a panic without words").to_owned()

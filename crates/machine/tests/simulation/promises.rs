@@ -1,5 +1,5 @@
-//! What holds of every single step of the machine, whoever sees it: of the answer at hand, and of what the machine says of
-//! itself before and after it.
+//! Invariants of every single step, checked against its answer and against the machine's own
+//! account before and after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,14 +7,14 @@ use std::time::Duration;
 use pacs_machine::{Directive, Effect, Event, Machine, Openings, PhaseKind, Reply, Step};
 use pacs_types::WorkerId;
 
-/// When each registration was heard last.
+/// Time of each registration's last sign of life.
 #[derive(Debug, Default)]
 pub(crate) struct Promises {
     heard: BTreeMap<WorkerId, Duration>,
 }
 
 impl Promises {
-    /// Checks a step that led to this machine. `before` is what callers could wait for when it began.
+    /// Checks a step that led to this machine. `before` holds the openings when the step began.
     pub(crate) fn check(&mut self, before: Openings, event: &Event, step: &Step, machine: &Machine) {
         self.woken(before, event, step);
         self.silence(event, step, machine);
@@ -28,7 +28,8 @@ impl Promises {
         }
     }
 
-    /// Whoever is given something had to be woken for it: what was there is in the openings.
+    /// Checks that whatever a caller is granted was listed in the openings, so that a waiting
+    /// caller would have been woken.
     fn woken(&self, before: Openings, event: &Event, step: &Step) {
         let is_new = step.record.is_some();
         match (event, &step.answer) {
@@ -47,7 +48,7 @@ impl Promises {
         }
     }
 
-    /// Nobody is given up before it was silent for as long as it may be.
+    /// Checks that no worker is given up before it was silent for the whole timeout.
     fn silence(&mut self, event: &Event, step: &Step, machine: &Machine) {
         let now = machine.now();
         match (event, &step.answer) {
@@ -67,14 +68,14 @@ impl Promises {
     }
 }
 
-/// Checks what the machine says of its members: a name has one of each role, and what is leased is held by members.
+/// Checks the status of the members: a name occurs once per role, and members hold all leases.
 pub(crate) fn members(machine: &Machine) {
     let status = machine.status(machine.now());
     let mut names = BTreeSet::new();
     for member in &status.workers {
         assert!(names.insert((member.role, &member.name)), "{} has two members", member.name);
     }
-    // The queues are those of an evaluation while there is one.
+    // During an evaluation the queue lengths are those of its pool alone.
     if status.phase != PhaseKind::Evaluating {
         let held: usize = status.workers.iter().map(|member| member.leases).sum();
         let leased = status.queues.groups_generating + status.queues.samples_verifying;

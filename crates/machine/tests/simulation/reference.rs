@@ -1,4 +1,4 @@
-//! What was promised to others, told independently of the machine.
+//! An independent account of what was promised to others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,51 +11,51 @@ use pacs_types::{Generation, GroupId, LeaseId, Outcome, Role, SampleId, WorkerId
 
 use crate::leases::Leases;
 
-/// The versions of a sample: that of its oldest token, and the newest one when it was handed in.
+/// Version of a sample's oldest token, and the newest version when the sample was submitted.
 type Versions = (u64, u64);
 
 #[derive(Debug, Default)]
 pub(crate) struct Reference {
-    /// Samples that were acknowledged.
+    /// Acknowledged samples, with their versions.
     generated: BTreeMap<SampleId, Versions>,
     leases: Leases,
     judged: BTreeSet<SampleId>,
-    /// Labels of all samples that were ever judged; the newest counts.
+    /// Newest label of every sample that was ever judged.
     labels: BTreeMap<SampleId, f64>,
-    /// Groups that left because their labels are all the same, with the step that was to come.
+    /// Uniform groups that were refilled or left out, with the step that was to come.
     uniform: BTreeMap<GroupId, u64>,
-    /// Samples that were given up, by place.
+    /// Number of samples given up at each position.
     replaced: BTreeMap<SampleId, u32>,
-    /// What each lease asks for: the attempt.
+    /// The attempt that each lease asks for.
     wanted: BTreeMap<(LeaseId, SampleId), u32>,
-    /// Training groups by the step that they were trained in.
+    /// Trained groups, with their step.
     used: BTreeMap<GroupId, u64>,
     dropped: BTreeSet<GroupId>,
     set_aside: BTreeSet<GroupId>,
-    /// The step in the making, with its samples and their versions.
+    /// The step in training, with its samples and their versions.
     batch: Option<(u64, Vec<(SampleId, Versions)>)>,
-    /// What was dropped when a checkpoint was begun, by its step.
+    /// The dropped and used groups when a checkpoint was begun, by its step.
     dropped_at: BTreeMap<u64, (BTreeSet<GroupId>, BTreeMap<GroupId, u64>)>,
-    /// The newest generation; none while it is dissolved.
+    /// The newest generation.
     pub(crate) generation: Generation,
-    /// Its ranks.
+    /// Number of ranks in it.
     ranks: usize,
-    /// Generations that were formed.
+    /// Number of generations formed.
     formed: u32,
     pub(crate) version: Option<u64>,
-    /// Steps that are made.
+    /// Number of steps done.
     pub(crate) made: u64,
-    /// The newest event that was answered: what follows is its effects.
+    /// The newest answered event; the effects that follow are its consequences.
     newest_event: Option<Event>,
-    /// Ranks that have reported a task as done.
+    /// Ranks that have reported each task as done.
     reports: BTreeMap<u64, BTreeSet<WorkerId>>,
     /// The newest task that a rank has reported as trained.
     trained: u64,
-    /// The ranks of a save, by its task.
+    /// Number of ranks that take part in a save, by its task.
     savers: BTreeMap<u64, usize>,
     /// Groups that were refilled since the last step.
     refills: u32,
-    /// Some batch has failed, so the next ones may be trials.
+    /// Whether a batch has failed, so that the next ones may be trials.
     may_be_tried: bool,
     stop: Option<StopMode>,
     learning_rate: Option<f64>,
@@ -63,7 +63,7 @@ pub(crate) struct Reference {
     pub(crate) evaluated: BTreeSet<u64>,
     pub(crate) ended: Option<End>,
     pub(crate) counts: BTreeMap<String, u64>,
-    /// The processes behind registrations: which actor's, and the how manyeth.
+    /// Actor and process number of each registration.
     processes: BTreeMap<WorkerId, (usize, u64)>,
     /// The newest registration.
     newest: Option<WorkerId>,
@@ -74,13 +74,13 @@ impl Reference {
         *self.counts.entry(name.to_owned()).or_default() += 1;
     }
 
-    /// Notes whose a registration is.
+    /// Records which process a registration belongs to.
     pub(crate) fn registered(&mut self, id: WorkerId, process: (usize, u64)) {
         self.processes.insert(id, process);
         self.newest = Some(id);
     }
 
-    /// Checks that no name is taken from a process that lives: only silence frees it.
+    /// Checks that a name is not taken from a live process: only silence frees it.
     pub(crate) fn lost(&mut self, id: WorkerId, why: &str, exists: impl Fn((usize, u64)) -> bool) {
         if why != "was replaced by a new process" {
             return;
@@ -93,7 +93,7 @@ impl Reference {
         self.count("names_taken_over");
     }
 
-    /// Checks an answer that somebody may see.
+    /// Checks an answer that a caller may see.
     pub(crate) fn answer(&mut self, event: &Event, answer: &Result<Reply, Refusal>, options: &Options) {
         self.newest_event = Some(event.clone());
         match event {
@@ -125,7 +125,7 @@ impl Reference {
             }
             Ok(Reply::Accepted { fresh: true }) => self.accepted(event, options),
             Ok(Reply::Accepted { fresh: false }) => match event {
-                // A run that is over gives nothing up.
+                // An ended run counts no failures.
                 Event::SubmitVerdict { lease, sample, outcome: Outcome::Failed, .. } if self.ended.is_none() => {
                     self.leases.verification_failed(*lease, *sample);
                 }
@@ -139,7 +139,7 @@ impl Reference {
                 self.leases.lapsed(&[*lease], &[]);
             }
             Ok(Reply::Joined(Some(membership))) => {
-                // The answer comes before the effect of the same event.
+                // The answer precedes the effect of the same event.
                 assert!(membership.generation >= self.generation, "a place in a generation that is over");
             }
             Err(Refusal::StaleGeneration { .. }) => self.count("stale_generations_refused"),
@@ -226,7 +226,7 @@ impl Reference {
                 assert_eq!(self.version.replace(*step), Some(step - 1), "versions go up by one");
             }
             Effect::Evaluated { step, groups, excluded } => {
-                // The simulated jobs with several sets measure all of them at once.
+                // Simulated jobs with several sets evaluate all of them at once.
                 assert_eq!(
                     groups.len() + *excluded as usize,
                     measured(options).map(|plan| plan.problems as usize).sum::<usize>()
@@ -242,7 +242,7 @@ impl Reference {
                 assert!(self.evaluated.insert(*step), "step {step} was measured twice");
             }
             Effect::ReplaceSample(sample) => {
-                // That of a batch that is undone, but for the checkpoint that this waits for, is still with the batch.
+                // While an undone batch waits for a checkpoint, its samples are still listed with the batch.
                 let of_batch = self.batch.as_mut().is_some_and(|(_, batch)| {
                     let before = batch.len();
                     batch.retain(|(held, _)| held != sample);
@@ -271,11 +271,11 @@ impl Reference {
                 }
             }
             Effect::RestartGroup(group) => {
-                // Also when groups have rested while it was found out which of them training fails by.
+                // Groups that rested during trials may be restarted, too.
                 let rested = self.formed > 2;
                 assert!(options.staleness == Staleness::Evict || rested, "{group} starts again for nothing");
                 self.leases.forget(*group);
-                // The noise goes on where it was: places that were replaced stay so.
+                // Attempts continue: given-up samples of the group stay given up.
                 self.generated.retain(|sample, _| sample.group != *group);
                 self.judged.retain(|sample| sample.group != *group);
             }
@@ -332,8 +332,8 @@ impl Reference {
         }
     }
 
-    /// Steps are undone for a reason: a rank was lost or has failed, or what it trained on is gone. That the coordinator was
-    /// started again is none.
+    /// Checks that steps are undone for a reason: a rank was lost or failed, or its training data is gone. A restart of
+    /// the coordinator is no reason.
     fn check_cause(&self) {
         let is_learner = |worker: &WorkerId| self.leases.role(*worker) == Some(Role::Learner);
         let is_cause = match &self.newest_event {
@@ -356,7 +356,7 @@ impl Reference {
         assert!(is_cause, "{:?} undid steps", self.newest_event);
     }
 
-    /// Checks at the end that everything was measured that was to be.
+    /// Checks at the end that every due evaluation was done.
     pub(crate) fn evaluations(&self, options: &Options) {
         let is_due = |step: &u64| measured(options).any(|plan| plan.is_due(*step, options.total_steps));
         let due: BTreeSet<u64> = (0..=options.total_steps).filter(is_due).collect();
@@ -387,7 +387,7 @@ impl Reference {
         self.batch = Some((step, batch));
     }
 
-    /// A complete group leaves; the versions of its samples.
+    /// Removes a complete group; returns the versions of its samples.
     fn take_complete(&mut self, group: GroupId, samples: u32) -> Vec<Versions> {
         let sample = |index| SampleId { group, index };
         (0..samples)
@@ -405,7 +405,7 @@ impl Reference {
         self.replaced.retain(|sample, _| sample.group != group);
     }
 
-    /// Undoes all steps behind `step`; what the step in the making had taken is there again.
+    /// Undoes all steps after `step`; the groups of the step in training are available again.
     fn rewind(&mut self, step: u64) {
         (self.version, self.made, self.refills) = (None, step, 0);
         self.evaluated.retain(|evaluated| *evaluated <= step);
@@ -428,7 +428,7 @@ impl Reference {
         self.dropped_at.retain(|at, _| *at <= step);
     }
 
-    /// No prompt is lost, and none is in two places. Checked when everything is synced.
+    /// Checks that every drawn prompt is in exactly one place. Called when everything is synced.
     pub(crate) fn conservation(&mut self, machine: &Machine) {
         let position = machine.position();
         assert_eq!(position.learning_rate, self.learning_rate, "the learning rate is not what the operator has set");
@@ -438,7 +438,7 @@ impl Reference {
         self.counters.clone_from(&position.counters);
         let mut places: Vec<GroupId> = self.places(position).collect();
         if let Some((step, _)) = &self.batch {
-            // Counted as in flight.
+            // This group is counted as in flight.
             places.retain(|group| self.used.get(group) != Some(step));
         }
         places.extend(machine.groups_in_flight());
@@ -447,14 +447,14 @@ impl Reference {
         let skipped = self.skipped(machine);
         let expected: Vec<GroupId> = drawn.filter(|group| !skipped.contains(group)).collect();
         assert_eq!(places, expected, "used, in flight, dropped, set aside and requeued are not what was drawn");
-        // An operator may have taken slots away since they were filled.
+        // An operator may have reduced the slots since they were filled.
         let options = machine.options();
-        // And the groups of one batch may rest while it is found out which of them training fails by.
+        // During trials, the groups of one batch may rest in addition.
         let most = (options.max_lag + 2) * options.prompts_per_step;
         assert!(machine.in_flight() <= most as usize, "more groups in flight than the bound allows");
     }
 
-    /// Draws that no group came of. Checks that the machine remembers of its problems what was shown to it: only problems
+    /// Draws that were skipped. Checks that the machine's history matches the labels that it was shown: only problems
     /// that were trained on are ever skipped.
     fn skipped(&self, machine: &Machine) -> BTreeSet<GroupId> {
         let (position, options) = (machine.position(), machine.options());
@@ -494,7 +494,7 @@ impl Reference {
         self.used.keys().chain(&self.dropped).chain(set_aside).chain(&position.requeued).copied()
     }
 
-    /// What was there is not there any more: the journal was lost, and the job goes on from a checkpoint.
+    /// Forgets what was not checkpointed: the journal is lost, and the job resumes from a checkpoint.
     pub(crate) fn start_over(&mut self, snapshot: &Snapshot) {
         self.rewind(snapshot.step);
         self.generated.clear();
@@ -508,13 +508,13 @@ impl Reference {
 }
 
 fn most_samples(options: &Options) -> usize {
-    // The groups of one batch may rest beside those in flight.
+    // During trials, the groups of one batch may rest in addition to those in flight.
     let training = (options.max_lag + 2) * options.prompts_per_step * options.samples_per_prompt;
     let evaluation: u32 = measured(options).map(|plan| plan.problems * plan.samples_per_problem).sum();
     (training + evaluation) as usize
 }
 
-/// All sets of problems.
+/// The schedules of all evaluation sets.
 fn measured(options: &Options) -> impl Iterator<Item = &EvaluationPlan> {
     std::iter::once(&options.evaluation).chain(options.evaluation_sets.iter().map(|set| &set.plan))
 }

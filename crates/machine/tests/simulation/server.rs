@@ -1,4 +1,4 @@
-//! The coordinator's process: a machine whose answers and effects wait until its records are synced.
+//! The coordinator process: a machine whose answers and effects are held back until its records are synced.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,28 +7,28 @@ use pacs_machine::{Answer, Effect, Event, Machine, Options, Record, Step};
 
 use crate::promises::Promises;
 
-/// Who asked, and which of its requests this was.
+/// The sender of a request, and the number of that request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) actor: usize,
-    /// A process that was started again does not hear what was meant for the one before.
+    /// Number of the sending process; a restarted one ignores answers to its predecessor.
     pub(crate) process: u64,
     pub(crate) request: u64,
 }
 
-/// What others see, in order, once everything before it is durable.
+/// An answer or effect, released in order once all earlier records are durable.
 #[derive(Clone, Debug)]
 pub(crate) enum Output {
     Answer { caller: Option<Caller>, event: Event, answer: Answer },
     Effect(Effect),
 }
 
-/// What a crash leaves.
+/// What survives a crash.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    /// A machine, as JSON.
+    /// A snapshot of the machine, as JSON.
     snapshot: String,
-    /// The records behind it, as JSON.
+    /// The records after the snapshot, as JSON.
     records: Vec<String>,
 }
 
@@ -36,15 +36,15 @@ pub(crate) struct Disk {
 pub(crate) struct Server {
     pub(crate) machine: Machine,
     disk: Disk,
-    /// Records that a crash loses.
+    /// Records that a crash would lose.
     unsynced: Vec<Record>,
     outputs: VecDeque<Output>,
-    /// The machine when everything was synced last.
+    /// The machine as of the last sync.
     synced: Machine,
     promises: Promises,
-    /// Compare the machine before and after each event that is not recorded: slow.
+    /// Whether to compare the machine before and after each unrecorded event, which is slow.
     pub(crate) suspicious: bool,
-    /// Print what happens: `PACS_TRACE=1`, for a seed that is replayed.
+    /// Whether to print all events (`PACS_TRACE=1`), to replay a single seed.
     trace: bool,
 }
 
@@ -84,7 +84,7 @@ impl Server {
         self.outputs.extend(effects.into_iter().map(Output::Effect));
     }
 
-    /// Looks at the time.
+    /// Applies the events that are due.
     pub(crate) fn tick(&mut self, now: Duration) {
         let before = self.suspicious.then(|| self.machine.recorded());
         let due = self.machine.overdue(now);
@@ -94,7 +94,7 @@ impl Server {
         due.into_iter().for_each(|event| self.step(now, event, None));
     }
 
-    /// Makes everything durable; returns what others may see now.
+    /// Makes all records durable; returns the outputs that others may see now.
     pub(crate) fn sync(&mut self) -> VecDeque<Output> {
         for record in self.unsynced.drain(..) {
             self.disk.records.push(serde_json::to_string(&record).unwrap());
@@ -103,14 +103,14 @@ impl Server {
         std::mem::take(&mut self.outputs)
     }
 
-    /// Puts a snapshot in the place of the records.
+    /// Replaces the records by a snapshot.
     pub(crate) fn compact(&mut self) {
         assert!(self.unsynced.is_empty(), "only what is synced is compacted");
         self.disk.snapshot = serde_json::to_string(&self.machine).unwrap();
         self.disk.records.clear();
     }
 
-    /// Dies, and comes back with what was synced. Returns whether anything was lost.
+    /// Crashes and restarts from what was synced. Returns whether anything was lost.
     pub(crate) fn crash(&mut self, now: Duration) -> bool {
         let lost = !self.unsynced.is_empty();
         self.unsynced.clear();
@@ -128,7 +128,7 @@ impl Server {
         lost
     }
 
-    /// Starts with another machine: the journal is gone.
+    /// Starts over with another machine, because the journal is lost.
     pub(crate) fn replace(&mut self, machine: Machine) {
         let suspicious = self.suspicious;
         let snapshot = serde_json::to_string(&machine).unwrap();

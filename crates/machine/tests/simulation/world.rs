@@ -18,40 +18,40 @@ use crate::promises::members;
 use crate::reference::Reference;
 use crate::server::{Caller, Output, Server};
 
-/// Faults end here.
+/// Tick at which faults end, so that the run can finish.
 const FAULTY_TICKS: u32 = 500;
 const MOST_TICKS: u32 = 20_000;
-/// Nobody is refused a name for longer than this but by a process that lives; then there are two, and one ends.
+/// Longest time for which a name may be refused while no live process holds it.
 const MOST_REFUSED: u32 = 250;
 const TICK: Duration = Duration::from_millis(200);
 
 enum Message {
-    /// To the coordinator.
+    /// From a worker to the coordinator.
     Request(Caller, Event),
-    /// To a worker.
+    /// From the coordinator to a worker.
     Answer(Caller, Answer),
-    /// To the coordinator, from its own disk.
+    /// From the coordinator's disk to the coordinator.
     Disk(Event),
 }
 
 pub(crate) struct World {
     rng: ChaCha8Rng,
-    /// For what was thought of later.
+    /// Random numbers of faults that were added later, so that earlier seeds replay unchanged.
     more: ChaCha8Rng,
-    /// For processes that share a name, stand still, or are lost together.
+    /// Random numbers for processes that share a name, stand still, or are lost together.
     fleet: ChaCha8Rng,
     now: Duration,
     tick: u32,
     server: Server,
-    /// Ticks until the coordinator is back.
+    /// Ticks until the coordinator is restarted.
     down_for: u32,
-    /// Tries of the last checkpoint for which the disk stays full.
+    /// Number of tries of the final checkpoint for which the disk stays full.
     full_for: u32,
     actors: Vec<Actor>,
     temper: Temper,
-    /// Messages on the way, with the tick at which they arrive.
+    /// Messages in transit, with their tick of arrival.
     network: Vec<(u32, Message)>,
-    /// The newest checkpoint, and whether it holds the model.
+    /// The newest checkpoint, and whether it contains the model.
     committed: Option<(Snapshot, bool)>,
     reference: Reference,
     starts: u64,
@@ -63,7 +63,7 @@ impl World {
         Self::with(seed, |_| {})
     }
 
-    /// A job that only evaluates: a set without a name and one with, and nobody who learns.
+    /// A job that only evaluates, with an unnamed and a named set and without learners.
     pub(crate) fn measuring(seed: u64) -> Self {
         Self::with(seed, |options| {
             options.evaluation.problems = options.evaluation.problems.max(2);
@@ -88,7 +88,7 @@ impl World {
             }
         }
         let deadly = if rng.random_bool(0.15) { vec![GroupId(rng.random_range(0..8))] } else { Vec::new() };
-        // A stream of its own: what it decides leaves the rest of the seed's story as it was.
+        // A separate stream, so that its draws leave the rest of the seed's run unchanged.
         let mut more = ChaCha8Rng::seed_from_u64(seed);
         more.set_stream(1);
         let mut fleet = ChaCha8Rng::seed_from_u64(seed);
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    /// Runs the job to its end; returns how often each thing happened.
+    /// Runs the job to its end; returns how often each kind of event happened.
     pub(crate) fn run(mut self) -> BTreeMap<String, u64> {
         while self.reference.ended != Some(End::Finished) {
             assert!(self.tick < MOST_TICKS, "does not finish: {:#?}", self.server.machine.status(self.now));
@@ -141,19 +141,19 @@ impl World {
             self.workers_act();
             self.coordinator_acts();
             match &self.reference.ended {
-                // So many groups may be lost in a world as bad as this one; the operator looks at it and goes on.
+                // A world with this many faults may lose so many groups; the operator starts the run again.
                 Some(End::Failed { reason }) if reason.contains("groups of one step were dropped") => {
                     self.reference.count("failed_and_started_again");
                     self.start_again();
                 }
-                // The disk has no room for the checkpoint that counts; the operator makes some and goes on from the one
-                // before it.
+                // The disk has no room for the final checkpoint; the operator makes room and
+                // resumes from the one before it.
                 Some(End::Failed { reason }) if reason.contains(CANNOT_WRITE) => {
                     self.reference.count("full_disks_at_the_end");
                     self.start_again();
                 }
                 Some(End::Failed { reason }) => panic!("the run failed: {reason}"),
-                // The same command again.
+                // The operator repeats the command.
                 Some(End::Stopped) => self.start_again(),
                 Some(End::Finished) | None => {}
             }
@@ -173,14 +173,14 @@ impl World {
         counts
     }
 
-    /// Whether a fault of this probability happens now; later there are none, so that the run can finish.
+    /// Decides whether a fault happens now; there are none after `FAULTY_TICKS`, so that the run can finish.
     fn fault(&mut self, probability: f64) -> bool {
         self.tick < FAULTY_TICKS && self.rng.random_bool(probability)
     }
 
     fn calm_down(&mut self) {
         (self.temper.failing, self.temper.breaking, self.temper.wrong_version) = (0.0, 0.0, 0.0);
-        // Whoever paused the run looks after it, also when a crash has undone what he did.
+        // The operator ends the pause, also when a crash has restored it.
         if self.down_for == 0 && self.server.machine.is_paused() {
             self.operate(Command::Resume);
         }
@@ -212,11 +212,11 @@ impl World {
             return;
         }
         if actor.frozen_for > 0 {
-            // It lies in the socket until the process runs again.
+            // The answer stays in the socket until the process continues.
             let again = self.tick + actor.frozen_for + 1;
             return self.network.push((again, Message::Answer(caller, answer)));
         }
-        // One that has left for another process of its name is not started again.
+        // A process that has left for another one of its name is not restarted.
         let retires = answer == Ok(Reply::Directive(Directive::Replaced));
         if retires && actor.was_frozen {
             self.reference.count("half_dead_told_to_leave");
@@ -230,7 +230,7 @@ impl World {
         }
     }
 
-    /// What supervisors do not see: processes that stand still, more of a name than one, and hosts that go together.
+    /// Faults that supervisors do not see: processes that stand still, share a name, or are lost with their host.
     fn fleet_acts(&mut self) {
         for index in 0..self.actors.len() {
             if let Some(since) = self.actors[index].refused_since {
@@ -264,7 +264,7 @@ impl World {
                 self.actors.push(self.actors[index].twin(self.actors.len() as u32, starts_in));
             }
         }
-        // Somebody looks after a slot that nobody has any more.
+        // Somebody eventually refills a slot that has no process left.
         for index in 0..self.actors.len() {
             let name = self.actors[index].name.clone();
             let lives = |actor: &Actor| actor.name == name && !actor.retired;
@@ -282,7 +282,7 @@ impl World {
         }
     }
 
-    /// A process ends in order, and another one is started.
+    /// Ends a process in order; another one is started.
     fn end(&mut self, index: usize) {
         let worker = self.actors[index].id();
         let dead_for = self.rng.random_range(5..40);
@@ -362,7 +362,7 @@ impl World {
         if let Some(worker) = worker
             && self.rng.random_bool(0.3)
         {
-            // A learner that says so again and again while it prepares ends the run, as it should.
+            // Learners die silently, because repeated errors in preparation would end the run, as they should.
             let is_learner = self.actors[index].role == Role::Learner;
             let error = (self.rng.random_bool(0.5) && !is_learner).then(|| "crash".to_owned());
             self.goodbye(worker, error);
@@ -386,7 +386,7 @@ impl World {
         if self.fault(0.01) {
             self.operator_acts();
         }
-        // A slow disk: answers wait for another tick.
+        // A slow disk delays the answers by a tick.
         if !self.fault(0.3) {
             self.sync();
             if self.rng.random_bool(0.02) {
@@ -451,7 +451,7 @@ impl World {
             }
             false => self.fault(0.1),
         };
-        // What an earlier process has made durable, and did not live to say so, is found there.
+        // A commit that an earlier process made durable without reporting it is found again.
         let is_there = self.committed.as_ref().is_some_and(|(there, whole)| there.step == step && *whole == model);
         if model {
             self.full_for = self.full_for.saturating_sub(1);
@@ -460,12 +460,12 @@ impl World {
             let reason = CANNOT_WRITE.to_owned();
             return self.network.push((arrives, Message::Disk(Event::CheckpointFailed { step, reason })));
         }
-        // Durable from here on, whether or not the machine lives to hear of it.
+        // The checkpoint is durable from here on, even if the machine dies before it hears of it.
         self.committed = Some((snapshot, model));
         self.network.push((arrives, Message::Disk(Event::CheckpointCommitted { step })));
     }
 
-    /// The coordinator dies, and what was not synced with it.
+    /// The coordinator dies and loses what was not synced.
     fn crash(&mut self) {
         self.reference.count("coordinator_crashes");
         if self.reference.made > self.committed.as_ref().map_or(0, |(snapshot, _)| snapshot.step) {
@@ -475,11 +475,11 @@ impl World {
             self.reference.count("coordinator_crashes_with_unsynced_records");
         }
         self.network.retain(|(_, message)| !matches!(message, Message::Disk(_)));
-        // Short of the workers' heartbeat timeout, or far beyond it.
+        // Shorter than the workers' heartbeat timeout, or much longer.
         self.down_for = if self.rng.random_bool(0.7) { self.rng.random_range(1..10) } else { 60 };
     }
 
-    /// What a new process does with what it finds.
+    /// What a new coordinator process does with the state that it finds.
     fn come_back(&mut self) {
         self.server.machine.resume(self.now);
         self.server.step(self.now, Event::Resumed, None);
@@ -490,7 +490,7 @@ impl World {
             let (snapshot, model) = (snapshot.clone(), model);
             self.commit(snapshot, model);
         }
-        // A damaged disk: some content cannot be read.
+        // A damaged disk: the content of a sample cannot be read.
         if self.fault(0.2) {
             let present: Vec<_> = self.server.machine.present().collect();
             if let Some(gone) = present.choose(&mut self.rng) {
@@ -499,7 +499,7 @@ impl World {
         }
     }
 
-    /// The whole run folder but its checkpoints is gone: another machine goes on from the newest one.
+    /// Loses the run folder except for its checkpoints: a new machine resumes from the newest one.
     fn lose_journal(&mut self) {
         self.reference.count("journals_lost");
         self.starts += 1;
@@ -553,7 +553,7 @@ impl World {
         self.server.step(self.now, event, None);
     }
 
-    /// The same command again, which starts the processes that got stuck anew.
+    /// Repeats the operator's command, which also restarts stuck processes.
     fn start_again(&mut self) {
         self.reference.ended = None;
         self.full_for = 0;
@@ -583,7 +583,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         slots: rng.random_range(prompts_per_step..=prompts_per_step * (max_lag + 1)),
         staleness: *staleness.choose(rng).expect("not empty"),
         uniform_groups: *uniform.choose(rng).expect("not empty"),
-        // Drawn from what is drawn already, so that a seed stays the run that it was.
+        // Derived from a value that is drawn already, so that earlier seeds replay unchanged.
         uniform_by: if samples_per_prompt == 3 { UniformBy::Rewards } else { UniformBy::Labels },
         max_refills: rng.random_range(0..=6),
         min_batch_groups: rng.random_range(1..=prompts_per_step),
@@ -608,7 +608,7 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
         max_worker_losses: rng.random_range(1..=4),
         max_skipped_updates: 1000,
         task_timeout: Duration::from_secs(30),
-        // Below the deadline of a group: whoever holds it up is started again first.
+        // Shorter than the group timeout, so that the holder of a group is restarted before the group is given up.
         stall_timeout: Duration::from_secs(14),
         max_stalls: 1000,
         max_lost_generations: 1000,
@@ -624,14 +624,14 @@ fn options(rng: &mut ChaCha8Rng) -> Options {
     }
 }
 
-/// Which draws are skipped; in a quarter of the seeds, some are. Those that found bugs before stay as they were.
+/// The curriculum, in a quarter of the seeds. Seeds that found bugs before it existed have none.
 fn curriculum(seed: u64) -> Option<Curriculum> {
     if !matches!(seed % 8, 2 | 4) {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(2);
-    // A few problems, so that there are many epochs.
+    // Few problems, so that a run has many epochs.
     let set = |rng: &mut ChaCha8Rng| SetShare { weight: rng.random_range(0.2..3.0), problems: rng.random_range(1..=6) };
     let sets = (0..rng.random_range(1..=3)).map(|_| set(&mut rng)).collect();
     let plan = DrawPlan { seed, shuffle: rng.random(), sets };

@@ -1,4 +1,4 @@
-//! The options that every worker has, whatever its program.
+//! Command-line options that all worker programs share.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -59,27 +59,27 @@ pub struct SecurityArguments {
     pub plaintext: bool,
 }
 
-/// What the options and the environment say of a worker.
+/// Place of a worker in its run, from options and environment.
 #[derive(Clone, Debug)]
 pub struct Placement {
-    /// How its coordinator is reached.
+    /// How to reach its coordinator.
     pub link: Link,
     /// Name of its process slot.
     pub name: String,
 }
 
-/// Why a process has no place in a run.
+/// Why a process cannot be placed in a run.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// An address or a name is missing, malformed or contradictory.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// The run identifier is none.
+    /// The run identifier is malformed.
     #[error(
         "use the run of this process: {0}; give --run-id ID, or set PACS_RUN_ID, to what `run_id` in the run folder says"
     )]
     Run(#[from] NoRunId),
-    /// Nothing says how connections are protected.
+    /// Neither certificates nor plain text was chosen.
     #[error(
         "it is not said how connections are protected: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
          for processes of this machine only"
@@ -91,25 +91,25 @@ pub enum PlaceError {
     /// The health port cannot be listened on.
     #[error("listen on {address} for health probes: {error}")]
     Health {
-        /// As given.
+        /// The address as given.
         address: String,
-        /// Why not.
+        /// Error of the system.
         error: std::io::Error,
     },
-    /// There is no way to the coordinator.
+    /// There is no route to the coordinator.
     #[error("find this machine's address towards {coordinator} within {} s: {error}; give --bind ADDRESS", waited.as_secs())]
     NoRoute {
-        /// Where the coordinator is.
+        /// Address of the coordinator.
         coordinator: String,
-        /// For how long it was tried.
+        /// Time since the first try.
         waited: Duration,
-        /// The last failure.
+        /// Error of the last try.
         error: std::io::Error,
     },
 }
 
 impl PlaceError {
-    /// The exit code that fits.
+    /// Exit code for this error.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
@@ -121,7 +121,7 @@ impl PlaceError {
 }
 
 impl WorkerArguments {
-    /// Finds out where this worker stands, logs who said so, and begins to answer probes.
+    /// Determines this worker's place, logs the source of each value, and starts to answer health probes.
     ///
     /// # Errors
     /// See [`PlaceError`].
@@ -132,7 +132,7 @@ impl WorkerArguments {
         let run_id = RunIdentity::told(&self.run_id)?;
         let security = self.security.security(role)?;
         let health = Health::default();
-        // A variable that is empty counts as not set.
+        // An empty variable counts as not set.
         if let Some(address) = self.health_listen.as_ref().filter(|address| !address.is_empty()) {
             health.serve(address).await.map_err(|error| PlaceError::Health { address: address.clone(), error })?;
         }
@@ -142,11 +142,11 @@ impl WorkerArguments {
         Ok(Placement { link: Link { coordinator, attempt, run_id, started, join_timeout, security, health }, name })
     }
 
-    /// The address that others reach this process at: what `flag` or the environment says, else the one that packets to
-    /// the coordinator leave from.
+    /// The address at which others reach this process: from `flag` or the environment, otherwise the source address of
+    /// packets to the coordinator.
     ///
     /// # Errors
-    /// When there is no way to the coordinator until the join timeout.
+    /// When there is no route to the coordinator within the join timeout.
     pub async fn own_address(&self, flag: Option<&str>, coordinator: &str) -> Result<String, PlaceError> {
         if let Some(said) = Launch::of_process().own_address(flag) {
             return Ok(said.logged("the address of this process").value);
@@ -170,7 +170,7 @@ impl WorkerArguments {
 }
 
 impl SecurityArguments {
-    /// The protection that they ask for.
+    /// The protection that these options select.
     ///
     /// # Errors
     /// See [`PlaceError`].
@@ -183,7 +183,7 @@ impl SecurityArguments {
     }
 }
 
-/// Mutual TLS with the certificate of `role` in `folder`, or in the folder of its name below that.
+/// Mutual TLS with the certificate of `role` in `folder`, or in the subfolder with the role's name.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -193,7 +193,7 @@ pub fn security(folder: &Path, role: PeerRole) -> Result<Security, TlsError> {
     Security::mutual(folder, role)
 }
 
-/// How long one look-up of a name may take; resolvers keep no deadline of ours.
+/// Deadline of one name lookup, because resolvers have none that suits us.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(15);
 
 async fn within<T>(limit: Duration, found: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
@@ -201,7 +201,7 @@ async fn within<T>(limit: Duration, found: impl Future<Output = std::io::Result<
     tokio::time::timeout(limit, found).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// The address that packets to `target` leave from. Nothing is sent.
+/// Source address of packets to `coordinator`, found without sending any.
 async fn address_towards(coordinator: &str) -> std::io::Result<String> {
     let target = super::find(coordinator)?;
     let not_found = || std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");

@@ -1,8 +1,8 @@
-//! Slurm's lists of hosts, as in `SLURM_JOB_NODELIST`: `login,n[1-3,07],gpu[1-2]-ib`.
+//! Slurm host lists, as in `SLURM_JOB_NODELIST`: `login,n[1-3,07],gpu[1-2]-ib`.
 
-/// The hosts of a list, in its order; `None` when it is not such a list.
+/// Expands a host list in order; `None` if it is malformed.
 ///
-/// `scontrol show hostnames` does the same, but compute images need not have it.
+/// `scontrol show hostnames` does the same, but may be missing in compute images.
 pub fn hosts(list: &str) -> Option<Vec<String>> {
     let mut hosts = Vec::new();
     for part in split(list)? {
@@ -11,10 +11,10 @@ pub fn hosts(list: &str) -> Option<Vec<String>> {
     (!hosts.is_empty()).then_some(hosts)
 }
 
-/// More hosts than any cluster has: a typing error must not fill the memory.
+/// Bound on the hosts of a list, so that a typing error does not fill the memory.
 const MOST_HOSTS: usize = 1_000_000;
 
-/// The parts between commas that are not in brackets.
+/// Splits at commas outside of brackets.
 fn split(list: &str) -> Option<Vec<&str>> {
     let (mut parts, mut start, mut inside) = (Vec::new(), 0, false);
     for (at, c) in list.char_indices() {
@@ -34,7 +34,7 @@ fn split(list: &str) -> Option<Vec<&str>> {
     (!inside && parts.iter().all(|part| !part.is_empty())).then_some(parts)
 }
 
-/// Appends `prefix` followed by every expansion of `rest`.
+/// Appends every expansion of `rest`, each with `prefix` in front.
 fn expand(rest: &str, prefix: String, hosts: &mut Vec<String>) -> Option<()> {
     let Some((plain, behind)) = rest.split_once('[') else {
         hosts.push(prefix + rest);
@@ -52,7 +52,7 @@ fn expand(rest: &str, prefix: String, hosts: &mut Vec<String>) -> Option<()> {
             return None;
         }
         for number in from..=to {
-            // Leading zeros are part of the name.
+            // Leading zeros are part of the host name.
             expand(tail, format!("{prefix}{plain}{number:0width$}", width = first.len()), hosts)?;
         }
     }

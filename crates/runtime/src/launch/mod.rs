@@ -1,8 +1,8 @@
-//! Where a process stands in a cluster: its name, the coordinator's address, its own address.
+//! Determines a process's place in a cluster: its name, the coordinator's address, its own address.
 //!
-//! What the command line says goes before the `PACS_*` variables, and those before the variables of the launcher (Slurm,
-//! Kubernetes, `torch` style). The role is never guessed. Which source decided is logged; launchers that contradict each
-//! other are refused, for there is no telling which of them started this process.
+//! Command-line options take precedence over `PACS_*` variables, and those over the launcher's variables (Slurm,
+//! Kubernetes, `torch` style). The role is never guessed. The deciding source is logged; launchers that contradict each
+//! other are refused, because there is no way to tell which of them started this process.
 
 mod arguments;
 mod hostlist;
@@ -14,15 +14,15 @@ pub use self::arguments::{PlaceError, Placement, SecurityArguments, WorkerArgume
 pub use self::hostlist::hosts;
 pub use self::rendezvous::{RECORD_FILE, find, run_id};
 
-/// The port that a coordinator listens on when only its host is known.
+/// Default port of a coordinator whose host alone is known.
 pub const DEFAULT_PORT: u16 = 7700;
 
-/// Looks up environment variables.
+/// Reads a process's place from environment variables.
 pub struct Launch<'a> {
     variable: Box<Lookup<'a>>,
 }
 
-/// Looks an environment variable up.
+/// Looks up an environment variable.
 type Lookup<'a> = dyn Fn(&str) -> Option<String> + Send + 'a;
 
 impl fmt::Debug for Launch<'_> {
@@ -31,17 +31,17 @@ impl fmt::Debug for Launch<'_> {
     }
 }
 
-/// A value, and who decided it.
+/// A value and the source that decided it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed<T> {
-    /// The value.
+    /// The decided value.
     pub value: T,
-    /// The option, or the variable, that it is from.
+    /// Name of the option or variable that it comes from.
     pub source: String,
 }
 
 impl<T: fmt::Display> Placed<T> {
-    /// Logs what was decided, and who decided it.
+    /// Logs the value and its source.
     #[must_use]
     pub fn logged(self, what: &str) -> Self {
         tracing::info!("{what} is {} (from {})", self.value, self.source);
@@ -49,44 +49,44 @@ impl<T: fmt::Display> Placed<T> {
     }
 }
 
-/// Why the place of a process is not known.
+/// Why a process's place cannot be determined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
-    /// Nothing says it.
+    /// No source provides the value.
     #[error("the {what} is not known: give {option}, or set {variable}")]
     Unknown {
-        /// What is missing.
+        /// The missing value.
         what: &'static str,
-        /// The option that says it.
+        /// Option that sets it.
         option: &'static str,
-        /// The variable that says it.
+        /// Variable that sets it.
         variable: &'static str,
     },
-    /// Two launchers say different things.
+    /// Two launchers provide different values.
     #[error("{first} and {second} contradict each other about the {what}: say with {option} which is right")]
     Contradiction {
-        /// What they disagree about.
+        /// The value in question.
         what: &'static str,
-        /// A variable and its value.
+        /// The first variable, with its value.
         first: String,
-        /// Another one.
+        /// The second variable, with its value.
         second: String,
-        /// The option that decides.
+        /// Option that decides.
         option: &'static str,
     },
-    /// A variable does not hold what it should.
+    /// A variable has an invalid value.
     #[error("variable {name} is `{value}`; expected {expected}")]
     Malformed {
-        /// The variable.
+        /// Name of the variable.
         name: &'static str,
-        /// Its value.
+        /// Value that was found.
         value: String,
-        /// What belongs there.
+        /// Form of a valid value.
         expected: &'static str,
     },
 }
 
-/// Position of this process among those of its role, by launcher.
+/// Variables with the index of this process among those of its role, by launcher.
 const INDEX: [&str; 8] = [
     "SLURM_PROCID",
     "JOB_COMPLETION_INDEX",
@@ -99,7 +99,7 @@ const INDEX: [&str; 8] = [
 ];
 
 impl Launch<'static> {
-    /// The environment of this process.
+    /// Reads the environment of this process.
     #[must_use]
     pub fn of_process() -> Self {
         Self::new(|name| std::env::var(name).ok())
@@ -107,12 +107,12 @@ impl Launch<'static> {
 }
 
 impl<'a> Launch<'a> {
-    /// An environment in which `variable` looks names up; empty values count as not set.
+    /// Reads from `variable`; empty values count as not set.
     pub fn new(variable: impl Fn(&str) -> Option<String> + Send + 'a) -> Self {
         Self { variable: Box::new(move |name| variable(name).filter(|value| !value.is_empty())) }
     }
 
-    /// The coordinator's address, host:port or the path of its run folder.
+    /// Address of the coordinator: host:port, or the path of its run folder.
     ///
     /// # Errors
     /// See [`LaunchError`].
@@ -135,7 +135,7 @@ impl<'a> Launch<'a> {
         for name in ["LWS_LEADER_ADDRESS", "MASTER_ADDR", "PET_MASTER_ADDR"] {
             hosts.extend(self.get(name).map(|host| (name, host)));
         }
-        // The ports of these launchers belong to servers of their own.
+        // The port variables of these launchers belong to their own servers, so only the host is used.
         match agreed(hosts, "coordinator's host", "--coordinator")? {
             Some(Placed { value, source }) => Ok(Placed { value: with_port(&value), source }),
             None => Err(LaunchError::Unknown {
@@ -146,7 +146,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// Name of this process slot, the same after a restart: `<role>-<index>`, or the name of the pod.
+    /// Name of this process slot, stable across restarts: `<role>-<index>`, or the name of the pod.
     ///
     /// # Errors
     /// See [`LaunchError`].
@@ -159,7 +159,7 @@ impl<'a> Launch<'a> {
             let Some(value) = self.get(name) else { continue };
             let expected = "a number, counted from 0";
             let index: u32 = value.parse().map_err(|_| LaunchError::Malformed { name, value, expected })?;
-            // The rank of a process says more than that of its node.
+            // The rank of a process takes precedence over that of its node.
             if !(name.ends_with("NODE_RANK") && indices.iter().any(|(known, _)| *known == "RANK")) {
                 indices.push((name, index.to_string()));
             }
@@ -177,14 +177,14 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// The address of this machine that other processes dial, without a port; `None` when nothing says it.
+    /// Address of this machine for other processes, without a port; `None` if no source provides it.
     #[must_use]
     pub fn own_address(&self, flag: Option<&str>) -> Option<Placed<String>> {
         let node = || self.get("SLURMD_NODENAME").map(|value| Placed { value, source: "SLURMD_NODENAME".to_owned() });
         self.said("--bind", flag, "PACS_BIND").or_else(node)
     }
 
-    /// Where a coordinator listens, host:port; the loopback interface when nothing says it.
+    /// Address for a coordinator to listen on, host:port; the loopback interface if no source provides it.
     #[must_use]
     pub fn listen(&self, flag: Option<&str>) -> Placed<String> {
         let node = || {
@@ -195,7 +195,7 @@ impl<'a> Launch<'a> {
         self.said("--listen", flag, "PACS_LISTEN").or_else(node).unwrap_or_else(default)
     }
 
-    /// What the command line or our own variable says.
+    /// The value of the option or of our own variable.
     fn said(&self, option: &str, flag: Option<&str>, variable: &str) -> Option<Placed<String>> {
         match (flag, self.get(variable)) {
             (Some(flag), Some(other)) if flag != other => {
@@ -212,7 +212,7 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// The one value of all candidates, if there is any.
+/// The value that all candidates agree on, if there are any.
 fn agreed(
     candidates: Vec<(&'static str, String)>,
     what: &'static str,
@@ -228,7 +228,7 @@ fn agreed(
 }
 
 fn with_port(host: &str) -> String {
-    // An IPv6 address stands in brackets when a port follows.
+    // An IPv6 address needs brackets before a port.
     if host.contains(':') && !host.starts_with('[') {
         format!("[{host}]:{DEFAULT_PORT}")
     } else {

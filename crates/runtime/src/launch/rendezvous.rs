@@ -1,4 +1,4 @@
-//! Finding a coordinator through the run folder: its address changes whenever a scheduler moves it, the folder does not.
+//! Finds a coordinator through its run folder, which stays in place when a scheduler moves the process.
 
 use std::fs;
 use std::io;
@@ -8,23 +8,23 @@ use serde::Deserialize;
 
 use crate::net::is_run_id;
 
-/// The file of a run folder that says where its coordinator listens.
+/// File in the run folder with the coordinator's address.
 pub const RECORD_FILE: &str = "coordinator.json";
 
-/// The file of a run folder that says which run it is.
+/// File in the run folder with the run's id.
 const RUN_ID_FILE: &str = "run_id";
 
-/// As much of the file as is needed here.
+/// The part of the record that is needed here.
 #[derive(Deserialize)]
 struct Record {
     address: String,
 }
 
-/// The address, host:port, that `coordinator` stands for: itself, unless it is an absolute path; then that of the
-/// coordinator that works in that folder, or did last.
+/// Resolves `coordinator` to host:port. An absolute path is a run folder, and resolves to the coordinator that works
+/// there or did last; anything else is the address itself.
 ///
 /// # Errors
-/// When the folder does not say (yet).
+/// When the folder has no record (yet).
 pub fn find(coordinator: &str) -> io::Result<String> {
     let folder = Path::new(coordinator);
     if !folder.is_absolute() {
@@ -35,7 +35,7 @@ pub fn find(coordinator: &str) -> io::Result<String> {
     found.map_err(|error| io::Error::new(error.kind(), format!("read `{}`: {error}", path.display())))
 }
 
-/// The id of the run in the folder that `coordinator` is; `None` when it is an address, or the folder has none yet.
+/// The run id in the folder `coordinator`; `None` for an address, or when the folder has no id yet.
 #[must_use]
 pub fn run_id(coordinator: &str) -> Option<String> {
     let folder = Path::new(coordinator);

@@ -1,16 +1,16 @@
-//! Which connections a process has, so that strangers cannot take all that there may be.
+//! Admission of connections, so that unauthenticated peers cannot exhaust them.
 //!
-//! A connection is a stranger's until its certificate is verified ([`Seat::prove`]) or, in plain text, until its first call is
-//! let in by a guard ([`Holder::settle`]). Strangers have few seats; when all are taken, a newcomer takes that of another
-//! stranger: the one that has waited longest among those of the address that has most. So a peer that means to work gets in,
-//! however many others connect and say nothing; waiting in line would let them hold it up.
+//! A connection belongs to a *stranger* until its certificate is verified ([`Seat::prove`]) or, in plain text, until a
+//! guard admits its first call ([`Holder::settle`]). Strangers have few seats. When all are taken, a newcomer evicts
+//! another stranger: the one that has waited longest, of the host with the most strangers. So a legitimate peer gets in
+//! however many others connect and stay silent; in a queue they would delay it.
 //!
-//! A seat is safe for a short while, longer once its peer has spoken. Without that, thousands of workers that look for their
-//! run at once would put each other out in the middle of their handshakes, and nobody would get in. Newcomers wait for that
-//! while in the system's queue. An address that has most of the seats is not protected from others.
+//! A seat is protected for a short time, and longer once its peer has spoken. Otherwise thousands of workers that look
+//! for their run at once would evict each other in the middle of their handshakes. Newcomers wait in the listen queue
+//! meanwhile. A host that holds most of the seats is not protected from other hosts.
 //!
-//! Peers with a certificate have all seats but those of strangers; one that has not called yet makes room when all of them
-//! are taken. What is settled is never put out, and together they leave file descriptors for what the process writes.
+//! Peers with a certificate may use all seats except those of strangers. One that has not called yet can be evicted
+//! when all are taken. Settled peers are never evicted. Some file descriptors are reserved for what the process writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,16 +21,16 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, oneshot};
 
-/// File descriptors that are left for journals, checkpoints, logs and child processes; of a low limit, half.
+/// File descriptors reserved for journals, checkpoints, logs and child processes; at most half of the limit.
 const RESERVED: usize = 256;
-/// Connections at once, whatever the system allows: each takes some 30 KiB.
+/// Bound on connections, whatever the system allows: each takes some 30 KiB.
 const MOST: usize = 65_536;
-/// Strangers at once.
+/// Bound on concurrent strangers.
 const MOST_STRANGERS: usize = 256;
-/// How long the seat of a stranger is safe: of one that has said nothing, and of one that has. A handshake is a millisecond of
-/// work; 256 of them on a busy machine may take a second.
+/// How long the seat of a stranger is protected, by whether it has spoken. A handshake takes a millisecond of work; 256
+/// of them on a busy machine may take a second.
 const CHANCES: Chances = Chances { silent: Duration::from_millis(250), speaking: Duration::from_secs(2) };
-/// Lines about strangers in one [`WINDOW`].
+/// Bound on log lines about strangers per [`WINDOW`].
 const MOST_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -41,7 +41,7 @@ pub(super) struct Admission(Arc<Seats>);
 #[derive(Debug)]
 struct Seats {
     state: Mutex<State>,
-    /// A stranger's seat has become free.
+    /// Notified when a stranger's seat becomes free.
     freed: Notify,
 }
 
@@ -59,7 +59,7 @@ struct State {
     newest: u64,
     settled: BTreeSet<u64>,
     strangers: BTreeMap<u64, Stranger>,
-    /// Peers with a certificate of ours that have not called yet.
+    /// Peers with a valid certificate that have not called yet.
     proven: BTreeMap<u64, Stranger>,
     lines: Option<(Instant, u32)>,
     untold: u64,
@@ -70,22 +70,22 @@ struct Stranger {
     host: IpAddr,
     since: Instant,
     has_spoken: bool,
-    /// Tells its connection to end; dropped, that it is a stranger's no more.
+    /// Evicts the connection. Dropped when it no longer belongs to a stranger.
     put_out: oneshot::Sender<()>,
 }
 
-/// What there is for a newcomer.
+/// Result of a newcomer's request for a seat.
 #[derive(Debug)]
 pub(super) enum Admitted {
-    /// A seat, and word when it has to make room for another.
+    /// A seat, and a signal that arrives when the peer is evicted.
     Seat(Seat, oneshot::Receiver<()>),
-    /// Room when another seat is free, or not safe any more, which is after this time.
+    /// No seat yet: ask again when one is freed or loses its protection, which is after this time.
     After(Duration),
-    /// Nothing: all seats are taken by peers that work.
+    /// No seat: all are held by settled peers.
     Full,
 }
 
-/// A seat is taken for a connection, which has it until this is dropped.
+/// The seat of a connection, freed on drop.
 #[derive(Debug)]
 pub(super) struct Seat {
     admission: Admission,
@@ -93,14 +93,14 @@ pub(super) struct Seat {
 }
 
 impl Admission {
-    /// As many seats as the process may have file descriptors, and the system's largest number of them.
+    /// As many seats as the process can have file descriptors, after raising their limit.
     pub(super) fn of_process() -> Self {
         let descriptors = descriptors();
         let most = descriptors.saturating_sub(RESERVED.min(descriptors / 2)).clamp(1, MOST);
         Self::with(most, MOST_STRANGERS.min(most.div_ceil(2)), CHANCES)
     }
 
-    /// So many seats, of which so many are for strangers, and none of those is safe.
+    /// Seats without protection, `most` in all and `most_strangers` of them for strangers.
     pub(super) fn new(most: usize, most_strangers: usize) -> Self {
         Self::with(most, most_strangers, Chances { silent: Duration::ZERO, speaking: Duration::ZERO })
     }
@@ -112,24 +112,24 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of it is a whole one.
+        // Every change under the lock is complete, so a poisoned lock is usable.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for a stranger from this host, when there is one: `None` when all are taken by peers that work.
+    /// Waits for a stranger's seat; `None` when all are held by settled peers.
     pub(super) async fn seat(&self, host: IpAddr) -> Option<(Seat, oneshot::Receiver<()>)> {
         loop {
             let freed = self.0.freed.notified();
             match self.admit(host, Instant::now()) {
                 Admitted::Seat(seat, put_out) => return Some((seat, put_out)),
                 Admitted::Full => return None,
-                // An error is the time that has passed.
+                // A timeout only means that a protection has expired.
                 Admitted::After(wait) => drop(tokio::time::timeout(wait, freed).await),
             }
         }
     }
 
-    /// What there is for a stranger from this host.
+    /// Requests a seat for a stranger from this host.
     fn admit(&self, host: IpAddr, now: Instant) -> Admitted {
         let mut state = self.lock();
         let is_full = state.taken() >= state.most;
@@ -148,7 +148,7 @@ impl Admission {
         Admitted::Seat(Seat { admission: self.clone(), number }, told)
     }
 
-    /// Logs something about strangers, unless too much was said of late.
+    /// Logs a line about strangers, unless too many were logged lately.
     pub(super) fn complain_of(&self, line: impl FnOnce() -> String) {
         Self::complain(&mut self.lock(), line);
     }
@@ -165,11 +165,11 @@ impl State {
         self.strangers.len() + self.proven.len() + self.settled.len()
     }
 
-    /// Puts a stranger out for a newcomer from `host`, or when all seats are taken, a peer that has not called yet. Its
-    /// connection ends at once; the seat counts as free already.
+    /// Evicts a stranger for a newcomer from `host`; when all seats are taken, also a peer that has not called yet. Its
+    /// connection ends at once, and the seat counts as free already.
     ///
     /// # Errors
-    /// The time after which somebody can be, if there is anybody.
+    /// The time after which a seat loses its protection, if any will.
     fn put_one_out(&mut self, host: IpAddr, is_full: bool, now: Instant) -> Result<(), Option<Duration>> {
         let chances = self.chances;
         let proven = is_full.then_some(&mut self.proven);
@@ -186,7 +186,7 @@ impl State {
         Err(soonest)
     }
 
-    /// Whether another line may be said: then how many were not.
+    /// Whether another line may be logged; if so, the number of lines that were suppressed.
     fn may_say(&mut self, now: Instant) -> Option<u64> {
         let (_, lines) = match &mut self.lines {
             Some(window) if now.duration_since(window.0) < WINDOW => window,
@@ -201,10 +201,11 @@ impl State {
     }
 }
 
-/// The stranger that has waited longest, of the host that has most of those whose seats are not safe from a newcomer of `host`.
+/// The longest-waiting stranger of the host with the most seats, among seats that are not
+/// protected from a newcomer of `host`.
 ///
 /// # Errors
-/// The time until one of them is not, if there is any.
+/// The time until one of them loses its protection, if any will.
 fn longest_of_the_most(
     strangers: &BTreeMap<u64, Stranger>,
     host: IpAddr,
@@ -229,14 +230,14 @@ fn longest_of_the_most(
 }
 
 impl Seat {
-    /// Notes that the peer has said something.
+    /// Records that the peer has sent something.
     pub(super) fn speaks(&self) {
         if let Some(stranger) = self.admission.lock().strangers.get_mut(&self.number) {
             stranger.has_spoken = true;
         }
     }
 
-    /// Notes that the peer has a certificate of ours.
+    /// Records that the peer has a valid certificate.
     pub(super) fn prove(&self) {
         let mut state = self.admission.lock();
         if let Some(stranger) = state.strangers.remove(&self.number) {
@@ -246,7 +247,7 @@ impl Seat {
         self.admission.0.freed.notify_one();
     }
 
-    /// What a peer is known by, for those who let its calls in.
+    /// A handle on the seat for guards, which settle it.
     pub(super) fn holder(&self) -> Holder {
         Holder(Some(Arc::new((AtomicBool::new(false), self.admission.clone(), self.number))))
     }
@@ -255,7 +256,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
-        // One that was put out has none any more.
+        // The seat of an evicted connection is gone already.
         if state.strangers.remove(&self.number).is_none() && state.proven.remove(&self.number).is_none() {
             state.settled.remove(&self.number);
         }
@@ -264,12 +265,12 @@ impl Drop for Seat {
     }
 }
 
-/// Who has a seat; none for a peer that was let in by other means.
+/// Handle on a peer's seat; empty for a peer that was admitted by other means.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Holder(Option<Arc<(AtomicBool, Admission, u64)>>);
 
 impl Holder {
-    /// A call of the peer was let in: it is no stranger.
+    /// Records that a call of the peer was admitted, so that it is no longer a stranger.
     pub(super) fn settle(&self) {
         let Some((is_settled, admission, number)) = self.0.as_deref() else { return };
         if !is_settled.swap(true, Ordering::Relaxed) {
@@ -283,13 +284,13 @@ impl Holder {
     }
 }
 
-/// How many file descriptors the process may have: as many as the system lets it ask for.
+/// Number of file descriptors that the process may have, after raising the soft limit to the hard one.
 fn descriptors() -> usize {
     let wanted = getrlimit(Resource::RLIMIT_NOFILE).map(|(now, most)| {
         let raised = most > now && setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok();
         if raised { most } else { now }
     });
-    // Where nobody knows, what every system has.
+    // The default limit, if the system does not say.
     wanted.ok().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1024)
 }
 
@@ -301,7 +302,7 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    /// A seat that there is at once.
+    /// A seat that is granted without waiting.
     fn seat(admission: &Admission, last: u8) -> Option<(Seat, oneshot::Receiver<()>)> {
         match admission.admit(host(last), Instant::now()) {
             Admitted::Seat(seat, put_out) => Some((seat, put_out)),
@@ -310,13 +311,13 @@ mod tests {
         }
     }
 
-    /// Seats of peers that work, and of strangers.
+    /// Numbers of settled peers and of strangers.
     fn taken(admission: &Admission) -> (usize, usize) {
         let state = admission.lock();
         (state.settled.len(), state.strangers.len())
     }
 
-    /// Numbers of the strangers that were put out.
+    /// Indexes of the strangers that were evicted.
     fn out(told: &mut [oneshot::Receiver<()>]) -> Vec<usize> {
         (0..).zip(told).filter_map(|(number, told)| told.try_recv().is_ok().then_some(number)).collect()
     }
@@ -357,7 +358,7 @@ mod tests {
         let (stranger, mut told) = seat(&admission, 1).expect("room again");
         let (_newcomer, _told) = seat(&admission, 2).expect("the stranger makes room");
         assert_eq!(told.try_recv(), Ok(()));
-        // Too late.
+        // Settling an evicted connection has no effect.
         stranger.holder().settle();
         drop(stranger);
         assert_eq!(taken(&admission), (2, 1));

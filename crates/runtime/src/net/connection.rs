@@ -1,4 +1,4 @@
-//! Connections that come in.
+//! Incoming connections: handshake, identity and admission of peers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,47 +19,47 @@ use super::admission::{Admission, Holder, Seat};
 use super::tls::{Tls, role_of};
 use super::{PeerRole, Security};
 
-/// How long a peer may take to prove who it is and to say what it speaks.
+/// Deadline for the TLS handshake and the HTTP/2 preface.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a peer may take to its first call.
+/// Deadline for a peer's first call.
 const FIRST_CALL: Duration = Duration::from_secs(30);
-/// Connections of probes at once.
+/// Bound on concurrent connections of probes.
 const PROBES: usize = 64;
 
-/// What every client of HTTP/2 says first.
+/// First bytes of every HTTP/2 client.
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Who is at the other end.
+/// Identity of the process at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it dialled from.
+    /// Remote address; `None` if the connection has none.
     pub address: Option<SocketAddr>,
-    /// What its certificate says; `None` in plain text, within one machine.
+    /// Role in its certificate; `None` in plain text, within one machine.
     pub role: Option<PeerRole>,
     holder: Holder,
 }
 
 impl Peer {
-    /// A peer whose connection is not one of [`accept`].
+    /// A peer of a connection that [`accept`] did not make.
     #[must_use]
     pub fn new(address: Option<SocketAddr>, role: Option<PeerRole>) -> Self {
         Self { address, role, holder: Holder::default() }
     }
 
-    /// Notes that a call of the peer was let in: its connection stays, however many others come.
+    /// Records that a call of the peer was admitted, so that its connection cannot be evicted any more.
     pub(super) fn settle(&self) {
         self.holder.settle();
     }
 }
 
-/// A connection that came in, with its peer's identity.
+/// An accepted connection with its peer's identity.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
     peer: Peer,
-    /// What was read already and is to be read again.
+    /// The part of the preface that was read already and has to be read again.
     ahead: &'static [u8],
-    /// Until its first call.
+    /// Present until the first call.
     stranger: Option<Stranger>,
     _seat: Seat,
 }
@@ -70,22 +70,22 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What ends a connection that nothing comes of.
+/// Conditions that end a connection without calls.
 #[derive(Debug)]
 struct Stranger {
     put_out: oneshot::Receiver<()>,
-    /// None where peers need not call.
+    /// Deadline for the first call; `None` where peers need not call.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Accepts connections until the stream is dropped. Peers without a certificate of ours are turned away, and so are those
-/// that say nothing: however many they are, they neither take all file descriptors nor hold others up.
+/// Accepts connections until the stream is dropped. Peers without a valid certificate and silent peers are turned away;
+/// however many there are, they neither exhaust the file descriptors nor delay others.
 #[must_use]
 pub fn accept(listener: TcpListener, security: Security) -> ReceiverStream<io::Result<Connection>> {
     accept_into(listener, security, Admission::of_process(), Some(FIRST_CALL))
 }
 
-/// Accepts connections of probes, in plain text: a few, of which a new one takes the place of the oldest.
+/// Accepts plain-text connections of probes, a few at a time; a new one evicts the oldest.
 pub(crate) fn accept_probes(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
     accept_into(listener, Security::Plain, Admission::new(PROBES, PROBES), None)
 }
@@ -96,9 +96,9 @@ fn accept_into(
     admission: Admission,
     first_call: Option<Duration>,
 ) -> ReceiverStream<io::Result<Connection>> {
-    // Full when the server takes none: then they wait, each for as long as it has to greet.
+    // Full while the server accepts none; connections then wait, each until its greeting deadline.
     let (sender, connections) = mpsc::channel(64);
-    // Ends with the receiver.
+    // Ends when the receiver is dropped.
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -108,13 +108,13 @@ fn accept_into(
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors, mostly: others give some back.
+                    // Mostly out of file descriptors: others will free some.
                     admission.complain_of(|| format!("a connection was not accepted: {error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            // Closed at once where there is no room: left in the system's queue it would keep others from being seen.
+            // Closed at once if there is no seat: left in the listen queue, it would hide connections after it.
             let seat = tokio::select! {
                 seat = admission.seat(address.ip()) => seat,
                 () = sender.closed() => return,
@@ -127,7 +127,8 @@ fn accept_into(
             let (security, sender, admission) = (security.clone(), sender.clone(), admission.clone());
             tokio::spawn(async move {
                 let greeted = async {
-                    // Not `readable`, which may return when there is nothing to read: silent peers would be taken for speaking ones.
+                    // `peek` instead of `readable`, which may return spuriously: silent peers
+                    // would count as having spoken.
                     if stream.peek(&mut [0]).await? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
@@ -155,7 +156,7 @@ fn accept_into(
     ReceiverStream::new(connections)
 }
 
-/// Takes the first words of a peer, which show that it speaks HTTP/2 and means to.
+/// Reads the first bytes of a peer, which show that it speaks HTTP/2.
 async fn greet(
     stream: TcpStream,
     address: SocketAddr,
@@ -192,11 +193,11 @@ async fn handshake(stream: TcpStream, tls: &Tls) -> io::Result<(TlsStream<TcpStr
 }
 
 impl Stranger {
-    /// Why the connection has to end, if it has to; whether the peer is a stranger still.
+    /// Returns an error if the connection has to end, otherwise whether the peer is still a stranger.
     fn poll(&mut self, context: &mut Context<'_>) -> Result<bool, io::Error> {
         match Pin::new(&mut self.put_out).poll(context) {
             Poll::Ready(Ok(())) => Err(io::Error::new(io::ErrorKind::TimedOut, "another connection needs the room")),
-            // Nobody can put it out any more.
+            // The seat was settled, so it cannot be evicted any more.
             Poll::Ready(Err(_)) => Ok(false),
             Poll::Pending => match self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
                 Some(Poll::Ready(())) => Err(io::Error::new(io::ErrorKind::TimedOut, "no call in time")),

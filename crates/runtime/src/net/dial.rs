@@ -1,4 +1,4 @@
-//! Connections that go out.
+//! Outgoing connections: name lookup, TLS and deadlines.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,28 +16,28 @@ use tonic::transport::{Channel, Endpoint};
 use super::{PeerRole, PlainText, RunChannel, RunIdentity, Security, neighbour, of_run};
 use crate::launch;
 
-/// How long one attempt to connect may take.
+/// Deadline of one attempt to connect.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long all of it may take, names looked up and connections made.
+/// Deadline of a whole dial, with name lookups and all attempts.
 const DIAL_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Why there is no connection.
+/// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The address cannot be used.
+    /// The address is malformed.
     #[error("address `{0}` is not host:port")]
     Address(String),
-    /// It would be in plain text.
+    /// It would leave the machine in plain text.
     #[error(transparent)]
     PlainText(#[from] PlainText),
-    /// Nobody answers, or not as it should; it may be tried again.
+    /// No answer, or an unexpected one; another try may succeed.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// Connects once to the process of role `peer` at `address` (host:port), for calls that belong to `run`. While it is not
-/// known it is not named, which registration takes.
+/// Connects once to the process of role `peer` at `address` (host:port), for calls that belong to `run`. A run that is
+/// not known yet is not named, which only registration accepts.
 ///
 /// # Errors
 /// See [`DialError`].
@@ -50,8 +50,9 @@ pub async fn dial(
     Ok(of_run(dial_any(address, peer, security).await?, run.clone()))
 }
 
-/// The same for calls that belong to no run, as operators make them. `address` may be the folder of a run, too (see
-/// [`launch::find`]): it is read for every connection, so that a channel follows a coordinator that starts again elsewhere.
+/// The same for calls that belong to no run, as operators make them. `address` may also be a run
+/// folder (see [`launch::find`]), which is read for every connection, so that a channel follows a
+/// coordinator that restarts elsewhere.
 pub(crate) async fn dial_any(address: &str, peer: PeerRole, security: &Security) -> Result<Channel, DialError> {
     let found = launch::find(address).map_err(|error| DialError::Unreachable(error.to_string()))?;
     let endpoint = endpoint(&found)?
@@ -64,7 +65,7 @@ pub(crate) async fn dial_any(address: &str, peer: PeerRole, security: &Security)
     within(DIAL_DEADLINE, address, connected(endpoint, (address, &found), peer, security)).await
 }
 
-/// The endpoint of an address (host:port). Who encrypts is the connector, so its scheme means nothing.
+/// The endpoint of an address (host:port). The connector does the encryption, so the URL scheme has no effect.
 pub(super) fn endpoint(address: &str) -> Result<Endpoint, DialError> {
     Endpoint::from_shared(format!("http://{address}"))
         .ok()
@@ -72,7 +73,7 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, DialError> {
         .ok_or_else(|| DialError::Address(address.to_owned()))
 }
 
-/// Gives an attempt to reach `address` up after `limit`: resolvers keep no deadline of ours.
+/// Gives up an attempt to reach `address` after `limit`, because resolvers have no deadline that suits us.
 async fn within<T>(
     limit: Duration,
     address: &str,
@@ -96,13 +97,13 @@ async fn connected(
         return Err(PlainText { address }.into());
     }
     let (target, security) = (Arc::<str>::from(address), security.clone());
-    // Called for every connection of a channel, so that names and certificates are looked at anew.
+    // Called for every connection of a channel, so that names and certificates are read again each time.
     let connector = tower::service_fn(move |_| {
         let target = Arc::clone(&target);
         let tls = match &security {
             Security::Plain => None,
             Security::Mutual(tls) => {
-                // What the peer is matters, not where: its certificate holds its role.
+                // The certificate proves the peer's role, not its host, so the role's name is verified.
                 let name = ServerName::try_from(peer.dns_name()).expect("the names of roles are DNS names");
                 Some((tls.client(), name))
             }
@@ -117,21 +118,21 @@ async fn connected(
     endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Unreachable(error_chain(&error)))
 }
 
-/// What HTTP/2 runs on.
+/// The transport of an HTTP/2 connection.
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// What holds for connections that must stay within this machine.
+/// Rules for connections that must stay within this machine.
 #[derive(Clone, Copy)]
 pub(super) struct Within {
-    /// Says why an address beyond the loopback interface is not connected to.
+    /// Message for an address outside of the loopback interface.
     pub(super) elsewhere: fn(String) -> String,
-    /// Refuses a process, by this process's address of the connection and its own.
+    /// Refuses a peer process, given the local and the remote address of the connection.
     pub(super) check: fn(SocketAddr, SocketAddr) -> io::Result<()>,
 }
 
-/// Connects to the first address of a name that answers, by TLS where there is a configuration for it; with `within` only
-/// on the loopback interface.
+/// Connects to the first address of a name that answers, with TLS if there is a configuration. With `within`, only the
+/// loopback interface is allowed.
 pub(super) async fn connect(
     address: &str,
     within: Option<Within>,

@@ -9,7 +9,7 @@ use tonic::{Request, Status};
 use super::run::{CalledPath, other_run, run_in};
 use super::{Peer, PeerRole, RunIdentity};
 
-/// Says who may call a service.
+/// Decides who may call a service.
 #[derive(Clone, Debug)]
 pub struct Guard {
     service: &'static str,
@@ -18,14 +18,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Lets peers of these roles call `service`; in plain text, which stays within one machine, everybody.
+    /// Admits peers of these roles to `service`; in plain text, which stays within one machine, admits everybody.
     #[must_use]
     pub fn new(service: &'static str, allowed: &'static [PeerRole]) -> Self {
         Self { service, allowed, gate: None }
     }
 
-    /// Lets in only callers that say that they belong to the run of `gate`. A registration may leave that open: its answer
-    /// tells the worker.
+    /// Admits only callers that name the run of `gate`. A registration may leave it out, because
+    /// its answer tells the worker.
     #[must_use]
     pub fn of_run(mut self, gate: &RunGate) -> Self {
         self.gate = Some(gate.clone());
@@ -35,7 +35,7 @@ impl Guard {
 
 impl Interceptor for Guard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        // Only connections of ours carry a peer; one that does not was let in by mistake.
+        // Only our own listener attaches a peer; a connection without one was admitted by mistake.
         let peer = request.extensions().get::<Peer>();
         let peer = peer.ok_or_else(|| Status::internal("the connection has no peer"))?;
         if let Some(role) = peer.role.filter(|role| !self.allowed.contains(role)) {
@@ -50,8 +50,8 @@ impl Interceptor for Guard {
     }
 }
 
-/// Tells callers of a process's own run from strangers. Clones share what they remember, so that all services of a
-/// process complain once about a stranger.
+/// Compares the run of callers with the process's own. Clones share the memory of strangers, so that all services of a
+/// process log each stranger once.
 #[derive(Clone, Debug)]
 pub struct RunGate {
     run: RunIdentity,
@@ -86,7 +86,7 @@ impl RunGate {
         Err(other_run(ours, format!("this is run {ours}, and the call names {theirs}")))
     }
 
-    /// Logs a stranger, once.
+    /// Logs a caller of another run, once.
     fn note(&self, peer: &Peer, theirs: &str, ours: &str) {
         let host = peer.address.map(|address| address.ip());
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,27 +96,27 @@ impl RunGate {
     }
 }
 
-/// Strangers that are remembered; the oldest is forgotten for a new one.
+/// Bound on remembered strangers; the oldest is forgotten first.
 const MOST_STRANGERS: usize = 64;
-/// A stranger that is still there after this long is told of again.
+/// Time after which a stranger that is still there is logged again.
 const REMIND: Duration = Duration::from_secs(600);
-/// Lines about strangers in one [`WINDOW`]: many that come at once, from made-up runs, must not fill a log.
+/// Bound on log lines about strangers per [`WINDOW`], because runs can be made up.
 const MOST_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Where a caller is, and the run that it names.
+/// Address of a caller and the run that it names.
 type Stranger = (Option<IpAddr>, String);
 
 #[derive(Debug, Default)]
 struct Strangers {
     known: VecDeque<(Stranger, Instant)>,
-    /// Of the window: when it began, and the lines in it.
+    /// Start of the current window, and number of lines in it.
     window: Option<(Instant, u32)>,
     untold: u64,
 }
 
 impl Strangers {
-    /// Whether to log a stranger: then how many were not told of before.
+    /// Whether to log a stranger; if so, the number of strangers that were not logged before.
     fn meet(&mut self, stranger: Stranger, now: Instant) -> Option<u64> {
         if self.known.iter().any(|(known, told)| *known == stranger && now.duration_since(*told) < REMIND) {
             return None;

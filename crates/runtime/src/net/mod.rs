@@ -1,9 +1,9 @@
 //! Connections between processes: mutual TLS, or plain text within one machine.
 //!
-//! A certificate says what its holder is, not where it runs: the role is a name below `pacs.internal` among its DNS names.
-//! So a node needs no certificate of its own, and a worker that moves keeps its identity. [`Security`] holds the files,
-//! [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] says who may call a service. Every call names
-//! the run of its caller ([`RunIdentity`]).
+//! A certificate proves the role of its holder, not its host: the role is a name under `pacs.internal` among the DNS
+//! names. So nodes need no certificates of their own, and a worker that moves keeps its identity. [`Security`] holds
+//! the files, [`dial`] and [`accept`] use them for each new connection, and a [`Guard`] decides who may call a service.
+//! Every call names the run of its caller ([`RunIdentity`]).
 
 mod admission;
 mod connection;
@@ -38,7 +38,7 @@ pub use self::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsError, check_role};
 
 use self::tls::Tls;
 
-/// How the connections of a process are protected.
+/// Protection of a process's connections.
 #[derive(Clone, Default)]
 pub enum Security {
     /// Plain text, between addresses of the loopback interface only.
@@ -49,8 +49,9 @@ pub enum Security {
 }
 
 impl Security {
-    /// Mutual TLS with the files `ca.crt`, `tls.crt` and `tls.key` of `folder`, which must be those of `role`; or `folder`
-    /// is a file that holds the certificate, the authority's and the key. They are read again when they change.
+    /// Mutual TLS with the files `ca.crt`, `tls.crt` and `tls.key` in `folder`, which must be those of `role`.
+    /// `folder` may also be a single file with the certificate, the authority's and the key. The files are
+    /// read again when they change.
     ///
     /// # Errors
     /// See [`TlsError`].
@@ -58,10 +59,10 @@ impl Security {
         Tls::load(folder, role).map(|tls| Self::Mutual(Arc::new(tls)))
     }
 
-    /// Whether connections from other machines may come in at `address`.
+    /// Checks that listening at `address` does not allow plain text from other machines.
     ///
     /// # Errors
-    /// When they would be in plain text.
+    /// When it would.
     pub fn check_listen(&self, address: SocketAddr) -> Result<(), PlainText> {
         match self {
             Self::Plain if !address.ip().is_loopback() => Err(PlainText { address: address.to_string() }),
@@ -69,8 +70,9 @@ impl Security {
         }
     }
 
-    /// What TLS connections use now that do not carry gRPC: as a client, and as a server that asks for a certificate. The
-    /// client asks for the name of a role ([`PeerRole::dns_name`]); whom a server lets in says [`check_role`].
+    /// The current TLS configurations for connections that do not carry gRPC: as a client, and as a server that
+    /// requires a certificate. The client verifies the name of a role ([`PeerRole::dns_name`]); [`check_role`] decides
+    /// which peers a server admits.
     #[must_use]
     pub fn rustls(&self) -> Option<(Arc<ClientConfig>, Arc<ServerConfig>)> {
         match self {
@@ -79,7 +81,7 @@ impl Security {
         }
     }
 
-    /// How long peers will still take this process's certificate.
+    /// Time until this process's certificate expires; `None` in plain text.
     #[must_use]
     pub fn valid_for(&self) -> Option<Duration> {
         match self {
@@ -88,7 +90,7 @@ impl Security {
         }
     }
 
-    /// The folder of the certificates.
+    /// The folder of the certificates; `None` in plain text.
     #[must_use]
     pub fn folder(&self) -> Option<PathBuf> {
         match self {
@@ -114,6 +116,6 @@ impl fmt::Debug for Security {
          (`pacs certs` makes the files)"
 )]
 pub struct PlainText {
-    /// The address, as it was given.
+    /// The address as given.
     pub address: String,
 }

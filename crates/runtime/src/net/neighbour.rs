@@ -1,21 +1,22 @@
-//! Whose process is at the other end of a connection within this machine.
+//! Checks which user owns the process at the other end of a connection within this machine.
 //!
-//! Plain text proves nothing, and every user of a machine can listen on a loopback port: when a coordinator is killed, another
-//! user may take its port, and its workers would run what that one tells them to. The system knows whose sockets they are.
+//! Plain text proves nothing, and every user of a machine can listen on a loopback port. When a coordinator is
+//! killed, another user could take its port, and its workers would carry out that user's orders. The kernel
+//! knows the owners of sockets.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 
-/// State of a socket that listens, in `/proc/net/tcp`.
+/// State of a listening socket in `/proc/net/tcp`.
 const LISTENS: &str = "0A";
 
-/// Refuses the process at `theirs`, which this one has connected to from `ours`, when it is of another user than this process
-/// and not the superuser's.
+/// Refuses the process at `theirs`, to which this one has connected from `ours`, if it belongs to another user, except
+/// for the superuser.
 ///
 /// # Errors
-/// When it is. A system that does not say whose it is lets it pass.
+/// When it does. If the system does not tell the owner, the connection is allowed.
 pub(super) fn check(ours: SocketAddr, theirs: SocketAddr) -> io::Result<()> {
     let Some(user) = own_user() else { return Ok(()) };
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
@@ -29,7 +30,7 @@ pub(super) fn check(ours: SocketAddr, theirs: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// The user of this process.
+/// User id of this process.
 fn own_user() -> Option<u32> {
     fs::metadata("/proc/self").ok().map(|metadata| metadata.uid())
 }
@@ -41,7 +42,7 @@ struct Socket {
     remote: SocketAddr,
     listens: bool,
     user: u32,
-    /// 0: no process has it yet.
+    /// 0 while no process has accepted the connection.
     inode: u64,
 }
 
@@ -50,14 +51,14 @@ impl Socket {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (local, remote) = (address(fields.next()?)?, address(fields.next()?)?);
         let listens = fields.next()? == LISTENS;
-        // Queues, timer and retransmissions.
+        // Skips queues, timer and retransmissions.
         let user = fields.nth(3)?.parse().ok()?;
         let inode = fields.nth(1)?.parse().ok()?;
         Some(Self { local, remote, listens, user, inode })
     }
 }
 
-/// An address as the kernel prints it: words of 32 bits in this machine's byte order.
+/// Parses an address as the kernel prints it: 32-bit words in the machine's byte order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |index: usize| ip.get(8 * index..8 * index + 8).and_then(|word| u32::from_str_radix(word, 16).ok());
@@ -66,7 +67,7 @@ fn address(text: &str) -> Option<SocketAddr> {
         32 => {
             let words = [word(0)?, word(1)?, word(2)?, word(3)?].map(u32::to_ne_bytes);
             let bytes: [u8; 16] = words.concat().try_into().ok()?;
-            // A socket of both families has addresses of the older one within those of the newer one.
+            // A dual-stack socket has IPv4 addresses mapped into IPv6.
             IpAddr::from(Ipv6Addr::from(bytes)).to_canonical()
         }
         _ => return None,
@@ -74,8 +75,8 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// The user of the socket at `theirs` that is connected with `ours`; while no process has accepted the connection, of the one
-/// that listens there.
+/// User of the socket at `theirs` that is connected to `ours`; before the connection is accepted,
+/// that of the listening socket.
 fn owner<I: Iterator<Item = Socket>>(sockets: impl Fn() -> I, ours: SocketAddr, theirs: SocketAddr) -> Option<u32> {
     let accepted = sockets().find(|socket| (socket.local, socket.remote) == (theirs, ours) && socket.inode != 0);
     let is_there = |socket: &Socket| socket.local.port() == theirs.port() && socket.listens;
@@ -85,7 +86,7 @@ fn owner<I: Iterator<Item = Socket>>(sockets: impl Fn() -> I, ours: SocketAddr, 
             is_there(socket) && if exact { ip == theirs.ip() } else { ip.is_unspecified() }
         })
     };
-    // The system prefers the one that listens at this very address.
+    // The kernel prefers a listener on this exact address.
     accepted.or_else(|| listens(true)).or_else(|| listens(false)).map(|socket| socket.user)
 }
 

@@ -2,26 +2,26 @@ use std::fmt;
 
 use pacs_types::Role;
 
-/// What a process is to others: the subject of its certificate.
+/// Role of a process, as its certificate proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum PeerRole {
-    /// Holds the run together.
+    /// Owns the run: hands out work and writes the journal.
     Coordinator,
-    /// Computes gradients and hands out weights.
+    /// Computes gradients and publishes weights.
     Learner,
-    /// Generates samples.
+    /// Generates samples with the published weights.
     Rollout,
-    /// Grades samples.
+    /// Verifies samples and returns verdicts.
     Verifier,
-    /// Looks at runs and commands them.
+    /// Observes and controls runs.
     Operator,
 }
 
 impl PeerRole {
-    /// Every role.
+    /// Every role, in declaration order.
     pub const ALL: [Self; 5] = [Self::Coordinator, Self::Learner, Self::Rollout, Self::Verifier, Self::Operator];
 
-    /// Lower-case name.
+    /// Lower-case name, as in file and worker names.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl PeerRole {
         }
     }
 
-    /// The DNS name that stands in certificates of this role. It is never looked up.
+    /// DNS name in certificates of this role. It is never resolved.
     #[must_use]
     pub fn dns_name(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl PeerRole {
         }
     }
 
-    /// The role that a DNS name stands for.
+    /// The role with this DNS name; `None` for other names.
     #[must_use]
     pub fn of_dns_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.dns_name() == name)

@@ -1,7 +1,7 @@
-//! Which run a process belongs to, on every call that it makes and takes.
+//! The run that a process belongs to, named in every call that it makes and checked in every call that it takes.
 //!
-//! Ports and names are used again: the workers of a run that was killed must not do the work of the next one that listens
-//! at the same address. So each call says the run of its caller in its metadata, and [`Guard`](super::Guard) compares.
+//! Ports and names are reused: workers of a killed run must not work for the next run at the same address. So each call
+//! names the caller's run in its metadata, and [`Guard`](super::Guard) compares it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,34 +14,34 @@ use tonic::{Request, Status};
 
 use crate::trace::{self, TRACEPARENT, TraceContext};
 
-/// Metadata key of the run identifier, on calls and on the refusals of a server of another run.
+/// Metadata key of the run identifier, on calls and on refusals by a server of another run.
 pub const RUN_ID_KEY: &str = "pacs-run-id";
 
-/// A channel whose calls say which run they belong to.
+/// A channel whose calls name the caller's run.
 pub type RunChannel = InterceptedService<Channel, Caller>;
 
-/// The run of a process: told at its start, or by the first registration, and kept for the life of the process. Clones
-/// share it.
+/// The run of a process. It is set at the start or by the first registration, and kept for the life of the process.
+/// Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct RunIdentity(Arc<OnceLock<Known>>);
 
 #[derive(Debug)]
 struct Known {
     id: String,
-    /// As it is sent.
+    /// The id as a metadata value.
     value: MetadataValue<Ascii>,
 }
 
-/// What was given as a run identifier is none.
+/// The text is not a run identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is no run identifier: 32 lower-case hexadecimal digits are", .0.escape_debug())]
 pub struct NoRunId(pub String);
 
 impl RunIdentity {
-    /// The run `id`; an empty text is one that is not known yet.
+    /// The run `id`; an empty text means that it is not known yet.
     ///
     /// # Errors
-    /// When it is not 32 lower-case hexadecimal digits.
+    /// When `id` is neither empty nor 32 lower-case hexadecimal digits.
     pub fn told(id: &str) -> Result<Self, NoRunId> {
         let identity = Self::default();
         if !id.is_empty() {
@@ -50,44 +50,44 @@ impl RunIdentity {
         Ok(identity)
     }
 
-    /// The identifier; `None` while nobody has said it.
+    /// The identifier; `None` while it is not known.
     #[must_use]
     pub fn get(&self) -> Option<&str> {
         self.0.get().map(|known| known.id.as_str())
     }
 
-    /// Takes `id` for good if none is known. Returns whether it is the run of this process.
+    /// Sets the run to `id` if none is known. Returns whether `id` is the run of this process.
     ///
     /// # Errors
-    /// When it is no run identifier.
+    /// When `id` is not a run identifier.
     pub fn tell(&self, id: &str) -> Result<bool, NoRunId> {
         let value = MetadataValue::try_from(id).ok().filter(|_| is_run_id(id)).ok_or_else(|| NoRunId(id.to_owned()))?;
         Ok(self.0.get_or_init(|| Known { id: id.to_owned(), value }).id == id)
     }
 }
 
-/// Whether a text is a run identifier: what peers say is compared, logged and shown only if it is one.
+/// Whether a text is a run identifier. What peers send is compared, logged and shown only if it is.
 #[must_use]
 pub fn is_run_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The run that the metadata of a call, or of a refusal, names.
+/// The run that the metadata of a call or refusal names, if any.
 ///
 /// # Errors
-/// When it names something else than a run.
+/// When the value is not a run identifier.
 pub(crate) fn run_in(metadata: &MetadataMap) -> Result<Option<&str>, NoRunId> {
     let Some(value) = metadata.get(RUN_ID_KEY) else { return Ok(None) };
     let text = value.to_str().ok().filter(|text| is_run_id(text));
     text.map(Some).ok_or_else(|| NoRunId(String::from_utf8_lossy(value.as_encoded_bytes()).chars().take(40).collect()))
 }
 
-/// The run that refused a call, if it was refused for belonging to another one.
+/// The run of the server that refused a call as one of another run.
 pub(crate) fn run_of_refusal(status: &Status) -> Option<&str> {
     run_in(status.metadata()).ok().flatten()
 }
 
-/// The refusal of a caller that belongs to another run than `ours`, which it names.
+/// The refusal of a caller that belongs to another run; its metadata names `ours`.
 pub(crate) fn other_run(ours: &str, message: String) -> Status {
     let mut status = Status::aborted(message);
     if let Ok(value) = MetadataValue::try_from(ours) {
@@ -96,7 +96,7 @@ pub(crate) fn other_run(ours: &str, message: String) -> Status {
     status
 }
 
-/// Writes into every call which run its caller belongs to, and which trace it is part of.
+/// Interceptor that adds the caller's run and trace to every call.
 #[derive(Clone, Debug, Default)]
 pub struct Caller(RunIdentity);
 
@@ -111,24 +111,24 @@ impl Interceptor for Caller {
     }
 }
 
-/// Makes the calls of a channel say that they are of `run`.
+/// A channel whose calls name `run`.
 #[must_use]
 pub fn of_run(channel: Channel, run: RunIdentity) -> RunChannel {
     InterceptedService::new(channel, Caller(run))
 }
 
-/// What is called, for guards: interceptors do not see it otherwise.
+/// Path of the called method, for guards, because interceptors do not see it otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct CalledPath(http::uri::PathAndQuery);
 
 impl CalledPath {
-    /// Whether it is the method that a worker calls before it knows its run.
+    /// Whether it is the method that workers call before they know their run.
     pub(super) fn is_registration(&self) -> bool {
         self.0.path() == "/pacs.v1.WorkerService/Register"
     }
 }
 
-/// Notes in a request what is called.
+/// Records the called path in a request's extensions.
 pub(super) fn with_called_path<B>(mut request: http::Request<B>) -> http::Request<B> {
     if let Some(path) = request.uri().path_and_query().cloned() {
         request.extensions_mut().insert(CalledPath(path));

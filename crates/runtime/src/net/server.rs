@@ -7,10 +7,10 @@ use tower::util::MapRequestLayer;
 use super::run::with_called_path;
 use crate::trace::server_span;
 
-/// What a server of [`server`] does with every request first.
+/// Layers that [`server`] applies to every request.
 pub type Called = Stack<MapRequestLayer<fn(Request<Body>) -> Request<Body>>, Identity>;
 
-/// A server whose guards know which method is called, and whose calls stand in a span of their caller's trace.
+/// A server whose guards see the called method, and whose calls run in a span of their caller's trace.
 #[must_use]
 pub fn server() -> Server<Called> {
     Server::builder()

@@ -1,4 +1,4 @@
-//! Connections to services that are none of this project's roles.
+//! Connections to services outside of this project.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use tonic::transport::Channel;
 use super::dial::{CONNECT_DEADLINE, DialError, Within, connect, endpoint};
 use super::tls::{TlsError, of_authorities};
 
-/// What protects the connection to a service.
+/// Protection of the connection to a service.
 #[derive(Clone)]
 pub enum Trust {
-    /// Plain text, to addresses of the loopback interface only; the text that says of another address why not.
+    /// Plain text on the loopback interface only; the function makes the error text for another address.
     Loopback(fn(String) -> String),
-    /// Plain text to wherever the service is.
+    /// Plain text to any address.
     PlainText,
-    /// TLS: the service has a certificate for the host of its address that one of some authorities signed.
+    /// TLS: the service must show a certificate for the host of its address, signed by one of these authorities.
     Authorities(Arc<ClientConfig>),
 }
 
 impl Trust {
-    /// TLS with the authorities of a PEM file.
+    /// TLS with the authorities in a PEM file.
     ///
     /// # Errors
     /// When the file cannot be read or holds no certificates.
@@ -32,17 +32,17 @@ impl Trust {
     }
 }
 
-/// A channel to the service at `address` (host:port), which connects when it is used, and again whenever the connection is lost.
-/// Calls fail as unavailable while nobody answers, or not as it should.
+/// A lazy channel to the service at `address` (host:port), which reconnects whenever the connection is lost. Calls fail
+/// with UNAVAILABLE while there is no connection.
 ///
 /// Must be called within a runtime.
 ///
 /// # Errors
-/// When the address is none.
+/// When the address is malformed.
 pub fn service_channel(address: &str, trust: &Trust) -> Result<Channel, DialError> {
     let endpoint = endpoint(address)?.connect_timeout(CONNECT_DEADLINE);
     let (config, within) = match trust {
-        // A service may well have a user of its own.
+        // No check of the user: a service may run under a user of its own.
         Trust::Loopback(elsewhere) => (None, Some(Within { elsewhere: *elsewhere, check: |_, _| Ok(()) })),
         Trust::PlainText => (None, None),
         Trust::Authorities(config) => (Some(config), None),
@@ -66,5 +66,5 @@ pub fn service_channel(address: &str, trust: &Trust) -> Result<Channel, DialErro
     Ok(endpoint.tcp_nodelay(true).http2_keep_alive_interval(KEEP_ALIVE).connect_with_connector_lazy(connector))
 }
 
-/// How often a service that says nothing is asked whether it is there.
+/// Interval of keep-alive pings to a silent service.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Certificates from files, read again when they change.
+//! Certificates from files, which are read again when they change.
 
 use std::fs;
 use std::io;
@@ -16,12 +16,11 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::PeerRole;
 
-/// Certificates of the authorities that peers are trusted by. This and the next two are the names of Kubernetes' TLS
-/// secrets.
+/// File with the certificates of trusted authorities. The three names are those of Kubernetes' TLS secrets.
 pub const CA_FILE: &str = "ca.crt";
-/// This process's certificate, followed by intermediate ones.
+/// File with this process's certificate, followed by intermediate ones.
 pub const CERTIFICATE_FILE: &str = "tls.crt";
-/// Its private key.
+/// File with the private key of that certificate.
 pub const KEY_FILE: &str = "tls.key";
 
 /// Twenty years, in seconds.
@@ -33,53 +32,53 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("read `{}`: {error}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Error of the system.
         error: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has invalid content.
     #[error("read `{}`: {problem}", path.display())]
     Content {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong; nothing of its content.
+        /// Description of the problem, without any content of the file.
         problem: String,
     },
-    /// The private key can be read by others than its owner.
+    /// Others than the owner can read the private key.
     #[error("private key `{}` can be read by everybody (mode {mode:o}); run `chmod o= {}`", path.display(), path.display())]
     Exposed {
-        /// The key.
+        /// Path of the key.
         path: PathBuf,
-        /// Its mode.
+        /// File mode of the key.
         mode: u32,
     },
-    /// No peer would take the certificate: it has expired, or the authorities did not sign it.
+    /// Every peer would refuse the certificate: it has expired, or the authorities did not sign it.
     #[error("certificate `{}` is of no use: {problem}; `pacs certs` makes new ones", path.display())]
     Refused {
-        /// The certificate.
+        /// Path of the certificate.
         path: PathBuf,
-        /// Why a peer would refuse it.
+        /// The error that a peer would report.
         problem: rustls::Error,
     },
-    /// The certificate is another role's.
+    /// The certificate belongs to another role.
     #[error(
         "certificate `{}` is {found}, and a certificate of the {wanted} is needed (DNS name `{}`)",
         path.display(), wanted.dns_name()
     )]
     Role {
-        /// The certificate.
+        /// Path of the certificate.
         path: PathBuf,
-        /// What it is instead.
+        /// Description of the role that it has.
         found: String,
-        /// What it should be.
+        /// Role that is needed.
         wanted: PeerRole,
     },
 }
 
 /// The certificates of a process.
 pub struct Tls {
-    /// A folder with three files, or one file with everything.
+    /// A folder with three files, or a single file with all of them.
     folder: PathBuf,
     role: PeerRole,
     state: Mutex<State>,
@@ -88,7 +87,7 @@ pub struct Tls {
 struct State {
     stamp: Stamp,
     configs: Configs,
-    /// Files that could not be used, so that they are complained about once.
+    /// Last version of the files that could not be used, so that each is logged once.
     refused: Option<Stamp>,
 }
 
@@ -99,7 +98,7 @@ struct Configs {
     expires: UnixTime,
 }
 
-/// Tells one state of the three files from another.
+/// Identity of one version of the three files, from their metadata.
 type Stamp = [(u64, i64, i64, u64); 3];
 
 impl Tls {
@@ -113,7 +112,7 @@ impl Tls {
         &self.folder
     }
 
-    /// How long peers will still take the certificate.
+    /// Time until the certificate expires.
     pub(super) fn valid_for(&self) -> Duration {
         let now = UnixTime::now().as_secs();
         Duration::from_secs(self.current().expires.as_secs().saturating_sub(now))
@@ -127,7 +126,7 @@ impl Tls {
         self.current().server
     }
 
-    /// What the files hold now. While they cannot be used (between two writes, say), what they held before.
+    /// The current configurations. While the files are unusable, between two writes for example, those loaded before.
     fn current(&self) -> Configs {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(stamp) = stamp(&self.folder) else { return state.configs.clone() };
@@ -158,7 +157,7 @@ fn stamp(folder: &Path) -> Result<Stamp, TlsError> {
     Ok(stamp)
 }
 
-/// Where the authorities, the certificate and the key are.
+/// Paths of the authorities, the certificate and the key.
 struct Files {
     ca: PathBuf,
     certificate: PathBuf,
@@ -181,7 +180,7 @@ impl Files {
 fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
     let Files { ca, certificate, key } = Files::of(folder);
     let mut chain = certificates(&certificate)?;
-    // In one file the authority's certificate is the last.
+    // In a single file, the authority's certificate comes last.
     let authorities = match ca == certificate {
         true => chain.split_off(chain.len() - 1),
         false => certificates(&ca)?,
@@ -221,8 +220,9 @@ fn read(folder: &Path, role: PeerRole) -> Result<Configs, TlsError> {
     Ok(Configs { client: Arc::new(client), server: Arc::new(server), expires })
 }
 
-/// The first second at which peers refuse a chain that they take now: found by asking as they do, so that it is that of
-/// whichever certificate of the chain expires first. A chain that is good for longer counts as good for `FAR`.
+/// The first second at which peers refuse a chain that they accept now. It is found by running their verification, so
+/// that it reflects whichever certificate of the chain expires first. A chain that is valid for longer than `FAR`
+/// counts as `FAR`.
 fn expiry(chain: &[CertificateDer<'_>], verifier: &dyn ClientCertVerifier) -> Result<UnixTime, rustls::Error> {
     let accepts = |seconds| {
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
@@ -241,7 +241,7 @@ fn expiry(chain: &[CertificateDer<'_>], verifier: &dyn ClientCertVerifier) -> Re
     Ok(UnixTime::since_unix_epoch(Duration::from_secs(bad)))
 }
 
-/// What a client needs that knows others by the authorities in a PEM file, and has no certificate itself.
+/// Configuration of a client that trusts the authorities in a PEM file, and has no certificate itself.
 pub(super) fn of_authorities(path: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = root_store(path, certificates(path)?)?;
     let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -282,14 +282,14 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
         return Err(TlsError::Exposed { path: path.to_owned(), mode });
     }
     let text = fs::read(path).map_err(file)?;
-    // The parser's message may quote the file, and this file is secret.
+    // Without the parser's message, because it may quote the file, which is secret.
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| content(path, &"it holds no private key (PEM)"))
 }
 
-/// Whether a certificate is one of `role`.
+/// Checks that a certificate is one of `role`.
 ///
 /// # Errors
-/// What it is instead.
+/// A description of what it is instead.
 pub fn check_role(certificate: &CertificateDer<'_>, role: PeerRole) -> Result<(), String> {
     match role_of(certificate)? {
         Some(found) if found == role => Ok(()),
@@ -298,7 +298,7 @@ pub fn check_role(certificate: &CertificateDer<'_>, role: PeerRole) -> Result<()
     }
 }
 
-/// The role that a certificate names; more than one is none.
+/// The role that a certificate names; `None` if there is none or more than one.
 pub(super) fn role_of(certificate: &CertificateDer<'_>) -> Result<Option<PeerRole>, String> {
     let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|error| error.to_string())?;
     let mut roles = parsed.valid_dns_names().filter_map(PeerRole::of_dns_name);

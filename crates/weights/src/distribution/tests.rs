@@ -70,7 +70,7 @@ enum Event {
         worker: u64,
         serves: bool,
     },
-    /// Its source has failed.
+    /// Reports its source as failed.
     Fails {
         worker: u64,
     },
@@ -93,8 +93,8 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens: everybody gets a source, nobody fetches from itself in a circle, and no source has more receivers than
-    /// it should while there is another one.
+    /// After any events, every host has a source, no host fetches from itself in a circle, and no source has more
+    /// receivers than it should while there are others.
     #[test]
     fn everybody_gets_a_source_and_nobody_waits_for_itself(events in prop::collection::vec(event(), 1..120)) {
         let mut tree = tree();
@@ -131,7 +131,7 @@ proptest! {
         }
     }
 
-    /// Where all hand on and none fails, no source has more receivers than `FAN_OUT`, and the tree is balanced.
+    /// If all hosts relay and none fails, no source has more than `FAN_OUT` receivers, and the tree is balanced.
     #[test]
     fn fan_out_is_bounded(hosts in 1..200u64) {
         let mut tree = tree();

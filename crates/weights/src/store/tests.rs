@@ -16,7 +16,7 @@ fn folder(place: &TempDir) -> PathBuf {
     place.path().join(format!("pacs-{}-run", user()))
 }
 
-/// Three pieces, the last of them short.
+/// Content of three pieces, the last of them short.
 fn numbers(seed: u32) -> Vec<u8> {
     (0..600_000u32).map(|i| i.wrapping_mul(2_654_435_761).wrapping_add(seed)).flat_map(u32::to_le_bytes).collect()
 }
@@ -46,7 +46,7 @@ fn what_one_process_publishes_another_finds() {
     let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
     assert_eq!(mode(&folder(&place)), 0o700);
     assert_eq!(mode(&folder(&place).join(description.file_name())), 0o600);
-    // Retired, it stays for those who have it open.
+    // A retired version stays readable for those who have it open.
     writer.retire_before(VersionId::new(1, 4));
     assert!(reader.find(&description).expect("readable").is_none());
     assert_eq!(super::content(&found), content);
@@ -72,7 +72,7 @@ fn one_brings_a_version_and_the_next_resumes_what_it_left() {
     let part = ours(first.claim(&description).expect("room"));
     assert!(matches!(second.claim(&description), Ok(Claim::Theirs)));
     assert_eq!(part.verified().expect("readable"), [false; 3]);
-    // Two pieces and a half, one of them wrong; then its process is killed, and the kernel gives the lock back.
+    // Two and a half pieces, one of them wrong; then the process is killed, and the kernel releases the lock.
     let half = usize::try_from(description.piece(2).start).expect("small") + 1000;
     let mut torn = content[..half].to_vec();
     torn[5] ^= 1;
@@ -101,7 +101,7 @@ fn the_last_one_out_removes_the_folder_and_leftovers_are_swept() {
     drop(second);
     assert!(folder(&place).exists(), "it is another's by now");
     drop(third);
-    // A process that was killed leaves its folder, and no lock.
+    // A killed process leaves its folder without a lock.
     let left = place.path().join(format!("pacs-{}-killed", user()));
     DirBuilder::new().mode(0o700).create(&left).expect("created");
     fs::write(left.join("1-1-00"), b"weights").expect("written");

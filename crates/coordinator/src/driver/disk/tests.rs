@@ -1,4 +1,4 @@
-//! A whole run on a disk that is slower than its steps.
+//! Runs a job on a disk that is slower than its steps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::{Coordinator, CoordinatorOptions, RunEnd, Timing, slow_disk};
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/qwen2-tied");
 const STEPS: u64 = 12;
 const WAIT_MS: u32 = 200;
-/// No test may take longer.
+/// Timeout of each test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn start(folder: &Path) -> Coordinator {
@@ -104,7 +104,7 @@ async fn verifier(services: Services) {
     }
 }
 
-/// Writes what the coordinator looks for in a save.
+/// Writes the files that the coordinator expects of a save.
 fn saved(save: &v1::SaveTask) -> Vec<v1::SavedFile> {
     let config = ModelConfig::read(Path::new(MODEL)).unwrap();
     let total = ParameterLayout::new(&config).total();
@@ -169,7 +169,7 @@ async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
         let mut most = 0;
         loop {
             let status = services.get_status(Request::new(v1::GetStatusRequest {})).await.unwrap().into_inner();
-            // The machine, which waits for a checkpoint, names no number.
+            // When the machine waits for a checkpoint, the sentence has no number.
             let waiting = status.waiting_for.strip_prefix("waits for the disk to take ");
             let steps = waiting.and_then(|rest| rest.split_once(" steps and evaluations")?.0.parse::<usize>().ok());
             most = most.max(steps.unwrap_or(0));
@@ -183,7 +183,7 @@ async fn a_run_waits_for_a_slow_disk_where_it_says_and_loses_nothing() {
     assert!(matches!(end, RunEnd::Finished { step: STEPS, .. }), "{end:?}");
     workers.iter().for_each(|worker| worker.abort());
     let most = tokio::time::timeout(PATIENCE, watching).await.expect("the last step was seen").unwrap();
-    // A step was held back, and no more were ahead of the disk than may be.
+    // A step was held back, and the disk was never more than the bound behind.
     assert_eq!(most, MOST_WAITING);
     let run_dir = folder.path().join("run");
     let lines = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();

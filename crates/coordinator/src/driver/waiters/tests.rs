@@ -6,12 +6,12 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// Pieces of work, and how often somebody tried to take one.
+/// Available pieces of work, and the number of tries to take one.
 #[derive(Debug, Default)]
 struct Work {
     left: usize,
     tries: usize,
-    /// Calls that are asleep or awake, and whether they can take what there is.
+    /// Unfinished calls, and whether each can take what there is.
     calls: BTreeMap<u64, bool>,
 }
 
@@ -21,7 +21,7 @@ fn lock(work: &Shared) -> MutexGuard<'_, Work> {
     work.lock().unwrap()
 }
 
-/// A call that takes one piece, if it is able to.
+/// Starts a call that takes one piece, if it is able to.
 fn call(work: &Shared, waiters: &Waiters, id: u64, able: bool) -> JoinHandle<Option<()>> {
     let (work, waiters) = (Arc::clone(work), waiters.clone());
     lock(&work).calls.insert(id, able);
@@ -41,7 +41,7 @@ fn call(work: &Shared, waiters: &Waiters, id: u64, able: bool) -> JoinHandle<Opt
     })
 }
 
-/// What is left, and tries.
+/// Pieces left, and number of tries.
 fn counts(work: &Shared) -> (usize, usize) {
     let work = lock(work);
     (work.left, work.tries)
@@ -53,7 +53,7 @@ fn offer(work: &Shared, waiters: &Waiters, units: usize) {
     waiters.offer(Line::Groups, units);
 }
 
-/// Lets every task run until none is awake.
+/// Lets every task run until all are asleep.
 async fn settle(tasks: usize) {
     for _ in 0..4 * tasks + 8 {
         tokio::task::yield_now().await;
@@ -64,11 +64,11 @@ async fn settle(tasks: usize) {
 enum Act {
     /// A call begins; one that is not able finds nothing that fits.
     Call { able: bool },
-    /// So many pieces of work come.
+    /// This many pieces of work arrive.
     Offer(usize),
-    /// The connection of a call breaks: before or after others have run.
+    /// The connection of a call breaks.
     Cancel(usize),
-    /// Work comes and a call breaks before anybody has run.
+    /// Work arrives and a call breaks before any task has run.
     OfferAndCancel(usize, usize),
 }
 
@@ -84,7 +84,7 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Work never lies there while a call waits that could take it, whoever was woken in vain or is gone.
+    /// Work is never left while a call waits that could take it, whichever calls were woken in vain or broke.
     #[test]
     fn no_work_is_left_while_somebody_waits_for_it(acts in prop::collection::vec(act(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -144,7 +144,7 @@ async fn a_call_that_cannot_take_it_keeps_its_place_and_lets_the_next_one_try() 
     offer(&work, &waiters, 1);
     settle(4).await;
     assert!(!picky.is_finished() && others[0].is_finished() && !others[1].is_finished());
-    // Nobody can take the third piece: everybody has tried once, and then it is quiet.
+    // No remaining call can take the third piece: each tries once, and then all are asleep.
     let before = lock(&work).tries;
     offer(&work, &waiters, 3);
     settle(8).await;
@@ -167,7 +167,7 @@ async fn a_call_ends_at_its_deadline_and_leaves_the_line() {
     assert!(lines.task.ready.is_empty() && lines.task.tried.is_empty() && lines.of_worker.is_empty());
 }
 
-/// Many threads, calls that break at any moment: what is offered is taken.
+/// With many threads and calls that break at any moment, all offered work is taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_is_lost_between_threads() {
     const PIECES: usize = 20_000;
@@ -179,13 +179,13 @@ async fn nothing_is_lost_between_threads() {
             tokio::spawn(async move {
                 for round in 0.. {
                     let mut call = call(&work, &waiters, id, true);
-                    // Every fifth one breaks soon, wherever it is then.
+                    // Every fifth call is cancelled soon, in whatever state it is.
                     let patience = if round % 5 == 4 { Duration::from_micros(id) } else { Duration::from_secs(60) };
                     match tokio::time::timeout(patience, &mut call).await {
                         Ok(found) => assert_eq!(found.unwrap(), Some(()), "the deadline is far"),
                         Err(_) => {
                             call.abort();
-                            // It may have taken a piece before it broke.
+                            // It may have taken a piece before it was cancelled.
                             if !matches!(call.await, Ok(Some(()))) {
                                 continue;
                             }

@@ -1,4 +1,4 @@
-//! What is in the folder, by name: files of one round, and merged files of many.
+//! The files of the archive, by name: single rounds, and merged files of many.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,22 @@ use std::{fs, io};
 
 use pacs_types::Purpose;
 
-/// A file is merged with its neighbours until they hold so many rounds…
+/// Rounds up to which neighbouring files are merged…
 pub(super) const MERGED_ROUNDS: usize = 64;
-/// …or so many bytes. A round that is as large alone stays a file of its own.
+/// …unless they reach this many bytes. A single round of that size remains a file of its own.
 pub(super) const MERGED_BYTES: u64 = 256 << 20;
 
-/// A file of the archive: the rounds of the steps from its first to its last.
+/// A file of the archive, with the rounds from its first to its last step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rounds {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) bytes: u64,
-    /// It cannot be merged with its neighbours.
+    /// Whether it cannot be merged with its neighbours.
     pub(super) alone: bool,
 }
 
-/// The files of one purpose, by their first step. No two overlap.
+/// The files of one purpose, by first step. They never overlap.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Files(BTreeMap<u64, Rounds>);
 
@@ -50,8 +50,8 @@ pub(super) fn parse(name: &str) -> Option<(Purpose, u64, u64)> {
     (first <= last).then_some((purpose, first, last))
 }
 
-/// The files of a folder: for training, then for evaluations. A merge that was interrupted has left files whose rounds are
-/// in a merged file, too; those are removed.
+/// Lists a folder: files of training, then those of evaluations. An interrupted merge leaves files whose rounds are
+/// also in a merged file; those are removed.
 pub(super) fn list(folder: &Path) -> io::Result<(Files, Files)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -65,7 +65,7 @@ pub(super) fn list(folder: &Path) -> io::Result<(Files, Files)> {
             fs::remove_file(entry.path())?;
         }
     }
-    // The longest first: it is whole, for it got its name when it was.
+    // Longest first: a merged file is complete, because it is renamed only then.
     found.sort_by_key(|(_, rounds, _)| (std::cmp::Reverse(rounds.last - rounds.first), rounds.first));
     let (mut train, mut evaluate) = (Files::default(), Files::default());
     for (purpose, rounds, path) in found {
@@ -96,28 +96,28 @@ impl Files {
         }
     }
 
-    /// Whether a file spans the step.
+    /// Whether a file spans this step.
     pub(super) fn covers(&self, step: u64) -> bool {
         self.0.range(..=step).next_back().is_some_and(|(_, rounds)| rounds.last >= step)
     }
 
-    /// Whether a merged file spans the step.
+    /// Whether a merged file spans this step.
     pub(super) fn is_merged(&self, step: u64) -> bool {
         let before = self.0.range(..=step).next_back();
         before.is_some_and(|(_, rounds)| rounds.last >= step && rounds.last > rounds.first)
     }
 
-    /// The files with rounds of later steps.
+    /// The files that contain rounds after `last`.
     pub(super) fn later_than(&self, last: Option<u64>) -> Vec<Rounds> {
         self.0.values().filter(|rounds| last.is_none_or(|last| rounds.last > last)).copied().collect()
     }
 
-    /// Neighbours that are to become one file, if there are enough of them.
+    /// Neighbouring files to be merged into one, if there are enough of them.
     pub(super) fn mergeable(&self) -> Option<Vec<Rounds>> {
         let (mut some, mut bytes) = (Vec::new(), 0);
         for rounds in self.0.values() {
             let is_whole = rounds.last > rounds.first || rounds.bytes >= MERGED_BYTES || rounds.alone;
-            // What stands alone between two merged files stays so: there are never more of these than of those.
+            // A single file between two merged ones remains: there can be no more of these than of those.
             if is_whole {
                 (some, bytes) = (Vec::new(), 0);
                 continue;

@@ -1,4 +1,4 @@
-//! Several files into one, and one file into a shorter one, by copying row groups as they are.
+//! Merges several files into one, or shortens one, by copying row groups unchanged.
 
 use std::fs::File;
 use std::io;
@@ -14,22 +14,22 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use super::rows::properties;
 use crate::records::write_atomically;
 
-/// Key of the footer under which a merged file says which step each of its row groups is of, in order: `1,2,3`.
+/// Footer key for the step of each row group of a merged file, in order: `1,2,3`.
 const STEPS: &str = "pacs.steps";
 
 /// A file whose row groups are copied.
 pub(super) struct Source {
     file: File,
     reader: SerializedFileReader<File>,
-    /// The step of each row group.
+    /// Step of each row group.
     steps: Vec<u64>,
 }
 
 impl Source {
-    /// Opens a file; one of a single round has the step `of_its_name`.
+    /// Opens a file. `of_its_name` is the step of a file with a single round.
     pub(super) fn open(path: &Path, of_its_name: Option<u64>) -> Result<Self> {
         let (file, again) = (File::open(path)?, File::open(path)?);
-        // The library panics at some files that a crash or a disk has torn.
+        // The library panics on some files that a crash or a disk has damaged.
         let torn = |_| ParquetError::General("its parts do not fit together".to_owned());
         let reader = panic::catch_unwind(|| SerializedFileReader::new(again)).map_err(torn)??;
         let groups = reader.num_row_groups();
@@ -43,12 +43,12 @@ impl Source {
         Ok(Self { file, reader, steps })
     }
 
-    /// Whether its row groups can be in one file with those of another one.
+    /// Whether its row groups can be in one file with those of `other`.
     pub(super) fn fits(&self, other: &Self) -> bool {
         self.root() == other.root()
     }
 
-    /// The last step that is not later than `last`.
+    /// The newest step up to `last`.
     pub(super) fn newest(&self, last: u64) -> Option<u64> {
         self.steps.iter().copied().filter(|step| *step <= last).max()
     }
@@ -75,14 +75,14 @@ impl Source {
     }
 }
 
-/// The step of each row group, as the footer of a merged file has it.
+/// The step of each row group, from the footer of a merged file.
 pub(super) fn listed(reader: &SerializedFileReader<File>) -> Option<Vec<u64>> {
     let pairs = reader.metadata().file_metadata().key_value_metadata()?;
     let steps = pairs.iter().find(|pair| pair.key == STEPS)?.value.as_deref()?;
     steps.split(',').map(|step| step.parse().ok()).collect()
 }
 
-/// Writes the rounds of the sources up to `last` as one file, which is there completely or not at all.
+/// Writes the rounds of the sources up to `last` as one file, atomically.
 pub(super) fn write_merged(path: &Path, sources: &[Source], last: u64) -> io::Result<()> {
     write_atomically(path, |file| merge(file, sources, last).map_err(io::Error::other))
 }

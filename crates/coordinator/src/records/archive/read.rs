@@ -1,5 +1,5 @@
-//! Reads the archive for those who look at it, while its writer and its merger go on: nothing is changed here, and what vanishes
-//! under the reader because it was merged is looked for again.
+//! Reads the archive while its writer and its merger work. Nothing is modified here; a file that vanishes because it
+//! was merged is looked up again.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use parquet::schema::types::Type;
 use super::files::parse;
 use super::merge::listed;
 
-/// A row by the names of its columns.
+/// A row, by column name.
 pub(crate) type Columns = HashMap<String, Field>;
 
 /// A file of the archive.
@@ -29,8 +29,8 @@ pub(crate) struct ArchiveFile {
     path: PathBuf,
 }
 
-/// The files of a folder without those whose rounds are in a larger one: those of training, then those of
-/// evaluations, each newest first. A folder that is not there has none.
+/// The files of a folder, without those whose rounds are in a larger one: files of training, then those of evaluations,
+/// each newest first. A missing folder has none.
 pub(crate) fn archive_files(folder: &Path) -> io::Result<Vec<ArchiveFile>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -45,7 +45,7 @@ pub(crate) fn archive_files(folder: &Path) -> io::Result<Vec<ArchiveFile>> {
         }
     }
     found.sort_by_key(|file| (file.purpose == Purpose::Train, file.first, std::cmp::Reverse(file.last)));
-    // The longest of those that begin at a step comes first, and files of one kind never overlap by halves.
+    // The longest file that begins at a step comes first, and files of one purpose never overlap partially.
     let mut whole: Vec<ArchiveFile> = Vec::new();
     for file in found {
         let is_in_another = whole.last().is_some_and(|other| other.purpose == file.purpose && file.last <= other.last);
@@ -60,7 +60,7 @@ pub(crate) fn archive_files(folder: &Path) -> io::Result<Vec<ArchiveFile>> {
 /// An open file of the archive.
 pub(crate) struct ArchiveReader {
     reader: SerializedFileReader<File>,
-    /// The step of each row group.
+    /// Step of each row group.
     steps: Vec<u64>,
 }
 
@@ -84,8 +84,8 @@ impl ArchiveReader {
         steps
     }
 
-    /// Goes through the rows of a step in their order, with those of the columns `names` that the file has, until `visit` breaks.
-    /// One row at a time is in memory: its tokens take many times what they take in the file.
+    /// Visits the rows of a step in order, with the columns of `names` that the file has, until `visit` breaks. Only
+    /// one row is decoded at a time, because its tokens take many times their size in the file.
     pub(crate) fn visit(
         &self,
         step: u64,
@@ -104,7 +104,7 @@ impl ArchiveReader {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The part of the file's own schema that has these columns: earlier versions have written fewer.
+    /// The part of the file's schema with these columns; earlier versions wrote fewer.
     fn projection(&self, names: &[&str]) -> Result<Type> {
         let root = self.reader.metadata().file_metadata().schema_descr().root_schema();
         let fields = root.get_fields().iter().filter(|field| names.contains(&field.name()));
@@ -112,7 +112,7 @@ impl ArchiveReader {
     }
 }
 
-/// Whether a file was there and is gone: it was merged, or its steps were undone.
+/// Whether a file vanished because it was merged or its steps were undone.
 pub(crate) fn is_gone(error: &ParquetError) -> bool {
     let ParquetError::External(error) = error else { return false };
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)

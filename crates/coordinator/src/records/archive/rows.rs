@@ -1,4 +1,4 @@
-//! A round as rows, in row groups of a bounded size.
+//! Writes a round as rows, in row groups of bounded size.
 
 use std::fs;
 use std::io;
@@ -63,10 +63,10 @@ pub(super) fn write_rows(file: &mut fs::File, round: &Round) -> Result<()> {
     Ok(())
 }
 
-/// Tokens of a row group: what is in memory of a round while it is written.
+/// Tokens per row group, which bounds the memory for a round while it is written.
 const PART_TOKENS: u64 = 1 << 19;
 
-/// How many of the samples go into the next row group.
+/// Number of samples for the next row group.
 fn part_of(samples: &[ArchivedSample]) -> usize {
     let mut tokens = 0;
     let fitting = samples.iter().take_while(|row| {
@@ -80,13 +80,13 @@ fn part_of(samples: &[ArchivedSample]) -> usize {
 struct Row<'a> {
     of: &'a ArchivedSample,
     problem: &'a Problem,
-    /// Tokens of the prompt, on the first row of a group; empty on the others.
+    /// Prompt tokens, on the first row of a group; empty on the others.
     prompt_tokens: &'a [u32],
     sample: Sample,
 }
 
 impl<'a> Row<'a> {
-    /// None where the content is lost for good: that costs the row, and not the round.
+    /// Reads the content; `None` if it is lost for good, which costs the row but not the round.
     fn read(of: &'a ArchivedSample, round: &'a Round, is_first: bool) -> Result<Option<Self>> {
         let problem = round.problems.problem(of.group);
         let prompt_tokens = if is_first { problem.prompt_tokens.as_slice() } else { &[] };
@@ -102,12 +102,12 @@ impl<'a> Row<'a> {
     }
 }
 
-/// How all files of the archive are written.
+/// Writer settings of all archive files.
 pub(super) fn properties() -> Arc<WriterProperties> {
     Arc::new(WriterProperties::builder().set_compression(Compression::SNAPPY).build())
 }
 
-/// In the order of the schema.
+/// Writes the columns in the order of the schema.
 fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> Result<()> {
     let purpose = match round.purpose {
         Purpose::Train => "train",
@@ -127,7 +127,7 @@ fn write_columns<W: io::Write + Send>(mut rows: Rows<'_, W>, round: &Round) -> R
     rows.double(|row| row.of.verdict.reward)?;
     rows.int32(|row| row.sample.tokens.len())?;
     rows.text(|row| finish_name(row.sample.finish))?;
-    // An empty `sum` is -0.
+    // The `sum` of an empty iterator is -0.
     rows.double(|row| row.sample.logprobs.iter().fold(0.0, |sum, logprob| sum + f64::from(*logprob)))?;
     rows.double(|row| row.sample.entropy_sum)?;
     rows.int64(|row| row.sample.version.0)?;
@@ -231,7 +231,7 @@ fn mismatch(written: &str) -> ParquetError {
     ParquetError::General(format!("the schema of the archive has no {written} here"))
 }
 
-/// Lists as Parquet has them: all values, and for each whether it starts a list and whether it is there at all.
+/// A list column in Parquet's form: all values, with definition and repetition levels.
 struct List<T> {
     values: Vec<T>,
     definitions: Vec<i16>,

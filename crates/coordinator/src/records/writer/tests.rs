@@ -9,12 +9,12 @@ use crate::records::one_question;
 
 const SPEC: &str = "name = 'test'";
 
-/// A run folder with its journal, as a coordinator has them open.
+/// A run folder and its journal, opened as a coordinator does.
 struct Open {
     journal: Journal,
     folder: RunFolder,
     done: mpsc::Receiver<Done>,
-    /// The step of the snapshot that an earlier coordinator has left.
+    /// Step of the snapshot that an earlier coordinator has left.
     snapshot: Option<u64>,
 }
 
@@ -33,7 +33,7 @@ fn open(run_dir: &Path, fault: Duration) -> Open {
     Open { journal, folder, done, snapshot: recovered.map(|recovered| recovered.machine.position().step) }
 }
 
-/// In memory where the system has that: what is tested is an order, and not the disk.
+/// Uses a memory file system if there is one, because the order is tested and not the disk.
 fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
@@ -67,7 +67,7 @@ fn commit(open: &mut Open, step: u64) -> Job {
     Job::Commit { manifest: manifest(step), save: step, asked: open.journal.durable() }
 }
 
-/// Waits until `wanted` says that this was it.
+/// Waits for the result that `wanted` accepts.
 fn until(done: &mut mpsc::Receiver<Done>, mut wanted: impl FnMut(&Done) -> bool) -> Done {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -85,7 +85,7 @@ fn hand_over(open: &mut Open, job: Job) {
     open.folder.hand_over(job).unwrap();
 }
 
-/// What a folder holds: the last line, the archived steps, the last checkpoint.
+/// Content of a folder: step of the last line, archived steps, last checkpoint.
 fn found(run_dir: &Path) -> (Option<u64>, Vec<u64>, Option<u64>) {
     let lines = Lines::open(run_dir.join("metrics.jsonl")).unwrap();
     let names = fs::read_dir(run_dir.join("samples")).unwrap().map(|entry| entry.unwrap().file_name());
@@ -100,7 +100,7 @@ fn found(run_dir: &Path) -> (Option<u64>, Vec<u64>, Option<u64>) {
 #[test]
 fn a_crash_at_the_border_of_any_job_leaves_nothing_that_was_overtaken() {
     const STEPS: u64 = 4;
-    // A step is archived, written down, kept, and saved; the third one was undone before it was made again.
+    // Each step is archived, written, snapshotted and saved. Step 3 is undone before it is made again.
     for survived in 0..=5 * STEPS as usize {
         let run_dir = folder();
         let mut open = open(run_dir.path(), Duration::ZERO);
@@ -118,7 +118,7 @@ fn a_crash_at_the_border_of_any_job_leaves_nothing_that_was_overtaken() {
             jobs.extend([kept, Job::Create { step, save, bytes: 0 }, commit(&mut open, step)]);
         }
         jobs.into_iter().take(survived).for_each(|job| hand_over(&mut open, job));
-        // The border: these are done, and none after them.
+        // Jobs before this point are done, and none after it.
         open.folder.close().unwrap().join().unwrap();
         drop(open);
 
@@ -171,7 +171,7 @@ fn a_folder_that_takes_long_to_remove_holds_no_commit_up() {
     assert!(matches!(committed, Done::Committed { step: 1, .. }), "{committed:?}");
     let checkpoints = Checkpoints::open(run_dir.path()).unwrap();
     assert_eq!(checkpoints.discarded().unwrap().len(), 1, "it is still being removed");
-    // The rest is removed by whoever comes next, should this one not live so long.
+    // The next sweeper removes the rest, in case this one ends before.
     drop(open);
     let open = self::open(run_dir.path(), Duration::ZERO);
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -189,7 +189,7 @@ fn a_queue_that_is_full_refuses_and_takes_nothing_more() {
     let refused = (1..=2 * QUEUE as u64).find_map(|step| open.folder.hand_over(line(LinesOf::Metrics, step)).err());
     let refused = refused.expect("the disk is slower than this loop");
     assert!(refused.contains("jobs late"), "{refused}");
-    // What comes after a gap is not written: the journal does all of it again.
+    // Jobs after a gap are not done: the journal replays all of them.
     hand_over(&mut open, line(LinesOf::Metrics, 9999));
     open.folder.abandon().unwrap().join().unwrap();
     drop(open);
@@ -250,13 +250,13 @@ fn the_best_are_known_without_a_look_at_the_file() {
         hand_over(&mut open, job);
         until(&mut open.done, |done| matches!(done, Done::Committed { .. }));
         if step == 2 {
-            // The same by those that are read at the start.
+            // The same with the scores that are read at the start.
             drop(open);
             open = reopened_with_best(run_dir.path());
         }
     }
     drop(open);
-    // Of the newest 1 stays from the second half on, and the best one.
+    // From the second half on one newest checkpoint is kept, and the best one.
     assert_eq!(Checkpoints::open(run_dir.path()).unwrap().steps().unwrap(), [1, 4]);
 }
 
