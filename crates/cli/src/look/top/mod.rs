@@ -46,7 +46,7 @@ Examples:
 
 Keys: o overview, w workers, s samples, e events, arrows and page keys to scroll, q to leave. Nothing here changes the run.")]
 pub(crate) struct Top {
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
     /// Print events as JSON, one object a line, and draw nothing.
     #[arg(long)]
