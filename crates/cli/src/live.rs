@@ -1,5 +1,5 @@
-//! The registry of this user's live runs: one small file per run, written when a coordinator begins to serve and removed when it
-//! ends.
+//! The registry of this user's live runs: one small file per run, which its coordinator writes when it begins to serve and removes
+//! when it ends.
 //!
 //! The folder is `$XDG_STATE_HOME/pacs/runs`, else `~/.local/state/pacs/runs`, else `$XDG_RUNTIME_DIR/pacs/runs`. The last is a
 //! fallback: it is removed with the user's session, which a run outlives, and batch jobs have none. Machines may share a home
@@ -98,8 +98,8 @@ pub(crate) fn all() -> Vec<LiveRun> {
 /// Limit of remembered past runs.
 const MOST_PAST: usize = 200;
 
-/// Returns the remembered runs of this user, live or not, oldest first: those started on this machine, or on one that shares its
-/// home.
+/// Returns the remembered runs of this user, live or not, oldest first: those started on this machine, or on another one that
+/// shares its home directory.
 pub(crate) fn past() -> Vec<LiveRun> {
     past_in(&folders(|name| std::env::var_os(name)))
 }

@@ -82,8 +82,8 @@ pub(crate) struct Coordinator {
     /// before it kills.
     #[arg(long, value_name = "SECONDS", env = "PACS_GRACE", default_value_t = 25, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) grace: u64,
-    /// Seconds to wait for the lock of the run folder: schedulers may start a second coordinator while the first is still
-    /// alive.
+    /// Seconds to wait for the lock of the run folder: a scheduler may start a second coordinator while the first one is
+    /// still alive.
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub(crate) folder_timeout: u64,
     /// Seconds without any worker, once some have joined, after which the coordinator leaves with exit code 75: it may be on

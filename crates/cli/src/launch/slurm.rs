@@ -127,8 +127,7 @@ fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &
     Ok(())
 }
 
-/// Parses a time limit of sbatch (`MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`) into seconds; `None` means no
-/// limit.
+/// Parses a time limit of sbatch (`MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`) into seconds; `None` is unlimited.
 fn time_limit(time: &str) -> Result<Option<u64>> {
     if ["UNLIMITED", "INFINITE"].contains(&time.to_uppercase().as_str()) {
         return Ok(None);
