@@ -109,7 +109,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts `pacs coordinator`.
+    /// Starts `pacs coordinator` on a free port, with these additional arguments.
     ///
     /// # Errors
     /// As [`Self::start`].

@@ -304,7 +304,7 @@ impl Job {
         Ok(())
     }
 
-    /// Starts `pacs run` on the job.
+    /// Starts `pacs run` on the job, on a port that the coordinator chooses.
     ///
     /// # Errors
     /// When the program is not built or cannot be started.
@@ -312,7 +312,7 @@ impl Job {
         self.start_with(&[])
     }
 
-    /// Writes the job spec, `job.toml`.
+    /// Writes the job spec to `job.toml` in the job's folder, and returns its path.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -483,9 +483,9 @@ impl Drop for Job {
 pub struct Ended {
     /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to standard output.
+    /// Everything written to standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Everything written to standard error.
     pub stderr: String,
 }
 

@@ -271,6 +271,7 @@ impl Victim {
         self.job.check_no_panic()?;
         self.job.check_no_half_file()?;
         undisturbed.map_or(Ok(()), |undisturbed| undisturbed.check_same_bits(&self.job, STEPS))?;
+        // The victims of a round share the machine, and neither may have met workers of the other.
         for (name, log) in self.job.logs()? {
             let stranger = log.lines().find(|line| line.contains("was refused: this is run"));
             ensure!(stranger.is_none(), "{name}: {}", stranger.unwrap_or_default());

@@ -1,4 +1,4 @@
-//! `pacs-worker bench collective` with real processes.
+//! `pacs-worker bench collective` between real processes.
 
 use std::process::{Command, Output};
 

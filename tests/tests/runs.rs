@@ -1,4 +1,4 @@
-//! Whole runs by the real programs on a tiny model.
+//! Whole runs with the real programs on a tiny model: training, several learners, resuming, lost workers, status, studies.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

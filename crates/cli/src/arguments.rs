@@ -52,7 +52,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LaunchCommand,
     },
-    /// Runs the coordinator of a job whose workers are started on their own.
+    /// Runs the coordinator of a job whose workers are started separately.
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
@@ -87,7 +87,7 @@ pub(crate) enum Command {
     Resume(OnRun),
     /// Asks a run to write a checkpoint now.
     Checkpoint(OnRun),
-    /// Takes a rollout worker or verifier out of a run.
+    /// Drains a worker: it finishes its work and leaves the run.
     Drain(DrainWorker),
     /// Changes a setting of a running job.
     Set(SetValue),
@@ -439,7 +439,7 @@ pub(crate) struct Run {
     /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
-    /// Print progress as JSON, one object a line.
+    /// Print progress as JSON, one object per line.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -213,6 +213,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        // `create_new`, because a file left from an earlier try could have wider permissions.
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

@@ -153,6 +153,7 @@ impl Job<'_> {
         let tls_dir = certificates.as_ref().map(Certificates::folder).or(self.arguments.tls_dir.as_deref());
         let options = CoordinatorOptions {
             security: security(tls_dir)?,
+            // Only the default port may be replaced by a free one; an explicit `--listen` that is taken is an error.
             any_port: self.arguments.listen.is_none(),
             ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), listen)
         };
@@ -359,6 +360,7 @@ async fn watch(
         };
         match occurrence {
             Occurrence::Progress(progress) => {
+                // A narrowed search for a bad group is progress, too: the learner that died for it is not to blame.
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_) | Progress::Narrowed { .. }) {
                     supervisor.advanced();
                 }
@@ -397,7 +399,7 @@ async fn watch(
     }
 }
 
-/// Returns the next progress event; events that a slow terminal missed are skipped.
+/// Returns the next progress event; skips events that a slow terminal missed.
 pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
     loop {
         match events.recv().await {

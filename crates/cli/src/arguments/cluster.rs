@@ -103,7 +103,7 @@ pub(crate) struct Coordinator {
     /// Keep answering status calls after the run is finished, until SIGTERM; for launchers that restart whatever ends.
     #[arg(long)]
     pub(crate) linger: bool,
-    /// Print progress as JSON, one object a line.
+    /// Print progress as JSON, one object per line.
     #[arg(long)]
     pub(crate) json: bool,
     /// Write log lines as JSON.

@@ -112,7 +112,7 @@ pub(crate) struct Measure {
     /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
-    /// Print progress and the report as JSON, one object a line.
+    /// Print progress and the report as JSON, one object per line.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -21,8 +21,8 @@ use crate::certs::{self, DAY};
 /// Subfolder of the run folder that holds the certificates.
 const FOLDER: &str = "certificates";
 
-/// File that names the folder for which the certificates were made. A copied run folder makes its own, so that the original's
-/// certificates are not valid for it.
+/// File with the inode number of the folder for which the certificates were made, which tells a copied run folder from the
+/// original. The copy makes its own, so that the original's certificates are not valid for it.
 const PLACE: &str = "place";
 
 /// Validity of a certificate; short, so that a leaked folder becomes useless.
@@ -71,6 +71,7 @@ impl Certificates {
         let place = metadata.ino().to_string();
         let is_exposed = metadata.permissions().mode() & 0o077 != 0;
         let was_made_here = fs::read_to_string(self.folder.join(PLACE)).is_ok_and(|made| made == place);
+        // Others may have read exposed keys, so narrower permissions alone would not help: make new ones.
         if is_exposed || !was_made_here {
             fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
             self.empty()?;

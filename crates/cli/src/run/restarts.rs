@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pacs_runtime::{Backoff, Exit};
 
-/// Restarts allowed within [`WINDOW`] while the run makes no step; a worker that needs more will not recover by itself.
+/// Restarts allowed within [`WINDOW`] while the run does not advance; a worker that needs more will not recover by itself.
 const MOST_RESTARTS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(600);
 
@@ -35,7 +35,7 @@ impl Restarts {
         Self { recent: VecDeque::new(), backoff: fresh_backoff() }
     }
 
-    /// Clears the history, because the run made a step and so the worker has done its part.
+    /// Clears the history, because the run advanced and so the worker has done its part.
     pub(crate) fn forgive(&mut self) {
         *self = Self::new();
     }

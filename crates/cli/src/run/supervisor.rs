@@ -56,7 +56,7 @@ pub(crate) fn started() -> u64 {
     now.max(last + 1)
 }
 
-/// How to start one worker.
+/// Command line and identity of one worker process.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerCommand {
     pub(crate) name: String,
@@ -111,7 +111,7 @@ pub(crate) struct Supervisor {
     order: watch::Sender<Order>,
     news: mpsc::Receiver<WorkerNews>,
     tasks: JoinSet<()>,
-    /// Number of steps made; a change clears the restart histories.
+    /// Number of steps, evaluations and narrowed searches of the run; a change clears the restart histories.
     advances: Arc<AtomicU64>,
     /// Names of drained workers, which are not restarted when they end.
     retired: Arc<Mutex<BTreeSet<String>>>,
@@ -134,7 +134,7 @@ impl Supervisor {
         Self { order, news, tasks, advances, retired }
     }
 
-    /// Notes that the run made a step, so earlier deaths of workers did not block it.
+    /// Notes that the run advanced, so earlier deaths of workers did not block it.
     pub(crate) fn advanced(&self) {
         self.advances.fetch_add(1, Ordering::Relaxed);
     }

@@ -19,7 +19,7 @@ const MOST_POINTS: usize = 50;
 pub(super) const CURVES: [&str; 6] =
     ["reward_mean", "mixed_share", "entropy", "answer_tokens_mean", "grad_norm", "truncated_share"];
 
-/// The numbers of a finished run.
+/// The numbers of a finished run, as its file `data/<run>.json` holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,

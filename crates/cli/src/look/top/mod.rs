@@ -48,7 +48,7 @@ Keys: o overview, w workers, s samples, e events, arrows and page keys to scroll
 pub(crate) struct Top {
     /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
-    /// Print events as JSON, one object a line, and draw nothing.
+    /// Print events as JSON, one object per line, and draw nothing.
     #[arg(long)]
     pub(crate) json: bool,
 }
