@@ -1,4 +1,4 @@
-//! The processes of a job, started one by one as launchers do it, with certificates.
+//! A job whose processes a test starts one by one, as launchers do, with mutual TLS.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,26 +13,26 @@ use pacs_runtime::net::{PeerRole, RunChannel, RunIdentity, dial};
 
 use crate::{Host, Job, program};
 
-/// Longest that any of it may take.
+/// Deadline of every wait in these helpers.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// The processes of a job; ended when it is dropped.
+/// The processes of a job; dropping it ends them.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The job.
+    /// The job whose processes these are, with its folder and spec.
     pub job: Job,
     processes: Vec<(String, Child)>,
-    /// Files that processes which are started may have open.
+    /// Open-file limit of processes started from now on; `None` inherits this process's.
     files: Option<u32>,
-    /// What processes that are started find in their environment besides.
+    /// Extra environment variables of processes started from now on.
     environment: Vec<(String, String)>,
 }
 
 impl Cluster {
-    /// Writes the spec and certificates of a job; nothing is started.
+    /// Writes the spec and certificates of a job, and starts nothing.
     ///
     /// # Errors
-    /// When that cannot be done.
+    /// When files cannot be written or `pacs certs` fails.
     pub fn new(job: Job) -> Result<Self> {
         job.write_spec()?;
         let cluster = Self { job, processes: Vec::new(), files: None, environment: Vec::new() };
@@ -40,13 +40,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The folder of all certificates.
+    /// Returns the folder with the certificates of all roles.
     #[must_use]
     pub fn certificates(&self) -> PathBuf {
         self.job.path("certs")
     }
 
-    /// Makes new certificates, signed by the authority that there is, if there is one.
+    /// Makes new certificates, signed by the present authority or else by a new one.
     ///
     /// # Errors
     /// When `pacs certs` fails.
@@ -57,25 +57,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// Has processes that are started from now on find a variable in their environment.
+    /// Sets an environment variable of processes started from now on.
     pub fn set_variable(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Lets processes that are started from now on have so many files open.
+    /// Limits the open files of processes started from now on.
     pub fn limit_files(&mut self, files: u32) {
         self.files = Some(files);
     }
 
-    /// Lets them have as many as this process.
+    /// Lifts that limit for processes started from now on.
     pub fn no_limits(&mut self) {
         self.files = None;
     }
 
-    /// Starts a program of this workspace; what it says goes to `<name>.out` in the job's folder.
+    /// Starts a program of this workspace, with its output in `<name>.out` of the job's folder.
     ///
     /// # Errors
-    /// When it is not built or cannot be started.
+    /// When the program is not built or cannot be started.
     pub fn start(&mut self, name: &str, binary: &str, arguments: &[&str]) -> Result<()> {
         let program = program(binary)?;
         let command = match self.files {
@@ -109,7 +109,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts `pacs coordinator`.
+    /// Starts `pacs coordinator` on a free port, with these additional arguments.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -119,7 +119,7 @@ impl Cluster {
         self.start("coordinator", "pacs", &[&fixed, more].concat())
     }
 
-    /// Starts a worker under `pacs supervise`; its role is its name without the number.
+    /// Starts a worker under `pacs supervise`. The name gives its role: `learner-0` is a learner.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -127,7 +127,7 @@ impl Cluster {
         self.start_worker_with(name, None)
     }
 
-    /// Starts a worker on another host.
+    /// Starts a worker on another host, under `pacs supervise`.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -145,10 +145,10 @@ impl Cluster {
         }
     }
 
-    /// Waits for the end of a process; its exit code.
+    /// Waits for the end of a process and returns its exit code; `None` when a signal ended it.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// When it does not end before the deadline.
     pub fn code(&mut self, name: &str) -> Result<Option<i32>> {
         let position = self.processes.iter().position(|(known, _)| known == name).context("a process of this name")?;
         let started = Instant::now();
@@ -164,24 +164,24 @@ impl Cluster {
         }
     }
 
-    /// All that processes of this name have said.
+    /// Returns all output of processes with this name.
     #[must_use]
     pub fn said(&self, name: &str) -> String {
         fs::read_to_string(self.job.path(&format!("{name}.out"))).unwrap_or_default()
     }
 
-    /// Sends a signal to a process.
+    /// Sends a signal to a started process; workers have their supervisor in between.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When the process has ended.
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.pid(name)?)?), signal).context("signal it")
     }
 
-    /// Kills the worker that a process of this name supervises.
+    /// Kills the worker under the supervisor of this name, which then restarts it.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the supervisor has no worker at the moment.
     pub fn kill_worker(&self, name: &str) -> Result<()> {
         let supervisor = self.pid(name)?;
         let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
@@ -189,12 +189,12 @@ impl Cluster {
         kill(Pid::from_raw(worker.parse()?), Signal::SIGKILL).context("kill it")
     }
 
-    /// Names of the files of weights in the shared memory that a process sees, those on their way included.
+    /// Lists the weight files in the shared memory that a process sees, partial downloads included.
     #[must_use]
     pub fn weights_on_host_of(&self, name: &str) -> Vec<String> {
         let Ok(pid) = self.pid(name) else { return Vec::new() };
         let stores = fs::read_dir(format!("/proc/{pid}/root/dev/shm")).into_iter().flatten().flatten();
-        // It may be gone at the next look: that of a worker that leaves is removed.
+        // A store disappears when the last worker that uses it leaves.
         let files = stores.flat_map(|store| fs::read_dir(store.path()).into_iter().flatten().flatten());
         let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
         names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())).collect()
@@ -205,10 +205,10 @@ impl Cluster {
         Ok(child.id())
     }
 
-    /// Waits for something.
+    /// Polls `condition` until it holds; `what` names it in the error.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// When it does not hold before the deadline.
     pub fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
         let started = Instant::now();
         while !condition(self) {
@@ -218,16 +218,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Training steps that have been made and not been undone.
+    /// Returns the number of training steps made and not undone.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.job.json_lines("metrics.jsonl").map_or(0, |lines| lines.len())
     }
 
-    /// A connection to the coordinator with the certificate of `role`, for calls of its run.
+    /// Connects to the coordinator with the certificate of `role`; calls carry the run id.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When the coordinator cannot be found or reached.
     pub async fn channel(&self, role: PeerRole) -> Result<RunChannel> {
         self.wait_for("coordinator", |cluster| cluster.said("coordinator").contains("serving "))?;
         let address = launch::find(&self.job.path("run").display().to_string())?;
@@ -239,7 +239,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Supervisors take their workers with them.
+        // SIGTERM rather than SIGKILL, because supervisors forward it and so end their workers.
         self.processes.iter().for_each(|(name, _)| drop(self.signal(name, Signal::SIGTERM)));
         self.processes.iter().for_each(|(name, _)| drop(self.signal(name, Signal::SIGTERM)));
         for (_, child) in &mut self.processes {

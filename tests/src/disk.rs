@@ -1,4 +1,4 @@
-//! A small disk that can be filled.
+//! A small file system for tests that fill their disk.
 
 use std::fs;
 use std::io::Write;
@@ -7,15 +7,15 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Takes the room that others need.
+/// Name of the file that fills the disk.
 const FILLER: &str = ".filler";
 
-/// A file system of a few megabytes in memory, at a folder.
+/// A tmpfs of a few megabytes, mounted at a folder; unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts one; `None`, said aloud, where that is not allowed.
+    /// Mounts a tmpfs; `None` without the permission, which is reported on standard error.
     pub(crate) fn mount(folder: &Path, megabytes: u32) -> Result<Option<Self>> {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let size = format!("size={megabytes}m,mode=0700");
@@ -30,10 +30,10 @@ impl Disk {
         }
     }
 
-    /// Fills it but for so many bytes.
+    /// Fills the disk up to `but` free bytes.
     pub(crate) fn fill(&self, but: u64) -> Result<()> {
         let mut filler = fs::File::options().create(true).append(true).open(self.0.join(FILLER))?;
-        // Blocks first, then what is left of the last one.
+        // Large blocks first, then small ones for the remainder.
         for block in [&[7; 1 << 16][..], &[7; 512]] {
             while filler.write_all(block).is_ok() {}
         }
@@ -41,7 +41,7 @@ impl Disk {
         filler.set_len(bytes.saturating_sub(but)).context("leave some room")
     }
 
-    /// Makes room again.
+    /// Frees the disk again.
     pub(crate) fn clear(&self) -> Result<()> {
         match fs::remove_file(self.0.join(FILLER)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the filler"),
@@ -53,7 +53,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let unmount = || -> Result<()> {
-            // Lazily: a process that is about to end may have a file open.
+            // A lazy unmount, because a process that is about to end may still have a file open.
             let status = Command::new("umount").arg("-l").arg(&self.0).status()?;
             ensure!(status.success(), "{status}");
             Ok(())

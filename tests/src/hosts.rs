@@ -1,4 +1,4 @@
-//! "Hosts" of one machine: each has a network and shared memory of its own.
+//! Simulated hosts on one machine: network namespaces, each with shared memory of its own.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -7,21 +7,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
-/// A network namespace, in which programs see a `/dev/shm` of their own too.
+/// A network namespace whose programs also see a `/dev/shm` of their own.
 #[derive(Debug)]
 pub struct Host {
     namespace: String,
-    /// Its address for the others.
+    /// IP address by which other hosts reach this one.
     pub address: String,
-    /// Lives as long as a host that is plugged into it.
+    /// Namespace of the bridge, kept alive by the hosts attached to it; `None` for a lonely host.
     switch: Option<Arc<Host>>,
 }
 
-/// Hosts that reach each other, each by a link of its own; `None`, said aloud, where they cannot be made: it takes root, `ip` and
-/// `unshare`. Their addresses exist within them alone.
+/// Makes hosts that reach each other, each over a link of its own. Returns `None`, reported on standard error, where root, `ip` or
+/// `unshare` is missing. Their addresses exist only inside the namespaces.
 ///
 /// # Errors
-/// When one was made and the rest was not.
+/// When the first was made and a later step failed.
 pub fn hosts(count: u8) -> Result<Option<Vec<Host>>> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -53,11 +53,11 @@ pub fn hosts(count: u8) -> Result<Option<Vec<Host>>> {
     Ok(Some(hosts))
 }
 
-/// A host with nothing but a loopback interface, for processes that reach each other and nobody else; `None`, said aloud, where it
-/// cannot be made.
+/// Makes a host with only a loopback interface, whose processes reach nobody outside. Returns `None`, reported on standard error,
+/// where that is not possible.
 ///
 /// # Errors
-/// When it was made and its interface cannot be used.
+/// When the host was made and its interface cannot be used.
 pub fn lonely_host() -> Result<Option<Host>> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -72,7 +72,7 @@ pub fn lonely_host() -> Result<Option<Host>> {
 }
 
 impl Host {
-    /// Cuts all connections of a lonely host, which do not notice: what is sent is lost.
+    /// Partitions a lonely host: connections stay open, and all packets are lost.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -80,7 +80,7 @@ impl Host {
         self.ip(&["link", "set", "lo", "down"])
     }
 
-    /// Ends a cut.
+    /// Ends the partition of [`Self::cut`].
     ///
     /// # Errors
     /// As [`Self::cut`].
@@ -88,7 +88,7 @@ impl Host {
         self.ip(&["link", "set", "lo", "up"])
     }
 
-    /// Breaks all its connections, which notice at once. A kernel that cannot do that leaves them as they are.
+    /// Resets all connections of the host, which both ends notice at once. A kernel without that ability leaves them open.
     ///
     /// # Errors
     /// When `ss` cannot be started.
@@ -98,7 +98,7 @@ impl Host {
         command.stdin(Stdio::null()).output().context("start `ss`").map(drop)
     }
 
-    /// The same command on this host, which keeps the memory and the files of the machine.
+    /// Wraps a command to run in this host's network, with the machine's shared memory and files.
     #[must_use]
     pub fn within(&self, command: &Command) -> Command {
         let mut within = Command::new("ip");
@@ -117,8 +117,8 @@ impl Host {
         ip(&[&["-n", &self.namespace], arguments].concat()).map(drop)
     }
 
-    /// A command that runs a program there. What is sent to its process is sent to the program: every step takes the place of the
-    /// one before.
+    /// Makes a command that runs a program on this host. Signals to its process reach the program, because each wrapper replaces
+    /// itself by `exec`.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("ip");
@@ -128,10 +128,10 @@ impl Host {
         command
     }
 
-    /// Bounds what the host sends over its link, in kilobytes a second.
+    /// Limits the send rate of the host's link, in kilobytes per second.
     ///
     /// # Errors
-    /// When `tc` is not there, or the kernel has no such queue.
+    /// When `tc` is missing, or the kernel lacks the queueing discipline.
     pub fn slow_down(&self, rate: u32) -> Result<()> {
         let mut command = Command::new("ip");
         let (rate, queue) = (format!("{}kbit", 8 * rate), ["burst", "32k", "latency", "400ms"]);
@@ -154,10 +154,10 @@ impl Host {
         Ok(())
     }
 
-    /// Bytes that have come over the link so far, and that have gone.
+    /// Returns the bytes received and sent over the link so far.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the counters cannot be read.
     pub fn link_bytes(&self) -> Result<(u64, u64)> {
         let read = |name: &str| -> Result<u64> {
             let path = format!("/sys/class/net/eth0/statistics/{name}");
@@ -170,7 +170,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // What runs there keeps it alive until it has ended. The switch goes when the last host has.
+        // Running programs keep the namespace alive until they end. The bridge goes with the last host.
         self.switch = None;
         let _ = ip(&["netns", "delete", &self.namespace]);
     }

@@ -1,6 +1,6 @@
 //! Helpers of the process-level tests: a job on a tiny model, run by the real programs.
 //!
-//! The programs must be built before (`cargo xtask test` does it); a test that misses them says so.
+//! The programs must be built first (`cargo xtask test` does so); a test that misses them says so.
 #![forbid(unsafe_code)]
 
 mod cluster;
@@ -25,19 +25,19 @@ pub use samples::Archived;
 
 use disk::Disk;
 
-/// Longest that any run of these tests may take; the slowest takes a fifth of it on two busy cores.
+/// Deadline of a whole run; the slowest takes a fifth of it on two busy cores.
 const RUN_DEADLINE: Duration = Duration::from_secs(300);
 
-/// The root of the repository.
+/// Returns the root folder of the repository.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_owned()
 }
 
-/// A program of this workspace, built in the profile that the test was built in.
+/// Returns the path of a program of this workspace, built in the same profile as the test.
 ///
 /// # Errors
-/// When it is not built.
+/// When the program is not built.
 pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe().context("find the test program")?;
     let folder = test.ancestors().nth(2).context("the test program lies in <profile>/deps")?;
@@ -48,23 +48,23 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A job in a folder of its own that is removed in the end.
+/// A job in a temporary folder; dropping it kills its workers and removes the folder.
 #[derive(Debug)]
 pub struct Job {
     folder: tempfile::TempDir,
     spec: toml::Table,
-    /// Name of the run folder in the job's.
+    /// Name of the run folder inside the job's folder.
     run: &'static str,
-    /// Where `pacs` lists the runs that live, in place of the user's own.
+    /// Registry of live runs that `pacs` uses instead of the user's own.
     state: PathBuf,
-    /// Its network, if it has one of its own.
+    /// The network namespace of the run; `None` when it shares the machine's.
     host: Option<Arc<Host>>,
-    /// What its run folder is on, if that is no disk of the machine.
+    /// The small file system of the run folder; `None` when it is on a disk of the machine.
     disk: Option<Disk>,
 }
 
 impl Job {
-    /// A short job on a tiny random model whose samples hit the reference answers now and then.
+    /// Makes a short job on a tiny random model whose samples match the reference answers now and then.
     ///
     /// # Errors
     /// When its files cannot be written.
@@ -117,7 +117,7 @@ impl Job {
         toml::from_str(&text).context("parse the tiny job")
     }
 
-    /// Writes forty problems, one line each.
+    /// Replaces the training file by forty problems; `line` makes the JSON line of each.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -126,10 +126,10 @@ impl Job {
         fs::write(self.path("problems.jsonl"), lines.join("\n")).context("write the problems")
     }
 
-    /// Sets a key of the spec, `section.key`.
+    /// Sets the key `section.key` of the spec.
     ///
     /// # Panics
-    /// When the section is no table.
+    /// When the section is not a table.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
         let (section, key) = key.split_once('.').expect("section.key");
@@ -139,39 +139,39 @@ impl Job {
         self
     }
 
-    /// Gives the job a name.
+    /// Sets the job's name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.spec.insert("name".to_owned(), name.into());
         self
     }
 
-    /// Has `pacs` list the runs that live in this folder, so that those of several jobs are known together.
+    /// Uses this folder as the registry of live runs, so that several jobs share one.
     #[must_use]
     pub fn listed_in(mut self, state: &Path) -> Self {
         self.state = state.to_owned();
         self
     }
 
-    /// A program of this workspace that sees the runs of this job's user.
+    /// Makes a command of a program of this workspace that uses this job's registry of live runs.
     ///
     /// # Errors
-    /// When it is not built.
+    /// When the program is not built.
     pub fn command(&self, name: &str) -> Result<Command> {
         let mut command = Command::new(program(name)?);
         command.env("XDG_STATE_HOME", &self.state).env_remove("XDG_RUNTIME_DIR").stdin(Stdio::null());
         Ok(command)
     }
 
-    /// The id of the run.
+    /// Reads the run id from the run folder.
     ///
     /// # Errors
-    /// When the run folder has none.
+    /// When the run folder has none yet.
     pub fn run_id(&self) -> Result<String> {
         Ok(fs::read_to_string(self.run_path("run_id")).context("read the id of the run")?.trim().to_owned())
     }
 
-    /// The workers of the run that live.
+    /// Returns the live workers of the run.
     ///
     /// # Errors
     /// When the run has no id.
@@ -179,10 +179,10 @@ impl Job {
         Ok(RunProcess::of(&self.run_id()?))
     }
 
-    /// All logs of the run, and what `pacs run` said, by name.
+    /// Reads all logs of the run, and the output of `pacs run`, by file name.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When a log cannot be read.
     pub fn logs(&self) -> Result<BTreeMap<String, String>> {
         let mut logs = BTreeMap::new();
         for entry in fs::read_dir(self.run_path("logs")).context("list the logs")? {
@@ -196,10 +196,10 @@ impl Job {
         Ok(logs)
     }
 
-    /// Checks that no process of the run has panicked.
+    /// Checks that no process of the run panicked.
     ///
     /// # Errors
-    /// When one has, with the lines.
+    /// When one did, with the log lines.
     pub fn check_no_panic(&self) -> Result<()> {
         for (name, text) in self.logs()? {
             let panic = text.lines().find(|line| line.contains("panicked at") || line.contains("exit code 101"));
@@ -208,14 +208,14 @@ impl Job {
         Ok(())
     }
 
-    /// Sets a whole section of the spec.
+    /// Replaces a whole section of the spec.
     #[must_use]
     pub fn with_section(mut self, section: &str, values: toml::Table) -> Self {
         self.spec.insert(section.to_owned(), values.into());
         self
     }
 
-    /// Without the extraction of the built-in verifier, which others do not have.
+    /// Removes the extraction settings, which only the built-in verifier has.
     #[must_use]
     pub fn without_extraction(mut self) -> Self {
         if let Some(verifier) = self.spec.get_mut("verifier").and_then(toml::Value::as_table_mut) {
@@ -224,20 +224,19 @@ impl Job {
         self
     }
 
-    /// A path in the job's folder.
+    /// Returns a path inside the job's folder.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A path in the run folder.
+    /// Returns a path inside the run folder.
     #[must_use]
     pub fn run_path(&self, name: &str) -> PathBuf {
         self.path(self.run).join(name)
     }
 
-    /// Copies the run folder to another name, as to another machine, and removes the old one; what comes next goes on in the
-    /// copy.
+    /// Copies the run folder to another name, as to another machine, and removes the old one. Later starts resume in the copy.
     ///
     /// # Errors
     /// When the files cannot be copied or removed.
@@ -252,37 +251,37 @@ impl Job {
         Ok(())
     }
 
-    /// The weights that the run has exported after a step, float32, in the order of the file.
+    /// Reads the float32 weights that the run exported after a step, in the order of the file.
     ///
     /// # Errors
     /// When the file is missing or too short.
     pub fn exported(&self, step: u64) -> Result<Vec<f32>> {
         let path = self.run_path(&format!("checkpoints/step-{step:06}/model/model.safetensors"));
         let file = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        // Eight bytes of header length, the header, then float32 values.
+        // The safetensors layout: eight bytes of header length, the header, then float32 values.
         let (length, rest) = file.split_first_chunk::<8>().context("a safetensors file has a header")?;
         let header = usize::try_from(u64::from_le_bytes(*length)).context("a header's length")?;
         let (values, _) = rest.get(header..).context("values behind the header")?.as_chunks::<4>();
         Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
-    /// Checks that two runs have exported the same weights after a step, to 1e-5.
+    /// Checks that two runs exported the same weights after a step, to within 1e-5.
     ///
     /// # Errors
-    /// When they have not, or a model is missing.
+    /// When weights differ by more, or a model is missing.
     pub fn check_same_weights(&self, other: &Self, step: u64) -> Result<()> {
         let (ours, theirs) = (self.exported(step)?, other.exported(step)?);
         ensure!(!ours.is_empty() && ours.len() == theirs.len(), "{} and {} weights", ours.len(), theirs.len());
-        // What is not a number is near nothing.
+        // A NaN fails the comparison, as it should.
         let is_near = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-5);
         ensure!(is_near, "the weights differ by more than 1e-5, or are no numbers");
         Ok(())
     }
 
-    /// Checks that the model after so many steps is that of another run, to the last bit.
+    /// Checks that two runs exported bit-identical weights after a step.
     ///
     /// # Errors
-    /// When it is not.
+    /// When a bit differs, or a model is missing.
     pub fn check_same_bits(&self, other: &Self, step: u64) -> Result<()> {
         let bits = |job: &Self| -> Result<Vec<u32>> { Ok(job.exported(step)?.into_iter().map(f32::to_bits).collect()) };
         let (ours, theirs) = (bits(self)?, bits(other)?);
@@ -292,10 +291,10 @@ impl Job {
         Ok(())
     }
 
-    /// Checks that each of so many steps was made and counted once, and that something was trained.
+    /// Checks that each of `steps` steps was made and counted once, and that something was trained.
     ///
     /// # Errors
-    /// When that is not so.
+    /// When a step is missing or repeated, or nothing was trained.
     pub fn check_every_step_once(&self, steps: u64) -> Result<()> {
         let metrics = self.json_lines("metrics.jsonl")?;
         let made: Vec<u64> = metrics.iter().filter_map(|line| line["step"].as_u64()).collect();
@@ -305,7 +304,7 @@ impl Job {
         Ok(())
     }
 
-    /// Starts `pacs run` on the job.
+    /// Starts `pacs run` on the job, on a port that the coordinator chooses.
     ///
     /// # Errors
     /// When the program is not built or cannot be started.
@@ -313,7 +312,7 @@ impl Job {
         self.start_with(&[])
     }
 
-    /// Writes the job spec, `job.toml`.
+    /// Writes the job spec to `job.toml` in the job's folder, and returns its path.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -340,7 +339,7 @@ impl Job {
         self.launch("eval", Command::new(program("pacs")?), &[&["--listen", "127.0.0.1:0"], options].concat())
     }
 
-    /// Starts `pacs run` as a user does, who leaves the port to it.
+    /// Starts `pacs run` without `--listen`, as users do.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -348,14 +347,14 @@ impl Job {
         self.launch("run", Command::new(program("pacs")?), &[])
     }
 
-    /// Starts `pacs run` where no process may write a file past `bytes`, as if the disk were full. What is in a file
-    /// already stays.
+    /// Starts `pacs run` with a limit of `bytes` on the size of every file it writes, as if the disk were full. Existing content
+    /// stays.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with_full_disk(&self, bytes: u64) -> Result<Run> {
         let mut command = Command::new("sh");
-        // The system's answer is then an error, as on a full disk, and no signal.
+        // With SIGXFSZ ignored the write fails with an error, as on a full disk.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
         command.arg("-c").arg(script).arg("sh").arg(program("pacs")?);
         self.launch("run", command, &["--listen", "127.0.0.1:0"])
@@ -376,10 +375,10 @@ impl Job {
         Ok(Run { child, folder: self.folder.path().to_owned(), run_dir: self.path(self.run), host })
     }
 
-    /// Writes a verifier for `kind = "exec"`, and gives its command.
+    /// Writes a shell script as the verifier of `kind = "exec"`, and returns its command.
     ///
-    /// The script says hello, and then runs `each` for every request: `$id` is its number, `$task` the rest of its line,
-    /// and `answer OUTCOME RULE` answers it.
+    /// The script sends its greeting and then runs `each` for every request. In it, `$id` is the request's number, `$task` the rest
+    /// of its line, and `answer OUTCOME RULE` answers it.
     ///
     /// # Errors
     /// When the script cannot be written.
@@ -398,47 +397,47 @@ done
         Ok(vec!["sh".to_owned(), path.display().to_string()])
     }
 
-    /// Gives the job a network of its own, where that can be had.
+    /// Gives the job a network namespace, where permissions allow it.
     ///
     /// # Errors
-    /// When one was made and cannot be used.
+    /// When the namespace was made and cannot be used.
     pub fn on_own_network(mut self) -> Result<Self> {
         self.host = lonely_host()?.map(Arc::new);
         Ok(self)
     }
 
-    /// The host that it has to itself.
+    /// Returns the job's own network host; `None` when it shares the machine's network.
     #[must_use]
     pub fn host(&self) -> Option<&Host> {
         self.host.as_deref()
     }
 
-    /// Puts the run folder on a small disk of its own, where that can be had.
+    /// Puts the run folder on a small file system of its own, where permissions allow it.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn on_small_disk(mut self, megabytes: u32) -> Result<Self> {
         self.disk = Disk::mount(&self.run_path(""), megabytes)?;
         Ok(self)
     }
 
-    /// Fills that disk but for so many bytes. Whether there is one.
+    /// Fills that file system up to `but` free bytes; returns false when there is none.
     ///
     /// # Errors
-    /// When the disk takes nothing at all.
+    /// When it takes no file at all.
     pub fn fill_disk(&self, but: u64) -> Result<bool> {
         self.disk.as_ref().map_or(Ok(false), |disk| disk.fill(but).map(|()| true))
     }
 
-    /// Makes room on it again.
+    /// Frees that file system again.
     ///
     /// # Errors
-    /// When that cannot be done.
+    /// When the filler cannot be removed.
     pub fn clear_disk(&self) -> Result<()> {
         self.disk.as_ref().map_or(Ok(()), Disk::clear)
     }
 
-    /// Checks that nobody has left half a file in the run folder.
+    /// Checks that no partial file is left in the run folder.
     ///
     /// # Errors
     /// When there is one, with its name.
@@ -457,10 +456,10 @@ done
         Ok(())
     }
 
-    /// Lines of a file of JSON objects in the run folder.
+    /// Reads a JSON-lines file of the run folder.
     ///
     /// # Errors
-    /// When it is missing or not JSON.
+    /// When the file is missing or not JSON.
     pub fn json_lines(&self, name: &str) -> Result<Vec<serde_json::Value>> {
         let text = fs::read_to_string(self.run_path(name)).with_context(|| format!("read {name}"))?;
         text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("read {name}"))).collect()
@@ -469,36 +468,36 @@ done
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Workers of a run that was killed wait for the next one, for minutes.
+        // Workers of a killed run would wait minutes for the next one.
         for worker in self.workers().unwrap_or_default() {
-            // It may have ended by itself in this moment.
+            // The worker may have ended at this moment, so a failure is ignored.
             let _ = worker.signal(nix::sys::signal::Signal::SIGKILL);
         }
-        // Before the folder that it is in is removed.
+        // Unmount before the folder that holds the mount point is removed.
         self.disk = None;
     }
 }
 
-/// How a run ended.
+/// How a command ended, with its output.
 #[derive(Debug)]
 pub struct Ended {
     /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to standard output.
+    /// Everything written to standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Everything written to standard error.
     pub stderr: String,
 }
 
 impl Ended {
-    /// Fails, with all that the run said, unless it ended with `code`.
+    /// Panics with the whole output unless the exit code is `code`.
     #[track_caller]
     pub fn expect_code(&self, code: i32) {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
     }
 }
 
-/// A `pacs run` in progress; killed when it is dropped.
+/// A running `pacs run` or `pacs eval`; dropping it kills the process.
 #[derive(Debug)]
 pub struct Run {
     child: Child,
@@ -508,10 +507,10 @@ pub struct Run {
 }
 
 impl Run {
-    /// Waits for the end.
+    /// Waits for the end of the run and returns its output.
     ///
     /// # Errors
-    /// When the run takes longer than any run should.
+    /// When the run exceeds the deadline.
     pub fn wait(mut self) -> Result<Ended> {
         let started = Instant::now();
         let status = loop {
@@ -530,24 +529,24 @@ impl Run {
         fs::read_to_string(self.folder.join(name)).unwrap_or_default()
     }
 
-    /// Whether it has ended.
+    /// Returns whether the process has ended, without waiting.
     ///
     /// # Errors
-    /// When the system cannot say.
+    /// When the system call fails.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait().context("wait for pacs run")?.is_some())
     }
 
-    /// Sends a signal to `pacs run` itself.
+    /// Sends a signal to `pacs run` itself, not to its workers.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When the process has ended.
     pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).context("a pid")?);
         nix::sys::signal::kill(pid, signal).context("signal pacs run")
     }
 
-    /// The run's status, as `pacs status --json` prints it; `None` while there is none yet.
+    /// Returns the run's status as `pacs status --json` prints it; `None` before the coordinator serves.
     ///
     /// # Errors
     /// When the program cannot be run or prints no JSON.
@@ -566,10 +565,10 @@ impl Run {
         Ok(Some(serde_json::from_slice(&output.stdout).context("read the status")?))
     }
 
-    /// Asks for the status until `found` says so.
+    /// Polls the status until `found` returns true, and returns that status; `what` names the condition in the error.
     ///
     /// # Errors
-    /// When the run ends or takes too long before that.
+    /// When the run ends first, or the deadline passes.
     pub fn wait_until(&mut self, what: &str, found: impl Fn(&serde_json::Value) -> bool) -> Result<serde_json::Value> {
         let started = Instant::now();
         loop {
@@ -584,12 +583,12 @@ impl Run {
             if started.elapsed() > RUN_DEADLINE {
                 bail!("no {what} within {} s:\n{}", RUN_DEADLINE.as_secs(), self.read("stdout"));
             }
-            // Short: phases of a tiny job last for some milliseconds.
+            // Short, because phases of a tiny job last only milliseconds.
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Kills the worker process of a name, as a power failure would.
+    /// Kills the worker of this name with SIGKILL.
     ///
     /// # Errors
     /// When the run has no such worker.
@@ -597,7 +596,7 @@ impl Run {
         self.signal_worker(name, nix::sys::signal::Signal::SIGKILL).map(drop)
     }
 
-    /// Sends a signal to the worker process of a name, and returns its process.
+    /// Sends a signal to the worker of this name, and returns its process.
     ///
     /// # Errors
     /// When the run has no such worker.
@@ -609,21 +608,21 @@ impl Run {
     }
 }
 
-/// A worker's process, which the run may know no longer.
+/// The process of a worker, which may have been replaced since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Worker(i32);
 
 impl Worker {
-    /// The process that a status names.
+    /// Returns the worker's process that a status lists; `None` when the name is not listed.
     pub fn of(status: &serde_json::Value, name: &str) -> Option<Self> {
         let worker = status["workers"].as_array()?.iter().find(|worker| worker["name"] == name)?;
         Some(Self(i32::try_from(worker["pid"].as_i64()?).ok()?))
     }
 
-    /// Sends it a signal.
+    /// Sends the process a signal.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When the process has ended.
     pub fn signal(self, signal: nix::sys::signal::Signal) -> Result<()> {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), signal).context("signal a worker")
     }
@@ -631,7 +630,7 @@ impl Worker {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // The workers notice that their coordinator is gone and end.
+        // Killing the coordinator is enough here: `Job` kills workers that are left.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

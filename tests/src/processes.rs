@@ -1,4 +1,4 @@
-//! The processes of a run, as the system shows them.
+//! Finds the processes of a run through `/proc`.
 
 use std::fs;
 
@@ -6,17 +6,17 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A process of this machine that belongs to a run.
+/// A process of a run on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunProcess {
-    /// Its process id.
+    /// Process id.
     pub pid: i32,
-    /// Name of its slot, for example `rollout-0`.
+    /// Worker name, for example `rollout-0`.
     pub name: String,
 }
 
 impl RunProcess {
-    /// The workers that were started for the run of this id and still live, by name.
+    /// Returns the live workers of the run with this id, sorted by name.
     #[must_use]
     pub fn of(run_id: &str) -> Vec<Self> {
         let variable = format!("PACS_RUN_ID={run_id}");
@@ -28,7 +28,7 @@ impl RunProcess {
                 environment.split(|byte| *byte == 0).find(|word| *word == variable.as_bytes())?;
                 let line = fs::read(entry.path().join("cmdline")).ok()?;
                 let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"--name");
-                // Children of a verifier have the variable, too, but no name.
+                // Children of a verifier inherit the variable, but have no `--name`.
                 let name = String::from_utf8_lossy(words.nth(1)?).into_owned();
                 Some(Self { pid, name })
             })
@@ -37,10 +37,10 @@ impl RunProcess {
         found
     }
 
-    /// Sends it a signal.
+    /// Sends the process a signal.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When the process has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("signal {}", self.name))
     }

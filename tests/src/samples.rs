@@ -7,36 +7,36 @@ use parquet::record::{Field, Row};
 
 use crate::Job;
 
-/// A sample as the archive of a run has it.
+/// A row of the sample archive of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Archived {
-    /// Name of the file: the step or evaluation.
+    /// Name of the Parquet file, which names its steps or evaluation.
     pub file: String,
-    /// The step that it was drawn for.
+    /// Training step that the sample was drawn for, or after which it was evaluated.
     pub step: i64,
-    /// What it was drawn for: `train` or an evaluation.
+    /// `train`, or the evaluation that the sample belongs to.
     pub purpose: String,
-    /// Its group.
+    /// Group id, unique in a run.
     pub group: i64,
-    /// Its position in the group.
+    /// Index of the sample in its group, from 0.
     pub sample: i32,
-    /// The answer.
+    /// Text of the answer.
     pub response: String,
-    /// How the verification ended.
+    /// Outcome of the verification, for example `correct`.
     pub outcome: String,
-    /// The rule that decided.
+    /// The verifier's rule that decided the outcome.
     pub rule: String,
-    /// The label.
+    /// Label, 0 to 1.
     pub label: f64,
-    /// The reward.
+    /// Reward after the spec's bonuses and penalties.
     pub reward: f64,
 }
 
 impl Job {
-    /// All samples in the archive of the run, in order.
+    /// Reads all samples in the archive of the run, ordered by file and row.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When a file cannot be read.
     pub fn samples(&self) -> Result<Vec<Archived>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.run_path("samples")).context("list the archive")? {
@@ -55,11 +55,10 @@ impl Job {
 }
 
 impl Job {
-    /// Checks the life of every sample of a job with so many prompts a step and samples a prompt: each step has its groups, each
-    /// group its samples, and none is there twice.
+    /// Checks that the archive holds, for each of `steps` steps, `prompts` groups of `samples` samples each, and no sample twice.
     ///
     /// # Errors
-    /// When that is not so.
+    /// When a sample is missing or repeated.
     pub fn check_every_sample_once(&self, steps: u64, prompts: usize, samples: usize) -> Result<()> {
         let mut groups = BTreeMap::<(i64, i64), BTreeSet<i32>>::new();
         for sample in self.samples()?.into_iter().filter(|sample| sample.purpose == "train") {

@@ -1,4 +1,4 @@
-//! Whatever is wrong gives one clear error, and an exit code that says whether trying again can help.
+//! Bad input of any kind gives one clear error, and an exit code that says whether a retry can help.
 
 #[path = "../fuzz/src/data_file.rs"]
 #[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -17,7 +17,7 @@ use std::net::TcpListener;
 use anyhow::{Context, Result};
 use pacs_tests::{Ended, Job, root};
 
-/// The error on standard error, once, and not among the progress.
+/// Checks that the error is on standard error exactly once, and not on standard output.
 fn assert_one_error(ended: &Ended, code: i32, parts: &[&str]) {
     ended.expect_code(code);
     assert_eq!(ended.stderr.matches("error:").count(), 1, "{}", ended.stderr);
@@ -96,7 +96,7 @@ fn two_runs_in_one_folder() -> Result<()> {
     Ok(())
 }
 
-/// The inputs of `tests/fuzz`, a bounded number of each: nothing panics or hangs.
+/// Runs a bounded number of inputs of each target in `tests/fuzz`: none may panic or hang.
 #[test]
 fn any_job_spec_is_read_or_refused() {
     mutate::each(&job_spec::examples(), 3000, job_spec::check);

@@ -1,11 +1,11 @@
-//! Chaos: `pacs run` and the workers of every role are killed, stopped for a while, and asked to end, their network is cut, their
-//! disk is full for a while, at random moments, in two runs at once. In the end the audit: every step made once, every sample
-//! trained on once, no process, no weights and no half file left, and the bits of an undisturbed run where the mode promises them.
+//! Chaos test: faults at random moments in two runs at once. `pacs run` and workers of every role are killed, stopped for a while
+//! or asked to end; a run's network is cut; its disk fills up. Then the audit: every step made once, every sample trained on once,
+//! no process, weights or partial file left, and the bits of an undisturbed run in the modes that promise them.
 //!
-//! Networks and disks of their own take root; without it the other faults are left, and that is said.
+//! Network namespaces and small disks need root. Without it those faults are skipped, and the test says so.
 //!
-//! A short one is part of the tests; `cargo xtask chaos --minutes 10` makes a long one, over all modes. The seed is printed, and
-//! `PACS_CHAOS_SEED` (`--seed`) takes it; it decides what is done, not what the machine is doing at that moment.
+//! A short test is part of the suite; `cargo xtask chaos --minutes 10` makes a long one over all modes. The seed is printed and can
+//! be set with `PACS_CHAOS_SEED` (`--seed`). It fixes the choice of faults, not their timing relative to the run.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,43 +17,43 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pacs_tests::{Host, Job, Run, RunProcess};
 
-/// How long it lasts when `PACS_CHAOS_SECONDS` does not say.
+/// Duration of the faults without `PACS_CHAOS_SECONDS`.
 const SECONDS: u64 = 10;
 
-/// Steps of a job. New jobs are started when these are done.
+/// Steps of a job; new jobs are started when both are done.
 const STEPS: u64 = 12;
 
-/// Prompts of a step, and samples of a prompt, of the tiny job.
+/// Prompts per step and samples per prompt of the tiny job.
 const PROMPTS: usize = 8;
 const SAMPLES: usize = 8;
 
-/// Longest that a job may still take when all faults are over.
+/// Deadline for a job to finish after the last fault.
 const CALM: Duration = Duration::from_secs(300);
 
-/// Longest that a worker may still live when its run is over.
+/// Deadline for workers to leave after their run is over.
 const LEAVE: Duration = Duration::from_secs(10);
 
-/// Longest pause between two attacks, in milliseconds: a run must come to something in between.
+/// Longest pause between two faults in milliseconds, so that a run can make progress in between.
 const PAUSE: u64 = 3000;
 
-/// Shortest time from the end of a run to its next start, as supervisors have it.
+/// Shortest time from the end of a run to its next start, like the back-off of a supervisor.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Longest that a worker stands still, in milliseconds: longer than a coordinator waits for heartbeats. In short chaos it is
-/// half of its length.
+/// Longest stop of a worker in milliseconds, longer than a coordinator waits for heartbeats. A short test uses half of its
+/// duration.
 const STOPPED: u64 = 14_000;
 
-/// Size of a run's disk, which holds all of a tiny run several times.
+/// Size of a run's disk in MiB, several times what a tiny run needs.
 const DISK_MEGABYTES: u32 = 96;
 
-/// Room that is left on a full disk at most: sometimes for a few records, or the half of something.
+/// Most bytes left free on a full disk: room for a few records, or for part of a file.
 const LEFT: u64 = 256 << 10;
 
-/// SplitMix64: few lines, and the same numbers everywhere.
+/// SplitMix64 generator: a few lines, and the same numbers on every machine.
 struct Random(u64);
 
 impl Random {
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -68,7 +68,7 @@ impl Random {
     }
 }
 
-/// How a job is run.
+/// A configuration of workers and asynchrony in which jobs are disturbed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Mode {
     name: &'static str,
@@ -78,7 +78,7 @@ struct Mode {
     max_lag: i64,
 }
 
-/// The first two are those of the short test. All with `max_lag = 0` promise the bits of an undisturbed run with as many learners.
+/// The short test uses the first two. Modes with `max_lag = 0` promise the bits of an undisturbed run with as many learners.
 const MODES: [Mode; 6] = [
     Mode { name: "synchronous", rollouts: 1, learners: 1, sharding: "replicated", max_lag: 0 },
     Mode { name: "two-rollouts", rollouts: 2, learners: 1, sharding: "replicated", max_lag: 0 },
@@ -96,9 +96,9 @@ impl Mode {
             job.with("checkpoint.every_steps", 5).with("evaluation.before", false).with("evaluation.after", false);
         let job = job.with("resources.rollouts", self.rollouts).with("resources.learners", self.learners);
         let job = job.with("resources.sharding", self.sharding).with("asynchrony.max_lag", self.max_lag);
-        // Samples are then the same to the last bit, whatever company they had: disturbed runs batch others together.
+        // Faults change which samples are batched together. The reference kernels give the same bits whatever the batch.
         let job = job.with("rollout.kernels", "reference");
-        // Jobs of one round differ, so that what one makes shows when it comes into the other.
+        // The two jobs of a round differ, so that data of one would be noticed in the other.
         Ok(job.with("rollout.max_new_tokens", if slot == 0 { 10 } else { 14 }))
     }
 
@@ -107,7 +107,7 @@ impl Mode {
     }
 }
 
-/// Finished runs that nothing has disturbed, made when they are first compared with.
+/// Undisturbed runs to compare with, made on first use.
 struct Undisturbed<'a> {
     state: &'a Path,
     runs: BTreeMap<(Mode, usize), Job>,
@@ -126,21 +126,21 @@ impl Undisturbed<'_> {
     }
 }
 
-/// A run that is disturbed.
+/// A run under attack, with the state of its faults.
 struct Victim {
     job: Job,
-    /// None: it is dead, and is started again after that moment.
+    /// `None` while the run is dead; it is started again at `again`.
     run: Option<Run>,
     again: Instant,
-    /// Workers that stand still until then.
+    /// Stopped workers, and when each is continued.
     stopped: Vec<(RunProcess, Instant)>,
-    /// The same of `pacs run` itself.
+    /// When a stopped `pacs run` is continued.
     run_stopped: Option<Instant>,
-    /// Its network is cut until then.
+    /// When a cut network is mended.
     cut: Option<Instant>,
-    /// Its disk is full until then.
+    /// When a full disk is cleared.
     full: Option<Instant>,
-    /// Longest that a worker stands still, in milliseconds.
+    /// Longest stop of a worker, in milliseconds.
     longest_stop: u64,
     done: bool,
 }
@@ -153,13 +153,13 @@ impl Victim {
         Ok(Self { job, run: None, again, stopped, run_stopped, cut, full, longest_stop, done: false })
     }
 
-    /// Starts again what is due, and takes note of what has ended.
+    /// Ends faults that are due, restarts a dead run that is due, and notes how a run ended.
     fn tend(&mut self) -> Result<()> {
         let now = Instant::now();
         self.stopped.retain(|(worker, until)| {
             let is_due = *until <= now;
             if is_due {
-                // It may have been killed by its supervisor meanwhile.
+                // Its supervisor may have killed the worker meanwhile.
                 let _ = worker.signal(Signal::SIGCONT);
             }
             !is_due
@@ -183,7 +183,7 @@ impl Victim {
                 let ended = self.run.take().context("it was there")?.wait()?;
                 match ended.code {
                     Some(0) => self.done = true,
-                    // Killed, or asked to end, or started while its disk was full.
+                    // Killed, asked to end, or started on a full disk.
                     None | Some(75) => self.again = self.again.max(now + AGAIN),
                     Some(code) => bail!("the run ended with {code}:\n{}\n{}", ended.stdout, ended.stderr),
                 }
@@ -193,7 +193,7 @@ impl Victim {
         Ok(())
     }
 
-    /// Does something to the run; what, for the log.
+    /// Applies a random fault and describes it for the log.
     fn attack(&mut self, random: &mut Random) -> Result<String> {
         let workers = self.job.workers().unwrap_or_default();
         let what = random.below(13);
@@ -208,7 +208,7 @@ impl Victim {
                 host.break_connections()?;
                 return Ok("all its connections are broken".to_owned());
             }
-            // Nothing is there to be filled before it has begun.
+            // Before the run has begun there is no disk to fill.
             (12, _) if self.job.run_path("run_id").exists() => {
                 let left = random.below(LEFT);
                 if self.job.fill_disk(left)? {
@@ -229,7 +229,7 @@ impl Victim {
             }
             self.again = Instant::now() + Duration::from_millis(random.below(PAUSE));
             let Some(run) = &self.run else { return Ok("pacs run is dead already".to_owned()) };
-            // It may have ended by itself in this moment.
+            // The run may have ended at this moment, so a failure is ignored.
             let _ = run.signal(signal);
             return Ok(format!("{signal} to pacs run"));
         }
@@ -246,14 +246,14 @@ impl Victim {
         Ok(format!("{signal} to {}", worker.name))
     }
 
-    /// Continues all that stands still, and waits for the end of the job.
+    /// Ends all faults and waits for the job to finish.
     fn calm(&mut self) -> Result<()> {
         self.stopped.iter_mut().for_each(|(_, until)| *until = Instant::now());
         for until in [&mut self.run_stopped, &mut self.cut, &mut self.full] {
             *until = until.map(|_| Instant::now());
         }
         let began = Instant::now();
-        // Also once for a run that has ended meanwhile: workers may stand still that it has not known.
+        // At least once, also for a finished run: workers that it did not know may still be stopped.
         self.tend()?;
         while !self.done {
             self.tend()?;
@@ -271,11 +271,12 @@ impl Victim {
         self.job.check_no_panic()?;
         self.job.check_no_half_file()?;
         undisturbed.map_or(Ok(()), |undisturbed| undisturbed.check_same_bits(&self.job, STEPS))?;
+        // The victims of a round share the machine, and neither may have met workers of the other.
         for (name, log) in self.job.logs()? {
             let stranger = log.lines().find(|line| line.contains("was refused: this is run"));
             ensure!(stranger.is_none(), "{name}: {}", stranger.unwrap_or_default());
         }
-        // One that was started at the moment of a kill is still about to hear that its name is taken.
+        // A worker started at the moment of a kill has yet to learn that its name is taken.
         let began = Instant::now();
         while !self.job.workers()?.is_empty() {
             ensure!(began.elapsed() < LEAVE, "workers of a run that is over: {:?}", self.job.workers()?);
@@ -326,7 +327,7 @@ fn runs_survive_chaos() -> Result<()> {
     Ok(())
 }
 
-/// Disturbs two runs until both are done, or for so long; then checks both. How many attacks there were.
+/// Attacks two runs until both are done or the time is over, audits both, and returns the number of attacks.
 fn disturb(
     modes: &[Mode],
     undisturbed: &mut Undisturbed<'_>,
@@ -340,7 +341,7 @@ fn disturb(
     let mut victims: Vec<Victim> = jobs.collect::<Result<_>>()?;
     for victim in &mut victims {
         victim.tend()?;
-        // Both have a port of their own before one dies: else the other might take that of the dead one.
+        // Wait until both have a port: otherwise one could take the port of the other while that one is dead.
         let run = victim.run.as_mut().context("it was started")?;
         run.wait_until("coordinator", |status| status["step"].is_u64())?;
     }

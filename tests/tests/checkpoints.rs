@@ -1,4 +1,4 @@
-//! Checkpoints in the hands of fate: a full disk, a damaged file, a changed spec, another number of ranks.
+//! Checkpoints under faults: a full disk, a damaged file, a changed spec, another number of ranks.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use pacs_tests::Job;
 
-/// Files of the tiny model's weights fit, its training state of three times the size does not.
+/// File-size limit that the tiny model's weights fit, and its training state of three times the size does not.
 const FULL_AT: u64 = 1_000_000;
 
 fn steps(job: &Job) -> Result<Vec<u64>> {
@@ -33,7 +33,7 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
     for words in ["the checkpoint of step 3 could not be saved, the run goes on without it", "File too large"] {
         assert!(said.contains(words), "`{words}` is not in\n{said}");
     }
-    // The journal is on the same disk; whichever comes first ends the run.
+    // The journal is on the same disk, so either failure may come first.
     let ends = ["the checkpoint of step 4 could not be saved", "the journal cannot be written"];
     assert!(ends.iter().any(|words| said.contains(words)), "{said}");
     assert!(fs::read(&state)? == before, "the old checkpoint is as it was");
@@ -80,7 +80,7 @@ fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Re
     run.signal(Signal::SIGKILL)?;
     run.wait()?;
 
-    // No room for another page of the database.
+    // Too little for another page of the journal's database.
     let ended = job.start_with_full_disk(4096)?.wait()?;
     ended.expect_code(75);
     assert!(ended.stderr.contains("journal"), "{ended:?}");
@@ -139,7 +139,7 @@ fn a_changed_spec_is_refused_field_by_field() -> Result<()> {
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Result<()> {
     for sharding in ["replicated", "shard_optimizer", "shard_all"] {
-        // Samples then do not depend on what else was in their pass.
+        // With the reference kernels samples do not depend on what else was in their pass.
         let ranks = |steps| {
             let job = job(steps)?.with("resources.learners", 2).with("rollout.kernels", "reference");
             Ok::<_, anyhow::Error>(job.with("resources.sharding", sharding))
@@ -152,7 +152,7 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Result<()> {
         halves.start()?.wait()?.expect_code(0);
         let model = |job: &Job| fs::read(job.run_path("checkpoints/step-000004/model/model.safetensors"));
         assert!(model(&whole)? == model(&halves)?, "{sharding}");
-        // Checkpoints on the way are written beside training, and what they cost is in the metrics.
+        // Intermediate checkpoints are written in the background, and their cost is in the metrics.
         let metrics = whole.json_lines("metrics.jsonl")?;
         assert!(metrics.iter().all(|line| line["checkpoint_stall_seconds"].as_f64().is_some()), "{metrics:?}");
         let written =
@@ -169,7 +169,7 @@ fn the_best_checkpoints_stay() -> Result<()> {
     let evaluations = job.json_lines("evaluations.jsonl")?;
     let score = |step: u64| evaluations.iter().find(|line| line["step"] == step).and_then(|l| l["pass_at_1"].as_f64());
     let kept: Vec<u64> = (1..=6).filter(|step| job.run_path(&format!("checkpoints/step-{step:06}")).exists()).collect();
-    // The evaluation of the last step comes after its checkpoint.
+    // The last step is left out, because its evaluation comes after its checkpoint.
     let best = (1..6).max_by(|a, b| score(*a).unwrap_or(0.0).total_cmp(&score(*b).unwrap_or(0.0))).context("steps")?;
     assert!(kept.contains(&6) && kept.contains(&best), "kept {kept:?}, the best is {best}: {evaluations:?}");
     assert!(kept.len() <= 2, "{kept:?}");

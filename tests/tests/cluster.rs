@@ -1,4 +1,4 @@
-//! Roles that are started on their own: how they find each other, end, and are told apart.
+//! Roles that are started one by one: discovery, shutdown, authentication.
 
 use std::fs;
 
@@ -19,10 +19,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-/// Many: a signal must come before the last one also where they are made in no time.
+/// Many steps, so that a signal arrives before the last one on a fast machine, too.
 const STEPS: usize = 40;
 
-/// Two learners: they speak TLS with each other, too.
+/// Two learners, because they also use TLS between each other.
 const WORKERS: [&str; 4] = ["verifier-0", "rollout-0", "learner-0", "learner-1"];
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -36,7 +36,7 @@ fn cluster(steps: usize) -> Result<Cluster> {
 }
 
 fn start_all(cluster: &mut Cluster, more: &[&str]) -> Result<()> {
-    // Workers first: there is nothing to be found yet.
+    // Workers start first, when there is no coordinator to find.
     WORKERS.iter().try_for_each(|worker| cluster.start_worker(worker))?;
     cluster.start_coordinator(more)
 }
@@ -70,7 +70,7 @@ fn roles_find_each_other_leave_on_a_signal_and_go_on() -> Result<()> {
     Ok(())
 }
 
-/// Whether a call was turned away for who made it.
+/// Returns whether a call was refused because of the caller's role.
 fn denied<T>(result: Result<T, tonic::Status>) -> bool {
     result.is_err_and(|status| status.code() == Code::PermissionDenied)
 }
@@ -149,7 +149,7 @@ fn a_worker_speaks_for_its_own_role_and_start_only() -> Result<()> {
         );
         learner.heartbeat(heartbeat).await?;
 
-        // What an earlier start left on a lost node must not take a slot of this one.
+        // A learner of an earlier start, left on a lost node, must not take a slot of this one.
         let stale = learner.register(registration(v1::Role::Learner, "17.0")).await.expect_err("given up");
         assert_eq!(stale.code(), Code::Aborted, "{stale}");
         verifier.register(registration(v1::Role::Verifier, "")).await?;
@@ -171,7 +171,7 @@ fn strangers_and_plain_text_are_turned_away() -> Result<()> {
             dial(&address, PeerRole::Coordinator, &stranger, &RunIdentity::default()).await.is_err(),
             "another authority's"
         );
-        // The connection may stand for a moment before the peer gives it up.
+        // The connection may stay open for a moment before the peer closes it.
         let plain = dial(&address, PeerRole::Coordinator, &Security::Plain, &RunIdentity::default()).await;
         if let Ok(channel) = plain {
             assert!(OperatorServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await.is_err());
@@ -191,7 +191,7 @@ fn certificates_are_taken_up_while_the_coordinator_runs() -> Result<()> {
             Ok(())
         };
         status(&cluster).await?;
-        // Another authority: a coordinator that had kept its files in mind would turn its certificates away.
+        // A new authority: a coordinator that had cached its files would refuse the new certificates.
         fs::rename(cluster.certificates(), cluster.job.path("old"))?;
         cluster.make_certificates()?;
         status(&cluster).await
@@ -219,7 +219,7 @@ fn two_processes_of_one_name_end_in_one_clear_error() -> Result<()> {
 fn plain_text_does_not_leave_the_machine() -> Result<()> {
     let mut cluster = cluster(6)?;
     let spec = cluster.job.path("job.toml").display().to_string();
-    // The environment names certificates, so the program that refuses is asked without.
+    // Run outside the cluster's environment, which names certificates: without them the program must refuse.
     let output = std::process::Command::new(pacs_tests::program("pacs")?)
         .args(["coordinator", &spec, "--listen", "0.0.0.0:0", "--plaintext", "--run-dir"])
         .arg(cluster.job.path("run"))

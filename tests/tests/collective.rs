@@ -1,4 +1,4 @@
-//! `pacs-worker bench collective` with real processes.
+//! `pacs-worker bench collective` between real processes.
 
 use std::process::{Command, Output};
 
@@ -36,7 +36,7 @@ fn the_preflight_measures_every_operation_among_processes() -> Result<()> {
 
 #[test]
 fn ranks_that_are_started_one_by_one_find_each_other() -> Result<()> {
-    // A port that was free a moment ago; an address of its own keeps other tests off it.
+    // The port was free a moment ago; a loopback address of this test's own keeps other tests from taking it.
     let port = std::net::TcpListener::bind("127.0.0.4:0")?.local_addr()?.port();
     let address = format!("127.0.0.4:{port}");
     let common = ["--world", "2", "--address", &address, "--seconds", "0.02", "--sizes", "1000"];

@@ -1,4 +1,4 @@
-//! Programs that judge answers (`kind = "exec"`): what they know, what they may take, and that nothing of them stays.
+//! Verifier programs (`kind = "exec"`): their environment, their limits, and that none of their processes survive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pacs_tests::program;
 
-/// Longest that any of it may take.
+/// Deadline of every wait in this file.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A verifier that is a shell script, and a file of one answer that it judges.
+/// A shell script as verifier, and a file with one answer for it.
 struct Trial {
     folder: tempfile::TempDir,
     script: PathBuf,
 }
 
 impl Trial {
-    /// The script says hello, and runs `judge` for each request, whose answer `right` is.
+    /// Makes a script that sends its greeting and runs `judge` for each request; `right` is the reply to send.
     fn new(judge: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         fs::write(folder.path().join("rows.jsonl"), "{\"id\": 1, \"gold\": \"2\", \"pred\": \"2\"}\n")?;
@@ -45,7 +45,7 @@ impl Trial {
         Ok(command)
     }
 
-    /// What became of the answer.
+    /// Grades the answer with `pacs verify exec` and returns its output.
     fn judged(&self, options: &[&str]) -> Result<String> {
         let output = self.command(options)?.output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -62,7 +62,7 @@ impl Trial {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// The first so many notes, once they are there.
+    /// Waits for the first `count` notes of the script.
     fn wait_for_notes(&self, count: usize) -> Result<Vec<String>> {
         wait_for("notes", || self.notes().len() >= count)?;
         Ok(self.notes())
@@ -78,7 +78,7 @@ fn wait_for(what: &str, found: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// The state of a process and its parent; none when it has ended.
+/// Returns state and parent of a process from `/proc`; `None` when it has ended.
 fn process(pid: &str) -> Option<(char, i32)> {
     let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -90,7 +90,7 @@ fn wait_for_end(pids: &[String]) -> Result<()> {
     wait_for(&format!("end of {pids:?}"), || pids.iter().all(|pid| process(pid).is_none()))
 }
 
-/// Starts a looping child, one in a session of its own, and one that is nobody's child any more, and notes all of them.
+/// Shell text that starts a looping child, one in its own session, and a daemonised one, and notes their ids.
 const OFFSPRING: &str = "(while :; do :; done) & note $!
     setsid bash -c 'echo $$; exec sleep 3000' | { read -r pid; note $pid; } &
     bash -c 'setsid sleep 3000 & echo $!' >pid.$$ ; note $(cat pid.$$); rm pid.$$
@@ -121,7 +121,7 @@ fn they_have_limits_and_cannot_become_anybody_else() -> Result<()> {
          note $(grep NoNewPrivs /proc/self/status | tr -dc 01); right",
     )?;
     ensure!(trial.judged(&[])?.contains("correct"));
-    // In KiB and blocks of 1 KiB.
+    // Units as `ulimit` prints them: KiB, and blocks of 1 KiB.
     assert_eq!(trial.notes(), [(16 << 20).to_string(), (1 << 20).to_string(), "0".into(), "1024".into(), "1".into()]);
     Ok(())
 }
@@ -183,11 +183,11 @@ fn they_end_with_their_guard() -> Result<()> {
     Ok(())
 }
 
-/// Runs a command where control groups (version 2) are mounted at their usual place; for this command alone.
+/// Command prefix that mounts control groups (version 2) at their usual place, for the command alone.
 const WITH_GROUPS: [&str; 5] =
     ["unshare", "--mount", "sh", "-c", "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\""];
 
-/// What to put in front of a command so that it may make control groups; none: nothing helps.
+/// Returns the prefix with which a command may create control groups; `None` where that is impossible.
 fn way_to_groups() -> Option<&'static [&'static str]> {
     let probe = r#"group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/pacs-probe-$$
         mkdir "$group" && test -e "$group/cgroup.kill" && rmdir "$group""#;
@@ -199,7 +199,7 @@ fn way_to_groups() -> Option<&'static [&'static str]> {
     [&[][..], &WITH_GROUPS].into_iter().find(|prefix| works(prefix))
 }
 
-/// Whether a process is left in a control group.
+/// Returns whether a control group still has a process.
 fn is_populated(group: &str) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes.map(|entry| entry.path().join("cgroup")).any(|file| {
@@ -213,7 +213,7 @@ fn what_forks_faster_than_anybody_can_look_ends_with_its_control_group() -> Resu
         eprintln!("SKIPPED: this user may not make control groups (version 2), nor mount them");
         return Ok(());
     };
-    // Each process of the chain is nobody's child before anybody has seen it.
+    // A chain of forks: each process is orphaned before a scan of children can see it.
     let trial = Trial::new(
         "note \"$(sed -n 's/^0:://p' /proc/self/cgroup)\"
          setsid bash -c 'hop() { (hop) & exit 0; }; hop' & sleep 3000",

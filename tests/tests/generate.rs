@@ -1,4 +1,4 @@
-//! `pacs-worker generate` and the benchmarks of generation, as a shell sees them.
+//! `pacs-worker generate` and the generation benchmarks, through their command line.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +13,7 @@ fn worker(arguments: &[&str], input: &str) -> Result<Output> {
     let mut child = command.spawn().context("start pacs-worker")?;
     let mut stdin = child.stdin.take().context("piped")?;
     let input = input.to_owned();
-    // It may end before it has read everything.
+    // Write from a thread, and ignore errors: the program may end before it has read all input.
     let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().context("wait for pacs-worker")?;
     let _ = writing.join();
@@ -62,7 +62,7 @@ fn samples_come_in_order_with_both_log_probs() -> Result<()> {
         assert!(line["finish"] == "length" || tokens < 12 || line["finish"] == "stop");
         assert!(line["text"].is_string());
     }
-    // The same seed gives the same, whatever else runs, and on the reference path.
+    // The same seed gives the same samples in other batches and on the reference path.
     let other = [&cut[..cut.len() - 1], &["1", "--reference"]].concat();
     let again = lines(&generate(&other, PROMPTS)?)?;
     for (line, again) in found.iter().zip(&again) {
@@ -76,7 +76,7 @@ fn the_most_probable_token_has_a_log_prob_at_temperature_one() -> Result<()> {
     let found = lines(&generate(&["--temperature", "0"], PROMPTS)?)?;
     assert_eq!(found.len(), 3);
     for line in &found {
-        // Behind a cut to one token nothing is left to chance.
+        // At temperature 0 only one token can be drawn, so its sampling log-prob is 0.
         assert!(numbers(&line["sampled_logprobs"]).iter().all(|logprob| *logprob == 0.0), "{line}");
         assert!(numbers(&line["logprobs"]).iter().all(|logprob| *logprob < 0.0), "{line}");
     }

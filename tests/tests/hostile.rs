@@ -1,5 +1,5 @@
-//! A hostile client that speaks the real protocol to a real coordinator, beside the real workers of a run: it is refused with
-//! the limit that it went beyond, and the run finishes.
+//! A hostile client that speaks the real protocol to a real coordinator while honest workers do the run. Its calls are refused
+//! with the limit that they exceed, and the run finishes.
 
 use std::fs;
 use std::io::Read;
@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
 const STEPS: i64 = 3;
-/// Tokens that a lease of the tiny job allows.
+/// Most tokens of an answer that a lease of the tiny job allows.
 const MOST_TOKENS: usize = 12;
 const HONEST: [&str; 3] = ["rollout-0", "verifier-0", "learner-0"];
 
@@ -34,7 +34,7 @@ fn cluster() -> Result<Cluster> {
     Cluster::new(job.with("evaluation.before", false).with("evaluation.after", false))
 }
 
-/// Waits until the run of a cluster is over, and looks whether it was a good one.
+/// Waits until the run of a cluster is over, and checks that it finished in order.
 fn finishes(cluster: &mut Cluster, workers: &[&str]) -> Result<()> {
     ensure!(cluster.code("coordinator")? == Some(0), "{}", cluster.said("coordinator"));
     for worker in workers {
@@ -67,7 +67,7 @@ async fn leave(channel: &RunChannel, worker_id: u64) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a call was refused for what it holds, in words that name the field and the limit.
+/// Checks that a call was refused as invalid, with a message that names the field and the limit.
 fn refused<T>(what: &str, result: Result<T, Status>, parts: &[&str]) -> Result<()> {
     let Err(status) = result else { anyhow::bail!("{what} was accepted") };
     ensure!(status.code() == Code::InvalidArgument, "{what}: {status}");
@@ -87,7 +87,7 @@ fn honest_sample(version: u64) -> v1::Sample {
     }
 }
 
-/// Every sample that no lease asks for, with what the refusal has to name.
+/// Samples that violate their lease in every way, each with what the refusal has to name.
 fn bad_samples(version: u64) -> Vec<(&'static str, v1::Sample, Vec<&'static str>)> {
     let long =
         |tokens: usize| v1::Sample { tokens: vec![7; tokens], logprobs: vec![-0.5; tokens], ..honest_sample(version) };
@@ -122,7 +122,7 @@ fn bad_samples(version: u64) -> Vec<(&'static str, v1::Sample, Vec<&'static str>
     ]
 }
 
-/// A lease of a group, once there are weights.
+/// Leases a group, waiting until there are weights.
 async fn lease(client: &mut RolloutServiceClient<RunChannel>, worker_id: u64) -> Result<v1::GroupLease> {
     let request = v1::LeaseGroupsRequest { worker_id, free_samples: 8, wait_ms: 5000, request: 0 };
     let began = Instant::now();
@@ -130,7 +130,7 @@ async fn lease(client: &mut RolloutServiceClient<RunChannel>, worker_id: u64) ->
         if let Some(lease) = client.lease_groups(request).await?.into_inner().groups.pop() {
             return Ok(lease);
         }
-        // Nobody else asks.
+        // No other rollout worker competes for the lease.
         ensure!(began.elapsed() < Duration::from_secs(120), "no lease");
     }
 }
@@ -155,12 +155,12 @@ fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes()
         for (what, sample, parts) in bad_samples(lease.min_version) {
             refused(what, client.submit_sample(request(sample, 0)).await, &parts)?;
         }
-        // Far more than that never gets as far as to be read.
+        // Larger messages are refused by the transport before they are parsed.
         let tokens = 1_000_000;
         let long = v1::Sample { tokens: vec![7; tokens], logprobs: vec![-0.5; tokens], ..honest_sample(0) };
         let status = client.submit_sample(request(long, 0)).await.err().context("a million tokens were accepted")?;
         ensure!(status.code() == Code::OutOfRange && status.message().contains("limit"), "{status}");
-        // Weights that there are not, a place that there is not, and a lease of somebody else.
+        // Unknown weights, an index outside the group, and somebody else's lease.
         for (what, version, index, lease_id) in [
             ("weights of the future", 99, 0, lease.lease_id),
             ("a sample too many", 0, 99, lease.lease_id),
@@ -170,7 +170,7 @@ fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes()
             let status = client.submit_sample(request).await.err().with_context(|| format!("{what} was accepted"))?;
             ensure!(status.code() == Code::FailedPrecondition, "{what}: {status}");
         }
-        // Weights of the future revoke the lease, so another one is needed for samples that are judged.
+        // Claiming future weights revoked the lease, so take another one for samples that reach a verifier.
         let lease = self::lease(&mut client, worker_id).await?;
         for wanted in &lease.samples {
             let sample = v1::SubmitSampleRequest {
@@ -188,7 +188,7 @@ fn samples_and_verdicts_that_nobody_asked_for_are_refused_and_the_run_finishes()
     finishes(&mut cluster, &HONEST)
 }
 
-/// Hands in verdicts that no verifier of the job gives.
+/// Submits verdicts that no honest verifier of the job would give.
 async fn verdicts(cluster: &Cluster) -> Result<()> {
     let channel = cluster.channel(PeerRole::Verifier).await?;
     let worker_id = join(&channel, v1::Role::Verifier, "verifier-9").await?;
@@ -226,7 +226,7 @@ async fn verdicts(cluster: &Cluster) -> Result<()> {
     ] {
         refused(what, client.submit_verdicts(call(verdict, verifications)).await, &parts)?;
     }
-    // What is made of nothing is refused before it takes memory: 57 times the 10 MB once.
+    // Empty verdicts must be refused before they are parsed: 10 MB of them once grew to 57 times that in memory.
     let process = fs::read_to_string(cluster.job.run_path("coordinator.json"))?;
     let pid = serde_json::from_str::<serde_json::Value>(&process)?["pid"].as_u64().context("a process id")?;
     let before = resident_bytes(pid)?;
@@ -244,7 +244,7 @@ async fn verdicts(cluster: &Cluster) -> Result<()> {
     leave(&channel, worker_id).await
 }
 
-/// Memory of a process.
+/// Returns the resident memory of a process, in bytes.
 fn resident_bytes(pid: u64) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -268,7 +268,7 @@ fn names_are_short_and_those_of_other_roles_take_nothing() -> Result<()> {
         refused("an attempt of 1 KiB", client.register(huge).await, &["attempt", "256"])?;
         let other = client.register(register(v1::Role::Learner, "learner-9")).await.err().context("of another role")?;
         ensure!(other.code() == Code::PermissionDenied, "{other}");
-        // In its own role it may have any name, and the learner of that name keeps its slot.
+        // Names are scoped by role: a verifier with the learner's name must not take the learner's slot.
         cluster.wait_for("learner", |cluster| cluster.said("coordinator").contains("generation formed"))?;
         let worker_id = join(&channel, v1::Role::Verifier, "learner-0").await?;
         leave(&channel, worker_id).await
@@ -279,7 +279,7 @@ fn names_are_short_and_those_of_other_roles_take_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Silent connections, more than the coordinator may have files.
+/// Number of silent connections, above the coordinator's open-file limit.
 const SILENT: usize = 1100;
 
 #[test]
@@ -299,7 +299,7 @@ fn silent_connections_take_no_file_and_no_turn_of_those_that_work() -> Result<()
     let mut silent = (0..SILENT)
         .map(|_| TcpStream::connect(&address).context("connect and say nothing"))
         .collect::<Result<Vec<_>>>()?;
-    // All the while they are there, operators are answered, and workers come and work.
+    // With these connections open, operators must be answered, and workers must be able to join and work.
     HONEST.iter().try_for_each(|worker| cluster.start_worker(worker))?;
     runtime()?.block_on(async {
         for _ in 0..5 {
@@ -312,7 +312,7 @@ fn silent_connections_take_no_file_and_no_turn_of_those_that_work() -> Result<()
     finishes(&mut cluster, &HONEST)?;
     let said = cluster.said("coordinator");
     ensure!(!said.contains("Too many open files"), "{said}");
-    // Most of them were closed: they made room for others, or their time was over.
+    // Most of them were closed, to make room or by timeout.
     let closed = |stream: &mut TcpStream| {
         stream.set_nonblocking(true).is_ok()
             && !matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)

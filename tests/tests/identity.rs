@@ -1,4 +1,4 @@
-//! A run is told from others of the same machine: by its id, which its workers carry, and not by the port or the names that it has.
+//! Runs on one machine are told apart by the run id, which workers carry, and not by ports or worker names.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,12 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pacs_tests::{Job, Run, RunProcess};
 
-/// Longest that any of it may take.
+/// Deadline of every wait in this file.
 const DEADLINE: Duration = Duration::from_secs(240);
 
 const WORKERS: [&str; 3] = ["learner-0", "rollout-0", "verifier-0"];
 
-/// A job that is not over before something happens to it.
+/// Makes a job with enough steps to be disturbed before its end.
 fn job(name: &str, steps: u64) -> Result<Job> {
     let job = Job::tiny()?.named(name).with("batch.steps", i64::try_from(steps)?).with("checkpoint.every_steps", 5);
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
@@ -36,7 +36,7 @@ fn wait_for_step(run: &mut Run, step: u64) -> Result<()> {
     run.wait_until(&format!("step {step}"), |status| status["step"].as_u64() >= Some(step)).map(drop)
 }
 
-/// A port that nobody uses at the moment.
+/// Returns a port that is free at the moment.
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
@@ -45,7 +45,7 @@ fn lines_with<'a>(text: &'a str, wanted: &'a str) -> Vec<&'a str> {
     text.lines().filter(|line| line.contains(wanted)).collect()
 }
 
-/// Starts the run of a job, and kills it when its workers have made something. They live on.
+/// Starts the run of a job and kills `pacs run` after two steps; returns its workers, which survive.
 fn orphans(job: &Job, listen: &str) -> Result<Vec<RunProcess>> {
     orphans_with(job, &["--listen", listen])
 }
@@ -60,7 +60,7 @@ fn orphans_with(job: &Job, options: &[&str]) -> Result<Vec<RunProcess>> {
     Ok(workers)
 }
 
-/// Waits until each of these workers of `ours` was told by the run `theirs` that it is a stranger there.
+/// Waits until each worker of `ours` was refused as a stranger by the run `theirs`.
 fn wait_for_refusals(ours: &Job, theirs: &Job) -> Result<()> {
     wait_for("id of the other run", || Ok(theirs.run_id().is_ok()))?;
     let (our_id, their_id) = (ours.run_id()?, theirs.run_id()?);
@@ -76,7 +76,7 @@ fn wait_for_refusals(ours: &Job, theirs: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Checks that nothing of the run `stranger` came into that of `job`, and that neither side complained more than once.
+/// Checks that the run `stranger` did not affect that of `job`, and that each side logged it once at most.
 fn check_undisturbed(job: &Job, stranger: &Job, steps: u64) -> Result<()> {
     job.check_every_step_once(steps)?;
     job.check_no_panic()?;
@@ -96,11 +96,11 @@ fn check_undisturbed(job: &Job, stranger: &Job, steps: u64) -> Result<()> {
 
 #[test]
 fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
-    // The other run is still there when the last worker of the first has asked it.
+    // Long enough that the second run is still alive when the last worker of the first has asked it.
     const STEPS: u64 = 60;
     let (first, second) = (job("first", 12)?, job("second", STEPS)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
-    // In plain text nothing but the run's id tells them apart.
+    // Plain text, so that only the run id tells the runs apart.
     let options = ["--listen", &listen, "--plaintext"];
     let workers = orphans_with(&first, &options)?;
 
@@ -119,21 +119,21 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
     first.check_no_panic()
 }
 
-/// The other run on the port has another authority: the workers of the first do not even ask it for anything, and it hears of no
-/// run. What it says of itself does not matter, so it may as well be an attacker's.
+/// With TLS the other run on the port has another authority, so workers of the first close the connection before they send a
+/// call. What that run claims to be does not matter; it could be an attacker's.
 #[test]
 fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_know() -> Result<()> {
     const STEPS: u64 = 60;
     let (first, second) = (job("first", 12)?, job("second", STEPS)?);
     let listen = format!("127.0.0.1:{}", free_port()?);
     let workers = orphans(&first, &listen)?;
-    // As a thief would have it that knows the run's id.
+    // The second run claims the id of the first, as an attacker could who knows it.
     fs::create_dir(second.run_path(""))?;
     fs::copy(first.run_path("run_id"), second.run_path("run_id"))?;
 
     let run = second.start_with(&["--listen", &listen])?;
     wait_for("strangers who are turned away", || {
-        // One line speaks for all of some time.
+        // Refusals are logged at most once per interval.
         let turned_away = |log: &String| !lines_with(log, "was turned away").is_empty();
         Ok(second.run_path("logs").exists() && second.logs()?.get("coordinator.log").is_some_and(turned_away))
     })?;
@@ -157,11 +157,11 @@ fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_kno
     first.check_no_panic()
 }
 
-/// Without the certificates of a run its port is of no use: neither in plain text nor with others does anybody hear of it or stop
-/// it, and every command of its user finds them in the run folder.
+/// Without a run's certificates nobody can read or stop it through its port, in plain text or with other certificates. Its user's
+/// commands find them in the run folder.
 #[test]
 fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
-    // Without checkpoints of its own, so that there is always something to save when it is told to.
+    // No periodic checkpoints, so that there is always something to save on request.
     let job = job("closed", 100_000)?.with("checkpoint.every_steps", 0);
     let mut run = job.start()?;
     wait_for_step(&mut run, 1)?;
@@ -203,7 +203,8 @@ fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
     Ok(())
 }
 
-/// The journal does not know them, and nobody else would end them: a second worker of each name would be started.
+/// Workers that had not registered are missing in the journal. If the next start did not adopt them, it would start a second worker
+/// of each name and nobody would end these.
 #[test]
 fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
     let job = job("young", 4)?;
@@ -234,7 +235,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
 
     let mut other = second.start_with(&["--listen", &listen, "--plaintext"])?;
     wait_for_step(&mut other, 1)?;
-    // So that it is still there when the first one is done.
+    // Paused, so that it is still alive when the first run is done.
     operate(&second, &["pause", &second.run_path("").display().to_string()])?;
     wait_for_refusals(&first, &second)?;
 
@@ -252,12 +253,12 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     check_undisturbed(&second, &first, 40)
 }
 
-/// Nobody answers at the old port any more, and nobody tells the workers so.
+/// The restarted coordinator takes another port, and nothing answers at the old one.
 #[test]
 fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
-    // Workers give up a coordinator that is silent for longer, and look for it then in any case.
+    // Below the time after which workers give up a silent coordinator and look it up in any case.
     const SILENCE: Duration = Duration::from_secs(110);
-    // Long enough to be looked at on a fast machine.
+    // Enough steps to observe the run on a fast machine.
     const STEPS: u64 = 60;
     let job = job("moved", STEPS)?;
     let workers = orphans(&job, &format!("127.0.0.1:{}", free_port()?))?;
@@ -284,7 +285,7 @@ fn a_port_that_was_asked_for_and_is_taken_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// A second process claims the name of one that lives: it waits until it is clear that the other one does, and gives up.
+/// A second process claims the name of a live worker: it waits until the other one has proved to be alive, and exits.
 #[test]
 fn a_name_that_is_held_by_a_live_process_is_not_taken_over() -> Result<()> {
     let job = job("names", 100_000)?;
@@ -335,11 +336,11 @@ fn a_name_that_is_held_by_a_live_process_is_not_taken_over() -> Result<()> {
     job.check_no_panic()
 }
 
-/// A process that looks like a worker of the run, but is one of another, is neither adopted nor ended.
+/// A process that looks like a worker of the run but belongs to another run is neither adopted nor killed.
 #[test]
 fn what_belongs_to_another_run_is_not_ended_with_this_one() -> Result<()> {
     let (first, second) = (job("first", 8)?, job("second", 8)?);
-    // The second run waits for its coordinator when the first one ends.
+    // Workers of the second run wait for their coordinator throughout the first.
     let theirs = orphans(&second, "127.0.0.1:0")?;
     orphans(&first, "127.0.0.1:0")?;
     first.start()?.wait()?.expect_code(0);
@@ -349,7 +350,7 @@ fn what_belongs_to_another_run_is_not_ended_with_this_one() -> Result<()> {
     second.check_every_step_once(8)
 }
 
-/// Another user of the machine has taken the port of a coordinator: workers do not even tell it who they are.
+/// Another user has taken the port of a coordinator: workers do not send it even their identity.
 #[test]
 fn workers_do_not_work_for_another_user() -> Result<()> {
     const NOBODY: u32 = 65534;
@@ -395,7 +396,7 @@ fn workers_do_not_work_for_another_user() -> Result<()> {
     Ok(())
 }
 
-/// Runs `pacs` with these arguments.
+/// Runs `pacs` with these arguments, as the job's user.
 fn pacs(job: &Job, arguments: &[&str]) -> Result<Output> {
     job.command("pacs")?.args(arguments).output().context("run pacs")
 }
@@ -448,7 +449,7 @@ fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
         let (code, status, said) = asked(&["status", target])?;
         assert!(code == Some(0) && status.contains("second in "), "{status}{said}");
     }
-    // What was killed lives no more, whatever is still listed.
+    // After SIGKILL the registry entry is stale, and must not be listed as live.
     one.signal(Signal::SIGKILL)?;
     one.wait()?;
     let (code, status, said) = asked(&["status"])?;

@@ -1,11 +1,11 @@
-//! `pacs run` itself is killed, again and again, and started by the same command: it goes on from its journal, makes every
-//! step once, and ends with the weights of an undisturbed run. So does one whose folder was copied elsewhere.
+//! `pacs run` is killed repeatedly and started by the same command. It resumes from its journal, makes every step once, and ends
+//! with the weights of an undisturbed run; so does a run whose folder was copied elsewhere.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use pacs_tests::{Job, Run};
 
-/// Enough that a machine ten times faster is still at work when the last fault comes.
+/// Enough steps that a machine ten times faster is still running when the last fault comes.
 const STEPS: u64 = 24;
 const WORKERS: [&str; 3] = ["rollout-0", "verifier-0", "learner-0"];
 
@@ -15,11 +15,11 @@ fn job(max_lag: i64) -> Result<Job> {
     Ok(job.with("asynchrony.max_lag", max_lag))
 }
 
-/// Ends the process as a power failure would, at a moment when this many steps are done at least.
+/// Kills the process with SIGKILL once at least `step` steps are done, in the given phase if possible.
 fn kill_after(mut run: Run, step: u64, phase: Option<&str>) -> Result<()> {
     run.wait_until(&format!("step {step}"), |status| {
         let is_there = status["step"].as_u64() >= Some(step);
-        // A phase may pass between two looks; then it is the phase of a later step, but not for ever.
+        // Polling may miss a short phase; then wait for it in a later step, three steps at most.
         is_there && (status["step"].as_u64() >= Some(step + 3) || phase.is_none_or(|phase| status["phase"] == phase))
     })?;
     run.signal(Signal::SIGKILL)?;
@@ -56,7 +56,7 @@ fn a_run_ahead_of_its_learners_goes_on_too() -> Result<()> {
 
 #[test]
 fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
-    // What was learnt of the problems goes with it: other draws would end in other weights.
+    // With a curriculum the history of problems must survive the kills, too: other draws would end in other weights.
     let job = || Ok::<_, anyhow::Error>(job(0)?.with("data.difficulty_floor", 0.2).with("data.retire_after", 3));
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
@@ -66,7 +66,7 @@ fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
     let mut moved = job()?;
     let mut run = moved.start()?;
     run.wait_until("step 2", |status| status["step"].as_u64() >= Some(2))?;
-    // The whole machine is lost: the workers, too.
+    // Lose the whole machine: kill the workers, too.
     let workers = WORKERS.map(|name| run.signal_worker(name, Signal::SIGCONT));
     run.signal(Signal::SIGKILL)?;
     for worker in workers {
@@ -79,7 +79,7 @@ fn a_run_folder_that_was_copied_elsewhere_goes_on_there() -> Result<()> {
     undisturbed.check_same_weights(&moved, STEPS)
 }
 
-/// An evaluation that takes some seconds: forty problems, and a set of its own with another length and temperature.
+/// Makes an evaluation that takes some seconds: forty problems, and a set with its own answer limit and temperature.
 fn evaluation() -> Result<Job> {
     let job = Job::tiny()?.with("evaluation.samples_per_problem", 24).with("rollout.max_new_tokens", 48);
     let problems = job.path("problems.jsonl").display().to_string();
@@ -94,7 +94,7 @@ fn evaluation() -> Result<Job> {
     ];
     let hot: toml::Table = hot.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let sets = toml::Table::from_iter([("hot".to_owned(), toml::Value::Table(hot))]);
-    // A sample does not depend on its company, to the last bit.
+    // With the reference kernels a sample does not depend on its batch, to the last bit.
     let job = job.with("rollout.kernels", "reference").with("data.evaluation", toml::Value::Table(all));
     Ok(job.with("evaluation.sets", toml::Value::Table(sets)))
 }
@@ -120,7 +120,7 @@ fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_says_the_s
         }
         ensure!(run.wait()?.code.is_none(), "it was not killed");
     }
-    // A polite end keeps the samples, too.
+    // A graceful end keeps the samples, too.
     let mut run = disturbed.start_evaluation(&["--json"])?;
     run.wait_until("30 groups", |status| status["queues"]["groups_complete"].as_u64() >= Some(30))?;
     run.signal(Signal::SIGTERM)?;
@@ -140,7 +140,7 @@ fn an_evaluation_whose_processes_are_all_killed_keeps_its_samples_and_says_the_s
     for file in ["report.md", "report.json", "pass_at_k.svg"] {
         ensure!(disturbed.run_path(file).exists(), "{file} is missing");
     }
-    // Done is done: the command prints the report and starts nothing.
+    // The evaluation is finished, so the command prints the report and starts nothing.
     let again = disturbed.start_evaluation(&["--json"])?.wait()?;
     again.expect_code(0);
     let report: serde_json::Value = serde_json::from_str(&again.stdout)?;

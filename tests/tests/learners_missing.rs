@@ -1,11 +1,11 @@
-//! Learners that go: one that does not come back is not waited for, and taken in again when it does; one that says so
-//! leaves after a checkpoint, and no step is made twice.
+//! Learners that leave. The run continues without one that does not come back, and admits it again when it does. One that
+//! announces its leave is released after a checkpoint, and no step is recomputed.
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use pacs_tests::Job;
 
-/// Many: the learner that was stopped must be back before the last one, also where steps take no time.
+/// Many steps, so that the stopped learner is back before the last one on a fast machine, too.
 const STEPS: i64 = 100;
 
 #[test]
@@ -21,7 +21,7 @@ fn a_run_goes_on_with_the_ranks_that_remain_and_grows_again() -> Result<()> {
         workers.iter().filter(|worker| worker["rank"].as_u64().is_some()).count()
     };
     let started = run.wait_until("three steps", |status| status["step"].as_u64() >= Some(3) && ranks(status) == 2)?;
-    // Stopped, not killed: whoever supervises it sees a process that lives, and starts no other.
+    // Stopped, not killed: its supervisor sees a live process and starts no other.
     let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
     let alone = run.wait_until("a step of one rank", |status| {
         generation(status) > generation(&started) && ranks(status) == 1 && status["phase"] == "training"
@@ -54,7 +54,7 @@ fn a_learner_that_is_asked_to_end_is_not_lost_but_leaves_when_its_step_is_saved(
             let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
             generation(status) == asked && status["step"].as_u64() >= Some(5 * asked) && workers.iter().any(has_rank)
         })?;
-        // Its grace is half a minute, in which an undisturbed run would have ended.
+        // An undisturbed run would have ended within the learner's grace of half a minute.
         run.signal_worker(name, Signal::SIGTERM)?;
     }
     let after = run.wait_until("a generation with its successor", |status| generation(status) == 3)?;

@@ -1,4 +1,4 @@
-//! Learner ranks that are killed or stopped at many points of a step: the run ends with the weights of an undisturbed one.
+//! Learner ranks are killed or stopped at many points of a step: the run ends with the weights of an undisturbed one.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use pacs_tests::{Job, Worker};
 use serde_json::Value;
 
-/// Many more than there are faults: a phase may begin and end between two looks, and is then waited for in the next step.
+/// Many more steps than faults, because polling may miss a short phase, which is then awaited in the next step.
 const STEPS: u64 = 40;
-/// A phase that was not met in so many steps is too short for this machine: the next fault takes whatever it meets.
+/// Steps after which a phase that polling keeps missing is given up, and the fault strikes in any phase.
 const STEPS_TO_MEET: u64 = 4;
 
 fn job() -> Result<Job> {
@@ -22,7 +22,7 @@ fn lost_generations(status: &Value) -> u64 {
     status["counters"]["lost_generations"].as_u64().unwrap_or(0)
 }
 
-/// After which step, in which phase, which rank is killed, and how many milliseconds into the phase.
+/// A fault: after which step, in which phase, which rank dies, and how many milliseconds into the phase.
 type Fault = (u64, &'static str, u32, u64);
 
 #[test]
@@ -30,7 +30,7 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
     survives(
         "replicated",
         &[
-            // A checkpoint goes to the disk beside these: its ranks die with the state captured, half written, or synced.
+            // A checkpoint is written in the background meanwhile: ranks die with its state captured, half written, or synced.
             (1, "saving", 0, 0),
             (2, "sampling", 1, 0),
             (3, "training", 0, 0),
@@ -45,7 +45,7 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
 
 #[test]
 fn a_rank_that_dies_with_its_part_of_a_checkpoint_half_written_takes_nothing_along() -> Result<()> {
-    // The checkpoint of the step before goes to the disk beside these: part of it is written by then, by either rank.
+    // The checkpoint of the step before is written in the background meanwhile, and either rank has written part of it.
     let faults = [(1, "sampling", 0, 0), (2, "sampling", 1, 3), (3, "saving", 0, 0), (4, "training", 1, 10)];
     for sharding in ["shard_optimizer", "shard_all"] {
         survives(sharding, &faults)?;
@@ -63,16 +63,16 @@ fn survives(sharding: &str, faults: &[Fault]) -> Result<()> {
     let mut killed = Vec::new();
     for (lost, (step, phase, rank, delay)) in (0..).zip(faults.iter().copied()) {
         let name = format!("learner-{rank}");
-        // A rank that died a moment ago may still be in the status, and a dead process can be sent signals.
+        // The status may still list a rank that just died, and a zombie accepts signals, so skip the ones already killed.
         let alive = |status: &Value| Worker::of(status, &name).filter(|worker| !killed.contains(worker));
         let status = run.wait_until(&format!("{phase} of {name} after step {step}"), |status| {
             let (made, now) = (status["step"].as_u64().unwrap_or(0), status["phase"].as_str());
             let at = made >= step && lost_generations(status) >= lost;
-            // Before there is a generation there is none to lose.
+            // While a generation is assembling there is none to lose.
             let met = now == Some(phase) || (made >= step + STEPS_TO_MEET && now != Some("assembling"));
             at && met && alive(status).is_some()
         })?;
-        // Not a wait: the place within the phase.
+        // Not a wait for anything: this chooses the moment within the phase.
         std::thread::sleep(Duration::from_millis(delay));
         let worker = alive(&status).context("the worker was there")?;
         worker.signal(Signal::SIGKILL)?;
@@ -94,7 +94,7 @@ fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> 
     let mut run = disturbed.start()?;
     run.wait_until("training", |status| status["step"].as_u64() >= Some(2) && status["phase"] == "training")?;
     let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
-    // Its heartbeats stop, and the other rank is told in the middle of its step.
+    // The stopped rank misses heartbeats, and the other rank is told so in the middle of its step.
     run.wait_until("the loss", |status| lost_generations(status) >= 1)?;
     run.wait_until("the other rank to wait for a group", |status| {
         let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The memory plan that `pacs job check` prints is what training takes.
+//! The memory plan that `pacs job check` prints matches what training uses.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pacs_tests::program;
 use serde_json::{Value, json};
 
-/// What a measurement of `pacs-worker bench` prints of a model of 50 million parameters with random weights.
+/// Runs a `pacs-worker bench` command on a random model of 50 million parameters and parses its output.
 fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let config = json!({
@@ -28,17 +28,17 @@ fn bench(name: &str, options: &[&str]) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
-/// Sizes of a step in which activations count, and of one whose state counts, which takes less time.
+/// Step sizes: one whose activations dominate memory, and a smaller, faster one whose state does.
 const LARGE: [&str; 4] = ["--groups", "4", "--samples", "4"];
 const SMALL: [&str; 4] = ["--groups", "2", "--samples", "2"];
 
-/// Metrics of the last step of `pacs-worker bench train`.
+/// Returns the metrics of the last step of `pacs-worker bench train`.
 fn train(options: &[&str]) -> Result<Value> {
     let lines = bench("train", &[&LARGE[..], options].concat())?;
     Ok(lines.first().context("a line")?["metrics"].clone())
 }
 
-/// Bytes that were used, once they are found to be within a tenth of what was planned.
+/// Checks that the used bytes are within a tenth of the plan, and returns them.
 fn confirmed(memory: &Value, used: &str, planned: &str, what: &str) -> Result<f64> {
     let number = |name: &str| memory[name].as_f64().with_context(|| format!("{name} in {memory}"));
     let (used, planned) = (number(used)?, number(planned)?);
@@ -46,8 +46,8 @@ fn confirmed(memory: &Value, used: &str, planned: &str, what: &str) -> Result<f6
     Ok(used)
 }
 
-/// Trains without a limit, where all layers of all models are kept, and with one, where some are; the plan holds both
-/// times. Returns what the second used over what the first did.
+/// Trains without a memory limit (activations of all layers kept) and with one (some kept), and checks the plan both times.
+/// Returns the memory of the second run as a share of the first.
 fn used_with_limit(limit: &str, options: &[&str], kept_layers: &[&str]) -> Result<f64> {
     let mut used_bytes = Vec::new();
     for (limit, least_kept, most_kept) in [("0", 12.0, 12.0), (limit, 1.0, 11.0)] {

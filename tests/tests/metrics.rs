@@ -1,4 +1,4 @@
-//! `docs/METRICS.md` lists the metrics that runs write, all of them and no others.
+//! `docs/METRICS.md` lists exactly the metrics that runs write.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use pacs_tests::{Job, root};
 use serde_json::Value;
 
-/// Names in the first column of the tables of `docs/METRICS.md`, by the file that its heading names.
+/// Returns the names in the first column of the tables under the heading that names `file`.
 fn documented(file: &str) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(root().join("docs/METRICS.md")).context("read docs/METRICS.md")?;
     let sections = text.split("\n## ").skip(1);
@@ -17,7 +17,7 @@ fn documented(file: &str) -> Result<BTreeSet<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Names of all numbers in such lines; a verifier's own name becomes `<name>`.
+/// Returns the names of all metrics in the lines, with a verifier's name replaced by `<name>`.
 fn names(lines: &[Value]) -> BTreeSet<String> {
     let keys = lines.iter().filter_map(Value::as_object).flat_map(|line| line.keys());
     keys.map(|name| name.replacen("verifier_label_", "verifier_<name>_", 1)).collect()
@@ -38,12 +38,12 @@ fn assert_same(file: &str, written: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// One run of PACS and one of PPO with a penalty and importance weights: between them nothing is absent.
+/// A run of PACS and a run of PPO with a KL penalty and importance weights write every metric between them.
 #[test]
 fn what_is_written_is_documented_and_the_other_way_round() -> Result<()> {
     let pacs = Job::tiny()?.with("resources.peak_flops", 1e12).with("resources.learners", 2);
     let pacs = pacs.with("evaluation.samples_per_problem", 2).with("evaluation.temperature", 3.0);
-    // A set with a name of its own, whose lines have it.
+    // A named set, so that its lines carry the name.
     let problems = pacs.path("problems.jsonl").display().to_string();
     let named = toml::Table::from_iter([("path".to_owned(), problems.into()), ("limit".to_owned(), 5.into())]);
     let pacs = pacs.with("evaluation.sets", toml::Table::from_iter([("named".to_owned(), named.into())]));
@@ -59,7 +59,7 @@ fn what_is_written_is_documented_and_the_other_way_round() -> Result<()> {
     assert_same("evaluations.jsonl", &evaluations)
 }
 
-/// The list that makes a step explainable, each with the name that it has here.
+/// The quantities needed to explain a step, each with its metric name.
 #[test]
 fn every_step_says_what_a_step_is_judged_by() -> Result<()> {
     let documented = documented("metrics.jsonl")?;

@@ -1,4 +1,4 @@
-//! `pacs job check --preflight`, with real programs.
+//! `pacs job check --preflight` with real programs.
 
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! A run's archive is all that its training was made of.
+//! The archive of a run is complete: replaying it reproduces the training bit for bit.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use pacs_tests::{Job, program};
 
-/// Runs a job of two updates a step with an objective, replays its archive, and compares the weights bit for bit.
+/// Runs a job with two updates per step, replays its archive, and compares the weights bit for bit.
 fn replays(objective: &str) -> Result<()> {
     let job = Job::tiny()?.with("batch.steps", 2).with("evaluation.before", false).with("evaluation.after", false);
     job.start_with(&["--objective", objective])?.wait()?.expect_code(0);

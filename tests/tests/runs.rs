@@ -1,4 +1,4 @@
-//! Whole runs by the real programs on a tiny model.
+//! Whole runs with the real programs on a tiny model: training, several learners, resuming, lost workers, status, studies.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ fn more_learners_give_the_same_model() -> Result<()> {
     Ok(())
 }
 
-/// Steps of several units, so that ranks have some each.
+/// Steps have several units, so that every rank gets some.
 #[test]
 fn a_deterministic_run_has_the_bits_of_one_learner_with_any_number_of_them() -> Result<()> {
     let export = |learners: i64, sharding: &str, tokens: i64| -> Result<Vec<u32>> {
@@ -141,7 +141,7 @@ fn the_status_names_roles_queues_and_what_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// A study that is interrupted keeps what is finished, resumes the rest, and reports on all of it.
+/// An interrupted study keeps finished runs, resumes the others, and reports on all of them.
 #[test]
 fn a_study_resumes_and_reports() -> Result<()> {
     let job = Job::tiny()?.with("checkpoint.every_steps", 0);
@@ -181,7 +181,7 @@ fn a_study_resumes_and_reports() -> Result<()> {
     for part in ["4 of 4 runs are finished", "| grpo", "minus pacs", "plots/tiny-pass-at-1.svg"] {
         assert!(report.contains(part), "{part} is missing: {report}");
     }
-    // The report is made of the kept numbers alone.
+    // The report must be reproducible from the kept numbers alone.
     std::fs::remove_file(out.join("report.md"))?;
     assert!(command("report")?.status()?.success());
     assert_eq!(std::fs::read_to_string(out.join("report.md"))?, report);

@@ -22,7 +22,7 @@ const LAYERS: [&[&str]; 8] = [
 /// The only crates that may hold `unsafe`.
 const UNSAFE_CRATES: [&str; 2] = ["torch", "collective"];
 
-/// Most lines of a source file; past that it holds more than one thing.
+/// Limit of lines per source file; a longer one holds more than one thing.
 const MOST_LINES: usize = 700;
 
 fn crates() -> Result<BTreeMap<String, PathBuf>> {
@@ -35,7 +35,7 @@ fn crates() -> Result<BTreeMap<String, PathBuf>> {
     Ok(crates)
 }
 
-/// Crates of this workspace that a crate depends on, outside its tests.
+/// Returns the workspace crates that a crate depends on, without dev-dependencies.
 fn dependencies(folder: &Path) -> Result<BTreeSet<String>> {
     let manifest: toml::Table = toml::from_str(&fs::read_to_string(folder.join("Cargo.toml"))?)?;
     let tables = ["dependencies", "build-dependencies"].into_iter().filter_map(|table| manifest.get(table)?.as_table());
@@ -135,7 +135,7 @@ fn every_dependency_is_explained() -> Result<()> {
         rows.iter().flat_map(|row| row.split(", ")).map(|name| name.trim_matches('`')).collect();
     let used: BTreeSet<&str> =
         dependencies.keys().map(String::as_str).filter(|name| !name.starts_with("pacs-")).collect();
-    // `tonic-prost-build` is the build half of `tonic-prost`.
+    // `tonic-prost-build` is the build-time part of `tonic-prost`, which the page explains.
     let missing: Vec<_> =
         used.iter().filter(|name| !explained.contains(*name) && **name != "tonic-prost-build").collect();
     assert!(missing.is_empty(), "docs/DEPENDENCIES.md does not explain {missing:?}");

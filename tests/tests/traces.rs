@@ -1,4 +1,4 @@
-//! Log lines of several processes, joined by one identifier.
+//! One trace id joins the log lines of several processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use pacs_tests::{Job, program};
 
-/// The trace identifiers in a log that stand in lines about a group.
+/// Returns the trace ids in log lines about groups.
 fn traces(log: &str) -> BTreeSet<&str> {
     log.lines()
         .filter(|line| line.contains("group=") || line.contains("\"group\""))

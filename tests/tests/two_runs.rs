@@ -1,4 +1,4 @@
-//! Two different jobs at once on one machine, with the default port, each killed and started again by the same command.
+//! Two different jobs run on one machine with the default port, and each is killed and restarted by the same command.
 //!
 //! `PACS_KILLS=10 cargo test --release -p pacs-tests --test two_runs -- --nocapture` is the long version.
 
@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use pacs_tests::{Job, Run};
 
-/// How often each of them is killed when `PACS_KILLS` does not say.
+/// Kills of each run without `PACS_KILLS`.
 const KILLS: u64 = 3;
 
-/// Steps between two deaths.
+/// Steps between two kills.
 const STEPS: u64 = 4;
 
 fn job(name: &str, seed: i64, steps: u64, state: &Path) -> Result<Job> {
@@ -22,7 +22,7 @@ fn job(name: &str, seed: i64, steps: u64, state: &Path) -> Result<Job> {
     Ok(job.with("evaluation.before", false).with("evaluation.after", false))
 }
 
-/// Kills the run again and again, and then lets it come to its end; where it listened each time.
+/// Kills and restarts the run `kills` times, lets it finish, and returns the address it listened on each time.
 fn storm(job: &Job, mut run: Run, kills: u64) -> Result<Vec<String>> {
     let mut addresses = Vec::new();
     for kill in 0..kills {
@@ -53,7 +53,7 @@ fn two_jobs_at_once_are_killed_and_both_end_well() -> Result<()> {
     let mut runs = Vec::new();
     for job in &jobs {
         let mut run = job.start_at_any_port()?;
-        // Both have a port of their own before one dies: else the other might take that of the dead one.
+        // Wait until both have a port: otherwise one could take the port of the other while that one is dead.
         run.wait_until("coordinator", |status| status["step"].is_u64())?;
         runs.push(run);
     }

@@ -1,4 +1,4 @@
-//! Verifiers that die, hang, garble and fail: none of it ever becomes a verdict.
+//! Verifiers die, hang, garble their output and fail: none of that becomes a verdict.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use pacs_tests::{Job, Run, program};
 use serde_json::Value;
 
-/// Judges by a checksum of the task, which it names: the same task has the same verdict everywhere.
+/// Shell text that judges by a checksum of the task and names it in the rule, so that verdicts are reproducible.
 const BY_CHECKSUM: &str = r#"crc=$(printf '%s' "$task" | cksum); crc=${crc%% *}
     case $((crc % 2)) in 0) answer correct "crc $crc";; *) answer wrong "crc $crc";; esac"#;
 
@@ -15,17 +15,17 @@ fn without_evaluation(job: Job) -> Job {
     job.with("evaluation.before", false).with("evaluation.after", false)
 }
 
-/// Sum of a metric over all steps.
+/// Sums a metric over all steps.
 fn total(job: &Job, metric: &str) -> Result<f64> {
     Ok(job.json_lines("metrics.jsonl")?.iter().filter_map(|line| line[metric].as_f64()).sum())
 }
 
-/// The checksum that the verdict of a sample names.
+/// Parses the checksum that a verdict's rule names.
 fn crc(rule: &str) -> Result<u32> {
     rule.strip_prefix("crc ").and_then(|crc| crc.parse().ok()).with_context(|| format!("rule `{rule}`"))
 }
 
-/// A `pacs verifier` of the test's own; killed when it is dropped.
+/// A `pacs verifier` process started by the test; dropping it kills the process.
 struct Verifier {
     name: String,
     process: Child,
@@ -40,7 +40,7 @@ impl Verifier {
         Ok(Self { name: name.to_owned(), process })
     }
 
-    /// Whether it holds leases now.
+    /// Returns whether the verifier holds leases now.
     fn works(&self, status: &Value) -> bool {
         let workers = status["workers"].as_array().into_iter().flatten();
         workers.filter(|worker| worker["name"] == self.name).any(|worker| worker["leases"].as_u64() > Some(0))
@@ -54,7 +54,7 @@ impl Drop for Verifier {
     }
 }
 
-/// Kills two verifiers by turns whenever they hold samples, so many times, and starts others in their place.
+/// Kills two verifiers alternately while they hold samples, `most` times, and starts replacements. Returns the number of kills.
 fn kill_verifiers(run: &mut Run, most: usize) -> Result<usize> {
     let status = run.wait_until("a folder", |status| status["run_dir"].is_string())?;
     let folder = status["run_dir"].as_str().context("a folder")?;
@@ -77,14 +77,14 @@ fn kill_verifiers(run: &mut Run, most: usize) -> Result<usize> {
 fn killed_verifiers_change_no_verdict() -> Result<()> {
     let job = || -> Result<Job> {
         let job = Job::tiny()?;
-        // Slow enough to be killed at work.
+        // Slow enough to be killed while it holds samples.
         let command = job.verifier_script(&format!("sleep 0.03; {BY_CHECKSUM}"))?;
         Ok(job.with("verifier.kind", "exec").with("verifier.command", command).without_extraction())
     };
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
 
-    // Kills from outside may meet the same sample again and again; none of them is its own doing.
+    // These kills may hit the same sample repeatedly, so the limit is raised: the sample is not a poison pill.
     let disturbed = job()?.with("resources.verifiers", 0).with("groups.max_worker_losses", 100);
     let mut run = disturbed.start()?;
     let killed = kill_verifiers(&mut run, 12)?;
@@ -92,7 +92,7 @@ fn killed_verifiers_change_no_verdict() -> Result<()> {
     assert!(killed >= 3, "verifiers were killed {killed} times only");
 
     let (expected, found) = (undisturbed.samples()?, disturbed.samples()?);
-    // Three steps of eight groups of eight, and two evaluations of ten problems.
+    // 3 steps × 8 groups × 8 samples, and 2 evaluations × 10 problems.
     assert_eq!((expected.len(), found.len()), (212, 212));
     for (expected, found) in expected.iter().zip(&found) {
         assert_eq!(expected, found);
@@ -127,7 +127,7 @@ fn a_verifier_that_fails_a_third_of_all_tasks_teaches_nothing_wrong() -> Result<
         assert_eq!((sample.outcome.as_str(), sample.label), expected, "{sample:?}");
     }
     let (failed, replaced) = (total(&job, "failed_verdicts")?, total(&job, "replaced_samples")?);
-    // About a third of the samples have no verdict, each of them after two tries.
+    // About a third of the samples get no verdict, each after two attempts.
     assert!(replaced > 40.0 && failed >= 2.0 * replaced, "{failed} failed, {replaced} replaced");
     assert_eq!(total(&job, "verifier_label_failed")?, failed);
     Ok(())
@@ -136,7 +136,7 @@ fn a_verifier_that_fails_a_third_of_all_tasks_teaches_nothing_wrong() -> Result<
 #[test]
 fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_tried_again() -> Result<()> {
     let job = without_evaluation(Job::tiny()?);
-    // Each of the faults happens to the first task that comes by.
+    // Each fault happens once, to the first task that arrives.
     let faults = format!(
         r#"first() {{ mkdir "{0}/$1" 2>/dev/null; }}
     if first hang; then echo $$ > "{0}/hung"; sleep 1000; fi

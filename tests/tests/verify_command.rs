@@ -1,4 +1,4 @@
-//! `pacs verify` and `pacs data check`, as a shell sees them.
+//! `pacs verify` and `pacs data check`, through their command line.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +14,7 @@ fn pacs(arguments: &[&str], input: &str) -> Result<Output> {
     let mut child = command.spawn().context("start pacs")?;
     let mut stdin = child.stdin.take().context("piped")?;
     let input = input.to_owned();
-    // It may end before it has read everything.
+    // Write from a thread, and ignore errors: the program may end before it has read all input.
     let writing = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().context("wait for pacs")?;
     let _ = writing.join();

@@ -1,5 +1,5 @@
-//! Workers that are stuck: the status names them soon, the watchdog acts, and what cannot be helped ends the run with a
-//! sentence and an exit code that no launcher starts again.
+//! Stuck workers: the status names them soon and the watchdog acts. If that does not help, the run ends with a sentence and an
+//! exit code that no launcher restarts.
 
 use std::time::{Duration, Instant};
 
@@ -8,21 +8,21 @@ use nix::sys::signal::Signal;
 use pacs_tests::{Ended, Job, Run};
 use serde_json::Value;
 
-/// More than any machine makes before a worker is stopped.
+/// More steps than any machine makes before the worker is stopped.
 const STEPS: i64 = 1_000_000;
-/// From the moment that a worker is stuck until the status says so.
+/// Deadline for the status to name a stuck worker.
 const NAMED_WITHIN: Duration = Duration::from_secs(30);
-/// Longer than all tries of the watchdog take, on a machine that does much else.
+/// Deadline of every other wait; longer than all attempts of the watchdog on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// A job without end, whose watchdog acts as soon as a job may ask it to.
+/// Makes an endless job whose watchdog has the shortest times that a spec allows.
 fn job(max_stalls: i64) -> Result<Job> {
     let job = Job::tiny()?.with("batch.steps", STEPS).with("checkpoint.every_steps", STEPS);
     let job = job.with("evaluation.before", false).with("evaluation.after", false).with("logging.samples", false);
     Ok(job.with("watchdog.stall_seconds", 30).with("watchdog.max_stalls", max_stalls))
 }
 
-/// Looks at the status until `found` says so; seldom, for the processes that look need the machine, too.
+/// Polls the status until `found` returns true; rarely, because each poll starts a process.
 fn look_until(run: &mut Run, what: &str, found: impl Fn(&Value) -> bool) -> Result<Value> {
     let began = Instant::now();
     loop {
@@ -45,7 +45,7 @@ fn count(status: &Value, counter: &str) -> u64 {
     status["counters"][counter].as_u64().unwrap_or(0)
 }
 
-/// Waits until the status says that nothing happens, and what is waited for.
+/// Waits until the status reports a stall and what the run waits for.
 fn named(run: &mut Run, words: &str) -> Result<Value> {
     look_until(run, "a sentence that names what is stuck", |status| {
         let sentence = status["waiting_for"].as_str().unwrap_or_default();
@@ -53,7 +53,7 @@ fn named(run: &mut Run, words: &str) -> Result<Value> {
     })
 }
 
-/// Checks that the watchdog has ended the run, and that the last words say what was stuck.
+/// Checks that the watchdog ended the run, and that the error names what was stuck.
 fn check_end(ended: &Ended, tries: u32, words: &str) {
     ended.expect_code(70);
     let said = format!("{}{}", ended.stdout, ended.stderr);
@@ -67,7 +67,7 @@ fn a_rollout_worker_that_stands_still_is_named_and_ends_the_run() -> Result<()> 
     let job = job(1)?;
     let mut run = job.start()?;
     look_until(&mut run, "a step", |status| step(status) >= 1)?;
-    // Stopped, not killed: whoever supervises it sees a process that lives, and starts no other.
+    // Stopped, not killed: its supervisor sees a live process and starts no other.
     run.signal_worker("rollout-0", Signal::SIGSTOP)?;
     let stopped = Instant::now();
     let status = named(&mut run, "rollout worker")?;
@@ -97,7 +97,7 @@ fn a_verifier_that_stands_still_is_named_and_goes_on_where_it_was() -> Result<()
 #[test]
 fn a_verifier_program_that_never_answers_is_started_again_and_then_ends_the_run() -> Result<()> {
     let job = job(2)?;
-    // It takes every task and says nothing; the job gives it longer than the watchdog waits.
+    // The program takes every task and never answers; its own timeout is longer than the watchdog's.
     let command = job.verifier_script(":")?;
     let job = job.with("verifier.kind", "exec").with("verifier.command", command).without_extraction();
     let job = job.with("verifier.timeout_seconds", 3600.0);
@@ -107,14 +107,14 @@ fn a_verifier_program_that_never_answers_is_started_again_and_then_ends_the_run(
     let handed_out = Instant::now();
     let status = named(&mut run, "verifier worker")?;
     assert!(handed_out.elapsed() < NAMED_WITHIN, "named after {:?}: {status}", handed_out.elapsed());
-    // What it says of the verifier.
+    // Reads a number about the verifier from the status.
     let of_verifier = |status: &Value, key: &str| {
         let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
         workers.iter().find(|worker| worker["name"] == "verifier-0").and_then(|worker| worker[key].as_u64())
     };
     assert!(of_verifier(&status, "leases") > Some(0), "{status}");
     let first = of_verifier(&status, "pid");
-    // First its work is issued again; the second time it is started again itself.
+    // The first stall re-issues the verifier's work, the second restarts the verifier.
     look_until(&mut run, "loans that were ended", |status| count(status, "lapsed_leases") > 0)?;
     look_until(&mut run, "another verifier process", |status| {
         let pid = of_verifier(status, "pid");

@@ -1,4 +1,4 @@
-//! How weights get to rollout workers: over a link once a version, and kept when a registration is lost.
+//! Distribution of weights to rollout workers: each version crosses a link once, and survives a lost registration.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ const STEPS: u64 = 20;
 #[test]
 fn a_worker_on_another_host_receives_each_version_once() -> Result<()> {
     let Some(links) = run_on(2, "stream")? else { return Ok(()) };
-    // It generates every step, so it receives the weights before each; those that the run ends with need not come.
+    // The only rollout worker needs the weights of every step; the final version may not arrive before the end.
     ensure!(links[1].0 >= STEPS as f64, "{links:?}");
     Ok(())
 }
@@ -21,7 +21,7 @@ fn a_worker_on_another_host_receives_each_version_once() -> Result<()> {
 fn hosts_hand_on_what_they_receive() -> Result<()> {
     let Some(links) = run_on(4, "stream")? else { return Ok(()) };
     let sent = links[0].1;
-    // Without a tree the learner would send three copies of each. What else it sends is next to nothing.
+    // With a tree the learner sends two copies of a version, without it three. Its other traffic is negligible.
     let most = (2.0 + 0.2) * (STEPS + 1) as f64;
     ensure!(sent <= most, "the learner's host sent {sent:.2} models: {links:?}");
     Ok(())
@@ -31,14 +31,14 @@ fn hosts_hand_on_what_they_receive() -> Result<()> {
 fn hosts_that_take_part_in_a_broadcast_cost_the_learner_one_copy() -> Result<()> {
     let Some(links) = run_on(4, "host")? else { return Ok(()) };
     let sent = links[0].1;
-    // A host that comes too late to a broadcast fetches, and so do those of a first version that start one after the other.
+    // More than one copy, because hosts that are late for a broadcast fetch instead, as do hosts that start one by one at first.
     let most = 1.6 * (STEPS + 1) as f64;
     ensure!(sent <= most, "the learner's host sent {sent:.2} models: {links:?}");
     Ok(())
 }
 
-/// Runs a job whose rollout workers have a host each, beside that of the others; how many models came over the link of each host,
-/// and how many went. What comes to a rollout worker is checked: at most each version once, and a little.
+/// Runs a job with one host per rollout worker and one for all other roles. Returns the traffic in and out of each host, in units
+/// of the model's size. Checks that each rollout worker received every version once at most, plus a little.
 fn run_on(count: u8, transport: &str) -> Result<Option<Vec<(f64, f64)>>> {
     let Some(hosts) = hosts(count)? else { return Ok(None) };
     let rollouts = i64::from(count) - 1;
@@ -70,13 +70,13 @@ fn run_on(count: u8, transport: &str) -> Result<Option<Vec<(f64, f64)>>> {
     let links: Vec<(f64, f64)> = hosts.iter().map(models).collect::<Result<_>>()?;
     println!("models of {model} bytes over each link in {STEPS} steps, in and out: {links:.2?}");
     for (came, _) in &links[1..] {
-        // Prompts and answers to calls are within the five in a hundred.
+        // The 5 % allow for prompts and replies to calls.
         ensure!(*came <= 1.05 * (STEPS + 1) as f64, "{links:?}");
     }
     Ok(Some(links))
 }
 
-/// The link is so slow that a version takes seconds, and one end of it is killed while it is on its way.
+/// Over a link so slow that a version takes seconds, one end is killed in mid-transfer.
 #[test]
 fn neither_end_of_a_transfer_leaves_half_a_version_when_it_is_killed() -> Result<()> {
     const STEPS: u64 = 8;
@@ -88,7 +88,7 @@ fn neither_end_of_a_transfer_leaves_half_a_version_when_it_is_killed() -> Result
     let job = || -> Result<Job> {
         let job = Job::tiny()?.with("batch.steps", STEPS as i64).with("checkpoint.every_steps", 2);
         let job = job.with("evaluation.before", false).with("evaluation.after", false);
-        // Samples are then the same to the last bit, whatever company they had.
+        // The reference kernels give samples the same bits whatever the batch.
         Ok(job.with("rollout.kernels", "reference"))
     };
     let undisturbed = job()?;
@@ -109,7 +109,7 @@ fn neither_end_of_a_transfer_leaves_half_a_version_when_it_is_killed() -> Result
         cluster.kill_worker(victim)?;
         cluster.wait_for("step after the kill", |cluster| cluster.steps() > steps)?;
         let files = cluster.weights_on_host_of("rollout-0");
-        // The version in use, the one before, which slower hosts may still fetch, and the next one.
+        // The version in use, the one before (slower hosts may still fetch it), and the next one.
         let halves = files.iter().filter(|file| file.ends_with(".part")).count();
         ensure!(files.len() <= 3 && halves <= 1, "superseded or half versions are left: {files:?}");
     }

@@ -20,7 +20,7 @@ pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Sup
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
-/// Trains language models with PACS on problems whose answers can be checked.
+/// Trains language models on problems whose answers can be verified (RLVR), with PACS, GRPO and other objectives.
 #[derive(Debug, Parser)]
 #[command(name = "pacs", version, max_term_width = 100)]
 #[command(after_help = "\
@@ -40,9 +40,9 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Runs a job: coordinator here, its workers as processes of this machine.
+    /// Runs a job on this machine: the coordinator in this process, its workers as child processes.
     Run(Run),
-    /// Measures a model on held-out problems: pass@k, maj@k, intervals, a report.
+    /// Evaluates a model on held-out problems: pass@k, maj@k, intervals, a report.
     Eval(Eval),
     /// Prints what a cluster needs to run a job.
     #[command(
@@ -52,46 +52,46 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LaunchCommand,
     },
-    /// Runs the coordinator of a job whose workers are started on their own.
+    /// Runs the coordinator of a job whose workers are started separately.
     Coordinator(Coordinator),
     /// Grades answers for a coordinator.
     Verifier(Verifier),
-    /// Guards a program that judges answers: verifiers start it.
+    /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),
-    /// Prints the id of the run in a folder, and makes it when the folder has none.
+    /// Prints the id of the run in a folder; a folder without one gets a new id.
     RunId(RunId),
-    /// Runs a worker, and starts it again when it dies.
+    /// Runs a worker, and restarts it when it dies.
     Supervise(Supervise),
-    /// Makes certificates for mutual TLS: an authority, and one for each role.
+    /// Makes certificates for mutual TLS: an authority, and a certificate for each role.
     Certs(Certs),
-    /// Looks whether this machine can do its part in a run, and says what to do where it cannot.
+    /// Checks whether this machine can take part in a run, and says what to fix.
     Doctor(Doctor),
-    /// Shows what a run does and what it waits for.
+    /// Shows what a run does, and what it waits for.
     Status(Status),
     /// Shows a live run on one screen.
     Top(Top),
-    /// Shows what a model has answered, and how it was judged.
+    /// Shows sampled answers and their verdicts.
     Samples(Samples),
-    /// Shows the numbers of runs next to each other.
+    /// Compares the metrics of several runs.
     Compare(Compare),
     /// Shows the logs of all processes of a run.
     Logs(Logs),
-    /// Lists the runs of this user, those that are over, too.
+    /// Lists the runs of this user, live and past.
     Runs(Runs),
     /// Asks a run to write a checkpoint and end.
     Stop(Stop),
-    /// Lets a run give out no new work.
+    /// Pauses a run: no new work is leased.
     Pause(OnRun),
-    /// Lets a paused run go on.
+    /// Resumes a paused run.
     Resume(OnRun),
-    /// Lets a run write a checkpoint now.
+    /// Asks a run to write a checkpoint now.
     Checkpoint(OnRun),
-    /// Takes a rollout worker or verifier out of a run.
+    /// Drains a worker: it finishes its work and leaves the run.
     Drain(DrainWorker),
     /// Changes a setting of a running job.
     Set(SetValue),
-    /// Grades the answers of a file, as a run would.
+    /// Grades the answers of a file as a run would.
     #[command(after_help = "\
 Examples:
   pacs verify math --input rows.jsonl
@@ -107,7 +107,7 @@ reward are null. A row that cannot be read ends the command with its line number
         #[command(subcommand)]
         command: VerifyCommand,
     },
-    /// Compares methods by many runs, and reports with intervals.
+    /// Compares methods over many runs, and reports with intervals.
     #[command(after_help = "\
 Examples:
   pacs study plan deploy/studies/first.toml                  every run, and whether it is finished
@@ -120,7 +120,7 @@ docs/STUDIES.md says what a study file holds and how to read a report.")]
         #[command(subcommand)]
         command: StudyCommand,
     },
-    /// Looks at problems to train on and to evaluate with.
+    /// Checks problems for training and evaluation.
     #[command(
         after_help = "Examples:\n  pacs data check my-job.toml\n  pacs data check train.jsonl --evaluation test.jsonl"
     )]
@@ -128,7 +128,7 @@ docs/STUDIES.md says what a study file holds and how to read a report.")]
         #[command(subcommand)]
         command: DataCommand,
     },
-    /// Looks at model folders.
+    /// Checks model folders.
     #[command(
         after_help = "Examples:\n  pacs model check models/qwen3-0.6b\n  pacs model check models/qwen3-0.6b --json"
     )]
@@ -146,12 +146,12 @@ docs/STUDIES.md says what a study file holds and how to read a report.")]
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VerifyCommand {
-    /// With the built-in verifier of mathematical answers.
+    /// Uses the built-in verifier of mathematical answers.
     Math(VerifyMath),
-    /// Texts: the last box, or else the last line, has to equal the reference.
+    /// Compares texts: the last box, or else the last line, must equal the reference.
     #[command(after_help = "Example:\n  pacs verify exact --input rows.jsonl > verdicts.jsonl")]
     Exact(VerifyText),
-    /// Expressions that make a target of given numbers; `gold` reads `44 from all of 3, 5, 19`.
+    /// Evaluates expressions that make a target of given numbers; `gold` reads `44 from all of 3, 5, 19`.
     #[command(after_help = "\
 Example:
   echo '{\"gold\": \"44 from 19, 5, 5\", \"pred\": \"5 * 5 + 19\"}' | pacs verify countdown --input -
@@ -159,9 +159,9 @@ Example:
 The last box, or else the last line, is one expression of whole numbers, + - * / and brackets, after which `= 44` may stand. With
 `from` no number is used more often than it is listed, with `from all of` each exactly so often.")]
     Countdown(VerifyText),
-    /// With a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
+    /// Uses a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
     Exec(VerifyExec),
-    /// With a service of your own, of proto/pacs/v1/custom_verifier.proto.
+    /// Uses a service of your own that implements proto/pacs/v1/custom_verifier.proto.
     Grpc(VerifyGrpc),
 }
 
@@ -170,10 +170,10 @@ pub(crate) struct VerifyInput {
     /// Rows to grade (JSON lines); `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) input: PathBuf,
-    /// Seconds that one verification may take.
+    /// Timeout of one verification, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub(crate) timeout: f64,
-    /// Answers that are graded at once; 0: one a core.
+    /// Answers graded concurrently; 0: one per core.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = cluster::threads)]
     pub(crate) threads: usize,
 }
@@ -186,10 +186,10 @@ Examples:
 pub(crate) struct VerifyMath {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
-    /// Where the answer may stand.
+    /// Where in the response the answer may stand.
     #[arg(long, value_enum, default_value_t = ExtractionMode::Lenient)]
     pub(crate) extraction: ExtractionMode,
-    /// How far it has to be worked out.
+    /// How far the answer must be worked out.
     #[arg(long, value_enum, default_value_t = AnswerForm::Evaluated)]
     pub(crate) form: AnswerForm,
 }
@@ -202,9 +202,9 @@ pub(crate) struct VerifyText {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AnswerForm {
-    /// As far as the reference: no arithmetic left between explicit numbers.
+    /// Worked out as far as the reference: no arithmetic left between explicit numbers.
     Evaluated,
-    /// Not at all: whatever has the value of the reference.
+    /// Any expression that has the value of the reference.
     Any,
 }
 
@@ -226,7 +226,7 @@ Examples:
 pub(crate) struct VerifyExec {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
-    /// A variable of this environment that the program is told besides the usual ones, as `verifier.environment` of a job; may be
+    /// An environment variable to pass on to the program besides the usual ones, as `verifier.environment` of a job does; may be
     /// given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass_env: Vec<String>,
@@ -240,10 +240,10 @@ pub(crate) struct VerifyExec {
 pub(crate) struct VerifyGrpc {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
-    /// Where the service listens.
+    /// Address of the service.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) address: String,
-    /// PEM file with the authorities that sign the service's certificate; the connection is TLS then.
+    /// PEM file with the authorities that sign the service's certificate; turns TLS on.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<String>,
     /// Speak plain text to a service on another machine.
@@ -265,7 +265,7 @@ pub(crate) struct StudyFile {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StudyCommand {
-    /// Lists the runs, and says which are finished.
+    /// Lists the runs of the study and which of them are finished.
     #[command(after_help = "Example: pacs study plan deploy/studies/first.toml")]
     Plan {
         #[command(flatten)]
@@ -274,36 +274,36 @@ pub(crate) enum StudyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Makes the runs on this machine, several at once, and writes the report.
+    /// Executes the runs on this machine, several at once, and writes the report.
     ///
-    /// Finished runs are kept and others resumed, whenever and however the command ended. Exit code 75 after Ctrl-C: the same command
+    /// Finished runs are kept and others resumed, however the command ended before. Exit code 75 after Ctrl-C: the same command
     /// resumes; 78 when runs failed.
     #[command(after_help = "Example: pacs study run deploy/studies/first.toml --parallel 2")]
     Run {
         #[command(flatten)]
         file: StudyFile,
-        /// Runs at once. Default: one a core.
+        /// Number of concurrent runs. Default: one per core.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
         parallel: Option<u16>,
-        /// The `pacs-worker` program. Default: beside this program, else on PATH.
+        /// The `pacs-worker` program. Default: next to this program, else on PATH.
         #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
         worker_binary: Option<PathBuf>,
     },
-    /// Hands each run that is not finished to a launcher, a job each: tries first, then, when they are finished, the rest.
+    /// Submits each unfinished run to a launcher as a job of its own: the tuning runs first, and the rest once those are finished.
     ///
     /// `report` collects what the jobs have finished.
     #[command(after_help = "Example: pacs study launch deploy/studies/main.toml slurm -- --submit --time 1:00:00")]
     Launch {
         #[command(flatten)]
         file: StudyFile,
-        /// The launcher.
+        /// The launcher to submit to.
         #[arg(value_parser = ["slurm", "kubernetes"])]
         launcher: String,
-        /// Options of `pacs launch` with this launcher.
+        /// Options passed on to `pacs launch` with this launcher.
         #[arg(last = true)]
         options: Vec<String>,
     },
-    /// Writes the report of what is finished.
+    /// Writes the report of the finished runs.
     #[command(after_help = "Example: pacs study report deploy/studies/first.toml")]
     Report {
         #[command(flatten)]
@@ -313,7 +313,7 @@ pub(crate) enum StudyCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
-    /// Says what is understood of a Hugging Face folder, and what was assumed where no file says it.
+    /// Shows what is understood of a Hugging Face folder, and which defaults were assumed.
     Check(ModelCheck),
 }
 
@@ -335,7 +335,7 @@ pub(crate) struct ModelCheck {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
-    /// Names the rows that a run could not use, and those that it should not.
+    /// Names rows that a run could not use, and rows that it should not.
     Check(DataCheck),
 }
 
@@ -351,10 +351,10 @@ and evaluated with; repeated questions and long prompts are reported, and no err
 pub(crate) struct DataCheck {
     /// A job spec (.toml), or a file of problems (.jsonl, .json, .csv, .tsv or .parquet; see docs/DATA.md).
     pub(crate) target: PathBuf,
-    /// Held-out problems that must not be among them.
+    /// Held-out problems that must not be among the training problems.
     #[arg(long, value_name = "FILE")]
     pub(crate) evaluation: Option<PathBuf>,
-    /// Count the prompts' tokens with this model. A job brings its own.
+    /// Count prompt tokens with this model's tokenizer. A job names its own.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Field that holds the question. Default: question.
@@ -363,7 +363,7 @@ pub(crate) struct DataCheck {
     /// Field that holds the reference answer. Default: answer.
     #[arg(long, value_name = "NAME")]
     pub(crate) answer_field: Option<String>,
-    /// The reference answers are for a verifier of your own: do not read them as mathematics.
+    /// Do not parse reference answers as mathematics: they are for a verifier of your own.
     #[arg(long)]
     pub(crate) any_answer: bool,
     /// Print JSON.
@@ -392,23 +392,22 @@ Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or
 pub(crate) struct Run {
     /// The job spec.
     pub(crate) job: PathBuf,
-    /// Folder of the run: checkpoints, metrics, samples, logs. Default: runs/<name of the job>. A folder that holds a
-    /// run of this job goes on.
+    /// Folder of the run: checkpoints, metrics, samples, logs. Default: runs/<name of the job>. A run of this job in the
+    /// folder is resumed.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Where the coordinator listens. Default: 127.0.0.1:7700, or another port when that one is in use; a run that is started
-    /// again prefers its port of before.
+    /// Address on which the coordinator listens. Default: 127.0.0.1:7700, or another port when that one is in use; a restarted
+    /// run prefers its earlier port.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<SocketAddr>,
     /// Folder with the certificates of all roles, as `pacs certs` writes it, so that workers of other machines can join. Default:
     /// the run makes its own, in its folder, and removes them when it ends.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// Speak plain text with the workers, over the loopback interface: every user of this machine can then read and command the
-    /// run.
+    /// Disable TLS with the workers. Loopback only; every user of this machine can then read and command the run.
     #[arg(long, conflicts_with = "tls_dir")]
     pub(crate) plaintext: bool,
-    /// The `pacs-worker` program. Default: beside this program, else on PATH.
+    /// The `pacs-worker` program. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
     /// Train this model, with its own chat template, instead of the spec's.
@@ -421,29 +420,29 @@ pub(crate) struct Run {
     /// Evaluate with this file instead of the spec's held-out problems.
     #[arg(long, value_name = "FILE")]
     pub(crate) eval_dataset: Option<PathBuf>,
-    /// Make so many training steps.
+    /// Number of training steps.
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// Let answers have so many tokens.
+    /// Limit of an answer, in tokens.
     #[arg(long, value_name = "N")]
     pub(crate) max_new_tokens: Option<u32>,
     /// Seed of data order and sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Train by this objective (pacs, grpo, rloo, ppo, …) with its published settings, instead of the spec's [objective].
+    /// Train with this objective (pacs, grpo, rloo, ppo, …) and its published settings, instead of the spec's [objective].
     #[arg(long, value_name = "KIND", value_parser = objective)]
     pub(crate) objective: Option<ObjectiveKind>,
-    /// Write a checkpoint and end before then: after a duration (90s, 45m, 3h, 2d) or at a time of UTC
-    /// (2026-03-01T18:30:00Z). Steps and checkpoints that were measured say how long before.
+    /// Write a checkpoint and end before this limit: a duration (90s, 45m, 3h, 2d) or a time in UTC (2026-03-01T18:30:00Z).
+    /// The margin comes from measured steps and checkpoints.
     #[arg(long, value_name = "WHEN")]
     pub(crate) stop_before: Option<StopBefore>,
-    /// Serve metrics for Prometheus there, at /metrics. Default: nowhere.
+    /// Serve Prometheus metrics at this address, under /metrics. Default: off.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_listen: Option<SocketAddr>,
-    /// How log lines look: errors on standard error, everything in logs/coordinator.log of the run folder.
+    /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
-    /// Print progress as JSON, one object a line.
+    /// Print progress as JSON, one object per line.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -455,9 +454,9 @@ fn objective(name: &str) -> Result<ObjectiveKind, String> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// One readable line an event.
+    /// One readable line per event.
     Human,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }
 
@@ -468,8 +467,8 @@ Examples:
   pacs status 10.0.0.5:7700             the run of that coordinator
   pacs status runs/demo --json          the run in that folder, for scripts")]
 pub(crate) struct Status {
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this
-    /// machine; if there are several they are listed, and the exit code is 2.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this
+    /// machine; if there are several, they are listed and the exit code is 2.
     pub(crate) target: Option<String>,
     /// Print JSON.
     #[arg(long)]
@@ -486,14 +485,14 @@ Model and data are looked at when they are there; a spec can be checked without 
 pub(crate) struct Check {
     /// The job spec.
     pub(crate) job: PathBuf,
-    /// Also try it on a small scale on this machine: load the data, grade sample answers with the job's own verifiers, take
-    /// one tiny step with the job's model, programs and devices. Each failure says how far a run would have come.
+    /// Also rehearse the job on this machine: load the data, grade sample answers with the job's own verifiers, take one
+    /// tiny step with the job's model, programs and devices. Each failure says how far a run would have come.
     #[arg(long)]
     pub(crate) preflight: bool,
-    /// Seconds that the tiny step may take, start and end included.
+    /// Timeout of the tiny step in seconds, startup and shutdown included.
     #[arg(long, value_name = "SECONDS", default_value_t = 900, requires = "preflight", value_parser = clap::value_parser!(u64).range(..=cluster::MOST_SECONDS))]
     pub(crate) preflight_timeout: u64,
-    /// The `pacs-worker` program for the tiny step. Default: beside this program, else on PATH.
+    /// The `pacs-worker` program for the tiny step. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
     /// Print JSON.
@@ -504,7 +503,7 @@ pub(crate) struct Check {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pacs job init my-job.toml\n  pacs job init > my-job.toml")]
 pub(crate) struct Init {
-    /// File to write, which must not exist. Default: standard output.
+    /// File to create; it must not exist. Default: standard output.
     pub(crate) file: Option<PathBuf>,
 }
 
@@ -519,7 +518,7 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
-    /// Numbers that no clock, queue or machine takes are refused by name, and never reach a sum.
+    /// Out-of-range numbers are refused with the option's name, before any arithmetic uses them.
     #[test]
     fn numbers_have_bounds() {
         let kubernetes = "launch kubernetes j --image i --worker-image w";

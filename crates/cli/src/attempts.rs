@@ -1,8 +1,8 @@
-//! How often a run was started, and whether that came to anything: `starts.jsonl` in the run folder.
+//! The starts of a run and the progress each of them made: `starts.jsonl` in the run folder.
 //!
-//! Launchers start again what was preempted, lost its node or ran out of time. A run that has come no further after several
-//! starts will not by another. It has come further when there is a newer checkpoint, a later step, or more samples in the journal:
-//! a run that is killed five times between two checkpoints loses nothing.
+//! Launchers restart runs that were preempted, lost their node or ran out of time. A run that made no progress in several
+//! starts will make none in the next. Progress is a newer checkpoint, a later step, or more samples in the journal, so a run
+//! that is killed five times between two checkpoints is not given up.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,30 +14,30 @@ use serde_json::Value;
 
 const FILE: &str = "starts.jsonl";
 
-/// One start.
+/// One start of the coordinator: a line of `starts.jsonl`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Attempt {
-    /// Seconds since 1970.
+    /// Unix time of the start, in seconds.
     time: u64,
-    /// Newest checkpoint that there was; 0: none.
+    /// Step of the newest checkpoint that this start found; 0 when there was none.
     step: u64,
-    /// How far the run had come since.
+    /// Progress beyond that checkpoint; zeros where the line has none.
     #[serde(default)]
     mark: Mark,
-    /// The launcher's name of this start, for example `slurm 17 restart 2`.
+    /// What the launcher calls this start, for example `slurm 17 restart 2`.
     launch: String,
 }
 
-/// How far a run has come after its newest checkpoint.
+/// Progress of a run after its newest checkpoint; equal marks mean that a start achieved nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
-    /// Last step of `metrics.jsonl`.
+    /// Step of the last line of `metrics.jsonl`.
     step: u64,
-    /// Bytes of samples in the journal.
+    /// Bytes of the journal's sample segments.
     samples: u64,
 }
 
-/// Why a run is not started once more.
+/// Why a start is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttemptError {
     #[error("{action} `{}`: {error}", path.display())]
@@ -49,7 +49,7 @@ pub(crate) enum AttemptError {
     Fruitless { starts: usize, step: u64, path: std::path::PathBuf },
 }
 
-/// Refuses to start when `limit` starts found what this one finds; 0: no limit.
+/// Refuses the start when the last `limit` starts found the same checkpoint and mark as this one; 0 disables the check.
 pub(crate) fn check(run_dir: &Path, limit: usize) -> Result<(), AttemptError> {
     let path = run_dir.join(FILE);
     let text = match fs::read_to_string(&path) {
@@ -63,7 +63,7 @@ pub(crate) fn check(run_dir: &Path, limit: usize) -> Result<(), AttemptError> {
     if limit > 0 && starts >= limit { Err(AttemptError::Fruitless { starts, step, path }) } else { Ok(()) }
 }
 
-/// Notes a start; only a coordinator that has the folder to itself may.
+/// Appends this start to the file. The caller must hold the lock of the run folder.
 pub(crate) fn note(run_dir: &Path, launch: &str) -> Result<(), AttemptError> {
     let path = run_dir.join(FILE);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -75,7 +75,7 @@ pub(crate) fn note(run_dir: &Path, launch: &str) -> Result<(), AttemptError> {
     written.map_err(|error| AttemptError::File { action: "write", path, error })
 }
 
-/// What the launcher calls this start.
+/// Names this start after the launcher that made it (Slurm job, Kubernetes pod), or else after the process id.
 pub(crate) fn launch(variable: impl Fn(&str) -> Option<String>) -> String {
     if let Some(job) = variable("SLURM_JOB_ID") {
         return format!("slurm {job} restart {}", variable("SLURM_RESTART_COUNT").as_deref().unwrap_or("0"));
@@ -86,7 +86,7 @@ pub(crate) fn launch(variable: impl Fn(&str) -> Option<String>) -> String {
     }
 }
 
-/// Step of the newest finished checkpoint; 0: there is none.
+/// Returns the step of the newest checkpoint with a manifest, or 0.
 fn newest_checkpoint(run_dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(run_dir.join("checkpoints")) else { return 0 };
     let finished = entries.flatten().filter(|entry| entry.path().join("manifest.json").exists());
@@ -94,7 +94,7 @@ fn newest_checkpoint(run_dir: &Path) -> u64 {
     steps.max().unwrap_or(0)
 }
 
-/// How much is read of the end of `metrics.jsonl`: a line takes a few kilobytes.
+/// Bytes read from the end of `metrics.jsonl`; a line takes a few kilobytes.
 const LAST_LINES: u64 = 256 << 10;
 
 fn mark(run_dir: &Path) -> Mark {

@@ -1,4 +1,4 @@
-//! `pacs certs`: an authority of one's own, and a certificate for each role.
+//! `pacs certs`: makes a private certificate authority and a certificate for each role.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -17,19 +17,19 @@ use crate::arguments::Certs;
 use crate::failure::Failure;
 use crate::output;
 
-/// The authority's key, in the folder `ca`: what it signs is trusted.
+/// File of the authority's private key, in the folder `ca`. Whoever reads it can sign certificates that the run trusts.
 const CA_KEY_FILE: &str = "ca.key";
 
-/// How long the authority's own certificate is valid.
+/// Validity of the authority's own certificate.
 const CA_LIFE: Duration = Duration::days(3650);
 
-/// Certificates that expire within this time are made again.
+/// `--if-missing` renews certificates that expire within this time.
 const STALE: std::time::Duration = DAY.saturating_mul(3);
 
-/// One day.
+/// One day; lifetimes of certificates are multiples of it.
 pub(crate) const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
-/// Clocks of a cluster may differ by this much.
+/// Clock skew allowed between machines: certificates become valid this long before they are made.
 const SKEW: Duration = Duration::hours(1);
 
 pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Certs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Whether every role's certificate is there, and good for longer than `left`.
+/// Returns whether every role has a certificate that is valid for longer than `left`.
 pub(crate) fn is_complete(folder: &Path, left: std::time::Duration) -> bool {
     PeerRole::ALL.iter().all(|role| {
         let folder = folder.join(role.name());
@@ -97,11 +97,11 @@ fn make(folder: &Path, days: u32) -> Result<()> {
     sign(folder, &certificate, &Issuer::new(authority_params(CA_LIFE)?, key), Duration::days(i64::from(days)))
 }
 
-/// Makes certificates for all roles with an authority of their own, whose key is never written and is forgotten here: nothing that
-/// is left in the folder, or reaches a child of a worker, can sign another certificate. Called again, it takes a new authority.
+/// Makes certificates for all roles, signed by a new authority whose key is dropped and never written. So neither a reader of the
+/// folder nor a child of a worker can sign another certificate. Each call makes a new authority.
 ///
-/// Processes that read the folder meanwhile go on: for each new connection they read again, and authorities of before stay trusted
-/// for as long as certificates that they have signed may be in use.
+/// Running processes keep working: they read the folder again for every new connection, and earlier authorities stay trusted
+/// while certificates that they signed may be in use.
 pub(crate) fn issue(folder: &Path, life: std::time::Duration) -> Result<()> {
     let life = Duration::try_from(life)?;
     let key = KeyPair::generate()?;
@@ -111,7 +111,7 @@ pub(crate) fn issue(folder: &Path, life: std::time::Duration) -> Result<()> {
     sign(folder, &trusted, &Issuer::new(params, key), life)
 }
 
-/// Removes the key of an authority that an earlier call has kept.
+/// Removes the authority's key if an earlier call wrote one.
 fn forget(folder: &Path) -> Result<()> {
     let key = folder.join("ca").join(CA_KEY_FILE);
     match fs::remove_file(&key) {
@@ -122,19 +122,19 @@ fn forget(folder: &Path) -> Result<()> {
     }
 }
 
-/// The authorities that processes which have read the folder before may rely on, newest first.
+/// Returns earlier authorities that running processes may still present certificates of, newest first.
 fn earlier_authorities(folder: &Path) -> Vec<String> {
     const END: &str = "-----END CERTIFICATE-----\n";
-    // The one of before, and the one before that: it still counts where a call was ended between its writes.
+    // Two, not one: when a call was killed between its writes, some roles still have certificates of the authority before the last.
     const MOST: usize = 2;
     let text = fs::read_to_string(folder.join(PeerRole::Coordinator.name()).join(CA_FILE)).unwrap_or_default();
     text.split_inclusive(END).filter(|block| block.ends_with(END)).take(MOST).map(str::to_owned).collect()
 }
 
-/// Writes a certificate for each role, and the authorities that its peers are trusted by.
+/// Writes each role's certificate and key, and the authorities that it trusts.
 fn sign(folder: &Path, trusted: &str, issuer: &Issuer<'_, KeyPair>, life: Duration) -> Result<()> {
     let folders = PeerRole::ALL.map(|role| (role, folder.join(role.name())));
-    // Everybody trusts the new authority before anybody shows what it has signed.
+    // Trust first: every role must trust the new authority before any role presents a certificate that it signed.
     for (_, folder) in &folders {
         create_folder(folder)?;
         write(&folder.join(CA_FILE), trusted, 0o644)?;
@@ -142,14 +142,15 @@ fn sign(folder: &Path, trusted: &str, issuer: &Issuer<'_, KeyPair>, life: Durati
     for (role, folder) in &folders {
         let key = KeyPair::generate()?;
         let signed = role_params(*role, life)?.signed_by(&key, issuer)?;
-        // The key first: a process that reads between the two writes finds a pair that does not fit, and keeps the old one.
+        // The key first: a process that reads between the two writes finds a mismatched pair and keeps its old one.
         write(&folder.join(KEY_FILE), &key.serialize_pem(), 0o600)?;
         write(&folder.join(CERTIFICATE_FILE), &signed.pem(), 0o644)?;
     }
     Ok(())
 }
 
-/// One file for one role: its certificate, the authority's and the key, in the order that a process expects.
+/// Writes one PEM file with which a process of `role` can join: its certificate, the authority's, then the key, as the loader
+/// expects them.
 fn join(folder: &Path, role: PeerRole, hours: u32, output: &Path) -> Result<()> {
     let issuer = Issuer::new(authority_params(CA_LIFE)?, authority_key(folder)?);
     let key = KeyPair::generate()?;
@@ -162,7 +163,7 @@ fn authority_key(folder: &Path) -> Result<KeyPair> {
     let path = folder.join("ca").join(CA_KEY_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("read `{}` (`pacs certs DIR` makes an authority)", path.display()))?;
-    // The parser's message may quote the file, and this file is secret.
+    // The parser's error is dropped, because it may quote the file, which is secret.
     KeyPair::from_pem(&text).map_err(|_| anyhow::anyhow!("`{}` holds no private key (PEM)", path.display()))
 }
 
@@ -171,7 +172,7 @@ fn authority_certificate(folder: &Path) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("read `{}`", path.display()))
 }
 
-/// Always the same but for the dates, so that the key alone is enough to sign again.
+/// Returns parameters that are always the same except for the dates, so a later call can sign with the key alone.
 fn authority_params(life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "PACS authority");
@@ -185,7 +186,7 @@ fn role_params(role: PeerRole, life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(vec![role.dns_name().to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, format!("PACS {role}"));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    // Learners serve weights, all but the operator may be called one day: both ends use the same certificate.
+    // Both usages, because a role may be both ends: learners dial the coordinator and serve weights.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     valid_for(&mut params, life);
@@ -198,13 +199,13 @@ fn valid_for(params: &mut CertificateParams, life: Duration) {
     params.not_after = now + life;
 }
 
-/// For its owner only: there are keys in it.
+/// Creates a folder with mode 0700, because it will hold private keys.
 pub(crate) fn create_folder(path: &Path) -> Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
     created.with_context(|| format!("create folder `{}`", path.display()))
 }
 
-/// Writes all or nothing, and never wider open than `mode`.
+/// Writes a file atomically; its permissions are never wider than `mode`, not even for a moment.
 fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
     let unfinished: PathBuf = path.with_extension("part");
     let written = || -> io::Result<()> {
@@ -212,6 +213,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        // `create_new`, because a file left from an earlier try could have wider permissions.
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

@@ -1,4 +1,4 @@
-//! Calls of an operator's command to a coordinator.
+//! The gRPC client of operator commands.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use tonic::{Code, Response, Status as CallStatus};
 use crate::failure::Failure;
 use crate::target::Target;
 
-/// How long the connection may take: a coordinator that runs answers at once.
+/// Deadline for connecting; a live coordinator accepts at once.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long an answer may take.
+/// Deadline for one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -31,12 +31,12 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
     runtime.block_on(work)
 }
 
-/// Connects to a coordinator, as an operator.
+/// Connects to a coordinator in the operator role.
 pub(crate) async fn connect(target: &Target) -> Result<OperatorServiceClient<Channel>, Failure> {
     Ok(OperatorServiceClient::new(channel(target).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// The connection alone, for its other services.
+/// Opens a connection without a service client, for callers of the other services.
 pub(crate) async fn channel(target: &Target) -> Result<Channel, Failure> {
     pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
         Failure::again(error)
@@ -45,8 +45,8 @@ pub(crate) async fn channel(target: &Target) -> Result<Channel, Failure> {
     })
 }
 
-/// The operator's certificate: that of the run, if its folder is known and says where its certificates are; else that of the folder
-/// which `PACS_TLS_DIR` names; else plain text, which stays within this machine.
+/// Chooses how to authenticate: the certificates that the run folder names, else those in `PACS_TLS_DIR`, else plain text, which
+/// is allowed on loopback only.
 fn security(target: &Target) -> Result<Security, Failure> {
     let given = std::env::var_os("PACS_TLS_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     choose(target.tls_dir.as_deref(), given.as_deref())
@@ -71,7 +71,7 @@ pub(crate) async fn in_time<T>(call: impl Future<Output = Result<Response<T>, Ca
     }
 }
 
-/// What the coordinator has refused would be refused again; what it could not do may go better the next time.
+/// Maps a status to a failure: a refusal is final, an error of the server or the connection may be tried again.
 fn refused(status: &CallStatus) -> Failure {
     let exit = match status.code() {
         Code::NotFound | Code::InvalidArgument => Exit::Usage,

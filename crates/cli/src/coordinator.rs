@@ -1,4 +1,4 @@
-//! `pacs coordinator`: a run whose workers are started elsewhere.
+//! `pacs coordinator`: serves a run whose workers are started by a cluster's launcher.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -38,21 +38,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     result
 }
 
-/// What does not change while the coordinator runs.
+/// What stays fixed while the coordinator runs.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     arguments: &'a Arguments,
     run_dir: &'a Path,
 }
 
-/// Time between two looks at what gives no notice of its changes.
+/// Interval for polling state that has no notification.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Who wants the run to end, and how long it may take.
+/// Signals that ask the run to end.
 struct Wishes {
-    /// The process is to leave, within the grace.
+    /// SIGTERM or Ctrl-C: save and leave within the grace period.
     leave: Shutdown,
-    /// The time of the job is nearly over.
+    /// SIGUSR1: the job's time limit is near; save and leave without a deadline.
     warned: Shutdown,
 }
 
@@ -88,7 +88,8 @@ impl Run<'_> {
         conclude(&console, end)
     }
 
-    /// Starts the coordinator, waiting for the run folder as long as it is to; `None` when asked to leave meanwhile.
+    /// Starts the coordinator and waits for the lock of the run folder as long as the arguments allow; `None` when asked to leave
+    /// meanwhile.
     async fn start(self, options: CoordinatorOptions, wishes: &Wishes) -> Result<Option<Coordinator>, Failure> {
         let (began, patience) = (Instant::now(), Duration::from_secs(self.arguments.folder_timeout));
         loop {
@@ -110,7 +111,7 @@ impl Run<'_> {
         let security = self.arguments.security.security(PeerRole::Coordinator).map_err(misplaced)?;
         let listen = Launch::of_process().listen(self.arguments.listen.as_deref()).logged("the address to listen on");
         let address = resolve(&listen.value).await?;
-        // Certificates and addresses move with the host's name; `0.0.0.0` is no name to others.
+        // Advertise the host name when listening on all interfaces: other machines cannot dial `0.0.0.0`.
         let host = match address.ip().is_unspecified() {
             true => nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
             false => listen.value.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned()),
@@ -126,7 +127,7 @@ impl Run<'_> {
 
     async fn health(self) -> Result<Health, Failure> {
         let health = Health::default();
-        // A variable that is empty counts as not set.
+        // An empty environment variable counts as unset.
         if let Some(address) = self.arguments.health_listen.as_ref().filter(|address| !address.is_empty()) {
             let serving = health.serve(address).await;
             serving.map_err(|error| Failure::again(error).doing(format!("listen on {address} for health probes")))?;
@@ -136,7 +137,7 @@ impl Run<'_> {
     }
 
     async fn serve_metrics(self, coordinator: &Coordinator) -> Result<(), Failure> {
-        // A variable that is empty counts as not set.
+        // An empty environment variable counts as unset.
         let Some(listen) = self.arguments.metrics_listen.as_ref().filter(|listen| !listen.is_empty()) else {
             return Ok(());
         };
@@ -152,7 +153,7 @@ impl Run<'_> {
         Duration::from_secs(self.arguments.progress_timeout)
     }
 
-    /// Follows the run to its end; `None` when it had to be left before.
+    /// Follows the run to its end; `None` when the process has to leave earlier.
     async fn follow(
         self,
         coordinator: Coordinator,
@@ -167,7 +168,7 @@ impl Run<'_> {
         let mut stopping = false;
         loop {
             tokio::select! {
-                // In this order, so that the last lines of a run are printed before its end.
+                // Biased, so that the last progress events are printed before the end of the run.
                 biased;
                 () = wishes.leave.leaving() => return None,
                 () = alone.as_mut() => {
@@ -194,7 +195,7 @@ impl Run<'_> {
         }
     }
 
-    /// Returns when there was no worker for too long, after there had been some.
+    /// Resolves when all workers have been gone for `--alone-timeout`; never while none has ever joined.
     async fn alone(self, run: StopHandle) {
         let limit = Duration::from_secs(self.arguments.alone_timeout);
         let mut seen = None;
@@ -209,7 +210,7 @@ impl Run<'_> {
         }
     }
 
-    /// The end of the run, with all workers dismissed.
+    /// Waits until all workers are dismissed and returns how the run ended. With `--linger` a finished run is served until SIGTERM.
     async fn end(self, coordinator: Coordinator, wishes: &Wishes) -> RunEnd {
         if self.arguments.linger && matches!(coordinator.ended().await, RunEnd::Finished { .. }) {
             tracing::info!("the run is finished; its status is served until SIGTERM");
@@ -220,7 +221,7 @@ impl Run<'_> {
 }
 
 impl Wishes {
-    /// Why the run has ended, for whoever decides whether it is started again.
+    /// Returns the reason that is written to `ending`, from which launchers decide whether to restart.
     fn why(&self, end: Option<&RunEnd>) -> Ending {
         match end {
             Some(RunEnd::Finished { .. }) => Ending::Finished,
@@ -246,7 +247,7 @@ fn ask_to_stop(console: &Console, stop: &StopHandle) {
     stop.request_stop();
 }
 
-/// What a run comes to, as opposed to what happens to it.
+/// Returns whether the event counts as progress for the health service `pacs.progress`: a step, an evaluation or a checkpoint.
 fn is_progress(progress: &Progress) -> bool {
     matches!(progress, Progress::Step(_) | Progress::Evaluated(_) | Progress::Saved { .. } | Progress::Prepared { .. })
 }
@@ -280,7 +281,7 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// The address that a name stands for.
+/// Resolves `HOST:PORT` to a socket address.
 async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
     let doing = || format!("find the address `{listen}` to listen on");
     let mut found = tokio::net::lookup_host(listen).await.map_err(|error| Failure::config(error).doing(doing()))?;

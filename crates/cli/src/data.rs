@@ -1,4 +1,4 @@
-//! `pacs data check`.
+//! `pacs data check`: reads every problem of a job or of files and reports rows that a run could not or should not use.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub(crate) fn check(arguments: &DataCheck) -> Result<Exit, Failure> {
     Err(Failure::config(anyhow!("{}", problems.join("; "))).doing("accept the problems"))
 }
 
-/// The spec of a job; prompts are counted when its model is there.
+/// Reads a job spec; the flag says whether its model exists, so that prompts can be tokenized and counted.
 fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     let of_files = [
         ("--evaluation", arguments.evaluation.is_some()),
@@ -55,7 +55,7 @@ fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     Ok((spec, with_prompts))
 }
 
-/// A job that is made of files.
+/// Makes a job spec from the files of the command line.
 fn of_files(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     let source = |path: &Path| SourceSpec {
         path: Some(path.to_owned()),
@@ -68,7 +68,7 @@ fn of_files(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     let mut spec = pacs_spec::parse(OTHERWISE, Path::new("")).expect("a valid job");
     spec.data.train = source(&arguments.target);
     spec.data.evaluation = arguments.evaluation.as_deref().map(source);
-    // Files come without a limit: prompts are measured, and no room is kept for answers.
+    // A bare file has no token limits, so prompts are measured without a suffix and without room for answers.
     spec.data.prompt_suffix = String::new();
     spec.data.max_prompt_tokens = 1_000_000;
     spec.rollout.max_new_tokens = 1;
@@ -78,13 +78,13 @@ fn of_files(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     let origin = Path::new("the command line");
     spec.validate(origin).map_err(|errors| Failure::config(errors).doing("read the command line"))?;
     if arguments.any_answer {
-        // Whatever is not `math` is for its verifier to read.
+        // `--any-answer`: references are opaque, so pick a verifier that is not `math` and does not parse them.
         spec.verifier.kind = VerifierKind::Exec;
     }
     Ok((spec, arguments.model.is_some()))
 }
 
-/// What a run should not be started with.
+/// Lists the findings for which a run should not be started.
 fn problems(found: &pacs_data::DataCheck) -> Vec<String> {
     let mut problems = Vec::new();
     for (name, source) in sources(found) {

@@ -1,27 +1,27 @@
-//! Why a coordinator ended: the file `ending` in the run folder, one word. Exit code 75 says that the run may go on; the
-//! word says whether anybody else will see to that.
+//! Why a coordinator ended: one word in the file `ending` of the run folder. Exit code 75 says that the run can resume; the
+//! word tells launchers whether somebody else will restart it.
 
 use std::fs;
 use std::path::Path;
 
 const FILE: &str = "ending";
 
-/// Why a coordinator ended.
+/// The reasons, one word each in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// The job is done.
+    /// All steps and evaluations of the job are done.
     Finished,
-    /// The run could not go on.
+    /// The run failed, or the driver panicked; a restart would fail again.
     Failed,
-    /// An operator stopped the run: it goes on when somebody wants it to.
+    /// An operator stopped the run (`pacs stop`); it stays down until somebody starts it.
     Stopped,
-    /// Whoever started the coordinator ended it (SIGTERM), and knows what comes next.
+    /// The launcher ended the coordinator (SIGTERM) and decides itself whether to restart it.
     Terminated,
-    /// The time of the job was nearly over (SIGUSR1).
+    /// The job's time limit was near (SIGUSR1).
     Warned,
-    /// All workers were gone.
+    /// All workers had been gone for `--alone-timeout`.
     Alone,
-    /// The journal could not be written (a full disk).
+    /// The journal could not be written, for example because the disk failed.
     Interrupted,
 }
 
@@ -39,14 +39,14 @@ impl Ending {
     }
 }
 
-/// Writes the word. Launchers do without when it cannot be written: then they take an end for an accident.
+/// Writes the word, best effort. Launchers treat a missing file as a crash.
 pub(crate) fn note(run_dir: &Path, ending: Ending) {
     if let Err(error) = fs::write(run_dir.join(FILE), format!("{}\n", ending.word())) {
         tracing::warn!("`{}` was not written: {error}", run_dir.join(FILE).display());
     }
 }
 
-/// The word of a folder; none where there is none, or one that this program does not know.
+/// Reads the word; `None` when the file is missing or holds a word that this version does not know.
 pub(crate) fn read(run_dir: &Path) -> Option<String> {
     use Ending::{Alone, Failed, Finished, Interrupted, Stopped, Terminated, Warned};
     let word = fs::read_to_string(run_dir.join(FILE)).ok()?;
@@ -54,8 +54,8 @@ pub(crate) fn read(run_dir: &Path) -> Option<String> {
     all.into_iter().map(Ending::word).find(|known| *known == word.trim()).map(str::to_owned)
 }
 
-/// Removes the word of an earlier coordinator.
+/// Removes the word of an earlier coordinator, so that a crash of this one is not mistaken for that end.
 pub(crate) fn forget(run_dir: &Path) {
-    // Mostly it is not there.
+    // Usually there is no such file.
     let _ = fs::remove_file(run_dir.join(FILE));
 }

@@ -2,7 +2,7 @@ use std::fmt;
 
 use pacs_runtime::Exit;
 
-/// How a command failed: what the user reads and what the shell sees.
+/// A failed command: the message and hint for the user, and the exit code for the shell.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
@@ -11,33 +11,33 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// An error that ends the process in this way.
+    /// Makes a failure that ends the process with `exit`.
     pub(crate) fn with_exit(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
         Self { exit, error: error.into(), hint: None }
     }
 
-    /// Something that the command line, the job spec or the files it names got wrong.
+    /// Makes a failure of configuration (exit code 78): the command line, the job spec or a file it names is wrong.
     pub(crate) fn config(error: impl Into<anyhow::Error>) -> Self {
         Self::with_exit(Exit::Config, error)
     }
 
-    /// Something that may go better the next time.
+    /// Makes a transient failure (exit code 75): the same command may succeed later.
     pub(crate) fn again(error: impl Into<anyhow::Error>) -> Self {
         Self::with_exit(Exit::Again, error)
     }
 
-    /// Something that should not have happened.
+    /// Makes a failure of the program itself (exit code 70).
     pub(crate) fn bug(error: impl Into<anyhow::Error>) -> Self {
         Self::with_exit(Exit::Bug, error)
     }
 
-    /// Puts in front what failed, as a fragment behind "failed to".
+    /// Adds what failed as context; `what` completes the phrase "failed to …".
     pub(crate) fn doing(mut self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
         self.error = self.error.context(what);
         self
     }
 
-    /// Adds what to do about it.
+    /// Adds a hint at what the user can do.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -1,10 +1,10 @@
-//! Numbers for people.
+//! Formats numbers, durations, sizes and tables for people.
 
 use std::time::Duration;
 
 use pacs_runtime::harmless;
 
-/// `1 234 567`.
+/// Formats a count with a space every three digits: `1 234 567`.
 pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
@@ -17,9 +17,9 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// Lines of columns, of rows of the same length, the first of them the heading.
+/// Formats rows of equal length as aligned columns; the first row is the heading.
 ///
-/// Cells may be what others say.
+/// Cells may come from other processes: control characters are made harmless.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let harmless_row = |row: &Vec<String>| row.iter().map(|cell| harmless(cell).into_owned()).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(harmless_row).collect();
@@ -35,7 +35,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
+/// Formats a duration in two units at most: `0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     let whole = seconds.round() as u64;
@@ -47,12 +47,12 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// [`duration`] of a number of seconds that may be anything.
+/// Formats seconds like [`duration`]; negative and non-finite values count as 0.
 pub(crate) fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
-/// `512 B`, `1.5 KiB`, `14.2 GiB`.
+/// Formats a size in binary units: `512 B`, `1.5 KiB`, `14.2 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -65,12 +65,12 @@ pub(crate) fn bytes(bytes: u64) -> String {
     unreachable!("the last unit takes every number")
 }
 
-/// `12.5 %`.
+/// Formats a share of 1 as a percentage: `12.5 %`.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// `one thing` or `3 things`.
+/// Chooses singular or plural: `one thing` or `3 things`.
 pub(crate) fn plural(count: u64, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{} {many}", self::count(count)) }
 }

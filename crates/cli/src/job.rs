@@ -1,4 +1,4 @@
-//! `pacs job check` and `pacs job init`.
+//! `pacs job check` prints the plan of a job spec; `pacs job init` writes a template.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};

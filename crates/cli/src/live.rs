@@ -1,9 +1,9 @@
-//! The runs of this user that live: one small file for each in a folder of the user's own, written when a coordinator serves and
-//! removed when it ends.
+//! The registry of this user's live runs: one small file per run, which its coordinator writes when it begins to serve and removes
+//! when it ends.
 //!
-//! The folder is `$XDG_STATE_HOME/pacs/runs`, else `~/.local/state/pacs/runs`, else `$XDG_RUNTIME_DIR/pacs/runs`. The last one
-//! only if need be: it goes with the user's session, which a run outlives, and batch jobs have none. A home may be that of many
-//! machines, so an entry says on which machine its process is.
+//! The folder is `$XDG_STATE_HOME/pacs/runs`, else `~/.local/state/pacs/runs`, else `$XDG_RUNTIME_DIR/pacs/runs`. The last is a
+//! fallback: it is removed with the user's session, which a run outlives, and batch jobs have none. Machines may share a home
+//! directory, so an entry names the machine of its process.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -17,19 +17,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::process;
 
-/// A coordinator that serves, or did when its process was last seen.
+/// A registry entry: a coordinator that serves, or did when its entry was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LiveRun {
     pub(crate) run_id: String,
     pub(crate) job: String,
     pub(crate) run_dir: PathBuf,
-    /// host:port.
+    /// Address that operators dial, host:port.
     pub(crate) address: String,
     pub(crate) host: String,
     pub(crate) pid: u32,
-    /// When the process began, in clock ticks (see [`process::began`]).
+    /// Start time of the process in clock ticks (see [`process::began`]); with the process id it identifies the process.
     pub(crate) began: u64,
-    /// When the coordinator was started, in seconds since 1970.
+    /// Unix time at which the coordinator was started, in seconds.
     pub(crate) started: u64,
 }
 
@@ -47,7 +47,7 @@ impl LiveRun {
         self.host == process::host()
     }
 
-    /// Whether the run is over: its process is gone, or another coordinator works in its folder.
+    /// Returns whether the run is over: its process is gone, or another coordinator serves from its folder.
     fn is_stale(&self) -> bool {
         let is_gone = self.is_here() && process::began(self.pid) != Some(self.began);
         let record = CoordinatorRecord::read(&self.run_dir);
@@ -55,25 +55,25 @@ impl LiveRun {
     }
 
     fn file_name(&self) -> String {
-        // With the process: who removes what a dead one has left must not hit its successor.
+        // The name includes the process id, so that removing a dead coordinator's entry cannot hit its successor's.
         format!("{}-{}.json", self.run_id, self.pid)
     }
 }
 
-/// The entry of a run; removed when it is dropped.
+/// Guard of a registry entry; dropping it removes the entry.
 #[derive(Debug)]
 pub(crate) struct Listed(Option<PathBuf>);
 
 impl Drop for Listed {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // The next command that reads the folder removes what is stale.
+            // On failure the next command that reads the folder removes the stale entry.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Lists a run. One that cannot be listed is none the worse for it, so there is a warning and no error.
+/// Registers a run. A failure is a warning only: the run works without an entry.
 pub(crate) fn list(coordinator: &Coordinator, run_dir: &Path) -> Listed {
     let folders = folders(|name| std::env::var_os(name));
     let listed = LiveRun::of(coordinator, run_dir).and_then(|run| {
@@ -89,16 +89,17 @@ pub(crate) fn list(coordinator: &Coordinator, run_dir: &Path) -> Listed {
     }
 }
 
-/// All runs of this user that are not known to be over, oldest first; also those on other machines, of which nothing but that is
-/// known.
+/// Returns all runs of this user that are not known to be over, oldest first. Runs on other machines are included, because
+/// nothing can be found out about their processes.
 pub(crate) fn all() -> Vec<LiveRun> {
     read(&folders(|name| std::env::var_os(name)))
 }
 
-/// Runs that are remembered when they are over.
+/// Limit of remembered past runs.
 const MOST_PAST: usize = 200;
 
-/// The runs of this user that were started on this machine, or with its home, whether they live or not; oldest first.
+/// Returns the remembered runs of this user, live or not, oldest first: those started on this machine, or on another one that
+/// shares its home directory.
 pub(crate) fn past() -> Vec<LiveRun> {
     past_in(&folders(|name| std::env::var_os(name)))
 }
@@ -113,10 +114,10 @@ fn past_in(folders: &[PathBuf]) -> Vec<LiveRun> {
     runs
 }
 
-/// The folder of what is remembered, next to that of the runs that live.
+/// Subfolder for past runs, next to the entries of live ones.
 const PAST: &str = "past";
 
-/// Writes a run down for when it is over, and forgets the oldest beyond [`MOST_PAST`]. Best effort: nothing relies on it.
+/// Records a run for `pacs runs` and drops the oldest beyond [`MOST_PAST`]. Best effort: nothing relies on it.
 fn remember(run: &LiveRun, folders: &[PathBuf]) {
     let of_run = |run: &LiveRun| format!("{}.json", run.run_id);
     let is_there = |folder: &&PathBuf| {
@@ -135,9 +136,9 @@ fn remember(run: &LiveRun, folders: &[PathBuf]) {
     }
 }
 
-/// Where entries may be, the preferred folder first.
+/// Returns the folders that may hold entries, the preferred one first.
 fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    // Relative ones are invalid by the specification of these variables.
+    // The XDG specification declares relative paths invalid.
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = folder("XDG_STATE_HOME").or_else(|| folder("HOME").map(|home| home.join(".local/state")));
     let found = [state, folder("XDG_RUNTIME_DIR")];
@@ -167,14 +168,14 @@ fn write_in(run: &LiveRun, folder: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether nobody else can have written there; a folder of ours is made so.
+/// Returns whether this user owns the folder, and makes it accessible to this user only.
 fn is_private(folder: &Path) -> bool {
     let owner = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.uid());
     owner(folder).is_some_and(|uid| Some(uid) == owner(Path::new("/proc/self")))
         && fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).is_ok()
 }
 
-/// The entries of these folders, without what is stale, which is removed.
+/// Reads the entries of these folders, and removes stale ones.
 fn read(folders: &[PathBuf]) -> Vec<LiveRun> {
     let mut runs = Vec::new();
     for folder in folders.iter().filter(|folder| folder.is_dir() && is_private(folder)) {
@@ -183,7 +184,7 @@ fn read(folders: &[PathBuf]) -> Vec<LiveRun> {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            // One that was removed meanwhile is over, too.
+            // An entry that was removed meanwhile belongs to a run that is over.
             let Ok(text) = fs::read_to_string(&path) else { continue };
             match serde_json::from_str::<LiveRun>(&text) {
                 Ok(run) if !run.is_stale() => runs.push(run),
@@ -237,17 +238,17 @@ mod tests {
         assert_eq!(fs::metadata(&folder).expect("made").permissions().mode() & 0o777, 0o700);
         assert_eq!(read(&folders), std::slice::from_ref(&live));
 
-        // The process id was used again, the process is gone, or the file is damaged.
+        // Three stale entries: a reused process id, a process that is gone, and a damaged file.
         write(&LiveRun { began: live.began + 1, run_id: "b".repeat(32), ..live.clone() }, &folders).expect("written");
         write(&run(&run_dir, u32::MAX), &folders).expect("written");
         fs::write(folder.join("x.json"), "{").expect("written");
-        // Of a process on another machine nothing is known.
+        // An entry of another machine is kept: its process cannot be checked.
         let elsewhere = LiveRun { host: "elsewhere".into(), started: 2, pid: 7, ..live.clone() };
         write(&elsewhere, &folders).expect("written");
         assert_eq!(read(&folders), [live.clone(), elsewhere]);
         assert_eq!(fs::read_dir(&folder).expect("listed").count(), 2);
 
-        // The folder says that another coordinator works there now.
+        // The run folder names another coordinator now.
         fs::create_dir(&run_dir).expect("made");
         let record = r#"{"address": "h:9", "host": "h", "pid": 1, "job": "tiny", "run_id": "", "starts": 1}"#;
         fs::write(run_dir.join(CoordinatorRecord::FILE), record).expect("written");
@@ -266,7 +267,7 @@ mod tests {
         }
         let past = past_in(&folders);
         assert_eq!((past.len(), past[0].started), (MOST_PAST, 3));
-        // A run that is resumed is one run.
+        // A resumed run keeps its id and counts once.
         remember(&LiveRun { started: 1000, ..past[0].clone() }, &folders);
         assert_eq!(past_in(&folders).len(), MOST_PAST);
         assert_eq!(fs::metadata(dir.path().join("pacs/past")).expect("made").permissions().mode() & 0o777, 0o700);

@@ -1,7 +1,7 @@
-//! `pacs`: what operators run. Starts jobs with their coordinator, shows and stops them, checks specs, grades answers.
+//! `pacs`, the operator's program: starts jobs with their coordinator, shows and stops them, checks specs, grades answers.
 //!
-//! Never links libtorch: whatever needs tensors is a `pacs-worker` process. One file per command; `run` is the only
-//! one with parts of its own.
+//! It never links libtorch: whatever needs tensors is a `pacs-worker` process. One file per command, with a folder of the same
+//! name where a command has parts.
 #![forbid(unsafe_code)]
 
 mod arguments;

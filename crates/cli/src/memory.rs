@@ -1,4 +1,4 @@
-//! What training will take of a learner's memory.
+//! The memory plan of a learner rank, as `pacs job check` prints it.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use crate::format::{bytes, count};
 
-/// The memory plan of one learner rank.
+/// What one learner rank is predicted to use.
 pub(crate) struct LearnerMemory {
     plan: MemoryPlan,
-    /// The same with every layer computed again.
+    /// The plan with every layer recomputed: the least that training takes.
     least: MemoryPlan,
     pass: PassShape,
     limit: Option<u64>,
@@ -21,7 +21,7 @@ pub(crate) struct LearnerMemory {
 }
 
 impl LearnerMemory {
-    /// Plans for prompts of `prompt_tokens` tokens.
+    /// Plans for prompts of at most `prompt_tokens` tokens.
     pub(crate) fn of(spec: &JobSpec, config: ModelConfig, prompt_tokens: usize) -> Self {
         let setup = spec.training_setup(config, multiplies_bf16());
         let (pass, limit) = (spec.largest_pass(prompt_tokens), spec.learner_memory());
@@ -36,12 +36,12 @@ impl LearnerMemory {
         }
     }
 
-    /// Why it cannot work.
+    /// Returns why the job does not fit even with every layer recomputed, and what to change; `None` when it fits.
     pub(crate) fn problem(&self) -> Option<String> {
         let limit = self.limit.filter(|limit| self.plan.total() > *limit)?;
         let remedy = match self.sharding {
             Sharding::Replicated => "divide the state (`resources.sharding`), take more learners,",
-            // A value model is not divided any further.
+            // `ppo` does not support `shard_all`, so more sharding is no advice here.
             Sharding::ShardOptimizer if self.plan.value_model.is_some() => "take more learners,",
             Sharding::ShardOptimizer => "divide all of it (`resources.sharding = \"shard_all\"`), take more learners,",
             Sharding::ShardAll => "take more learners,",
@@ -118,7 +118,7 @@ impl fmt::Display for LearnerMemory {
     }
 }
 
-/// What `model.precision = "auto"` goes by on the CPU of this machine.
+/// Returns whether this CPU has bfloat16 products, by which `model.precision = "auto"` decides.
 fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512bf16");

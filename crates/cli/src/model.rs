@@ -1,4 +1,4 @@
-//! `pacs model check`.
+//! `pacs model check`: reports what is understood of a Hugging Face folder, and what was assumed.
 
 use std::fmt::Write;
 use std::fs;
@@ -17,12 +17,12 @@ use crate::format::count;
 use crate::model_folder;
 use crate::output;
 
-/// What was understood of a model folder.
+/// The report of a model folder; `--json` prints it as it is.
 #[derive(Debug, Serialize)]
 struct Understood {
     path: String,
     architecture: String,
-    /// None where the folder has no weights yet.
+    /// Number of parameters; `None` where the folder has no weights yet.
     parameters: Option<u64>,
     stored_as: String,
     layers: usize,
@@ -38,9 +38,9 @@ struct Understood {
     has_chat_template: bool,
     sample_prompt: String,
     sample_tokens: usize,
-    /// What no file says, and what was taken in its place.
+    /// Defaults that were taken because no file of the folder sets the value.
     assumptions: Vec<String>,
-    /// What will go wrong.
+    /// Defects for which a run would refuse the folder or train wrongly.
     problems: Vec<String>,
 }
 
@@ -123,7 +123,7 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
     })
 }
 
-/// The file that was read before, for what it does not say.
+/// Reads `config.json` again as raw JSON, to see which keys it lacks.
 fn raw_config(dir: &Path) -> Map<String, Value> {
     let text = fs::read_to_string(dir.join("config.json")).unwrap_or_default();
     serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text)).unwrap_or_default()

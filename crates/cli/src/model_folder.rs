@@ -1,4 +1,4 @@
-//! What can be said of a model folder without loading it.
+//! Checks of a model folder that need no libtorch: configuration, tokenizer, headers of weight files.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-/// A model folder that has what a run needs.
+/// A model folder that passed the checks.
 #[derive(Debug)]
 pub(crate) struct ModelFolder {
-    /// `model_type` of config.json.
+    /// `model_type` of `config.json`.
     pub(crate) kind: String,
-    /// Numbers in the weight files.
+    /// Number of parameters, summed over the weight files.
     pub(crate) parameters: u64,
 }
 
-/// Looks at the folder: config.json, tokenizer.json, and the headers of all weight files against their lengths, so that
-/// a download that broke off is found before any worker starts.
+/// Checks `config.json`, `tokenizer.json`, and the header of every weight file against the file's length, so that an incomplete
+/// download is found before any worker starts.
 pub(crate) fn inspect(dir: &Path) -> Result<ModelFolder> {
     ensure!(dir.exists(), "there is no such folder");
     ensure!(dir.is_dir(), "that is not a folder");
-    // Says of adapters and of pointers of Git LFS what they are.
+    // Read for its errors: it recognises adapters and Git LFS pointers and names them.
     pacs_shape::ModelConfig::read(dir)?;
     let config = read_object(&dir.join("config.json"))?;
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
@@ -34,7 +34,7 @@ pub(crate) fn inspect(dir: &Path) -> Result<ModelFolder> {
     Ok(ModelFolder { kind, parameters })
 }
 
-/// Whether the folder has weight files, or names some.
+/// Returns whether the folder has weight files or an index that names some.
 pub(crate) fn has_weights(dir: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists())
 }
@@ -45,7 +45,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
         .with_context(|| format!("read `{}`", path.display()))
 }
 
-/// `model.safetensors`, else the files that the index names: the rule of those who load the model.
+/// Lists `model.safetensors`, else the files that the index names: the same rule as in the loader.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let (whole, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
     if whole.exists() || !index.exists() {
@@ -62,10 +62,10 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Longest header that is read: far more than a model of thousands of tensors has.
+/// Limit of a header; models of thousands of tensors stay far below it.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
 
-/// Adds up the tensors of one safetensors file: 8 bytes of header length, the header (JSON), the data.
+/// Sums the elements of one safetensors file, whose layout is 8 bytes of header length, a JSON header, then the data.
 fn parameters_of(path: &Path) -> Result<u64> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! What operators do to a running job: `pacs pause | resume | checkpoint | drain | set | stop`.
+//! Operator actions on a running job: `pacs pause | resume | checkpoint | drain | set | stop`.
 
 use anyhow::anyhow;
 use clap::Args;
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::target;
 
-/// A command that needs nothing but the run.
+/// Arguments of commands that take a run and nothing else.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,7 +19,7 @@ Examples:
   pacs resume runs/demo                 the run in that folder
   pacs checkpoint 10.0.0.5:7700         the run of that coordinator")]
 pub(crate) struct OnRun {
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -34,7 +34,7 @@ stay.")]
 pub(crate) struct DrainWorker {
     /// Name of the worker, as `pacs status` shows it.
     pub(crate) worker: String,
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct SetValue {
     /// `learning_rate=VALUE`, `slots=N` or `log_level=LEVEL`.
     #[arg(value_name = "NAME=VALUE")]
     pub(crate) setting: String,
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
 }
 
@@ -62,12 +62,12 @@ Examples:
   pacs stop --after-step runs/demo      the run in that folder, when its step is done
   pacs stop --now                       at once; what is not saved yet is lost")]
 pub(crate) struct Stop {
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
-    /// Finish the step in work first.
+    /// Finish the current step first.
     #[arg(long)]
     pub(crate) after_step: bool,
-    /// Do not even write a checkpoint.
+    /// End at once, without writing a checkpoint.
     #[arg(long, conflicts_with = "after_step")]
     pub(crate) now: bool,
 }
@@ -160,7 +160,7 @@ fn operate(target: Option<&str>, command: Command, doing: &'static str) -> Resul
     Ok(target.address)
 }
 
-/// Who runs this program, for the record.
+/// Returns who gives the command, for the audit record in status and journal.
 fn operator() -> String {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();

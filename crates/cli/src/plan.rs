@@ -10,32 +10,32 @@ use crate::format::{bytes, count, plural};
 use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
 
-/// What a job spec amounts to.
+/// What `pacs job check` derives from a job spec, and prints.
 pub(crate) struct Plan<'a> {
     spec: &'a JobSpec,
     model: Found<ModelFolder>,
     data: Found<LoadReport>,
-    /// There as soon as the model's configuration is.
+    /// `None` while the model's configuration cannot be read.
     memory: Option<LearnerMemory>,
 }
 
-/// What was found where the spec points.
+/// The state of a file or folder that the spec names.
 enum Found<T> {
-    /// It is there and can be used.
+    /// It exists and a run can use it.
     Usable(T),
-    /// It is not there (yet), or could not be looked at without something else that is not.
+    /// It does not exist yet, or depends on something that does not.
     Absent,
-    /// It is there and cannot be used.
+    /// It exists and a run would refuse it, for this reason.
     Broken(String),
 }
 
-/// Where a job runs when the command line does not say.
+/// Returns the run folder used without `--run-dir`: `runs/<name of the job>`.
 pub(crate) fn default_run_dir(spec: &JobSpec) -> PathBuf {
     Path::new("runs").join(&spec.name)
 }
 
 impl<'a> Plan<'a> {
-    /// Looks at the model and the data as far as they are there.
+    /// Inspects the model and the data as far as they exist.
     pub(crate) fn of(spec: &'a JobSpec) -> Self {
         let path = &spec.model.path;
         let config = path.join("config.json").exists().then(|| ModelConfig::read(path));
@@ -48,7 +48,7 @@ impl<'a> Plan<'a> {
         let train = (!spec.evaluation.only).then(|| spec.data.train.clone());
         let sources = train.into_iter().chain(spec.evaluation_sets().into_iter().map(|set| set.source));
         let files_there = sources.filter_map(|source| source.path).all(|path| path.exists());
-        // Counting what is left after filtering takes the model's tokenizer.
+        // Filtering by length needs the model's tokenizer.
         let data = match &model {
             Found::Usable(_) if files_there => {
                 Found::from(pacs_data::load(spec).map(|problems| problems.report).map_err(|error| error.to_string()))
@@ -61,7 +61,7 @@ impl<'a> Plan<'a> {
         Self { spec, model, data, memory }
     }
 
-    /// What is there and cannot be used.
+    /// Returns why a run would be refused; `None` when nothing that exists is broken.
     pub(crate) fn problem(&self) -> Option<String> {
         match (&self.model, &self.data) {
             (Found::Broken(problem), _) => Some(format!("read model `{}`: {problem}", self.spec.model.path.display())),
@@ -133,7 +133,7 @@ impl<'a> Plan<'a> {
         self.spec.data.max_prompt_tokens as u64 + u64::from(self.spec.rollout.max_new_tokens)
     }
 
-    /// How often the policy is measured, each set counted by itself.
+    /// Counts the evaluations of the whole run, each set separately.
     fn evaluations(&self) -> u64 {
         self.spec.evaluation_sets().iter().map(|set| self.evaluations_of(set)).sum()
     }
@@ -285,7 +285,7 @@ fn weight_json(weight: &StepWeight) -> Value {
     })
 }
 
-/// What a step weighs between processes, at most.
+/// Writes the upper bound of a step's bytes in memory, in the journal and on the wire.
 fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
     let weight = spec.step_weight();
     writeln!(
@@ -306,7 +306,7 @@ fn write_weight(f: &mut fmt::Formatter<'_>, spec: &JobSpec) -> fmt::Result {
     )
 }
 
-/// The objective, and what of it is not as published.
+/// Describes the objective and its settings that differ from the published ones.
 fn objective(spec: &JobSpec) -> String {
     let (name, changed) = (spec.objective.kind.name(), spec.objective.changed());
     if changed.is_empty() { name.to_owned() } else { format!("{name}, {}", changed.join(", ")) }

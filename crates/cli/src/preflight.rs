@@ -1,7 +1,7 @@
-//! `pacs job check --preflight`: does on a small scale what a run does first, before anybody pays for the large one.
+//! `pacs job check --preflight`: a small rehearsal of what a run does first, before anybody pays for the large one.
 //!
-//! Every [`Trial`] takes one part of the job as it is (its data, its verifiers, its programs and devices) and says what was
-//! seen; one that fails also says how far a run would have come before the same was seen there.
+//! Every [`Trial`] exercises one part of the job as configured (its data, its verifiers, its programs and devices) and reports
+//! what it observed. A failed trial also says how late in a run the same fault would have surfaced.
 
 mod step;
 mod verifiers;
@@ -16,22 +16,22 @@ use crate::arguments::Check;
 use crate::failure::Failure;
 use crate::format::{duration, plural};
 
-/// What became of one part of the job.
+/// The result of exercising one part of the job.
 #[derive(Debug, Serialize)]
 pub(crate) struct Trial {
-    /// What was tried.
+    /// The part: data, a verifier, or the step.
     part: String,
     seconds: f64,
-    /// What was seen.
+    /// One line about what was observed.
     found: String,
     problem: Option<Problem>,
 }
 
-/// Why a run should not be started.
+/// A reason not to start the run.
 #[derive(Debug, Serialize)]
 struct Problem {
     said: String,
-    /// When a run would have said so.
+    /// How late a run would have met the problem without the preflight.
     otherwise: String,
 }
 
@@ -44,7 +44,7 @@ impl Trial {
         }
     }
 
-    /// What is wrong, in one sentence.
+    /// Returns the problem in one sentence; `None` when the trial passed.
     pub(crate) fn problem(&self) -> Option<String> {
         self.problem.as_ref().map(|problem| format!("{}: {}", self.part, problem.said))
     }
@@ -63,10 +63,10 @@ impl fmt::Display for Trial {
     }
 }
 
-/// Tries one part after the other, tells `seen` of each, and stops at the first that fails.
+/// Runs the trials in order, reports each to `seen`, and stops at the first that fails.
 ///
 /// # Errors
-/// When the trials themselves cannot be made.
+/// When a trial cannot be set up at all.
 pub(crate) fn run(spec: &JobSpec, arguments: &Check, mut seen: impl FnMut(&Trial)) -> Result<Vec<Trial>, Failure> {
     let mut trials = Vec::new();
     let mut add = |trial: Trial| {
@@ -94,7 +94,7 @@ pub(crate) fn run(spec: &JobSpec, arguments: &Check, mut seen: impl FnMut(&Trial
     Ok(trials)
 }
 
-/// How much a run does before it hears of its verifiers for the first time.
+/// Describes what a run generates before its verifiers are used for the first time.
 fn first_samples(spec: &JobSpec) -> String {
     let samples = u64::from(spec.batch.prompts_per_step) * u64::from(spec.rollout.samples_per_prompt);
     let samples = plural(samples, "sample", "samples");

@@ -1,4 +1,4 @@
-//! What the system says of a process.
+//! Facts about processes from `/proc`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,16 +6,16 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// The name of this machine.
+/// Returns the host name of this machine.
 pub(crate) fn host() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
-/// When the process began, in clock ticks since the machine did; none when it is not there, or has ended and nobody has asked
-/// how. The system uses process ids again: a process is its id and this.
+/// Returns when the process started, in clock ticks since boot; `None` when it does not exist or is a zombie. Process ids are
+/// reused, so a process is identified by its id together with this.
 pub(crate) fn began(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name of the program comes before, and may hold anything.
+    // The program name before it may contain spaces and parentheses, so split at the last one.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     // proc_pid_stat(5) counts the state as field 3 and the start as field 22.
@@ -23,19 +23,19 @@ pub(crate) fn began(pid: u32) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then_some(began)
 }
 
-/// The ids of all processes that this one can see.
+/// Returns the ids of all processes visible to this one.
 pub(crate) fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Whether the process belongs to the user of this one.
+/// Returns whether the process belongs to the same user as this one.
 pub(crate) fn is_own(pid: u32) -> bool {
     let owner = |pid: &str| fs::metadata(format!("/proc/{pid}")).ok().map(|metadata| metadata.uid());
     owner(&pid.to_string()).is_some_and(|uid| Some(uid) == owner("self"))
 }
 
-/// The file that the process executes, without the mark of one that was replaced since.
+/// Returns the executable of the process, without the suffix ` (deleted)` that Linux adds after a rebuild.
 pub(crate) fn program(pid: u32) -> Option<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let bytes = path.into_os_string().into_vec();
@@ -43,23 +43,23 @@ pub(crate) fn program(pid: u32) -> Option<PathBuf> {
     Some(OsString::from_vec(bytes.to_vec()).into())
 }
 
-/// Whether the process was started with this variable in its environment.
+/// Returns whether the process was started with this environment variable.
 pub(crate) fn has_variable(pid: u32, name: &str, value: &str) -> bool {
     let wanted = format!("{name}={value}");
     words(pid, "environ").iter().any(|word| word == wanted.as_bytes())
 }
 
-/// Whether the process was started with this option.
+/// Returns whether the process was started with the option followed by this value.
 pub(crate) fn has_option(pid: u32, option: &str, value: &str) -> bool {
     words(pid, "cmdline").windows(2).any(|pair| pair[0] == option.as_bytes() && pair[1] == value.as_bytes())
 }
 
-/// Whether this word is in the command that the process was started with.
+/// Returns whether this word is in the command line of the process.
 pub(crate) fn has_word(pid: u32, wanted: &str) -> bool {
     words(pid, "cmdline").iter().any(|word| word == wanted.as_bytes())
 }
 
-/// A file of the process that is a list of words; empty when it cannot be read.
+/// Reads a file of NUL-separated words, such as `cmdline`; empty when it cannot be read.
 fn words(pid: u32, file: &str) -> Vec<Vec<u8>> {
     let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
@@ -80,7 +80,7 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().expect("sleep");
         assert!(began(child.id()).is_some());
         child.kill().expect("killed");
-        // Nobody has asked yet how it has ended: it has a process id still.
+        // A zombie: it still has a process id until it is waited for.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while began(child.id()).is_some() {
             assert!(std::time::Instant::now() < deadline, "a dead process counts as alive");

@@ -1,7 +1,7 @@
-//! `pacs run`: a whole job on this machine.
+//! `pacs run`: runs a whole job on this machine.
 //!
-//! The coordinator lives in this process; the workers are processes of their own, which [`supervisor`] starts, starts
-//! again and ends. Everything that happens comes into one loop as an [`Occurrence`].
+//! The coordinator lives in this process. Workers are processes of their own, which [`supervisor`] starts, restarts and ends.
+//! One loop receives everything that happens as an [`Occurrence`].
 
 mod adopt;
 mod certificates;
@@ -46,13 +46,13 @@ use crate::format::{count, plural};
 use crate::live;
 use crate::model_folder::{self, ModelFolder};
 
-/// How long workers may still take to leave when the coordinator, which waits for them itself, has ended.
+/// Grace for workers after the coordinator, which waits for them itself, has ended.
 const LEAVE_GRACE: Duration = Duration::from_secs(3);
 
-/// How long the coordinator may take to save and end when a worker cannot be had any more.
+/// Deadline for the coordinator's last checkpoint after a worker has failed permanently.
 const LAST_SAVE: Duration = Duration::from_secs(30);
 
-/// How long the worker that made a run fail may take to end.
+/// Deadline for the exit of the worker that made the run fail; its last log lines go into the error.
 const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     run_spec(spec, arguments)
 }
 
-/// Runs a job whose spec is complete.
+/// Runs a validated job spec to its end.
 pub(crate) fn run_spec(spec: JobSpec, arguments: &Run) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
     let job = Job { run_dir: overrides::run_dir(&spec, arguments), model, arguments, only: spec.evaluation.only };
@@ -84,7 +84,7 @@ pub(crate) fn run_spec(spec: JobSpec, arguments: &Run) -> Result<Exit, Failure> 
     result
 }
 
-/// A new run folder is for its owner only: weights, samples and keys are in it. One that is there stays as open as it is.
+/// Creates a new run folder with mode 0700, because weights, samples and keys go into it. An existing folder keeps its mode.
 pub(crate) fn create_folders(run_dir: &Path, logs: &Path) -> std::io::Result<()> {
     if let Some(above) = run_dir.parent() {
         fs::create_dir_all(above)?;
@@ -105,38 +105,38 @@ pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
     })
 }
 
-/// What does not change while the job runs.
+/// What stays fixed while the job runs.
 struct Job<'a> {
     arguments: &'a Run,
     run_dir: PathBuf,
     model: ModelFolder,
-    /// The job measures and trains nothing.
+    /// The job only evaluates (`evaluation.only`).
     only: bool,
 }
 
-/// What can happen while a run goes on.
+/// An event of the run loop.
 enum Occurrence {
-    /// The coordinator says something.
+    /// The coordinator reports progress.
     Progress(Progress),
-    /// A worker process died.
+    /// A worker process died and is restarted, or has failed permanently.
     Worker(WorkerNews),
-    /// The operator wants the run to stop.
+    /// The operator asked for a stop (Ctrl-C or SIGTERM).
     Stop,
-    /// The time that the run was given is nearly over, and who says so.
+    /// The time limit is near; holds who says so (`--stop-before` or SIGUSR1).
     TimeUp(&'static str),
-    /// The operator does not want to wait for that.
+    /// The operator asked a second time and does not wait for the save.
     Hurry,
-    /// The coordinator is done.
+    /// The coordinator has ended.
     End(RunEnd),
 }
 
-/// How following a run ends.
+/// Why the run loop returned.
 enum Outcome {
-    /// The coordinator is done.
+    /// The coordinator has ended.
     Ended(RunEnd),
-    /// The operator would not wait.
+    /// The operator did not wait for the save.
     Hurried,
-    /// A worker cannot be had any more.
+    /// A worker has failed permanently.
     Lost(GivenUp),
 }
 
@@ -153,6 +153,7 @@ impl Job<'_> {
         let tls_dir = certificates.as_ref().map(Certificates::folder).or(self.arguments.tls_dir.as_deref());
         let options = CoordinatorOptions {
             security: security(tls_dir)?,
+            // Only the default port may be replaced by a free one; an explicit `--listen` that is taken is an error.
             any_port: self.arguments.listen.is_none(),
             ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), listen)
         };
@@ -163,7 +164,7 @@ impl Job<'_> {
         self.announce(&console, &spec, (address, metrics), coordinator.run_id());
         let run = (self.run_dir.as_path(), coordinator.run_id());
         let mut commands = workers::commands(&spec, worker, run, tls_dir)?;
-        // Workers of a run that was killed outlive it, and go on with this one.
+        // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {
             console.say("adopted", &format!("worker {} is still there and goes on", command.name), json!({}));
@@ -176,7 +177,7 @@ impl Job<'_> {
         let ended = async {
             match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
                 Outcome::Ended(RunEnd::Failed { reason }) => {
-                    // The worker that failed says more than the coordinator can.
+                    // The failed worker's own log explains the failure better than the coordinator can.
                     let cause = timeout(CAUSE_DEADLINE, given_up(&mut supervisor)).await.ok();
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
                     Err(failed_run(&reason, cause, logs))
@@ -202,7 +203,7 @@ impl Job<'_> {
                 Outcome::Lost(worker) => {
                     if worker.exit != Exit::Config {
                         stop.request_stop();
-                        // Best effort: otherwise the steps since the last checkpoint are lost.
+                        // Best effort: without this save the steps since the last checkpoint are lost.
                         let _ = timeout(LAST_SAVE, end).await;
                     }
                     supervisor.finish(Duration::ZERO, &shutdown).await;
@@ -211,21 +212,21 @@ impl Job<'_> {
             }
         };
         let ended = ended.await;
-        // In whichever way it has ended, no process of the run lives any more.
+        // However the run ended, none of its processes is alive here, so its certificates can go.
         renewing.inspect(JoinHandle::abort);
         certificates.inspect(Certificates::remove);
         remove_weights(&run_id);
         ended
     }
 
-    /// Serves metrics, if they are wanted; says where.
+    /// Serves Prometheus metrics if `--metrics-listen` is given, and returns the bound address.
     async fn serve_metrics(&self, coordinator: &Coordinator) -> Result<Option<SocketAddr>, Failure> {
         let Some(listen) = self.arguments.metrics_listen else { return Ok(None) };
         let serving = coordinator.observer().serve_metrics(listen).await;
         serving.map(Some).map_err(|error| Failure::config(error).doing(format!("listen on {listen} for metrics")))
     }
 
-    /// The run's own certificates, unless the user has given some, or wants none.
+    /// Makes or loads the run's own certificates; `None` with `--tls-dir` or `--plaintext`.
     fn certificates(&self) -> Result<Option<Certificates>, Failure> {
         if self.arguments.plaintext || self.arguments.tls_dir.is_some() {
             return Ok(None);
@@ -236,7 +237,7 @@ impl Job<'_> {
         })
     }
 
-    /// Says what is run, and where to look.
+    /// Prints what is run and where its files are.
     fn announce(
         &self,
         console: &Console,
@@ -327,14 +328,14 @@ impl Job<'_> {
     }
 }
 
-/// Mutual TLS with the certificates of all roles in this folder; without one plain text, which stays within this machine.
+/// Returns mutual TLS with the certificates in this folder; without a folder plain text, which is allowed on loopback only.
 fn security(tls_dir: Option<&Path>) -> Result<Security, Failure> {
     let Some(folder) = tls_dir else { return Ok(Security::Plain) };
     launch::security(folder, PeerRole::Coordinator)
         .map_err(|error| Failure::config(error).doing("use the certificates"))
 }
 
-/// Follows the run until it ends, the operator has enough, or a worker cannot be had any more.
+/// Follows the run until it ends, the operator hurries it, or a worker fails permanently.
 async fn watch(
     console: &mut Console,
     mut end: Pin<&mut impl Future<Output = RunEnd>>,
@@ -347,7 +348,7 @@ async fn watch(
     let mut stopping = false;
     loop {
         let occurrence = tokio::select! {
-            // In this order, so that the last lines of a run are printed before its end.
+            // Biased, so that the last progress events are printed before the end of the run.
             biased;
             () = shutdown.hurried() => Occurrence::Hurry,
             () = shutdown.requested(), if !stopping => Occurrence::Stop,
@@ -359,6 +360,7 @@ async fn watch(
         };
         match occurrence {
             Occurrence::Progress(progress) => {
+                // A narrowed search for a bad group is progress, too: the learner that died for it is not to blame.
                 if matches!(progress, Progress::Step(_) | Progress::Evaluated(_) | Progress::Narrowed { .. }) {
                     supervisor.advanced();
                 }
@@ -397,7 +399,7 @@ async fn watch(
     }
 }
 
-/// The next thing that the coordinator says; what a slow terminal has missed is left out.
+/// Returns the next progress event; skips events that a slow terminal missed.
 pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress {
     loop {
         match events.recv().await {
@@ -408,10 +410,10 @@ pub(crate) async fn next(events: &mut broadcast::Receiver<Progress>) -> Progress
     }
 }
 
-/// Removes the weights that the run's workers have left on this host. The last one to leave does that by itself, unless it was
-/// killed.
+/// Removes published weights that the run's workers left in shared memory. The last worker to leave does so itself, unless it
+/// was killed.
 fn remove_weights(run_id: &str) {
-    // A store removes its folder when it is dropped and no other process holds it.
+    // Opening and dropping is enough: a store removes its folder on drop when no other process holds it.
     match HostStore::open(run_id) {
         Ok(store) => drop(store),
         Err(error) => tracing::warn!("weights that the workers may have left are not removed: {error}"),
@@ -458,13 +460,13 @@ fn failed_run(reason: &str, cause: Option<GivenUp>, logs: &Path) -> Failure {
     }
 }
 
-/// This program as the user calls it.
+/// Returns the name by which the user called this program, for commands that are printed.
 fn program() -> String {
     let called = std::env::args_os().next().unwrap_or_else(|| "pacs".into());
     shown(Path::new(&called)).display().to_string()
 }
 
-/// A path as the user would write it: relative when it is below the working directory.
+/// Shortens a path to be relative when it is below the working directory.
 fn shown(path: &Path) -> PathBuf {
     let here = std::env::current_dir().and_then(|here| here.canonicalize());
     here.ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()

@@ -1,4 +1,4 @@
-//! `pacs run-id`: the id of a run, for launchers that start its processes one by one.
+//! `pacs run-id`: prints the id of a run, for launchers that start its processes one by one.
 
 use std::fs;
 

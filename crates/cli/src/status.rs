@@ -1,4 +1,4 @@
-//! `pacs status`.
+//! `pacs status`: what a run does, and what it waits for.
 
 use std::fmt::Write;
 
@@ -97,18 +97,18 @@ fn as_text(status: &GetStatusResponse) -> String {
     text
 }
 
-/// How long ago a time was, in seconds since 1970.
+/// Formats how long ago a Unix time in seconds was.
 fn ago(time: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     format!("{} ago", seconds(now.saturating_sub(time) as f64))
 }
 
 fn line_of(text: &mut String, name: &str, line: &str) {
-    // Half of the lines are what workers say of themselves.
+    // Half of the lines hold text that workers sent.
     let _ = writeln!(text, "{name:<10}{}", harmless(line));
 }
 
-/// The metrics that say how the training goes; `--json` has them all.
+/// Formats the few metrics that show how training is going; `--json` has all of them.
 fn metrics_line(status: &GetStatusResponse) -> String {
     let shown = [
         ("reward_mean", "reward", (|value| format!("{value:.3}")) as fn(f64) -> String),
@@ -124,7 +124,7 @@ fn metrics_line(status: &GetStatusResponse) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
-/// The newest measurement of each set.
+/// Formats the newest evaluation of each set.
 fn measured_line(status: &GetStatusResponse) -> String {
     let sets = sorted(&status.metrics).into_iter().filter_map(|(name, share)| {
         let set = name.strip_prefix("evaluation_")?.strip_suffix("_pass_at_1")?;
@@ -153,7 +153,7 @@ fn workers_table(text: &mut String, status: &GetStatusResponse) {
     }
 }
 
-/// What the verifier workers did; one that has left is still there.
+/// Appends the table of verifier workers, including those that have left.
 fn verifiers_table(text: &mut String, status: &GetStatusResponse) {
     if status.verifiers.is_empty() {
         return;
@@ -188,7 +188,7 @@ fn worker_row(worker: &WorkerStatus) -> Vec<String> {
     ]
 }
 
-/// What a worker does, and since when if that is long.
+/// Describes what a worker is doing, and for how long once that is notable.
 fn does(worker: &WorkerStatus) -> String {
     let since = match worker.activity_seconds {
         short if short < 10.0 => String::new(),

@@ -1,4 +1,4 @@
-//! `pacs supervise`: one worker under a launcher that does not start again what dies.
+//! `pacs supervise`: restarts one worker, for launchers that do not restart processes themselves.
 
 use std::process::ExitStatus;
 use std::time::Instant;
@@ -54,7 +54,7 @@ async fn supervise(command: &[String], crashes_only: bool) -> Result<Exit, Failu
     }
 }
 
-/// How this process ends with the worker, unless that is to be started again.
+/// Returns the exit code to end with after the worker's end; `None` when the worker is to be restarted.
 fn final_exit(status: ExitStatus, asked_to_leave: bool, crashes_only: bool) -> Option<Exit> {
     let known = [Exit::Done, Exit::Usage, Exit::Bug, Exit::Again, Exit::Config];
     let exit = status.code().and_then(|code| known.into_iter().find(|exit| i32::from(exit.code()) == code));
@@ -65,9 +65,9 @@ fn final_exit(status: ExitStatus, asked_to_leave: bool, crashes_only: bool) -> O
     }
 }
 
-/// Signals that the worker gets, too.
+/// Receives the signals that are forwarded to the worker.
 fn signals() -> std::io::Result<mpsc::UnboundedReceiver<Signal>> {
-    // Bounded by what a launcher sends: a handful in the life of a process.
+    // Unbounded is safe here: a launcher sends a handful of signals in the life of a process.
     let (sender, receiver) = mpsc::unbounded_channel();
     let kinds = [
         (SignalKind::terminate(), Signal::SIGTERM),
@@ -83,14 +83,14 @@ fn signals() -> std::io::Result<mpsc::UnboundedReceiver<Signal>> {
 
 fn spawn(command: &[String]) -> Result<Child, Failure> {
     let (program, arguments) = command.split_first().expect("the command line requires a command");
-    // A group of its own: a launcher that signals this process's group must not reach the worker twice, for a second
-    // SIGTERM means haste.
+    // A process group of its own: if a launcher signals this process's group, the worker must not get the signal a second time by
+    // forwarding, because a second SIGTERM skips the save.
     let mut command = Command::new(program);
     command.args(arguments).env(STARTED, started().to_string()).process_group(0).kill_on_drop(true);
     command.spawn().map_err(|error| Failure::config(error).doing(format!("start `{program}`")))
 }
 
-/// Waits for the end of the worker, passing signals on; whether it was asked to leave.
+/// Waits for the end of the worker and forwards signals; the flag says whether it was asked to leave.
 async fn watch(
     child: &mut Child,
     signals: &mut mpsc::UnboundedReceiver<Signal>,
@@ -105,7 +105,7 @@ async fn watch(
             Some(signal) = signals.recv() => {
                 asked |= signal != Signal::SIGUSR1;
                 if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-                    // It may have ended by itself in this moment.
+                    // The worker may have ended at this moment, so a failure is ignored.
                     let _ = killpg(Pid::from_raw(pid), signal);
                 }
             }

@@ -1,4 +1,4 @@
-//! Which coordinator a command means.
+//! Resolves which run a command means: an address, a run folder, a run id or its first digits, a job's name, or none.
 
 use std::path::{Path, PathBuf};
 
@@ -13,15 +13,15 @@ use crate::failure::Failure;
 use crate::format::{count, table};
 use crate::live::{self, LiveRun};
 
-/// Digits of a run's id that are enough to name it, if no other run's begins so.
+/// Fewest digits that name a run by the beginning of its id, if that is unambiguous.
 const FEWEST_DIGITS: usize = 4;
 
-/// A coordinator.
+/// How to reach the coordinator of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// host:port.
+    /// Address to dial, host:port.
     pub(crate) address: String,
-    /// The certificates of its run, as far as the run folder is known and names them.
+    /// Folder of the run's certificates; `None` when the run folder is unknown or names none.
     pub(crate) tls_dir: Option<PathBuf>,
 }
 
@@ -32,21 +32,21 @@ impl Target {
     }
 }
 
-/// The coordinator that a command means.
+/// The outcome of resolving a target.
 pub(crate) enum Choice {
     One(Target),
-    /// The command names none, and more than one lives.
+    /// No target was named and several runs are live.
     Several(Vec<Found>),
 }
 
-/// A run that lives on this machine.
+/// A live run of this machine, for the table that is shown when none was named.
 pub(crate) struct Found {
     pub(crate) run: LiveRun,
-    /// Steps that are made and steps that there are, if its coordinator answers.
+    /// Finished and total steps; `None` when its coordinator does not answer.
     pub(crate) steps: Option<(u64, u64)>,
 }
 
-/// The coordinator that a command means, which cannot mean several.
+/// Resolves `target`, and fails where several live runs match.
 pub(crate) fn one(target: Option<&str>) -> Result<Target, Failure> {
     match choose(target)? {
         Choice::One(target) => Ok(target),
@@ -54,8 +54,8 @@ pub(crate) fn one(target: Option<&str>) -> Result<Target, Failure> {
     }
 }
 
-/// What `target` stands for: an address, the folder of a run, the id of a live one or its beginning, or its job; without a
-/// target, the one run of this user that lives on this machine.
+/// Resolves `target`: an address, a run folder, the id of a live run or its first digits, or a job's name. Without a target it
+/// is the only live run of this user on this machine.
 pub(crate) fn choose(target: Option<&str>) -> Result<Choice, Failure> {
     match target {
         Some(target) => named(target, live::all()).map(Choice::One),
@@ -70,7 +70,7 @@ pub(crate) fn choose(target: Option<&str>) -> Result<Choice, Failure> {
     }
 }
 
-/// No run lives here. Whether those `elsewhere` live is not known, but they can be named.
+/// Fails because no run is live on this machine. Runs `elsewhere` may be live; the hint lists them, because they can be named.
 fn none(elsewhere: &[LiveRun]) -> Failure {
     let listed: Vec<String> = elsewhere.iter().map(|run| format!("{} on {}", run.job, run.host)).collect();
     let error = match listed.as_slice() {
@@ -82,7 +82,7 @@ fn none(elsewhere: &[LiveRun]) -> Failure {
         .hint("`pacs run JOB.toml` starts one; one elsewhere is named by its address (host:port), folder or job")
 }
 
-/// More runs than one live, and none was named.
+/// Fails because several runs are live and none was named.
 pub(crate) fn ambiguous(found: &[Found]) -> Failure {
     let error = anyhow!("{} runs of yours live on this machine:\n{}", found.len(), as_text(found).trim_end());
     Failure::with_exit(Exit::Usage, error)
@@ -98,7 +98,7 @@ fn named(target: &str, live: Vec<LiveRun>) -> Result<Target, Failure> {
         return Ok(Target { tls_dir: record.tls_dir(folder), address: record.address });
     }
     if target.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
-        // A run of this user that listens there says how it is talked to.
+        // If one of this user's runs listens at that address, its folder names the certificates to use.
         let listens = |run: &&LiveRun| run.address == target;
         let unknown = || Target { address: target.to_owned(), tls_dir: None };
         return Ok(live.iter().find(listens).map_or_else(unknown, Target::of_run));
@@ -126,7 +126,7 @@ fn named(target: &str, live: Vec<LiveRun>) -> Result<Target, Failure> {
     }
 }
 
-/// Asks all of these runs at once where they are.
+/// Asks all of these runs concurrently for their status.
 pub(crate) async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
     let asked: Vec<_> = runs
         .into_iter()
@@ -136,7 +136,7 @@ pub(crate) async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
                     let mut client = connect(&Target::of_run(&run)).await?;
                     in_time(client.get_status(GetStatusRequest {})).await
                 };
-                // A run that does not answer is listed all the same: it lives.
+                // A run that does not answer is still listed, because its process is alive.
                 let steps = status.await.ok().map(|status| (status.step, status.total_steps));
                 Found { run, steps }
             })
@@ -149,7 +149,7 @@ pub(crate) async fn survey(runs: Vec<LiveRun>) -> Vec<Found> {
     found
 }
 
-/// The runs as a table.
+/// Formats the runs as a table.
 pub(crate) fn as_text(found: &[Found]) -> String {
     let mut rows = vec![["job", "step", "address", "id", "folder"].map(str::to_owned).to_vec()];
     rows.extend(found.iter().map(|Found { run, steps }| {
@@ -160,7 +160,7 @@ pub(crate) fn as_text(found: &[Found]) -> String {
     table(&rows)
 }
 
-/// The runs for scripts.
+/// Formats the runs as JSON, for scripts.
 pub(crate) fn as_json(found: &[Found]) -> Value {
     let runs = found.iter().map(|Found { run, steps }| {
         json!({

@@ -1,4 +1,4 @@
-//! `pacs verifier`.
+//! `pacs verifier`: the verifier role, and the guard process of verifier programs.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
     let (worker, threads) = (arguments.worker.clone(), threads(arguments.threads));
-    // Grading has threads of its own; those of the runtime carry heartbeats and calls.
+    // Grading has its own threads, so that slow answers cannot delay heartbeats and calls on the runtime's.
     let ended = run_role(Shutdown::new(), |shutdown| async move {
         let Placement { link, name } = worker.place(PeerRole::Verifier).await.map_err(misplaced)?;
         let options = VerifierOptions { link, name, threads, guard: Some(guard()) };
@@ -24,17 +24,17 @@ pub(crate) fn run(arguments: &Verifier) -> Result<Exit, Failure> {
     ended.unwrap_or_else(Err)
 }
 
-/// How this program becomes the guard of one that judges.
+/// Returns the command line with which this program becomes the guard of a verifier program.
 pub(crate) fn guard() -> Entry {
     Entry::new(&["exec-child"])
 }
 
-/// Is that guard. Nothing else has happened in the process before.
+/// Runs as that guard; called before anything else has happened in the process.
 pub(crate) fn exec_child(arguments: ExecChild) -> ExitCode {
     run_guarded(arguments.guarded, &arguments.command)
 }
 
-/// As many as were asked for; 0: one a core.
+/// Returns the number of threads asked for; 0 means one per core.
 pub(crate) fn threads(asked: usize) -> usize {
     match asked {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -42,7 +42,7 @@ pub(crate) fn threads(asked: usize) -> usize {
     }
 }
 
-/// A process that does not know where it belongs.
+/// Maps an error of placement (name, coordinator address, certificates) to a failure with the error's own exit code.
 pub(crate) fn misplaced(error: PlaceError) -> Failure {
     Failure::with_exit(error.exit(), error).doing("find the place of this process in a run")
 }

@@ -1,4 +1,4 @@
-//! `pacs verify`.
+//! `pacs verify`: grades rows of a file with the code that a run grades samples with.
 
 mod rows;
 
@@ -24,13 +24,13 @@ use crate::format::{count, seconds};
 use crate::output;
 use crate::verifier::{guard, threads};
 
-/// Rows that are read ahead, and rows that wait for those before them, for each verification at once.
+/// Rows read ahead, and graded rows held back for output order, per concurrent verification.
 const AHEAD: usize = 64;
 
-/// Verdicts are written together up to this size.
+/// Size in bytes at which buffered verdicts are written.
 const WRITTEN_AT_ONCE: usize = 64 << 10;
 
-/// Longest time that a verification may be given.
+/// Upper bound of `--timeout`, in seconds.
 const MOST_SECONDS: f64 = 3600.0;
 
 pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
@@ -60,12 +60,12 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
         .context("start the runtime")
         .map_err(Failure::bug)?;
     let result = runtime.block_on(async {
-        // Every row is to be verified, so nothing is remembered.
+        // Cache size 0: every row is to be verified.
         let judge = Judge::new(&spec, Some(&guard()), threads, 0);
         let judge = judge.map_err(|error| Failure::with_exit(error.exit(), error).doing("grade answers"))?;
         grade(&input.input, Arc::new(judge), threads).await
     });
-    // A verification that overruns, or a read of standard input, cannot be interrupted.
+    // In the background, because an overrunning verification or a blocked read of standard input cannot be interrupted.
     runtime.shutdown_background();
     result
 }
@@ -83,12 +83,12 @@ fn spec_of(math: &VerifyMath) -> MathSpec {
     MathSpec { extraction, form }
 }
 
-/// One line of the output.
+/// One output line: the verdict of one row.
 #[derive(Serialize)]
 struct Graded {
     id: RowId,
     outcome: Outcome,
-    /// None when the outcome says nothing about the answer.
+    /// 0 to 1; `None` when the outcome (failed, timed out) says nothing about the answer.
     label: Option<f64>,
     reward: Option<f64>,
     extracted: Option<String>,
@@ -107,14 +107,14 @@ impl Graded {
     }
 }
 
-/// Grades as many rows at once as there are threads, and writes the verdicts in the order of the rows.
+/// Grades rows on `threads` threads concurrently and writes verdicts in row order.
 async fn grade(input: &Path, judge: Arc<Judge>, threads: usize) -> Result<Exit, Failure> {
     let started = Instant::now();
     let most = threads.saturating_mul(AHEAD);
-    // A full queue makes the reading wait.
+    // Bounded, so that reading waits for grading.
     let (sender, mut rows) = mpsc::channel(most);
     let path = input.to_owned();
-    // Ends with the input, at the first row that cannot be read, or when nobody takes the rows any more.
+    // Ends with the input, at the first unreadable row, or when the receiver is dropped.
     tokio::task::spawn_blocking(move || rows::read(&path, |row| sender.blocking_send(row).is_ok()));
     let mut pending: VecDeque<JoinHandle<Graded>> = VecDeque::new();
     let mut out = Output::default();
@@ -141,7 +141,7 @@ async fn grade(input: &Path, judge: Arc<Judge>, threads: usize) -> Result<Exit, 
     ended.unwrap_or(Ok(Exit::Done))
 }
 
-/// Waits for the oldest; none when nothing is pending.
+/// Waits for the oldest row; `None` when nothing is pending.
 async fn front(pending: &mut VecDeque<JoinHandle<Graded>>) -> Option<Result<Graded, tokio::task::JoinError>> {
     Some(pending.front_mut()?.await)
 }
@@ -152,11 +152,11 @@ async fn one(judge: Arc<Judge>, row: Row) -> Graded {
     Graded::new(id, judge.verify(Arc::new(task)).await)
 }
 
-/// Standard output, and what went there.
+/// Buffered standard output, with counts for the summary.
 #[derive(Default)]
 struct Output {
     buffer: Vec<u8>,
-    /// In the order of `OUTCOMES`.
+    /// Number of rows by outcome, in the order of `OUTCOMES`.
     outcomes: [u64; 5],
 }
 
@@ -164,12 +164,13 @@ const OUTCOMES: [Outcome; 5] =
     [Outcome::Correct, Outcome::Wrong, Outcome::Unparsable, Outcome::Failed, Outcome::TimedOut];
 
 impl Output {
-    /// Adds a line; writes when there is enough, or nothing to wait for. False when nobody reads any more.
+    /// Adds a line, and flushes when the buffer is large enough or this is the last pending one. Returns false when the reader is
+    /// gone.
     fn write(&mut self, graded: &Graded, is_last: bool) -> Result<bool, Failure> {
         let known = OUTCOMES.iter().position(|outcome| *outcome == graded.outcome);
         self.outcomes[known.expect("all outcomes are listed")] += 1;
         let line = serde_json::to_string(graded).context("write a verdict").map_err(Failure::bug)?;
-        // Texts of a model: the same to a program, and nothing to a terminal.
+        // Model text: control characters are escaped, which a JSON parser undoes and a terminal does not act on.
         self.buffer.extend_from_slice(harmless_json(&line).as_bytes());
         self.buffer.push(b'\n');
         if !is_last && self.buffer.len() < WRITTEN_AT_ONCE {

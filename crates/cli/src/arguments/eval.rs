@@ -1,4 +1,4 @@
-//! `pacs eval` and what it makes of results.
+//! Arguments of `pacs eval`, `pacs eval report` and `pacs eval compare`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,47 +30,47 @@ pub(crate) struct Eval {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvalCommand {
-    /// Makes the report of an evaluation, or of a training run's newest one, again.
+    /// Writes the report of an evaluation, or of one of a training run, again.
     Report(EvalReport),
     /// Compares two or more models problem by problem.
     Compare(EvalCompare),
 }
 
-/// What to measure, and how.
+/// What to evaluate, and how.
 #[derive(Debug, Args)]
 pub(crate) struct Measure {
     /// The job spec whose model, sets, sampling and verifier are used. Without it give --model and --data.
     pub(crate) job: Option<PathBuf>,
-    /// Measure this model instead of the job's. The job's chat template is used with it where both have the same tokenizer, as a
-    /// checkpoint of the job has; else its own.
+    /// Evaluate this model instead of the job's. The job's chat template applies where both have the same tokenizer, as a
+    /// checkpoint of the job has; otherwise the model's own.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Measure on this file (.jsonl or .parquet), under the name of the file or NAME, instead of the job's sets; may be given
-    /// several times.
+    /// Evaluate on this file (.jsonl or .parquet), named after the file or NAME, instead of the job's sets; may be given several
+    /// times.
     #[arg(long, value_name = "[NAME=]FILE")]
     pub(crate) data: Vec<String>,
-    /// Measure on this set of the job only; may be given several times. `evaluation` is that of `data.evaluation`.
+    /// Evaluate on this set of the job only; may be given several times. `evaluation` is the set of `data.evaluation`.
     #[arg(long, value_name = "NAME", conflicts_with = "data")]
     pub(crate) set: Vec<String>,
-    /// Settings as published. `paper`: temperature 0.6, top-p 0.95, 128 samples, the paper's prompt suffix.
+    /// Use published settings. `paper`: temperature 0.6, top-p 0.95, 128 samples, the paper's prompt suffix.
     #[arg(long, value_enum)]
     pub(crate) preset: Option<Preset>,
-    /// Samples of each problem; pass@k is estimated up to this k, and well up to a quarter of it.
+    /// Samples per problem; pass@k is estimated up to this k, and well up to a quarter of it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) samples: Option<u32>,
-    /// Temperature of all sets.
+    /// Sampling temperature of all sets.
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,
-    /// Nucleus of all sets; 1 is off.
+    /// Nucleus (top-p) of all sets; 1 is off.
     #[arg(long, value_name = "P")]
     pub(crate) top_p: Option<f64>,
-    /// Most tokens of an answer.
+    /// Limit of an answer, in tokens.
     #[arg(long, value_name = "N")]
     pub(crate) max_new_tokens: Option<u32>,
-    /// Take only the first so many problems of each set.
+    /// Use only the first N problems of each set.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
-    /// Text after every question.
+    /// Prompt suffix: text appended to every question.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt_suffix: Option<String>,
     /// Field of --data that holds the question. Default: question.
@@ -85,41 +85,41 @@ pub(crate) struct Measure {
     /// Seed of the sampling noise.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Rollout workers on this machine.
+    /// Number of rollout workers on this machine.
     #[arg(long, value_name = "N")]
     pub(crate) rollouts: Option<u32>,
-    /// Verifiers on this machine.
+    /// Number of verifiers on this machine.
     #[arg(long, value_name = "N")]
     pub(crate) verifiers: Option<u32>,
-    /// Compute on the GPUs of this machine.
+    /// Generate on the GPUs of this machine.
     #[arg(long)]
     pub(crate) cuda: bool,
     /// Folder of the evaluation. Default: runs/eval-<name of the job or model>.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Where the coordinator listens, as for `pacs run`.
+    /// Address on which the coordinator listens, as for `pacs run`.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<SocketAddr>,
     /// Folder with the certificates of all roles, as for `pacs run`.
     #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// Speak plain text with the workers, as for `pacs run`.
+    /// Disable TLS with the workers, as for `pacs run`.
     #[arg(long, conflicts_with = "tls_dir")]
     pub(crate) plaintext: bool,
-    /// The `pacs-worker` program. Default: beside this program, else on PATH.
+    /// The `pacs-worker` program. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
-    /// How log lines look: errors on standard error, everything in logs/coordinator.log of the folder.
+    /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
-    /// Print progress and the report as JSON, one object a line.
+    /// Print progress and the report as JSON, one object per line.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Preset {
-    /// Those of the PACS paper.
+    /// Settings of the PACS paper's evaluation.
     Paper,
 }
 
@@ -131,7 +131,7 @@ Examples:
 pub(crate) struct EvalReport {
     /// Folder of an evaluation or of a training run.
     pub(crate) folder: PathBuf,
-    /// The measurement after so many training steps. Default: the newest.
+    /// The evaluation after N training steps. Default: the newest.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
     /// Print JSON.
@@ -147,7 +147,7 @@ Examples:
 
 The first is what the others are compared with. Only problems that all of them have are counted.")]
 pub(crate) struct EvalCompare {
-    /// Folders of evaluations or training runs; `FOLDER@STEP` is the measurement after so many steps.
+    /// Folders of evaluations or training runs; `FOLDER@STEP` is the evaluation after STEP training steps.
     #[arg(required = true, num_args = 2.., value_name = "FOLDER[@STEP]")]
     pub(crate) folders: Vec<String>,
     /// Compare on this set only; may be given several times.

@@ -1,4 +1,4 @@
-//! `pacs launch`.
+//! Arguments of `pacs launch slurm` and `pacs launch kubernetes`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub(crate) enum LaunchCommand {
     /// Prints an sbatch script for a job, or submits it.
     Slurm(LaunchSlurm),
-    /// Prints manifests for a job.
+    /// Prints Kubernetes manifests for a job.
     Kubernetes(LaunchKubernetes),
 }
 
@@ -21,7 +21,7 @@ Examples:
 Paths in the spec are those of the pods: the data claim is mounted at /data. The TLS secrets <name>-tls-<role> must be there;
 docs/KUBERNETES.md says how they are made.")]
 pub(crate) struct LaunchKubernetes {
-    /// The job spec. How many workers there are, and on what, says its section [resources].
+    /// The job spec. Its section [resources] sets the number of workers and their devices.
     pub(crate) job: PathBuf,
     /// Image with `pacs`, for the coordinator and the verifiers.
     #[arg(long)]
@@ -29,28 +29,28 @@ pub(crate) struct LaunchKubernetes {
     /// Image with `pacs-worker`, for learners and rollout workers.
     #[arg(long)]
     pub(crate) worker_image: String,
-    /// Namespace that the manifests are applied to, from which, with the job's name, the id of the run is made.
+    /// Namespace for the manifests. The run id is derived from it and the job's name.
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) namespace: String,
-    /// Id of the run, 32 lower-case hexadecimal digits, instead: for a run that begins anew under a name that was used before.
+    /// Run id, 32 lower-case hexadecimal digits, instead of the derived one: for a new run under a name that was used before.
     #[arg(long, value_name = "ID", value_parser = run_id)]
     pub(crate) run_id: Option<String>,
-    /// Claim of the volume with the model and the problems, mounted read-only at /data.
+    /// Volume claim with the model and the problems, mounted read-only at /data.
     #[arg(long, value_name = "NAME", default_value = "pacs-data")]
     pub(crate) data_claim: String,
     /// Size of the volume for checkpoints, metrics and samples.
     #[arg(long, value_name = "QUANTITY", default_value = "500Gi")]
     pub(crate) run_size: String,
-    /// Cores of a learner or rollout worker.
+    /// Cores per learner or rollout worker.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) cpu: u32,
-    /// Memory of a learner or rollout worker, shared memory included.
+    /// Memory per learner or rollout worker, shared memory included.
     #[arg(long, value_name = "QUANTITY", default_value = "64Gi")]
     pub(crate) memory: String,
-    /// Shared memory of a learner or rollout worker: three times the weights.
+    /// Shared memory per learner or rollout worker; needs three times the weights.
     #[arg(long, value_name = "QUANTITY", default_value = "16Gi")]
     pub(crate) shm: String,
-    /// Seconds that the coordinator and learners have to save when their pod is to end: the longest step and checkpoint.
+    /// Grace period of the coordinator and learners in seconds; must cover the longest step and checkpoint.
     #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(30..=86_400))]
     pub(crate) grace_period: u32,
 }
@@ -71,51 +71,51 @@ Examples:
 The run folder must be on a file system that all nodes share. docs/SLURM.md says what the script does when it is preempted,
 loses a node or runs out of time.")]
 pub(crate) struct LaunchSlurm {
-    /// The job spec. How many workers there are, and on what, says its section [resources].
+    /// The job spec. Its section [resources] sets the number of workers and their devices.
     pub(crate) job: PathBuf,
     /// Submit the script with sbatch instead of printing it.
     #[arg(long)]
     pub(crate) submit: bool,
-    /// What to launch: all of the job, or workers that join the run of a job that is launched already.
+    /// Launch only workers of this role, which join the run of a job that is already launched.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) only: Option<Only>,
-    /// Nodes. Default: as many as the GPUs of all learners and rollout workers take; 1 without GPUs.
+    /// Number of nodes. Default: enough for the GPUs of all learners and rollout workers; 1 without GPUs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) nodes: Option<u32>,
-    /// GPUs of a node, when the job computes on GPUs; each learner and rollout worker gets one.
+    /// GPUs per node, when the job computes on GPUs; each learner and rollout worker gets one.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) gpus_per_node: u32,
-    /// Cores of a worker. Default: `resources.threads`, or 4 when that is 0.
+    /// Cores per worker. Default: `resources.threads`, or 4 when that is 0.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) cpus_per_task: Option<u32>,
-    /// Time limit, as sbatch takes it. A run that needs longer is saved before, and goes on in a new turn.
+    /// Time limit, as sbatch takes it. A run that needs longer is saved before the limit and requeued.
     #[arg(long, default_value = "24:00:00")]
     pub(crate) time: String,
-    /// Seconds before the time limit at which the run is saved; a step and a checkpoint must fit in.
+    /// Seconds before the time limit at which the run is saved; must cover a step and a checkpoint.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=65_535))]
     pub(crate) warning: u32,
-    /// Partition.
+    /// Slurm partition to submit to.
     #[arg(long)]
     pub(crate) partition: Option<String>,
-    /// Another option for sbatch; may be given several times, as in --sbatch=--account=lab.
+    /// Extra option for sbatch; may be given several times, as in --sbatch=--account=lab.
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     pub(crate) sbatch: Vec<String>,
-    /// A shell command to run first on the batch node, such as `module load cuda`; may be given several times.
+    /// Shell command to run first on the batch node, such as `module load cuda`; may be given several times.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) setup: Vec<String>,
     /// Folder of the run, which all nodes reach at the same path. Default: runs/<name of the job> here.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Folder with the certificates of all roles. Default: tls in the run folder, made when it is not there.
+    /// Folder with the certificates of all roles. Default: tls in the run folder, created if missing.
     #[arg(long, value_name = "DIR")]
     pub(crate) tls_dir: Option<PathBuf>,
 }
 
-/// Workers that join the run of a job that is launched already.
+/// Roles whose workers can join the run of a job that is already launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Only {
-    /// As many rollout workers as the spec says.
+    /// `resources.rollouts` rollout workers.
     Rollouts,
-    /// As many verifiers as the spec says.
+    /// `resources.verifiers` verifiers.
     Verifiers,
 }

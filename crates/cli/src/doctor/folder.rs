@@ -1,4 +1,4 @@
-//! The run folder: room, speed, and whether locks work there.
+//! Checks of the run folder: free space, write speed, working file locks.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,10 +10,10 @@ use nix::sys::statvfs::statvfs;
 
 use super::{Finding, Needs, gib};
 
-/// How much is written to measure the speed.
+/// Bytes written by the speed probe.
 const PROBE_BYTES: usize = 64 << 20;
 
-/// A checkpoint takes too long below this, in bytes a second.
+/// Write speed in bytes per second below which checkpoints take too long.
 const SLOW: f64 = 100e6;
 
 pub(super) fn look(folder: &Path, needs: Needs) -> Vec<Finding> {
@@ -31,7 +31,7 @@ fn room(folder: &Path, needs: Needs) -> Finding {
         Err(error) => return Finding::warning(CHECK, format!("cannot be read: {error}"), "see `df`"),
     };
     let Some(checkpoint) = needs.checkpoint_bytes() else { return Finding::ok(CHECK, gib(free)) };
-    // One more than are kept: the oldest goes when the newest is there.
+    // One more than `checkpoint.keep`: the oldest is removed only after the newest is committed.
     let wanted = checkpoint.saturating_mul(needs.keep + 1);
     let found = format!("{}, and {} checkpoints take {}", gib(free), needs.keep + 1, gib(wanted));
     match free >= wanted {
@@ -61,9 +61,9 @@ fn speed(folder: &Path) -> Finding {
     }
 }
 
-/// Bytes a second.
+/// Measures the write speed of the folder, in bytes per second.
 fn write_probe(folder: &Path) -> io::Result<f64> {
-    // Not zeros: some file systems make nothing of them.
+    // Not zeros, which some file systems store as holes or compress away.
     let block: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let path = folder.join(format!(".doctor-{}", std::process::id()));
     let began = Instant::now();
@@ -77,7 +77,7 @@ fn write_probe(folder: &Path) -> io::Result<f64> {
     Ok(PROBE_BYTES as f64 / seconds)
 }
 
-/// The lock of a run folder keeps two coordinators apart, so it has to work there.
+/// Checks that an exclusive lock excludes a second holder; the lock of the run folder prevents two coordinators in it.
 fn lock(folder: &Path) -> Finding {
     const CHECK: &str = "file locks";
     let path = folder.join(format!(".doctor-{}.lock", std::process::id()));
@@ -85,11 +85,11 @@ fn lock(folder: &Path) -> Finding {
     let attempt = || -> io::Result<bool> {
         let _first =
             Flock::lock(open()?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| io::Error::from(error))?;
-        // A second one must be refused.
+        // The second lock must be refused.
         Ok(Flock::lock(open()?, FlockArg::LockExclusiveNonblock).is_err())
     };
     let result = attempt();
-    // It may not have been made.
+    // The file does not exist if opening it failed.
     let _ = fs::remove_file(&path);
     let advice =
         "two coordinators could work in one folder: mount with locks (Lustre: `-o flock`), or use another file system";

@@ -1,4 +1,4 @@
-//! The system: limits, shared memory, leftovers in the environment, isolation of verifiers.
+//! Checks of the system: limits, shared memory, debugging variables, namespaces for verifiers.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,10 @@ use nix::sys::statvfs::statvfs;
 
 use super::{Finding, Needs, gib};
 
-/// Open files that a coordinator of a large run, or a process pool of verifiers, comes near to.
+/// Open-file limit that a coordinator of a large run, or a pool of verifier processes, may need.
 const ENOUGH_FILES: u64 = 4096;
 
-/// Variables that make programs slow or talkative, and are easily left behind.
+/// Debugging variables that slow programs down or flood logs when left set, with their effect.
 const DEBUGGING: [(&str, &str); 9] = [
     ("CUDA_LAUNCH_BLOCKING", "every kernel waits for the one before"),
     ("NCCL_DEBUG", "every rank writes a log of its own"),
@@ -43,7 +43,7 @@ fn open_files() -> Finding {
     }
 }
 
-/// The soft limit of a line of `/proc/self/limits`.
+/// Parses the soft limit `name` from the text of `/proc/self/limits`; unlimited is `u64::MAX`.
 fn soft_limit(limits: &str, name: &str) -> Option<u64> {
     let rest = limits.lines().find_map(|line| line.strip_prefix(name))?;
     match rest.split_whitespace().next()? {
@@ -67,7 +67,7 @@ fn shared_memory(needs: Needs) -> Finding {
             let found = format!("{} free, and three versions of the weights take {}", gib(free), gib(wanted));
             Finding::failure(CHECK, found, advice(wanted))
         }
-        // What containers get when nothing is said.
+        // 64 MiB is the default of containers.
         None if free <= 64 << 20 => Finding::warning(CHECK, format!("{} free", gib(free)), advice(1 << 30)),
         _ => Finding::ok(CHECK, format!("{} free", gib(free))),
     }
@@ -86,7 +86,7 @@ fn debugging(variable: impl Fn(&str) -> Option<String>) -> Finding {
     }
 }
 
-/// Whether programs can be started with namespaces of their own, which sandboxes of verifiers are made of.
+/// Checks that user namespaces are allowed, which sandboxes of verifier programs need.
 fn namespaces() -> Finding {
     const CHECK: &str = "namespaces";
     let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").ok();

@@ -1,7 +1,7 @@
-//! `pacs doctor`: whether this machine can do its part, and what to do where it cannot.
+//! `pacs doctor`: checks whether this machine can take part in a run, and advises what to fix.
 //!
-//! Each check looks at one thing and gives one [`Finding`]. `machine` looks at the system, `folder` at the run folder,
-//! `parts` at programs, GPUs and certificates, `network` at ports, the coordinator, clocks and the ring between ranks.
+//! Each check gives one [`Finding`]. `machine` checks the system, `folder` the run folder, `parts` programs, GPUs and
+//! certificates, `network` ports, the coordinator, clocks and the ring between ranks.
 
 mod folder;
 mod machine;
@@ -20,26 +20,26 @@ use crate::model_folder;
 use crate::output;
 use crate::plan::default_run_dir;
 
-/// What a check has found.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub(crate) struct Finding {
-    /// What was looked at.
+    /// Name of the check.
     check: &'static str,
     level: Level,
-    /// What is there.
+    /// The observed state, for people.
     found: String,
-    /// What to do about it; empty when all is well.
+    /// What to do about it; empty at [`Level::Ok`].
     advice: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
-    /// All is well.
+    /// Nothing to do.
     Ok,
-    /// A run works, slowly or at a risk.
+    /// A run works, but slowly or at a risk.
     Warning,
-    /// A run does not work.
+    /// A run would fail.
     Failure,
 }
 
@@ -69,23 +69,23 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What a run needs of a machine, as far as the job says.
+/// What the job needs; defaults where no job is given.
 #[derive(Clone, Copy, Debug, Default)]
 struct Needs {
-    /// Numbers of the model.
+    /// Number of parameters; `None` without a job or weights.
     parameters: Option<u64>,
-    /// Checkpoints that are kept.
+    /// `checkpoint.keep` of the job.
     keep: u64,
     gpu: bool,
 }
 
 impl Needs {
-    /// Bytes of one checkpoint: float32 weights and two moments, and the exported model.
+    /// Returns the bytes of one checkpoint: float32 weights and two moments, and the exported model.
     fn checkpoint_bytes(&self) -> Option<u64> {
         self.parameters.map(|parameters| parameters * 16)
     }
 
-    /// Bytes of published weights: two versions, and one that is being written.
+    /// Returns the bytes of published weights: two versions, and one that is being written.
     fn published_bytes(&self) -> Option<u64> {
         self.parameters.map(|parameters| parameters * 4 * 3)
     }
@@ -126,7 +126,7 @@ pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     Ok(if worst == Level::Failure { Exit::Config } else { Exit::Done })
 }
 
-/// `1.5 GiB`.
+/// Formats bytes in GiB: `1.5 GiB`.
 fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }

@@ -1,4 +1,4 @@
-//! Between machines: ports, the coordinator and its clock, the ring between learner ranks.
+//! Checks of the network: ports, the coordinator and its clock, the ring between learner ranks.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -15,19 +15,19 @@ use serde_json::Value;
 use super::Finding;
 use crate::run::find_worker;
 
-/// How long the coordinator may take to answer.
+/// Deadline of the coordinator's answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where a coordinator listens, and where it answers probes, when nothing else is said.
+/// Default ports of the coordinator: calls and health probes.
 const PORTS: [u16; 2] = [7700, 7701];
 
-/// Clocks may differ by this much, in seconds, before logs of several machines mislead and certificates may be refused.
+/// Tolerated clock skew in seconds; beyond it, logs of several machines mislead and certificates may be refused.
 const SKEW: f64 = 1.0;
 
-/// A ring within one machine is slower than this, in gigabytes a second, only when something is wrong.
+/// Ring bandwidth within one machine, in GB/s, below which something is wrong.
 const SLOW: f64 = 0.5;
 
-/// Whether a coordinator could listen here.
+/// Checks that a coordinator could listen on the default ports.
 pub(super) fn ports() -> Finding {
     const CHECK: &str = "ports";
     let taken: Vec<String> = PORTS
@@ -46,7 +46,7 @@ pub(super) fn ports() -> Finding {
     }
 }
 
-/// Whether the coordinator can be reached, as an operator, and agrees about the time.
+/// Checks that the coordinator accepts this machine as an operator, and that clocks agree.
 pub(super) async fn coordinator(address: &str, tls_dir: Option<&Path>) -> Vec<Finding> {
     const CHECK: &str = "coordinator";
     let security = match tls_dir.map(|folder| security(folder, PeerRole::Operator)).transpose() {
@@ -79,7 +79,7 @@ pub(super) async fn coordinator(address: &str, tls_dir: Option<&Path>) -> Vec<Fi
     }
 }
 
-/// `skew`: the coordinator's clock before ours, in seconds, known to half of `round_trip`.
+/// Judges `skew`, the seconds by which the coordinator's clock is ahead of ours, known to within half of `round_trip`.
 fn clocks(skew: f64, round_trip: f64) -> Finding {
     const CHECK: &str = "clock skew";
     let found = format!("{:+.3} s against the coordinator (within {:.3} s)", skew, round_trip / 2.0);
@@ -95,7 +95,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The ring between two ranks of this machine, or between all of its GPUs.
+/// Measures the ring between two ranks of this machine, or between all of its GPUs.
 pub(super) fn bandwidth(worker: Option<&Path>, gpu: bool) -> Finding {
     const CHECK: &str = "bandwidth";
     let worker = match find_worker(worker) {
@@ -116,7 +116,7 @@ pub(super) fn bandwidth(worker: Option<&Path>, gpu: bool) -> Finding {
     judge(&String::from_utf8_lossy(&output.stdout), backend, ranks)
 }
 
-/// What the benchmark's lines come to.
+/// Turns the benchmark's JSON lines into a finding.
 fn judge(lines: &str, backend: &str, ranks: usize) -> Finding {
     const CHECK: &str = "bandwidth";
     let rows: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -153,7 +153,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("something")
 }
 
-/// GPUs that the driver lists.
+/// Counts the GPUs that the driver lists.
 fn gpu_count() -> usize {
     let listed = Command::new("nvidia-smi").arg("--list-gpus").stdin(Stdio::null()).output();
     listed.map_or(0, |output| String::from_utf8_lossy(&output.stdout).lines().count())
@@ -166,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_coordinator_that_is_not_there_is_a_failure() {
-        // A port that was just given back refuses connections.
+        // A port that was just released refuses connections.
         let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
         let findings = coordinator(&port.to_string(), None).await;
         assert_eq!(findings.iter().map(|finding| finding.level).collect::<Vec<_>>(), [Level::Failure]);
@@ -176,7 +176,7 @@ mod tests {
     fn clocks_differ_by_more_than_the_answer_took() {
         assert_eq!(clocks(0.2, 0.01).level, Level::Ok);
         assert_eq!(clocks(-3.0, 0.01).level, Level::Warning);
-        // Nothing is known that well.
+        // The skew is smaller than its uncertainty, so it is no finding.
         assert_eq!(clocks(2.0, 4.0).level, Level::Ok);
     }
 

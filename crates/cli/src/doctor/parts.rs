@@ -1,4 +1,4 @@
-//! What a run is made of besides this machine: the worker program, GPUs, certificates.
+//! Checks of a run's parts: the worker program, GPUs, certificates.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use pacs_runtime::net::{PeerRole, TlsError};
 use super::Finding;
 use crate::run::find_worker;
 
-/// The worker program, asked for its version so that the system loads libtorch; and the GPUs, if the job wants them.
+/// Checks the worker program by asking for its version, which loads libtorch, and the GPUs if the job uses them.
 pub(super) fn worker(given: Option<&Path>, gpu: bool) -> Vec<Finding> {
     const CHECK: &str = "worker program";
     let finding = match find_worker(given) {
@@ -43,7 +43,7 @@ pub(super) fn worker(given: Option<&Path>, gpu: bool) -> Vec<Finding> {
     findings
 }
 
-/// What the driver says of its GPUs.
+/// Reports the GPUs that the driver lists.
 fn gpus() -> Finding {
     const CHECK: &str = "GPUs";
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
@@ -64,7 +64,7 @@ fn gpus() -> Finding {
     }
 }
 
-/// Whether the GPUs of this machine reach each other's memory.
+/// Checks that the GPUs of this machine have peer access to each other's memory.
 fn peers() -> Finding {
     const CHECK: &str = "GPU peer access";
     match Command::new("nvidia-smi").args(["topo", "-p2p", "r"]).stdin(Stdio::null()).output() {
@@ -83,12 +83,12 @@ fn peers() -> Finding {
     }
 }
 
-/// Pairs of GPUs without access, of the matrix that `nvidia-smi topo -p2p r` prints.
+/// Returns the pairs of GPUs without peer access, from the matrix that `nvidia-smi topo -p2p r` prints.
 fn without_access(matrix: &str) -> Vec<String> {
     let rows = matrix.lines().filter_map(|line| {
         let mut cells = line.split_whitespace();
         let name = cells.next().filter(|name| name.starts_with("GPU"))?;
-        // The line above the matrix names the columns.
+        // The header line names GPUs in place of states, and yields no states.
         let states: Vec<&str> = cells.take_while(|cell| !cell.starts_with("GPU")).collect();
         (!states.is_empty()).then_some((name, states))
     });
@@ -103,7 +103,7 @@ fn without_access(matrix: &str) -> Vec<String> {
     pairs
 }
 
-/// The certificates of whatever roles are in the folder.
+/// Checks the certificates of all roles that the folder has.
 pub(super) fn certificates(folder: &Path) -> Finding {
     const CHECK: &str = "certificates";
     let (mut usable, mut problems, mut missing) = (Vec::new(), Vec::new(), Vec::new());
@@ -128,11 +128,11 @@ pub(super) fn certificates(folder: &Path) -> Finding {
     }
 }
 
-/// Longer than most runs.
+/// Remaining validity below which certificates are a warning; longer than most runs.
 const SHORT: Duration = Duration::from_secs(14 * DAY);
 const DAY: u64 = 24 * 3600;
 
-/// Whole days, or hours where there are few.
+/// Formats a time in whole days, or in hours when it is short.
 fn rough(time: Duration) -> String {
     let seconds = time.as_secs();
     if seconds < 3 * DAY { format!("{} h", seconds / 3600) } else { format!("{} days", seconds / DAY) }

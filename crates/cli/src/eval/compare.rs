@@ -1,4 +1,4 @@
-//! `pacs eval compare`: which of several models is better, problem by problem.
+//! `pacs eval compare`: compares models problem by problem, with paired bootstrap intervals.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &EvalCompare) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// `FOLDER@STEP`, unless that is the name of a folder.
+/// Splits `FOLDER@STEP`, unless the whole text names an existing folder.
 fn folder_and_step(text: &str) -> (PathBuf, Option<u64>) {
     match text.rsplit_once('@') {
         Some((folder, step)) if !Path::new(text).exists() => match step.parse() {
@@ -56,12 +56,12 @@ fn folder_and_step(text: &str) -> (PathBuf, Option<u64>) {
     }
 }
 
-/// All models on one set.
+/// All models compared on one set.
 struct Comparison {
     set: String,
-    /// Problems that all of them have.
+    /// Number of problems that every model was measured on.
     problems: usize,
-    /// The `k` that all of them have samples for.
+    /// Values of `k` for which every model has enough samples.
     ks: Vec<usize>,
     models: Vec<Compared>,
 }
@@ -69,9 +69,9 @@ struct Comparison {
 struct Compared {
     name: String,
     estimates: Estimates,
-    /// pass@k less that of the first model, for each of the `k`; none for the first model itself.
+    /// Difference of pass@k to the first model, per `k`; empty for the first model itself.
     pass: Vec<Difference>,
-    /// maj@k likewise.
+    /// Difference of maj@k to the first model, likewise.
     majority: Vec<Difference>,
 }
 
@@ -132,7 +132,7 @@ fn compare_set(name: &str, models: &[(String, Results)], sets: &[&SetResults]) -
     Some(Comparison { set: name.to_owned(), problems: common.len(), models: models.collect(), ks })
 }
 
-/// Problems by their key and, where one stands in the set several times, by which of them it is.
+/// Indexes problems by key and occurrence, because a set may contain the same problem several times.
 fn by_key(set: &SetResults) -> BTreeMap<(String, usize), &MeasuredProblem> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut keyed = BTreeMap::new();
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn models_are_compared_on_the_problems_that_all_have() {
-        // The second file has one problem more at its start and one less at its end.
+        // The second file is shifted: one extra problem at its start, one missing at its end.
         let right: Vec<u32> = (0..40).map(|at| at % 3).collect();
         let better: Vec<u32> = (1..41).map(|at| (at + 1) % 3 + 1).collect();
         let models = [results("a", &right, 1), results("b", &better, 0)];

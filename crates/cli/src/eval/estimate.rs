@@ -1,4 +1,4 @@
-//! What the samples of a set say, with intervals over its problems.
+//! Estimates of one set (pass@k, maj@k, lengths) with intervals over its problems.
 
 use pacs_report::{Bootstrap, Interval, MeasuredProblem, Votes, majority, pass_curve, powers_of_two};
 use pacs_types::Outcome;
@@ -6,20 +6,20 @@ use pacs_verify::{Form, Mode, Rules, grade};
 
 use super::read::SetResults;
 
-/// Different answers to a problem past which they are not compared with each other any more: a thousand answers that all differ
+/// Distinct answers to a problem beyond which only equal texts count as one vote. Comparing every pair of a thousand answers
 /// would take minutes.
 const MOST_COMPARED: usize = 64;
 
-/// The estimates of one set.
+/// Estimates of one set of problems.
 #[derive(Debug)]
 pub(super) struct Estimates {
-    /// Samples of each problem: the fewest, where they differ.
+    /// Samples per problem; the smallest number where problems differ.
     pub(super) samples: usize,
-    /// The `k` of the two lists below.
+    /// Values of `k` of the two lists below.
     pub(super) ks: Vec<usize>,
     pub(super) pass: Vec<Interval>,
     pub(super) majority: Vec<Interval>,
-    /// The mean of pass@k over problems, for every `k` from 1.
+    /// Mean pass@k over problems, for every `k` from 1.
     pub(super) curve: Vec<f64>,
     pub(super) tokens: Interval,
     pub(super) truncated: Interval,
@@ -27,7 +27,7 @@ pub(super) struct Estimates {
 }
 
 impl Estimates {
-    /// None for a set without problems or samples.
+    /// Returns `None` for a set without problems or samples.
     pub(super) fn of(set: &SetResults) -> Option<Self> {
         let samples = set.problems.iter().map(|problem| problem.samples).min()? as usize;
         let bootstrap = Bootstrap::default();
@@ -54,7 +54,7 @@ impl Estimates {
         })
     }
 
-    /// The largest `k` that has four samples each: the paper's rule for a curve to be shown.
+    /// Returns the largest `k` with `n >= 4k` samples, the paper's rule for reporting pass@k.
     pub(super) fn well_estimated(&self) -> usize {
         (self.samples / 4).max(1)
     }
@@ -64,18 +64,18 @@ pub(super) fn curve(problem: &MeasuredProblem) -> Vec<f64> {
     pass_curve(problem.samples as usize, problem.right.min(problem.samples) as usize)
 }
 
-/// The answers to a problem by what they mean. Those that the built-in verifier takes for equal are one; of another verifier, which
-/// compares with the reference alone, those with the same text.
+/// Groups the answers to a problem into votes. With `math`, answers that the built-in verifier finds equal are one vote; other
+/// verifiers compare with the reference only, so there equal texts are.
 pub(super) fn votes(problem: &MeasuredProblem, math: bool) -> Votes {
     let mut answers: Vec<(&str, u32, u32)> =
         problem.answers.iter().map(|(text, count, right)| (text.as_str(), *count, *right)).collect();
     answers.sort_by(|first, second| second.1.cmp(&first.1).then(first.0.cmp(second.0)));
     let compares = math && answers.len() <= MOST_COMPARED;
-    // Text of each class, how many are in it, how many of them are right.
+    // Text of each class, its size, and how many of it are right.
     let mut classes: Vec<(&str, u32, u32)> = Vec::new();
     for (text, count, right) in answers {
         let equal = |class: &&mut (&str, u32, u32)| {
-            // A right and a wrong answer are two votes even where their texts agree, because the verifier told them apart.
+            // The verifier judged one right and the other wrong, so they are not equal, whatever the comparison of texts says.
             let decided = (class.2 == 0) != (right == 0) && (class.2 == class.1) != (right == count);
             compares && !decided && is_equal(class.0, text)
         };
@@ -95,7 +95,7 @@ pub(super) fn votes(problem: &MeasuredProblem, math: bool) -> Votes {
 }
 
 fn is_equal(first: &str, second: &str) -> bool {
-    // Two numbers without leading zeros are equal when they are the same: most answers are, and this is quick.
+    // Fast path for most answers: plain integers without leading zeros are equal exactly when their texts are.
     let is_plain =
         |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     if first == second {
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(means, [0.625, 0.75, 1.0]);
         assert_eq!(estimates.curve, [0.625, 0.75, 0.875, 1.0]);
         assert_eq!((estimates.tokens.mean, estimates.truncated.mean), (10.0, 0.25));
-        // One of four right: among two it is in every other pair, where it is level with a wrong one.
+        // One of four is right: half of the pairs contain it, and in those it ties with a wrong answer.
         let majorities = estimates.majority.iter().map(|interval| interval.mean);
         for (mean, expected) in majorities.zip([0.625, 0.625, 0.5]) {
             assert!((mean - expected).abs() < 1e-12, "{mean} is not {expected}");

@@ -1,4 +1,4 @@
-//! The job that only evaluates: a job of the user's, or none, with what the command line says.
+//! Makes the job that `pacs eval` runs (`evaluation.only`) from the user's job, if any, and the command line.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::arguments::{ExtractionMode, Measure, Preset};
 use crate::failure::Failure;
 
-/// Which files the samples of a folder come from.
+/// File that identifies the model whose samples the folder holds.
 const MODEL_FILE: &str = "model.json";
 
-/// What is measured, and where.
+/// A resolved evaluation: its spec and folder.
 #[derive(Debug)]
 pub(super) struct EvalJob {
     pub(super) spec: JobSpec,
@@ -33,7 +33,7 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
         None => without_a_job(arguments)?,
     };
     if let Some(model) = &arguments.model {
-        // A template in the spec is written for the spec's model, and for what is trained from it.
+        // A template in the spec fits the spec's model and checkpoints trained from it, but no other model.
         if !has_same_tokenizer(model, &spec.model.path) {
             spec.model.chat_template = None;
         }
@@ -43,7 +43,7 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
     set_sampling(&mut spec, arguments);
     let evaluation = &mut spec.evaluation;
     (evaluation.only, evaluation.before) = (true, true);
-    // No checkpoint is made, so none is the best.
+    // An evaluation writes no checkpoints, so there is no best one to keep.
     spec.checkpoint.keep_best = 0;
     spec.seed = arguments.seed.unwrap_or(spec.seed);
     let resources = &mut spec.resources;
@@ -65,7 +65,7 @@ fn has_same_tokenizer(one: &Path, other: &Path) -> bool {
     read(one).is_some_and(|text| read(other) == Some(text))
 }
 
-/// The defaults of a job, for the model and the files of the command line.
+/// Makes a job with default settings from the model and files of the command line.
 fn without_a_job(arguments: &Measure) -> Result<(JobSpec, String), Failure> {
     let Some(model) = arguments.model.as_deref().filter(|_| !arguments.data.is_empty()) else {
         let error = anyhow!("there is neither a job nor both of --model DIR and --data FILE");
@@ -73,7 +73,7 @@ fn without_a_job(arguments: &Measure) -> Result<(JobSpec, String), Failure> {
         return Err(Failure::with_exit(pacs_runtime::Exit::Usage, error).doing("see what to measure").hint(hint));
     };
     let name = model_name(model);
-    // What a job trains on is a part of every job, and not read by one that only evaluates.
+    // A job must name training data; with `evaluation.only` it is never read.
     let text = format!(
         "name = {name:?}\nmodel.path = {:?}\ndata.train.path = 'train.jsonl'\ndata.evaluation.path = 'none.jsonl'\n\
          rollout.max_new_tokens = 2048\n",
@@ -121,9 +121,9 @@ fn choose_sets(spec: &mut JobSpec, arguments: &Measure) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the command line says of sampling and grading holds for all sets, and more than what they say themselves.
+/// Applies sampling and grading options to all sets; they take precedence over a set's own settings.
 fn set_sampling(spec: &mut JobSpec, arguments: &Measure) {
-    // Nothing is trained, so the settings of training are free to be those of the set that has none of its own.
+    // The unnamed set samples with the job's training settings, which are free to change because nothing is trained.
     if arguments.preset == Some(Preset::Paper) {
         let rollout = &mut spec.rollout;
         (rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p) = (0.6, 0.95, 0, 0.0);
@@ -171,11 +171,11 @@ fn set_sampling(spec: &mut JobSpec, arguments: &Measure) {
         let verifiers = spec.evaluation.sets.values_mut().filter_map(|set| set.verifier.as_mut());
         verifiers.for_each(|verifier| verifier.extraction = extraction);
     }
-    // Bonuses and penalties around the limit are of training; a limit that moves must not make them wrong.
+    // Length bonuses and penalties are for training, and a changed token limit could make them invalid.
     spec.reward = pacs_spec::RewardSpec::default();
 }
 
-/// The name and the file of a `[NAME=]FILE`.
+/// Splits `[NAME=]FILE` into name and file; the name defaults to the file's.
 fn named(data: &str) -> (String, PathBuf) {
     match data.split_once('=') {
         Some((name, file)) if !name.is_empty() && !name.contains(['/', '.']) => (name.to_owned(), file.into()),
@@ -187,7 +187,7 @@ fn named(data: &str) -> (String, PathBuf) {
     }
 }
 
-/// What a model's folder is called; exported ones are called `model`, and the folder around them says more.
+/// Names a model after its folder; an exported model's folder is called `model`, so its parent is used.
 fn model_name(model: &Path) -> String {
     let parts: Vec<String> =
         model.components().rev().take(2).map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
@@ -205,11 +205,11 @@ fn plain(name: &str, most: usize) -> String {
     if name.is_empty() { "unnamed".to_owned() } else { name }
 }
 
-/// The files that a model is read from. Their contents are not digested, which takes minutes for a large one: a file that was
-/// written again is another one.
+/// Identity of a model's files. Contents are not digested, which would take minutes for a large model; a rewritten file counts as
+/// another one.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Model {
-    /// Name, bytes, time of the last change in nanoseconds since 1970.
+    /// Per file: name, size in bytes, modification time in nanoseconds since 1970.
     files: Vec<(String, u64, u64)>,
 }
 
@@ -247,7 +247,7 @@ impl Model {
     }
 }
 
-/// Refuses a folder that holds samples of another model, or of other settings: they would be mixed, or lost without a word.
+/// Refuses a folder with samples of another model or other settings, which would otherwise be mixed or silently dropped.
 pub(super) fn check_folder(job: &EvalJob, model: &Model) -> Result<(), Failure> {
     let refuse = |changes: Vec<String>| {
         let hint = "give another folder with --run-dir DIR, or remove this one";

@@ -1,7 +1,7 @@
-//! `pacs eval`: measures a model on held-out problems, and says what the numbers are worth.
+//! `pacs eval`: evaluates a model on held-out problems and reports estimates with intervals.
 //!
-//! Measuring is a run like any other, of a job that only evaluates (`evaluation.only`); [`job`] makes that job. A report is made of the
-//! folder of a run alone ([`read`]), so that of a training run's measurements is made in the same way.
+//! An evaluation is an ordinary run of a job with `evaluation.only`, which [`job`] makes. The report is computed from the run folder
+//! alone ([`read`]), so evaluations of a training run are reported by the same code.
 
 mod compare;
 mod estimate;
@@ -48,10 +48,10 @@ fn report_again(arguments: &EvalReport) -> Result<Exit, Failure> {
     show(&results, arguments.json)
 }
 
-/// Writes the report into the folder, and prints it without its table of problems.
+/// Writes the report into the folder, and prints it without the table of problems.
 fn show(results: &Results, json: bool) -> Result<Exit, Failure> {
     let report = report::Report::of(results);
-    // Those of a training run have their step in their name, for there are several.
+    // A training run has several evaluations, so their file names carry the step.
     let name = |file: &str, extension: &str| match results.only {
         true => format!("{file}.{extension}"),
         false => format!("{file}-{:06}.{extension}", results.step),
@@ -70,7 +70,7 @@ fn show(results: &Results, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Writes a file so that it is there as a whole or not at all.
+/// Writes a file atomically.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let unfinished = path.with_extension("part");
     fs::write(&unfinished, text)

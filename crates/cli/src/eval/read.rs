@@ -1,4 +1,4 @@
-//! Results as a run folder has them.
+//! Reads the results of evaluations from a run folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,35 +11,35 @@ use serde_json::Value;
 use super::no_results;
 use crate::failure::Failure;
 
-/// One measurement of one model.
+/// One evaluation of one model.
 #[derive(Debug)]
 pub(super) struct Results {
     pub(super) folder: PathBuf,
-    /// Training steps that the model has seen.
+    /// Training steps of the model, 0 for one that was not trained here.
     pub(super) step: u64,
-    /// The folder holds nothing but this measurement.
+    /// True for a `pacs eval` folder, which holds this evaluation only.
     pub(super) only: bool,
     pub(super) model: PathBuf,
     pub(super) sets: Vec<SetResults>,
 }
 
-/// One set of it.
+/// The results of one set.
 #[derive(Debug)]
 pub(super) struct SetResults {
     pub(super) name: String,
-    /// Its settings; none where the job is not one of this version.
+    /// Settings of the set; `None` where this version cannot read the folder's job.
     pub(super) settings: Option<EvaluationSet>,
-    /// The built-in verifier judged, so it is it that says which answers are one.
+    /// Whether the built-in math verifier judged, and so can decide which answers are equal.
     pub(super) math: bool,
-    /// Problems left out because no verdict could be had.
+    /// Number of problems left out because no verifier could judge them.
     pub(super) excluded: u64,
     pub(super) seconds: f64,
-    /// In the order of the set.
+    /// Measured problems, in the order of the set.
     pub(super) problems: Vec<MeasuredProblem>,
 }
 
 impl Results {
-    /// Whether all sets of the job are measured.
+    /// Returns whether all sets of the job are measured.
     pub(super) fn are_complete(folder: &Path, spec: &JobSpec) -> bool {
         let Ok(lines) = lines::<Value>(&folder.join("evaluations.jsonl")) else { return false };
         let named = |line: &Value| line["set"].as_str().unwrap_or("evaluation").to_owned();
@@ -47,13 +47,13 @@ impl Results {
         spec.evaluation_sets().iter().all(|set| measured.iter().any(|name| name == set.label()))
     }
 
-    /// Reads the measurement after `step` steps, or the newest.
+    /// Reads the evaluation after `step` training steps, or the newest.
     pub(super) fn read(folder: &Path, step: Option<u64>) -> Result<Self, Failure> {
         let path = folder.join(MEASURED_PROBLEMS);
         let missing = |error: std::io::Error| no_results(folder, format!("read `{}`: {error}", path.display()));
         let problems: Vec<MeasuredProblem> = lines(&path).map_err(missing)?;
         let summaries: Vec<Value> = lines(&folder.join("evaluations.jsonl")).map_err(missing)?;
-        // Problems whose summary is not there belong to a measurement that is being written.
+        // The summary line is written last: problems without one belong to an evaluation that is still being written.
         let measured = |step: u64| summaries.iter().any(|line| line["step"].as_u64() == Some(step));
         let newest = problems.iter().map(|problem| problem.step).filter(|step| measured(*step)).max();
         let step = match (step, newest) {
@@ -102,7 +102,7 @@ impl Results {
     }
 }
 
-/// The lines of a file; a torn one at its end counts as not written.
+/// Reads JSON lines; a torn last line counts as not written.
 fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> std::io::Result<Vec<T>> {
     let text = fs::read_to_string(path)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);

@@ -1,4 +1,4 @@
-//! A report: for people, for programs, and as a plot.
+//! The report of an evaluation as Markdown, JSON and an SVG plot.
 
 use pacs_report::{Bootstrap, Interval, Plot, Point, Scale, Series, Table};
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use super::estimate::Estimates;
 use super::read::{Results, SetResults};
 use crate::format::{count, seconds};
 
-/// What is made of the results of one model.
+/// Results of one model with their estimates.
 pub(super) struct Report<'a> {
     results: &'a Results,
     sets: Vec<(&'a SetResults, Estimates)>,
@@ -62,7 +62,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// `plot` is where the plot is; empty: there is none to show.
+    /// Writes the report as Markdown. `plot` is the plot's file name; empty for no plot.
     pub(super) fn markdown(&self, plot: &str, with_problems: bool) -> String {
         let model = self.results.model.display();
         let mut text = match self.results.step {
@@ -131,7 +131,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A plot of pass@k against k.
+/// Makes a plot of pass@k against k.
 pub(super) fn plot(title: String, series: Vec<Series>) -> Plot {
     Plot {
         title,
@@ -143,7 +143,7 @@ pub(super) fn plot(title: String, series: Vec<Series>) -> Plot {
     }
 }
 
-/// One line of it.
+/// Makes one line of the plot.
 pub(super) fn curve(name: &str, estimates: &Estimates) -> Series {
     let point = |(k, pass): (&usize, &Interval)| Point {
         x: *k as f64,
@@ -173,7 +173,7 @@ fn problems(text: &mut String, set: &SetResults) {
     text.push_str(&table.to_string());
 }
 
-/// Without the sign, which the text gives once.
+/// Formats a share in percent without the sign, which the heading gives once.
 pub(super) fn percent(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }

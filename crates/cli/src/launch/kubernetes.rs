@@ -1,5 +1,5 @@
-//! The manifests of a job. The Kustomize base and the Helm chart in `deploy/` are the same text with other values, which
-//! tests see to.
+//! The Kubernetes manifests of a job. The Kustomize base and the Helm chart in `deploy/` are the same text with other values;
+//! tests compare them.
 
 mod read_back;
 
@@ -12,22 +12,22 @@ use ring::digest::{SHA256, digest};
 
 use crate::arguments::LaunchKubernetes;
 
-/// The manifests, with `@key@` where a value goes.
+/// Template of the manifests, with `@key@` for each value.
 const TEMPLATE: &str = include_str!("kubernetes/job.yaml");
 
-/// Of no privilege, and of a group that can read the secrets.
+/// Pod security context: no privileges, and a group that can read the mounted secrets.
 const POD_SECURITY: &str = "{runAsNonRoot: true, runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001, \
                             fsGroupChangePolicy: OnRootMismatch, seccompProfile: {type: RuntimeDefault}}";
 const CONTAINER_SECURITY: &str =
     "{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}";
 
-/// Seconds of the grace period that are left for the end itself, after the last moment to save.
+/// Seconds of the pod's grace period reserved for exiting after the save.
 const LAST_WORDS: u32 = 10;
 
-/// The manifests of a job whose spec is `text`.
+/// Renders the manifests of a job whose spec file is `text`.
 pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes) -> Result<String> {
     let name = dns_label(&spec.name);
-    // Longest name of a pod's parts: `<name>-coordinator-0`, within 63 characters.
+    // Names derived from it, such as `<name>-coordinator-0`, must stay within 63 characters.
     ensure!(name.len() <= 40, "job name `{}` is too long for names of Kubernetes; at most 40 characters", spec.name);
     for path in [Some(&spec.model.path), spec.data.train.path.as_ref()].into_iter().flatten() {
         ensure!(path.is_absolute(), "path `{}` of the spec is relative; pods see the data at /data", path.display());
@@ -66,39 +66,39 @@ pub(crate) fn manifests(spec: &JobSpec, text: &str, arguments: &LaunchKubernetes
         ensure!(is_plain(value), "{option} {value:?}: expected letters, digits, and `-`, `_`, `.`, `/`, `:`, `@`, `+`");
     }
     let written = fill(&values);
-    // Whoever applies them may have another parser, so besides what this one reads no character is in it that some take for the
-    // end of a line.
+    // The cluster may parse YAML with another library than this check, so characters that any YAML version treats as a line break
+    // are refused.
     ensure!(!written.chars().any(is_special), "a character of the job is not one for YAML");
     read_back::check(&written, &values, text)?;
     Ok(written)
 }
 
-/// Whether a value is one and the same text in YAML wherever it stands, quoted or not: an image, a quantity, a name.
+/// Returns whether a value (image, quantity, name) means the same text in YAML, quoted or not.
 fn is_plain(value: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@+".contains(c);
     let mut ends = value.chars().next().into_iter().chain(value.chars().next_back());
     value.chars().all(is_plain) && !value.is_empty() && ends.all(|c| c.is_ascii_alphanumeric()) && value.len() <= 512
 }
 
-/// The template with these values, and what is always the same.
+/// Fills the template with these values and the fixed ones.
 fn fill(values: &[(&str, String)]) -> String {
     let fixed = [("pod_security", POD_SECURITY), ("container_security", CONTAINER_SECURITY)];
     let fixed = fixed.map(|(key, value)| (key, value.to_owned()));
-    // The job last: it is the user's text, and may hold anything.
+    // The job goes last, because the user's text may itself contain `@key@`.
     let (job, rest): (Vec<_>, Vec<_>) = values.iter().chain(&fixed).partition(|(key, _)| *key == "job");
     rest.into_iter().chain(job).fold(TEMPLATE.to_owned(), |text, (key, value)| text.replace(&format!("@{key}@"), value))
 }
 
-/// The id of the run. Manifests are made and applied again and again, so it is the same each time for the same release.
+/// Derives the run id from namespace and name, so that rendering and applying again keeps it.
 fn run_id(namespace: &str, name: &str) -> String {
     let digest = digest(&SHA256, format!("{namespace}/{name}").as_bytes());
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The text as the value of a key: the lines of a block below it, unless a block would not give it back as it is.
+/// Renders text as a YAML value: a block scalar, or a quoted one where a block would not preserve the text.
 fn scalar(text: &str) -> String {
     let ends_once = text.ends_with('\n') && !text.ends_with("\n\n") && text.len() > 1;
-    // The first line says how far the block is indented, and trimmed ends of lines would be lost.
+    // YAML takes the block's indentation from its first line, and trailing spaces would be lost.
     let has_first_line = text.starts_with(|c: char| !c.is_whitespace());
     let is_trimmed = !text.lines().any(|line| line.ends_with([' ', '\t']));
     if text.chars().any(is_special) || text.contains('\r') || !(ends_once && has_first_line && is_trimmed) {
@@ -108,14 +108,14 @@ fn scalar(text: &str) -> String {
     format!("|\n{}", lines.join("\n"))
 }
 
-/// Whether YAML ends a line there (1.1 does at U+0085, U+2028 and U+2029, and then the text of a TOML comment is a manifest of its
-/// own), refuses it, or somebody who looks before applying would not see what is there.
+/// Returns whether YAML may treat the character as a line break (1.1 does for U+0085, U+2028 and U+2029, which would turn the rest
+/// of a TOML comment into a manifest), refuses it, or a reviewer would not see it.
 fn is_special(c: char) -> bool {
     let is_shown = |c: char| matches!(harmless(c.encode_utf8(&mut [0; 4])), Cow::Borrowed(_));
     !matches!(c, '\t' | '\n') && (!is_shown(c) || matches!(c, '\u{fffe}' | '\u{ffff}'))
 }
 
-/// In double quotes on one line, with escapes.
+/// Renders text as a double-quoted scalar on one line.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
@@ -132,7 +132,7 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// Lower-case letters, digits and dashes, none of them at an end.
+/// Turns a name into a DNS label: lower-case letters, digits and inner dashes.
 fn dns_label(name: &str) -> String {
     let label: String = name.chars().map(|c| if c == '_' { '-' } else { c.to_ascii_lowercase() }).collect();
     label.trim_matches('-').to_owned()
@@ -166,11 +166,11 @@ rollouts = 2
 verifiers = 2
 ";
 
-    /// JSON is a double-quoted scalar of YAML, but leaves U+0085 as it is, which ends a line of YAML 1.1.
+    /// The job in the Helm chart: JSON is a valid YAML scalar, but does not escape U+0085, a line break of YAML 1.1.
     const HELM_JOB: &str =
         "{{ .Values.job | required \"job: the job spec (TOML)\" | toJson | replace \"\\u0085\" \"\\\\u0085\" }}";
 
-    /// As `run_id` does it.
+    /// The run id in the Helm chart, computed as by `run_id`.
     const HELM_RUN_ID: &str = "{{ .Values.runId | default (printf \"%s/%s\" .Release.Namespace .Release.Name | sha256sum | trunc 32) | regexFind \"^[0-9a-f]{32}$\" \
          | required \"runId: 32 lower-case hexadecimal digits\" }}";
 
@@ -242,7 +242,7 @@ verifiers = 2
 
     #[test]
     fn the_id_is_that_of_the_release() {
-        // printf default/demo | sha256sum
+        // First 32 digits of `printf default/demo | sha256sum`.
         let id = "02c8c86b636ca99e50790fccaf6d8050";
         assert_eq!(run_id("default", "demo"), id);
         let text = launch(JOB, &[]).expect("printed");
@@ -260,14 +260,14 @@ verifiers = 2
             assert!(!text.contains(c), "{text}");
             let line = text.lines().find(|line| line.starts_with("  job.toml: ")).expect("the job");
             let value = line.strip_prefix("  job.toml: ").expect("a key");
-            // The escapes are those of JSON, too.
+            // The escapes are valid JSON, too.
             assert_eq!(serde_json::from_str::<String>(value).expect("quoted"), job);
         }
     }
 
     #[test]
     fn whatever_the_job_holds_is_one_value() {
-        // Read back and compared by `manifests` itself. TOML takes these in comments, multi-line strings, or at its ends.
+        // `manifests` reads its result back and compares. TOML allows these texts in comments, multi-line strings, or at its ends.
         let texts = [
             "# ends in blanks  \n",
             "# \ttabs\t\n",
@@ -316,7 +316,7 @@ verifiers = 2
         ];
         for option in options {
             for value in hostile {
-                // The last one given counts.
+                // Of a repeated option the last value wins.
                 let line =
                     ["pacs", "launch", "kubernetes", "job.toml", "--image=i", "--worker-image=w"].map(str::to_owned);
                 let line = line.into_iter().filter(|word| !word.starts_with(&format!("{option}=")));

@@ -1,4 +1,4 @@
-//! `pacs launch`: a job as something that a cluster's scheduler understands.
+//! `pacs launch`: renders a job for a cluster's scheduler, as an sbatch script or Kubernetes manifests.
 
 mod kubernetes;
 mod slurm;
@@ -43,7 +43,7 @@ pub(crate) fn kubernetes(arguments: &LaunchKubernetes) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-/// Hands the script to sbatch, which says the job's number.
+/// Pipes the script to sbatch, which prints the job id.
 fn submit(script: &str) -> Result<Exit, Failure> {
     let failed = |error: std::io::Error| {
         Failure::again(error).doing("run sbatch").hint("submit from a login node, or print the script without --submit")
@@ -59,7 +59,7 @@ fn submit(script: &str) -> Result<Exit, Failure> {
     }
 }
 
-/// A word for a shell, whatever is in it.
+/// Quotes a word for a POSIX shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     match !word.is_empty() && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! The sbatch script of a job: one allocation, one step a role.
+//! The sbatch script of a job: one allocation, with one Slurm step per role.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -10,40 +10,43 @@ use pacs_spec::{DeviceKind, JobSpec};
 use super::quoted_path;
 use crate::arguments::{LaunchSlurm, Only};
 
-/// Where things are; every node sees the same paths.
+/// Absolute paths of the job, the same on every node.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// The job spec.
+    /// Path of the job spec.
     pub(crate) job: PathBuf,
-    /// The run folder.
+    /// Path of the run folder.
     pub(crate) run_dir: PathBuf,
-    /// The folder of `pacs` and `pacs-worker`.
+    /// Folder that holds `pacs` and `pacs-worker`; put in front of PATH.
     pub(crate) programs: PathBuf,
-    /// The working directory, which relative paths in the spec start from.
+    /// Working directory, against which relative paths of the spec resolve.
     pub(crate) here: PathBuf,
 }
 
-/// What the scheduler is asked for.
+/// The resources to request from Slurm.
 #[derive(Debug, PartialEq, Eq)]
 struct Allocation {
     nodes: u32,
     tasks_per_node: u32,
     cpus_per_task: u32,
-    /// 0: none.
+    /// GPUs per node; 0 when the job computes on CPUs.
     gpus_per_node: u32,
 }
 
-/// The tasks of one role.
+/// One Slurm step: the tasks of one role.
 struct Step {
     role: &'static str,
     tasks: u32,
-    /// Place of the first task, in cores or GPUs of the allocation counted node by node.
+    /// Place of the first task, counted in cores or GPUs of the allocation, node by node.
     offset: u32,
     command: &'static str,
     computes: bool,
 }
 
-/// The script, or why there is none.
+/// Renders the script.
+///
+/// # Errors
+/// When the job does not fit the options, or a text cannot be passed safely to sbatch or the shell.
 pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> Result<String> {
     let steps = steps(spec, arguments.only);
     ensure!(!steps.is_empty(), "the job has no workers of this role (see [resources] in its spec)");
@@ -71,7 +74,7 @@ pub(crate) fn script(spec: &JobSpec, arguments: &LaunchSlurm, place: &Place) -> 
     Ok(script)
 }
 
-/// Texts that would be more than they are meant to be: another line of the script, or another option of sbatch.
+/// Refuses texts that would inject another script line or another sbatch option.
 fn check_texts(arguments: &LaunchSlurm, place: &Place) -> Result<()> {
     if let Some(partition) = &arguments.partition {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,+".contains(c);
@@ -83,7 +86,7 @@ fn check_texts(arguments: &LaunchSlurm, place: &Place) -> Result<()> {
     }
     for command in &arguments.setup {
         ensure!(harmless_lines(command) == *command, "--setup {command:?}: expected printable characters");
-        // A here-document without its end, say, would swallow what follows.
+        // An unterminated here-document, for example, would swallow the rest of the script.
         ensure!(
             !command.contains("<<"),
             "--setup {command:?}: a here-document belongs into a script that is called here"
@@ -95,12 +98,12 @@ fn check_texts(arguments: &LaunchSlurm, place: &Place) -> Result<()> {
             path.to_str().ok_or_else(|| anyhow!("path {path:?} is not UTF-8, and would be another one in a script"))?;
         ensure!(harmless(text) == text, "path {text:?} has characters that cannot be seen; rename it");
     }
-    // The search path has one colon between two folders.
+    // A colon would split the entry of PATH in two.
     ensure!(!place.programs.to_string_lossy().contains(':'), "the folder `{}` has a colon", place.programs.display());
     Ok(())
 }
 
-/// Compares the script, read as sbatch and a shell read it, with what it was made of.
+/// Parses the script as sbatch and the shell would, and compares the result with the inputs.
 fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &Place) -> Result<()> {
     let comments = script.lines().take_while(|line| line.is_empty() || line.starts_with('#'));
     let read: Vec<&str> = comments.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
@@ -124,8 +127,7 @@ fn read_back(script: &str, options: &[String], arguments: &LaunchSlurm, place: &
     Ok(())
 }
 
-/// Seconds of a time limit as sbatch takes it: `MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`. None for no
-/// limit.
+/// Parses a time limit of sbatch (`MIN`, `MIN:SEC`, `H:MIN:SEC`, `D-H`, `D-H:MIN`, `D-H:MIN:SEC`) into seconds; `None` is unlimited.
 fn time_limit(time: &str) -> Result<Option<u64>> {
     if ["UNLIMITED", "INFINITE"].contains(&time.to_uppercase().as_str()) {
         return Ok(None);
@@ -150,7 +152,7 @@ fn time_limit(time: &str) -> Result<Option<u64>> {
     total.map(Some).ok_or_else(malformed)
 }
 
-/// A warning that comes before the first step would have the job go round and round.
+/// Refuses a warning that would come before the first step, because the job would be requeued forever without progress.
 fn check_warning(arguments: &LaunchSlurm) -> Result<()> {
     let warning = u64::from(arguments.warning);
     if let Some(limit) = time_limit(&arguments.time)? {
@@ -202,12 +204,12 @@ fn allocation(spec: &JobSpec, arguments: &LaunchSlurm, steps: &[Step]) -> Result
         return Ok(Allocation { nodes, tasks_per_node: gpus_per_node, cpus_per_task, gpus_per_node });
     }
     let nodes = arguments.nodes.unwrap_or(1);
-    // Rollouts and learners take turns, and verifiers are light: roles share the cores.
+    // Roles share cores: rollouts and learners alternate, and verifiers use little.
     let most = steps.iter().map(|step| step.tasks.div_ceil(nodes)).max().unwrap_or(1);
     Ok(Allocation { nodes, tasks_per_node: most, cpus_per_task, gpus_per_node: 0 })
 }
 
-/// What sbatch is told at the head of the script.
+/// Returns the `#SBATCH` options at the head of the script.
 fn options(spec: &JobSpec, arguments: &LaunchSlurm, allocation: &Allocation) -> Vec<String> {
     let suffix = match arguments.only {
         None => "",
@@ -274,7 +276,7 @@ fn environment(script: &mut String, arguments: &LaunchSlurm, place: &Place, allo
     }
 }
 
-/// Shell functions of every script.
+/// Shell functions that every script contains.
 const FUNCTIONS: &str = r#"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Steps say for themselves what they need; srun would take these for theirs.
@@ -314,7 +316,7 @@ step() {
 }
 "#;
 
-/// Starts the coordinator.
+/// Script part that starts the coordinator.
 const COORDINATOR: &str = r#"
 # The coordinator, on the first node. It waits for one that an earlier start may have left on a lost node.
 srun --job-name=coordinator --overlap --mem=0 --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" --cpus-per-task=1 --gres=none \
@@ -331,7 +333,7 @@ trap : TERM
 
 "#;
 
-/// Waits, and decides what follows.
+/// Script part that waits for the coordinator, and requeues or ends the job by its exit code and the file `ending`.
 const END: &str = r#"
 while goes_on; do wait "$coordinator"; done
 wait "$coordinator"
@@ -352,7 +354,7 @@ fi
 exit "$code"
 "#;
 
-/// What workers need that join the run of another job.
+/// Script part for workers that join the run of another job.
 const JOINED: &str = r#"
 goes_on() { case $(cat "$PACS_RUN_DIR/ending" 2>/dev/null) in finished | stopped | failed) return 1 ;; esac; }
 give_up() { echo "the $1 step ended with exit code $2"; }
@@ -362,7 +364,7 @@ trap : TERM
 
 "#;
 
-/// Waits, and decides what follows, for workers that joined.
+/// Script part that waits for joined workers, and requeues the job when some were lost.
 const END_OF_JOINED: &str = r#"
 while [ -n "$(jobs -rp)" ]; do wait; done
 [ -s "$logs.failed" ] && exit "$(cat "$logs.failed")"
@@ -370,16 +372,16 @@ while [ -n "$(jobs -rp)" ]; do wait; done
 exit 0
 "#;
 
-/// The steps of all workers; those of a job of their own are named after it, for the run has workers of the same index.
+/// Appends the steps of all workers. Joined workers get names with their job's id, because the run has workers of the same index.
 fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined: bool) {
     for Step { role, tasks, offset, command, computes } in steps {
-        // With GPUs, a learner or rollout worker has its device and cores to itself; else roles take turns.
+        // With GPUs each learner or rollout worker owns its device and cores; on CPUs the roles overlap.
         let (per_node, share) = match allocation.gpus_per_node {
             gpus if gpus > 0 && *computes => (gpus, "--exact --gpus-per-task=1"),
             gpus if gpus > 0 => (0, "--overlap --gres=none"),
             _ => (0, "--overlap"),
         };
-        // Learners are nothing without each other; the other roles do without one.
+        // Losing one learner ends the step of all learners; other roles continue with one worker fewer.
         let deaths = u8::from(*role == "learner");
         let supervised = match joined {
             false => format!("pacs supervise -- {command}"),
@@ -428,7 +430,7 @@ mod tests {
         super::script(&spec, &arguments, &place())
     }
 
-    /// Whether a shell can read it.
+    /// Returns whether bash parses the script.
     fn is_bash(script: &str) -> bool {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("script");
@@ -489,7 +491,7 @@ mod tests {
         for given in ["--partition=gpu --wrap=x", "--partition=", "--partition=a#b", "--sbatch=x", "--setup=cat <<X"] {
             assert!(script("learners = 1", &[given]).is_err(), "{given}");
         }
-        // A line of a shell command is its user's own, and after the first of these sbatch reads no options.
+        // Setup commands may span lines: sbatch reads no options after the first command, so the second line is harmless.
         let script = script("learners = 1", &["--setup", "module load cuda\necho '#SBATCH --x'"]).expect("fits");
         assert!(is_bash(&script));
     }

@@ -1,4 +1,4 @@
-//! `pacs compare`.
+//! `pacs compare`: the metrics of several runs in one table, and the settings in which they differ.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::format::table;
 use crate::output;
 
-/// What is compared unless something else is asked for.
+/// Metrics compared without `--metric`.
 const USUAL: [&str; 14] = [
     "reward_mean",
     "pass_rate",
@@ -33,7 +33,7 @@ const USUAL: [&str; 14] = [
     "failed_verdicts",
 ];
 const USUAL_EVALUATIONS: [&str; 2] = ["pass_at_1", "pass_at_k"];
-/// Points of a curve, and of the end of it that is called its end.
+/// Points of a drawn curve.
 const CURVE: u32 = 24;
 const TAIL: usize = 10;
 
@@ -48,18 +48,18 @@ Examples:
 Each metric shows the mean of its first tenth and of its last tenth, and its curve from the lowest value (▁) to the highest (█) of all
 runs. Runs that are over are named by their folder.")]
 pub(crate) struct Compare {
-    /// The runs: folders, or of those that live their coordinators (host:port), jobs, or the first digits of their ids.
+    /// The runs: folders, or for live runs also coordinators (host:port), jobs, or the first digits of their ids.
     #[arg(required = true, num_args = 1..=16)]
     pub(crate) targets: Vec<String>,
-    /// Compare this metric of docs/METRICS.md; may be given several times. Default: those that say how training goes.
+    /// Compare this metric of docs/METRICS.md; may be given several times. Default: the ones that show how training goes.
     #[arg(long, value_name = "NAME")]
     pub(crate) metric: Vec<String>,
-    /// Print JSON, with every curve in up to 2000 points.
+    /// Print JSON, with up to 2000 points per curve.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// A run in numbers: the series of its steps, and those of its evaluations.
+/// The series of one run: those of its steps, and those of its evaluations.
 struct Numbers {
     name: String,
     steps: BTreeMap<String, v1::MetricSeries>,
@@ -99,7 +99,7 @@ async fn numbers(target: &str, arguments: &Compare) -> Result<Numbers, Failure> 
         Ok::<_, Failure>(series.into_iter().map(|series| (series.name.clone(), series)).collect())
     };
     let (steps, evaluations) = (of(v1::Purpose::Train).await?, of(v1::Purpose::Evaluate).await?);
-    // Of a run whose folder is elsewhere the settings are not known.
+    // The settings are unknown for a run whose folder is on another machine.
     let spec = run.folder.as_deref().and_then(read_spec);
     Ok(Numbers { name: run.name, steps, evaluations, spec })
 }
@@ -109,7 +109,7 @@ fn read_spec(folder: &Path) -> Option<pacs_spec::JobSpec> {
     pacs_spec::parse(&std::fs::read_to_string(&path).ok()?, &path).ok()
 }
 
-/// Gives runs of one name a number.
+/// Numbers runs that have the same name.
 fn tell_apart(runs: &mut [Numbers]) {
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
     for (place, run) in runs.iter_mut().enumerate() {
@@ -156,13 +156,13 @@ fn as_text(runs: &[Numbers], asked: &[String]) -> String {
     text
 }
 
-/// Lowest and highest value of all runs, so that curves can be compared.
+/// Returns the lowest and highest value over all runs: the common scale of a row's curves.
 fn range(all: &[Option<&v1::MetricSeries>]) -> (f64, f64) {
     let values = all.iter().flatten().flat_map(|series| &series.means).filter(|value| value.is_finite());
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)))
 }
 
-/// From where to where, and how.
+/// Formats a cell: the mean of the first tenth, of the last tenth, and the curve.
 fn cell(series: &v1::MetricSeries, range: (f64, f64)) -> String {
     let tail = series.means.len().div_ceil(TAIL);
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
@@ -190,7 +190,7 @@ fn curve(values: &[f64], (low, high): (f64, f64)) -> String {
     values.chunks(part).map(bar).collect()
 }
 
-/// Settings in which the runs differ from the first one.
+/// Appends the settings in which the other runs differ from the first.
 fn differences(text: &mut String, runs: &[Numbers]) {
     let Some((first, others)) = runs.split_first() else { return };
     for other in others {

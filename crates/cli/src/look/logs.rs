@@ -1,4 +1,4 @@
-//! `pacs logs`: the log files of a run as one.
+//! `pacs logs`: merges the log files of a run by time.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use crate::client::block_on;
 use crate::failure::Failure;
 use crate::output;
 
-/// Bytes of the end of a file that are looked at for a number of lines, and of a line.
+/// Bytes read from the end of each file to find the newest lines.
 const TAIL_BYTES: u64 = 4 << 20;
 const MOST_LINE: u64 = 64 << 10;
-/// How often files are looked at again.
+/// Polling interval of `--follow`.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
@@ -33,25 +33,25 @@ Examples:
 The logs of `pacs run`, which writes those of its workers into the run folder; workers of other machines write to their own standard
 error. `pacs set log_level=debug` has every station of a group logged; a line's trace_id leads to the others.")]
 pub(crate) struct Logs {
-    /// The run: its folder, or of one that lives its coordinator (host:port), job, or the first digits of its id. Default: the one
-    /// that lives on this machine.
+    /// The run: its folder, or for a live run also its coordinator (host:port), job, or the first digits of its id. Default: the live
+    /// run of this machine.
     pub(crate) target: Option<String>,
-    /// Lines of processes of this role: coordinator, learner, rollout or verifier; may be given several times.
+    /// Only lines of processes of this role: coordinator, learner, rollout or verifier; may be given several times.
     #[arg(long, value_parser = ["coordinator", "learner", "rollout", "verifier"])]
     pub(crate) role: Vec<String>,
-    /// Lines of this process, as `pacs status` names it; may be given several times.
+    /// Only lines of this process, as `pacs status` names it; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) worker: Vec<String>,
-    /// Lines of this trace, or one that begins so.
+    /// Only lines of the trace with this id, or whose id begins with it.
     #[arg(long, value_name = "ID")]
     pub(crate) trace: Option<String>,
-    /// Lines with this text.
+    /// Only lines that contain this text.
     #[arg(long)]
     pub(crate) text: Option<String>,
-    /// Show so many of the newest lines that fit.
+    /// Show the newest N matching lines.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) lines: u32,
-    /// Then show lines as they are written, until interrupted.
+    /// Keep showing lines as they are written, until interrupted.
     #[arg(long)]
     pub(crate) follow: bool,
     /// Print each line as a JSON object.
@@ -59,10 +59,10 @@ pub(crate) struct Logs {
     pub(crate) json: bool,
 }
 
-/// A line, and the process that wrote it.
+/// A log line and the process that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
-    /// Its time as it is written, which sorts as text; that of the line before where it has none.
+    /// RFC 3339 time as written, which sorts as text; a line without one inherits that of the line before.
     time: String,
     process: String,
     text: String,
@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Logs) -> Result<Exit, Failure> {
     }
 }
 
-/// False when nobody reads any more.
+/// Prints a line; returns false when the reader is gone.
 fn print(line: &Line, json: bool) -> bool {
     match json {
         true => {
@@ -103,7 +103,7 @@ fn print(line: &Line, json: bool) -> bool {
     }
 }
 
-/// How far each file is read.
+/// Read position of each file.
 #[derive(Debug, Default)]
 struct Files(BTreeMap<PathBuf, Place>);
 
@@ -114,7 +114,7 @@ struct Place {
 }
 
 impl Files {
-    /// The lines that were written since the last time, of the files and with the texts that are asked for.
+    /// Reads matching lines written since the last call.
     fn read(&mut self, folder: &Path, arguments: &Logs) -> io::Result<Vec<Line>> {
         let mut lines = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -142,7 +142,7 @@ impl Place {
     fn new_lines(&mut self, path: &Path) -> io::Result<Vec<Vec<u8>>> {
         let mut file = File::open(path)?;
         let bytes = file.metadata()?.len();
-        // Begun anew, by a process that was started again.
+        // The file is shorter than before: a restarted process began it anew, so read it from the start.
         if bytes < self.offset {
             self.offset = 0;
         }
@@ -155,7 +155,7 @@ impl Place {
         loop {
             let mut line = Vec::new();
             let read = reader.by_ref().take(MOST_LINE).read_until(b'\n', &mut line)? as u64;
-            // The last one is still being written; a very long one is taken in parts.
+            // An unfinished last line waits for the next call, unless it is so long that it is taken in parts.
             if line.last() != Some(&b'\n') && read < MOST_LINE {
                 break;
             }
@@ -177,14 +177,14 @@ fn wants_process(process: &str, arguments: &Logs) -> bool {
 
 fn wants_line(line: &str, arguments: &Logs) -> bool {
     let of_trace = |trace: &String| {
-        // As text and in JSON.
+        // The id stands in both log formats.
         let trace = trace.trim_start_matches("trace_id=");
         line.contains(&format!("trace_id={trace}")) || line.contains(&format!("\"trace_id\":\"{trace}"))
     };
     arguments.trace.as_ref().is_none_or(of_trace) && arguments.text.as_ref().is_none_or(|text| line.contains(text))
 }
 
-/// The time at the beginning of a line, or in its JSON.
+/// Finds the time at the beginning of a line, or in its JSON object.
 fn time_of(line: &str) -> Option<&str> {
     let start = line.strip_prefix("{\"timestamp\":\"").unwrap_or(line);
     let time = start.split([' ', '"']).next()?;

@@ -1,7 +1,6 @@
-//! Looking at runs, those that live and those that are over: `pacs top | samples | compare | logs | runs`.
+//! Inspecting runs, live or past: `pacs top | samples | compare | logs | runs`.
 //!
-//! A run that lives is asked (`ObserveService`); of one that does not, its folder is read, by the same code that the coordinator
-//! reads it with.
+//! A live run is asked through `ObserveService`. For a past run its folder is read, with the code that the coordinator itself uses.
 
 pub(crate) mod compare;
 pub(crate) mod logs;
@@ -24,12 +23,12 @@ use crate::client::{channel, in_time};
 use crate::failure::Failure;
 use crate::target::{self, Target};
 
-/// A run that is looked at.
+/// A run to inspect, with where its data comes from.
 pub(crate) struct Looked {
     source: Source,
-    /// Its folder, where that is on this machine.
+    /// The run folder; `None` when it is not on this machine.
     pub(crate) folder: Option<PathBuf>,
-    /// How it is called in tables: its folder's name, else its address.
+    /// Name in tables: the folder's name, or else the address.
     pub(crate) name: String,
 }
 
@@ -39,7 +38,7 @@ enum Source {
 }
 
 impl Looked {
-    /// The run that `target` names: the folder of any run, or whatever names one that lives.
+    /// Resolves `target`: the folder of any run, or anything that names a live one.
     pub(crate) async fn find(target: Option<&str>) -> Result<Self, Failure> {
         let folder = target.map(Path::new).filter(|folder| folder.is_dir());
         if let Some(folder) = folder {
@@ -55,7 +54,7 @@ impl Looked {
         Ok(Self { source: Source::Coordinator(client), folder, name })
     }
 
-    /// The run of a folder: its coordinator, if one lives there.
+    /// Opens the run of a folder: asks its coordinator if one serves, else reads the files.
     async fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let record = CoordinatorRecord::read(folder).map_err(|error| {
             Failure::config(error)
@@ -65,7 +64,7 @@ impl Looked {
         let target = Target { tls_dir: record.tls_dir(folder), address: record.address };
         let (absolute, name) = (folder.canonicalize().unwrap_or_else(|_| folder.to_owned()), name_of(folder));
         let source = match ask(&target).await {
-            // Another run may have taken the port of one that is over.
+            // Compare folders: another run may have taken the port of a past one.
             Ok((client, status)) if Path::new(&status.run_dir) == absolute => Source::Coordinator(client),
             Ok(_) | Err(_) => Source::Folder(Recorded::new(&absolute)),
         };
@@ -96,7 +95,7 @@ impl Looked {
         }
     }
 
-    /// The folder of the run, for what is read there only.
+    /// Returns the run folder, for data that only files have.
     pub(crate) fn folder(&self) -> Result<&Path, Failure> {
         self.folder.as_deref().ok_or_else(|| {
             let error = anyhow!("its folder is on another machine");
@@ -105,7 +104,7 @@ impl Looked {
     }
 }
 
-/// A client of a coordinator that answers, and its status.
+/// Connects to a coordinator, and returns its status as proof that it answers.
 async fn ask(target: &Target) -> Result<(ObserveServiceClient<Channel>, v1::GetStatusResponse), Failure> {
     let channel = channel(target).await?;
     let mut operator = OperatorServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);

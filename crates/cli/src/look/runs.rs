@@ -1,4 +1,4 @@
-//! `pacs runs`.
+//! `pacs runs`: lists this user's live and past runs.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,7 +25,7 @@ Examples:
 Runs of this user on this machine, and those in `runs` here. Of a run on another machine nothing is known but that it was started; its
 coordinator answers to `pacs status HOST:PORT`.")]
 pub(crate) struct Runs {
-    /// Only runs that live.
+    /// List live runs only.
     #[arg(long)]
     pub(crate) live: bool,
     /// Print JSON.
@@ -33,7 +33,7 @@ pub(crate) struct Runs {
     pub(crate) json: bool,
 }
 
-/// A run, alive or not.
+/// A row of the table: a live or past run.
 #[derive(Debug)]
 struct Row {
     run_id: String,
@@ -41,9 +41,9 @@ struct Row {
     run_dir: PathBuf,
     address: Option<String>,
     host: String,
-    /// Seconds since 1970; absent where only the folder is known.
+    /// Unix time of the start in seconds; `None` where only the folder is known.
     started: Option<u64>,
-    /// What is known of it in a word.
+    /// One word: how a past run ended, or where a live one is.
     state: String,
     steps: Option<(u64, Option<u64>)>,
 }
@@ -80,7 +80,7 @@ fn living(run: LiveRun, steps: Option<(u64, u64)>) -> Row {
     }
 }
 
-/// Runs that are over, newest first: those that were started by this user here, and those in `runs`.
+/// Returns past runs, newest first: those this user started on this machine, and those in `./runs`.
 fn past(live: &[Row]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let known = live::past().into_iter().map(|run| (run.run_dir, Some(run.started)));
@@ -88,7 +88,7 @@ fn past(live: &[Row]) -> Vec<Row> {
     let here = here.filter_map(|entry| entry.path().canonicalize().ok()).map(|folder| (folder, None));
     for (folder, started) in known.chain(here) {
         let is_listed = live.iter().chain(&rows).any(|row| row.run_dir == folder);
-        // A folder that is gone is a run that nobody can look at.
+        // Runs whose folder was removed are left out, because nothing of them can be inspected.
         if let Some(row) = over(&folder, started).filter(|_| !is_listed) {
             rows.push(row);
         }
@@ -105,7 +105,7 @@ fn over(folder: &Path, started: Option<u64>) -> Option<Row> {
     let job = folder.join("job.toml");
     let spec = std::fs::read_to_string(&job).ok().and_then(|text| pacs_spec::parse(&text, &job).ok());
     let total = spec.map(|spec| spec.batch.steps);
-    // What its end has left, else what the steps say.
+    // Without an `ending` file (as after a kill) the number of steps decides.
     let finished = || if Some(step) == total { "finished" } else { "over" }.to_owned();
     Some(Row {
         run_id: record.run_id,

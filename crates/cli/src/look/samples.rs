@@ -1,4 +1,4 @@
-//! `pacs samples`.
+//! `pacs samples`: prints sampled answers with their verdicts, or one answer token by token.
 
 use std::fmt::Write;
 
@@ -14,9 +14,9 @@ use crate::failure::Failure;
 use crate::format::table;
 use crate::output;
 
-/// Characters of a column, of texts that stand side by side.
+/// Narrowest column of `--side-by-side`, in characters.
 const NARROWEST: usize = 24;
-/// Columns of a screen that does not say how wide it is.
+/// Assumed width of a screen that does not report its own, in characters.
 const USUAL_WIDTH: usize = 100;
 
 #[derive(Debug, Args)]
@@ -32,34 +32,34 @@ Examples:
 Samples in flight come first, then those of steps, then those of evaluations, each newest first. Runs that are over are named
 by their folder.")]
 pub(crate) struct Samples {
-    /// The run: its folder, or of one that lives its coordinator (host:port), job, or the first digits of its id. Default: the one
-    /// that lives on this machine.
+    /// The run: its folder, or for a live run also its coordinator (host:port), job, or the first digits of its id. Default: the live
+    /// run of this machine.
     pub(crate) target: Option<String>,
-    /// Samples of training or of evaluations only.
+    /// Only samples of training, or only samples of evaluations.
     #[arg(long, value_enum)]
     pub(crate) set: Option<Set>,
-    /// Samples of this training step, or of the evaluation after it.
+    /// Only samples of this training step, or of the evaluation after it.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
-    /// Samples of this group.
+    /// Only samples of this group.
     #[arg(long, value_name = "N")]
     pub(crate) group: Option<u64>,
-    /// Samples with this outcome; may be given several times.
+    /// Only samples with this outcome; may be given several times.
     #[arg(long, value_enum)]
     pub(crate) outcome: Vec<Outcome>,
-    /// Samples with this text in question or answer, in upper or lower case.
+    /// Only samples with this text in question or answer, ignoring case.
     #[arg(long)]
     pub(crate) text: Option<String>,
-    /// Show so many.
+    /// Show at most N samples.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) limit: u32,
-    /// Show texts of up to 64 KiB, rather than their first 500 bytes.
+    /// Show texts of up to 64 KiB, instead of their first 500 bytes.
     #[arg(long)]
     pub(crate) full: bool,
     /// Show the answers of each group next to each other.
     #[arg(long, conflicts_with = "json")]
     pub(crate) side_by_side: bool,
-    /// Show one sample with its tokens: the number of its group and its own, as `96.3`.
+    /// Show one sample with its tokens, named by group and index, as in `96.3`.
     #[arg(long, value_name = "GROUP.INDEX", value_parser = sample_id, conflicts_with_all = ["set", "group", "outcome", "text", "side_by_side"])]
     pub(crate) sample: Option<(u64, u32)>,
     /// Print JSON.
@@ -69,19 +69,19 @@ pub(crate) struct Samples {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Set {
-    /// Answers that are trained on.
+    /// Samples of training steps.
     Train,
-    /// Answers that measure the policy.
+    /// Samples of evaluations.
     Evaluation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Outcome {
-    /// Right.
+    /// The answer is right.
     Correct,
-    /// Wrong.
+    /// The answer is wrong.
     Wrong,
-    /// No answer was found.
+    /// No answer was found in the response.
     Unparsable,
 }
 
@@ -121,7 +121,7 @@ async fn show_list(run: &mut Looked, arguments: &Samples) -> Result<Exit, Failur
     Ok(Exit::Done)
 }
 
-/// The samples that are asked for, page by page, and what could not be read.
+/// Fetches matching samples page by page; also returns messages about files that could not be read.
 async fn list(run: &mut Looked, arguments: &Samples) -> Result<(Vec<v1::ObservedSample>, Vec<String>), Failure> {
     let (mut samples, mut notes, mut page) = (Vec::new(), Vec::new(), String::new());
     loop {
@@ -177,7 +177,7 @@ async fn show_one(run: &mut Looked, arguments: &Samples, (group_id, index): (u64
     Ok(Exit::Done)
 }
 
-/// Every token with its log-prob and a bar as long as it was a surprise: nothing by colour alone.
+/// Formats every token with its log-prob and a bar for its surprise (negative log-prob), so that colour is not needed.
 fn tokens_table(response: &v1::GetSampleResponse) -> String {
     let versions: Vec<u64> = response
         .spans
@@ -196,7 +196,7 @@ fn tokens_table(response: &v1::GetSampleResponse) -> String {
     table(&rows) + &more
 }
 
-/// Nats, up to 20.
+/// Returns the length of a token's bar: its surprise in nats, at most 20.
 fn surprise(logprob: f32) -> usize {
     (-logprob).clamp(0.0, 20.0).round() as usize
 }
@@ -238,7 +238,7 @@ fn finish(sample: &v1::ObservedSample) -> &'static str {
     }
 }
 
-/// The first line of a sample.
+/// Formats the heading of a sample.
 fn heading(sample: &v1::ObservedSample) -> String {
     let mut text = format!("g{}.{}  {}", sample.group_id, sample.index, set(sample));
     match sample.step {
@@ -264,7 +264,7 @@ fn heading(sample: &v1::ObservedSample) -> String {
 fn as_text(sample: &v1::ObservedSample) -> String {
     let mut text = heading(sample) + "\n";
     let mut say = |name: &str, said: &str| {
-        // A line break is the model's, and shown as one; whatever else a terminal would act on is not.
+        // Line breaks of the model's text are kept; all other control characters are neutralised.
         for (place, line) in said.split('\n').enumerate() {
             let name = if place == 0 { name } else { "" };
             let _ = writeln!(text, "  {name:<10}{}", harmless(line));
@@ -283,7 +283,7 @@ fn as_text(sample: &v1::ObservedSample) -> String {
     text + "\n"
 }
 
-/// The answers of a group in columns, as many as fit.
+/// Lays out the answers of a group in columns, as many as fit the width.
 fn side_by_side(group: &[v1::ObservedSample], width: usize) -> String {
     let Some(first) = group.first() else { return String::new() };
     let mut text = format!("g{}  {}", first.group_id, set(first));
@@ -308,7 +308,7 @@ fn side_by_side(group: &[v1::ObservedSample], width: usize) -> String {
     text + "\n"
 }
 
-/// One answer in lines of so many characters.
+/// Wraps one answer into lines of `width` characters.
 fn cell(sample: &v1::ObservedSample, width: usize) -> Vec<String> {
     let reward = sample.verdict.as_ref().map_or(String::new(), |verdict| format!(" {:.3}", verdict.reward));
     let title = format!(".{} {}{reward}, {} tokens", sample.index, outcome(sample), sample.tokens);
@@ -321,7 +321,7 @@ fn cell(sample: &v1::ObservedSample, width: usize) -> Vec<String> {
     lines
 }
 
-/// Breaks a line after so many characters, at a space where there is one.
+/// Breaks a line after at most `width` characters, at a space where there is one.
 fn wrapped(line: &str, width: usize) -> Vec<String> {
     let (mut lines, mut rest) = (Vec::new(), line.chars().collect::<Vec<_>>());
     while rest.len() > width {

@@ -1,4 +1,4 @@
-//! One tiny step, with the job's model, programs, devices and settings.
+//! The preflight's training step: a tiny run with the job's model, programs, devices and settings.
 
 use std::fs;
 use std::io::Read;
@@ -18,16 +18,16 @@ use crate::failure::Failure;
 use crate::format::{bytes, duration, plural, seconds};
 use crate::plan::default_run_dir;
 
-/// Longest answer of the step.
+/// Answer limit of the tiny step, in tokens.
 const TOKENS: u32 = 16;
 
-/// How long the run may take to end after it was told to.
+/// Grace of the tiny run after it was told to end.
 const GOODBYE: Duration = Duration::from_secs(30);
 
-/// Runs it in a folder beside the job's own, which is removed again.
+/// Runs the step in a temporary folder next to the job's run folder, so on the same file system.
 ///
 /// # Errors
-/// When the folder cannot be written or the program not started.
+/// When the folder cannot be written or the program cannot be started.
 pub(super) fn try_it(spec: &JobSpec, arguments: &Check) -> Result<Trial, Failure> {
     let began = Instant::now();
     let tiny = tiny(spec);
@@ -57,11 +57,11 @@ fn otherwise(spec: &JobSpec) -> String {
     format!("a run would have held {workers} for it, and first generated {}", first_samples(spec))
 }
 
-/// The job, with as few and as short samples as its other settings allow, and nothing but its first step.
+/// Reduces the job to its first step, with as few and as short samples as its other settings allow.
 fn tiny(spec: &JobSpec) -> JobSpec {
     let mut tiny = spec.clone();
     let samples = tiny.rollout.samples_per_prompt.max(1);
-    // Every rank has a sample of every mini-batch.
+    // Enough prompts that every rank has a sample of every mini-batch.
     let prompts = tiny.batch.mini_batches.saturating_mul(tiny.resources.learners.div_ceil(samples).max(1));
     tiny.batch.prompts_per_step = prompts.min(spec.batch.prompts_per_step);
     tiny.batch.steps = 1;
@@ -76,7 +76,7 @@ fn tiny(spec: &JobSpec) -> JobSpec {
     tiny
 }
 
-/// What the step has shown of the real ones.
+/// Extrapolates from the tiny step to the job's own steps.
 fn seen(run_dir: &Path, spec: &JobSpec) -> String {
     let metrics = fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap_or_default();
     let metrics: Value =
@@ -87,7 +87,7 @@ fn seen(run_dir: &Path, spec: &JobSpec) -> String {
         let most = u64::from(spec.batch.prompts_per_step)
             * u64::from(spec.rollout.samples_per_prompt)
             * u64::from(spec.rollout.max_new_tokens);
-        // So few samples do not fill the machine.
+        // An upper bound: so few samples do not fill the machine.
         let longest = seconds(most as f64 / rate);
         found.push(format!(
             "{rate:.0} tokens/s for so few samples, at which a step would generate for {longest} at most"
@@ -99,20 +99,20 @@ fn seen(run_dir: &Path, spec: &JobSpec) -> String {
     found.join("; ")
 }
 
-/// Waits for the end; none when it did not come in time, and the run was ended. Also what it said on standard error.
+/// Waits for the end of the run; the status is `None` when it was ended at the deadline. Also returns its standard error.
 fn ended(mut child: Child, limit: Duration) -> std::io::Result<(Option<ExitStatus>, String)> {
     let mut errors = child.stderr.take();
-    // Ends with the child, whose pipe it reads.
+    // The thread ends when the child closes its pipe.
     let reader = std::thread::spawn(move || {
         let mut said = String::new();
-        // What cannot be read is not shown; the exit code counts.
+        // A read error only loses text: the exit code decides.
         let _ = errors.as_mut().map(|pipe| pipe.read_to_string(&mut said));
         said
     });
     let status = match wait(&mut child, limit)? {
         Some(status) => Some(status),
         None => {
-            // Once: save and leave. Twice: leave at once, workers too.
+            // The first signal means save and leave, the second leave at once, with the workers.
             for _ in 0..2 {
                 let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
                 std::thread::sleep(Duration::from_millis(500));
@@ -140,7 +140,7 @@ fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus
     }
 }
 
-/// A folder that goes when it is dropped, on the file system that the run will use.
+/// A folder that is removed on drop, on the file system that the run will use.
 struct Folder(PathBuf);
 
 impl Folder {

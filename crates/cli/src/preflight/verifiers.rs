@@ -1,4 +1,4 @@
-//! The job's verifiers, on answers of which it is known what they are.
+//! The preflight's check of verifiers, on answers whose verdicts are known.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,16 +14,16 @@ use crate::failure::Failure;
 use crate::format::{duration, plural};
 use crate::verifier::guard;
 
-/// Problems whose answers are graded.
+/// Number of problems whose reference answers are graded.
 const PROBLEMS: usize = 8;
 
-/// An answer that is right for no problem.
+/// A response that is wrong for every problem.
 const NO_ANSWER: &str = "I do not know.";
 
-/// Grades answers with every verifier of the job: the reference answer itself, and none at all.
+/// Grades two responses per problem with every verifier of the job: the reference answer, and one without an answer.
 ///
 /// # Errors
-/// When there is no runtime.
+/// When the runtime cannot be started.
 pub(super) fn try_all(spec: &JobSpec, problems: &[Row]) -> Result<Vec<Trial>, Failure> {
     let label = std::iter::once((VerifierSpec::LABEL.to_owned(), spec.verifier.judge()));
     let rewards = spec.reward.verifiers.iter().map(|(name, one)| (name.clone(), one.judge()));
@@ -42,14 +42,14 @@ pub(super) fn try_all(spec: &JobSpec, problems: &[Row]) -> Result<Vec<Trial>, Fa
             Trial::new(format!("verifier {name}"), began, tried)
         })
         .collect();
-    // A verification that overruns cannot be interrupted.
+    // In the background, because an overrunning verification cannot be interrupted.
     runtime.shutdown_background();
     Ok(trials)
 }
 
 struct Attempt<'a> {
     spec: &'a JobSpec,
-    /// What it says is the label; else a part of the reward, which may be anything.
+    /// Whether the verifier gives the label. Otherwise it gives a part of the reward, which may be any number.
     gives_label: bool,
 }
 
@@ -61,7 +61,7 @@ impl Attempt<'_> {
         for row in tried {
             let answer = match &spec.by {
                 JudgeKind::Math(_) => format!("\\boxed{{{}}}", row.answer),
-                // The reference names numbers; an answer is made of them.
+                // The reference holds the target and numbers; a right answer is an expression of them.
                 JudgeKind::Countdown => pacs_verify::solve_countdown(&row.answer).unwrap_or_default(),
                 JudgeKind::Exact | JudgeKind::Exec(_) | JudgeKind::Grpc(_) => row.answer.clone(),
             };
@@ -89,7 +89,7 @@ impl Attempt<'_> {
         Ok(format!("{right} of {answers} correct, no answer is not; slowest in {}", duration(slowest)))
     }
 
-    /// It does not work.
+    /// Makes the problem of a verifier that fails.
     fn problem(&self, said: String) -> Problem {
         let attempts = self.spec.verifier.max_attempts;
         let first = first_samples(self.spec);
@@ -98,7 +98,7 @@ impl Attempt<'_> {
         Problem { said, otherwise }
     }
 
-    /// It works, and nothing is learnt from it.
+    /// Makes the problem of a verifier that works but whose verdicts teach nothing.
     fn worthless(&self, said: String) -> Problem {
         Problem {
             said,

@@ -1,5 +1,5 @@
-//! Workers that an earlier `pacs run` of the same folder has left. When `pacs run` is killed, its workers live on, hold the
-//! state of the run, and wait for their coordinator.
+//! Adopts workers that a killed `pacs run` of the same folder left. They stay alive, hold the state of the run, and wait for a
+//! coordinator to come back.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::supervisor::{COORDINATOR, WorkerCommand, signal_group};
 use super::workers::{PLAINTEXT, TLS_DIR, WORKER_PROGRAM};
 use crate::process;
 
-/// A process that is provably a worker of this run.
+/// A process that was proved to be a worker of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Living {
     pid: u32,
@@ -18,8 +18,8 @@ pub(crate) struct Living {
 }
 
 impl Living {
-    /// The process, if `command` would start one like it: of this user, of this run, with this program, name and run folder (the
-    /// copy of a folder has the same id). Its command line alone proves nothing, for the workers of all runs have the same names.
+    /// Accepts the process if `command` would start one like it: same user, run id, program, name and run folder (a copied folder has
+    /// the same id). The command line alone is no proof, because workers of all runs have the same names.
     fn prove(pid: u32, command: &WorkerCommand) -> Option<Self> {
         let living = Self { pid, began: process::began(pid)? };
         let program = process::program(pid)?;
@@ -28,16 +28,16 @@ impl Living {
             && process::has_option(pid, "--name", &command.name)
             && command.coordinator().is_none_or(|folder| process::has_option(pid, COORDINATOR, folder))
             && is_program_of(&program, &command.program);
-        // Last: its id may have become that of another process meanwhile.
+        // Checked last: the id may have been reused by another process during the checks above.
         (is_worker && living.is_alive()).then_some(living)
     }
 
-    /// Whether this process, and not another one of its id, still lives.
+    /// Returns whether this very process, and not another one with its id, is still alive.
     pub(crate) fn is_alive(self) -> bool {
         process::began(self.pid) == Some(self.began)
     }
 
-    /// Sends the signal to the process and its children.
+    /// Sends the signal to the process group of the worker.
     pub(crate) fn signal(self, signal: Signal) {
         if self.is_alive() {
             signal_group(self.pid, signal);
@@ -45,14 +45,14 @@ impl Living {
     }
 }
 
-/// Whether `found` is executed when `program` is started, which may be a script that sets up libtorch first.
+/// Returns whether starting `program` executes `found`; the program may be a script that sets up libtorch first.
 fn is_program_of(found: &Path, program: &Path) -> bool {
     let same_name =
         || found.file_name() == program.file_name() || found.file_name() == Some(OsStr::new(WORKER_PROGRAM));
     program.canonicalize().is_ok_and(|program| program == found) || same_name()
 }
 
-/// Whether the process protects its connections as `command` would: one that does not can never register.
+/// Returns whether the process uses the same TLS settings as `command`; with others it could never register.
 fn speaks_alike(pid: u32, command: &WorkerCommand) -> bool {
     let given = command.arguments.windows(2).find(|pair| pair[0] == TLS_DIR);
     match given {
@@ -61,11 +61,11 @@ fn speaks_alike(pid: u32, command: &WorkerCommand) -> bool {
     }
 }
 
-/// Notes in each command the process of this machine that does its work already.
+/// Sets `living` in each command for which a live process already does the work.
 ///
-/// All processes are looked at, not just the members that the journal names: a worker that was started a moment before its
-/// coordinator was killed has never registered. Where several processes have one name, the member stays, or else the one that was
-/// started last; the others would only be refused, so they are killed.
+/// All processes are scanned, not only the members in the journal, because a worker that was started just before its coordinator
+/// was killed has never registered. Of several processes with one name the member stays, or else the one started last. The others
+/// would be refused at registration, so they are killed.
 pub(crate) fn adopt(commands: &mut [WorkerCommand], members: &[(String, String, u32)]) {
     let (here, processes) = (process::host(), process::all());
     for command in commands {
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// A shell that looks like the worker `rollout-7` of a run.
+    /// Starts a shell that looks like the worker `rollout-7` of a run.
     fn worker(run_id: &str) -> Child {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "read -r line", "worker", "--name", "rollout-7", "--coordinator", "/run", PLAINTEXT]);
@@ -111,14 +111,14 @@ mod tests {
         }
     }
 
-    /// The id of the process that is adopted for `command`.
+    /// Returns the id of the process adopted for `command`.
     fn adopted(command: WorkerCommand, members: &[(String, String, u32)]) -> Option<u32> {
         let mut commands = [command];
         adopt(&mut commands, members);
         commands[0].living.map(|living| living.pid)
     }
 
-    /// Waits until the process has its arguments, a moment after it was started.
+    /// Waits until the process shows its arguments, which takes a moment after the start.
     fn wait_for(process: &Child, command: &WorkerCommand) -> Living {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn only_workers_of_the_same_run_are_adopted() {
-        // Other tests and other runs of them look at the same machine.
+        // Unique run ids, because other tests scan the processes of the same machine.
         let (one, two) = (format!("one-{}", std::process::id()), format!("two-{}", std::process::id()));
         let ours = worker(&one);
         let wanted = || command("rollout-7", &one, "/bin/sh", "/run");

@@ -1,9 +1,9 @@
-//! The certificates of a run that has not been given any: made in its folder, for its processes alone.
+//! Certificates that a run makes for itself when it is given none, in its folder and for its own processes.
 //!
-//! What stays on the disk while the run lives is a certificate and a key for each role, for their owner only. The authority's key
-//! is never written ([`certs::issue`]), so whatever gets to read the folder can play a role in this run until the certificates
-//! end, and can make no others. Workers that outlive a killed `pacs run` read the folder for every connection: its successor finds
-//! the certificates there and uses them, or makes new ones, and the workers go over to them.
+//! While the run is live the folder holds a certificate and key per role, readable by the owner only. The authority's key is never
+//! written ([`certs::issue`]), so a reader of the folder can impersonate a role of this run until the certificates expire, but can
+//! sign no others. Workers read the folder for every connection. So after a kill the next `pacs run` reuses the certificates or
+//! makes new ones, and surviving workers switch to them.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -18,23 +18,23 @@ use tokio::time::interval;
 
 use crate::certs::{self, DAY};
 
-/// The folder of the certificates in the run folder.
+/// Subfolder of the run folder that holds the certificates.
 const FOLDER: &str = "certificates";
 
-/// Says in which folder the certificates were made. A copy of a run folder is another run's place: it gets certificates of its own,
-/// and the original's do not open it.
+/// File with the inode number of the folder for which the certificates were made, which tells a copied run folder from the
+/// original. The copy makes its own, so that the original's certificates are not valid for it.
 const PLACE: &str = "place";
 
-/// How long a certificate is good. Those of a folder that was lost are of no use soon.
+/// Validity of a certificate; short, so that a leaked folder becomes useless.
 const LIFE: Duration = DAY.saturating_mul(30);
 
-/// Certificates that are good for less are made again: enough for a machine that was asleep over a holiday.
+/// Remaining validity at which certificates are renewed; long enough for a machine that was asleep over a holiday.
 const RENEW: Duration = DAY.saturating_mul(10);
 
-/// How often that is looked at.
+/// Interval of the renewal check.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// The certificates of a run.
+/// The self-made certificates of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Certificates {
     folder: PathBuf,
@@ -42,10 +42,10 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Those of the run in `run_dir`, made when there are none that can be used.
+    /// Loads the certificates of the run in `run_dir`, or makes them when there are no usable ones.
     ///
     /// # Errors
-    /// When they cannot be written, or the folder is another user's or a link.
+    /// When they cannot be written, or the folder is a link or belongs to another user.
     pub(super) fn of_run(run_dir: &Path) -> Result<Self> {
         Self::good_for(run_dir, LIFE)
     }
@@ -65,12 +65,13 @@ impl Certificates {
         let metadata = fs::symlink_metadata(&self.folder)?;
         ensure!(metadata.is_dir(), "it is no folder");
         ensure!(metadata.uid() == fs::metadata("/proc/self")?.uid(), "it is another user's");
-        // Two that begin at once would mix two authorities.
+        // Locked: two processes that start at once would mix certificates of two authorities.
         let folder = File::open(&self.folder)?;
         let _lock = Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, error)| io::Error::from(error))?;
         let place = metadata.ino().to_string();
         let is_exposed = metadata.permissions().mode() & 0o077 != 0;
         let was_made_here = fs::read_to_string(self.folder.join(PLACE)).is_ok_and(|made| made == place);
+        // Others may have read exposed keys, so narrower permissions alone would not help: make new ones.
         if is_exposed || !was_made_here {
             fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
             self.empty()?;
@@ -79,7 +80,7 @@ impl Certificates {
         self.renew()
     }
 
-    /// Makes them anew unless they are good for long enough.
+    /// Makes new certificates unless the present ones are valid for longer than [`RENEW`].
     fn renew(&self) -> Result<()> {
         match certs::is_complete(&self.folder, RENEW.min(self.life / 3)) {
             true => Ok(()),
@@ -87,7 +88,7 @@ impl Certificates {
         }
     }
 
-    /// Renews them in time, for as long as it is waited for.
+    /// Renews the certificates in time; runs until dropped.
     pub(super) async fn keep_fresh(self) {
         let mut look = interval(LOOK_AGAIN);
         loop {
@@ -98,7 +99,7 @@ impl Certificates {
         }
     }
 
-    /// Removes them, at the end of a run: no process of it lives that would need them.
+    /// Removes the certificates at the end of a run, when none of its processes is left.
     pub(super) fn remove(&self) {
         let removed = self.empty().and_then(|()| Ok(fs::remove_dir(&self.folder)?));
         if let Err(error) = removed {
@@ -136,13 +137,13 @@ mod tests {
         fs::read_to_string(run.join(FOLDER).join(file)).expect("written")
     }
 
-    /// Whether a process with these certificates is let in by one with those, to a server that has no services.
+    /// Returns whether a server with the certificates `served` admits a client with those of `client`. The server has no services.
     async fn is_let_in(client: &Security, served: &Security) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
         let router = server().add_routes(Routes::default());
         let serving = tokio::spawn(router.serve_with_incoming(accept(listener, served.clone())));
-        // The server's refusal comes after the client's handshake, so only a call shows it.
+        // The client's handshake completes before the server refuses its certificate, so only a call shows the refusal.
         let answered = async {
             let channel = dial(&address, PeerRole::Coordinator, client, &RunIdentity::default()).await.ok()?;
             OperatorServiceClient::new(channel).get_status(GetStatusRequest {}).await.err()
@@ -209,8 +210,8 @@ mod tests {
         assert_eq!(fs::metadata(dir.path().join(FOLDER)).expect("there").mode() & 0o777, 0o700);
     }
 
-    /// A worker that has read its certificate before they are renewed gets on with a coordinator that reads them afterwards, and the
-    /// other way round; a certificate of another run gets on with neither.
+    /// A worker that read its certificate before a renewal and a coordinator that reads afterwards accept each other, and the other
+    /// way round. A certificate of another run is accepted by neither.
     #[tokio::test]
     async fn processes_get_on_while_they_are_renewed() {
         let (run, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
@@ -222,7 +223,7 @@ mod tests {
         made.renew().expect("nothing to do");
         assert_eq!(read(run.path(), "learner/tls.crt"), before);
 
-        // What has a day to go is renewed by the one that wants ten.
+        // One day of validity is less than `RENEW`, so the certificates are made again.
         Certificates::of_run(run.path()).expect("renewed");
         assert_ne!(read(run.path(), "learner/tls.crt"), before);
         let (new_coordinator, new_learner) = (of(PeerRole::Coordinator), of(PeerRole::Learner));

@@ -1,4 +1,4 @@
-//! What `pacs run` prints: one line an event, for people or as JSON.
+//! The output of `pacs run`: one line per event, for people or as JSON.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use super::supervisor::{GivenUp, WorkerNews};
 use crate::format::{count, duration, percent, plural, seconds};
 use crate::output;
 
-/// Steps between repetitions of the column heads.
+/// Steps after which the column headings are repeated.
 const STEPS_PER_HEAD: u64 = 20;
 
-/// Prints what happens in a run.
+/// Prints the events of a run.
 pub(crate) struct Console {
     json: bool,
     steps_shown: u64,
@@ -24,7 +24,7 @@ impl Console {
         Self { json, steps_shown: 0 }
     }
 
-    /// Something that the coordinator says.
+    /// Prints a progress event of the coordinator.
     pub(crate) fn progress(&mut self, progress: &Progress) {
         if self.json {
             output::json(progress_json(progress));
@@ -33,7 +33,7 @@ impl Console {
         }
     }
 
-    /// Something that happened to a worker process.
+    /// Prints what happened to a worker process.
     pub(crate) fn worker(&self, news: &WorkerNews) {
         let (name, text) = match news {
             WorkerNews::Restarting { name, how, wait } => {
@@ -46,7 +46,7 @@ impl Console {
         self.say("worker", &text, json!({"worker": name}));
     }
 
-    /// A sentence of this program's own; `fields` go into the JSON event.
+    /// Prints a sentence, or with `--json` the event with these `fields`.
     pub(crate) fn say(&self, event: &str, text: &str, fields: Value) {
         if self.json {
             let mut object = json!({"event": event, "text": text});
@@ -59,7 +59,7 @@ impl Console {
         }
     }
 
-    /// Lines of an event that has a table of its own (`--json` prints the event only).
+    /// Prints an event as a table of labelled lines, or with `--json` the event only.
     pub(crate) fn block(&self, event: &str, lines: &[(&str, String)], fields: &Value) {
         if self.json {
             self.say(event, event, fields.clone());
@@ -175,7 +175,7 @@ fn progress_json(progress: &Progress) -> Value {
     }
 }
 
-/// What the held-out problems said before and after, from the records of the run folder.
+/// Held-out pass@1 before and after training, from the records of the run folder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct BeforeAfter {
     pub(crate) before: f64,
@@ -184,11 +184,11 @@ pub(crate) struct BeforeAfter {
 }
 
 impl BeforeAfter {
-    /// Reads the first and the last evaluation of a run; they may have been made by an earlier start of it.
+    /// Reads the first and last evaluation of a run, including those of its earlier starts.
     pub(crate) fn read(run_dir: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(run_dir.join("evaluations.jsonl")).ok()?;
         let mut evaluations: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        // One set, that without a name if there is one: others are of other problems.
+        // Compare within one set, because pass rates of different sets are not comparable. The unnamed set comes first.
         let set = evaluations.iter().map(|line| line["set"].clone()).min_by_key(|set| !set.is_null())?;
         evaluations.retain(|line| line["set"] == set);
         let (first, last) = (evaluations.first()?, evaluations.last()?);
@@ -200,17 +200,17 @@ impl BeforeAfter {
     }
 }
 
-/// Commands that the user may want next.
+/// Parts of the commands that are suggested to the user.
 pub(crate) struct Commands {
-    /// This program, as the user calls it.
+    /// Name by which the user called this program.
     pub(crate) program: String,
-    /// The job's file.
+    /// Path of the job spec.
     pub(crate) job: String,
-    /// What was called, but for the number of steps.
+    /// The command that was given, without the number of steps.
     pub(crate) same: String,
 }
 
-/// The lines under a finished run: what came of it, where it is, what to do next.
+/// Composes the lines after a finished run: the result, where its files are, what to do next.
 pub(crate) fn finish_lines(
     step: u64,
     model: &Path,

@@ -1,4 +1,4 @@
-//! Log lines of the coordinator's process: all of them to a file, errors to the terminal as well.
+//! Logging of `pacs run`: everything to a file, errors also to standard error.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,12 +13,12 @@ use tracing_subscriber::{Layer, fmt, registry};
 
 use crate::arguments::LogFormat;
 
-/// Sends log events to `file` (`PACS_LOG` filters them, default `info`) and errors to standard error.
+/// Installs logging to `file`, filtered by `PACS_LOG` (default `info`), and of errors to standard error.
 pub(crate) fn init(file: &Path, format: LogFormat) -> Result<()> {
     let output = File::options().create(true).append(true).open(file);
     let output = Arc::new(output.with_context(|| format!("open log `{}`", file.display()))?);
     let filter = EnvFilter::try_from_env("PACS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // What cannot be written on a full disk is left out: saying so on standard error might panic for the same reason.
+    // Lines that a full disk does not take are dropped: reporting that on standard error could panic for the same reason.
     let layer = || fmt::layer().log_internal_errors(false).with_ansi(false).with_target(false);
     let to_file = layer().with_writer(HarmlessLines(output));
     let to_terminal = layer().with_writer(HarmlessLines(std::io::stderr)).without_time();

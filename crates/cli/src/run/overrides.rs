@@ -1,4 +1,4 @@
-//! What the command line changes in a job spec.
+//! Applies command-line options of `pacs run` to a job spec.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::arguments::Run;
 use crate::failure::Failure;
 use crate::plan::default_run_dir;
 
-/// Held-out rows of a `--dataset` without `--eval-dataset`: one of so many, and no more than this.
+/// One row in this many is held out of a `--dataset` without `--eval-dataset`, up to the limit below.
 const HOLD_OUT_ONE_OF: usize = 10;
 const HOLD_OUT_AT_MOST: usize = 200;
 
-/// Applies the options of `pacs run` and checks the spec again.
+/// Applies the options, then validates the spec again.
 pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> {
     if let Some(model) = &arguments.model {
         spec.model.path.clone_from(model);
-        // A template in the spec is written for the spec's model.
+        // The spec's chat template belongs to the spec's model.
         spec.model.chat_template = None;
     }
     if let Some(dataset) = &arguments.dataset {
         spec.data.train = file(dataset);
-        // The file is all that is trained on.
+        // `--dataset` replaces all training data, mixed sets included.
         spec.data.mix.clear();
         if arguments.eval_dataset.is_none() && spec.evaluation.is_on() {
             hold_out(spec, dataset)?;
@@ -36,7 +36,7 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> 
     spec.batch.steps = arguments.steps.unwrap_or(spec.batch.steps);
     spec.seed = arguments.seed.unwrap_or(spec.seed);
     if let Some(kind) = arguments.objective {
-        // Settings of one objective are seldom those of another, and a comparison is with the published ones.
+        // Start from published settings: settings of one objective rarely suit another, and comparisons use the published ones.
         spec.objective = ObjectiveSpec { kind, ..ObjectiveSpec::default() };
     }
     spec.rollout.max_new_tokens = arguments.max_new_tokens.unwrap_or(spec.rollout.max_new_tokens);
@@ -44,7 +44,8 @@ pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> 
     spec.validate(Path::new(&origin)).map_err(|errors| Failure::config(errors).doing("read the job"))
 }
 
-/// The run folder: what the command line says, else one that tells apart what the command line has changed.
+/// Chooses the run folder: `--run-dir`, or else one named after job, model, dataset and objective, so that changed jobs do not
+/// share a folder.
 pub(crate) fn run_dir(spec: &JobSpec, arguments: &Run) -> PathBuf {
     if let Some(run_dir) = &arguments.run_dir {
         return run_dir.clone();
@@ -60,7 +61,7 @@ pub(crate) fn run_dir(spec: &JobSpec, arguments: &Run) -> PathBuf {
     name.into()
 }
 
-/// The command that was called, and what it consists of; `program` is this program's name.
+/// Reconstructs the given command, for suggestions; `program` is the name by which it was called.
 pub(crate) fn commands(arguments: &Run, program: &str) -> Commands {
     let job = arguments.job.display().to_string();
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
@@ -86,7 +87,7 @@ fn file(path: &Path) -> SourceSpec {
     SourceSpec { path: Some(path.to_owned()), ..SourceSpec::default() }
 }
 
-/// Takes the last rows of `dataset` away from training, to evaluate with them.
+/// Holds the last rows of `dataset` out of training, for evaluation.
 fn hold_out(spec: &mut JobSpec, dataset: &Path) -> Result<(), Failure> {
     let rows = pacs_data::count_rows(dataset).map_err(Failure::config)?;
     if rows < 2 {

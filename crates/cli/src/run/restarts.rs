@@ -1,4 +1,4 @@
-//! Whether a worker that has ended is started again.
+//! The restart policy of worker processes.
 
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
@@ -7,27 +7,26 @@ use std::time::Duration;
 
 use pacs_runtime::{Backoff, Exit};
 
-/// So many restarts within [`WINDOW`] are tried while the run does not advance; a worker that needs more will not get well
-/// by itself.
+/// Restarts allowed within [`WINDOW`] while the run does not advance; a worker that needs more will not recover by itself.
 const MOST_RESTARTS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// A worker that lived this long was well: its next restart waits as little as the first.
+/// Lifetime after which a worker counts as healthy and its back-off is reset.
 const WELL: Duration = Duration::from_secs(60);
 
-/// The restarts of one worker. Time is the time since its supervision began.
+/// Restart history of one worker. Times are relative to the start of supervision.
 #[derive(Debug)]
 pub(crate) struct Restarts {
     recent: VecDeque<Duration>,
     backoff: Backoff,
 }
 
-/// What follows the end of a worker.
+/// Decision after the end of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Start it again after a wait.
+    /// Restart the worker after this wait.
     Restart(Duration),
-    /// Leave it: this is how the run ends.
+    /// Do not restart it; the run ends with this exit code.
     GiveUp(Exit),
 }
 
@@ -36,12 +35,12 @@ impl Restarts {
         Self { recent: VecDeque::new(), backoff: fresh_backoff() }
     }
 
-    /// Starts counting anew: the run has advanced, so the worker has done its part meanwhile.
+    /// Clears the history, because the run advanced and so the worker has done its part.
     pub(crate) fn forgive(&mut self) {
         *self = Self::new();
     }
 
-    /// Decides what follows when the worker ends with `status` at `now`, having lived for `lived`.
+    /// Decides what follows when the worker ends with `status` at `now`, after a lifetime of `lived`.
     pub(crate) fn after(&mut self, status: ExitStatus, now: Duration, lived: Duration) -> Next {
         let code = status.code();
         if code == Some(i32::from(Exit::Config.code())) {
@@ -66,7 +65,7 @@ fn fresh_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
 }
 
-/// How a process ended, for people.
+/// Describes the end of a process for people.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
@@ -97,7 +96,7 @@ mod tests {
     fn restarts_back_off_and_run_out() {
         let mut restarts = Restarts::new();
         let waits: Vec<Next> = (0..5).map(|n| restarts.after(exit(70), at(n), at(1))).collect();
-        // Each is drawn from the upper half of its turn: 0.5, 1, 2, 4, 8 s.
+        // Jitter draws each wait from the upper half of its slot: 0.5, 1, 2, 4, 8 s.
         for (next, turn) in waits.iter().zip([500, 1000, 2000, 4000, 8000].map(Duration::from_millis)) {
             let Next::Restart(wait) = next else { panic!("{next:?}") };
             assert!(turn / 2 <= *wait && *wait <= turn, "{wait:?} of a turn of {turn:?}");

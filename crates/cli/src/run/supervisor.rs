@@ -1,4 +1,4 @@
-//! Worker processes of this machine: started, started again when they die, and ended with the run.
+//! Supervises the worker processes of this machine: starts them, restarts them when they die, and ends them with the run.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,34 +20,34 @@ use tokio::time::sleep;
 use super::adopt::Living;
 use super::restarts::{Next, Restarts, describe};
 
-/// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
+/// Wait for the end of the run after a worker left with exit code 0, which means that the coordinator dismissed it.
 const DISMISSAL: Duration = Duration::from_secs(20);
 
-/// The same with exit code 75, of a run that is stopped. But somebody may have ended this process alone, and then the run
-/// waits for its successor.
+/// The same wait after exit code 75, as in a stopped run. Short, because somebody may have ended this process alone, and then the
+/// run waits for the restarted worker.
 const STOP: Duration = Duration::from_secs(3);
 
-/// How long workers may take to leave after SIGTERM.
+/// Grace of workers after SIGTERM, before SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
-/// How often a process that is no child is looked at.
+/// Polling interval for adopted processes, which are no children and cannot be waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// How much of a log is looked at for the lines that explain a failure.
+/// Bytes read from the end of a log for the lines that explain a failure.
 const TAIL_BYTES: u64 = 8192;
 const TAIL_LINES: usize = 8;
 
-/// Tells a process which run it belongs to.
+/// Environment variable that tells a process which run it belongs to.
 const RUN_ID: &str = "PACS_RUN_ID";
 
-/// Tells a worker the order in which the processes of its name were started, so that a coordinator gives the name to the latest
-/// one without waiting for the heartbeats of a dead one to be missed.
+/// Environment variable with the start time of a worker. It orders the processes of one name, so that the coordinator gives the
+/// name to the latest one at once, without waiting until a dead one misses its heartbeats.
 pub(crate) const STARTED: &str = "PACS_STARTED";
 
-/// Names the run folder, or the address, in which a worker looks for its coordinator.
+/// Option that names the run folder or the address of a worker's coordinator.
 pub(super) const COORDINATOR: &str = "--coordinator";
 
-/// Microseconds since 1970, later each time: clocks are set back.
+/// Returns the Unix time in microseconds, strictly increasing per process, because clocks may be set back.
 pub(crate) fn started() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
@@ -56,73 +56,72 @@ pub(crate) fn started() -> u64 {
     now.max(last + 1)
 }
 
-/// How to start one worker.
+/// Command line and identity of one worker process.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerCommand {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
-    /// The run that it belongs to.
+    /// Id of the run that the worker belongs to.
     pub(crate) run_id: String,
-    /// A process that an earlier `pacs run` has left and that does this already; it is watched, and started again like any other
-    /// when it ends.
+    /// An adopted process that does this work already; it is watched, and restarted like any other when it ends.
     pub(crate) living: Option<Living>,
 }
 
 impl WorkerCommand {
-    /// Where the worker looks for its coordinator.
+    /// Returns where the worker looks for its coordinator.
     pub(super) fn coordinator(&self) -> Option<&str> {
         let mut words = self.arguments.iter().skip_while(|word| *word != COORDINATOR);
         words.nth(1).map(String::as_str)
     }
 }
 
-/// What happened to a worker process.
+/// News about a worker process, for the run loop.
 #[derive(Debug)]
 pub(crate) enum WorkerNews {
-    /// It died and is started again.
+    /// It died (`how`) and is restarted after `wait`.
     Restarting { name: String, how: String, wait: Duration },
-    /// It died and is not started again.
+    /// It failed permanently.
     GivenUp(GivenUp),
 }
 
-/// A worker without which the run cannot go on.
+/// A worker that failed permanently, which ends the run.
 #[derive(Debug)]
 pub(crate) struct GivenUp {
     pub(crate) name: String,
     pub(crate) how: String,
     pub(crate) exit: Exit,
     pub(crate) log: PathBuf,
-    /// The last lines that it wrote.
+    /// Last lines of its log.
     pub(crate) tail: Vec<String>,
 }
 
-/// What all supervised workers are to do.
+/// Order to all supervised workers; variants are in the sequence of escalation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Order {
     Run,
-    /// The run is over: the coordinator dismisses them, nobody is started again.
+    /// The run is over: the coordinator dismisses the workers, and none is restarted.
     Leave,
     Terminate,
     Kill,
 }
 
-/// All worker processes of a run. Dropping it kills them.
+/// Supervisor of all worker processes of a run. Dropping it kills them.
 pub(crate) struct Supervisor {
     order: watch::Sender<Order>,
     news: mpsc::Receiver<WorkerNews>,
     tasks: JoinSet<()>,
-    /// How often the run has advanced.
+    /// Number of steps, evaluations and narrowed searches of the run; a change clears the restart histories.
     advances: Arc<AtomicU64>,
-    /// Workers that are not started again when they end.
+    /// Names of drained workers, which are not restarted when they end.
     retired: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Supervisor {
-    /// Starts the workers; their output goes to `<name>.log` in the folder `logs`.
+    /// Starts the workers, with their output in `<name>.log` in the folder `logs`.
     pub(crate) fn start(commands: Vec<WorkerCommand>, logs: &Path) -> Self {
         let (order, _) = watch::channel(Order::Run);
-        // Bounded by what one worker can say before the run loop reads it; a full channel only delays a restart.
+        // A small bound is enough: a full channel only delays a restart.
         let (sender, news) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
         let advances = Arc::new(AtomicU64::new(0));
@@ -135,27 +134,26 @@ impl Supervisor {
         Self { order, news, tasks, advances, retired }
     }
 
-    /// Notes that the run has made a step: workers that died before have not kept it from going on.
+    /// Notes that the run advanced, so earlier deaths of workers did not block it.
     pub(crate) fn advanced(&self) {
         self.advances.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Does not start a worker again when it ends: an operator has drained it.
+    /// Marks a worker as drained by an operator, so that it is not restarted when it ends.
     pub(crate) fn retire(&self, name: &str) {
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
-    /// Waits for the next thing that happens to a worker.
+    /// Waits for the next news about a worker.
     pub(crate) async fn news(&mut self) -> WorkerNews {
         match self.news.recv().await {
             Some(news) => news,
-            // All workers have ended and none was given up: nothing will ever happen.
+            // All workers have ended in order, so there will be no more news.
             None => std::future::pending().await,
         }
     }
 
-    /// Waits at most `grace` for the workers to leave, as the coordinator told them to, or until the operator hurries;
-    /// then they are ended.
+    /// Waits until the dismissed workers have left, for `grace` at most or until the operator hurries, then ends the rest.
     pub(crate) async fn finish(mut self, grace: Duration, shutdown: &Shutdown) {
         for (order, patience) in [(Order::Leave, grace), (Order::Terminate, TERM_GRACE), (Order::Kill, TERM_GRACE)] {
             self.order.send_replace(order);
@@ -169,7 +167,7 @@ impl Supervisor {
     }
 }
 
-/// What the run tells those who watch its workers.
+/// Facts that the run shares with the supervision tasks.
 struct About {
     advances: Arc<AtomicU64>,
     retired: Arc<Mutex<BTreeSet<String>>>,
@@ -227,7 +225,7 @@ async fn supervise(
                 (WorkerNews::GivenUp(GivenUp { name, how, exit, log: log.clone(), tail }), None)
             }
         };
-        // The receiver is gone when the run is over; the order says so too.
+        // The receiver is dropped when the run is over; the order tells this task the same.
         let _ = news.send(message).await;
         match wait {
             Some(wait) if !changed_within(&mut order, wait).await => {}
@@ -236,7 +234,7 @@ async fn supervise(
     }
 }
 
-/// How long the end of the run may take that a worker has left for.
+/// Returns how long to wait for the end of the run after a worker exited with `status`, before restarting it.
 fn dismissal(status: ExitStatus) -> Duration {
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code) if code == Exit::Done.code() => DISMISSAL,
@@ -254,13 +252,13 @@ fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
-        // A group of its own: Ctrl-C on the terminal reaches `pacs` only, which then ends the workers in order.
+        // A process group of its own, so that Ctrl-C reaches only `pacs`, which ends the workers in order.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
 }
 
-/// Waits for the process to end, passing on orders to end it.
+/// Waits for a child process to end, and forwards orders as signals.
 async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> io::Result<ExitStatus> {
     loop {
         tokio::select! {
@@ -275,7 +273,7 @@ async fn watch_child(child: &mut Child, order: &mut watch::Receiver<Order>) -> i
     }
 }
 
-/// Waits for a process to end that is no child of this one, passing on orders to end it.
+/// Waits for an adopted process to end, and forwards orders as signals.
 async fn watch_living(living: Living, order: &mut watch::Receiver<Order>) {
     while living.is_alive() {
         tokio::select! {
@@ -296,15 +294,15 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
-/// Sends the signal to the group that the process leads.
+/// Sends the signal to the process group that the process leads.
 pub(super) fn signal_group(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        // It may have ended by itself in this moment.
+        // The process may have ended at this moment, so a failure is ignored.
         let _ = killpg(Pid::from_raw(pid), signal);
     }
 }
 
-/// Whether the order stops being [`Order::Run`] within `wait`.
+/// Returns whether the order changes from [`Order::Run`] within `wait`.
 async fn changed_within(order: &mut watch::Receiver<Order>, wait: Duration) -> bool {
     tokio::select! {
         _ = order.wait_for(|order| *order != Order::Run) => true,
@@ -312,7 +310,7 @@ async fn changed_within(order: &mut watch::Receiver<Order>, wait: Duration) -> b
     }
 }
 
-/// The last lines that were written to `log` behind `start`.
+/// Returns the last lines written to `log` after offset `start`.
 fn tail(log: &Path, start: u64) -> io::Result<Vec<String>> {
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();

@@ -1,19 +1,19 @@
-//! The end of the time that a run was given: `--stop-before`.
+//! The time limit of a run: `--stop-before`.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pacs_coordinator::Progress;
 
-/// What a stop takes at least, before anything was measured.
+/// Smallest margin before the limit, used until steps and checkpoints are measured.
 const LEAST_MARGIN: Duration = Duration::from_secs(30);
 
-/// When a run has to be over: after a duration, or at a time.
+/// The limit at which a run has to be over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopBefore {
-    /// So long after the start.
+    /// A duration after the start.
     After(Duration),
-    /// At this time, since 1970.
+    /// A point in time, as the duration since 1970.
     At(Duration),
 }
 
@@ -36,13 +36,13 @@ impl FromStr for StopBefore {
         };
         let count: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
         let duration = Duration::try_from_secs_f64(count * seconds).map_err(|_| wrong())?;
-        // Further off no clock of a process goes.
+        // A longer duration would overflow the process clock.
         const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
         if duration.is_zero() || duration > LONGEST { Err(wrong()) } else { Ok(Self::After(duration)) }
     }
 }
 
-/// Seconds since 1970 of `YYYY-MM-DDTHH:MM:SSZ`; the seconds may be left out.
+/// Parses `YYYY-MM-DDTHH:MM:SSZ`, or without seconds, into the duration since 1970.
 fn utc(text: &str) -> Option<Duration> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let numbers = |text: &str, separator| -> Option<Vec<i64>> {
@@ -60,13 +60,13 @@ fn utc(text: &str) -> Option<Duration> {
     if hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    // Days since 1970 in the Gregorian calendar, counted in years that begin in March.
+    // Years that begin in March put the leap day last, so that days since 1970 have a closed form.
     let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
     u64::try_from(((days * 24 + hour) * 60 + minute) * 60 + second).ok().map(Duration::from_secs)
 }
 
-/// Watches the time that is left.
+/// Decides when to stop, from the limit and from measured steps and checkpoints.
 #[derive(Debug)]
 pub(crate) struct WallTime {
     end: Option<Instant>,
@@ -85,7 +85,7 @@ impl WallTime {
         Self { end, longest_step: Duration::ZERO, longest_save: Duration::ZERO }
     }
 
-    /// Learns how long things take.
+    /// Records the longest step and checkpoint so far.
     pub(crate) fn note(&mut self, progress: &Progress) {
         let duration = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
         match progress {
@@ -95,12 +95,12 @@ impl WallTime {
         }
     }
 
-    /// What a stop takes: the rest of a step that has begun, a checkpoint, and as much again.
+    /// Returns how long before the limit to stop: twice the longest step and checkpoint, so a stop has a safety factor of two.
     fn margin(&self) -> Duration {
         LEAST_MARGIN.max(2 * (self.longest_step + self.longest_save))
     }
 
-    /// Waits for the moment at which the run has to be stopped.
+    /// Resolves when the run has to be stopped; never without a limit.
     pub(crate) async fn is_up(&self) {
         match self.end {
             None => std::future::pending().await,

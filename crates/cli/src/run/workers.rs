@@ -1,4 +1,4 @@
-//! The worker processes that a job wants on this machine.
+//! The commands of the worker processes that a job needs on this machine.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use crate::failure::Failure;
 
 pub(crate) const WORKER_PROGRAM: &str = "pacs-worker";
 
-/// Names the folder of a worker's certificates.
+/// Option that names the folder of a worker's certificates.
 pub(super) const TLS_DIR: &str = "--tls-dir";
 
-/// Has a worker do without.
+/// Option that turns TLS off.
 pub(super) const PLAINTEXT: &str = "--plaintext";
 
-/// The commands of all workers of `spec` in the run `run_id`, with the certificates in `tls_dir` or within this machine. They look
-/// for their coordinator in the run folder and not at an address: they outlive it, and the next one may have to take another port.
+/// Returns the commands of all workers of `spec` in the run `run_id`, with TLS from `tls_dir` or plain text on loopback. Workers find
+/// the coordinator through the run folder, not by address: they outlive it, and its successor may have to take another port.
 pub(crate) fn commands(
     spec: &JobSpec,
     worker: &Path,
@@ -26,7 +26,7 @@ pub(crate) fn commands(
     tls_dir: Option<&Path>,
 ) -> Result<Vec<WorkerCommand>, Failure> {
     let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
-    // Relative paths would be addresses.
+    // Canonical, because `--coordinator` takes anything but an absolute path for an address.
     let run_dir = run_dir.canonicalize().context("resolve the run folder").map_err(Failure::config)?;
     let run_dir = run_dir.display().to_string();
     let resources = &spec.resources;
@@ -51,8 +51,8 @@ pub(crate) fn commands(
     Ok(commands)
 }
 
-/// Device and threads of one of `processes` that compute at the same time. Rollouts and learners take turns, so each
-/// role may have all cores.
+/// Returns the device and thread options of one of `processes` that compute at the same time. Rollouts and learners alternate, so
+/// each role may use all cores.
 fn compute(spec: &JobSpec, cores: usize, processes: u32) -> [String; 4] {
     let threads = match spec.resources.threads {
         0 => (cores / processes.max(1) as usize).max(1),
@@ -65,12 +65,12 @@ fn compute(spec: &JobSpec, cores: usize, processes: u32) -> [String; 4] {
     ["--threads", &threads.to_string(), "--device", device].map(str::to_owned)
 }
 
-/// Where processes of this machine reach a coordinator that listens on `address`.
+/// Returns the address at which local processes reach a coordinator that listens on `address`.
 pub(crate) fn local(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address }
 }
 
-/// The `pacs-worker` program: `given`, else beside this program, else on PATH.
+/// Finds the `pacs-worker` program: `given`, else next to this program, else on PATH.
 pub(crate) fn find_worker(given: Option<&Path>) -> Result<PathBuf, Failure> {
     let this = std::env::current_exe().ok();
     let beside = this.as_deref().and_then(Path::parent).map(Path::to_owned);

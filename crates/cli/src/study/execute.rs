@@ -1,4 +1,4 @@
-//! The runs of a study as processes of this machine, several side by side.
+//! Executes the runs of a study as processes of this machine, several at once.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,32 +16,32 @@ use super::folder::Folder;
 use super::spec::Run;
 use crate::output;
 
-/// How long a run may take to save and end.
+/// Deadline for a run to save and end after SIGTERM.
 const GOODBYE: Duration = Duration::from_secs(120);
 
-/// Starts in a row that bring a run no further, after which it has failed. Each waits twice as long as the one before: a coordinator
-/// that outlived a study that was killed holds its folder until it is done.
+/// Starts in a row without progress after which a run counts as failed. The wait doubles with each start, because a coordinator that
+/// outlived a killed study holds the run folder until it is done.
 const MOST_STARTS: u32 = 8;
 
-/// What the last line of a run says that ended because its labels did not differ any more.
+/// Text in the last line of a run that ended because its labels no longer differed.
 const NOTHING_LEFT: &str = "nothing left to learn";
 
-/// How a run ended.
+/// How training one run ended.
 enum End {
     Finished,
-    /// Before its last step, and why.
+    /// It ended before its last step, for this reason.
     Early(String),
     Interrupted,
 }
 
-/// What became of all runs.
+/// How the runs ended: failures as (id, reason), and whether the study was interrupted.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     pub(super) failed: Vec<(String, String)>,
     pub(super) interrupted: bool,
 }
 
-/// Trains what is not finished, `parallel` runs at once, and keeps the numbers of each as soon as it is.
+/// Trains the unfinished runs, `parallel` at a time, and stores each run's numbers as soon as it is finished.
 pub(super) async fn execute(
     runs: Vec<Run>,
     folder: &Folder,
@@ -89,7 +89,7 @@ fn kept(folder: &Folder, run: &Run, early: Option<String>) -> Result<String> {
     Ok(format!("pass@1 {:.1} %{ended}", 100.0 * record.last().unwrap_or(f64::NAN)))
 }
 
-/// One run as a process.
+/// How to run one run of the study as a process.
 struct One {
     run: Run,
     place: PathBuf,
@@ -98,7 +98,7 @@ struct One {
 }
 
 impl One {
-    /// Starts the run, again after every end that says so, until it is done.
+    /// Starts the run, and again after every exit that asks for a restart, until it is done.
     async fn train(&self, shutdown: &Shutdown) -> Result<End> {
         fs::create_dir_all(&self.place).with_context(|| format!("create `{}`", self.place.display()))?;
         let log = self.place.join("log");
@@ -115,7 +115,7 @@ impl One {
                 Some(code) if code == i32::from(Exit::Bug.code()) && said.contains(NOTHING_LEFT) => {
                     return Ok(End::Early(said));
                 }
-                // Killed, or asks for it.
+                // Killed by a signal, or exit code 75: start again.
                 code if code.is_none() || code == Some(i32::from(Exit::Again.code())) => {}
                 _ => return Err(anyhow!("{status}: {said}")),
             }
@@ -134,7 +134,7 @@ impl One {
         }
     }
 
-    /// How the process ended; none when this one is to end.
+    /// Runs the process once; `None` when this program itself was asked to end.
     async fn start(&self, log: &Path, shutdown: &Shutdown) -> Result<Option<ExitStatus>> {
         let file = File::options().create(true).append(true).open(log).context("open the log")?;
         let mut command = Command::new(&self.program);
@@ -142,14 +142,14 @@ impl One {
         if let Some(worker) = &self.worker {
             command.arg("--worker-binary").arg(worker);
         }
-        // A group of its own: the terminal's Ctrl-C would reach it twice, and a second one means not to save.
+        // A process group of its own: otherwise Ctrl-C would reach the run twice, and the second signal skips the save.
         command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let mut child = command.spawn().context("start the run")?;
         tokio::select! {
             status = child.wait() => Ok(Some(status?)),
             () = shutdown.requested() => {
                 if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-                    // It may have ended by itself meanwhile.
+                    // The run may have ended meanwhile, so a failure is ignored.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
                 }
                 let _ = tokio::time::timeout(GOODBYE, child.wait()).await;
@@ -158,13 +158,13 @@ impl One {
         }
     }
 
-    /// Bytes of the metrics: they grow with every step.
+    /// Returns the size of the metrics file, which grows with every step and so measures progress.
     fn reached(&self) -> u64 {
         fs::metadata(self.place.join("run/metrics.jsonl")).map_or(0, |metadata| metadata.len())
     }
 }
 
-/// The last line of a log that says something.
+/// Returns the last line of a log that is not empty.
 fn last_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

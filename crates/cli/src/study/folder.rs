@@ -1,4 +1,4 @@
-//! The folder of a study: `data/` with the numbers of each run, `runs/` with those that are not finished, `models/`, `report.md`.
+//! The folder of a study: `data/` with the numbers of finished runs, `runs/` with unfinished ones, `models/`, `report.md`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,15 +16,15 @@ pub(super) struct Folder {
     keep: Keep,
 }
 
-/// What is to be done next.
+/// The state of a study: what is finished, and what to run next.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Runs that are not finished, of the tries as long as there are any, then of the study.
+    /// Unfinished runs that can start: tuning runs first, then the runs of cells whose tuning is finished.
     pub(super) open: Vec<Run>,
     pub(super) finished: Vec<Record>,
-    /// Runs of the study that wait for tries of their methods.
+    /// Number of runs whose cell is still being tuned.
     pub(super) waiting: usize,
-    /// The value that the tries of a cell chose.
+    /// Tuned value by cell id.
     pub(super) chosen: BTreeMap<String, String>,
 }
 
@@ -33,7 +33,7 @@ impl Folder {
         Self { path, keep }
     }
 
-    /// Job, run folder and log of a run.
+    /// Returns the folder for the job, run folder and log of a run.
     pub(super) fn run(&self, id: &str) -> PathBuf {
         self.path.join("runs").join(id)
     }
@@ -42,7 +42,7 @@ impl Folder {
         self.path.join("data").join(format!("{id}.json"))
     }
 
-    /// What is finished and what is left. Run folders that were finished elsewhere, by a launcher, are collected.
+    /// Determines what is finished and what is left. Also collects run folders that launched jobs have finished.
     pub(super) fn plan(&self, study: &StudySpec) -> Result<Plan> {
         let mut plan = Plan { open: Vec::new(), finished: Vec::new(), waiting: 0, chosen: BTreeMap::new() };
         let tries = study.tries()?;
@@ -80,12 +80,12 @@ impl Folder {
         Ok(plan)
     }
 
-    /// The numbers of a run, if it is finished; those of other settings under the same name are an error.
+    /// Returns the numbers of a finished run; numbers of other settings under the same name are an error.
     fn finished(&self, run: &Run) -> Result<Option<Record>> {
         let path = self.record(&run.id);
         let record = match path.exists() {
             true => Some(Record::read(&path)?),
-            // Nothing is collected of a run that is of another job.
+            // Collect only if the folder's job is this run's.
             false if self.is_of(run) => self.collect(run, None)?,
             false => None,
         };
@@ -111,7 +111,7 @@ impl Folder {
         fs::read_to_string(self.run(&run.id).join("job.toml")).is_ok_and(|job| job == run.job.resolved_toml())
     }
 
-    /// Writes the job of a run, in the folder that everything of it goes to.
+    /// Writes the job of a run into the run's folder.
     pub(super) fn prepare(&self, run: &Run) -> Result<()> {
         let place = self.run(&run.id);
         let path = place.join("job.toml");
@@ -131,7 +131,7 @@ impl Folder {
         write().with_context(|| format!("write `{}`", path.display()))
     }
 
-    /// Keeps the numbers of a run that is finished, and removes what the study does not keep.
+    /// Stores the numbers of a finished run, and removes what `keep` does not ask for.
     pub(super) fn collect(&self, run: &Run, ended_early: Option<String>) -> Result<Option<Record>> {
         let place = self.run(&run.id);
         let Some(record) = Record::collect(run, &place.join("run"), ended_early)? else { return Ok(None) };
@@ -145,7 +145,7 @@ impl Folder {
         Ok(Some(record))
     }
 
-    /// Moves the newest exported model; a run that ended early has none.
+    /// Moves the newest exported model to `models/`; a run that ended early may have none.
     fn keep_model(&self, id: &str, checkpoints: &Path) -> Result<()> {
         let found = fs::read_dir(checkpoints).into_iter().flatten().flatten().map(|entry| entry.path().join("model"));
         let Some(newest) = found.filter(|model| model.is_dir()).max() else { return Ok(()) };
@@ -161,7 +161,7 @@ impl Folder {
     }
 }
 
-/// The tried value whose runs have the best mean after their last step; the first of those that are level.
+/// Returns the tried value with the best mean of last evaluations; the first of equals.
 fn best<'a>(tuning: &'a TuningSpec, cell: &Cell, finished: &[Record]) -> Option<&'a Value> {
     let mut best: Option<(&Value, f64)> = None;
     for value in &tuning.values {

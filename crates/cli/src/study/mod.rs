@@ -1,7 +1,7 @@
-//! `pacs study`: many runs that differ in what is asked, and a report of what they say.
+//! `pacs study`: compares methods over many runs, and reports with intervals.
 //!
-//! `spec` turns a study file into runs, `execute` makes them, `record` keeps the numbers of each in a small file, and `report` is
-//! made of those files alone.
+//! `spec` expands a study file into runs, `execute` trains them, `record` stores the numbers of each in a small file, and `report`
+//! is computed from those files alone.
 
 mod execute;
 mod folder;
@@ -44,7 +44,7 @@ pub(crate) fn run(command: &StudyCommand) -> Result<Exit, Failure> {
     }
 }
 
-/// A study and where it is kept.
+/// A study with its file and folder.
 struct Study {
     spec: StudySpec,
     folder: Folder,
@@ -101,7 +101,7 @@ impl Study {
         runtime.block_on(async {
             let shutdown = Shutdown::new();
             shutdown.on_signals().context("install signal handlers").map_err(Failure::bug)?;
-            // Twice where there are tries: only they say what the runs of the study are.
+            // Two rounds with tuning: the runs of the study are known only after the tuning runs.
             loop {
                 let plan = self.planned()?;
                 let open: Vec<Run> = self.open(&plan).into_iter().cloned().collect();
@@ -130,7 +130,7 @@ impl Study {
         })
     }
 
-    /// Hands every run that is not finished to a launcher, as `pacs launch` would.
+    /// Submits every unfinished run to a launcher, as `pacs launch` would.
     fn launch(&self, launcher: &str, options: &[String]) -> Result<Exit, Failure> {
         let plan = self.planned()?;
         for run in self.open(&plan) {

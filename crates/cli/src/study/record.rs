@@ -1,4 +1,4 @@
-//! What stays of a run: a small file with its numbers, from which reports are made.
+//! The record of a finished run: a small file of numbers, from which reports are computed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,37 +12,37 @@ use serde_json::Value;
 
 use super::spec::{Run, plain};
 
-/// Most points of the curves of training; longer ones are means over as many steps as it takes.
+/// Maximum number of points of a training curve; longer curves are averaged over consecutive steps.
 const MOST_POINTS: usize = 50;
 
-/// Metrics of training that are kept.
+/// Training metrics whose curves are kept.
 pub(super) const CURVES: [&str; 6] =
     ["reward_mean", "mixed_share", "entropy", "answer_tokens_mean", "grad_norm", "truncated_share"];
 
-/// The numbers of a finished run.
+/// The numbers of a finished run, as its file `data/<run>.json` holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,
     pub(super) task: String,
-    /// The point of the grid.
+    /// The run's point of the grid: value by dotted key.
     pub(super) grid: BTreeMap<String, String>,
     pub(super) method: String,
     pub(super) seed: u64,
-    /// The value of the tuned key.
+    /// Value of the tuned key; `None` without tuning.
     pub(super) tuned: Option<String>,
     pub(super) is_try: bool,
-    /// Why the run ended before its last step: nothing was left to learn from.
+    /// Why the run ended before its last step (no signal left); `None` for a complete run.
     pub(super) ended_early: Option<String>,
     pub(super) evaluations: Vec<Evaluation>,
-    /// Means over consecutive steps; `step` is the last of each.
+    /// Curves by metric, as means over consecutive steps; the curve `step` holds the last step of each mean.
     pub(super) training: BTreeMap<String, Vec<Option<f64>>>,
-    /// Version of the program.
+    /// Version of the program that trained the run.
     pub(super) program: String,
-    /// The whole job, every default written out.
+    /// The resolved job as TOML, with every default written out.
     pub(super) job: String,
 }
 
-/// One measurement on held-out problems, and what had been generated to train until then.
+/// One evaluation on held-out problems, with the samples and tokens generated for training until then.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Evaluation {
     pub(super) step: u64,
@@ -50,11 +50,11 @@ pub(super) struct Evaluation {
     pub(super) tokens: u64,
     pub(super) pass_at_1: f64,
     pub(super) k: u64,
-    /// Absent where `k` is 1.
+    /// Pass@k; `None` where `k` is 1.
     pub(super) pass_at_k: Option<f64>,
 }
 
-/// Which budget a run is looked at by.
+/// The unit of the budget at which runs are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Budget {
     Samples,
@@ -71,7 +71,7 @@ impl Evaluation {
 }
 
 impl Record {
-    /// Reads what a run has written; `None` when it is not finished.
+    /// Reads the numbers of a run folder; `None` when the run is not finished.
     pub(super) fn collect(run: &Run, run_dir: &Path, ended_early: Option<String>) -> Result<Option<Self>> {
         let metrics = lines(&run_dir.join("metrics.jsonl"))?;
         let measured = lines(&run_dir.join("evaluations.jsonl"))?;
@@ -116,7 +116,7 @@ impl Record {
         serde_json::from_str(&text).with_context(|| format!("read `{}`", path.display()))
     }
 
-    /// Writes the file whole or not at all: a study that is killed has no half of a run.
+    /// Writes the file atomically, so that a killed study leaves no partial record.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let write = || -> Result<()> {
             fs::create_dir_all(path.parent().context("it is in a folder")?)?;
@@ -130,8 +130,8 @@ impl Record {
         write().with_context(|| format!("write `{}`", path.display()))
     }
 
-    /// What the run had reached when it had spent so much, in a straight line between two measurements. A run that ended early
-    /// had nothing left to learn from, and keeps what it had. `None` beyond the last measurement.
+    /// Interpolates a value linearly between the evaluations around `spent`. A run that ended early keeps its last value at every
+    /// later budget; for other runs the result is `None` beyond the last evaluation.
     pub(super) fn at(&self, budget: Budget, spent: u64, value: impl Fn(&Evaluation) -> Option<f64>) -> Option<f64> {
         let after = self.evaluations.iter().position(|one| one.spent(budget) >= spent);
         let Some(after) = after else {
@@ -144,13 +144,13 @@ impl Record {
         Some(value(left)? * (1.0 - part) + value(right)? * part)
     }
 
-    /// What is left after the last step: no run is judged by a step that was chosen for what it reached.
+    /// Returns pass@1 of the last evaluation. Runs are judged by it and never by their best one, which would be selected by its luck.
     pub(super) fn last(&self) -> Option<f64> {
         self.evaluations.last().map(|one| one.pass_at_1)
     }
 }
 
-/// JSON lines of a file; none where it is not there. A last line that was cut off is left out.
+/// Reads JSON lines; empty when the file is missing. A torn last line is left out.
 fn lines(path: &Path) -> Result<Vec<Value>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -167,7 +167,7 @@ fn lines(path: &Path) -> Result<Vec<Value>> {
     Ok(found)
 }
 
-/// Samples and tokens that were generated up to each step, those of groups that were refilled in proportion.
+/// Returns the cumulative samples and tokens generated up to each step, with refilled groups counted in proportion.
 fn spent(job: &JobSpec, metrics: &[Value]) -> Vec<(u64, u64)> {
     let groups = f64::from(job.batch.prompts_per_step);
     let mut sum = (0.0, 0.0);
@@ -198,7 +198,7 @@ fn curves(metrics: &[Value]) -> BTreeMap<String, Vec<Option<f64>>> {
     curves
 }
 
-/// Six digits: a plot shows three, and files stay small.
+/// Rounds to six digits, to keep files small; plots show three.
 fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }

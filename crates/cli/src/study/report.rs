@@ -1,4 +1,4 @@
-//! The report of a study: tables and plots of the files in its `data` folder, and of nothing else.
+//! The report of a study: tables and plots computed from the files in its `data` folder alone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,13 +13,13 @@ use super::record::{Budget, Evaluation, Record};
 use super::spec::{Cell, StudySpec, plain};
 use crate::format::plural;
 
-/// Takes a number out of an evaluation, where it has it.
+/// Extracts a number from an evaluation; `None` where the evaluation lacks it.
 type Measure = fn(&Evaluation) -> Option<f64>;
 
-/// What is compared.
+/// The compared measures, with their column names.
 const MEASURES: [(&str, Measure); 2] = [("pass@1", |one| Some(one.pass_at_1)), ("pass@k", |one| one.pass_at_k)];
 
-/// Plots of training, by the metric that they show.
+/// Plots of training curves: metric and axis label.
 const TRAINING: [(&str, &str); 4] = [
     ("entropy", "entropy of the policy (nats a token)"),
     ("answer_tokens_mean", "tokens of an answer"),
@@ -27,19 +27,19 @@ const TRAINING: [(&str, &str); 4] = [
     ("mixed_share", "share of prompts with right and wrong answers"),
 ];
 
-/// The runs of one method on one task at one point of the grid, by seed.
+/// One method on one task at one point of the grid: its runs by seed.
 struct Method<'a> {
     name: &'a str,
     runs: BTreeMap<u64, &'a Record>,
 }
 
-/// The methods that are compared with each other.
+/// The methods on one task at one point of the grid, which are compared with each other.
 struct Group<'a> {
     id: String,
     methods: Vec<Method<'a>>,
 }
 
-/// Writes `report.md`, its plots and its tables as CSV; returns the path of the first.
+/// Writes `report.md`, its plots and `results.csv`; returns the path of `report.md`.
 pub(super) fn write(study: &StudySpec, folder: &Path, file: &Path, plan: &Plan) -> Result<PathBuf> {
     let groups = groups(study, &plan.finished);
     let mut plots = Vec::new();
@@ -191,7 +191,7 @@ fn add(text: &mut String, plots: &mut Vec<(String, String)>, plot: &Plot, name: 
     Ok(())
 }
 
-/// The largest budget that every run of a group has spent; runs that ended early would have spent any.
+/// Returns the largest budget that every run of a group reached. Runs that ended early do not limit it.
 fn common(group: &Group<'_>, budget: Budget) -> Option<u64> {
     let runs = || group.methods.iter().flat_map(|method| method.runs.values());
     let spent = |record: &&&Record| record.evaluations.last().map_or(0, |one| one.spent(budget));
@@ -199,7 +199,7 @@ fn common(group: &Group<'_>, budget: Budget) -> Option<u64> {
     whole.or_else(|| runs().map(|record| spent(&record)).max())
 }
 
-/// A row a method, with its difference to the reference. Values of several groups are paired by group and seed.
+/// Makes a table with one row per method and its difference to the reference. Values are paired by group and seed.
 fn compared(study: &StudySpec, groups: &[&Group<'_>], value: &dyn Fn(&Record) -> Option<f64>) -> Option<Table> {
     let values = |name: &str| -> BTreeMap<(String, u64), f64> {
         let of_group = |group: &&Group<'_>| {
@@ -248,7 +248,8 @@ fn compared(study: &StudySpec, groups: &[&Group<'_>], value: &dyn Fn(&Record) ->
     Some(table)
 }
 
-/// Holm's step-down adjustment: the smallest of `m` p-values times `m`, the next times `m - 1`, and none below one before it.
+/// Holm's step-down adjustment: the smallest of `m` p-values is multiplied by `m`, the next by `m - 1`, and so on, with none below
+/// the one before it.
 fn holm(tests: &[Option<f64>]) -> Vec<Option<f64>> {
     let mut order: Vec<(usize, f64)> = tests.iter().enumerate().filter_map(|(at, p)| Some((at, (*p)?))).collect();
     order.sort_by(|left, right| left.1.total_cmp(&right.1));
@@ -262,7 +263,7 @@ fn holm(tests: &[Option<f64>]) -> Vec<Option<f64>> {
 }
 
 fn overall(text: &mut String, study: &StudySpec, groups: &[Group<'_>]) -> Result<()> {
-    // Points of the grid are other questions, and are not averaged over.
+    // Averages go over tasks only: each point of the grid is a question of its own.
     let mut variants = BTreeMap::<&str, Vec<&Group<'_>>>::new();
     for group in groups {
         let variant = group.id.split_once('/').map_or("", |(_, variant)| variant);
@@ -277,7 +278,7 @@ fn overall(text: &mut String, study: &StudySpec, groups: &[Group<'_>]) -> Result
     Ok(())
 }
 
-/// Every try, and what was chosen.
+/// Appends the table of all tuning runs and the chosen values.
 fn tries(text: &mut String, study: &StudySpec, plan: &Plan) -> Result<()> {
     let Some(tuning) = &study.tuning else { return Ok(()) };
     writeln!(
@@ -337,12 +338,12 @@ fn training(method: &Method<'_>, metric: &str) -> Series {
 }
 
 fn point(x: f64, values: &[f64]) -> Point {
-    // With two values the factor is 12.7: such a band hides every line and says nothing that the number of seeds does not.
+    // With two seeds Student's factor is 12.7, and the band would hide every line.
     let interval = student(values).filter(|_| values.len() > 2).map(|interval| (interval.low, interval.high));
     Point { x, y: values.iter().sum::<f64>() / values.len() as f64, interval }
 }
 
-/// What was left after the last step of each run.
+/// Renders the last evaluation of each run as CSV.
 fn results(finished: &[Record]) -> String {
     let mut text =
         String::from("id,task,grid,method,seed,tuned,is_try,ended_early,step,samples,tokens,pass_at_1,k,pass_at_k\n");
@@ -371,7 +372,7 @@ fn results(finished: &[Record]) -> String {
     text
 }
 
-/// A share in percent.
+/// Formats a share in percent.
 fn points(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }
@@ -396,7 +397,7 @@ mod tests {
     fn comparisons_are_counted() {
         let adjusted = holm(&[Some(0.04), None, Some(0.01), Some(0.03)]);
         let rounded: Vec<Option<f64>> = adjusted.iter().map(|p| p.map(|p| (p * 1e6).round() / 1e6)).collect();
-        // 0.01 · 3, 0.03 · 2, and 0.04 · 1 is not below the one before it.
+        // 0.01 · 3, 0.03 · 2, and 0.04 · 1 raised to the value before it.
         assert_eq!(rounded, [Some(0.06), None, Some(0.03), Some(0.06)]);
         assert_eq!(holm(&[Some(0.9), Some(0.8)]), [Some(1.0), Some(1.0)]);
     }

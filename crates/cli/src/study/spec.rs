@@ -1,4 +1,4 @@
-//! What a study file says, and the runs that it asks for.
+//! The study file, and its expansion into runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,31 +9,31 @@ use pacs_spec::JobSpec;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-/// Most runs of a study; a grid grows by multiplication, and a slip makes a million.
+/// Limit of runs; a grid grows by multiplication, so a slip makes a million.
 const MOST_RUNS: usize = 100_000;
 
-/// A study: every method on every task at every point of the grid, once for each seed.
+/// A study: every method on every task at every point of the grid, once per seed.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StudySpec {
-    /// Letters, digits, `-` and `_`.
+    /// Name of the study: letters, digits, `-` and `_`.
     pub(super) name: String,
-    /// What is asked, for the head of the report.
+    /// The question that the study asks, for the head of the report.
     #[serde(default)]
     pub(super) about: String,
     pub(super) seeds: Vec<u64>,
-    /// Methods are compared with this one.
+    /// Method that the others are compared with.
     pub(super) reference: String,
     pub(super) tasks: BTreeMap<String, TaskSpec>,
     pub(super) methods: BTreeMap<String, MethodSpec>,
-    /// Keys of the job by dotted path, each with its values.
+    /// Keys of the job by dotted path, each with the values to combine.
     #[serde(default)]
     pub(super) grid: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     pub(super) tuning: Option<TuningSpec>,
     #[serde(default)]
     pub(super) keep: Keep,
-    /// Where the file lies: paths of jobs are relative to it.
+    /// Folder of the study file, to which paths of jobs are relative.
     #[serde(skip)]
     folder: PathBuf,
 }
@@ -41,7 +41,7 @@ pub(super) struct StudySpec {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TaskSpec {
-    /// The job that everything else is changed in.
+    /// The base job, relative to the study file.
     pub(super) job: PathBuf,
     #[serde(default)]
     pub(super) set: Table,
@@ -54,33 +54,33 @@ pub(super) struct MethodSpec {
     pub(super) set: Table,
 }
 
-/// Tries before the study itself, the same number for every method.
+/// Tuning runs before the study itself, the same number for every method.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TuningSpec {
     pub(super) key: String,
     pub(super) values: Vec<Value>,
-    /// None of those of the study: a value that fits the seeds it is judged by would win by luck.
+    /// Seeds of the tuning runs. They must not be seeds of the study, or a value could win by fitting the seeds it is judged by.
     pub(super) seeds: Vec<u64>,
 }
 
-/// What stays of a run that is finished, besides its numbers.
+/// What is kept of a finished run besides its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Keep {
-    /// Nothing.
+    /// Keep the numbers only.
     Numbers,
-    /// The trained model of runs that are no tries.
+    /// Keep the trained model, except of tuning runs.
     #[default]
     Models,
-    /// The run folder.
+    /// Keep the whole run folder.
     Runs,
 }
 
-/// One point of the grid: dotted paths with their values.
+/// One point of the grid: each dotted path with its value.
 pub(super) type Variant = Vec<(String, Value)>;
 
-/// All runs that differ in nothing but seed and tuned value.
+/// All runs that differ only in seed and tuned value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Cell {
     pub(super) task: String,
@@ -88,27 +88,27 @@ pub(super) struct Cell {
     pub(super) method: String,
 }
 
-/// One training run.
+/// One training run of the study, with its resolved job.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
-    /// Its place in every folder of the study.
+    /// Relative path of the run in every folder of the study.
     pub(super) id: String,
     pub(super) cell: Cell,
     pub(super) seed: u64,
-    /// The value of the tuned key, where there is one.
+    /// Value of the tuned key; `None` without tuning.
     pub(super) tuned: Option<Value>,
     pub(super) is_try: bool,
     pub(super) job: JobSpec,
 }
 
 impl StudySpec {
-    /// Reads a study and checks everything that can be checked before a run: every job that it would make.
+    /// Reads a study and validates every job that it would make, before any of them runs.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)?;
         let mut study: Self = toml::from_str(&text)?;
         study.folder = path.parent().unwrap_or(Path::new("")).to_owned();
         study.check()?;
-        // Whatever value the tuning finds, the job is one.
+        // Any tried value will do for this check: `tries` below validates the jobs of all values.
         for cell in study.cells() {
             let value = study.tuning.as_ref().map(|tuning| tuning.values[0].clone());
             study.runs(&cell, value)?;
@@ -158,7 +158,7 @@ impl StudySpec {
         Ok(())
     }
 
-    /// Every combination of task, point of the grid and method.
+    /// Returns every combination of task, point of the grid and method.
     pub(super) fn cells(&self) -> Vec<Cell> {
         let mut variants: Vec<Variant> = vec![Vec::new()];
         for (key, values) in &self.grid {
@@ -179,7 +179,7 @@ impl StudySpec {
         cells
     }
 
-    /// All tries; none without tuning.
+    /// Returns all tuning runs; empty without tuning.
     pub(super) fn tries(&self) -> Result<Vec<Run>> {
         let mut tries = Vec::new();
         let Some(tuning) = &self.tuning else { return Ok(tries) };
@@ -193,7 +193,7 @@ impl StudySpec {
         Ok(tries)
     }
 
-    /// The runs of a cell with the value that the tuning chose.
+    /// Returns the runs of a cell with the tuned value, one per seed.
     pub(super) fn runs(&self, cell: &Cell, tuned: Option<Value>) -> Result<Vec<Run>> {
         self.seeds.iter().map(|seed| self.run(cell, *seed, tuned.clone(), false)).collect()
     }
@@ -230,12 +230,12 @@ impl StudySpec {
 }
 
 impl Cell {
-    /// Task, point of the grid and method, as a path.
+    /// Returns task, point of the grid and method as a path.
     pub(super) fn id(&self) -> String {
         format!("{}/{}", self.group(), self.method)
     }
 
-    /// Task and point of the grid: methods are compared within these.
+    /// Returns task and point of the grid as a path; methods are compared within it.
     pub(super) fn group(&self) -> String {
         let words = self.variant.iter().map(|(key, value)| format!("{}-{}", last(key), plain(value)));
         std::iter::once(self.task.clone()).chain(words).collect::<Vec<_>>().join("/")
@@ -246,7 +246,7 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// A value as a word of a path.
+/// Renders a TOML value as a word that can stand in a path.
 pub(super) fn plain(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
@@ -256,14 +256,14 @@ pub(super) fn plain(value: &Value) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' }).collect()
 }
 
-/// A job's name has 64 characters at most, so that long ones end in a number made of the whole.
+/// Makes a job name of at most 64 characters; a longer one is cut and ends in a hash of the whole.
 fn job_name(study: &str, id: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
     let name: String = format!("{study}-{id}").chars().map(plain).collect();
     if name.len() <= 64 {
         return name;
     }
-    // FNV-1a: the same name on every machine and with every version of every library.
+    // FNV-1a rather than the standard hasher, because names must be the same on every machine and with every library version.
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
@@ -277,7 +277,7 @@ fn distinct(what: &str, seeds: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// Puts every value of `changes` into `table`; keys are dotted paths, and tables are merged.
+/// Merges `changes` into `table`; keys are dotted paths.
 fn merge(table: &mut Table, changes: &Table) -> Result<()> {
     for (key, value) in changes {
         match value {
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(job.name, "s-add-mini-batches-4-shuffle-false-grpo-seed-2");
     }
 
-    /// The study with the folder that its jobs lie in.
+    /// Parses a study, and returns it with the temporary folder of its jobs.
     fn studied(text: &str) -> (Result<StudySpec>, tempfile::TempDir) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let job = "name = 'base'\nmodel.path = 'm'\ndata.prompt_suffix = ''\n\

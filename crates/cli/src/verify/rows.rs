@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 
 use crate::failure::Failure;
 
-/// Longest row that is read, in bytes.
+/// Limit of a row, in bytes.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// One row of the input.
+/// One row to grade.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) id: RowId,
@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) pred: String,
 }
 
-/// What a row is called, as it is written: an integer of twenty digits comes back as itself.
+/// Id of a row, kept as written, so that an integer of twenty digits is not rounded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct RowId(Box<RawValue>);
@@ -37,7 +37,7 @@ impl RowId {
     }
 }
 
-/// The row as it is written. Files carry further columns for other uses, so unknown keys are let be.
+/// The row as it is parsed. Unknown keys are ignored, because files carry columns for other uses.
 #[derive(Deserialize)]
 struct Written {
     id: Option<RowId>,
@@ -47,8 +47,8 @@ struct Written {
     pred: String,
 }
 
-/// Reads rows, from standard input for `-`, and gives them away until `give` says false; the last one may be what is
-/// wrong with the input.
+/// Reads rows, from standard input for `-`, and passes each to `give` until that returns false. An error of the input is passed as
+/// the last item.
 pub(super) fn read(input: &Path, give: impl FnMut(Result<Row, Failure>) -> bool) {
     if input == Path::new("-") {
         return read_lines(stdin().lock(), "standard input", give);
@@ -65,7 +65,7 @@ pub(super) fn read(input: &Path, give: impl FnMut(Result<Row, Failure>) -> bool)
 
 fn read_lines(mut input: impl BufRead, name: &str, mut give: impl FnMut(Result<Row, Failure>) -> bool) {
     let mut line = Vec::new();
-    // A byte order mark is no part of the first row.
+    // Skip a byte order mark, which is not part of the first row.
     const MARK: &[u8] = b"\xef\xbb\xbf";
     for number in 1u64.. {
         line.clear();
@@ -95,7 +95,7 @@ fn read_lines(mut input: impl BufRead, name: &str, mut give: impl FnMut(Result<R
 fn parse(line: &[u8], number: u64) -> Result<Row, String> {
     let Written { id, question, gold, pred } = serde_json::from_slice(line).map_err(|error| {
         let text = error.to_string();
-        // The parser counts lines within the line that it was given.
+        // Cut off the parser's position: it counts within this line, not within the file.
         let what = text.split(" at line ").next().unwrap_or(&text);
         format!("{what} (column {})", error.column())
     })?;
@@ -126,7 +126,7 @@ mod tests {
             Ok(Row { id, question: question.into(), gold: gold.into(), pred: pred.into() })
         };
         assert_eq!(rows(text), [row(id("\"a\""), "", "5", "p"), row(id("3"), "q", "g", "")]);
-        // Neither goes through a float.
+        // Neither number may pass through a float.
         let text = "{\"id\": 12345678901234567890123, \"gold\": 12345678901234567890124, \"pred\": \"12345678901234567890123\"}";
         let number = "12345678901234567890123";
         assert_eq!(rows(text), [row(id(number), "", "12345678901234567890124", number)]);

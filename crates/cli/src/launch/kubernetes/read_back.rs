@@ -1,29 +1,29 @@
-//! Manifests as a parser understands them, compared with what they were meant to be.
+//! Parses rendered manifests and compares them with the template, so that no value can inject YAML.
 
 use anyhow::{Context, Result, ensure};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::fill;
 
-/// What a parser reports, without what does not count: where it stands, and how a text is quoted.
+/// A parser event without what does not matter: its position, and how a text is quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
-    /// A text, and whether it may be taken for a number or a truth value.
+    /// A text, and whether it is unquoted and so may be read as a number or boolean.
     Text(String, bool),
-    /// The beginning or end of a document, list or map, or anything else that has no text.
+    /// Any event without text, such as the start or end of a document, list or map.
     Mark(String),
 }
 
-/// Checks that `written`, which was made of these values, is the template with each value in its place: no other document, no other
-/// key, and the job as the user wrote it.
+/// Checks that `written`, rendered from these values, parses to the template with each value in its place: no other document or
+/// key, and the job exactly as the user wrote it.
 pub(super) fn check(written: &str, values: &[(&str, String)], job: &str) -> Result<()> {
-    // Parts of a map are no values: they are the program's own, and are put in as they are.
+    // `gpu` is a fragment of a map, composed by this program, and is inserted unchanged.
     let is_text = |key: &str| key != "gpu";
     let mark = |key: &str| format!("pacs-{key}-value");
     let marked = values.iter().map(|(key, value)| (*key, if is_text(key) { mark(key) } else { value.clone() }));
     let meant = parts(&fill(&marked.collect::<Vec<_>>())).context("read the template")?;
     let meant = meant.into_iter().map(|part| match part {
-        // In its own style, whichever that is; it never was a number.
+        // The job may be a block or a quoted scalar, and is never read as a number.
         Part::Text(text, _) if text == mark("job") => Part::Text(job.to_owned(), false),
         Part::Text(text, is_plain) => {
             let filled = values.iter().filter(|(key, _)| is_text(key));

@@ -1,4 +1,4 @@
-//! One screen.
+//! Draws the screen of `pacs top`.
 
 use pacs_protocol::v1;
 use pacs_runtime::harmless;
@@ -12,7 +12,7 @@ use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Row, S
 use super::{Screen, View};
 use crate::format::{percent, seconds};
 
-/// Metrics of steps and evaluations that a screen needs.
+/// Metrics of steps and evaluations that the screen requests.
 pub(super) const METRICS: [&str; 9] = [
     "reward_mean",
     "pass_rate",
@@ -24,7 +24,7 @@ pub(super) const METRICS: [&str; 9] = [
     "training_seconds",
     "total_seconds",
 ];
-/// Phases of a step whose times are shown as bars.
+/// Metrics of the phases of a step that are drawn as bars, with their labels.
 const TIMES: [(&str, &str); 4] = [
     ("sampling_seconds", "sampling"),
     ("verifying_seconds", "  verifying"),
@@ -109,7 +109,7 @@ fn overview(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
     throughput(frame, screen, speed);
 }
 
-/// Steps and values that are numbers.
+/// Returns the points of a series without those that are not finite.
 fn points(series: Option<&v1::MetricSeries>) -> Vec<(f64, f64)> {
     let pairs = series.into_iter().flat_map(|series| series.steps.iter().zip(&series.means));
     pairs.map(|(step, value)| (*step as f64, *value)).filter(|(_, value)| value.is_finite()).collect()
@@ -142,7 +142,7 @@ fn chart(frame: &mut Frame<'_>, area: Rect, title: &str, curves: &[(&Vec<(f64, f
     frame.render_widget(chart, area);
 }
 
-/// Where the time of the newest step went, as bars of one scale.
+/// Draws where the time of the newest step went, as bars of one scale.
 fn time_lines(screen: &Screen, width: u16) -> Vec<Line<'static>> {
     let of = |name: &str| screen.status.metrics.get(name).copied().unwrap_or(0.0);
     let most = TIMES.map(|(name, _)| of(name)).into_iter().fold(f64::MIN_POSITIVE, f64::max);
@@ -244,7 +244,7 @@ fn samples(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
 }
 
 fn events(frame: &mut Frame<'_>, screen: &Screen, area: Rect) {
-    // The newest at the top.
+    // The newest event goes on top.
     let lines: Vec<Line<'static>> =
         screen.events.iter().rev().skip(screen.scroll).map(|event| Line::from(event.clone())).collect();
     let share = screen.status.metrics.get("pass_rate").copied().map(percent);

@@ -1,4 +1,4 @@
-//! Events as lines.
+//! `pacs top` without a screen: one line per event.
 
 use pacs_protocol::v1;
 use pacs_protocol::v1::watch_response::Event;
@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::format::{percent, seconds};
 use crate::output;
 
-/// Prints events until the run ends, the coordinator is gone, or nobody reads.
+/// Prints events until the run ends, the coordinator is gone, or the reader is.
 pub(super) async fn follow(run: &mut Run, as_json: bool) -> Result<Exit, Failure> {
     loop {
         let event = run.events.message().await.map_err(|status| {
@@ -18,14 +18,14 @@ pub(super) async fn follow(run: &mut Run, as_json: bool) -> Result<Exit, Failure
         })?;
         let Some(event) = event else { return Ok(Exit::Done) };
         let line = if as_json { harmless_json(&json(&event).to_string()).into_owned() } else { as_text(&event) };
-        // A reader that has gone away is how `pacs top | head` ends.
+        // A closed pipe ends the command, as in `pacs top | head`.
         if !output::line_is_read(line) {
             return Ok(Exit::Done);
         }
     }
 }
 
-/// One event on one line, without anything that a terminal acts on.
+/// Formats an event on one line, with control characters neutralised.
 pub(super) fn as_text(event: &v1::WatchResponse) -> String {
     let text = match &event.event {
         Some(Event::Situation(situation)) => {
@@ -78,7 +78,7 @@ pub(super) fn as_text(event: &v1::WatchResponse) -> String {
     harmless(&format!("{}  {text}", clock(event.time))).into_owned()
 }
 
-/// Hours, minutes and seconds of a time in UTC.
+/// Formats a Unix time as hours, minutes and seconds in UTC.
 fn clock(time: f64) -> String {
     let of_day = time.max(0.0) as u64 % 86_400;
     format!("{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)

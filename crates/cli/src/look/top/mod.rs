@@ -1,4 +1,4 @@
-//! `pacs top`: a run on one screen. Where no screen is, a line for each event.
+//! `pacs top`: a live run on one screen, or one line per event where standard output is no terminal.
 
 mod draw;
 mod lines;
@@ -24,16 +24,16 @@ use crate::client::{block_on, channel, in_time};
 use crate::failure::Failure;
 use crate::target;
 
-/// How often the screen is drawn anew.
+/// Refresh interval of the screen.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How long a lost coordinator is waited for before it is dialled again.
+/// Wait before a lost coordinator is dialled again.
 const RECONNECT: Duration = Duration::from_secs(2);
-/// Events that can be scrolled through, and samples that are shown.
+/// Events kept for scrolling.
 const MOST_EVENTS: usize = 500;
 const SAMPLES: u32 = 50;
-/// Points of a curve: more than a screen has columns of dots.
+/// Points requested per curve, more than a screen has columns of dots.
 const POINTS: u32 = 400;
-/// Keys that wait while the screen is drawn.
+/// Bound of the queue of keys pressed while the screen is drawn.
 const KEYS: usize = 32;
 
 #[derive(Debug, Args)]
@@ -46,14 +46,14 @@ Examples:
 
 Keys: o overview, w workers, s samples, e events, arrows and page keys to scroll, q to leave. Nothing here changes the run.")]
 pub(crate) struct Top {
-    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the one that lives on this machine.
+    /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this machine.
     pub(crate) target: Option<String>,
-    /// Print events as JSON, one object a line, and draw nothing.
+    /// Print events as JSON, one object per line, and draw nothing.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What is shown.
+/// The page that is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum View {
     #[default]
@@ -63,7 +63,7 @@ enum View {
     Events,
 }
 
-/// All that a screen is made of.
+/// The state that the screen is drawn from.
 #[derive(Debug, Default)]
 struct Screen {
     view: View,
@@ -73,11 +73,11 @@ struct Screen {
     steps: BTreeMap<String, v1::MetricSeries>,
     evaluations: BTreeMap<String, v1::MetricSeries>,
     samples: Vec<v1::ObservedSample>,
-    /// As lines, oldest first.
+    /// Events as formatted lines, oldest first.
     events: VecDeque<String>,
-    /// Why nothing newer is shown.
+    /// Why the data is stale; `None` while the coordinator answers.
     problem: Option<String>,
-    /// The run is over.
+    /// Whether the run has ended.
     over: bool,
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &Top) -> Result<Exit, Failure> {
     }
     let mut screen = Screen { address: target.address.clone(), ..Screen::default() };
     block_on(async {
-        // Before the screen is taken: an error is to be read.
+        // Connect before the terminal is switched to the alternate screen, so that an error stays readable.
         let run = Run::connect(&target).await?;
         let mut terminal = ratatui::try_init().context("take the screen").map_err(Failure::config)?;
         let ended = show(&target, run, &mut screen, &mut terminal).await;
@@ -101,7 +101,7 @@ pub(crate) fn run(arguments: &Top) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// A run that answers.
+/// A connected run with its event stream.
 struct Run {
     operator: OperatorServiceClient<Channel>,
     observer: ObserveServiceClient<Channel>,
@@ -118,10 +118,10 @@ impl Run {
         Ok(Self { operator, observer, events })
     }
 
-    /// Brings the screen up to date.
+    /// Fetches what the current view shows.
     async fn look(&mut self, screen: &mut Screen) -> Result<(), Failure> {
         let status = in_time(self.operator.get_status(GetStatusRequest {})).await?;
-        // Curves change with a step or an evaluation.
+        // Curves change only with a new step or evaluation, so they are fetched only then.
         let is_new =
             (status.step, &status.phase) != (screen.status.step, &screen.status.phase) || screen.steps.is_empty();
         screen.status = status;
@@ -144,7 +144,7 @@ impl Run {
     }
 }
 
-/// What can happen while a screen is shown.
+/// An event of the screen's loop.
 enum Happening {
     Key(KeyCode, KeyModifiers),
     Resized,
@@ -152,7 +152,7 @@ enum Happening {
     Refresh,
 }
 
-/// Shows the run until the user leaves. A coordinator that is lost is dialled again: it may be on its way back.
+/// Shows the run until the user leaves. A lost coordinator is dialled again, because it may be restarting.
 async fn show(
     target: &target::Target,
     run: Run,
@@ -168,7 +168,7 @@ async fn show(
             key = keys.recv() => match key {
                 Some(Event::Key(key)) if key.kind != KeyEventKind::Release => Happening::Key(key.code, key.modifiers),
                 Some(_) => Happening::Resized,
-                // The terminal is gone.
+                // The terminal was closed.
                 None => return Ok(()),
             },
             event = next_event(&mut run) => Happening::Event(event.map(Box::new)),
@@ -180,7 +180,7 @@ async fn show(
                 if !screen.press(key) {
                     return Ok(());
                 }
-                // A view that was not shown before has nothing to show yet.
+                // Refresh at once: the new view's data has not been fetched yet.
                 refresh.reset_immediately();
             }
             Happening::Resized => {}
@@ -194,7 +194,7 @@ async fn show(
                 if run.is_none() && !screen.over {
                     run = tokio::time::timeout(RECONNECT, Run::connect(target)).await.ok().and_then(Result::ok);
                     if run.is_some() {
-                        // The watch begins with its own past.
+                        // The new stream begins with past events, which would otherwise be listed twice.
                         screen.events.clear();
                     }
                 }
@@ -207,7 +207,7 @@ async fn show(
     }
 }
 
-/// The next event; none when the stream has ended, and never where there is no stream.
+/// Returns the next event, or `None` when the stream has ended; pends forever without a connection.
 async fn next_event(run: &mut Option<Run>) -> Option<v1::WatchResponse> {
     match run {
         Some(run) => run.events.message().await.ok().flatten(),
@@ -215,7 +215,7 @@ async fn next_event(run: &mut Option<Run>) -> Option<v1::WatchResponse> {
     }
 }
 
-/// Keys and changes of the size, read by a thread that ends with the process.
+/// Starts a thread that reads keys and resizes; it ends with the process.
 fn keys() -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(KEYS);
     std::thread::spawn(move || {
@@ -229,7 +229,7 @@ fn keys() -> mpsc::Receiver<Event> {
 }
 
 impl Screen {
-    /// Does what a key says; false when the user leaves.
+    /// Handles a key; returns false when the user leaves.
     fn press(&mut self, key: KeyCode) -> bool {
         let view = match key {
             KeyCode::Char('q') | KeyCode::Esc => return false,
@@ -265,7 +265,7 @@ impl Screen {
         true
     }
 
-    /// Takes an event in. Situations are not listed: the overview shows them.
+    /// Adds an event to the list. Situations are left out, because the overview shows the current one.
     fn take(&mut self, event: &v1::WatchResponse) {
         use v1::watch_response::Event::{RunOver, Situation};
         self.over |= matches!(event.event, Some(RunOver(_)));

@@ -2,7 +2,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// A worker that runs this shell script.
+/// Makes a worker command that runs this shell script.
 fn script(name: &str, script: &str) -> WorkerCommand {
     WorkerCommand {
         name: name.into(),
