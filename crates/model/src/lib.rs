@@ -21,6 +21,7 @@ mod kernels;
 mod layer;
 pub mod logprob;
 mod model;
+mod norm;
 mod ops;
 mod parameters;
 mod rope;
@@ -34,7 +35,10 @@ pub use error::ModelError;
 pub use export::Export;
 pub use kernels::{kernel_shape, load_kernels};
 pub use model::{Keep, Model, Trace};
-pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
+pub use pacs_shape::{
+    Architecture, Bucket, LayerKind, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
+    ShapeError,
+};
 pub use parameters::Parameters;
 pub use save::prepare_folder;
 pub use score::{ScoreError, score};
