@@ -151,7 +151,7 @@ fn qwen_has_windows_where_they_are_switched_on() {
         (with(&|value| remove(value, &["max_window_layers"])), "no `layer_types` says for which layers"),
         (golden("qwen2-tied", named), "`use_sliding_window` is not true"),
         (with(&|value| value["layer_types"] = json!(["full_attention"])), "1 entries for 3 layers"),
-        (with(&|value| value["layer_types"] = json!(["chunked_attention"; 3])), "`chunked_attention`"),
+        (with(&|value| value["layer_types"] = json!(["chunked_attention", "full_attention", "full_attention"])), "`chunked_attention`"),
     ];
     for (result, expected) in errors {
         let error = result.unwrap_err().to_string();
