@@ -1,7 +1,7 @@
 //! One transformer layer: forward, and backward by hand, which hands each gradient over as soon as it is known.
 //!
 //! What families differ in is in [`Architecture`]: where there are norms, how heads are normed, which activation. The residual
-//! stream comes in as two parts whose sum is the input, so that the addition and the norm behind it are one pass over memory.
+//! stream comes in as two parts whose sum is the input, so that the addition and the norm after it are one pass over memory.
 // Legend: `T` tokens, `D` width, `F` feed-forward width, `N` query heads, `K` key and value heads, `H` head.
 
 use pacs_shape::{Activation, Architecture, HeadNorms, layer_parameter};
@@ -101,13 +101,13 @@ pub(crate) struct Activations {
     /// Projections before the head norms, `[T, N + 2 K, H]`; only where heads are normed.
     projections: Option<Tensor>,
     attention: AttentionTrace,
-    /// What attention gives before a norm behind it, `[T, D]`; only where there is one.
+    /// Output of attention before its norm, `[T, D]`; only where there is such a norm.
     attention_output: Option<Tensor>,
     /// Residual stream behind the attention, `[T, D]`.
     middle: Tensor,
     /// `[T, 2 F]`.
     gate_up: Tensor,
-    /// What the feed-forward block gives before a norm behind it, `[T, D]`; only where there is one.
+    /// Output of the feed-forward block before its norm, `[T, D]`; only where there is such a norm.
     ffn_output: Option<Tensor>,
 }
 
@@ -241,7 +241,7 @@ impl Layer {
         if self.query_factor == 1.0 { q } else { q * self.query_factor }
     }
 
-    /// Residual stream behind the attention, and gates and ups of the feed-forward block, from the input and what attention adds.
+    /// Residual stream after the attention, and gates and ups of the feed-forward block, from the input and what attention adds.
     fn gates(&self, input: Tensor, added: Tensor) -> (Tensor, Tensor) {
         let stream = Stream { residual: input, pending: Some(added) };
         let (middle, normed) = stream.maybe_normed(self.norms.before_ffn.as_ref());
@@ -260,7 +260,7 @@ impl Layer {
     ) -> Tensor {
         let Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output } = activations;
         let Norms { before_attention, after_attention, before_ffn, after_ffn } = &self.norms;
-        let by_ffn = behind(after_ffn.as_ref(), ffn_output, gradient, gradients);
+        let by_ffn = output_gradient(after_ffn.as_ref(), ffn_output, gradient, gradients);
         let (by_gate_up, activation) = gate_backward(self.activation, gate_up, &self.down.backward_input(&by_ffn));
         self.down.add(gradients, &by_ffn, &activation);
         drop((activation, by_ffn));
@@ -268,9 +268,9 @@ impl Layer {
         self.gate_up.add(gradients, &by_gate_up, &normed);
         let by_normed = self.gate_up.backward_input(&by_gate_up);
         drop((by_gate_up, normed));
-        let by_middle = before(before_ffn.as_ref(), &middle, by_normed, gradient, gradients);
+        let by_middle = input_gradient(before_ffn.as_ref(), &middle, by_normed, gradient, gradients);
 
-        let by_added = behind(after_attention.as_ref(), attention_output, &by_middle, gradients);
+        let by_added = output_gradient(after_attention.as_ref(), attention_output, &by_middle, gradients);
         self.o.add(gradients, &by_added, &attention.output());
         let by_attended = attention.backward(&self.o.backward_input(&by_added));
         drop(by_added);
@@ -281,7 +281,7 @@ impl Layer {
             add_column_sums(&mut bias.slot(gradients), &by_projected);
         }
         let by_normed = self.qkv.backward_input(&by_projected);
-        before(before_attention.as_ref(), &input, by_normed, &by_middle, gradients)
+        input_gradient(before_attention.as_ref(), &input, by_normed, &by_middle, gradients)
     }
 
     /// Gradient by the projections, `[T, (N + 2 K) H]`, from those by rotated queries, keys and by values.
@@ -337,16 +337,16 @@ fn kept(norm: Option<&Norm>, x: Tensor) -> (Option<Tensor>, Tensor) {
     }
 }
 
-/// Gradient by what a block gives, from that by what is added to the stream; `x` is what a norm between them was applied to.
-fn behind(norm: Option<&Norm>, x: Option<Tensor>, gradient: &Tensor, gradients: &Tensor) -> Tensor {
+/// Gradient by the output of a block, from that by what is added to the stream; `x` is that output, kept where it is normed.
+fn output_gradient(norm: Option<&Norm>, x: Option<Tensor>, gradient: &Tensor, gradients: &Tensor) -> Tensor {
     match norm.zip(x) {
         Some((norm, x)) => norm.backward(&x, gradient, None, gradients),
         None => gradient.shallow_clone(),
     }
 }
 
-/// Gradient by the stream in front of a block: that by the block's input, through a norm where there is one, and what flows past it.
-fn before(norm: Option<&Norm>, x: &Tensor, by_input: Tensor, past: &Tensor, gradients: &Tensor) -> Tensor {
+/// Gradient by the stream before a block: that by the block's input, through its norm, plus what flows past the block.
+fn input_gradient(norm: Option<&Norm>, x: &Tensor, by_input: Tensor, past: &Tensor, gradients: &Tensor) -> Tensor {
     match norm {
         Some(norm) => norm.backward(x, &by_input, Some(past), gradients),
         None => by_input + past,

@@ -29,7 +29,7 @@ pub(crate) struct Rotation {
 }
 
 impl Ropes {
-    /// Those of [`ModelConfig::rotary`], and behind them one that leaves all as it is, for layers that do not rotate.
+    /// Those of [`ModelConfig::rotary`], then the identity where some layer does not rotate.
     pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
         let rope = |frequencies: Vec<f64>, magnitude| {
             let frequencies: Vec<f32> = frequencies.into_iter().map(|value| value as f32).collect();

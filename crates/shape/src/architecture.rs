@@ -77,7 +77,7 @@ pub enum Windows {
     Everywhere,
     /// Those that `layer_types` names while `use_sliding_window` is true; without `layer_types` those from `max_window_layers` on.
     Switched,
-    /// Those that `layer_types` names; without it all but every so manieth (`sliding_window_pattern`).
+    /// Those that `layer_types` names; without it all but every n-th (`sliding_window_pattern`, or this number).
     Alternating(usize),
 }
 

@@ -58,7 +58,7 @@ pub struct ModelConfig {
 /// How the attention of one layer differs from that of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerKind {
-    /// A token sees so many tokens, itself included; none: all before it.
+    /// Tokens that a token sees, itself included; fewer than [`ModelConfig::max_positions`]. None: all before it.
     pub window: Option<usize>,
     /// Index into [`ModelConfig::rotary`]; none: queries and keys are not rotated.
     pub rotary: Option<usize>,
@@ -191,7 +191,7 @@ impl ModelConfig {
     #[must_use]
     pub fn beyond_gpu_kernels(&self) -> Option<&'static str> {
         let Architecture { norms_add_one, head_norms, activation, .. } = self.architecture;
-        if self.layer_kinds.iter().any(|kind| kind.window.is_some_and(|window| window < self.max_positions)) {
+        if self.layer_kinds.iter().any(|kind| kind.window.is_some()) {
             Some("attention within a window")
         } else if *head_norms == HeadNorms::Width {
             Some("norms over all heads")

@@ -251,7 +251,7 @@ impl TrainingSetup {
         let ModelConfig { hidden, ffn, architecture, .. } = self.config;
         let Architecture { norms, head_norms, .. } = architecture;
         let Heads { queries, keys, .. } = self.heads();
-        // Rotated queries and keys, where the projections are kept beside them.
+        // Rotated queries and keys, where the projections are kept as well.
         let copies = *head_norms != HeadNorms::Absent || self.config.rotates_partly();
         let turned = if copies { queries + keys } else { 0 };
         let normed_outputs = [norms.after_attention, norms.after_ffn].iter().flatten().count() as u64;
@@ -286,7 +286,7 @@ impl TrainingSetup {
             return pass.scored * d * (2 * b + converted) + pass.tokens * d * (4 + b);
         }
         let chunk = pass.scored.min(self.head_chunk as u64);
-        // The slope of a cap is kept beside the logits.
+        // The slope of the cap is kept as well.
         let capped = if self.config.logit_cap.is_some() { 2 * b } else { 0 };
         let logits = capped + if self.has_kernels { b } else { 2 * b + 8 };
         chunk * v * logits + v * d * b + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)

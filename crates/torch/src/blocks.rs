@@ -85,7 +85,8 @@ fn store<T: Element>(
 /// its group.
 ///
 /// `q`: `[B, N, H]`, rotated, rows may lie apart; `keys`, `values`: as for [`store_blocks`]; `rows`: `B` of them, none
-/// empty; `window`: the last so many tokens of a row are seen, at least one; none: all. Scores and sums are float32. Query head `n` reads key head `n / (N / K)`. Returns `[B, N H]`.
+/// empty; `window`: tokens at the end of a row that its query sees, at least one; none: all. Scores and sums are float32.
+/// Query head `n` reads key head `n / (N / K)`. Returns `[B, N H]`.
 ///
 /// # Errors
 /// When a tensor cannot be viewed.

@@ -90,7 +90,7 @@ pub struct FlashOutput {
 }
 
 /// Attends within each sequence, differentiably; the last query sees all keys of its sequence, each one before one key less. With
-/// a `window` each sees no more than the last so many of those.
+/// a `window` each sees the last `window` of those.
 ///
 /// `q`: `[query rows, N, H]`, `k` and `v`: `[key rows, K, H]`, where `N` is a multiple of `K`. Returns `[query rows, N, H]`.
 ///

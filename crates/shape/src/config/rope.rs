@@ -37,7 +37,7 @@ pub(super) struct Rope {
 const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
 
 impl RawConfig {
-    /// The rotary embeddings of a model with heads of this width, those of layers with a window behind the others.
+    /// The rotary embeddings of a model whose heads have this width; that of layers with a window comes second.
     pub(super) fn rope(&self, architecture: &Architecture, head_dim: i64, path: &Path) -> Result<Rope, ShapeError> {
         let [full, sliding] = self.tables(architecture, path)?;
         let theta = full.rope_theta.or(self.rope_theta).unwrap_or(architecture.defaults.rope_theta);

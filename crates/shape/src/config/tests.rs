@@ -127,7 +127,13 @@ fn mistral_has_a_window_everywhere_or_nowhere() {
     assert_eq!(windows(&golden("mistral", |_| ()).unwrap()), [Some(8); 2]);
     // Mistral 7B v0.2 and later say so; a key that is not there is that of v0.1.
     assert_eq!(windows(&golden("mistral", |value| value["sliding_window"] = Value::Null).unwrap()), [None; 2]);
-    assert_eq!(windows(&golden("mistral", |value| remove(value, &["sliding_window"])).unwrap()), [Some(4096); 2]);
+    let silent = golden("mistral", |value| {
+        remove(value, &["sliding_window"]);
+        value["max_position_embeddings"] = json!(8192);
+    });
+    assert_eq!(windows(&silent.unwrap()), [Some(4096); 2]);
+    // It would hide nothing.
+    assert_eq!(windows(&golden("mistral", |value| value["sliding_window"] = json!(512)).unwrap()), [None; 2]);
     let mixed = golden("mistral", |value| value["layer_types"] = json!(["full_attention", "sliding_attention"]));
     assert!(mixed.unwrap_err().to_string().contains("`layer_types` has layers without a window"));
     assert!(golden("mistral", |value| value["sliding_window"] = json!(0)).unwrap_err().to_string().contains("is 0"));
@@ -151,7 +157,10 @@ fn qwen_has_windows_where_they_are_switched_on() {
         (with(&|value| remove(value, &["max_window_layers"])), "no `layer_types` says for which layers"),
         (golden("qwen2-tied", named), "`use_sliding_window` is not true"),
         (with(&|value| value["layer_types"] = json!(["full_attention"])), "1 entries for 3 layers"),
-        (with(&|value| value["layer_types"] = json!(["chunked_attention", "full_attention", "full_attention"])), "`chunked_attention`"),
+        (
+            with(&|value| value["layer_types"] = json!(["chunked_attention", "full_attention", "full_attention"])),
+            "`chunked_attention`",
+        ),
     ];
     for (result, expected) in errors {
         let error = result.unwrap_err().to_string();
@@ -265,5 +274,67 @@ fn what_no_kernel_of_a_gpu_computes_is_named() {
     assert_eq!(beyond("olmo2"), Some("norms over all heads"));
     for name in ["phi3", "gemma2", "gemma3"] {
         assert!(beyond(name).is_some(), "{name}");
+    }
+}
+
+/// The configurations of published models, and what transformers counts of them.
+#[test]
+fn published_configurations_have_the_published_sizes() {
+    let mistral = json!({
+        "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": null, "tie_word_embeddings": false, "vocab_size": 32768
+    });
+    let smollm3 = json!({
+        "model_type": "smollm3", "attention_bias": false, "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 11008, "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": false,
+        "no_rope_layer_interval": 4, "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 4,
+        "pretraining_tp": 2, "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 5e6, "sliding_window": null,
+        "use_sliding_window": false, "vocab_size": 128_256
+    });
+    let olmo2 = json!({
+        "model_type": "olmo2", "attention_bias": false, "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 8192, "max_position_embeddings": 4096, "num_attention_heads": 16, "num_hidden_layers": 16,
+        "num_key_value_heads": 16, "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 500_000,
+        "tie_word_embeddings": false, "vocab_size": 100_352
+    });
+    let factors = vec![1.0; 48];
+    let phi4_mini = json!({
+        "model_type": "phi3", "attention_bias": false, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+        "intermediate_size": 8192, "interpolate_factor": 1, "lm_head_bias": false, "max_position_embeddings": 131_072,
+        "mlp_bias": false, "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+        "rope_scaling": {"type": "longrope", "long_factor": factors, "short_factor": factors},
+        "sliding_window": 262_144, "tie_word_embeddings": true, "vocab_size": 200_064
+    });
+    let gemma2 = json!({
+        "model_type": "gemma2", "attention_bias": false, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
+        "intermediate_size": 9216, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 26,
+        "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "sliding_window": 4096, "vocab_size": 256_000
+    });
+    let gemma3 = json!({
+        "model_type": "gemma3_text", "attention_bias": false, "attn_logit_softcapping": null,
+        "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+        "intermediate_size": 6912, "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26,
+        "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000,
+        "rope_scaling": null, "rope_theta": 1_000_000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "vocab_size": 262_144
+    });
+    // Parameters, layers with a window, layers without rotary embedding.
+    for (config, parameters, sliding, still) in [
+        (mistral, 7_248_023_552, 0, 0),
+        (smollm3, 3_075_098_624, 0, 9),
+        (olmo2, 1_484_916_736, 0, 0),
+        (phi4_mini, 3_836_021_760, 0, 0),
+        (gemma2, 2_614_341_888, 13, 0),
+        (gemma3, 999_885_952, 22, 0),
+    ] {
+        let config = ModelConfig::from_json(&config.to_string(), Path::new("config.json")).unwrap();
+        let name = config.architecture.model_type;
+        assert_eq!(config.parameter_count(), parameters, "{name}");
+        assert_eq!(windows(&config).iter().flatten().count(), sliding, "{name}");
+        assert_eq!(rotations(&config).iter().filter(|rotary| rotary.is_none()).count(), still, "{name}");
     }
 }

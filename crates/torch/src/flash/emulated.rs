@@ -140,7 +140,7 @@ fn part(x: &Tensor, [start, rows]: [i64; 2], repeats: i64) -> Tensor {
     x.narrow(0, start, rows).to_kind(Kind::Float).repeat_interleave_self_int(repeats, 1, None).transpose(0, 1)
 }
 
-/// Scores of a sequence, `[N, Q, S]`, of which a query sees so many keys before itself.
+/// Scores of a sequence, `[N, Q, S]`, where a query sees `before` keys before its own, or all.
 fn scores(q: &Tensor, k: &Tensor, before: Option<i64>) -> Tensor {
     let (queries, keys) = (q.size()[1], k.size()[1]);
     let all = || Tensor::ones([queries, keys], (Kind::Bool, q.device()));
