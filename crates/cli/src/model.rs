@@ -164,7 +164,7 @@ fn assumptions(raw: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
     if let Some(window) = window {
         taken.push((raw.contains_key("sliding_window"), "sliding_window", window.to_string()));
         if let Windows::Alternating(pattern) = config.architecture.windows {
-            let value = format!("every layer but each {pattern}th");
+            let value = format!("a window in all layers but every {pattern}-th");
             taken.push((is_said("layer_types") || is_said("sliding_window_pattern"), "layer_types", value));
         }
     }
@@ -224,9 +224,10 @@ fn attention(config: &ModelConfig) -> Option<String> {
 }
 
 fn tensor_operations(config: &ModelConfig) -> Vec<String> {
-    let on_cpu = config.beyond_cpu_kernels().into_iter().map(|part| format!("on a CPU: {part}"));
-    let on_gpu =
-        config.beyond_gpu_kernels().map(|part| format!("on a GPU: everything but flash attention, for {part}"));
+    let on_cpu = config.beyond_cpu_kernels().into_iter().map(|part| format!("on a CPU {part}, by tensor operations"));
+    let on_gpu = config
+        .beyond_gpu_kernels()
+        .map(|part| format!("on a GPU everything, by tensor operations: there are no kernels for {part}"));
     on_cpu.chain(on_gpu).collect()
 }
 
@@ -265,7 +266,7 @@ fn as_text(found: &Understood) -> String {
         }
     }
     for part in &found.tensor_operations {
-        let _ = writeln!(text, "slower      {part}, by tensor operations");
+        let _ = writeln!(text, "slower      {part}");
     }
     for assumption in &found.assumptions {
         let _ = writeln!(text, "assumed     {assumption}");
@@ -328,15 +329,15 @@ mod tests {
         expect![[r#"
             positions   512, rotary embedding with base 1000000, linear scaling by 8; base 10000 in layers with a window
             attention   a window of 6 tokens in 2 of 3 layers
-            slower      on a CPU: gates with another activation than SiLU, by tensor operations
-            slower      on a GPU: everything but flash attention, for attention within a window, by tensor operations
+            slower      on a CPU gates with another activation than SiLU, by tensor operations
+            slower      on a GPU everything, by tensor operations: there are no kernels for attention within a window
         "#]]
         .assert_eq(&of("gemma3"));
         expect![[r#"
             positions   256, rotary embedding with base 10000, longrope with magnitude 1.0607, of 12 of 16 elements of a head
             attention   a window of 40 tokens in 2 of 2 layers
-            slower      on a CPU: a rotation of part of each head, by tensor operations
-            slower      on a GPU: everything but flash attention, for attention within a window, by tensor operations
+            slower      on a CPU a rotation of part of each head, by tensor operations
+            slower      on a GPU everything, by tensor operations: there are no kernels for attention within a window
             assumed     config.json does not say `head_dim`: 16
             assumed     sequences end at 256 tokens, where `short_factor` does; `long_factor` is not computed with
         "#]]

@@ -4,7 +4,7 @@
 
 use pacs_shape::Activation;
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{KernelError, ViewError, accumulate, by_rows, device_kernels, fixed_units, has_kernels};
+use pacs_torch::{KernelError, Units, ViewError, accumulate, by_rows, device_kernels, fixed_units, has_kernels};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {
@@ -144,9 +144,13 @@ pub(crate) fn gate_backward(activation: Activation, gate_up: Tensor, gradient: &
     }
 }
 
-/// `cap tanh(x / cap)` of `[T, V]`.
+/// `cap tanh(x / cap)` of logits `[C, V]`, rows of one unit within [`pacs_torch::with_units`].
 pub(crate) fn capped(x: &Tensor, cap: f64) -> Tensor {
-    let [capped] = row_by_row(x, |x| [(x.contiguous() / cap).tanh() * cap]);
+    let cap_rows = |x: Tensor| [(x / cap).tanh() * cap];
+    let [capped] = match fixed_units() {
+        Some(_) => by_rows(&Units::new(&[x.size()[0] as usize]), x, |rows| cap_rows(rows.copy())),
+        None => cap_rows(x.shallow_clone()),
+    };
     capped
 }
 
