@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use pacs_data::Prompter;
 use pacs_runtime::Exit;
-use pacs_shape::{EndToken, ModelConfig, RopeScaling};
+use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, Windows};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -30,6 +30,10 @@ struct Understood {
     heads: [i64; 3],
     max_positions: usize,
     rope: String,
+    /// Which layers attend within a window, and caps; none where all see everything.
+    attention: Option<String>,
+    /// What is computed by tensor operations rather than by fused kernels, and where.
+    tensor_operations: Vec<String>,
     tied_embeddings: bool,
     embedding_rows: i64,
     tokenizer_rows: usize,
@@ -99,6 +103,12 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
     if parameters.is_none() {
         assumptions.push("no weights yet".to_owned());
     }
+    if let RopeScaling::LongRope { .. } = config.rotary[0].scaling {
+        let end = config.max_positions;
+        assumptions.push(format!(
+            "sequences end at {end} tokens, where `short_factor` does; `long_factor` is not computed with"
+        ));
+    }
     let text = |key: &str| raw.get(key).and_then(Value::as_str);
     Ok(Understood {
         path: dir.display().to_string(),
@@ -110,6 +120,8 @@ fn understand(dir: &Path) -> Result<Understood, Failure> {
         heads: [config.heads, config.kv_heads, config.head_dim],
         max_positions: config.max_positions,
         rope: rope(&config),
+        attention: attention(&config),
+        tensor_operations: tensor_operations(&config),
         tied_embeddings: config.tie_embeddings,
         embedding_rows: config.vocab_size,
         tokenizer_rows,
@@ -135,25 +147,88 @@ fn assumptions(raw: &Map<String, Value>, config: &ModelConfig) -> Vec<String> {
         let of = |table: &str| raw.get(table).is_some_and(|table| table.get(key).is_some());
         is_said(key) || of("rope_parameters") || of("rope_scaling")
     };
+    let activation = match config.architecture.activation {
+        Activation::Silu => ("hidden_act", "silu"),
+        Activation::GeluTanh => ("hidden_activation", "gelu_pytorch_tanh"),
+    };
     let taken = [
         (is_said("num_key_value_heads"), "num_key_value_heads", config.kv_heads.to_string()),
         (is_said("head_dim"), "head_dim", config.head_dim.to_string()),
         (is_said("rms_norm_eps"), "rms_norm_eps", config.rms_eps.to_string()),
-        (rope_says("rope_theta"), "rope_theta", config.rope_theta.to_string()),
+        (rope_says("rope_theta"), "rope_theta", config.rotary[0].theta.to_string()),
         (is_said("tie_word_embeddings"), "tie_word_embeddings", config.tie_embeddings.to_string()),
-        (is_said("hidden_act"), "hidden_act", "silu".to_owned()),
+        (is_said(activation.0), activation.0, activation.1.to_owned()),
     ];
+    let mut taken = Vec::from(taken);
+    let window = config.layer_kinds.iter().find_map(|kind| kind.window);
+    if let Some(window) = window {
+        taken.push((raw.contains_key("sliding_window"), "sliding_window", window.to_string()));
+        if let Windows::Alternating(pattern) = config.architecture.windows {
+            let value = format!("a window in all layers but every {pattern}-th");
+            taken.push((is_said("layer_types") || is_said("sliding_window_pattern"), "layer_types", value));
+        }
+    }
+    if config.architecture.rotation == LayerRotation::Skipping {
+        let is_said = is_said("no_rope_layers") || is_said("no_rope_layer_interval");
+        taken.push((is_said, "no_rope_layers", "every fourth layer".to_owned()));
+    }
+    if let Some(scalar) = config.query_scalar {
+        taken.push((is_said("query_pre_attn_scalar"), "query_pre_attn_scalar", scalar.to_string()));
+    }
+    for (key, cap) in [("attn_logit_softcapping", config.score_cap), ("final_logit_softcapping", config.logit_cap)] {
+        taken.extend(cap.map(|cap| (raw.contains_key(key), key, cap.to_string())));
+    }
     let missing = taken.into_iter().filter(|(is_said, ..)| !is_said);
     missing.map(|(_, key, value)| format!("config.json does not say `{key}`: {value}")).collect()
 }
 
+/// The rotary embeddings, and the layers that have none.
 fn rope(config: &ModelConfig) -> String {
-    match config.rope_scaling {
-        RopeScaling::None => format!("base {}", config.rope_theta),
-        RopeScaling::Llama3 { factor, original_max_positions, .. } => {
-            format!("base {}, llama3 scaling by {factor} from {original_max_positions} positions", config.rope_theta)
+    let of = |rotary: &Rotary| {
+        let theta = rotary.theta;
+        let base = match &rotary.scaling {
+            RopeScaling::None => format!("base {theta}"),
+            RopeScaling::Linear { factor } => format!("base {theta}, linear scaling by {factor}"),
+            RopeScaling::Llama3 { factor, original_max_positions, .. } => {
+                format!("base {theta}, llama3 scaling by {factor} from {original_max_positions} positions")
+            }
+            RopeScaling::LongRope { magnitude, .. } => format!("base {theta}, longrope with magnitude {magnitude:.4}"),
+        };
+        if rotary.share == 1.0 {
+            return base;
         }
+        format!("{base}, of {} of {} elements of a head", rotary.width(config.head_dim), config.head_dim)
+    };
+    let mut text = of(&config.rotary[0]);
+    if let Some(apart) = config.rotary.get(1) {
+        let _ = write!(text, "; {} in layers with a window", of(apart));
     }
+    let still = (0..config.layers).filter(|layer| config.layer_kind(*layer).rotary.is_none()).count();
+    if still > 0 {
+        let _ = write!(text, "; none in {still} of {} layers", config.layers);
+    }
+    text
+}
+
+/// Windows and caps.
+fn attention(config: &ModelConfig) -> Option<String> {
+    let windows: Vec<usize> = (0..config.layers).filter_map(|layer| config.layer_kind(layer).window).collect();
+    let window = windows.first().map(|window| {
+        let (some, all) = (windows.len(), config.layers);
+        format!("a window of {} tokens in {some} of {all} layers", count(*window as u64))
+    });
+    let score = config.score_cap.map(|cap| format!("scores capped at {cap}"));
+    let logit = config.logit_cap.map(|cap| format!("logits capped at {cap}"));
+    let parts: Vec<String> = [window, score, logit].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn tensor_operations(config: &ModelConfig) -> Vec<String> {
+    let on_cpu = config.beyond_cpu_kernels().into_iter().map(|part| format!("on a CPU {part}, by tensor operations"));
+    let on_gpu = config
+        .beyond_gpu_kernels()
+        .map(|part| format!("on a GPU everything, by tensor operations: there are no kernels for {part}"));
+    on_cpu.chain(on_gpu).collect()
 }
 
 fn as_text(found: &Understood) -> String {
@@ -177,6 +252,7 @@ fn as_text(found: &Understood) -> String {
             ),
         ),
         ("positions", format!("{}, rotary embedding with {}", count(found.max_positions as u64), found.rope)),
+        ("attention", found.attention.clone().unwrap_or_default()),
         (
             "vocabulary",
             format!("{} rows of the embedding ({tied}), {} tokens", found.embedding_rows, found.tokenizer_rows),
@@ -185,7 +261,12 @@ fn as_text(found: &Understood) -> String {
         ("template", template),
         ("prompt", format!("{:?} ({} tokens)", found.sample_prompt, found.sample_tokens)),
     ] {
-        let _ = writeln!(text, "{what:<11} {said}");
+        if !said.is_empty() {
+            let _ = writeln!(text, "{what:<11} {said}");
+        }
+    }
+    for part in &found.tensor_operations {
+        let _ = writeln!(text, "slower      {part}");
     }
     for assumption in &found.assumptions {
         let _ = writeln!(text, "assumed     {assumption}");
@@ -233,6 +314,39 @@ mod tests {
         assert!(prompt.starts_with(r#"prompt      "<|im_start|>system\nYou are Qwen"#), "{prompt}");
         assert!(prompt.contains(r"user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"), "{prompt}");
         assert_eq!(assumed, "assumed     config.json does not say `head_dim`: 16");
+    }
+
+    #[test]
+    fn what_an_architecture_does_otherwise_is_said() {
+        let of = |model: &str| {
+            let found = understand(&golden(model)).unwrap_or_else(|failure| panic!("{failure}"));
+            assert!(found.problems.is_empty(), "{model}: {:?}", found.problems);
+            let text = as_text(&found);
+            let wanted = ["positions", "attention", "slower", "assumed"];
+            let lines = text.lines().filter(|line| wanted.iter().any(|what| line.starts_with(what)));
+            lines.fold(String::new(), |text, line| format!("{text}{line}\n"))
+        };
+        expect![[r#"
+            positions   512, rotary embedding with base 1000000, linear scaling by 8; base 10000 in layers with a window
+            attention   a window of 6 tokens in 2 of 3 layers
+            slower      on a CPU gates with another activation than SiLU, by tensor operations
+            slower      on a GPU everything, by tensor operations: there are no kernels for attention within a window
+        "#]]
+        .assert_eq(&of("gemma3"));
+        expect![[r#"
+            positions   256, rotary embedding with base 10000, longrope with magnitude 1.0607, of 12 of 16 elements of a head
+            attention   a window of 40 tokens in 2 of 2 layers
+            slower      on a CPU a rotation of part of each head, by tensor operations
+            slower      on a GPU everything, by tensor operations: there are no kernels for attention within a window
+            assumed     config.json does not say `head_dim`: 16
+            assumed     sequences end at 256 tokens, where `short_factor` does; `long_factor` is not computed with
+        "#]]
+        .assert_eq(&of("phi3"));
+        expect![[r#"
+            positions   512, rotary embedding with base 50000; none in 1 of 3 layers
+            assumed     config.json does not say `head_dim`: 8
+        "#]]
+        .assert_eq(&of("smollm3"));
     }
 
     #[test]

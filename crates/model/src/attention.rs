@@ -7,7 +7,7 @@ mod flash;
 use std::ops::Range;
 
 use pacs_shape::PassShape;
-use pacs_torch::tch::{Device, Tensor, with_grad};
+use pacs_torch::tch::{Device, Kind, Tensor, with_grad};
 use pacs_torch::{fixed_units, has_flash_attention, one_thread_each};
 
 use self::blocks::Blocks;
@@ -73,7 +73,10 @@ pub fn packed_positions(rows: &[PackedRow]) -> Vec<i64> {
 /// one call does them all; elsewhere they are padded to blocks.
 #[derive(Debug)]
 pub struct Packed {
-    method: Method,
+    /// Of layers that see everything before a token, or of those with one window: most models have one kind.
+    methods: Vec<Method>,
+    /// Which of the methods is a layer's; layer `i` has entry `i` modulo their number.
+    of_layers: Vec<usize>,
     dims: Dims,
 }
 
@@ -98,6 +101,7 @@ struct Part {
     rows: Range<usize>,
     /// Key head.
     head: i64,
+    cap: Option<f64>,
     blocks: Blocks,
 }
 
@@ -105,35 +109,33 @@ impl Packed {
     /// Plans the attention of `rows`, whose tokens lie one row behind the other: a prompt, then its answers.
     #[must_use]
     pub fn new(rows: &[PackedRow], model: &Model) -> Self {
-        let (config, kind, device) = (model.config(), model.kind(), model.device());
-        let dims = Dims { n: config.heads, k: config.kv_heads, h: config.head_dim };
-        let tokens: usize = rows.iter().map(PackedRow::tokens).sum();
-        let sequences = sequences(rows);
-        if let Some(units) = fixed_units() {
-            let one = Dims { n: dims.n / dims.k, k: 1, h: dims.h };
-            let mut rest = sequences.into_iter().peekable();
-            let plan = |range: &Range<usize>| {
-                let mut own = Vec::new();
-                while let Some(sequence) = rest.next_if(|sequence| sequence.start < range.end) {
-                    own.push(sequence.behind(range.start));
-                }
-                UnitPlan { rows: range.clone(), blocks: Blocks::new(own, range.len(), one, kind, device) }
-            };
-            assert_eq!(units.rows(), tokens, "units hold all rows");
-            return Self { method: Method::Units(units.ranges().iter().map(plan).collect()), dims };
+        let config = model.config();
+        let dims = Dims { n: config.heads, k: config.kv_heads, h: config.head_dim, cap: config.score_cap };
+        // A window that holds the longest sequence hides nothing.
+        let longest = |row: &PackedRow| row.prompt_len + row.answer_lens.iter().max().unwrap_or(&0);
+        let longest = rows.iter().map(longest).max().unwrap_or(0);
+        let (mut windows, mut of_layers) = (Vec::new(), Vec::new());
+        for kind in &config.layer_kinds {
+            let window = kind.window.filter(|window| *window < longest);
+            let place = windows.iter().position(|found| *found == window).unwrap_or_else(|| {
+                windows.push(window);
+                windows.len() - 1
+            });
+            of_layers.push(place);
         }
-        let method = if has_flash_attention(device, kind, dims.h) && !sequences.is_empty() {
-            Method::Flash(Flash::new(&sequences, tokens, device))
-        } else {
-            Method::Blocks(Blocks::new(sequences, tokens, dims, kind, device))
-        };
-        Self { method, dims }
+        let methods = windows.into_iter().map(|window| Method::new(rows, model, dims, window)).collect();
+        Self { methods, of_layers, dims }
+    }
+
+    fn method(&self, layer: usize) -> &Method {
+        &self.methods[self.of_layers[layer % self.of_layers.len()]]
     }
 
     /// What attention over the rows works on, for planning memory; the rest of the shape is 0.
     #[must_use]
     pub fn shape(&self) -> PassShape {
-        match &self.method {
+        // What hides keys changes neither rows nor scores.
+        match &self.methods[0] {
             Method::Blocks(blocks) => blocks.shape(),
             Method::Flash(flash) => flash.shape(),
             Method::Units(plans) => plans.iter().fold(PassShape::default(), |mut all, plan| {
@@ -150,10 +152,10 @@ impl Packed {
         }
     }
 
-    /// Attends; every layer in the same way.
-    fn all(&self, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+    /// Attends in one layer.
+    fn all(&self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
         let tokens = q.size()[0];
-        let output = match &self.method {
+        let output = match self.method(layer) {
             Method::Blocks(blocks) => blocks.attend(q, k, v, self.dims),
             Method::Flash(flash) => flash.attend(&q, k, v),
             Method::Units(plans) => {
@@ -170,7 +172,8 @@ impl Packed {
         let (group, mut parts) = (self.dims.n / self.dims.k, Vec::new());
         for plan in plans {
             for head in 0..self.dims.k {
-                let part = Part { rows: plan.rows.clone(), head, blocks: plan.blocks.shallow_clone() };
+                let (rows, blocks) = (plan.rows.clone(), plan.blocks.shallow_clone());
+                let part = Part { rows, head, cap: self.dims.cap, blocks };
                 let own = qkv.map(|x| part.of(x, if x.size()[1] == self.dims.n { group } else { 1 }));
                 parts.push((part, own));
             }
@@ -186,6 +189,34 @@ impl Packed {
     }
 }
 
+impl Method {
+    /// For layers with a window, where it hides something.
+    fn new(rows: &[PackedRow], model: &Model, dims: Dims, window: Option<usize>) -> Self {
+        let (kind, device) = (model.kind(), model.device());
+        let tokens: usize = rows.iter().map(PackedRow::tokens).sum();
+        let sequences = sequences(rows);
+        if let Some(units) = fixed_units() {
+            let one = Dims { n: dims.n / dims.k, k: 1, ..dims };
+            let mut rest = sequences.into_iter().peekable();
+            let plan = |range: &Range<usize>| {
+                let mut own = Vec::new();
+                while let Some(sequence) = rest.next_if(|sequence| sequence.start < range.end) {
+                    own.push(sequence.behind(range.start));
+                }
+                let blocks = Blocks::new(own, range.len(), one, Masking { kind, device, window });
+                UnitPlan { rows: range.clone(), blocks }
+            };
+            assert_eq!(units.rows(), tokens, "units hold all rows");
+            return Self::Units(units.ranges().iter().map(plan).collect());
+        }
+        if has_flash_attention(device, kind, dims.h) && dims.cap.is_none() && !sequences.is_empty() {
+            Self::Flash(Flash::new(&sequences, tokens, device, window))
+        } else {
+            Self::Blocks(Blocks::new(sequences, tokens, dims, Masking { kind, device, window }))
+        }
+    }
+}
+
 impl Part {
     /// Its part of `[T, heads, H]`, of which `count` heads belong to a key head.
     fn of(&self, x: &Tensor, count: i64) -> Tensor {
@@ -197,13 +228,13 @@ impl Part {
     /// Returns `[rows, query heads, H]`.
     fn attend(&self, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
         let [rows, n, h] = [q.size()[0], q.size()[1], q.size()[2]];
-        self.blocks.attend(q, k, v, Dims { n, k: 1, h }).view([rows, n, h])
+        self.blocks.attend(q, k, v, Dims { n, k: 1, h, cap: self.cap }).view([rows, n, h])
     }
 }
 
 impl Attention for Packed {
-    fn attend(&mut self, _layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
-        self.all(q, k, v)
+    fn attend(&mut self, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        self.all(layer, q, k, v)
     }
 }
 
@@ -230,11 +261,11 @@ enum Traced {
 }
 
 impl AttentionTrace {
-    pub(crate) fn new(packed: &Packed, (q, k, v): (Tensor, Tensor, Tensor)) -> Self {
-        if let Method::Flash(flash) = &packed.method {
+    pub(crate) fn new(packed: &Packed, layer: usize, (q, k, v): (Tensor, Tensor, Tensor)) -> Self {
+        if let Method::Flash(flash) = packed.method(layer) {
             return Self(Traced::Flash(flash.trace(q, k, v)));
         }
-        if let Method::Units(plans) = &packed.method {
+        if let Method::Units(plans) = packed.method(layer) {
             let parts = one_thread_each(packed.parts(plans, [&q, &k, &v]), |(part, own)| {
                 let inputs = own.map(|x| x.set_requires_grad(true));
                 let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
@@ -248,7 +279,7 @@ impl AttentionTrace {
         }
         let inputs = [q, k, v].map(|x| x.detach().set_requires_grad(true));
         let [q, k, v] = inputs.each_ref().map(Tensor::shallow_clone);
-        let output = with_grad(|| packed.all(q, k, v));
+        let output = with_grad(|| packed.all(layer, q, k, v));
         Self(Traced::Graph { inputs, output })
     }
 
@@ -366,12 +397,22 @@ impl Gather {
     }
 }
 
-/// Heads of queries, heads of keys and values, and their width.
+/// Heads of queries, heads of keys and values, their width, and the cap of their scores.
 #[derive(Clone, Copy, Debug)]
 struct Dims {
     n: i64,
     k: i64,
     h: i64,
+    cap: Option<f64>,
+}
+
+/// What masks are made for.
+#[derive(Clone, Copy, Debug)]
+struct Masking {
+    kind: Kind,
+    device: Device,
+    /// Keys that a query sees, its own included; none: all before it.
+    window: Option<usize>,
 }
 
 #[cfg(test)]

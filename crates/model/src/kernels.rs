@@ -23,6 +23,9 @@ pub fn load_kernels(
 ) -> Result<Option<Arc<DeviceKernels>>, KernelError> {
     match device {
         Device::Cuda(_) => {
+            if let Some(what) = config.beyond_gpu_kernels() {
+                return Err(KernelError::Shape { what: what.to_owned() });
+            }
             DeviceKernels::load(kernel_shape(config, kind), device).map(|kernels| Some(Arc::new(kernels)))
         }
         _ => Ok(None),

@@ -1,20 +1,18 @@
 //! One transformer layer: forward, and backward by hand, which hands each gradient over as soon as it is known.
 //!
-//! The residual stream comes in as two parts whose sum is the input, so that the addition and the norm behind it are
-//! one pass over memory.
+//! What families differ in is in [`Architecture`]: where there are norms, how heads are normed, which activation. The residual
+//! stream comes in as two parts whose sum is the input, so that the addition and the norm after it are one pass over memory.
 // Legend: `T` tokens, `D` width, `F` feed-forward width, `N` query heads, `K` key and value heads, `H` head.
 
+use pacs_shape::{Activation, Architecture, HeadNorms, layer_parameter};
 use pacs_torch::tch::{Kind, Tensor};
 
 use crate::ModelConfig;
 use crate::attention::{Attention, AttentionTrace, Packed};
 use crate::model::Weight;
-use crate::ops::{
-    add_column_sums, add_rms_norm, add_weight_gradient, linear, matmul, rms_norm, rms_norm_backward, silu_gate,
-    silu_gate_backward,
-};
+use crate::norm::Norm;
+use crate::ops::{add_column_sums, add_weight_gradient, gate, gate_backward, linear, matmul};
 use crate::rope::Rotation;
-use pacs_shape::layer_parameter;
 
 /// The weights of a layer; fused leaves are found by their first part.
 #[derive(Debug)]
@@ -23,15 +21,37 @@ pub(crate) struct Layer {
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
-    epsilon: f64,
-    input_norm: Weight,
+    activation: Activation,
+    norms: Norms,
     qkv: Weight,
     qkv_bias: Option<Weight>,
-    qk_norm: Option<(Weight, Weight)>,
+    head_norms: Option<HeadNormWeights>,
+    /// Which of the rotations of a pass is the layer's.
+    rotation: usize,
+    rotates_partly: bool,
+    /// Queries are multiplied by it.
+    query_factor: f64,
     o: Weight,
-    post_norm: Weight,
     gate_up: Weight,
     down: Weight,
+}
+
+/// The norms of a layer; none where its family has none.
+#[derive(Debug)]
+struct Norms {
+    before_attention: Option<Norm>,
+    after_attention: Option<Norm>,
+    before_ffn: Option<Norm>,
+    after_ffn: Option<Norm>,
+}
+
+/// Norms of queries and keys.
+#[derive(Debug)]
+struct HeadNormWeights {
+    queries: Norm,
+    keys: Norm,
+    /// All heads are normed together.
+    together: bool,
 }
 
 /// The residual stream, `[T, D]`, and what is still to be added to it.
@@ -51,12 +71,23 @@ impl Stream {
     }
 
     /// Adds what is pending; returns the sum and its norm.
-    pub(crate) fn normed(self, weight: &Weight, epsilon: f64) -> (Tensor, Tensor) {
+    pub(crate) fn normed(self, norm: &Norm) -> (Tensor, Tensor) {
         match self.pending {
-            Some(pending) => add_rms_norm(&self.residual, &pending, &weight.tensor, epsilon),
+            Some(pending) => norm.apply_to_sum(&self.residual, &pending),
             None => {
-                let normed = rms_norm(&self.residual, &weight.tensor, epsilon);
+                let normed = norm.apply(&self.residual);
                 (self.residual, normed)
+            }
+        }
+    }
+
+    /// The same where there may be no norm.
+    fn maybe_normed(self, norm: Option<&Norm>) -> (Tensor, Tensor) {
+        match norm {
+            Some(norm) => self.normed(norm),
+            None => {
+                let sum = self.summed();
+                (sum.shallow_clone(), sum)
             }
         }
     }
@@ -70,61 +101,117 @@ pub(crate) struct Activations {
     /// Projections before the head norms, `[T, N + 2 K, H]`; only where heads are normed.
     projections: Option<Tensor>,
     attention: AttentionTrace,
+    /// Output of attention before its norm, `[T, D]`; only where there is such a norm.
+    attention_output: Option<Tensor>,
     /// Residual stream behind the attention, `[T, D]`.
     middle: Tensor,
     /// `[T, 2 F]`.
     gate_up: Tensor,
+    /// Output of the feed-forward block before its norm, `[T, D]`; only where there is such a norm.
+    ffn_output: Option<Tensor>,
 }
 
 impl Layer {
     pub(crate) fn new(config: &ModelConfig, index: usize, find: impl Fn(&str) -> Option<Weight>) -> Self {
+        let architecture = config.architecture;
         let find = |suffix: &str| find(&layer_parameter(index, suffix));
         let get = |suffix: &str| find(suffix).expect("the layout has every parameter of its configuration");
+        let norm = |name: &str| Norm::new(get(name), config.rms_eps, architecture.norms_add_one);
+        let head_norms = |together| HeadNormWeights {
+            queries: norm("self_attn.q_norm.weight"),
+            keys: norm("self_attn.k_norm.weight"),
+            together,
+        };
+        let Architecture { norms, activation, .. } = architecture;
         Self {
             index,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            epsilon: config.rms_eps,
-            input_norm: get("input_layernorm.weight"),
-            qkv: get("self_attn.q_proj.weight"),
+            activation: *activation,
+            norms: Norms {
+                before_attention: norms.before_attention.map(norm),
+                after_attention: norms.after_attention.map(norm),
+                before_ffn: norms.before_ffn.map(norm),
+                after_ffn: norms.after_ffn.map(norm),
+            },
+            qkv: get(&architecture.first_qkv()),
             qkv_bias: find("self_attn.q_proj.bias"),
-            qk_norm: find("self_attn.q_norm.weight").zip(find("self_attn.k_norm.weight")),
+            head_norms: match architecture.head_norms {
+                HeadNorms::Absent => None,
+                HeadNorms::EachHead => Some(head_norms(false)),
+                HeadNorms::Width => Some(head_norms(true)),
+            },
+            // Behind the rotary embeddings there is one that leaves all as it is.
+            rotation: config.layer_kind(index).rotary.unwrap_or(config.rotary.len()),
+            rotates_partly: config.rotates_partly(),
+            query_factor: config.query_factor(),
             o: get("self_attn.o_proj.weight"),
-            post_norm: get("post_attention_layernorm.weight"),
-            gate_up: get("mlp.gate_proj.weight"),
+            gate_up: get(&architecture.first_gate_up()),
             down: get("mlp.down_proj.weight"),
         }
     }
 
     /// The stream behind the layer; nothing is kept.
-    pub(crate) fn forward(&self, stream: Stream, rotation: &Rotation, attention: &mut dyn Attention) -> Stream {
-        let (input, normed) = stream.normed(&self.input_norm, self.epsilon);
+    pub(crate) fn forward(&self, stream: Stream, rotations: &[Rotation], attention: &mut dyn Attention) -> Stream {
+        let rotation = &rotations[self.rotation];
+        let (input, normed) = stream.maybe_normed(self.norms.before_attention.as_ref());
         let projected = self.project(&normed);
-        let norms = self.qk_norm.as_ref().map(|(q, k)| (&q.tensor, &k.tensor, self.epsilon));
-        let attended = match attention.attend_projected(self.index, &projected, norms, rotation.parts()) {
+        let attended = match self.attend_projected(&projected, rotation, attention) {
             Some(attended) => attended,
             None => {
                 let (q, k, v) = self.rotated(projected, rotation);
                 attention.attend(self.index, q, k, v)
             }
         };
-        let (middle, gate_up) = self.gates(&input, &attended);
-        let pending = self.down.apply(&silu_gate(&gate_up));
+        let added = maybe(self.norms.after_attention.as_ref(), self.o.apply(&attended));
+        let (middle, gate_up) = self.gates(input, added);
+        let output = self.down.apply(&gate(self.activation, &gate_up));
+        let pending = maybe(self.norms.after_ffn.as_ref(), output);
         Stream { residual: middle, pending: Some(pending) }
     }
 
+    /// Attention that norms and rotates heads itself, where it can and heads are as it does it.
+    fn attend_projected(
+        &self,
+        projected: &Tensor,
+        rotation: &Rotation,
+        attention: &mut dyn Attention,
+    ) -> Option<Tensor> {
+        if self.rotates_partly || self.query_factor != 1.0 {
+            return None;
+        }
+        let norms = match &self.head_norms {
+            None => None,
+            Some(HeadNormWeights { queries, keys, together: false }) => {
+                let ((queries, epsilon), (keys, _)) = queries.plain().zip(keys.plain())?;
+                Some((queries, keys, epsilon))
+            }
+            Some(HeadNormWeights { together: true, .. }) => return None,
+        };
+        attention.attend_projected(self.index, projected, norms, rotation.parts())
+    }
+
     /// The same, with what [`Layer::backward`] needs.
-    pub(crate) fn forward_traced(&self, stream: Stream, rotation: &Rotation, packed: &Packed) -> (Stream, Activations) {
-        let (input, normed) = stream.normed(&self.input_norm, self.epsilon);
+    pub(crate) fn forward_traced(
+        &self,
+        stream: Stream,
+        rotations: &[Rotation],
+        packed: &Packed,
+    ) -> (Stream, Activations) {
+        let (input, normed) = stream.maybe_normed(self.norms.before_attention.as_ref());
         let projected = self.project(&normed);
+        drop(normed);
         // Without head norms the rotation works in place, and nobody asks for the projections again.
-        let projections = self.qk_norm.is_some().then(|| projected.shallow_clone());
-        let attention = AttentionTrace::new(packed, self.rotated(projected, rotation));
-        let (middle, gate_up) = self.gates(&input, &attention.output());
-        let pending = self.down.apply(&silu_gate(&gate_up));
+        let projections = self.head_norms.is_some().then(|| projected.shallow_clone());
+        let qkv = self.rotated(projected, &rotations[self.rotation]);
+        let attention = AttentionTrace::new(packed, self.index, qkv);
+        let (attention_output, added) = kept(self.norms.after_attention.as_ref(), self.o.apply(&attention.output()));
+        let (middle, gate_up) = self.gates(input.shallow_clone(), added);
+        let output = self.down.apply(&gate(self.activation, &gate_up));
+        let (ffn_output, pending) = kept(self.norms.after_ffn.as_ref(), output);
         let stream = Stream { residual: middle.shallow_clone(), pending: Some(pending) };
-        (stream, Activations { input, projections, attention, middle, gate_up })
+        (stream, Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output })
     }
 
     /// `[T, N + 2 K, H]`.
@@ -136,19 +223,28 @@ impl Layer {
     /// Rotated queries `[T, N, H]`, rotated keys and values `[T, K, H]`; takes the projections over.
     fn rotated(&self, projected: Tensor, rotation: &Rotation) -> (Tensor, Tensor, Tensor) {
         let (n, k) = (self.heads, self.kv_heads);
-        let Some((q_norm, k_norm)) = &self.qk_norm else {
+        let Some(norms) = &self.head_norms else {
             let [qk, v] = split(&projected, [n + k, k]);
             let [q, k] = split(&rotation.apply(qk), [n, k]);
-            return (q, k, v);
+            return (self.scaled(q), k, v);
         };
         let [q, k, v] = split(&projected, [n, k, k]);
-        let norm = |x: &Tensor, weight: &Weight| rotation.apply(rms_norm(x, &weight.tensor, self.epsilon));
-        (norm(&q, q_norm), norm(&k, k_norm), v)
+        let [q, k] = [(&norms.queries, q), (&norms.keys, k)].map(|(norm, x)| {
+            let normed = norm.apply(&norms.as_normed(&x)).view_as(&x);
+            rotation.apply(normed)
+        });
+        (self.scaled(q), k, v)
     }
 
-    /// Residual stream behind the attention, and gates and ups of the feed-forward block.
-    fn gates(&self, input: &Tensor, attended: &Tensor) -> (Tensor, Tensor) {
-        let (middle, normed) = add_rms_norm(input, &self.o.apply(attended), &self.post_norm.tensor, self.epsilon);
+    /// Queries, or the gradient by them, with their factor.
+    fn scaled(&self, q: Tensor) -> Tensor {
+        if self.query_factor == 1.0 { q } else { q * self.query_factor }
+    }
+
+    /// Residual stream after the attention, and gates and ups of the feed-forward block, from the input and what attention adds.
+    fn gates(&self, input: Tensor, added: Tensor) -> (Tensor, Tensor) {
+        let stream = Stream { residual: input, pending: Some(added) };
+        let (middle, normed) = stream.maybe_normed(self.norms.before_ffn.as_ref());
         let gate_up = self.gate_up.apply(&normed);
         (middle, gate_up)
     }
@@ -159,29 +255,33 @@ impl Layer {
         &self,
         activations: Activations,
         gradient: &Tensor,
-        rotation: &Rotation,
+        rotations: &[Rotation],
         gradients: &Tensor,
     ) -> Tensor {
-        let Activations { input, projections, attention, middle, gate_up } = activations;
-        let (by_gate_up, activation) = silu_gate_backward(gate_up, &self.down.backward_input(gradient));
-        self.down.add(gradients, gradient, &activation);
-        drop(activation);
-        let normed = rms_norm(&middle, &self.post_norm.tensor, self.epsilon);
+        let Activations { input, projections, attention, attention_output, middle, gate_up, ffn_output } = activations;
+        let Norms { before_attention, after_attention, before_ffn, after_ffn } = &self.norms;
+        let by_ffn = output_gradient(after_ffn.as_ref(), ffn_output, gradient, gradients);
+        let (by_gate_up, activation) = gate_backward(self.activation, gate_up, &self.down.backward_input(&by_ffn));
+        self.down.add(gradients, &by_ffn, &activation);
+        drop((activation, by_ffn));
+        let normed = maybe(before_ffn.as_ref(), middle.shallow_clone());
         self.gate_up.add(gradients, &by_gate_up, &normed);
         let by_normed = self.gate_up.backward_input(&by_gate_up);
         drop((by_gate_up, normed));
-        let by_middle = self.norm_backward(&middle, &self.post_norm, &by_normed, Some(gradient), gradients);
+        let by_middle = input_gradient(before_ffn.as_ref(), &middle, by_normed, gradient, gradients);
 
-        self.o.add(gradients, &by_middle, &attention.output());
-        let by_attended = attention.backward(&self.o.backward_input(&by_middle));
-        let by_projected = self.projections_backward(by_attended, projections, rotation, gradients);
-        let normed = rms_norm(&input, &self.input_norm.tensor, self.epsilon);
+        let by_added = output_gradient(after_attention.as_ref(), attention_output, &by_middle, gradients);
+        self.o.add(gradients, &by_added, &attention.output());
+        let by_attended = attention.backward(&self.o.backward_input(&by_added));
+        drop(by_added);
+        let by_projected = self.projections_backward(by_attended, projections, &rotations[self.rotation], gradients);
+        let normed = maybe(before_attention.as_ref(), input.shallow_clone());
         self.qkv.add(gradients, &by_projected, &normed);
         if let Some(bias) = &self.qkv_bias {
             add_column_sums(&mut bias.slot(gradients), &by_projected);
         }
         let by_normed = self.qkv.backward_input(&by_projected);
-        self.norm_backward(&input, &self.input_norm, &by_normed, Some(&by_middle), gradients)
+        input_gradient(before_attention.as_ref(), &input, by_normed, &by_middle, gradients)
     }
 
     /// Gradient by the projections, `[T, (N + 2 K) H]`, from those by rotated queries, keys and by values.
@@ -193,7 +293,8 @@ impl Layer {
         gradients: &Tensor,
     ) -> Tensor {
         let (n, k) = (self.heads, self.kv_heads);
-        let (Some((q_norm, k_norm)), Some(projections)) = (&self.qk_norm, projections) else {
+        let by_q = self.scaled(by_q);
+        let (Some(norms), Some(projections)) = (&self.head_norms, projections) else {
             let all = Tensor::cat(&[by_q, by_k, by_v], 1);
             let [by_qk, by_v] = split(&all, [n + k, k]);
             let turned = rotation.undo(by_qk);
@@ -202,22 +303,53 @@ impl Layer {
             return all.flatten(1, 2);
         };
         let [q, k, _] = split(&projections, [n, k, k]);
-        let norm = |x: &Tensor, weight: &Weight, by: Tensor| {
+        let [by_q, by_k] = [(&norms.queries, q, by_q), (&norms.keys, k, by_k)].map(|(norm, x, by)| {
             let by = rotation.undo(by.contiguous());
-            self.norm_backward(x, weight, &by, None, gradients)
-        };
-        Tensor::cat(&[norm(&q, q_norm, by_q), norm(&k, k_norm, by_k), by_v], 1).flatten(1, 2)
+            norm.backward(&norms.as_normed(&x), &norms.as_normed(&by), None, gradients).view_as(&x)
+        });
+        Tensor::cat(&[by_q, by_k, by_v], 1).flatten(1, 2)
     }
+}
 
-    fn norm_backward(
-        &self,
-        x: &Tensor,
-        weight: &Weight,
-        gradient: &Tensor,
-        past: Option<&Tensor>,
-        gradients: &Tensor,
-    ) -> Tensor {
-        rms_norm_backward(x, &weight.tensor, self.epsilon, gradient, past, &mut weight.slot(gradients))
+impl HeadNormWeights {
+    /// Heads, `[T, heads, H]`, as the norm takes them: `[T, heads H]` where all are normed together.
+    fn as_normed(&self, heads: &Tensor) -> Tensor {
+        if self.together { heads.flatten(1, 2) } else { heads.shallow_clone() }
+    }
+}
+
+/// `x` after a norm, where there is one.
+fn maybe(norm: Option<&Norm>, x: Tensor) -> Tensor {
+    match norm {
+        Some(norm) => norm.apply(&x),
+        None => x,
+    }
+}
+
+/// The same, and what the backward of the norm needs.
+fn kept(norm: Option<&Norm>, x: Tensor) -> (Option<Tensor>, Tensor) {
+    match norm {
+        Some(norm) => {
+            let normed = norm.apply(&x);
+            (Some(x), normed)
+        }
+        None => (None, x),
+    }
+}
+
+/// Gradient by the output of a block, from that by what is added to the stream; `x` is that output, kept where it is normed.
+fn output_gradient(norm: Option<&Norm>, x: Option<Tensor>, gradient: &Tensor, gradients: &Tensor) -> Tensor {
+    match norm.zip(x) {
+        Some((norm, x)) => norm.backward(&x, gradient, None, gradients),
+        None => gradient.shallow_clone(),
+    }
+}
+
+/// Gradient by the stream before a block: that by the block's input, through its norm, plus what flows past the block.
+fn input_gradient(norm: Option<&Norm>, x: &Tensor, by_input: Tensor, past: &Tensor, gradients: &Tensor) -> Tensor {
+    match norm {
+        Some(norm) => norm.backward(x, &by_input, Some(past), gradients),
+        None => by_input + past,
     }
 }
 

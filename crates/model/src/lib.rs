@@ -1,8 +1,8 @@
 //! The language model: Hugging Face folders in and out, forward and backward on libtorch.
 //!
-//! Llama 3, Qwen2, Qwen2.5, Qwen3 and their relatives (SmolLM2): one [`Model`] whose differences are data in
-//! [`ModelConfig`]. All parameters live in one flat buffer ([`Parameters`]), and so do all gradients, so that an
-//! optimizer, a collective or a weight transfer works on plain memory.
+//! One [`Model`] computes all dense families; what they differ in is data in [`ModelConfig`] and [`Architecture`]. All parameters
+//! live in one flat buffer ([`Parameters`]), and so do all gradients, so that an optimizer, a collective or a weight transfer
+//! works on plain memory.
 //!
 //! Not here: tokenizers and chat templates, the KV cache of generation (it implements [`Attention`] for itself), the
 //! objective, the optimizer. The model does not know whether it is one of many ranks.
@@ -21,6 +21,7 @@ mod kernels;
 mod layer;
 pub mod logprob;
 mod model;
+mod norm;
 mod ops;
 mod parameters;
 mod rope;
@@ -34,7 +35,10 @@ pub use error::ModelError;
 pub use export::Export;
 pub use kernels::{kernel_shape, load_kernels};
 pub use model::{Keep, Model, Trace};
-pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
+pub use pacs_shape::{
+    Architecture, Bucket, LayerKind, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,
+    ShapeError,
+};
 pub use parameters::Parameters;
 pub use save::prepare_folder;
 pub use score::{ScoreError, score};

@@ -227,7 +227,14 @@ impl Targets<'_> {
 
     /// Gradient by the logits of one chunk, `[C, V]`; notes log-probabilities and entropies.
     fn by_logits(self, model: &Model, on_device: &OnDevice, hidden: &Tensor, noted: &mut Scores) -> Tensor {
-        let mut logits = model.logits(hidden);
+        let logits = model.logits(hidden);
+        let slope = model.cap_slope(&logits);
+        let by_logits = self.by_capped(model, on_device, logits, noted);
+        slope.map_or_else(|| by_logits.shallow_clone(), |slope| &by_logits * slope)
+    }
+
+    /// The same before what a cap does to logits.
+    fn by_capped(self, model: &Model, on_device: &OnDevice, mut logits: Tensor, noted: &mut Scores) -> Tensor {
         let (by_logprob, by_entropy) = (self.coefficients, self.entropy_coefficients);
         // Written over the logits, row by row in the cache.
         if has_kernels(&logits) {

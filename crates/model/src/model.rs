@@ -5,9 +5,10 @@ use pacs_torch::{fixed_units, wide_linear};
 
 use crate::attention::{Attention, Packed};
 use crate::layer::{Activations, Layer, Stream, gradient_kind};
-use crate::ops::{add_rows, rms_norm_backward};
+use crate::norm::Norm;
+use crate::ops::{add_rows, capped};
 use crate::parameters::slice;
-use crate::rope::{Rope, Rotation};
+use crate::rope::{Ropes, Rotation};
 use crate::stages::{InPlace, Stages};
 use crate::{ModelConfig, ParameterLayout, Parameters};
 use pacs_shape::{EMBEDDING, FINAL_NORM};
@@ -25,10 +26,12 @@ pub struct Model {
     layout: ParameterLayout,
     flat: Tensor,
     embedding: Weight,
+    /// Embeddings are multiplied by it.
+    embedding_factor: f64,
     layers: Vec<Layer>,
-    norm: Weight,
+    norm: Norm,
     head: Weight,
-    rope: Rope,
+    ropes: Ropes,
 }
 
 /// A view of the parameters, and its place among them.
@@ -59,7 +62,7 @@ pub enum Keep {
 #[derive(Debug)]
 pub struct Trace {
     tokens: Tensor,
-    rotation: Rotation,
+    rotations: Vec<Rotation>,
     attention: Packed,
     layers: Vec<Kept>,
     /// Residual stream in front of the final norm, `[T, D]`.
@@ -94,10 +97,12 @@ impl Model {
             Some(Weight { tensor: slice(&flat, leaf.offset, &leaf.shape), offset: leaf.offset })
         };
         let get = |name: &str| find(name).expect("the layout has every parameter of its configuration");
-        let (embedding, norm, head) = (get(EMBEDDING), get(FINAL_NORM), get(&layout.head().name));
+        let (embedding, head) = (get(EMBEDDING), get(&layout.head().name));
+        let norm = Norm::new(get(FINAL_NORM), config.rms_eps, config.architecture.norms_add_one);
         let layers = (0..config.layers).map(|index| Layer::new(config, index, find)).collect();
-        let rope = Rope::new(config, flat.device());
-        Self { config: config.clone(), layout, flat, embedding, layers, norm, head, rope }
+        let ropes = Ropes::new(config, flat.device());
+        let embedding_factor = embedding_factor(config, flat.kind());
+        Self { config: config.clone(), layout, flat, embedding, embedding_factor, layers, norm, head, ropes }
     }
 
     /// What the model was built from.
@@ -166,25 +171,36 @@ impl Model {
         attention: &mut dyn Attention,
         stages: &mut S,
     ) -> Result<Tensor, S::Error> {
-        let rotation = self.rope.at(positions);
+        let rotations = self.ropes.at(positions);
         stages.before_forward(0)?;
         let mut stream = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             stages.before_forward(1 + index)?;
-            stream = layer.forward(stream, &rotation, attention);
+            stream = layer.forward(stream, &rotations, attention);
         }
         stages.before_forward(1 + self.layers.len())?;
-        Ok(stream.normed(&self.norm, self.config.rms_eps).1)
+        Ok(stream.normed(&self.norm).1)
     }
 
     /// Scores of every next token.
     ///
     /// `hidden`: `[M, D]`, rows of [`Model::hidden`]. Returns `[M, V]` in the kind of the model.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        match fixed_units() {
+        let logits = match fixed_units() {
             Some(_) => wide_linear(hidden, &self.head.tensor),
             None => hidden.linear(&self.head.tensor, None::<&Tensor>),
+        };
+        match self.config.logit_cap {
+            Some(cap) => capped(&logits, cap),
+            None => logits,
         }
+    }
+
+    /// Derivative of each logit by what it was before the cap; none where there is no cap.
+    pub(crate) fn cap_slope(&self, logits: &Tensor) -> Option<Tensor> {
+        let cap = self.config.logit_cap?;
+        let ratio = logits / cap;
+        Some(1.0 - &ratio * &ratio)
     }
 
     /// A forward of packed rows that can be followed by a backward.
@@ -214,7 +230,7 @@ impl Model {
         keep: Keep,
         stages: &mut S,
     ) -> Result<Trace, S::Error> {
-        let rotation = self.rope.at(positions);
+        let rotations = self.ropes.at(positions);
         stages.before_forward(0)?;
         let mut stream = self.embed(tokens);
         let mut layers = Vec::with_capacity(self.layers.len());
@@ -227,16 +243,16 @@ impl Model {
             if index < recomputed {
                 let input = stream.summed();
                 layers.push(Kept::Input(input.shallow_clone()));
-                stream = layer.forward(Stream { residual: input, pending: None }, &rotation, &mut attention);
+                stream = layer.forward(Stream { residual: input, pending: None }, &rotations, &mut attention);
             } else {
-                let (next, activations) = layer.forward_traced(stream, &rotation, &attention);
+                let (next, activations) = layer.forward_traced(stream, &rotations, &attention);
                 layers.push(Kept::Activations(Box::new(activations)));
                 stream = next;
             }
         }
         stages.before_forward(1 + self.layers.len())?;
-        let (last, hidden) = stream.normed(&self.norm, self.config.rms_eps);
-        Ok(Trace { tokens: tokens.shallow_clone(), rotation, attention, layers, last, hidden })
+        let (last, hidden) = stream.normed(&self.norm);
+        Ok(Trace { tokens: tokens.shallow_clone(), rotations, attention, layers, last, hidden })
     }
 
     /// Adds the gradients of all parameters but the LM head to `gradients`.
@@ -259,12 +275,11 @@ impl Model {
         stages: &mut S,
     ) -> Result<(), S::Error> {
         no_grad(|| {
-            let Trace { tokens, rotation, attention, layers, last, hidden } = trace;
+            let Trace { tokens, rotations, attention, layers, last, hidden } = trace;
             drop(hidden);
-            let (weight, epsilon, end) = (&self.norm.tensor, self.config.rms_eps, 1 + self.layers.len());
+            let end = 1 + self.layers.len();
             stages.before_backward(end)?;
-            let slot = &mut self.norm.slot(gradients);
-            let mut gradient = rms_norm_backward(&last, weight, epsilon, hidden_gradient, None, slot);
+            let mut gradient = self.norm.backward(&last, hidden_gradient, None, gradients);
             drop(last);
             stages.after_backward(end)?;
             for ((index, layer), kept) in self.layers.iter().enumerate().zip(layers).rev() {
@@ -272,20 +287,34 @@ impl Model {
                 let activations = match kept {
                     Kept::Activations(activations) => *activations,
                     Kept::Input(residual) => {
-                        layer.forward_traced(Stream { residual, pending: None }, &rotation, &attention).1
+                        layer.forward_traced(Stream { residual, pending: None }, &rotations, &attention).1
                     }
                 };
-                gradient = layer.backward(activations, &gradient, &rotation, gradients);
+                gradient = layer.backward(activations, &gradient, &rotations, gradients);
                 stages.after_backward(1 + index)?;
             }
             stages.before_backward(0)?;
+            if self.embedding_factor != 1.0 {
+                gradient = gradient * self.embedding_factor;
+            }
             add_rows(&mut self.embedding.slot(gradients), &tokens, &gradient);
             stages.after_backward(0)
         })
     }
 
     fn embed(&self, tokens: &Tensor) -> Stream {
-        let residual = Tensor::embedding(&self.embedding.tensor, tokens, -1, false, false);
+        let mut residual = Tensor::embedding(&self.embedding.tensor, tokens, -1, false, false);
+        if self.embedding_factor != 1.0 {
+            residual = residual * self.embedding_factor;
+        }
         Stream { residual, pending: None }
     }
+}
+
+/// What embeddings are multiplied with, rounded to the kind of the model as in its first training.
+fn embedding_factor(config: &ModelConfig, kind: Kind) -> f64 {
+    if !config.architecture.scales_embedding {
+        return 1.0;
+    }
+    Tensor::from((config.hidden as f64).sqrt()).to_kind(kind).double_value(&[])
 }

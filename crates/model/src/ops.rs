@@ -2,8 +2,9 @@
 //! them in place, tensor operations elsewhere.
 // Legend: `T` tokens, `D` width, `F` width of the feed-forward block, `H` head.
 
+use pacs_shape::Activation;
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{KernelError, ViewError, accumulate, device_kernels, fixed_units, has_kernels};
+use pacs_torch::{KernelError, Units, ViewError, accumulate, by_rows, device_kernels, fixed_units, has_kernels};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {
@@ -109,8 +110,61 @@ pub(crate) fn rms_norm_backward(
     past.map_or_else(|| by_x.shallow_clone(), |past| &by_x + past)
 }
 
+/// `activation(gate) * up` of `[T, 2 F]`, gates first. Returns `[T, F]`.
+pub(crate) fn gate(activation: Activation, gate_up: &Tensor) -> Tensor {
+    match activation {
+        Activation::Silu => silu_gate(gate_up),
+        Activation::GeluTanh => {
+            let [gated] = row_by_row(gate_up, |gate_up| {
+                let [gate, up] = halves(&gate_up);
+                [gate.gelu("tanh") * up]
+            });
+            gated
+        }
+    }
+}
+
+/// Backward of [`gate`]: the gradient by `gate_up`, which it takes over, and the gated activation once more.
+pub(crate) fn gate_backward(activation: Activation, gate_up: Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
+    match activation {
+        Activation::Silu => silu_gate_backward(gate_up, gradient),
+        Activation::GeluTanh => {
+            let kind = gate_up.kind();
+            let width = gradient.size()[1];
+            let all = Tensor::cat(&[&gate_up, gradient], 1).to_kind(wide(kind));
+            drop(gate_up);
+            let [by_gate_up, gated] = row_by_row(&all, |all| {
+                let [gate, up, slope] = [0, 1, 2].map(|part| all.narrow(1, part * width, width).contiguous());
+                let gelu = gate.gelu("tanh");
+                let by_gate = gate.gelu_backward(&(&slope * &up), "tanh");
+                [Tensor::cat(&[by_gate, slope * &gelu], 1).to_kind(kind), (gelu * up).to_kind(kind)]
+            });
+            (by_gate_up, gated)
+        }
+    }
+}
+
+/// `cap tanh(x / cap)` of logits `[C, V]`, rows of one unit within [`pacs_torch::with_units`].
+pub(crate) fn capped(x: &Tensor, cap: f64) -> Tensor {
+    let cap_rows = |x: Tensor| [(x / cap).tanh() * cap];
+    let [capped] = match fixed_units() {
+        Some(_) => by_rows(&Units::new(&[x.size()[0] as usize]), x, |rows| cap_rows(rows.copy())),
+        None => cap_rows(x.shallow_clone()),
+    };
+    capped
+}
+
+/// Functions of single numbers whose last bits depend on where these stand in a vector register: tile by tile within
+/// [`pacs_torch::with_units`].
+fn row_by_row<const N: usize>(x: &Tensor, work: impl Fn(Tensor) -> [Tensor; N] + Sync) -> [Tensor; N] {
+    match fixed_units() {
+        Some(units) => by_rows(&units, x, |rows| work(rows.copy())),
+        None => work(x.shallow_clone()),
+    }
+}
+
 /// `silu(gate) * up` of `[T, 2 F]`, gates first. Returns `[T, F]`.
-pub(crate) fn silu_gate(gate_up: &Tensor) -> Tensor {
+fn silu_gate(gate_up: &Tensor) -> Tensor {
     if has_kernels(gate_up) {
         return fused(pacs_torch::silu_gate(gate_up));
     }
@@ -122,7 +176,7 @@ pub(crate) fn silu_gate(gate_up: &Tensor) -> Tensor {
 }
 
 /// Backward of [`silu_gate`]: the gradient by `gate_up`, which it takes over, and the activation once more.
-pub(crate) fn silu_gate_backward(mut gate_up: Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
+fn silu_gate_backward(mut gate_up: Tensor, gradient: &Tensor) -> (Tensor, Tensor) {
     if has_kernels(&gate_up) {
         let activation = fused(pacs_torch::silu_gate_backward(&mut gate_up, gradient));
         return (gate_up, activation);
@@ -207,6 +261,20 @@ mod tests {
         let fused = silu_gate_backward(narrow(&x), &narrow(&gradient));
         assert_close(&fused.0, &plain.0);
         assert_close(&fused.1, &plain.1);
+
+        // Gradients by the gates and by what they gate, against autograd.
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let leaf = x.detach().set_requires_grad(true);
+            let gated = pacs_torch::tch::with_grad(|| gate(activation, &leaf));
+            pacs_torch::tch::with_grad(|| (&gated * &gradient).sum(Kind::Double)).backward();
+            for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-5), (Kind::BFloat16, 1e-1)] {
+                let (by_gate_up, again) = gate_backward(activation, x.to_kind(kind), &gradient.to_kind(kind));
+                assert_eq!((by_gate_up.kind(), again.kind()), (kind, kind));
+                let difference = |a: &Tensor, b: &Tensor| (a.to_kind(Kind::Double) - b).abs().max().double_value(&[]);
+                assert!(difference(&by_gate_up, &leaf.grad()) < tolerance, "{activation:?}, {kind:?}");
+                assert!(difference(&again, &gated.detach()) < tolerance, "{activation:?}, {kind:?}");
+            }
+        }
 
         let (heads, angles) = (random(&[7, 3, 4], 5), random(&[7, 2], 6));
         let (cos, sin) = (narrow(&angles.cos()), narrow(&angles.sin()));

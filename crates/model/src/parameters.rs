@@ -24,7 +24,7 @@ impl Parameters {
         Self { layout, flat }
     }
 
-    /// Parameters of an untrained model: norms are 1, biases 0, matrices normal with a deviation of 0.02, and those that
+    /// Parameters of an untrained model: norms multiply by 1, biases are 0, matrices normal with a deviation of 0.02, and those that
     /// write into the residual stream smaller by the root of twice the number of layers (Radford et al. 2019).
     #[must_use]
     pub fn random(config: &ModelConfig, kind: Kind, device: Device, seed: i64) -> Self {
@@ -37,7 +37,7 @@ impl Parameters {
             let smaller = if writes_residual { (2.0 * config.layers as f64).sqrt() } else { 1.0 };
             if spec.decay {
                 let _ = view.normal_(0.0, DEVIATION / smaller);
-            } else if spec.name.ends_with("norm.weight") {
+            } else if spec.name.ends_with("norm.weight") && !config.architecture.norms_add_one {
                 let _ = view.fill_(1.0);
             }
         }

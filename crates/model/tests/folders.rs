@@ -196,7 +196,13 @@ fn an_export_has_the_template_and_the_end_tokens_of_training() {
 
 #[test]
 fn what_is_written_reads_back() {
-    for (name, kind) in [("qwen2-untied", Kind::Float), ("qwen2-tied", Kind::Float), ("llama3", Kind::BFloat16)] {
+    for (name, kind) in [
+        ("qwen2-untied", Kind::Float),
+        ("qwen2-tied", Kind::Float),
+        ("llama3", Kind::BFloat16),
+        ("phi3", Kind::Float),
+        ("gemma3", Kind::BFloat16),
+    ] {
         let source = golden(name);
         let parameters = load(&source).unwrap();
         let out = tempfile::tempdir().unwrap();

@@ -10,7 +10,8 @@ use pacs_model::{Keep, Model, ModelConfig, Parameters, score};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::with_emulated_flash;
 
-const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
+const MODELS: [&str; 10] =
+    ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
 /// Logits and log-probabilities; see the fixtures' README.
 const TOLERANCE: f64 = 1e-4;
 
@@ -78,7 +79,10 @@ fn logits_logprobs_and_entropies() {
         for sequence in 0..3 {
             let tokens = golden.tokens(sequence);
             let hidden = no_grad(|| hidden(&model, &tokens));
-            let logits = difference(&model.logits(&hidden), &golden.expected("logits", sequence));
+            // The small folders have none: they would be most of the folder, and log-probs say the same.
+            let has_logits = golden.expected.contains_key("logits");
+            let logits =
+                if has_logits { difference(&model.logits(&hidden), &golden.expected("logits", sequence)) } else { 0.0 };
             let (logprobs, _) = answer_logprobs(&model, &hidden, &targets(&tokens), 1.0, 32);
             let count = golden.lengths[sequence] - 1;
             let logprobs = difference(&logprobs, &golden.expected("logprobs", sequence).narrow(0, 1, count));

@@ -144,7 +144,7 @@ fn a_small_file() {
     let folder = dir.path().join("hf");
     let config = ModelConfig::read(&folder).unwrap();
     assert_eq!((config.heads, config.kv_heads, config.head_dim, config.ffn), (4, 2, 16, 96));
-    assert_eq!((config.rms_eps, config.rope_theta, config.tie_embeddings), (1e-5, 5000.0, true));
+    assert_eq!((config.rms_eps, config.rotary[0].theta, config.tie_embeddings), (1e-5, 5000.0, true));
     assert_eq!((config.end_tokens.as_slice(), config.max_positions), (&[0][..], 256));
     let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).unwrap();
     let rounded = |name: &str| draft.values(name).to_kind(Kind::BFloat16).to_kind(Kind::Float);
@@ -165,7 +165,7 @@ fn files_of_the_qwen_family() {
         let dir = draft.import().unwrap();
         let folder = dir.path().join("hf");
         let config = ModelConfig::read(&folder).unwrap();
-        assert_eq!((config.qkv_bias, config.qk_norm, config.head_dim), (family == "qwen2", family == "qwen3", 16));
+        assert_eq!((config.architecture.model_type, config.head_dim), (family, 16));
         let parameters = Parameters::load(&folder, &config, Kind::Float, Device::Cpu).unwrap();
         let rounded = |name: &str| draft.values(name).to_kind(Kind::BFloat16).to_kind(Kind::Float);
         // Their files have the order of the rotate-half kind.

@@ -20,6 +20,30 @@ pub(crate) struct KvCache {
     keys: Tensor,
     /// `[layers, P, K, S, H]`.
     values: Tensor,
+    /// How many tokens a token of a layer sees, and how scores are capped.
+    sight: Arc<Sight>,
+}
+
+/// What attention of the layers sees. Blocks that have left every window stay where they are: layers without a window need them.
+#[derive(Debug)]
+struct Sight {
+    /// Layer `i` has entry `i` modulo their number; none: all before it.
+    windows: Vec<Option<usize>>,
+    score_cap: Option<f64>,
+}
+
+impl Sight {
+    fn window(&self, layer: usize) -> Option<usize> {
+        self.windows[layer % self.windows.len()]
+    }
+
+    /// Every window once.
+    fn distinct(&self) -> Vec<Option<usize>> {
+        let mut windows = self.windows.clone();
+        windows.sort_unstable();
+        windows.dedup();
+        windows
+    }
 }
 
 /// The tokens of one row, or of one prompt, as a pass sees them.
@@ -70,7 +94,8 @@ impl KvCache {
         let (heads, width) = (config.kv_heads, config.head_dim);
         let keys = Tensor::f_empty([layers, blocks, heads, width, tokens], (kind, device))?;
         let values = Tensor::f_empty([layers, blocks, heads, tokens, width], (kind, device))?;
-        Ok(Self { keys, values })
+        let windows = config.layer_kinds.iter().map(|kind| kind.window).collect();
+        Ok(Self { keys, values, sight: Arc::new(Sight { windows, score_cap: config.score_cap }) })
     }
 
     /// Bytes that one token takes, over all layers.
@@ -89,7 +114,8 @@ impl KvCache {
 
     /// The same cache once more.
     pub(crate) fn shared(&self) -> Self {
-        Self { keys: self.keys.shallow_clone(), values: self.values.shallow_clone() }
+        let sight = Arc::clone(&self.sight);
+        Self { keys: self.keys.shallow_clone(), values: self.values.shallow_clone(), sight }
     }
 
     /// Keys and values of a layer.
@@ -106,11 +132,13 @@ impl KvCache {
             OnDevice { kernels, slots: DecodeSlots::new(&slots, device), table: DecodeTable::new(&rows, device) }
         });
         let plain = !has_kernels(&self.keys) && on_device.is_none();
-        let masked =
-            if plain && !decode.is_empty() { Some(Masked::new(&decode, self.keys.kind(), device)?) } else { None };
+        // No kernel caps scores.
+        let is_masked = (plain || self.sight.score_cap.is_some()) && !decode.is_empty();
+        let masked = if is_masked { Some(Masked::new(&decode, &self.sight, self.keys.kind(), device)?) } else { None };
         let places = plain.then(|| Slots::new(&slots, device));
         let head_dim = self.values.size()[4];
-        let chunks = Chunks::new(&chunks, has_flash_attention(device, self.keys.kind(), head_dim), device);
+        let has_flash = has_flash_attention(device, self.keys.kind(), head_dim) && self.sight.score_cap.is_none();
+        let chunks = Chunks::new(&chunks, has_flash, device);
         Ok(Pass { cache: self, rows: decode.len(), decode, on_device, masked, chunks, slots, places })
     }
 
@@ -190,24 +218,35 @@ impl Chunks {
     }
 
     /// Attention of the tokens of the chunks, whose keys and values are in the cache, too; `[T, N H]` in parts.
-    fn attend(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Vec<Tensor> {
+    fn attend(
+        &self,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        (keys, values): (&Tensor, &Tensor),
+        window: Option<usize>,
+        score_cap: Option<f64>,
+    ) -> Vec<Tensor> {
         let chunks = match self {
             Self::Together { sequences, slots } => {
                 let (k, v) = match slots {
                     Some(slots) => (slots.keys(keys), slots.values(values)),
                     None => (k.shallow_clone(), v.shallow_clone()),
                 };
-                return vec![flash_attention(q, &k, &v, sequences).flatten(1, 2)];
+                return vec![flash_attention(q, &k, &v, sequences, window).flatten(1, 2)];
             }
             Self::OneByOne(chunks) => chunks,
         };
         let mut start = 0;
         let attend = |chunk: &ChunkOf| {
             let part = |x: &Tensor| x.narrow(0, start, chunk.new as i64);
-            let attended = if chunk.context == 0 {
-                causal(&part(q), &part(k), &part(v))
-            } else {
-                behind(&part(q), &chunk.slots.keys(keys), &chunk.slots.values(values), chunk.context as i64)
+            let window = window.filter(|window| *window < chunk.context + chunk.new);
+            let context = chunk.context as i64;
+            let attended = match (chunk.context, window, score_cap) {
+                (0, None, None) => causal(&part(q), &part(k), &part(v)),
+                (0, ..) => behind(&part(q), &part(k), &part(v), context, window, score_cap),
+                _ => {
+                    let (k, v) = (chunk.slots.keys(keys), chunk.slots.values(values));
+                    behind(&part(q), &k, &v, context, window, score_cap)
+                }
             };
             start += chunk.new as i64;
             attended
@@ -266,7 +305,7 @@ impl Attention for Pass<'_> {
             Some(places) => places.store((&k, &v), &mut keys, &mut values),
             None => store_blocks((&k, &v), &mut keys, &mut values, &self.slots).expect("the cache is contiguous"),
         }
-        self.attended((&q, &k, &v), &keys, &values)
+        self.attended(layer, (&q, &k, &v), &keys, &values)
     }
 
     fn attend_projected(
@@ -281,13 +320,14 @@ impl Attention for Pass<'_> {
         let (q, k) = launched(kernels.rotate_store(projected, norms, rotation, slots, (&mut keys, &mut values)));
         let (kv_heads, before_values) = (k.size()[1], q.size()[1] + k.size()[1]);
         let v = projected.narrow(1, before_values, kv_heads);
-        Some(self.attended((&q, &k, &v), &keys, &values))
+        Some(self.attended(layer, (&q, &k, &v), &keys, &values))
     }
 }
 
 impl Pass<'_> {
     /// Attention of all tokens of the pass, whose keys and values are in the cache. Returns `[T, N H]`.
-    fn attended(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Tensor {
+    fn attended(&self, layer: usize, (q, k, v): (&Tensor, &Tensor, &Tensor), keys: &Tensor, values: &Tensor) -> Tensor {
+        let (window, score_cap) = (self.cache.sight.window(layer), self.cache.sight.score_cap);
         let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
         let mut outputs = Vec::new();
         let rows = self.rows as i64;
@@ -295,16 +335,17 @@ impl Pass<'_> {
             let q = q.narrow(0, 0, rows);
             outputs.push(match (&self.on_device, &self.masked) {
                 (Some(OnDevice { kernels, table, .. }), _) => launched(kernels.attend_blocks(&q, keys, values, table)),
-                (_, Some(masked)) => masked.attend(&q, keys, values),
+                (_, Some(masked)) => masked.attend(&q, keys, values, window, score_cap),
                 _ => {
                     let runs: Vec<[BlockRun<'_>; 2]> = self.decode.iter().map(Span::runs).collect();
-                    attend_blocks(&q, keys, values, &runs).expect("the cache is contiguous")
+                    attend_blocks(&q, keys, values, &runs, window).expect("the cache is contiguous")
                 }
             });
         }
         if rows < tokens {
             let part = |x: &Tensor| x.narrow(0, rows, tokens - rows);
-            outputs.extend(self.chunks.attend((&part(q), &part(k), &part(v)), keys, values));
+            let qkv = (&part(q), &part(k), &part(v));
+            outputs.extend(self.chunks.attend(qkv, (keys, values), window, score_cap));
         }
         let output = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 0) };
         output.reshape([-1, heads * head_dim])
@@ -324,10 +365,10 @@ fn causal(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
 /// Elements of the largest mask of [`behind`].
 const MASK_ELEMENTS: i64 = 1 << 22;
 
-/// Attention of the last tokens of a sequence to all of it.
+/// Attention of the last tokens of a sequence to all of it, or to a window of it.
 ///
 /// `q`: `[T, N, H]`; `k` and `v`: `[context + T, K, H]`. Returns `[T, N H]`.
-fn behind(q: &Tensor, k: &Tensor, v: &Tensor, context: i64) -> Tensor {
+fn behind(q: &Tensor, k: &Tensor, v: &Tensor, context: i64, window: Option<usize>, score_cap: Option<f64>) -> Tensor {
     let (tokens, heads, head_dim) = q.size3().expect("queries are [T, N, H]");
     let kv_heads = k.size()[1];
     let group = heads / kv_heads;
@@ -337,16 +378,22 @@ fn behind(q: &Tensor, k: &Tensor, v: &Tensor, context: i64) -> Tensor {
         .step_by(step as usize)
         .map(|start| {
             let queries = step.min(tokens - start);
-            let seen = context + start + queries;
+            let end = context + start + queries;
+            // What the first of the queries sees.
+            let first = window.map_or(0, |window| (end - queries + 1 - window as i64).max(0));
+            let seen = end - first;
             // Query heads that share a key head become queries of it, so that keys need not be repeated.
             let folded = q.narrow(0, start, queries).view([queries, kv_heads, group, head_dim]).transpose(0, 1);
             let folded = folded.reshape([1, kv_heads, queries * group, head_dim]);
-            let mask = Tensor::full([queries, seen], f64::NEG_INFINITY, (Kind::Float, q.device()))
-                .triu(seen - queries + 1)
-                .repeat_interleave_self_int(group, 0, None)
-                .to_kind(q.kind());
-            let (k, v) = (k.narrow(2, 0, seen), v.narrow(2, 0, seen));
-            Tensor::scaled_dot_product_attention(&folded, &k, &v, Some(&mask), 0.0, false, None, false)
+            let hidden = || Tensor::full([queries, seen], f64::NEG_INFINITY, (Kind::Float, q.device()));
+            let later = hidden().triu(seen - queries + 1);
+            let hidden = match window {
+                Some(window) => later + hidden().tril(seen - queries - window as i64),
+                None => later,
+            };
+            let mask = hidden.repeat_interleave_self_int(group, 0, None).to_kind(q.kind());
+            let (k, v) = (k.narrow(2, first, seen), v.narrow(2, first, seen));
+            attend_masked(&folded, &k, &v, &mask, score_cap)
                 .view([kv_heads, queries, group, head_dim])
                 .transpose(0, 1)
                 .reshape([queries, heads * head_dim])
@@ -355,18 +402,32 @@ fn behind(q: &Tensor, k: &Tensor, v: &Tensor, context: i64) -> Tensor {
     Tensor::cat(&parts, 0)
 }
 
+/// Attention with a mask that is added to the scores, which may be capped before.
+///
+/// `q`: `[.., Q, H]`, `k` and `v`: `[.., S, H]`, the mask broadcasts to `[.., Q, S]`.
+fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, score_cap: Option<f64>) -> Tensor {
+    let Some(cap) = score_cap else {
+        return Tensor::scaled_dot_product_attention(q, k, v, Some(mask), 0.0, false, None, false);
+    };
+    // Scores in float32 at least, as in training.
+    let kind = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let scale = (q.size()[q.dim() - 1] as f64).powf(-0.5);
+    let scores = q.to_kind(kind).matmul(&k.to_kind(kind).transpose(-2, -1)) * (scale / cap);
+    (scores.tanh() * cap + mask).softmax(-1, kind).matmul(&v.to_kind(kind)).to_kind(q.kind())
+}
+
 /// What tensor operations need to attend to rows of different lengths.
 #[derive(Debug)]
 struct Masked {
     /// Slots of `longest` tokens a row; where a row has none, those of its first.
     slots: Slots,
-    /// `[B, 1, 1, longest]`: minus infinity where a row has no token.
-    mask: Tensor,
+    /// For every window `[B, 1, 1, longest]`: minus infinity where a row has no token, or sees none.
+    masks: Vec<(Option<usize>, Tensor)>,
     longest: i64,
 }
 
 impl Masked {
-    fn new(rows: &[Span], kind: Kind, device: Device) -> Result<Self, TchError> {
+    fn new(rows: &[Span], sight: &Sight, kind: Kind, device: Device) -> Result<Self, TchError> {
         let longest = rows.iter().map(Span::tokens).max().unwrap_or(0);
         let padded =
             |row: &Span| (0..longest).map(|i| row.slot(if i < row.tokens() { i } else { 0 })).collect::<Vec<_>>();
@@ -374,26 +435,43 @@ impl Masked {
         let lengths: Vec<i64> = rows.iter().map(|row| row.tokens() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(-1);
         let positions = Tensor::f_arange(longest as i64, (Kind::Int64, device))?.unsqueeze(0);
-        let hidden = positions.f_ge_tensor(&lengths)?;
-        let mask = Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
-        Ok(Self { slots: Slots::new(&slots, device), mask: mask.unsqueeze(1).unsqueeze(1), longest: longest as i64 })
+        let missing = positions.f_ge_tensor(&lengths)?;
+        let mask = |window: Option<usize>| -> Result<(Option<usize>, Tensor), TchError> {
+            let hidden = match window {
+                Some(window) => missing.f_logical_or(&positions.f_lt_tensor(&(&lengths - window as i64))?)?,
+                None => missing.shallow_clone(),
+            };
+            let mask = Tensor::f_zeros(hidden.size(), (kind, device))?.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+            Ok((window, mask.unsqueeze(1).unsqueeze(1)))
+        };
+        let masks = sight.distinct().into_iter().map(mask).collect::<Result<_, _>>()?;
+        Ok(Self { slots: Slots::new(&slots, device), masks, longest: longest as i64 })
     }
 
-    fn attend(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> Tensor {
+    fn attend(
+        &self,
+        q: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        window: Option<usize>,
+        score_cap: Option<f64>,
+    ) -> Tensor {
+        let of_window = self.masks.iter().find(|(found, _)| *found == window);
+        let mask = &of_window.expect("there is a mask for every window of the model").1;
         let (batch, heads, head_dim) = q.size3().expect("queries are [B, N, H]");
         let kv_heads = keys.size()[1];
         let rows = |x: Tensor| x.view([batch, self.longest, kv_heads, head_dim]).transpose(1, 2);
         let (keys, values) = (rows(self.slots.keys(keys)), rows(self.slots.values(values)));
         // The query heads of one key head become rows of one query, so that its keys are read once.
         let q = q.reshape([batch, kv_heads, heads / kv_heads, head_dim]);
-        Tensor::scaled_dot_product_attention(&q, &keys, &values, Some(&self.mask), 0.0, false, None, false)
-            .reshape([batch, heads * head_dim])
+        attend_masked(&q, &keys, &values, mask, score_cap).reshape([batch, heads * head_dim])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pacs_model::LayerKind;
     use pacs_torch::tch::manual_seed;
     use pacs_torch::{plain, with_emulated_flash};
     use std::path::Path;
@@ -415,14 +493,38 @@ mod tests {
     /// Attention of a whole sequence at once, in two chunks, and in a chunk and token by token.
     #[test]
     fn pieces_of_a_sequence_are_as_the_whole() {
+        for window in [None, Some(1), Some(32), Some(50), Some(80), Some(1000)] {
+            for score_cap in [None, Some(1.5)] {
+                let layer_kinds = vec![LayerKind::PLAIN, LayerKind { window, ..LayerKind::PLAIN }];
+                check_pieces(&ModelConfig { layer_kinds, score_cap, ..config() });
+            }
+        }
+    }
+
+    /// Attention of a sequence to itself by one head after the other.
+    fn by_heads(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<usize>, score_cap: Option<f64>) -> Tensor {
+        let (tokens, heads, head_dim) = q.size3().expect("queries");
+        let group = heads / k.size()[1];
+        let all = || Tensor::ones([tokens, tokens], (Kind::Bool, Device::Cpu));
+        let seen = window.map_or_else(|| all().tril(0), |window| all().tril(0).triu(1 - window as i64));
+        let of_head = |head: i64| {
+            let [q, k, v] = [q.select(1, head), k.select(1, head / group), v.select(1, head / group)];
+            let scores = q.matmul(&k.tr()) / (head_dim as f64).sqrt();
+            let scores = score_cap.map_or_else(|| scores.shallow_clone(), |cap| (&scores / cap).tanh() * cap);
+            scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, Kind::Float).matmul(&v)
+        };
+        Tensor::cat(&(0..heads).map(of_head).collect::<Vec<_>>(), 1)
+    }
+
+    fn check_pieces(config: &ModelConfig) {
         manual_seed(2);
-        let config = config();
         let (prompt, answer) = (45, 40);
-        let [q, k, v] = random(&config, prompt + answer);
-        let whole = causal(&q, &k, &v);
+        let [q, k, v] = random(config, prompt + answer);
+        let (window, score_cap) = (config.layer_kind(1).window, config.score_cap);
+        let whole = by_heads(&q, &k, &v, window, score_cap);
         let part = |from: usize, tokens: usize| [&q, &k, &v].map(|x| x.narrow(0, from as i64, tokens as i64));
         let run = |ends: &[usize]| {
-            let mut cache = KvCache::new(&config, 4, Kind::Float, Device::Cpu).expect("there is room");
+            let mut cache = KvCache::new(config, 4, Kind::Float, Device::Cpu).expect("there is room");
             let mut outputs = Vec::new();
             let mut from = 0;
             for &end in ends {
@@ -438,7 +540,7 @@ mod tests {
         for ends in [&[85][..], &[32, 45, 85], &[45, 84, 85], &by_tokens] {
             for found in [run(ends), plain(|| run(ends)), with_emulated_flash(|| run(ends))] {
                 let difference = (&found - &whole).abs().max().double_value(&[]);
-                assert!(difference < 1e-5, "{ends:?}: {difference}");
+                assert!(difference < 1e-5, "{window:?}, {score_cap:?}, {ends:?}: {difference}");
             }
         }
     }

@@ -12,7 +12,8 @@ use pacs_torch::{DeviceKernels, Graphs, KernelError, KernelShape};
 use pacs_types::{FinishReason, GroupId, NoiseKey, SampleId, VersionSpan, WeightVersion};
 use pacs_weights::{Fetched, HostStore, Received, Transport, VersionId, WeightKind};
 
-const MODELS: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"];
+const MODELS: [&str; 10] =
+    ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(name)
@@ -132,7 +133,7 @@ fn logprobs_equal_those_of_a_plain_forward() {
         assert_eq!((finished.len(), counts.preemptions), (12, 0));
         // Prompts in pieces; a cache so small that samples have to be computed again.
         let (tight, counts) = sample(EngineOptions { rows: 12, prefill_tokens: 7, cache_tokens: 256, ..roomy });
-        assert!(counts.preemptions > 2 && counts.recomputed_tokens > 50, "{name}: {counts:?}");
+        assert!(counts.preemptions > 1 && counts.recomputed_tokens > 50, "{name}: {counts:?}");
         for (tight, roomy) in tight.iter().zip(&finished) {
             assert_eq!(tight.sample.tokens, roomy.sample.tokens, "{name}: tokens changed");
         }
@@ -435,8 +436,9 @@ fn a_soak_leaves_every_block_free() {
 /// that decode, preemption, filters, and models with and without norms of heads.
 #[test]
 fn the_kernels_of_a_gpu_generate_the_same_samples() {
-    for name in ["qwen2-untied", "qwen3", "llama3"] {
+    for name in ["qwen2-untied", "qwen3", "llama3", "smollm3"] {
         let config = ModelConfig::read(&golden(name)).expect("golden model");
+        assert_eq!(config.beyond_gpu_kernels(), None, "{name}");
         let [heads, kv_heads, head_dim] = [config.heads, config.kv_heads, config.head_dim].map(|size| size as usize);
         let kernels = match DeviceKernels::emulated(KernelShape { kind: Kind::Float, heads, kv_heads, head_dim }) {
             Ok(kernels) => Arc::new(kernels),

@@ -19,7 +19,8 @@ fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
         EngineOptions { rows: 40, prefill_tokens: 24, cache_tokens: 2_000, kernels: Kernels::Auto, cuda_graphs };
     let mut engine =
         Engine::new(config.clone(), parameters(device), WeightVersion(0), None, options).expect("there is room");
-    assert_eq!(engine.has_device_kernels(), device != Device::Cpu, "the kernels were not loaded; the log says why");
+    let fits = device != Device::Cpu && config.beyond_gpu_kernels().is_none();
+    assert_eq!(engine.has_device_kernels(), fits, "the kernels were not loaded; the log says why");
     let token = |number: u64| (pacs_types::mix(number) % config.vocab_size as u64) as u32;
     let prompts: Vec<Vec<u32>> =
         (0..7u64).map(|group| (0..=9 * group).map(|i| token(group << 8 | i)).collect()).collect();
@@ -48,18 +49,21 @@ fn check(name: &str, device: Device, cuda_graphs: bool) -> usize {
         let far = found.sample.logprobs.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 1e-3, "{name}: a log-prob of group {} is off by {far}", found.ticket);
     }
+    assert!(engine.recorded_passes() > 0 || !(fits && cuda_graphs), "no pass was recorded; the log says why");
     engine.recorded_passes()
 }
 
 #[test]
 fn log_probs_are_those_of_a_plain_forward() {
     let gpu = pacs_torch::init(true, 1);
-    for name in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+    for name in
+        ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"]
+    {
         assert_eq!(check(name, Device::Cpu, true), 0, "a processor has no graphs");
         match &gpu {
             Ok(gpu) => {
                 assert_eq!(check(name, *gpu, false), 0);
-                assert!(check(name, *gpu, true) > 0, "no pass was recorded; the log says why");
+                check(name, *gpu, true);
             }
             Err(error) => eprintln!("skipped on a GPU: {error}"),
         }

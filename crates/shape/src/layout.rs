@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::ModelConfig;
+use crate::{Architecture, HeadNorms, ModelConfig};
 
 /// Leaves start at multiples of this many elements, so that vector loads and network chunks stay aligned.
 const ALIGNMENT: usize = 64;
@@ -113,7 +113,7 @@ impl ParameterLayout {
             head: head.name(),
         };
         let multiple = ALIGNMENT * ranks.max(1);
-        let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
+        let d = config.hidden;
         layout.push(&[(EMBEDDING.to_owned(), vec![config.vocab_size, d])]);
         layout.close_bucket(0, multiple);
         for index in 0..config.layers {
@@ -122,23 +122,7 @@ impl ParameterLayout {
                 layout.total = layout.buckets[1 + earlier].offset;
             }
             let start = layout.total;
-            let name = |suffix: &str| layer_parameter(index, suffix);
-            let single = |suffix: &str, shape: &[i64]| [(name(suffix), shape.to_vec())];
-            let qkv = [("q", n * h), ("k", k * h), ("v", k * h)];
-            let attention = |part: &str, suffix: &str| name(&format!("self_attn.{part}_proj.{suffix}"));
-            layout.push(&single("input_layernorm.weight", &[d]));
-            layout.push(&qkv.map(|(part, rows)| (attention(part, "weight"), vec![rows, d])));
-            if config.qkv_bias {
-                layout.push(&qkv.map(|(part, rows)| (attention(part, "bias"), vec![rows])));
-            }
-            if config.qk_norm {
-                layout.push(&single("self_attn.q_norm.weight", &[h]));
-                layout.push(&single("self_attn.k_norm.weight", &[h]));
-            }
-            layout.push(&single("self_attn.o_proj.weight", &[d, n * h]));
-            layout.push(&single("post_attention_layernorm.weight", &[d]));
-            layout.push(&["gate", "up"].map(|part| (name(&format!("mlp.{part}_proj.weight")), vec![config.ffn, d])));
-            layout.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+            layout.push_layer(config, index);
             layout.close_bucket(start, multiple);
             layout.total = layout.total.max(end);
         }
@@ -151,6 +135,49 @@ impl ParameterLayout {
         }
         layout.close_bucket(start, multiple);
         layout
+    }
+
+    /// Appends the parameters of a layer, in the order in which the forward uses them.
+    fn push_layer(&mut self, config: &ModelConfig, index: usize) {
+        let Architecture { norms, head_norms, .. } = config.architecture;
+        let (d, n, k, h) = (config.hidden, config.heads, config.kv_heads, config.head_dim);
+        let name = |suffix: &str| layer_parameter(index, suffix);
+        let single = |suffix: &str, shape: &[i64]| [(name(suffix), shape.to_vec())];
+        // The rows of matrices that are multiplied together, under the names that checkpoints have for them.
+        let stacked = |block: &str, names: &[&str], kind: &str, rows: &[i64], columns: Option<i64>| {
+            let rows = if names.len() == 1 { vec![rows.iter().sum()] } else { rows.to_vec() };
+            let part = |(part, rows): (&&str, i64)| {
+                (name(&format!("{block}.{part}.{kind}")), [rows].into_iter().chain(columns).collect::<Vec<i64>>())
+            };
+            names.iter().zip(rows).map(part).collect::<Vec<_>>()
+        };
+        if let Some(norm) = norms.before_attention {
+            self.push(&single(norm, &[d]));
+        }
+        let (names, rows) = (config.architecture.qkv_names(), [n * h, k * h, k * h]);
+        self.push(&stacked("self_attn", names, "weight", &rows, Some(d)));
+        if config.architecture.qkv_bias {
+            self.push(&stacked("self_attn", names, "bias", &rows, None));
+        }
+        let widths = match head_norms {
+            HeadNorms::Absent => None,
+            HeadNorms::EachHead => Some([h, h]),
+            HeadNorms::Width => Some([n * h, k * h]),
+        };
+        if let Some([queries, keys]) = widths {
+            self.push(&single("self_attn.q_norm.weight", &[queries]));
+            self.push(&single("self_attn.k_norm.weight", &[keys]));
+        }
+        self.push(&single("self_attn.o_proj.weight", &[d, n * h]));
+        for norm in [norms.after_attention, norms.before_ffn].into_iter().flatten() {
+            self.push(&single(norm, &[d]));
+        }
+        let (names, rows) = (config.architecture.gate_up_names(), [config.ffn, config.ffn]);
+        self.push(&stacked("mlp", names, "weight", &rows, Some(d)));
+        self.push(&single("mlp.down_proj.weight", &[d, config.ffn]));
+        if let Some(norm) = norms.after_ffn {
+            self.push(&single(norm, &[d]));
+        }
     }
 
     /// Ends the bucket that began at `offset`.
@@ -281,9 +308,12 @@ mod tests {
         ModelConfig::read(&dir).unwrap()
     }
 
+    const MODELS: [&str; 10] =
+        ["qwen2-tied", "qwen2-untied", "qwen3", "llama3", "mistral", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"];
+
     #[test]
     fn every_parameter_lies_in_exactly_one_leaf() {
-        for name in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+        for name in MODELS {
             let layout = ParameterLayout::new(&golden(name));
             let mut end = 0;
             for leaf in layout.leaves() {
@@ -300,7 +330,7 @@ mod tests {
 
     #[test]
     fn buckets_follow_each_other_and_divide() {
-        for name in ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"] {
+        for name in MODELS {
             let config = golden(name);
             let whole = ParameterLayout::new(&config);
             for ranks in 1..=5 {
@@ -339,8 +369,10 @@ mod tests {
 
     #[test]
     fn counts_of_the_fixtures() {
-        let counts = ["qwen2-tied", "qwen2-untied", "qwen3", "llama3"].map(|name| golden(name).parameter_count());
-        assert_eq!(counts, [154_432, 238_816, 181_888, 187_840]);
+        let counts = MODELS.map(|name| golden(name).parameter_count());
+        // As transformers counts them.
+        let expected = [154_432, 238_816, 181_888, 187_840, 65_904, 32_864, 34_816, 68_672, 52_840, 49_096];
+        assert_eq!(counts, expected);
     }
 
     #[test]
@@ -352,5 +384,26 @@ mod tests {
         let leaf = &layout.leaves()[layout.leaf_of(&q.name).unwrap()];
         assert_eq!((leaf.offset, &leaf.shape[..]), (q.offset, &[(4 + 2 * 2) * 32, 64][..]));
         assert_eq!(layout.head().name, EMBEDDING);
+    }
+
+    #[test]
+    fn fused_projections_are_one_parameter() {
+        let layout = ParameterLayout::new(&golden("phi3"));
+        let names = layout.parameters().iter().filter_map(|spec| spec.name.strip_prefix("model.layers.1."));
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [
+                "input_layernorm.weight",
+                "self_attn.qkv_proj.weight",
+                "self_attn.o_proj.weight",
+                "post_attention_layernorm.weight",
+                "mlp.gate_up_proj.weight",
+                "mlp.down_proj.weight"
+            ]
+        );
+        assert_eq!(
+            layout.find(&layer_parameter(1, "self_attn.qkv_proj.weight")).unwrap().shape,
+            [(4 + 2 * 2) * 16, 64]
+        );
     }
 }

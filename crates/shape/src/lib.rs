@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
+mod architecture;
 mod config;
 mod end_tokens;
 mod error;
@@ -15,7 +16,8 @@ mod sharding;
 mod units;
 mod work;
 
-pub use config::{ModelConfig, RopeScaling};
+pub use architecture::{Activation, Architecture, BlockNorms, Defaults, HeadNorms, LayerRotation, Windows};
+pub use config::{LayerKind, ModelConfig, RopeScaling, Rotary};
 pub use end_tokens::EndToken;
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};

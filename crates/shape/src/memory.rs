@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::{Division, ModelConfig, ParameterLayout, Sharding};
+use crate::{Activation, Architecture, Division, HeadNorms, ModelConfig, ParameterLayout, Sharding};
 
 /// Scored positions whose logits exist at once: few enough to keep a vocabulary of 150,000 below a gigabyte.
 pub const HEAD_CHUNK: usize = 512;
@@ -248,10 +248,14 @@ impl TrainingSetup {
 
     /// What a layer keeps.
     fn layer(&self, pass: &PassShape) -> u64 {
-        let ModelConfig { hidden, ffn, qk_norm, .. } = self.config;
+        let ModelConfig { hidden, ffn, architecture, .. } = self.config;
+        let Architecture { norms, head_norms, .. } = architecture;
         let Heads { queries, keys, .. } = self.heads();
-        let turned = if qk_norm { queries + keys } else { 0 };
-        let elements = 2 * hidden as u64 + queries + 2 * keys + turned + 2 * ffn as u64;
+        // Rotated queries and keys, where the projections are kept as well.
+        let copies = *head_norms != HeadNorms::Absent || self.config.rotates_partly();
+        let turned = if copies { queries + keys } else { 0 };
+        let normed_outputs = [norms.after_attention, norms.after_ffn].iter().flatten().count() as u64;
+        let elements = (2 + normed_outputs) * hidden as u64 + queries + 2 * keys + turned + 2 * ffn as u64;
         pass.tokens * elements * self.weight_bytes + self.attention(pass)
     }
 
@@ -259,7 +263,9 @@ impl TrainingSetup {
     fn attention(&self, pass: &PassShape) -> u64 {
         let Heads { queries, keys, count } = self.heads();
         let rows = |[q, k]: [u64; 2]| q * queries + 2 * k * keys;
-        let plain = 4 * (rows(pass.plain_rows) + count * pass.plain_scores);
+        // Capped scores are kept twice more, for the backward of the cap.
+        let kept_scores = if self.config.score_cap.is_some() { 3 } else { 1 };
+        let plain = 4 * (rows(pass.plain_rows) + kept_scores * count * pass.plain_scores);
         let fused =
             self.weight_bytes * (rows(pass.fused_rows) + pass.fused_rows[0] * queries) + 4 * count * pass.fused_rows[0];
         plain + fused + pass.tokens * queries * self.weight_bytes
@@ -280,14 +286,18 @@ impl TrainingSetup {
             return pass.scored * d * (2 * b + converted) + pass.tokens * d * (4 + b);
         }
         let chunk = pass.scored.min(self.head_chunk as u64);
-        let logits = if self.has_kernels { b } else { 2 * b + 8 };
+        // The slope of the cap is kept as well.
+        let capped = if self.config.logit_cap.is_some() { 2 * b } else { 0 };
+        let logits = capped + if self.has_kernels { b } else { 2 * b + 8 };
         chunk * v * logits + v * d * b + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
     }
 
     /// What the backward of one layer works with.
     fn layer_workspace(&self, pass: &PassShape) -> u64 {
         let (d, f, b) = (self.config.hidden as u64, self.config.ffn as u64, self.weight_bytes);
-        let wide = if self.has_kernels { 0 } else { 4 * f * 4 };
+        // There are fused kernels for SiLU alone.
+        let fused = self.has_kernels && self.config.architecture.activation == Activation::Silu;
+        let wide = if fused { 0 } else { 4 * f * 4 };
         pass.tokens * ((2 * f + 4 * d) * b + wide) + 2 * f * d * b + self.attention(pass)
     }
 
@@ -307,10 +317,11 @@ struct Heads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RopeScaling;
+    use crate::{LayerKind, Rotary};
 
     fn qwen_7b() -> ModelConfig {
         ModelConfig {
+            architecture: Architecture::named("qwen2").unwrap(),
             vocab_size: 152_064,
             hidden: 3584,
             layers: 28,
@@ -319,11 +330,12 @@ mod tests {
             head_dim: 128,
             ffn: 18_944,
             rms_eps: 1e-6,
-            rope_theta: 1e6,
-            rope_scaling: RopeScaling::None,
+            rotary: vec![Rotary::plain(1e6)],
+            layer_kinds: vec![LayerKind::PLAIN],
+            query_scalar: None,
+            score_cap: None,
+            logit_cap: None,
             tie_embeddings: false,
-            qkv_bias: true,
-            qk_norm: false,
             estimates_values: false,
             end_tokens: vec![],
             max_positions: 32_768,

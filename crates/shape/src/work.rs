@@ -31,7 +31,8 @@ impl PassWork {
 }
 
 /// Floating-point operations of one forward and backward of a model: two for each weight and token going forward, four
-/// going backward. Norms, activations and softmax are not counted, nor is what is computed twice.
+/// going backward. Norms, activations and softmax are not counted, nor is what is computed twice. Layers with a window count
+/// as those without.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flops {
     per_token: f64,

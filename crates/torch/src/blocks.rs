@@ -85,14 +85,21 @@ fn store<T: Element>(
 /// its group.
 ///
 /// `q`: `[B, N, H]`, rotated, rows may lie apart; `keys`, `values`: as for [`store_blocks`]; `rows`: `B` of them, none
-/// empty. Scores and sums are float32. Query head `n` reads key head `n / (N / K)`. Returns `[B, N H]`.
+/// empty; `window`: tokens at the end of a row that its query sees, at least one; none: all. Scores and sums are float32.
+/// Query head `n` reads key head `n / (N / K)`. Returns `[B, N H]`.
 ///
 /// # Errors
 /// When a tensor cannot be viewed.
 ///
 /// # Panics
 /// When the shapes do not fit, or a row names a block that is not there.
-pub fn attend_blocks(q: &Tensor, keys: &Tensor, values: &Tensor, rows: &[BlockRow<'_>]) -> Result<Tensor, ViewError> {
+pub fn attend_blocks(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    rows: &[BlockRow<'_>],
+    window: Option<usize>,
+) -> Result<Tensor, ViewError> {
     let shape = Shape::of(keys, values);
     let (batch, heads, head_dim) = q.size3().expect("queries are [B, N, H]");
     assert!(
@@ -104,9 +111,10 @@ pub fn attend_blocks(q: &Tensor, keys: &Tensor, values: &Tensor, rows: &[BlockRo
         assert!(run.tokens <= run.blocks.len() * BLOCK_TOKENS, "{} tokens in {} blocks", run.tokens, run.blocks.len());
     }
     assert!(rows.iter().all(|row| row.iter().any(|run| run.tokens > 0)), "a row has no tokens");
+    assert!(window != Some(0), "a window of no tokens");
     let group = heads as usize / shape.kv_heads;
     let mut output = Tensor::empty([batch, heads * head_dim], (q.kind(), q.device()));
-    by_kind!(q, attend(q, keys, values, rows, Shape { group, ..shape }, &mut output))?;
+    by_kind!(q, attend(q, keys, values, (rows, window), Shape { group, ..shape }, &mut output))?;
     Ok(output)
 }
 
@@ -136,6 +144,8 @@ impl Shape {
 struct Unit<'a, T> {
     q: &'a [T],
     row: BlockRow<'a>,
+    /// First tokens of the row that are not seen.
+    hidden: usize,
     head: usize,
     output: &'a mut [T],
 }
@@ -144,7 +154,7 @@ fn attend<T: Element>(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    rows: &[BlockRow<'_>],
+    (rows, window): (&[BlockRow<'_>], Option<usize>),
     shape: Shape,
     output: &mut Tensor,
 ) -> Result<(), ViewError> {
@@ -153,9 +163,16 @@ fn attend<T: Element>(
     let (keys, values) = (T::slice(keys)?, T::slice(values)?);
     let outputs = T::slice_mut(output)?.chunks_mut(width);
     let of_rows = queries.iter().zip(rows).flat_map(|(q, row)| (0..shape.kv_heads).map(move |head| (q, row, head)));
+    let hidden = |row: &BlockRow<'_>| {
+        let tokens = row.iter().map(|run| run.tokens).sum::<usize>();
+        window.map_or(0, |window| tokens.saturating_sub(window))
+    };
     let mut units: Vec<Unit<'_, T>> = of_rows
         .zip(outputs)
-        .map(|((q, row, head), output)| Unit { q: &q[head * width..(head + 1) * width], row: *row, head, output })
+        .map(|((q, row, head), output)| {
+            let q = &q[head * width..(head + 1) * width];
+            Unit { q, row: *row, hidden: hidden(row), head, output }
+        })
         .collect();
     let part = units.len().div_ceil(parallel::threads() * PARTS_A_THREAD).max(1);
     parallel::map(units.chunks_mut(part).collect(), |units| attend_units(units, keys, values, shape));
@@ -202,9 +219,9 @@ fn attend_unit<T: Element, const WIDTH: usize>(
     let scale = 1.0 / (head_dim as f32).sqrt();
     scratch.queries.clear();
     scratch.queries.extend(unit.q.iter().map(|q| q.read() * scale));
-    let stride = unit.row.iter().map(|run| run.tokens.div_ceil(BLOCK_TOKENS) * BLOCK_TOKENS).sum::<usize>();
+    let stride = blocks(&unit.row, unit.hidden).count() * BLOCK_TOKENS;
     scratch.scores.resize(shape.group * stride, 0.0);
-    for (slot, block, tokens) in blocks(&unit.row) {
+    for Visible { slot, block, hidden, tokens } in blocks(&unit.row, unit.hidden) {
         let key = &keys[shape.head_start(block, unit.head)..][..head_dim * BLOCK_TOKENS];
         let mut query = 0;
         while query < shape.group {
@@ -219,6 +236,7 @@ fn attend_unit<T: Element, const WIDTH: usize>(
         // Places behind the last token hold anything.
         for scores in scratch.scores.chunks_exact_mut(stride) {
             scores[slot + tokens..slot + BLOCK_TOKENS].fill(f32::NEG_INFINITY);
+            scores[slot..slot + hidden].fill(f32::NEG_INFINITY);
         }
     }
     scratch.totals.clear();
@@ -228,7 +246,7 @@ fn attend_unit<T: Element, const WIDTH: usize>(
     }
     scratch.sums.clear();
     scratch.sums.resize(shape.group * head_dim, 0.0);
-    for (slot, block, tokens) in blocks(&unit.row) {
+    for Visible { slot, block, tokens, .. } in blocks(&unit.row, unit.hidden) {
         let value = &values[shape.head_start(block, unit.head)..][..head_dim * tokens];
         let mut query = 0;
         while query < shape.group {
@@ -249,14 +267,31 @@ fn attend_unit<T: Element, const WIDTH: usize>(
     }
 }
 
-/// First score, index and tokens of every block of a row.
+/// A block of which some tokens are seen.
+struct Visible {
+    /// Its first score.
+    slot: usize,
+    block: usize,
+    /// First tokens of it that are not seen.
+    hidden: usize,
+    /// Tokens in it, those not seen included.
+    tokens: usize,
+}
+
+/// The blocks of a row but for those whose tokens are all among the first `hidden` ones.
 #[inline(always)]
-fn blocks<'a>(row: &'a BlockRow<'_>) -> impl Iterator<Item = (usize, usize, usize)> + 'a {
+fn blocks<'a>(row: &'a BlockRow<'_>, hidden: usize) -> impl Iterator<Item = Visible> + 'a {
     let of_run = |run: &'a BlockRun<'_>| {
         let used = run.blocks[..run.tokens.div_ceil(BLOCK_TOKENS)].iter().enumerate();
         used.map(|(place, block)| (*block as usize, (run.tokens - place * BLOCK_TOKENS).min(BLOCK_TOKENS)))
     };
-    row.iter().flat_map(of_run).enumerate().map(|(place, (block, tokens))| (place * BLOCK_TOKENS, block, tokens))
+    let counted = row.iter().flat_map(of_run).scan(hidden, |hidden, (block, tokens)| {
+        let of_block = tokens.min(*hidden);
+        *hidden -= of_block;
+        Some((block, of_block, tokens))
+    });
+    let seen = counted.filter(|(_, hidden, tokens)| hidden < tokens).enumerate();
+    seen.map(|(place, (block, hidden, tokens))| Visible { slot: place * BLOCK_TOKENS, block, hidden, tokens })
 }
 
 /// Scores of `Q` queries with the keys of one block; returns `Q`.
@@ -359,16 +394,25 @@ mod tests {
                 let rows = layout.map(|(prompt, prompt_tokens, own, own_tokens)| {
                     [BlockRun { blocks: prompt, tokens: prompt_tokens }, BlockRun { blocks: own, tokens: own_tokens }]
                 });
-                let output = attend_blocks(&q, &keys, &values, &rows).expect("host");
-                for (row, (_, k, v)) in held.iter().enumerate() {
+                // A window ends within a block, at the end of one, and before the prompt.
+                for (window, (row, (_, k, v))) in [None, Some(1), Some(32), Some(50), Some(70), Some(1000)]
+                    .into_iter()
+                    .flat_map(|window| held.iter().enumerate().map(move |row| (window, row)))
+                {
+                    let output = attend_blocks(&q, &keys, &values, &rows, window).expect("host");
+                    let seen = window.map_or(k.size()[0], |window| k.size()[0].min(window as i64));
                     let heads = |x: &Tensor| {
+                        let x = x.narrow(0, x.size()[0] - seen, seen);
                         x.to_kind(Kind::Double).transpose(0, 1).repeat_interleave_self_int(n / kv, 0, None)
                     };
                     let q = q.get(row as i64).to_kind(Kind::Double).unsqueeze(1);
                     let weights = (q.matmul(&heads(k).transpose(1, 2)) / (h as f64).sqrt()).softmax(-1, Kind::Double);
                     let expected = weights.matmul(&heads(v)).view([-1]);
                     let found = difference(&output.get(row as i64), &expected);
-                    assert!(found < tolerance, "{kind:?}, {n} heads on {kv} of width {h}, row {row}: {found}");
+                    assert!(
+                        found < tolerance,
+                        "{kind:?}, {n} heads on {kv} of width {h}, row {row}, {window:?}: {found}"
+                    );
                 }
             }
         }

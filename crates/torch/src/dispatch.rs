@@ -50,6 +50,8 @@ pub(crate) enum Value<'a> {
     Tensor(&'a Tensor),
     /// `Tensor?` that is there.
     Some(&'a Tensor),
+    /// `int?` or `SymInt?` that is there.
+    SomeInt(i64),
     /// Any optional that is not there.
     None,
     /// `int` or `SymInt`.
@@ -92,19 +94,23 @@ impl Value<'_> {
     fn word(self) -> u64 {
         match self {
             Self::Tensor(tensor) => into_word(tensor.shallow_clone()),
-            Self::Some(tensor) => {
-                // SAFETY: a fresh block for one word, which libtorch frees.
-                unsafe {
-                    let place = library::operator_new(size_of::<u64>()).cast::<u64>();
-                    place.write(into_word(tensor.shallow_clone()));
-                    ptr::from_mut(&mut *place).expose_provenance() as u64
-                }
-            }
+            Self::Some(tensor) => optional(into_word(tensor.shallow_clone())),
+            Self::SomeInt(value) => optional(value.cast_unsigned()),
             Self::None => 0,
             Self::Int(value) => value.cast_unsigned(),
             Self::Float(value) => value.to_bits(),
             Self::Bool(value) => u64::from(value),
         }
+    }
+}
+
+/// The word for an optional that is there: the place of its own word.
+fn optional(word: u64) -> u64 {
+    // SAFETY: a fresh block for one word, which libtorch frees.
+    unsafe {
+        let place = library::operator_new(size_of::<u64>()).cast::<u64>();
+        place.write(word);
+        ptr::from_mut(&mut *place).expose_provenance() as u64
     }
 }
 

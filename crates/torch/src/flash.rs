@@ -83,18 +83,27 @@ pub struct FlashOutput {
     pub output: Tensor,
     /// Log of the sum of the weights of each query.
     sums: Tensor,
+    /// Keys that each query saw, itself included; none: all.
+    window: Option<usize>,
     /// State of dropout, of which there is none.
     random: [Tensor; 2],
 }
 
-/// Attends within each sequence, differentiably; the last query sees all keys of its sequence, each one before one key less.
+/// Attends within each sequence, differentiably; the last query sees all keys of its sequence, each one before one key less. With
+/// a `window` each sees the last `window` of those.
 ///
 /// `q`: `[query rows, N, H]`, `k` and `v`: `[key rows, K, H]`, where `N` is a multiple of `K`. Returns `[query rows, N, H]`.
 ///
 /// # Panics
 /// When there are other rows than planned, [`has_flash_attention`] says no, or the device fails, as for any operation of it.
-pub fn flash_attention(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequences) -> Tensor {
-    flash_forward(q, k, v, sequences).output
+pub fn flash_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sequences: &FlashSequences,
+    window: Option<usize>,
+) -> Tensor {
+    flash_forward(q, k, v, sequences, window).output
 }
 
 /// The same, with what the backward needs.
@@ -102,7 +111,13 @@ pub fn flash_attention(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequ
 /// # Panics
 /// As [`flash_attention`].
 #[must_use]
-pub fn flash_forward(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequences) -> FlashOutput {
+pub fn flash_forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sequences: &FlashSequences,
+    window: Option<usize>,
+) -> FlashOutput {
     sequences.expect(q, k, v);
     let [query_starts, key_starts] = &sequences.starts;
     let [longest_query, longest_key] = sequences.longest;
@@ -118,9 +133,10 @@ pub fn flash_forward(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequen
         Value::Float(0.0),
         Value::Bool(true),
         Value::Bool(false),
-        // Scale 1 / sqrt(H), no window on either side, all keys used, no bias by distance.
+        // Scale 1 / sqrt(H).
         Value::None,
-        Value::None,
+        keys_before(window),
+        // What comes later is hidden already; all keys used, no bias by distance.
         Value::None,
         Value::None,
         Value::None,
@@ -130,7 +146,12 @@ pub fn flash_forward(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &FlashSequen
     // -> Tensor output, softmax_logsumexp, rng_state, unused, debug_attn_mask.
     let outputs = unsafe { call::<5>(c"aten::_flash_attention_forward", &arguments) };
     let [output, sums, state, unused, _] = outputs.unwrap_or_else(|error| panic!("{error}"));
-    FlashOutput { output, sums, random: [state, unused] }
+    FlashOutput { output, sums, window, random: [state, unused] }
+}
+
+/// The window as the operators count it: keys to the left of the query.
+fn keys_before(window: Option<usize>) -> Value<'static> {
+    window.map_or(Value::None, |window| Value::SomeInt(window as i64 - 1))
 }
 
 /// Gradients by queries, keys and values of [`flash_forward`], from that by its output, `[query rows, N, H]`. Without a graph of
@@ -145,7 +166,7 @@ pub fn flash_backward(
     sequences: &FlashSequences,
 ) -> [Tensor; 3] {
     sequences.expect(q, k, v);
-    let FlashOutput { output, sums, random: [state, unused] } = output;
+    let FlashOutput { output, sums, window, random: [state, unused] } = output;
     assert_eq!(by_output.size(), output.size(), "a gradient of another output");
     let tensors = [by_output, q, k, v, output, sums, &sequences.starts[0], &sequences.starts[1]].map(Value::Tensor);
     let [longest_query, longest_key] = sequences.longest;
@@ -157,9 +178,9 @@ pub fn flash_backward(
         Value::Bool(true),
         Value::Tensor(state),
         Value::Tensor(unused),
-        // Scale 1 / sqrt(H), no window on either side.
+        // Scale 1 / sqrt(H).
         Value::None,
-        Value::None,
+        keys_before(*window),
         Value::None,
     ];
     let arguments = [&tensors[..], &rest].concat();

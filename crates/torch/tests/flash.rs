@@ -8,7 +8,7 @@ use pacs_torch::{
 };
 
 /// The same, a sequence at a time.
-fn plainly(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[[usize; 2]]) -> Tensor {
+fn plainly(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[[usize; 2]], window: Option<usize>) -> Tensor {
     let (mut query, mut key) = (0, 0);
     let parts: Vec<Tensor> = lengths
         .iter()
@@ -16,6 +16,7 @@ fn plainly(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[[usize; 2]]) -> Tensor
             let [queries, keys] = [queries as i64, keys as i64];
             let part = |x: &Tensor, start, rows| x.narrow(0, start, rows).transpose(0, 1).unsqueeze(0);
             let mask = Tensor::ones([queries, keys], (Kind::Bool, q.device())).tril(keys - queries);
+            let mask = window.map_or_else(|| mask.copy(), |window| mask.triu(keys - queries - window as i64 + 1));
             let [q, k, v] = [part(q, query, queries), part(k, key, keys), part(v, key, keys)];
             (query, key) = (query + queries, key + keys);
             Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None::<f64>, true)
@@ -35,25 +36,29 @@ fn run(inputs: &[Tensor; 3], attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tenso
 }
 
 fn check(device: Device, kind: Kind, tolerance: f64) {
+    [None, Some(1), Some(5), Some(1000)].into_iter().for_each(|window| check_window(device, kind, tolerance, window));
+}
+
+fn check_window(device: Device, kind: Kind, tolerance: f64, window: Option<usize>) {
     let lengths = [[3, 3], [4, 9], [1, 6], [70, 70], [1, 1]];
     let sequences = FlashSequences::new(&lengths, device);
     let [queries, keys] = sequences.rows();
     let random = |rows, heads| Tensor::randn([rows, heads, 16], (Kind::Float, device)).to_kind(kind);
     let inputs = [random(queries, 6), random(keys, 2), random(keys, 2)];
     assert!(has_flash_attention(device, kind, 16));
-    let flash = run(&inputs, |q, k, v| flash_attention(q, k, v, &sequences));
+    let flash = run(&inputs, |q, k, v| flash_attention(q, k, v, &sequences, window));
     // The backward by itself is that of the graph.
-    let output = flash_forward(&inputs[0], &inputs[1], &inputs[2], &sequences);
+    let output = flash_forward(&inputs[0], &inputs[1], &inputs[2], &sequences, window);
     let by_output = output.output.sin();
     let directly = flash_backward(&by_output, inputs.each_ref(), &output, &sequences);
     for (direct, of_graph) in directly.iter().zip(&flash[1..]) {
         assert!(direct.allclose(of_graph, tolerance, tolerance, false));
     }
     let exact = inputs.each_ref().map(|x| x.to_kind(Kind::Double));
-    let expected = run(&exact, |q, k, v| plainly(q, k, v, &lengths));
+    let expected = run(&exact, |q, k, v| plainly(q, k, v, &lengths, window));
     for (name, (got, expected)) in ["output", "by q", "by k", "by v"].into_iter().zip(flash.iter().zip(&expected)) {
         assert_eq!(got.kind(), kind);
-        assert!(got.to_kind(Kind::Double).allclose(expected, tolerance, tolerance, false), "{name}");
+        assert!(got.to_kind(Kind::Double).allclose(expected, tolerance, tolerance, false), "{name}, {window:?}");
     }
 }
 

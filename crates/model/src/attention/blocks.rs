@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use pacs_shape::PassShape;
 use pacs_torch::tch::{Device, Kind, Tensor};
 
-use super::{Dims, Gather, Sequence};
+use super::{Dims, Gather, Masking, Sequence};
 
 /// Sequences with a prefix of one length (an answer's prompt; none for prompts and plain sequences) and about as many
 /// tokens form one block, which is computed at once on padded keys and queries.
@@ -22,7 +22,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub(super) fn new(sequences: Vec<Sequence>, tokens: usize, dims: Dims, kind: Kind, device: Device) -> Self {
+    pub(super) fn new(sequences: Vec<Sequence>, tokens: usize, dims: Dims, masking: Masking) -> Self {
+        let device = masking.device;
         let (mut blocks, mut queries, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mut restore = vec![0; tokens];
         for ((prefix, _), sequences) in buckets(sequences) {
@@ -43,7 +44,7 @@ impl Blocks {
                 queries: longest as i64,
                 keys: (keys.len() - first_key) as i64 / sequences.len() as i64,
             };
-            blocks.push(Block::new(shape, dims, kind, device));
+            blocks.push(Block::new(shape, dims, masking));
         }
         let restore = Gather::new(restore, queries.len(), device);
         let gather = |index: Vec<i64>| Gather::new(index, tokens, device);
@@ -66,7 +67,7 @@ impl Blocks {
                     shape.plain_scores += batch * queries * keys;
                     &mut shape.plain_rows
                 }
-                Method::Folded(_) | Method::Causal => &mut shape.fused_rows,
+                Method::Folded(_) | Method::Windowed(_) | Method::Causal => &mut shape.fused_rows,
             };
             rows[0] += batch * queries;
             rows[1] += batch * keys;
@@ -109,7 +110,7 @@ struct BlockShape {
     keys: i64,
 }
 
-/// Sequences of one shape; query `i` sees the keys up to `S - Q + i`.
+/// Sequences of one shape; query `i` sees the keys up to `S - Q + i`, those of its window where there is one.
 #[derive(Debug)]
 struct Block {
     shape: BlockShape,
@@ -123,6 +124,9 @@ enum Method {
     Plain(Tensor),
     /// Fused attention with the heads of one group folded into queries. Holds the mask `[Q G, S]`.
     Folded(Tensor),
+    /// Fused attention with a mask for all heads, `[Q, S]`: prompts may be long here, and a mask that is folded would be a
+    /// group of such masks.
+    Windowed(Tensor),
     /// Fused attention that skips what is behind the diagonal.
     Causal,
 }
@@ -131,15 +135,18 @@ impl Block {
     /// Beyond so many scores in a layer fused attention is no slower, and memory would begin to matter.
     const MOST_PLAIN_SCORES: i64 = 1 << 21;
 
-    fn new(shape: BlockShape, dims: Dims, kind: Kind, device: Device) -> Self {
+    fn new(shape: BlockShape, dims: Dims, masking: Masking) -> Self {
         let BlockShape { batch, queries, keys } = shape;
         let scores = batch * dims.n * queries * keys;
-        let plain = device == Device::Cpu && scores <= Self::MOST_PLAIN_SCORES;
+        // Nothing fused caps scores.
+        let plain = dims.cap.is_some() || masking.device == Device::Cpu && scores <= Self::MOST_PLAIN_SCORES;
         let group = dims.n / dims.k;
+        let is_windowed = masking.window.is_some_and(|window| (window as i64) < keys);
         let method = match (plain, queries == keys) {
-            (true, _) => Method::Plain(mask(shape, group, score_kind(kind), device)),
+            (true, _) => Method::Plain(mask(shape, group, Masking { kind: score_kind(masking.kind), ..masking })),
+            (false, _) if is_windowed => Method::Windowed(mask(shape, 1, masking)),
             (false, true) => Method::Causal,
-            (false, false) => Method::Folded(mask(shape, group, kind, device)),
+            (false, false) => Method::Folded(mask(shape, group, masking)),
         };
         Self { shape, method }
     }
@@ -148,13 +155,14 @@ impl Block {
         let method = match &self.method {
             Method::Plain(mask) => Method::Plain(mask.shallow_clone()),
             Method::Folded(mask) => Method::Folded(mask.shallow_clone()),
+            Method::Windowed(mask) => Method::Windowed(mask.shallow_clone()),
             Method::Causal => Method::Causal,
         };
         Self { shape: self.shape, method }
     }
 
     /// `q`: `[B Q, N, H]`, `k` and `v`: `[B S, K, H]`. Returns `[B Q, N H]`.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, Dims { n, k: kv, h }: Dims) -> Tensor {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, Dims { n, k: kv, h, cap }: Dims) -> Tensor {
         let BlockShape { batch, queries, keys } = self.shape;
         let group = n / kv;
         let heads_first = |x: &Tensor| x.view([batch, keys, kv, h]).transpose(1, 2);
@@ -167,28 +175,36 @@ impl Block {
                 let (kind, score_kind) = (q.kind(), score_kind(q.kind()));
                 let stack = |x: Tensor, rows: i64| x.to_kind(score_kind).reshape([batch * kv, rows, h]);
                 let (q, k, v) = (stack(fold(q), queries * group), heads_first(k), stack(heads_first(v), keys));
-                let scores = mask.baddbmm(&q, &stack(k, keys).transpose(1, 2), 1.0, (h as f64).powf(-0.5));
+                let (k, scale) = (stack(k, keys).transpose(1, 2), (h as f64).powf(-0.5));
+                let scores = match cap {
+                    Some(cap) => (q.bmm(&k) * (scale / cap)).tanh() * cap + mask,
+                    None => mask.baddbmm(&q, &k, 1.0, scale),
+                };
                 unfold(scores.softmax(-1, score_kind).bmm(&v)).to_kind(kind)
             }
             Method::Folded(mask) => {
                 let q = fold(q).reshape([batch, kv, queries * group, h]);
                 unfold(fused(&q, &heads_first(k), &heads_first(v), Some(mask)).contiguous())
             }
-            Method::Causal => {
+            Method::Windowed(_) | Method::Causal => {
+                let mask = if let Method::Windowed(mask) = &self.method { Some(mask) } else { None };
                 let q = q.view([batch, queries, n, h]).transpose(1, 2);
-                let output = fused(&q, &heads_first(k), &heads_first(v), None);
+                let output = fused(&q, &heads_first(k), &heads_first(v), mask);
                 output.transpose(1, 2).reshape([batch * queries, n * h])
             }
         }
     }
 }
 
-/// `[Q G, S]`, zero where query `i` sees key `j <= S - Q + i`, else minus infinity.
-fn mask(BlockShape { queries, keys, .. }: BlockShape, group: i64, kind: Kind, device: Device) -> Tensor {
-    Tensor::full([queries, keys], f64::NEG_INFINITY, (Kind::Float, device))
-        .triu(keys - queries + 1)
-        .repeat_interleave_self_int(group, 0, None)
-        .to_kind(kind)
+/// `[Q G, S]`, zero where query `i` sees key `j`, else minus infinity: `j <= S - Q + i`, and no further back than the window.
+fn mask(BlockShape { queries, keys, .. }: BlockShape, group: i64, Masking { kind, device, window }: Masking) -> Tensor {
+    let hidden = || Tensor::full([queries, keys], f64::NEG_INFINITY, (Kind::Float, device));
+    let later = hidden().triu(keys - queries + 1);
+    let hidden = match window {
+        Some(window) => later + hidden().tril(keys - queries - window as i64),
+        None => later,
+    };
+    hidden.repeat_interleave_self_int(group, 0, None).to_kind(kind)
 }
 
 /// Kind of the scores: float32 for the 16-bit kinds.
@@ -208,7 +224,7 @@ mod tests {
     /// Output and gradients of one block under a method.
     fn run(method: Method, shape: BlockShape, inputs: &[Tensor; 3]) -> Vec<Tensor> {
         let [q, k, v] = inputs.each_ref().map(|x| x.detach().set_requires_grad(true));
-        let output = Block { shape, method }.attend(&q, &k, &v, Dims { n: 6, k: 2, h: 8 });
+        let output = Block { shape, method }.attend(&q, &k, &v, Dims { n: 6, k: 2, h: 8, cap: None });
         (&output * output.detach().sin()).sum(Kind::Float).backward();
         vec![output, q.grad(), k.grad(), v.grad()]
     }
@@ -219,16 +235,36 @@ mod tests {
             let shape = BlockShape { batch: 3, queries, keys };
             let random = |rows: i64, heads: i64| Tensor::randn([3 * rows, heads, 8], (Kind::Float, Device::Cpu));
             let inputs = [random(queries, 6), random(keys, 2), random(keys, 2)];
-            let mask = || mask(shape, 3, Kind::Float, Device::Cpu);
-            let plain = run(Method::Plain(mask()), shape, &inputs);
-            let mut others = vec![run(Method::Folded(mask()), shape, &inputs)];
-            if queries == keys {
-                others.push(run(Method::Causal, shape, &inputs));
-            }
-            for (a, b) in others.iter().flat_map(|other| plain.iter().zip(other)) {
-                assert!(a.allclose(b, 1e-5, 1e-5, false), "{shape:?}");
+            for window in [None, Some(1), Some(3), Some(6)] {
+                let masking = Masking { kind: Kind::Float, device: Device::Cpu, window };
+                let mask = |group: i64| mask(shape, group, masking);
+                let plain = run(Method::Plain(mask(3)), shape, &inputs);
+                let mut others =
+                    vec![run(Method::Folded(mask(3)), shape, &inputs), run(Method::Windowed(mask(1)), shape, &inputs)];
+                if queries == keys && window.is_none() {
+                    others.push(run(Method::Causal, shape, &inputs));
+                }
+                for (a, b) in others.iter().flat_map(|other| plain.iter().zip(other)) {
+                    assert!(a.allclose(b, 1e-5, 1e-5, false), "{shape:?}, {window:?}");
+                }
             }
         }
+    }
+
+    /// Row `i` of a mask for one head: the keys that query `i` sees.
+    fn seen(shape: BlockShape, window: Option<usize>, query: i64) -> Vec<i64> {
+        let masking = Masking { kind: Kind::Float, device: Device::Cpu, window };
+        let row: Vec<f64> = mask(shape, 1, masking).get(query).try_into().unwrap();
+        (0..).zip(row).filter(|(_, value)| *value == 0.0).map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn a_window_counts_the_token_itself() {
+        let shape = BlockShape { batch: 1, queries: 3, keys: 7 };
+        assert_eq!(seen(shape, None, 0), [0, 1, 2, 3, 4]);
+        assert_eq!(seen(shape, Some(2), 0), [3, 4]);
+        assert_eq!(seen(shape, Some(2), 2), [5, 6]);
+        assert_eq!(seen(shape, Some(1), 1), [5]);
     }
 
     #[test]

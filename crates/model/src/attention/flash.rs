@@ -22,6 +22,8 @@ struct Plan {
     keys: Gather,
     /// Where among them each token is.
     copies: RowCopies,
+    /// Keys that a query sees; none: all before it.
+    window: Option<usize>,
 }
 
 /// What the backward of one layer's attention needs.
@@ -35,7 +37,7 @@ pub(super) struct FlashTrace {
 
 impl Flash {
     /// The sequences lie one behind the other.
-    pub(super) fn new(sequences: &[Sequence], tokens: usize, device: Device) -> Self {
+    pub(super) fn new(sequences: &[Sequence], tokens: usize, device: Device, window: Option<usize>) -> Self {
         let mut keys = Vec::new();
         for sequence in sequences {
             let prefix = sequence.prefix_start..sequence.prefix_start + sequence.prefix;
@@ -43,7 +45,7 @@ impl Flash {
         }
         let lengths: Vec<_> = sequences.iter().map(|one| [one.len, one.prefix + one.len]).collect();
         let (sequences, copies) = (FlashSequences::new(&lengths, device), RowCopies::new(&keys, tokens, device));
-        Self(Rc::new(Plan { sequences, keys: Gather::new(keys, tokens, device), copies }))
+        Self(Rc::new(Plan { sequences, keys: Gather::new(keys, tokens, device), copies, window }))
     }
 
     pub(super) fn shape(&self) -> PassShape {
@@ -52,15 +54,15 @@ impl Flash {
 
     /// Returns `[T, N, H]`.
     pub(super) fn attend(&self, q: &Tensor, k: Tensor, v: Tensor) -> Tensor {
-        let Plan { sequences, keys, .. } = &*self.0;
-        flash_attention(q, &keys.apply(k), &keys.apply(v), sequences)
+        let Plan { sequences, keys, window, .. } = &*self.0;
+        flash_attention(q, &keys.apply(k), &keys.apply(v), sequences, *window)
     }
 
     /// The same, with what the backward needs.
     pub(super) fn trace(&self, q: Tensor, k: Tensor, v: Tensor) -> FlashTrace {
-        let Plan { sequences, keys, .. } = &*self.0;
+        let Plan { sequences, keys, window, .. } = &*self.0;
         let inputs = [q, keys.apply(k), keys.apply(v)];
-        let output = flash_forward(&inputs[0], &inputs[1], &inputs[2], sequences);
+        let output = flash_forward(&inputs[0], &inputs[1], &inputs[2], sequences, *window);
         FlashTrace { plan: Rc::clone(&self.0), inputs, output }
     }
 }
@@ -73,7 +75,7 @@ impl FlashTrace {
 
     /// Gradients by queries `[T, N, H]`, keys and values `[T, K, H]`, from that by the output.
     pub(super) fn backward(self, gradient: &Tensor) -> [Tensor; 3] {
-        let Plan { sequences, keys, copies } = &*self.plan;
+        let Plan { sequences, keys, copies, .. } = &*self.plan;
         let gradient = gradient.view_as(self.output());
         let [by_q, by_k, by_v] = flash_backward(&gradient, self.inputs.each_ref(), &self.output, sequences);
         let Some(index) = keys.index() else { return [by_q, by_k, by_v] };

@@ -77,6 +77,20 @@ impl Stack<'_> {
         }
     }
 
+    /// An `int?`.
+    fn int(&mut self) -> Option<i64> {
+        let place: *mut u64 = ptr::with_exposed_provenance_mut(self.word() as usize);
+        if place.is_null() {
+            return None;
+        }
+        // SAFETY: the word of an optional points to a word that is the kernel's.
+        unsafe {
+            let value = place.read().cast_signed();
+            library::operator_delete(place.cast());
+            Some(value)
+        }
+    }
+
     fn none(&mut self, names: &[&str]) {
         for name in names {
             assert_eq!(self.word(), 0, "{name} is not emulated");
@@ -126,10 +140,13 @@ fn part(x: &Tensor, [start, rows]: [i64; 2], repeats: i64) -> Tensor {
     x.narrow(0, start, rows).to_kind(Kind::Float).repeat_interleave_self_int(repeats, 1, None).transpose(0, 1)
 }
 
-/// Scores of a sequence, `[N, Q, S]`.
-fn scores(q: &Tensor, k: &Tensor) -> Tensor {
+/// Scores of a sequence, `[N, Q, S]`, where a query sees `before` keys before its own, or all.
+fn scores(q: &Tensor, k: &Tensor, before: Option<i64>) -> Tensor {
     let (queries, keys) = (q.size()[1], k.size()[1]);
-    let hidden = Tensor::ones([queries, keys], (Kind::Bool, q.device())).triu(keys - queries + 1);
+    let all = || Tensor::ones([queries, keys], (Kind::Bool, q.device()));
+    let own = keys - queries;
+    let later = all().triu(own + 1);
+    let hidden = before.map_or_else(|| later.shallow_clone(), |before| later.logical_or(&all().tril(own - before - 1)));
     let scale = (q.size()[2] as f64).powf(-0.5);
     (q.matmul(&k.transpose(1, 2)) * scale).masked_fill(&hidden, f64::NEG_INFINITY)
 }
@@ -143,12 +160,14 @@ unsafe extern "C-unwind" fn forward(stack: *mut u64, inputs: u64, outputs: u64) 
     let longest = [stack.word().cast_signed(), stack.word().cast_signed()];
     stack.is_plainly_causal();
     assert_eq!(stack.word() & 1, 0, "the mask of dropout is not emulated");
-    stack.none(&["a scale", "a window", "a window", "a count of keys", "a bias"]);
+    stack.none(&["a scale"]);
+    let before = stack.int();
+    stack.none(&["a window to the right", "a count of keys", "a bias"]);
     let group = q.size()[1] / k.size()[1];
     let output = q.empty_like();
     let sums = Tensor::empty([q.size()[1], q.size()[0]], (Kind::Float, q.device()));
     for Sequence { queries, keys } in sequences(&starts[0], &starts[1], longest) {
-        let scores = scores(&part(&q, queries, 1), &part(&k, keys, group));
+        let scores = scores(&part(&q, queries, 1), &part(&k, keys, group), before);
         let attended = scores.softmax(-1, Kind::Float).matmul(&part(&v, keys, group));
         output.narrow(0, queries[0], queries[1]).copy_(&attended.transpose(0, 1));
         sums.narrow(1, queries[0], queries[1]).copy_(&scores.logsumexp(-1, false));
@@ -165,7 +184,9 @@ unsafe extern "C-unwind" fn backward(stack: *mut u64, inputs: u64, outputs: u64)
     let longest = [stack.word().cast_signed(), stack.word().cast_signed()];
     stack.is_plainly_causal();
     let _random = [stack.tensor(), stack.tensor()];
-    stack.none(&["a scale", "a window", "a window"]);
+    stack.none(&["a scale"]);
+    let before = stack.int();
+    stack.none(&["a window to the right"]);
     let (kv_heads, head_dim) = (k.size()[1], k.size()[2]);
     let group = q.size()[1] / kv_heads;
     let scale = (head_dim as f64).powf(-0.5);
@@ -173,7 +194,7 @@ unsafe extern "C-unwind" fn backward(stack: *mut u64, inputs: u64, outputs: u64)
     for Sequence { queries, keys } in sequences(&query_starts, &key_starts, longest) {
         let [by_output, q, output] = [&by_output, &q, &output].map(|x| part(x, queries, 1));
         let [k, v] = [&k, &v].map(|x| part(x, keys, group));
-        let weights = (scores(&q, &k) - sums.narrow(1, queries[0], queries[1]).unsqueeze(-1)).exp();
+        let weights = (scores(&q, &k, before) - sums.narrow(1, queries[0], queries[1]).unsqueeze(-1)).exp();
         let inner = (&by_output * &output).sum_dim_intlist(-1, true, Kind::Float);
         let by_scores = &weights * (by_output.matmul(&v.transpose(1, 2)) - inner) * scale;
         // Gradients of the query heads of a group belong to their one key head.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use pacs_model::{ModelConfig, Parameters, RopeScaling};
+use pacs_model::{Architecture, LayerKind, ModelConfig, Parameters, Rotary};
 use pacs_text::Tokenizer;
 use pacs_torch::tch::{Device, Kind};
 
@@ -46,7 +46,9 @@ enum Shape {
 
 impl Shape {
     fn config(self) -> ModelConfig {
+        let named = |family| Architecture::named(family).expect("a family of the table");
         let qwen = ModelConfig {
+            architecture: named("qwen2"),
             vocab_size: 151_936,
             hidden: 896,
             layers: 24,
@@ -55,17 +57,19 @@ impl Shape {
             head_dim: 64,
             ffn: 4864,
             rms_eps: 1e-6,
-            rope_theta: 1e6,
-            rope_scaling: RopeScaling::None,
+            rotary: vec![Rotary::plain(1e6)],
+            layer_kinds: vec![LayerKind::PLAIN],
+            query_scalar: None,
+            score_cap: None,
+            logit_cap: None,
             tie_embeddings: true,
-            qkv_bias: true,
-            qk_norm: false,
             estimates_values: false,
             end_tokens: Vec::new(),
             max_positions: 32_768,
         };
         match self {
             Self::Smollm2 => ModelConfig {
+                architecture: named("llama"),
                 vocab_size: 49_152,
                 hidden: 576,
                 layers: 30,
@@ -73,8 +77,7 @@ impl Shape {
                 kv_heads: 3,
                 ffn: 1536,
                 rms_eps: 1e-5,
-                rope_theta: 1e5,
-                qkv_bias: false,
+                rotary: vec![Rotary::plain(1e5)],
                 max_positions: 8192,
                 ..qwen
             },
