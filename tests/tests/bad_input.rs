@@ -58,6 +58,23 @@ fn a_bad_row_of_problems() -> Result<()> {
 }
 
 #[test]
+fn a_hostile_chat_template_is_one_error() -> Result<()> {
+    let double = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    let job = Job::tiny()?.with("model.chat_template", double);
+    assert_one_error(&job.start()?.wait()?, 78, &["chat template", "512 MiB of memory"]);
+    // By the program that links libtorch, too.
+    let (template, rows) = (job.path("chat.jinja"), job.path("rows.jsonl"));
+    fs::write(&template, double)?;
+    fs::write(&rows, "{\"question\": \"1 + 1\"}\n")?;
+    let mut generate = job.command("pacs-worker")?;
+    generate.arg("generate").arg("--model").arg(root().join("tests/golden/models/qwen3"));
+    let generated = generate.arg("--input").arg(&rows).arg("--chat-template").arg(&template).output()?;
+    let said = String::from_utf8_lossy(&generated.stderr);
+    assert!(!generated.status.success() && said.contains("512 MiB of memory"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn a_corrupt_model_file() -> Result<()> {
     let job = Job::tiny()?;
     let model = job.path("model");

@@ -153,3 +153,66 @@ fn every_dependency_is_explained() -> Result<()> {
     }
     Ok(())
 }
+
+/// Names of all tests, in the sources below a folder.
+fn tests_of(folder: &Path, names: &mut BTreeSet<String>) -> Result<()> {
+    let mut found = Vec::new();
+    sources(folder, &mut found)?;
+    for path in found {
+        let text = fs::read_to_string(&path)?;
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+            if let Some((name, _)) = function.and_then(|rest| rest.split_once('(')) {
+                if is_test {
+                    names.insert(name.to_owned());
+                }
+                is_test = false;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a text has between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether a word can be nothing but the name of a test: keys of specs and names of metrics are shorter.
+fn is_test_name(word: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    word.chars().all(is_plain) && word.matches('_').count() >= 3
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() -> Result<()> {
+    let mut tests = BTreeSet::new();
+    for folder in ["crates", "tests/src", "tests/tests"] {
+        tests_of(&root().join(folder), &mut tests)?;
+    }
+    assert!(tests.len() > 1000, "the tests were not found");
+    for page in ["docs/SECURITY.md", "docs/RELIABILITY.md"] {
+        let text = fs::read_to_string(root().join(page))?;
+        let missing: Vec<_> = quoted(&text).filter(|word| is_test_name(word) && !tests.contains(*word)).collect();
+        assert!(missing.is_empty(), "{page} names tests that do not exist: {missing:?}");
+        let (mut promises, mut is_shown) = (0, false);
+        for line in text.lines() {
+            let Some(row) = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |")) else {
+                is_shown &= line.starts_with("|--");
+                continue;
+            };
+            let last = row.rsplit(" | ").next().unwrap_or_default();
+            if last == "shown by" {
+                is_shown = true;
+            } else if is_shown {
+                let shows = |word: &str| tests.contains(word) || word.starts_with("cargo xtask ");
+                assert!(quoted(last).any(shows), "{page} does not say what shows this: {line}");
+                promises += 1;
+            }
+        }
+        assert!(promises >= 10, "{page} has {promises} promises");
+    }
+    Ok(())
+}

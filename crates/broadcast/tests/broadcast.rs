@@ -1,9 +1,10 @@
 //! A learner and hosts that receive its weights in one broadcast, or by what a broken one leaves to do.
 
-use std::fs::Permissions;
+#[path = "../../weights/tests/support/certificates.rs"]
+mod certificates;
+
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -239,7 +240,7 @@ fn pieces_pass_through_the_memory_of_a_device() {
 #[test]
 fn with_certificates_learner_and_rollout_workers_know_each_other() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    certificates(place.path());
+    certificates::make(place.path());
     let security = |role: PeerRole| Security::mutual(&place.path().join(role.name()), role).expect("certificates");
     let secured = |role| -> (Arc<dyn GroupTransport>, Security) {
         (Arc::new(CollectiveTransport::host("127.0.0.1", security(role))), security(role))
@@ -339,28 +340,5 @@ fn ends_that_were_told_different_transports_stream() {
         let hosts = [Host::plain(host_transport())];
         let received = receive_all(&hosts, &learner.announcement(&published)).remove(0);
         assert_eq!((received.transport, content(&received)), (Transport::Stream, numbers(1)));
-    }
-}
-
-/// Certificates of one authority for each role, in folders under `place`.
-fn certificates(place: &Path) {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = authority.self_signed(&key).expect("signed");
-    let issuer = rcgen::Issuer::new(authority, key);
-    for role in [PeerRole::Learner, PeerRole::Rollout] {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut own = rcgen::CertificateParams::new(vec![role.dns_name().to_owned()]).expect("parameters");
-        own.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        let own = own.signed_by(&key, &issuer).expect("signed");
-        let folder = place.join(role.name());
-        std::fs::create_dir(&folder).expect("created");
-        std::fs::write(folder.join("ca.crt"), ca.pem()).expect("written");
-        std::fs::write(folder.join("tls.crt"), own.pem()).expect("written");
-        let path = folder.join("tls.key");
-        std::fs::write(&path, key.serialize_pem()).expect("written");
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("ours");
     }
 }

@@ -313,6 +313,46 @@ mod tests {
     }
 
     #[test]
+    fn no_error_about_a_key_quotes_it() {
+        const SECRET: &str = "c2VjcmV0LW9mLXRoZS1rZXk";
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        certs(dir.path(), false);
+        let folder = dir.path().join("learner");
+        let end = "-----END PRIVATE KEY-----";
+        for text in [
+            SECRET.to_owned(),
+            format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n{end}\n"),
+            format!("-----BEGIN PRIVATE KEY-----\n{SECRET}!\n{end}\n"),
+            format!("-----BEGIN {SECRET}-----\n{SECRET}\n{end}\n"),
+            format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END {SECRET}-----\n"),
+        ] {
+            write(&folder.join(KEY_FILE), &text, 0o600).expect("written");
+            let error = Security::mutual(&folder, PeerRole::Learner).expect_err(&text);
+            for said in [error.to_string(), format!("{error:?}")] {
+                assert!(said.contains(KEY_FILE) || said.contains(CERTIFICATE_FILE), "{said}");
+                assert!(!said.contains(SECRET) && !said.contains(&SECRET[..8]), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_that_does_not_fit_leaves_the_old_one_in_use() {
+        let (dir, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        certs(dir.path(), false);
+        certs(other.path(), false);
+        let folder = dir.path().join("learner");
+        let security = Security::mutual(&folder, PeerRole::Learner).expect("good");
+        let client = || security.rustls().expect("not plain").0;
+        let before = client();
+        let (key, foreign) = (folder.join(KEY_FILE), other.path().join("learner").join(KEY_FILE));
+        let own = fs::read_to_string(&key).expect("written");
+        write(&key, &fs::read_to_string(foreign).expect("written"), 0o600).expect("written");
+        assert!(std::sync::Arc::ptr_eq(&before, &client()) && security.valid_for() > Some(std::time::Duration::ZERO));
+        write(&key, &own, 0o600).expect("written");
+        assert!(!std::sync::Arc::ptr_eq(&before, &client()), "read again");
+    }
+
+    #[test]
     fn an_authority_is_forgotten_when_asked() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         certs(dir.path(), false);

@@ -267,10 +267,10 @@ fn conclude(console: &Console, end: Option<RunEnd>) -> Result<Exit, Failure> {
         Some(RunEnd::Failed { reason }) => {
             return Err(Failure::bug(anyhow!("{}", harmless(&reason))).doing("finish the run"));
         }
-        Some(RunEnd::Panicked { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("go on with the run")),
+        Some(RunEnd::Panicked { reason }) => return Err(Failure::bug(anyhow!("{reason}")).doing("continue the run")),
         Some(RunEnd::Interrupted { reason }) => {
             let hint = "nothing that was acknowledged is lost; the same command goes on";
-            return Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint));
+            return Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("continue the run").hint(hint));
         }
         None => {
             let text = "left before the run was saved; the same command goes on from the last checkpoint";

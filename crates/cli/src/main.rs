@@ -43,6 +43,9 @@ use clap::Parser;
 use crate::arguments::{Arguments, Command, DataCommand, JobCommand, LaunchCommand, ModelCommand};
 
 fn main() -> ExitCode {
+    if let Some(ended) = pacs_text::enter_renderer() {
+        return ended;
+    }
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),

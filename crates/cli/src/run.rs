@@ -184,12 +184,12 @@ impl Job<'_> {
                 }
                 Outcome::Ended(RunEnd::Panicked { reason }) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
-                    Err(Failure::bug(anyhow!("{reason}")).doing("go on with the run"))
+                    Err(Failure::bug(anyhow!("{reason}")).doing("continue the run"))
                 }
                 Outcome::Ended(RunEnd::Interrupted { reason }) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;
                     let hint = "nothing that was acknowledged is lost; the same command goes on";
-                    Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("go on with the run").hint(hint))
+                    Err(Failure::again(anyhow!("{}", harmless(&reason))).doing("continue the run").hint(hint))
                 }
                 Outcome::Ended(end) => {
                     supervisor.finish(LEAVE_GRACE, &shutdown).await;

@@ -13,12 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pacs_protocol::v1;
-use pacs_protocol::v1::complete_task_request::Result as Done;
-use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
-use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
@@ -27,7 +24,7 @@ use pacs_runtime::net::{PeerRole, RunChannel, RunIdentity, dial};
 use pacs_runtime::{Health, Link, Membership, Shutdown, WorkerIdentity, launch};
 use pacs_types::{Role, mix};
 use serde_json::{Value, json};
-use support::{beat, cpu_time, judge, memory, quantiles, sample_of, submission, sync_times, told, weights};
+use support::{Batches, beat, cpu_time, judge, learn, memory, quantiles, sample_of, submission, sync_times, told};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -614,36 +611,18 @@ async fn verifier(fleet: &Fleet, slot: u32) -> Result<()> {
     Ok(())
 }
 
+/// Counts the steps.
+struct Steps<'a>(&'a Fleet);
+
+impl Batches for Steps<'_> {
+    fn whole(&mut self, _task: &v1::TrainTask) -> Result<()> {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// Receives batches and drops them.
 async fn learner(fleet: &Fleet) -> Result<()> {
     let member = fleet.join(Role::Learner, "learner-0".to_owned()).await?;
-    let worker_id = member.worker.0;
-    let mut client = LearnerServiceClient::new(member.channel.clone()).max_decoding_message_size(16 << 20);
-    let generation = loop {
-        let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
-        if let Some(group) = client.join_generation(request).await?.into_inner().group {
-            break group.generation;
-        }
-    };
-    let weights = |version| Some(weights(generation, version));
-    loop {
-        let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
-        let next = client.next_task(request).await?.into_inner();
-        let task_id = next.task_id;
-        let result = match next.task {
-            None => continue,
-            Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(0) }),
-            Some(Task::Train(task)) => {
-                let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
-                let mut pieces = client.stream_batch(request).await?.into_inner();
-                while pieces.message().await?.is_some() {}
-                fleet.steps.fetch_add(1, Ordering::Relaxed);
-                Done::Trained(v1::TrainResult { weights: weights(task.step), ..Default::default() })
-            }
-            Some(Task::Save(_)) => return Err(anyhow!("nothing is to be saved")),
-            Some(Task::Regroup(regroup)) => return Err(anyhow!("the generation is over: {}", regroup.reason)),
-        };
-        let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result: Some(result) };
-        client.complete_task(request).await?;
-    }
+    learn(member.channel.clone(), member.worker.0, WAIT_MS, Steps(fleet)).await
 }

@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use pacs_protocol::v1;
-use pacs_protocol::v1::complete_task_request::Result as Done;
-use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
-use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::operator_service_client::OperatorServiceClient;
 use pacs_protocol::v1::rollout_service_client::RolloutServiceClient;
 use pacs_protocol::v1::verifier_service_client::VerifierServiceClient;
@@ -23,7 +20,7 @@ use pacs_runtime::net::RunChannel;
 use pacs_types::mix;
 use prost::Message;
 use serde_json::{Value, json};
-use support::{CALLS, Job, ROLLOUTS, Served, WAIT_MS, beat, join, judge, told, weights};
+use support::{Batches, CALLS, Job, ROLLOUTS, Served, WAIT_MS, beat, join, judge, learn, told};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -119,7 +116,7 @@ async fn play(arguments: &Arguments) -> Result<Value> {
     let (first_sequence, mut first_sequences) = mpsc::channel(arguments.ranks as usize);
     let mut workers = JoinSet::new();
     for rank in 0..arguments.ranks {
-        let learner = Learner { seen: Arc::clone(&seen), first: first_sequence.clone() };
+        let learner = Learner { seen: Arc::clone(&seen), first: first_sequence.clone(), sequences: 0 };
         workers.spawn(learner.run(coordinator.channel().await?, rank));
     }
     let room = Arc::new(Semaphore::new(usize::try_from(wanted)?));
@@ -260,67 +257,41 @@ struct Learner {
     seen: Arc<Seen>,
     /// Told when the first sequence is there.
     first: mpsc::Sender<Instant>,
+    sequences: usize,
 }
 
 impl Learner {
     /// Receives one batch and says that it is trained; then it only lives.
     async fn run(self, channel: RunChannel, slot: u32) -> Result<()> {
         let member = join(&channel, v1::Role::Learner, &format!("learner-{slot}")).await?;
-        let client = LearnerServiceClient::new(channel).max_decoding_message_size(16 << 20);
-        let (worker_id, mut client) = (member.id, client);
-        let group = loop {
-            let request = v1::JoinGenerationRequest { worker_id, wait_ms: WAIT_MS };
-            if let Some(group) = client.join_generation(request).await.map_err(told)?.into_inner().group {
-                break group;
-            }
-        };
-        let generation = group.generation;
-        let weights = |version| (group.rank == 0).then(|| weights(generation, version));
-        loop {
-            let request = v1::NextTaskRequest { worker_id, generation, wait_ms: WAIT_MS, busy: false };
-            let next = client.next_task(request).await.map_err(told)?.into_inner();
-            self.seen.message(&next);
-            let task_id = next.task_id;
-            let result = match next.task {
-                None => continue,
-                Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(0) }),
-                Some(Task::Train(task)) => {
-                    let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
-                    self.receive(&mut client, request, &task).await?;
-                    let weights = weights(task.step);
-                    Done::Trained(v1::TrainResult { weights, ..Default::default() })
-                }
-                Some(Task::Save(_)) => return Err(anyhow!("nothing is to be saved")),
-                Some(Task::Regroup(regroup)) => return Err(anyhow!(regroup.reason)),
-            };
-            let trained = matches!(result, Done::Trained(_));
-            let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result: Some(result) };
-            client.complete_task(request).await.map_err(told)?;
-            if trained {
-                self.seen.trained.fetch_add(1, Ordering::Relaxed);
-                return std::future::pending().await;
-            }
-        }
+        learn(channel, member.id, WAIT_MS, self).await?;
+        std::future::pending().await
+    }
+}
+
+impl Batches for Learner {
+    fn task(&mut self, next: &v1::NextTaskResponse) {
+        self.seen.message(next);
     }
 
-    /// Takes the batch and lets go of each piece, as a learner does that keeps the batch elsewhere.
-    async fn receive(
-        &self,
-        client: &mut LearnerServiceClient<RunChannel>,
-        request: v1::StreamBatchRequest,
-        task: &v1::TrainTask,
-    ) -> Result<()> {
-        let mut pieces = client.stream_batch(request).await.map_err(told)?.into_inner();
-        let mut sequences = 0;
-        while let Some(piece) = pieces.message().await.map_err(told)? {
-            if sequences == 0 && !piece.sequences.is_empty() {
-                self.first.send(Instant::now()).await?;
-            }
-            sequences += piece.sequences.len();
-            self.seen.batch_bytes.fetch_add(self.seen.message(&piece), Ordering::Relaxed);
+    fn piece(&mut self, piece: &v1::BatchPiece) {
+        if self.sequences == 0 && !piece.sequences.is_empty() {
+            // It has room for one of each rank.
+            let _ = self.first.try_send(Instant::now());
         }
-        ensure!(sequences == task.rank_sequences as usize, "{sequences} of {} sequences came", task.rank_sequences);
+        self.sequences += piece.sequences.len();
+        self.seen.batch_bytes.fetch_add(self.seen.message(piece), Ordering::Relaxed);
+    }
+
+    fn whole(&mut self, task: &v1::TrainTask) -> Result<()> {
+        let (came, wanted) = (std::mem::take(&mut self.sequences), task.rank_sequences);
+        ensure!(came == wanted as usize, "{came} of {wanted} sequences came");
         Ok(())
+    }
+
+    fn reported(&mut self) -> bool {
+        self.seen.trained.fetch_add(1, Ordering::Relaxed);
+        false
     }
 }
 

@@ -24,6 +24,9 @@ const WAIT_MS: u32 = 1000;
 /// Prompts of the step, and samples of a prompt.
 const PROMPTS: u32 = 6;
 const SAMPLES: u32 = 4;
+/// Tokens of the model, and the one that samples are made of.
+const VOCABULARY: u32 = 200_000;
+const TOKEN: u32 = 150_000;
 
 fn spec(folder: &Path, changes: &str) -> pacs_spec::JobSpec {
     let rows: Vec<String> =
@@ -55,14 +58,22 @@ fn roomy_model(folder: &Path) -> std::path::PathBuf {
     let config = model.join("config.json");
     let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     json["max_position_embeddings"] = 1_000_000.into();
-    json["vocab_size"] = 200_000.into();
+    json["vocab_size"] = VOCABULARY.into();
     std::fs::write(&config, json.to_string()).unwrap();
     model
 }
 
 async fn start(folder: &Path) -> Coordinator {
-    let listen = "127.0.0.1:0".parse().unwrap();
-    Coordinator::start(CoordinatorOptions::local(spec(folder, ""), folder.join("run"), listen)).await.unwrap()
+    start_with(folder, VOCABULARY).await
+}
+
+/// Starts with a model of so many tokens.
+async fn start_with(folder: &Path, vocabulary: u32) -> Coordinator {
+    let (listen, spec) = ("127.0.0.1:0".parse().unwrap(), spec(folder, ""));
+    let config = folder.join("model/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&VOCABULARY.to_string(), &vocabulary.to_string())).unwrap();
+    Coordinator::start(CoordinatorOptions::local(spec, folder.join("run"), listen)).await.unwrap()
 }
 
 async fn connect(coordinator: &Coordinator) -> RunChannel {
@@ -95,7 +106,7 @@ async fn join(channel: &RunChannel, role: v1::Role, name: &str) -> u64 {
 fn sample(bytes: usize) -> v1::Sample {
     let tokens = bytes / 3 / 7;
     v1::Sample {
-        tokens: vec![150_000; tokens],
+        tokens: vec![TOKEN; tokens],
         logprobs: vec![-0.5; tokens],
         text: "x".repeat(bytes - 7 * tokens),
         finish: v1::FinishReason::Stop.into(),
@@ -211,7 +222,7 @@ async fn samples_in_flight_are_shown_in_bounded_answers() {
     assert!(!whole.prompt_tokens.is_empty() && whole.spans.len() == 1);
     let end = v1::GetSampleRequest { first_token: largest.tokens - 3, ..request };
     let end = observer.get_sample(end).await.unwrap().into_inner();
-    assert_eq!((end.tokens, end.logprobs), (vec![150_000; 3], vec![-0.5; 3]));
+    assert_eq!((end.tokens, end.logprobs), (vec![TOKEN; 3], vec![-0.5; 3]));
     let absent = v1::GetSampleRequest { index: SAMPLES, ..request };
     assert_eq!(observer.get_sample(absent).await.unwrap_err().code(), Code::NotFound);
     let large = v1::ListSamplesRequest { limit: u32::MAX, ..Default::default() };
@@ -374,6 +385,32 @@ async fn a_sample_that_the_disk_has_lost_is_generated_again_and_judged_again() {
         sequences += learner.await.unwrap().1;
     }
     assert_eq!(sequences, PROMPTS * SAMPLES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_be_refused_now_is_not_taken_from_the_journal_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = start(folder.path()).await;
+    let channel = connect(&coordinator).await;
+    let prepare = |slot| {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            let (worker_id, generation, mut client) = prepared(&channel, slot).await;
+            train_task(&mut client, worker_id, generation).await
+        })
+    };
+    let learners = [prepare(0), prepare(1)];
+    let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
+    hand_in(&channel, rollout, 2, |_| 1000).await;
+    learners.iter().for_each(tokio::task::JoinHandle::abort);
+    drop((channel, coordinator));
+    for (vocabulary, kept) in [(VOCABULARY, 2), (TOKEN, 0)] {
+        let coordinator = start_with(folder.path(), vocabulary).await;
+        let mut observer = ObserveServiceClient::new(connect(&coordinator).await);
+        let request = v1::ListSamplesRequest { limit: 10, ..Default::default() };
+        let samples = observer.list_samples(request).await.unwrap().into_inner().samples;
+        assert_eq!(samples.len(), kept, "of a model with {vocabulary} tokens");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

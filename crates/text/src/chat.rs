@@ -1,13 +1,17 @@
+mod apart;
+mod jinja;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
+use serde_json::Value as Json;
 
+use self::apart::Apart;
+pub use self::apart::{enter_renderer, render_apart, serve_templates};
+use self::jinja::Jinja;
 use crate::Day;
-use crate::json::tojson;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,11 +44,36 @@ impl Message {
 /// ([`ChatTemplate::is_plain`]).
 pub struct ChatTemplate {
     /// `None`: plain text.
-    environment: Option<Environment<'static>>,
+    renderer: Option<Renderer>,
     special_tokens: BTreeMap<&'static str, String>,
     /// The text of the template.
     source: Option<String>,
     origin: PathBuf,
+}
+
+/// What renders a template.
+enum Renderer {
+    /// A child process with limits.
+    Apart(Apart),
+    /// This process, where no program has said that it can be such a child.
+    Within(Jinja),
+}
+
+impl Renderer {
+    fn compile(source: &str, origin: &Path, day: Day) -> Result<Self, TemplateError> {
+        let compiled = match Apart::compile(source, day) {
+            Some(apart) => apart.map(Self::Apart),
+            None => Jinja::compile(source, day).map(Self::Within),
+        };
+        compiled.map_err(|message| TemplateError { path: origin.to_owned(), doing: "parse", message })
+    }
+
+    fn render(&self, variables: &Json) -> Result<String, String> {
+        match self {
+            Self::Apart(apart) => apart.render(variables),
+            Self::Within(jinja) => jinja.render(variables),
+        }
+    }
 }
 
 /// A chat template that cannot be read or used.
@@ -62,7 +91,6 @@ const GIVEN: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documen
 
 /// A value as Jinja text.
 fn literal(value: &serde_json::Value) -> String {
-    use serde_json::Value as Json;
     let list = |items: Vec<String>| items.join(", ");
     match value {
         Json::Null => "none".to_owned(),
@@ -93,8 +121,8 @@ impl ChatTemplate {
         let mut special_tokens = special_tokens(&read_config(&dir.join("special_tokens_map.json"))?);
         special_tokens.extend(self::special_tokens(&config));
         let (origin, source) = find_template(dir, &config_path, &config)?;
-        let environment = source.as_ref().map(|source| compile(source, &origin, Day::today())).transpose()?;
-        Ok(Self { environment, special_tokens, source, origin })
+        let renderer = source.as_ref().map(|source| Renderer::compile(source, &origin, Day::today())).transpose()?;
+        Ok(Self { renderer, special_tokens, source, origin })
     }
 
     /// The same special tokens with another template; `origin` says in errors where that comes from.
@@ -102,8 +130,8 @@ impl ChatTemplate {
     /// # Errors
     /// When `source` is no valid Jinja text.
     pub fn replaced(self, source: &str, origin: &Path) -> Result<Self, TemplateError> {
-        let environment = Some(compile(source, origin, Day::today())?);
-        Ok(Self { environment, source: Some(source.to_owned()), origin: origin.to_owned(), ..self })
+        let renderer = Some(Renderer::compile(source, origin, Day::today())?);
+        Ok(Self { renderer, source: Some(source.to_owned()), origin: origin.to_owned(), ..self })
     }
 
     /// The same template on another day: `strftime_now` of templates that write a date gives this one. Prompts of a run have to
@@ -112,8 +140,8 @@ impl ChatTemplate {
     /// # Errors
     /// Never in practice: the template was read before.
     pub fn on(self, day: Day) -> Result<Self, TemplateError> {
-        let environment = self.source.as_ref().map(|source| compile(source, &self.origin, day)).transpose()?;
-        Ok(Self { environment, ..self })
+        let renderer = self.source.as_ref().map(|source| Renderer::compile(source, &self.origin, day)).transpose()?;
+        Ok(Self { renderer, ..self })
     }
 
     /// The text of the template in which `variables` are what callers need not say: for a folder that others render with, who do not
@@ -139,7 +167,7 @@ impl ChatTemplate {
     /// Whether there is no template, so that rendered text is plain and the tokenizer has to add special tokens.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.environment.is_none()
+        self.renderer.is_none()
     }
 
     /// Writes `messages` down for the model, with `add_generation_prompt` up to where its answer begins.
@@ -154,23 +182,22 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TemplateError> {
-        let Some(environment) = &self.environment else {
+        let Some(renderer) = &self.renderer else {
             let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
             return Ok(contents.join("\n\n"));
         };
-        // Templates ask whether tools and documents are none, which an undefined name is not.
-        let given = context! { messages, add_generation_prompt, tools => (), documents => () };
-        let tokens = Value::from_serialize(&self.special_tokens);
-        let context = context! { ..Value::from_serialize(variables), ..given, ..tokens };
-        let template = environment.get_template(NAME).map_err(|e| TemplateError::rendering(&self.origin, &e))?;
-        let mut rendered = Bounded::default();
-        let done = template.render_captured_to(context, &mut rendered).map(drop);
-        let failed = |message| TemplateError { path: self.origin.clone(), doing: "render", message };
-        if rendered.is_full {
-            return Err(failed(format!("the text has more than {MOST_RENDERED} bytes")));
+        // Later ones win. Templates ask whether tools and documents are none, which an undefined name is not.
+        let mut context: serde_json::Map<String, Json> =
+            self.special_tokens.iter().map(|(name, token)| ((*name).to_owned(), token.as_str().into())).collect();
+        let given = serde_json::json!({
+            "messages": messages, "add_generation_prompt": add_generation_prompt, "tools": null, "documents": null
+        });
+        if let Json::Object(given) = given {
+            context.extend(given);
         }
-        done.map_err(|e| TemplateError::rendering(&self.origin, &e))?;
-        String::from_utf8(rendered.text).map_err(|e| failed(e.to_string()))
+        context.extend(variables.clone());
+        let rendered = renderer.render(&Json::Object(context));
+        rendered.map_err(|message| TemplateError { path: self.origin.clone(), doing: "render", message })
     }
 }
 
@@ -187,103 +214,6 @@ impl fmt::Debug for ChatTemplate {
 impl TemplateError {
     fn reading(path: &Path, message: impl fmt::Display) -> Self {
         Self { path: path.to_owned(), doing: "read", message: message.to_string() }
-    }
-
-    fn rendering(path: &Path, error: &Error) -> Self {
-        Self { path: path.to_owned(), doing: "render", message: describe(error) }
-    }
-}
-
-/// The name of the only template in an environment.
-const NAME: &str = "chat";
-
-/// Instructions that one rendering may take: loops end, whatever a model folder says. A real template takes some hundred a message,
-/// and this many take about a second.
-const FUEL: u64 = 10_000_000;
-
-/// Bytes that a rendered conversation may have: more than any model's context.
-const MOST_RENDERED: usize = 64 << 20;
-
-/// Takes a rendered text up to its limit.
-#[derive(Default)]
-struct Bounded {
-    text: Vec<u8>,
-    is_full: bool,
-}
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.is_full |= self.text.len() + bytes.len() > MOST_RENDERED;
-        if self.is_full {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.text.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Compiles a template. Tags of libraries that only mark parts of a text have no effect on it: `{% generation %}` says which tokens
-/// to train on, which is decided here by who speaks.
-fn compile(source: &str, origin: &Path, day: Day) -> Result<Environment<'static>, TemplateError> {
-    let mut environment = Environment::new();
-    environment.set_fuel(Some(FUEL));
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", tojson);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", move |format: String| day.format(&format));
-    environment.add_template_owned(NAME, without_marks(source)).map_err(|e| TemplateError {
-        path: origin.to_owned(),
-        doing: "parse",
-        message: describe(&e),
-    })?;
-    Ok(environment)
-}
-
-/// Puts blocks that always hold in the place of `{% generation %}` and `{% endgeneration %}`: what blocks do to the white space around
-/// them stays as it is.
-fn without_marks(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        text.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let inner = &tag[2..end];
-        let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
-        match word.trim() {
-            mark @ ("generation" | "endgeneration") => {
-                let block = if mark == "generation" { "if true" } else { "endif" };
-                text.push_str("{%");
-                text.push_str(&inner.replace(mark, block));
-                text.push_str("%}");
-            }
-            _ => text.push_str(&tag[..end + 2]),
-        }
-        rest = &tag[end + 2..];
-    }
-    text.push_str(rest);
-    text
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The error without the internal name of the template.
-fn describe(error: &Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), ToOwned::to_owned);
-    match error.line() {
-        Some(line) => format!("line {line}: {what}"),
-        None => what,
     }
 }
 

@@ -1,9 +1,11 @@
 //! Versions between hosts: each "host" is a store, a shelf and a server of its own.
 
+#[path = "support/certificates.rs"]
+mod certificates;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -314,34 +316,10 @@ fn one_that_nobody_wants_any_more_is_given_up() {
     });
 }
 
-/// Certificates of one authority for each role, in folders under `place`.
-fn certificates(place: &Path) {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = authority.self_signed(&key).expect("signed");
-    let issuer = rcgen::Issuer::new(authority, key);
-    for role in PeerRole::ALL {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut own = rcgen::CertificateParams::new(vec![role.dns_name().to_owned()]).expect("parameters");
-        own.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        let own = own.signed_by(&key, &issuer).expect("signed");
-        let folder = place.join(role.name());
-        std::fs::create_dir(&folder).expect("created");
-        std::fs::write(folder.join("ca.crt"), ca.pem()).expect("written");
-        std::fs::write(folder.join("tls.crt"), own.pem()).expect("written");
-        let path = folder.join("tls.key");
-        std::fs::write(&path, key.serialize_pem()).expect("written");
-        let private = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
-        std::fs::set_permissions(&path, private).expect("ours");
-    }
-}
-
 #[test]
 fn with_certificates_rollout_workers_fetch_and_no_other_role() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    certificates(place.path());
+    certificates::make(place.path());
     let security = |role: PeerRole| Security::mutual(&place.path().join(role.name()), role).expect("certificates");
     let learner_host = Host::with(ServerOptions::new(security(PeerRole::Learner), RUN));
     let host = Host::new();

@@ -55,6 +55,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(ended) = pacs_text::enter_renderer() {
+        return ended;
+    }
     pacs_torch::prepare_allocator();
     let arguments = Arguments::parse();
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions};
 use pacs_protocol::v1;
+use pacs_protocol::v1::complete_task_request::Result as Done;
+use pacs_protocol::v1::learner_service_client::LearnerServiceClient;
+use pacs_protocol::v1::next_task_response::Task;
 use pacs_protocol::v1::worker_service_client::WorkerServiceClient;
 use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{RunChannel, RunIdentity, of_run};
@@ -311,4 +314,63 @@ pub(crate) fn quantiles(times: &mut [u64]) -> Value {
         times.get(place).map(|us| *us as f64 / 1000.0)
     };
     json!({"count": times.len(), "p50": at(0.5), "p99": at(0.99), "largest": at(1.0)})
+}
+
+/// What a made-up learner does with what comes; of itself nothing, for ever.
+pub(crate) trait Batches: Send {
+    /// A task came, or none in time.
+    fn task(&mut self, _next: &v1::NextTaskResponse) {}
+
+    /// A part of a batch came, which is dropped after this.
+    fn piece(&mut self, _piece: &v1::BatchPiece) {}
+
+    /// All of a batch is there.
+    fn whole(&mut self, _task: &v1::TrainTask) -> Result<()> {
+        Ok(())
+    }
+
+    /// Its step is reported. Whether the learner goes on.
+    fn reported(&mut self) -> bool {
+        true
+    }
+}
+
+/// A learner that receives batches and says that it has trained on them, until `batches` says that it is enough.
+pub(crate) async fn learn(channel: RunChannel, worker_id: u64, wait_ms: u32, mut batches: impl Batches) -> Result<()> {
+    let mut client = LearnerServiceClient::new(channel).max_decoding_message_size(16 << 20);
+    let group = loop {
+        let request = v1::JoinGenerationRequest { worker_id, wait_ms };
+        if let Some(group) = client.join_generation(request).await.map_err(told)?.into_inner().group {
+            break group;
+        }
+    };
+    let generation = group.generation;
+    let weights = |version| (group.rank == 0).then(|| weights(generation, version));
+    loop {
+        let request = v1::NextTaskRequest { worker_id, generation, wait_ms, busy: false };
+        let next = client.next_task(request).await.map_err(told)?.into_inner();
+        batches.task(&next);
+        let task_id = next.task_id;
+        let result = match next.task {
+            None => continue,
+            Some(Task::Prepare(_)) => Done::Prepared(v1::PrepareResult { weights: weights(0) }),
+            Some(Task::Train(task)) => {
+                let request = v1::StreamBatchRequest { worker_id, generation, task_id, ..Default::default() };
+                let mut pieces = client.stream_batch(request).await.map_err(told)?.into_inner();
+                while let Some(piece) = pieces.message().await.map_err(told)? {
+                    batches.piece(&piece);
+                }
+                batches.whole(&task)?;
+                Done::Trained(v1::TrainResult { weights: weights(task.step), ..Default::default() })
+            }
+            Some(Task::Save(_)) => return Err(anyhow!("nothing is to be saved")),
+            Some(Task::Regroup(regroup)) => return Err(anyhow!("the generation is over: {}", regroup.reason)),
+        };
+        let is_step = matches!(result, Done::Trained(_));
+        let request = v1::CompleteTaskRequest { worker_id, generation, task_id, result: Some(result) };
+        client.complete_task(request).await.map_err(told)?;
+        if is_step && !batches.reported() {
+            return Ok(());
+        }
+    }
 }

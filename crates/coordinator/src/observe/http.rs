@@ -38,13 +38,13 @@ impl Observer {
             async move { ([("content-type", CONTENT_TYPE)], observer.exposition().await) }
         };
         let router = Router::new().route("/metrics", get(metrics));
-        tokio::spawn(serve(listener, router, self.0.feed.closing()));
+        tokio::spawn(serve(listener, router, self.0.feed.closing(), CONNECTION_DEADLINE));
         Ok(address)
     }
 }
 
 /// Accepts connections until the run ends.
-async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receiver<bool>) {
+async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receiver<bool>, deadline: Duration) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -59,7 +59,7 @@ async fn serve(listener: TcpListener, router: Router, mut closed: watch::Receive
         let service = router.clone();
         // Ends with the connection, or at its deadline.
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection(stream, service, place)).await;
+            let _ = tokio::time::timeout(deadline, connection(stream, service, place)).await;
         });
     }
 }
@@ -70,5 +70,55 @@ async fn connection(stream: TcpStream, service: Router, _place: OwnedSemaphorePe
     let http = http.keep_alive(false).max_buf_size(16 << 10);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await {
         tracing::debug!("a connection of a scraper ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What a connection is told until it is closed.
+    async fn said(mut stream: TcpStream) -> String {
+        let mut text = String::new();
+        // One that is closed before it was read from may be reset.
+        let _ = stream.read_to_string(&mut text).await;
+        text
+    }
+
+    #[tokio::test]
+    async fn scrapers_have_one_request_each_and_nobody_holds_a_place_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let router = Router::new().route("/metrics", get(|| async { "numbers" }));
+        let (_open, closed) = watch::channel(false);
+        let deadline = Duration::from_secs(2);
+        tokio::spawn(serve(listener, router, closed, deadline));
+        let request = b"GET /metrics HTTP/1.1\r\nhost: here\r\n\r\n";
+        let ask = || async {
+            let mut stream = TcpStream::connect(address).await.expect("connected");
+            // One that is closed at once takes nothing.
+            let _ = stream.write_all(&[&request[..], request].concat()).await;
+            said(stream).await
+        };
+        let answer = ask().await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.matches("numbers").count() == 1, "{answer}");
+
+        let began = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..MOST_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.expect("connected"));
+        }
+        let refused = ask().await;
+        // A machine that took so long to connect has given the first places back.
+        assert!(refused.is_empty() || began.elapsed() > deadline, "all places are taken: {refused}");
+        for stream in silent {
+            assert_eq!(said(stream).await, "");
+        }
+        assert!(began.elapsed() >= deadline);
+        assert!(ask().await.ends_with("numbers"));
     }
 }

@@ -1,33 +1,42 @@
 //! Admission of connections, so that unauthenticated peers cannot exhaust them.
 //!
-//! A connection belongs to a *stranger* until its certificate is verified ([`Seat::prove`]) or, in plain text, until a
-//! guard admits its first call ([`Holder::settle`]). Strangers have few seats. When all are taken, a newcomer evicts
-//! another stranger: the one that has waited longest, of the host with the most strangers. So a legitimate peer gets in
-//! however many others connect and stay silent; in a queue they would delay it.
+//! A connection whose peer has sent nothing waits on the *porch* and costs a file descriptor. From its first byte it
+//! needs a *seat*. Seats are few, because a handshake costs memory and processor time; peers that have sent something
+//! queue for one in order. A connection belongs to a *stranger* until its certificate is verified ([`Seat::prove`]) or,
+//! in plain text, until a guard admits its first call ([`Holder::settle`]). When all places of a kind are taken, a
+//! newcomer evicts another stranger: the one that has waited longest, of the host with the most strangers. So a
+//! legitimate peer gets in however many others connect and stay silent. One pool for both kinds was rejected: the
+//! listener had to wait for silent peers while the system's listen queue overflowed, and legitimate peers redialled
+//! after seconds.
 //!
-//! A seat is protected for a short time, and longer once its peer has spoken. Otherwise thousands of workers that look
-//! for their run at once would evict each other in the middle of their handshakes. Newcomers wait in the listen queue
-//! meanwhile. A host that holds most of the seats is not protected from other hosts.
+//! A place is protected for a short time, and longer once its peer has spoken. Otherwise thousands of workers that look
+//! for their run at once would evict each other in the middle of their handshakes. Newcomers to a full porch wait in the
+//! listen queue meanwhile. A host that holds most of the places is not protected from other hosts.
 //!
 //! Peers with a certificate may use all seats except those of strangers. One that has not called yet can be evicted
 //! when all are taken. Settled peers are never evicted. Some file descriptors are reserved for what the process writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// File descriptors reserved for journals, checkpoints, logs and child processes; at most half of the limit.
 const RESERVED: usize = 256;
 /// Bound on connections, whatever the system allows: each takes some 30 KiB.
 const MOST: usize = 65_536;
-/// Bound on concurrent strangers.
+/// Bound on concurrent strangers that have sent something.
 const MOST_STRANGERS: usize = 256;
-/// How long the seat of a stranger is protected, by whether it has spoken. A handshake takes a millisecond of work; 256
+/// Strangers that have said nothing, or that wait for a seat. Handshakes of so many take a busy machine a few seconds.
+const MOST_SILENT: usize = 1024;
+/// How often those who wait for a seat look whether somebody has had his time.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the place of a stranger is protected, by whether it has spoken. A handshake takes a millisecond of work; 256
 /// of them on a busy machine may take a second.
 const CHANCES: Chances = Chances { silent: Duration::from_millis(250), speaking: Duration::from_secs(2) };
 /// Bound on log lines about strangers per [`WINDOW`].
@@ -41,8 +50,10 @@ pub(super) struct Admission(Arc<Seats>);
 #[derive(Debug)]
 struct Seats {
     state: Mutex<State>,
-    /// Notified when a stranger's seat becomes free.
+    /// Notified when the listener may have room for another connection.
     freed: Notify,
+    /// Seats for strangers that speak.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,10 +65,12 @@ struct Chances {
 #[derive(Debug)]
 struct State {
     most: usize,
-    most_strangers: usize,
+    most_silent: usize,
     chances: Chances,
     newest: u64,
     settled: BTreeSet<u64>,
+    /// On the porch.
+    silent: BTreeMap<u64, Stranger>,
     strangers: BTreeMap<u64, Stranger>,
     /// Peers with a valid certificate that have not called yet.
     proven: BTreeMap<u64, Stranger>,
@@ -70,6 +83,8 @@ struct Stranger {
     host: IpAddr,
     since: Instant,
     has_spoken: bool,
+    /// Its seat, once its peer has sent something and one was free.
+    _seat: Option<OwnedSemaphorePermit>,
     /// Evicts the connection. Dropped when it no longer belongs to a stranger.
     put_out: oneshot::Sender<()>,
 }
@@ -77,15 +92,15 @@ struct Stranger {
 /// Result of a newcomer's request for a seat.
 #[derive(Debug)]
 pub(super) enum Admitted {
-    /// A seat, and a signal that arrives when the peer is evicted.
-    Seat(Seat, oneshot::Receiver<()>),
-    /// No seat yet: ask again when one is freed or loses its protection, which is after this time.
+    /// A place on the porch, and a signal that arrives when the peer is evicted.
+    Place(Seat, oneshot::Receiver<()>),
+    /// No place yet: ask again when one is freed or loses its protection, which is after this time.
     After(Duration),
     /// No seat: all are held by settled peers.
     Full,
 }
 
-/// The seat of a connection, freed on drop.
+/// The place of a connection, freed on drop.
 #[derive(Debug)]
 pub(super) struct Seat {
     admission: Admission,
@@ -97,18 +112,21 @@ impl Admission {
     pub(super) fn of_process() -> Self {
         let descriptors = descriptors();
         let most = descriptors.saturating_sub(RESERVED.min(descriptors / 2)).clamp(1, MOST);
-        Self::with(most, MOST_STRANGERS.min(most.div_ceil(2)), CHANCES)
+        let third = most.div_ceil(3);
+        Self::with(most, MOST_SILENT.min(third), MOST_STRANGERS.min(third), CHANCES)
     }
 
-    /// Seats without protection, `most` in all and `most_strangers` of them for strangers.
+    /// Places without protection: `most` connections in all, `most_strangers` of them for strangers that speak, and as many for
+    /// silent ones.
     pub(super) fn new(most: usize, most_strangers: usize) -> Self {
-        Self::with(most, most_strangers, Chances { silent: Duration::ZERO, speaking: Duration::ZERO })
+        Self::with(most, most_strangers, most_strangers, Chances { silent: Duration::ZERO, speaking: Duration::ZERO })
     }
 
-    fn with(most: usize, most_strangers: usize, chances: Chances) -> Self {
-        let (newest, settled, strangers, proven, lines, untold) = Default::default();
-        let state = State { most, most_strangers, chances, newest, settled, strangers, proven, lines, untold };
-        Self(Arc::new(Seats { state: Mutex::new(state), freed: Notify::new() }))
+    fn with(most: usize, most_silent: usize, most_strangers: usize, chances: Chances) -> Self {
+        let (newest, settled, silent, strangers, proven, lines, untold) = Default::default();
+        let state = State { most, most_silent, chances, newest, settled, silent, strangers, proven, lines, untold };
+        let room = Arc::new(Semaphore::new(most_strangers));
+        Self(Arc::new(Seats { state: Mutex::new(state), freed: Notify::new(), room }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -116,12 +134,12 @@ impl Admission {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a stranger's seat; `None` when all are held by settled peers.
-    pub(super) async fn seat(&self, host: IpAddr) -> Option<(Seat, oneshot::Receiver<()>)> {
+    /// Waits for a place for a stranger; `None` when all are held by settled peers.
+    pub(super) async fn place(&self, host: IpAddr) -> Option<(Seat, oneshot::Receiver<()>)> {
         loop {
             let freed = self.0.freed.notified();
             match self.admit(host, Instant::now()) {
-                Admitted::Seat(seat, put_out) => return Some((seat, put_out)),
+                Admitted::Place(seat, put_out) => return Some((seat, put_out)),
                 Admitted::Full => return None,
                 // A timeout only means that a protection has expired.
                 Admitted::After(wait) => drop(tokio::time::timeout(wait, freed).await),
@@ -133,7 +151,7 @@ impl Admission {
     fn admit(&self, host: IpAddr, now: Instant) -> Admitted {
         let mut state = self.lock();
         let is_full = state.taken() >= state.most;
-        if is_full || state.strangers.len() >= state.most_strangers {
+        if is_full || state.silent.len() >= state.most_silent {
             match state.put_one_out(host, is_full, now) {
                 Ok(()) => {}
                 Err(Some(wait)) => return Admitted::After(wait),
@@ -144,8 +162,24 @@ impl Admission {
         state.newest += 1;
         let number = state.newest;
         let (put_out, told) = oneshot::channel();
-        state.strangers.insert(number, Stranger { host, since: now, has_spoken: false, put_out });
-        Admitted::Seat(Seat { admission: self.clone(), number }, told)
+        state.silent.insert(number, Stranger { host, since: now, has_spoken: false, _seat: None, put_out });
+        Admitted::Place(Seat { admission: self.clone(), number }, told)
+    }
+
+    /// Puts a stranger that speaks out, if all seats are taken and it has had its time. How long until another look is worth
+    /// it.
+    fn make_room(&self, number: u64, now: Instant) -> Duration {
+        let mut state = self.lock();
+        let host = state.silent.get(&number).map(|stranger| stranger.host);
+        let (Some(host), 0) = (host, self.0.room.available_permits()) else { return LOOK };
+        let chances = state.chances;
+        match longest_of_the_most(&state.strangers, host, chances, now) {
+            // Its seat goes to whoever waits longest.
+            Ok(number) => drop(state.strangers.remove(&number).map(|stranger| stranger.put_out.send(()))),
+            Err(wait) => return wait.unwrap_or(LOOK),
+        }
+        Self::complain(&mut state, || "connections that do not prove themselves make room for others".to_owned());
+        LOOK
     }
 
     /// Logs a line about strangers, unless too many were logged lately.
@@ -162,19 +196,19 @@ impl Admission {
 
 impl State {
     fn taken(&self) -> usize {
-        self.strangers.len() + self.proven.len() + self.settled.len()
+        self.silent.len() + self.strangers.len() + self.proven.len() + self.settled.len()
     }
 
-    /// Evicts a stranger for a newcomer from `host`; when all seats are taken, also a peer that has not called yet. Its
-    /// connection ends at once, and the seat counts as free already.
+    /// Evicts a silent stranger for a newcomer from `host`; when the process may hold no more connections, also a stranger that
+    /// speaks or a peer that has not called yet. Its connection ends at once, and the place counts as free already.
     ///
     /// # Errors
     /// The time after which a seat loses its protection, if any will.
     fn put_one_out(&mut self, host: IpAddr, is_full: bool, now: Instant) -> Result<(), Option<Duration>> {
         let chances = self.chances;
-        let proven = is_full.then_some(&mut self.proven);
+        let others = is_full.then_some([&mut self.strangers, &mut self.proven]);
         let mut soonest = None;
-        for strangers in [Some(&mut self.strangers), proven].into_iter().flatten() {
+        for strangers in [&mut self.silent].into_iter().chain(others.into_iter().flatten()) {
             match longest_of_the_most(strangers, host, chances, now) {
                 Ok(number) => {
                     strangers.remove(&number).map(|stranger| stranger.put_out.send(()));
@@ -230,18 +264,33 @@ fn longest_of_the_most(
 }
 
 impl Seat {
-    /// Records that the peer has sent something.
-    pub(super) fn speaks(&self) {
-        if let Some(stranger) = self.admission.lock().strangers.get_mut(&self.number) {
+    /// Waits for a seat for the peer, which has sent something. The caller sets the deadline.
+    pub(super) async fn enter(&self) {
+        let Self { admission, number } = self;
+        if let Some(stranger) = admission.lock().silent.get_mut(number) {
             stranger.has_spoken = true;
         }
+        let mut seat = pin!(Arc::clone(&admission.0.room).acquire_owned());
+        let seat = loop {
+            let wait = admission.make_room(*number, Instant::now());
+            if let Ok(seat) = tokio::time::timeout(wait, &mut seat).await {
+                break seat;
+            }
+        };
+        let mut state = admission.lock();
+        if let Some(stranger) = state.silent.remove(number) {
+            // It is never closed.
+            state.strangers.insert(*number, Stranger { since: Instant::now(), _seat: seat.ok(), ..stranger });
+        }
+        drop(state);
+        admission.0.freed.notify_one();
     }
 
     /// Records that the peer has a valid certificate.
     pub(super) fn prove(&self) {
         let mut state = self.admission.lock();
         if let Some(stranger) = state.strangers.remove(&self.number) {
-            state.proven.insert(self.number, Stranger { since: Instant::now(), ..stranger });
+            state.proven.insert(self.number, Stranger { since: Instant::now(), _seat: None, ..stranger });
         }
         drop(state);
         self.admission.0.freed.notify_one();
@@ -256,8 +305,9 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
+        let State { silent, strangers, proven, .. } = &mut *state;
         // The seat of an evicted connection is gone already.
-        if state.strangers.remove(&self.number).is_none() && state.proven.remove(&self.number).is_none() {
+        if [silent, strangers, proven].into_iter().all(|places| places.remove(&self.number).is_none()) {
             state.settled.remove(&self.number);
         }
         drop(state);
@@ -302,13 +352,20 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    /// A seat that is granted without waiting.
-    fn seat(admission: &Admission, last: u8) -> Option<(Seat, oneshot::Receiver<()>)> {
+    /// A place that is granted without waiting.
+    fn place(admission: &Admission, last: u8) -> Option<(Seat, oneshot::Receiver<()>)> {
         match admission.admit(host(last), Instant::now()) {
-            Admitted::Seat(seat, put_out) => Some((seat, put_out)),
+            Admitted::Place(seat, put_out) => Some((seat, put_out)),
             Admitted::Full => None,
-            Admitted::After(wait) => panic!("no seat is safe here: {wait:?}"),
+            Admitted::After(wait) => panic!("no place is safe here: {wait:?}"),
         }
+    }
+
+    /// A seat that is free at once.
+    async fn seat(admission: &Admission, last: u8) -> Option<(Seat, oneshot::Receiver<()>)> {
+        let (seat, put_out) = place(admission, last)?;
+        tokio::time::timeout(LOOK / 2, seat.enter()).await.expect("no seat is safe here");
+        Some((seat, put_out))
     }
 
     /// Numbers of settled peers and of strangers.
@@ -322,32 +379,34 @@ mod tests {
         (0..).zip(told).filter_map(|(number, told)| told.try_recv().is_ok().then_some(number)).collect()
     }
 
-    #[test]
-    fn strangers_make_room_for_each_other_the_longest_of_the_busiest_host_first() {
+    #[tokio::test]
+    async fn strangers_make_room_for_each_other_the_longest_of_the_busiest_host_first() {
         let admission = Admission::new(100, 4);
-        let (mut seats, mut told): (Vec<_>, Vec<_>) =
-            [1, 2, 2, 1].map(|last| seat(&admission, last).expect("room")).into_iter().unzip();
+        let (mut seats, mut told) = (vec![], vec![]);
+        for last in [1, 2, 2, 1] {
+            let (seat, put_out) = seat(&admission, last).await.expect("room");
+            (seats.push(seat), told.push(put_out));
+        }
         assert!(out(&mut told).is_empty());
-        seats.push(seat(&admission, 2).expect("another makes room").0);
+        seats.push(seat(&admission, 2).await.expect("another makes room").0);
         assert_eq!(out(&mut told), [0], "of equals, the one that came first");
-        seats.push(seat(&admission, 3).expect("another makes room").0);
+        seats.push(seat(&admission, 3).await.expect("another makes room").0);
         assert_eq!(out(&mut told), [1], "host 2 has three");
         seats.clear();
         assert_eq!(taken(&admission), (0, 0));
     }
 
-    #[test]
-    fn who_works_is_never_put_out_and_room_comes_back() {
+    #[tokio::test]
+    async fn who_works_is_never_put_out_and_room_comes_back() {
         let admission = Admission::new(3, 2);
-        let mut seats: Vec<_> = (0..3)
-            .map(|_| {
-                let (seat, told) = seat(&admission, 1).expect("room");
-                let holder = seat.holder();
-                (0..2).for_each(|_| holder.settle());
-                (seat, told)
-            })
-            .collect();
-        assert!(seat(&admission, 1).is_none(), "all seats are taken by peers that work");
+        let mut seats = vec![];
+        for _ in 0..3 {
+            let (seat, told) = seat(&admission, 1).await.expect("room");
+            let holder = seat.holder();
+            (0..2).for_each(|_| holder.settle());
+            seats.push((seat, told));
+        }
+        assert!(place(&admission, 1).is_none(), "all seats are taken by peers that work");
         for (_, told) in &mut seats {
             assert!(
                 matches!(told.try_recv(), Err(oneshot::error::TryRecvError::Closed)),
@@ -355,48 +414,65 @@ mod tests {
             );
         }
         seats.pop();
-        let (stranger, mut told) = seat(&admission, 1).expect("room again");
-        let (_newcomer, _told) = seat(&admission, 2).expect("the stranger makes room");
+        let (stranger, mut told) = seat(&admission, 1).await.expect("room again");
+        let (_newcomer, _told) = place(&admission, 2).expect("the stranger makes room");
         assert_eq!(told.try_recv(), Ok(()));
         // Settling an evicted connection has no effect.
         stranger.holder().settle();
         drop(stranger);
-        assert_eq!(taken(&admission), (2, 1));
+        assert_eq!(taken(&admission), (2, 0));
     }
 
-    #[test]
-    fn a_handshake_is_not_put_out_in_its_middle() {
+    #[tokio::test]
+    async fn a_handshake_is_not_put_out_in_its_middle() {
         let chances = Chances { silent: Duration::from_secs(1), speaking: Duration::from_secs(5) };
-        let admission = Admission::with(100, 2, chances);
+        let admission = Admission::with(100, 2, 2, chances);
         let now = Instant::now();
         let come = |last: u8, later: u64| admission.admit(host(last), now + Duration::from_secs(later));
-        let (Admitted::Seat(speaks, mut first), Admitted::Seat(_silent, mut second)) = (come(1, 0), come(2, 0)) else {
+        let (Admitted::Place(speaks, mut first), Admitted::Place(_silent, mut second)) = (come(1, 0), come(2, 0))
+        else {
             panic!("there is room")
         };
-        speaks.speaks();
         assert!(
             matches!(come(3, 0), Admitted::After(wait) if wait == Duration::from_secs(1)),
             "both have their chance"
         );
-        assert!(matches!(come(3, 1), Admitted::Seat(..)), "who says nothing has had it; its seat is given back here");
+        speaks.enter().await;
+        let Admitted::Place(third, _put_out) = come(3, 0) else { panic!("one has gone in") };
+        assert!(matches!(come(3, 1), Admitted::Place(..)), "who says nothing has had it; its place is given back here");
         assert_eq!((first.try_recv().is_ok(), second.try_recv().is_ok()), (false, true));
+        third.enter().await;
+        let Admitted::Place(fourth, _put_out) = come(3, 1) else { panic!("another one has gone in") };
+        let waits = tokio::time::timeout(Duration::from_millis(50), fourth.enter()).await;
+        assert!(waits.is_err() && first.try_recv().is_err(), "both seats are of peers that speak");
         speaks.prove();
-        let (Admitted::Seat(_a, _), Admitted::Seat(_b, _)) = (come(3, 1), come(3, 1)) else {
-            panic!("a peer with a certificate is no stranger")
-        };
-        assert!(matches!(come(4, 1), Admitted::Seat(..)), "an address with most of the seats is not safe from others");
+        let entered = tokio::time::timeout(Duration::from_secs(4), fourth.enter()).await;
+        assert!(entered.is_ok(), "a peer with a certificate is no stranger");
         assert!(first.try_recv().is_err());
     }
 
-    #[test]
-    fn a_peer_with_a_certificate_that_does_not_call_makes_room_when_all_seats_are_taken() {
+    #[tokio::test]
+    async fn who_speaks_is_not_held_up_by_those_who_do_not() {
+        let chances = Chances { silent: Duration::from_secs(60), speaking: Duration::from_secs(60) };
+        let admission = Admission::with(100, 9, 1, chances);
+        let now = Instant::now();
+        let silent: Vec<_> = (0..8).map(|_| admission.admit(host(1), now)).collect();
+        assert!(silent.iter().all(|admitted| matches!(admitted, Admitted::Place(..))));
+        for _ in 0..100 {
+            let (seat, _told) = seat(&admission, 1).await.expect("a place and a seat at once");
+            seat.holder().settle();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_a_certificate_that_does_not_call_makes_room_when_all_seats_are_taken() {
         let admission = Admission::new(2, 1);
-        let (idle, mut told) = seat(&admission, 1).expect("room");
+        let (idle, mut told) = seat(&admission, 1).await.expect("room");
         idle.prove();
-        let (works, _told) = seat(&admission, 1).expect("room");
+        let (works, _told) = seat(&admission, 1).await.expect("room");
         works.prove();
         works.holder().settle();
-        let (_newcomer, _told) = seat(&admission, 2).expect("the idle one makes room");
+        let (_newcomer, _told) = place(&admission, 2).expect("the idle one makes room");
         assert_eq!(told.try_recv(), Ok(()));
     }
 
@@ -412,10 +488,8 @@ mod tests {
     #[test]
     fn descriptors_are_left_for_the_process_itself() {
         let admission = Admission::of_process();
-        let State { most, most_strangers: strangers, .. } = *admission.lock();
-        assert!(
-            most >= 1 && most < descriptors() && strangers <= MOST_STRANGERS && strangers <= most,
-            "{most} {strangers}"
-        );
+        let (State { most, most_silent, .. }, strangers) = (&*admission.lock(), admission.0.room.available_permits());
+        assert!(*most >= 1 && *most < descriptors(), "{most}");
+        assert!(strangers <= MOST_STRANGERS && strangers + most_silent <= most + 1, "{strangers} {most_silent} {most}");
     }
 }

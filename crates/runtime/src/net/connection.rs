@@ -19,15 +19,27 @@ use super::admission::{Admission, Holder, Seat};
 use super::tls::{Tls, role_of};
 use super::{PeerRole, Security};
 
-/// Deadline for the TLS handshake and the HTTP/2 preface.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Deadline for a peer's first call.
-const FIRST_CALL: Duration = Duration::from_secs(30);
+const DEADLINES: Deadlines = Deadlines {
+    silence: Duration::from_secs(10),
+    handshake: Duration::from_secs(10),
+    first_call: Some(Duration::from_secs(30)),
+};
 /// Bound on concurrent connections of probes.
 const PROBES: usize = 64;
 
 /// First bytes of every HTTP/2 client.
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a stranger may take.
+#[derive(Clone, Copy, Debug)]
+struct Deadlines {
+    /// Until its first byte, and again until it has a seat.
+    silence: Duration,
+    /// For the TLS handshake and the HTTP/2 preface.
+    handshake: Duration,
+    /// Until its first call; `None` where peers need not call.
+    first_call: Option<Duration>,
+}
 
 /// Identity of the process at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -82,19 +94,19 @@ struct Stranger {
 /// however many there are, they neither exhaust the file descriptors nor delay others.
 #[must_use]
 pub fn accept(listener: TcpListener, security: Security) -> ReceiverStream<io::Result<Connection>> {
-    accept_into(listener, security, Admission::of_process(), Some(FIRST_CALL))
+    accept_into(listener, security, Admission::of_process(), DEADLINES)
 }
 
 /// Accepts plain-text connections of probes, a few at a time; a new one evicts the oldest.
 pub(crate) fn accept_probes(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
-    accept_into(listener, Security::Plain, Admission::new(PROBES, PROBES), None)
+    accept_into(listener, Security::Plain, Admission::new(PROBES, PROBES), Deadlines { first_call: None, ..DEADLINES })
 }
 
 fn accept_into(
     listener: TcpListener,
     security: Security,
     admission: Admission,
-    first_call: Option<Duration>,
+    deadlines: Deadlines,
 ) -> ReceiverStream<io::Result<Connection>> {
     // Full while the server accepts none; connections then wait, each until its greeting deadline.
     let (sender, connections) = mpsc::channel(64);
@@ -116,7 +128,7 @@ fn accept_into(
             };
             // Closed at once if there is no seat: left in the listen queue, it would hide connections after it.
             let seat = tokio::select! {
-                seat = admission.seat(address.ip()) => seat,
+                seat = admission.place(address.ip()) => seat,
                 () = sender.closed() => return,
             };
             let Some((seat, mut put_out)) = seat else {
@@ -126,34 +138,52 @@ fn accept_into(
             };
             let (security, sender, admission) = (security.clone(), sender.clone(), admission.clone());
             tokio::spawn(async move {
-                let greeted = async {
-                    // `peek` instead of `readable`, which may return spuriously: silent peers
-                    // would count as having spoken.
-                    if stream.peek(&mut [0]).await? == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    seat.speaks();
-                    let greeted = greet(stream, address, &security, &seat).await?;
-                    let room = sender.reserve().await.map_err(io::Error::other)?;
-                    Ok::<_, io::Error>((greeted, room))
-                };
-                let greeted = tokio::select! {
-                    greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greeted) => greeted,
+                let entered = tokio::select! {
+                    entered = enter(stream, address, &security, &seat, &sender, deadlines) => entered,
                     _ = &mut put_out => return,
                 };
-                let ((stream, role), room) = match greeted {
-                    Ok(Ok(greeted)) => greeted,
-                    Ok(Err(error)) => return admission.complain_of(|| format!("{address} was turned away: {error}")),
-                    Err(_) => return admission.complain_of(|| format!("{address} did not say who it is in time")),
+                let ((stream, role), room) = match entered {
+                    Ok(entered) => entered,
+                    Err(error) => return admission.complain_of(|| format!("{address} was turned away: {error}")),
                 };
                 let peer = Peer { address: Some(address), role, holder: seat.holder() };
-                let deadline = first_call.map(|wait| Box::pin(tokio::time::sleep(wait)));
+                let deadline = deadlines.first_call.map(|wait| Box::pin(tokio::time::sleep(wait)));
                 let stranger = Some(Stranger { put_out, deadline });
                 room.send(Ok(Connection { stream, peer, ahead: &PREFACE, stranger, _seat: seat }));
             });
         }
     });
     ReceiverStream::new(connections)
+}
+
+/// A connection with an identified peer, and the queue slot that is reserved for it.
+type Entered<'a> = ((Stream, Option<PeerRole>), mpsc::Permit<'a, io::Result<Connection>>);
+
+/// Waits for the first byte of a peer, then for a seat, then identifies the peer.
+async fn enter<'a>(
+    stream: TcpStream,
+    address: SocketAddr,
+    security: &Security,
+    seat: &Seat,
+    sender: &'a mpsc::Sender<io::Result<Connection>>,
+    deadlines: Deadlines,
+) -> io::Result<Entered<'a>> {
+    let spoken = async {
+        // `peek` instead of `readable`, which may return spuriously: silent peers would count as having spoken.
+        if stream.peek(&mut [0]).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        seat.enter().await;
+        io::Result::Ok(())
+    };
+    let late = |what: &'static str| move |_| io::Error::new(io::ErrorKind::TimedOut, what);
+    tokio::time::timeout(deadlines.silence, spoken).await.map_err(late("it said nothing in time"))??;
+    let greeted = async {
+        let greeted = greet(stream, address, security, seat).await?;
+        let room = sender.reserve().await.map_err(io::Error::other)?;
+        io::Result::Ok((greeted, room))
+    };
+    tokio::time::timeout(deadlines.handshake, greeted).await.map_err(late("it did not say who it is in time"))?
 }
 
 /// Reads the first bytes of a peer, which show that it speaks HTTP/2.
@@ -276,5 +306,58 @@ impl AsyncWrite for Connection {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    /// How long it takes until a connection is closed by the other end.
+    async fn until_closed(stream: &mut TcpStream, began: Instant) -> Duration {
+        // A reset is an end, too.
+        let _ = stream.read(&mut [0; 64]).await;
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn peers_have_so_long_to_speak_and_so_long_to_call() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (short, long) = (Duration::from_millis(100), Duration::from_secs(300));
+        let deadlines = Deadlines { silence: long, handshake: long, first_call: Some(long) };
+        let accepting = |listener, deadlines| accept_into(listener, Security::Plain, Admission::new(9, 3), deadlines);
+        let connections = accepting(listener, Deadlines { silence: short, ..deadlines });
+        let began = Instant::now();
+        let mut silent = TcpStream::connect(address).await.expect("connected");
+        assert!(until_closed(&mut silent, began).await >= short);
+        drop(connections);
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let connections = accepting(listener, Deadlines { handshake: short, ..deadlines });
+        let began = Instant::now();
+        let mut mumbling = TcpStream::connect(address).await.expect("connected");
+        mumbling.write_all(b"PRI").await.expect("sent");
+        assert!(until_closed(&mut mumbling, began).await >= short);
+        drop(connections);
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let mut connections = accepting(listener, Deadlines { first_call: Some(short), ..deadlines });
+        let mut speaking = TcpStream::connect(address).await.expect("connected");
+        speaking.write_all(&PREFACE).await.expect("sent");
+        let mut connection = connections.next().await.expect("accepting").expect("let in");
+        let mut said = [0; PREFACE.len()];
+        let read = connection.read_exact(&mut said).await;
+        // On a busy machine its time may be over by now.
+        assert!(read.is_err() || said == PREFACE);
+        let late = connection.read(&mut said).await.expect_err("it makes no call");
+        assert!(late.to_string().contains("no call in time"), "{late}");
     }
 }

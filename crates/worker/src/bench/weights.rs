@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use pacs_broadcast::CollectiveTransport;
 use pacs_model::ModelConfig;
 use pacs_rollout::MappedWeights;
 use pacs_runtime::net::{PeerRole, Security};
@@ -14,8 +15,8 @@ use pacs_torch::bytes;
 use pacs_torch::tch::{Device, Kind};
 use pacs_types::WorkerId;
 use pacs_weights::{
-    Announcement, DataServer, Distribution, FetchOptions, HostStore, Received, Receiver, ServerOptions, Shelf, Source,
-    Transport, VersionId, WeightKind, Whole,
+    Announcement, DataServer, Distribution, FetchOptions, GroupTransport, HostStore, Received, Receiver, ServerOptions,
+    Shelf, Source, Transport, VersionId, WeightKind, Whole,
 };
 use serde_json::json;
 
@@ -25,7 +26,8 @@ use super::{median, print, shape, work};
 const RUN: &str = "bench";
 
 /// Delivery of a weight version to rollout workers: `shared` (a file that processes of a host map) compared with a
-/// plain memory copy, `stream` over the loopback interface, a tree of receivers, and the pause of decoding when
+/// plain memory copy, `stream` and `broadcast` (the ring of `--weights-transport host`) over the loopback interface, a tree of receivers, and the
+/// pause of decoding when
 /// weights are swapped.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -34,10 +36,10 @@ const RUN: &str = "bench";
 pub(crate) struct Arguments {
     #[command(flatten)]
     shape: shape::Arguments,
-    /// Folder with the certificates of all roles (`pacs certs`), to measure `stream` with TLS too.
+    /// Folder with the certificates of all roles (`pacs certs`), to measure `stream` and `broadcast` with TLS too.
     #[arg(long)]
     tls_dir: Option<PathBuf>,
-    /// Hosts that receive the version concurrently, each in a store of its own [0: not measured]
+    /// Hosts that receive the version concurrently, each in a store of its own, by a tree and by one broadcast [0: one host]
     #[arg(long, default_value_t = 0, value_parser = crate::bounds::u64_to(4096))]
     receivers: u64,
     /// Send rate of each simulated host in MB/s, when there are several: on one machine they share its processors,
@@ -73,11 +75,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     bench.copy_and_share(&sender, kind, content)?;
     let published = sender.publish(VersionId::new(1, 1), kind, content)?;
     bench.stream(&sender, &published, &Security::Plain)?;
+    let hosts = arguments.receivers.max(1);
+    bench.broadcast(kind, content, &Security::Plain, &Security::Plain, hosts)?;
     if let Some(folder) = &arguments.tls_dir {
         let security = |role: PeerRole| pacs_runtime::launch::security(folder, role).context("read certificates");
         let sender = Host::new(&arguments.folder, security(PeerRole::Learner)?, None)?;
         let published = sender.publish(VersionId::new(1, 1), kind, content)?;
         bench.stream(&sender, &published, &security(PeerRole::Rollout)?)?;
+        bench.broadcast(kind, content, &security(PeerRole::Learner)?, &security(PeerRole::Rollout)?, hosts)?;
     }
     if arguments.receivers > 0 {
         bench.tree(kind, content)?;
@@ -147,6 +152,64 @@ impl Bench<'_> {
             "bench": "weights", "transport": Transport::Stream.name(), "tls": tls, "receivers": 1, "bytes": bytes,
             "seconds": median(&seconds), "gigabytes_per_second": rate(bytes, median(&seconds)),
             "processor_seconds": processor, "connections": self.arguments.connections, "target": if tls { "1 or more" } else { "2 or more" },
+        }));
+        Ok(())
+    }
+
+    /// `broadcast`: hosts that take part in one broadcast each version, over the TCP ring of the collective.
+    fn broadcast(
+        &self,
+        kind: WeightKind,
+        content: &[u8],
+        learner: &Security,
+        rollout: &Security,
+        receivers: u64,
+    ) -> Result<()> {
+        let transport = |security: &Security| -> Arc<dyn GroupTransport> {
+            Arc::new(CollectiveTransport::host("127.0.0.1", security.clone()))
+        };
+        let options = ServerOptions { broadcast: Some(transport(learner)), ..ServerOptions::new(learner.clone(), RUN) };
+        let sender = Host::with(&self.arguments.folder, options)?;
+        let hosts = (0..receivers).map(|_| Host::new(&self.arguments.folder, Security::Plain, None));
+        let hosts: Vec<Host> = hosts.collect::<Result<_>>()?;
+        let bytes = content.len() as u64;
+        let (mut seconds, mut processor) = (vec![], vec![]);
+        for version in 0..=self.arguments.repeats as u64 {
+            let published = sender.publish(VersionId::new(5, version), kind, content)?;
+            let announcement = Announcement { address: sender.server.address().to_string(), ..announced(&published) };
+            let (started, before) = (Instant::now(), processor_seconds()?);
+            std::thread::scope(|scope| {
+                let receive = |host: &Host| -> Result<()> {
+                    let options = FetchOptions::new(rollout.clone(), RUN);
+                    let receiver = Receiver::new(Arc::clone(&host.store), host.shelf.clone(), options);
+                    let receiver = receiver.with_broadcast(Some(transport(rollout)));
+                    let nobody = |_: &[String]| Err("only the broadcast is measured".to_owned());
+                    let received = receiver.receive(&announcement, &nobody, &AtomicBool::new(false));
+                    let fetched = received.context("receive")?.fetched;
+                    if fetched.broadcast_bytes != bytes {
+                        bail!("measure: {} of {bytes} bytes came by the broadcast", fetched.broadcast_bytes);
+                    }
+                    Ok(())
+                };
+                let threads: Vec<_> = hosts.iter().map(|host| scope.spawn(move || receive(host))).collect();
+                threads.into_iter().try_for_each(|thread| match thread.join() {
+                    Ok(received) => received,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+            })?;
+            // The first round waits for hosts that may still come; later ones know how many there are.
+            if version > 0 {
+                seconds.push(started.elapsed().as_secs_f64());
+                processor.push(processor_seconds()? - before);
+            }
+            for store in hosts.iter().map(|host| &host.store).chain([&sender.store]) {
+                store.retire_before(VersionId::new(5, version + 1));
+            }
+        }
+        print(&json!({
+            "bench": "weights", "transport": "broadcast", "over": transport(learner).name(),
+            "tls": !matches!(learner, Security::Plain), "receivers": receivers, "bytes": bytes, "seconds": median(&seconds),
+            "gigabytes_per_second": rate(bytes, median(&seconds)), "processor_seconds": median(&processor),
         }));
         Ok(())
     }
@@ -286,13 +349,16 @@ struct Host {
 
 impl Host {
     fn new(parent: &Path, security: Security, rate: Option<u64>) -> Result<Self> {
+        Self::with(parent, ServerOptions { rate, ..ServerOptions::new(security, RUN) })
+    }
+
+    fn with(parent: &Path, options: ServerOptions) -> Result<Self> {
         static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let place = parent.join(format!("pacs-bench-weights-{}-{number}", std::process::id()));
         std::fs::create_dir(&place).with_context(|| format!("create folder `{}`", place.display()))?;
         let store = HostStore::open_in(RUN, std::slice::from_ref(&place)).context("open a store")?;
         let shelf = Shelf::default();
-        let options = ServerOptions { rate, ..ServerOptions::new(security, RUN) };
         let server = DataServer::start("127.0.0.1:0", shelf.clone(), options).context("listen on 127.0.0.1")?;
         Ok(Self { store: Arc::new(store), shelf, server, place })
     }
