@@ -15,14 +15,18 @@ use crate::plan::default_run_dir;
 const HOLD_OUT_ONE_OF: usize = 10;
 const HOLD_OUT_AT_MOST: usize = 200;
 
+/// Where a data set lies that the command line names.
+type Find<'a> = dyn FnMut(&Path) -> Result<PathBuf, Failure> + 'a;
+
 /// Applies the options of `pacs run` and checks the spec again.
-pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> {
+pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run, find: &mut Find<'_>) -> Result<(), Failure> {
     if let Some(model) = &arguments.model {
         spec.model.path.clone_from(model);
         // A template in the spec is written for the spec's model.
         spec.model.chat_template = None;
     }
     if let Some(dataset) = &arguments.dataset {
+        let dataset = &find(dataset)?;
         spec.data.train = file(dataset);
         // The file is all that is trained on.
         spec.data.mix.clear();
@@ -123,7 +127,7 @@ mod tests {
 
     fn applied(options: &[&str]) -> Result<JobSpec, Failure> {
         let mut spec = demo();
-        apply(&mut spec, &arguments(options)).map(|()| spec)
+        apply(&mut spec, &arguments(options), &mut |path| Ok(path.to_owned())).map(|()| spec)
     }
 
     fn window(source: &SourceSpec) -> (usize, Option<usize>) {
