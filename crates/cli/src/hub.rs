@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use pacs_hub::{Hub, HubError, Meter, Part, Pins, Progress, PushOptions, Resolver, Settings};
 use pacs_runtime::Exit;
-use pacs_spec::{HubData, HubRepo, JobSpec, snapshot_of};
+use pacs_spec::{HubRepo, JobSpec, snapshot_of};
 use serde_json::json;
 
 use crate::arguments::{Fetch, Push};
@@ -49,22 +49,31 @@ impl Session<'_> {
 
     /// Turns the names of a job into paths.
     pub(crate) fn job(&mut self, spec: &mut JobSpec, part: Part) -> Result<(), Failure> {
-        let model = spec.model.path.clone();
-        pacs_hub::resolve_job(spec, part, &mut self.resolver).map_err(|error| match spec.model.path == model {
-            true => model_failure(&model, error),
-            false => failure(error),
-        })
+        spec.model.path = self.model(&spec.model.path, part)?;
+        self.sources(spec).map_err(|error| failure(error).doing("find the job's problems"))
+    }
+
+    fn sources(&mut self, spec: &mut JobSpec) -> Result<(), HubError> {
+        pacs_hub::resolve_sources(spec, &mut self.resolver)
     }
 
     /// The same for a command that looks at as much of a job as is there: a hub that cannot be reached is said, and is no failure.
     pub(crate) fn job_if_reachable(&mut self, spec: &mut JobSpec, part: Part) -> Result<(), Failure> {
-        match pacs_hub::resolve_job(spec, part, &mut self.resolver) {
-            Err(error @ (HubError::Unreachable { .. } | HubError::Busy { .. } | HubError::Offline { .. })) => {
-                output::error(format_args!("not looked at, for the hub does not have its say: {error}"));
-                Ok(())
-            }
-            other => other.map_err(failure),
+        let is_out_of_reach = |error: &HubError| {
+            matches!(error, HubError::Unreachable { .. } | HubError::Busy { .. } | HubError::Offline { .. })
+        };
+        let not_looked_at = |what: &str, error: HubError| output::error(format_args!("{what} not looked at: {error}"));
+        match self.resolver.model(&spec.model.path, part) {
+            Ok(folder) => spec.model.path = folder,
+            Err(error) if is_out_of_reach(&error) => not_looked_at("the model is", error),
+            Err(error) => return Err(model_failure(&spec.model.path, error)),
         }
+        match self.sources(spec) {
+            Ok(()) => {}
+            Err(error) if is_out_of_reach(&error) => not_looked_at("the problems are", error),
+            Err(error) => return Err(failure(error).doing("find the job's problems")),
+        }
+        Ok(())
     }
 }
 
@@ -103,18 +112,18 @@ pub(crate) fn fetch(arguments: &Fetch) -> Result<Exit, Failure> {
         for name in &arguments.names {
             let path = Path::new(name);
             if path.extension().is_some_and(|extension| extension == "toml") {
-                let mut spec =
-                    pacs_spec::read(path).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+                let mut spec = pacs_spec::read(path).map_err(|errors| Failure::config(errors).doing("read the job"))?;
                 let before = names(&spec);
                 hub.job(&mut spec, Part::Whole)?;
                 let named = before.into_iter().zip(names(&spec)).filter(|(before, after)| before != after);
                 found.extend(named.map(|(before, after)| (before.display().to_string(), after)));
-            } else if HubData::of_source(path).is_some_and(|_| name.starts_with("hf://datasets/")) {
+            } else if name.starts_with("hf://datasets/") {
                 found.push((name.clone(), hub.data(path)?));
             } else if HubRepo::of_model(path).is_some() {
                 found.push((name.clone(), hub.model(path, Part::Whole)?));
             } else {
-                let error = anyhow::anyhow!("expected OWNER/NAME[@REVISION], hf://datasets/OWNER/NAME/…, or a job (.toml)");
+                let error =
+                    anyhow::anyhow!("expected OWNER/NAME[@REVISION], hf://datasets/OWNER/NAME/…, or a job (.toml)");
                 return Err(Failure::config(error).doing(format!("fetch `{name}`")));
             }
         }

@@ -67,13 +67,13 @@ pub(crate) struct Launch<'a> {
     /// What the user called; none where the job only evaluates.
     commands: Option<Commands>,
     /// The commits that names of the hub stand for.
-    pub(crate) pins: Pins,
+    pins: Pins,
 }
 
 impl<'a> Launch<'a> {
-    /// In this folder, with these processes, and nothing else that is unusual.
-    pub(crate) fn new(run_dir: PathBuf, local: &'a Local) -> Self {
-        Self { run_dir, local, metrics_listen: None, stop_before: None, commands: None, pins: Pins::default() }
+    /// In this folder, with these processes and files of the hub, and nothing else that is unusual.
+    pub(crate) fn new(run_dir: PathBuf, local: &'a Local, pins: Pins) -> Self {
+        Self { run_dir, local, metrics_listen: None, stop_before: None, commands: None, pins }
     }
 }
 
@@ -88,8 +88,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         metrics_listen: arguments.metrics_listen,
         stop_before: arguments.stop_before,
         commands: Some(overrides::commands(arguments, &program())),
-        pins,
-        ..Launch::new(run_dir, &arguments.local)
+        ..Launch::new(run_dir, &arguments.local, pins)
     };
     run_spec(spec, launch)
 }

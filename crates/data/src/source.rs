@@ -121,14 +121,14 @@ fn rows_of_files(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>) 
         if part.limit == Some(0) {
             continue;
         }
-        let chosen = rows_of(file, &part, take)?;
-        match (&fields, chosen) {
-            (Some(known), Some(chosen)) if *known != chosen => {
+        let Some(chosen) = rows_of(file, &part, take)? else { continue };
+        match &fields {
+            Some(known) if *known != chosen => {
                 let message = format!("its fields are not those of `{}`, the first of these files", files[0].display());
                 return Err(DataError::Format { path: file.clone(), message });
             }
-            (None, chosen) => fields = chosen,
-            _ => {}
+            Some(_) => {}
+            None => fields = Some(chosen),
         }
     }
     Ok(fields)

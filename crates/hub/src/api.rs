@@ -205,7 +205,9 @@ mod tests {
 
     #[test]
     fn listings_that_lead_elsewhere_are_refused() {
-        let with = |path: &str| format!(r#"{{"sha": "{SHA}", "siblings": [{{"rfilename": {path:?}, "size": 1, "blobId": "{SHA}"}}]}}"#);
+        let with = |path: &str| {
+            format!(r#"{{"sha": "{SHA}", "siblings": [{{"rfilename": {path:?}, "size": 1, "blobId": "{SHA}"}}]}}"#)
+        };
         for path in ["../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "a\\b"] {
             assert!(Listing::parse(&with(path)).is_err_and(|error| error.contains("no path within")), "{path}");
         }

@@ -178,7 +178,9 @@ impl HubError {
         match self {
             Self::Unreachable { .. } | Self::Busy { .. } | Self::DiskFull { .. } | Self::Locked { .. } => true,
             Self::Mismatch { .. } | Self::Answer { .. } => false,
-            Self::File { error, .. } => matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+            Self::File { error, .. } => {
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             _ => false,
         }
     }
@@ -194,9 +196,13 @@ impl HubError {
                 "without a network, `pacs fetch NAME` on a machine with one brings it into the cache (HF_HOME) that this one sees; \
                  HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy"
             }
-            Self::Offline { .. } => "`pacs fetch NAME` without HF_HUB_OFFLINE brings it; HF_HOME says where the cache is",
+            Self::Offline { .. } => {
+                "`pacs fetch NAME` without HF_HUB_OFFLINE brings it; HF_HOME says where the cache is"
+            }
             Self::DiskFull { .. } => "what was fetched is kept; HF_HOME puts the cache on another disk",
-            Self::Mismatch { .. } => "the file was removed; a proxy or mirror may have changed it (HF_ENDPOINT, HTTPS_PROXY)",
+            Self::Mismatch { .. } => {
+                "the file was removed; a proxy or mirror may have changed it (HF_ENDPOINT, HTTPS_PROXY)"
+            }
             _ => return None,
         })
     }

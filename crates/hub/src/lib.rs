@@ -1,7 +1,7 @@
 //! Models and data sets of the Hugging Face hub, through its cache on this machine.
 //!
 //! [`Hub`] speaks the hub's HTTP interface: which files a revision has, the files themselves, and, in [`push`], the way back. What it
-//! brings lies in the cache that other programs of the hub use, in the same layout, so nothing is fetched twice. [`resolve_job`] turns
+//! brings lies in the cache that other programs of the hub use, in the same layout, so nothing is fetched twice. [`Resolver`] turns
 //! the names of a job into paths of that cache, once, for whoever starts a run; [`Pins`] remember in the run folder which commits those
 //! were. Workers never come here for more than [`snapshot_here`], which looks at their own disk.
 //!
@@ -30,5 +30,5 @@ pub use fetch::Progress;
 pub use meter::Meter;
 pub use pins::Pins;
 pub use push::{PushOptions, Pushed, push};
-pub use resolve::{Hub, Part, Resolver, resolve_job};
+pub use resolve::{Hub, Part, Resolver, resolve_sources};
 pub use settings::{Patience, Settings, Token};

@@ -37,7 +37,9 @@ impl Pins {
         let path = run_dir.join(FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Self::default()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(HubError::file("read", &path)(error)),
         };
         let wrong = |message: String| {
@@ -113,7 +115,8 @@ mod tests {
         assert_eq!(read.commit(&repo(Some("main"))), Some(one.as_str()), "main is what no revision means");
         assert_eq!(read.commit(&repo(Some("v2"))), None);
         assert_eq!(read.commit(&HubRepo { kind: HubKind::Dataset, ..repo(None) }), None);
-        fs::write(dir.path().join(FILE), r#"[{"kind":"model","id":"o/n","revision":"main","commit":"../x"}]"#).expect("written");
+        fs::write(dir.path().join(FILE), r#"[{"kind":"model","id":"o/n","revision":"main","commit":"../x"}]"#)
+            .expect("written");
         assert!(Pins::read(dir.path()).is_err_and(|error| error.to_string().contains("no commit")));
     }
 }

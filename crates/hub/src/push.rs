@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hyper::header::{ACCEPT, ETAG, HeaderName};
 use hyper::Method;
+use hyper::header::{ACCEPT, ETAG, HeaderName};
 use pacs_spec::{HubKind, HubRepo};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -331,7 +331,9 @@ impl Pushing<'_> {
         let mut parts = Vec::new();
         for number in 1..=size.div_ceil(chunk) {
             let url = action.header.get(&number.to_string()).or_else(|| action.header.get(&format!("{number:05}")));
-            let url = url.and_then(|url| url.as_str()).ok_or_else(|| self.odd(format!("it names no place for part {number}")))?;
+            let url = url
+                .and_then(|url| url.as_str())
+                .ok_or_else(|| self.odd(format!("it names no place for part {number}")))?;
             let start = (number - 1) * chunk;
             let length = chunk.min(size - start);
             let answer = self.put(file, url, (start, length), &[]).await?;
@@ -384,7 +386,8 @@ impl Pushing<'_> {
         }
         let url = self.http.api(self.repo(), &format!("commit/{}", crate::http::escaped(self.branch, false)));
         // A commit whose answer was lost is made again, with the same files.
-        let committed: Committed = self.ask(|| Request::post(url.clone(), text.clone(), "application/x-ndjson")).await?;
+        let committed: Committed =
+            self.ask(|| Request::post(url.clone(), text.clone(), "application/x-ndjson")).await?;
         Ok((committed.commit_oid, committed.commit_url))
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pacs_spec::{HubData, HubRepo, JobSpec, SourceSpec};
+use pacs_spec::{HubData, HubRepo, JobSpec};
 
 use crate::cache::RepoCache;
 use crate::fetch::{Fetching, Report};
@@ -255,15 +255,17 @@ impl<'a> Resolver<'a> {
     pub fn model(&mut self, path: &Path, part: Part) -> Result<PathBuf, HubError> {
         let Some(repo) = HubRepo::of_model(path) else { return Ok(path.to_owned()) };
         if path.exists() && !HubRepo::is_explicit(path) {
-            self.say_once(format!("model `{0}` is the folder of that name; hf://{0} would be the hub's", path.display()));
+            self.say_once(format!(
+                "model `{0}` is the folder of that name; hf://{0} would be the hub's",
+                path.display()
+            ));
             return Ok(path.to_owned());
         }
         let repo = repo.map_err(HubError::Name)?;
         let pin = self.pins.commit(&repo).map(str::to_owned);
         self.open()?;
         let Some((hub, runtime)) = &self.hub else { return Ok(path.to_owned()) };
-        let (folder, commit) =
-            runtime.block_on(hub.model(&repo, pin.as_deref(), part, self.say, self.report))?;
+        let (folder, commit) = runtime.block_on(hub.model(&repo, pin.as_deref(), part, self.say, self.report))?;
         self.pins.add(&repo, &commit);
         self.say_once(format!("model `{repo}` of the hub: commit {commit}, in {}", folder.display()));
         Ok(folder)
@@ -288,8 +290,10 @@ impl<'a> Resolver<'a> {
     fn open(&mut self) -> Result<(), HubError> {
         if self.hub.is_none() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime
-                .map_err(|error| HubError::Setting { what: "start a runtime".to_owned(), message: error.to_string() })?;
+            let runtime = runtime.map_err(|error| HubError::Setting {
+                what: "start a runtime".to_owned(),
+                message: error.to_string(),
+            })?;
             self.hub = Some((Hub::new((self.settings)()?)?, runtime));
         }
         Ok(())
@@ -311,28 +315,21 @@ impl Drop for Resolver<'_> {
     }
 }
 
-/// Turns the names of the hub in a job into paths of this machine: its model, and the sets of problems that it reads.
+/// Turns the names of the hub in a job's sets of problems into paths of this machine, for those sets that it reads.
 ///
 /// # Errors
 /// [`HubError`], for the first name that cannot be had.
-pub fn resolve_job(spec: &mut JobSpec, part: Part, resolver: &mut Resolver<'_>) -> Result<(), HubError> {
-    spec.model.path = resolver.model(&spec.model.path, part)?;
-    let mut source = |source: &mut SourceSpec| -> Result<(), HubError> {
-        if let Some(path) = &source.path {
-            source.path = Some(resolver.data(path)?);
-        }
-        Ok(())
-    };
+pub fn resolve_sources(spec: &mut JobSpec, resolver: &mut Resolver<'_>) -> Result<(), HubError> {
+    let mut paths: Vec<&mut Option<PathBuf>> = Vec::new();
     // A job that only evaluates names what it would train on, and never reads it.
     if !spec.evaluation.only {
-        source(&mut spec.data.train)?;
-        spec.data.mix.values_mut().try_for_each(&mut source)?;
+        paths.push(&mut spec.data.train.path);
+        paths.extend(spec.data.mix.values_mut().map(|source| &mut source.path));
     }
-    spec.data.evaluation.iter_mut().try_for_each(&mut source)?;
-    for set in spec.evaluation.sets.values_mut() {
-        if let Some(path) = &set.path {
-            set.path = Some(resolver.data(path)?);
-        }
+    paths.extend(spec.data.evaluation.iter_mut().map(|source| &mut source.path));
+    paths.extend(spec.evaluation.sets.values_mut().map(|set| &mut set.path));
+    for path in paths.into_iter().flatten() {
+        *path = resolver.data(path)?;
     }
     Ok(())
 }

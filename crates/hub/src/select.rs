@@ -17,7 +17,8 @@ const SHOWN: usize = 12;
 /// The files of a model that are no weights: those at the top of the repository.
 pub(crate) fn texts_of_model<'a>(files: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let is_text = |path: &&str| {
-        let is_known = TEXTS.iter().any(|ending| path.ends_with(ending)) || ["tokenizer.model", "LICENSE"].contains(path);
+        let is_known =
+            TEXTS.iter().any(|ending| path.ends_with(ending)) || ["tokenizer.model", "LICENSE"].contains(path);
         // Indices are of weights, and ours comes with them.
         !path.contains('/') && is_known && !path.ends_with(".index.json")
     };
@@ -48,16 +49,20 @@ pub(crate) fn weights_of_model<'a>(files: impl Iterator<Item = &'a str> + Clone)
     if has(INDEX) {
         return Ok(Weights::Indexed);
     }
-    let other = files.clone().find(|path| [".bin", ".gguf", ".pt", ".pth", ".h5"].iter().any(|ending| path.ends_with(ending)));
+    let other =
+        files.clone().find(|path| [".bin", ".gguf", ".pt", ".pth", ".h5"].iter().any(|ending| path.ends_with(ending)));
     Err(match other {
-        Some(path) => format!("its weights are not stored as safetensors (it has `{path}`); other formats are not read"),
+        Some(path) => {
+            format!("its weights are not stored as safetensors (it has `{path}`); other formats are not read")
+        }
         None => format!("it has neither `{WHOLE}` nor `{INDEX}`"),
     })
 }
 
 /// The files that an index of weights names.
 pub(crate) fn indexed(text: &str) -> Result<Vec<String>, String> {
-    let json: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("`{INDEX}` is no JSON: {error}"))?;
+    let json: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| format!("`{INDEX}` is no JSON: {error}"))?;
     let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or(format!("`{INDEX}` has no `weight_map`"))?;
     let mut names: Vec<String> = map.values().filter_map(|name| name.as_str()).map(str::to_owned).collect();
     names.sort_unstable();
@@ -89,7 +94,10 @@ pub(crate) fn data_files(files: &[&str], wanted: &str) -> Result<DataFiles, Stri
         found.retain(|split| split.is_parquet());
     }
     match found.as_slice() {
-        [split] => Ok(DataFiles { source: split.pattern.clone(), files: split.files.iter().map(|f| (*f).to_owned()).collect() }),
+        [split] => Ok(DataFiles {
+            source: split.pattern.clone(),
+            files: split.files.iter().map(|f| (*f).to_owned()).collect(),
+        }),
         [] => Err(format!("it has nothing for `{wanted}`; it has {}", listed(&splits))),
         several => Err(format!(
             "{} could be meant; it has {}",
@@ -149,7 +157,8 @@ fn splits<'a>(files: &[&'a str]) -> Vec<Split<'a>> {
 /// Whether a file describes the data set and holds none of it.
 fn is_description(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.starts_with('.') || ["dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json"].contains(&name)
+    name.starts_with('.')
+        || ["dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json"].contains(&name)
 }
 
 /// The split that a file belongs to, and the pattern of its files. The hub numbers shards as `train-00000-of-00002.parquet`, and as
@@ -205,19 +214,29 @@ mod tests {
         let one = |path: &str| Ok((path.to_owned(), 1));
         assert_eq!(chosen(&GSM8K, "main/train"), one("main/train-00000-of-00001.parquet"));
         assert_eq!(chosen(&GSM8K, "socratic/test-00000-of-00001.parquet"), one("socratic/test-00000-of-00001.parquet"));
-        let sharded = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"];
+        let sharded = [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/test-00000-of-00001.parquet",
+        ];
         for wanted in ["train", "data/train", "default/train", "data/train-*.parquet"] {
             assert_eq!(chosen(&sharded, wanted), Ok(("data/train-*.parquet".to_owned(), 2)), "{wanted}");
         }
         assert_eq!(chosen(&["data/dapo-math-17k.parquet", "README.md"], ""), one("data/dapo-math-17k.parquet"));
         assert_eq!(chosen(&["train.jsonl", "train.parquet"], "train"), one("train.parquet"));
-        assert_eq!(chosen(&["main/train/0000.parquet", "main/train/0001.parquet"], "main/train"), Ok(("main/train/*.parquet".to_owned(), 2)));
+        assert_eq!(
+            chosen(&["main/train/0000.parquet", "main/train/0001.parquet"], "main/train"),
+            Ok(("main/train/*.parquet".to_owned(), 2))
+        );
     }
 
     #[test]
     fn what_is_not_there_is_answered_with_what_is() {
         let unclear = chosen(&GSM8K, "").expect_err("four splits");
-        assert!(unclear.contains("more than one split") && unclear.contains("`main/train-00000-of-00001.parquet`"), "{unclear}");
+        assert!(
+            unclear.contains("more than one split") && unclear.contains("`main/train-00000-of-00001.parquet`"),
+            "{unclear}"
+        );
         let unknown = chosen(&GSM8K, "main/validation").expect_err("no such split");
         assert!(unknown.contains("nothing for `main/validation`") && unknown.contains("socratic/test"), "{unknown}");
         assert!(chosen(&GSM8K, "README.md").is_err_and(|error| error.contains("expected a `.jsonl`")));
@@ -237,7 +256,16 @@ mod tests {
         ] {
             assert!(of(files).is_err_and(|error| error.contains(said)), "{files:?}");
         }
-        let files = ["config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", INDEX, "onnx/config.json", "README.md", WHOLE];
+        let files = [
+            "config.json",
+            "tokenizer.json",
+            "merges.txt",
+            "chat_template.jinja",
+            INDEX,
+            "onnx/config.json",
+            "README.md",
+            WHOLE,
+        ];
         let texts = texts_of_model(files.into_iter());
         assert_eq!(texts, ["config.json", "tokenizer.json", "merges.txt", "chat_template.jinja"]);
     }

@@ -55,7 +55,7 @@ impl Default for Patience {
             connect: seconds(10),
             answer: seconds(60),
             silence: seconds(30),
-            tries: 6,
+            tries: 5,
             pause: seconds(1),
             lock: seconds(3600),
         }
@@ -132,7 +132,9 @@ fn check_endpoint(endpoint: &str) -> Result<(), HubError> {
     let address: Option<Uri> = endpoint.parse().ok();
     let is_one = address.is_some_and(|address| {
         let is_web = matches!(address.scheme_str(), Some("http" | "https"));
-        is_web && address.authority().is_some_and(|authority| !authority.as_str().contains('@')) && address.query().is_none()
+        is_web
+            && address.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+            && address.query().is_none()
     });
     if is_one {
         return Ok(());
@@ -200,10 +202,12 @@ mod tests {
 
     #[test]
     fn offline_endpoint_and_proxy() {
-        for (value, offline) in [("1", true), ("TRUE", true), ("yes", true), ("0", false), ("", false), ("off", false)] {
+        for (value, offline) in [("1", true), ("TRUE", true), ("yes", true), ("0", false), ("", false), ("off", false)]
+        {
             assert_eq!(settings(&[("HF_HUB_OFFLINE", value)]).expect("settings").offline, offline, "{value}");
         }
-        let given = settings(&[("HF_ENDPOINT", "https://mirror.example/"), ("NO_PROXY", "a.example, .b")]).expect("settings");
+        let given =
+            settings(&[("HF_ENDPOINT", "https://mirror.example/"), ("NO_PROXY", "a.example, .b")]).expect("settings");
         assert_eq!(given.endpoint, "https://mirror.example");
         assert_eq!(given.no_proxy, ["a.example", ".b"]);
         for endpoint in ["mirror", "ftp://x", "https://", "https://user:pw@x", "https://x/?q"] {

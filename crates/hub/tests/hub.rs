@@ -62,7 +62,8 @@ impl Client {
     fn model(&mut self, name: &str, pin: Option<&str>, part: Part) -> Result<(PathBuf, String), HubError> {
         let repo = HubRepo::of_model(Path::new(name)).unwrap().unwrap();
         self.run(async |hub, said, progress| {
-            let (mut say, mut report) = (|text: &str| said.push(text.to_owned()), |p: &Progress| progress.push(p.clone()));
+            let (mut say, mut report) =
+                (|text: &str| said.push(text.to_owned()), |p: &Progress| progress.push(p.clone()));
             hub.model(&repo, pin, part, &mut say, &mut report).await
         })
     }
@@ -70,7 +71,8 @@ impl Client {
     fn data(&mut self, name: &str) -> Result<(PathBuf, String), HubError> {
         let data: HubData = name.parse().unwrap();
         self.run(async |hub, said, progress| {
-            let (mut say, mut report) = (|text: &str| said.push(text.to_owned()), |p: &Progress| progress.push(p.clone()));
+            let (mut say, mut report) =
+                (|text: &str| said.push(text.to_owned()), |p: &Progress| progress.push(p.clone()));
             hub.data(&data, None, &mut say, &mut report).await
         })
     }
@@ -185,7 +187,8 @@ fn what_a_process_left_behind_is_used_by_the_next_one() {
     assert!(matches!(error, HubError::Unreachable { .. }) && error.is_transient(), "{error}");
     // Half of the file, as if its process had been killed.
     let blobs = client.settings.cache.join("models--o--tiny/blobs");
-    let partial = fs::read_dir(&blobs).unwrap().flatten().find(|entry| entry.path().extension().is_some()).unwrap().path();
+    let partial =
+        fs::read_dir(&blobs).unwrap().flatten().find(|entry| entry.path().extension().is_some()).unwrap().path();
     fs::write(&partial, &weights()[..400_000]).unwrap();
     server.seen();
     client.settings.patience.tries = 3;
@@ -224,7 +227,10 @@ fn servers_that_send_too_much_or_ignore_ranges() {
     let (server, _) = served();
     server.fault("/cdn/", 1, FaultKind::Cut(300_000));
     server.fault("/cdn/", 1, FaultKind::NoRange);
-    let (folder, _) = Client::of(&server).model("o/tiny", None, Part::Whole).map(|found| (fs::read(found.0.join("model.safetensors")).unwrap(), ())).unwrap();
+    let (folder, _) = Client::of(&server)
+        .model("o/tiny", None, Part::Whole)
+        .map(|found| (fs::read(found.0.join("model.safetensors")).unwrap(), ()))
+        .unwrap();
     assert_eq!(folder, weights());
 }
 
@@ -261,7 +267,10 @@ fn refusals_say_what_to_do() {
     let error = Client::of(&server).model("o/tiny@v9", None, Part::Texts).unwrap_err();
     assert!(matches!(&error, HubError::NotFound { missing: Missing::Revision, .. }), "{error:?}");
     let error = Client::of(&server).with_token("hf_wrong").model("o/tiny", None, Part::Texts).unwrap_err();
-    assert!(matches!(&error, HubError::Denied { status: 401, .. }) && !error.to_string().contains("hf_wrong"), "{error}");
+    assert!(
+        matches!(&error, HubError::Denied { status: 401, .. }) && !error.to_string().contains("hf_wrong"),
+        "{error}"
+    );
 
     server.require_token("hf_right");
     server.change(MODEL, |repo| repo.gated = true);
@@ -340,15 +349,30 @@ fn a_cache_that_another_program_filled_is_used_offline() {
 fn data_comes_as_a_file_or_as_a_pattern_of_its_shards() {
     let (server, _) = served();
     let row: &[u8] = br#"{"question": "1 + 1?", "answer": "2"}"#;
-    let commit = server.commit(DATA, &[("README.md", b"x"), ("main/train.jsonl", row), ("main/test.jsonl", row), ("data/x-00000-of-00002.jsonl", row), ("data/x-00001-of-00002.jsonl", row)]);
+    let commit = server.commit(
+        DATA,
+        &[
+            ("README.md", b"x"),
+            ("main/train.jsonl", row),
+            ("main/test.jsonl", row),
+            ("data/x-00000-of-00002.jsonl", row),
+            ("data/x-00001-of-00002.jsonl", row),
+        ],
+    );
     let mut client = Client::of(&server);
     let snapshot = client.settings.cache.join(format!("datasets--o--sums/snapshots/{commit}"));
-    assert_eq!(client.data("hf://datasets/o/sums/main/train").unwrap(), (snapshot.join("main/train.jsonl"), commit.clone()));
+    assert_eq!(
+        client.data("hf://datasets/o/sums/main/train").unwrap(),
+        (snapshot.join("main/train.jsonl"), commit.clone())
+    );
     assert!(!snapshot.join("main/test.jsonl").exists(), "nobody asked for it");
     assert_eq!(client.data("hf://datasets/o/sums/x").unwrap().0, snapshot.join("data/x-*.jsonl"));
     assert_eq!(fs::read(snapshot.join("data/x-00001-of-00002.jsonl")).unwrap(), row);
     let error = client.data("hf://datasets/o/sums/main/dev").unwrap_err();
-    assert!(error.to_string().contains("nothing for `main/dev`") && error.to_string().contains("main/train.jsonl"), "{error}");
+    assert!(
+        error.to_string().contains("nothing for `main/dev`") && error.to_string().contains("main/train.jsonl"),
+        "{error}"
+    );
 }
 
 fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
@@ -368,7 +392,8 @@ fn pushing(folder: &Path, name: &str, branch: Option<&str>) -> PushOptions {
 #[test]
 fn a_folder_is_pushed_and_fetched_again() {
     let weights: Vec<u8> = weights().into_iter().rev().collect();
-    let model = folder(&[("config.json", b"{}"), ("model.safetensors", &weights), (".git/x", b"no"), ("a.tmp", b"ignored")]);
+    let model =
+        folder(&[("config.json", b"{}"), ("model.safetensors", &weights), (".git/x", b"no"), ("a.tmp", b"ignored")]);
     for part in [None, Some(300_000)] {
         let (server, _) = served();
         server.require_token("hf_write");

@@ -108,7 +108,8 @@ impl FromStr for HubData {
 
     /// Reads `hf://datasets/owner/name[@revision][/path]`.
     fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or `…/CONFIG/SPLIT` in the place of the file";
+        const EXPECTED: &str =
+            "expected `hf://datasets/OWNER/NAME[@REVISION]/FILE`, or `…/CONFIG/SPLIT` in the place of the file";
         let rest = text.strip_prefix(DATASETS).ok_or(EXPECTED)?;
         let (owner, rest) = rest.split_once('/').ok_or(EXPECTED)?;
         // The name ends at the first slash that is not a part of a revision with slashes.
@@ -209,7 +210,20 @@ mod tests {
         ] {
             assert_eq!(model(text), Some(Ok(read.to_owned())), "{text}");
         }
-        for text in ["m", "models/qwen3", "a/b/c", "/a/b", "./a/b", "../b", "a/", "runs/x/model", "a/..", "a b/c", "a/b@", "a/-b"] {
+        for text in [
+            "m",
+            "models/qwen3",
+            "a/b/c",
+            "/a/b",
+            "./a/b",
+            "../b",
+            "a/",
+            "runs/x/model",
+            "a/..",
+            "a b/c",
+            "a/b@",
+            "a/-b",
+        ] {
             assert_eq!(model(text), None, "{text}");
         }
         for text in ["hf://a/b/c", "hf://", "hf://a/b@../x", "hf://a/b@", "hf://datasets/x", "hf://a/x--y"] {
@@ -222,16 +236,31 @@ mod tests {
         for (text, id, revision, path) in [
             ("hf://datasets/openai/gsm8k/main/train", "openai/gsm8k", "main", "main/train"),
             ("hf://datasets/openai/gsm8k@v2/a.parquet", "openai/gsm8k", "v2", "a.parquet"),
-            ("hf://datasets/o/n@refs/convert/parquet/main/train/0000.parquet", "o/n", "refs/convert/parquet", "main/train/0000.parquet"),
+            (
+                "hf://datasets/o/n@refs/convert/parquet/main/train/0000.parquet",
+                "o/n",
+                "refs/convert/parquet",
+                "main/train/0000.parquet",
+            ),
             ("hf://datasets/o/n@refs/pr/3", "o/n", "refs/pr/3", ""),
             ("hf://datasets/o/n", "o/n", "main", ""),
             ("hf://datasets/o/n/data/train-*.parquet", "o/n", "main", "data/train-*.parquet"),
         ] {
             let data: HubData = text.parse().expect("a name");
-            assert_eq!((data.repo.id.as_str(), data.repo.revision(), data.path.as_str()), (id, revision, path), "{text}");
+            assert_eq!(
+                (data.repo.id.as_str(), data.repo.revision(), data.path.as_str()),
+                (id, revision, path),
+                "{text}"
+            );
             assert_eq!(data.to_string(), text);
         }
-        for text in ["hf://o/n/x.parquet", "hf://datasets/o", "hf://datasets/o/n/../x", "hf://datasets/o/n//x", "hf://datasets/o/n@/x"] {
+        for text in [
+            "hf://o/n/x.parquet",
+            "hf://datasets/o",
+            "hf://datasets/o/n/../x",
+            "hf://datasets/o/n//x",
+            "hf://datasets/o/n@/x",
+        ] {
             assert!(text.parse::<HubData>().is_err(), "{text}");
         }
         assert!(HubData::of_source(Path::new("data/train.jsonl")).is_none());
@@ -244,7 +273,8 @@ mod tests {
         assert_eq!(snapshot_of(&path), Some(format!("models--o--n/snapshots/{commit}").as_str()));
         let file = format!("c/datasets--o--n/snapshots/{commit}/main/train.parquet");
         assert_eq!(snapshot_of(&file).map(str::len), Some(file.len() - 2));
-        for path in ["models/x", "models--o--n/snapshots/main", "/x/snapshots/0123456789abcdef0123456789abcdef01234567"] {
+        for path in ["models/x", "models--o--n/snapshots/main", "/x/snapshots/0123456789abcdef0123456789abcdef01234567"]
+        {
             assert_eq!(snapshot_of(path), None, "{path}");
         }
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::Day;
 use crate::json::tojson;
+use crate::python;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -233,7 +234,9 @@ fn compile(source: &str, origin: &Path, day: Day) -> Result<Environment<'static>
     environment.set_fuel(Some(FUEL));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(python::write);
+    environment.add_filter("string", |value: &Value| python::string(value));
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: String| day.format(&format));

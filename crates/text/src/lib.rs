@@ -7,6 +7,7 @@ mod as_text;
 mod chat;
 mod day;
 mod json;
+mod python;
 mod stop;
 mod tokenizer;
 

@@ -38,7 +38,7 @@ fn measure(arguments: &Measure) -> Result<Exit, Failure> {
     let json = arguments.local.json;
     if !Results::are_complete(&job.run_dir, &job.spec) {
         model.note(&job.run_dir)?;
-        let launch = Launch { pins, ..Launch::new(job.run_dir.clone(), &arguments.local) };
+        let launch = Launch::new(job.run_dir.clone(), &arguments.local, pins);
         let exit = run::run_spec(job.spec, launch)?;
         if exit != Exit::Done {
             return Ok(exit);

@@ -15,7 +15,9 @@ pub(super) fn of(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let pattern = path.file_name().and_then(|name| name.to_str()).filter(|name| name.contains('*'));
     let Some(pattern) = pattern.filter(|_| !path.exists()) else {
         if path.to_str().is_some_and(|text| text.starts_with("hf://")) {
-            return refuse("it is a name of the hub, which this command does not fetch; `pacs fetch` prints a path".to_owned());
+            return refuse(
+                "it is a name of the hub, which this command does not fetch; `pacs fetch` prints a path".to_owned(),
+            );
         }
         return Ok(vec![path.to_owned()]);
     };
@@ -79,11 +81,19 @@ mod tests {
         }
         let names = |pattern: &str| {
             let files = of(&folder.path().join(pattern))?;
-            Ok::<_, DataError>(files.iter().map(|file| file.file_name().expect("a name").to_owned()).collect::<Vec<_>>())
+            Ok::<_, DataError>(
+                files.iter().map(|file| file.file_name().expect("a name").to_owned()).collect::<Vec<_>>(),
+            )
         };
         assert_eq!(names("b-*.jsonl").expect("two"), ["b-0.jsonl", "b-1.jsonl"]);
         assert!(names("d-*.jsonl").is_err_and(|error| error.to_string().contains("no file has such a name")));
-        assert_eq!(names("missing.jsonl").expect("itself"), ["missing.jsonl"], "whoever opens it says that it is not there");
-        assert!(of(Path::new("hf://datasets/o/n/x.jsonl")).is_err_and(|error| error.to_string().contains("pacs fetch")));
+        assert_eq!(
+            names("missing.jsonl").expect("itself"),
+            ["missing.jsonl"],
+            "whoever opens it says that it is not there"
+        );
+        assert!(
+            of(Path::new("hf://datasets/o/n/x.jsonl")).is_err_and(|error| error.to_string().contains("pacs fetch"))
+        );
     }
 }

@@ -27,7 +27,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 pub(crate) fn tls(authorities: Option<&Path>) -> Result<ClientConfig, HubError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = authorities {
-        let unusable = |message: String| HubError::Setting { what: format!("SSL_CERT_FILE `{}`", path.display()), message };
+        let unusable =
+            |message: String| HubError::Setting { what: format!("SSL_CERT_FILE `{}`", path.display()), message };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
         for certificate in certificates {
             let certificate = certificate.map_err(|error| unusable(error.to_string()))?;

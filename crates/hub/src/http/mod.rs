@@ -197,7 +197,12 @@ impl Http {
     }
 
     /// Waits before the next try after `error`, or gives it back: when it is final, or there were enough.
-    pub(crate) async fn pause(&self, tries: &mut Tries, error: HubError, asked: Option<Duration>) -> Result<(), HubError> {
+    pub(crate) async fn pause(
+        &self,
+        tries: &mut Tries,
+        error: HubError,
+        asked: Option<Duration>,
+    ) -> Result<(), HubError> {
         let patience = &self.settings.patience;
         tries.0 += 1;
         let may_pass = matches!(error, HubError::Unreachable { .. } | HubError::Busy { .. });
@@ -245,10 +250,10 @@ impl Http {
             .map_err(|_| late(patience.connect, "no connection"))?
             .map_err(|reason| unreachable(reason.to_string()))?;
         let handshake = hyper::client::conn::http1::handshake(stream);
-        let (mut sender, connection) =
-            timeout(patience.connect, handshake).await.map_err(|_| late(patience.connect, "no connection"))?.map_err(
-                |error| unreachable(causes(&error)),
-            )?;
+        let (mut sender, connection) = timeout(patience.connect, handshake)
+            .await
+            .map_err(|_| late(patience.connect, "no connection"))?
+            .map_err(|error| unreachable(causes(&error)))?;
         let connection = tokio::spawn(async move { drop(connection.await) });
         let progress = payload.progress();
         let request = self.request(method, target, headers, payload)?;
@@ -318,9 +323,10 @@ async fn answered<T>(sending: impl Future<Output = T>, limit: Duration, progress
 }
 
 fn parse(url: &str) -> Result<Uri, HubError> {
-    let found: Option<Uri> = url.parse().ok().filter(|uri: &Uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some()
-    });
+    let found: Option<Uri> = url
+        .parse()
+        .ok()
+        .filter(|uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some());
     found.ok_or_else(|| HubError::Answer { host: url.chars().take(80).collect(), message: "no address".to_owned() })
 }
 

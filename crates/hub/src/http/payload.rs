@@ -67,7 +67,9 @@ impl Payload {
     pub(crate) fn again(&mut self) -> Self {
         match self {
             Self::None => Self::None,
-            Self::Text { whole, .. } => Self::Text { bytes: whole.clone(), whole: whole.clone(), sent: Sent::default() },
+            Self::Text { whole, .. } => {
+                Self::Text { bytes: whole.clone(), whole: whole.clone(), sent: Sent::default() }
+            }
             Self::Part { path, start, length, .. } => Self::part(path.clone(), *start, *length),
         }
     }

@@ -256,7 +256,9 @@ impl HubServer {
             }
             ("POST", ["complete", oid]) => self.completed(asked, oid),
             ("POST", ["verify"]) => self.verify(asked),
-            ("POST", ["api", "models", owner, name, "commit", branch]) => self.push(asked, &format!("models/{owner}/{name}"), branch),
+            ("POST", ["api", "models", owner, name, "commit", branch]) => {
+                self.push(asked, &format!("models/{owner}/{name}"), branch)
+            }
             _ => refuse(404, "", "no such address"),
         }
     }
@@ -273,7 +275,11 @@ impl HubServer {
             Some(repo) if !repo.private || is_known => {
                 let is_listing = asked.path.starts_with("/api/models/") || asked.path.starts_with("/api/datasets/");
                 if repo.gated && !is_listing {
-                    return Err(refuse(if is_known { 403 } else { 401 }, "GatedRepo", "Access to this repository is restricted"));
+                    return Err(refuse(
+                        if is_known { 403 } else { 401 },
+                        "GatedRepo",
+                        "Access to this repository is restricted",
+                    ));
                 }
                 Ok(repo.clone())
             }
@@ -388,7 +394,11 @@ impl HubServer {
             };
             json!({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
         }).collect();
-        Reply { status: 200, headers: Vec::new(), body: json!({"transfer": "basic", "objects": objects}).to_string().into() }
+        Reply {
+            status: 200,
+            headers: Vec::new(),
+            body: json!({"transfer": "basic", "objects": objects}).to_string().into(),
+        }
     }
 
     fn uploaded(&self, asked: &Asked, oid: &str) -> Reply {
@@ -406,7 +416,13 @@ impl HubServer {
         let body: Value = serde_json::from_slice(&asked.body).unwrap();
         let mut state = self.state.lock().unwrap();
         let parts = state.parts.remove(oid).unwrap();
-        let named = body["parts"].as_array().unwrap().iter().map(|part| part["etag"] == format!("\"{}\"", part["partNumber"])).filter(|ok| *ok).count();
+        let named = body["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|part| part["etag"] == format!("\"{}\"", part["partNumber"]))
+            .filter(|ok| *ok)
+            .count();
         let bytes: Vec<u8> = parts.values().flatten().copied().collect();
         if named != parts.len() || hex(&SHA256, &bytes) != oid {
             return refuse(400, "", "wrong parts");
