@@ -97,6 +97,25 @@ fn one_set_in_every_format_is_the_same_set() {
 }
 
 #[test]
+fn a_worked_solution_ends_with_its_answer() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let answers = [
+        "He has 48/2 = <<48/2=24>>24.\\n#### 24",
+        "#### 1,250\\n ",
+        "#### a\\nb",
+        "## 3",
+        "x #### 3",
+        "x\\n####",
+        "y\\n##### 3",
+    ];
+    let lines: String =
+        answers.iter().map(|answer| format!("{{\"question\": \"q\", \"answer\": \"{answer}\"}}\n")).collect();
+    let found: Vec<String> =
+        texts(&file(&dir, "g.jsonl", lines.as_bytes())).into_iter().map(|(_, answer)| answer).collect();
+    assert_eq!(found, ["24", "1,250", "#### a\nb", "## 3", "x #### 3", "x\n####", "y\n##### 3"]);
+}
+
+#[test]
 fn files_of_a_pattern_are_one_set_with_one_window() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let lines = |range: std::ops::Range<u32>| -> String {
