@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 8] = [
     &["types", "algo", "text", "shape", "report"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
-    &["runtime", "data", "machine", "model"],
+    &["runtime", "data", "hub", "machine", "model"],
     &["weights"],
     &["broadcast"],
     &["coordinator", "rollout", "learner", "verifier"],

@@ -1,5 +1,6 @@
 mod cluster;
 mod eval;
+mod hub;
 mod launch;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use crate::run::StopBefore;
 
 pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
+pub(crate) use self::hub::{Fetch, Push};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
 /// Trains language models on problems whose answers can be verified (RLVR), with PACS, GRPO and other objectives.
@@ -32,6 +34,7 @@ Examples:
   pacs status                           look at the run on this machine
   pacs samples                          read what it answers
   pacs data check my-job.toml           look for rows that cannot be used
+  pacs fetch Qwen/Qwen3-0.6B            bring a model of the Hugging Face hub
   pacs verify math --input rows.jsonl   grade answers")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -120,6 +123,10 @@ docs/STUDIES.md says what a study file holds and how to read a report.")]
         #[command(subcommand)]
         command: StudyCommand,
     },
+    /// Fetches models and data sets of the Hugging Face hub to this machine.
+    Fetch(Fetch),
+    /// Uploads a trained model to the Hugging Face hub.
+    Push(Push),
     /// Checks problems for training and evaluation.
     #[command(
         after_help = "Examples:\n  pacs data check my-job.toml\n  pacs data check train.jsonl --evaluation test.jsonl"
@@ -326,7 +333,7 @@ Examples:
 Exit code 78 when a file cannot be used, no file names a token that ends an answer, or the chat template ends answers with
 another one. docs/MODELS.md says what is read from which file.")]
 pub(crate) struct ModelCheck {
-    /// The folder; its weights may be missing.
+    /// The folder, or OWNER/NAME of the hub; its weights may be missing, and are not fetched.
     pub(crate) folder: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -349,7 +356,8 @@ Examples:
 Exit code 78 when rows cannot be read, the verifier cannot read their reference answer, or questions are both trained on
 and evaluated with; repeated questions and long prompts are reported, and no error.")]
 pub(crate) struct DataCheck {
-    /// A job spec (.toml), or a file of problems (.jsonl, .json, .csv, .tsv or .parquet; see docs/DATA.md).
+    /// A job spec (.toml), or a file of problems (.jsonl, .json, .csv, .tsv or .parquet, or hf://datasets/… of the hub; see
+    /// docs/DATA.md).
     pub(crate) target: PathBuf,
     /// Held-out problems that must not be among the training problems.
     #[arg(long, value_name = "FILE")]
@@ -396,25 +404,13 @@ pub(crate) struct Run {
     /// folder is resumed.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Address on which the coordinator listens. Default: 127.0.0.1:7700, or another port when that one is in use; a restarted
-    /// run prefers its earlier port.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Folder with the certificates of all roles, as `pacs certs` writes it, so that workers of other machines can join. Default:
-    /// the run makes its own, in its folder, and removes them when it ends.
-    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
-    pub(crate) tls_dir: Option<PathBuf>,
-    /// Disable TLS with the workers. Loopback only; every user of this machine can then read and command the run.
-    #[arg(long, conflicts_with = "tls_dir")]
-    pub(crate) plaintext: bool,
-    /// The `pacs-worker` program. Default: next to this program, else on PATH.
-    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
-    pub(crate) worker_binary: Option<PathBuf>,
-    /// Train this model, with its own chat template, instead of the spec's.
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// Train this model (a folder, or OWNER/NAME of the hub), with its own chat template, instead of the spec's.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Train on this file (.jsonl, .json, .csv, .tsv or .parquet; see docs/DATA.md) instead of the spec's problems. Without
-    /// --eval-dataset its last rows, a tenth and at most 200, are held out for evaluation.
+    /// Train on this file (.jsonl, .json, .csv, .tsv or .parquet, or hf://datasets/… of the hub; see docs/DATA.md) instead of the
+    /// spec's problems. Without --eval-dataset its last rows, a tenth and at most 200, are held out for evaluation.
     #[arg(long, value_name = "FILE")]
     pub(crate) dataset: Option<PathBuf>,
     /// Evaluate with this file instead of the spec's held-out problems.
@@ -439,6 +435,25 @@ pub(crate) struct Run {
     /// Serve Prometheus metrics at this address, under /metrics. Default: off.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+}
+
+/// The processes that a command starts on this machine, and what it says of them.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Local {
+    /// Address on which the coordinator listens. Default: 127.0.0.1:7700, or another port when that one is in use; a restarted
+    /// run prefers its earlier port.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Folder with the certificates of all roles, as `pacs certs` writes it, so that workers of other machines can join. Default:
+    /// the run makes its own, in its folder, and removes them when it ends.
+    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// Disable TLS with the workers. Loopback only; every user of this machine can then read and command the run.
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub(crate) plaintext: bool,
+    /// The `pacs-worker` program. Default: next to this program, else on PATH.
+    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
+    pub(crate) worker_binary: Option<PathBuf>,
     /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the run folder.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,

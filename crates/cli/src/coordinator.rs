@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_hub::{Part, Pins};
 use pacs_runtime::launch::Launch;
 use pacs_runtime::net::PeerRole;
 use pacs_runtime::{Exit, Health, LogFormat, Shutdown, harmless, init_logging};
@@ -18,16 +19,24 @@ use crate::arguments::Coordinator as Arguments;
 use crate::attempts::{self, AttemptError};
 use crate::ending::{self, Ending};
 use crate::failure::Failure;
+use crate::hub;
 use crate::live;
 use crate::plan::default_run_dir;
-use crate::run::{Console, inspect_model, next, start_failure};
+use crate::run::{Console, create_folders, inspect_model, next, start_failure};
 use crate::verifier::misplaced;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     init_logging(if arguments.log_json { LogFormat::Json } else { LogFormat::Human });
-    let spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
-    inspect_model(&spec.model.path)?;
+    let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| default_run_dir(&spec));
+    let ((), pins) = hub::session(Some(&run_dir), |hub| hub.job(&mut spec, Part::Whole))?;
+    inspect_model(&spec.model.path)?;
+    if pins != Pins::default() {
+        create_folders(&run_dir, &run_dir.join("logs"))
+            .with_context(|| format!("create folder `{}`", run_dir.display()))
+            .map_err(Failure::config)?;
+        pins.write(&run_dir).map_err(Failure::config)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

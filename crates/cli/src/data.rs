@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use pacs_data::{Findings, SourceCheck};
+use pacs_hub::Part;
 use pacs_runtime::Exit;
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 use serde_json::{Value, json};
@@ -12,14 +13,21 @@ use serde_json::{Value, json};
 use crate::arguments::DataCheck;
 use crate::failure::Failure;
 use crate::format::{count, plural};
+use crate::hub;
 use crate::output;
 
 pub(crate) fn check(arguments: &DataCheck) -> Result<Exit, Failure> {
-    let (spec, with_prompts) = if arguments.target.extension().is_some_and(|extension| extension == "toml") {
+    let (mut spec, wants_prompts) = if arguments.target.extension().is_some_and(|extension| extension == "toml") {
         of_job(arguments)?
     } else {
         of_files(arguments)?
     };
+    hub::session(None, |hub| match wants_prompts {
+        // A job's model may be somewhere else; one of the command line is there.
+        false => hub.job_if_reachable(&mut spec, Part::Texts),
+        true => hub.job(&mut spec, Part::Texts),
+    })?;
+    let with_prompts = wants_prompts || (spec.model.path != Path::new(".") && spec.model.path.exists());
     let found =
         pacs_data::check(&spec, with_prompts).map_err(|error| Failure::config(error).doing("check the problems"))?;
     if arguments.json {
@@ -34,7 +42,7 @@ pub(crate) fn check(arguments: &DataCheck) -> Result<Exit, Failure> {
     Err(Failure::config(anyhow!("{}", problems.join("; "))).doing("accept the problems"))
 }
 
-/// Reads a job spec; the flag says whether its model exists, so that prompts can be tokenized and counted.
+/// Reads a job spec; the flag says whether prompts have to be tokenized and counted. They are when the spec's model exists.
 fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     let of_files = [
         ("--evaluation", arguments.evaluation.is_some()),
@@ -51,8 +59,7 @@ fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
     if let Some(model) = &arguments.model {
         spec.model.path.clone_from(model);
     }
-    let with_prompts = arguments.model.is_some() || spec.model.path.exists();
-    Ok((spec, with_prompts))
+    Ok((spec, arguments.model.is_some()))
 }
 
 /// Makes a job spec from the files of the command line.

@@ -3,17 +3,24 @@
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 
+use pacs_hub::Part;
 use pacs_runtime::Exit;
 use serde_json::json;
 
 use crate::arguments::{Check, Init};
 use crate::failure::Failure;
+use crate::hub;
 use crate::output;
-use crate::plan::Plan;
+use crate::plan::{Plan, default_run_dir};
 use crate::preflight::{self, Trial};
 
 pub(crate) fn check(arguments: &Check) -> Result<Exit, Failure> {
-    let spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+    let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+    // A run that has begun stays with its commits.
+    hub::session(Some(&default_run_dir(&spec)), |hub| match arguments.preflight {
+        true => hub.job(&mut spec, Part::Whole),
+        false => hub.job_if_reachable(&mut spec, Part::Texts),
+    })?;
     let plan = Plan::of(&spec);
     if !arguments.json {
         output::text(&plan);

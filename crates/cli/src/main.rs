@@ -15,6 +15,7 @@ mod ending;
 mod eval;
 mod failure;
 mod format;
+mod hub;
 mod job;
 mod launch;
 mod live;
@@ -72,6 +73,8 @@ fn main() -> ExitCode {
         Command::Set(arguments) => operate::set(&arguments),
         Command::Study { command } => study::run(&command),
         Command::Verify { command } => verify::run(&command),
+        Command::Fetch(arguments) => hub::fetch(&arguments),
+        Command::Push(arguments) => hub::push(&arguments),
         Command::Data { command: DataCommand::Check(arguments) } => data::check(&arguments),
         Command::Model { command: ModelCommand::Check(arguments) } => model::check(&arguments),
         Command::Job { command: JobCommand::Check(arguments) } => job::check(&arguments),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use pacs_data::Prompter;
+use pacs_hub::Part;
 use pacs_runtime::Exit;
 use pacs_shape::{Activation, EndToken, LayerRotation, ModelConfig, RopeScaling, Rotary, Windows};
 use serde::Serialize;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::arguments::ModelCheck;
 use crate::failure::Failure;
 use crate::format::count;
+use crate::hub;
 use crate::model_folder;
 use crate::output;
 
@@ -51,7 +53,8 @@ struct Understood {
 const QUESTION: &str = "What is 2 + 3?";
 
 pub(crate) fn check(arguments: &ModelCheck) -> Result<Exit, Failure> {
-    let understood = understand(&arguments.folder)?;
+    let (folder, _) = hub::session(None, |hub| hub.model(&arguments.folder, Part::Texts))?;
+    let understood = understand(&folder)?;
     if arguments.json {
         output::json(format_args!("{:#}", serde_json::to_value(&understood).map_err(Failure::bug)?));
     } else {

@@ -47,7 +47,7 @@ impl<'a> Plan<'a> {
         };
         let train = (!spec.evaluation.only).then(|| spec.data.train.clone());
         let sources = train.into_iter().chain(spec.evaluation_sets().into_iter().map(|set| set.source));
-        let files_there = sources.filter_map(|source| source.path).all(|path| path.exists());
+        let files_there = sources.filter_map(|source| source.path).all(|path| pacs_data::is_there(&path));
         // Filtering by length needs the model's tokenizer.
         let data = match &model {
             Found::Usable(_) if files_there => {

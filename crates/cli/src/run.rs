@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use pacs_coordinator::{Coordinator, CoordinatorOptions, Progress, RunEnd, StartError, StopHandle};
+use pacs_hub::{Part, Pins};
 use pacs_runtime::launch::{self, DEFAULT_PORT};
 use pacs_runtime::net::{PeerRole, Security};
 use pacs_runtime::{Exit, Shutdown, harmless};
@@ -35,14 +36,15 @@ use tokio::time::timeout;
 
 use self::certificates::Certificates;
 pub(crate) use self::console::Console;
-use self::console::{BeforeAfter, finish_lines};
+use self::console::{BeforeAfter, Commands, finish_lines};
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
 pub(crate) use self::wall_time::StopBefore;
 use self::wall_time::WallTime;
 pub(crate) use self::workers::find_worker;
-use crate::arguments::Run;
+use crate::arguments::{Local, Run};
 use crate::failure::Failure;
 use crate::format::{count, plural};
+use crate::hub;
 use crate::live;
 use crate::model_folder::{self, ModelFolder};
 
@@ -55,25 +57,57 @@ const LAST_SAVE: Duration = Duration::from_secs(30);
 /// Deadline for the exit of the worker that made the run fail; its last log lines go into the error.
 const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
-    let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
-    overrides::apply(&mut spec, arguments)?;
-    run_spec(spec, arguments)
+/// How a job is run, besides what its spec says.
+pub(crate) struct Launch<'a> {
+    run_dir: PathBuf,
+    local: &'a Local,
+    /// Where metrics are served, if anywhere.
+    metrics_listen: Option<SocketAddr>,
+    stop_before: Option<StopBefore>,
+    /// What the user called; none where the job only evaluates.
+    commands: Option<Commands>,
+    /// The commits that names of the hub stand for.
+    pins: Pins,
 }
 
-/// Runs a validated job spec to its end.
-pub(crate) fn run_spec(spec: JobSpec, arguments: &Run) -> Result<Exit, Failure> {
+impl<'a> Launch<'a> {
+    /// In this folder, with these processes and files of the hub, and nothing else that is unusual.
+    pub(crate) fn new(run_dir: PathBuf, local: &'a Local, pins: Pins) -> Self {
+        Self { run_dir, local, metrics_listen: None, stop_before: None, commands: None, pins }
+    }
+}
+
+pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
+    let mut spec = pacs_spec::read(&arguments.job).map_err(|errors| Failure::config(errors).doing("read the job"))?;
+    let run_dir = overrides::run_dir(&spec, arguments);
+    let ((), pins) = hub::session(Some(&run_dir), |hub| {
+        overrides::apply(&mut spec, arguments, &mut |path| hub.data(path))?;
+        hub.job(&mut spec, Part::Whole)
+    })?;
+    let launch = Launch {
+        metrics_listen: arguments.metrics_listen,
+        stop_before: arguments.stop_before,
+        commands: Some(overrides::commands(arguments, &program())),
+        ..Launch::new(run_dir, &arguments.local, pins)
+    };
+    run_spec(spec, launch)
+}
+
+/// Runs a job whose spec is complete, and names nothing of the hub any more.
+pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
-    let job = Job { run_dir: overrides::run_dir(&spec, arguments), model, arguments, only: spec.evaluation.only };
+    let job = Job { model, launch, only: spec.evaluation.only };
     let worker = match spec.resources.rollouts + spec.learners() {
         0 => PathBuf::new(),
-        _ => workers::find_worker(arguments.worker_binary.as_deref())?,
+        _ => workers::find_worker(job.launch.local.worker_binary.as_deref())?,
     };
-    let logs = job.run_dir.join("logs");
-    create_folders(&job.run_dir, &logs)
+    let run_dir = &job.launch.run_dir;
+    let logs = run_dir.join("logs");
+    create_folders(run_dir, &logs)
         .with_context(|| format!("create folder `{}`", logs.display()))
         .map_err(Failure::config)?;
-    logs::init(&logs.join("coordinator.log"), arguments.log_format).map_err(Failure::config)?;
+    job.launch.pins.write(run_dir).map_err(Failure::config)?;
+    logs::init(&logs.join("coordinator.log"), job.launch.local.log_format).map_err(Failure::config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -99,16 +133,15 @@ pub(crate) fn create_folders(run_dir: &Path, logs: &Path) -> std::io::Result<()>
 pub(crate) fn inspect_model(path: &Path) -> Result<ModelFolder, Failure> {
     model_folder::inspect(path).map_err(|error| {
         let failure = Failure::config(error).doing(format!("read model `{}`", path.display()));
-        let hint = "give a Hugging Face folder with --model DIR; `pacs-worker import` makes one of a GGUF file, and \
-                    `cargo xtask demo` fetches the demo's";
+        let hint = "give a Hugging Face folder, or a name of the hub (OWNER/NAME), with --model; `pacs-worker import` makes a \
+                    folder of a GGUF file, and `cargo xtask demo` fetches the demo's";
         if path.exists() { failure } else { failure.hint(hint) }
     })
 }
 
 /// What stays fixed while the job runs.
 struct Job<'a> {
-    arguments: &'a Run,
-    run_dir: PathBuf,
+    launch: Launch<'a>,
     model: ModelFolder,
     /// The job only evaluates (`evaluation.only`).
     only: bool,
@@ -145,24 +178,24 @@ impl Job<'_> {
         let (shutdown, warned) = (Shutdown::new(), Shutdown::new());
         let installed = shutdown.on_signals().and_then(|()| warned.on_warning());
         installed.context("install signal handlers").map_err(Failure::bug)?;
-        let mut console = Console::new(self.arguments.json);
-        let text = format!("loading problems, and looking for checkpoints in {}", self.run_dir.display());
+        let mut console = Console::new(self.launch.local.json);
+        let text = format!("loading problems, and looking for checkpoints in {}", self.launch.run_dir.display());
         console.say("loading", &text, json!({}));
-        let listen = self.arguments.listen.unwrap_or((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into());
+        let listen = self.launch.local.listen.unwrap_or((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into());
         let certificates = self.certificates()?;
-        let tls_dir = certificates.as_ref().map(Certificates::folder).or(self.arguments.tls_dir.as_deref());
+        let tls_dir = certificates.as_ref().map(Certificates::folder).or(self.launch.local.tls_dir.as_deref());
         let options = CoordinatorOptions {
             security: security(tls_dir)?,
             // Only the default port may be replaced by a free one; an explicit `--listen` that is taken is an error.
-            any_port: self.arguments.listen.is_none(),
-            ..CoordinatorOptions::local(spec.clone(), self.run_dir.clone(), listen)
+            any_port: self.launch.local.listen.is_none(),
+            ..CoordinatorOptions::local(spec.clone(), self.launch.run_dir.clone(), listen)
         };
         let coordinator = Coordinator::start(options).await.map_err(start_failure)?;
-        let _listed = live::list(&coordinator, &self.run_dir);
+        let _listed = live::list(&coordinator, &self.launch.run_dir);
         let metrics = self.serve_metrics(&coordinator).await?;
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, (address, metrics), coordinator.run_id());
-        let run = (self.run_dir.as_path(), coordinator.run_id());
+        let run = (self.launch.run_dir.as_path(), coordinator.run_id());
         let mut commands = workers::commands(&spec, worker, run, tls_dir)?;
         // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
         adopt::adopt(&mut commands, &coordinator.known_workers());
@@ -173,7 +206,7 @@ impl Job<'_> {
         let renewing = certificates.clone().map(|certificates| tokio::spawn(certificates.keep_fresh()));
         let (stop, run_id) = (coordinator.stop_handle(), coordinator.run_id().to_owned());
         let mut end = pin!(coordinator.wait());
-        let wall = WallTime::new(self.arguments.stop_before);
+        let wall = WallTime::new(self.launch.stop_before);
         let ended = async {
             match watch(&mut console, end.as_mut(), events, &mut supervisor, &stop, (&shutdown, &warned), wall).await {
                 Outcome::Ended(RunEnd::Failed { reason }) => {
@@ -221,17 +254,17 @@ impl Job<'_> {
 
     /// Serves Prometheus metrics if `--metrics-listen` is given, and returns the bound address.
     async fn serve_metrics(&self, coordinator: &Coordinator) -> Result<Option<SocketAddr>, Failure> {
-        let Some(listen) = self.arguments.metrics_listen else { return Ok(None) };
+        let Some(listen) = self.launch.metrics_listen else { return Ok(None) };
         let serving = coordinator.observer().serve_metrics(listen).await;
         serving.map(Some).map_err(|error| Failure::config(error).doing(format!("listen on {listen} for metrics")))
     }
 
     /// Makes or loads the run's own certificates; `None` with `--tls-dir` or `--plaintext`.
     fn certificates(&self) -> Result<Option<Certificates>, Failure> {
-        if self.arguments.plaintext || self.arguments.tls_dir.is_some() {
+        if self.launch.local.plaintext || self.launch.local.tls_dir.is_some() {
             return Ok(None);
         }
-        Certificates::of_run(&self.run_dir).map(Some).map_err(|error| {
+        Certificates::of_run(&self.launch.run_dir).map(Some).map_err(|error| {
             let hint = "keys need a folder that others cannot read; --tls-dir DIR uses certificates elsewhere, and --plaintext none";
             Failure::config(error).doing("protect the connections of the run").hint(hint)
         })
@@ -266,11 +299,11 @@ impl Job<'_> {
             )
         };
         let parameters = count(self.model.parameters);
-        let model = format!("{} ({}, {parameters} parameters)", spec.model.path.display(), self.model.kind);
-        let run_dir = self.run_dir.display().to_string();
+        let model = format!("{} ({}, {parameters} parameters)", hub::shown(&spec.model.path), self.model.kind);
+        let run_dir = self.launch.run_dir.display().to_string();
         let mut fields = json!({"job": spec.name, "run_dir": run_dir, "coordinator": address, "steps": batch.steps,
                             "run_id": run_id});
-        let moved = match self.arguments.listen {
+        let moved = match self.launch.local.listen {
             None if address.port() != DEFAULT_PORT => format!("a free port, as {DEFAULT_PORT} was in use; "),
             _ => String::new(),
         };
@@ -292,20 +325,23 @@ impl Job<'_> {
     fn conclude(&self, console: &Console, end: &RunEnd) -> Exit {
         match end {
             RunEnd::Finished { .. } if self.only => {
-                let run_dir = self.run_dir.display();
+                let run_dir = self.launch.run_dir.display();
                 let text = format!("measured; `{} eval report {run_dir}` prints the report again", program());
-                console.say("end", &text, json!({"run_dir": self.run_dir}));
+                console.say("end", &text, json!({"run_dir": self.launch.run_dir}));
                 Exit::Done
             }
             RunEnd::Stopped { .. } if self.only => {
                 let text = "stopped; the same command continues with every sample that there is";
-                console.say("end", text, json!({"run_dir": self.run_dir}));
+                console.say("end", text, json!({"run_dir": self.launch.run_dir}));
                 Exit::Again
             }
             RunEnd::Finished { step, checkpoint, model } => {
-                let measured = BeforeAfter::read(&self.run_dir);
-                let commands = overrides::commands(self.arguments, &program());
-                let lines = finish_lines(*step, &shown(model), &self.run_dir, &commands, measured);
+                let measured = BeforeAfter::read(&self.launch.run_dir);
+                let run_dir = &self.launch.run_dir;
+                let lines = match &self.launch.commands {
+                    Some(commands) => finish_lines(*step, &shown(model), run_dir, commands, measured),
+                    None => Vec::new(),
+                };
                 let fields = json!({"step": step, "model": model, "checkpoint": checkpoint,
                                     "before": measured.map(|m| m.before), "after": measured.map(|m| m.after)});
                 console.block("end", &lines, &fields);

@@ -29,6 +29,6 @@ pub use problem::{MeasuredSet, Problem, Problems};
 pub use prompt::{Prompt, Prompter};
 pub use prompt_rows::{PromptRow, read_prompts};
 pub use report::{Ends, LoadReport, SourceReport};
-pub use source::count_rows;
 pub use source::text::open as open_text;
 pub use source::value::exact_text;
+pub use source::{count_rows, is_there};

@@ -1,6 +1,7 @@
 //! Where rows come from: one file per source, in any of several formats, or a generator.
 
 mod fields;
+mod files;
 mod generate;
 pub(crate) mod jsonl;
 mod parquet;
@@ -13,6 +14,7 @@ use std::path::Path;
 use pacs_spec::{FileFormat, SourceSpec};
 use pacs_text::Message;
 
+use self::fields::Fields;
 use crate::DataError;
 
 /// A generated question with its reference answer, neither of them empty.
@@ -85,11 +87,7 @@ pub(crate) type Take<'a, R = Row> = dyn FnMut(Result<R, DataError>) -> Result<()
 /// read, where the source does not say it.
 pub(crate) fn rows(source: &SourceSpec, take: &mut Take<'_, Record>) -> Result<Option<String>, DataError> {
     let fields = match (&source.path, &source.generator) {
-        (Some(path), _) => match format(path) {
-            FileFormat::Parquet => parquet::rows(path, source, take)?,
-            FileFormat::Json => jsonl::rows(path, source, take)?,
-            FileFormat::Table(delimiter) => table::rows(path, delimiter, source, take)?,
-        },
+        (Some(path), _) => rows_of_files(path, source, take)?,
         (None, Some(generator)) => {
             generate::rows(generator, window(source), &mut |row| take(row.map(Record::from)))?;
             None
@@ -99,11 +97,66 @@ pub(crate) fn rows(source: &SourceSpec, take: &mut Take<'_, Record>) -> Result<O
     Ok(fields.and_then(|fields| fields.chosen(source)))
 }
 
-/// How many rows the file at `path` has; blank lines do not count.
+/// Rows of one file, or of several one after the other, whose window is over all of them.
+fn rows_of_files(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>) -> Result<Option<Fields>, DataError> {
+    let files = files::of(path)?;
+    if let [only] = files.as_slice() {
+        return rows_of(only, source, take);
+    }
+    let window = window(source);
+    let is_bounded = window != (0..usize::MAX);
+    let (mut first, mut fields) = (0, None);
+    for file in &files {
+        let mut part = source.clone();
+        if is_bounded {
+            let rows = count(file)?;
+            let (start, end) = (window.start.max(first), window.end.min(first + rows));
+            if start < end {
+                (part.skip, part.limit) = (Some(start - first), Some(end - start));
+            } else {
+                part.limit = Some(0);
+            }
+            first += rows;
+        }
+        if part.limit == Some(0) {
+            continue;
+        }
+        let Some(chosen) = rows_of(file, &part, take)? else { continue };
+        match &fields {
+            Some(known) if *known != chosen => {
+                let message = format!("its fields are not those of `{}`, the first of these files", files[0].display());
+                return Err(DataError::Format { path: file.clone(), message });
+            }
+            Some(_) => {}
+            None => fields = Some(chosen),
+        }
+    }
+    Ok(fields)
+}
+
+fn rows_of(path: &Path, source: &SourceSpec, take: &mut Take<'_, Record>) -> Result<Option<Fields>, DataError> {
+    match format(path) {
+        FileFormat::Parquet => parquet::rows(path, source, take),
+        FileFormat::Json => jsonl::rows(path, source, take),
+        FileFormat::Table(delimiter) => table::rows(path, delimiter, source, take),
+    }
+}
+
+/// How many rows the file at `path` has, or all files of a pattern; blank lines do not count.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When a file cannot be read.
 pub fn count_rows(path: &Path) -> Result<usize, DataError> {
+    files::of(path)?.iter().map(|file| count(file)).sum()
+}
+
+/// Whether the file at `path` is there, or one that the pattern means.
+#[must_use]
+pub fn is_there(path: &Path) -> bool {
+    files::of(path).is_ok_and(|files| files.iter().all(|file| file.exists()))
+}
+
+fn count(path: &Path) -> Result<usize, DataError> {
     match format(path) {
         FileFormat::Parquet => parquet::count(path),
         FileFormat::Json => jsonl::count(path),

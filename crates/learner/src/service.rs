@@ -135,8 +135,10 @@ impl Worker for Learner {
 
     async fn serve(&mut self, membership: &Membership) -> Result<Infallible, ServeError> {
         let config = |problem: String| ServeError::Fatal(LearnerError::Config(problem));
-        let spec: JobSpec =
+        let mut spec: JobSpec =
             toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+        // The coordinator names its own copy of a model of the hub; this machine may have one elsewhere.
+        spec.model.path = pacs_hub::snapshot_here(&spec.model.path).map_err(|error| config(error.to_string()))?;
         let patience = Duration::from_secs(u64::from(spec.watchdog.task_seconds));
         let run_id = membership.run_id.get().unwrap_or_default().to_owned();
         let Self { device, backend, .. } = *self;

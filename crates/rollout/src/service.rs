@@ -101,8 +101,10 @@ impl Worker for Rollout {
 
     async fn serve(&mut self, membership: &Membership) -> Result<Infallible, ServeError> {
         let config = |problem: String| ServeError::Fatal(RolloutError::Config(problem));
-        let spec: JobSpec =
+        let mut spec: JobSpec =
             toml::from_str(&membership.job_spec).map_err(|error| config(format!("job spec: {error}")))?;
+        // The coordinator names its own copy of a model of the hub; this machine may have one elsewhere.
+        spec.model.path = pacs_hub::snapshot_here(&spec.model.path).map_err(|error| config(error.to_string()))?;
         let setup =
             Setup::read(&spec, self.options.cuda, self.options.threads).map_err(|error| config(error.to_string()))?;
         let rows = setup.options.rows;

@@ -69,7 +69,10 @@ impl Check {
         );
         self.range("seed", spec.seed, 0..=MOST_SEED);
         let path = spec.model.path.display().to_string();
-        self.text("model.path", &path, !path.is_empty(), "expected the path of a folder");
+        self.text("model.path", &path, !path.is_empty(), "expected the path of a folder, or a name of the hub");
+        if let Some(Err(message)) = HubRepo::of_model(&spec.model.path) {
+            self.text("model.path", &path, false, &message);
+        }
     }
 
     fn data(&mut self, spec: &JobSpec) {
@@ -115,7 +118,13 @@ impl Check {
             (None, None) => self.fail(Problem::new(path, "has neither `path` nor `generator`; expected one"), &[]),
             (Some(file), None) => {
                 let shown = file.display().to_string();
-                self.text(&at("path"), &shown, FileFormat::of(file).is_some(), FileFormat::EXPECTED);
+                match HubData::of_source(file) {
+                    Some(name) => {
+                        let message = name.err();
+                        self.text(&at("path"), &shown, message.is_none(), message.as_deref().unwrap_or_default());
+                    }
+                    None => self.text(&at("path"), &shown, FileFormat::of(file).is_some(), FileFormat::EXPECTED),
+                }
             }
             (None, Some(generator)) => self.generator(&at("generator"), generator),
         }

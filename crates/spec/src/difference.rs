@@ -3,6 +3,8 @@ use std::fmt;
 use serde::Serialize;
 use toml::{Table, Value};
 
+use crate::snapshot_of;
+
 /// One value that two specs do not share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
@@ -42,10 +44,16 @@ fn compare(prefix: &str, old: &Table, new: &Table, found: &mut Vec<Difference>) 
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match (old.get(key), new.get(key)) {
             (Some(Value::Table(old)), Some(Value::Table(new))) => compare(&path, old, new, found),
-            (old, new) if old == new => {}
+            (old, new) if old == new || is_same_snapshot(old, new) => {}
             (old, new) => found.push(Difference { path, old: old.cloned(), new: new.cloned() }),
         }
     }
+}
+
+/// Whether two paths lead to the same commit of the hub, in whichever cache.
+fn is_same_snapshot(old: Option<&Value>, new: Option<&Value>) -> bool {
+    let snapshot = |value: Option<&Value>| value?.as_str().and_then(snapshot_of).map(str::to_owned);
+    snapshot(old).is_some_and(|old| snapshot(new) == Some(old))
 }
 
 #[cfg(test)]
@@ -60,6 +68,15 @@ mod tests {
     fn equal_tables_do_not_differ() {
         let a = table("a = 1\n[b]\nc = [1, 2]");
         assert_eq!(differences(&a, &a.clone()), []);
+    }
+
+    #[test]
+    fn the_same_commit_in_another_cache_is_no_difference() {
+        let at = |cache: &str, commit: &str| {
+            table(&format!("[model]\npath = '{cache}/models--o--n/snapshots/{}'", commit.repeat(40)))
+        };
+        assert_eq!(differences(&at("/home/a/hub", "1"), &at("/shared/hub", "1")), []);
+        assert_eq!(differences(&at("/home/a/hub", "1"), &at("/home/a/hub", "2")).len(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{GeneratorSpec, JobSpec, SourceSpec, VerifierSpec};
 /// digits, `-` and `_`; at most 32 sets. `data.evaluation` is the set without a name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationSetSpec {
-    /// A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may be packed (`.gz`, `.zst`).
+    /// A file, several, or a data set of the hub, as in `data.train`.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// A built-in generator of problems.

@@ -71,7 +71,8 @@ fn one() -> u64 {
 /// The model that is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
-    /// Hugging Face folder (config.json, *.safetensors, tokenizer.json). Relative to the working directory. Required.
+    /// Hugging Face folder (config.json, *.safetensors, tokenizer.json), relative to the working directory. Where there is no such
+    /// folder, `owner/name` or `owner/name@revision` is a model of the Hugging Face hub; `hf://owner/name` always is. Required.
     pub path: PathBuf,
     /// Kind that forward and backward compute in. Default `auto`: bfloat16 where the hardware multiplies it, else float32.
     #[serde(default)]
@@ -154,7 +155,9 @@ fn yes() -> bool {
 /// One set of problems: exactly one of `path` and `generator`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceSpec {
-    /// A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may be packed (`.gz`, `.zst`).
+    /// A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; all but the last may be packed (`.gz`, `.zst`). A `*` in the name of
+    /// the file takes all that match, in the order of their names. `hf://datasets/owner/name[@revision]/…` is a data set of the Hugging
+    /// Face hub, followed by a file, such a pattern, or `config/split`.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// A built-in generator of problems.

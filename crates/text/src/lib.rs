@@ -8,6 +8,7 @@ mod as_text;
 mod chat;
 mod day;
 mod json;
+mod python;
 mod stop;
 mod tokenizer;
 

@@ -41,7 +41,7 @@ use crate::prompting::Prompting;
                   --template-variables '{\"enable_thinking\": false}'"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder of the model.
+    /// Hugging Face folder of the model, or OWNER/NAME of the hub.
     #[arg(long)]
     model: PathBuf,
     /// Prompts as JSON lines; `-` is standard input.
@@ -111,8 +111,9 @@ struct Line<'a> {
     finish: &'static str,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    generate(arguments).map_err(Failure::config)?;
+pub(crate) fn run(mut arguments: Arguments) -> Result<Exit, Failure> {
+    arguments.model = crate::hub::model(&arguments.model)?;
+    generate(&arguments).map_err(Failure::config)?;
     Ok(Exit::Done)
 }
 

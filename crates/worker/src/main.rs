@@ -6,6 +6,7 @@ mod bounds;
 mod compute;
 mod create;
 mod generate;
+mod hub;
 mod import;
 mod prompting;
 mod replay;
@@ -68,10 +69,10 @@ fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
         Command::Create(arguments) => create::run(&arguments),
-        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Generate(arguments) => generate::run(arguments),
         Command::Replay(arguments) => replay::run(&arguments),
-        Command::Sft(arguments) => sft::run(&arguments),
-        Command::Score(arguments) => score::run(&arguments),
+        Command::Sft(arguments) => sft::run(arguments),
+        Command::Score(arguments) => score::run(arguments),
     };
     let exit = match result {
         Ok(exit) => exit,

@@ -19,7 +19,7 @@ use crate::Failure;
     after_help = "Example:\n  echo '{\"id\":\"a\",\"prompt_tokens\":[1,2,3],\"tokens\":[4,5]}' | pacs-worker score --model models/m --input -"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder of the model.
+    /// Hugging Face folder of the model, or OWNER/NAME of the hub.
     #[arg(long)]
     model: PathBuf,
     /// JSON lines {"id", "prompt_tokens", "tokens"}; `-` is standard input.
@@ -53,8 +53,9 @@ struct Scored {
     logprobs: Vec<f32>,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    write_scores(arguments).map_err(Failure::config)?;
+pub(crate) fn run(mut arguments: Arguments) -> Result<Exit, Failure> {
+    arguments.model = crate::hub::model(&arguments.model)?;
+    write_scores(&arguments).map_err(Failure::config)?;
     Ok(Exit::Done)
 }
 

@@ -1,11 +1,10 @@
 //! Arguments of `pacs eval`, `pacs eval report` and `pacs eval compare`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{ExtractionMode, LogFormat};
+use super::{ExtractionMode, Local};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -41,11 +40,11 @@ pub(crate) enum EvalCommand {
 pub(crate) struct Measure {
     /// The job spec whose model, sets, sampling and verifier are used. Without it give --model and --data.
     pub(crate) job: Option<PathBuf>,
-    /// Evaluate this model instead of the job's. The job's chat template applies where both have the same tokenizer, as a
+    /// Evaluate this model (a folder, or OWNER/NAME of the hub) instead of the job's. The job's chat template applies where both have the same tokenizer, as a
     /// checkpoint of the job has; otherwise the model's own.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Evaluate on this file (.jsonl or .parquet), named after the file or NAME, instead of the job's sets; may be given several
+    /// Evaluate on this file (.jsonl, .parquet, …, or hf://datasets/… of the hub), named after the file or NAME, instead of the job's sets; may be given several
     /// times.
     #[arg(long, value_name = "[NAME=]FILE")]
     pub(crate) data: Vec<String>,
@@ -97,24 +96,8 @@ pub(crate) struct Measure {
     /// Folder of the evaluation. Default: runs/eval-<name of the job or model>.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Address on which the coordinator listens, as for `pacs run`.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Folder with the certificates of all roles, as for `pacs run`.
-    #[arg(long, value_name = "DIR", env = "PACS_TLS_DIR")]
-    pub(crate) tls_dir: Option<PathBuf>,
-    /// Disable TLS with the workers, as for `pacs run`.
-    #[arg(long, conflicts_with = "tls_dir")]
-    pub(crate) plaintext: bool,
-    /// The `pacs-worker` program. Default: next to this program, else on PATH.
-    #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
-    pub(crate) worker_binary: Option<PathBuf>,
-    /// Format of log lines. Errors go to standard error, everything to logs/coordinator.log of the folder.
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
-    pub(crate) log_format: LogFormat,
-    /// Print progress and the report as JSON, one object per line.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) local: Local,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

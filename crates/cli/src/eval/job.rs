@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, anyhow};
+use pacs_hub::Part;
 use pacs_spec::{DeviceKind, EvaluationPreset, EvaluationSetSpec, Extraction, JobSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{ExtractionMode, Measure, Preset};
 use crate::failure::Failure;
+use crate::hub::Session;
 
 /// File that identifies the model whose samples the folder holds.
 const MODEL_FILE: &str = "model.json";
@@ -20,6 +22,23 @@ const MODEL_FILE: &str = "model.json";
 pub(super) struct EvalJob {
     pub(super) spec: JobSpec,
     pub(super) run_dir: PathBuf,
+    /// The model that the job's chat template is written for, where another one is measured.
+    written_for: Option<PathBuf>,
+}
+
+impl EvalJob {
+    /// Turns names of the hub into paths.
+    pub(super) fn find(&mut self, hub: &mut Session<'_>) -> Result<(), Failure> {
+        hub.job(&mut self.spec, Part::Whole)?;
+        if let Some(model) = self.written_for.take().filter(|_| self.spec.model.chat_template.is_some()) {
+            // A template in the spec is written for the spec's model, and for what is trained from it.
+            let model = hub.model(&model, Part::Texts)?;
+            if !has_same_tokenizer(&self.spec.model.path, &model) {
+                self.spec.model.chat_template = None;
+            }
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
@@ -32,13 +51,7 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
         }
         None => without_a_job(arguments)?,
     };
-    if let Some(model) = &arguments.model {
-        // A template in the spec fits the spec's model and checkpoints trained from it, but no other model.
-        if !has_same_tokenizer(model, &spec.model.path) {
-            spec.model.chat_template = None;
-        }
-        spec.model.path.clone_from(model);
-    }
+    let written_for = arguments.model.as_ref().map(|model| std::mem::replace(&mut spec.model.path, model.clone()));
     choose_sets(&mut spec, arguments)?;
     set_sampling(&mut spec, arguments);
     let evaluation = &mut spec.evaluation;
@@ -57,7 +70,7 @@ pub(super) fn of(arguments: &Measure) -> Result<EvalJob, Failure> {
     spec.validate(Path::new("the job with the options of the command line"))
         .map_err(|errors| Failure::config(errors).doing("read the job"))?;
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(format!("eval-{name}")));
-    Ok(EvalJob { spec, run_dir })
+    Ok(EvalJob { spec, run_dir, written_for })
 }
 
 fn has_same_tokenizer(one: &Path, other: &Path) -> bool {

@@ -16,9 +16,10 @@ use anyhow::{Context, anyhow};
 use pacs_runtime::Exit;
 
 use self::read::Results;
-use crate::arguments::{Eval, EvalCommand, EvalReport, Measure, Run};
+use crate::arguments::{Eval, EvalCommand, EvalReport, Measure};
 use crate::failure::Failure;
-use crate::{output, run};
+use crate::run::Launch;
+use crate::{hub, output, run};
 
 pub(crate) fn run(arguments: &Eval) -> Result<Exit, Failure> {
     match &arguments.command {
@@ -29,18 +30,22 @@ pub(crate) fn run(arguments: &Eval) -> Result<Exit, Failure> {
 }
 
 fn measure(arguments: &Measure) -> Result<Exit, Failure> {
-    let job = job::of(arguments)?;
+    let mut job = job::of(arguments)?;
+    let run_dir = job.run_dir.clone();
+    let ((), pins) = hub::session(Some(&run_dir), |hub| job.find(hub))?;
     let model = job::Model::inspect(&job.spec.model.path)?;
     job::check_folder(&job, &model)?;
+    let json = arguments.local.json;
     if !Results::are_complete(&job.run_dir, &job.spec) {
         model.note(&job.run_dir)?;
-        let exit = run::run_spec(job.spec, &run_arguments(arguments, &job.run_dir))?;
+        let launch = Launch::new(job.run_dir.clone(), &arguments.local, pins);
+        let exit = run::run_spec(job.spec, launch)?;
         if exit != Exit::Done {
             return Ok(exit);
         }
     }
     let results = Results::read(&job.run_dir, None)?;
-    show(&results, arguments.json)
+    show(&results, json)
 }
 
 fn report_again(arguments: &EvalReport) -> Result<Exit, Failure> {
@@ -77,28 +82,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
         .and_then(|()| fs::rename(&unfinished, path))
         .with_context(|| format!("write `{}`", path.display()))
         .map_err(Failure::config)
-}
-
-fn run_arguments(arguments: &Measure, run_dir: &Path) -> Run {
-    Run {
-        metrics_listen: None,
-        job: arguments.job.clone().unwrap_or_default(),
-        run_dir: Some(run_dir.to_owned()),
-        listen: arguments.listen,
-        tls_dir: arguments.tls_dir.clone(),
-        plaintext: arguments.plaintext,
-        worker_binary: arguments.worker_binary.clone(),
-        model: None,
-        dataset: None,
-        eval_dataset: None,
-        steps: None,
-        max_new_tokens: None,
-        seed: None,
-        objective: None,
-        stop_before: None,
-        log_format: arguments.log_format,
-        json: arguments.json,
-    }
 }
 
 fn no_results(folder: &Path, what: String) -> Failure {

@@ -15,14 +15,18 @@ use crate::plan::default_run_dir;
 const HOLD_OUT_ONE_OF: usize = 10;
 const HOLD_OUT_AT_MOST: usize = 200;
 
+/// Where a data set lies that the command line names.
+type Find<'a> = dyn FnMut(&Path) -> Result<PathBuf, Failure> + 'a;
+
 /// Applies the options, then validates the spec again.
-pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run) -> Result<(), Failure> {
+pub(crate) fn apply(spec: &mut JobSpec, arguments: &Run, find: &mut Find<'_>) -> Result<(), Failure> {
     if let Some(model) = &arguments.model {
         spec.model.path.clone_from(model);
         // The spec's chat template belongs to the spec's model.
         spec.model.chat_template = None;
     }
     if let Some(dataset) = &arguments.dataset {
+        let dataset = &find(dataset)?;
         spec.data.train = file(dataset);
         // `--dataset` replaces all training data, mixed sets included.
         spec.data.mix.clear();
@@ -124,7 +128,7 @@ mod tests {
 
     fn applied(options: &[&str]) -> Result<JobSpec, Failure> {
         let mut spec = demo();
-        apply(&mut spec, &arguments(options)).map(|()| spec)
+        apply(&mut spec, &arguments(options), &mut |path| Ok(path.to_owned())).map(|()| spec)
     }
 
     fn window(source: &SourceSpec) -> (usize, Option<usize>) {

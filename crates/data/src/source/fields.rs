@@ -79,6 +79,7 @@ impl Fields {
             }
         };
         let answer = answer.into_text().map_err(|what| is_wrong(&self.answer, what, "a text or a number"))?;
+        let answer = after_solution(&answer).map_or(answer.clone(), str::to_owned);
         for (field, text) in [(&self.question, asked.question()), (&self.answer, answer.as_str())] {
             if text.trim().is_empty() {
                 return Err(format!("field `{field}` is empty"));
@@ -86,6 +87,13 @@ impl Fields {
         }
         Ok(Record { asked, answer, response: None, place })
     }
+}
+
+/// What the last line of a worked solution gives after `####`, as in GSM8K. It is the reference answer, for all verifiers.
+fn after_solution(text: &str) -> Option<&str> {
+    let last = text.trim_end().rsplit('\n').next()?;
+    let answer = last.trim_start().strip_prefix("####")?.trim();
+    (!answer.is_empty() && !answer.starts_with('#')).then_some(answer)
 }
 
 /// The message for a field that is not there.

@@ -97,6 +97,61 @@ fn one_set_in_every_format_is_the_same_set() {
 }
 
 #[test]
+fn a_worked_solution_ends_with_its_answer() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let answers = [
+        "He has 48/2 = <<48/2=24>>24.\\n#### 24",
+        "#### 1,250\\n ",
+        "#### a\\nb",
+        "## 3",
+        "x #### 3",
+        "x\\n####",
+        "y\\n##### 3",
+    ];
+    let lines: String =
+        answers.iter().map(|answer| format!("{{\"question\": \"q\", \"answer\": \"{answer}\"}}\n")).collect();
+    let found: Vec<String> =
+        texts(&file(&dir, "g.jsonl", lines.as_bytes())).into_iter().map(|(_, answer)| answer).collect();
+    assert_eq!(found, ["24", "1,250", "#### a\nb", "## 3", "x #### 3", "x\n####", "y\n##### 3"]);
+}
+
+#[test]
+fn files_of_a_pattern_are_one_set_with_one_window() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let lines = |range: std::ops::Range<u32>| -> String {
+        range.map(|i| format!("{{\"prompt\": \"q{i}\", \"target\": {i}}}\n")).collect()
+    };
+    file(&dir, "t-0.jsonl", lines(0..3).as_bytes());
+    file(&dir, "t-1.jsonl", b"");
+    file(&dir, "t-2.jsonl", lines(3..5).as_bytes());
+    let path = dir.path().join("t-*.jsonl");
+    assert_eq!((count_rows(&path).expect("counted"), is_there(&path)), (5, true));
+    assert!(!is_there(&dir.path().join("u-*.jsonl")));
+    let answers = |skip: Option<usize>, limit: Option<usize>| {
+        let source = SourceSpec { path: Some(path.clone()), skip, limit, ..SourceSpec::default() };
+        let mut found = Vec::new();
+        let take = &mut |row: Result<Record, DataError>| row.map(|row| found.push(row.answer));
+        let fields = rows(&source, take).expect("read");
+        (found.join(""), fields)
+    };
+    let fields = Some("questions from `prompt`, answers from `target`".to_owned());
+    for (skip, limit, expected) in [
+        (None, None, "01234"),
+        (Some(2), None, "234"),
+        (Some(2), Some(2), "23"),
+        (None, Some(3), "012"),
+        (Some(3), Some(9), "34"),
+        (Some(4), None, "4"),
+    ] {
+        assert_eq!(answers(skip, limit), (expected.to_owned(), fields.clone()), "{skip:?} {limit:?}");
+    }
+    file(&dir, "t-3.jsonl", b"{\"question\": \"q\", \"answer\": 1}\n");
+    let source = SourceSpec { path: Some(path.clone()), ..SourceSpec::default() };
+    let error = rows(&source, &mut |row| row.map(drop)).expect_err("other fields").to_string();
+    assert!(error.contains("t-3.jsonl") && error.contains("fields are not those of"), "{error}");
+}
+
+#[test]
 fn the_case_of_a_byte_order_mark_is_read() {
     let found = texts(&case("bom/bom.jsonl"));
     let answers: Vec<&str> = found.iter().map(|(_, answer)| answer.as_str()).collect();

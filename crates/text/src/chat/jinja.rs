@@ -6,6 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::Day;
 use crate::json::tojson;
+use crate::python;
 
 /// The name of the only template in an environment.
 const NAME: &str = "chat";
@@ -28,7 +29,9 @@ impl Jinja {
         environment.set_fuel(Some(FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::write);
+        environment.add_filter("string", |value: &Value| python::string(value));
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: String| day.format(&format));

@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// Run folder whose archived steps are replayed.
     #[arg(long)]
     archive: Option<PathBuf>,
-    /// Hugging Face folder to start from, instead of the job's model.
+    /// Hugging Face folder, or OWNER/NAME of the hub, to start from, instead of the job's model.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Folder of the resulting model; must not exist, or be empty.
@@ -64,7 +64,8 @@ fn replay(arguments: &Arguments) -> Result<()> {
         bail!("`{}` is not empty; remove it or name another `--out`", out.display());
     }
     let spec = pacs_spec::read(&arguments.job)?;
-    let model = arguments.model.as_ref().unwrap_or(&spec.model.path);
+    let model = crate::hub::model(arguments.model.as_ref().unwrap_or(&spec.model.path));
+    let model = &model.map_err(|failure| failure.error)?;
     let vocabulary = ModelConfig::read(model)?.vocab_size;
     let steps = steps(arguments, &spec)?;
     let device =

@@ -39,7 +39,7 @@ use writing::Writer;
                   --learning-rate 1e-3 --batch 64 --updates 2000 --eval-every 20 --until-probability 0.15"
 )]
 pub(crate) struct Arguments {
-    /// Hugging Face folder to start from.
+    /// Hugging Face folder, or OWNER/NAME of the hub, to start from.
     #[arg(long, required_unless_present = "shape", conflicts_with = "shape")]
     model: Option<PathBuf>,
     /// A config.json; start from random weights of this layout.
@@ -138,8 +138,9 @@ impl From<LearningRateSchedule> for Schedule {
     }
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    fine_tune(arguments).context("fine-tune").map_err(Failure::config)?;
+pub(crate) fn run(mut arguments: Arguments) -> Result<Exit, Failure> {
+    arguments.model = arguments.model.as_deref().map(crate::hub::model).transpose()?;
+    fine_tune(&arguments).context("fine-tune").map_err(Failure::config)?;
     Ok(Exit::Done)
 }
 
