@@ -16,7 +16,7 @@ use crate::look::top::Top;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, SandboxInit, Supervise, Verifier};
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
 
@@ -59,6 +59,9 @@ pub(crate) enum Command {
     /// Guards a program that judges answers: verifiers start it.
     #[command(hide = true)]
     ExecChild(ExecChild),
+    /// Isolates itself and keeps a warm interpreter for programs that nobody trusts: verifiers start it.
+    #[command(hide = true)]
+    SandboxInit(SandboxInit),
     /// Prints the id of the run in a folder, and makes it when the folder has none.
     RunId(RunId),
     /// Runs a worker, and starts it again when it dies.
@@ -159,6 +162,15 @@ Example:
 The last box, or else the last line, is one expression of whole numbers, + - * / and brackets, after which `= 44` may stand. With
 `from` no number is used more often than it is listed, with `from all of` each exactly so often.")]
     Countdown(VerifyText),
+    /// Programs, which are run on the cases of their problem in a sandbox.
+    #[command(after_help = "\
+Examples:
+  pacs verify code --input rows.jsonl > verdicts.jsonl
+  pacs verify code --input rows.jsonl --allow-missing cgroup --count
+
+`gold` holds the cases, a list or an object as in docs/VERIFIERS.md, such as [{\"input\": \"1 2\", \"output\": \"3\"}] or [\"assert f(1) == 2\"];
+`pred` is a response whose last block of code is the program. `pacs doctor` shows which layers of the sandbox hold on this machine.")]
+    Code(VerifyCode),
     /// With a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
     Exec(VerifyExec),
     /// With a service of your own, of proto/pacs/v1/custom_verifier.proto.
@@ -198,6 +210,35 @@ pub(crate) struct VerifyMath {
 pub(crate) struct VerifyText {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCode {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
+    /// The Python interpreter.
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// Seconds that one case may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub(crate) case_seconds: f64,
+    /// Address space of a program, in MiB.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..=1_048_576))]
+    pub(crate) memory_mib: u64,
+    /// Run all cases and count those that pass, in place of stopping at the first that fails.
+    #[arg(long)]
+    pub(crate) count: bool,
+    /// A layer of the sandbox that may be missing, by its name; may be given several times.
+    #[arg(long, value_name = "LAYER", value_parser = layer)]
+    pub(crate) allow_missing: Vec<String>,
+}
+
+fn layer(name: &str) -> Result<String, String> {
+    let names: Vec<&str> = pacs_sandbox::Layer::ALL.iter().map(|layer| layer.name()).collect();
+    match names.contains(&name) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("there is no such layer; expected one of {}", names.join(", "))),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -363,6 +404,12 @@ pub(crate) struct DataCheck {
     /// The reference answers are for a verifier of your own: do not read them as mathematics.
     #[arg(long)]
     pub(crate) any_answer: bool,
+    /// The reference answers are cases of programs; reference solutions are run on them.
+    #[arg(long, conflicts_with = "any_answer")]
+    pub(crate) code: bool,
+    /// With `--code`: a layer of the sandbox that may be missing, by its name; may be given several times.
+    #[arg(long, value_name = "LAYER", value_parser = layer, requires = "code")]
+    pub(crate) allow_missing: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

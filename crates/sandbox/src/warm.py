@@ -18,6 +18,8 @@ import atexit, builtins, ctypes, gc, io, json, os, resource, select, shutil, sig
 import traceback, types
 
 PLAN = json.loads(sys.argv[1])
+# What the module `site` would add; the rest of it looks at folders.
+builtins.exit = builtins.quit = sys.exit
 HELD = dict.fromkeys(PLAN["layers"])
 HELD.update(PLAN["missing"])
 sys.path.extend(PLAN["libraries"])

@@ -10,11 +10,12 @@
 //!
 //! What it is not: a computer algebra system. Expressions with variables are compared at fixed points, not proved
 //! equal. Answers that are no mathematics have rules of their own: `text` (equal to the reference) and `countdown` (an
-//! expression of given numbers). Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
+//! expression of given numbers). `code` reads the cases of programs and compares what they wrote; it runs none. Nothing here looks at a clock or at random numbers: work is bounded by counted steps (see `limits`), so the
 //! same pair of strings has the same verdict on every machine. The conventions are in `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;
+mod code;
 mod compare;
 mod countdown;
 mod exact;
@@ -28,6 +29,7 @@ mod reading;
 mod render;
 mod text;
 
+pub use code::{Program, Suite, SuiteCase, check_suite, extract_program, same_output, same_value};
 pub use countdown::{check_countdown, grade_countdown, solve_countdown};
 pub use gold::{GoldCheck, GoldError, Leniency, check_gold, inspect_gold};
 pub use grade::{Form, MAX_GRADE_STEPS, Mode, Rules, grade, grade_counted};
