@@ -106,6 +106,7 @@ pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError>
     };
     for (_, source) in spec.data.train_sets() {
         train.grading = grading(source);
+        spec.suffix_of(source).clone_into(&mut train.suffix);
         train.read(source)?;
     }
     let mut overlap = Findings::default();

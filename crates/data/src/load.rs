@@ -59,7 +59,7 @@ fn load_all(spec: &JobSpec, check: Option<GoldCheck>, day: Day) -> Result<Proble
     for (path, source) in spec.data.train_sets().filter(|_| !spec.evaluation.only) {
         let before = train.problems.len();
         let grading = Grading { check, ..Grading::of(spec, source.verifier.as_deref(), spec.verifier_of(source).kind) };
-        train.load(source, &prompter, (&spec.data.prompt_suffix, &grading))?;
+        train.load(source, &prompter, (spec.suffix_of(source), &grading))?;
         let kept = train.problems.len() - before;
         train.refuse_empty(kept, &path)?;
         shares.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });

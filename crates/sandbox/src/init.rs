@@ -105,7 +105,8 @@ fn failed(problem: &str) -> ExitCode {
 }
 
 fn start(Order { policy, group }: &Order) -> Result<ExitCode, String> {
-    let mut missing = BTreeMap::new();
+    let mut missing: BTreeMap<Layer, String> =
+        policy.without.iter().map(|layer| (*layer, "left out".to_owned())).collect();
     match group {
         Ok(path) => join(path)?,
         Err(why) => drop(missing.insert(Layer::Cgroup, why.clone())),
@@ -199,7 +200,9 @@ fn make_others(missing: &mut BTreeMap<Layer, String>) {
 }
 
 fn make(layer: Layer, flag: CloneFlags, missing: &mut BTreeMap<Layer, String>) {
-    if let Err(error) = unshare(flag) {
+    if !missing.contains_key(&layer)
+        && let Err(error) = unshare(flag)
+    {
         missing.insert(layer, format!("a namespace is refused: {}", error.desc()));
     }
 }
@@ -218,7 +221,9 @@ fn proc_self() -> std::io::Result<File> {
 
 /// Makes a user namespace that has the present user alone, and keeps its privileges, which are none outside, for the interpreter.
 fn make_users(proc: Result<&File, &std::io::Error>, missing: &mut BTreeMap<Layer, String>) {
-    if let Err(why) = try_users(proc) {
+    if !missing.contains_key(&Layer::User)
+        && let Err(why) = try_users(proc)
+    {
         missing.insert(Layer::User, why);
     }
 }

@@ -21,6 +21,9 @@ pub struct Policy {
     pub tree_memory_bytes: u64,
     /// Processes and threads of the whole tree, where there is a control group.
     pub tree_processes: u64,
+    /// Layers that are left out on purpose, to measure what they cost. They count as missing, so a sandbox that runs programs nobody
+    /// trusts has to allow that, too.
+    pub without: Vec<Layer>,
     /// Layers that may be missing.
     pub allow_missing: Vec<Layer>,
 }
@@ -34,6 +37,7 @@ impl Default for Policy {
             scratch_bytes: 32 << 20,
             tree_memory_bytes: 1 << 30,
             tree_processes: 64,
+            without: Vec::new(),
             allow_missing: Vec::new(),
         }
     }

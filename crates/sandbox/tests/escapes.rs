@@ -562,3 +562,32 @@ fn processes(marker: &str) -> Vec<String> {
     let arguments = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
     arguments.filter(|arguments| arguments.contains(marker)).collect()
 }
+
+#[tokio::test]
+async fn an_ordinary_user_has_the_same_layers() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let setpriv = std::path::Path::new("/usr/bin/setpriv");
+    let python = std::path::Path::new("/usr/bin/python3");
+    if !nix::unistd::geteuid().is_root() || !setpriv.exists() || !python.exists() {
+        eprintln!("skipped: it takes root, {} and {} to become an ordinary user", setpriv.display(), python.display());
+        return;
+    }
+    // Where that user can reach it.
+    let folder = tempfile::Builder::new().prefix("pacs-ordinary").tempdir().unwrap();
+    let program = folder.path().join("init");
+    std::fs::copy(env!("CARGO_BIN_EXE_pacs-sandbox-init"), &program).unwrap();
+    for path in [folder.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let arguments = ["--reuid", "4321", "--regid", "4321", "--clear-groups", program.to_str().unwrap()];
+    let policy = Policy { python: python.into(), ..Policy::default() };
+    let mut sandbox = Sandbox::probe(&Entry::new(setpriv.into(), &arguments), &policy).await.unwrap();
+    let missing: Vec<_> = sandbox.layers().missing().map(|(layer, why)| format!("{layer}: {why}")).collect();
+    eprintln!("WARNING: layers that do not hold for an ordinary user on this machine: {missing:?}");
+    let ended = run(&mut sandbox, "import os; print(os.getuid(), os.path.exists('/etc/passwd'))", &stdin()).await;
+    assert_eq!(ended.outcome, Outcome::Exited(0), "{ended:?}");
+    if !missing.iter().any(|missing| missing.starts_with("user") || missing.starts_with("mount")) {
+        assert_eq!(ended.stdout, "4321 False\n");
+    }
+}

@@ -165,6 +165,7 @@ impl EvaluationSetSpec {
             skip: self.skip,
             limit: self.limit,
             weight: None,
+            prompt_suffix: None,
             verifier: None,
             verifier_field: None,
         }
@@ -256,8 +257,8 @@ impl JobSpec {
             path: "data.evaluation".to_owned(),
             first: 0,
             verifier: source.verifier.as_deref().and_then(|name| self.verifier_named(name)),
+            prompt_suffix: self.suffix_of(&source).to_owned(),
             source,
-            prompt_suffix: self.data.prompt_suffix.clone(),
             every_steps: evaluation.every_steps,
             samples: evaluation.samples_per_problem,
             temperature: evaluation.temperature.unwrap_or(rollout.temperature),

@@ -184,6 +184,9 @@ pub struct SourceSpec {
     /// where there is a `data.mix`. Default 1, above 0, at most 1,000,000.
     #[serde(default)]
     pub weight: Option<f64>,
+    /// Text after every question of this set. Default: `data.prompt_suffix`.
+    #[serde(default)]
+    pub prompt_suffix: Option<String>,
     /// Who grades answers to these problems: the name of a table of `[verifiers]`, or a built-in kind with its defaults (`math`, `exact`,
     /// `countdown`, `code`). Default: `[verifier]`.
     #[serde(default)]
@@ -220,6 +223,7 @@ impl Default for SourceSpec {
             skip: None,
             limit: None,
             weight: None,
+            prompt_suffix: None,
             verifier: None,
             verifier_field: None,
         }

@@ -436,6 +436,14 @@ impl JobSpec {
     }
 }
 
+impl JobSpec {
+    /// Text after every question of a source.
+    #[must_use]
+    pub fn suffix_of<'a>(&'a self, source: &'a SourceSpec) -> &'a str {
+        source.prompt_suffix.as_deref().unwrap_or(&self.data.prompt_suffix)
+    }
+}
+
 /// Reads a verifier of an evaluation set: its name alone, or a table of its own.
 pub(crate) fn named_or_own<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<VerifierSpec>, D::Error> {
     struct Either;

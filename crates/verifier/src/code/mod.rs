@@ -132,6 +132,7 @@ pub(crate) fn policy(spec: &CodeSpec) -> Policy {
         // The scratch folder counts, and so do the processes of the sandbox itself.
         tree_memory_bytes: (spec.memory_mib + spec.scratch_mib + 256) << 20,
         tree_processes: processes + 32,
+        without: Vec::new(),
         // The spec has checked the names.
         allow_missing: spec.allow_missing.iter().filter_map(|name| Layer::named(name)).collect(),
     }

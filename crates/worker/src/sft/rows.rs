@@ -52,7 +52,7 @@ pub(super) fn read<'a>(
 
 /// Conversations of a job's problems: what a rollout worker is asked, and a response that the task takes for right.
 pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
-    let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), &spec.data.prompt_suffix)?;
+    let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), spec.suffix_of(source))?;
     let conversation = |(number, Demonstration { mut asked, response }): (usize, Demonstration)| {
         asked.push(Message { role: ASSISTANT.to_owned(), content: response });
         (number + 1, asked)
