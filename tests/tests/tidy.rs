@@ -9,7 +9,7 @@ use pacs_tests::root;
 
 /// Crates from the bottom up; a crate depends on earlier lines only. This is the table of `docs/ARCHITECTURE.md`.
 const LAYERS: [&[&str]; 8] = [
-    &["types", "algo", "text", "shape", "report"],
+    &["types", "algo", "text", "shape", "report", "sandbox"],
     &["verify", "protocol", "collective", "order", "spec"],
     &["torch"],
     &["runtime", "data", "hub", "machine", "model"],

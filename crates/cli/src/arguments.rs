@@ -17,7 +17,7 @@ use crate::look::top::Top;
 use crate::operate::{DrainWorker, OnRun, SetValue, Stop};
 use crate::run::StopBefore;
 
-pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, Supervise, Verifier};
+pub(crate) use self::cluster::{Certs, Coordinator, Doctor, ExecChild, RunId, SandboxInit, Supervise, Verifier};
 pub(crate) use self::eval::{Eval, EvalCommand, EvalCompare, EvalReport, Measure, Preset};
 pub(crate) use self::hub::{Fetch, Push};
 pub(crate) use self::launch::{LaunchCommand, LaunchKubernetes, LaunchSlurm, Only};
@@ -62,6 +62,9 @@ pub(crate) enum Command {
     /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),
+    /// Isolates itself and keeps a warm interpreter for programs that nobody trusts: verifiers start it.
+    #[command(hide = true)]
+    SandboxInit(SandboxInit),
     /// Prints the id of the run in a folder; a folder without one gets a new id.
     RunId(RunId),
     /// Runs a worker, and restarts it when it dies.
@@ -166,6 +169,15 @@ Example:
 The last box, or else the last line, is one expression of whole numbers, + - * / and brackets, after which `= 44` may stand. With
 `from` no number is used more often than it is listed, with `from all of` each exactly so often.")]
     Countdown(VerifyText),
+    /// Grades programs, which are run on the cases of their problem in a sandbox.
+    #[command(after_help = "\
+Examples:
+  pacs verify code --input rows.jsonl > verdicts.jsonl
+  pacs verify code --input rows.jsonl --allow-missing cgroup --count
+
+`gold` holds the cases, a list or an object as in docs/VERIFIERS.md, such as [{\"input\": \"1 2\", \"output\": \"3\"}] or [\"assert f(1) == 2\"];
+`pred` is a response whose last block of code is the program. `pacs doctor` shows which layers of the sandbox hold on this machine.")]
+    Code(VerifyCode),
     /// Uses a program of your own that reads and writes JSON lines (docs/VERIFIERS.md).
     Exec(VerifyExec),
     /// Uses a service of your own that implements proto/pacs/v1/custom_verifier.proto.
@@ -205,6 +217,35 @@ pub(crate) struct VerifyMath {
 pub(crate) struct VerifyText {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCode {
+    #[command(flatten)]
+    pub(crate) input: VerifyInput,
+    /// The Python interpreter.
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// Seconds that one case may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub(crate) case_seconds: f64,
+    /// Address space of a program, in MiB.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..=1_048_576))]
+    pub(crate) memory_mib: u64,
+    /// Run all cases and count those that pass, in place of stopping at the first that fails.
+    #[arg(long)]
+    pub(crate) count: bool,
+    /// A layer of the sandbox that may be missing, by its name; may be given several times.
+    #[arg(long, value_name = "LAYER", value_parser = layer)]
+    pub(crate) allow_missing: Vec<String>,
+}
+
+fn layer(name: &str) -> Result<String, String> {
+    let names: Vec<&str> = pacs_sandbox::Layer::ALL.iter().map(|layer| layer.name()).collect();
+    match names.contains(&name) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("there is no such layer; expected one of {}", names.join(", "))),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -374,6 +415,12 @@ pub(crate) struct DataCheck {
     /// Do not parse reference answers as mathematics: they are for a verifier of your own.
     #[arg(long)]
     pub(crate) any_answer: bool,
+    /// The reference answers are cases of programs; reference solutions are run on them.
+    #[arg(long, conflicts_with = "any_answer")]
+    pub(crate) code: bool,
+    /// With `--code`: a layer of the sandbox that may be missing, by its name; may be given several times.
+    #[arg(long, value_name = "LAYER", value_parser = layer, requires = "code")]
+    pub(crate) allow_missing: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,7 @@
 //! `pacs data check`: reads every problem of a job or of files and reports rows that a run could not or should not use.
 
+mod solutions;
+
 use std::fmt::Write;
 use std::path::Path;
 
@@ -7,7 +9,7 @@ use anyhow::anyhow;
 use pacs_data::{Findings, SourceCheck};
 use pacs_hub::Part;
 use pacs_runtime::Exit;
-use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
+use pacs_spec::{CodeSpec, JobSpec, SourceSpec, VerifierKind};
 use serde_json::{Value, json};
 
 use crate::arguments::DataCheck;
@@ -28,8 +30,9 @@ pub(crate) fn check(arguments: &DataCheck) -> Result<Exit, Failure> {
         true => hub.job(&mut spec, Part::Texts),
     })?;
     let with_prompts = wants_prompts || (spec.model.path != Path::new(".") && spec.model.path.exists());
-    let found =
+    let mut found =
         pacs_data::check(&spec, with_prompts).map_err(|error| Failure::config(error).doing("check the problems"))?;
+    solutions::run_all(&spec, &mut found)?;
     if arguments.json {
         output::json(format_args!("{:#}", as_json(&found)));
     } else {
@@ -49,6 +52,7 @@ fn of_job(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
         ("--question-field", arguments.question_field.is_some()),
         ("--answer-field", arguments.answer_field.is_some()),
         ("--any-answer", arguments.any_answer),
+        ("--code", arguments.code),
     ];
     if let Some((option, _)) = of_files.iter().find(|(_, given)| *given) {
         let error = anyhow!("{option} is for a file of problems; a job spec says it by itself");
@@ -88,6 +92,10 @@ fn of_files(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
         // `--any-answer`: references are opaque, so pick a verifier that is not `math` and does not parse them.
         spec.verifier.kind = VerifierKind::Exec;
     }
+    if arguments.code {
+        spec.verifier.kind = VerifierKind::Code;
+        spec.verifier.code = Some(CodeSpec { allow_missing: arguments.allow_missing.clone(), ..CodeSpec::default() });
+    }
     Ok((spec, arguments.model.is_some()))
 }
 
@@ -95,8 +103,11 @@ fn of_files(arguments: &DataCheck) -> Result<(JobSpec, bool), Failure> {
 fn problems(found: &pacs_data::DataCheck) -> Vec<String> {
     let mut problems = Vec::new();
     for (name, source) in sources(found) {
-        let kinds =
-            [(&source.bad_rows, "that cannot be read"), (&source.unreadable_answers, "with an unreadable answer")];
+        let kinds = [
+            (&source.bad_rows, "that cannot be read"),
+            (&source.unreadable_answers, "with an unreadable answer"),
+            (&source.failing_solutions, "whose reference solution fails"),
+        ];
         if source.rows == 0 {
             problems.push(format!("no row in {name}"));
         }
@@ -137,6 +148,12 @@ fn as_text(job: &JobSpec, found: &pacs_data::DataCheck) -> String {
         for proposal in &source.proposals {
             let _ = writeln!(text, "    {proposal}");
         }
+        if !source.solutions.is_empty() {
+            let passed = source.solutions.len() - source.failing_solutions.count;
+            let solutions = plural(source.solutions.len() as u64, "reference solution", "reference solutions");
+            let _ = writeln!(text, "  {} of {solutions} pass their own cases", count(passed as u64));
+        }
+        findings(&mut text, "reference solutions that fail", &source.failing_solutions);
         findings(&mut text, "questions that stood there before", &source.duplicates);
         findings(&mut text, "rows with control tokens of the model, which are read as text", &source.control_tokens);
         if let Some(prompts) = source.prompts {
@@ -180,6 +197,8 @@ fn as_json(found: &pacs_data::DataCheck) -> Value {
             "unreadable_answers": findings(&source.unreadable_answers),
             "lenient_answers": findings(&source.lenient_answers),
             "proposals": source.proposals,
+            "solutions": source.solutions.len(),
+            "failing_solutions": findings(&source.failing_solutions),
             "duplicates": findings(&source.duplicates),
             "prompt_tokens": source.prompts.map(|prompts| json!({
                 "shortest": prompts.shortest,

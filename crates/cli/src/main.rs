@@ -56,6 +56,8 @@ fn main() -> ExitCode {
         Command::Launch { command: LaunchCommand::Slurm(arguments) } => launch::slurm(&arguments),
         Command::Launch { command: LaunchCommand::Kubernetes(arguments) } => launch::kubernetes(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        // Before anything that makes a thread.
+        Command::SandboxInit(arguments) => return pacs_sandbox::run_init(&arguments.order),
         Command::ExecChild(arguments) => return verifier::exec_child(arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
         Command::RunId(arguments) => run_id::run(&arguments),

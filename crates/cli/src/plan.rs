@@ -164,6 +164,7 @@ impl<'a> Plan<'a> {
                 let task = generator.task.name();
                 let numbers = format!("{} to {}", generator.low, generator.high);
                 match (generator.task, generator.task.length()) {
+                    (GeneratorTask::Programs, _) => format!("{task} of {} steps", generator.length()),
                     (GeneratorTask::Reverse, _) => format!("{task} of {} letters", generator.length()),
                     (_, Some(_)) => format!("{task} of {} numbers, {numbers}", generator.length()),
                     (_, None) => format!("{task} of {numbers}"),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_runtime::{Exit, LogFormat, harmless_json, init_logging};
-use pacs_spec::{ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
+use pacs_spec::{CodeSpec, CodeStop, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::rows::{Row, RowId};
-use crate::arguments::{AnswerForm, ExtractionMode, VerifyCommand, VerifyGrpc, VerifyMath, VerifyText};
+use crate::arguments::{AnswerForm, ExtractionMode, VerifyCode, VerifyCommand, VerifyGrpc, VerifyMath, VerifyText};
 use crate::failure::Failure;
 use crate::format::{count, seconds};
 use crate::output;
@@ -39,6 +39,7 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
         VerifyCommand::Math(math) => (&math.input, JudgeKind::Math(spec_of(math))),
         VerifyCommand::Exact(VerifyText { input }) => (input, JudgeKind::Exact),
         VerifyCommand::Countdown(VerifyText { input }) => (input, JudgeKind::Countdown),
+        VerifyCommand::Code(code) => (&code.input, JudgeKind::Code(code_of(code)?)),
         VerifyCommand::Exec(exec) => {
             let program = ExecSpec { environment: exec.pass_env.clone(), ..ExecSpec::new(exec.command.clone()) };
             (&exec.input, JudgeKind::Exec(program))
@@ -63,6 +64,7 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
         // Cache size 0: every row is to be verified.
         let judge = Judge::new(&spec, Some(&guard()), threads, 0);
         let judge = judge.map_err(|error| Failure::with_exit(error.exit(), error).doing("grade answers"))?;
+        judge.prepare().await.map_err(|error| Failure::with_exit(error.exit(), error).doing("grade answers"))?;
         grade(&input.input, Arc::new(judge), threads).await
     });
     // In the background, because an overrunning verification or a blocked read of standard input cannot be interrupted.
@@ -81,6 +83,21 @@ fn spec_of(math: &VerifyMath) -> MathSpec {
         AnswerForm::Any => Form::Any,
     };
     MathSpec { extraction, form }
+}
+
+fn code_of(code: &VerifyCode) -> Result<CodeSpec, Failure> {
+    if !(code.case_seconds > 0.0 && code.case_seconds <= MOST_SECONDS) {
+        let error = anyhow!("--case-seconds {}: expected above 0, at most {MOST_SECONDS}", code.case_seconds);
+        return Err(Failure::with_exit(Exit::Usage, error).doing("read the command line"));
+    }
+    Ok(CodeSpec {
+        python: code.python.clone(),
+        case_seconds: code.case_seconds,
+        memory_mib: code.memory_mib,
+        stop: if code.count { CodeStop::Count } else { CodeStop::FirstFailure },
+        allow_missing: code.allow_missing.clone(),
+        ..CodeSpec::default()
+    })
 }
 
 /// One output line: the verdict of one row.

@@ -129,7 +129,8 @@ fn contrast(spec: &JobSpec) -> Contrast {
     let RewardSpec { format_bonus, overlong_tokens, verifiers, .. } = &spec.reward;
     let has_reward_beside_label = *format_bonus != 0.0 || *overlong_tokens > 0 || !verifiers.is_empty();
     // External verifiers may give a reward with more information than the label.
-    if has_reward_beside_label || !spec.verifier.kind.is_built_in() {
+    let all_built_in = spec.named_verifiers().iter().all(|(_, verifier)| verifier.kind.is_built_in());
+    if has_reward_beside_label || !spec.verifier.kind.is_built_in() || !all_built_in {
         return Contrast::None;
     }
     // Either term has a gradient even if all answers are the same.
@@ -151,10 +152,13 @@ fn contrast(spec: &JobSpec) -> Contrast {
 
 /// Upper bound on the verification of one sample by all its verifiers.
 fn verification_limit(spec: &JobSpec) -> Duration {
-    let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().timeout);
-    let trained = rewards.fold(spec.verifier.judge().timeout, Duration::saturating_add);
-    let sets = spec.evaluation.sets.values().filter_map(|set| set.verifier.as_ref());
-    sets.map(|verifier| verifier.judge().timeout).fold(trained, Duration::max)
+    let rewards = spec.reward.verifiers.values().map(|verifier| verifier.judge().longest());
+    let rewards = rewards.fold(Duration::ZERO, Duration::saturating_add);
+    // Problems that name a verifier have the same further ones.
+    let named = spec.named_verifiers().into_iter().map(|(_, verifier)| verifier.judge().longest());
+    let labels = named.fold(spec.verifier.judge().longest(), Duration::max);
+    let sets = spec.all_evaluation_sets().filter_map(|set| set.verifier);
+    sets.map(|verifier| verifier.judge().longest()).fold(labels.saturating_add(rewards), Duration::max)
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ mod tests {
         let problem = |question: usize, tokens: usize| Problem {
             question: "x".repeat(question),
             answer: "2".to_owned(),
+            verifier: None,
             prompt_tokens: vec![1; tokens],
         };
         let small = [problem(10, 10), problem(1000, 1000)];

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use pacs_spec::{JobSpec, SourceSpec, VerifierKind};
 use pacs_text::Day;
-use pacs_verify::{Leniency, inspect_gold};
+use pacs_verify::{Leniency, Suite, inspect_gold};
 
-use crate::load::normalised;
+use crate::DataError;
+use crate::load::{Grading, normalised};
 use crate::prompt::JobPrompter;
 use crate::source::{Record, rows};
-use crate::{DataError, GoldCheck, gold_check};
 
 /// Findings of one kind that are shown; all are counted.
 const SHOWN: usize = 20;
@@ -40,6 +40,10 @@ pub struct SourceCheck {
     pub lenient_answers: Findings,
     /// What to do about those, each kind once with the number of its rows.
     pub proposals: Vec<String>,
+    /// Reference solutions of programs, which pass their own cases if the row is right. Who can run programs runs them.
+    pub solutions: Vec<Solution>,
+    /// Reference solutions that do not pass their own cases.
+    pub failing_solutions: Findings,
     /// Questions that stood in the source before.
     pub duplicates: Findings,
     /// Rows that ask with control tokens of the model, which are read as text; looked for with a model folder.
@@ -48,6 +52,19 @@ pub struct SourceCheck {
     pub fields: Vec<String>,
     /// Lengths of the prompts; absent without a model folder, or without rows.
     pub prompts: Option<PromptLengths>,
+}
+
+/// A reference solution of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Solution {
+    /// Where its row stands.
+    pub place: String,
+    /// The verifier that the row names.
+    pub verifier: Option<String>,
+    /// The cases.
+    pub answer: String,
+    /// A response with the solution.
+    pub response: String,
 }
 
 /// Findings of one kind.
@@ -82,17 +99,23 @@ pub struct PromptLengths {
 /// [`DataError`] when a file, the tokenizer or the template cannot be used. What is wrong with rows is no error.
 pub fn check(spec: &JobSpec, with_prompts: bool) -> Result<DataCheck, DataError> {
     let prompter = if with_prompts { Some(JobPrompter::new(spec, Day::today())?) } else { None };
-    let kind = spec.verifier.kind;
-    let mut train = Checking { suffix: spec.data.prompt_suffix.clone(), ..Checking::new(prompter.as_ref(), kind) };
+    let grading = |source: &SourceSpec| Grading::of(spec, source.verifier.as_deref(), spec.verifier_of(source).kind);
+    let mut train = Checking {
+        suffix: spec.data.prompt_suffix.clone(),
+        ..Checking::new(prompter.as_ref(), grading(&spec.data.train))
+    };
     for (_, source) in spec.data.train_sets() {
+        train.grading = grading(source);
+        spec.suffix_of(source).clone_into(&mut train.suffix);
         train.read(source)?;
     }
     let mut overlap = Findings::default();
     let mut evaluation = None;
     let mut sets = Vec::new();
     for set in spec.all_evaluation_sets() {
-        let kind = set.verifier.as_ref().map_or(kind, |verifier| verifier.kind);
-        let mut checking = Checking { suffix: set.prompt_suffix, ..Checking::new(prompter.as_ref(), kind) };
+        let kind = set.verifier.as_ref().map_or(spec.verifier.kind, |verifier| verifier.kind);
+        let grading = Grading::of(spec, set.graded_by(spec).as_deref(), kind);
+        let mut checking = Checking { suffix: set.prompt_suffix, ..Checking::new(prompter.as_ref(), grading) };
         checking.read(&set.source)?;
         for (question, place) in &checking.order {
             if let Some(trained) = train.places.get(question) {
@@ -111,9 +134,7 @@ struct Checking<'a> {
     prompter: Option<&'a JobPrompter>,
     /// Text after every question.
     suffix: String,
-    gold: GoldCheck,
-    /// Whether the built-in verifier grades, which alone can be asked how it reads an answer.
-    is_math: bool,
+    grading: Grading<'a>,
     lenient: BTreeMap<Leniency, u64>,
     found: SourceCheck,
     /// Where each normalised question stands first.
@@ -124,12 +145,11 @@ struct Checking<'a> {
 }
 
 impl<'a> Checking<'a> {
-    fn new(prompter: Option<&'a JobPrompter>, kind: VerifierKind) -> Self {
+    fn new(prompter: Option<&'a JobPrompter>, grading: Grading<'a>) -> Self {
         Self {
             prompter,
             suffix: String::new(),
-            gold: gold_check(kind),
-            is_math: kind == VerifierKind::Math,
+            grading,
             lenient: BTreeMap::new(),
             found: SourceCheck::default(),
             places: HashMap::new(),
@@ -154,9 +174,16 @@ impl<'a> Checking<'a> {
             }
             Err(error) => return Err(error),
         };
-        if let Err(reason) = (self.gold)(&row.answer) {
+        if self.grading.kind_of(&row) == Ok(VerifierKind::Code)
+            && let Ok(Suite { solution: Some(solution), .. }) = Suite::parse(&row.answer)
+        {
+            let (place, verifier, answer) = (row.place.clone(), self.grading.name_of(&row), row.answer.clone());
+            let response = row.response.clone().unwrap_or_else(|| format!("```python\n{solution}\n```"));
+            self.found.solutions.push(Solution { place, verifier, answer, response });
+        }
+        if let Err(reason) = self.grading.check(&row) {
             self.found.unreadable_answers.add(|| format!("{}: {reason}", row.place));
-        } else if self.is_math
+        } else if self.grading.kind_of(&row) == Ok(VerifierKind::Math)
             && let Ok(gold) = inspect_gold(&row.answer)
             && let Some(leniency) = gold.leniency
         {
@@ -203,7 +230,8 @@ impl<'a> Checking<'a> {
 }
 
 impl Findings {
-    fn add(&mut self, what: impl FnOnce() -> String) {
+    /// Counts one more, and keeps it if it is among the first.
+    pub fn add(&mut self, what: impl FnOnce() -> String) {
         self.count += 1;
         if self.first.len() < SHOWN {
             self.first.push(what());

@@ -17,7 +17,7 @@ mod prompt_rows;
 mod report;
 mod source;
 
-pub use check::{DataCheck, Findings, PromptLengths, SourceCheck, check};
+pub use check::{DataCheck, Findings, PromptLengths, Solution, SourceCheck, check};
 pub use demonstrations::{Demonstration, demonstrations};
 pub use error::DataError;
 pub use load::{GoldCheck, gold_check, load, load_on, load_with};

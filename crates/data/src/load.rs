@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use pacs_order::{DrawOrder, DrawPlan, SetShare};
 use pacs_shape::EndToken;
@@ -25,7 +26,7 @@ pub fn load(spec: &JobSpec) -> Result<Problems, DataError> {
 /// # Errors
 /// See [`load`].
 pub fn load_on(spec: &JobSpec, day: Day) -> Result<Problems, DataError> {
-    load_with(spec, gold_check(spec.verifier.kind), day)
+    load_all(spec, None, day)
 }
 
 /// What the verifier of a kind says of a reference answer. Only built-in ones can be asked; what a verifier of the
@@ -35,6 +36,7 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
     match kind {
         VerifierKind::Math => |answer| pacs_verify::check_gold(answer).map_err(|error| error.to_string()),
         VerifierKind::Countdown => pacs_verify::check_countdown,
+        VerifierKind::Code => pacs_verify::check_suite,
         // A source has no empty answer, and any other text is one.
         VerifierKind::Exact | VerifierKind::Exec | VerifierKind::Grpc => |_| Ok(()),
     }
@@ -45,6 +47,10 @@ pub fn gold_check(kind: VerifierKind) -> GoldCheck {
 /// # Errors
 /// See [`load`].
 pub fn load_with(spec: &JobSpec, check: GoldCheck, day: Day) -> Result<Problems, DataError> {
+    load_all(spec, Some(check), day)
+}
+
+fn load_all(spec: &JobSpec, check: Option<GoldCheck>, day: Day) -> Result<Problems, DataError> {
     let prompter = JobPrompter::new(spec, day)?;
     let ends = ends(spec, &prompter)?;
     let mut train = Loaded::default();
@@ -52,7 +58,8 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck, day: Day) -> Result<Problems,
     // A job that only evaluates says what it trains on because every job does, and never reads it.
     for (path, source) in spec.data.train_sets().filter(|_| !spec.evaluation.only) {
         let before = train.problems.len();
-        train.load(source, &prompter, (&spec.data.prompt_suffix, check))?;
+        let grading = Grading { check, ..Grading::of(spec, source.verifier.as_deref(), spec.verifier_of(source).kind) };
+        train.load(source, &prompter, (spec.suffix_of(source), &grading))?;
         let kept = train.problems.len() - before;
         train.refuse_empty(kept, &path)?;
         shares.push(SetShare { weight: source.weight.unwrap_or(1.0), problems: kept });
@@ -62,8 +69,11 @@ pub fn load_with(spec: &JobSpec, check: GoldCheck, day: Day) -> Result<Problems,
     let mut sets = Vec::new();
     for set in spec.evaluation_sets() {
         let mut loaded = Loaded::default();
-        let check = set.verifier.as_ref().map_or(check, |verifier| gold_check(verifier.kind));
-        loaded.load(&set.source, &prompter, (&set.prompt_suffix, check))?;
+        let kind = set.verifier.as_ref().map_or(spec.verifier.kind, |verifier| verifier.kind);
+        // A set that has a verifier of its own is graded by it without a name.
+        let check = check.filter(|_| set.verifier.is_none());
+        let grading = Grading { check, ..Grading::of(spec, set.graded_by(spec).as_deref(), kind) };
+        loaded.load(&set.source, &prompter, (&set.prompt_suffix, &grading))?;
         loaded.refuse_empty(loaded.problems.len(), &set.path)?;
         report.overlap += loaded.problems.iter().filter(|p| train.seen.contains(&normalised(&p.question))).count();
         report.sets.push((set.label().to_owned(), loaded.report));
@@ -90,6 +100,43 @@ fn ends(spec: &JobSpec, prompter: &JobPrompter) -> Result<Ends, DataError> {
     Ok(Ends { tokens, missed: turn_end })
 }
 
+/// Who grades the problems of a source.
+pub(crate) struct Grading<'a> {
+    spec: &'a JobSpec,
+    /// The verifier that the source names.
+    named: Option<Arc<str>>,
+    /// Kind of that of rows that name none.
+    pub(crate) kind: VerifierKind,
+    /// What is asked in place of those of the kind.
+    pub(crate) check: Option<GoldCheck>,
+}
+
+impl<'a> Grading<'a> {
+    pub(crate) fn of(spec: &'a JobSpec, named: Option<&str>, kind: VerifierKind) -> Self {
+        Self { spec, named: named.map(Arc::from), kind, check: None }
+    }
+
+    /// Name of the verifier of a row, where it or its source names one.
+    pub(crate) fn name_of(&self, row: &Record) -> Option<String> {
+        row.verifier.clone().or_else(|| self.named.as_deref().map(str::to_owned))
+    }
+
+    /// Kind of the verifier of a row.
+    pub(crate) fn kind_of(&self, row: &Record) -> Result<VerifierKind, String> {
+        let Some(name) = &row.verifier else { return Ok(self.kind) };
+        let named = self.spec.named_verifiers().into_iter().find(|(known, _)| known == name);
+        named.map(|(_, verifier)| verifier.kind).ok_or_else(|| {
+            format!("it names the verifier `{}`, of which the job has no table in `[verifiers]`", name.escape_debug())
+        })
+    }
+
+    /// Whether the reference answer of a row can be read.
+    pub(crate) fn check(&self, row: &Record) -> Result<(), String> {
+        let kind = self.kind_of(row)?;
+        self.check.filter(|_| row.verifier.is_none()).unwrap_or_else(|| gold_check(kind))(&row.answer)
+    }
+}
+
 #[derive(Default)]
 struct Loaded {
     problems: Vec<Problem>,
@@ -99,7 +146,12 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn load(&mut self, source: &SourceSpec, prompter: &JobPrompter, with: (&str, GoldCheck)) -> Result<(), DataError> {
+    fn load(
+        &mut self,
+        source: &SourceSpec,
+        prompter: &JobPrompter,
+        with: (&str, &Grading<'_>),
+    ) -> Result<(), DataError> {
         let fields = rows(source, &mut |row| self.take(row?, prompter, with))?;
         self.report.fields.extend(fields.filter(|fields| !self.report.fields.contains(fields)));
         Ok(())
@@ -109,10 +161,10 @@ impl Loaded {
         &mut self,
         row: Record,
         prompter: &JobPrompter,
-        (suffix, check): (&str, GoldCheck),
+        (suffix, grading): (&str, &Grading<'_>),
     ) -> Result<(), DataError> {
         self.report.rows += 1;
-        if let Err(reason) = check(&row.answer) {
+        if let Err(reason) = grading.check(&row) {
             self.report.unreadable_answers += 1;
             self.report.first_unreadable.get_or_insert_with(|| format!("{}: {reason}", row.place));
             return Ok(());
@@ -133,7 +185,8 @@ impl Loaded {
         let question = row.asked.question().to_owned();
         self.report.duplicates += usize::from(!self.seen.insert(normalised(&question)));
         self.report.longest_prompt_tokens = self.report.longest_prompt_tokens.max(prompt.tokens.len());
-        self.problems.push(Problem { question, answer: row.answer, prompt_tokens: prompt.tokens });
+        let verifier = row.verifier.map(Arc::from).or_else(|| grading.named.clone());
+        self.problems.push(Problem { question, answer: row.answer, verifier, prompt_tokens: prompt.tokens });
         Ok(())
     }
 

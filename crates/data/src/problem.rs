@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use pacs_order::{DrawOrder, DrawPlan};
 use pacs_spec::EvaluationSet;
 
@@ -10,6 +12,8 @@ pub struct Problem {
     pub question: String,
     /// The reference answer.
     pub answer: String,
+    /// The verifier that its row or its set names; none where the job's grades it.
+    pub verifier: Option<Arc<str>>,
     /// Token ids of the whole prompt, up to where the model's answer begins.
     pub prompt_tokens: Vec<u32>,
 }
@@ -25,6 +29,11 @@ impl Problem {
         for text in [&self.question, &self.answer] {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
+        }
+        // Problems that name none are what they were before there were names.
+        if let Some(verifier) = &self.verifier {
+            hasher.update(&(verifier.len() as u64).to_le_bytes());
+            hasher.update(verifier.as_bytes());
         }
         for token in &self.prompt_tokens {
             hasher.update(&token.to_le_bytes());
@@ -87,7 +96,7 @@ mod tests {
     fn a_digest_is_of_all_that_a_problem_says() {
         let problem = |question: &str, answer: &str, prompt: &[u32]| {
             let (question, answer) = (question.to_owned(), answer.to_owned());
-            Problem { question, answer, prompt_tokens: prompt.to_vec() }.digest()
+            Problem { question, answer, verifier: None, prompt_tokens: prompt.to_vec() }.digest()
         };
         let one = problem("ab", "c", &[1, 2]);
         assert_eq!(one, problem("ab", "c", &[1, 2]));

@@ -33,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) answer: String,
     /// A response that is right, where that is not the reference answer itself; generated problems only.
     pub(crate) response: Option<String>,
+    /// The verifier that the row names.
+    pub(crate) verifier: Option<String>,
     /// Where it stands, for messages: file and line.
     pub(crate) place: String,
 }
@@ -76,7 +78,7 @@ impl Asked {
 
 impl From<Row> for Record {
     fn from(Row { question, answer, response, place }: Row) -> Self {
-        Self { asked: Asked::Question(question), answer, response, place }
+        Self { asked: Asked::Question(question), answer, response, verifier: None, place }
     }
 }
 

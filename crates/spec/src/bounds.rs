@@ -1,5 +1,6 @@
 //! The bounds that the doc comments of the types state, checked one by one.
 
+mod code;
 mod evaluation;
 mod flow;
 mod generator;
@@ -135,6 +136,9 @@ impl Check {
             let meaningless = source.generator.is_some() && value != default && !value.is_empty();
             self.text(&at(key), value, !meaningless, "applies to files only, not to a generator");
         }
+        let is_field = source.verifier_field.as_deref().is_none_or(|field| !field.is_empty() && source.path.is_some());
+        let field = source.verifier_field.clone().unwrap_or_default();
+        self.text(&at("verifier_field"), &field, is_field, "expected the name of a field, of a file");
         if let Some(limit) = source.limit {
             self.that(limit > 0, &at("limit"), limit, "expected 1 or more", &[]);
         }

@@ -56,9 +56,9 @@ pub struct EvaluationSetSpec {
     /// Most tokens of an answer. Default: `rollout.max_new_tokens`, which is the most that it may be; at least 1.
     #[serde(default)]
     pub max_new_tokens: Option<u32>,
-    /// How answers to this set are graded, with the keys of `[verifier]` but `max_attempts`, `max_replacements` and
+    /// How answers to this set are graded: the name of a verifier (`verifier = "code"`), or a table with the keys of `[verifier]` but `max_attempts`, `max_replacements` and
     /// `cache_entries`, which hold for all sets. Default: by `[verifier]`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::verifier::named_or_own")]
     pub verifier: Option<VerifierSpec>,
 }
 
@@ -127,6 +127,15 @@ impl EvaluationSet {
         usize::try_from(number.checked_sub(self.first).filter(|position| *position < ROOM)?).ok()
     }
 
+    /// Name of its verifier, where it has one that the job names.
+    #[must_use]
+    pub fn graded_by(&self, job: &JobSpec) -> Option<String> {
+        match &self.name {
+            Some(name) => job.evaluation.sets.get(name)?.verifier.as_ref()?.named.clone(),
+            None => self.source.verifier.clone(),
+        }
+    }
+
     /// Whether something is cut off the distribution that tokens are drawn from.
     #[must_use]
     pub fn filters(&self) -> bool {
@@ -156,6 +165,9 @@ impl EvaluationSetSpec {
             skip: self.skip,
             limit: self.limit,
             weight: None,
+            prompt_suffix: None,
+            verifier: None,
+            verifier_field: None,
         }
     }
 
@@ -208,7 +220,10 @@ impl EvaluationSetSpec {
             top_k: self.top_k.unwrap_or(preset.top_k),
             min_p: self.min_p.unwrap_or(preset.min_p),
             max_new_tokens: self.max_new_tokens.unwrap_or(preset.max_new_tokens),
-            verifier: self.verifier.clone(),
+            verifier: self.verifier.as_ref().and_then(|own| match &own.named {
+                Some(name) => job.verifier_named(name),
+                None => Some(own.clone()),
+            }),
             source: preset.source,
         }
     }
@@ -241,8 +256,9 @@ impl JobSpec {
             name: None,
             path: "data.evaluation".to_owned(),
             first: 0,
+            verifier: source.verifier.as_deref().and_then(|name| self.verifier_named(name)),
+            prompt_suffix: self.suffix_of(&source).to_owned(),
             source,
-            prompt_suffix: self.data.prompt_suffix.clone(),
             every_steps: evaluation.every_steps,
             samples: evaluation.samples_per_problem,
             temperature: evaluation.temperature.unwrap_or(rollout.temperature),
@@ -250,7 +266,6 @@ impl JobSpec {
             top_k: rollout.top_k,
             min_p: rollout.min_p,
             max_new_tokens: rollout.max_new_tokens,
-            verifier: None,
         }
     }
 }

@@ -12,6 +12,8 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         _ if is_evaluation_set(path) => fields_of::<EvaluationSetSpec>(),
         _ if path.strip_suffix(".generator").is_some_and(is_evaluation_set) => fields_of::<GeneratorSpec>(),
         _ if path.strip_suffix(".verifier").is_some_and(is_evaluation_set) => fields_of::<VerifierSpec>(),
+        _ if path.strip_suffix(".code").is_some_and(is_verifier) => fields_of::<CodeSpec>(),
+        _ if is_named_verifier(path) => fields_of::<VerifierSpec>(),
         _ if is_reward_verifier(path) => fields_of::<RewardVerifierSpec>(),
         "" => fields_of::<JobSpec>(),
         "model" => fields_of::<ModelSpec>(),
@@ -40,7 +42,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
 
 /// Every table path that [`fields_at`] knows.
 /// Those of `reward.verifiers`, `data.mix` and `evaluation.sets` have names of the job's own.
-pub(crate) const TABLES: [&str; 25] = [
+pub(crate) const TABLES: [&str; 30] = [
     "",
     "model",
     "data",
@@ -57,12 +59,17 @@ pub(crate) const TABLES: [&str; 25] = [
     "groups",
     "watchdog",
     "verifier",
+    "verifier.code",
+    "verifiers.NAME",
+    "verifiers.NAME.code",
     "reward",
     "reward.verifiers.NAME",
+    "reward.verifiers.NAME.code",
     "evaluation",
     "evaluation.sets.NAME",
     "evaluation.sets.NAME.generator",
     "evaluation.sets.NAME.verifier",
+    "evaluation.sets.NAME.verifier.code",
     "checkpoint",
     "logging",
     "resources",
@@ -97,6 +104,16 @@ fn is_mixed(path: &str) -> bool {
 
 fn is_reward_verifier(path: &str) -> bool {
     path.strip_prefix("reward.verifiers.").is_some_and(|name| !name.contains('.'))
+}
+
+fn is_named_verifier(path: &str) -> bool {
+    path.strip_prefix("verifiers.").is_some_and(|name| !name.contains('.'))
+}
+
+/// Any table that describes a verifier.
+fn is_verifier(path: &str) -> bool {
+    let of_set = path.strip_suffix(".verifier").is_some_and(is_evaluation_set);
+    path == "verifier" || of_set || is_named_verifier(path) || is_reward_verifier(path)
 }
 
 /// Field names of a struct, from its `Deserialize` implementation.

@@ -19,7 +19,7 @@ pub struct GeneratorSpec {
     #[serde(default = "high")]
     pub high: u32,
     /// How many numbers or letters a problem has. `countdown`: default 3, 2 to 5. `sorting`: default 4, 2 to 16. `reverse`: default
-    /// 5, 2 to 64. Nothing else has it.
+    /// 5, 2 to 64. `programs`: how many steps a program has, default 2, 2 to 6. Nothing else has it.
     #[serde(default)]
     pub length: Option<u32>,
     /// `base_conversion`: the base that a number is to be written in. Default 2, 2 to 36.
@@ -28,7 +28,7 @@ pub struct GeneratorSpec {
     /// `modular`: what the product is divided by. Default 7, 2 to 1,000,000.
     #[serde(default)]
     pub modulus: Option<u32>,
-    /// Most problems of the `train` part. Default: all that there are; 10,000 of `countdown`, `sorting` and `reverse`. 1 to 1,000,000.
+    /// Most problems of the `train` part. Default: all that there are; 10,000 of `countdown`, `sorting`, `reverse` and `programs`. 1 to 1,000,000.
     #[serde(default)]
     pub problems: Option<usize>,
     /// How many problems are held out. Default 200; fewer than there are problems.
@@ -116,6 +116,8 @@ impl GeneratorSpec {
                 self.operands().saturating_pow(self.length()).saturating_mul(4u64.saturating_pow(self.length() - 1))
             }
             GeneratorTask::Sorting => self.operands().saturating_pow(self.length()),
+            // Of the kinds of steps, those with a number.
+            GeneratorTask::Programs => self.operands().saturating_mul(4).saturating_pow(self.length()),
             GeneratorTask::Reverse => 26u64.saturating_pow(self.length()),
         }
     }
@@ -141,11 +143,14 @@ pub enum GeneratorTask {
     Sorting,
     /// `Reverse crate.`; `verifier.kind` = `exact`.
     Reverse,
+    /// A Python program in words, such as one that reads integers, drops those below 12, adds 7 to each and prints their sum;
+    /// `verifier.kind` = `code`.
+    Programs,
 }
 
 impl GeneratorTask {
     /// Every task.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Addition,
         Self::Subtraction,
         Self::Multiplication,
@@ -154,6 +159,7 @@ impl GeneratorTask {
         Self::Countdown,
         Self::Sorting,
         Self::Reverse,
+        Self::Programs,
     ];
 
     /// The name in a spec.
@@ -168,13 +174,14 @@ impl GeneratorTask {
             Self::Countdown => "countdown",
             Self::Sorting => "sorting",
             Self::Reverse => "reverse",
+            Self::Programs => "programs",
         }
     }
 
     /// Whether a source has all problems that there are; else there are too many, and some are drawn.
     #[must_use]
     pub fn is_listed(self) -> bool {
-        !matches!(self, Self::Countdown | Self::Sorting | Self::Reverse)
+        !matches!(self, Self::Countdown | Self::Sorting | Self::Reverse | Self::Programs)
     }
 
     /// Whether a problem is one of two numbers.
@@ -190,6 +197,7 @@ impl GeneratorTask {
             Self::Countdown => Some((3, 5)),
             Self::Sorting => Some((4, 16)),
             Self::Reverse => Some((5, 64)),
+            Self::Programs => Some((2, 6)),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@
 
 mod advice;
 mod bounds;
+mod code;
 mod difference;
 mod errors;
 mod evaluation;
@@ -25,6 +26,7 @@ mod types;
 mod verifier;
 mod weight;
 
+pub use code::{CodeSpec, CodeStop};
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
 pub use evaluation::{EvaluationPreset, EvaluationSet, EvaluationSetSpec};

@@ -47,6 +47,10 @@ pub struct JobSpec {
     /// How answers are graded.
     #[serde(default)]
     pub verifier: VerifierSpec,
+    /// Further verifiers, which sets of problems and rows name (`data.train.verifier`). Names are 1 to 32 letters, digits, `-` and `_`; at
+    /// most 16.
+    #[serde(default)]
+    pub verifiers: BTreeMap<String, VerifierSpec>,
     /// What the reward is made of.
     #[serde(default)]
     pub reward: RewardSpec,
@@ -183,6 +187,16 @@ pub struct SourceSpec {
     /// where there is a `data.mix`. Default 1, above 0, at most 1,000,000.
     #[serde(default)]
     pub weight: Option<f64>,
+    /// Text after every question of this set. Default: `data.prompt_suffix`.
+    #[serde(default)]
+    pub prompt_suffix: Option<String>,
+    /// Who grades answers to these problems: the name of a table of `[verifiers]`, or a built-in kind with its defaults (`math`, `exact`,
+    /// `countdown`, `code`). Default: `[verifier]`.
+    #[serde(default)]
+    pub verifier: Option<String>,
+    /// Field that names the verifier of a row, in place of `verifier`; rows without it have that one. Default none. Files only.
+    #[serde(default)]
+    pub verifier_field: Option<String>,
 }
 
 impl DataSpec {
@@ -194,6 +208,11 @@ impl DataSpec {
     pub fn train_sets(&self) -> impl Iterator<Item = (String, &SourceSpec)> {
         let mixed = self.mix.iter().map(|(name, source)| (format!("data.mix.{name}"), source));
         std::iter::once(("data.train".to_owned(), &self.train)).chain(mixed)
+    }
+
+    /// All sources of the job but those of `evaluation.sets`.
+    pub fn sources(&self) -> impl Iterator<Item = &SourceSpec> {
+        std::iter::once(&self.train).chain(self.mix.values()).chain(&self.evaluation)
     }
 }
 
@@ -207,6 +226,9 @@ impl Default for SourceSpec {
             skip: None,
             limit: None,
             weight: None,
+            prompt_suffix: None,
+            verifier: None,
+            verifier_field: None,
         }
     }
 }

@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{CodeSpec, JobSpec, SourceSpec};
 
 /// How answers are graded. This verifier gives the label; `[reward]` says what the reward is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VerifierSpec {
+    /// In place of all other keys: the verifier of `verifiers.NAME`, or a built-in kind with its defaults. Of evaluation sets only, where
+    /// `verifier = "NAME"` says the same. Default none.
+    pub named: Option<String>,
     /// The verifier. Default `math`.
     pub kind: VerifierKind,
     /// Where the answer may stand. Default `lenient`. `math` only.
@@ -34,6 +41,8 @@ pub struct VerifierSpec {
     /// Processes and threads that its user may have on the machine while the program starts others; 0: no limit of its own. The system
     /// counts those of the workers, too. `exec` only. Default 0, at most 4,194,304.
     pub max_processes: u64,
+    /// How programs are run and compared. `code` only. Default: the defaults of its keys.
+    pub code: Option<CodeSpec>,
     /// Where the service listens, host:port. Required for `grpc`, nothing else has it.
     pub address: Option<String>,
     /// PEM file, on the verifiers' machines, with the authorities that sign the service's certificate, which has to be one for
@@ -58,6 +67,7 @@ pub struct VerifierSpec {
 impl Default for VerifierSpec {
     fn default() -> Self {
         Self {
+            named: None,
             kind: VerifierKind::Math,
             extraction: Extraction::Lenient,
             form: Form::Evaluated,
@@ -68,6 +78,7 @@ impl Default for VerifierSpec {
             max_file_mib: 1024,
             max_open_files: 1024,
             max_processes: 0,
+            code: None,
             address: None,
             ca: None,
             plain_text: false,
@@ -89,6 +100,8 @@ pub enum VerifierKind {
     Exact,
     /// Expressions that make a target of given numbers; references read `44 from all of 3, 5, 19`.
     Countdown,
+    /// Programs, which are run on the cases of their problem in a sandbox.
+    Code,
     /// A program of one's own that reads and writes JSON lines.
     Exec,
     /// A service of one's own, of `proto/pacs/v1/custom_verifier.proto`.
@@ -99,7 +112,7 @@ impl VerifierKind {
     /// Whether it is a rule of this program, whose labels and rewards are 0 or 1; all others are the user's own.
     #[must_use]
     pub fn is_built_in(self) -> bool {
-        matches!(self, Self::Math | Self::Exact | Self::Countdown)
+        matches!(self, Self::Math | Self::Exact | Self::Countdown | Self::Code)
     }
 
     /// Name as in the spec.
@@ -109,6 +122,7 @@ impl VerifierKind {
             Self::Math => "math",
             Self::Exact => "exact",
             Self::Countdown => "countdown",
+            Self::Code => "code",
             Self::Exec => "exec",
             Self::Grpc => "grpc",
         }
@@ -205,6 +219,8 @@ pub struct RewardVerifierSpec {
     pub max_open_files: u64,
     /// As `verifier.max_processes`.
     pub max_processes: u64,
+    /// As `verifier.code`.
+    pub code: Option<CodeSpec>,
     /// As `verifier.address`.
     pub address: Option<String>,
     /// As `verifier.ca`.
@@ -228,6 +244,7 @@ impl Default for RewardVerifierSpec {
             max_file_mib,
             max_open_files,
             max_processes,
+            code,
             address,
             ca,
             plain_text,
@@ -246,6 +263,7 @@ impl Default for RewardVerifierSpec {
             max_file_mib,
             max_open_files,
             max_processes,
+            code,
             address,
             ca,
             plain_text,
@@ -263,8 +281,23 @@ pub struct JudgeSpec {
     pub timeout: Duration,
 }
 
+impl JudgeSpec {
+    /// Longest time that a verification may take: programs are stopped when `timeout` is over and a case ends, and a sandbox has to start
+    /// and decide assertions.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        let more = match &self.by {
+            JudgeKind::Code(code) => Duration::try_from_secs_f64(code.case_seconds)
+                .unwrap_or_default()
+                .saturating_add(Duration::from_secs(60)),
+            _ => Duration::ZERO,
+        };
+        self.timeout.saturating_add(more)
+    }
+}
+
 /// Who judges, with what only that kind of verifier has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum JudgeKind {
     /// The built-in verifier of mathematical answers.
     Math(MathSpec),
@@ -272,6 +305,8 @@ pub enum JudgeKind {
     Exact,
     /// The built-in verifier of countdown.
     Countdown,
+    /// Programs in a sandbox.
+    Code(CodeSpec),
     /// A child process.
     Exec(ExecSpec),
     /// A service.
@@ -342,7 +377,7 @@ impl VerifierSpec {
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
         let math = MathSpec { extraction: self.extraction, form: self.form };
-        judge(self.kind, math, self.exec(), service, self.timeout_seconds)
+        judge(self.kind, math, self.exec(), (service, self.code.as_ref()), self.timeout_seconds)
     }
 
     fn exec(&self) -> ExecSpec {
@@ -360,7 +395,7 @@ impl RewardVerifierSpec {
     pub fn judge(&self) -> JudgeSpec {
         let service = service(self.address.as_ref(), self.ca.as_ref(), self.plain_text);
         let math = MathSpec { extraction: self.extraction, form: self.form };
-        judge(self.kind, math, self.exec(), service, self.timeout_seconds)
+        judge(self.kind, math, self.exec(), (service, self.code.as_ref()), self.timeout_seconds)
     }
 
     fn exec(&self) -> ExecSpec {
@@ -370,6 +405,69 @@ impl RewardVerifierSpec {
         );
         ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits }
     }
+}
+
+impl JobSpec {
+    /// The verifier of a name: that of `[verifiers.NAME]`, or else the built-in kind of this name with its defaults.
+    #[must_use]
+    pub fn verifier_named(&self, name: &str) -> Option<VerifierSpec> {
+        const KINDS: [VerifierKind; 4] =
+            [VerifierKind::Math, VerifierKind::Exact, VerifierKind::Countdown, VerifierKind::Code];
+        self.verifiers.get(name).cloned().or_else(|| {
+            let kind = KINDS.into_iter().find(|kind| kind.name() == name)?;
+            Some(VerifierSpec { kind, ..VerifierSpec::default() })
+        })
+    }
+
+    /// Every verifier that a set or a row may name, with its name: those of `[verifiers]`, and the built-in ones that a set names.
+    #[must_use]
+    pub fn named_verifiers(&self) -> Vec<(String, VerifierSpec)> {
+        let mut named: BTreeMap<String, VerifierSpec> = self.verifiers.clone();
+        let of_sets = self.evaluation.sets.values().filter_map(|set| set.verifier.as_ref()?.named.clone());
+        let of_sources = self.data.sources().filter_map(|source| source.verifier.clone());
+        for name in of_sets.chain(of_sources) {
+            if let Some(verifier) = self.verifier_named(&name) {
+                named.entry(name).or_insert(verifier);
+            }
+        }
+        named.into_iter().collect()
+    }
+
+    /// The verifier of the problems of a source: the one that it names, or else `[verifier]`.
+    #[must_use]
+    pub fn verifier_of(&self, source: &SourceSpec) -> VerifierSpec {
+        let named = source.verifier.as_deref().and_then(|name| self.verifier_named(name));
+        named.unwrap_or_else(|| self.verifier.clone())
+    }
+}
+
+impl JobSpec {
+    /// Text after every question of a source.
+    #[must_use]
+    pub fn suffix_of<'a>(&'a self, source: &'a SourceSpec) -> &'a str {
+        source.prompt_suffix.as_deref().unwrap_or(&self.data.prompt_suffix)
+    }
+}
+
+/// Reads a verifier of an evaluation set: its name alone, or a table of its own.
+pub(crate) fn named_or_own<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<VerifierSpec>, D::Error> {
+    struct Either;
+    impl<'de> Visitor<'de> for Either {
+        type Value = Option<VerifierSpec>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the name of a verifier or a table")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+            Ok(Some(VerifierSpec { named: Some(name.to_owned()), ..VerifierSpec::default() }))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            VerifierSpec::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        }
+    }
+    deserializer.deserialize_any(Either)
 }
 
 fn service(address: Option<&String>, ca: Option<&String>, plain_text: bool) -> ServiceAddress {
@@ -392,13 +490,14 @@ fn judge(
     kind: VerifierKind,
     math: MathSpec,
     exec: ExecSpec,
-    service: ServiceAddress,
+    (service, code): (ServiceAddress, Option<&CodeSpec>),
     timeout_seconds: f64,
 ) -> JudgeSpec {
     let by = match kind {
         VerifierKind::Math => JudgeKind::Math(math),
         VerifierKind::Exact => JudgeKind::Exact,
         VerifierKind::Countdown => JudgeKind::Countdown,
+        VerifierKind::Code => JudgeKind::Code(code.cloned().unwrap_or_default()),
         VerifierKind::Exec => JudgeKind::Exec(exec),
         VerifierKind::Grpc => JudgeKind::Grpc(service),
     };

@@ -118,7 +118,7 @@ fn table(page: &mut String, items: &[Item], item: &Item, path: &str) {
             ("f64", None) => ("number", None),
             ("bool", None) => ("true or false", None),
             ("String" | "PathBuf", None) => ("text", None),
-            ("Vec<String>", None) => ("list of texts", None),
+            ("Vec<String>" | "Vec<PathBuf>", None) => ("list of texts", None),
             ("toml::Table" | "Table", None) => ("table", None),
             (other, None) => panic!("[{path}] {key}: what is a {other}?"),
         };

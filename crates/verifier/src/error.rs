@@ -18,6 +18,9 @@ pub enum VerifierError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The machine has no sandbox for programs as the job wants it.
+    #[error("prepare a sandbox: {0}")]
+    Sandbox(String),
     /// The coordinator refused a call for a reason that trying again cannot cure.
     #[error("call {call} of the coordinator: {code:?}: {message}")]
     Refused {
@@ -36,7 +39,7 @@ impl VerifierError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Join(error) => error.exit(),
-            Self::Spec(_) | Self::Address { .. } => Exit::Config,
+            Self::Spec(_) | Self::Address { .. } | Self::Sandbox(_) => Exit::Config,
             Self::Refused { .. } => Exit::Bug,
         }
     }

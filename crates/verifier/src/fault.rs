@@ -36,6 +36,9 @@ pub(crate) enum Fault {
         /// What is wrong with it.
         problem: String,
     },
+    /// The sandbox of a program failed, not the program.
+    #[error(transparent)]
+    Sandbox(#[from] pacs_sandbox::SandboxError),
     /// The verifier itself says that it failed.
     #[error("the verifier failed: {0}")]
     Reported(String),

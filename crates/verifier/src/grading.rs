@@ -5,6 +5,7 @@ use pacs_spec::{EvaluationSet, JobSpec, RewardSpec, VerifierSpec};
 use pacs_types::{GroupId, NoiseKey, Outcome, SampleId, Verdict, evaluation_problem};
 
 use crate::exec::Entry;
+use crate::fault::Fault;
 use crate::reward::{Answer, combine};
 use crate::{Judge, Judgement, Task, VerifierError};
 
@@ -17,6 +18,8 @@ struct Inner {
     rewards: Vec<Part>,
     /// Those of sets of held-out problems that have their own.
     sets: Vec<(EvaluationSet, Judge)>,
+    /// Those that problems name.
+    named: Vec<(String, Judge)>,
     spec: RewardSpec,
     max_new_tokens: u32,
     seed: u64,
@@ -45,7 +48,9 @@ impl Grading {
             Some(verifier) => Ok(Some((judge(verifier.judge())?, set))),
         };
         let sets = spec.evaluation_sets().into_iter().map(of_set).collect::<Result<Vec<_>, VerifierError>>()?;
+        let named = |(name, verifier): (String, VerifierSpec)| Ok((name, judge(verifier.judge())?));
         Ok(Self(Arc::new(Inner {
+            named: spec.named_verifiers().into_iter().map(named).collect::<Result<_, VerifierError>>()?,
             sets: sets.into_iter().flatten().map(|(judge, set)| (set, judge)).collect(),
             label: judge(spec.verifier.judge())?,
             rewards: spec.reward.verifiers.iter().map(part).collect::<Result<_, VerifierError>>()?,
@@ -55,20 +60,34 @@ impl Grading {
         })))
     }
 
+    /// Tries what the verifiers need of this machine.
+    pub(crate) async fn prepare(&self) -> Result<(), VerifierError> {
+        let Inner { label, rewards, sets, named, .. } = &*self.0;
+        let more = rewards.iter().map(|part| &part.judge);
+        let more = more.chain(sets.iter().map(|(_, judge)| judge)).chain(named.iter().map(|(_, judge)| judge));
+        for judge in std::iter::once(label).chain(more) {
+            judge.prepare().await?;
+        }
+        Ok(())
+    }
+
     /// Grades one sample. The first verifier that fails ends it: half a verdict is none.
     pub(crate) async fn grade(&self, task: v1::VerifyTask) -> v1::TaskVerdict {
-        let v1::VerifyTask { lease_id, group_id, sample_index, response, gold, question, answer_tokens } = task;
+        let v1::VerifyTask { lease_id, group_id, sample_index, response, gold, question, answer_tokens, verifier } =
+            task;
+        let named = (!verifier.is_empty()).then_some(verifier);
         let task = Arc::new(Task { question, response, gold });
         let sample = SampleId { group: GroupId(group_id), index: sample_index };
         let mut verifications = Vec::with_capacity(1 + self.0.rewards.len());
-        let verdict = match self.of_set(group_id) {
-            // What is measured has no reward but its label.
-            Some(judge) => {
+        let verdict = match self.by(named.as_deref(), group_id) {
+            Err(unknown) => unknown,
+            // What is measured by a verifier of its own has no reward but its label.
+            Ok((name, judge, true)) => {
                 let label = judge.verify(Arc::clone(&task)).await;
-                verifications.push(measured(VerifierSpec::LABEL, &label));
+                verifications.push(measured(name, &label));
                 label.verdict
             }
-            None => self.verdict(&task, sample, answer_tokens, &mut verifications).await,
+            Ok((name, judge, false)) => self.verdict((name, judge), &task, sample, answer_tokens, &mut verifications).await,
         };
         if !verdict.outcome.is_conclusive() {
             let sample = format_args!("g{group_id}.{sample_index}");
@@ -90,15 +109,31 @@ impl Grading {
         trained && NoiseKey::new(self.0.seed, LABEL_NOISE_STREAM, sample).uniform(0) < self.0.spec.label_noise
     }
 
+    /// The verifier that grades a sample: the one its problem names, else that of its set, else that of the job. With it, its name
+    /// in metrics, and whether only its label counts. The error is the verdict for an unknown name.
+    fn by(&self, named: Option<&str>, group: u64) -> Result<(&str, &Judge, bool), Verdict> {
+        let is_measured = evaluation_problem(GroupId(group)).is_some();
+        if let Some(name) = named {
+            let found = self.0.named.iter().find(|(known, _)| known == name);
+            let unknown = || Fault::Reported(format!("the job has no verifier `{}`", name.escape_debug())).into();
+            return found.map(|(name, judge)| (name.as_str(), judge, is_measured)).ok_or_else(unknown);
+        }
+        Ok(match self.of_set(group) {
+            Some(judge) => (VerifierSpec::LABEL, judge, true),
+            None => (VerifierSpec::LABEL, &self.0.label, false),
+        })
+    }
+
     async fn verdict(
         &self,
+        (name, judge): (&str, &Judge),
         task: &Arc<Task>,
         sample: SampleId,
         tokens: u32,
         done: &mut Vec<v1::Verification>,
     ) -> Verdict {
-        let mut label = self.0.label.verify(Arc::clone(task)).await;
-        done.push(measured(VerifierSpec::LABEL, &label));
+        let mut label = judge.verify(Arc::clone(task)).await;
+        done.push(measured(name, &label));
         if !label.verdict.outcome.is_conclusive() {
             return label.verdict;
         }
@@ -160,6 +195,7 @@ mod tests {
             gold: "5".into(),
             question: "2 + 3?".into(),
             answer_tokens: 95,
+            verifier: String::new(),
         }
     }
 

@@ -6,6 +6,7 @@ use pacs_types::Verdict;
 
 use crate::VerifierError;
 use crate::cache::Cache;
+use crate::code::Code;
 use crate::exec::{Entry, Exec};
 use crate::fault::Fault;
 use crate::grpc::Service;
@@ -33,6 +34,9 @@ pub struct Judgement {
     pub cached: bool,
 }
 
+/// The command of a guard's program that isolates its process for a sandbox: `pacs_sandbox::run_init`.
+pub const SANDBOX_COMMAND: &str = "sandbox-init";
+
 /// One verifier, whatever it is: judges tasks one by one or many at once, and remembers what it said.
 pub struct Judge {
     by: By,
@@ -44,6 +48,7 @@ pub struct Judge {
 enum By {
     /// A rule of this program.
     Rule(Rule),
+    Code(Code),
     Exec(Exec),
     Service(Service),
 }
@@ -51,7 +56,7 @@ enum By {
 impl Judge {
     /// A judge that runs at most `concurrency` verifications at once (threads, children, calls; 0 counts as 1) and
     /// remembers at most `cache_entries` verdicts. Nothing is started or called before the first task. Programs are started by way
-    /// of `guard`; without one they have neither limits nor anybody who ends what they leave.
+    /// of `guard`; without one they have neither limits nor anybody who ends what they leave, and a sandbox cannot be started at all.
     ///
     /// Must be called within a runtime.
     ///
@@ -74,10 +79,25 @@ impl Judge {
                 let grade = |task: &Task| pacs_verify::grade_countdown(&task.response, &task.gold);
                 (By::Rule(Rule::new(grade, limit, concurrency)), Some(version("countdown")))
             }
+            JudgeKind::Code(code) => {
+                let entry = guard.map(|_| pacs_sandbox::Entry::own(&[SANDBOX_COMMAND]));
+                (By::Code(Code::new(code.clone(), entry, limit, concurrency)), None)
+            }
             JudgeKind::Exec(exec) => (By::Exec(Exec::new(exec.clone(), guard.cloned(), limit, concurrency)), None),
             JudgeKind::Grpc(service) => (By::Service(Service::new(service, limit, concurrency)?), None),
         };
         Ok(Self { by, cache: Cache::new(cache_entries), version: Mutex::new(version.map(Arc::from)) })
+    }
+
+    /// Tries what the judge needs of the machine, as far as it can be tried without a task: a sandbox for programs.
+    ///
+    /// # Errors
+    /// [`VerifierError::Sandbox`] when there is none, or one without a layer that has to hold.
+    pub async fn prepare(&self) -> Result<(), VerifierError> {
+        match &self.by {
+            By::Code(code) => code.prepare().await.map_err(|fault| VerifierError::Sandbox(fault.to_string())),
+            By::Rule(_) | By::Exec(_) | By::Service(_) => Ok(()),
+        }
     }
 
     /// Judges one task. Never fails: what goes wrong is in the verdict.
@@ -89,6 +109,7 @@ impl Judge {
         }
         let (judgement, version) = match &self.by {
             By::Rule(rule) => (rule.verify(Arc::clone(&task)).await, self.version()),
+            By::Code(code) => self.heard(code.verify(&task).await),
             By::Exec(exec) => self.heard(exec.verify(&task).await),
             By::Service(service) => self.heard(service.verify(&task).await),
         };

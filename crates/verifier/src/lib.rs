@@ -2,7 +2,7 @@
 //!
 //! Start at [`run`]. `session` is the loop of one membership, `grading` asks all verifiers of the job about one sample,
 //! and `reward` makes one verdict of what they say. A [`Judge`] is one verifier:
-//! a built-in `rule` on threads of this process, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
+//! a built-in `rule` on threads of this process, `code` programs in sandboxes, `exec` a pool of children, `grpc` a service; `cache` remembers what it said.
 //!
 //! How mathematical answers are compared is not decided here but in `pacs-verify`. A verification that fails is a
 //! [`Fault`](fault::Fault) with a type, never a wrong answer.
@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
 mod cache;
+mod code;
 mod error;
 mod exec;
 mod fault;
@@ -24,5 +25,5 @@ mod worker;
 
 pub use error::VerifierError;
 pub use exec::{Entry, Guarded, run_guarded};
-pub use judge::{Judge, Judgement, Task};
+pub use judge::{Judge, Judgement, SANDBOX_COMMAND, Task};
 pub use worker::{VerifierOptions, run};

@@ -49,7 +49,7 @@ impl Worker for Verifier {
     type Error = VerifierError;
 
     async fn serve(&mut self, membership: &Membership) -> Result<Infallible, Stop<VerifierError>> {
-        let grading = self.grading(&membership.job_spec).map_err(Stop::Fatal)?;
+        let grading = self.grading(&membership.job_spec).await.map_err(Stop::Fatal)?;
         Err(match Session::new(membership, grading, self.threads).work().await {
             // Another process would be refused alike.
             CallError::Refused { call, code, message } => Stop::Fatal(VerifierError::Refused { call, code, message }),
@@ -59,7 +59,7 @@ impl Worker for Verifier {
 }
 
 impl Verifier {
-    fn grading(&mut self, job_spec: &str) -> Result<Grading, VerifierError> {
+    async fn grading(&mut self, job_spec: &str) -> Result<Grading, VerifierError> {
         if let Some(kept) = self.kept.as_ref().filter(|kept| kept.job_spec == job_spec) {
             return Ok(kept.grading.clone());
         }
@@ -67,6 +67,7 @@ impl Verifier {
         self.kept = None;
         let spec = pacs_spec::parse(job_spec, Path::new("the coordinator's job spec"))?;
         let grading = Grading::new(&spec, self.guard.as_ref(), self.threads)?;
+        grading.prepare().await?;
         self.kept = Some(Kept { job_spec: job_spec.to_owned(), grading: grading.clone() });
         Ok(grading)
     }

@@ -10,12 +10,13 @@
 //!
 //! This is not a computer algebra system. Expressions with variables are compared at fixed points, not proved
 //! equal. Answers that are not mathematics have rules of their own: `text` (equal to the reference) and
-//! `countdown` (an expression of given numbers). Nothing here reads a clock or random numbers: work is bounded by
+//! `countdown` (an expression of given numbers). `code` reads the cases of programs and compares what they wrote; it runs none. Nothing here reads a clock or random numbers: work is bounded by
 //! counted steps (see `limits`), so the same pair of strings gets the same verdict on every machine. The
 //! conventions are in `docs/VERIFIERS.md`.
 #![forbid(unsafe_code)]
 
 mod answer;
+mod code;
 mod compare;
 mod countdown;
 mod exact;
@@ -29,6 +30,7 @@ mod reading;
 mod render;
 mod text;
 
+pub use code::{Program, Suite, SuiteCase, check_suite, extract_program, same_output, same_value};
 pub use countdown::{check_countdown, grade_countdown, solve_countdown};
 pub use gold::{GoldCheck, GoldError, Leniency, check_gold, inspect_gold};
 pub use grade::{Form, MAX_GRADE_STEPS, Mode, Rules, grade, grade_counted};

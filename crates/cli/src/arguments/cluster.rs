@@ -46,6 +46,12 @@ pub(crate) struct ExecChild {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SandboxInit {
+    /// What verifiers pass on.
+    pub(crate) order: String,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "\
 `pacs run` is all that one machine needs; this is for workers on other machines, which launchers start.
 

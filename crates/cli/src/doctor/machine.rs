@@ -1,4 +1,4 @@
-//! Checks of the system: limits, shared memory, debugging variables, namespaces for verifiers.
+//! Checks of the system: limits, shared memory, debugging variables.
 
 use std::fs;
 use std::path::Path;
@@ -24,9 +24,7 @@ const DEBUGGING: [(&str, &str); 9] = [
 ];
 
 pub(super) fn look(needs: Needs) -> Vec<Finding> {
-    let mut findings = vec![open_files(), shared_memory(needs), debugging(|name| std::env::var(name).ok())];
-    findings.push(namespaces());
-    findings
+    vec![open_files(), shared_memory(needs), debugging(|name| std::env::var(name).ok())]
 }
 
 fn open_files() -> Finding {
@@ -83,22 +81,6 @@ fn debugging(variable: impl Fn(&str) -> Option<String>) -> Finding {
     match set.is_empty() {
         true => Finding::ok(CHECK, "no debugging variables are set"),
         false => Finding::warning(CHECK, set.join(", "), "unset what is not wanted for good"),
-    }
-}
-
-/// Checks that user namespaces are allowed, which sandboxes of verifier programs need.
-fn namespaces() -> Finding {
-    const CHECK: &str = "namespaces";
-    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").ok();
-    let most = most.and_then(|text| text.trim().parse::<u64>().ok());
-    match most {
-        Some(0) => Finding::warning(
-            CHECK,
-            "user namespaces are switched off",
-            "verifiers that run programs cannot be isolated here; let them run in pods or on machines of their own",
-        ),
-        Some(_) => Finding::ok(CHECK, "user namespaces are allowed"),
-        None => Finding::warning(CHECK, "this system does not say", "isolate verifiers that run programs"),
     }
 }
 

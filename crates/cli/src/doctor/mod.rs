@@ -7,6 +7,7 @@ mod folder;
 mod machine;
 mod network;
 mod parts;
+mod sandbox;
 
 use std::fmt;
 
@@ -103,6 +104,7 @@ pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     });
     let run_dir = arguments.run_dir.clone().or_else(|| spec.as_ref().map(default_run_dir));
     let mut findings = machine::look(needs);
+    findings.push(sandbox::look(spec.as_ref())?);
     findings.extend(run_dir.iter().flat_map(|folder| folder::look(folder, needs)));
     findings.extend(parts::worker(arguments.worker_binary.as_deref(), needs.gpu));
     findings.extend(arguments.tls_dir.iter().map(|folder| parts::certificates(folder)));

@@ -142,6 +142,7 @@ fn set_sampling(spec: &mut JobSpec, arguments: &Measure) {
         (rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p) = (0.6, 0.95, 0, 0.0);
         (spec.evaluation.samples_per_problem, spec.evaluation.temperature) = (128, None);
         spec.data.prompt_suffix = pacs_spec::PAPER_SUFFIX.to_owned();
+        spec.data.evaluation.iter_mut().for_each(|source| source.prompt_suffix = None);
         for set in spec.evaluation.sets.values_mut() {
             set.preset = Some(EvaluationPreset::Paper);
             (set.samples_per_problem, set.temperature, set.top_p, set.top_k, set.min_p) =
@@ -167,6 +168,7 @@ fn set_sampling(spec: &mut JobSpec, arguments: &Measure) {
     }
     if let Some(suffix) = &arguments.prompt_suffix {
         spec.data.prompt_suffix.clone_from(suffix);
+        spec.data.evaluation.iter_mut().for_each(|source| source.prompt_suffix = None);
         spec.evaluation.sets.values_mut().for_each(|set| set.prompt_suffix = Some(suffix.clone()));
     }
     if let Some(limit) = arguments.limit {

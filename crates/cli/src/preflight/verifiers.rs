@@ -25,7 +25,8 @@ const NO_ANSWER: &str = "I do not know.";
 /// # Errors
 /// When the runtime cannot be started.
 pub(super) fn try_all(spec: &JobSpec, problems: &[Row]) -> Result<Vec<Trial>, Failure> {
-    let label = std::iter::once((VerifierSpec::LABEL.to_owned(), spec.verifier.judge()));
+    // Problems of other sets are for the verifiers that they name.
+    let label = std::iter::once((VerifierSpec::LABEL.to_owned(), spec.verifier_of(&spec.data.train).judge()));
     let rewards = spec.reward.verifiers.iter().map(|(name, one)| (name.clone(), one.judge()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -56,15 +57,23 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn grade(self, spec: &JudgeSpec, problems: &[Row]) -> Result<String, Problem> {
         let judge = Judge::new(spec, Some(&guard()), 1, 0).map_err(|error| self.problem(error.to_string()))?;
-        let (mut right, mut slowest) = (0, std::time::Duration::ZERO);
+        let (mut right, mut asked, mut slowest) = (0, 0, std::time::Duration::ZERO);
         let tried = &problems[..problems.len().min(PROBLEMS)];
         for row in tried {
             let answer = match &spec.by {
                 JudgeKind::Math(_) => format!("\\boxed{{{}}}", row.answer),
                 // The reference holds the target and numbers; a right answer is an expression of them.
                 JudgeKind::Countdown => pacs_verify::solve_countdown(&row.answer).unwrap_or_default(),
+                // The reference names cases, and a program that passes them where the data set has one.
+                JudgeKind::Code(_) => {
+                    match pacs_verify::Suite::parse(&row.answer).ok().and_then(|suite| suite.solution) {
+                        Some(solution) => format!("```python\n{solution}\n```"),
+                        None => continue,
+                    }
+                }
                 JudgeKind::Exact | JudgeKind::Exec(_) | JudgeKind::Grpc(_) => row.answer.clone(),
             };
+            asked += 1;
             for (response, is_right) in [(answer, true), (NO_ANSWER.to_owned(), false)] {
                 let task =
                     Task { question: row.question.clone(), response: response.clone(), gold: row.answer.clone() };
@@ -81,11 +90,14 @@ impl Attempt<'_> {
                 right += u64::from(correct && is_right);
             }
         }
+        if asked == 0 {
+            return Ok("not tried: the problems have no reference solutions".to_owned());
+        }
         if self.gives_label && right == 0 {
             let first = tried.first().map(|row| row.answer.as_str()).unwrap_or_default();
             return Err(self.worthless(format!("no reference answer is correct to it, such as {first:?}")));
         }
-        let answers = plural(tried.len() as u64, "reference answer", "reference answers");
+        let answers = plural(asked, "reference answer", "reference answers");
         Ok(format!("{right} of {answers} correct, no answer is not; slowest in {}", duration(slowest)))
     }
 

@@ -36,17 +36,22 @@ impl Door {
     pub(crate) fn new(spec: &JobSpec, model: Option<&ModelConfig>) -> Self {
         let most = |kind: VerifierKind| if kind.is_built_in() { 1.0 } else { MOST_VERIFIER_REWARD };
         let reward = &spec.reward;
-        // Evaluation sets may have their own verifiers, which return a label and nothing else.
-        let sets =
-            || spec.evaluation.sets.values().filter_map(|set| set.verifier.as_ref()).map(|verifier| verifier.kind);
+        // Evaluation sets may have their own verifiers, which return a label and nothing else. Problems may name one, which gives
+        // the label in place of the job's.
+        let named = spec.named_verifiers();
+        let resolved = spec.all_evaluation_sets().filter_map(|set| set.verifier).map(|verifier| verifier.kind);
+        let kinds: Vec<VerifierKind> = resolved.chain(named.iter().map(|(_, verifier)| verifier.kind)).collect();
+        let sets = || kinds.iter().copied();
         let most_of_sets = sets().map(most).fold(0.0, f64::max);
         let most_label = most(spec.verifier.kind).max(most_of_sets);
         let label = (VerifierSpec::LABEL.to_owned(), most_label);
         let more = reward.verifiers.iter().map(|(name, verifier)| (name.clone(), most(verifier.kind)));
+        let most_named = named.iter().map(|(name, verifier)| (name.clone(), most(verifier.kind)));
         let weights = [reward.weight].into_iter().chain(reward.verifiers.values().map(|verifier| verifier.weight));
-        let verifiers: Vec<_> = [label].into_iter().chain(more).collect();
+        let mut verifiers: Vec<_> = [label].into_iter().chain(more).collect();
         let weighted: f64 = weights.zip(&verifiers).map(|(weight, (_, most))| weight.abs() * most).sum();
         let most_reward = (weighted + reward.format_bonus.abs() + reward.overlong_penalty).max(most_of_sets) * ROUNDING;
+        verifiers.extend(most_named);
         Self {
             vocabulary: model.and_then(|model| u32::try_from(model.vocab_size).ok()),
             max_new_tokens: spec.rollout.max_new_tokens,

@@ -212,7 +212,7 @@ pub(crate) mod testing {
     /// A source that returns one question for all groups.
     pub(crate) fn one_question() -> Arc<dyn Questions> {
         let (question, answer) = ("1 + 1?".to_owned(), "2".to_owned());
-        Arc::new(OneQuestion(Problem { question, answer, prompt_tokens: vec![9, 8] }))
+        Arc::new(OneQuestion(Problem { question, answer, verifier: None, prompt_tokens: vec![9, 8] }))
     }
 }
 

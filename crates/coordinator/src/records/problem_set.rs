@@ -150,8 +150,12 @@ mod tests {
     #[test]
     fn the_order_counts_too() {
         let digests = |text: &str| text.chars().map(String::from).collect::<Vec<_>>();
-        let question =
-            |c: char| Problem { question: format!("what is {c}?"), answer: "1".into(), prompt_tokens: vec![1] };
+        let question = |c: char| Problem {
+            question: format!("what is {c}?"),
+            answer: "1".into(),
+            verifier: None,
+            prompt_tokens: vec![1],
+        };
         let said = |before: &str, now: &str| {
             let problems: Vec<Problem> = now.chars().map(question).collect();
             change("to train on", &digests(before), &digests(now), &problems)

@@ -150,5 +150,6 @@ fn task(problems: &Problems, grant: SampleGrant, kept: &KeptSample) -> Result<v1
         gold: problem.answer.clone(),
         question: problem.question.clone(),
         answer_tokens: kept.tokens,
+        verifier: problem.verifier.as_deref().unwrap_or_default().to_owned(),
     })
 }

@@ -216,3 +216,38 @@ fn shared_data_sets_load() {
     assert_eq!(problems.report.train.kept + problems.report.train.overlong, 7473);
     assert_eq!((problems.report.train.duplicates, problems.report.train.unreadable_answers), (0, 0));
 }
+
+#[test]
+fn rows_and_sets_name_their_verifiers_and_cases_are_json() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let rows = [
+        r#"{"question": "add", "answer": [{"input": "1 2", "output": "3"}], "by": "programs"}"#,
+        r#"{"question": "double", "answer": ["assert f(1) == 2", "assert f(2) == 4"], "by": "programs"}"#,
+        r#"{"question": "1 + 1?", "answer": 2, "by": null}"#,
+        r#"{"question": "sort", "answer": "1 2 3", "by": "nobody"}"#,
+        r#"{"question": "count", "answer": "no cases", "by": "programs"}"#,
+    ];
+    fs::write(dir.path().join("t.jsonl"), rows.join("\n")).expect("written");
+    fs::write(dir.path().join("m.jsonl"), "{\"question\": \"say a\", \"answer\": \"a\"}\n").expect("written");
+    let lines = format!(
+        "{OFF}\n[data.train]\npath = '{{dir}}/t.jsonl'\nverifier_field = 'by'\n\
+         [data.mix.words]\npath = '{{dir}}/m.jsonl'\nverifier = 'exact'\n[verifiers.programs]\nkind = 'code'"
+    );
+    let problems = load_on(&job(dir.path(), &lines), Day::today()).expect("loads");
+    let found: Vec<_> =
+        problems.train.iter().map(|problem| (problem.answer.as_str(), problem.verifier.as_deref())).collect();
+    let expected = [
+        (r#"[{"input":"1 2","output":"3"}]"#, Some("programs")),
+        (r#"["assert f(1) == 2","assert f(2) == 4"]"#, Some("programs")),
+        ("2", None),
+        ("a", Some("exact")),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(problems.report.train.unreadable_answers, 2);
+    let first = problems.report.train.first_unreadable.expect("named");
+    assert!(first.contains("t.jsonl:4: it names the verifier `nobody`"), "{first}");
+    // A problem that names no verifier is the one that it was.
+    let Problem { question, answer, prompt_tokens, .. } = problems.train[2].clone();
+    let named = Problem { question, answer, verifier: Some("programs".into()), prompt_tokens };
+    assert_ne!(named.digest(), problems.train[2].digest());
+}

@@ -26,6 +26,8 @@ const ANSWERS: [&str; 9] = [
 pub(crate) struct Fields {
     pub(crate) question: String,
     pub(crate) answer: String,
+    /// Field that names the verifier of a row, where the source has one.
+    pub(crate) verifier: Option<String>,
 }
 
 impl Fields {
@@ -45,7 +47,7 @@ impl Fields {
         };
         let question = choose(&source.question_field, &default.question_field, &QUESTIONS)?;
         let answer = choose(&source.answer_field, &default.answer_field, &ANSWERS)?;
-        Ok(Self { question, answer })
+        Ok(Self { question, answer, verifier: source.verifier_field.clone() })
     }
 
     /// What was chosen, where that is not what the spec says.
@@ -78,14 +80,25 @@ impl Fields {
                 Asked::Question(text.map_err(|what| is_wrong(&self.question, what, "a text or a list of messages"))?)
             }
         };
-        let answer = answer.into_text().map_err(|what| is_wrong(&self.answer, what, "a text or a number"))?;
+        let answer = match answer.is_cases() {
+            true => Ok(answer.into_json()),
+            false => answer.into_text(),
+        };
+        let answer = answer.map_err(|what| is_wrong(&self.answer, what, "a text or a number"))?;
         let answer = after_solution(&answer).map_or(answer.clone(), str::to_owned);
         for (field, text) in [(&self.question, asked.question()), (&self.answer, answer.as_str())] {
             if text.trim().is_empty() {
                 return Err(format!("field `{field}` is empty"));
             }
         }
-        Ok(Record { asked, answer, response: None, place })
+        let verifier = match &self.verifier {
+            Some(field) => match value(field)? {
+                None | Some(Value::Null) => None,
+                Some(name) => Some(name.into_text().map_err(|what| is_wrong(field, what, "the name of a verifier"))?),
+            },
+            None => None,
+        };
+        Ok(Record { asked, answer, response: None, verifier, place })
     }
 }
 

@@ -35,6 +35,38 @@ impl Value {
         }
     }
 
+    /// Whether it is a list or an object of the cases of a program, which its verifier reads as JSON.
+    pub(crate) fn is_cases(&self) -> bool {
+        let is_case = |value: &Self| match value {
+            Self::Text(text) => text.trim_start().starts_with("assert"),
+            case => case.at("input").is_some() && case.at("output").is_some(),
+        };
+        match self {
+            Self::List(list) => {
+                list.len() > 1 && list.iter().all(is_case) || matches!(&list[..], [one] if is_case(one))
+            }
+            Self::Fields(_) => ["cases", "tests", "test_list", "inputs"].into_iter().any(|key| self.at(key).is_some()),
+            _ => false,
+        }
+    }
+
+    /// The value as JSON, with numbers as they are written.
+    pub(crate) fn into_json(self) -> String {
+        let list = |items: Vec<String>, [open, close]: [char; 2]| format!("{open}{}{close}", items.join(","));
+        let text = |text: &str| serde_json::Value::from(text).to_string();
+        match self {
+            Self::Null | Self::Other(_) => "null".to_owned(),
+            Self::Bool(value) => value.to_string(),
+            Self::Number(digits) => digits,
+            Self::Text(value) => text(&value),
+            Self::List(items) => list(items.into_iter().map(Self::into_json).collect(), ['[', ']']),
+            Self::Fields(fields) => {
+                let field = |(name, value): (String, Self)| format!("{}:{}", text(&name), value.into_json());
+                list(fields.into_iter().map(field).collect(), ['{', '}'])
+            }
+        }
+    }
+
     /// What it is, for messages.
     pub(crate) fn what(&self) -> String {
         match self {
@@ -195,7 +227,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
 /// # Errors
 /// What it is instead.
 pub fn exact_text(raw: &RawValue) -> Result<String, String> {
-    Value::of_json(raw)?.into_text()
+    let value = Value::of_json(raw)?;
+    if value.is_cases() { Ok(value.into_json()) } else { value.into_text() }
 }
 
 #[cfg(test)]

@@ -80,15 +80,17 @@ impl Check {
         }
         if let Some(verifier) = &set.verifier {
             self.verifier_at(&at("verifier"), verifier);
-            let usual = VerifierSpec::default();
-            for (key, given, usual) in [
-                ("max_attempts", verifier.max_attempts, usual.max_attempts),
-                ("max_replacements", verifier.max_replacements, usual.max_replacements),
-                ("cache_entries", verifier.cache_entries, usual.cache_entries),
-            ] {
-                let message = format!("holds for all sets: expected in `[verifier]` (`verifier.{key}`)");
-                self.that(given == usual, &format!("{path}.verifier.{key}"), given, message, &[]);
-            }
+            let path = at("verifier");
+            self.of_the_job(&path, verifier);
+            let own = VerifierSpec { named: None, ..verifier.clone() };
+            let alone = verifier.named.is_none() || own == VerifierSpec::default();
+            self.that(
+                alone,
+                &format!("{path}.named"),
+                "set",
+                "takes the place of all other keys; expected none beside it",
+                &[],
+            );
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Bounds of `[verifier]` and `[reward]`.
 
 use super::Check;
-use crate::{Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
+use crate::{CodeSpec, Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
 
 /// Most reward verifiers of a job.
 const MOST_VERIFIERS: usize = 8;
+
+/// Most tables of `[verifiers]`.
+const MOST_NAMED: usize = 16;
 
 /// Limits of a program, and the most that each may be.
 const LIMITS: [(&str, u64); 4] = [
@@ -28,6 +31,7 @@ struct Described<'a> {
     ca: Option<&'a str>,
     plain_text: bool,
     timeout_seconds: f64,
+    code: Option<&'a CodeSpec>,
 }
 
 impl Check {
@@ -37,11 +41,17 @@ impl Check {
         self.range("verifier.max_replacements", spec.verifier.max_replacements, 0..=100);
         self.range("verifier.cache_entries", spec.verifier.cache_entries, 0..=100_000_000);
         self.reward(&spec.reward, spec.rollout.max_new_tokens);
+        self.named_verifiers(spec);
+        self.label_noise(spec);
+    }
+
+    /// Labels of verifiers that are not built in may be fractions, which have no opposite.
+    fn label_noise(&mut self, spec: &JobSpec) {
         let noise = spec.reward.label_noise;
         self.range("reward.label_noise", noise, 0.0..=0.5);
-        // Labels of other verifiers may be fractions, of which none is the opposite.
+        let can_be_inverted = std::iter::once(&spec.verifier).chain(spec.verifiers.values()).all(|v| v.kind.is_built_in());
         let message = "expected 0: only the labels of built-in verifiers, which are 0 or 1, can be inverted";
-        self.that(noise == 0.0 || spec.verifier.kind.is_built_in(), "reward.label_noise", noise, message, &["verifier.kind"]);
+        self.that(noise == 0.0 || can_be_inverted, "reward.label_noise", noise, message, &["verifier.kind"]);
     }
 
     /// A table with the keys of `[verifier]`, as far as they describe who judges.
@@ -58,8 +68,58 @@ impl Check {
             ca: verifier.ca.as_deref(),
             plain_text: verifier.plain_text,
             timeout_seconds: verifier.timeout_seconds,
+            code: verifier.code.as_ref(),
         };
         self.judge(path, &described);
+    }
+
+    /// The tables of `[verifiers]`, and those who name them.
+    fn named_verifiers(&mut self, spec: &JobSpec) {
+        let message = format!("expected at most {MOST_NAMED} verifiers");
+        self.that(spec.verifiers.len() <= MOST_NAMED, "verifiers", spec.verifiers.len(), message, &[]);
+        for (name, verifier) in &spec.verifiers {
+            let path = format!("verifiers.{name}");
+            let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+            let is_free = name != VerifierSpec::LABEL && !spec.reward.verifiers.contains_key(name);
+            if !plain || !(1..=32).contains(&name.len()) || !is_free {
+                let message = "expected a name of 1 to 32 letters, digits, `-` and `_`, neither `label` (that is `[verifier]`) nor \
+                               that of a table of `reward.verifiers`";
+                self.fail(Problem::new(&path, message), &[]);
+            }
+            self.verifier_at(&path, verifier);
+            self.of_the_job(&path, verifier);
+        }
+        for (path, verifier) in std::iter::once(("verifier".to_owned(), &spec.verifier))
+            .chain(spec.verifiers.iter().map(|(name, verifier)| (format!("verifiers.{name}"), verifier)))
+        {
+            let message = "applies to evaluation sets only";
+            self.that(verifier.named.is_none(), &format!("{path}.named"), "set", message, &[]);
+        }
+        let evaluation = spec.data.evaluation.iter().map(|source| ("data.evaluation".to_owned(), source));
+        let sources = spec.data.train_sets().chain(evaluation);
+        let of_sources = sources.filter_map(|(path, source)| Some((path, source.verifier.clone()?)));
+        let sets = spec.evaluation.sets.iter();
+        let of_sets = sets
+            .filter_map(|(name, set)| Some((format!("evaluation.sets.{name}"), set.verifier.as_ref()?.named.clone()?)));
+        for (path, name) in of_sources.chain(of_sets) {
+            if spec.verifier_named(&name).is_none() {
+                let message = "there is no such verifier; expected a table of `[verifiers]`, or `math`, `exact`, `countdown` or `code`";
+                self.fail(Problem::new(format!("{path}.verifier"), message).with_value(format!("{name:?}")), &[]);
+            }
+        }
+    }
+
+    /// What holds for all verifications of a job is said in `[verifier]`.
+    pub(super) fn of_the_job(&mut self, path: &str, verifier: &VerifierSpec) {
+        let usual = VerifierSpec::default();
+        for (key, given, usual) in [
+            ("max_attempts", verifier.max_attempts, usual.max_attempts),
+            ("max_replacements", verifier.max_replacements, usual.max_replacements),
+            ("cache_entries", verifier.cache_entries, usual.cache_entries),
+        ] {
+            let message = format!("holds for all sets: expected in `[verifier]` (`verifier.{key}`)");
+            self.that(given == usual, &format!("{path}.{key}"), given, message, &[]);
+        }
     }
 
     fn reward(&mut self, reward: &RewardSpec, max_new_tokens: u32) {
@@ -107,6 +167,7 @@ impl Check {
                 ca: verifier.ca.as_deref(),
                 plain_text: verifier.plain_text,
                 timeout_seconds: verifier.timeout_seconds,
+                code: verifier.code.as_ref(),
             };
             self.judge(&path, &described);
         }
@@ -117,6 +178,7 @@ impl Check {
         let at = |key: &str| format!("{path}.{key}");
         let is = |kind| judge.kind == kind;
         self.above_zero(&at("timeout_seconds"), judge.timeout_seconds, 3600.0);
+        self.code(path, judge.kind, judge.code);
         let of_math =
             [("extraction", judge.extraction != Extraction::Lenient), ("form", judge.form != Form::Evaluated)];
         for (key, _) in of_math.into_iter().filter(|(_, given)| *given && !is(VerifierKind::Math)) {

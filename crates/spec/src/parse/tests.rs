@@ -428,7 +428,7 @@ kind = 'llm'
               line 24: reward.verifiers.label.address = "nohost": expected host:port
               line 25: reward.verifiers.label.ca = "": expected a PEM file of certificates
               line 26: reward.verifiers.label.plain_text = true: with `ca` the connection is TLS; leave one of the two out
-              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exact`, `countdown`, `exec`, `grpc`"#]],
+              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exact`, `countdown`, `code`, `exec`, `grpc`"#]],
     );
 }
 

@@ -53,7 +53,7 @@ pub(super) fn read<'a>(
 /// Returns conversations of a job's problems: the prompt that a rollout worker gets, and a response that
 /// the task accepts.
 pub(super) fn of_job(spec: &JobSpec, source: &SourceSpec) -> Result<Vec<(usize, Vec<Message>)>> {
-    let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), &spec.data.prompt_suffix)?;
+    let demonstrations = pacs_data::demonstrations(source, spec.data.system.as_deref(), spec.suffix_of(source))?;
     let conversation = |(number, Demonstration { mut asked, response }): (usize, Demonstration)| {
         asked.push(Message { role: ASSISTANT.to_owned(), content: response });
         (number + 1, asked)

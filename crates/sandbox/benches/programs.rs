@@ -1,0 +1,90 @@
+//! Short programs a second: in the sandbox, without one layer each, and by a plain process of Python.
+//!
+//! ```sh
+//! cargo bench -p pacs-sandbox --bench programs            # 2 at once, 5 seconds each
+//! cargo bench -p pacs-sandbox --bench programs -- 4 10    # 4 at once, 10 seconds each
+//! ```
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a benchmark fails")]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pacs_sandbox::{Case, Entry, Job, Layer, Limits, Policy, Sandbox};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+const PROGRAM: &str = "a, b = map(int, input().split())\nprint(a + b)\n";
+const INPUT: &str = "20 22\n";
+const OUTPUT: &str = "42\n";
+
+#[tokio::main]
+async fn main() {
+    // Cargo itself says `--bench`.
+    let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
+    let at_once = numbers.next().unwrap_or(2);
+    let time = Duration::from_secs(numbers.next().unwrap_or(5));
+    println!("{at_once} at once, {} s each; a program adds two numbers of its input", time.as_secs());
+    let report = |what: &str, programs: u64| {
+        let rate = programs as f64 / time.as_secs_f64();
+        println!("{what:<32} {rate:>7.1} programs/s {:>7.2} ms each on one", at_once as f64 / rate * 1e3);
+    };
+    report("python3, a plain process", plain(at_once, time, &["-c", PROGRAM]).await);
+    report("python3 -I -S, a plain process", plain(at_once, time, &["-I", "-S", "-c", PROGRAM]).await);
+    report("all layers", sandboxed(at_once, time, &[]).await);
+    for layer in Layer::ALL.into_iter().filter(|layer| !matches!(layer, Layer::User | Layer::Cgroup)) {
+        report(&format!("without {layer}"), sandboxed(at_once, time, &[layer]).await);
+    }
+    let all: Vec<Layer> = Layer::ALL.to_vec();
+    report("without any layer, forked", sandboxed(at_once, time, &all).await);
+}
+
+async fn plain(at_once: u64, time: Duration, arguments: &'static [&'static str]) -> u64 {
+    let done = Arc::new(AtomicU64::new(0));
+    let end = Instant::now() + time;
+    let tasks = (0..at_once).map(|_| {
+        let done = Arc::clone(&done);
+        tokio::spawn(async move {
+            while Instant::now() < end {
+                let mut command = Command::new("python3");
+                command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+                let mut process = command.spawn().unwrap();
+                process.stdin.take().unwrap().write_all(INPUT.as_bytes()).await.unwrap();
+                assert_eq!(process.wait_with_output().await.unwrap().stdout, OUTPUT.as_bytes());
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    done.load(Ordering::Relaxed)
+}
+
+async fn sandboxed(at_once: u64, time: Duration, without: &[Layer]) -> u64 {
+    let policy = Policy { without: without.to_vec(), ..Policy::default() };
+    let done = Arc::new(AtomicU64::new(0));
+    let mut tasks = Vec::new();
+    for _ in 0..at_once {
+        let entry = Entry::new(env!("CARGO_BIN_EXE_pacs-sandbox-init").into(), &[]);
+        let mut sandbox = Sandbox::probe(&entry, &policy).await.unwrap();
+        let done = Arc::clone(&done);
+        tasks.push(async move {
+            let job = Job::python(PROGRAM, Limits::default());
+            let case = Case::Stdin { stdin: INPUT.to_owned() };
+            let end = Instant::now() + time;
+            while Instant::now() < end {
+                let mut running = sandbox.begin(&job).await.unwrap();
+                assert_eq!(running.run(&case).await.unwrap().stdout, OUTPUT);
+                running.end().await.unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for task in tasks.into_iter().map(tokio::spawn).collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    done.load(Ordering::Relaxed)
+}

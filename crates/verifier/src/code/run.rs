@@ -1,0 +1,244 @@
+//! One program on its cases.
+
+use std::time::Instant;
+
+use pacs_sandbox::{Case, Ended, Job, Limits, Outcome, Running, Sandbox, Told};
+use pacs_spec::{CodeSpec, CodeStop};
+use pacs_verify::{Suite, SuiteCase, same_output, same_value};
+
+use super::assertions::{self, Splits};
+use super::end::{End, Why};
+use crate::fault::Fault;
+
+/// How a program is run.
+pub(super) struct Run<'a> {
+    pub(super) spec: &'a CodeSpec,
+    pub(super) suite: &'a Suite,
+    pub(super) limits: Limits,
+    /// When all cases together have taken too long.
+    pub(super) deadline: Instant,
+}
+
+/// What came of one case, or the end of all of them.
+enum Step {
+    Passed,
+    Failed(Why),
+    Compile(String),
+}
+
+impl Run<'_> {
+    pub(super) async fn of(&self, program: &str, sandbox: &mut Sandbox) -> Result<End, Fault> {
+        let cases = &self.suite.cases[..self.suite.cases.len().min(self.spec.max_cases as usize)];
+        let assertions: Vec<(usize, &str)> = cases
+            .iter()
+            .enumerate()
+            .filter_map(|(index, case)| match case {
+                SuiteCase::Assert(text) => Some((index, text.as_str())),
+                _ => None,
+            })
+            .collect();
+        if !self.spec.command.is_empty() && cases.iter().any(|case| !matches!(case, SuiteCase::Stdin { .. })) {
+            return Err(Fault::Reported(
+                "the reference has cases for Python, and the verifier runs another language".to_owned(),
+            ));
+        }
+        let splits = match assertions.is_empty() {
+            true => Splits::default(),
+            false => assertions::split(sandbox, self.limits, &self.suite.setup, &assertions).await?,
+        };
+        let mut claims = Vec::new();
+        let end = {
+            let mut running = sandbox.begin(&self.job(program)).await?;
+            let end = self.cases(cases, &splits, &mut running, &mut claims).await?;
+            running.end().await?;
+            end
+        };
+        // What the program returned for assertions is judged when it is gone.
+        match assertions.is_empty() {
+            true => Ok(end),
+            false => self.judged(end, cases, claims, sandbox).await,
+        }
+    }
+
+    fn job(&self, program: &str) -> Job {
+        let CodeSpec { command, file, .. } = self.spec;
+        match command.is_empty() {
+            true => Job::python(format!("{}{program}", self.suite.setup), self.limits),
+            false => Job {
+                source: String::new(),
+                command: command.clone(),
+                files: [(file.clone(), program.to_owned())].into(),
+                limits: self.limits,
+            },
+        }
+    }
+
+    async fn cases(
+        &self,
+        cases: &[SuiteCase],
+        splits: &Splits,
+        running: &mut Running<'_>,
+        claims: &mut Vec<(usize, Vec<serde_json::Value>)>,
+    ) -> Result<End, Fault> {
+        if !self.spec.compile.is_empty() {
+            let ended = running.run(&Case::Command { command: self.spec.compile.clone() }).await?;
+            if ended.outcome != Outcome::Exited(0) {
+                let problem = if ended.stderr.is_empty() { format!("{:?}", ended.outcome) } else { ended.stderr };
+                return Ok(End::Compile(problem));
+            }
+        }
+        let (mut first, mut passed) = (None, 0);
+        for (index, case) in cases.iter().enumerate() {
+            let step = match Instant::now() >= self.deadline {
+                true => Step::Failed(Why::TimedOut),
+                false => self.case(index, case, splits, running, claims).await?,
+            };
+            match step {
+                Step::Passed => passed += 1,
+                Step::Compile(problem) => return Ok(End::Compile(problem)),
+                Step::Failed(why) => {
+                    first.get_or_insert((index + 1, why));
+                    if self.spec.stop == CodeStop::FirstFailure {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(self.end(cases.len(), first, passed))
+    }
+
+    fn end(&self, cases: usize, first: Option<(usize, Why)>, passed: usize) -> End {
+        match first {
+            None => End::Passed { cases },
+            Some((case, why)) => {
+                let passed = (self.spec.stop == CodeStop::Count).then_some(passed);
+                End::Failed { case, cases, passed, why }
+            }
+        }
+    }
+
+    async fn case(
+        &self,
+        index: usize,
+        case: &SuiteCase,
+        splits: &Splits,
+        running: &mut Running<'_>,
+        claims: &mut Vec<(usize, Vec<serde_json::Value>)>,
+    ) -> Result<Step, Fault> {
+        match case {
+            SuiteCase::Stdin { input, output } => {
+                let ended = running.run(&Case::Stdin { stdin: input.clone() }).await?;
+                Ok(match failure(&ended)? {
+                    Some(step) => step,
+                    None if same_output(output, &ended.stdout, self.spec.float_tolerance) => Step::Passed,
+                    None => Step::Failed(Why::Wrong { expected: output.clone(), got: ended.stdout }),
+                })
+            }
+            SuiteCase::Function { name, arguments, expected } => {
+                let call = Case::Function { function: name.clone(), arguments: arguments.clone() };
+                let ended = running.run(&call).await?;
+                if let Some(step) = failure(&ended)? {
+                    return Ok(step);
+                }
+                Ok(match value(&ended) {
+                    Some(got) if same_value(expected, &got, self.spec.float_tolerance) => Step::Passed,
+                    Some(got) => Step::Failed(Why::Wrong { expected: expected.to_string(), got: got.to_string() }),
+                    None => Step::Failed(Why::Runtime("it ended without a value".to_owned())),
+                })
+            }
+            SuiteCase::Assert(_) => {
+                let mut values = Vec::new();
+                for call in splits.calls(index) {
+                    let ended = running.run(&Case::Call { call: call.clone() }).await?;
+                    if let Some(step) = failure(&ended)? {
+                        return Ok(step);
+                    }
+                    match value(&ended) {
+                        Some(value) => values.push(value),
+                        None => return Ok(Step::Failed(Why::Runtime("it ended without a value".to_owned()))),
+                    }
+                }
+                claims.push((index, values));
+                // Whether it passed is decided later; it did not fail yet.
+                Ok(Step::Passed)
+            }
+        }
+    }
+
+    /// Has the referee decide the assertions whose calls all returned.
+    async fn judged(
+        &self,
+        end: End,
+        cases: &[SuiteCase],
+        claims: Vec<(usize, Vec<serde_json::Value>)>,
+        sandbox: &mut Sandbox,
+    ) -> Result<End, Fault> {
+        let texts: Vec<(&str, &[serde_json::Value])> = claims
+            .iter()
+            .filter_map(|(index, values)| match &cases[*index] {
+                SuiteCase::Assert(text) => Some((text.as_str(), values.as_slice())),
+                _ => None,
+            })
+            .collect();
+        if texts.is_empty() {
+            return Ok(end);
+        }
+        let answers = assertions::judge(sandbox, self.limits, &self.suite.setup, &texts).await?;
+        let (cases, first, mut passed) = match end {
+            End::Failed { case, cases, passed, why } => (cases, Some((case, why)), passed.unwrap_or(0)),
+            End::Passed { cases } => (cases, None, cases),
+            compile @ End::Compile(_) => return Ok(compile),
+        };
+        let mut wrong = None;
+        for ((index, _), answer) in claims.iter().zip(answers) {
+            if let Err(why) = answer {
+                passed = passed.saturating_sub(1);
+                wrong.get_or_insert((index + 1, why));
+            }
+        }
+        let earliest = match (first, wrong) {
+            (Some(first), Some(wrong)) => Some(if first.0 < wrong.0 { first } else { wrong }),
+            (first, wrong) => first.or(wrong),
+        };
+        Ok(self.end(cases, earliest, passed))
+    }
+}
+
+/// Why a run is no output to compare, if it is none.
+fn failure(ended: &Ended) -> Result<Option<Step>, Fault> {
+    let memory = || ended.told.iter().any(|told| matches!(told, Told::Memory(_)));
+    let said = || {
+        ended.told.iter().find_map(|told| match told {
+            Told::Error(problem) => Some(problem.clone()),
+            _ => None,
+        })
+    };
+    for told in &ended.told {
+        match told {
+            Told::Compile(problem) => return Ok(Some(Step::Compile(problem.clone()))),
+            // The command is the job's, not the program's.
+            Told::Exec(problem) => return Err(Fault::Reported(format!("the command cannot be started: {problem}"))),
+            _ => {}
+        }
+    }
+    Ok(match ended.outcome {
+        Outcome::OverTime => Some(Step::Failed(Why::TimedOut)),
+        Outcome::OverOutput => Some(Step::Failed(Why::TooMuchOutput)),
+        _ if memory() => Some(Step::Failed(Why::OutOfMemory)),
+        Outcome::Signalled(signal) => Some(Step::Failed(Why::Runtime(format!("ended by signal {signal}")))),
+        Outcome::Exited(0) => None,
+        Outcome::Exited(code) => {
+            let last = ended.stderr.trim().lines().last().unwrap_or_default();
+            let plain = if last.is_empty() { format!("exit code {code}") } else { format!("exit code {code}: {last}") };
+            Some(Step::Failed(Why::Runtime(said().unwrap_or(plain))))
+        }
+    })
+}
+
+/// The value that the program claims to have returned.
+fn value(ended: &Ended) -> Option<serde_json::Value> {
+    ended.told.iter().rev().find_map(|told| match told {
+        Told::Value(value) => Some(value.clone()),
+        _ => None,
+    })
+}
