@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::adopt::Living;
+use super::gpus::VISIBLE;
 use super::restarts::{Next, Restarts, describe};
 
 /// A worker that leaves with exit code 0 was dismissed by the coordinator; the run ends within this time then.
@@ -64,6 +65,8 @@ pub(crate) struct WorkerCommand {
     pub(crate) arguments: Vec<String>,
     /// The run that it belongs to.
     pub(crate) run_id: String,
+    /// The GPU that it sees, if it computes on one.
+    pub(crate) gpu: Option<String>,
     /// A process that an earlier `pacs run` has left and that does this already; it is watched, and started again like any other
     /// when it ends.
     pub(crate) living: Option<Living>,
@@ -247,8 +250,10 @@ fn dismissal(status: ExitStatus) -> Duration {
 
 fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
     let output = File::options().create(true).append(true).open(log)?;
+    let gpu = command.gpu.iter().map(|gpu| (VISIBLE, gpu));
     Command::new(&command.program)
         .args(&command.arguments)
+        .envs(gpu)
         .env(RUN_ID, &command.run_id)
         .env(STARTED, started().to_string())
         .stdin(Stdio::null())

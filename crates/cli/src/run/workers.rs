@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use pacs_spec::{DeviceKind, JobSpec};
 
+use super::gpus::Gpus;
 use super::supervisor::{COORDINATOR, WorkerCommand};
 use crate::failure::Failure;
 
@@ -17,13 +18,15 @@ pub(super) const TLS_DIR: &str = "--tls-dir";
 /// Has a worker do without.
 pub(super) const PLAINTEXT: &str = "--plaintext";
 
-/// The commands of all workers of `spec` in the run `run_id`, with the certificates in `tls_dir` or within this machine. They look
+/// The commands of all workers of `spec` in the run `run_id`, with the certificates in `tls_dir` or within this machine, on
+/// those `gpus` if the job wants any. They look
 /// for their coordinator in the run folder and not at an address: they outlive it, and the next one may have to take another port.
 pub(crate) fn commands(
     spec: &JobSpec,
     worker: &Path,
     (run_dir, run_id): (&Path, &str),
     tls_dir: Option<&Path>,
+    gpus: Option<&Gpus>,
 ) -> Result<Vec<WorkerCommand>, Failure> {
     let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
     // Relative paths would be addresses.
@@ -41,8 +44,9 @@ pub(crate) fn commands(
             let name = format!("{role}-{index}");
             let fixed = [role, COORDINATOR, &run_dir, "--name", &name].map(str::to_owned);
             let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
+            let gpu = gpus.and_then(|gpus| gpus.of_worker(&name)).map(str::to_owned);
             let (program, run_id) = (program.to_owned(), run_id.to_owned());
-            commands.push(WorkerCommand { name, program, arguments, run_id, living: None });
+            commands.push(WorkerCommand { name, program, arguments, run_id, gpu, living: None });
         }
     };
     add("verifier", resources.verifiers, &this, &[]);
@@ -102,7 +106,7 @@ mod tests {
                     resources = { rollouts = 2, learners = 1, verifiers = 1, threads = 3 }";
         let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
         let run = (Path::new("/usr/../"), "0123");
-        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None).expect("found");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None, None).expect("found");
         let names: Vec<&str> = commands.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["verifier-0", "rollout-0", "rollout-1", "learner-0"]);
         assert_eq!(commands[0].arguments.join(" "), "verifier --coordinator / --name verifier-0 --plaintext");
