@@ -32,7 +32,7 @@ mod value;
 pub use attention::Attention;
 pub use error::ModelError;
 pub use export::Export;
-pub use kernels::{kernel_shape, load_kernels};
+pub use kernels::{kernel_shape, load_kernels, missing_kernels};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{Bucket, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, ShapeError};
 pub use parameters::Parameters;
