@@ -107,6 +107,8 @@ impl Api for HostMemory {
     fn destroy(&self, _: Comm) {}
 
     fn abort(&self, _: Comm) {}
+
+    fn leave(&self, _: &str) {}
 }
 
 /// The memory of a buffer that is lent by an emulated device; `None` of any other.
