@@ -136,6 +136,9 @@ class Prover:
             row.update(verdict="skip", detail=str(skipped))
         except Failed as failed:
             row.update(verdict="FAIL", detail=str(failed))
+        except (KeyError, IndexError, ValueError, AttributeError, OSError) as error:
+            # A program that says something else than it used to is a failure of its check, and of no other.
+            row.update(verdict="FAIL", detail=f"{type(error).__name__}: {error}")
         row["seconds"] = round(time.monotonic() - started, 1)
         self.rows.append(row)
         print(json.dumps(row), file=self.lines, flush=True)
@@ -191,7 +194,8 @@ class Prover:
             if self.on_gpu
             else ["--groups", "1", "--samples", "2", "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1"]
         )
-        [line] = self.bench(f"rollout-{shape}", ["rollout", "--shape", shape, *size], 90)
+        # A line each time, and then one of all.
+        line = self.bench(f"rollout-{shape}", ["rollout", "--shape", shape, *size], 90)[-1]
         return self.beside(line["tokens_per_second"], ROLLOUT.get(shape), "vLLM")
 
     def train(self, shape):

@@ -472,6 +472,21 @@ mod tests {
     }
 
     #[test]
+    fn a_task_sees_the_gpu_of_its_place() {
+        // The steps of learners and of rollout workers fill the same nodes, the latter from the third place on.
+        let seen = |task: &str, visible: Option<&str>| {
+            let script = format!("{ON_GPU}bash -c \"$on_gpu\" on_gpu 2 4 printenv CUDA_VISIBLE_DEVICES");
+            let mut bash = std::process::Command::new("bash");
+            bash.arg("-c").arg(script).env("SLURM_PROCID", task).env_remove("CUDA_VISIBLE_DEVICES");
+            let output = bash.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible))).output().expect("bash");
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        let every = ["0", "1", "2", "11"];
+        assert_eq!(every.map(|task| seen(task, Some("4,5,6,7"))), ["6", "7", "4", "5"]);
+        assert_eq!(every.map(|task| seen(task, None)), ["2", "3", "0", "1"]);
+    }
+
+    #[test]
     fn workers_that_join() {
         let script = script("learners = 2, rollouts = 3", &["--only", "rollouts"]).expect("fits");
         assert!(is_bash(&script));
