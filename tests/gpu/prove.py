@@ -180,7 +180,9 @@ class Prover:
 
     def decode(self, shape):
         size = ["--batch", "256", "--context", "384"] if self.on_gpu else ["--batch", "2", "--context", "16", "--steps", "3"]
-        [line] = self.bench(f"decode-{shape}", ["decode", "--shape", shape, *size], 90)
+        if self.arguments.bandwidth:
+            size += ["--bandwidth", str(self.arguments.bandwidth)]
+        line = self.bench(f"decode-{shape}", ["decode", "--shape", shape, *size], 90)[-1]
         times, goal = line["times_the_floor"], DECODE.get(shape)
         if self.on_gpu and not (line["device_kernels"] and line["cuda_graphs"]):
             raise Failed("kernels or graphs were not used")
@@ -311,6 +313,7 @@ def main():
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal of every line")
     parser.add_argument("--seconds", type=float, default=480, help="most that all of it may take; what is left is skipped")
     parser.add_argument("--model", help="a Hugging Face folder to train for 20 steps (default: a small one of random weights)")
+    parser.add_argument("--bandwidth", type=float, help="GB/s of the memory, for the floor of decoding (default: measured)")
     parser.add_argument("--out", default="prove-out", help="where logs, the run and prove.jsonl go")
     parser.add_argument("--only", action="append", help="checks whose name holds this; may be repeated")
     parser.add_argument("--json", action="store_true", help="print rows as JSON lines")
