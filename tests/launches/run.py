@@ -97,6 +97,8 @@ def main() -> None:
         "LD_PRELOAD": " ".join(str(BUILD / soname) for soname in LIBRARIES.values()),
         "LD_LIBRARY_PATH": ":".join(map(str, folders)),
         "LAUNCH_LOG": "/dev/null" if arguments.quiet else str(log),
+        # Segments that grow are mapped by functions of the driver that have no stand-in.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:False",
     }
     ended = subprocess.run(arguments.command, env=environment)
     if not arguments.quiet:

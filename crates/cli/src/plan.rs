@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::format::{bytes, count, plural};
 use crate::memory::LearnerMemory;
 use crate::model_folder::{self, ModelFolder};
+use crate::run::gpus::Gpus;
 
 /// What `pacs job check` derives from a job spec, and prints.
 pub(crate) struct Plan<'a> {
@@ -17,6 +18,8 @@ pub(crate) struct Plan<'a> {
     data: Found<LoadReport>,
     /// `None` while the model's configuration cannot be read.
     memory: Option<LearnerMemory>,
+    /// For a job that computes on GPUs.
+    gpus: Option<Gpus>,
 }
 
 /// The state of a file or folder that the spec names.
@@ -58,7 +61,7 @@ impl<'a> Plan<'a> {
         let longest = data.usable().map(|report: &LoadReport| report.train.longest_prompt_tokens);
         let prompt_tokens = longest.unwrap_or(spec.data.max_prompt_tokens);
         let memory = config.and_then(Result::ok).map(|config| LearnerMemory::of(spec, config, prompt_tokens));
-        Self { spec, model, data, memory }
+        Self { spec, model, data, memory, gpus: Gpus::of(spec) }
     }
 
     /// Returns why a run would be refused; `None` when nothing that exists is broken.
@@ -66,7 +69,10 @@ impl<'a> Plan<'a> {
         match (&self.model, &self.data) {
             (Found::Broken(problem), _) => Some(format!("read model `{}`: {problem}", self.spec.model.path.display())),
             (_, Found::Broken(problem)) => Some(problem.clone()),
-            _ => self.memory.as_ref().and_then(LearnerMemory::problem),
+            _ => {
+                let gpus = self.gpus.as_ref().and_then(Gpus::problem).map(|problem| format!("assign GPUs: {problem}"));
+                gpus.or_else(|| self.memory.as_ref().and_then(LearnerMemory::problem))
+            }
         }
     }
 
@@ -114,6 +120,7 @@ impl<'a> Plan<'a> {
                 "learners": spec.resources.learners,
                 "verifiers": spec.resources.verifiers,
             },
+            "gpus": self.gpus.as_ref().map(Gpus::json),
             "memory": self.memory.as_ref().map(LearnerMemory::json),
             "weight": weight_json(&spec.step_weight()),
             "notes": spec.advice(),
@@ -259,6 +266,9 @@ impl fmt::Display for Plan<'_> {
         ];
         let device = format!("{:?}", resources.device).to_lowercase();
         writeln!(f, "workers     {} ({device})", workers.join(", "))?;
+        if let Some(gpus) = &self.gpus {
+            write!(f, "{gpus}")?;
+        }
         if let Some(memory) = &self.memory {
             write!(f, "{memory}")?;
         }

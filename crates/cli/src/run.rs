@@ -6,6 +6,7 @@
 mod adopt;
 mod certificates;
 mod console;
+pub(crate) mod gpus;
 mod logs;
 mod overrides;
 pub(crate) mod restarts;
@@ -37,6 +38,7 @@ use tokio::time::timeout;
 use self::certificates::Certificates;
 pub(crate) use self::console::Console;
 use self::console::{BeforeAfter, Commands, finish_lines};
+use self::gpus::Gpus;
 use self::supervisor::{GivenUp, Supervisor, WorkerNews};
 pub(crate) use self::wall_time::StopBefore;
 use self::wall_time::WallTime;
@@ -101,6 +103,8 @@ pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failur
         0 => PathBuf::new(),
         _ => workers::find_worker(job.launch.local.worker_binary.as_deref())?,
     };
+    let gpus = Gpus::of(&spec);
+    check_gpus(gpus.as_ref())?;
     let run_dir = &job.launch.run_dir;
     let logs = run_dir.join("logs");
     create_folders(run_dir, &logs)
@@ -113,9 +117,23 @@ pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failur
         .build()
         .context("start the runtime")
         .map_err(Failure::bug)?;
-    let result = runtime.block_on(job.run(spec, &worker, &logs));
+    let result = runtime.block_on(job.run(spec, &worker, gpus.as_ref(), &logs));
     runtime.shutdown_background();
     result
+}
+
+/// Refuses a job whose workers this machine has no GPUs for.
+fn check_gpus(gpus: Option<&Gpus>) -> Result<(), Failure> {
+    let Some(gpus) = gpus else { return Ok(()) };
+    if let Some(problem) = gpus.problem() {
+        return Err(Failure::config(anyhow!("{problem}")).doing("assign the GPUs of this machine"));
+    }
+    if gpus.are_there() {
+        return Ok(());
+    }
+    let hint = "look at `nvidia-smi --list-gpus` and CUDA_VISIBLE_DEVICES, or set `resources.device = \"cpu\"`";
+    let none = anyhow!("this machine shows no GPU");
+    Err(Failure::config(none).doing("assign the GPUs of this machine").hint(hint))
 }
 
 /// Creates a new run folder with mode 0700, because weights, samples and keys go into it. An existing folder keeps its mode.
@@ -174,7 +192,7 @@ enum Outcome {
 }
 
 impl Job<'_> {
-    async fn run(&self, spec: JobSpec, worker: &Path, logs: &Path) -> Result<Exit, Failure> {
+    async fn run(&self, spec: JobSpec, worker: &Path, gpus: Option<&Gpus>, logs: &Path) -> Result<Exit, Failure> {
         let (shutdown, warned) = (Shutdown::new(), Shutdown::new());
         let installed = shutdown.on_signals().and_then(|()| warned.on_warning());
         installed.context("install signal handlers").map_err(Failure::bug)?;
@@ -196,7 +214,7 @@ impl Job<'_> {
         let (address, events) = (workers::local(coordinator.address()), coordinator.events());
         self.announce(&console, &spec, (address, metrics), coordinator.run_id());
         let run = (self.launch.run_dir.as_path(), coordinator.run_id());
-        let mut commands = workers::commands(&spec, worker, run, tls_dir)?;
+        let mut commands = workers::commands(&spec, worker, run, tls_dir, gpus)?;
         // Workers outlive a killed `pacs run`; this one takes them over instead of starting others.
         adopt::adopt(&mut commands, &coordinator.known_workers());
         for command in commands.iter().filter(|command| command.living.is_some()) {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use pacs_model::attention::{Packed, PackedRow, packed_positions};
 use pacs_model::logprob::{Targets, answer_logprobs, head_backward};
 use pacs_model::{Keep, Model, Stages, Trace, values, values_backward};
-use pacs_shape::{HEAD_CHUNK, PassShape, PassWork};
+use pacs_shape::{PassShape, PassWork, head_chunk};
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{Units, with_units};
 
@@ -190,7 +190,7 @@ impl PassTensors {
 
     fn score_hidden(&self, model: &Model, hidden: &Tensor, temperature: f64) -> TokenScores {
         let rows: Vec<(i64, i64)> = (0..).zip(self.targets.iter().copied()).collect();
-        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, HEAD_CHUNK);
+        let (logprobs, entropies) = answer_logprobs(model, hidden, &rows, temperature, chunk_of(model));
         let host = |x: Tensor| Vec::try_from(x.to_kind(Kind::Float)).expect("a vector of numbers");
         TokenScores { logprobs: host(logprobs), entropies: host(entropies) }
     }
@@ -256,7 +256,7 @@ impl OpenPass<'_> {
         };
         let tensors = self.tensors;
         tensors.within(|| {
-            let head = head_backward(model, &self.predicting(), targets, HEAD_CHUNK, gradients);
+            let head = head_backward(model, &self.predicting(), targets, chunk_of(model), gradients);
             self.trunk_backward(model, &head.by_hidden, gradients, stages)?;
             Ok(TokenScores { logprobs: head.logprobs, entropies: head.entropies })
         })
@@ -303,6 +303,11 @@ impl OpenPass<'_> {
         let by_hidden = by_hidden.to_kind(hidden.kind());
         model.backward_staged(self.trace, &by_hidden, gradients, stages)
     }
+}
+
+/// Scored positions whose logits exist at once.
+fn chunk_of(model: &Model) -> usize {
+    head_chunk(model.device() == Device::Cpu)
 }
 
 /// Input tokens and answer tokens of each unit of a pass.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pacs_model::Keep;
 use pacs_runtime::{peak_resident_bytes, resident_bytes};
-use pacs_shape::{HEAD_CHUNK, PassShape, StateCopy, TrainingSetup, WINDOWS};
+use pacs_shape::{PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk};
 use pacs_torch::device_memory;
 use pacs_torch::tch::Device;
 
@@ -56,7 +56,7 @@ impl Memory {
                 (true, true) => StateCopy::Here,
                 (true, false) => StateCopy::InHostMemory,
             },
-            head_chunk: HEAD_CHUNK,
+            head_chunk: head_chunk(on_host),
             has_kernels: on_host || has_device_kernels,
             in_host_memory: on_host,
             exact_sums: settings.deterministic,

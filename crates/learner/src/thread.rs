@@ -1,6 +1,7 @@
 //! The training thread, which owns the trainer, its tensors and the communicator.
 
 use std::any::Any;
+use std::cell::OnceCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::mpsc as sync;
 use std::time::{Duration, Instant};
 
 use pacs_collective::{AbortHandle, Collective, CudaDevice, GroupConfig, HostCollective, HostListener, NcclCollective};
+use pacs_model::{ModelConfig, missing_kernels};
 use pacs_protocol::v1;
 use pacs_protocol::v1::complete_task_request::Result as TaskResult;
 use pacs_runtime::available_bytes;
@@ -104,7 +106,8 @@ impl LearnerThread {
         let (jobs, inbox) = sync::sync_channel::<(Job, Span, oneshot::Sender<Done>)>(1);
         std::thread::spawn(move || {
             let writer = Writer::default();
-            let mut state = State { setup, group: None, collective: None, trainer: None, writer };
+            let mut state =
+                State { setup, gpu_bytes: OnceCell::new(), group: None, collective: None, trainer: None, writer };
             while let Ok((job, span, reply)) = inbox.recv() {
                 // The caller is gone if it lost its registration; the job's effects are fenced by generation.
                 let _ = reply.send(span.in_scope(|| state.run(job)));
@@ -121,8 +124,14 @@ impl LearnerThread {
     }
 }
 
+/// Share of a GPU's free memory that a rank plans with where rollout workers may use the GPU, too. Their caches and weights
+/// come later.
+const SHARED_GPU: f64 = 0.55;
+
 struct State {
     setup: ThreadSetup,
+    /// What this process may use of its GPU.
+    gpu_bytes: OnceCell<u64>,
     group: Option<v1::LearnerGroup>,
     collective: Option<Box<dyn Collective>>,
     trainer: Option<Trainer>,
@@ -197,6 +206,12 @@ impl State {
             Precision::Auto if multiplies_bf16(self.setup.device) => Kind::BFloat16,
             Precision::Auto => Kind::Float,
         };
+        if spec.resources.require_gpu_kernels {
+            let config = ModelConfig::read(&spec.model.path).map_err(permanent)?;
+            if let Some(problem) = missing_kernels(&config, kind, self.setup.device) {
+                return Err(permanent(problem));
+            }
+        }
         let mut settings = TrainerSettings::new(spec, group.rank as usize, group.world_size as usize);
         settings.memory_bytes = settings.memory_bytes.or_else(|| self.memory(u64::from(group.world_size)));
         let mut trainer =
@@ -210,11 +225,15 @@ impl State {
         Ok(v1::PrepareResult { weights: self.publish()? })
     }
 
-    /// Memory that this rank may use if the job does not say (bytes): all of its GPU's, or an equal share of the free
-    /// host memory, as if all ranks were on this machine.
+    /// Memory that this rank may use if the job does not say (bytes): what other processes leave free on its GPU, or an equal
+    /// share of the free host memory, as if all ranks were on this machine.
     fn memory(&self, ranks: u64) -> Option<u64> {
         match device_memory(self.setup.device) {
-            Some((_, total)) => Some(total),
+            // Asked for once: later on, libtorch's allocator holds what this process has used before, which is free for it.
+            Some((free, _)) => Some(*self.gpu_bytes.get_or_init(|| {
+                let share = if self.setup.spec.resources.share_gpus { SHARED_GPU } else { 1.0 };
+                (free as f64 * share) as u64
+            })),
             None => Some(available_bytes() / ranks).filter(|bytes| *bytes > 0),
         }
     }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pacs_torch::tch::{Device, Kind};
 use pacs_torch::{DeviceKernels, KernelError, KernelShape};
@@ -21,13 +21,31 @@ pub fn load_kernels(
     kind: Kind,
     device: Device,
 ) -> Result<Option<Arc<DeviceKernels>>, KernelError> {
-    match device {
-        Device::Cuda(_) => {
-            if let Some(what) = config.beyond_gpu_kernels() {
-                return Err(KernelError::Shape { what: what.to_owned() });
-            }
-            DeviceKernels::load(kernel_shape(config, kind), device).map(|kernels| Some(Arc::new(kernels)))
-        }
-        _ => Ok(None),
+    // Compiled once a process, whoever asks: it takes seconds, and a learner asks in every generation.
+    static LOADED: Mutex<Vec<(KernelShape, Device, Arc<DeviceKernels>)>> = Mutex::new(Vec::new());
+    if !matches!(device, Device::Cuda(_)) {
+        return Ok(None);
     }
+    if let Some(what) = config.beyond_gpu_kernels() {
+        return Err(KernelError::Shape { what: what.to_owned() });
+    }
+    let shape = kernel_shape(config, kind);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((.., kernels)) = loaded.iter().find(|(of, on, _)| (*of, *on) == (shape, device)) {
+        return Ok(Some(Arc::clone(kernels)));
+    }
+    let kernels = Arc::new(DeviceKernels::load(shape, device)?);
+    loaded.push((shape, device, Arc::clone(&kernels)));
+    Ok(Some(kernels))
+}
+
+/// Why a job must not begin that wants the kernels of a GPU: without them it would take several times as long and look as if it
+/// were well. `None` where it has them, or computes elsewhere.
+#[must_use]
+pub fn missing_kernels(config: &ModelConfig, kind: Kind, device: Device) -> Option<String> {
+    let error = load_kernels(config, kind, device).err()?;
+    Some(format!(
+        "this job computes on a GPU, and the kernels for it cannot be had: {error}. `resources.require_gpu_kernels = false` \
+         goes on without them, several times slower"
+    ))
 }

@@ -33,7 +33,7 @@ mod value;
 pub use attention::Attention;
 pub use error::ModelError;
 pub use export::Export;
-pub use kernels::{kernel_shape, load_kernels};
+pub use kernels::{kernel_shape, load_kernels, missing_kernels};
 pub use model::{Keep, Model, Trace};
 pub use pacs_shape::{
     Architecture, Bucket, LayerKind, LeafSpec, ModelConfig, ParameterLayout, ParameterSpec, RopeScaling, Rotary,

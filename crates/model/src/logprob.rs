@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
 use pacs_torch::{
-    TargetScore, Units, accumulate, add_weight_gradient, device_kernels, fixed_units, has_kernels, matmul,
+    TargetScore, Units, add_product, add_weight_gradient, device_kernels, fixed_units, has_kernels, matmul,
     target_gradient,
 };
 
@@ -49,9 +49,9 @@ pub fn answer_logprobs(
             continue;
         }
         if let Some(kernels) = device_kernels() {
-            let scores = launched(kernels.target_scores(&mut logits, &tokens, None, temperature));
-            logprobs.push(scores.0);
-            entropies.push(scores.1);
+            let scores = launched(kernels.target_scores(&logits, &tokens, None, temperature));
+            logprobs.push(scores.logprobs);
+            entropies.push(scores.entropies);
             continue;
         }
         let all = log_softmax(model, &logits, temperature);
@@ -157,8 +157,7 @@ pub fn head_backward(
                     continue;
                 }
                 narrow(&by_hidden).copy_(&by_logits.matmul(model.head_weight()));
-                let product = by_logits.tr().matmul(&hidden);
-                accumulate(&mut by_weight, &product).expect("both are contiguous");
+                add_product(&mut by_weight, &by_logits, &hidden).expect("the slot is contiguous");
             }
         }
         HeadGradient { logprobs: to_vec(&scores.logprobs), entropies: to_vec(&scores.entropies), by_hidden }
@@ -246,9 +245,9 @@ impl Targets<'_> {
         }
         if let Some(kernels) = device_kernels() {
             let slopes = Some((&on_device.coefficients, on_device.entropy_coefficients.as_ref()));
-            let scores = launched(kernels.target_scores(&mut logits, &on_device.tokens, slopes, self.temperature));
-            noted.push(scores.0, scores.1);
-            return logits;
+            let scores = launched(kernels.target_scores(&logits, &on_device.tokens, slopes, self.temperature));
+            noted.push(scores.logprobs, scores.entropies);
+            return scores.by_logits.expect("slopes were given");
         }
         self.by_tensors(model, on_device, &logits, noted)
     }

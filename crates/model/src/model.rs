@@ -1,7 +1,7 @@
 // Legend: `T` tokens, `M` scored positions, `D` width, `V` vocabulary.
 
 use pacs_torch::tch::{Device, Kind, Tensor, no_grad};
-use pacs_torch::{fixed_units, wide_linear};
+use pacs_torch::{device_kernels, fixed_units, linear_float32, wide_linear};
 
 use crate::attention::{Attention, Packed};
 use crate::layer::{Activations, Layer, Stream, gradient_kind};
@@ -184,10 +184,15 @@ impl Model {
 
     /// Scores of every next token.
     ///
-    /// `hidden`: `[M, D]`, rows of [`Model::hidden`]. Returns `[M, V]` in the kind of the model.
+    /// `hidden`: `[M, D]`, rows of [`Model::hidden`]. Returns `[M, V]` in the kind of the model; on a GPU, and for the kernels of
+    /// one, in float32 instead of 16 bits. Learner and rollout multiply other numbers of rows at once and round differently,
+    /// and logits in bfloat16 would turn that into log-probs that differ by several hundredths.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        let is_narrow = matches!(self.kind(), Kind::BFloat16 | Kind::Half);
+        let is_wide = device_kernels().is_some() || (is_narrow && matches!(self.device(), Device::Cuda(_)));
         let logits = match fixed_units() {
             Some(_) => wide_linear(hidden, &self.head.tensor),
+            None if is_wide => linear_float32(hidden, &self.head.tensor),
             None => hidden.linear(&self.head.tensor, None::<&Tensor>),
         };
         match self.config.logit_cap {

@@ -4,7 +4,7 @@
 
 use pacs_shape::Activation;
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{KernelError, Units, ViewError, accumulate, by_rows, device_kernels, fixed_units, has_kernels};
+use pacs_torch::{KernelError, Units, ViewError, accumulate, add_product, by_rows, device_kernels, fixed_units, has_kernels};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {
@@ -36,7 +36,7 @@ pub(crate) fn matmul(x: &Tensor, weight: &Tensor) -> Tensor {
 pub(crate) fn add_weight_gradient(slot: &mut Tensor, gradient: &Tensor, input: &Tensor) {
     match fixed_units() {
         Some(units) => fused(pacs_torch::add_weight_gradient(&units, slot, gradient, input)),
-        None => fused(accumulate(slot, &gradient.tr().matmul(input))),
+        None => fused(add_product(slot, gradient, input)),
     }
 }
 

@@ -1,5 +1,5 @@
-use pacs_shape::HEAD_CHUNK;
-use pacs_torch::tch::{Tensor, no_grad};
+use pacs_shape::head_chunk;
+use pacs_torch::tch::{Device, Tensor, no_grad};
 
 use crate::Model;
 use crate::attention::{Packed, PackedRow, packed_positions};
@@ -108,8 +108,9 @@ impl<'a> Batch<'a> {
         let logprobs: Vec<f32> = no_grad(|| {
             let place = |values: &[i64]| Tensor::from_slice(values).to_device(model.device());
             let (tokens, positions) = (place(&self.tokens), place(&packed_positions(&self.rows)));
+            let chunk = head_chunk(model.device() == Device::Cpu);
             let hidden = model.hidden(&tokens, &positions, &mut Packed::new(&self.rows, model));
-            let (logprobs, _) = answer_logprobs(model, &hidden, &self.scored, temperature, HEAD_CHUNK);
+            let (logprobs, _) = answer_logprobs(model, &hidden, &self.scored, temperature, chunk);
             Vec::try_from(logprobs.to_kind(pacs_torch::tch::Kind::Float)).expect("a float32 vector")
         });
         let mut rest = logprobs.as_slice();

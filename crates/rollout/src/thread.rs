@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pacs_model::ModelConfig;
-use pacs_spec::JobSpec;
+use pacs_model::{ModelConfig, missing_kernels};
+use pacs_spec::{JobSpec, Kernels, Precision};
 use pacs_text::Tokenizer;
-use pacs_torch::tch::Device;
+use pacs_torch::Graphs;
+use pacs_torch::tch::{Device, Kind};
 use pacs_weights::{Description, VersionId};
 use tokio::sync::mpsc;
 use tracing::Span;
@@ -55,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) options: EngineOptions,
     /// Most tokens of a sample, prompt included.
     longest: usize,
+    /// The GPU may be shared with other workers.
+    shares_gpu: bool,
     model: PathBuf,
     config: ModelConfig,
     tokenizer: Arc<Tokenizer>,
@@ -74,8 +77,24 @@ impl Setup {
             kernels: spec.rollout.kernels,
             cuda_graphs: spec.rollout.cuda_graphs,
         };
+        if spec.resources.require_gpu_kernels && options.kernels == Kernels::Auto {
+            let kind = if spec.model.precision == Precision::Float32 { Kind::Float } else { Kind::BFloat16 };
+            if let Some(problem) = missing_kernels(&config, kind, device) {
+                anyhow::bail!("{problem}");
+            }
+            if options.cuda_graphs
+                && matches!(device, Device::Cuda(_))
+                && let Err(error) = Graphs::new(device)
+            {
+                anyhow::bail!(
+                    "passes cannot be recorded as CUDA graphs: {error}. `rollout.cuda_graphs = false` does without, and decodes \
+                     several times slower with small models"
+                );
+            }
+        }
         let longest = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens as usize;
-        Ok(Self { options, longest, model: spec.model.path.clone(), config, tokenizer, device })
+        let shares_gpu = spec.resources.share_gpus;
+        Ok(Self { options, longest, shares_gpu, model: spec.model.path.clone(), config, tokenizer, device })
     }
 
     /// The model's folder.
@@ -95,8 +114,8 @@ impl Setup {
 
     /// Whether an engine of the other one serves for this one, too.
     fn is_like(&self, other: &Self) -> bool {
-        (self.options, self.longest, &self.model, &self.config, self.device)
-            == (other.options, other.longest, &other.model, &other.config, other.device)
+        (self.options, self.longest, self.shares_gpu, &self.model, &self.config, self.device)
+            == (other.options, other.longest, other.shares_gpu, &other.model, &other.config, other.device)
     }
 
     /// An engine; what the spec leaves open is decided when the weights have their memory.
@@ -106,7 +125,8 @@ impl Setup {
         let (parameters, version) = weights.into_first(self.device).map_err(|error| no_room(&error))?;
         let mut options = self.options;
         if options.cache_tokens == 0 {
-            options.cache_tokens = cache_tokens(&self.config, kind, self.device, options.rows, self.longest);
+            options.cache_tokens =
+                cache_tokens(&self.config, kind, self.device, self.shares_gpu, [options.rows, self.longest]);
         }
         let tokenizer = Some(Arc::clone(&self.tokenizer));
         Engine::new(self.config.clone(), parameters, version, tokenizer, options).map_err(|error| no_room(&error))
@@ -343,9 +363,7 @@ impl Worker<'_> {
 #[cfg(test)]
 mod tests {
     use pacs_model::Parameters;
-    use pacs_spec::Kernels;
     use pacs_torch::bytes;
-    use pacs_torch::tch::Kind;
     use pacs_types::{GroupId, NoiseKey, SampleId};
     use pacs_weights::{Fetched, HostStore, Received, Transport, WeightKind};
 
@@ -366,7 +384,7 @@ mod tests {
             kernels: Kernels::Auto,
             cuda_graphs: false,
         };
-        Setup { options, longest: 200, model, config, tokenizer, device: Device::Cpu }
+        Setup { options, longest: 200, shares_gpu: false, model, config, tokenizer, device: Device::Cpu }
     }
 
     fn weights(setup: &Setup, version: u64) -> MappedWeights {

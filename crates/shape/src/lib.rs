@@ -21,7 +21,7 @@ pub use config::{LayerKind, ModelConfig, RopeScaling, Rotary};
 pub use end_tokens::EndToken;
 pub use error::ShapeError;
 pub use layout::{Bucket, EMBEDDING, FINAL_NORM, LM_HEAD, LeafSpec, ParameterLayout, ParameterSpec, layer_parameter};
-pub use memory::{HEAD_CHUNK, HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS};
+pub use memory::{HEAD_ROOM, MemoryPlan, ModelPlan, PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk};
 pub use sharding::{Division, Sharding};
 pub use units::{unit_tokens, units};
 pub use work::{Flops, PassWork};

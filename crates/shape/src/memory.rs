@@ -6,8 +6,18 @@ use serde::Serialize;
 
 use crate::{Activation, Architecture, Division, HeadNorms, ModelConfig, ParameterLayout, Sharding};
 
-/// Scored positions whose logits exist at once: few enough to keep a vocabulary of 150,000 below a gigabyte.
-pub const HEAD_CHUNK: usize = 512;
+/// Scored positions whose logits exist at once in host memory: few enough to keep a vocabulary of 150,000 below a gigabyte.
+const HOST_HEAD_CHUNK: usize = 512;
+/// The same on a GPU. The gradient of the head is read and written once a chunk, which for few positions takes longer than to
+/// multiply them.
+const DEVICE_HEAD_CHUNK: usize = 4096;
+
+/// Scored positions whose logits exist at once, in host memory or on a GPU.
+#[must_use]
+pub const fn head_chunk(in_host_memory: bool) -> usize {
+    if in_host_memory { HOST_HEAD_CHUNK } else { DEVICE_HEAD_CHUNK }
+}
+
 /// Layers whose weights are in place at a time where they are divided among ranks: one is computed with while the next
 /// one arrives.
 pub const WINDOWS: usize = 2;
@@ -286,10 +296,22 @@ impl TrainingSetup {
             return pass.scored * d * (2 * b + converted) + pass.tokens * d * (4 + b);
         }
         let chunk = pass.scored.min(self.head_chunk as u64);
+        // On a GPU logits are float32, and the gradient by the head is added up where it is.
+        let adds_in_place = !self.in_host_memory && b == 2;
         // The slope of the cap is kept as well.
-        let capped = if self.config.logit_cap.is_some() { 2 * b } else { 0 };
-        let logits = capped + if self.has_kernels { b } else { 2 * b + 8 };
-        chunk * v * logits + v * d * b + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
+        let capped = match (self.config.logit_cap, adds_in_place) {
+            (None, _) => 0,
+            (Some(_), true) => 8,
+            (Some(_), false) => 2 * b,
+        };
+        let logits = capped
+            + match (self.has_kernels, adds_in_place) {
+                (true, true) => 4 + b,
+                (true, false) => b,
+                (false, _) => 2 * b + 8,
+            };
+        let by_head = if adds_in_place { 0 } else { v * d * b };
+        chunk * v * logits + by_head + pass.scored * d * (2 * b + 4) + pass.tokens * d * (4 + b)
     }
 
     /// What the backward of one layer works with.

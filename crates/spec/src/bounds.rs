@@ -403,10 +403,38 @@ impl Check {
         self.range("resources.rollouts", spec.resources.rollouts, 0..=1024);
         self.range("resources.verifiers", spec.resources.verifiers, 0..=1024);
         self.range("resources.threads", spec.resources.threads, 0..=4096);
+        self.gpus(spec);
         if let Some(peak) = spec.resources.peak_flops {
             let holds = (1e6..=1e18).contains(&peak);
             self.that(holds, "resources.peak_flops", format!("{peak:e}"), "expected 1e6 to 1e18", &[]);
         }
+    }
+
+    /// Which GPUs of a machine its workers get.
+    fn gpus(&mut self, spec: &JobSpec) {
+        let resources = &spec.resources;
+        if resources.device == DeviceKind::Cpu {
+            let message = "has no effect without `resources.device = \"cuda\"`; leave it out";
+            if let Some(gpus) = resources.gpus {
+                self.that(false, "resources.gpus", gpus, message, &["resources.device"]);
+            }
+            self.that(!resources.share_gpus, "resources.share_gpus", true, message, &["resources.device"]);
+            let required = resources.require_gpu_kernels;
+            self.that(required, "resources.require_gpu_kernels", required, message, &["resources.device"]);
+            return;
+        }
+        let Some(gpus) = resources.gpus else { return };
+        self.range("resources.gpus", gpus, 1..=1024);
+        let (learners, rollouts) = (spec.learners(), resources.rollouts);
+        let message = format!("expected at least {learners}: learner ranks never share a GPU, for NCCL refuses that");
+        self.that(gpus >= learners, "resources.gpus", gpus, message, &["resources.learners"]);
+        let message = format!(
+            "expected at least {}, a GPU for each learner and rollout worker; with `resources.share_gpus = true` they share",
+            learners + rollouts
+        );
+        let also = &["resources.learners", "resources.rollouts", "resources.share_gpus"];
+        let fits = gpus < learners || resources.share_gpus || gpus >= learners + rollouts;
+        self.that(fits, "resources.gpus", gpus, message, also);
     }
 
     fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, bounds: RangeInclusive<T>) {

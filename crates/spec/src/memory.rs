@@ -1,6 +1,6 @@
 //! From a job to the memory that a learner rank takes.
 
-use pacs_shape::{Division, HEAD_CHUNK, ModelConfig, PassShape, StateCopy, TrainingSetup, WINDOWS, unit_tokens};
+use pacs_shape::{Division, ModelConfig, PassShape, StateCopy, TrainingSetup, WINDOWS, head_chunk, unit_tokens};
 
 use crate::{DeviceKind, JobSpec, Precision};
 
@@ -32,7 +32,7 @@ impl JobSpec {
                 (true, true) => StateCopy::Here,
                 (true, false) => StateCopy::InHostMemory,
             },
-            head_chunk: HEAD_CHUNK,
+            head_chunk: head_chunk(on_cpu),
             has_kernels: true,
             in_host_memory: on_cpu,
             exact_sums: self.resources.deterministic,

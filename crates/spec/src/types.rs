@@ -533,6 +533,15 @@ pub struct ResourcesSpec {
     pub threads: u32,
     /// Where tensors live. Default `cpu`.
     pub device: DeviceKind,
+    /// How many of this machine's GPUs `pacs run` may use, the first ones of those that are visible. Each learner and each
+    /// rollout worker gets one to itself. With `device = "cuda"` only. Default: all that are visible; 1 to 1024.
+    pub gpus: Option<u32>,
+    /// Rollout workers may share a GPU with each other and with a learner rank where there are too few, by a part of its memory
+    /// each; learner ranks never share one. With `device = "cuda"` only. Default `false`: the run is refused then.
+    pub share_gpus: bool,
+    /// A GPU whose kernels cannot be had (no NVRTC, a model that none of them fits) ends the run with an error. With `false`
+    /// it goes on with libtorch's own operations, several times slower. With `device = "cuda"` only. Default `true`.
+    pub require_gpu_kernels: bool,
     /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
     /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).
     pub sharding: Sharding,
@@ -558,6 +567,9 @@ impl Default for ResourcesSpec {
             verifiers: 1,
             threads: 0,
             device: DeviceKind::Cpu,
+            gpus: None,
+            share_gpus: false,
+            require_gpu_kernels: true,
             sharding: Sharding::Replicated,
             deterministic: false,
             learner_memory_gib: 0.0,

@@ -1,14 +1,19 @@
-use std::ffi::CString;
+use std::ffi::{CStr, CString, OsString};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use tch::Device;
+
+use crate::place::{CUDA_HALF, cuda_halves};
+use crate::stream::symbol;
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The CUDA half of libtorch is not there or does not load.
     #[error(
-        "cannot load libtorch_cuda.so: {0}; put torch/lib and nvidia/*/lib of a CUDA torch 2.11 on LD_LIBRARY_PATH"
+        "cannot load libtorch_cuda.so: {0}; `cargo xtask setup --cuda` installs it beside the CPU half, or put torch/lib of a \
+         Python's torch 2.11 (pip install torch==2.11.0) on LD_LIBRARY_PATH"
     )]
     NoCudaLibrary(String),
     /// The library is there, a usable GPU is not.
@@ -49,6 +54,7 @@ pub fn init(cuda: bool, threads: usize) -> Result<Device, DeviceError> {
         None => {
             if cuda {
                 load_cuda()?;
+                reduce_in_float32();
             }
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
             // One stream of work a process: a second pool would only take cores from the first.
@@ -74,7 +80,29 @@ pub fn end_process(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// Makes large host buffers cheap to take and give back; call it first thing in `main`, before any thread is started.
+/// What libtorch's allocators are set by: its name today, and that of earlier versions.
+const ALLOCATOR_SETTINGS: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
+
+/// Has products of 16-bit numbers that are divided along their inner dimension add up the parts in float32. libtorch allows
+/// cuBLAS to add them up in bfloat16, and the inner dimension of the head's backward is the vocabulary.
+fn reduce_in_float32() {
+    type GlobalContext = unsafe extern "C" fn() -> *mut libc::c_void;
+    type Allow = unsafe extern "C" fn(*mut libc::c_void, bool, bool);
+    let symbols = [c"_ZN2at13globalContextEv", c"_ZN2at7Context27setAllowBF16ReductionCuBLASEbb"].map(symbol);
+    let [Ok(context), Ok(allow)] = symbols else {
+        tracing::warn!("libtorch is not 2.11: products in bfloat16 may be added up in bfloat16");
+        return;
+    };
+    // SAFETY: the symbols are libtorch's functions of these signatures: one that gives a reference to the one context of the
+    // process, and a member function that sets two flags of it.
+    unsafe {
+        let context = std::mem::transmute::<*mut libc::c_void, GlobalContext>(context)();
+        std::mem::transmute::<*mut libc::c_void, Allow>(allow)(context, false, true);
+    }
+}
+
+/// Makes large buffers, of the host and of a GPU, cheap to take and give back; call it first thing in `main`, before any thread
+/// is started.
 ///
 /// Every pass of a model takes and frees hundreds of megabytes. By default each large block is mapped anew and its pages
 /// are faulted in and cleared one by one, which costs more than an eighth of a training step; kept in one heap, and
@@ -92,6 +120,10 @@ pub fn prepare_allocator() {
         }
         if std::env::var_os("THP_MEM_ALLOC_ENABLE").is_none() {
             std::env::set_var("THP_MEM_ALLOC_ENABLE", "1");
+        }
+        // Passes differ in size. In segments of fixed size each of them leaves holes, and memory runs out long before it is full.
+        if ALLOCATOR_SETTINGS.iter().all(|name| std::env::var_os(name).is_none()) {
+            std::env::set_var(ALLOCATOR_SETTINGS[0], "expandable_segments:True");
         }
     }
 }
@@ -124,21 +156,25 @@ pub fn device_memory(device: Device) -> Option<(u64, u64)> {
     (status == 0).then_some((free as u64, total as u64))
 }
 
-fn load_cuda() -> Result<(), DeviceError> {
-    let name = CString::new("libtorch_cuda.so").expect("no zero byte in the name");
-    // SAFETY: dlopen and dlerror are called with valid strings; the library stays loaded for the life of the process.
-    let problem = unsafe {
-        if !libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
-            return Ok(());
+pub(crate) fn load_cuda() -> Result<(), DeviceError> {
+    // By name first, which is where the user says (LD_LIBRARY_PATH), then where it belongs. The libraries below it are found by
+    // its own run path.
+    let found = cuda_halves().into_iter().map(PathBuf::into_os_string);
+    let mut problems = Vec::new();
+    for name in std::iter::once(OsString::from(CUDA_HALF)).chain(found) {
+        let Ok(name) = CString::new(name.into_encoded_bytes()) else { continue };
+        // SAFETY: dlopen and dlerror are called with valid strings; the library stays loaded for the life of the process.
+        unsafe {
+            if !libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
+                return Ok(());
+            }
+            let message = libc::dlerror();
+            if !message.is_null() {
+                problems.push(CStr::from_ptr(message).to_string_lossy().into_owned());
+            }
         }
-        let message = libc::dlerror();
-        if message.is_null() {
-            "unknown reason".to_owned()
-        } else {
-            std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned()
-        }
-    };
-    Err(DeviceError::NoCudaLibrary(problem))
+    }
+    Err(DeviceError::NoCudaLibrary(problems.join("; ")))
 }
 
 /// Bytes of memory that computing on `device` can count on: all of the host's, or what is free on the GPU now. `None` when

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places. An exception of C++ goes through it.
 pub(crate) type Kernel = unsafe extern "C-unwind" fn(stack: *mut u64, inputs: u64, outputs: u64);
@@ -60,6 +60,8 @@ pub(crate) enum Value<'a> {
     Float(f64),
     /// `bool`.
     Bool(bool),
+    /// `ScalarType`.
+    Kind(Kind),
 }
 
 /// An operator failed.
@@ -77,11 +79,24 @@ pub(crate) unsafe fn call<const OUTPUTS: usize>(
     name: &CStr,
     arguments: &[Value<'_>],
 ) -> Result<[Tensor; OUTPUTS], OperatorError> {
+    // SAFETY: what the caller has promised.
+    unsafe { call_overload(name, c"", arguments) }
+}
+
+/// The same of an operator whose overload has a name.
+///
+/// # Safety
+/// As [`call`].
+pub(crate) unsafe fn call_overload<const OUTPUTS: usize>(
+    name: &CStr,
+    overload: &CStr,
+    arguments: &[Value<'_>],
+) -> Result<[Tensor; OUTPUTS], OperatorError> {
     let mut stack: Vec<u64> = arguments.iter().map(|argument| argument.word()).collect();
     stack.resize(arguments.len().max(OUTPUTS), 0);
     // SAFETY: the names end with a zero byte, and the stack has room for what goes in and for what comes out. The call takes
     // over what the words point to.
-    let status = unsafe { library::aoti_torch_call_dispatcher(name.as_ptr(), c"".as_ptr(), stack.as_mut_ptr()) };
+    let status = unsafe { library::aoti_torch_call_dispatcher(name.as_ptr(), overload.as_ptr(), stack.as_mut_ptr()) };
     if status != 0 {
         return Err(OperatorError { name: name.to_string_lossy().into_owned() });
     }
@@ -100,6 +115,7 @@ impl Value<'_> {
             Self::Int(value) => value.cast_unsigned(),
             Self::Float(value) => value.to_bits(),
             Self::Bool(value) => u64::from(value),
+            Self::Kind(kind) => scalar_type(kind),
         }
     }
 }
@@ -111,6 +127,22 @@ fn optional(word: u64) -> u64 {
         let place = library::operator_new(size_of::<u64>()).cast::<u64>();
         place.write(word);
         ptr::from_mut(&mut *place).expose_provenance() as u64
+    }
+}
+
+/// The number that libtorch has for a kind (`c10/core/ScalarType.h`).
+///
+/// # Panics
+/// For kinds that nothing here asks for.
+fn scalar_type(kind: Kind) -> u64 {
+    match kind {
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::Double => 7,
+        Kind::BFloat16 => 15,
+        _ => panic!("no operator is asked for {kind:?}"),
     }
 }
 
@@ -131,7 +163,7 @@ pub(crate) unsafe fn from_word(word: u64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     #[test]
     fn an_operator_is_called_and_a_wrong_input_is_an_error() {
@@ -151,6 +183,11 @@ mod tests {
             assert!(output.allclose(&expected, 1e-6, 1e-6, false));
             assert_eq!(sums.size(), [1, 2, 5]);
         }
+        // An overload, and a kind.
+        let double = [Value::Tensor(&q), Value::Kind(Kind::Double), Value::Bool(false), Value::Bool(true), Value::None];
+        // SAFETY: Tensor self, ScalarType dtype, bool non_blocking, bool copy, MemoryFormat? memory_format.
+        let [double] = unsafe { call_overload::<1>(c"aten::to", c"dtype", &double) }.unwrap();
+        assert!(double.kind() == Kind::Double && double.equal(&q.to_kind(Kind::Double)));
         let error = call(&q.squeeze_dim(0), None).unwrap_err();
         assert!(error.to_string().contains("_flash_attention_for_cpu"), "{error}");
     }

@@ -19,6 +19,9 @@ pub enum GraphError {
     /// A call of CUDA's graphs failed.
     #[error("{0} failed; standard error has what libtorch says of it (`Exception in aoti_torch`)")]
     Call(&'static str),
+    /// A recording of this process has failed before.
+    #[error("a recording of this process has failed before, and libtorch cannot record again after that")]
+    Broken,
     /// The work failed while it was recorded.
     #[error("the work that was to be recorded failed: {0}")]
     Work(String),
@@ -64,7 +67,8 @@ impl Graphs {
     /// between: one at a time, on one thread.
     ///
     /// # Errors
-    /// When the device or the work fails; what was recorded before is as it was.
+    /// When the device or the work fails; what was recorded before is as it was. After the device refused a recording, all
+    /// later ones of the process are refused, too.
     pub fn record(&mut self, work: impl Fn() -> Tensor + Send + 'static) -> Result<Graph, GraphError> {
         let work: Work = Box::new(work);
         let (recorded, output) = match &mut self.recorder {
@@ -127,10 +131,16 @@ mod tests {
         found.as_ref().ok().copied()
     }
 
-    /// Products, whose library takes memory of its own, and small kernels.
+    /// Products, whose library takes memory of its own, and small kernels. Then what cannot be recorded: last, for nothing is
+    /// recorded in this process after that.
     #[test]
-    fn a_real_device_does_recorded_work_again() {
+    fn a_real_device_does_recorded_work_again_until_one_recording_fails() {
         let Some(device) = gpu() else { return };
+        work_is_done_again(device);
+        what_cannot_be_recorded_is_an_error_and_does_no_harm(device);
+    }
+
+    fn work_is_done_again(device: Device) {
         let weight = Tensor::randn([64, 64], (Kind::BFloat16, device));
         let mut input = Tensor::zeros([16, 64], (Kind::BFloat16, device));
         let [held, by] = [&input, &weight].map(Tensor::shallow_clone);
@@ -143,18 +153,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_a_real_device_cannot_record_is_an_error_and_does_no_harm() {
-        let Some(device) = gpu() else { return };
+    fn what_cannot_be_recorded_is_an_error_and_does_no_harm(device: Device) {
         let mut graphs = Graphs::new(device).expect("a GPU has graphs");
         let input = Tensor::zeros([16], (Kind::Float, device));
-        for _ in 0..2 {
-            let held = input.shallow_clone();
-            let refused = graphs.record(move || Tensor::from(held.sum(Kind::Float).double_value(&[])));
-            assert!(matches!(refused, Err(GraphError::Call(_) | GraphError::Work(_))), "{refused:?}");
-            let held = input.shallow_clone();
-            let mut graph = graphs.record(move || &held + 1.0).expect("the next work is recorded");
-            assert!(graph.replay().is_ok());
-        }
+        let held = input.shallow_clone();
+        let refused = graphs.record(move || Tensor::from(held.sum(Kind::Float).double_value(&[])));
+        assert!(matches!(refused, Err(GraphError::Call(_) | GraphError::Work(_))), "{refused:?}");
+        let held = input.shallow_clone();
+        let later = graphs.record(move || &held + 1.0);
+        assert!(matches!(later, Err(GraphError::Broken)), "{later:?}");
+        // Work that is not recorded goes on.
+        assert_eq!((&input + 1.0).sum(Kind::Float).double_value(&[]), 16.0);
     }
 }

@@ -23,6 +23,9 @@ mod keep;
 mod lend;
 mod norm;
 mod parallel;
+mod place;
+mod product;
+mod report;
 mod rotary;
 mod softmax;
 mod stream;
@@ -35,7 +38,7 @@ pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use blocks::{BLOCK_TOKENS, BlockRow, BlockRun, attend_blocks, store_blocks};
 pub use cuda::{
     DecodeInputs, DecodePass, DecodeRow, DecodeSlots, DecodeTable, DeviceKernels, DrawTable, KernelError, KernelShape,
-    RowCopies, RowDraw, device_kernels, with_device_kernels,
+    RowCopies, RowDraw, TargetScores, device_kernels, with_device_kernels,
 };
 pub use device::{
     DeviceError, device_memory, end_process, init, memory_bytes, multiplies_bf16, prepare_allocator, release_memory,
@@ -57,6 +60,8 @@ pub use graph::{Graph, GraphError, Graphs};
 pub use keep::Filters;
 pub use lend::{LendError, Lent, lend};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_backward};
+pub use product::{add_product, linear_float32};
+pub use report::{GpuParts, GpuReport, gpu_report};
 pub use rotary::rotate;
 pub use softmax::{TargetScore, target_gradient};
 pub use tch;

@@ -1,5 +1,5 @@
 //! What the tests of the kernels share.
-#![expect(unsafe_code, reason = "a library is loaded before the tests")]
+#![expect(unsafe_code, reason = "a section of the executable is named")]
 
 use std::sync::OnceLock;
 
@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 #[unsafe(link_section = ".init_array")]
 static LOAD_CUDA: extern "C" fn() = {
     extern "C" fn load() {
-        // SAFETY: libtorch itself has been loaded, and no other thread runs yet. Without the library nothing happens.
-        unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        // libtorch itself has been loaded, and no other thread runs yet. Without the library nothing happens.
+        let _ = crate::device::load_cuda();
     }
     load
 };

@@ -229,7 +229,7 @@ fn engine(arguments: &Arguments, config: ModelConfig, rows: &[PromptRow]) -> Res
     let tokenizer = Arc::new(Tokenizer::read(&arguments.model).with_context(model)?);
     let longest = rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0) + arguments.max_new_tokens as usize;
     let most = arguments.rows.min(rows.len() * arguments.n as usize);
-    let tokens = arguments.cache_tokens.unwrap_or_else(|| cache_tokens(&config, kind, device, most, longest));
+    let tokens = arguments.cache_tokens.unwrap_or_else(|| cache_tokens(&config, kind, device, false, [most, longest]));
     let options = EngineOptions {
         rows: arguments.rows,
         prefill_tokens: 2048,

@@ -5,6 +5,7 @@ mod bench;
 mod bounds;
 mod compute;
 mod create;
+mod devices;
 mod generate;
 mod hub;
 mod import;
@@ -38,6 +39,8 @@ enum Command {
     Rollout(role::RolloutArguments),
     /// Computes gradients for a coordinator, as one learner rank.
     Learner(role::LearnerArguments),
+    /// Says what this machine has of what `--device cuda` needs.
+    Devices(devices::Arguments),
     /// Measures training, generation, and the network between ranks; prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Rollout(arguments) => in_role(|| role::rollout(arguments)),
         Command::Learner(arguments) => in_role(|| role::learner(arguments)),
+        Command::Devices(arguments) => devices::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Import(arguments) => import::run(&arguments),
         Command::Create(arguments) => create::run(&arguments),

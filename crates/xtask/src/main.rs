@@ -1,9 +1,10 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | sim | chaos | bench`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | sim | chaos | gpu-bundle | bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod chaos;
 mod demo;
+mod gpu_bundle;
 mod process;
 mod setup;
 mod sim;
@@ -23,8 +24,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Gets libtorch from the package registry and links it below `target/`.
-    Setup,
+    /// Gets libtorch from the package registry and links it below `target/`; with `--cuda` its CUDA half, too.
+    Setup(setup::Arguments),
     /// Sets up, builds, fetches the demo's model, and trains it.
     Demo(demo::Arguments),
     /// Sets up and runs every check: format, lints, all tests.
@@ -33,6 +34,8 @@ enum Task {
     Sim(sim::Arguments),
     /// Kills, stops and ends the processes of two runs at random, and compares what they come to with undisturbed ones.
     Chaos(chaos::Arguments),
+    /// Packs what a machine with a GPU needs that has neither Rust nor a network.
+    GpuBundle(gpu_bundle::Arguments),
     /// Measures one part by itself and prints JSON lines.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -40,11 +43,12 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Setup => setup::libtorch(),
+        Task::Setup(arguments) => setup::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run(),
         Task::Sim(arguments) => sim::run(&arguments),
         Task::Chaos(arguments) => chaos::run(&arguments),
+        Task::GpuBundle(arguments) => gpu_bundle::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
     };
     match result {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::{cache, check, command, target, user_libtorch};
 
@@ -52,6 +52,52 @@ pub(crate) fn libtorch() -> Result<()> {
         fetch_libtorch(&home).context("set up libtorch")?;
     }
     link(&home).context("link libtorch below target/")
+}
+
+/// Options of `cargo xtask setup`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Also gets the CUDA half of libtorch and its libraries (2.9 GB, once per user), for workers with `--device cuda`.
+    #[arg(long)]
+    cuda: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    libtorch()?;
+    if arguments.cuda { cuda() } else { Ok(()) }
+}
+
+/// Makes sure that the CUDA half is there: a Python environment in the cache, of which the libraries alone are used. Workers look for
+/// it there (`crates/torch/src/place.rs`).
+fn cuda() -> Result<()> {
+    if let Some(path) = user_libtorch() {
+        let lib = path.join("lib/libtorch_cuda.so");
+        ensure!(lib.exists(), "libtorch at {} is yours and has no CUDA half: install one that has", path.display());
+        println!("using the CUDA half at {}", lib.display());
+        return Ok(());
+    }
+    let home = cache()?.join(format!("torch-{TORCH_VERSION}-cuda"));
+    if home.join("complete").exists() {
+        println!("the CUDA half of libtorch is at {}", home.join("site/torch/lib").display());
+        return Ok(());
+    }
+    println!("fetching torch {TORCH_VERSION} with CUDA (2.9 GB, once per user) into {}", home.display());
+    if home.exists() {
+        fs::remove_dir_all(&home).with_context(|| format!("remove the unfinished {}", home.display()))?;
+    }
+    // In its own place from the beginning: an environment cannot be moved.
+    check("make a Python environment", command("python3").args(["-m", "venv"]).arg(&home))?;
+    let python = home.join("bin/python");
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"];
+    let torch = format!("torch=={TORCH_VERSION}");
+    check("install torch with pip", command(&python).args(pip).arg(torch))?;
+    let site = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = command(&python).args(["-c", site]).output().context("ask Python for its folder")?;
+    let site = PathBuf::from(String::from_utf8(output.stdout).context("read Python's folder")?.trim());
+    let half = site.join("torch/lib/libtorch_cuda.so");
+    ensure!(half.exists(), "the torch that pip has installed has no CUDA half: {} is missing", half.display());
+    std::os::unix::fs::symlink(&site, home.join("site")).context("link the packages")?;
+    fs::write(home.join("complete"), TORCH_VERSION).context("mark it as complete")
 }
 
 fn fetch_libtorch(home: &Path) -> Result<()> {

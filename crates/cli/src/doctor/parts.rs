@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pacs_runtime::launch::security;
 use pacs_runtime::net::{PeerRole, TlsError};
+use serde_json::Value;
 
 use super::Finding;
 use crate::run::find_worker;
@@ -39,8 +40,38 @@ pub(super) fn worker(given: Option<&Path>, gpu: bool) -> Vec<Finding> {
     let mut findings = vec![finding];
     if gpu {
         findings.extend([gpus(), peers()]);
+        if let Ok(path) = find_worker(given) {
+            findings.push(cuda_half(&path));
+        }
     }
     findings
+}
+
+/// Whether the worker program finds libtorch's CUDA half, and what compiles its kernels.
+fn cuda_half(worker: &Path) -> Finding {
+    const CHECK: &str = "GPU libraries";
+    const HINT: &str = "`cargo xtask setup --cuda` installs them; on a machine without Rust, `pip install torch==2.11.0` and its \
+                        torch/lib on LD_LIBRARY_PATH";
+    let output = match Command::new(worker).args(["devices", "--json"]).stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        Err(error) => return Finding::failure(CHECK, format!("{}: {error}", worker.display()), "install it again"),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(report) = text.lines().next_back().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Finding::failure(CHECK, format!("`pacs-worker devices` does not say: {}", said.trim()), HINT);
+    };
+    read_parts(&report, HINT)
+}
+
+fn read_parts(report: &Value, hint: &str) -> Finding {
+    const CHECK: &str = "GPU libraries";
+    let problems = ["problem", "kernels_problem", "graphs_problem"].map(|part| report[part].as_str());
+    match (problems.into_iter().flatten().next(), report["libtorch_cuda"].as_str()) {
+        (Some(problem), _) => Finding::failure(CHECK, problem, hint),
+        (None, Some(library)) => Finding::ok(CHECK, format!("{library}, with kernels and graphs")),
+        (None, None) => Finding::failure(CHECK, "`pacs-worker devices` names no library", hint),
+    }
 }
 
 /// Reports the GPUs that the driver lists.
@@ -171,6 +202,16 @@ mod tests {
         let finding = certificates(&join);
         assert_eq!(finding.level, Level::Warning, "{finding:?}");
         assert!(finding.found.contains("rollout; the first expires in 1"), "{finding:?}");
+    }
+
+    #[test]
+    fn libraries_of_a_gpu_that_are_missing_are_a_failure() {
+        let read = |text: &str| read_parts(&serde_json::from_str(text).expect("JSON"), "install them");
+        let whole = read(r#"{"libtorch_cuda": "/t/libtorch_cuda.so", "problem": null, "kernels_problem": null}"#);
+        assert_eq!((whole.level, whole.found.as_str()), (Level::Ok, "/t/libtorch_cuda.so, with kernels and graphs"));
+        let broken = read(r#"{"libtorch_cuda": "/t/libtorch_cuda.so", "kernels_problem": "NVRTC cannot be opened"}"#);
+        assert_eq!((broken.level, broken.found.as_str()), (Level::Failure, "NVRTC cannot be opened"));
+        assert_eq!(read("{}").level, Level::Failure);
     }
 
     #[test]

@@ -374,12 +374,17 @@ exit 0
 
 /// Appends the steps of all workers. Joined workers get names with their job's id, because the run has workers of the same index.
 fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined: bool) {
+    if allocation.gpus_per_node > 0 {
+        script.push_str(ON_GPU);
+    }
     for Step { role, tasks, offset, command, computes } in steps {
-        // With GPUs each learner or rollout worker owns its device and cores; on CPUs the roles overlap.
-        let (per_node, share) = match allocation.gpus_per_node {
-            gpus if gpus > 0 && *computes => (gpus, "--exact --gpus-per-task=1"),
-            gpus if gpus > 0 => (0, "--overlap --gres=none"),
-            _ => (0, "--overlap"),
+        // With GPUs, a learner or rollout worker has its device to itself. The step is given all of a node: a task whose cgroup
+        // holds its own GPU alone reaches the others by way of host memory, without NVLink.
+        let per_node = if *computes { allocation.gpus_per_node } else { 0 };
+        let share = match allocation.gpus_per_node {
+            0 => "--overlap".to_owned(),
+            _ if !computes => "--overlap --gres=none".to_owned(),
+            gpus => format!("--overlap --gpus-per-node={gpus} --gpu-bind=none --cpu-bind=none"),
         };
         // Losing one learner ends the step of all learners; other roles continue with one worker fewer.
         let deaths = u8::from(*role == "learner");
@@ -387,10 +392,23 @@ fn workers(script: &mut String, steps: &[Step], allocation: &Allocation, joined:
             false => format!("pacs supervise -- {command}"),
             true => format!("bash -c 'exec pacs supervise -- {command} --name \"{role}-$SLURM_JOB_ID-$SLURM_PROCID\"'"),
         };
+        let on_gpu =
+            if per_node > 0 { format!("bash -c \"$on_gpu\" on_gpu {offset} {per_node} ") } else { String::new() };
         let options = format!("{share} --kill-on-bad-exit={deaths} --wait=0");
-        put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {supervised} &"));
+        put(script, format_args!("step {role} {tasks} {offset} {per_node} {options} \\\n    {on_gpu}{supervised} &"));
     }
 }
+
+/// What a task of a step with GPUs begins with.
+const ON_GPU: &str = r#"# on_gpu FIRST PER_NODE COMMAND...: shows a task its GPU, by its place among the tasks that fill the nodes one after the other.
+on_gpu='
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
+place=$((($1 + SLURM_PROCID) % $2))
+export CUDA_VISIBLE_DEVICES=${gpus[place]:-$place}
+shift 2
+exec "$@"
+'
+"#;
 
 fn put(script: &mut String, line: impl std::fmt::Display) {
     writeln!(script, "{line}").expect("a string takes any text");
@@ -453,6 +471,21 @@ mod tests {
         let script = script(resources, &options).expect("fits");
         assert!(is_bash(&script));
         expect_file!["slurm/gpu.sbatch"].assert_eq(&script);
+    }
+
+    #[test]
+    fn a_task_sees_the_gpu_of_its_place() {
+        // The steps of learners and of rollout workers fill the same nodes, the latter from the third place on.
+        let seen = |task: &str, visible: Option<&str>| {
+            let script = format!("{ON_GPU}bash -c \"$on_gpu\" on_gpu 2 4 printenv CUDA_VISIBLE_DEVICES");
+            let mut bash = std::process::Command::new("bash");
+            bash.arg("-c").arg(script).env("SLURM_PROCID", task).env_remove("CUDA_VISIBLE_DEVICES");
+            let output = bash.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible))).output().expect("bash");
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        let every = ["0", "1", "2", "11"];
+        assert_eq!(every.map(|task| seen(task, Some("4,5,6,7"))), ["6", "7", "4", "5"]);
+        assert_eq!(every.map(|task| seen(task, None)), ["2", "3", "0", "1"]);
     }
 
     #[test]

@@ -107,6 +107,7 @@ mod tests {
             program: program.into(),
             arguments: ["rollout", "--coordinator", folder].map(str::to_owned).to_vec(),
             run_id: run_id.to_owned(),
+            gpu: None,
             living: None,
         }
     }

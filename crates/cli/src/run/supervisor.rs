@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::adopt::Living;
+use super::gpus::VISIBLE;
 use super::restarts::{Next, Restarts, describe};
 
 /// Wait for the end of the run after a worker left with exit code 0, which means that the coordinator dismissed it.
@@ -64,6 +65,8 @@ pub(crate) struct WorkerCommand {
     pub(crate) arguments: Vec<String>,
     /// Id of the run that the worker belongs to.
     pub(crate) run_id: String,
+    /// The GPU that it sees, if it computes on one.
+    pub(crate) gpu: Option<String>,
     /// An adopted process that does this work already; it is watched, and restarted like any other when it ends.
     pub(crate) living: Option<Living>,
 }
@@ -245,8 +248,10 @@ fn dismissal(status: ExitStatus) -> Duration {
 
 fn spawn(command: &WorkerCommand, log: &Path) -> io::Result<Child> {
     let output = File::options().create(true).append(true).open(log)?;
+    let gpu = command.gpu.iter().map(|gpu| (VISIBLE, gpu));
     Command::new(&command.program)
         .args(&command.arguments)
+        .envs(gpu)
         .env(RUN_ID, &command.run_id)
         .env(STARTED, started().to_string())
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use pacs_spec::{DeviceKind, JobSpec};
 
+use super::gpus::Gpus;
 use super::supervisor::{COORDINATOR, WorkerCommand};
 use crate::failure::Failure;
 
@@ -17,13 +18,15 @@ pub(super) const TLS_DIR: &str = "--tls-dir";
 /// Option that turns TLS off.
 pub(super) const PLAINTEXT: &str = "--plaintext";
 
-/// Returns the commands of all workers of `spec` in the run `run_id`, with TLS from `tls_dir` or plain text on loopback. Workers find
-/// the coordinator through the run folder, not by address: they outlive it, and its successor may have to take another port.
+/// Returns the commands of all workers of `spec` in the run `run_id`, on `gpus` if the job uses any, with TLS from `tls_dir` or plain
+/// text on loopback. Workers find the coordinator through the run folder, not by address: they outlive it, and its successor may have
+/// to take another port.
 pub(crate) fn commands(
     spec: &JobSpec,
     worker: &Path,
     (run_dir, run_id): (&Path, &str),
     tls_dir: Option<&Path>,
+    gpus: Option<&Gpus>,
 ) -> Result<Vec<WorkerCommand>, Failure> {
     let this = std::env::current_exe().context("find this program's own file").map_err(Failure::bug)?;
     // Canonical, because `--coordinator` takes anything but an absolute path for an address.
@@ -41,8 +44,9 @@ pub(crate) fn commands(
             let name = format!("{role}-{index}");
             let fixed = [role, COORDINATOR, &run_dir, "--name", &name].map(str::to_owned);
             let arguments = fixed.into_iter().chain(security.iter().cloned()).chain(extra.iter().cloned()).collect();
+            let gpu = gpus.and_then(|gpus| gpus.of_worker(&name)).map(str::to_owned);
             let (program, run_id) = (program.to_owned(), run_id.to_owned());
-            commands.push(WorkerCommand { name, program, arguments, run_id, living: None });
+            commands.push(WorkerCommand { name, program, arguments, run_id, gpu, living: None });
         }
     };
     add("verifier", resources.verifiers, &this, &[]);
@@ -102,7 +106,7 @@ mod tests {
                     resources = { rollouts = 2, learners = 1, verifiers = 1, threads = 3 }";
         let spec = pacs_spec::parse(text, Path::new("job.toml")).expect("valid");
         let run = (Path::new("/usr/../"), "0123");
-        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None).expect("found");
+        let commands = commands(&spec, Path::new("/bin/pacs-worker"), run, None, None).expect("found");
         let names: Vec<&str> = commands.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["verifier-0", "rollout-0", "rollout-1", "learner-0"]);
         assert_eq!(commands[0].arguments.join(" "), "verifier --coordinator / --name verifier-0 --plaintext");

@@ -44,8 +44,12 @@ pub(crate) trait Api: fmt::Debug + Send + Sync {
     fn finalize(&self, comm: Comm) -> Result<(), DeviceError>;
     /// Frees a communicator that was finalized.
     fn destroy(&self, comm: Comm);
-    /// Aborts operations that wait for lost ranks, and frees the communicator.
+    /// Aborts operations that wait for lost ranks, and frees the communicator. NCCL joins its own threads in it, and has been seen
+    /// not to come back.
     fn abort(&self, comm: Comm);
+    /// Ends this process with exit code 75, so that whoever started it starts it again: operations of a communicator that
+    /// cannot be ended may still write to memory that its owner wants back.
+    fn leave(&self, why: &str);
 }
 
 /// One operation on device memory. Numbers are float32.

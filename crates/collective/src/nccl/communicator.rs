@@ -1,7 +1,8 @@
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::api::{Comm, DeviceError, Event, Launch, Stream, UNIQUE_ID_BYTES, Versions};
+use super::api::{Api, Comm, DeviceError, Event, Launch, Stream, UNIQUE_ID_BYTES, Versions};
 use super::device::{CudaDevice, DeviceBuffer};
 use crate::error::Fault;
 use crate::{
@@ -17,6 +18,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_micros(20), Duration::from_m
 const GRACE: Duration = Duration::from_secs(1);
 /// Longest orderly shutdown; then the communicator is aborted.
 const FINALIZE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an abort may take; then the process ends.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The NCCL communicator of one rank in one generation, with a TCP ring alongside. Dropping it ends the communicator on
 /// the other ranks.
@@ -24,7 +27,8 @@ const FINALIZE_TIMEOUT: Duration = Duration::from_secs(5);
 /// NCCL runs in non-blocking mode on a stream of its own. The thread that calls an operation polls its completion on
 /// the device, NCCL's errors, the neighbours' sockets, the deadline and the abort handle. An abort from another thread
 /// is therefore a flag that the polling thread sees within a millisecond, and `ncclCommAbort` never races with another
-/// call on the same communicator. Between operations, no work of NCCL runs on the device.
+/// call on the same communicator. It runs on a thread of its own, and the process ends with exit code 75 when it has not come back after
+/// 30 seconds. Between operations, no work of NCCL runs on the device.
 #[derive(Debug)]
 pub struct NcclCollective {
     ring: HostCollective,
@@ -34,6 +38,8 @@ pub struct NcclCollective {
     stream: Option<Stream>,
     done: Option<Event>,
     versions: Versions,
+    /// How long an abort may take.
+    patience: Duration,
 }
 
 impl NcclCollective {
@@ -69,6 +75,14 @@ impl NcclCollective {
         self.versions
     }
 
+    /// With another patience for aborts.
+    #[cfg(test)]
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        let mut patient = self;
+        patient.patience = patience;
+        patient
+    }
+
     pub(crate) fn form(mut ring: HostCollective, device: &CudaDevice) -> Result<Self, CollectiveError> {
         let fail = |ring: &HostCollective, error| ring.fail(Operation::Connect, own(error));
         let api = device.api();
@@ -81,7 +95,15 @@ impl NcclCollective {
         ring.broadcast(0, &mut id)?;
         let (world_size, rank) = (ring.world_size(), ring.rank());
         // From here on, an error path drops `formed`, which frees what exists.
-        let mut formed = Self { ring, device: device.clone(), comm: None, stream: None, done: None, versions };
+        let mut formed = Self {
+            ring,
+            device: device.clone(),
+            comm: None,
+            stream: None,
+            done: None,
+            versions,
+            patience: ABORT_TIMEOUT,
+        };
         let connect = |formed: &mut Self| -> Result<(), Fault> {
             let api = formed.device.api();
             formed.stream = Some(api.create_stream().map_err(own)?);
@@ -133,7 +155,7 @@ impl NcclCollective {
         if let Some(comm) = self.comm.take() {
             tracing::warn!(rank = error.rank, %error, "aborting the NCCL communicator");
             let api = self.device.api();
-            api.abort(comm);
+            abort(api, comm, self.patience);
             if let (Some(done), Some(stream)) = (self.done, self.stream) {
                 let deadline = Instant::now() + FINALIZE_TIMEOUT;
                 let drained = api.record(done, stream).and_then(|()| pause_until(deadline, || api.is_reached(done)));
@@ -246,7 +268,7 @@ impl Drop for NcclCollective {
             let orderly = self.ring.reason().is_none()
                 && api.finalize(comm).is_ok()
                 && matches!(pause_until(deadline, || api.is_settled(comm)), Ok(true));
-            if orderly { api.destroy(comm) } else { api.abort(comm) }
+            if orderly { api.destroy(comm) } else { abort(api, comm, self.patience) }
         }
         if let Some(event) = self.done.take() {
             api.destroy_event(event);
@@ -254,6 +276,28 @@ impl Drop for NcclCollective {
         if let Some(stream) = self.stream.take() {
             api.destroy_stream(stream);
         }
+    }
+}
+
+/// Aborts a communicator on a thread of its own and waits for it; when NCCL does not come back the process is to end.
+fn abort(api: &Arc<dyn Api>, comm: Comm, patience: Duration) {
+    let (done, ended) = mpsc::channel();
+    let own = Arc::clone(api);
+    let aborting = move || {
+        own.abort(comm);
+        // Nobody listens any more when it came too late.
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("nccl-abort".to_owned()).spawn(aborting).is_err() {
+        api.leave("no thread could be started that aborts the NCCL communicator");
+        return;
+    }
+    match ended.recv_timeout(patience) {
+        Ok(()) => {}
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            api.leave(&format!("ncclCommAbort did not come back within {patience:?}"));
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => api.leave("the thread that aborts the NCCL communicator panicked"),
     }
 }
 

@@ -107,6 +107,8 @@ impl Api for HostMemory {
     fn destroy(&self, _: Comm) {}
 
     fn abort(&self, _: Comm) {}
+
+    fn leave(&self, _: &str) {}
 }
 
 /// Runs `run` on the memory of a buffer of an emulated device; `None` for any other buffer.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueId, Versions};
 
@@ -16,6 +17,8 @@ pub(crate) struct Fake {
     pub(crate) hangs_at: Option<usize>,
     /// Operations from this one on, counted from 0, make NCCL report an error.
     pub(crate) breaks_at: Option<usize>,
+    /// How long an abort takes; the state of the communicator stays as it is until then.
+    pub(crate) abort_takes: Duration,
     pub(super) state: Mutex<State>,
     pub(super) live: AtomicUsize,
 }
@@ -38,6 +41,7 @@ impl Fake {
             settles_after: 3,
             hangs_at: None,
             breaks_at: None,
+            abort_takes: Duration::ZERO,
             state: Mutex::default(),
             live: AtomicUsize::new(0),
         }
@@ -181,8 +185,13 @@ impl Api for Fake {
     }
 
     fn abort(&self, _: Comm) {
+        std::thread::sleep(self.abort_takes);
         self.state.lock().unwrap().aborted = true;
         self.note("abort");
         self.give_back();
+    }
+
+    fn leave(&self, why: &str) {
+        self.note(format!("leave: {why}"));
     }
 }

@@ -13,6 +13,9 @@ use super::api::{Api, Comm, DeviceError, Event, Launch, Pointer, Stream, UniqueI
 /// File names of NCCL: that of its packages, then that of a development installation.
 const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
+/// The exit code of a process that is to be started again (docs/EXIT_CODES.md).
+const EXIT_AGAIN: c_int = 75;
+
 /// `ncclSuccess`.
 const SUCCESS: c_int = 0;
 /// `ncclInProgress`: the call on a non-blocking communicator continues in the background.
@@ -141,6 +144,24 @@ fn symbol<F: Copy>(library: &'static SharedLibrary, name: &'static str) -> Resul
     found.map(|symbol| *symbol).map_err(|_| DeviceError::OldNccl { symbol: name })
 }
 
+/// Whether there is a driver, looked for once. First by the name that it is installed under: the other one may be a stub.
+fn has_driver() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        ["libcuda.so.1", "libcuda.so"].into_iter().any(|name| {
+            // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
+            match unsafe { SharedLibrary::new(name) } {
+                Ok(library) => {
+                    // Never closed: the driver is used as long as the process lives.
+                    std::mem::forget(library);
+                    true
+                }
+                Err(_) => false,
+            }
+        })
+    })
+}
+
 /// NCCL, and the driver's primary context of one device.
 #[derive(Debug)]
 pub(crate) struct Library {
@@ -163,8 +184,7 @@ unsafe impl Sync for Context {}
 impl Library {
     pub(crate) fn open(index: usize) -> Result<Self, DeviceError> {
         // Checked first, because `cudarc` panics when the driver is missing.
-        // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
-        if !unsafe { cuda::is_culib_present() } {
+        if !has_driver() {
             return Err(DeviceError::NoDriver);
         }
         let nccl = Nccl::get()?;
@@ -405,6 +425,15 @@ impl Api for Library {
         // SAFETY: see above; the owner drops the handle.
         self.end("ncclCommAbort", || unsafe { (self.nccl.comm_abort)(comm.0 as types::ncclComm_t) });
     }
+
+    fn leave(&self, why: &str) {
+        tracing::error!("{why}; this process ends, for its communicator cannot be ended");
+        // Best effort: there is nobody left to tell.
+        let _ = std::io::Write::flush(&mut std::io::stderr());
+        // SAFETY: the call does not return, and touches no memory of this process. Destructors of libraries would wait for the
+        // thread that is stuck.
+        unsafe { nix::libc::_exit(EXIT_AGAIN) }
+    }
 }
 
 /// Converts a result of the driver to an error.
@@ -432,8 +461,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        // SAFETY: as in `Library::open`.
-        let has_driver = unsafe { cuda::is_culib_present() };
+        let has_driver = has_driver();
         match Library::open(9999) {
             Err(DeviceError::NoDriver) => assert!(!has_driver),
             Err(DeviceError::NoNccl { problems }) => assert!(problems.contains("libnccl.so.2"), "{problems}"),

@@ -128,6 +128,21 @@ fn an_abort_from_another_thread_ends_an_operation() {
 }
 
 #[test]
+fn a_process_whose_abort_does_not_come_back_is_to_end() {
+    let patience = Duration::from_millis(50);
+    for (takes, leaves) in [(Duration::ZERO, 0), (Duration::from_secs(2), 1)] {
+        let fake = Fake { breaks_at: Some(0), abort_takes: takes, ..Fake::new() }.shared();
+        let device = CudaDevice::with(fake.clone());
+        let allowed = if leaves == 0 { PATIENT } else { patience };
+        let mut nccl = alone(&device, PATIENT).with_patience(allowed);
+        device.allocate(64).unwrap().lend(|data| nccl.all_reduce_sum_device(data)).unwrap().unwrap_err();
+        let left: Vec<String> = fake.log().into_iter().filter(|call| call.starts_with("leave")).collect();
+        assert_eq!(left.len(), leaves, "{left:?}");
+        assert!(left.iter().all(|call| call.ends_with("ncclCommAbort did not come back within 50ms")), "{left:?}");
+    }
+}
+
+#[test]
 fn an_error_of_nccl_is_passed_on() {
     let fake = Fake { breaks_at: Some(0), ..Fake::new() }.shared();
     let device = CudaDevice::with(fake.clone());

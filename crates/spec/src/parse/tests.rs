@@ -197,6 +197,27 @@ fn combinations_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn gpus_that_cannot_be_assigned_are_refused() {
+    let with = |lines: &str| format!("{MINIMAL}{lines}");
+    for without_effect in ["gpus = 1", "share_gpus = true", "require_gpu_kernels = false"] {
+        let error = parsed(&with(&format!("resources.{without_effect}"))).expect_err("on a processor").to_string();
+        assert!(error.contains("has no effect without `resources.device = \"cuda\"`"), "{error}");
+        let on_gpu = with(&format!("resources.device = 'cuda'\nresources.rollouts = 0\nresources.{without_effect}"));
+        assert!(parsed(&on_gpu).is_ok(), "{without_effect}");
+    }
+    let of = |more: &str| parsed(&with(&format!("resources.device = 'cuda'\nresources.gpus = 2\n{more}")));
+    assert!(of("").is_ok());
+    let error = of("resources.rollouts = 2").expect_err("three workers of two GPUs").to_string();
+    assert!(
+        error.contains("resources.gpus = 2: expected at least 3, a GPU for each learner and rollout worker"),
+        "{error}"
+    );
+    assert!(of("resources.rollouts = 2\nresources.share_gpus = true").is_ok());
+    let error = of("resources.learners = 3\nresources.share_gpus = true").expect_err("ranks never share").to_string();
+    assert!(error.contains("resources.gpus = 2: expected at least 3: learner ranks never share a GPU"), "{error}");
+}
+
+#[test]
 fn settings_that_an_objective_would_ignore_are_refused() {
     let with = |lines: &str| format!("{MINIMAL}{lines}");
     refused(

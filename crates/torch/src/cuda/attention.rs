@@ -9,8 +9,12 @@ use crate::{BLOCK_TOKENS, BlockRow};
 
 /// Warps of a block of the kernel, each of which takes a block of the cache at a time.
 const WARPS: usize = 4;
-/// Fewest blocks of the cache that are worth a split: two a warp.
-const SMALLEST_SPLIT: usize = 2 * WARPS;
+/// Fewest blocks of the cache that are worth a split: one a warp.
+const SMALLEST_SPLIT: usize = WARPS;
+/// Blocks of the kernel that run on a processor at a time: their registers allow two with large groups, three with small ones.
+const BLOCKS_PER_PROCESSOR: usize = 2;
+/// What the kernel reads at once.
+const LANE_BYTES: usize = 16;
 
 /// Which blocks the rows of a pass attend to, on the device: the same for all layers.
 #[derive(Debug)]
@@ -154,6 +158,9 @@ impl DeviceKernels {
         self.expect("keys", keys, &[blocks, k, h, s]);
         self.expect("values", values, &[blocks, k, s, h]);
         assert!(i64::from(table.largest) < blocks, "block {} of {blocks}", table.largest);
+        for cache in [keys, values] {
+            assert!((cache.data_ptr() as usize).is_multiple_of(LANE_BYTES), "a cache at an odd address");
+        }
         let splits = self.decode_splits(table.rows, table.longest);
         let output = Tensor::empty([rows, n * h], (q.kind(), q.device()));
         // Where nothing is split nothing is written to these.
@@ -183,12 +190,14 @@ impl DeviceKernels {
         Ok(output)
     }
 
-    /// Into how many parts each of `rows` rows is divided along its tokens, the longest having `longest` blocks: so that two
-    /// blocks of the kernel are there for every processor, and none of them has next to nothing to do.
+    /// Into how many parts each of `rows` rows is divided along its tokens, the longest having `longest` blocks: as many as run
+    /// at a time, if none of them has next to nothing to do. More would be worse: a block of the kernel waits for memory some
+    /// three times before it has its first key, which is as long as it takes for one or two blocks of the cache, and a second
+    /// turn of blocks waits once more.
     #[must_use]
     pub fn decode_splits(&self, rows: usize, longest: usize) -> usize {
         let units = rows * self.shape().heads / self.shape().together();
-        let wanted = (2 * self.machine.processors() as usize).div_ceil(units.max(1));
+        let wanted = BLOCKS_PER_PROCESSOR * self.machine.processors() as usize / units.max(1);
         // Few numbers of splits: a recorded pass has one.
         wanted.min(longest.next_power_of_two() / SMALLEST_SPLIT).max(1)
     }

@@ -42,12 +42,14 @@ const MOST_TILES: usize = 256;
 const SMALLEST_TILE: usize = 1024;
 const TILE_STEP: usize = 256;
 const THREADS: u32 = 512;
+/// Bytes of the logits that a thread reads at once.
+const LOGIT_PACK_BYTES: usize = 16;
 
 impl DeviceKernels {
     /// Draws one token a row by inverting the cumulative distribution at the uniform number of the row's key and position,
     /// and gives its log-probs. What [`crate::draw`] does in host memory.
     ///
-    /// `logits`: `[B, V]`, contiguous. Waits for the device.
+    /// `logits`: `[B, V]` float32, contiguous. Waits for the device.
     ///
     /// # Errors
     /// When the launch fails.
@@ -67,12 +69,12 @@ impl DeviceKernels {
     /// As [`Self::draw`].
     pub fn draw_on_device(&self, logits: &Tensor, table: &DrawTable) -> Result<Tensor, KernelError> {
         let (count, vocabulary) = logits.size2().expect("logits are [B, V]");
-        self.expect("logits", logits, &[count, vocabulary]);
+        self.expect_kind("logits", logits, Kind::Float, &[count, vocabulary]);
         self.expect_kind("options", &table.words, Kind::Int64, &[count, OPTION_WORDS as i64]);
         assert!(count > 0 && vocabulary > 0, "logits {count} x {vocabulary}");
         let drawn = Tensor::empty([count, DRAWN_WORDS as i64], (Kind::Int64, logits.device()));
         let tile = (vocabulary as usize).div_ceil(MOST_TILES).next_multiple_of(TILE_STEP).max(SMALLEST_TILE);
-        let packed = self.packed(vocabulary, std::iter::once(logits));
+        let packed = packed_logits(logits);
         let arguments = [
             logits.into(),
             (&table.words).into(),
@@ -116,6 +118,13 @@ impl RowDraw {
         ]
         .map(u64::cast_signed)
     }
+}
+
+/// Whether every row of float32 logits, `[B, V]`, begins where a thread may read four of them at once.
+pub(super) fn packed_logits(logits: &Tensor) -> bool {
+    let is_whole = |bytes: usize| bytes.is_multiple_of(LOGIT_PACK_BYTES);
+    let row = logits.size().last().map_or(0, |columns| *columns as usize * size_of::<f32>());
+    is_whole(row) && is_whole(logits.data_ptr() as usize)
 }
 
 /// The kernel's `Drawn`.

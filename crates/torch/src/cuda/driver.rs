@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 use cuda::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::sys as cuda;
 use tch::Device;
 
+use super::library::Driver;
 use super::nvrtc::Nvrtc;
 use super::source::KERNELS;
 use super::{KernelError, KernelShape, Launch, Machine};
@@ -18,6 +20,7 @@ use crate::stream::{StreamError, Streams};
 #[derive(Debug)]
 pub(super) struct Gpu {
     device: Device,
+    driver: &'static Driver,
     context: cuda::CUcontext,
     functions: HashMap<&'static str, cuda::CUfunction>,
     processors: u32,
@@ -34,30 +37,30 @@ impl Gpu {
         let Device::Cuda(index) = device else {
             return Err(KernelError::Shape { what: format!("{device:?}") });
         };
-        let ordinal = ordinal(index)?;
+        let (driver, ordinal) = (Driver::get()?, ordinal(index)?);
         let streams = Streams::of(index)?;
         let mut context = ptr::null_mut();
         // SAFETY: every pointer is to a local of the right type, and calls come in the order that the driver asks for. The
         // primary context is libtorch's; it is never released, as libtorch never does.
         unsafe {
-            check("cuDevicePrimaryCtxRetain", cuda::cuDevicePrimaryCtxRetain(&mut context, ordinal))?;
-            check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(context))?;
+            check("cuDevicePrimaryCtxRetain", (driver.retain_context)(&mut context, ordinal))?;
+            check("cuCtxSetCurrent", (driver.set_context)(context))?;
         }
         let [major, minor] = compute_capability(index)?;
         let processors = attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let image = Nvrtc::open()?.compile(&shape.text(), 10 * major + minor)?;
         let mut module = ptr::null_mut();
-        // SAFETY: the image ends with a zero byte, and the context is current.
-        check("cuModuleLoadData", unsafe { cuda::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+        // SAFETY: the image is a whole ELF file, which says how long it is, and the context is current.
+        check("cuModuleLoadData", unsafe { (driver.load_module)(&mut module, image.as_ptr().cast()) })?;
         let mut functions = HashMap::new();
         for name in KERNELS {
             let text = CString::new(name).expect("no zero byte in a name");
             let mut function = ptr::null_mut();
             // SAFETY: the module was loaded, and is never unloaded.
-            check(name, unsafe { cuda::cuModuleGetFunction(&mut function, module, text.as_ptr()) })?;
+            check(name, unsafe { (driver.get_function)(&mut function, module, text.as_ptr()) })?;
             functions.insert(name, function);
         }
-        Ok(Self { device, context, functions, processors: processors.max(1), streams })
+        Ok(Self { device, driver, context, functions, processors: processors.max(1), streams })
     }
 }
 
@@ -66,33 +69,37 @@ impl Gpu {
 /// # Errors
 /// When there is no driver, or no such GPU.
 pub(crate) fn compute_capability(index: usize) -> Result<[u32; 2], KernelError> {
+    // It is asked for in every pass.
+    static KNOWN: Mutex<Vec<(usize, [u32; 2])>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, capability)) = known.iter().find(|(known, _)| *known == index) {
+        return Ok(*capability);
+    }
     let ordinal = ordinal(index)?;
-    Ok([
+    let capability = [
         attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(ordinal, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    ])
+    ];
+    known.push((index, capability));
+    Ok(capability)
 }
 
 /// The driver's handle of a GPU.
 fn ordinal(index: usize) -> Result<cuda::CUdevice, KernelError> {
-    // `cudarc` panics when it is missing, so it is looked for first.
-    // SAFETY: opening the driver's library runs its initialisers, which any CUDA program relies on.
-    if !unsafe { cuda::is_culib_present() } {
-        return Err(KernelError::NoDriver);
-    }
+    let driver = Driver::get()?;
     let mut ordinal = 0;
     // SAFETY: the pointer is to a local, and the driver is initialised first.
     unsafe {
-        check("cuInit", cuda::cuInit(0))?;
-        check("cuDeviceGet", cuda::cuDeviceGet(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
+        check("cuInit", (driver.init)(0))?;
+        check("cuDeviceGet", (driver.get_device)(&mut ordinal, i32::try_from(index).unwrap_or(i32::MAX)))?;
     }
     Ok(ordinal)
 }
 
 fn attribute(ordinal: cuda::CUdevice, which: Attribute) -> Result<u32, KernelError> {
-    let mut value = 0;
+    let (driver, mut value) = (Driver::get()?, 0);
     // SAFETY: the pointer is to a local, and the handle is the driver's.
-    check("cuDeviceGetAttribute", unsafe { cuda::cuDeviceGetAttribute(&mut value, which, ordinal) })?;
+    check("cuDeviceGetAttribute", unsafe { (driver.get_attribute)(&mut value, which, ordinal) })?;
     Ok(value.unsigned_abs())
 }
 
@@ -113,8 +120,8 @@ impl Machine for Gpu {
         let stream = self.streams.current()?.as_ptr().cast();
         // SAFETY: the driver reads as many arguments as the kernel declares, which the caller has seen to.
         unsafe {
-            check("cuCtxSetCurrent", cuda::cuCtxSetCurrent(self.context))?;
-            let launched = cuda::cuLaunchKernel(
+            check("cuCtxSetCurrent", (self.driver.set_context)(self.context))?;
+            let launched = (self.driver.launch)(
                 function,
                 x,
                 y,
@@ -143,11 +150,15 @@ fn check(call: &str, result: cuda::CUresult) -> Result<(), KernelError> {
         return Ok(());
     }
     let mut text = ptr::null();
-    // SAFETY: the driver gives a string of its own, or null.
-    let message = unsafe {
-        cuda::cuGetErrorString(result, &mut text);
-        if text.is_null() { format!("{result:?}") } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
-    };
+    if let Ok(driver) = Driver::get() {
+        // SAFETY: the pointer is to a local, in which the driver puts a string of its own, or null.
+        unsafe { (driver.error_string)(result, &mut text) };
+    }
+    if text.is_null() {
+        return Err(KernelError::Call { call: call.to_owned(), message: format!("{result:?}") });
+    }
+    // SAFETY: the driver's string ends with a zero byte.
+    let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
     Err(KernelError::Call { call: call.to_owned(), message })
 }
 
@@ -160,8 +171,7 @@ mod tests {
     fn a_machine_without_a_gpu_says_so() {
         let shape = KernelShape { kind: Kind::BFloat16, heads: 4, kv_heads: 2, head_dim: 64 };
         assert!(matches!(Gpu::load(&shape, Device::Cpu), Err(KernelError::Shape { .. })));
-        // SAFETY: as in `load`.
-        if !unsafe { cuda::is_culib_present() } {
+        if Driver::get().is_err() {
             assert_eq!(Gpu::load(&shape, Device::Cuda(0)).err(), Some(KernelError::NoDriver));
         }
     }

@@ -15,6 +15,8 @@
 #define __global__
 #define __device__
 #define __shared__ static
+// What registers are rationed by.
+#define __launch_bounds__(...)
 
 struct Place {
     unsigned x, y, z;

@@ -14,12 +14,24 @@ pub enum KernelError {
     NoDriver,
     /// There is no compiler for them.
     #[error(
-        "NVRTC cannot be opened ({problems}): put the folder of `libnvrtc.so` on LD_LIBRARY_PATH; Python's torch brings it \
-         in `nvidia/cu13/lib` or `nvidia/cuda_nvrtc/lib`"
+        "NVRTC cannot be opened ({problems}): it comes with Python's torch in `nvidia/cu13/lib`, where it is found by itself \
+         (`cargo xtask setup --cuda` installs it); otherwise put the folder of `libnvrtc.so.13` on LD_LIBRARY_PATH"
     )]
     NoCompiler {
         /// What the loader said of each name.
         problems: String,
+    },
+    /// The compiler is older than the device.
+    #[error(
+        "NVRTC compiles for {known:?}, of which compute capability {}.{} runs none: install a newer `nvidia-cuda-nvrtc`",
+        capability / 10,
+        capability % 10
+    )]
+    Architecture {
+        /// Of the device, 90 for 9.0.
+        capability: u32,
+        /// What it compiles for.
+        known: Vec<u32>,
     },
     /// The kernels do not compile.
     #[error("the kernels do not compile: {log}")]

@@ -13,6 +13,7 @@ mod error;
 mod inputs;
 mod launch;
 mod layer;
+mod library;
 mod nvrtc;
 mod source;
 #[cfg(test)]
@@ -34,7 +35,7 @@ pub use error::KernelError;
 pub use inputs::{DecodeInputs, DecodePass, DecodeRow};
 pub(crate) use launch::{Argument, Launch, Machine};
 pub use source::KernelShape;
-pub use train::RowCopies;
+pub use train::{RowCopies, TargetScores};
 
 /// The kernels for one model on one machine.
 #[derive(Debug)]

@@ -65,11 +65,7 @@ impl KernelShape {
 
     /// The text of all kernels for this shape.
     pub(crate) fn text(&self) -> String {
-        let bf16 = u8::from(self.kind == Kind::BFloat16);
-        let constants =
-            format!("#define BF16 {bf16}\n#define HEAD_DIM {}\n#define GROUP {}\n", self.head_dim, self.together());
         let parts = [
-            include_str!("kernels/common.cuh"),
             include_str!("kernels/norm.cu"),
             include_str!("kernels/gate.cu"),
             include_str!("kernels/rotary.cu"),
@@ -78,7 +74,21 @@ impl KernelShape {
             include_str!("kernels/backward.cu"),
             include_str!("kernels/update.cu"),
         ];
-        constants + &parts.concat()
+        self.head() + &parts.concat()
+    }
+
+    /// That of attention alone.
+    #[cfg(test)]
+    pub(super) fn attention_text(&self) -> String {
+        self.head() + include_str!("kernels/attention.cu")
+    }
+
+    /// What all kernels share.
+    fn head(&self) -> String {
+        let bf16 = u8::from(self.kind == Kind::BFloat16);
+        let constants =
+            format!("#define BF16 {bf16}\n#define HEAD_DIM {}\n#define GROUP {}\n", self.head_dim, self.together());
+        constants + include_str!("kernels/common.cuh")
     }
 }
 

@@ -54,6 +54,11 @@ impl DeviceKernels {
         self.machine.device()
     }
 
+    /// Logits: they are float32 whatever the kind.
+    pub(super) fn random_logits(&self, size: &[i64]) -> Tensor {
+        testing::random(size, Kind::Float).to_device(self.device())
+    }
+
     /// Numbers in the kind and the place of the kernels.
     pub(super) fn random(&self, size: &[i64]) -> Tensor {
         testing::random(size, self.kind()).to_device(self.device())
@@ -270,7 +275,7 @@ fn draws_follow_the_noise_with_every_filter() {
                 }
             }
         }
-        let logits = kernels.random(&[rows.len() as i64, vocabulary]) * 3.0;
+        let logits = kernels.random_logits(&[rows.len() as i64, vocabulary]) * 3.0;
         let drawn = kernels.draw(&logits, &rows).expect("runs");
         for (place, (drawn, options)) in drawn.iter().zip(&rows).enumerate() {
             check_drawn(drawn, &logits.get(place as i64), options);

@@ -3,6 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::drawing::packed_logits;
 use super::layer::{dimension, number, rows};
 use super::{DeviceKernels, KernelError};
 use crate::adamw::AdamW;
@@ -19,6 +20,17 @@ pub struct RowCopies {
     starts: Tensor,
     /// Int32, those of a row in their order.
     copies: Tensor,
+}
+
+/// What rows of logits say of their targets.
+#[derive(Debug)]
+pub struct TargetScores {
+    /// Log-probs of the targets, `[C]` float32 (nats).
+    pub logprobs: Tensor,
+    /// Entropies of the rows, `[C]` float32 (nats).
+    pub entropies: Tensor,
+    /// The gradient by the logits, where the slopes of a loss were given.
+    pub by_logits: Option<Tensor>,
 }
 
 impl RowCopies {
@@ -187,10 +199,11 @@ impl DeviceKernels {
     /// Log-prob of the target of every row and entropy of the row's distribution, `[C]` float32 each, in nats. Nothing is brought
     /// to the device, so that it is not waited for.
     ///
-    /// With `slopes`, the derivatives of a loss by log-probs and, where it depends on them, by entropies, `[C]` float32 each, the
-    /// gradient by the logits takes their place; see [`crate::target_gradient`].
+    /// With `slopes`, the derivatives of a loss by log-probs and, where it depends on them, by entropies, `[C]` float32 each,
+    /// also the gradient by the logits, `[C, V]` in the kind of the model; see [`crate::target_gradient`].
     ///
-    /// `logits`: `[C, V]`, contiguous; `targets`: `[C]` int64, each below `V`, which is not looked at here.
+    /// `logits`: `[C, V]` float32, contiguous, which a float32 gradient takes the place of; `targets`: `[C]` int64, each below
+    /// `V`, which is not looked at here.
     ///
     /// # Errors
     /// When the launch fails.
@@ -199,22 +212,27 @@ impl DeviceKernels {
     /// When the lengths differ, or the logits do not fit these kernels.
     pub fn target_scores(
         &self,
-        logits: &mut Tensor,
+        logits: &Tensor,
         targets: &Tensor,
         slopes: Option<(&Tensor, Option<&Tensor>)>,
         temperature: f64,
-    ) -> Result<(Tensor, Tensor), KernelError> {
+    ) -> Result<TargetScores, KernelError> {
         let (count, vocabulary) = logits.size2().expect("logits are a matrix");
-        self.expect("logits", logits, &[count, vocabulary]);
+        self.expect_kind("logits", logits, Kind::Float, &[count, vocabulary]);
         self.expect_kind("targets", targets, Kind::Int64, &[count]);
         let (by_logprob, by_entropy) = (slopes.map(|slopes| slopes.0), slopes.and_then(|slopes| slopes.1));
         for slopes in by_logprob.into_iter().chain(by_entropy) {
             self.expect_kind("slopes", slopes, Kind::Float, &[count]);
         }
         let scores = [(); 2].map(|()| Tensor::empty([count], (Kind::Float, logits.device())));
-        let packed = self.packed(vocabulary, std::iter::once(&*logits));
+        let by_logits = slopes.map(|_| match self.kind() {
+            Kind::Float => logits.shallow_clone(),
+            kind => Tensor::empty([count, vocabulary], (kind, logits.device())),
+        });
+        let packed = packed_logits(logits);
         let arguments = [
-            (&*logits).into(),
+            logits.into(),
+            by_logits.as_ref().into(),
             targets.into(),
             by_logprob.into(),
             by_entropy.into(),
@@ -227,7 +245,7 @@ impl DeviceKernels {
         let threads = self.threads(vocabulary, packed);
         self.run("target_scores", [dimension(count as usize), 1, 1], threads, &arguments)?;
         let [logprobs, entropies] = scores;
-        Ok((logprobs, entropies))
+        Ok(TargetScores { logprobs, entropies, by_logits })
     }
 
     /// One update of flat float32 buffers of one length, as [`crate::adamw`] makes it: `weights` and both `moments` in place,

@@ -5,6 +5,7 @@
 use std::ffi::{CStr, c_void};
 use std::mem::{self, MaybeUninit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::Tensor;
 
@@ -58,6 +59,11 @@ impl Class {
     }
 }
 
+/// Set when a recording was not brought to its end. libtorch's allocators then keep filters that point to the graph, its random
+/// generator stays as if it recorded, and its cache is never emptied again where memory is short: what is recorded later in
+/// this process might get memory that is not its own.
+static BROKEN: AtomicBool = AtomicBool::new(false);
+
 /// Records the work of a GPU.
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -75,6 +81,9 @@ impl Recorder {
     }
 
     pub(super) fn record(&mut self, work: &Work) -> Result<(Recorded, Tensor), GraphError> {
+        if BROKEN.load(Ordering::Relaxed) {
+            return Err(GraphError::Broken);
+        }
         // What the work reads was written on the stream of before.
         self.streams.synchronize(self.streams.current()?)?;
         let _side = self.streams.enter(self.side)?;
@@ -82,20 +91,28 @@ impl Recorder {
         drop(attempt(work)?);
         self.streams.synchronize(self.side)?;
         let mut recorded = Recorded::new(self.class)?;
-        // A recording that fails leaves its pool as if it still went on: the next one then begins with another.
-        let pool = mem::take(&mut self.pool);
-        recorded.call("the begin of a recording", |class, graph| {
+        let pool = self.pool;
+        let begun = recorded.call("the begin of a recording", |class, graph| {
             // SAFETY: a graph that has recorded nothing.
             unsafe { (class.begin)(graph, pool, THREAD_LOCAL) }
-        })?;
+        });
+        if let Err(error) = begun {
+            recorded.abandon();
+            return Err(error);
+        }
         let output = attempt(work);
-        // Also behind work that failed: the stream must not stay as it is.
+        // Also after work that failed: the stream must not stay as it is.
         let ended = recorded.call("the end of a recording", |class, graph| {
             // SAFETY: a graph that records.
             unsafe { (class.end)(graph) }
         });
+        if let Err(error) = ended {
+            // What failed first says more.
+            let error = output.err().unwrap_or(error);
+            recorded.abandon();
+            return Err(error);
+        }
         let output = output?;
-        ended?;
         self.pool = recorded.call("the pool of a recording", |class, graph| {
             // SAFETY: a graph that has recorded.
             unsafe { (class.pool)(graph) }
@@ -126,6 +143,14 @@ impl Recorded {
         // SAFETY: there is room for the class, which is only used in this place.
         guarded(|| unsafe { (class.construct)(graph, false) }).map_err(|_| GraphError::Call("making a graph"))?;
         Ok(Self { class, place })
+    }
+
+    /// Leaves the graph where it is for good, and says that nothing is recorded any more.
+    fn abandon(self) {
+        // The filters of the allocators hold its address, and the next graph might get the same one.
+        mem::forget(self);
+        BROKEN.store(true, Ordering::Relaxed);
+        tracing::error!("CUDA refused to record a pass: this process records none any more");
     }
 
     pub(super) fn replay(&mut self) -> Result<(), GraphError> {

@@ -9,6 +9,7 @@ fn script(name: &str, script: &str) -> WorkerCommand {
         program: "/bin/sh".into(),
         arguments: vec!["-c".into(), script.into()],
         run_id: "0123".into(),
+        gpu: None,
         living: None,
     }
 }

@@ -14,21 +14,65 @@ __device__ inline void row_sums(
     }
 }
 
-template <int N>
+// What a thread keeps in registers of the gradient by the weight: of so many strides of the block.
+#define MOST_STRIDES 2
+
+// Gradient by a row of x. Adds the gradient by the weight to `by_weight`: with STRIDES, registers that hold N elements for
+// each stride of the block that the thread takes part in; without, the row of the block in memory, which is set at its
+// `first` row.
+template <int N, int STRIDES>
 __device__ inline void row_slopes(
     const Element* x, const Element* weight, const Element* gradient, const Element* past, Element* by_x, float* by_weight,
     int width, float scale, float along, bool first) {
-    for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
+    const int stride = blockDim.x * N, start = threadIdx.x * N;
+    const auto slopes = [&](int i, float* to, bool is_first) {
         Pack<N> row = *(const Pack<N>*)(x + i), beside;
         const Pack<N> slope = *(const Pack<N>*)(gradient + i);
         if (past) beside = *(const Pack<N>*)(past + i);
         for (int e = 0; e < N; ++e) {
             const float unit = read(row.at[e]) * scale, by_output = read(slope.at[e]);
-            by_weight[i + e] = (first ? 0.0f : by_weight[i + e]) + by_output * unit;
+            to[e] = (is_first ? 0.0f : to[e]) + by_output * unit;
             const float by_unit = by_output * read(weight[i + e]);
             row.at[e] = write((by_unit - unit * along) * scale + (past ? read(beside.at[e]) : 0.0f));
         }
         *(Pack<N>*)(by_x + i) = row;
+    };
+    if constexpr (STRIDES > 0) {
+#pragma unroll
+        for (int k = 0; k < STRIDES; ++k) {
+            if (start + k * stride < width) slopes(start + k * stride, by_weight + k * N, false);
+        }
+    } else {
+        for (int i = start; i < width; i += stride) slopes(i, by_weight + i, first);
+    }
+}
+
+// The rows of a block. A block's row of `by_weight` is written once where it fits into registers: to add to it in memory for
+// every row would be scattered reads and writes of float32, several times what the rest of the kernel moves.
+template <int N, int STRIDES>
+__device__ inline void rows_backward(
+    const Element* x, const Element* weight, const Element* gradient, const Element* past, Element* by_x, float* by_weight,
+    int rows, int width, float epsilon, float* scratch) {
+    float sums[STRIDES > 0 ? STRIDES * N : 1];
+    for (int i = 0; i < STRIDES * N; ++i) sums[i] = 0.0f;
+    for (int r = blockIdx.x; r < rows; r += gridDim.x) {
+        const size_t start = (size_t)r * width;
+        const Element *row = x + start, *slope = gradient + start, *beside = past ? past + start : nullptr;
+        float squares = 0.0f, along = 0.0f;
+        row_sums<N>(row, weight, slope, width, &squares, &along);
+        const float scale = rsqrtf(block_sum(squares, scratch) / width + epsilon);
+        // The mean of the gradient by the unit row times that row.
+        along = block_sum(along, scratch) * scale / width;
+        // Each thread adds to the same columns for every row.
+        float* to = STRIDES > 0 ? sums : by_weight;
+        row_slopes<N, STRIDES>(row, weight, slope, beside, by_x + start, to, width, scale, along, r == blockIdx.x);
+    }
+#pragma unroll
+    for (int k = 0; k < STRIDES; ++k) {
+        const int i = (k * blockDim.x + threadIdx.x) * N;
+        for (int e = 0; e < N; ++e) {
+            if (i < width) by_weight[i + e] = sums[k * N + e];
+        }
     }
 }
 
@@ -43,20 +87,14 @@ extern "C" __global__ void rms_norm_backward(
     const int N = 16 / sizeof(Element);
     __shared__ float scratch[WARP];
     by_weight += (size_t)blockIdx.x * width;
-    for (int r = blockIdx.x; r < rows; r += gridDim.x) {
-        const size_t start = (size_t)r * width;
-        const Element *row = x + start, *slope = gradient + start, *beside = past ? past + start : nullptr;
-        float squares = 0.0f, along = 0.0f;
-        if (packed) row_sums<N>(row, weight, slope, width, &squares, &along);
-        else row_sums<1>(row, weight, slope, width, &squares, &along);
-        const float scale = rsqrtf(block_sum(squares, scratch) / width + epsilon);
-        // The mean of the gradient by the unit row times that row.
-        along = block_sum(along, scratch) * scale / width;
-        // Each thread adds to the same columns for every row.
-        const bool first = r == blockIdx.x;
-        if (packed) row_slopes<N>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along, first);
-        else row_slopes<1>(row, weight, slope, beside, by_x + start, by_weight, width, scale, along, first);
-    }
+    const bool fits = width <= MOST_STRIDES * (packed ? N : 1) * (int)blockDim.x;
+#define ROWS_BACKWARD(N, STRIDES) \
+    rows_backward<N, STRIDES>(x, weight, gradient, past, by_x, by_weight, rows, width, epsilon, scratch)
+    if (packed && fits) ROWS_BACKWARD(N, MOST_STRIDES);
+    else if (packed) ROWS_BACKWARD(N, 0);
+    else if (fits) ROWS_BACKWARD(1, MOST_STRIDES);
+    else ROWS_BACKWARD(1, 0);
+#undef ROWS_BACKWARD
 }
 
 // Adds the sum of each column to `sums`. A block has as many columns as a warp has lanes, its warps take rows in turn.

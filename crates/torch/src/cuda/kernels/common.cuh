@@ -31,9 +31,9 @@ __device__ inline Element write(float value) { return value; }
 #endif
 
 // Elements that one thread reads at once.
-template <int N>
-struct alignas(N * sizeof(Element)) Pack {
-    Element at[N];
+template <int N, class T = Element>
+struct alignas(N * sizeof(T)) Pack {
+    T at[N];
 };
 
 __device__ inline float warp_sum(float x) {

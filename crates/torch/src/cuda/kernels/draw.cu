@@ -5,6 +5,9 @@
 // tiles, then over the tokens of one tile. Only filters need more passes: their last token is found bit by bit in
 // histograms of weights, never by sorting.
 //
+// Logits are float32 whatever the elements are: in bfloat16 those between 16 and 32 are 0.125 apart, which is more than
+// the log-probs of the learner and of the rollout may differ.
+//
 // Every sum is taken in an order that depends on the vocabulary alone, and those of a histogram are of integers, so a row's
 // token does not depend on its company.
 
@@ -45,9 +48,10 @@ __device__ inline double uniform(unsigned long long key, unsigned long long posi
 }
 
 // The scaled logit; never fused with an addition, so that it has the same bits in every pass.
-__device__ inline float scaled(Element logit, float inverse_temperature) {
-    return __fmul_rn(read(logit), inverse_temperature);
-}
+__device__ inline float scaled(float logit, float inverse_temperature) { return __fmul_rn(logit, inverse_temperature); }
+
+// Logits that a thread reads at once where rows begin at multiples of 16 bytes.
+#define LOGITS 4
 
 // Moves a part to a maximum that is no smaller.
 __device__ inline Part rescaled(Part part, float max) {
@@ -61,10 +65,10 @@ __device__ inline Part rescaled(Part part, float max) {
 }
 
 template <int N>
-__device__ inline Part part_of(const Element* row, int start, int end, float inverse_temperature) {
+__device__ inline Part part_of(const float* row, int start, int end, float inverse_temperature) {
     Part part = {MINUS_INFINITY, 0.0f, 0.0f};
     for (int i = start + threadIdx.x % WARP * N; i < end; i += WARP * N) {
-        const Pack<N> pack = *(const Pack<N>*)(row + i);
+        const Pack<N, float> pack = *(const Pack<N, float>*)(row + i);
         float x[N], max = part.max;
         for (int e = 0; e < N; ++e) {
             x[e] = scaled(pack.at[e], inverse_temperature);
@@ -124,15 +128,28 @@ struct Last {
     unsigned long long mass;
 };
 
+// The mass of a bucket lies in two words: an atomic addition of 64 bits to shared memory is a loop that spins until no other
+// thread has come in between, one of 32 bits is a single instruction.
 struct Histogram {
-    unsigned counts[BUCKETS];
-    unsigned long long masses[BUCKETS];
+    unsigned counts[BUCKETS], low_masses[BUCKETS], high_masses[BUCKETS];
     // What lies before the bucket that was found.
     unsigned bucket, count;
     unsigned long long mass;
 };
 
 __device__ inline unsigned long long units(float weight) { return (unsigned long long)(weight * UNITS); }
+
+__device__ inline unsigned long long mass_of(const Histogram& h, int bucket) {
+    return (unsigned long long)h.high_masses[bucket] << 32 | h.low_masses[bucket];
+}
+
+// Adds one token. Whoever makes the low word run over carries, so the sum is exact in any order.
+__device__ inline void count_token(Histogram& h, int bucket, unsigned long long mass) {
+    const unsigned low = (unsigned)mass, before = atomicAdd(&h.low_masses[bucket], low);
+    const unsigned high = (unsigned)(mass >> 32) + (before + low < before);
+    atomicAdd(&h.counts[bucket], 1u);
+    if (high != 0) atomicAdd(&h.high_masses[bucket], high);
+}
 
 // Whether a set of so many tokens with such a mass is as large as may be.
 __device__ inline bool is_full(unsigned count, unsigned long long mass, unsigned most, unsigned long long limit) {
@@ -146,7 +163,7 @@ __device__ inline void find_bucket(Histogram& h, unsigned most, unsigned long lo
     const int heaviest = BUCKETS - 1 - lane * share;
     unsigned count = 0;
     unsigned long long mass = 0;
-    for (int i = 0; i < share; ++i) count += h.counts[heaviest - i], mass += h.masses[heaviest - i];
+    for (int i = 0; i < share; ++i) count += h.counts[heaviest - i], mass += mass_of(h, heaviest - i);
     unsigned count_until = count;
     unsigned long long mass_until = mass;
     for (int distance = 1; distance < WARP; distance *= 2) {
@@ -164,8 +181,8 @@ __device__ inline void find_bucket(Histogram& h, unsigned most, unsigned long lo
     count = before + count_until - (full ? count : 0), mass = mass_before + mass_until - (full ? mass : 0);
     int bucket = full ? heaviest : BUCKETS;
     if (full) {
-        while (!is_full(count + h.counts[bucket], mass + h.masses[bucket], most, limit)) {
-            count += h.counts[bucket], mass += h.masses[bucket];
+        while (!is_full(count + h.counts[bucket], mass + mass_of(h, bucket), most, limit)) {
+            count += h.counts[bucket], mass += mass_of(h, bucket);
             --bucket;
         }
     }
@@ -174,19 +191,18 @@ __device__ inline void find_bucket(Histogram& h, unsigned most, unsigned long lo
 
 // The longest prefix of the ranking by weight, equal ones by index, whose members all come before the set is full.
 __device__ inline Last prefix(
-    Histogram& h, const Element* row, int vocabulary, float inverse_temperature, float max, unsigned most,
+    Histogram& h, const float* row, int vocabulary, float inverse_temperature, float max, unsigned most,
     unsigned long long limit) {
     unsigned bits = 0;
     if (threadIdx.x == 0) h.count = 0, h.mass = 0;
     for (int shift = 20; shift >= 0; shift -= 10) {
-        for (int i = threadIdx.x; i < BUCKETS; i += blockDim.x) h.counts[i] = 0, h.masses[i] = 0;
+        for (int i = threadIdx.x; i < BUCKETS; i += blockDim.x) h.counts[i] = h.low_masses[i] = h.high_masses[i] = 0;
         __syncthreads();
         for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
             const float weight = expf(scaled(row[i], inverse_temperature) - max);
             const unsigned found = __float_as_uint(weight);
             if (found == 0 || (shift < 20 && found >> (shift + 10) != bits)) continue;
-            atomicAdd(&h.counts[(found >> shift) % BUCKETS], 1u);
-            atomicAdd(&h.masses[(found >> shift) % BUCKETS], units(weight));
+            count_token(h, (found >> shift) % BUCKETS, units(weight));
         }
         __syncthreads();
         if (threadIdx.x < WARP) find_bucket(h, most, limit);
@@ -215,22 +231,21 @@ __device__ inline Last prefix(
 // logits: [B, vocabulary]; options, drawn: one a row. `tile`: tokens of a tile, a multiple of 256, so that there are no
 // more than MOST_TILES. `packed`: rows begin at multiples of 16 bytes.
 extern "C" __global__ void draw(
-    const Element* logits, const RowOptions* options, Drawn* drawn, int vocabulary, int tile, int packed) {
+    const float* logits, const RowOptions* options, Drawn* drawn, int vocabulary, int tile, int packed) {
     __shared__ float tile_max[MOST_TILES], tile_sum[MOST_TILES], tile_moment[MOST_TILES];
     __shared__ double masses[MOST_TILES];
     __shared__ unsigned equals[MOST_TILES];
     __shared__ double total_sum, total_moment, kept_sum;
     __shared__ Histogram histogram;
     const RowOptions o = options[blockIdx.x];
-    const Element* row = logits + (size_t)blockIdx.x * vocabulary;
+    const float* row = logits + (size_t)blockIdx.x * vocabulary;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     const int tiles = (vocabulary + tile - 1) / tile;
     const float inverse = o.inverse_temperature;
 
-    const int N = 16 / sizeof(Element);
     for (int t = warp; t < tiles; t += warps) {
         const int start = t * tile, end = start + tile < vocabulary ? start + tile : vocabulary;
-        const Part part = packed ? part_of<N>(row, start, end, inverse) : part_of<1>(row, start, end, inverse);
+        const Part part = packed ? part_of<LOGITS>(row, start, end, inverse) : part_of<1>(row, start, end, inverse);
         if (lane == 0) tile_max[t] = part.max, tile_sum[t] = part.sum, tile_moment[t] = part.moment;
     }
     __syncthreads();

@@ -4,32 +4,35 @@
 // from the mean logit.
 template <int N>
 __device__ inline void write_slopes(
-    Element* row, int vocabulary, Part all, int target, float inverse_temperature, float slope, float entropy_slope) {
+    const float* row, Element* slopes, int vocabulary, Part all, int target, float inverse_temperature, float slope,
+    float entropy_slope) {
     const float scale = -slope / all.sum, entropy_scale = -entropy_slope / all.sum, mean = all.moment / all.sum;
     for (int i = threadIdx.x * N; i < vocabulary; i += blockDim.x * N) {
-        Pack<N> pack = *(const Pack<N>*)(row + i);
+        const Pack<N, float> pack = *(const Pack<N, float>*)(row + i);
+        Pack<N> by_logits;
         for (int e = 0; e < N; ++e) {
             const float distance = scaled(pack.at[e], inverse_temperature) - all.max, weight = expf(distance);
             float by_logit = weight * scale;
             // Where nothing is left of the probability nothing is left of the product, however far the logit.
             if (entropy_scale != 0.0f && weight > 0.0f) by_logit += weight * entropy_scale * (distance - mean);
             if (i + e == target) by_logit += slope;
-            pack.at[e] = write(by_logit);
+            by_logits.at[e] = write(by_logit);
         }
-        *(Pack<N>*)(row + i) = pack;
+        *(Pack<N>*)(slopes + i) = by_logits;
     }
 }
 
 // Log-prob of the target of every row, and entropy of the row, of softmax(logits * inverse_temperature). With `by_logprob`, d
-// loss / d log-prob, and maybe `by_entropy`, d loss / d entropy, the gradient by the logits takes their place.
+// loss / d log-prob, and maybe `by_entropy`, d loss / d entropy, the gradient by the logits goes to `slopes`, which may be
+// the logits themselves where elements are float32.
 //
-// logits: [rows, vocabulary]; all others: [rows]. One block a row. `packed`: as in add_rms_norm.
+// logits, slopes: [rows, vocabulary]; all others: [rows]. One block a row. `packed`: as in draw.
 extern "C" __global__ void target_scores(
-    Element* logits, const long long* targets, const float* by_logprob, const float* by_entropy, float* logprobs,
-    float* entropies, int vocabulary, float inverse_temperature, int packed) {
-    const int N = 16 / sizeof(Element), warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const float* logits, Element* slopes, const long long* targets, const float* by_logprob, const float* by_entropy,
+    float* logprobs, float* entropies, int vocabulary, float inverse_temperature, int packed) {
+    const int N = LOGITS, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     __shared__ Part parts[WARP];
-    Element* row = logits + (size_t)blockIdx.x * vocabulary;
+    const float* row = logits + (size_t)blockIdx.x * vocabulary;
     const int target = (int)targets[blockIdx.x];
     const float of_target = scaled(row[target], inverse_temperature);
     const int share = ((vocabulary + warps - 1) / warps + N - 1) / N * N, start = warp * share;
@@ -51,8 +54,9 @@ extern "C" __global__ void target_scores(
     if (!by_logprob) return;
     const float slope = by_logprob[blockIdx.x] * inverse_temperature;
     const float entropy_slope = by_entropy ? by_entropy[blockIdx.x] * inverse_temperature : 0.0f;
-    if (packed) write_slopes<N>(row, vocabulary, all, target, inverse_temperature, slope, entropy_slope);
-    else write_slopes<1>(row, vocabulary, all, target, inverse_temperature, slope, entropy_slope);
+    slopes += (size_t)blockIdx.x * vocabulary;
+    if (packed) write_slopes<N>(row, slopes, vocabulary, all, target, inverse_temperature, slope, entropy_slope);
+    else write_slopes<1>(row, slopes, vocabulary, all, target, inverse_temperature, slope, entropy_slope);
 }
 
 // AdamW in place. With `compute`, the bfloat16 weights, too, rounded away from zero where what is cut off exceeds the
