@@ -1,8 +1,6 @@
 //! What templates expect of Python: how lists and dictionaries are written as text, and methods of its texts and lists that the template
 //! engine's own set lacks.
 
-use std::fmt::Write;
-
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
@@ -21,6 +19,16 @@ pub(crate) fn string(value: &Value) -> Value {
         _ if is_container(value) => repr(value).into(),
         _ => value.to_string().into(),
     }
+}
+
+/// The test `iterable`: `none` is not.
+pub(crate) fn is_iterable(value: &Value) -> bool {
+    is_container(value) || matches!(value.kind(), ValueKind::String | ValueKind::Undefined)
+}
+
+/// The test `number`: truth values are numbers.
+pub(crate) fn is_number(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
 fn is_container(value: &Value) -> bool {
@@ -67,6 +75,11 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
+/// A list of texts.
+fn owned(texts: Vec<&str>) -> Value {
+    texts.into_iter().map(Value::from).collect()
+}
+
 /// Methods of texts and lists: those of the engine's set, and some that it lacks.
 pub(crate) fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     match (value.as_str(), name) {
@@ -82,11 +95,12 @@ pub(crate) fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments
             }
             let is_first = name == "partition";
             let found = if is_first { text.split_once(part) } else { text.rsplit_once(part) };
-            Ok(Value::from(match (found, is_first) {
+            let parts = match (found, is_first) {
                 (Some((before, after)), _) => vec![before, part, after],
                 (None, true) => vec![text, "", ""],
                 (None, false) => vec!["", "", text],
-            }))
+            };
+            Ok(owned(parts))
         }
         (Some(text), "rsplit") => {
             let (part, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
@@ -97,7 +111,7 @@ pub(crate) fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments
                 Some(most) => text.rsplitn(most.saturating_add(1), part).collect::<Vec<_>>(),
                 None => text.rsplit(part).collect(),
             };
-            Ok(Value::from(pieces.into_iter().rev().collect::<Vec<_>>()))
+            Ok(owned(pieces.into_iter().rev().collect()))
         }
         (None, "index") if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) => {
             let (wanted,): (&Value,) = from_args(arguments)?;

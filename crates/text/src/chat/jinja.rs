@@ -32,6 +32,8 @@ impl Jinja {
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::write);
         environment.add_filter("string", |value: &Value| python::string(value));
+        environment.add_test("iterable", |value: &Value| python::is_iterable(value));
+        environment.add_test("number", |value: &Value| python::is_number(value));
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: String| day.format(&format));
