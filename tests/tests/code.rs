@@ -45,7 +45,7 @@ fn grade(rows: &[(Value, String)], options: &[&str]) -> Result<Vec<(String, Stri
         .enumerate()
         .map(|(id, (gold, pred))| format!("{}\n", json!({"id": id, "gold": gold, "pred": pred})))
         .collect();
-    let missing = MAY_BE_MISSING.iter().flat_map(|layer| ["--allow-missing", layer]);
+    let missing = MAY_BE_MISSING.iter().flat_map(|&layer| ["--allow-missing", layer]);
     let arguments: Vec<&str> = ["verify", "code", "--input", "-", "--threads", "2"]
         .into_iter()
         .chain(missing)
@@ -208,7 +208,7 @@ fn no_trick_earns_a_reward() -> Result<()> {
 
 #[test]
 fn a_reference_that_is_none_is_the_failure_of_the_verifier() -> Result<()> {
-    let missing = MAY_BE_MISSING.iter().flat_map(|layer| ["--allow-missing", layer]);
+    let missing = MAY_BE_MISSING.iter().flat_map(|&layer| ["--allow-missing", layer]);
     let arguments: Vec<&str> = ["verify", "code", "--input", "-"].into_iter().chain(missing).collect();
     let rows = [
         json!({"gold": "5", "pred": python("print(5)")}),
@@ -239,7 +239,7 @@ fn reference_solutions_are_run_by_data_check() -> Result<()> {
     };
     let right = row("add two numbers", "print(sum(map(int, input().split())))");
     std::fs::write(&path, format!("{right}{}", row("add them", "print(3)")))?;
-    let missing = MAY_BE_MISSING.iter().flat_map(|layer| ["--allow-missing", layer]);
+    let missing = MAY_BE_MISSING.iter().flat_map(|&layer| ["--allow-missing", layer]);
     let target = path.to_str().context("a path of text")?;
     let arguments: Vec<&str> = ["data", "check", target, "--code", "--json"].into_iter().chain(missing).collect();
     let output = pacs(&arguments, "")?;

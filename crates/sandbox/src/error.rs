@@ -6,7 +6,7 @@ use crate::Layer;
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// Layers do not hold, and the policy does not allow that.
-    #[error("{}; to run without, list {} in `sandbox.allow_missing`", reasons(.0), names(.0))]
+    #[error("{}; to run without, list {} in `allow_missing`", reasons(.0), names(.0))]
     Missing(Vec<(Layer, String)>),
     /// The process that isolates itself cannot be started, or does not say that it is ready.
     #[error("start the sandbox: {0}")]

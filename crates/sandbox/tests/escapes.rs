@@ -510,7 +510,7 @@ async fn a_missing_layer_is_refused_by_name() {
     for layer in &missing {
         let others = missing.iter().copied().filter(|other| other != layer).collect();
         let refused = Sandbox::start(&entry(), &policy(others)).await.err().unwrap().to_string();
-        let expected = format!("list \"{layer}\" in `sandbox.allow_missing`");
+        let expected = format!("list \"{layer}\" in `allow_missing`");
         assert!(refused.contains(&expected), "{refused}");
     }
     if missing.is_empty() {

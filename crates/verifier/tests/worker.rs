@@ -154,6 +154,7 @@ fn task(index: u32, response: &str, gold: &str) -> v1::VerifyTask {
         gold,
         question: String::new(),
         answer_tokens: 9,
+        verifier: String::new(),
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn split(
     setup: &str,
     assertions: &[(usize, &str)],
 ) -> Result<Splits, Fault> {
-    let entries = assertions.iter().map(|(_, text)| Entry { text, values: None }).collect();
+    let entries = assertions.iter().map(|&(_, text)| Entry { text, values: None }).collect();
     let answers = ask(sandbox, limits, &Order { setup, assertions: entries }).await?;
     let mut splits = HashMap::new();
     for ((index, _), answer) in assertions.iter().zip(answers) {
@@ -87,7 +87,7 @@ pub(super) async fn judge(
     setup: &str,
     claims: &[(&str, &[Value])],
 ) -> Result<Vec<Result<(), Why>>, Fault> {
-    let entries = claims.iter().map(|(text, values)| Entry { text, values: Some(values) }).collect();
+    let entries = claims.iter().map(|&(text, values)| Entry { text, values: Some(values) }).collect();
     let answers = ask(sandbox, limits, &Order { setup, assertions: entries }).await?;
     let judged = answers.into_iter().zip(claims).map(|(answer, (text, _))| match answer {
         Answer::Judged { passed: true, .. } => Ok(()),

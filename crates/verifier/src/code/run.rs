@@ -82,6 +82,9 @@ impl Run<'_> {
     ) -> Result<End, Fault> {
         if !self.spec.compile.is_empty() {
             let ended = running.run(&Case::Command { command: self.spec.compile.clone() }).await?;
+            if let Some(Told::Exec(problem)) = ended.told.first() {
+                return Err(Fault::Reported(format!("the compiler cannot be started: {problem}")));
+            }
             if ended.outcome != Outcome::Exited(0) {
                 let problem = if ended.stderr.is_empty() { format!("{:?}", ended.outcome) } else { ended.stderr };
                 return Ok(End::Compile(problem));

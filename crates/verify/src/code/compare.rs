@@ -54,8 +54,7 @@ fn near(expected: f64, got: f64, tolerance: f64) -> bool {
 /// other class is nothing that JSON has.
 #[must_use]
 pub fn same_value(expected: &Value, got: &Value, tolerance: f64) -> bool {
-    let got = plain(got);
-    match (expected, &got) {
+    match (expected, plain(got)) {
         (Value::Array(expected), Got::List(got)) => {
             expected.len() == got.len() && expected.iter().zip(got).all(|(a, b)| same_value(a, b, tolerance))
         }
@@ -66,13 +65,13 @@ pub fn same_value(expected: &Value, got: &Value, tolerance: f64) -> bool {
         }
         (Value::Null, Got::None) => true,
         (Value::String(expected), Got::Text(got)) => expected == got,
-        (Value::Bool(expected), Got::Whole(got)) => i128::from(*expected) == *got,
+        (Value::Bool(expected), Got::Whole(got)) => i128::from(*expected) == got,
         (Value::Number(expected), Got::Whole(got)) => match expected.as_i64().map(i128::from) {
-            Some(expected) => expected == *got,
-            None => expected.as_f64().is_some_and(|expected| near(expected, *got as f64, tolerance)),
+            Some(expected) => expected == got,
+            None => expected.as_f64().is_some_and(|expected| near(expected, got as f64, tolerance)),
         },
         (Value::Number(expected), Got::Float(got)) => {
-            expected.as_f64().is_some_and(|expected| got.is_finite() && near(expected, *got, tolerance))
+            expected.as_f64().is_some_and(|expected| got.is_finite() && near(expected, got, tolerance))
         }
         _ => false,
     }
