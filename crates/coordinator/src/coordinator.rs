@@ -14,7 +14,7 @@ use pacs_protocol::v1::verifier_service_server::VerifierService;
 use pacs_protocol::v1::worker_service_server::WorkerService;
 use pacs_runtime::net::{PeerRole, RunGate, RunIdentity, Security, accept};
 use pacs_spec::JobSpec;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -108,7 +108,7 @@ impl Coordinator {
         let lock = RunLock::take(&run_dir)?;
         let run_id = identify(&run_dir, &run_id)?;
         let failed = |error| StartError::Listen { address: listen, error };
-        let listener = bind(listen, any_port, &run_dir).await.map_err(failed)?;
+        let listener = bind(listen, any_port, &run_dir).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
         let (progress, first_events) = broadcast::channel(PROGRESS_QUEUE);
@@ -298,18 +298,33 @@ async fn ended(thread: Option<ThreadHandle<()>>, what: &str) {
 }
 
 /// Listens; where any port will do, at the one of the coordinator before, for its workers dial that.
-async fn bind(listen: SocketAddr, any_port: bool, run_dir: &Path) -> std::io::Result<TcpListener> {
+fn bind(listen: SocketAddr, any_port: bool, run_dir: &Path) -> std::io::Result<TcpListener> {
     if (any_port || listen.port() == 0)
         && let Ok(record) = CoordinatorRecord::read(run_dir)
         && let Ok(earlier) = record.address.parse::<SocketAddr>()
-        && let Ok(listener) = TcpListener::bind((listen.ip(), earlier.port())).await
+        && let Ok(listener) = listener(SocketAddr::new(listen.ip(), earlier.port()))
     {
         return Ok(listener);
     }
-    match TcpListener::bind(listen).await {
-        Err(error) if any_port && error.kind() == ErrorKind::AddrInUse => TcpListener::bind((listen.ip(), 0)).await,
+    match listener(listen) {
+        Err(error) if any_port && error.kind() == ErrorKind::AddrInUse => listener(SocketAddr::new(listen.ip(), 0)),
         bound => bound,
     }
+}
+
+/// Connections that the system keeps until they are accepted. It takes less where its own limit is lower (`net.core.somaxconn`).
+///
+/// The standard library's 128 are full when a few hundred workers look for their run at once. The system drops what comes
+/// then, and those workers dial again after one, three and seven seconds.
+const BACKLOG: u32 = 4096;
+
+/// Listens at an address. Must be called within a runtime.
+fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As the standard library does: a coordinator that starts again takes the port of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn tick(shared: Shared, every: Duration) {

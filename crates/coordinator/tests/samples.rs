@@ -401,13 +401,14 @@ async fn what_would_be_refused_now_is_not_taken_from_the_journal_either() {
     };
     let learners = [prepare(0), prepare(1)];
     let rollout = join(&channel, v1::Role::Rollout, "rollout-0").await;
-    hand_in(&channel, rollout, 2, |_| 1000).await;
+    hand_in(&channel, rollout, PROMPTS * SAMPLES, |_| 1000).await;
     learners.iter().for_each(tokio::task::JoinHandle::abort);
     drop((channel, coordinator));
-    for (vocabulary, kept) in [(VOCABULARY, 2), (TOKEN, 0)] {
+    for (vocabulary, kept) in [(VOCABULARY, (PROMPTS * SAMPLES) as usize), (TOKEN, 0)] {
         let coordinator = start_with(folder.path(), vocabulary).await;
         let mut observer = ObserveServiceClient::new(connect(&coordinator).await);
-        let request = v1::ListSamplesRequest { limit: 10, ..Default::default() };
+        let state = v1::SampleState::Unjudged.into();
+        let request = v1::ListSamplesRequest { limit: 100, state, ..Default::default() };
         let samples = observer.list_samples(request).await.unwrap().into_inner().samples;
         assert_eq!(samples.len(), kept, "of a model with {vocabulary} tokens");
     }
