@@ -36,9 +36,12 @@ const MOST_STRANGERS: usize = 256;
 const MOST_SILENT: usize = 1024;
 /// How often those who wait for a seat look whether somebody has had his time.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the place of a stranger is protected, by whether it has spoken. A handshake takes a millisecond of work; 256
-/// of them on a busy machine may take a second.
-const CHANCES: Chances = Chances { silent: Duration::from_millis(250), speaking: Duration::from_secs(2) };
+/// How long the place of a silent stranger is protected, per place there is: about a thousand of them make room per second, however
+/// many there are. A busy machine on which thousands of workers start takes a while to send anything.
+const SILENT_CHANCE: Duration = Duration::from_millis(1);
+/// How long the seat of a stranger that has sent something is protected. A handshake takes a millisecond of work; 256 of them on a
+/// busy machine may take a second.
+const SPEAKING_CHANCE: Duration = Duration::from_secs(2);
 /// Bound on log lines about strangers per [`WINDOW`].
 const MOST_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(60);
@@ -113,7 +116,10 @@ impl Admission {
         let descriptors = descriptors();
         let most = descriptors.saturating_sub(RESERVED.min(descriptors / 2)).clamp(1, MOST);
         let third = most.div_ceil(3);
-        Self::with(most, MOST_SILENT.min(third), MOST_STRANGERS.min(third), CHANCES)
+        let places = MOST_SILENT.min(third);
+        let silent = SILENT_CHANCE.saturating_mul(u32::try_from(places).unwrap_or(u32::MAX));
+        let chances = Chances { silent, speaking: SPEAKING_CHANCE };
+        Self::with(most, places, MOST_STRANGERS.min(third), chances)
     }
 
     /// Places without protection: `most` connections in all, `most_strangers` of them for strangers that speak, and as many for
