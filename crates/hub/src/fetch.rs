@@ -40,7 +40,7 @@ pub(crate) struct Fetching<'a> {
 }
 
 /// Whether what went wrong with a try is of that try alone, and how long the server asks to wait.
-type Failed = (HubError, Option<Duration>);
+type Failed = (Box<HubError>, Option<Duration>);
 
 impl Fetching<'_> {
     /// Puts files into the snapshot, and fetches those whose bytes are not in the cache.
@@ -98,7 +98,7 @@ impl Fetching<'_> {
             let had = fs::metadata(&incomplete).map_or(0, |file| file.len());
             let (error, asked) = match self.attempt(entry, &incomplete, seen).await {
                 Ok(()) => break,
-                Err(failed) => failed,
+                Err((error, asked)) => (*error, asked),
             };
             match error {
                 // What was there from before may have been the wrong half; a whole file that is wrong stays so.
@@ -174,7 +174,8 @@ impl Fetching<'_> {
             _ => {
                 let asked = Http::asked_pause(&answer);
                 let complaint = answer.complaint().await;
-                Err((self.http.refusal(self.repo, &Missing::File(entry.path.clone()), complaint), asked))
+                let error = self.http.refusal(self.repo, &Missing::File(entry.path.clone()), complaint);
+                Err((Box::new(error), asked))
             }
         }
     }
@@ -208,7 +209,7 @@ impl Fetching<'_> {
 
 /// A failure after which no server asks to wait.
 fn plain(error: HubError) -> Failed {
-    (error, None)
+    (Box::new(error), None)
 }
 
 /// Why bytes cannot be written.

@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn models_are_safetensors_with_a_configuration() {
-        let of = |files: &[&'static str]| weights_of_model(files.to_vec().into_iter());
+        let of = |files: &[&'static str]| weights_of_model(files.iter().copied());
         assert_eq!(of(&["config.json", WHOLE, INDEX]), Ok(Weights::Whole));
         assert_eq!(of(&["config.json", INDEX, "model-00001-of-00002.safetensors"]), Ok(Weights::Indexed));
         for (files, said) in [

@@ -50,10 +50,10 @@ const RUN_DIR: &str = "runs/demo";
     after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --dataset problems.jsonl --model ../Qwen2.5-0.5B-Instruct"
 )]
 pub(crate) struct Arguments {
-    /// Problems of your own: JSON lines with `question` and `answer`.
+    /// Problems of your own: a file (JSON lines, Parquet, CSV, …; docs/DATA.md says from which fields), or hf://datasets/… of the hub.
     #[arg(long)]
     dataset: Option<PathBuf>,
-    /// A Hugging Face folder of the Qwen2, Qwen2.5, Qwen3 or Llama 3 architecture.
+    /// A Hugging Face folder of the Qwen2, Qwen2.5, Qwen3 or Llama 3 architecture, or OWNER/NAME of the hub.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Where the run is kept [default: runs/demo, with the names of the model and data set when they are given]
@@ -84,7 +84,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let paths = [("--run-dir", &arguments.run_dir), ("--dataset", &arguments.dataset), ("--model", &arguments.model)];
     for (option, path) in paths {
         if let Some(path) = path {
-            trainer.arg(option).arg(absolute(path)?);
+            // A name of the hub is none of a file.
+            let is_of_hub = path.starts_with("hf:") || (option == "--model" && !path.exists());
+            trainer.arg(option).arg(if is_of_hub { path.clone() } else { absolute(path)? });
         }
     }
     trainer.args(&arguments.run_options);
