@@ -22,7 +22,6 @@ use crate::view::ViewError;
 ///
 /// # Panics
 /// When the operands do not fit, or the device fails, as for any operation of it.
-#[must_use]
 pub fn linear_float32(x: &Tensor, weight: &Tensor) -> Tensor {
     let is_narrow = matches!(x.kind(), Kind::BFloat16 | Kind::Half);
     match x.device() {

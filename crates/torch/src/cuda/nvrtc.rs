@@ -113,7 +113,7 @@ impl Nvrtc {
         // SAFETY: there is room for as many as were announced.
         self.check("nvrtcGetSupportedArchs", unsafe { (self.architectures)(known.as_mut_ptr()) })?;
         let known: Vec<u32> = known.into_iter().filter_map(|known| u32::try_from(known).ok()).collect();
-        closest(&known, capability).ok_or_else(|| KernelError::Architecture { capability, known })
+        closest(&known, capability).ok_or(KernelError::Architecture { capability, known })
     }
 
     fn build(&self, program: Program, architecture: u32, option: Option<&str>) -> Result<(), KernelError> {
