@@ -112,6 +112,7 @@ fn the_most_probable_tokens_are_the_reference_models() {
 
 #[test]
 fn logprobs_equal_those_of_a_plain_forward() {
+    let (mut preemptions, mut recomputed_tokens) = (0, 0);
     for name in MODELS {
         let prompts = sequences(name);
         let sampling = SamplingOptions { temperature: 0.8, ..options(70) };
@@ -133,7 +134,8 @@ fn logprobs_equal_those_of_a_plain_forward() {
         assert_eq!((finished.len(), counts.preemptions), (12, 0));
         // Prompts in pieces; a cache so small that samples have to be computed again.
         let (tight, counts) = sample(EngineOptions { rows: 12, prefill_tokens: 7, cache_tokens: 256, ..roomy });
-        assert!(counts.preemptions > 1 && counts.recomputed_tokens > 50, "{name}: {counts:?}");
+        preemptions += counts.preemptions;
+        recomputed_tokens += counts.recomputed_tokens;
         for (tight, roomy) in tight.iter().zip(&finished) {
             assert_eq!(tight.sample.tokens, roomy.sample.tokens, "{name}: tokens changed");
         }
@@ -151,6 +153,8 @@ fn logprobs_equal_those_of_a_plain_forward() {
             }
         }
     }
+    // Some models end their answers before the cache is full.
+    assert!(preemptions > 10 && recomputed_tokens > 200, "{preemptions} and {recomputed_tokens}");
 }
 
 #[test]
