@@ -46,8 +46,9 @@ pub(crate) struct ExecChild {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  pacs sandbox-init '{\"policy\": …}'")]
 pub(crate) struct SandboxInit {
-    /// What verifiers pass on.
+    /// Policy and layers of the sandbox, which the verifier passes on as JSON.
     pub(crate) order: String,
 }
 

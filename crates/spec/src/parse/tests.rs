@@ -432,7 +432,7 @@ kind = 'llm'
     refused(
         &text,
         expect![[r#"
-            17 problems in job spec `job.toml`
+            18 problems in job spec `job.toml`
               line 7: verifier.command = []: expected the program that verifies and its arguments, for kind `exec`
               line 9: verifier.extraction: applies to kind `math` only, not to `exec`
               line 10: verifier.address = "here": applies to kind `grpc` only, not to `exec`
@@ -441,15 +441,16 @@ kind = 'llm'
               line 13: verifier.max_attempts = 0: expected 1 to 100
               line 14: reward.format_strings = []: expected what a well-formed response holds, for there is a `reward.format_bonus`
               line 16: reward.overlong_tokens = 9000: expected 0 to `rollout.max_new_tokens` (8192)
-              line 17: reward.verifiers.style.address: is required for kind `grpc`: where the service listens, host:port
-              line 19: reward.verifiers.style.comand: unknown key; did you mean `command`?
-              line 20: reward.verifiers.style.command = ["x"]: applies to kind `exec` only, not to `grpc`
-              line 21: reward.verifiers.style.weight = NaN: expected -1000 to 1000
-              line 22: reward.verifiers.label: expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`
-              line 24: reward.verifiers.label.address = "nohost": expected host:port
-              line 25: reward.verifiers.label.ca = "": expected a PEM file of certificates
-              line 26: reward.verifiers.label.plain_text = true: with `ca` the connection is TLS; leave one of the two out
-              line 28: reward.verifiers.judge.kind = "llm": expected one of `math`, `exact`, `countdown`, `code`, `exec`, `grpc`"#]],
+              line 17: reward.label_noise = 0.1: expected 0: only the labels of built-in verifiers, which are 0 or 1, can be inverted
+              line 18: reward.verifiers.style.address: is required for kind `grpc`: where the service listens, host:port
+              line 20: reward.verifiers.style.comand: unknown key; did you mean `command`?
+              line 21: reward.verifiers.style.command = ["x"]: applies to kind `exec` only, not to `grpc`
+              line 22: reward.verifiers.style.weight = NaN: expected -1000 to 1000
+              line 23: reward.verifiers.label: expected a name of 1 to 32 letters, digits, `-` and `_`, not `label`: that is `[verifier]`
+              line 25: reward.verifiers.label.address = "nohost": expected host:port
+              line 26: reward.verifiers.label.ca = "": expected a PEM file of certificates
+              line 27: reward.verifiers.label.plain_text = true: with `ca` the connection is TLS; leave one of the two out
+              line 29: reward.verifiers.judge.kind = "llm": expected one of `math`, `exact`, `countdown`, `code`, `exec`, `grpc`"#]],
     );
 }
 
