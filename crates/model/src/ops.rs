@@ -4,7 +4,9 @@
 
 use pacs_shape::Activation;
 use pacs_torch::tch::{Kind, Tensor};
-use pacs_torch::{KernelError, Units, ViewError, accumulate, add_product, by_rows, device_kernels, fixed_units, has_kernels};
+use pacs_torch::{
+    KernelError, Units, ViewError, accumulate, add_product, by_rows, device_kernels, fixed_units, has_kernels,
+};
 
 /// States why a kernel cannot refuse its tensors: they were made here.
 fn fused<T>(result: Result<T, ViewError>) -> T {

@@ -87,7 +87,9 @@ impl Grading {
                 verifications.push(measured(name, &label));
                 label.verdict
             }
-            Ok((name, judge, false)) => self.verdict((name, judge), &task, sample, answer_tokens, &mut verifications).await,
+            Ok((name, judge, false)) => {
+                self.verdict((name, judge), &task, sample, answer_tokens, &mut verifications).await
+            }
         };
         if !verdict.outcome.is_conclusive() {
             let sample = format_args!("g{group_id}.{sample_index}");

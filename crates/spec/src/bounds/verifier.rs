@@ -49,7 +49,8 @@ impl Check {
     fn label_noise(&mut self, spec: &JobSpec) {
         let noise = spec.reward.label_noise;
         self.range("reward.label_noise", noise, 0.0..=0.5);
-        let can_be_inverted = std::iter::once(&spec.verifier).chain(spec.verifiers.values()).all(|v| v.kind.is_built_in());
+        let can_be_inverted =
+            std::iter::once(&spec.verifier).chain(spec.verifiers.values()).all(|v| v.kind.is_built_in());
         let message = "expected 0: only the labels of built-in verifiers, which are 0 or 1, can be inverted";
         self.that(noise == 0.0 || can_be_inverted, "reward.label_noise", noise, message, &["verifier.kind"]);
     }
