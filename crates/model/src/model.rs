@@ -300,7 +300,7 @@ impl Model {
             }
             stages.before_backward(0)?;
             if self.embedding_factor != 1.0 {
-                gradient = gradient * self.embedding_factor;
+                gradient = &gradient * self.embedding_factor;
             }
             add_rows(&mut self.embedding.slot(gradients), &tokens, &gradient);
             stages.after_backward(0)
@@ -310,7 +310,7 @@ impl Model {
     fn embed(&self, tokens: &Tensor) -> Stream {
         let mut residual = Tensor::embedding(&self.embedding.tensor, tokens, -1, false, false);
         if self.embedding_factor != 1.0 {
-            residual = residual * self.embedding_factor;
+            residual = &residual * self.embedding_factor;
         }
         Stream { residual, pending: None }
     }

@@ -391,7 +391,8 @@ mod tests {
         let (mut seats, mut told) = (vec![], vec![]);
         for last in [1, 2, 2, 1] {
             let (seat, put_out) = seat(&admission, last).await.expect("room");
-            (seats.push(seat), told.push(put_out));
+            seats.push(seat);
+            told.push(put_out);
         }
         assert!(out(&mut told).is_empty());
         seats.push(seat(&admission, 2).await.expect("another makes room").0);
