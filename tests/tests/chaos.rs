@@ -306,7 +306,17 @@ fn runs_survive_chaos() -> Result<()> {
     println!("chaos for {} s with seed {seed}", lasts.as_secs());
     let mut random = Random(seed);
     let state = tempfile::tempdir()?;
-    let mut undisturbed = Undisturbed { state: state.path(), runs: BTreeMap::new() };
+    let survived = survive(state.path(), modes, lasts, &mut random);
+    if survived.is_err() {
+        // Faults hit at other moments when a seed is repeated, so the logs of this time are the best evidence.
+        println!("the run folders are kept in {}", state.keep().display());
+    }
+    survived
+}
+
+/// Attacks pairs of runs below `state`, one pair after the other, for as long as that takes.
+fn survive(state: &Path, modes: &[Mode], lasts: Duration, random: &mut Random) -> Result<()> {
+    let mut undisturbed = Undisturbed { state, runs: BTreeMap::new() };
     let longest_stop = u64::try_from(lasts.as_millis() / 2)?.clamp(1, STOPPED);
     let (mut disturbed, mut rounds, mut attacks) = (Duration::ZERO, 0, 0);
     while disturbed < lasts {
@@ -318,7 +328,7 @@ fn runs_survive_chaos() -> Result<()> {
             undisturbed.run(*mode, slot)?;
         }
         let began = Instant::now();
-        attacks += disturb(&chosen, &mut undisturbed, &mut random, lasts - disturbed, longest_stop)?;
+        attacks += disturb(&chosen, &mut undisturbed, random, lasts - disturbed, longest_stop)?;
         disturbed += began.elapsed();
     }
     println!(
