@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 /// A process of a run on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunProcess {
-    /// Process id.
+    /// Process id in the namespace of the tests.
     pub pid: i32,
     /// Worker name, for example `rollout-0`.
     pub name: String,

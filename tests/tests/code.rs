@@ -4,24 +4,10 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result};
+// The machine may lack any layer; those that it does lack are announced.
+use pacs_spec::SANDBOX_LAYERS as MAY_BE_MISSING;
 use pacs_tests::program;
 use serde_json::{Value, json};
-
-/// Layers that this machine may lack; those that it does lack are announced.
-const MAY_BE_MISSING: [&str; 12] = [
-    "user",
-    "mount",
-    "pid",
-    "net",
-    "ipc",
-    "uts",
-    "no_new_privs",
-    "capabilities",
-    "landlock",
-    "seccomp",
-    "rlimits",
-    "cgroup",
-];
 
 fn pacs(arguments: &[&str], input: &str) -> Result<Output> {
     let mut process = Command::new(program("pacs")?)

@@ -6,7 +6,7 @@ use crate::Sequence;
 /// their values alone.
 ///
 /// Floating-point sums depend on their order. This order does not depend on that of the input, so neither does any bit
-/// of the result: ranks may gather the sequences in whatever order they hold them.
+/// of the result: ranks may gather the sequences in any order.
 pub(crate) fn members_by_group(sequences: &[Sequence]) -> BTreeMap<u64, Vec<usize>> {
     let mut groups: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (index, sequence) in sequences.iter().enumerate() {

@@ -410,7 +410,7 @@ impl Objective {
         }
     }
 
-    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; it needs no forward.
+    /// Returns the metrics of an answer that has no gradient at any log-probs, so that its forward can be skipped.
     /// `None` for others.
     #[must_use]
     pub fn inert(&self, info: &SequenceInfo, advantages: &TokenAdvantages) -> Option<ObjectiveMetrics> {

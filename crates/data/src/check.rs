@@ -61,7 +61,7 @@ pub struct Solution {
     pub place: String,
     /// The verifier that the row names.
     pub verifier: Option<String>,
-    /// The cases.
+    /// Cases of the problem, as its reference answer holds them.
     pub answer: String,
     /// A response with the solution.
     pub response: String,

@@ -14,7 +14,7 @@ const MOST_ANSWER: usize = 64 << 20;
 pub struct Listing {
     /// The commit, 40 hexadecimal digits.
     pub commit: String,
-    /// Its files.
+    /// All files of the revision.
     pub files: Vec<Entry>,
 }
 
@@ -23,7 +23,7 @@ pub struct Listing {
 pub struct Entry {
     /// Path within the repository, which stays there.
     pub path: String,
-    /// Its length.
+    /// Length of the file in bytes.
     pub bytes: u64,
     /// The digest of its bytes.
     pub digest: Digest,

@@ -20,7 +20,7 @@ pub enum HubError {
     /// The hub does not have it, or does not show it to this user.
     #[error("{} {missing} of `{repo}`{}", endpoint_has_no(endpoint), shown_to(*has_token, missing))]
     NotFound {
-        /// The repository.
+        /// The repository that was asked for.
         repo: HubRepo,
         /// What of it.
         missing: Missing,
@@ -32,7 +32,7 @@ pub enum HubError {
     /// The owners ask for something before they give it out.
     #[error("`{repo}` is gated: its owners give access on {page}{}", if *has_token { "" } else { ", and it takes a token (HF_TOKEN)" })]
     Gated {
-        /// The repository.
+        /// The repository that was asked for.
         repo: HubRepo,
         /// Where to ask for access.
         page: String,
@@ -42,9 +42,9 @@ pub enum HubError {
     /// The token is wrong, or does not allow this.
     #[error("the hub refuses this token for `{repo}` (status {status}): {message}")]
     Denied {
-        /// The repository.
+        /// The repository that was asked for.
         repo: HubRepo,
-        /// Of HTTP.
+        /// Status code of the HTTP answer.
         status: u16,
         /// What the hub says.
         message: String,
@@ -52,27 +52,27 @@ pub enum HubError {
     /// Nothing is to be fetched, and the cache does not have it.
     #[error("HF_HUB_OFFLINE is set, and the cache `{}` does not have {what} of `{repo}`", cache.display())]
     Offline {
-        /// The repository.
+        /// The repository that was asked for.
         repo: HubRepo,
         /// What is missing.
         what: String,
-        /// The cache.
+        /// Root of the cache that was searched.
         cache: PathBuf,
     },
     /// The network, or a server, is not there.
     #[error("reach {host}: {reason}")]
     Unreachable {
-        /// Whom.
+        /// Host name of the server.
         host: String,
-        /// Why not.
+        /// Cause, such as a refused connection or a deadline.
         reason: String,
     },
     /// A server is overloaded, or fails.
     #[error("{host} answers with status {status}: {message}")]
     Busy {
-        /// Who.
+        /// Host name of the server that answered, or did not.
         host: String,
-        /// Of HTTP.
+        /// Status code of the HTTP answer.
         status: u16,
         /// What it says.
         message: String,
@@ -80,7 +80,7 @@ pub enum HubError {
     /// A server answers with something that is no answer.
     #[error("{host}: {message}")]
     Answer {
-        /// Who.
+        /// Host name of the server that answered, or did not.
         host: String,
         /// What is wrong.
         message: String,
@@ -98,7 +98,7 @@ pub enum HubError {
     /// The disk has no room for what is to be fetched.
     #[error("the disk of `{}` is full: {needed} bytes are needed, {free} are free", path.display())]
     DiskFull {
-        /// The cache.
+        /// Folder of the cache that has no room.
         path: PathBuf,
         /// Bytes that are still to be fetched.
         needed: u64,
@@ -116,9 +116,9 @@ pub enum HubError {
     /// The repository has nothing that can be used here.
     #[error("`{repo}`: {message}")]
     Unusable {
-        /// The repository.
+        /// The repository that was asked for.
         repo: HubRepo,
-        /// Why not.
+        /// What is missing or unsupported.
         message: String,
     },
     /// A file of this machine.
@@ -126,7 +126,7 @@ pub enum HubError {
     File {
         /// What was tried.
         doing: &'static str,
-        /// The file.
+        /// File or folder of the failed operation.
         path: PathBuf,
         /// Why it failed.
         error: io::Error,
@@ -138,9 +138,9 @@ pub enum HubError {
 pub enum Missing {
     /// The repository itself.
     Repo,
-    /// The revision.
+    /// A branch, tag or commit of it does not exist.
     Revision,
-    /// This file.
+    /// The revision lacks this file.
     File(String),
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn texts_of_model<'a>(files: impl Iterator<Item = &'a str>) -> Vec<&'
 /// What a model's weights are in.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Weights {
-    /// One file.
+    /// All weights in one file.
     Whole,
     /// Those that the index names.
     Indexed,

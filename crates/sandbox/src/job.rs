@@ -18,11 +18,11 @@ pub struct Limits {
     pub output_bytes: u64,
     /// Size of a file that it writes.
     pub file_bytes: u64,
-    /// Descriptors.
+    /// File descriptors that a process may hold open.
     pub open_files: u64,
     /// Processes at once; at 1 no second one can be made.
     pub processes: u32,
-    /// Further threads.
+    /// Threads besides the first, over all processes.
     pub threads: u32,
 }
 
@@ -110,7 +110,7 @@ pub enum Case {
     },
     /// A function of the program, or a method of its class `Solution`.
     Function {
-        /// Its name.
+        /// Name of the function to call.
         function: String,
         /// Values of its arguments.
         arguments: Vec<serde_json::Value>,
@@ -125,7 +125,7 @@ pub enum Case {
 /// How one run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
-    /// How.
+    /// How the program ended.
     pub outcome: Outcome,
     /// What it wrote to standard output.
     pub stdout: String,
@@ -133,7 +133,7 @@ pub struct Ended {
     pub stderr: String,
     /// What it says of itself: claims of a program that nobody trusts.
     pub told: Vec<Told>,
-    /// Processor time.
+    /// Processor time of the program and its threads.
     pub cpu: Duration,
     /// Time by the clock.
     pub wall: Duration,

@@ -51,7 +51,7 @@ impl Entry {
         Self::new(PathBuf::from("/proc/self/exe"), arguments)
     }
 
-    /// Another program.
+    /// An entry through another program, with arguments before the order.
     #[must_use]
     pub fn new(program: PathBuf, arguments: &[&str]) -> Self {
         Self { program, arguments: arguments.iter().map(OsString::from).collect() }

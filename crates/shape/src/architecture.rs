@@ -51,7 +51,7 @@ pub struct BlockNorms {
 /// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadNorms {
-    /// None.
+    /// Queries and keys are not normed.
     Absent,
     /// Every head by itself; the heads share one weight.
     EachHead,

@@ -79,7 +79,7 @@ pub enum CodeStop {
 }
 
 /// Names of the layers of a sandbox, as `allow_missing` has them.
-pub(crate) const LAYERS: [&str; 12] = [
+pub const SANDBOX_LAYERS: [&str; 12] = [
     "user",
     "mount",
     "pid",

@@ -22,9 +22,9 @@ pub enum DeviceError {
     /// The process has computed otherwise before: libtorch cannot be set up twice.
     #[error("libtorch computes {before} in this process; it cannot be set up again for {wanted}")]
     SetUp {
-        /// How.
+        /// Settings that the process has already.
         before: String,
-        /// How it was to.
+        /// Settings that were asked for.
         wanted: String,
     },
 }

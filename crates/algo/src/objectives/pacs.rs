@@ -23,7 +23,7 @@ pub struct Sequence {
 /// Result of PACS for one mini-batch. Vectors are in the order of the sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PacsStep {
-    /// Mean of the sequence losses. The divisor is the number of sequences, whatever their weights.
+    /// Mean of the sequence losses. The divisor is the number of sequences, not the sum of their weights.
     pub loss: f64,
     /// Reward proxy of each sequence.
     pub reward_proxy: Vec<f64>,

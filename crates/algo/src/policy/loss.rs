@@ -47,7 +47,7 @@ impl PolicyConfig {
         outcome.finite(index, info.group)
     }
 
-    /// Returns the metrics of an answer without a gradient, whatever its log-probs are; `None` for others.
+    /// Returns the metrics of an answer that has no gradient at any log-probs; `None` for others.
     pub(crate) fn inert(&self, info: &SequenceInfo, targets: &TokenAdvantages) -> Option<ObjectiveMetrics> {
         let mut metrics = ObjectiveMetrics::default();
         if !self.counts(info) {

@@ -13,7 +13,7 @@ const PIECE: u64 = 1 << 20;
 
 /// The body of a request.
 pub(crate) enum Payload {
-    /// No body.
+    /// A request without a body.
     None,
     /// A text.
     Text {
@@ -26,7 +26,7 @@ pub(crate) enum Payload {
     },
     /// A part of a file, which is opened when it is needed: a body must not change between two tries.
     Part {
-        /// The file.
+        /// File whose bytes are the body.
         path: PathBuf,
         /// Its first byte that is sent.
         start: u64,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Check;
-use crate::code::LAYERS;
+use crate::code::SANDBOX_LAYERS;
 use crate::{CodeSpec, Problem, VerifierKind};
 
 impl Check {
@@ -44,8 +44,8 @@ impl Check {
         self.range(&at("scratch_mib"), code.scratch_mib, 1..=65_536);
         self.range(&at("processes"), code.processes, 1..=1024);
         self.range(&at("max_cases"), code.max_cases, 1..=10_000);
-        for name in code.allow_missing.iter().filter(|name| !LAYERS.contains(&name.as_str())) {
-            let message = format!("is no layer of a sandbox; expected {}", LAYERS.join(", "));
+        for name in code.allow_missing.iter().filter(|name| !SANDBOX_LAYERS.contains(&name.as_str())) {
+            let message = format!("is no layer of a sandbox; expected {}", SANDBOX_LAYERS.join(", "));
             self.fail(Problem::new(at("allow_missing"), message).with_value(format!("{name:?}")), &[]);
         }
     }

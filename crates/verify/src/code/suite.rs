@@ -19,7 +19,7 @@ pub struct Suite {
     pub solution: Option<String>,
 }
 
-/// One case.
+/// A case of a suite: what the program gets, and what it is compared with.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SuiteCase {
     /// A whole program.
@@ -31,7 +31,7 @@ pub enum SuiteCase {
     },
     /// A function of the program, or a method of its class `Solution`.
     Function {
-        /// Its name.
+        /// Name of the function to call.
         name: String,
         /// Values of its arguments.
         arguments: Vec<Value>,
