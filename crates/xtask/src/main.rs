@@ -29,7 +29,7 @@ enum Task {
     /// Sets up, builds, fetches the demo's model, and trains it.
     Demo(demo::Arguments),
     /// Sets up and runs every check: format, lints, all tests.
-    Test,
+    Test(test::Arguments),
     /// Simulates the coordinator's state machine with faults of every kind, one run a seed.
     Sim(sim::Arguments),
     /// Kills, stops and ends the processes of two runs at random, and compares what they come to with undisturbed ones.
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
-        Task::Test => test::run(),
+        Task::Test(arguments) => test::run(&arguments),
         Task::Sim(arguments) => sim::run(&arguments),
         Task::Chaos(arguments) => chaos::run(&arguments),
         Task::GpuBundle(arguments) => gpu_bundle::run(&arguments),

@@ -1,11 +1,22 @@
 //! `cargo xtask test`: all checks of the repository.
 
+mod pool;
+
 use anyhow::Result;
+use clap::Args;
 
 use crate::process::{cargo, check};
 use crate::setup;
 
-pub(crate) fn run() -> Result<()> {
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --jobs 1      (one test program after the other)")]
+pub(crate) struct Arguments {
+    /// Test programs that run at a time [default: one more than there are cores, since many tests wait for processes and timeouts]
+    #[arg(long)]
+    jobs: Option<std::num::NonZeroUsize>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::libtorch()?;
     check("pass the format check (run `cargo fmt --all`)", &mut cargo(&["fmt", "--all", "--check"]))?;
     // Process-level tests start the real programs. They are built together with the tests, because features unify over
@@ -13,5 +24,6 @@ pub(crate) fn run() -> Result<()> {
     check("build the programs", &mut cargo(&["build", "--release", "--workspace", "--bins", "--tests"]))?;
     let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     check("pass the lints", &mut cargo(&lints))?;
-    check("pass the tests", &mut cargo(&["test", "--release", "--workspace"]))
+    pool::run(pool::programs()?, arguments.jobs)?;
+    check("pass the documentation's tests", &mut cargo(&["test", "--quiet", "--release", "--workspace", "--doc"]))
 }
