@@ -126,6 +126,62 @@ fn they_have_limits_and_cannot_become_anybody_else() -> Result<()> {
     Ok(())
 }
 
+/// Shell text that tries to reach the machine, and answers with what it has reached. `WRITE` and `PORT` stand for a file beside the
+/// script and for a port that listens.
+const REACHING: &str = r#"reached=""
+    cat /etc/passwd >/dev/null 2>&1 && reached="$reached passwords"
+    test -e /proc/self && reached="$reached processes"
+    (exec 3<>/dev/tcp/127.0.0.1/PORT) 2>/dev/null && reached="$reached network"
+    (echo x >'WRITE') 2>/dev/null && reached="$reached disk"
+    (echo x >"$TMPDIR/own") 2>/dev/null && test -s "$TMPDIR/own" && reached="$reached scratch"
+    test "$(id -u)" = 0 && reached="$reached root"
+    echo "{\"id\": 1, \"outcome\": \"correct\", \"rule\": \"reached:$reached.\"}""#;
+
+#[test]
+fn in_a_sandbox_they_reach_nothing_but_a_scratch_folder() -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let folder = tempfile::tempdir()?;
+    let written = folder.path().join("written");
+    let text = REACHING.replace("PORT", &listener.local_addr()?.port().to_string());
+    let trial = Trial::new(&text.replace("WRITE", &written.display().to_string()))?;
+    let free = trial.judged(&[])?;
+    assert!(free.contains("reached: passwords processes network disk"), "{free}");
+    fs::remove_file(&written)?;
+    let enclosed = trial.judged(&["--sandbox"])?;
+    if enclosed.contains("is missing (") {
+        eprintln!("SKIPPED: this machine has no whole sandbox: {enclosed}");
+        return Ok(());
+    }
+    assert!(enclosed.contains("reached: scratch."), "{enclosed}");
+    assert!(!written.exists());
+    Ok(())
+}
+
+#[test]
+fn what_they_have_started_in_a_sandbox_ends_with_the_verifier() -> Result<()> {
+    // They cannot write down who they are: the test looks for what only they execute.
+    let seconds = 3000 + std::process::id() % 1000;
+    let trial = Trial::new(&format!("setsid sleep {seconds}.25 & sleep {seconds}.25"))?;
+    let sleeping = || {
+        let command = format!("sleep\0{seconds}.25\0");
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == command.as_bytes())).count()
+    };
+    let mut verifier = trial.command(&["--timeout", "3000", "--sandbox"])?.spawn().context("start pacs")?;
+    let began = Instant::now();
+    while sleeping() < 2 {
+        if verifier.try_wait()?.is_some() {
+            eprintln!("SKIPPED: this machine has no whole sandbox");
+            return Ok(());
+        }
+        ensure!(began.elapsed() < DEADLINE, "they do not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    verifier.kill()?;
+    verifier.wait()?;
+    wait_for("end of all processes", || sleeping() == 0)
+}
+
 #[test]
 fn how_they_end_is_told() -> Result<()> {
     for (judge, said) in [

@@ -270,7 +270,8 @@ pub(crate) enum ExtractionMode {
 #[command(after_help = "\
 Examples:
   pacs verify exec --input rows.jsonl -- python3 my_verifier.py
-  pacs verify exec --input rows.jsonl --threads 4 -- venv/bin/python deploy/verifiers/math_verify_exec.py")]
+  pacs verify exec --input rows.jsonl --threads 4 -- venv/bin/python deploy/verifiers/math_verify_exec.py
+  pacs verify exec --input rows.jsonl --sandbox -- python3 my_verifier.py")]
 pub(crate) struct VerifyExec {
     #[command(flatten)]
     pub(crate) input: VerifyInput,
@@ -278,6 +279,15 @@ pub(crate) struct VerifyExec {
     /// given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) pass_env: Vec<String>,
+    /// Run the program in the sandbox, as `verifier.sandbox` of a job does: no network, no file of this machine but its own.
+    #[arg(long)]
+    pub(crate) sandbox: bool,
+    /// A further file or folder that the program may read in the sandbox; may be given several times.
+    #[arg(long, value_name = "PATH", requires = "sandbox")]
+    pub(crate) sandbox_path: Vec<PathBuf>,
+    /// A layer of the sandbox that may be missing, by its name; may be given several times.
+    #[arg(long, value_name = "LAYER", value_parser = layer, requires = "sandbox")]
+    pub(crate) allow_missing: Vec<String>,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

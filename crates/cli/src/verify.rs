@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pacs_runtime::{Exit, LogFormat, harmless_json, init_logging};
-use pacs_spec::{CodeSpec, CodeStop, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
+use pacs_spec::{CodeSpec, CodeStop, ExecSandboxSpec, ExecSpec, Extraction, Form, JudgeKind, JudgeSpec, MathSpec, ServiceAddress};
 use pacs_types::Outcome;
 use pacs_verifier::{Judge, Judgement, Task};
 use serde::Serialize;
@@ -41,7 +41,13 @@ pub(crate) fn run(command: &VerifyCommand) -> Result<Exit, Failure> {
         VerifyCommand::Countdown(VerifyText { input }) => (input, JudgeKind::Countdown),
         VerifyCommand::Code(code) => (&code.input, JudgeKind::Code(code_of(code)?)),
         VerifyCommand::Exec(exec) => {
-            let program = ExecSpec { environment: exec.pass_env.clone(), ..ExecSpec::new(exec.command.clone()) };
+            let sandbox = exec.sandbox.then(|| ExecSandboxSpec {
+                paths: exec.sandbox_path.clone(),
+                allow_missing: exec.allow_missing.clone(),
+                ..ExecSandboxSpec::default()
+            });
+            let environment = exec.pass_env.clone();
+            let program = ExecSpec { environment, sandbox, ..ExecSpec::new(exec.command.clone()) };
             (&exec.input, JudgeKind::Exec(program))
         }
         VerifyCommand::Grpc(VerifyGrpc { input, address, ca, plain_text }) => {

@@ -222,16 +222,22 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// The filters, as the numbers of a program of the kernel's: of a program with one process the first two, of one with more the
 /// others.
 pub(crate) fn programs() -> Result<Vec<String>, String> {
-    let mut programs = Vec::with_capacity(4);
-    for many in [false, true] {
-        // `clone3` has its flags in memory, where no filter looks: the C library uses `clone` when it is not there. The strictest
-        // filter decides, so the list, which comes second because it does not allow further filters, may have it.
-        let absent = SeccompAction::Errno(libc::ENOSYS as u32);
-        let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-        programs.push(hex(&compiled(rules, SeccompAction::Allow, absent)?));
-        programs.push(hex(&allowed(many)?));
-    }
-    Ok(programs)
+    let of = |many| Ok::<_, String>(filters(many)?.map(|filter| hex(&filter)));
+    Ok([of(false)?, of(true)?].concat())
+}
+
+/// Applies the filters of a program with several processes to this process, for good.
+pub(crate) fn apply() -> Result<(), String> {
+    filters(true)?.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(|error| error.to_string()))
+}
+
+/// The filters of a program, in the order in which they are applied; with `many` processes, too.
+fn filters(many: bool) -> Result<[BpfProgram; 2], String> {
+    // `clone3` has its flags in memory, where no filter looks: the C library uses `clone` when it is not there. The strictest
+    // filter decides, so the list, which comes second because it does not allow further filters, may have it.
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    Ok([compiled(rules, SeccompAction::Allow, absent)?, allowed(many)?])
 }
 
 /// The list of what is allowed; with `many` processes, too.

@@ -62,6 +62,9 @@ const MODULES: [&str; 27] = [
     "unicodedata",
 ];
 
+/// Where the stewards of programs mount their scratch folders.
+const SCRATCH: &str = "/tmp";
+
 /// What the process is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
@@ -118,9 +121,9 @@ fn start(Order { policy, group }: &Order) -> Result<ExitCode, String> {
     }
     let filters = filter::programs()?;
     if geteuid().is_root() {
-        isolate_root(&interpreter.paths, &mut missing)?;
+        isolate_root(&interpreter.paths, Path::new(SCRATCH), &mut missing)?;
     } else {
-        isolate_user(&interpreter.paths, &mut missing);
+        isolate_user(&interpreter.paths, Path::new(SCRATCH), &mut missing);
     }
     let readable = match missing.contains_key(&Layer::Mount) {
         true => interpreter.paths.iter().filter(|path| path.exists()).cloned().collect(),
@@ -163,12 +166,17 @@ const OTHERS: [(Layer, CloneFlags); 4] = [
     (Layer::Pid, CloneFlags::CLONE_NEWPID),
 ];
 
-fn isolate_root(paths: &BTreeSet<PathBuf>, missing: &mut BTreeMap<Layer, String>) -> Result<(), String> {
+/// Makes the namespaces and the view with root's rights, and becomes nobody.
+pub(crate) fn isolate_root(
+    paths: &BTreeSet<PathBuf>,
+    scratch: &Path,
+    missing: &mut BTreeMap<Layer, String>,
+) -> Result<(), String> {
     // Opened while the old root is there; the new one has no /proc.
     let proc = proc_self();
     make(Layer::Mount, CloneFlags::CLONE_NEWNS, missing);
     make_others(missing);
-    see_only(paths, missing);
+    see_only(paths, scratch, missing);
     let nobody = |error: nix::Error| format!("become nobody: {}", error.desc());
     setgroups(&[]).map_err(nobody)?;
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -180,12 +188,13 @@ fn isolate_root(paths: &BTreeSet<PathBuf>, missing: &mut BTreeMap<Layer, String>
     Ok(())
 }
 
-fn isolate_user(paths: &BTreeSet<PathBuf>, missing: &mut BTreeMap<Layer, String>) {
+/// Makes the namespaces and the view with the rights that a user namespace gives.
+pub(crate) fn isolate_user(paths: &BTreeSet<PathBuf>, scratch: &Path, missing: &mut BTreeMap<Layer, String>) {
     let proc = proc_self();
     make_users(proc.as_ref(), missing);
     make(Layer::Mount, CloneFlags::CLONE_NEWNS, missing);
     make_others(missing);
-    see_only(paths, missing);
+    see_only(paths, scratch, missing);
 }
 
 fn make_others(missing: &mut BTreeMap<Layer, String>) {
@@ -207,9 +216,9 @@ fn make(layer: Layer, flag: CloneFlags, missing: &mut BTreeMap<Layer, String>) {
     }
 }
 
-fn see_only(paths: &BTreeSet<PathBuf>, missing: &mut BTreeMap<Layer, String>) {
+fn see_only(paths: &BTreeSet<PathBuf>, scratch: &Path, missing: &mut BTreeMap<Layer, String>) {
     if !missing.contains_key(&Layer::Mount)
-        && let Err(problem) = view::enter(paths)
+        && let Err(problem) = view::enter(paths, scratch)
     {
         missing.insert(Layer::Mount, problem);
     }

@@ -16,8 +16,9 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 /// Where the new root may be put together; nothing that it shows may be within.
 const PLACES: [&str; 7] = ["/mnt", "/media", "/srv", "/opt", "/home", "/run", "/tmp"];
 
-/// Makes `paths` all that this process, and those that it starts, can see of the machine. Its mount namespace has to be its own.
-pub(crate) fn enter(paths: &BTreeSet<PathBuf>) -> Result<(), String> {
+/// Makes `paths` all that this process, and those that it starts, can see of the machine, beside an empty folder `scratch`. Its mount
+/// namespace has to be its own.
+pub(crate) fn enter(paths: &BTreeSet<PathBuf>, scratch: &Path) -> Result<(), String> {
     const NONE: Option<&str> = None;
     let said = |what: &str| {
         let what = what.to_owned();
@@ -35,7 +36,8 @@ pub(crate) fn enter(paths: &BTreeSet<PathBuf>) -> Result<(), String> {
     for device in DEVICES {
         show(root, Path::new(device), false).map_err(|error| format!("show `{device}`: {error}"))?;
     }
-    fs::create_dir_all(root.join("tmp")).map_err(|error| format!("make /tmp: {error}"))?;
+    fs::create_dir_all(root.join(scratch.strip_prefix("/").unwrap_or(scratch)))
+        .map_err(|error| format!("make `{}`: {error}", scratch.display()))?;
     chdir(root).map_err(said("enter the root"))?;
     pivot_root(".", ".").map_err(said("change the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(said("leave the old root"))?;

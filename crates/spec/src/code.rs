@@ -1,4 +1,4 @@
-//! `[verifier.code]`: how programs are run and compared.
+//! `[verifier.code]`: how programs are run and compared; `[verifier.sandbox]`: the sandbox around a verifier program.
 
 use std::path::PathBuf;
 
@@ -76,6 +76,25 @@ pub enum CodeStop {
     FirstFailure,
     /// The last case: the rule says how many passed. The answer is correct when all did, either way.
     Count,
+}
+
+/// The sandbox around a verifier program; kind `exec` only. The table puts the program into it, `sandbox = {}` with the defaults: it has no
+/// network, sees the system's programs and libraries and the files that `command` names, read-only, and has a `/tmp` of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecSandboxSpec {
+    /// Further files and folders that the program may read and execute; absolute, at most 64. Default none.
+    pub paths: Vec<PathBuf>,
+    /// Size of the program's `/tmp`, which is memory, in MiB. Default 64, 1 to 65,536.
+    pub scratch_mib: u64,
+    /// Layers that may be missing, by name, as for `code`. There is no layer `cgroup` here. Default none.
+    pub allow_missing: Vec<String>,
+}
+
+impl Default for ExecSandboxSpec {
+    fn default() -> Self {
+        Self { paths: Vec::new(), scratch_mib: 64, allow_missing: Vec::new() }
+    }
 }
 
 /// Names of the layers of a sandbox, as `allow_missing` has them.

@@ -13,6 +13,7 @@ pub(crate) fn fields_at(path: &str) -> Option<&'static [&'static str]> {
         _ if path.strip_suffix(".generator").is_some_and(is_evaluation_set) => fields_of::<GeneratorSpec>(),
         _ if path.strip_suffix(".verifier").is_some_and(is_evaluation_set) => fields_of::<VerifierSpec>(),
         _ if path.strip_suffix(".code").is_some_and(is_verifier) => fields_of::<CodeSpec>(),
+        _ if path.strip_suffix(".sandbox").is_some_and(is_verifier) => fields_of::<ExecSandboxSpec>(),
         _ if is_named_verifier(path) => fields_of::<VerifierSpec>(),
         _ if is_reward_verifier(path) => fields_of::<RewardVerifierSpec>(),
         "" => fields_of::<JobSpec>(),

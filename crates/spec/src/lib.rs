@@ -26,7 +26,7 @@ mod types;
 mod verifier;
 mod weight;
 
-pub use code::{CodeSpec, CodeStop, SANDBOX_LAYERS};
+pub use code::{CodeSpec, CodeStop, ExecSandboxSpec, SANDBOX_LAYERS};
 pub use difference::{Difference, differences};
 pub use errors::{Problem, SpecErrors};
 pub use evaluation::{EvaluationPreset, EvaluationSet, EvaluationSetSpec};

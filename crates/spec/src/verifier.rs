@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{CodeSpec, JobSpec, SourceSpec};
+use crate::{CodeSpec, ExecSandboxSpec, JobSpec, SourceSpec};
 
 /// How answers are graded. This verifier gives the label; `[reward]` says what the reward is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ pub struct VerifierSpec {
     /// Processes and threads that its user may have on the machine while the program starts others; 0: no limit of its own. The system
     /// counts those of the workers, too. `exec` only. Default 0, at most 4,194,304.
     pub max_processes: u64,
+    /// The sandbox around the program. `exec` only. Default none: the program has the rights of the verifier worker.
+    pub sandbox: Option<ExecSandboxSpec>,
     /// How programs are run and compared. `code` only. Default: the defaults of its keys.
     pub code: Option<CodeSpec>,
     /// Where the service listens, host:port. Required for `grpc`, nothing else has it.
@@ -78,6 +80,7 @@ impl Default for VerifierSpec {
             max_file_mib: 1024,
             max_open_files: 1024,
             max_processes: 0,
+            sandbox: None,
             code: None,
             address: None,
             ca: None,
@@ -219,6 +222,8 @@ pub struct RewardVerifierSpec {
     pub max_open_files: u64,
     /// As `verifier.max_processes`.
     pub max_processes: u64,
+    /// As `verifier.sandbox`.
+    pub sandbox: Option<ExecSandboxSpec>,
     /// As `verifier.code`.
     pub code: Option<CodeSpec>,
     /// As `verifier.address`.
@@ -244,6 +249,7 @@ impl Default for RewardVerifierSpec {
             max_file_mib,
             max_open_files,
             max_processes,
+            sandbox,
             code,
             address,
             ca,
@@ -263,6 +269,7 @@ impl Default for RewardVerifierSpec {
             max_file_mib,
             max_open_files,
             max_processes,
+            sandbox,
             code,
             address,
             ca,
@@ -331,6 +338,8 @@ pub struct ExecSpec {
     pub environment: Vec<String>,
     /// What its processes may take of the machine.
     pub limits: ExecLimits,
+    /// What surrounds it.
+    pub sandbox: Option<ExecSandboxSpec>,
 }
 
 impl ExecSpec {
@@ -338,7 +347,7 @@ impl ExecSpec {
     #[must_use]
     pub fn new(command: Vec<String>) -> Self {
         let usual = VerifierSpec::default();
-        Self { command, environment: Vec::new(), limits: usual.exec().limits }
+        Self { command, environment: Vec::new(), limits: usual.exec().limits, sandbox: None }
     }
 }
 
@@ -385,7 +394,8 @@ impl VerifierSpec {
             self.max_memory_gib,
             [self.max_cpu_seconds, self.max_file_mib, self.max_open_files, self.max_processes],
         );
-        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits }
+        let sandbox = self.sandbox.clone();
+        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits, sandbox }
     }
 }
 
@@ -403,7 +413,8 @@ impl RewardVerifierSpec {
             self.max_memory_gib,
             [self.max_cpu_seconds, self.max_file_mib, self.max_open_files, self.max_processes],
         );
-        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits }
+        let sandbox = self.sandbox.clone();
+        ExecSpec { command: self.command.clone(), environment: self.environment.clone(), limits, sandbox }
     }
 }
 

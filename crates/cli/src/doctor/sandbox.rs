@@ -1,8 +1,10 @@
 //! The sandbox of programs: which of its layers hold on this machine.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use pacs_sandbox::{Entry, Layer, Policy, Sandbox};
-use pacs_spec::{CodeSpec, JobSpec, JudgeKind};
+use pacs_spec::{JobSpec, JudgeKind, RewardVerifierSpec};
 use pacs_verifier::SANDBOX_COMMAND;
 
 use super::Finding;
@@ -11,10 +13,18 @@ use crate::format::plural;
 
 const CHECK: &str = "sandbox";
 
-/// Starts a sandbox and asks it what holds. Only a job that runs programs fails by what does not.
+/// What a job needs of a sandbox.
+struct Needed {
+    python: PathBuf,
+    allow_missing: Vec<String>,
+    /// Table of the verifier that says so.
+    table: &'static str,
+}
+
+/// Starts a sandbox and asks it what holds. Only a job that runs something in one fails by what does not.
 pub(super) fn look(spec: Option<&JobSpec>) -> Result<Finding, Failure> {
-    let code = spec.and_then(needed);
-    let python = code.as_ref().map_or_else(|| Policy::default().python, |code| code.python.clone());
+    let needed = spec.and_then(needed);
+    let python = needed.as_ref().map_or_else(|| Policy::default().python, |needed| needed.python.clone());
     let policy = Policy { python, ..Policy::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("start the runtime").map_err(Failure::bug)?;
@@ -23,28 +33,47 @@ pub(super) fn look(spec: Option<&JobSpec>) -> Result<Finding, Failure> {
         Ok(sandbox) => sandbox.layers().missing().map(|(layer, why)| (layer, why.to_owned())).collect(),
         Err(error) => {
             let advice = "programs (verifier `code`) cannot be run here";
-            return Ok(if code.is_some() {
+            return Ok(if needed.is_some() {
                 Finding::failure(CHECK, error.to_string(), advice)
             } else {
                 Finding::warning(CHECK, error.to_string(), advice)
             });
         }
     };
-    Ok(finding(&missing, code.as_ref()))
+    Ok(finding(&missing, needed.as_ref()))
 }
 
-/// What the job says of its sandbox, if it runs programs.
-fn needed(spec: &JobSpec) -> Option<CodeSpec> {
-    let named = spec.named_verifiers().into_iter().map(|(_, verifier)| verifier);
-    let sets = spec.all_evaluation_sets().filter_map(|set| set.verifier);
-    let verifiers = std::iter::once(spec.verifier.clone()).chain(named).chain(sets);
-    verifiers.into_iter().find_map(|verifier| match verifier.judge().by {
-        JudgeKind::Code(code) => Some(code),
+/// What the job says of its sandbox, if it has one: that of programs, or else that of a verifier program.
+fn needed(spec: &JobSpec) -> Option<Needed> {
+    let named = spec.named_verifiers().into_iter().map(|(_, verifier)| verifier.judge());
+    let sets = spec.all_evaluation_sets().filter_map(|set| Some(set.verifier?.judge()));
+    let rewards = spec.reward.verifiers.values().map(RewardVerifierSpec::judge);
+    let judges: Vec<_> = std::iter::once(spec.verifier.judge()).chain(named).chain(sets).chain(rewards).collect();
+    let of_code = judges.iter().find_map(|judge| match &judge.by {
+        JudgeKind::Code(code) => Some(Needed {
+            python: code.python.clone(),
+            allow_missing: code.allow_missing.clone(),
+            table: "code",
+        }),
         _ => None,
+    });
+    let of_exec = || {
+        judges.iter().find_map(|judge| match &judge.by {
+            JudgeKind::Exec(exec) => exec.sandbox.as_ref(),
+            _ => None,
+        })
+    };
+    of_code.or_else(|| {
+        of_exec().map(|sandbox| Needed {
+            python: Policy::default().python,
+            // It never has a control group.
+            allow_missing: sandbox.allow_missing.iter().cloned().chain([Layer::Cgroup.name().to_owned()]).collect(),
+            table: "sandbox",
+        })
     })
 }
 
-fn finding(missing: &[(Layer, String)], code: Option<&CodeSpec>) -> Finding {
+fn finding(missing: &[(Layer, String)], needed: Option<&Needed>) -> Finding {
     if missing.is_empty() {
         let layers: Vec<&str> = Layer::ALL.iter().map(|layer| layer.name()).collect();
         return Finding::ok(CHECK, format!("all layers hold: {}", layers.join(", ")));
@@ -56,11 +85,12 @@ fn finding(missing: &[(Layer, String)], code: Option<&CodeSpec>) -> Finding {
         layers.iter().map(|(layer, _)| format!("\"{layer}\"")).collect::<Vec<_>>().join(", ")
     };
     let is_allowed =
-        |layer: &Layer| code.is_some_and(|code| code.allow_missing.iter().any(|name| name == layer.name()));
+        |layer: &Layer| needed.is_some_and(|needed| needed.allow_missing.iter().any(|name| name == layer.name()));
     let refused: Vec<&(Layer, String)> = missing.iter().filter(|(layer, _)| !is_allowed(layer)).collect();
+    let table = needed.map_or("code", |needed| needed.table);
     let advice =
-        format!("to run programs without, list {} in `allow_missing` of the verifier's table `code`", names(&refused));
-    match (code, refused.is_empty()) {
+        format!("to run programs without, list {} in `allow_missing` of the verifier's table `{table}`", names(&refused));
+    match (needed, refused.is_empty()) {
         (Some(_), true) => {
             Finding::warning(CHECK, found, "the job allows that; docs/VERIFIERS.md says what each layer stops")
         }
@@ -79,11 +109,29 @@ mod tests {
         let missing = [(Layer::Cgroup, "no controller".to_owned())];
         assert_eq!(finding(&[], None).level, Level::Ok);
         assert_eq!(finding(&missing, None).level, Level::Warning);
-        let refused = finding(&missing, Some(&CodeSpec::default()));
+        let needed = |allow_missing: &[String]| Needed {
+            python: "python3".into(),
+            allow_missing: allow_missing.to_vec(),
+            table: "code",
+        };
+        let refused = finding(&missing, Some(&needed(&[])));
         assert_eq!(refused.level, Level::Failure);
         assert!(refused.found.starts_with("11 layers hold; `cgroup` is missing (no controller)"), "{}", refused.found);
         assert!(refused.advice.contains("list \"cgroup\" in `allow_missing`"), "{}", refused.advice);
-        let allowing = CodeSpec { allow_missing: vec!["cgroup".into()], ..CodeSpec::default() };
-        assert_eq!(finding(&missing, Some(&allowing)).level, Level::Warning);
+        assert_eq!(finding(&missing, Some(&needed(&["cgroup".to_owned()]))).level, Level::Warning);
+    }
+
+    #[test]
+    fn a_verifier_program_in_a_sandbox_needs_its_layers() {
+        let job = |verifier: &str| {
+            let text = format!(
+                "name = 'a'\nmodel.path = 'm'\ndata.train.path = 't.jsonl'\ndata.evaluation.path = 'e.jsonl'\n\
+                 verifier = {{ kind = 'exec', command = ['v'] {verifier} }}"
+            );
+            pacs_spec::parse(&text, std::path::Path::new("test")).map_err(|errors| errors.to_string()).unwrap()
+        };
+        assert!(needed(&job("")).is_none());
+        let of_exec = needed(&job(", sandbox.allow_missing = ['landlock']")).unwrap();
+        assert_eq!((of_exec.table, of_exec.allow_missing.as_slice()), ("sandbox", ["landlock", "cgroup"].map(String::from).as_slice()));
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Check;
 use crate::code::SANDBOX_LAYERS;
-use crate::{CodeSpec, Problem, VerifierKind};
+use crate::{CodeSpec, ExecSandboxSpec, Problem, VerifierKind};
 
 impl Check {
     /// The table `code` of the verifier at `path`.
@@ -44,9 +44,30 @@ impl Check {
         self.range(&at("scratch_mib"), code.scratch_mib, 1..=65_536);
         self.range(&at("processes"), code.processes, 1..=1024);
         self.range(&at("max_cases"), code.max_cases, 1..=10_000);
-        for name in code.allow_missing.iter().filter(|name| !SANDBOX_LAYERS.contains(&name.as_str())) {
-            let message = format!("is no layer of a sandbox; expected {}", SANDBOX_LAYERS.join(", "));
-            self.fail(Problem::new(at("allow_missing"), message).with_value(format!("{name:?}")), &[]);
+        self.layers(&at("allow_missing"), &code.allow_missing, &SANDBOX_LAYERS);
+    }
+
+    /// The table `sandbox` of the verifier at `path`.
+    pub(super) fn exec_sandbox(&mut self, path: &str, kind: VerifierKind, sandbox: Option<&ExecSandboxSpec>) {
+        let Some(sandbox) = sandbox else { return };
+        let path = format!("{path}.sandbox");
+        let at = |key: &str| format!("{path}.{key}");
+        if kind != VerifierKind::Exec {
+            let message = format!("applies to kind `exec` only, not to `{}`", kind.name());
+            return self.fail(Problem::new(&path, message), &[]);
+        }
+        let ExecSandboxSpec { paths, scratch_mib, allow_missing } = sandbox;
+        let fits = paths.len() <= 64 && paths.iter().all(|path| path.is_absolute());
+        self.that(fits, &at("paths"), format!("{paths:?}"), "expected at most 64 absolute paths", &[]);
+        self.range(&at("scratch_mib"), *scratch_mib, 1..=65_536);
+        let [layers @ .., "cgroup"] = &SANDBOX_LAYERS else { unreachable!("the control group is the last layer") };
+        self.layers(&at("allow_missing"), allow_missing, layers);
+    }
+
+    fn layers(&mut self, path: &str, named: &[String], layers: &[&str]) {
+        for name in named.iter().filter(|name| !layers.contains(&name.as_str())) {
+            let message = format!("is no layer of this sandbox; expected {}", layers.join(", "));
+            self.fail(Problem::new(path, message).with_value(format!("{name:?}")), &[]);
         }
     }
 }
@@ -103,7 +124,7 @@ mod tests {
             ),
             (
                 "data.train.path = 't.jsonl'\nverifier = { kind = 'code', code.allow_missing = ['network'] }",
-                "verifier.code.allow_missing = \"network\": is no layer of a sandbox",
+                "verifier.code.allow_missing = \"network\": is no layer of this sandbox",
             ),
             (
                 "data.train.path = 't.jsonl'\nverifier = { kind = 'code', code.memory_mib = 1 }",

@@ -1,7 +1,7 @@
 //! Bounds of `[verifier]` and `[reward]`.
 
 use super::Check;
-use crate::{CodeSpec, Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
+use crate::{CodeSpec, ExecSandboxSpec, Extraction, Form, JobSpec, Problem, RewardSpec, VerifierKind, VerifierSpec};
 
 /// Most reward verifiers of a job.
 const MOST_VERIFIERS: usize = 8;
@@ -32,6 +32,7 @@ struct Described<'a> {
     plain_text: bool,
     timeout_seconds: f64,
     code: Option<&'a CodeSpec>,
+    sandbox: Option<&'a ExecSandboxSpec>,
 }
 
 impl Check {
@@ -70,6 +71,7 @@ impl Check {
             plain_text: verifier.plain_text,
             timeout_seconds: verifier.timeout_seconds,
             code: verifier.code.as_ref(),
+            sandbox: verifier.sandbox.as_ref(),
         };
         self.judge(path, &described);
     }
@@ -169,6 +171,7 @@ impl Check {
                 plain_text: verifier.plain_text,
                 timeout_seconds: verifier.timeout_seconds,
                 code: verifier.code.as_ref(),
+            sandbox: verifier.sandbox.as_ref(),
             };
             self.judge(&path, &described);
         }
@@ -180,6 +183,7 @@ impl Check {
         let is = |kind| judge.kind == kind;
         self.above_zero(&at("timeout_seconds"), judge.timeout_seconds, 3600.0);
         self.code(path, judge.kind, judge.code);
+        self.exec_sandbox(path, judge.kind, judge.sandbox);
         let of_math =
             [("extraction", judge.extraction != Extraction::Lenient), ("form", judge.form != Form::Evaluated)];
         for (key, _) in of_math.into_iter().filter(|(_, given)| *given && !is(VerifierKind::Math)) {

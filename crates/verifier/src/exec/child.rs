@@ -92,7 +92,10 @@ impl Child {
         let program = spec.command[0].clone();
         let failed = |problem: String| Fault::Start { program: spec.command[0].clone(), problem };
         let mut command = match guard {
-            Some(guard) => Command::from(guard.command(&spec.command, spec.limits)),
+            Some(guard) => Command::from(guard.command(spec)),
+            None if spec.sandbox.is_some() => {
+                return Err(failed("this process cannot be its guard, which a sandbox needs".to_owned()));
+            }
             None => {
                 let mut command = Command::new(&program);
                 command.args(&spec.command[1..]);

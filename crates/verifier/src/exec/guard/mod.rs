@@ -5,7 +5,8 @@
 //! so (SIGTERM), and when the verifier is gone. A process group would not do: `setsid` leaves it.
 //!
 //! The starter is the program before it is itself: it takes the limits, asks to die with the guard, and then executes the program in
-//! its own place. Both are this very executable, run again with [`Guarded`] as an argument: a function between fork and exec would
+//! its own place. Where the program has a sandbox, the starter isolates itself, and a third process, which is in the sandbox, becomes the
+//! program. All are this very executable, run again with [`Guarded`] as an argument: a function between fork and exec would
 //! have to be `unsafe`.
 
 mod cgroup;
@@ -17,6 +18,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,8 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, getpid, getppid};
-use pacs_spec::ExecLimits;
+use pacs_sandbox::{Enclosed, Enclosure, Isolated, Layer};
+use pacs_spec::{ExecLimits, ExecSandboxSpec, ExecSpec};
 use serde::{Deserialize, Serialize};
 
 use self::cgroup::Cgroup;
@@ -57,14 +60,16 @@ impl Entry {
         Self(arguments.iter().map(|argument| (*argument).to_owned()).collect())
     }
 
-    /// The command that guards `command` for this process.
-    pub(super) fn command(&self, command: &[String], limits: ExecLimits) -> Command {
-        let parent = getpid().as_raw();
-        self.step(&Guarded { part: Part::Guard, entry: self.0.clone(), limits, parent, cgroup: None }, command)
+    /// The command that guards the program of `spec` for this process.
+    pub(super) fn command(&self, spec: &ExecSpec) -> Command {
+        let (entry, parent) = (self.0.clone(), getpid().as_raw());
+        let enclosure = spec.sandbox.as_ref().map(enclosure);
+        let guarded = Guarded { part: Part::Guard, entry, limits: spec.limits, parent, cgroup: None, enclosure };
+        self.step(Path::new(THIS), &guarded, &spec.command)
     }
 
-    fn step(&self, guarded: &Guarded, command: &[impl AsRef<std::ffi::OsStr>]) -> Command {
-        let mut step = Command::new(THIS);
+    fn step(&self, executable: &Path, guarded: &Guarded, command: &[impl AsRef<std::ffi::OsStr>]) -> Command {
+        let mut step = Command::new(executable);
         step.args(&self.0)
             .arg(serde_json::to_string(guarded).expect("texts and numbers are JSON"))
             .arg("--")
@@ -83,12 +88,23 @@ pub struct Guarded {
     parent: i32,
     /// The group that the program and all that it starts are in.
     cgroup: Option<Cgroup>,
+    /// The sandbox of the program.
+    enclosure: Option<Enclosure>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Part {
     Guard,
     Starter,
+    /// Process 1 of the sandbox that the starter has prepared.
+    Enclosed(Isolated),
+}
+
+/// The sandbox that a spec describes, which has checked the names.
+fn enclosure(spec: &ExecSandboxSpec) -> Enclosure {
+    let ExecSandboxSpec { paths, scratch_mib, allow_missing } = spec;
+    let allow_missing = allow_missing.iter().filter_map(|name| Layer::named(name)).collect();
+    Enclosure { paths: paths.clone(), scratch_bytes: scratch_mib << 20, allow_missing }
 }
 
 impl std::str::FromStr for Guarded {
@@ -102,9 +118,10 @@ impl std::str::FromStr for Guarded {
 /// Does the part of this process, which has done nothing else: guards the program `command`, or becomes it.
 #[must_use]
 pub fn run_guarded(guarded: Guarded, command: &[OsString]) -> ExitCode {
-    let done = match guarded.part {
+    let done = match guarded.part.clone() {
         Part::Guard => guard(guarded, command),
-        Part::Starter => start(&guarded, command).map(|never| match never {}),
+        Part::Starter => start(&guarded, command),
+        Part::Enclosed(isolated) => become_enclosed(isolated, command).map(|never| match never {}),
     };
     done.unwrap_or_else(|error| {
         let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
@@ -123,12 +140,10 @@ fn guard(mut guarded: Guarded, command: &[OsString]) -> io::Result<ExitCode> {
     let verifier = Pid::from_raw(guarded.parent);
     let cgroup = Cgroup::create();
     guarded = Guarded { part: Part::Starter, parent: getpid().as_raw(), cgroup: cgroup.clone(), ..guarded };
-    let program = Entry(guarded.entry.clone()).step(&guarded, command).spawn()?;
+    let program = Entry(guarded.entry.clone()).step(Path::new(THIS), &guarded, command).spawn()?;
     let program = Pid::from_raw(i32::try_from(program.id()).map_err(io::Error::other)?);
     // Its ends of the pipes are the program's alone, so that the verifier sees when it closes them.
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
+    let_go_of_pipes()?;
     let status = watch(&signals, verifier, program)?;
     let deadline = Instant::now() + END_LIMIT;
     loop {
@@ -146,6 +161,14 @@ fn guard(mut guarded: Guarded, command: &[OsString]) -> io::Result<ExitCode> {
         cgroup.remove();
     }
     Ok(leave(status))
+}
+
+/// Gives up standard input and output, whose other ends the verifier holds.
+fn let_go_of_pipes() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok(())
 }
 
 /// Waits until the program ends, and says how; `None` when it has to be ended.
@@ -203,9 +226,8 @@ fn leave(status: Option<ExitStatus>) -> ExitCode {
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(NOT_EXECUTED))
 }
 
-/// Takes the limits, and executes the program.
-fn start(guarded: &Guarded, command: &[OsString]) -> io::Result<Infallible> {
-    let [program, arguments @ ..] = command else { return Err(io::ErrorKind::InvalidInput.into()) };
+/// Takes the limits, and executes the program; or else isolates itself, and waits for the process that becomes the program in the sandbox.
+fn start(guarded: &Guarded, command: &[OsString]) -> io::Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The guard may have ended before.
     if getppid().as_raw() != guarded.parent {
@@ -230,5 +252,37 @@ fn start(guarded: &Guarded, command: &[OsString]) -> io::Result<Infallible> {
         let limit = limit.unwrap_or(RLIM_INFINITY).min(most);
         setrlimit(resource, limit, limit)?;
     }
-    Err(Command::new(program).args(arguments).exec())
+    match &guarded.enclosure {
+        Some(enclosure) => enclose(enclosure, guarded, command),
+        None => Err(execute(command, None)),
+    }
+}
+
+/// Becomes the program; in a sandbox the file and the folders are those that are there.
+fn execute(command: &[OsString], enclosed: Option<&Enclosed>) -> io::Error {
+    let [program, arguments @ ..] = command else { return io::ErrorKind::InvalidInput.into() };
+    let program = enclosed.map_or(program.as_os_str(), |enclosed| enclosed.program.as_os_str());
+    let folders = ["HOME", "TMPDIR", "TMP", "TEMP"].into_iter().filter_map(|name| Some((name, &enclosed?.scratch)));
+    Command::new(program).args(arguments).envs(folders).exec()
+}
+
+/// Starts process 1 of the program's sandbox, and ends as it does.
+fn enclose(enclosure: &Enclosure, guarded: &Guarded, command: &[OsString]) -> io::Result<ExitCode> {
+    // There is no `/proc` in the sandbox, so the executable has to have a name there.
+    let executable = std::env::current_exe()?;
+    let isolated = enclosure.isolate(&executable, command).map_err(io::Error::other)?;
+    // Becoming another user has cleared it.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let enclosed = Guarded { part: Part::Enclosed(isolated), enclosure: None, cgroup: None, ..guarded.clone() };
+    let mut process = Entry(guarded.entry.clone()).step(&executable, &enclosed, command).spawn()?;
+    let_go_of_pipes()?;
+    Ok(leave(Some(process.wait()?)))
+}
+
+/// Locks this process into its sandbox, and executes the program.
+fn become_enclosed(isolated: Isolated, command: &[OsString]) -> io::Result<Infallible> {
+    // Ends with the starter, and with this process, which is process 1 of its namespace, all that the program starts.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let enclosed = isolated.lock().map_err(io::Error::other)?;
+    Err(execute(command, Some(&enclosed)))
 }
