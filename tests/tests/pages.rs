@@ -1,4 +1,4 @@
-//! The documentation as a whole: every page is in the book, and every link between pages leads somewhere.
+//! The documentation as a whole: every page is in the book, every link between pages leads somewhere, and files that pages name exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -141,6 +141,47 @@ fn links_between_pages_lead_somewhere() -> Result<()> {
     }
     assert!(checked > 100, "only {checked} links were found");
     Ok(())
+}
+
+/// Folders whose files pages name by their path from the root of the repository.
+const NAMED: [&str; 8] = [".cargo/", ".ci/", ".github/", "crates/", "deploy/", "docs/", "proto/", "tests/"];
+
+/// The paths that a pattern of a shell stands for: `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`.
+fn expanded(pattern: &str) -> Vec<String> {
+    let parts = pattern.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
+    let Some((before, (choices, after))) = parts else { return vec![pattern.to_owned()] };
+    choices.split(',').flat_map(|choice| expanded(&format!("{before}{}{after}", choice.trim()))).collect()
+}
+
+#[test]
+fn files_that_pages_name_exist() -> Result<()> {
+    let mut pages: BTreeSet<PathBuf> = OUTSIDE.iter().map(|page| root().join(page)).collect();
+    pages_below(&root().join("docs"), &mut pages)?;
+    // It says what was changed, which may be gone since.
+    pages.remove(&root().join("CHANGELOG.md"));
+    let mut checked = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page)?;
+        let quoted = prose(&text).into_iter().flat_map(|line| line.split('`').skip(1).step_by(2));
+        let is_path = |word: &&str| NAMED.iter().any(|folder| word.starts_with(folder)) && !word.contains(' ');
+        // `NAME` stands for a name of the reader's.
+        for path in quoted.filter(is_path).filter(|path| !path.contains("NAME")).flat_map(expanded) {
+            // Of a pattern, the folder that holds what it matches.
+            let fixed = path.split('*').next().unwrap_or_default();
+            let file =
+                if fixed == path { path.as_str() } else { fixed.rsplit_once('/').map_or("", |(folder, _)| folder) };
+            assert!(root().join(file).exists(), "{} names `{path}`, which is not there", page.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "only {checked} paths were found");
+    Ok(())
+}
+
+#[test]
+fn patterns_are_those_of_a_shell() {
+    assert_eq!(expanded("a/{b, c}/{d,e}.rs"), ["a/b/d.rs", "a/b/e.rs", "a/c/d.rs", "a/c/e.rs"]);
+    assert_eq!(expanded("a/b.rs"), ["a/b.rs"]);
 }
 
 #[test]
