@@ -19,7 +19,7 @@ fn job(steps: i64) -> Result<Job> {
 }
 
 #[test]
-fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
+fn a_full_disk_loses_nothing_and_is_reported() -> Result<()> {
     let job = job(2)?;
     job.start()?.wait()?.expect_code(0);
     let state = job.run_path("checkpoints/step-000002/training-state.safetensors");
@@ -45,7 +45,7 @@ fn a_full_disk_loses_nothing_and_is_said_plainly() -> Result<()> {
 }
 
 #[test]
-fn a_run_waits_for_room_on_a_full_disk_and_goes_on_by_itself() -> Result<()> {
+fn a_run_waits_for_room_on_a_full_disk_and_resumes_by_itself() -> Result<()> {
     const STEPS: u64 = 40;
     let job = job(STEPS as i64)?.on_small_disk(64)?;
     let mut run = job.start()?;
@@ -93,7 +93,7 @@ fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Re
 }
 
 #[test]
-fn a_journal_that_cannot_be_there_is_not_tried_again() -> Result<()> {
+fn an_impossible_journal_is_not_retried() -> Result<()> {
     let job = job(2)?;
     fs::create_dir(job.run_path(""))?;
     fs::write(job.run_path("journal"), "a file in the place of a folder")?;

@@ -206,7 +206,7 @@ fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
 /// Workers that had not registered are missing in the journal. If the next start did not adopt them, it would start a second worker
 /// of each name and nobody would end these.
 #[test]
-fn workers_that_had_not_registered_yet_are_adopted() -> Result<()> {
+fn unregistered_workers_are_adopted() -> Result<()> {
     let job = job("young", 4)?;
     let run = job.start()?;
     let workers = || Ok::<_, anyhow::Error>(if job.run_id().is_ok() { job.workers()? } else { Vec::new() });

@@ -26,7 +26,7 @@ fn lost_generations(status: &Value) -> u64 {
 type Fault = (u64, &'static str, u32, u64);
 
 #[test]
-fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() -> Result<()> {
+fn a_rank_that_dies_at_any_time_does_not_change_the_weights() -> Result<()> {
     survives(
         "replicated",
         &[
@@ -44,7 +44,7 @@ fn whichever_rank_dies_whenever_the_weights_are_those_of_an_undisturbed_run() ->
 }
 
 #[test]
-fn a_rank_that_dies_with_its_part_of_a_checkpoint_half_written_takes_nothing_along() -> Result<()> {
+fn a_rank_that_dies_while_writing_a_checkpoint_harms_no_other_state() -> Result<()> {
     // The checkpoint of the step before is written in the background meanwhile, and either rank has written part of it.
     let faults = [(1, "sampling", 0, 0), (2, "sampling", 1, 3), (3, "saving", 0, 0), (4, "training", 1, 10)];
     for sharding in ["shard_optimizer", "shard_all"] {
@@ -86,7 +86,7 @@ fn survives(sharding: &str, faults: &[Fault]) -> Result<()> {
 }
 
 #[test]
-fn a_stopped_rank_is_left_behind_and_refused_when_it_comes_back() -> Result<()> {
+fn a_suspended_rank_is_excluded_and_refused_when_it_returns() -> Result<()> {
     let undisturbed = job()?;
     undisturbed.start()?.wait()?.expect_code(0);
 

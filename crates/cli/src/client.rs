@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_refused_is_not_to_be_tried_again() {
+    fn refusals_are_not_retried() {
         let exit = |code| refused(&CallStatus::new(code, "no worker `rollout-9`")).exit;
         assert_eq!([Code::NotFound, Code::InvalidArgument].map(exit), [Exit::Usage; 2]);
         assert_eq!(exit(Code::PermissionDenied), Exit::Config);

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_beside_a_gpu_is_said_and_not_counted() {
+    fn the_host_copy_of_a_gpu_is_reported_and_not_counted() {
         let here = plan("ppo", "learners = 1");
         let beside = plan("ppo", "learners = 1, device = 'cuda'");
         assert!(beside.to_string().contains("beside it, in host memory: copy for checkpoints "), "{beside}");

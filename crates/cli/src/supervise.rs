@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_dies_is_started_again() {
+    fn a_dead_worker_process_is_restarted() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let script =
             format!("if [ -e {0} ]; then exit 75; fi; touch {0}; kill -9 $$", dir.path().join("second").display());
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_an_error() {
+    fn a_missing_program_is_an_error() {
         let failure =
             run(&Supervise { command: vec!["/no/such/program".into()], crashes_only: false }).expect_err("not there");
         assert_eq!(failure.exit, Exit::Config);

@@ -422,7 +422,7 @@ fn a_peer_of_another_job_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_rank_does_not_disturb() {
+fn connections_that_are_no_rank_do_no_harm() {
     let listeners = [listener(), listener()];
     let mut scanner = TcpStream::connect(listeners[0].address()).unwrap();
     scanner.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();

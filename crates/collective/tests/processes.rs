@@ -78,7 +78,7 @@ fn a_killed_rank_fails_the_others_at_once() {
 }
 
 #[test]
-fn a_stopped_rank_fails_the_others_at_the_deadline_and_is_refused_afterwards() {
+fn a_suspended_rank_fails_the_others_at_the_deadline_and_is_refused_afterwards() {
     let mut ranks = start(3);
     form(&mut ranks, 1, SHORT);
     ranks.iter_mut().for_each(|rank| drop(rank.expect("works")));

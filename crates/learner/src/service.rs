@@ -466,7 +466,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thread_that_does_not_come_back_ends_the_process_to_be_started_again() {
+    async fn a_hung_thread_ends_the_process_for_a_restart() {
         let never = within(Duration::from_millis(10), "training step 3", std::future::pending::<()>()).await;
         let Err(ServeError::Fatal(error)) = never else { panic!("it came back") };
         assert_eq!(error.exit(), Exit::Again);

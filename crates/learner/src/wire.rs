@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_does_not_wait_for_ever_for_what_nobody_waits_for() {
+    fn closing_does_not_wait_for_unclaimed_results() {
         let mut stuck = Stuck::new(SHORT);
         let abort = stuck.abort_handle();
         std::thread::scope(|scope| {

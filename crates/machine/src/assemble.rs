@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_run_goes_on_with_those_that_remain_once_the_others_have_been_waited_for() {
+    fn the_run_continues_with_the_remaining_ranks_after_the_wait() {
         let (mut run, effects) = short_of_one();
         let names = vec!["learner-0".to_owned()];
         assert_eq!(effects, [Effect::GenerationFormed { generation: Generation(2), names }]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_cannot_be_saved_is_not_given_up_for_a_larger_generation() {
+    fn an_unsaved_step_is_not_discarded_for_a_larger_generation() {
         let (mut run, _) = short_of_one();
         run.prepare();
         run.generate_all();

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_mixed_group_ends_with_that_sentence_at_any_pass_rate() {
+    fn a_run_without_mixed_groups_ends_with_that_reason_at_any_pass_rate() {
         let (steps, reason) = steps_of(Contrast::Group, 8, all(Outcome::Wrong));
         let reason = reason.unwrap();
         assert_eq!(steps, 9);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steps_have_more_of_them_before_it_is_no_chance() {
+    fn small_steps_need_a_longer_streak_to_exclude_chance() {
         assert_eq!(steps_of(Contrast::Group, 2, all(Outcome::Correct)).0, 31);
         assert_eq!(steps_of(Contrast::Group, 16, all(Outcome::Correct)).0, 9);
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_beside_the_label_teaches_unless_nearly_nothing_is_right() {
+    fn a_reward_other_than_the_label_gives_signal_unless_nearly_nothing_is_right() {
         assert_eq!(steps_of(Contrast::None, 8, all(Outcome::Correct)), (40, None));
         assert_eq!(steps_of(Contrast::None, 8, by_group), (40, None));
         assert_eq!(steps_of(Contrast::None, 8, all(Outcome::Wrong)).0, 9);

@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_that_is_preempted_again_and_again_accuses_no_prompt() {
+    fn a_fleet_that_is_preempted_repeatedly_accuses_no_prompt() {
         let mut run = Run::sampling(large());
         for round in 0..4 {
             preempt(&mut run, Role::Rollout, round);
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn nor_do_verifiers_that_go_together_accuse_an_answer() {
+    fn nor_do_verifiers_lost_together_accuse_an_answer() {
         let mut run = Run::sampling(large());
         run.generate_all();
         for round in 0..4 {
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_fleet_that_is_lost_at_once_accuses_nobody_either() {
+    fn a_small_fleet_lost_at_once_accuses_no_prompt_either() {
         let mut run = Run::sampling(Options { prompts_per_step: 2, slots: 2, samples_per_prompt: 1, ..options() });
         for _ in 0..6 {
             let second = run.register(Role::Rollout, "rollout-1").0;

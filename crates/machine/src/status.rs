@@ -306,7 +306,7 @@ mod tests {
     use crate::verbs::testing::*;
 
     #[test]
-    fn the_sentence_names_role_age_and_oldest_group() {
+    fn the_status_line_names_role_age_and_oldest_group() {
         let mut run = Run::new(options());
         run.pass(Duration::from_millis(1500));
         let sentence = |run: &Run| run.machine.status(run.now).waiting_for;
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_group_says_what_went_wrong_with_it() {
+    fn the_oldest_group_reports_its_failures() {
         let mut run = Run::sampling(options());
         run.generate_all();
         let (verifier, worker) = (run.verifier, run.rollout);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sentence_turns_to_the_verifiers() {
+    fn the_status_line_switches_to_the_verifiers() {
         let mut run = Run::sampling(options());
         run.generate_all();
         let sentence = run.machine.status(run.now).waiting_for;

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_issued_again_then_its_holder_is_started_again_then_the_run_ends_with_a_sentence() {
+    fn stalled_work_is_reissued_then_its_holder_restarted_then_the_run_ended() {
         let mut run = Run::sampling(watched());
         run.groups(run.rollout, 100);
         let effects = live(&mut run, 31);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verifier_that_does_not_ask_is_started_again() {
+    fn a_verifier_that_does_not_poll_is_restarted() {
         let mut run = Run::sampling(watched());
         run.generate_all();
         live(&mut run, 62);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_learner_that_does_not_come_is_started_again() {
+    fn a_missing_learner_is_restarted() {
         let mut run = Run::new(watched());
         let learner = run.register(pacs_types::Role::Learner, "learner-0").0;
         run.learners = vec![learner];
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_do_not_report_are_started_again() {
+    fn ranks_that_do_not_report_are_restarted() {
         let mut run = Run::preparing(Options { task_timeout: Duration::from_secs(50), ..watched() });
         let learner = run.learners[0];
         assert_eq!(notes(&live(&mut run, 49)), [""; 0], "the clock of tasks is another one");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_is_in_the_sentence_within_thirty_seconds() {
+    fn a_stall_is_in_the_status_line_within_thirty_seconds() {
         let mut run = Run::sampling(watched());
         live(&mut run, 20);
         let status = run.machine.status(run.now);

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_durable_is_gone_back_to() {
+    fn a_rollback_targets_durable_state_only() {
         let (mut run, save) = writing();
         report(&mut run, 0, save, TaskResult::Saved);
         assert_eq!(rewound(&lose_learner(&mut run)), Some(0), "a half-written checkpoint is none");
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_or_disk_that_is_silent_for_too_long_is_given_up() {
+    fn a_rank_or_disk_that_is_silent_too_long_is_abandoned() {
         let (mut run, save) = writing();
         report(&mut run, 0, save, TaskResult::Saved);
         let mut notes = Vec::new();

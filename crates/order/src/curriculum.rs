@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn solved_problems_are_retired_and_the_others_go_on() {
+    fn solved_problems_are_retired_and_the_others_are_still_drawn() {
         let (drawn, skipped, reopened) =
             run(&curriculum(&[10], Some(2), None), 100, |problem| vec![1.0, f64::from(u8::from(problem < 6))]);
         let count = |problem| drawn.iter().filter(|drawn| **drawn == problem).count();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_drawn_by_what_they_teach() {
+    fn problems_are_drawn_by_their_signal() {
         // A third of the problems is always wrong, a third always right, and a third in between.
         let labels = |problem: usize| match problem % 3 {
             0 => vec![0.0, 0.0],
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_one_problem_never_stands_still() {
+    fn a_set_of_one_problem_never_stalls() {
         for (after, floor) in [(Some(1), None), (None, Some(0.01)), (Some(3), Some(0.01))] {
             for label in [0.0, 1.0] {
                 let (drawn, ..) = run(&curriculum(&[1], after, floor), 300, |_| vec![label]);

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_mixture_goes_on_where_it_was() {
+    fn a_resumed_mixture_continues_where_it_was() {
         let all = drawn(&order(7, true, &SETS), 0..5000);
         // The ends of blocks and of epochs: the second set's seven problems repeat every 31 or 32 draws.
         for start in [0, 1, 31, 32, 1023, 1024, 1025, 2048, 4999] {

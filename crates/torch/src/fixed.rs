@@ -276,7 +276,7 @@ mod tests {
 
     /// Whatever the number of threads, and whatever company a unit has.
     #[test]
-    fn a_unit_has_the_bits_that_it_has_alone() {
+    fn a_unit_is_bit_identical_alone_and_in_company() {
         let threads = tch::get_num_threads();
         for (kind, _) in KINDS {
             let (x, gradient) = (random(&[600, 257], kind), random(&[600, 333], kind));

@@ -108,7 +108,7 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn work_that_is_done_again_reads_what_was_written_since() {
+    fn repeated_work_reads_what_was_written_since() {
         assert_eq!(Graphs::new(Device::Cpu).err(), Some(GraphError::Device(Device::Cpu)));
         let mut input = Tensor::from_slice(&[1.0f32, 2.0]);
         let held = input.shallow_clone();

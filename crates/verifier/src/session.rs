@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn verdicts_go_into_calls_of_bounded_size_and_none_is_lost() {
+    fn verdicts_are_sent_in_bounded_calls_and_none_is_lost() {
         let verdict = |index: usize, text: usize| v1::TaskVerdict {
             sample_index: index as u32,
             verdict: Some(v1::Verdict {

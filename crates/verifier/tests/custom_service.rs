@@ -108,7 +108,7 @@ async fn verdicts_are_remembered_when_the_job_says_so() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_a_failure_with_its_reason() {
+async fn errors_are_failures_with_their_reason() {
     let address = serve(Custom::default()).await;
     let patient = judge(address, PATIENT, 0);
     let failed = async |judge: &Judge, response: &str, outcome: Outcome| {

@@ -249,7 +249,7 @@ async fn registers_again_when_a_lease_is_refused_as_unknown() {
 }
 
 #[tokio::test]
-async fn transient_errors_are_tried_again_with_the_same_registration() {
+async fn transient_errors_are_retried_with_the_same_registration() {
     let leases = [Err(Status::unavailable("busy")), Ok(vec![task(0, "\\boxed{5}", "5")])].into();
     let submits = [Status::internal("disk"), Status::deadline_exceeded("slow")].into();
     let (address, coordinator) = Coordinator::start(Script { leases, submits, ..Script::default() }).await;

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_register_is_not_adopted() {
+    fn a_worker_that_could_not_register_is_not_adopted() {
         let run_id = format!("four-{}", std::process::id());
         let mut plain = worker(&run_id);
         let wanted = command("rollout-7", &run_id, "/bin/sh", "/run");

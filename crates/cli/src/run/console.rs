@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_says_what_came_of_it() {
+    fn the_final_message_summarises_the_run() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(BeforeAfter::read(dir.path()), None);
         let text =

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_lived_starts_over() {
+    fn a_worker_that_lived_long_resets_its_backoff() {
         let mut restarts = Restarts::new();
         for n in 0..20 {
             let next = restarts.after(ExitStatus::from_raw(9), at(n * 200), at(199));

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_learns_every_address() {
+    fn every_rank_learns_every_address() {
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let (place, listeners) = (meeting.place(), [listener(), listener(), listener()]);
         let expected: Vec<String> = listeners.iter().map(|listener| listener.address().to_string()).collect();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_fit_is_told_why() {
+    fn a_mismatched_rank_is_refused_with_a_reason() {
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let place = meeting.place();
         thread::scope(|scope| {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_missing_is_named() {
+    fn missing_ranks_are_named() {
         let short = Duration::from_millis(200);
         let meeting = Meeting::open("127.0.0.1:0").unwrap();
         let error = meeting.gather(3, &listener(), short).unwrap_err();

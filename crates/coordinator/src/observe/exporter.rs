@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_and_dashboard_ask_for_what_is_there() {
+    fn alerts_and_dashboard_query_existing_metrics() {
         let there = named(&scrape().text());
         for file in ["alerts.yaml", "dashboard.json"] {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/observability").join(file);

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_late_is_told_the_past_and_who_is_slow_what_was_lost() {
+    async fn late_subscribers_get_the_history_and_slow_ones_a_count_of_losses() {
         let (feed, progress, end) = (Feed::new(), broadcast::Sender::new(4 * QUEUE), watch::Sender::new(None));
         let following = tokio::spawn(feed.clone().follow(progress.subscribe(), end.subscribe()));
         let mut slow = feed.subscribe(0);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_feed_that_is_closed_follows_no_longer() {
+    async fn a_closed_feed_stops_following() {
         let (feed, progress, end) = (Feed::new(), broadcast::Sender::new(4), watch::Sender::new(None));
         let following = tokio::spawn(feed.clone().follow(progress.subscribe(), end.subscribe()));
         feed.close();

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_has_one_id_for_ever() {
+    fn a_folder_keeps_its_id() {
         let dir = tempfile::tempdir().unwrap();
         let id = run_id(dir.path()).unwrap();
         assert!(is_run_id(&id), "{id}");

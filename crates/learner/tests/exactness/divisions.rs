@@ -157,7 +157,7 @@ fn norms_and_biases_are_spared_by_the_decay_of_matrices() {
 }
 
 #[test]
-fn any_number_of_ranks_goes_on_from_what_any_other_has_saved() {
+fn any_number_of_ranks_resumes_from_a_checkpoint_of_any_other() {
     let settings = TrainerSettings { reference_reset_steps: 3, ..descent() };
     let worlds =
         [(Sharding::Replicated, 2), (Sharding::ShardOptimizer, 3), (Sharding::ShardAll, 4), (Sharding::ShardAll, 1)];

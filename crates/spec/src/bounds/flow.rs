@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_would_stand_still_are_refused_with_the_arithmetic() {
+    fn settings_that_would_deadlock_are_refused_with_the_arithmetic() {
         for (more, expected) in [
             ("asynchrony = { max_lag = 1, slots = 64 }", None),
             ("asynchrony = { max_lag = 1, slots = 32 }", None),

@@ -122,7 +122,7 @@ async fn a_late_child_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_child_that_is_given_up_is_killed_with_all_that_it_started() {
+async fn an_abandoned_child_is_killed_with_its_descendants() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pids");
     // The child hangs in a process of its own, which must not stay behind.
@@ -161,7 +161,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_child_that_reports_a_failure_goes_on() {
+async fn a_child_that_reports_a_failure_keeps_running() {
     let exec = exec(
         script(&format!(
             r#"case "$line" in *bad*) echo "{{\"id\": $id, \"outcome\": \"failed\", \"rule\": \"no such test\"}}";; *) {RIGHT};; esac"#
