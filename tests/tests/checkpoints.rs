@@ -30,7 +30,7 @@ fn a_full_disk_loses_nothing_and_is_reported() -> Result<()> {
     let ended = job.start_with_full_disk(FULL_AT)?.wait()?;
     assert!(![Some(0), Some(2)].contains(&ended.code), "the last checkpoint could not be written: {ended:?}");
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    for words in ["the checkpoint of step 3 could not be saved, the run goes on without it", "File too large"] {
+    for words in ["the checkpoint of step 3 could not be saved, the run continues without it", "File too large"] {
         assert!(said.contains(words), "`{words}` is not in\n{said}");
     }
     // The journal is on the same disk, so either failure may come first.

@@ -442,7 +442,7 @@ Examples:
   pacs run job.toml --run-dir runs/second-try --seed 2
 
 Ctrl-C, SIGTERM or SIGUSR1 (by which launchers say that the time is nearly over) writes a checkpoint and ends with exit code 75;
-the same command then goes on where the run was. When the command is killed its workers wait, and the same command takes them over.
+the same command then resumes the run. When the command is killed its workers wait, and the same command adopts them.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data.")]
 pub(crate) struct Run {
     /// The job spec.
@@ -543,7 +543,7 @@ Examples:
   pacs job check deploy/jobs/demo.toml
   pacs job check job.toml --preflight           also load, grade and train a little, before a large job is paid for
 
-Model and data are looked at when they are there; a spec can be checked without them.")]
+Model and data are checked when they exist; a spec can be checked without them.")]
 pub(crate) struct Check {
     /// The job spec.
     pub(crate) job: PathBuf,

@@ -39,9 +39,7 @@ pub(crate) async fn connect(target: &Target) -> Result<OperatorServiceClient<Cha
 /// Opens a connection without a service client, for callers of the other services.
 pub(crate) async fn channel(target: &Target) -> Result<Channel, Failure> {
     pacs_runtime::connect(&target.address, &security(target)?, CONNECT_DEADLINE).await.map_err(|error| {
-        Failure::again(error)
-            .doing("reach the coordinator")
-            .hint("is a run going on there? `pacs run JOB.toml` starts one")
+        Failure::again(error).doing("reach the coordinator").hint("is a run live there? `pacs run JOB.toml` starts one")
     })
 }
 

@@ -126,7 +126,7 @@ mod tests {
             assert_eq!(final_exit(exited(code), false, false), Some(exit));
         }
         assert_eq!(final_exit(exited(70), false, false), None);
-        assert_eq!(final_exit(exited(70), false, true), Some(Exit::Bug), "a run that cannot go on");
+        assert_eq!(final_exit(exited(70), false, true), Some(Exit::Bug), "a run that cannot continue");
         assert_eq!(final_exit(exited(101), false, true), None);
         assert_eq!(final_exit(ExitStatus::from_raw(9), false, true), None);
         assert_eq!(final_exit(ExitStatus::from_raw(15), true, false), Some(Exit::Again));

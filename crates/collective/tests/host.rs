@@ -350,7 +350,7 @@ fn an_abort_ends_waiting_for_the_others() {
     let started = Instant::now();
     let error = thread::scope(|scope| {
         let connecting = scope.spawn(|| HostCollective::connect_abortable(&listener, group, abort.clone()));
-        abort.abort("not needed any more");
+        abort.abort("no longer needed");
         connecting.join().unwrap().unwrap_err()
     });
     assert!(matches!(error.kind, ErrorKind::Aborted { .. }), "{error}");

@@ -253,7 +253,7 @@ impl Coordinator {
         let is_alone = |driver: &mut Driver| Ok(driver.has_no_workers().then_some(()));
         let gone = self.shared.poll(Wait::Goodbye, goodbye, is_alone);
         if !matches!(gone.await, Ok(Some(()))) {
-            tracing::info!("some workers have not said goodbye");
+            tracing::info!("some workers have not deregistered");
         }
     }
 }

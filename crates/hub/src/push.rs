@@ -290,7 +290,7 @@ impl Pushing<'_> {
             for file in files {
                 let (oid, size) = &digests[&file.name];
                 let object = batch.objects.iter().find(|object| object.oid == *oid);
-                let object = object.ok_or_else(|| self.odd(format!("it says nothing of `{}`", file.name)))?;
+                let object = object.ok_or_else(|| self.odd(format!("it does not mention `{}`", file.name)))?;
                 if let Some(error) = &object.error {
                     return Err(self.odd(format!("it refuses `{}`: {:.200}", file.name, error.message)));
                 }

@@ -39,7 +39,7 @@ pub enum CheckpointError {
         problem: String,
     },
     /// Writing was cancelled: its generation is over, or nobody waits for the checkpoint.
-    #[error("{}: given up half-written, since nobody wants it any more", path.display())]
+    #[error("{}: abandoned half-written, because it is no longer wanted", path.display())]
     Unwanted {
         /// File that is incomplete.
         path: PathBuf,

@@ -163,7 +163,7 @@ impl State {
         // A checkpoint of the old generation that is still being written can no longer be committed.
         self.writer.give_up();
         if let Err(busy) = self.writer.settle(WRITER_PATIENCE) {
-            tracing::warn!("{busy}; going on beside it");
+            tracing::warn!("{busy}; continuing next to it");
         }
         let config = GroupConfig {
             job: self.setup.run_id.clone(),

@@ -26,7 +26,7 @@ impl Machine {
         }
         let seconds = self.options.learner_wait.as_secs();
         let note = format!(
-            "{there} of {wanted} learners are there after {seconds} s; the run goes on with them and takes the others in \
+            "{there} of {wanted} learners have joined after {seconds} s; the run continues with them and takes the others in \
              when they come"
         );
         self.effects.push(Effect::Note(note));
@@ -74,9 +74,9 @@ impl Machine {
         let is_leaving = |(id, worker): &(WorkerId, &Worker)| worker.draining().is_some() && self.rank(*id).is_some();
         let leaving = names(self.workers.iter().filter(is_leaving).map(|(_, worker)| worker).collect());
         self.regroup_reason = match (newcomers.as_str(), leaving.as_str()) {
-            (_, "") => format!("{newcomers} is there again"),
+            (_, "") => format!("{newcomers} has returned"),
             ("", _) => format!("{leaving} leaves"),
-            _ => format!("{leaving} leaves, {newcomers} is there again"),
+            _ => format!("{leaving} leaves, {newcomers} has returned"),
         };
         let note = format!("{}: the learners form a new generation", self.regroup_reason);
         self.effects.push(Effect::Note(note));

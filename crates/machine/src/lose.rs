@@ -194,12 +194,12 @@ impl Machine {
         }
         let losses = self.options.max_worker_losses;
         let what = format!("{losses} workers died while they held it, the last of them alone: {why}");
-        self.effects.push(Effect::Note(format!("{group} is set aside: {what}")));
+        self.effects.push(Effect::Note(format!("{group} is quarantined: {what}")));
         self.position.set_aside.insert(group, what);
         self.count(Counter::SetAsideGroups, 1);
         if self.position.set_aside.len() > MOST_SET_ASIDE {
             return self.fail(format!(
-                "more than {MOST_SET_ASIDE} prompts were set aside because their workers died again and again; look at \
+                "more than {MOST_SET_ASIDE} prompts were quarantined because their workers died repeatedly; look at \
                  the workers' logs"
             ));
         }

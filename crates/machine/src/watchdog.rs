@@ -132,7 +132,7 @@ mod tests {
             notes(&effects)[0].starts_with("nothing has happened for 30 s (try 1 of 3): step 1 waits for"),
             "{effects:?}"
         );
-        assert_eq!(run.machine.status(run.now).queues.groups_waiting, 2, "the loans have ended");
+        assert_eq!(run.machine.status(run.now).queues.groups_waiting, 2, "the leases have ended");
 
         run.groups(run.rollout, 100);
         let stuck = run.rollout;

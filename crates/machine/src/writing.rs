@@ -183,7 +183,7 @@ mod tests {
         report(&mut run, 0, save, TaskResult::Captured);
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Saving, "one rank has not captured its state yet");
         report(&mut run, 1, save, TaskResult::Captured);
-        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling, "training goes on");
+        assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling, "training continues");
         (run, save)
     }
 
@@ -286,7 +286,7 @@ mod tests {
         run.generate_all();
         run.verify_all(|_| Outcome::Correct);
         let effects = report(&mut run, 0, save, cannot_write());
-        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner-0 failed to write it: no \
+        let said = "the checkpoint of step 1 could not be saved, the run continues without it: learner-0 failed to write it: no \
                     space left on device";
         assert!(effects.contains(&Effect::Note(said.to_owned())), "{effects:?}");
         let late = report_whole(&mut run, 1, save, TaskResult::Saved);
@@ -306,7 +306,7 @@ mod tests {
             run.now += Duration::from_secs(1);
             notes.extend(run.tick().into_iter().filter(|effect| matches!(effect, Effect::Note(_))));
         }
-        let said = "the checkpoint of step 1 could not be saved, the run goes on without it: learner learner-1 has written \
+        let said = "the checkpoint of step 1 could not be saved, the run continues without it: learner learner-1 has written \
                     nothing of it for 60 s";
         assert_eq!(notes, [Effect::Note(said.to_owned())]);
         assert_eq!(run.machine.status(run.now).phase, PhaseKind::Sampling);

@@ -46,6 +46,6 @@ pub fn missing_kernels(config: &ModelConfig, kind: Kind, device: Device) -> Opti
     let error = load_kernels(config, kind, device).err()?;
     Some(format!(
         "this job computes on a GPU, and the kernels for it cannot be had: {error}. `resources.require_gpu_kernels = false` \
-         goes on without them, several times slower"
+         continues without them, several times slower"
     ))
 }

@@ -276,7 +276,7 @@ struct OnDevice {
 
 /// States why a launch cannot be refused.
 fn launched<T>(result: Result<T, KernelError>) -> T {
-    result.expect("the kernels are those of this model, and a device that refuses them computes nothing any more")
+    result.expect("the kernels are those of this model, and a device that refuses them computes nothing afterwards")
 }
 
 /// Attention of one pass.

@@ -573,7 +573,7 @@ impl Engine {
                 Some(Sampled::from(drawn))
             }
             Err(error) => {
-                tracing::warn!("generation goes on without CUDA graphs, and slower: {error}");
+                tracing::warn!("generation continues without CUDA graphs, and slower: {error}");
                 None
             }
         }

@@ -165,7 +165,7 @@ where
     });
     let taken = match submitted.await {
         Ok(()) => {
-            tracing::debug!("sample handed in");
+            tracing::debug!("sample submitted");
             true
         }
         // The lease lapsed.

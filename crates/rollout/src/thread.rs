@@ -340,7 +340,7 @@ impl Worker<'_> {
             generation = id.generation.0,
             version = id.version.0,
             seconds,
-            "generation stood still for weights"
+            "generation stalled for weights"
         );
         Ok(())
     }

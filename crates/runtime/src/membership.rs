@@ -54,7 +54,7 @@ pub enum JoinError {
         last: String,
     },
     /// The coordinator at the address serves another run, or another start of the job.
-    #[error("the own run was looked for at {address} for {} s, and another one is there: {last}", waited.as_secs())]
+    #[error("this worker's run was looked for at {address} for {} s, and another run is served there: {last}", waited.as_secs())]
     OtherRun {
         /// Address that was dialled.
         address: String,
@@ -373,7 +373,7 @@ impl Membership {
         let mut client = WorkerServiceClient::new(self.channel.clone());
         let request = v1::LeaveRequest { worker_id: self.worker.0, error: error.unwrap_or_default() };
         if let Ok(Err(status)) = tokio::time::timeout(HEARTBEAT_DEADLINE, client.leave(request)).await {
-            tracing::debug!(%status, "goodbye was not heard");
+            tracing::debug!(%status, "deregistration failed");
         }
     }
 }

@@ -275,7 +275,7 @@ pub struct RolloutSpec {
     pub kernels: Kernels,
     /// Whether a GPU does the passes that only decode as CUDA graphs, recorded once for each of a few batch sizes: the host
     /// then launches one thing a pass in place of hundreds. Default true; no effect on a CPU. Where a graph cannot be
-    /// recorded, a warning says so and generation goes on without.
+    /// recorded, a warning says so and generation continues without.
     pub cuda_graphs: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::stream::symbol;
 pub enum DeviceError {
     /// The CUDA half of libtorch is not there or does not load.
     #[error(
-        "cannot load libtorch_cuda.so: {0}; `cargo xtask setup --cuda` installs it beside the CPU half, or put torch/lib of a \
+        "cannot load libtorch_cuda.so: {0}; `cargo xtask setup --cuda` installs it next to the CPU half, or put torch/lib of a \
          Python's torch 2.11 (pip install torch==2.11.0) on LD_LIBRARY_PATH"
     )]
     NoCudaLibrary(String),

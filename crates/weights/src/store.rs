@@ -32,7 +32,7 @@ pub(crate) const CHUNK: usize = 256 << 10;
 pub enum StoreError {
     /// The folder belongs to another user, or others may enter it.
     #[error(
-        "`{}` is {found}, and a folder of user {} that nobody else may enter (mode 0700) is needed; remove it, or name another \
+        "`{}` is {found}, and a folder of user {} that only this user may enter (mode 0700) is needed; remove it, or name another \
          place with PACS_WEIGHTS_DIR", path.display(), user()
     )]
     NotOurs {

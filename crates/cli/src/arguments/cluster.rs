@@ -61,7 +61,7 @@ Examples:
   pacs coordinator job.toml --listen 127.0.0.1:7700 --plaintext
 
 SIGTERM saves and leaves within --grace seconds, with exit code 75; so does SIGUSR1, without a limit (launchers send it
-when the time of a job is nearly over). The same command goes on where the run was.
+when the time of a job is nearly over). The same command resumes the run.
 Exit codes: 0 done, 2 usage, 70 bug, 75 start again, 78 wrong job spec, model or data, or no progress over several starts.")]
 pub(crate) struct Coordinator {
     /// The job spec.

@@ -107,7 +107,7 @@ impl std::fmt::Display for Gpus {
             let workers = self.places.iter().filter(|(_, of)| **of == place).map(|(name, _)| name.as_str());
             let workers: Vec<&str> = workers.collect();
             let head = if place == 0 { "gpus" } else { "" };
-            let workers = if workers.is_empty() { "nobody".to_owned() } else { workers.join(", ") };
+            let workers = if workers.is_empty() { "no worker".to_owned() } else { workers.join(", ") };
             writeln!(f, "{head:<12}GPU {gpu}: {workers}")?;
         }
         if !self.are_there() && !self.usable.is_empty() {

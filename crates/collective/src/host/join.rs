@@ -110,7 +110,7 @@ impl Join<'_> {
 
     fn accept(&self) -> Result<Option<Socket>, Fault> {
         let previous = self.group.previous();
-        let mut problem = "nobody dialled".to_owned();
+        let mut problem = "no rank dialled".to_owned();
         while !self.stopped() {
             if Instant::now() >= self.deadline {
                 return Err(self.timed_out(previous, format!("the peer to dial in ({problem})")));

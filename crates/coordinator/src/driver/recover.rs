@@ -81,7 +81,7 @@ impl Driver {
         self.machine.resume(now);
         let step = self.machine.position().step;
         self.note(format!(
-            "went on at step {step} from the journal: {} records and {} samples and verdicts in {:.2} s",
+            "resumed at step {step} from the journal: {} records and {} samples and verdicts in {:.2} s",
             counts.0,
             counts.1,
             began.elapsed().as_secs_f64()

@@ -482,7 +482,7 @@ mod tests {
             let (newest, damages) = checkpoints.newest_valid().unwrap();
             assert_eq!(newest.unwrap().step, 1);
             assert!(damages.len() == 1 && damages[0].to_string().contains(named), "{damages:?}");
-            assert_eq!(checkpoints.steps().unwrap(), [1], "the damaged one is put aside");
+            assert_eq!(checkpoints.steps().unwrap(), [1], "the damaged one is set aside");
         }
     }
 

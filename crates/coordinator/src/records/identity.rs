@@ -132,7 +132,7 @@ fn read_run_id(path: &Path) -> Result<Option<String>, StartError> {
     id.map(Some).ok_or_else(|| {
         let problem = format!(
             "it holds no run id ({RUN_ID_DIGITS} lower-case hexadecimal digits); write `run_id` of {} into it, or remove it \
-             when no worker of this run lives any more",
+             when no worker of this run is alive",
             CoordinatorRecord::FILE
         );
         FileError::damaged(path, problem).into()

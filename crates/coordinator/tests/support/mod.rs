@@ -194,7 +194,7 @@ pub(crate) async fn until(
     let mut seen = Vec::new();
     let search = async {
         loop {
-            let event = events.recv().await.expect("the run goes on");
+            let event = events.recv().await.expect("the run continues");
             if found(&event) {
                 return;
             }

@@ -189,7 +189,7 @@ fn any_number_of_ranks_resumes_from_a_checkpoint_of_any_other() {
                 let what = format!("{kind:?}: {resumed_by:?} {readers} after {saved_by:?} {writers}");
                 assert!(resumed[0].0.equal(&whole[0].0), "{what}: the restored weights differ");
                 if (saved_by, writers) == (resumed_by, readers) {
-                    assert!(resumed[0].1.equal(&whole[0].1), "{what}: does not go on bit for bit");
+                    assert!(resumed[0].1.equal(&whole[0].1), "{what}: does not resume bit for bit");
                 }
                 let tolerance = if kind == Kind::Float { 1e-5 } else { 2e-2 };
                 assert_close(&resumed[0].1, &whole[0].1, tolerance, &what);

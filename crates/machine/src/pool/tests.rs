@@ -95,13 +95,13 @@ fn a_replacement_is_generated_while_the_rest_of_its_group_runs() {
         Taken::Repeat,
         "of the sample given up"
     );
-    assert_eq!(lend(&mut pool, 2), Some((0, vec![(1, 1)])), "the other two are on loan");
+    assert_eq!(lend(&mut pool, 2), Some((0, vec![(1, 1)])), "the other two are leased");
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 1), (VERSION, VERSION), NOW), Taken::Repeat);
     assert_eq!(pool.take_sample(LeaseId(1), ROLLOUT, sample(0, 2), (VERSION, VERSION), NOW), Taken::Fresh);
     assert_eq!(
         pool.take_sample(LeaseId(2), ROLLOUT, sample(0, 0), (VERSION, VERSION), NOW),
         Taken::Stale,
-        "lent under the first"
+        "leased under the first"
     );
     assert_eq!(pool.revoke_worker(ROLLOUT).leases(), 2);
     assert_eq!(lend(&mut pool, 3), Some((0, vec![(0, 0), (1, 1)])));
@@ -151,7 +151,7 @@ fn a_poison_group_is_found_among_innocent_ones() {
     let (place, missing, alone) = pool.next_for(ROLLOUT).expect("a group waits");
     assert_eq!((missing, alone), (1, true));
     let (innocent, _) = pool.lend_group(place, LeaseId(40), ROLLOUT, VERSION, NOW).expect("it waits");
-    assert_eq!(pool.next_for(ROLLOUT), None, "nothing is lent beside it");
+    assert_eq!(pool.next_for(ROLLOUT), None, "nothing else is leased meanwhile");
     let taken = pool.take_sample(LeaseId(40), ROLLOUT, sample(innocent.0, 0), (VERSION, VERSION), NOW);
     assert_eq!(taken, Taken::Fresh);
     let (place, ..) = pool.next_for(ROLLOUT).expect("a group waits");
@@ -195,7 +195,7 @@ fn a_poison_sample_is_found_among_innocent_ones() {
     // Each is leased in isolation now: an innocent sample is judged, and a third death identifies the cause.
     assert_eq!(lend_many(&mut pool, 30, 8), [0]);
     assert!(pool.holds_suspect_sample(GRADER));
-    assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing is lent beside it");
+    assert_eq!(lend_many(&mut pool, 31, 8), [0; 0], "nothing else is leased meanwhile");
     let right = judged(Outcome::Correct, 1.0);
     assert_eq!(pool.take_verdict(LeaseId(30), GRADER, sample(0, 0), right, 1, NOW), Taken::Fresh);
     assert_eq!(lend_many(&mut pool, 40, 8), [1]);

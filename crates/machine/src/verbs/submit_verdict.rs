@@ -184,6 +184,6 @@ mod tests {
                 return;
             }
         }
-        panic!("the run went on");
+        panic!("the run continued");
     }
 }

@@ -76,7 +76,7 @@ fn worker_with(coordinator: &Coordinator, leases: u64, patience: Duration) -> Wo
 /// Waits until so many samples are in flight.
 async fn wait_for(worker: &mut Worker, in_flight: usize) {
     let found = worker.in_flight.wait_for(|found| *found == in_flight);
-    tokio::time::timeout(Duration::from_secs(30), found).await.expect("it goes on").expect("it goes on");
+    tokio::time::timeout(Duration::from_secs(30), found).await.expect("it continues").expect("it continues");
 }
 
 fn finished(ticket: u64, index: u32) -> Output {

@@ -32,7 +32,7 @@ impl Check {
         // Its weights are those of the rollout engine's own log-probs.
         let weighted = weighted || spec.objective.kind == ObjectiveKind::Dppo;
         let message =
-            "expected `objective.importance` = \"truncate\" or \"mask\" beside it: what is too old has to weigh less";
+            "expected `objective.importance` = \"truncate\" or \"mask\" as well: what is too old has to weigh less";
         self.that(
             asynchrony.staleness != StalenessKind::Accept || weighted,
             "asynchrony.staleness",

@@ -150,7 +150,7 @@ impl Recorded {
         // The filters of the allocators hold its address, and the next graph might get the same one.
         mem::forget(self);
         BROKEN.store(true, Ordering::Relaxed);
-        tracing::error!("CUDA refused to record a pass: this process records none any more");
+        tracing::error!("CUDA refused to record a pass: this process records no more passes");
     }
 
     pub(super) fn replay(&mut self) -> Result<(), GraphError> {

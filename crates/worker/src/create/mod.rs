@@ -20,7 +20,7 @@ use crate::Failure;
     long_about = "Makes a model of random weights with a tokenizer of single characters.\n\nThe folder is a Hugging Face one \
                   (llama architecture, tied embeddings, no chat template). The tokenizer has the printable characters of ASCII \
                   and the words in which the built-in tasks ask, so that prompts are short. Such a model knows nothing: `sft` \
-                  gives it a start from which rewards can teach.",
+                  gives it a pass rate from which rewards give signal.",
     after_help = "Example, from nothing to a model that is right about one time in seven:\n  \
                   pacs-worker create models/blank\n  \
                   pacs-worker sft --model models/blank --job deploy/studies/jobs/addition.toml --out models/addition \\\n      \

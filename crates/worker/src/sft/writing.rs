@@ -32,7 +32,7 @@ impl Writer {
         for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
             let (context, whole) = (self.prompter.asking(&messages[..i])?, self.prompter.answered(&messages[..=i])?);
             let Some(answer) = whole.strip_prefix(&context) else {
-                bail!("the chat template does not write answer {i} behind the prompt that asks for it");
+                bail!("the chat template does not write answer {i} after the prompt that asks for it");
             };
             match context.strip_prefix(&written) {
                 Some(next) if !text.tokens.is_empty() => {
