@@ -84,7 +84,7 @@ fn a_journal_that_a_full_disk_does_not_let_open_waits_for_the_next_start() -> Re
     let ended = job.start_with_full_disk(4096)?.wait()?;
     ended.expect_code(75);
     assert!(ended.stderr.contains("journal"), "{ended:?}");
-    assert!(!job.run_path("journal-aside").exists(), "a journal that is whole was put aside");
+    assert!(!job.run_path("journal-aside").exists(), "a journal that is whole was set aside");
 
     let ended = job.start()?.wait()?;
     ended.expect_code(0);
@@ -119,7 +119,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used_with_more_ranks() ->
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains("step-000003/training-state.safetensors` is damaged"), "{said}");
     assert!(said.contains("resumed from step 2 of 4"), "{said}");
-    assert!(job.run_path("checkpoints/damaged-000003").exists(), "it is put aside, not removed");
+    assert!(job.run_path("checkpoints/damaged-000003").exists(), "it is set aside, not removed");
     assert_eq!(steps(&job)?, [1, 2, 3, 4]);
     Ok(())
 }

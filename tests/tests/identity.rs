@@ -113,7 +113,7 @@ fn the_workers_of_a_killed_run_do_not_join_another_on_its_port() -> Result<()> {
     let ended = first.start_with(&options)?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     first.check_no_panic()
@@ -150,7 +150,7 @@ fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_kno
     let ended = first.start_with(&["--listen", &listen])?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     assert!(!first.run_path("certificates").exists(), "no key stays of a run that has ended");
@@ -221,7 +221,7 @@ fn unregistered_workers_are_adopted() -> Result<()> {
     let ended = run.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     job.check_every_step_once(4)?;
     job.check_no_panic()
@@ -242,7 +242,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
     let ended = first.start_with(&["--plaintext"])?.wait()?;
     ended.expect_code(0);
     for worker in WORKERS {
-        assert!(ended.stdout.contains(&format!("worker {worker} is still there")), "{}", ended.stdout);
+        assert!(ended.stdout.contains(&format!("worker {worker} is still alive")), "{}", ended.stdout);
     }
     first.check_every_step_once(12)?;
     first.check_no_panic()?;
@@ -418,7 +418,7 @@ fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
         Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     };
     let (code, _, said) = asked(&["status"])?;
-    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+    assert!(code == Some(2) && said.contains("no run of yours is live"), "{said}");
 
     let mut one = first.start_at_any_port()?;
     wait_for_step(&mut one, 1)?;
@@ -458,7 +458,7 @@ fn a_command_without_a_target_means_the_one_run_that_lives() -> Result<()> {
     assert_eq!(code, Some(0), "{said}");
     two.wait()?.expect_code(75);
     let (code, _, said) = asked(&["status"])?;
-    assert!(code == Some(2) && said.contains("no run of yours lives"), "{said}");
+    assert!(code == Some(2) && said.contains("no run of yours is live"), "{said}");
     Ok(())
 }
 

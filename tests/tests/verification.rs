@@ -162,7 +162,7 @@ fn a_verifier_that_hangs_garbles_and_dies_is_replaced_and_its_samples_retried() 
     let log = fs::read_to_string(job.run_path("logs/verifier-0.log"))?;
     for expected in [
         "no verdict within 3 s",
-        "the answer of the verifier is no verdict",
+        "the answer of the verifier is not a verdict",
         "in `nonsense`",
         "`sh` ended with exit code 3; it wrote: no memory left",
     ] {

@@ -51,7 +51,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// Gathering sharded weights from the other ranks failed.
-    #[error("bring the weights together: {0}")]
+    #[error("gather the weights: {0}")]
     Gather(#[source] Box<TrainError>),
 }
 

@@ -32,7 +32,7 @@ pub(crate) enum IntakeError {
     #[error("the coordinator does not know this worker")]
     Unknown,
     /// No piece arrived within the caller's patience.
-    #[error("receiving the batch of step {step}: nothing has come for {waited} s: {problem}")]
+    #[error("receiving the batch of step {step}: no data for {waited} s: {problem}")]
     Silent { step: u64, waited: u64, problem: String },
 }
 

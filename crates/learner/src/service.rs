@@ -333,7 +333,7 @@ impl Rank<'_> {
             received = intake::receive(open, request, task, rank, PATIENCE) => received,
             reason = self.dissolved(generation) => {
                 let reason = reason?;
-                tracing::warn!(generation, reason, "the learner group is dissolved while its batch comes");
+                tracing::warn!(generation, reason, "the learner group is dissolved while it receives its batch");
                 return Ok(Intake::Dissolved);
             }
         };

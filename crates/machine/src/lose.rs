@@ -193,7 +193,7 @@ impl Machine {
             return;
         }
         let losses = self.options.max_worker_losses;
-        let what = format!("{losses} workers died while they held it, the last of them alone: {why}");
+        let what = format!("{losses} workers died while they held it, the last one in isolation: {why}");
         self.effects.push(Effect::Note(format!("{group} is quarantined: {what}")));
         self.position.set_aside.insert(group, what);
         self.count(Counter::SetAsideGroups, 1);
@@ -213,7 +213,7 @@ impl Machine {
         }
         let losses = self.options.max_worker_losses;
         self.effects.push(Effect::Note(format!(
-            "{sample} is given up: {losses} verifiers died while they held it, the last of them alone: {why}"
+            "{sample} is replaced: {losses} verifiers died while they held it, the last one in isolation: {why}"
         )));
         self.count(Counter::DeadlySamples, 1);
         self.give_up_sample(sample);

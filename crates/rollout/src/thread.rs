@@ -350,11 +350,7 @@ impl Worker<'_> {
             return;
         };
         if preemptions > self.told {
-            tracing::info!(
-                preemptions,
-                recomputed_tokens,
-                "the cache was full: samples had to wait and were computed again"
-            );
+            tracing::info!(preemptions, recomputed_tokens, "the cache was full: samples were preempted and recomputed");
             self.told = preemptions;
         }
     }

@@ -250,7 +250,7 @@ impl Tries {
             return false;
         }
         let wait = self.backoff.wait().min(self.patience - waited);
-        tracing::debug!(what, tries = self.made, "failed, and is tried again: {problem}");
+        tracing::debug!(what, tries = self.made, "failed, retrying: {problem}");
         if waited >= QUIET && !self.warned {
             self.warned = true;
             let left = (self.patience - waited).as_secs();

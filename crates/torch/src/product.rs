@@ -64,7 +64,7 @@ pub fn add_product(sum: &mut Tensor, gradient: &Tensor, input: &Tensor) -> Resul
 fn warn_once() {
     static SAID: std::sync::Once = std::sync::Once::new();
     SAID.call_once(|| {
-        tracing::warn!("libtorch or cuBLAS lack what adds a product to float32: gradients take a pass more")
+        tracing::warn!("libtorch or cuBLAS cannot accumulate products in float32: gradients take one more pass")
     });
 }
 

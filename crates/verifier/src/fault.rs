@@ -31,7 +31,7 @@ pub(crate) enum Fault {
         stderr: String,
     },
     /// The verifier answered with something that is no verdict.
-    #[error("the answer of the verifier is no verdict: {problem}")]
+    #[error("the answer of the verifier is not a verdict: {problem}")]
     Garbage {
         /// What is wrong with it.
         problem: String,

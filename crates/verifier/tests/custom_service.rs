@@ -119,7 +119,7 @@ async fn errors_are_failures_with_their_reason() {
     let bug = failed(&patient, "a bug", Outcome::Failed).await;
     assert_eq!(bug, format!("call {address}: Internal: division by zero"));
     let nothing = failed(&patient, "nothing", Outcome::Failed).await;
-    assert_eq!(nothing, "the answer of the verifier is no verdict: field `outcome`: is not specified");
+    assert_eq!(nothing, "the answer of the verifier is not a verdict: field `outcome`: is not specified");
     let impatient = judge(address, Duration::from_millis(200), 0);
     assert_eq!(failed(&impatient, "hang", Outcome::TimedOut).await, "no verdict within 0.2 s");
     let busy = failed(&impatient, "always busy", Outcome::Failed).await;

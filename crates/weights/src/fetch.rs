@@ -237,7 +237,7 @@ impl Transfer<'_> {
                     tracing::warn!(
                         source = source.address,
                         index,
-                        "a piece of the weights was wrong; it is fetched again"
+                        "a piece of the weights was corrupt; it is fetched again"
                     );
                     self.strike(&source, "it sent a piece with another digest", 1);
                     connected = Some((source, wire));

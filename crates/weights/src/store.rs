@@ -529,7 +529,7 @@ fn sweep(place: &Path, prefix: &str, own: &Path) {
         // A folder without a lock file is being created, or was left by a process that was killed at that moment.
         let Ok(lock) = options().write(true).create(true).truncate(false).open(path.join(LOCK)) else { continue };
         if lock.try_lock().is_ok() && is_same(&lock, &path.join(LOCK)) {
-            tracing::info!("weights that a run has left are removed: {}", path.display());
+            tracing::info!("leftover weights of an ended run are removed: {}", path.display());
             remove(&path);
         }
     }

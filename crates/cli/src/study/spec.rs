@@ -124,7 +124,7 @@ impl StudySpec {
         };
         let names = std::iter::once(&self.name).chain(self.tasks.keys()).chain(self.methods.keys());
         for name in names {
-            ensure!(is_name(name), "`{name}` is no name: expected 1 to 32 letters, digits, `-` and `_`");
+            ensure!(is_name(name), "`{name}` is not a valid name: expected 1 to 32 letters, digits, `-` and `_`");
         }
         ensure!(!self.tasks.is_empty(), "`tasks` is empty");
         let methods: Vec<&str> = self.methods.keys().map(String::as_str).collect();
@@ -300,7 +300,7 @@ fn put(table: &mut Table, path: &str, value: &Value) -> Result<()> {
         }
         Some((first, rest)) => {
             let place = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
-            put(place.as_table_mut().with_context(|| format!("`{path}`: `{first}` is no table"))?, rest, value)
+            put(place.as_table_mut().with_context(|| format!("`{path}`: `{first}` is not a table"))?, rest, value)
         }
     }
 }

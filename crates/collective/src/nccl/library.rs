@@ -427,7 +427,7 @@ impl Api for Library {
     }
 
     fn leave(&self, why: &str) {
-        tracing::error!("{why}; this process ends, for its communicator cannot be ended");
+        tracing::error!("{why}; this process exits, because its communicator cannot be aborted");
         // Best effort: there is nobody left to tell.
         let _ = std::io::Write::flush(&mut std::io::stderr());
         // SAFETY: the call does not return, and touches no memory of this process. Destructors of libraries would wait for the

@@ -50,7 +50,7 @@ impl Driver {
                 self.store.drop_group(group);
             }
             Effect::RestartGroup(group) => {
-                tracing::debug!(%group, "a group starts again: it would have grown too old");
+                tracing::debug!(%group, "a group is regenerated: it would have become too old");
                 self.store.drop_group(group);
             }
             Effect::ForgetEvaluation(groups) => groups.into_iter().for_each(|group| self.store.drop_group(group)),

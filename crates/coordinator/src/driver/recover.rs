@@ -176,7 +176,7 @@ impl Driver {
         let Some(wire) = read else { return };
         match Verdict::try_from(wire).and_then(|verdict| self.door.verdict(&verdict).map(|()| verdict)) {
             Ok(verdict) => self.store.put_verdict(id, verdict),
-            Err(error) => tracing::error!(sample = %id, "a verdict of the journal is none: {error}"),
+            Err(error) => tracing::error!(sample = %id, "a verdict of the journal is invalid: {error}"),
         }
     }
 }

@@ -81,7 +81,7 @@ pub enum PlaceError {
     Run(#[from] NoRunId),
     /// Neither certificates nor plain text was chosen.
     #[error(
-        "it is not said how connections are protected: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
+        "no protection of connections is configured: give --tls-dir DIR (`pacs certs` makes the files), or --plaintext \
          for processes of this machine only"
     )]
     Unprotected,

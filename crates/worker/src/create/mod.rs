@@ -59,7 +59,7 @@ fn create(arguments: &Arguments) -> Result<()> {
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("it is not empty; remove it or name another folder");
     }
-    ensure!(*heads > 0 && hidden.is_multiple_of(*heads), "`--hidden` {hidden} is no multiple of `--heads` {heads}");
+    ensure!(*heads > 0 && hidden.is_multiple_of(*heads), "`--hidden` {hidden} is not a multiple of `--heads` {heads}");
     let shape = shape(arguments);
     // Checked before anything is written, so that invalid sizes leave no files.
     let config = ModelConfig::from_json(&shape.to_string(), &out.join("config.json"))?;
