@@ -25,7 +25,7 @@ use crate::progress::{Progress, RunEnd};
 use crate::records::{CoordinatorRecord, RunLock, identify, write_atomically};
 use crate::{StartError, Timing, services};
 
-/// Events that a slow watcher may lag behind by; it loses older ones.
+/// How many events a slow watcher may lag; it loses older ones.
 const PROGRESS_QUEUE: usize = 1024;
 /// Configuration of a coordinator.
 #[derive(Clone, Debug)]

@@ -286,7 +286,7 @@ async fn a_stopped_run_resumes_and_a_damaged_checkpoint_falls_back() {
         let seen = seen.lock().unwrap();
         let (from, step) = &seen.started_from[0];
         assert_eq!((*step, from.ends_with(&format!("step-{before:06}"))), (before, true), "{from}");
-        // Prompts go on where that checkpoint was: 4 a step.
+        // Prompts continue where that checkpoint was: 4 a step.
         let first = seen.trained[&(before + 1)].iter().map(|entry| entry.group_id).min();
         assert_eq!(first, Some(4 * before));
     }

@@ -1,4 +1,4 @@
-//! The hub behind TLS and a proxy, as most clusters see it.
+//! The hub over TLS and through a proxy, as most clusters see it.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -235,7 +235,7 @@ fn damaged_files() {
     let path = dir.path().join("model.gguf");
     Draft::new().write(&path);
     let whole = fs::read(&path).unwrap();
-    // The kind of a tensor stands behind its name, rank and sizes.
+    // The kind of a tensor follows its name, rank and sizes.
     let name = b"blk.0.attn_q.weight";
     let kind_at = whole.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     let mut unknown = whole.clone();

@@ -93,7 +93,7 @@ pub struct EngineCounts {
     pub recomputed_tokens: u64,
 }
 
-/// Why generation cannot go on.
+/// Why generation cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A group that cannot be generated.
@@ -656,7 +656,7 @@ fn no_text(error: TokenizerError) -> EngineError {
     EngineError::Text(error.to_string())
 }
 
-/// The kernels of a GPU, where one computes and they are wanted. Without them generation is slow, and goes on.
+/// The kernels of a GPU, where one computes and they are wanted. Without them generation continues, slowly.
 fn of_device(config: &ModelConfig, kernels: Kernels, kind: Kind, device: Device) -> Option<Arc<DeviceKernels>> {
     if kernels == Kernels::Reference {
         return None;

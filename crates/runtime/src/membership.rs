@@ -394,7 +394,7 @@ struct Registered {
 
 /// Connects and registers, with retries until the join timeout while the coordinator is unreachable or serves another
 /// run. Its address is resolved again for each try: it may have moved, and the last answer may have come from a process
-/// that a lost node left behind.
+/// that a lost node left.
 async fn register(link: &Link, request: v1::RegisterRequest, was_member: bool) -> Result<Registered, JoinError> {
     let mut tries = LOOK.patience(link.join_timeout).tries();
     let mut told_stranger = false;

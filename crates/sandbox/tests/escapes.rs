@@ -1,5 +1,5 @@
 //! Attempts to get out of a sandbox, to disturb it, or to stay in it. Each has to end as it is said here, and the sandbox that it was
-//! tried in goes on.
+//! tried in keeps working.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -28,7 +28,7 @@ pub const HEAD_ROOM: f64 = 0.08;
 /// Pages of libtorch and its libraries that a first training step touches, on a CPU (measured).
 const LIBRARIES: u64 = 96 << 20;
 
-/// Where the copy of the state is that checkpoints are written from while training goes on.
+/// Where the copy of the state is that checkpoints are written from while training continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StateCopy {
     /// There is none: training stands still while they are written.
@@ -83,7 +83,7 @@ pub struct PassShape {
 }
 
 impl PassShape {
-    /// The pass of `tokens` tokens that takes most: groups of `samples` answers of `answer` tokens behind prompts of
+    /// The pass of `tokens` tokens that takes most: groups of `samples` answers of `answer` tokens after prompts of
     /// `prompt` tokens. A single sequence may be longer than `tokens`.
     #[must_use]
     pub fn largest(tokens: u64, prompt: u64, answer: u64, samples: u64) -> Self {
@@ -251,7 +251,7 @@ impl TrainingSetup {
         let recomputed = (layers - kept_layers) as u64;
         let kept = self.layer(pass) * kept_layers as u64;
         let again = if recomputed > 0 { self.layer(pass) } else { 0 };
-        // The residual stream in front of the last norm and behind it, and the angles of the rotation.
+        // The residual stream before and after the last norm, and the angles of the rotation.
         let ends = 2 * stream + 4 * pass.tokens * self.config.head_dim as u64;
         kept + recomputed * stream + again + ends
     }

@@ -118,7 +118,7 @@ pub enum ObjectiveKind {
     Rloo,
     /// REINFORCE with advantages whitened over the step.
     ReinforcePp,
-    /// The same behind the group mean as baseline.
+    /// The same with the group mean as baseline.
     ReinforcePpBaseline,
     /// Proximal policy optimisation, with a value model beside the policy.
     Ppo,

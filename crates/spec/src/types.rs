@@ -114,7 +114,7 @@ pub struct DataSpec {
     /// Held-out problems; required when evaluation is on.
     #[serde(default)]
     pub evaluation: Option<SourceSpec>,
-    /// Text behind every question, the last message of a conversation included. Default: the paper's, ` Please reason step by step, and put your final answer
+    /// Text after every question, the last message of a conversation included. Default: the paper's, ` Please reason step by step, and put your final answer
     /// within \boxed{}.`
     #[serde(default = "paper_suffix")]
     pub prompt_suffix: String,
@@ -180,7 +180,7 @@ pub struct SourceSpec {
     /// Leave out the first so many problems. Default: none.
     #[serde(default)]
     pub skip: Option<usize>,
-    /// Take only the first so many problems (behind those skipped), at least 1. Default: all.
+    /// Take only the first so many problems (after those skipped), at least 1. Default: all.
     #[serde(default)]
     pub limit: Option<usize>,
     /// Share of the prompts that are drawn from this set, relative to the other weights. For `data.train` and `data.mix`
@@ -329,7 +329,7 @@ pub struct OptimizerSpec {
     pub max_grad_norm: f64,
     /// Optimizer updates over which the learning rate rises from 0. Default 0, at most 1,000,000,000.
     pub warmup_updates: u64,
-    /// How the learning rate goes on behind the warm-up, until the last update of the job. Default `constant`.
+    /// Schedule of the learning rate from the warm-up to the last update of the job. Default `constant`.
     pub schedule: Schedule,
     /// Where `linear` and `cosine` end, as a share of `learning_rate`. Default 0, 0 to 1; needs such a schedule.
     pub final_learning_rate_ratio: f64,
@@ -444,13 +444,13 @@ impl Default for EvaluationSpec {
 }
 
 impl JobSpec {
-    /// Whether checkpoints on the way are written while training goes on.
+    /// Whether checkpoints on the way are written while training continues.
     #[must_use]
     pub fn saves_in_background(&self) -> bool {
         self.checkpoint.background && self.checkpoint.every_steps > 0
     }
 
-    /// How long missing learners are waited for before the run goes on without them, if it may.
+    /// How long missing learners are waited for before the run continues without them, if it may.
     #[must_use]
     pub fn learner_wait_seconds(&self) -> u32 {
         self.resources.learner_wait_seconds.unwrap_or(120)
@@ -484,7 +484,7 @@ pub struct CheckpointSpec {
     /// Besides those, how many of the steps with the best pass@1 are kept, among checkpoints of steps that were
     /// evaluated. Default 0, at most 10,000.
     pub keep_best: u32,
-    /// Write checkpoints on the way while training goes on, from a copy of the state in host memory; the last one, and that
+    /// Write checkpoints on the way while training continues, from a copy of the state in host memory; the last one, and that
     /// of a stop, are waited for all the same. Default true.
     pub background: bool,
     /// Silence of a rank after which the checkpoint that it writes is given up, and of the disk after which the run ends.
@@ -523,7 +523,7 @@ pub struct ResourcesSpec {
     /// So many learner ranks are enough when others do not come (back): state is divided among those that are there, and
     /// they take the others in between two steps. Default: `learners`, so that the run waits; 1 to `learners`.
     pub min_learners: Option<u32>,
-    /// How long missing learners are waited for before the run goes on with at least `min_learners`, without which there
+    /// How long missing learners are waited for before the run continues with at least `min_learners`, without which there
     /// is nothing to wait for. Default 120, 1 to 86,400.
     pub learner_wait_seconds: Option<u32>,
     /// Verifier workers that `pacs run` starts. Default 1, 0 to 1024.
@@ -540,7 +540,7 @@ pub struct ResourcesSpec {
     /// each; learner ranks never share one. With `device = "cuda"` only. Default `false`: the run is refused then.
     pub share_gpus: bool,
     /// A GPU whose kernels cannot be had (no NVRTC, a model that none of them fits) ends the run with an error. With `false`
-    /// it goes on with libtorch's own operations, several times slower. With `device = "cuda"` only. Default `true`.
+    /// it continues with libtorch's own operations, several times slower. With `device = "cuda"` only. Default `true`.
     pub require_gpu_kernels: bool,
     /// What of the training state every learner rank holds as a whole: `replicated` (default, everything),
     /// `shard_optimizer` (weights and gradients), or `shard_all` (nothing: layers come when they are used).

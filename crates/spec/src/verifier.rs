@@ -160,7 +160,7 @@ pub enum Form {
 pub struct RewardSpec {
     /// Weight of the reward of `[verifier]`. Default 1.0, 0 to 1000.
     pub weight: f64,
-    /// Added for a response that holds all `format_strings`, each behind the one before. Default 0.0, -1000 to 1000.
+    /// Added for a response that holds all `format_strings`, in this order. Default 0.0, -1000 to 1000.
     pub format_bonus: f64,
     /// What a well-formed response holds, for example `["</think>", "\\boxed{"]`; at most 64, none empty. Default none;
     /// required with a `format_bonus`.

@@ -233,7 +233,7 @@ fn attend_unit<T: Element, const WIDTH: usize>(
                 _ => score::<T, 4>(queries, key, head_dim, scores, stride),
             };
         }
-        // Places behind the last token hold anything.
+        // Places after the last token hold anything.
         for scores in scratch.scores.chunks_exact_mut(stride) {
             scores[slot + tokens..slot + BLOCK_TOKENS].fill(f32::NEG_INFINITY);
             scores[slot..slot + hidden].fill(f32::NEG_INFINITY);

@@ -128,7 +128,7 @@ pub fn prepare_allocator() {
     }
 }
 
-/// Gives the system back what host buffers have left behind: call it where much was dropped and something else is to come
+/// Gives the system back what host buffers have freed: call it where much was dropped and something else is to come
 /// in its place, for the heap of [`prepare_allocator`] keeps what it has, and a hole is no room for a larger block.
 pub fn release_memory() {
     #[cfg(target_env = "gnu")]

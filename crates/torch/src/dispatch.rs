@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 /// A kernel as libtorch calls it: inputs lie on the stack, outputs take their places. An exception of C++ goes through it.
 pub(crate) type Kernel = unsafe extern "C-unwind" fn(stack: *mut u64, inputs: u64, outputs: u64);
 
-/// The C interface of libtorch, and the allocator of the words behind optional values.
+/// The C interface of libtorch, and the allocator of the words that hold optional values.
 pub(crate) mod library {
     use super::{Kernel, c_char, c_void};
 

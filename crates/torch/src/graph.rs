@@ -162,7 +162,7 @@ mod tests {
         let held = input.shallow_clone();
         let later = graphs.record(move || &held + 1.0);
         assert!(matches!(later, Err(GraphError::Broken)), "{later:?}");
-        // Work that is not recorded goes on.
+        // Work that is not recorded is unaffected.
         assert_eq!((&input + 1.0).sum(Kind::Float).double_value(&[]), 16.0);
     }
 }

@@ -33,7 +33,7 @@ pub struct Sample {
     /// Log-probability of each token under the temperature-scaled policy, before top-k, top-p and min-p, as the rollout
     /// engine computed it (nats). The learner computes the same, so this is what it is compared with.
     pub logprobs: Vec<f32>,
-    /// Log-probability of each token under the distribution that it was drawn from, that is, behind top-k, top-p and
+    /// Log-probability of each token under the distribution that it was drawn from, that is, after top-k, top-p and
     /// min-p (nats): above `logprobs` by the log of the share of probability that was cut off. Importance weights divide
     /// by this one. Empty when nothing was cut off: then it is `logprobs`.
     pub sampled_logprobs: Vec<f32>,

@@ -30,7 +30,7 @@ pub(crate) fn combine(
     Verdict { reward, ..label }
 }
 
-/// Whether all `parts` stand in the text, each behind the one before.
+/// Whether all `parts` occur in the text in this order.
 fn holds_in_order(text: &str, parts: &[String]) -> bool {
     let mut rest = text;
     parts.iter().all(|part| match rest.split_once(part.as_str()) {

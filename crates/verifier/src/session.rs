@@ -49,7 +49,7 @@ impl Session {
 
     /// Leases, grades and hands in, until a call fails for good.
     ///
-    /// Leasing and handing in go on side by side: a slow verification holds back neither the verdicts of the others nor
+    /// Leasing and submitting run concurrently: a slow verification holds back neither the verdicts of the others nor
     /// new work.
     pub(crate) async fn work(self) -> CallError {
         let Self { client, worker, run_id, activity, grading, capacity } = self;

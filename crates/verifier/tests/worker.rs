@@ -36,7 +36,7 @@ struct Heard {
     leases: usize,
 }
 
-/// What the coordinator answers, in order; behind the end it has no work and nothing against the worker.
+/// What the coordinator answers, in order; after the end it has no work and nothing against the worker.
 #[derive(Default)]
 struct Script {
     job_spec: Option<&'static str>,

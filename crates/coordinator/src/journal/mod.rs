@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run folder/journal/
-//! ├── journal.db               SQLite in WAL mode: a snapshot of the machine, the records behind it, operators' actions
+//! ├── journal.db               SQLite in WAL mode: a snapshot of the machine, the records after it, operators' actions
 //! └── samples-000001.seg …     samples and verdicts, append-only frames with checksums
 //! ```
 //!

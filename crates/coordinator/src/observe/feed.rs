@@ -13,7 +13,7 @@ use crate::progress::{Progress, RunEnd};
 
 /// Number of past events that are kept, and that a new watcher is sent at most.
 pub(super) const PAST: usize = 512;
-/// Events that a watcher may lag behind by; it loses older ones. All share one ring, so watchers take no memory.
+/// How many events a watcher may lag; it loses older ones. All share one ring, so watchers take no memory.
 const QUEUE: usize = 1024;
 /// Bytes of a text in an event, some of which comes from workers and verifiers.
 const MOST_TEXT: usize = 2048;

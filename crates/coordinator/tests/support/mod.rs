@@ -206,7 +206,7 @@ pub(crate) async fn until(
     }
 }
 
-/// A registered worker whose heartbeats go on until it is dropped.
+/// A registered worker which sends heartbeats until it is dropped.
 struct Member {
     id: u64,
     channel: RunChannel,

@@ -125,7 +125,7 @@ async fn a_late_child_is_replaced() {
 async fn an_abandoned_child_is_killed_with_its_descendants() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pids");
-    // The child hangs in a process of its own, which must not stay behind.
+    // The child hangs in a process of its own, which must not survive.
     let exec = exec(script(&format!("sleep 1000 & echo $$ $! > {}; wait", file.display())), LIMIT, 1);
     let pids = async {
         loop {
