@@ -18,7 +18,7 @@ use pacs_weights::{
 use tempfile::TempDir;
 
 const RUN: &str = "run";
-/// Eight pieces.
+/// Large enough for eight pieces, so that a member can fail between two of them.
 const BYTES: u64 = 8_000_000;
 /// Longest that a test waits for what should happen.
 const PATIENCE: Duration = Duration::from_secs(120);

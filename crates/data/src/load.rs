@@ -140,7 +140,7 @@ impl<'a> Grading<'a> {
 #[derive(Default)]
 struct Loaded {
     problems: Vec<Problem>,
-    /// Normalised questions.
+    /// Normalised questions so far, to find repeated ones.
     seen: HashSet<String>,
     report: SourceReport,
 }

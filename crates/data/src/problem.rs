@@ -45,7 +45,7 @@ impl Problem {
 /// A set of held-out problems.
 #[derive(Debug)]
 pub struct MeasuredSet {
-    /// Its settings.
+    /// How this set is sampled and graded.
     pub set: EvaluationSet,
     /// Its problems in the order of their source; never empty.
     pub problems: Vec<Problem>,

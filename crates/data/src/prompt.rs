@@ -24,7 +24,7 @@ pub struct Prompter {
 pub struct Prompt {
     /// As the template renders it.
     pub text: String,
-    /// Token ids.
+    /// Token ids of the prompt, special tokens included.
     pub tokens: Vec<u32>,
     /// Control tokens of the model in what is asked. They are written as text: a question that could end its turn could also begin
     /// the answer.

@@ -15,7 +15,7 @@ pub struct PromptRow {
     pub line: usize,
     /// The row's own `id`, whatever it is.
     pub id: Option<Value>,
-    /// The prompt.
+    /// The prompt as it is given to the engine.
     pub prompt: Prompt,
 }
 

@@ -99,7 +99,7 @@ struct UnitPlan {
 #[derive(Debug)]
 struct Part {
     rows: Range<usize>,
-    /// Key head.
+    /// Head of keys and values, which several query heads may share.
     head: i64,
     cap: Option<f64>,
     blocks: Blocks,

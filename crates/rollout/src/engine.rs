@@ -60,7 +60,7 @@ pub struct Finished {
     pub ticket: u64,
     /// Index within the group.
     pub index: u32,
-    /// The sample.
+    /// Tokens, log-probs, version spans and finish reason.
     pub sample: Sample,
 }
 
@@ -99,12 +99,12 @@ pub enum EngineError {
     /// A group that cannot be generated.
     #[error("group {ticket}: {problem}")]
     Refused {
-        /// Its ticket.
+        /// The ticket that its submission returned.
         ticket: u64,
         /// What is wrong with it.
         problem: String,
     },
-    /// libtorch failed.
+    /// An operation of libtorch failed; the engine cannot be used afterwards.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
     /// The kernels of a GPU failed.

@@ -18,7 +18,7 @@ pub(crate) struct Bounds {
     pub(crate) rows: usize,
     /// Tokens of prompts, and of answers that are computed again, in one pass.
     pub(crate) chunk_tokens: usize,
-    /// Blocks.
+    /// Blocks of the KV cache, the bound of all that runs.
     pub(crate) blocks: usize,
     /// One prompt or answer a pass, so that where it is cut does not depend on the others.
     pub(crate) one_chunk: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Bounds {
 /// Blocks by owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCounts {
-    /// Nobody's.
+    /// Blocks without an owner.
     pub free: usize,
     /// Those of prompts, each of which all samples of its group share.
     pub prompts: usize,

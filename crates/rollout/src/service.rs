@@ -50,7 +50,7 @@ pub enum RolloutError {
     /// The job spec or what it names cannot be used.
     #[error("{0}")]
     Config(String),
-    /// Generation failed.
+    /// The engine failed; the worker process has to be restarted.
     #[error("{0}")]
     Engine(String),
 }

@@ -105,7 +105,7 @@ pub enum Case {
     },
     /// An expression of Python that is evaluated after the program.
     Call {
-        /// The expression.
+        /// The expression that calls the program's function, in Python.
         call: String,
     },
     /// A function of the program, or a method of its class `Solution`.

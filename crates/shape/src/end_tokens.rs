@@ -14,7 +14,7 @@ use crate::config::{parse, read, read_if_there};
 /// all of them count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndToken {
-    /// The token.
+    /// Id of the token that ends an answer.
     pub id: u32,
     /// How it is written, where a file says that.
     pub text: Option<String>,

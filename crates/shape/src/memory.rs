@@ -43,7 +43,7 @@ pub enum StateCopy {
 /// What decides how much memory training takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingSetup {
-    /// The model.
+    /// The model whose parameters and activations are counted.
     pub config: ModelConfig,
     /// Bytes of a weight: 4 when the model computes in float32, 2 in bfloat16.
     pub weight_bytes: u64,
@@ -70,7 +70,7 @@ pub struct TrainingSetup {
 /// What goes through the model at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PassShape {
-    /// Tokens.
+    /// Tokens that the pass computes, those of prompts included.
     pub tokens: u64,
     /// Tokens of answers, whose log-probs are taken.
     pub scored: u64,
@@ -116,7 +116,7 @@ pub struct ModelPlan {
     pub weights: u64,
     /// Weights of the reference policy.
     pub reference: u64,
-    /// Gradients.
+    /// Gradients of all weights of this rank, in float32 or as integers of 64 bits.
     pub gradients: u64,
     /// Master weights and moments.
     pub optimizer: u64,
@@ -131,7 +131,7 @@ pub struct ModelPlan {
     pub workspace: u64,
     /// Layers whose activations are kept; the others are computed again.
     pub kept_layers: usize,
-    /// All layers.
+    /// Layers of the model, for the share that `kept_layers` is.
     pub layers: usize,
 }
 

@@ -158,7 +158,7 @@ pub enum AggregationKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceKind {
-    /// None.
+    /// No correction.
     Off,
     /// Weights above the cap become the cap.
     Truncate,

@@ -582,7 +582,7 @@ impl Default for ResourcesSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// The processor.
+    /// Tensors are in host memory, and the processor computes.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,

@@ -94,7 +94,7 @@ impl Default for VerifierSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifierKind {
-    /// Mathematical answers.
+    /// The built-in verifier of mathematical answers: equal in value, whatever the notation.
     Math,
     /// Texts: the last box, or else the last line, has to equal the reference.
     Exact,
@@ -275,7 +275,7 @@ impl Default for RewardVerifierSpec {
 /// One verifier, whichever table describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JudgeSpec {
-    /// Who judges.
+    /// The verifier, with its settings.
     pub by: JudgeKind,
     /// How long one verification may take.
     pub timeout: Duration,
@@ -309,7 +309,7 @@ pub enum JudgeKind {
     Code(CodeSpec),
     /// A child process.
     Exec(ExecSpec),
-    /// A service.
+    /// A gRPC service of the user's.
     Grpc(ServiceAddress),
 }
 
@@ -345,13 +345,13 @@ impl ExecSpec {
 /// What a process may take of the machine; `None` where it has no limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecLimits {
-    /// Address space.
+    /// Address space of each process in bytes; `None` without a limit.
     pub memory_bytes: Option<u64>,
     /// Processor time, over the life of the process.
     pub cpu_seconds: Option<u64>,
     /// Size of a file that it writes.
     pub file_bytes: Option<u64>,
-    /// Descriptors.
+    /// Open descriptors of each process; `None` without a limit.
     pub open_files: Option<u64>,
     /// Processes and threads of the user, all of the machine's counted.
     pub processes: Option<u64>,
@@ -360,7 +360,7 @@ pub struct ExecLimits {
 /// Where a service is, and what protects the way there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceAddress {
-    /// host:port.
+    /// Where the service listens, as `host:port`.
     pub address: String,
     /// PEM file with the authorities for TLS.
     pub ca: Option<String>,

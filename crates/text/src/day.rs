@@ -9,7 +9,7 @@ use minijinja::{Error, ErrorKind};
 /// It has no time: prompts that hold one would differ from row to row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day {
-    /// Since 1970-01-01.
+    /// Days since 1970-01-01, UTC.
     days: i64,
 }
 

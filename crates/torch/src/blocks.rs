@@ -201,7 +201,7 @@ struct Scratch {
     queries: Vec<f32>,
     /// `[group, blocks S]`.
     scores: Vec<f32>,
-    /// `[group, H]`.
+    /// Weighted sums of values, `[group, H]`.
     sums: Vec<f32>,
     totals: Vec<f32>,
 }

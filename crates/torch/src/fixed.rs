@@ -64,7 +64,7 @@ impl Units {
         &self.ranges
     }
 
-    /// All rows.
+    /// Total number of rows over all units.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.ranges.last().map_or(0, |last| last.end)

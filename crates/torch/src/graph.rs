@@ -30,16 +30,16 @@ pub enum GraphError {
 /// Records work of one device.
 #[derive(Debug)]
 pub struct Graphs {
-    /// None: emulated.
+    /// Records CUDA graphs; `None` where they are emulated.
     recorder: Option<Recorder>,
 }
 
 /// Work that is done anew whenever it is called: it reads tensors that it holds, and nothing else that changes.
 type Work = Box<dyn Fn() -> Tensor + Send>;
 
-/// Recorded work.
+/// Work that was recorded once and is replayed on the same memory.
 pub struct Graph {
-    /// None: emulated.
+    /// The CUDA graph; `None` where the work is repeated instead.
     recorded: Option<Recorded>,
     output: Tensor,
     /// Holds the tensors whose memory the graph reads.

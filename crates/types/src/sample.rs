@@ -53,7 +53,7 @@ pub struct Sample {
 /// Consecutive tokens of a sample that one version of the weights generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VersionSpan {
-    /// The weights.
+    /// Version of the weights that generated the span.
     pub version: WeightVersion,
     /// How many tokens, above 0.
     pub tokens: u32,

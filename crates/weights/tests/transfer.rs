@@ -22,7 +22,7 @@ const RUN: &str = "run";
 /// Longest that a test waits for what should happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Eight pieces.
+/// Weights of eight pieces that differ between versions.
 fn numbers(version: u32) -> Vec<u8> {
     (0..2_000_000u32).map(|i| i.wrapping_mul(2_654_435_761) ^ version).flat_map(u32::to_le_bytes).collect()
 }

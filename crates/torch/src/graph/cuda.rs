@@ -129,7 +129,7 @@ fn attempt(work: &Work) -> Result<Tensor, GraphError> {
     })
 }
 
-/// A graph.
+/// A captured `at::cuda::CUDAGraph`, destroyed with its memory pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Recorded {
     class: Class,
