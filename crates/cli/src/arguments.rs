@@ -318,7 +318,7 @@ pub(crate) enum StudyCommand {
     Plan {
         #[command(flatten)]
         file: StudyFile,
-        /// Print JSON.
+        /// Print one JSON document for scripts.
         #[arg(long)]
         json: bool,
     },
@@ -376,7 +376,7 @@ another one. docs/MODELS.md says what is read from which file.")]
 pub(crate) struct ModelCheck {
     /// The folder, or OWNER/NAME of the hub; its weights may be missing, and are not fetched.
     pub(crate) folder: PathBuf,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -421,7 +421,7 @@ pub(crate) struct DataCheck {
     /// With `--code`: a layer of the sandbox that may be missing, by its name; may be given several times.
     #[arg(long, value_name = "LAYER", value_parser = layer, requires = "code")]
     pub(crate) allow_missing: Vec<String>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -532,7 +532,7 @@ pub(crate) struct Status {
     /// The run: its folder, coordinator (host:port), job, or the first digits of its id. Default: the live run of this
     /// machine; if there are several, they are listed and the exit code is 2.
     pub(crate) target: Option<String>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -557,7 +557,7 @@ pub(crate) struct Check {
     /// The `pacs-worker` program for the tiny step. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -209,7 +209,7 @@ pub(crate) struct Doctor {
     /// The `pacs-worker` program. Default: next to this program, else on PATH.
     #[arg(long, value_name = "PATH", env = "PACS_WORKER_BINARY")]
     pub(crate) worker_binary: Option<PathBuf>,
-    /// Print JSON.
+    /// Print one JSON document for scripts.
     #[arg(long)]
     pub(crate) json: bool,
 }
