@@ -21,7 +21,7 @@ pub struct Action {
     pub who: String,
     /// Wall-clock time, in seconds since 1970.
     pub at: u64,
-    /// What was done, in words.
+    /// What was done, for people.
     pub what: String,
 }
 

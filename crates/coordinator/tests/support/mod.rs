@@ -1,4 +1,4 @@
-//! Workers that do no work: they speak the wire protocol and make up what they hand in.
+//! Workers that do no work: they speak the wire protocol and make up what they submit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
