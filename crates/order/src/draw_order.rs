@@ -103,6 +103,7 @@ impl DrawOrder {
     /// Never: no holder of the lock panics.
     #[must_use]
     pub fn index_at(&self, cursor: u64) -> usize {
+        // A single set needs no walk over earlier draws: its position is the cursor.
         let (set, draw) = match &self.sets[..] {
             [_] => (0, cursor),
             _ => self.place_of(cursor),
@@ -141,6 +142,7 @@ impl DrawOrder {
 
     fn draw(&self, cursor: u64, counts: &mut [u64]) -> (usize, u64) {
         let behind = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
+        // The largest deficit, and not a random set by weight: random draws would leave small sets out of many steps.
         // Ties go to the first set.
         let chosen = (1..self.sets.len()).fold(0, |best, set| if behind(set) > behind(best) { set } else { best });
         counts[chosen] += 1;

@@ -211,12 +211,16 @@ impl Written {
             });
             return Err(why.unwrap_or_else(|| "the process ended before it was isolated".to_owned()));
         }
+        // After isolation the program can write these lines itself, and must not be able to claim a fault of the sandbox: a fault is
+        // retried, and a wrong answer is not.
         let told = told.into_iter().filter(|told| !matches!(told, Told::Fault(_))).collect();
         let seconds = |value: f64| Duration::try_from_secs_f64(value.max(0.0)).unwrap_or_default();
         let cpu = seconds(self.cpu_seconds);
+        // What the steward did comes first: a program that it killed has a signal, too, and that would read as a crash.
         let outcome = match (self.over, self.signal, self.code) {
             (Some(Over::Time), ..) | (None, Some(SIGXCPU), _) => Outcome::OverTime,
             (Some(Over::Output), ..) => Outcome::OverOutput,
+            // The kernel kills at the hard limit of processor time, one second after SIGXCPU, if the program ignores that.
             (None, Some(SIGKILL), _) if cpu >= limits.cpu => Outcome::OverTime,
             (None, Some(signal), _) => Outcome::Signalled(signal),
             (None, None, code) => Outcome::Exited(code.unwrap_or(-1)),

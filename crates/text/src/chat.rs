@@ -195,6 +195,7 @@ impl ChatTemplate {
         if let Json::Object(given) = given {
             context.extend(given);
         }
+        // The job's variables come last: they are the user's explicit choice.
         context.extend(variables.clone());
         let rendered = renderer.render(&Json::Object(context));
         rendered.map_err(|message| TemplateError { path: self.origin.clone(), doing: "render", message })
