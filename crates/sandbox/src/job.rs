@@ -204,6 +204,7 @@ impl Written {
     pub(crate) fn ended(self, limits: &Limits) -> Result<Ended, String> {
         // Lines that are none of ours are the program's, which may write anything.
         let told: Vec<Told> = self.told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        // Whether the isolation stood is the steward's word, never the program's.
         if !self.ready {
             let why = told.into_iter().find_map(|told| match told {
                 Told::Fault(why) => Some(why),
