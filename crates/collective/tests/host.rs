@@ -395,8 +395,8 @@ fn a_peer_that_is_ahead_waits_for_the_others() {
     let group = |rank, generation| group(&[&listeners[0], &listeners[1]], rank, generation, PATIENT);
     thread::scope(|scope| {
         let ahead = scope.spawn(|| HostCollective::connect(&listeners[1], group(1, 6)));
-        let behind = HostCollective::connect(&listeners[0], group(0, 5)).unwrap_err();
-        assert!(matches!(behind.kind, ErrorKind::Refused { .. }), "{behind}");
+        let older = HostCollective::connect(&listeners[0], group(0, 5)).unwrap_err();
+        assert!(matches!(older.kind, ErrorKind::Refused { .. }), "{older}");
         HostCollective::connect(&listeners[0], group(0, 6)).unwrap();
         // It may find the other rank gone by now; what matters is that it was let in.
         if let Err(error) = ahead.join().unwrap() {

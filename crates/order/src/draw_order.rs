@@ -141,10 +141,10 @@ impl DrawOrder {
     }
 
     fn draw(&self, cursor: u64, counts: &mut [u64]) -> (usize, u64) {
-        let behind = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
+        let deficit = |set: usize| self.sets[set].share * (cursor + 1) as f64 - counts[set] as f64;
         // The largest deficit, and not a random set by weight: random draws would leave small sets out of many steps.
         // Ties go to the first set.
-        let chosen = (1..self.sets.len()).fold(0, |best, set| if behind(set) > behind(best) { set } else { best });
+        let chosen = (1..self.sets.len()).fold(0, |best, set| if deficit(set) > deficit(best) { set } else { best });
         counts[chosen] += 1;
         (chosen, counts[chosen] - 1)
     }

@@ -34,8 +34,8 @@ pub(crate) fn combine(
 fn holds_in_order(text: &str, parts: &[String]) -> bool {
     let mut rest = text;
     parts.iter().all(|part| match rest.split_once(part.as_str()) {
-        Some((_, behind)) => {
-            rest = behind;
+        Some((_, following)) => {
+            rest = following;
             true
         }
         None => false,

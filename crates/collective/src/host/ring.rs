@@ -126,12 +126,12 @@ impl Ring {
         let length = data.len();
         let start = |piece: usize| (piece * PIECE_BYTES).min(length);
         for piece in 0..=pieces {
-            let (behind, ahead) = data.split_at_mut(start(piece));
+            let (earlier, ahead) = data.split_at_mut(start(piece));
             let ahead = &mut ahead[..start(piece + 1) - start(piece)];
             if is_root && piece < pieces {
                 self.link.exchange(call, Some(ahead), Receive::Nothing)?;
             } else if !is_root {
-                let outgoing = (piece > 0 && !is_last).then(|| &behind[start(piece - 1)..]);
+                let outgoing = (piece > 0 && !is_last).then(|| &earlier[start(piece - 1)..]);
                 let receive = if piece < pieces { Receive::Bytes(ahead) } else { Receive::Nothing };
                 self.link.exchange(call, outgoing, receive)?;
             }
