@@ -162,7 +162,7 @@ mod tests {
             "{with}"
         );
         let values = ppo.plan.value_model.expect("there is one");
-        assert!(ppo.plan.total() >= pacs.plan.total() + values.state(), "its state is there beside the policy's");
+        assert!(ppo.plan.total() >= pacs.plan.total() + values.state(), "its state comes on top of the policy's");
     }
 
     #[test]

@@ -82,7 +82,7 @@ async fn step_time(max_lag: u32, work: Duration) -> Result<Duration> {
     }
 }
 
-/// Generates one group after the other, each in the time that a group costs. Samples are handed in beside that, as by an
+/// Generates one group after the other, each in the time that a group costs. Samples are submitted meanwhile, as by an
 /// engine that continues to generate meanwhile.
 async fn rollout(channel: RunChannel, group_time: Duration) -> Result<()> {
     let member = join(&channel, v1::Role::Rollout, "rollout-0").await?;

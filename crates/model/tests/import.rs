@@ -45,7 +45,7 @@ impl Draft {
         draft
     }
 
-    /// The same as a Qwen: its keys, its pre-tokenizer, and what its layers have beside.
+    /// The same as a Qwen: its keys, its pre-tokenizer, and what its layers have in addition.
     fn qwen(family: &str) -> Self {
         let mut draft = Self::new();
         let metadata = std::mem::take(&mut draft.metadata);

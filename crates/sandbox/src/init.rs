@@ -155,7 +155,7 @@ fn join(group: &Path) -> Result<(), String> {
         .map_err(|error| format!("join the control group `{}`: {error}", group.display()))
 }
 
-/// The namespaces beside those of users and mounts.
+/// The namespaces besides those of users and mounts.
 const OTHERS: [(Layer, CloneFlags); 4] = [
     (Layer::Net, CloneFlags::CLONE_NEWNET),
     (Layer::Ipc, CloneFlags::CLONE_NEWIPC),

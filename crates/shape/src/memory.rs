@@ -36,7 +36,7 @@ pub enum StateCopy {
     Absent,
     /// In the memory that the plan is about.
     Here,
-    /// In host memory, beside a GPU whose memory the plan is about.
+    /// In host memory, next to a GPU whose memory the plan is about.
     InHostMemory,
 }
 
@@ -53,7 +53,7 @@ pub struct TrainingSetup {
     pub windows: usize,
     /// A second set of weights is set aside.
     pub holds_reference: bool,
-    /// A value model is trained beside the policy: its trunk once more, with a state of its own.
+    /// A value model is trained besides the policy: its trunk once more, with a state of its own.
     pub trains_values: bool,
     /// The copy of the state that checkpoints are written from.
     pub copy: StateCopy,
@@ -149,7 +149,7 @@ impl MemoryPlan {
         self.models().map(|model| model.state()).sum()
     }
 
-    /// The copy of the state in host memory beside a GPU.
+    /// The copy of the state in host memory next to a GPU.
     #[must_use]
     pub fn host_copy(&self) -> u64 {
         self.models().map(|model| model.host_copy).sum()
@@ -167,7 +167,7 @@ impl ModelPlan {
         self.weights + self.reference + self.gradients + self.optimizer + self.copy
     }
 
-    /// What a forward and backward takes beside the state.
+    /// What a forward and backward takes besides the state.
     #[must_use]
     pub fn pass(&self) -> u64 {
         self.activations + self.workspace
@@ -269,7 +269,7 @@ impl TrainingSetup {
         pass.tokens * elements * self.weight_bytes + self.attention(pass)
     }
 
-    /// What attention keeps beside its input.
+    /// What attention keeps besides its input.
     fn attention(&self, pass: &PassShape) -> u64 {
         let Heads { queries, keys, count } = self.heads();
         let rows = |[q, k]: [u64; 2]| q * queries + 2 * k * keys;
@@ -281,7 +281,7 @@ impl TrainingSetup {
         plain + fused + pass.tokens * queries * self.weight_bytes
     }
 
-    /// What the process takes beside: in host memory the code of the libraries that are used, their scratch memory, and
+    /// What the process takes in addition: in host memory the code of the libraries that are used, their scratch memory, and
     /// gaps between activations of different sizes. A GPU's allocator has the head-room for that.
     fn overhead(&self, pass: &PassShape, kept_layers: usize) -> u64 {
         if self.in_host_memory { LIBRARIES + self.activations(pass, kept_layers) / 16 } else { 0 }
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(plan.total(), sharded.plan(&pass, 28).total() + plan.policy.copy);
         let with_reference = TrainingSetup { holds_reference: true, ..copying }.plan(&pass, 28).policy;
         assert_eq!(with_reference.copy, plan.policy.copy + with_reference.reference);
-        // Beside a GPU it takes nothing of the GPU, and is said all the same.
+        // Next to a GPU it takes nothing of the GPU, and is printed all the same.
         let beside = TrainingSetup { copy: StateCopy::InHostMemory, ..sharded.clone() }.plan(&pass, 28);
         assert_eq!((beside.total(), beside.host_copy()), (sharded.plan(&pass, 28).total(), plan.policy.copy));
         // Only the first rank writes replicated state.

@@ -120,7 +120,7 @@ pub enum ObjectiveKind {
     ReinforcePp,
     /// The same with the group mean as baseline.
     ReinforcePpBaseline,
-    /// Proximal policy optimisation, with a value model beside the policy.
+    /// Proximal policy optimisation, with a value model besides the policy.
     Ppo,
     /// REINFORCE with a leave-one-out baseline, each prompt weighted by its pass rate.
     WeightedRloo,

@@ -201,7 +201,7 @@ impl Blas {
     }
 }
 
-/// The same matrix with the elements of a row beside each other.
+/// The same matrix with the elements of a row next to each other.
 fn by_rows(x: &Tensor) -> Tensor {
     let is_whole = x.dim() == 2 && (x.stride()[1] == 1 || x.size()[1] == 1) && x.stride()[0] >= x.size()[1];
     if is_whole { x.shallow_clone() } else { no_grad(|| x.contiguous()) }

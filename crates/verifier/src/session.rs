@@ -188,7 +188,7 @@ impl Submitting {
     }
 }
 
-/// Bytes of verdicts in one call, beside which one more has room below what the coordinator takes.
+/// Bytes of verdicts in one call, so that one more fits below what the coordinator takes.
 const CALL_BYTES: usize = MAX_VERDICTS_BYTES / 2;
 
 /// How many of the verdicts go into one call, at least one; their texts are cut to what anybody would read.

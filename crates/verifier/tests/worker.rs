@@ -167,7 +167,7 @@ fn options(coordinator: &str) -> VerifierOptions {
     }
 }
 
-/// Runs the worker beside `test`, which has to see to it that the worker ends.
+/// Runs the worker while `test` runs, which has to see to it that the worker ends.
 async fn with_worker(
     address: &str,
     shutdown: &Shutdown,

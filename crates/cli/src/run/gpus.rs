@@ -1,7 +1,7 @@
 //! Which GPU of this machine each worker of `pacs run` gets.
 //!
 //! Every process computes on the first GPU that it sees, so it is shown one: two learner ranks on one GPU are an error of NCCL, and
-//! a rollout worker beside a learner takes memory that the learner has planned with.
+//! a rollout worker next to a learner takes memory that the learner has planned with.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -152,7 +152,7 @@ fn welcome(
         _ if world_size != guests.len() as u64 + 1 => {
             format!("rank 0 expects {} ranks, rank {rank} expects {world_size}", guests.len() + 1)
         }
-        None => format!("there is no rank {rank} among {world_size} beside rank 0"),
+        None => format!("rank {rank} cannot join rank 0 in a world of {world_size}"),
         Some(Some((_, address))) => format!("rank {rank} is here already, from {address}"),
         Some(None) => {
             let guest = Some((socket, format!("{}:{port}", bracketed(from))));
@@ -231,8 +231,8 @@ mod tests {
             let host = scope.spawn(|| meeting.gather(2, &listener(), PATIENT));
             for (rank, world_size, reason) in [
                 (1, 3, "rank 0 expects 2 ranks, rank 1 expects 3"),
-                (2, 2, "there is no rank 2 among 2 beside rank 0"),
-                (0, 2, "there is no rank 0 among 2 beside rank 0"),
+                (2, 2, "rank 2 cannot join rank 0 in a world of 2"),
+                (0, 2, "rank 0 cannot join rank 0 in a world of 2"),
             ] {
                 let error = meet(&place, rank, world_size, &listener(), PATIENT).unwrap_err();
                 assert!(error.to_string().contains(reason), "{error}");

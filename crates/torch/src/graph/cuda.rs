@@ -154,7 +154,7 @@ impl Recorded {
     }
 
     pub(super) fn replay(&mut self) -> Result<(), GraphError> {
-        // SAFETY: the graph has recorded; what it reads and writes is held beside it.
+        // SAFETY: the graph has recorded; what it reads and writes is held next to it.
         self.call("a recorded pass", |class, graph| unsafe { (class.replay)(graph) })
     }
 
