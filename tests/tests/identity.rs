@@ -1,4 +1,4 @@
-//! Runs on one machine are told apart by the run id, which workers carry, and not by ports or worker names.
+//! Runs on one machine are distinguished by the run id, which workers carry, and not by ports or worker names.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -157,7 +157,7 @@ fn the_workers_of_a_killed_run_ask_nothing_of_a_coordinator_that_they_cannot_kno
     first.check_no_panic()
 }
 
-/// Without a run's certificates nobody can read or stop it through its port, in plain text or with other certificates. Its user's
+/// Without a run's certificates it cannot be read or stopped through its port, in plain text or with other certificates. Its user's
 /// commands find them in the run folder.
 #[test]
 fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
@@ -204,7 +204,7 @@ fn only_who_can_read_the_run_folder_can_command_the_run() -> Result<()> {
 }
 
 /// Workers that had not registered are missing in the journal. If the next start did not adopt them, it would start a second worker
-/// of each name and nobody would end these.
+/// of each name and these would never be ended.
 #[test]
 fn unregistered_workers_are_adopted() -> Result<()> {
     let job = job("young", 4)?;
@@ -256,7 +256,7 @@ fn a_run_whose_port_was_taken_finds_its_workers_all_the_same() -> Result<()> {
 /// The restarted coordinator takes another port, and nothing answers at the old one.
 #[test]
 fn a_run_that_starts_again_at_another_port_is_found_in_its_folder() -> Result<()> {
-    // Below the time after which workers give up a silent coordinator and look it up in any case.
+    // Below the time after which workers abandon a silent coordinator and look it up in any case.
     const SILENCE: Duration = Duration::from_secs(110);
     // Enough steps to observe the run on a fast machine.
     const STEPS: u64 = 60;

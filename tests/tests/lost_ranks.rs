@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// Many more steps than faults, because polling may miss a short phase, which is then awaited in the next step.
 const STEPS: u64 = 40;
-/// Steps after which a phase that polling keeps missing is given up, and the fault strikes in any phase.
+/// Steps after which a phase that polling keeps missing is skipped, and the fault strikes in any phase.
 const STEPS_TO_MEET: u64 = 4;
 
 fn job() -> Result<Job> {
@@ -94,7 +94,7 @@ fn a_suspended_rank_is_excluded_and_refused_when_it_returns() -> Result<()> {
     let mut run = disturbed.start()?;
     run.wait_until("training", |status| status["step"].as_u64() >= Some(2) && status["phase"] == "training")?;
     let stopped = run.signal_worker("learner-1", Signal::SIGSTOP)?;
-    // The stopped rank misses heartbeats, and the other rank is told so in the middle of its step.
+    // The stopped rank misses heartbeats, and the other rank learns of it in the middle of its step.
     run.wait_until("the loss", |status| lost_generations(status) >= 1)?;
     run.wait_until("the other rank to wait for a group", |status| {
         let workers = status["workers"].as_array().map(Vec::as_slice).unwrap_or_default();

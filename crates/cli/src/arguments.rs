@@ -62,7 +62,7 @@ pub(crate) enum Command {
     /// Guards a verifier program (internal; verifiers start it).
     #[command(hide = true)]
     ExecChild(ExecChild),
-    /// Isolates itself and keeps a warm interpreter for programs that nobody trusts: verifiers start it.
+    /// Isolates itself and keeps a warm interpreter for untrusted programs: verifiers start it.
     #[command(hide = true)]
     SandboxInit(SandboxInit),
     /// Prints the id of the run in a folder; a folder without one gets a new id.

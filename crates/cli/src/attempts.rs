@@ -2,7 +2,7 @@
 //!
 //! Launchers restart runs that were preempted, lost their node or ran out of time. A run that made no progress in several
 //! starts will make none in the next. Progress is a newer checkpoint, a later step, or more samples in the journal, so a run
-//! that is killed five times between two checkpoints is not given up.
+//! that is killed five times between two checkpoints is still restarted.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -95,7 +95,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     run_spec(spec, launch)
 }
 
-/// Runs a job whose spec is complete, and names nothing of the hub any more.
+/// Runs a job whose spec is complete, with all names of the hub resolved.
 pub(crate) fn run_spec(spec: JobSpec, launch: Launch<'_>) -> Result<Exit, Failure> {
     let model = inspect_model(&spec.model.path)?;
     let job = Job { model, launch, only: spec.evaluation.only };

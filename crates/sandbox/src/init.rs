@@ -25,7 +25,7 @@ use crate::interpreter::Interpreter;
 use crate::job::WrittenLimits;
 use crate::{Layer, Limits, Policy, filter, view};
 
-/// The user and group of nobody, on every system.
+/// Id of the user and group `nobody` on Linux.
 const NOBODY: u32 = 65534;
 
 /// The forked side.
@@ -62,7 +62,7 @@ const MODULES: [&str; 27] = [
     "unicodedata",
 ];
 
-/// What the process is told.
+/// Instructions to the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) policy: Policy,
@@ -70,7 +70,7 @@ pub(crate) struct Order {
     pub(crate) group: Result<PathBuf, String>,
 }
 
-/// What the warm interpreter is told.
+/// Instructions to the warm interpreter.
 #[derive(Serialize)]
 struct Plan<'a> {
     layers: [Layer; 12],
@@ -99,7 +99,7 @@ pub fn run_init(order: &str) -> ExitCode {
 }
 
 fn failed(problem: &str) -> ExitCode {
-    // Nobody is left to hear of it when standard error is gone.
+    // There is no other place to report to when standard error is gone.
     let _ = writeln!(std::io::stderr(), "{problem}");
     ExitCode::from(70)
 }

@@ -131,7 +131,7 @@ pub struct Ended {
     pub stdout: String,
     /// The end of what it wrote to standard error.
     pub stderr: String,
-    /// What it says of itself: claims of a program that nobody trusts.
+    /// What it says of itself: claims of an untrusted program.
     pub told: Vec<Told>,
     /// Processor time of the program and its threads.
     pub cpu: Duration,

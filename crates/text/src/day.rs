@@ -33,7 +33,7 @@ impl Day {
     /// The present one.
     #[must_use]
     pub fn today() -> Self {
-        // A clock that stands before 1970 says nothing of the day.
+        // A clock before 1970 is not set, so the day is unknown.
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { days: i64::try_from(seconds / 86_400).unwrap_or(0) }
     }

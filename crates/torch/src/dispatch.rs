@@ -154,7 +154,7 @@ pub(crate) fn into_word(tensor: Tensor) -> u64 {
 /// The tensor of a handle that owns it.
 ///
 /// # Safety
-/// The word comes from [`into_word`] or from libtorch, and nobody else uses it.
+/// The word comes from [`into_word`] or from libtorch, and has no other user.
 pub(crate) unsafe fn from_word(word: u64) -> Tensor {
     // SAFETY: both sides hold a tensor as a pointer to an `at::Tensor` on the heap.
     unsafe { Tensor::from_ptr(ptr::with_exposed_provenance_mut(word as usize)) }

@@ -36,7 +36,7 @@ id!(
     "w"
 );
 id!(
-    /// One loan of work to a worker; a lapsed lease is refused by number.
+    /// One lease of work to a worker; a lapsed lease is refused by number.
     LeaseId,
     "lease-"
 );

@@ -77,9 +77,9 @@ pub enum Outcome {
     Wrong,
     /// No answer could be found or read in the sample: a wrong answer, counted apart.
     Unparsable,
-    /// The verifier itself failed (an unreadable reference answer, a crash): says nothing about the sample.
+    /// The verifier itself failed (an unreadable reference answer, a crash): inconclusive about the sample.
     Failed,
-    /// The verifier ran out of time: says nothing about the sample.
+    /// The verifier ran out of time: inconclusive about the sample.
     TimedOut,
 }
 

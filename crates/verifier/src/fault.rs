@@ -3,7 +3,7 @@ use std::time::Duration;
 use pacs_types::{Outcome, Verdict};
 use tonic::Code;
 
-/// Why a verification says nothing about its sample.
+/// Why a verification is inconclusive.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// The built-in verifier has a bug.

@@ -106,7 +106,7 @@ impl Grading {
     }
 
     /// Whether the label of a sample is inverted by `reward.label_noise`: a function of job seed and sample, so that it is the same
-    /// however often and by whom the sample is graded.
+    /// however often and by whichever worker the sample is graded.
     fn is_inverted(&self, sample: SampleId) -> bool {
         // Evaluations keep their labels: they measure what the noise does.
         let trained = evaluation_problem(sample.group).is_none();

@@ -98,7 +98,7 @@ struct Leasing {
 
 impl Leasing {
     async fn run(mut self) -> CallError {
-        // Bounded by the room. Dropped with this call, and what runs is given up: its leases are issued again.
+        // Bounded by the room. Dropped with this call, and running verifications are abandoned: their leases are issued again.
         let mut running = JoinSet::new();
         loop {
             self.wait_for_room().await;
@@ -117,7 +117,7 @@ impl Leasing {
                     let verdict = grading.grade(task).await;
                     let outcome = verdict.verdict.as_ref().map(|verdict| verdict.outcome().as_str_name());
                     tracing::debug!(outcome, "sample graded");
-                    // Nobody takes it when the session has ended.
+                    // Not received when the session has ended.
                     let _ = verdicts.send(verdict).await;
                     drop(room);
                 }));

@@ -104,7 +104,7 @@ pub(crate) struct Coordinator {
     /// it. Default: the id of the folder; a new folder gets a random id.
     #[arg(long, value_name = "ID", env = "PACS_RUN_ID", default_value = "")]
     pub(crate) run_id: String,
-    /// Starts in a row without progress after which the run is given up; 0: no limit.
+    /// Starts in a row without progress after which the run ends; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) starts_without_progress: usize,
     /// Keep answering status calls after the run is finished, until SIGTERM; for launchers that restart whatever ends.

@@ -428,7 +428,7 @@ impl Api for Library {
 
     fn leave(&self, why: &str) {
         tracing::error!("{why}; this process exits, because its communicator cannot be aborted");
-        // Best effort: there is nobody left to tell.
+        // Best effort: there is no caller left to report to.
         let _ = std::io::Write::flush(&mut std::io::stderr());
         // SAFETY: the call does not return, and touches no memory of this process. Destructors of libraries would wait for the
         // thread that is stuck.

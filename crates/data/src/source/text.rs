@@ -1,4 +1,4 @@
-//! Text files as they are found: packed or not, with a byte order mark or without, and what is none said in words.
+//! Text files as they are found: packed or not, with a byte order mark or without, and anything else refused with a reason.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Chain, Cursor, Read};

@@ -53,7 +53,7 @@ pub struct DecodePass {
 
 impl DecodeInputs {
     /// Room for up to `rows` rows of at most `row_tokens` tokens each, in a cache of `blocks`. The last block of the cache
-    /// must be nobody's.
+    /// must have no owner.
     ///
     /// # Errors
     /// When there is no memory.

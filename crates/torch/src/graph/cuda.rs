@@ -145,7 +145,7 @@ impl Recorded {
         Ok(Self { class, place })
     }
 
-    /// Leaves the graph where it is for good, and says that nothing is recorded any more.
+    /// Leaks the graph, and notes that nothing can be recorded from now on.
     fn abandon(self) {
         // The filters of the allocators hold its address, and the next graph might get the same one.
         mem::forget(self);
@@ -167,7 +167,7 @@ impl Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         let graph = self.place.as_mut_ptr().cast();
-        // SAFETY: it was made, and nobody uses it any more. What it complains of goes to standard error.
+        // SAFETY: it was made, and has no other user. What it complains of goes to standard error.
         let _ = guarded(|| unsafe { (self.class.destroy)(graph) });
     }
 }

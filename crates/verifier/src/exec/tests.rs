@@ -7,7 +7,7 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A shell script that says hello and then does `each` for every request, whose number is `$id`.
+/// A shell script that sends its greeting and then runs `each` for every request, whose number is `$id`.
 fn script(each: &str) -> Vec<String> {
     let script = format!(
         r#"echo '{{"pacs_verifier": 1, "version": "test 1"}}'
