@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_failure_is_no_evidence() {
+    fn a_failure_says_nothing_alone() {
         let groups: BTreeSet<GroupId> = (0..8).map(GroupId).collect();
         let mut trials = Trials::default();
         assert_eq!(trials.failed(&groups, "x", false), Found::Suspects);

@@ -354,7 +354,7 @@ fn input_gradient(norm: Option<&Norm>, x: &Tensor, by_input: Tensor, past: &Tens
 }
 
 impl Weight {
-    /// The projection `x W^T`: `[T, in]` to `[T, out]`, in the kind of the weights.
+    /// `x W^T`.
     fn apply(&self, x: &Tensor) -> Tensor {
         linear(x, &self.tensor, None)
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{ModelError, Parameters, ShapeError};
 
-/// Files besides the weights that a copy of the model needs; absent ones are passed over.
+/// Files beside the weights that a copy of the model needs; absent ones are passed over.
 const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",

@@ -53,7 +53,7 @@ pub struct TrainingSetup {
     pub windows: usize,
     /// A second set of weights is set aside.
     pub holds_reference: bool,
-    /// A value model is trained besides the policy: its trunk once more, with a state of its own.
+    /// A value model is trained beside the policy: its trunk once more, with a state of its own.
     pub trains_values: bool,
     /// The copy of the state that checkpoints are written from.
     pub copy: StateCopy,

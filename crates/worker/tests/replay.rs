@@ -133,7 +133,7 @@ fn what_cannot_be_trained_on_is_refused_by_its_place() {
         (|rows| rows[5]["surplus"] = json!(1), "line 6"),
         (|rows| rows[5]["reward"] = json!(null), "line 6"),
         (|rows| rows.swap(0, 7), "its rows are not consecutive"),
-        (|rows| rows.truncate(10), "no complete step of 4 groups"),
+        (|rows| rows.truncate(10), "not one whole step of 4 groups"),
     ] {
         let error = refused(change);
         assert!(error.contains(expected), "{error} does not say `{expected}`");

@@ -95,8 +95,8 @@ fn replay(arguments: &Arguments) -> Result<()> {
         );
         done += 1;
     }
-    ensure!(done > 0, "there is no complete step of {} groups", spec.batch.prompts_per_step);
-    let weights = trainer.weights(&mut collective, true)?.context("gather the weights")?;
+    ensure!(done > 0, "there is not one whole step of {} groups", spec.batch.prompts_per_step);
+    let weights = trainer.weights(&mut collective, true)?.context("bring the weights together")?;
     weights.export(&exported(&spec, model)?, out, kind)?;
     println!("{}", json!({"event": "saved", "path": out, "steps": done, "precision": format!("{kind:?}")}));
     Ok(())

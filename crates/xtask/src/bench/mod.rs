@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measurements of single components.
 
+mod beside;
 mod coordinator;
-mod peer;
 mod verify;
 
 use anyhow::Result;
@@ -13,7 +13,7 @@ pub(crate) enum Bench {
     /// Grades mathematical answers, compared with the Python package math-verify on the same pairs.
     Verify(verify::Arguments),
     /// Makes training steps, compared with hand-written PyTorch on the same work.
-    Train(peer::Arguments),
+    Train(beside::Arguments),
     /// Takes samples from lease to batch through the coordinator and its journal, fills it, and starts it again.
     Coordinator(coordinator::Timed),
     /// Times steps with and without generation running ahead of training, with workers that wait instead of computing.
@@ -25,18 +25,18 @@ pub(crate) enum Bench {
     /// Simulates clusters of thousands of GPUs: the run's state machine, with costs that `bench fleet` has measured.
     Scale(coordinator::Scale),
     /// Generates samples, compared with Hugging Face transformers on the same work.
-    Rollout(peer::Arguments),
+    Rollout(beside::Arguments),
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Verify(arguments) => verify::run(arguments),
-        Bench::Train(arguments) => peer::run("train", arguments),
+        Bench::Train(arguments) => beside::run("train", arguments),
         Bench::Coordinator(arguments) => coordinator::timed("throughput", arguments),
         Bench::Asynchrony(arguments) => coordinator::timed("overlap", arguments),
         Bench::Step(arguments) => coordinator::step(arguments),
         Bench::Fleet(arguments) => coordinator::fleet(arguments),
         Bench::Scale(arguments) => coordinator::scale(arguments),
-        Bench::Rollout(arguments) => peer::run("rollout", arguments),
+        Bench::Rollout(arguments) => beside::run("rollout", arguments),
     }
 }
