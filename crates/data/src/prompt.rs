@@ -107,6 +107,7 @@ impl Prompter {
     /// # Errors
     /// When the template or the tokenizer refuses.
     pub fn messages(&self, messages: &[Message]) -> Result<Prompt, DataError> {
+        // Control tokens in what users wrote are marked before rendering, because the rendered text no longer tells whose they are.
         let (as_text, messages) = self.as_text(messages);
         let rendered = self.template.render(&messages, true, &self.variables)?;
         let Written { text, tokens } = as_text.encode(&rendered, self.template.is_plain())?;

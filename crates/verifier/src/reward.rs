@@ -21,6 +21,7 @@ pub(crate) fn combine(
     spec: &RewardSpec,
     max_tokens: u32,
 ) -> Verdict {
+    // The label stays as it is: it is the verifiable outcome, and shaping it would change what PACS is trained on.
     let mut reward = spec.weight * label.reward;
     reward += rewards.into_iter().map(|(weight, reward)| weight * reward).sum::<f64>();
     if spec.format_bonus != 0.0 && holds_in_order(answer.text, &spec.format_strings) {

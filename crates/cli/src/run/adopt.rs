@@ -39,6 +39,7 @@ impl Living {
 
     /// Sends the signal to the process group of the worker.
     pub(crate) fn signal(self, signal: Signal) {
+        // Process ids are reused, and this one was read a moment ago.
         if self.is_alive() {
             signal_group(self.pid, signal);
         }
