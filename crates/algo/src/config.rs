@@ -63,7 +63,7 @@ pub enum RewardMethod {
 pub enum LabelWeights {
     /// Every label has weight 1.
     None,
-    /// What is right and what is wrong of a question weigh the same: for labels between 0 and 1, too.
+    /// Right and wrong answers to a question have the same total weight, also with labels between 0 and 1.
     Question,
     /// Only positive labels count.
     OnlyPositive,

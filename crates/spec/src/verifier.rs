@@ -25,8 +25,8 @@ pub struct VerifierSpec {
     /// Program and arguments of the child process, as it is started on the verifiers' machines; at most 256 strings.
     /// Required for `exec`, nothing else has it.
     pub command: Vec<String>,
-    /// Environment variables of the verifier worker that the program is told besides the usual ones (docs/VERIFIERS.md): names, or
-    /// beginnings of names with `*` at their end; at most 64. `exec` only. Default none.
+    /// Environment variables of the verifier worker that the program gets besides the usual ones (docs/VERIFIERS.md):
+    /// names, or beginnings of names with `*` at their end; at most 64. `exec` only. Default none.
     pub environment: Vec<String>,
     /// Address space that the program, and each process that it starts, may have, in GiB; 0: no limit. `exec` only. Default 16.0, at
     /// most 1,048,576.
@@ -54,10 +54,10 @@ pub struct VerifierSpec {
     /// Seconds that one verification may take. Default 10, above 0, at most 3600.
     pub timeout_seconds: f64,
     /// Tries of a verification that failed or timed out, by different verifier workers where there are several. Then
-    /// the sample is given up. Default 3, 1 to 100.
+    /// the sample is replaced. Default 3, 1 to 100.
     pub max_attempts: u32,
-    /// Samples with new noise that may take the place of one that was given up, one after the other. Then the group is
-    /// dropped and the next prompt takes its place. Default 2, 0 (drop at once) to 100. Evaluations have none.
+    /// Samples with new noise that may replace one without a verdict, one after the other. Then the group is dropped
+    /// and the next prompt takes its place. Default 2, 0 (drop at once) to 100. Evaluations have none.
     pub max_replacements: u32,
     /// Verdicts that a verifier worker remembers, for each verifier. Default 100,000, 0 (a verifier that does not always
     /// say the same of the same answer) to 100,000,000.
