@@ -148,8 +148,8 @@ const NAMED: [&str; 8] = [".cargo/", ".ci/", ".github/", "crates/", "deploy/", "
 
 /// The paths that a pattern of a shell stands for: `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`.
 fn expanded(pattern: &str) -> Vec<String> {
-    let parts = pattern.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
-    let Some((before, (choices, after))) = parts else { return vec![pattern.to_owned()] };
+    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.to_owned()] };
+    let Some((choices, after)) = rest.split_once('}') else { return vec![pattern.to_owned()] };
     choices.split(',').flat_map(|choice| expanded(&format!("{before}{}{after}", choice.trim()))).collect()
 }
 
