@@ -57,7 +57,7 @@ fn named(run: &mut Run, words: &str) -> Result<Value> {
 fn check_end(ended: &Ended, tries: u32, words: &str) {
     ended.expect_code(70);
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    let sentence = format!("after {tries} tries to get the run on");
+    let sentence = format!("after {tries} attempts to recover");
     let is_said = said.lines().any(|line| line.contains(&sentence) && line.contains(words));
     assert!(is_said, "`{sentence}` and `{words}` are not in one line of\n{said}");
 }

@@ -146,7 +146,7 @@ fn log_level(name: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         "trace" => Ok(LogLevel::Trace),
-        _ => Err(format!("`{name}` is no log level: expected error, warn, info, debug or trace")),
+        _ => Err(format!("`{name}` is not a log level: expected error, warn, info, debug or trace")),
     }
 }
 

@@ -433,7 +433,7 @@ impl Hub {
         let repo = match HubRepo::of_model(Path::new(&whole)) {
             Some(Ok(repo)) if repo.id.contains('/') && repo.kind == HubKind::Model => repo,
             Some(Err(message)) => return Err(HubError::Name(message)),
-            _ => return Err(HubError::Name(format!("`{whole}` is no name of the hub, such as `owner/name`"))),
+            _ => return Err(HubError::Name(format!("`{whole}` is not a name of the hub, such as `owner/name`"))),
         };
         if repo.is_pinned() {
             return Err(HubError::Name(format!("`{repo}` is a commit; a push takes a branch")));

@@ -366,7 +366,7 @@ impl Rank<'_> {
         let mut running = pin!(self.thread.run(job));
         let reason = tokio::select! {
             done = &mut running => {
-                return done.map(Some).ok_or_else(|| bug("the training thread ended without a word"));
+                return done.map(Some).ok_or_else(|| bug("the training thread ended without an error"));
             }
             reason = self.dissolved(generation) => reason?,
         };

@@ -46,7 +46,7 @@ impl Machine {
 const TOO_HARD: &str =
     "look at the samples, then start from an earlier checkpoint with easier problems or a smaller learning rate";
 const TOO_EASY: &str =
-    "what could be learnt from these problems is learnt: take the newest checkpoint, or continue with harder problems";
+    "these problems give no more signal: take the newest checkpoint, or continue with harder problems";
 const COLLAPSED_STEPS: u64 = 10;
 /// Least number of groups in those steps: with few groups per step, several uniform steps in a row happen by chance.
 const COLLAPSED_GROUPS: u64 = 64;

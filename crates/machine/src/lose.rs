@@ -167,7 +167,7 @@ impl Machine {
         let seconds = self.options.heartbeat_timeout.as_secs();
         self.count(Counter::MassLosses, 1);
         self.effects.push(Effect::Note(format!(
-            "{recent} {role} workers were lost within {seconds} s: that is held against nothing that they worked on"
+            "{recent} {role} workers were lost within {seconds} s: none of their work is blamed for it"
         )));
     }
 
@@ -359,7 +359,7 @@ impl Machine {
                 ),
                 Dropped::NoVerdict | Dropped::Uniform | Dropped::Deadly | Dropped::Poisonous => (
                     format!(
-                        "no verdict could be had for one of their samples (verifications failed or timed out, {} times \
+                        "no verdict was reached for one of their samples (verifications failed or timed out, {} times \
                          for each sample)",
                         self.options.max_attempts
                     ),

@@ -58,7 +58,7 @@ impl Machine {
         self.count(Counter::Stalls, 1);
         if self.stalls > self.options.max_stalls {
             let tries = self.options.max_stalls;
-            self.fail(format!("nothing has happened for {seconds} s, after {tries} tries to get the run on: {what}"));
+            self.fail(format!("nothing has happened for {seconds} s, after {tries} attempts to recover: {what}"));
             return false;
         }
         let (tried, most) = (self.stalls, self.options.max_stalls);
@@ -146,7 +146,7 @@ mod tests {
         live(&mut run, 31);
         let effects = live(&mut run, 31);
         let Some(Effect::Ended(End::Failed { reason })) = effects.last() else { panic!("{effects:?}") };
-        assert!(reason.starts_with("nothing has happened for 30 s, after 3 tries to get the run on: step 1 waits for"));
+        assert!(reason.starts_with("nothing has happened for 30 s, after 3 attempts to recover: step 1 waits for"));
         assert!(reason.contains("a rollout worker, but none is registered"), "{reason}");
     }
 

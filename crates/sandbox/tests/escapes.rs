@@ -522,7 +522,7 @@ async fn a_missing_layer_is_refused_by_name() {
 async fn start_failures_say_why() {
     for (policy, expected) in [
         (Policy { python: "/no/such/python".into(), ..Policy::default() }, "run `/no/such/python`: No such file"),
-        (Policy { python: "/bin/echo".into(), ..Policy::default() }, "`/bin/echo` is no Python interpreter"),
+        (Policy { python: "/bin/echo".into(), ..Policy::default() }, "`/bin/echo` is not a Python interpreter"),
         (
             Policy { paths: vec!["/no/such/folder".into()], ..Policy::default() },
             "`/no/such/folder`, which programs are to read, is not there",

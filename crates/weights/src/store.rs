@@ -391,7 +391,7 @@ impl Folder {
         };
         let about = file.metadata().map_err(file_error("look at", &path))?;
         if !about.is_file() || about.len() != description.bytes() || about.uid() != user() {
-            let error = io::Error::new(io::ErrorKind::InvalidData, "it is no file of the size that was announced");
+            let error = io::Error::new(io::ErrorKind::InvalidData, "it is not a file of the announced size");
             return Err(file_error("use", &path)(error));
         }
         Ok(Some(Whole { description: description.clone(), file: Arc::new(file) }))

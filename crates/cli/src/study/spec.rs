@@ -283,7 +283,7 @@ fn merge(table: &mut Table, changes: &Table) -> Result<()> {
         match value {
             Value::Table(inner) if !key.contains('.') => {
                 let place = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
-                let place = place.as_table_mut().with_context(|| format!("`{key}` is no table"))?;
+                let place = place.as_table_mut().with_context(|| format!("`{key}` is not a table"))?;
                 merge(place, inner)?;
             }
             _ => put(table, key, value)?,
@@ -353,7 +353,7 @@ mod tests {
             ("[grid]\n'batch.mini_batches' = []", "has no values"),
             ("[grid]\n'evaluation.after' = [false]", "evaluation.after"),
             ("[methods.bad]\nset = { 'objective.kind' = 'sarsa' }", "sarsa"),
-            ("[methods.'a/b']", "is no name"),
+            ("[methods.'a/b']", "is not a valid name"),
             ("colour = 1", "unknown field"),
         ] {
             let error = format!("{:#}", studied(&format!("{SMALL}{change}\n")).0.expect_err(expected));

@@ -272,7 +272,7 @@ impl Renderer {
             // The socket closes when the process ends.
             BrokenPipe | ConnectionReset | UnexpectedEof => self.child.wait(),
             WouldBlock | TimedOut => return (false, format!("it takes more than {} s", PATIENCE.as_secs())),
-            _ => return (false, format!("the process that renders it answers nonsense: {error}")),
+            _ => return (false, format!("the process that renders it gave an invalid answer: {error}")),
         };
         match ended {
             Ok(status) => (is_asked_to_end(status), described(status)),
@@ -304,7 +304,7 @@ fn described(status: ExitStatus) -> String {
         Some(Signal::SIGABRT | Signal::SIGSEGV | Signal::SIGBUS) => {
             format!("it takes more than {} MiB of memory, or nests values too deep", MEMORY >> 20)
         }
-        Some(Signal::SIGKILL) => "the process that renders it was killed, perhaps for want of memory".to_owned(),
+        Some(Signal::SIGKILL) => "the process that renders it was killed, perhaps for lack of memory".to_owned(),
         _ => format!("the process that renders it ended: {status}"),
     }
 }

@@ -79,7 +79,7 @@ fn equation(
 ) -> Result<Answer, ParseError> {
     // Identical sides carry no information; a calculation on one side (`1 + 2 = 3`) does.
     if sides.iter().all(|side| *side == sides[0]) && !matches!(sides[0], Answer::Opaque(_)) {
-        return Err(ParseError::Syntax("an equation that says nothing"));
+        return Err(ParseError::Syntax("an equation without information"));
     }
     let mut read = Vec::with_capacity(sides.len());
     for side in sides {
